@@ -1,1 +1,1 @@
-"""CHiP: cross-modal hierarchical preference optimization, one model trained and scored."""
+"""CHiP: train and score one model with cross-modal hierarchical preference optimization."""

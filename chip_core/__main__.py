@@ -104,7 +104,7 @@ def _train(
         _check_folders(config, out, resume)
         if config.objective.caution is not None:
             print(f"chip_core: caution: {config.objective.caution}", file=sys.stderr)
-    workers.wait()  # what the first writes, another would take for an earlier trial
+    workers.wait()  # another process could mistake the first one's files for an earlier trial
 
     def told(progress: Progress) -> None:
         figures = " ".join(f"{name}={value:.4g}" for name, value in progress.figures.items())
@@ -151,10 +151,10 @@ def _check_folders(config: TrialConfig, out: Path, resume: Path | None) -> None:
 
 
 def _check_settings(config: TrialConfig, folder: Path) -> None:
-    """Check that a model which is taken over was trained as it would be now.
+    """Check that the trained model being reused was trained with the current settings.
 
     Raises:
-        UserError: it was trained with other settings, or nothing says with which.
+        UserError: it was trained with other settings, or they are not recorded.
     """
     from chip_core.config.identity import training_identity
     from chip_core.results import CONFIG, MODEL
@@ -164,7 +164,7 @@ def _check_settings(config: TrialConfig, folder: Path) -> None:
         return
     try:
         written = read_json(folder / CONFIG)
-        # What was trained before there was a choice.
+        # Models trained before this setting existed dropped transparency.
         written["data"] = {"transparency": "drop", **written["data"]}
         earlier = TrialConfig.model_validate(written)
     except (OSError, ValueError, TypeError, KeyError):
@@ -184,7 +184,7 @@ def _check_settings(config: TrialConfig, folder: Path) -> None:
 def _stores(
     config: TrialConfig, cache: Path, report: Callable[[Progress], None]
 ) -> AvailableCaches:
-    """Return the trial's reference passes; those that are missing are made."""
+    """Return the trial's reference passes; compute those that are missing."""
     from chip_core import data
     from chip_core.models import loading
     from chip_core.reference_cache.build import ensure_caches

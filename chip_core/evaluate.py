@@ -1,4 +1,4 @@
-"""Ask a model that exists the questions of benchmarks: no training, no study."""
+"""Evaluate an existing model on benchmarks, without training or a study."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     answering: EvaluationConfig | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Evaluation]:
-    """Return benchmark -> its figures for a Hugging Face or PEFT folder, or a hub name.
+    """Return the figures of each benchmark for a Hugging Face or PEFT folder, or a hub name.
 
-    Answers that lie in `folder` already, of the same weights, are taken over.
+    Answers of the same weights that are already in `folder` are reused.
 
     Args:
         model: 'shapes', a folder, or a hub name.
-        benchmarks: what is asked.
+        benchmarks: the benchmarks to evaluate.
         folder: gets answers, responses and scores.
-        places: where the benchmarks' data lie.
+        places: where the benchmarks' data are.
         base: the base model of a PEFT folder; None: the one that the folder names.
-        dtype: what answers are computed in.
+        dtype: the precision of generation.
         batch_size: items answered together.
         answering: which engine answers; None: transformers, in this process.
-        report: told of progress.
+        report: called with the progress.
 
     Raises:
         UserError: there is no such model, or a benchmark lacks something.
-        TrialError: the model cannot be loaded or asked.
+        TrialError: the model cannot be loaded or cannot answer.
     """
     asked = BenchmarksConfig(report=tuple(benchmarks))
     config, trained = named_model(model, base, dtype)
@@ -93,15 +93,15 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
 def named_model(
     model: str, base: str | None, dtype: Literal["fp32", "bf16"]
 ) -> tuple[ModelConfig, Path | None]:
-    """Return the model to load, and the PEFT folder that is put on it.
+    """Return the model to load and the PEFT folder to apply to it.
 
     Args:
         model: 'shapes', a folder, or a hub name.
         base: the base model of a PEFT folder; None: the one that the folder names.
-        dtype: what it computes in.
+        dtype: the precision it computes in.
 
     Raises:
-        UserError: `base` is given for what has none, or is to be given.
+        UserError: `base` is given for a model without one, or is required and missing.
     """
     folder = Path(model).expanduser()
     if not (folder / loading.ADAPTER_CONFIG).exists():
@@ -124,10 +124,10 @@ def named_model(
 def model_problems(
     model: str, config: ModelConfig, trained: Path | None, base: str | None
 ) -> list[str]:
-    """Return what is wrong with a named model; nothing is loaded.
+    """Return what is wrong with a named model, without loading it.
 
     Raises:
-        TrialError: it is a trained one, and not as it was written.
+        TrialError: it is a trained model whose files have changed.
     """
     if (own := trained or loading.local_folder(config.path)) is not None:
         check_model(own)
@@ -138,7 +138,7 @@ def model_problems(
 
 
 def _same_model(one: str, other: str) -> bool:
-    """Return whether two paths or hub names mean the same, by where it lies."""
+    """Return whether two names mean the same model; local folders are compared by path."""
     lie = [loading.local_folder(each) for each in (one, other)]
     if None in lie:
         return one == other
@@ -148,25 +148,25 @@ def _same_model(one: str, other: str) -> bool:
 def weights_mark(
     config: ModelConfig, trained: Path | None, mark: Callable[[Path], str] = weights_fingerprint
 ) -> str:
-    """Return what tells a named model's weights from all others.
+    """Return an identifier of a named model's weights.
 
     Args:
         config: the model.
-        trained: the PEFT folder that is put on it.
-        mark: what is told of that folder.
+        trained: the PEFT folder that is applied to it.
+        mark: returns the identifier of that folder.
     """
     base = loading.base_weights(config)
     return base if trained is None else f"{base} {mark(trained)}"
 
 
 def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> Evaluation:
-    """Ask a model a benchmark's questions and score its answers.
+    """Answer a benchmark's questions with a model and score the answers.
 
-    On several workers (torch.distributed) each answers its share; the first scores, and all of
-    them return the same.
+    With several workers (torch.distributed), each answers its share, the first one scores, and all
+    return the same result.
 
     Raises:
-        TrialError: something that the benchmark needs is not there, or its judge does not answer.
+        TrialError: something that the benchmark needs is missing, or its judge does not reply.
     """
     made = answer(context, side, settings)
     if isinstance(made, Evaluation):

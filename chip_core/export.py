@@ -1,4 +1,4 @@
-"""A trained model's folder, made ready to be served."""
+"""Export a trained model's folder for serving."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from chip_core.utils.errors import TrialError, UserError
 
 
 def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:
-    """Write a trial's trained model to a new folder; return what is to be said of it.
+    """Write a trial's trained model to a new folder; return notes for the user.
 
     Args:
         trial: the trial's folder.
-        into: the folder to make; it appears when it is whole.
-        merge: add an adapter to its base model's weights: one plain Hugging Face folder.
+        into: the folder to create; it appears only when it is complete.
+        merge: merge the adapter into its base model's weights: one plain Hugging Face folder.
 
     Raises:
         UserError: there is no trained model, `into` is in use or cannot be written, or the base
-            model cannot be had.
+            model is not available.
     """
     model = trial / MODEL
     if not model.is_dir():
@@ -59,8 +59,8 @@ def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
                 "trial out by `chip-ablate rm TRIAL` and run its study again"
             ) from None
         try:
-            # In fp32: of what an adapter adds, a weight in bf16 would keep little.
-            # And into the weights as they were before 4 bits, as QLoRA's authors do.
+            # Merged in fp32, because bf16 weights would keep little of what an adapter adds, and
+            # into the weights before 4-bit quantization, as QLoRA's authors do.
             base = config.model.model_copy(update={"dtype": "fp32", "quantize": "none"})
             whole, processor = loading.load(base, trained=model)
         except TrialError as error:

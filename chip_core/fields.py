@@ -1,6 +1,6 @@
-"""Keep the path by which plug-ins import what chip_core.config.fields holds.
+"""Keep this import path for plug-ins that import chip_core.config.fields' names from here.
 
-A plug-in's source is part of its trials' fingerprints: it must run as it was written.
+A plug-in's source is part of its trials' fingerprints, so it must keep running unchanged.
 """
 
 from chip_core.config.fields import Section, figure

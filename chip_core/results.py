@@ -1,4 +1,4 @@
-"""What a trial tells while it runs, and what it leaves in its folder."""
+"""The progress reports of a trial, and the result files in its folder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from chip_core.utils.errors import warn_once
 from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
 
-#: What lies in a trial's folder.
+#: Files in a trial's folder.
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
 CHECKPOINTS = "checkpoints"  # folder; see chip_core/training/checkpoint.py
-TRAINED = "trained.json"  # beside a model that is whole
+TRAINED = "trained.json"  # next to a complete model
 SAMPLED = "sample pairs"  # phase of a trial: reading prompts, sampling, ranking, writing pairs
-ANSWERED = "answered.json"  # beside answers to all benchmarks, which are still to be scored
+ANSWERED = "answered.json"  # next to the answers to all benchmarks, before they are scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a trial is."""
+    """The progress of a trial."""
 
     phase: str  # "start", "check data", "train", "answer shapes", "score shapes"
     done: int
@@ -30,78 +30,79 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One benchmark's figures and where its item outcomes and responses lie."""
+    """One benchmark's figures, and the files of its item outcomes and responses."""
 
-    metrics: dict[str, float]  # full name -> value; an undefined metric is not there
+    metrics: dict[str, float]  # full name -> value; an undefined metric is absent
     items: int
     scores: str  # file in the trial's folder
     responses: str
-    #: what has to be known beside the figures: "protocol", "scorer", "judge", "n", "missing",
-    #: "unreadable" where there is any, …
+    #: what a reader of the figures must know: "protocol", "scorer", "judge", "n", "missing",
+    #: "unreadable" if there is any, …
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as it lies in files, where its metadata is `how`."""
+        """Return it as it is stored in files, where its metadata is called `how`."""
         return _as_json(self)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Evaluation:
-        """Return what `as_json` made.
+        """Return the evaluation that `as_json` converted.
 
         Raises:
-            TypeError: it is something else.
+            TypeError: the fields are others.
         """
         return cls(**_fields(raw))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """A model's answers to one benchmark, as they lie in the trial's folder."""
+    """A model's answers to one benchmark, as stored in the trial's folder."""
 
     items: int
     responses: str  # file in the trial's folder
     metadata: dict[str, Any] = field(
         default_factory=dict
-    )  # of an `Evaluation`: what is known by then
+    )  # of an `Evaluation`: what is known before scoring
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweredTrial:
-    """A trial whose model has answered all benchmarks: scoring them needs no model."""
+    """A trial whose model has answered all benchmarks; scoring needs no model."""
 
-    steps: int  # as are those without a remark in `TrialResult`
-    answers: dict[str, Answers]  # "report/shapes" -> what is to be scored
-    evaluations: dict[str, Evaluation]  # of benchmarks that a program of their own scored
+    steps: int  # fields without a comment are as in `TrialResult`
+    answers: dict[str, Answers]  # "report/shapes" -> the answers to score
+    evaluations: dict[str, Evaluation]  # of benchmarks that an external program scored
     seconds: dict[str, float]
     data: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     engine: dict[str, str] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
     machine: str = ""
-    files: dict[str, str] = field(default_factory=dict)  # of its folder -> sha256: the responses
+    files: dict[str, str] = field(default_factory=dict)  # path -> sha256: the responses
     picked: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What a trial came to."""
+    """The result of a trial."""
 
     steps: int
     evaluations: dict[str, Evaluation]  # "report/shapes" -> its figures
     seconds: dict[str, float]  # by phase
-    #: pairs, rows skipped, responses and tokens cut; empty where nothing was trained
+    #: pairs, rows skipped, responses and tokens cut; empty if nothing was trained
     data: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
+    notes: list[str] = field(default_factory=list)  # where it resumed, what was not reused
     #: how the work was done, by engine setting: `prefix_sharing` is `on` or `off (reason)`
     engine: dict[str, str] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
-    machine: str = ""  # the device it ran on; empty: noted by a version that did not note it
-    #: of a training that was scored on its way: the `step` of the trial's model, of how many
-    #: `steps`, `why`, and `points`: each a `step` (0: untrained) and its `figures` under `select`
+    machine: str = ""  # the device it ran on; empty: written by a version that did not record it
+    #: if the training was scored at intermediate steps: the `step` of the trial's model, of how
+    #: many `steps`, `why`, and `points`: each a `step` (0: untrained) and its `figures` under
+    #: `select`
     picked: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(
         default_factory=dict
-    )  # of its folder -> sha256: what is read later
+    )  # path in its folder -> sha256: the files read later
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -114,12 +115,12 @@ class TrialResult:
 
 
 def write_result(folder: Path, result: TrialResult) -> None:
-    """Leave a trial's result: the last that it writes."""
+    """Write a trial's result, its last file."""
     write_checksummed(folder / RESULT, _with_json(result, "evaluations"))
 
 
 def read_result(folder: Path) -> TrialResult | None:
-    """Return what a trial's folder holds; None where it did not end, or its file is damaged."""
+    """Return the result in a trial's folder; None if it did not finish or its file is damaged."""
     path = folder / RESULT
     try:
         raw = read_checksummed(path)
@@ -138,12 +139,12 @@ def read_result(folder: Path) -> TrialResult | None:
 
 
 def write_answered(folder: Path, answered: AnsweredTrial) -> None:
-    """Note that a trial's answers are whole."""
+    """Record that a trial's answers are complete."""
     write_checksummed(folder / ANSWERED, _with_json(answered, "answers", "evaluations"))
 
 
 def read_answered(folder: Path) -> AnsweredTrial | None:
-    """Return the answers that a folder holds; None where they are not all there as written."""
+    """Return the answers in a folder; None if any is missing or changed."""
     try:
         raw = read_checksummed(folder / ANSWERED)
         raw["answers"] = {key: Answers(**_fields(value)) for key, value in raw["answers"].items()}
@@ -166,7 +167,7 @@ def _with_json(result: TrialResult | AnsweredTrial, *keys: str) -> dict[str, Any
 
 def _as_json(entry: Evaluation | Answers) -> dict[str, Any]:
     raw = asdict(entry)
-    raw["how"] = raw.pop("metadata")  # as it was called when the first files were written
+    raw["how"] = raw.pop("metadata")  # the key in files since the first version
     return raw
 
 
@@ -175,5 +176,5 @@ def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 of a folder's files, of those that are there, by name."""
+    """Return name -> sha256 of those of the named files that exist in a folder."""
     return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}

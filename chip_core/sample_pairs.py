@@ -1,4 +1,4 @@
-"""Make preference pairs of the answers of a model that exists: no training, no study."""
+"""Make preference pairs from an existing model's answers, without training or a study."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
 ) -> Made:
     """Sample a model's answers, rank them, and write best against worst as preference pairs.
 
-    Answers that lie in `folder` already, of the same weights and settings, are taken over.
+    Answers of the same weights and settings that are already in `folder` are reused.
 
     Args:
         model: 'shapes', a folder, or a hub name.
         prompts: rows of image and prompt.
-        settings: how answers are made, ranked and paired.
+        settings: how answers are sampled, ranked and paired.
         folder: gets the pairs; it holds nothing else.
-        places: where the ranker's data lie.
-        seed: of all draws.
+        places: where the ranker's data are.
+        seed: of all random draws.
         base: the base model of a PEFT folder; None: the one that the folder names.
-        dtype: what answers are computed in.
-        batch_size: answers made together.
-        report: told of progress.
+        dtype: the precision of generation.
+        batch_size: answers generated together.
+        report: called with the progress.
 
     Raises:
         UserError: there is no such model, the prompts cannot be read, the ranker lacks something,
             or there is no pair.
-        TrialError: the model cannot be loaded, or a judge does not answer.
+        TrialError: the model cannot be loaded, or a judge does not reply.
     """
     config, trained = named_model(model, base, dtype)
     lacking = model_problems(model, config, trained, base)

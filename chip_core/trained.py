@@ -1,7 +1,7 @@
-"""A training that has ended, as it lies in its attempt's folder: what another attempt needs of it.
+"""A finished training in its attempt's folder, as another attempt reuses it.
 
-An attempt can end between training and the last figure. Its model is whole by then, so the next
-attempt takes it over and only scores.
+An attempt can end between training and its last figure. Its model is complete by then, so the next
+attempt reuses the model and only scores it.
 """
 
 from __future__ import annotations
@@ -19,67 +19,67 @@ from chip_core.results import MODEL, TRAINED
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_checksummed, sha256_of, sync_folder, write_checksummed
 
-#: The model that was picked, while it takes the place of those that it was picked from.
+#: The picked model, while it replaces the models that it was picked from.
 PICKED = f".{MODEL}.picked"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """What a training came to."""
+    """The record of a finished training."""
 
     steps: int
     seconds: float
     data: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     engine: dict[str, str] = field(default_factory=dict)  # TrialResult.engine
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)  # of these weights, no others
-    #: file of the model -> sha256; empty: written by a version that did not note it
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)  # identifies these weights
+    #: file of the model -> sha256; empty: written by a version that did not record it
     files: dict[str, str] = field(default_factory=dict)
-    #: after which steps models lie in the model's folder, the end as the last, of which one is
-    #: still to be picked; empty: it is the trial's
+    #: the steps of the models in the model's folder, the last step included, of which one is still
+    #: to be picked; empty: the folder holds the trial's model
     kept: list[int] = field(default_factory=list)
     picked: dict[str, Any] = field(default_factory=dict)  # TrialResult.picked
-    training: str = ""  # `training_fingerprint` of its configuration; empty: as `files`
+    training: str = ""  # `training_fingerprint` of its configuration; empty: as for `files`
 
 
 def write_trained(folder: Path, trained: TrainedModel) -> None:
-    """Note that a folder's model is whole."""
+    """Record that a folder's model is complete."""
     write_checksummed(folder / TRAINED, asdict(trained))
 
 
 def read_trained(folder: Path) -> TrainedModel | None:
-    """Return what a folder's training came to; None where none can be told."""
+    """Return the record of a folder's training; None if model or record is incomplete."""
     if not has_model(folder):
         return None
     try:
         return TrainedModel(**read_checksummed(folder / TRAINED))
     except (OSError, ValueError, TypeError):
-        return None  # it was changed since: what it says of the model is not known
+        return None  # it was changed since, so its content cannot be trusted
 
 
 def has_model(folder: Path) -> bool:
-    """Return whether an attempt left a model that it called whole."""
+    """Return whether an attempt left a model that it recorded as complete."""
     there = (folder / MODEL).is_dir() or (folder / PICKED).is_dir()
     return there and (folder / TRAINED).exists()
 
 
 def model_files(model: Path) -> dict[str, str]:
-    """Return the sha256 of all that is read of a model's folder, by the files' paths in it."""
+    """Return path -> sha256 of the files that are read from a model's folder."""
     files = sorted(path for path in model.rglob("*") if path.is_file() and path.suffix != ".md")
     return {path.relative_to(model).as_posix(): sha256_of(path) for path in files}
 
 
 def training_fingerprint(config: TrialConfig) -> str:
-    """Return what tells a training from others by its settings, wherever model and data lie."""
+    """Return a fingerprint of a training's settings, independent of where model and data are."""
     return fingerprint(training_identity(config, {}, {}))
 
 
 def model_problem(model: Path, config: TrialConfig | None = None) -> str | None:
-    """Return why a trained model is not the one that was written; None where nothing says so.
+    """Return why a trained model is not the one that was written; None if nothing shows that.
 
     Args:
         model: its folder.
-        config: what it is to be trained with; None: whatever it was.
+        config: the configuration it must have been trained with; None: any.
     """
     if model.name != MODEL or not has_model(model.parent):
         return None
@@ -100,14 +100,14 @@ def model_problem(model: Path, config: TrialConfig | None = None) -> str | None:
 
 
 def check_model(model: Path, config: TrialConfig | None = None) -> None:
-    """Check that a trained model is the one that was written, before it is read.
+    """Check that a trained model is the one that was written, before reading it.
 
     Args:
         model: its folder.
         config: as for `model_problem`.
 
     Raises:
-        TrialError: it is not.
+        TrialError: it is another.
     """
     why = model_problem(model, config)
     if why is not None:
@@ -118,9 +118,9 @@ def check_model(model: Path, config: TrialConfig | None = None) -> None:
 
 
 def adopt_model(earlier: Path, folder: Path) -> TrainedModel | None:
-    """Move an earlier attempt's trained model here; None where it has none.
+    """Move an earlier attempt's trained model into `folder`; return None if there is none.
 
-    Killed at any point, one of the two folders holds it whole.
+    If it is killed at any point, one of the two folders holds the complete model.
     """
     trained = read_trained(earlier)
     if trained is None:
@@ -135,7 +135,7 @@ def adopt_model(earlier: Path, folder: Path) -> TrainedModel | None:
 
 
 def weights_fingerprint(model: Path) -> str:
-    """Return what tells a trained model's weights from all others."""
+    """Return an identifier of a trained model's weights."""
     trained = read_trained(model.parent) if model.name == MODEL else None
     if trained is not None:
         return trained.mark
@@ -147,10 +147,10 @@ def weights_fingerprint(model: Path) -> str:
 
 
 def weights_content(model: Path) -> str:
-    """Return a hash of all that decides what a trained model says, whichever training made it.
+    """Return a hash of all that decides a trained model's outputs, whichever training made it.
 
-    What PEFT writes of an adapter's settings is in no fixed order: of a training of ours, its
-    settings stand for that.
+    PEFT writes an adapter's settings in no fixed order. For our own trainings, the fingerprint of
+    the training's settings is hashed instead.
     """
     trained = read_trained(model.parent) if model.name == MODEL else None
     known = trained is not None and trained.files and trained.training

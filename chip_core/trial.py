@@ -1,6 +1,6 @@
-"""One trial: a model is trained with one configuration, answers benchmarks, and is scored.
+"""One trial: train a model with one configuration, answer benchmarks with it, and score it.
 
-`answer_trial` needs the model and its device, `score_trial` neither; `run_trial` is both.
+`answer_trial` needs the model and its device, `score_trial` neither; `run_trial` does both.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ _log = logging.getLogger(__name__)
 
 
 def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResult:
-    """Train and score one model; leave everything in `folder`, result.json last.
+    """Train and score one model; write everything to `folder`, result.json last.
 
     Args:
         config: the trial.
-        folder: where everything goes.
+        folder: where everything is written.
         **options: further fields of `TrialContext`: `report`, `stop`, `resume_from`, …
 
     Raises:
-        StoppedError: it was asked to stop.
+        StoppedError: a stop was requested.
         TrialError: the trial cannot go on; the message is its reason.
     """
     context = TrialContext(folder=folder, **options)
@@ -89,13 +89,13 @@ def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResu
 
 
 def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
-    """Train one model and have it answer its benchmarks; leave all there, answered.json last.
+    """Train one model and answer its benchmarks with it; write everything, answered.json last.
 
-    Several processes that torch.distributed has joined (utils/workers.py) come here together
-    and share training and answering; the first of them writes.
+    All processes that torch.distributed has joined (utils/workers.py) call this together and share
+    training and answering; the first of them writes.
 
     Raises:
-        StoppedError: it was asked to stop.
+        StoppedError: a stop was requested.
         TrialError: the trial cannot go on; the message is its reason.
     """
     return _Attempt(config, context).run()
@@ -103,7 +103,7 @@ def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """A model on its device, and how it is spread over workers."""
+    """A model on its device, and how it is distributed over workers."""
 
     model: Any
     processor: Any
@@ -122,9 +122,9 @@ class _Attempt:
         self._steps_before, self._data = 0, dict[str, int]()  # of rounds before the last one
 
     def run(self) -> AnsweredTrial:
-        """Train, or take over what was trained; have the model answer."""
+        """Train, or reuse an earlier training; answer the benchmarks with the model."""
         config, context, folder = self._config, self._context, self._context.folder
-        if context.trains:  # scoring is one worker's work
+        if context.trains:  # one worker scores
             _check_workers(config, self._workers)
             if unmet := unmet_requirements(config):
                 raise TrialError(unmet[0])
@@ -134,7 +134,7 @@ class _Attempt:
         if context.trains:
             lacking += selection_problems(config) + ranker_problems(config, context.places)
         if lacking:
-            raise TrialError("; ".join(lacking))  # now, and not after the training
+            raise TrialError("; ".join(lacking))  # before the training, not after it
         self._device = device_of(config)
         self._report(Progress(phase="start", done=0, total=1))
         loading.import_libraries(adapters=config.adapted)
@@ -145,7 +145,7 @@ class _Attempt:
         trained, trained_model = self._take_over()
         trains, pairs = context.trains and trained is None, None
         if trains and not config.pairs.rounds:
-            # Data first: a bad row is told before a large model is loaded.
+            # Data first: a bad row is reported before a large model is loaded.
             pairs = checked_pairs(config, self._report)
             self._spans.end("check data")
         self._encodings = ENCODINGS.of(loading.content_key(config.model))
@@ -163,9 +163,9 @@ class _Attempt:
         return self._ask(loaded, trained, trained_model)
 
     def _take_over(self) -> tuple[TrainedModel | None, Path | None]:
-        """Return an earlier attempt's training that is taken over; the trained model that answers.
+        """Return the reused training of an earlier attempt, and the trained model that answers.
 
-        None where this attempt trains, or asks the base model.
+        None if this attempt trains, or evaluates the base model.
         """
         config, context = self._config, self._context
         if context.trained_model is not None:
@@ -192,7 +192,7 @@ class _Attempt:
         return trained, context.folder / MODEL
 
     def _load(self, trained_model: Path | None, *, train: bool) -> _Model:
-        """Load the model that is trained, or that answers, and take it to its device."""
+        """Load the model that is trained or that answers, and move it to its device."""
         empty = self._empty() if train else None
         if empty is None or empty.parallelism not in SHARDED:
             loaded = self._whole(trained_model, empty, train=train)
@@ -203,13 +203,13 @@ class _Attempt:
                 first = self._workers.first
                 found.append(self._whole(trained_model, empty, train=True) if first else empty)
 
-            self._workers.each(load)  # who waits for the first is told where it fails
+            self._workers.each(load)  # workers that wait for the first one receive its error
             (loaded,) = found
         self._spans.end("model")
         return loaded
 
     def _empty(self) -> _Model | None:
-        """Return the model without its weights, where it may be spread; None where it is not."""
+        """Return the model without its weights if it may be sharded, else None."""
         config, device = self._config, self._device
         asked = config.engine.parallel
         may = asked in SHARDED or (asked == "auto" and device.type == "cuda")
@@ -222,7 +222,7 @@ class _Attempt:
         return _Model(model=model, processor=processor, parallelism=parallelism)
 
     def _whole(self, trained_model: Path | None, empty: _Model | None, *, train: bool) -> _Model:
-        """Load the model with all of its weights; `empty` is of `_empty`."""
+        """Load the model with all of its weights; `empty` comes from `_empty`."""
         config, device = self._config, self._device
         model, processor = loading.load(
             config.model,
@@ -240,13 +240,13 @@ class _Attempt:
                 self._check_room(model, parallelism)
             else:
                 parallelism = empty.parallelism
-        # What is going to be spread is taken there whole too, if it can: checks are fast there.
+        # A model that will be sharded is moved there whole too, if it fits: checks are fast there.
         if parallelism not in SHARDED or weights_fit(model, device):
             model.to(device)
         return _Model(model=model, processor=processor, parallelism=parallelism)
 
     def _check_room(self, model: Any, parallelism: Parallelism) -> None:
-        """Check that this worker's part of a training fits its device."""
+        """Check that this worker's share of a training fits its device."""
         config, device = self._config, self._device
         if device.type != "cuda":
             return
@@ -277,7 +277,7 @@ class _Attempt:
         return pairs
 
     def _train(self, loaded: _Model, pairs: Pairs) -> tuple[_Model, TrainedModel]:
-        """Train the model and save it; return the model that answers, and what the training was."""
+        """Train the model and save it; return the model that answers and the training's record."""
         config, context, workers, folder = (
             self._config,
             self._context,
@@ -308,7 +308,7 @@ class _Attempt:
                 stop=context.stop,
                 keep=lambda step: self._keep(step, loaded),
             )
-        del trainer  # the optimizer's state and the reference go with it
+        del trainer  # frees the optimizer's state and the reference
         save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.first)
         if workers.first:
             kept_models.gather(folder, scored[:-1])
@@ -328,12 +328,12 @@ class _Attempt:
             write_trained(folder, trained)
         workers.wait()
         for attempt in (folder, *context.earlier):
-            remove_all(attempt)  # of the checkpoints: the model is there
+            remove_all(attempt)  # of the checkpoints: the model is saved
             kept_models.remove_all(attempt)
         drop_models(folder)
         if parallelism not in SHARDED:
             return loaded, trained
-        context.share()  # its weights are spread over the workers
+        context.share()  # its weights are sharded over the workers
         model, _ = loading.load(
             config.model, attention=config.engine.attention, trained=folder / MODEL
         )
@@ -342,18 +342,18 @@ class _Attempt:
         return _Model(model=model, processor=loaded.processor), trained
 
     def _keep(self, step: int, loaded: _Model) -> None:
-        """Keep the model as it is after a step; all workers come here together."""
+        """Save the model after a step; all workers call this together."""
         place = kept_models.folder_of(self._context.folder, step)
         training = training_fingerprint(self._config)
         if self._workers.broadcast_from_rank0(lambda: kept_models.is_whole(place, training)):
-            return  # an earlier attempt's
+            return  # an earlier attempt saved it
         save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.first)
         if self._workers.first:
             kept_models.note(place, training)
         self._workers.wait()
 
     def _resumable(self, steps: Sequence[int]) -> bool:
-        """Return whether earlier checkpoints can be used: with what was kept before them."""
+        """Return whether earlier checkpoints can be used; all models kept until then must exist."""
         context, first = self._context, self._context.resume_from
         if first is None:
             return False
@@ -369,8 +369,8 @@ class _Attempt:
         return lacking is None
 
     def _pick(self, loaded: _Model, trained: TrainedModel) -> tuple[_Model, TrainedModel]:
-        """Have every model that was kept answer `select`; keep the one that the rule picks."""
-        self._context.share()  # each worker reads them
+        """Answer `select` with every kept model; keep the one that the rule picks."""
+        self._context.share()  # each worker reads the models
         if self._device.type == "cuda":
             loaded.model.to("cpu")
         picker = kept_models.Picker(
@@ -394,7 +394,7 @@ class _Attempt:
         earlier: Sequence[Path],
         model_folder: Path | None,
     ) -> InferenceContext:
-        """Return a model that answers, and where what it says goes."""
+        """Return the inference context of a model and of the folder for its answers."""
         config = self._config
         return InferenceContext(
             model=model,
@@ -416,7 +416,7 @@ class _Attempt:
     def _ask(
         self, loaded: _Model, trained: TrainedModel | None, trained_model: Path | None
     ) -> AnsweredTrial:
-        """Have the model answer its benchmarks; write what it said, answered.json last."""
+        """Answer the benchmarks with the model; write its answers, answered.json last."""
         config, folder, workers = self._config, self._context.folder, self._workers
         weights, former = workers.broadcast_from_rank0(lambda: _weights(config, trained_model))
         context = replace(
@@ -430,7 +430,7 @@ class _Attempt:
             ),
             former_weights=former,
         )
-        if trained is not None and trained.picked:  # it has answered `select` already
+        if trained is not None and trained.picked:  # it has already answered `select`
             within = Path(SELECTION, step_name(trained.picked["step"]))
             said = [attempt / within for attempt in (folder, *self._context.earlier)]
             context = replace(context, earlier=[*said, *context.earlier])
@@ -480,13 +480,13 @@ def _check_workers(config: TrialConfig, workers: Workers) -> None:
 
 
 def _weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list[str]]:
-    """Return a mark of the weights that answer, and those that they had in earlier builds."""
+    """Return an identifier of the weights that answer, and those of earlier versions for them."""
     if trained_model is not None:
         return weights_content(trained_model), [weights_fingerprint(trained_model)]
     return loading.base_weights(config.model), []
 
 
 def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:
-    """Return a whole Hugging Face folder of the weights that answer, where there is one."""
+    """Return a complete Hugging Face folder of the weights that answer, if there is one."""
     folder = trained_model or loading.local_folder(config.model.path)
     return None if folder is None or (folder / loading.ADAPTER_CONFIG).exists() else folder

@@ -1,4 +1,4 @@
-"""What an attempt at a trial gets beside its configuration: its place, its phases, its end."""
+"""The context of a trial's attempt: its folder, its phases and how it is stopped."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ REPORT_EVERY = 1.0
 def stop_on_request(
     stop: Callable[[], bool], report: Callable[[Progress], None]
 ) -> Callable[[Progress], None]:
-    """Return what reports progress, and ends the work there where it is asked to.
+    """Return a callback that reports progress and, on a stop request, ends the work.
 
-    A training ends by itself, after a checkpoint that all its workers write.
+    A training ends itself, after a checkpoint that all its workers write.
 
     Raises:
-        StoppedError: from what is returned.
+        StoppedError: raised by the returned callback.
     """
 
     def told(progress: Progress) -> None:
@@ -39,7 +39,7 @@ def stop_on_request(
 def throttled(
     send: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
 ) -> Callable[[Progress], None]:
-    """Return `send` for the first of each phase, and from then on every `REPORT_EVERY` seconds."""
+    """Return `send`, called at the start of each phase and then every `REPORT_EVERY` seconds."""
     phase: str | None = None
     due = 0.0
 
@@ -53,7 +53,7 @@ def throttled(
 
 
 class PhaseTimer:
-    """Where a trial's time goes, one phase after the other."""
+    """The time that each phase of a trial takes."""
 
     def __init__(self, began: float | None, began_cpu: float | None) -> None:
         self.seconds: dict[str, float] = {}
@@ -62,7 +62,7 @@ class PhaseTimer:
         self._began_cpu = cpu_seconds() if began_cpu is None else began_cpu
 
     def end(self, phase: str) -> None:
-        """End a phase; the next begins. One that comes again is added to what it was."""
+        """End a phase and begin the next. The times of a repeated phase are added up."""
         now, computed = time.perf_counter(), cpu_seconds()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._began
         self.cpu[phase] = self.cpu.get(phase, 0.0) + computed - self._began_cpu
@@ -71,48 +71,48 @@ class PhaseTimer:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialContext:
-    """Where an attempt lies, what it begins with, and who is told of it."""
+    """The folder, inputs and callbacks of an attempt."""
 
     #: where config.json, curves.jsonl, model/, responses/, scores/ and the results go
     folder: Path
-    #: told of each step, batch, benchmark and judge's reply
+    #: called at each step, batch, benchmark and judge's reply
     report: Callable[[Progress], None] = lambda progress: None
-    #: asked after each of them whether to end there; a training leaves a checkpoint
+    #: called after each of them: whether to stop there; a training leaves a checkpoint
     stop: Callable[[], bool] = lambda: False
-    #: where the benchmarks' data and the judges' replies lie
+    #: where the benchmarks' data and the judges' replies are
     places: DataPaths = field(default_factory=DataPaths)
-    #: ask the base model as it is
+    #: evaluate the base model as it is
     untrained: bool = False
-    #: ask this trained model; do not train
+    #: evaluate this trained model; do not train
     trained_model: Path | None = None
-    #: an earlier attempt's folder: its trained model is taken over, or its newest whole checkpoint
-    #: gone on from
+    #: an earlier attempt's folder: its trained model is reused, or its newest complete checkpoint
+    #: resumed
     resume_from: Path | None = None
-    #: folders of earlier attempts, newest first: answers of the same weights are taken over
+    #: folders of earlier attempts, newest first: answers of the same weights are reused
     earlier: Sequence[Path] = ()
     #: the reference caches that the training may read
     caches: AvailableCaches | None = None
-    #: the file that says where the study's own server is, which answers
+    #: the file with the address of the study's own server, which answers
     server: Path | None = None
-    #: what is to be said of this attempt beside what it says itself
+    #: notes on this attempt, in addition to its own
     notes: Sequence[str] = ()
-    #: `time.perf_counter` when this process turned to the trial, before it imported anything
+    #: `time.perf_counter` when this process began the trial, before it imported anything
     began: float | None = None
     #: `cpu_seconds` (chip_core/utils/machine.py) at that time
     began_cpu: float | None = None
-    #: called by all processes together, where those on other machines go on with what the first one
-    #: left in `folder`
+    #: called by all processes together, when those on other machines need what the first one left
+    #: in `folder`
     share: Callable[[], None] = lambda: None
 
     @property
     def trains(self) -> bool:
-        """Whether a model is to be trained, or a trained one taken over from an earlier attempt."""
+        """Whether a model is trained, or a trained one reused from an earlier attempt."""
         return not self.untrained and self.trained_model is None
 
     def spans(self) -> PhaseTimer:
-        """Return a new clock of the trial's phases."""
+        """Return a new timer of the trial's phases."""
         return PhaseTimer(self.began, self.began_cpu)
 
     def stopped_report(self) -> Callable[[Progress], None]:
-        """Return what reports progress, and ends the attempt there where it is asked to stop."""
+        """Return a callback that reports progress and ends the attempt on a stop request."""
         return stop_on_request(self.stop, self.report)

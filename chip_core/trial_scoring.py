@@ -1,4 +1,4 @@
-"""The second step of a trial: its answers are scored. Without a model, and without torch."""
+"""The second step of a trial: score its answers, without a model and without torch."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from chip_core.utils.files import write_bytes, write_json
 def score_trial(
     config: TrialConfig, context: TrialContext, *, answers: Path | None = None
 ) -> TrialResult:
-    """Score a trial's answers by rules and judges; leave scores/ and result.json in its folder.
+    """Score a trial's answers by rules and judges; write scores/ and result.json to its folder.
 
-    No model is loaded, and one process does it.
+    No model is loaded, and one process does the work.
 
     Args:
-        config: the trial, with the benchmarks that are to be scored.
-        context: where it lies, where data and replies lie, and who is told.
-        answers: the folder of an earlier attempt that `answer_trial` left them in, whose training
-            is then not told again; None: the context's own.
+        config: the trial, with the benchmarks to score.
+        context: its folder, where data and replies are, and its callbacks.
+        answers: the folder of an earlier attempt's `answer_trial`, whose training is then not
+            recorded again; None: the context's own.
 
     Raises:
-        StoppedError: it was asked to stop; judges' replies are kept.
+        StoppedError: a stop was requested; judges' replies are kept.
         TrialError: the answers cannot be scored; the message is the reason.
     """
     spans, report = context.spans(), context.stopped_report()

@@ -11,19 +11,19 @@ from chip_core.results import Progress
 
 
 class Watchdog:
-    """End this process where its job makes no progress, and leave where it hung.
+    """End this process if its job makes no progress, and record where it hung.
 
-    By `faulthandler`, which waits in a thread that needs no interpreter: it also ends a process
-    whose interpreter is held by a call that never returns.
+    It uses `faulthandler`, which waits in a thread that needs no interpreter: it also ends a
+    process whose interpreter is held by a call that never returns.
     """
 
     def __init__(self, path: Path, *, begin_within: float, stall_after: float | None) -> None:
-        """Nothing is watched yet.
+        """Create a watchdog that watches nothing yet.
 
         Args:
-            path: the file for where it hung; it is gone where the job ended.
-            begin_within: seconds until its first progress.
-            stall_after: seconds between two; None: as long as it takes.
+            path: the file that records where it hung; removed if the job ended.
+            begin_within: seconds until the first progress.
+            stall_after: seconds between two reports of progress; None: no limit.
         """
         self._path, self._first, self._later = path, begin_within, stall_after
 
@@ -40,7 +40,7 @@ class Watchdog:
             self._path.unlink()
 
     def watching(self, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
-        """Return `report`, which shows that the job goes on; a wait for Tune is no hanging job."""
+        """Return `report` as a sign of progress; time in it, waiting for Tune, is not counted."""
 
         def watched(progress: Progress) -> None:
             faulthandler.cancel_dump_traceback_later()

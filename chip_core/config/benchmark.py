@@ -1,4 +1,4 @@
-"""The sections of a configuration that say what a model is asked, and who judges its answers."""
+"""The configuration sections of benchmarks and of the judges of their answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, JsonValue, field_validator, model_validator
 
 from chip_core.config.fields import Section, Shorthand, engine, figure
 
-#: Keys of a request that are not a user's to say, and why.
+#: Keys of a request that users cannot set, and why.
 _KEPT = {
     "model": "write judge.model",
     "messages": "they are what the benchmark asks",
@@ -22,7 +22,7 @@ _KEPT = {
     "stream_options": "replies are read whole",
     "n": "one reply is read",
 }
-#: Names of what is kept from others, without case, - and _.
+#: Names of secrets, without case, - and _.
 _SECRET = re.compile(
     r"(?:x?api)?key|(?:x?api|access|auth|bearer|id|refresh|session|secret)token|token|secret|"
     r"clientsecret|secretkey|accesskey|password|passwd|authorization|authentication|credentials?|"
@@ -32,7 +32,7 @@ _NOT_HERE = (
     ", and this is written down with every figure; put the key into an environment variable and "
     "name that by api_key_env"
 )
-#: How much a request may be told to hold.
+#: The largest request settings allowed.
 _LONGEST_SEND = 20_000  # characters, as JSON
 
 
@@ -40,7 +40,7 @@ def _usable_address(address: str) -> str:
     try:
         parts = urlsplit(address)
         named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # of a port or an IPv6 address that is none
+    except ValueError:  # for an invalid port or IPv6 address
         named = False
     if not named or not address.isprintable() or " " in address:
         raise ValueError("is no address: write https://HOST/v1")
@@ -52,7 +52,7 @@ def _usable_address(address: str) -> str:
     return address
 
 
-#: Of an endpoint: one that can be used, and written down.
+#: An endpoint's address: valid, and without secrets, because it is recorded.
 Address = Annotated[str, AfterValidator(_usable_address)]
 
 
@@ -211,17 +211,17 @@ class BenchmarksConfig(Section):
 
     @property
     def selecting(self) -> BenchmarksConfig:
-        """Those alone that may choose."""
+        """Only the benchmarks used for selection."""
         return BenchmarksConfig(select=self.select)
 
     @property
     def reporting(self) -> BenchmarksConfig:
-        """Those alone that are quoted."""
+        """Only the benchmarks that are reported."""
         return BenchmarksConfig(report=self.report)
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """Yield the keys of JSON, at any depth."""
+    """Yield the keys of a JSON value, at any depth."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield key
@@ -235,14 +235,15 @@ def _keys(value: Any) -> Iterator[str]:
 class DataPaths:
     """Folders and files of the machine that a trial runs on."""
 
-    #: `--benchmark-data`: a folder for each benchmark, named as it, in its own published layout
+    #: `--benchmark-data`: a folder per benchmark, with its name, in its own published layout
     benchmark_data: Path | None = None
-    judge_cache: Path | None = None  # where judges' replies are kept, for all trials
-    judge_replies: Path | None = None  # `--judge-replies`: replies in place of a judge's
+    judge_cache: Path | None = None  # where judges' replies are stored, for all trials
+    judge_replies: Path | None = None  # `--judge-replies`: replies to use instead of a judge's
 
     def data(self, benchmark: str) -> Path | None:
-        """Return a benchmark's folder, whether or not it is there; of my.module:Mine it is
-        my.module.Mine.
+        """Return a benchmark's folder, which may not exist.
+
+        For my.module:Mine it is my.module.Mine.
         """
         if self.benchmark_data is None:
             return None

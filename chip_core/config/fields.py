@@ -1,7 +1,7 @@
-"""How a configuration field declares whether it belongs to a trial's fingerprint.
+"""Declare for each configuration field whether it belongs to a trial's fingerprint.
 
-Every field of the configuration tree is made by one of these two; a test fails for one that is
-not, so that no field can change figures without changing the fingerprint.
+Every field of the configuration tree is created by `figure` or `engine`; a test fails for any
+other, so that no field can change figures without changing the fingerprint.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-#: Scalars of which pydantic takes more than is written: true is no 1, and "20" is a text.
+#: Scalars for which pydantic accepts other types: true is not 1, and "20" is a text.
 _EXACT = frozenset({"int", "float", "bool"})
 
 
 def _make_exact(schema: Any) -> None:
-    """Mark the scalars of a schema as strict, at any depth."""
+    """Make the scalars of a schema strict, at any depth."""
     if isinstance(schema, dict):
         if schema.get("type") in _EXACT:
             schema["strict"] = True
@@ -50,7 +50,7 @@ class Section(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Take numbers and booleans strictly, in sections of a user's own as well."""
+        """Accept only exact numbers and booleans, also in a user's own sections."""
         schema = handler(source)
         _make_exact(schema)
         return schema
@@ -70,7 +70,7 @@ class Shorthand(Section):
     def __get_pydantic_json_schema__(
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Let a schema take the bare string too."""
+        """Allow the bare string in the JSON schema, too."""
         section = handler(core)
         own = handler.resolve_ref_schema(section)
         bare = {key: value for key, value in own["properties"][cls.shorthand].items()
@@ -79,18 +79,18 @@ class Shorthand(Section):
 
 
 def figure(default: Any = ..., *, doc: str, **limits: Any) -> Any:
-    """A field that can change a trial's figures: part of the fingerprint."""
+    """Declare a field that can change a trial's figures: part of the fingerprint."""
     return _field(default, doc, "in", limits)
 
 
 def engine(default: Any = ..., *, doc: str, **limits: Any) -> Any:
-    """A field that changes how the work is done, not what comes out: not in the fingerprint."""
+    """Declare a field that changes how the work is done, not its result: not in the fingerprint."""
     return _field(default, doc, "out", limits)
 
 
 def _field(default: Any, doc: str, fingerprint: str, limits: dict[str, Any]) -> Any:
     if callable(default):
-        # A section is frozen: one default serves all, and a plan makes 10,000 of its trees.
+        # A section is frozen, so one default serves all, and a plan creates 10,000 of its trees.
         once = isinstance(default, type) and issubclass(default, Section)
         limits["default_factory"] = functools.cache(default) if once else default
     else:

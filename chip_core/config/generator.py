@@ -1,7 +1,6 @@
-"""The section of a configuration that says which engine answers benchmarks, and how it is checked.
+"""The configuration sections of the engine that answers benchmarks, and of its checks.
 
-Which engine answered decides figures: it is part of an evaluation's fingerprint, never of a
-training's.
+The engine affects figures: it is part of an evaluation's fingerprint, never of a training's.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from pydantic import JsonValue, field_validator, model_validator
 from chip_core.config.benchmark import Address
 from chip_core.config.fields import Section, Shorthand, engine, figure
 
-#: Servers that are spoken to in their own way, and how each gets an arm's weights if nothing is
-#: said.
+#: Servers with an interface of their own, and how each gets an arm's weights by default.
 _WEIGHTS: Mapping[str, Literal["path", "load_lora_adapter", "served"]] = {
     "transformers": "path",
     "vllm": "load_lora_adapter",
     "other": "served",
 }
 
-#: Options of `vllm serve` that can be given: how it uses the machine, and what it takes. Others
-#: name code or files, reach out, or are the product's to say.
+#: Options of `vllm serve` that users may set: how it uses the machine, and what it accepts. Others
+#: name code or files, open connections, or are set by the product.
 _OPTIONS = (
     *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"),
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
@@ -34,14 +32,14 @@ _OPTIONS = (
     *("limit_mm_per_prompt", "mm_processor_kwargs", "mm_processor_cache_gb", "skip_mm_profiling"),
     *("mm_encoder_tp_mode", "quantization", "fully_sharded_loras"),
 )
-#: Where what cannot be given is said.
+#: Where to set what is not allowed here.
 _ELSEWHERE = {
     "dtype": "write model.dtype",
     "revision": "write model.revision",
     "trust_remote_code": "write model.trust_remote_code",
     "hf_token": "put it into HF_TOKEN",
 }
-#: vLLM imports a class by any other text.
+#: vLLM imports any other text as a class.
 _EXECUTORS = ("mp", "ray", "uni")
 
 
@@ -143,14 +141,14 @@ class GeneratorConfig(Shorthand):
 
     @property
     def gpus(self) -> int:
-        """How many GPUs a vLLM server computes on, where there are any."""
+        """The number of GPUs that a vLLM server uses, if there are any."""
         given = {key.replace("-", "_"): value for key, value in self.options.items()}
         sizes = (given.get(f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data"))
         return math.prod(size for size in sizes if isinstance(size, int))
 
     @property
     def delivery(self) -> Literal["path", "load_lora_adapter", "served"]:
-        """How an arm's weights reach a server of the user's own."""
+        """How an arm's weights reach a server that the user runs."""
         return self.weights or _WEIGHTS[self.server]
 
 

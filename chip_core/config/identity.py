@@ -1,7 +1,7 @@
-"""Which keys of a configuration decide a trial's figures, and the fingerprint over them.
+"""Find the keys of a configuration that decide a trial's figures, and compute the fingerprint.
 
-A key can be without effect because of another ("segment weight under dpo"): it is inert, and
-cells that differ in inert keys alone are one trial.
+A key can be without effect because of another ("segment weight under dpo"): it is inert, and cells
+that only differ in inert keys are one trial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from chip_core.data.rejected_images import strategy_class
 from chip_core.objectives.config import TERMS
 from chip_core.utils import plugins
 
-#: What every training was before these were keys.
+#: The values of every training before these keys existed.
 _PLAIN_TRAINING = {
     "label_rule": "clean",
     "augment": "off",
@@ -35,10 +35,10 @@ _PLAIN_TRAINING = {
     "score_at": [],
 }
 
-#: What every optimizer was before these were keys.
+#: The values of every optimizer before these keys existed.
 _PLAIN_OPTIMIZER = {"states": "fp32"}
 
-#: Asking pydantic whether these are sections takes most of a large plan's time.
+#: Checking with pydantic whether these are sections takes most of a large plan's time.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -54,7 +54,7 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     reasons |= of_objective
     reasons |= _why_one_reference(config, objective)
     if config.language_model != "lora":
-        # The other parts have adapters on all of their layers, of the same rank and scale.
+        # The other parts have adapters on all of their layers, with the same rank and scale.
         key = "lora.targets" if config.adapted else "lora"
         reasons[key] = f"language_model is {config.language_model}"
     if not config.training.score_at:
@@ -81,7 +81,7 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
 
 
 def _inert_of_objective(config: TrialConfig) -> tuple[str, dict[str, str]]:
-    """Return what the objective is called, and which of its keys have no effect, with why."""
+    """Return the objective's name, and its keys without effect, with the reason of each."""
     own, inert = config.objective, dict[str, str]()
     active = own.active_terms
     objective = (
@@ -93,7 +93,7 @@ def _inert_of_objective(config: TrialConfig) -> tuple[str, dict[str, str]]:
         if term in active:
             continue
         settings = [f"weights.{term}", f"betas.{term}"]
-        # A term of the user's own may look at what has changed.
+        # A user's own term may read what has changed.
         kept = {"segment": not own.active_custom, "token": True, "anchor": True}
         settings += [term] if kept.get(term) else []
         for key in settings:
@@ -109,7 +109,7 @@ def _inert_of_objective(config: TrialConfig) -> tuple[str, dict[str, str]]:
 
 
 def _why_one_reference(config: TrialConfig, objective: str) -> dict[str, str]:
-    """Return why the precision of the reference's hidden states has no effect, by its key."""
+    """Return, by its key, why the precision of the reference's hidden states has no effect."""
     if not config.objective.needs_divergence:
         return {"reference_cache": f"{objective} has no token term"}
     if config.model.dtype == "bf16":
@@ -120,7 +120,7 @@ def _why_one_reference(config: TrialConfig, objective: str) -> dict[str, str]:
 def training_identity(
     config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return all that decides the trained model, inert keys removed.
+    """Return everything that decides the trained model, without inert keys.
 
     Args:
         config: the trial.
@@ -130,7 +130,7 @@ def training_identity(
     inert = inert_keys(config)
     kept = _figures(config, inert, "")
     del kept["benchmarks"], kept["evaluation"]
-    # What the preset and the terms come to, in place of how they were written.
+    # Replaced by the active terms, however preset and terms were written.
     del kept["objective"]["preset"], kept["objective"]["terms"]
     kept["objective"]["terms"] = list(config.objective.active_terms)
     method = config.objective.resolved_method
@@ -146,20 +146,21 @@ def training_identity(
     kept["model"] = model_identity(config.model, model)
     for section, plain in (("training", _PLAIN_TRAINING), ("optimizer", _PLAIN_OPTIMIZER)):
         for name, value in plain.items():
-            # So that what was computed before there was a choice is what it was.
+            # So that earlier results keep their fingerprint.
             if kept[section][name] == value:
                 del kept[section][name]
     if "rejected_image" in kept:
         kept["rejected_image"].update(_rejected_image(config))
     kept["data"] = _data(config, data, inert)
-    # Whether it is kept changes nothing, and fp32 is what it is computed in: rounding is named.
+    # Storing it changes nothing, and fp32 is the precision of its computation: only rounding
+    # counts.
     if kept.pop("reference_cache", "fp32") == "bf16":
         kept["reference"] = "bf16"
     return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
 
 
 def data_identity(config: TrialConfig, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that decides which pairs there are.
+    """Return everything that decides the set of pairs.
 
     Args:
         config: the trial.
@@ -169,11 +170,11 @@ def data_identity(config: TrialConfig, data: Mapping[str, Any]) -> dict[str, Any
 
 
 def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str, Any]:
-    """Return all that decides the rejected images of an epoch, the seed in place of its rule.
+    """Return everything that decides an epoch's rejected images, with the seed instead of its rule.
 
     Args:
         config: the trial.
-        epoch: counted from 0; None where they are the same in every epoch.
+        epoch: counted from 0; None if they are the same in every epoch.
     """
     inert = inert_keys(config)
     kept = _figures(config.rejected_image, inert, "rejected_image.") | _rejected_image(config)
@@ -184,18 +185,18 @@ def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str,
 
 
 def untrained_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that decides the untrained model's answers."""
+    """Return everything that decides the untrained model's answers."""
     return {"kind": "base", "behaviour": BEHAVIOUR, "model": model_identity(config, model)}
 
 
 def model_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that decides what a model computes: its weights, and their precision.
+    """Return everything that decides what a model computes: its weights, and their precision.
 
     Args:
         config: the model.
         model: its own identity (chip_core.models.loading.identity).
     """
-    # Weights were held in fp32 once, whatever was computed in: those figures are others.
+    # Weights used to be fp32 whatever the precision of the computation: those figures differ.
     held = {"weights": "bf16"} if config.dtype == "bf16" else {}
     if config.quantize != "none":
         held["quantize"] = config.quantize
@@ -208,13 +209,13 @@ def evaluation_identity(
     content: Mapping[str, Any],
     answering: EvaluationConfig,
 ) -> dict[str, Any]:
-    """Return all that decides a trained model's figures on a benchmark.
+    """Return everything that decides a trained model's figures on a benchmark.
 
     Args:
         side: "select" or "report".
         benchmark: its settings.
-        content: its own identity (chip_core.evaluation.items.identity), with the decoding that the
-            settings come to.
+        content: its own identity (chip_core.evaluation.items.identity), with the decoding that
+            results from the settings.
         answering: which engine answers.
     """
     resolved = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
@@ -223,7 +224,7 @@ def evaluation_identity(
     if benchmark.judge is not None and not benchmark.judge.send:
         resolved["judge.send"] = "it says nothing"  # and earlier builds had no such key
     figures = _figures(benchmark, resolved, "")
-    # Earlier builds knew no other engine than transformers.
+    # Earlier versions had no engine but transformers.
     engine = {} if answering.own else {"evaluation": _figures(answering, {}, "")}
     return {"behaviour": BEHAVIOUR, "side": side, **figures, **content, **engine}
 
@@ -236,16 +237,16 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 def _data(config: TrialConfig, data: Mapping[str, Any], inert: Mapping[str, str]) -> dict[str, Any]:
     kept = _figures(config.data, inert, "data.")
-    # What is read, in place of where it lies; a revision or a format is in it where it counts.
+    # Content instead of location; it includes revision and format where they have an effect.
     named = {"source", "revision", "format"}
     if kept.get("transparency") == "drop":
-        # So that what was computed before there was a choice is what it was.
+        # So that earlier results keep their fingerprint.
         named.add("transparency")
     return {**{key: value for key, value in kept.items() if key not in named}, **data}
 
 
 def _rejected_image(config: TrialConfig) -> dict[str, Any]:
-    """Return what the chosen strategy makes of its settings, and a user's own code."""
+    """Return the strategy's identity of its settings, and the source hash of a user's own code."""
     name, settings = config.rejected_image.strategy, config.rejected_image.settings
     strategy = strategy_class(name)
     if plugins.is_plugin(name):
@@ -267,7 +268,7 @@ def _figures(node: BaseModel, inert: Mapping[str, str], prefix: str) -> dict[str
 
 @functools.cache
 def _names(section: type[BaseModel]) -> tuple[str, ...]:
-    """Return which fields of a section can change figures."""
+    """Return the names of a section's fields that can change figures."""
     names = []
     for name, field in section.model_fields.items():
         extra = field.json_schema_extra

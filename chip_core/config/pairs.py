@@ -1,4 +1,4 @@
-"""The section of a configuration that has pairs made by the model itself."""
+"""The configuration section of pairs that are sampled from the model itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from chip_core.config.fields import Section, figure
 from chip_core.utils import plugins
 from chip_core.utils.registry import suggestion
 
-#: What ranks a model's answers, beside a user's own function.
+#: The rankers of a model's answers, in addition to a user's own function.
 RANKERS = ("chair", "judge")
 
 
@@ -56,7 +56,7 @@ class PairsConfig(Section):
     def _rounds_have_a_judge(
         cls, value: JudgeConfig | None, info: ValidationInfo
     ) -> JudgeConfig | None:
-        # Without rounds, replies that exist can stand for it (`pairs --judge-replies`).
+        # Without rounds, existing replies can replace the judge (`pairs --judge-replies`).
         if value is None and info.data.get("ranker") == "judge" and info.data.get("rounds"):
             raise ValueError("ranker is judge: name one, as `judge: {model: …}`")
         return value

@@ -1,7 +1,7 @@
-"""What can be set of each rejected-image strategy.
+"""The settings of each rejected-image strategy.
 
-The strategies themselves are in chip_core/data/rejected_images/; their settings lie here, below
-the configuration, so that a study is planned without an imaging library.
+The strategies themselves are in chip_core/data/rejected_images/; their settings are here, below the
+configuration, so that a study is planned without an imaging library.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class InpaintParameters(Section):
     side: int = figure(512, ge=64, le=2048, doc="longest side while painting, in pixels")
 
 
-#: Every strategy by name, with what can be set of it.
+#: Every strategy by name, with its settings.
 STRATEGIES: dict[str, type[Section]] = {
     "diffusion": DiffusionParameters,
     "black": NoParameters,

@@ -1,6 +1,6 @@
-"""TrialConfig: all of what one trial is, as one frozen, typed tree.
+"""TrialConfig: the complete configuration of a trial, as one frozen, typed tree.
 
-A recipe is such a tree in YAML. Each field says by `figure` or `engine` whether it can change
+A recipe is such a tree in YAML. Each field declares by `figure` or `engine` whether it can change
 the trial's figures (chip_core/config/fields.py).
 """
 
@@ -44,13 +44,13 @@ from chip_core.utils import plugins
 from chip_core.utils.files import expand_path
 from chip_core.utils.registry import suggestion
 
-#: Raised whenever code changes figures; part of every fingerprint.
+#: Increased whenever code changes figures; part of every fingerprint.
 BEHAVIOUR = 1
 
-#: What becomes of the transparent parts of a picture: seen on white, or their colours as stored.
+#: Transparent parts of a picture: shown on white, or with their colours as stored.
 Transparency = Literal["white", "drop"]
 
-#: What generators of random numbers take.
+#: The largest seed of random number generators.
 LARGEST_SEED = 2**63 - 1
 
 
@@ -104,7 +104,7 @@ class DataConfig(Section):
 
 
 def _plugin_section(name: str) -> type[Section]:
-    """Return the settings' section of a user's own strategy."""
+    """Return the settings section of a user's own strategy."""
     strategy = plugins.load(name)
     section = getattr(strategy, "parameters", None)
     if not hasattr(strategy, "traits"):
@@ -158,8 +158,8 @@ class RejectedImageConfig(Shorthand):
     @field_validator("parameters")
     @classmethod
     def _of_the_plugin(cls, value: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
-        """Check a user's own settings by the strategy's own section; defaults are filled in."""
-        name = info.data.get("strategy", "")  # not there where it is wrong itself
+        """Validate a user's own settings with the strategy's own section, and fill in defaults."""
+        name = info.data.get("strategy", "")  # missing if it is invalid itself
         if not plugins.is_plugin(name):
             return value
         try:
@@ -180,7 +180,7 @@ class RejectedImageConfig(Shorthand):
 
     @property
     def settings(self) -> Section:
-        """What is set of the strategy chosen."""
+        """The settings of the chosen strategy."""
         if plugins.is_plugin(self.strategy):
             return _plugin_section(self.strategy).model_validate(dict(self.parameters))
         chosen: Section = getattr(self, self.strategy, NoParameters())
@@ -331,7 +331,7 @@ class TrainingConfig(Section):
         return self
 
     def scored_steps(self, steps: int) -> tuple[int, ...]:
-        """Return after which of a training's steps its model is scored, the last among them."""
+        """Return the steps of a training after which its model is scored, including the last."""
         if not self.score_at:
             return ()
         return tuple(sorted({*(max(1, round(share * steps)) for share in self.score_at), steps}))
@@ -480,12 +480,12 @@ class TrialConfig(Section):
 
     @property
     def adapted(self) -> bool:
-        """Whether any part is trained by adapters."""
+        """Whether any part is trained with adapters."""
         return "lora" in (self.vision_encoder, self.projector, self.language_model)
 
     @property
     def reference_precision(self) -> Literal["fp32", "bf16"]:
-        """What the reference's hidden states are rounded to, kept or not."""
+        """The precision that the reference's hidden states are rounded to, stored or not."""
         bf16 = self.reference_cache == "bf16" or self.model.dtype == "bf16"
         return "bf16" if bf16 else "fp32"
 

@@ -1,4 +1,4 @@
-"""pydantic's complaints as lines a user can act on: `file: key.path: what, what would do`."""
+"""Turn pydantic's errors into lines for users: `file: key.path: what is wrong, what is right`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trial_config(tree: Mapping[str, Any], source: str) -> TrialConfig:
 def explain(
     error: ValidationError, model: type[BaseModel], source: str, prefix: str = ""
 ) -> list[str]:
-    """Return one line a problem, with the near names for a name that is not there."""
+    """Return one line per problem, with suggestions for unknown names."""
     forms = _forms(model)
     lines = []
     for problem in _of_the_form_given(error.errors(), forms):
@@ -42,7 +42,7 @@ def explain(
     return lines
 
 
-#: How pydantic names one of several forms of a value in a problem's location, beside by its class.
+#: pydantic's name of one of several forms of a value in a problem's location, unless it is a class.
 _FORM = re.compile(r"(?:list|dict|tuple|literal|function-[a-z-]+)\[.*\]|str|int|float|bool")
 
 
@@ -67,10 +67,11 @@ def _is_form(part: Any, forms: Collection[str]) -> bool:
 
 
 def _of_the_form_given(problems: Sequence[Any], forms: Collection[str]) -> list[Any]:
-    """Return the problems of a value in the form that it is given in.
+    """Return the problems of a value for the form that it is given in.
 
-    A value of several forms, such as a range or a list, is complained of once for each. What it was
-    not meant to be is no second problem; where it is none of them, all that it may be is one.
+    For a value with several forms, such as a range or a list, pydantic reports a problem for each.
+    Those of forms that it was not meant to be are dropped; if it has none of the forms, they become
+    one.
     """
     kept: list[Any] = []
     for place, problem in enumerate(problems):
@@ -88,24 +89,24 @@ def _of_the_form_given(problems: Sequence[Any], forms: Collection[str]) -> list[
             and _is_form(other["loc"][depth], forms)
         }
         if any(len(one["loc"]) > depth + 1 or not _is_shape(one) for one in others.values()):
-            continue  # it is of that other form, and something in it is wrong
+            continue  # it has that other form, which has the problem
         if min(others, default=place) < place:
-            continue  # told with the first
+            continue  # reported with the first
         told = [one["msg"].removeprefix("Input should be ") for one in others.values()]
         kept.append({**problem, "loc": location, "msg": " or ".join([problem["msg"], *told])})
     return kept
 
 
 def _is_shape(problem: Any) -> bool:
-    """Return whether a problem is that a value is of another type altogether."""
+    """Return whether a problem is that a value has another type altogether."""
     return bool(problem["type"].endswith("_type"))
 
 
 def set_key(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted key in a tree of plain data, making sections on the way.
+    """Set a dotted key in a tree of plain data, creating sections on the way.
 
-    A bare string at a key with a shorthand (`objective: dpo`) sets the key it stands for and
-    leaves the section's other keys; those of another generator are not its own, and go.
+    A bare string at a key with a shorthand (`objective: dpo`) sets the key it stands for and leaves
+    the section's other keys, except those of another generator, which are removed.
     """
     *sections, last = path.split(".")
     node = tree
@@ -130,19 +131,19 @@ def set_key(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _kind_of_generator(written: Any) -> Any:
-    """Return which generator a section is, or a string that stands for one."""
+    """Return the kind of a generator section, or of a string that stands for one."""
     key = SHORTHANDS["evaluation.generator"]
     return written.get(key, "transformers") if isinstance(written, dict) else written
 
 
 def preset_beta(preset: Any) -> dict[str, float]:
-    """Return the temperature that goes with a preset, as a key of the objective; none if none."""
+    """Return a preset's temperature as a key of the objective; empty if it has none."""
     own = PRESET_BETAS.get(str(preset))
     return {} if own is None else {"beta": own}
 
 
 def key_problem(path: str) -> str | None:
-    """Return what is wrong with a dotted key of the configuration; None if it is one."""
+    """Return what is wrong with a dotted key of the configuration; None if it exists."""
     model: type[BaseModel] | None = TrialConfig
     walked: list[str] = []
     for name in path.split("."):
@@ -154,7 +155,7 @@ def key_problem(path: str) -> str | None:
         walked.append(name)
         annotation = model.model_fields[name].annotation
         if get_origin(annotation) is Mapping:
-            return None  # its keys are checked by what they are for
+            return None  # its keys are checked by their user
         model = _section(annotation)
     return None
 
@@ -180,7 +181,7 @@ def _dotted(location: list[Any]) -> str:
     return path
 
 
-_LONGEST_CHECK = 10_000  # characters: what a check of ours says is not cut
+_LONGEST_CHECK = 10_000  # characters: messages of our own checks are not cut
 
 
 def _sentence(problem: Any, model: type[BaseModel], location: list[Any]) -> str:
@@ -207,7 +208,7 @@ def _sentence(problem: Any, model: type[BaseModel], location: list[Any]) -> str:
 
 
 def _shown(given: Any) -> str:
-    """Return a value as YAML has it."""
+    """Return a value as YAML writes it."""
     if isinstance(given, (dict, list)):
         return f"a {'mapping' if isinstance(given, dict) else 'list'}"
     if given is None or isinstance(given, bool):
@@ -216,7 +217,7 @@ def _shown(given: Any) -> str:
 
 
 def _hint(kind: str, given: Any) -> str:
-    """Return what to write in place of a value that nearly is a number, or true or false."""
+    """Return what to write instead of a value that is almost a number, or true or false."""
     if kind in ("int_type", "float_type"):
         number = _number(given, whole=kind == "int_type")
         if number is not None:
@@ -231,7 +232,7 @@ def _hint(kind: str, given: Any) -> str:
 
 
 def _number(given: Any, *, whole: bool) -> str | None:
-    """Return the number that a text, or a float that is whole, stands for; None for others."""
+    """Return the number that a text, or a whole float, stands for; None for others."""
     if isinstance(given, float) and whole and given.is_integer():
         return str(int(given))
     if not isinstance(given, str):
@@ -240,7 +241,7 @@ def _number(given: Any, *, whole: bool) -> str | None:
     return text if re.fullmatch(_WHOLE if whole else _REAL, text) else None
 
 
-#: What pydantic calls after Python, in the words of YAML.
+#: pydantic's Python terms, to be replaced by YAML's.
 _PYTHONS = re.compile(r"valid (dictionary|tuple)(?: or instance of \w+)?")
 _YAMLS = {"dictionary": "valid dictionary", "tuple": "valid list"}
 

@@ -1,8 +1,8 @@
-"""A response as a model's family writes it behind a prompt, and which of its tokens are scored.
+"""Encode responses as a model's family writes them after a prompt, and select the scored tokens.
 
-A processor may say that itself: `labels(conversation, rule)` returns ids and labels of a whole
-conversation, as its chat template `training` writes it. Every other family's response is its text
-and an end of sequence, and all of it is scored.
+A processor may define both itself: `labels(conversation, rule)` returns ids and labels of a whole
+conversation, as its chat template `training` writes it. For every other family, a response is its
+text and an end of sequence, and all of it is scored.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 
 from chip_core.utils.errors import TrialError
 
-#: The chat template that a training takes where a processor has it.
+#: The chat template for training, if the processor has it.
 TRAINING = "training"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedResponse:
-    """A response behind its prompt."""
+    """A response after its prompt."""
 
-    ids: list[int]  # behind the prompt
-    closing: int  # how many of them, at the end, end the response and are none of its text
-    #: Places in the prompt whose tokens are scored as the response's are.
+    ids: list[int]  # after the prompt
+    closing: int  # how many of them, at the end, are not part of its text
+    #: Positions in the prompt whose tokens are scored like the response's.
     leading: tuple[int, ...] = ()
 
 
 def check_label_rule(processor: Any, rule: str) -> None:
-    """Check that a processor knows `training.label_rule`.
+    """Check that a processor supports `training.label_rule`.
 
     Raises:
-        TrialError: it has one rule alone.
+        TrialError: it has only one rule.
     """
     if rule != "clean" and not hasattr(processor, "labels"):
         raise TrialError(
@@ -41,7 +41,7 @@ def check_label_rule(processor: Any, rule: str) -> None:
 
 
 def template_of(processor: Any) -> dict[str, str]:
-    """Return the chat template that a training names, as an option of `apply_chat_template`."""
+    """Return the chat template for training, as an option of `apply_chat_template`."""
     named = processor.chat_template
     return {"chat_template": TRAINING} if isinstance(named, dict) and TRAINING in named else {}
 
@@ -49,17 +49,17 @@ def template_of(processor: Any) -> dict[str, str]:
 def encode_response(
     processor: Any, question: Mapping[str, Any], prompt: list[int], text: str, rule: str
 ) -> EncodedResponse:
-    """Return a response behind a prompt.
+    """Encode a response after a prompt.
 
     Args:
         processor: the model's.
-        question: the message that was made into the prompt.
+        question: the message that the prompt was made from.
         prompt: its ids.
         text: the response.
         rule: `training.label_rule`.
 
     Raises:
-        TrialError: response and prompt together are spelled in other tokens than one by one.
+        TrialError: response and prompt are tokenized differently together than separately.
     """
     if not hasattr(processor, "labels"):
         tokenizer = processor.tokenizer

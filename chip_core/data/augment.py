@@ -1,8 +1,8 @@
-"""What the released Muffin training does to an image before the model sees it.
+"""Augment training images as the released Muffin training does.
 
 A random crop that is resized, a mirror image in half of all cases, and then two operations drawn
-from ten, each of which is made in half of all cases. The operations are at level 7 of 10, as
-ALBEF's RandomAugment has them. The draws are this package's own.
+from ten, each of which is applied in half of all cases. The operations are at level 7 of 10, as in
+ALBEF's RandomAugment. The random draws are this package's own.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ from random import Random
 
 from PIL import Image, ImageEnhance, ImageOps
 
-#: Of the image's area, and width over height, of a crop.
+#: Range of a crop's share of the image's area, and of its width over height.
 _AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 _TRIES = 10
 
 _OPERATIONS, _SHARE = 2, 0.5
 _LEVEL = 7 / 10
 _FACTOR = 1.8 * _LEVEL + 0.1  # of brightness and sharpness
-_SHEAR = 0.3 * _LEVEL  # of a pixel, a pixel
+_SHEAR = 0.3 * _LEVEL  # pixels per pixel
 _SHIFT = 10 * _LEVEL  # pixels
 _TURN = 30 * _LEVEL  # degrees
 _FILL = (128, 128, 128)
 
 
 def augment_image(image: Image.Image, size: tuple[int, int] | None, seed: int) -> Image.Image:
-    """Return an image as a training's draw leaves it.
+    """Return an augmented image.
 
     Args:
         image: RGB.
-        size: width and height that the model's images have; None: they differ, and a crop stays as
-            large as it is.
+        size: width and height of the model's images; None: they vary, and a crop keeps its size.
         seed: of this draw alone.
     """
     numbers = Random(seed)
@@ -41,7 +40,7 @@ def augment_image(image: Image.Image, size: tuple[int, int] | None, seed: int) -
     if numbers.random() < 0.5:
         image = ImageOps.mirror(image)
     for _ in range(_OPERATIONS):
-        # Drawn whether they are needed or not: a draw says the same of all images.
+        # Drawn even if unused, so that every image takes the same number of draws.
         operation = OPERATIONS[int(numbers.random() * len(OPERATIONS))]
         made, sign = numbers.random() < _SHARE, 1 if numbers.random() < 0.5 else -1
         if made:
@@ -61,7 +60,7 @@ def _window(size: tuple[int, int], numbers: Random) -> tuple[int, int, int, int]
         if 0 < across <= width and 0 < down <= height:
             x, y = int(left * (width - across + 1)), int(top * (height - down + 1))
             return x, y, x + across, y + down
-    # Too long or too wide for any: as much of the middle as the aspect lets be.
+    # Too long or too wide for any crop: as much of the middle as the aspect allows.
     across = min(width, max(1, round(height * _ASPECT[1])))
     down = min(height, max(1, round(width / _ASPECT[0])))
     x, y = (width - across) // 2, (height - down) // 2
@@ -78,7 +77,7 @@ def _affine(image: Image.Image, *rows: float) -> Image.Image:
     )
 
 
-#: By number: what is drawn from. Each is given the image and 1 or -1.
+#: The operations to draw from, by number. Each gets the image and 1 or -1.
 OPERATIONS: tuple[Callable[[Image.Image, int], Image.Image], ...] = (
     lambda image, sign: image,
     lambda image, sign: ImageOps.autocontrast(image),

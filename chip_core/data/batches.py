@@ -1,4 +1,4 @@
-"""From preference pairs to padded tensors.
+"""Encode preference pairs as padded tensors.
 
 Shapes: B pairs, T tokens of a sequence.
 """
@@ -37,7 +37,7 @@ class _Prompt:
     inputs: dict[str, Tensor]
 
 
-#: A response, and the places of its tokens that changed.
+#: A response, and the positions of its changed tokens.
 _Marked = tuple[EncodedResponse, list[int]]
 
 
@@ -49,12 +49,12 @@ class _EncodedPair:
     prompt: _Prompt
     chosen: _Marked
     rejected: _Marked
-    #: The rejected response's prompt, with its own image where it has one, else the pair's.
+    #: The rejected response's prompt, with its own image if it has one, otherwise the pair's.
     own: _Prompt
 
 
 class PairEncoder:
-    """Turns pairs into batches for one trial's objective."""
+    """Encode pairs as batches for one trial's objective."""
 
     def __init__(
         self,
@@ -65,17 +65,18 @@ class PairEncoder:
         *,
         views: Collection[str] | None = None,
     ) -> None:
-        """Make ready.
+        """Create an encoder.
 
         Args:
             processor: the model's.
             config: the trial.
             pairs: all training pairs.
             encodings: of the same processor, kept by this process from trial to trial.
-            views: what is encoded beside chosen and rejected; None: what the objective reads.
+            views: what to encode in addition to chosen and rejected; None: what the objective
+                reads.
 
         Raises:
-            TrialError: the processor does not know the label rule.
+            TrialError: the processor does not support the label rule.
         """
         check_label_rule(processor, config.training.label_rule)
         self._processor, self._marks = processor, SpecialTokens(processor)
@@ -96,13 +97,13 @@ class PairEncoder:
 
     @property
     def may_be_void(self) -> bool:
-        """Whether there are images on which the rejected-image strategy has no effect."""
+        """Whether the rejected-image strategy may have no effect on some images."""
         return (
             "rejected_image" in self._images and self._rejected_images.traits.void_where is not None
         )
 
     def batch(self, places: Sequence[int], epoch: int = 0) -> PairBatch:
-        """Encode and pad pairs, named by their places in the data, of an epoch counted from 0."""
+        """Encode and pad pairs, given by their indices in the data, of an epoch counted from 0."""
         prompts: dict[Behind, list[_Prompt]] = {}
         answers: dict[str, list[_Marked]] = {}
         pairs: list[PreferencePair] = []
@@ -150,9 +151,9 @@ class PairEncoder:
         )
 
     def _asked(self, encoded: _EncodedPair, epoch: int) -> tuple[dict[Behind, _Prompt], bool]:
-        """Return what a pair's responses lie behind, and whether a rejected image is a true one.
+        """Return the prompts of a pair's responses, and whether a rejected image is a true one.
 
-        The rejected response's own side is the pair's where the row has one image for both.
+        For the rejected response they are the pair's if the row has one image for both.
         """
         pair = encoded.pair
         asked: dict[Behind, _Prompt] = {
@@ -164,7 +165,7 @@ class PairEncoder:
             made, void = self._rejected_prompt(pair, encoded.prompt, epoch)
             own = made
             if pair.own_image is not None and "rejected_image_rejected" in self._views:
-                # What is given for the one side is the other side's.
+                # The image given for one side is the other side's.
                 turned = replace(pair, image=pair.own_image, rejected_image=pair.image)
                 own, of_own = self._rejected_prompt(turned, encoded.own, epoch)
                 void = void or of_own
@@ -174,7 +175,7 @@ class PairEncoder:
         return asked, void
 
     def _under(self, encoded: _EncodedPair, prompt: _Prompt, view: str) -> _Marked:
-        """Return a pair's response behind a prompt, and which of its tokens changed."""
+        """Return a pair's response after a prompt, and which of its tokens changed."""
         image, response = VIEWS[view]
         pair, first = encoded.pair, encoded.own if response == "rejected" else encoded.prompt
         if image == "second_image" and pair.second_prompt is not None:
@@ -190,16 +191,16 @@ class PairEncoder:
         return again, marks
 
     def _second_prompt(self, pair: PreferencePair) -> _Prompt:
-        """Return the prompt with the second image: that one's own, or the pair's."""
+        """Return the prompt with the second image: its own, or the pair's."""
         if pair.second_image is None:
             raise TrialError(f"pair {pair.id} has no second image, which the objective reads")
         text = pair.prompt if pair.second_prompt is None else pair.second_prompt
         return self._prompt(replace(pair, prompt=text), pair.second_image)
 
     def _numbers(self, pairs: Sequence[PreferencePair]) -> dict[str, Tensor]:
-        """Return the columns of numbers that the objective reads, (B,), or (B, T) by token."""
+        """Return the numeric columns that the objective reads, (B,), or (B, T) by token."""
         numbers: dict[str, Tensor] = {}
-        one: dict[str, Response | None] = {"": None}  # a column of the user's own is a number
+        one: dict[str, Response | None] = {"": None}  # a user's own column is a number
         wanted = [(name, *item) for name in self._fields for item in COLUMNS.get(name, one).items()]
         for column, key, response in wanted:
             name = f"{column}/{key}" if key else column
@@ -220,7 +221,7 @@ class PairEncoder:
     def _by_token(
         self, pair: PreferencePair, text: str, sentences: Sequence[tuple[str, float]]
     ) -> list[float]:
-        """Return each token's number: that of the sentence in which it begins; of ends the last."""
+        """Return each token's number: of the sentence it begins in; end tokens get the last one."""
         tokenizer = self._processor.tokenizer
         if hasattr(self._processor, "labels") or not tokenizer.is_fast:
             raise TrialError("scores of sentences need a fast tokenizer, and one end of sequence")
@@ -229,7 +230,7 @@ class PairEncoder:
         except RowError as error:
             raise TrialError(f"pair {pair.id}: {error}") from None
         processor, (said,) = self._marks.hidden(text)
-        # Of the text itself: what stands for marks in `said` has no places.
+        # Offsets of the text itself: the stand-ins in `said` have none.
         plain = {} if said == text else {"split_special_tokens": True}
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **plain)
         if encoded["input_ids"] != processor.tokenizer(said, add_special_tokens=False)["input_ids"]:
@@ -245,7 +246,7 @@ class PairEncoder:
         return [*by_token, values[last]]
 
     def _encoded(self, place: int, epoch: int) -> _EncodedPair:
-        """Return a pair as this epoch sees it, encoded; a kept one where there is one."""
+        """Return an epoch's pair, encoded now or kept from before."""
         key = None
         if isinstance(self._pairs, Pairs) and self._config.training.augment == "off":
             key = self._pairs.key(place)
@@ -278,7 +279,7 @@ class PairEncoder:
         )
 
     def _pair(self, place: int, epoch: int) -> PreferencePair:
-        """Return a pair as this epoch sees it."""
+        """Return a pair with an epoch's augmentation."""
         pair = self._pairs[place]
         if self._config.training.augment == "off":
             return pair
@@ -312,11 +313,12 @@ class PairEncoder:
             pixels = maker.corrupt(prompt.inputs["pixel_values"], sample=pair.id, epoch=epoch)
             return _Prompt(ids=prompt.ids, inputs={**prompt.inputs, "pixel_values": pixels}), False
         made = maker.image(pair, epoch=epoch, others=self._pairs, given=pair.rejected_image)
-        # An image of another size may take another number of tokens: the prompt is made anew.
+        # An image of another size may take another number of tokens, so the prompt is encoded
+        # again.
         return self._prompt(pair, made.image), made.void
 
     def _one_placeholder(self, ids: list[int]) -> list[int]:
-        """Return a prompt's ids with one token for the image, as segments compare them."""
+        """Return a prompt's ids with one token for the image, for comparing segments."""
         image = self._processor.image_token_id
         return [
             token
@@ -332,9 +334,9 @@ class PairEncoder:
     def _changed(
         self, prompt: _Prompt, chosen: EncodedResponse, rejected: EncodedResponse
     ) -> tuple[list[int], list[int]]:
-        """Return which tokens of two responses changed."""
+        """Return the changed tokens of two responses."""
         settings = self._config.objective
-        # What ends a response is compared where whole sequences are.
+        # The end of a response is only compared in whole sequences.
         ids = [
             of.ids if settings.segment_scope == "sequence" else of.ids[: len(of.ids) - of.closing]
             for of in (chosen, rejected)
@@ -352,7 +354,7 @@ class PairEncoder:
         return Prompts(ids=ids, mask=mask, inputs=inputs)
 
     def _responses(self, prompts: list[_Prompt], answers: list[_Marked]) -> Responses:
-        """Return responses cut to what the longest sequence leaves of room behind each prompt."""
+        """Return responses cut to the room that the longest sequence leaves after each prompt."""
         longest = self._config.training.max_length
         kept = []
         for prompt, (response, _) in zip(prompts, answers, strict=True):
@@ -397,7 +399,7 @@ def _padded_rows(rows: list[Tensor]) -> Tensor:
 
 
 class CutCount:
-    """How many responses a training cut; one that is seen again counts once."""
+    """The number of responses that a training cut; a repeated one counts once."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
@@ -408,27 +410,27 @@ class CutCount:
         self._tokens.update({(sample, side): tokens for sample, side, tokens in batch.cut})
 
     def totals(self) -> dict[str, int]:
-        """Return responses and tokens cut, by all workers, who all come here."""
+        """Return responses and tokens cut, over all workers, which all call this."""
         tokens = [entry[-1] for entry in self.state_dict()["cut"]]
         return {"cut_responses": len(tokens), "cut_tokens": sum(tokens)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what all workers have counted, as plain data for a checkpoint."""
+        """Return the counts of all workers as plain data for a checkpoint."""
         everyone = {
             key: cut for own in self._workers.gathered(self._tokens) for key, cut in own.items()
         }
         return {"cut": [[*key, tokens] for key, tokens in everyone.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint."""
+        """Restore the counts from a checkpoint."""
         self._tokens = {(sample, side): tokens for sample, side, tokens in state["cut"]}
 
 
 def batch_order(pairs: int, *, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
-    """Yield the indices of each global batch; a last one that is not full is left out.
+    """Yield the indices of each global batch; an incomplete last one is left out.
 
-    The order is a function of (seed, epoch) alone: every cell of a study sees the same data in
-    the same order at the same seed.
+    The order depends only on (seed, epoch): every cell of a study sees the same data in the same
+    order with the same seed.
     """
     for epoch in range(epochs):
         order = torch.randperm(pairs, generator=generator("order", seed, epoch)).tolist()
@@ -437,6 +439,6 @@ def batch_order(pairs: int, *, batch_size: int, epochs: int, seed: int) -> Itera
 
 
 def count_steps(pairs: int, *, batch_size: int, epochs: int, max_steps: int | None) -> int:
-    """Return how many updates a training makes."""
+    """Return the number of updates of a training."""
     steps = pairs // batch_size * epochs
     return steps if max_steps is None else min(steps, max_steps)

@@ -1,4 +1,4 @@
-"""Check every row before training: by itself, and for a model's processor."""
+"""Check every row before training: by itself, and against a model's processor."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ class GoodRow:
 
 
 class RowChecker(Protocol):
-    """Looks at rows for what else has to take them: a model's processor."""
+    """A check of rows against what they are used for: a model's processor."""
 
     def check(
         self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further | None = None
     ) -> None:
-        """Raise RowError where it does not take a row with images of these sizes."""
+        """Raise RowError if a row with images of these sizes is not accepted."""
 
 
-SHOWN = 10  # bad rows that a line lists
+SHOWN = 10  # bad rows listed in a line
 
-#: Rows from which on several threads decode images: fewer are soon looked at.
+#: Rows from which on several threads decode images; fewer rows are fast with one.
 _MANY = 2000
-_MOST_THREADS = 8  # one reads rows about as fast as so many decode their images
+_MOST_THREADS = 8  # reading rows in one takes as long as decoding in so many
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """The images of a row, none of them decoded."""
+    """The images of a row, not decoded."""
 
     reader: ImageReader
-    refs: tuple[tuple[str, ImageRef], ...]  # what each is called where it is bad, and itself
+    refs: tuple[tuple[str, ImageRef], ...]  # its name in messages, and the image
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """A row whose texts and fields are as they are to be."""
+    """A row whose texts and fields are valid."""
 
     row: SourceRow
     further: Further
@@ -67,14 +67,14 @@ def check_rows(
     model: RowChecker | None = None,
     threads: int = 1,
 ) -> Iterator[GoodRow | BadRow]:
-    """Yield what every row is, in order; images are decoded and let go.
+    """Yield the result for every row, in order; images are decoded and freed.
 
     Args:
         source: the rows.
         rejected_images: whether a row needs a rejected image of its own.
-        asks: what an objective asks of it beside that.
-        model: what else is to take the rows; None: no model is known.
-        threads: how many decode images; 1: this one alone.
+        asks: what else an objective needs of it.
+        model: a further check of the rows; None: no model is known.
+        threads: how many decode images; 1: only this one.
     """
     read = _read_rows(source, rejected_images, asks or Asks())
     for (index, one), sizes in map_values(image_sizes, read, threads):
@@ -92,12 +92,12 @@ def check_rows(
 def bad_rows_line(
     bad: Sequence[BadRow], rows: int, leave_out: str = "by data.on_bad_row=skip"
 ) -> str:
-    """Return bad rows as one line: a trial's reason is one.
+    """Return a list of bad rows as one line, because a trial's reason is one line.
 
     Args:
         bad: the rows.
-        rows: how many were looked at.
-        leave_out: how they are left out.
+        rows: how many were checked.
+        leave_out: how to leave them out.
     """
     listed = "; ".join(str(row) for row in bad[:SHOWN])
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
@@ -108,17 +108,17 @@ def bad_rows_line(
 
 
 def threads_for(rows: int, sharing: int = 1) -> int:
-    """Return how many threads are to decode the images of rows.
+    """Return how many threads should decode the images of rows.
 
     Args:
         rows: how many there are.
-        sharing: how many processes of this machine look at as many at the same time.
+        sharing: how many processes of this machine check as many at the same time.
     """
     return 1 if rows < _MANY else max(1, min(_MOST_THREADS, cores() // sharing))
 
 
 def image_sizes(images: Images | None) -> list[tuple[int, int]] | str:
-    """Return the size of each image of a row, decoded whole; where one is bad, why."""
+    """Return the size of each image of a row, fully decoded, or why one is bad."""
     sizes = []
     for name, ref in () if images is None else images.refs:
         try:
@@ -131,7 +131,7 @@ def image_sizes(images: Images | None) -> list[tuple[int, int]] | str:
 def _read_rows(
     source: DataSource, rejected_images: bool, asks: Asks
 ) -> Iterator[tuple[tuple[int, _Read | RowError], Images | None]]:
-    """Yield each row with its number and its images; in place of a bad one the reason."""
+    """Yield each row with its number and images; for a bad row the reason."""
     for index, row in source.scan():
         if isinstance(row, RowError):
             yield (index, row), None
@@ -153,19 +153,19 @@ def _read_rows(
         yield (index, _Read(row=row, further=further)), images
 
 
-#: Images with a shorter side, in pixels, or a larger ratio of their sides are tried; any other is
-#: taken by every processor known.
+#: Images with a shorter side, in pixels, or a larger ratio of their sides are tested; every known
+#: processor accepts all others.
 _SHORT, _LONG = 64, 20.0
 
 
 class ProcessorChecker:
-    """Tells rows that a model's processor refuses."""
+    """Find rows that a model's processor refuses."""
 
     def __init__(self, processor: Any) -> None:
-        """Make ready for a model's processor."""
+        """Create a checker for a model's processor."""
         self.marks = SpecialTokens(processor)
         self._processor = processor
-        self._refused: dict[tuple[int, int], str | None] = {}  # by size: the processor's words
+        self._refused: dict[tuple[int, int], str | None] = {}  # by size: the processor's error
 
     def check(
         self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further | None = None
@@ -175,7 +175,7 @@ class ProcessorChecker:
         Args:
             row: its texts are a preference.
             sizes: of its images, width and height.
-            further: what is read of it beside that.
+            further: further cells that are used.
 
         Raises:
             RowError: the processor would refuse it.
@@ -196,7 +196,7 @@ class ProcessorChecker:
                 )
 
     def _refusal(self, width: int, height: int) -> str | None:
-        """Return what the processor says to an image of a size; None if it takes it."""
+        """Return the processor's error for an image of a size; None if it accepts it."""
         short, long = sorted((width, height))
         if short >= _SHORT and long <= _LONG * short:
             return None
@@ -213,6 +213,6 @@ class ProcessorChecker:
         )
         try:
             self._processor(images=[image], text=[text], return_tensors="pt")
-        except Exception as error:  # whatever a family's processor raises
+        except Exception as error:  # a family's processor may raise anything
             return brief(error)
         return None

@@ -1,7 +1,7 @@
-"""Prompts as they were encoded, for the next trial of the same process.
+"""Keep encoded prompts for the next trial of the same process.
 
-The arms of a study train on the same pairs and answer the same questions: what a processor made of
-them is made once.
+The arms of a study train on the same pairs and answer the same questions, so each prompt is
+processed once.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What the kept prompts of a process may take of the machine's memory.
+#: The share of the machine's memory that a process's kept prompts may take.
 SHARE = 1 / 128
-#: Bytes that an entry takes beside its tensors, about: token ids, texts and their objects.
+#: Approximate bytes of an entry in addition to its tensors: token ids, texts and their objects.
 OVERHEAD = 4096
 
 
 class Encodings:
     """Encoded prompts by key, up to a number of bytes.
 
-    What comes when it is full is not kept, and nothing is dropped for it: trials ask for the same
-    prompts in about the same order, and of a few too many the oldest would always be gone.
+    When it is full, new entries are not kept and none is evicted: trials use the same prompts in
+    about the same order, so evicting the oldest would always lose the one needed next.
     """
 
     def __init__(self, room: int) -> None:
-        """Keep nothing yet; `room` is in bytes."""
+        """Create an empty store of `room` bytes."""
         self._kept: dict[Hashable, Any] = {}
         self._room = room
 
     def get(
         self, key: Hashable, encode: Callable[[], T], tensors: Callable[[T], Iterable[Tensor]]
     ) -> T:
-        """Return what a key stands for, encoded now where it is not kept.
+        """Return the entry of a key, encoding it if it is not kept.
 
         Args:
-            key: equal for what is encoded to equal tensors by the same processor.
+            key: equal for inputs that the same processor encodes to equal tensors.
             encode: encodes it.
-            tensors: those of an encoded prompt. Nobody may write to them.
+            tensors: returns an encoded prompt's tensors. Nobody may write to them.
         """
         if key in self._kept:
             return cast(T, self._kept[key])
@@ -55,26 +55,27 @@ class Encodings:
 
 
 class KeptEncodings:
-    """The encoded prompts of the model that this process used last, if they are to be kept."""
+    """The encoded prompts of the model that this process used last, if they are kept."""
 
     def __init__(self) -> None:
-        """Nothing is kept, until `keep`."""
+        """Keep nothing until `keep` is called."""
         self._keep = False
         self._last: tuple[Hashable, Encodings] | None = None
 
     def keep(self) -> None:
-        """Keep what is encoded from now on, for all that this process runs."""
+        """Keep what is encoded from now on, for everything that this process runs."""
         self._keep = True
 
     def forget(self) -> None:
-        """Keep nothing."""
+        """Drop the kept prompts and keep none."""
         self._keep, self._last = False, None
 
     def of(self, model: Hashable) -> Encodings | None:
-        """Return those of a model; None where nothing is kept.
+        """Return the encodings of a model; None if nothing is kept.
 
         Args:
-            model: equal for models whose processors encode alike; those of another are dropped.
+            model: equal for models whose processors encode alike; another model's encodings are
+                dropped.
         """
         if not self._keep:
             return None
@@ -83,5 +84,5 @@ class KeptEncodings:
         return self._last[1]
 
 
-#: Of this process.
+#: The instance of this process.
 ENCODINGS = KeptEncodings()

@@ -1,4 +1,4 @@
-"""Which files a data source means, and what they hold, by content."""
+"""Find the files of a data source, and identify them by content."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import expand_path
 
 PARQUET, LINES = (".parquet",), (".jsonl", ".ndjson")
-#: Read where they are named; a folder holds others, such as dataset_info.json.
+#: Read if they are named; a folder holds other such files, for example dataset_info.json.
 NAMED = (".json",)
-MOST_ENTRIES = 100_000  # files and folders below a source, of which a data set has fewer
+MOST_ENTRIES = 100_000  # files and folders below a source; a data set has fewer
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _GLOB = re.compile(r"[*?\[]")
 
 
 def is_hub_name(source: str) -> bool:
-    """Return whether a source is a data set's name on the hub: `owner/name`, and no file here."""
+    """Return whether a source is a data set's name on the hub: `owner/name`, not a local file."""
     return (
         bool(_HUB_NAME.fullmatch(source))
         and not source.startswith(".")
@@ -31,14 +31,14 @@ def is_hub_name(source: str) -> bool:
 
 
 def shards(data: DataConfig) -> list[Path]:
-    """Return the files of a local source, in order of their paths.
+    """Return the files of a local source, sorted by path.
 
     Raises:
-        ConfigError: there is none, or they are not of one kind.
+        ConfigError: there is none, or they are of different kinds.
     """
     source = data.source
     path = expand_path(source)
-    if os.path.isdir(path):  # a name that no file can have is none
+    if os.path.isdir(path):  # False for a name that no file can have
         found = _in_folder(path, data.split)
         if not found:
             of_split = f" of the split '{data.split}'" if data.split else ""
@@ -65,7 +65,7 @@ def shards(data: DataConfig) -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """Return where copies of data lie: $CHIP_ABLATE_CACHE, or the user's cache folder."""
+    """Return the folder for copies of data: $CHIP_ABLATE_CACHE, or the user's cache folder."""
     own = os.environ.get("CHIP_ABLATE_CACHE")
     if own:
         return expand_path(own)
@@ -85,10 +85,10 @@ def _in_folder(folder: Path, split: str | None) -> list[Path]:
 
 
 def _data_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of data below a folder; what is hidden is none.
+    """Yield the data files below a folder, without hidden ones.
 
     Raises:
-        ConfigError: there is too much below it.
+        ConfigError: there are too many entries below it.
     """
     entries = 0
     for above, folders, names in os.walk(folder):

@@ -1,7 +1,7 @@
-"""From a picture file of any origin to the RGB pixels that a model sees, without trusting the file.
+"""Read untrusted picture files as the RGB pixels that a model sees.
 
-`read_image` is the only way there: training and given rejected images, benchmarks' pictures,
-galleries, reports and representations are read by it, so that one file is one picture everywhere.
+All pictures are read by `read_image`: training images and given rejected images, benchmarks'
+pictures, galleries, reports and representations, so that a file gives the same picture everywhere.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from chip_core.config.trial import Transparency
 from chip_core.data.rows import ImageRef, RowError
 from chip_core.utils.errors import brief
 
-#: Pillow's own bound; an image's header is looked at before a pixel is decoded.
+#: Pillow's own bound; an image's header is checked before a pixel is decoded.
 MAX_PIXELS = 89_478_485
-#: Of an image as it is stored: more is no picture of that many pixels.
+#: Bytes of a stored image; no picture of that many pixels is larger.
 MAX_BYTES = 2**28
-#: Raised whenever other pixels are read of a file: figures on files change with it.
+#: Increased whenever a file gives other pixels; figures on files depend on it.
 READER = 2
 _KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-#: How a PNG's pixels lie in the file -> one of its values as Pillow decodes it.
+#: A PNG's pixel layout in the file -> conversion of one value to what Pillow decodes.
 _DECODED: Mapping[str, Callable[[int], int]] = {
     "L;2": lambda value: (value & 0x3) * 0x55,
     "L;4": lambda value: (value & 0xF) * 0x11,
@@ -36,29 +36,29 @@ _DECODED: Mapping[str, Callable[[int], int]] = {
 
 
 class ImageReader:
-    """Reads the images of one data file; paths are relative to a folder and stay inside it."""
+    """Read the images of one data file; paths are relative to a folder and stay inside it."""
 
     def __init__(self, root: Path | None, transparency: Transparency = "white") -> None:
         self._root = None if root is None else root.resolve()
         self._transparency = transparency
 
     def size(self, ref: ImageRef) -> tuple[int, int]:
-        """Return (width, height) of an image that decodes whole, as it is seen once it is turned.
+        """Return (width, height) of an image that decodes completely, after its EXIF rotation.
 
-        A JPEG is decoded at an eighth of its size: all its bytes are read, few pixels are made.
+        A JPEG is decoded at an eighth of its size: all bytes are read, but few pixels are computed.
 
         Raises:
-            RowError: there is no image, it is broken, too large, or lies outside the folder.
+            RowError: there is no image, or it is broken, too large or outside the folder.
         """
         with open_image(self._source(ref)) as image:
             width, height = image.size
             image.draft("RGB", (1, 1))
-            _rgb(image, "drop")  # nobody looks at it
+            _rgb(image, "drop")  # only decoded, not used
             on_its_side = _orientation(image) in (5, 6, 7, 8)
         return (height, width) if on_its_side else (width, height)
 
     def read(self, ref: ImageRef) -> Image.Image:
-        """Return the image as `read_image` reads it, transparency as the data's setting says.
+        """Return the image as `read_image` reads it, with the data's transparency setting.
 
         Raises:
             RowError: as `size`.
@@ -66,7 +66,7 @@ class ImageReader:
         return read_image(self._source(ref), self._transparency)
 
     def small(self, ref: ImageRef) -> Image.Image:
-        """Return the image on white; a JPEG at a part of its size, in a part of the time.
+        """Return the image on white; a JPEG is scaled down, which is faster.
 
         Raises:
             RowError: as `size`.
@@ -76,10 +76,10 @@ class ImageReader:
             return _rgb(image, "white")
 
     def file(self, path: str) -> Path:
-        """Return the file of a path that a row names.
+        """Return the file of a path in a row.
 
         Raises:
-            RowError: it leaves the folder, or there is no such file.
+            RowError: it is outside the folder, or there is no such file.
         """
         if "://" in path:
             raise RowError(f"image {path[:80]!r} is a URL: fetch the images, then name paths")
@@ -96,15 +96,15 @@ class ImageReader:
 
 
 def read_image(source: Path | bytes, transparency: Transparency = "white") -> Image.Image:
-    """Return a picture of any origin in 8-bit RGB, with nothing of its file but the pixels.
+    """Return a picture in 8-bit RGB, without any metadata of its file.
 
-    It is turned as its EXIF orientation says; of several frames it is the first; grey of more
-    than 8 bits is scaled as `eight_bits` says.
+    It is rotated by its EXIF orientation; of several frames it is the first; grey of more than 8
+    bits is scaled as in `eight_bits`.
 
     Args:
         source: the file, or its bytes.
-        transparency: "white": what is transparent is seen on white; "drop": its colours are taken
-            as they are stored.
+        transparency: "white": transparent parts are shown on white; "drop": their stored colours
+            are used.
 
     Raises:
         RowError: as `open_image`, or it is broken further on.
@@ -112,22 +112,22 @@ def read_image(source: Path | bytes, transparency: Transparency = "white") -> Im
     with open_image(source) as image:
         made = _rgb(image, transparency)
         read = made.copy() if made is image else made
-    read.info.clear()  # orientation and transparent colour are spoken for: nobody obeys them again
+    read.info.clear()  # orientation and transparent colour are already applied
     return read
 
 
 def open_image(source: Path | bytes) -> Image.Image:
-    """Return an image of any origin, bounded and not yet decoded; of several frames the first.
+    """Return an image that is within the bounds and not yet decoded; of several frames the first.
 
     Raises:
-        RowError: it is of no kind that is read, broken, or larger than the bounds.
+        RowError: its kind is not supported, or it is broken or larger than the bounds.
     """
     try:
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         if size > MAX_BYTES:
             raise RowError(f"the image has {size} bytes, more than {MAX_BYTES}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a bad image is told as a bad row
+            warnings.simplefilter("ignore")  # a bad image is reported as a bad row
             image = Image.open(
                 source if isinstance(source, Path) else io.BytesIO(source), formats=_KINDS
             )
@@ -147,14 +147,14 @@ def open_image(source: Path | bytes) -> Image.Image:
 
 
 def inside(root: Path, path: str) -> Path:
-    """Return the image file that a path of any origin names below a folder.
+    """Return the image file that an untrusted path names below a folder.
 
     Args:
         root: the folder, resolved.
         path: relative to it; neither `..` nor a link may lead out of it.
 
     Raises:
-        RowError: it leaves the folder, or there is no such file.
+        RowError: it is outside the folder, or there is no such file.
     """
     try:
         file = (root / path).resolve()
@@ -185,14 +185,14 @@ def decoded(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
-    """Return an image of any mode in RGB; one that is RGB and all opaque is returned itself.
+    """Return an image of any mode in RGB; an opaque RGB image is returned unchanged.
 
     Args:
         image: the image, decoded.
-        transparency: as `read_image`.
+        transparency: as in `read_image`.
 
     Raises:
-        ValueError: the mode has no way to RGB, or a pixel is not a finite number.
+        ValueError: the mode cannot be converted, or a pixel is not a finite number.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -200,24 +200,24 @@ def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Im
         seen = Image.alpha_composite(Image.new("RGBA", image.size, "white"), _rgba(image))
         return seen.convert("RGB")
     made = eight_bits(_plain_alpha(image)).convert("RGB")
-    made.info.pop("transparency", None)  # else the next reader would obey it
+    made.info.pop("transparency", None)  # else the next reader would apply it
     return made
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Return a grey image of more than 8 bits (modes I;16…, I, F) in 8; any other as it is.
+    """Return a grey image of more than 8 bits (modes I;16…, I, F) in 8; any other image unchanged.
 
-    A value v becomes 255 v / white, without its decimals, 0 at least; conversion alone would cut
-    at 255. Of 16 bits (of 12 in a TIFF that says so) white is the largest value that they can
-    hold. Of 32 bits the image's own largest value tells: 1 (F), 255, 65535, or that value itself
-    is white. Where a TIFF says that 0 is white, the result is inverted.
+    A value v becomes 255 v / white, rounded down, at least 0; plain conversion would clip at 255.
+    For 16 bits (or 12, in a TIFF that says so) white is the largest value that they can hold. For
+    32 bits it depends on the image's largest value: 1 (F), 255, 65535, or that value itself is
+    white. If a TIFF says that 0 is white, the result is inverted.
 
     Raises:
         ValueError: a pixel is not a finite number.
     """
     if not _is_wide(image):
         return image
-    tags: Mapping[int, object] = getattr(image, "tag_v2", {})  # a TIFF's
+    tags: Mapping[int, object] = getattr(image, "tag_v2", {})  # of a TIFF
     white: float
     if image.mode.startswith("I;16"):
         white = 4095 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 65535
@@ -249,8 +249,8 @@ def _rgb(image: Image.Image, transparency: Transparency) -> Image.Image:
 
 
 def _rgba(image: Image.Image) -> Image.Image:
-    """Return an image that has transparent parts in RGBA, not premultiplied."""
-    if _is_wide(image):  # of its values one is transparent
+    """Return an image with transparent parts in RGBA, not premultiplied."""
+    if _is_wide(image):  # one of its values is transparent
         import numpy as np
 
         shown = np.asarray(image) != image.info["transparency"]
@@ -261,14 +261,14 @@ def _rgba(image: Image.Image) -> Image.Image:
 
 
 def _plain_alpha(image: Image.Image) -> Image.Image:
-    """Return premultiplied grey as it was before; Pillow has no other way out of it."""
+    """Return premultiplied grey as not premultiplied; Pillow has no other conversion from it."""
     return image.convert("LA") if image.mode == "La" else image
 
 
 def _decode_transparent_value(image: Image.Image) -> None:
-    """Bring a PNG's transparent grey or colour to the values of decoded pixels.
+    """Convert a PNG's transparent grey or colour to the values of decoded pixels.
 
-    Pillow leaves it as the file has it. How wide the file's pixels are is known only until they are
+    Pillow leaves it as in the file, and the width of the file's pixels is known only until they are
     decoded.
     """
     stored = image.info.get("transparency")
@@ -282,7 +282,7 @@ def _decode_transparent_value(image: Image.Image) -> None:
 
 
 def _unsigned(image: Image.Image) -> Image.Image:
-    """Return an image of mode I whose values have no sign; Pillow gives the upper half one."""
+    """Return an image of mode I with unsigned values; Pillow reads the upper half as negative."""
     if _extrema(image)[0] >= 0:
         return image
     import numpy as np
@@ -291,7 +291,7 @@ def _unsigned(image: Image.Image) -> Image.Image:
 
 
 def _is_finite(image: Image.Image) -> bool:
-    """Return whether every pixel of an image of mode F is finite: then so is their mean."""
+    """Return whether every pixel of an image of mode F is finite, which its mean then is too."""
     mean: float = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # type: ignore[assignment]
     return math.isfinite(mean)
 
@@ -311,7 +311,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF says nothing of the picture
+    except Exception:  # broken EXIF does not affect the picture
         return image
 
 
@@ -319,5 +319,5 @@ def _orientation(image: Image.Image) -> int | None:
     """Return a loaded image's EXIF orientation."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # broken EXIF says nothing of the picture
+    except Exception:  # broken EXIF does not affect the picture
         return None

@@ -1,4 +1,4 @@
-"""Preference pairs: an image, a prompt, a chosen and a rejected response."""
+"""Load preference pairs: an image, a prompt, a chosen and a rejected response."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chip_core.data.source import SHAPES, DataSource, SourceRow, is_local, open_
 from chip_core.shapes import captions, world
 from chip_core.utils.errors import ConfigError, TrialError
 
-LOOKED_AT = 64  # rows that `first_pairs` goes through at most
+LOOKED_AT = 64  # rows that `first_pairs` reads at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,41 +30,42 @@ class PreferencePair:
     prompt: str
     chosen: str
     rejected: str
-    rejected_image: Image.Image | None = None  # where the data gives one
-    own_image: Image.Image | None = None  # the rejected response's; None: `image` is both's
-    other: str | None = None  # a third response, where the data gives one
-    second_image: Image.Image | None = None  # a further image, where the data gives one
+    rejected_image: Image.Image | None = None  # if the data gives one
+    own_image: Image.Image | None = None  # the rejected response's; None: `image` is for both
+    other: str | None = None  # a third response, if the data gives one
+    second_image: Image.Image | None = None  # a further image, if the data gives one
     second_prompt: str | None = None  # its own prompt; None: the pair's
     #: `COLUMN/KEY` of `objectives.parts.COLUMNS` -> a number, or (sentence, number) in order
     scores: Mapping[str, Score] = field(default_factory=dict)
 
 
 class Pairs(Sequence[PreferencePair]):
-    """Pairs by number; a pair's images are decoded when it is asked for."""
+    """Pairs by number; a pair's images are decoded when it is accessed."""
 
     skipped: Sequence[BadRow] = ()  # rows left out
-    #: Characters of each pair's texts, for passes over pairs of like length; None: all are alike.
+    #: Characters of each pair's texts, for passes over pairs of similar length; None: all are
+    #: similar.
     lengths: Sequence[int] | None = None
 
     def __iter__(self) -> Iterator[PreferencePair]:
         return (self[index] for index in range(len(self)))
 
     def key(self, index: int) -> Hashable | None:
-        """Return what stands for a pair and everything in it; None: only the pair itself does."""
+        """Return a key that stands for a pair and all of its content; None if there is none."""
         return None
 
     def responses(self, index: int) -> tuple[str, str]:
-        """Return a pair's chosen and rejected response; its images are let be."""
+        """Return a pair's chosen and rejected response without reading its images."""
         pair = self[index]
         return pair.chosen, pair.rejected
 
     def other(self, index: int) -> str | None:
-        """Return a pair's third response; its images are let be."""
+        """Return a pair's third response without reading its images."""
         return self[index].other
 
 
 class ShapesPairs(Pairs):
-    """The embedded world's `train` split, drawn when asked for."""
+    """The embedded world's `train` split, drawn on access."""
 
     def __init__(self, limit: int | None) -> None:
         size = world.SPLIT_SIZES["train"]
@@ -86,17 +87,17 @@ class ShapesPairs(Pairs):
         )
 
     def key(self, index: int) -> Hashable:
-        """Return its scene's name: the world's pairs are always the same."""
+        """Return its scene's name, because the world's pairs never change."""
         return SHAPES, index
 
     def responses(self, index: int) -> tuple[str, str]:
-        """Return a pair's chosen and rejected response; nothing is drawn."""
+        """Return a pair's chosen and rejected response without drawing its image."""
         scene = world.scene("train", index)
         return captions.faithful_caption(scene), captions.rejected_caption(scene)
 
 
 class SourcePairs(Pairs):
-    """The good rows of a data source."""
+    """The valid rows of a data source."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class SourcePairs(Pairs):
         model: RowChecker | None = None,
         threads: int = 1,
     ) -> None:
-        """Look at every row once, images in so many threads; `on_row` is told (done, total)."""
+        """Check every row once, images in `threads`; call `on_row` with (done, total)."""
         self._source, self._asks = source, asks or Asks()
         self._good, self._repeated = array("Q"), set[int]()
         skipped: list[BadRow] = []
@@ -147,22 +148,22 @@ class SourcePairs(Pairs):
         try:
             row = self._source.row(number)
             name = row.id or self._source.fallback_id(number)
-            # A draw belongs to one sample: an id that was there before gets its number.
+            # A draw belongs to one sample: a repeated id gets its row number.
             name = f"{name}@{number}" if number in self._repeated else name
             return _pair(row, name, self._asks)
         except RowError as error:
             place = self._source.place(number)
             raise TrialError(f"{place}: {error}: it changed since training began") from None
-        except ConfigError as error:  # its file cannot be read any more, or not be copied
+        except ConfigError as error:  # its file can no longer be read or copied
             raise TrialError(error.problems[0]) from None
 
     def responses(self, index: int) -> tuple[str, str]:
-        """Return a pair's chosen and rejected response; its images are not decoded."""
+        """Return a pair's chosen and rejected response without decoding its images."""
         texts = self._source.row(self._good[index]).texts
         return texts.chosen, texts.rejected
 
     def other(self, index: int) -> str | None:
-        """Return a pair's third response; its images are not decoded."""
+        """Return a pair's third response without decoding its images."""
         return further_of(self._source.row(self._good[index]).raw, self._asks).other
 
 
@@ -175,14 +176,14 @@ def load_pairs(
     model: RowChecker | None = None,
     sharing: int = 1,
 ) -> Pairs:
-    """Return the pairs that a configuration names, every row of them checked.
+    """Return a configuration's pairs, after checking every row.
 
     Args:
         config: the data.
-        on_row: told (rows checked, rows).
+        on_row: called with (rows checked, rows).
         rejected_images: whether a row without a rejected image of its own is bad.
-        asks: what an objective asks of each row beside that.
-        model: what else is to take the rows; None: no model is known.
+        asks: what else an objective needs of each row.
+        model: a further check of the rows; None: no model is known.
         sharing: how many processes of this machine load them at the same time.
 
     Raises:
@@ -210,14 +211,14 @@ def load_pairs(
 
 
 def first_pairs(config: DataConfig, count: int) -> list[PreferencePair]:
-    """Return the first good pairs that show different pictures; no other row is looked at.
+    """Return the first valid pairs with different pictures, without reading further rows.
 
     Args:
         config: the data.
-        count: how many; fewer where the first rows hold no more.
+        count: how many; fewer if the first rows have no more.
 
     Raises:
-        ConfigError: the data cannot be read, or would have to be fetched first.
+        ConfigError: the data cannot be read, or would have to be downloaded first.
     """
     found: list[PreferencePair] = []
     for pair in _leading(config, LOOKED_AT):
@@ -229,7 +230,7 @@ def first_pairs(config: DataConfig, count: int) -> list[PreferencePair]:
 
 
 def _leading(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
-    """Yield the good pairs of the first rows."""
+    """Yield the valid pairs of the first rows."""
     if config.source == SHAPES:
         yield from itertools.islice(ShapesPairs(config.limit), rows)
         return
@@ -246,7 +247,7 @@ def _leading(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
 
 
 def _pair(row: SourceRow, name: str, asks: Asks | None = None) -> PreferencePair:
-    """Return a row with its images decoded, and what is asked of it beside that."""
+    """Return a row with its images decoded, and the further cells in `asks`."""
     rejected, further = row.rejected_image, further_of(row.raw, asks or Asks())
     second = further.second_image
     given = None if rejected is None else row.images.read(rejected)

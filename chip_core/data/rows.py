@@ -1,4 +1,4 @@
-"""One row of a data set, between the file it lies in and the preference pair it becomes."""
+"""One row of a data set, between its file and the preference pair it becomes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from chip_core.utils.errors import printable
 
-LONGEST = 300  # characters of a reason; a row's own words may be in it
+LONGEST = 300  # characters of a reason, which may quote the row
 
 
 class RowError(ValueError):
@@ -18,7 +18,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class RowLocation:
-    """Where a row lies."""
+    """The location of a row."""
 
     file: str
     row: int  # from 0; in a JSON-lines file the line, from 1
@@ -30,7 +30,7 @@ class RowLocation:
 
 @dataclass(frozen=True, kw_only=True)
 class BadRow:
-    """A row that is no preference pair, and why."""
+    """A row that is not a preference pair, and the reason."""
 
     place: RowLocation
     reason: str
@@ -41,7 +41,7 @@ class BadRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRef:
-    """An image as a row gives it: the file's bytes, or a path. Bytes go first."""
+    """An image in a row: the file's bytes, or a path. Bytes take precedence."""
 
     data: bytes | None = None
     path: str | None = None
@@ -49,28 +49,28 @@ class ImageRef:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceTexts:
-    """What a row says."""
+    """The texts of a row."""
 
     id: str | None  # the row's own
     prompt: str
     chosen: str
     rejected: str
-    #: Whether builds before 2026-11-28 read the row otherwise, or refused it
+    #: Whether versions before 2026-11-28 read the row differently, or refused it
     #: (`DataSource.read_anew`).
     anew: bool = False
 
 
 def check_texts(texts: PreferenceTexts, *, sides: bool = False) -> None:
-    """Raise where a row's texts are no preference.
+    """Check that a row's texts are a preference.
 
     Args:
         texts: the row's.
-        sides: whether each response has an image of its own: one text may then be both.
+        sides: whether each response has an image of its own: both may then have the same text.
 
     Raises:
-        RowError: the first thing that is wrong.
+        RowError: the first problem found.
     """
-    _check_encoding("id", texts.id or "")  # what is drawn for a sample is drawn by it
+    _check_encoding("id", texts.id or "")  # draws for a sample use it
     for name in ("prompt", "chosen", "rejected"):
         check_text(name, getattr(texts, name))
     if not sides and texts.chosen.strip() == texts.rejected.strip():
@@ -78,10 +78,10 @@ def check_texts(texts: PreferenceTexts, *, sides: bool = False) -> None:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise where a text of a row cannot be trained on.
+    """Check that a text of a row can be trained on.
 
     Raises:
-        RowError: the first thing that is wrong.
+        RowError: the first problem found.
     """
     if not text.strip():
         raise RowError(f"{name} is empty")
@@ -98,4 +98,4 @@ def _check_encoding(name: str, text: str) -> None:
 
 
 IMAGE_PLACEHOLDER = "<image>"
-"""How many data sets mark the image in a prompt; the chat template puts its own."""
+"""The mark for the image in many data sets' prompts; the chat template adds its own."""

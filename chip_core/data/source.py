@@ -1,4 +1,4 @@
-"""A data source opened: its rows as texts and images, its problems, its identity."""
+"""Open a data source: its rows as texts and images, its problems, its identity."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SourceRow:
 
 
 class DataSource:
-    """The rows of all shards, numbered through."""
+    """The rows of all shards, numbered consecutively."""
 
     def __init__(self, data: DataConfig, tables: list[Table]) -> None:
         self.tables = tables
@@ -67,17 +67,17 @@ class DataSource:
         return self._length
 
     def place(self, index: int) -> RowLocation:
-        """Return where a row lies."""
+        """Return the location of a row."""
         shard, row = self._find(index)
         return self.tables[shard].place(row)
 
     def fallback_id(self, index: int) -> str:
-        """Return the id of a row that has none of its own: its shard's name and its number."""
+        """Return the id of a row without one: its shard's name and its number."""
         shard, row = self._find(index)
         return f"{self.tables[shard].name}:{row}"
 
     def scan(self) -> Iterator[tuple[int, SourceRow | RowError]]:
-        """Yield each row with its number, in order; in place of a bad one the reason."""
+        """Yield each row with its number, in order; for a bad row the reason."""
         for index, shard, read in self._readers():
             try:
                 yield index, self._row(index, shard, read())
@@ -94,7 +94,7 @@ class DataSource:
         return self._row(index, shard, self.tables[shard].read(row))
 
     def raw(self, index: int) -> tuple[Mapping[str, Any], ImageReader]:
-        """Return one row's cells as they lie there, and what reads its images.
+        """Return one row's raw cells, and the reader of its images.
 
         Raises:
             RowError: it cannot be read.
@@ -103,17 +103,17 @@ class DataSource:
         return self.tables[shard].read(row), self._images[shard]
 
     def read_anew(self) -> bool:
-        """Return whether a row is one that builds before 2026-11-28 read otherwise, or refused.
+        """Return whether versions before 2026-11-28 read a row differently, or refused it.
 
-        A text that holds what may be a mark of a model's family was tokenized otherwise; an image
-        of the chosen response's own was not looked at.
+        A text with what may be a special token of a model's family was tokenized differently; the
+        chosen response's own image was ignored.
         """
         for _, _, read in self._readers((*self.format.text_columns, *CHOSEN_IMAGE_COLUMNS)):
             try:
                 raw = read()
                 texts, own = self.format.texts(raw), _has_own(raw)
             except RowError:
-                continue  # told when the rows are checked
+                continue  # reported when the rows are checked
             if (
                 texts.anew
                 or own
@@ -129,13 +129,13 @@ class DataSource:
         """Return whether one of the first rows has an image of the chosen response's own."""
         first = itertools.islice(self._readers(CHOSEN_IMAGE_COLUMNS), rows)
         for _, _, read in first:
-            with suppress(RowError):  # told when the rows are checked
+            with suppress(RowError):  # reported when the rows are checked
                 if _has_own(read()):
                     return True
         return False
 
     def image_files(self) -> Iterator[tuple[str, Path | None]]:
-        """Yield each image that is named by a path, and its file where there is one."""
+        """Yield each image path, and its file if it exists."""
         columns = (
             *self.format.image_columns,
             *CHOSEN_IMAGE_COLUMNS,
@@ -154,7 +154,7 @@ class DataSource:
                     first_image(raw, *SECOND_IMAGE_COLUMNS),
                 )
             except RowError:
-                continue  # told when the rows are checked
+                continue  # reported when the rows are checked
             for ref in refs:
                 if ref is None or ref.data is not None or ref.path is None:
                     continue
@@ -207,11 +207,11 @@ def _has_own(raw: Mapping[str, Any]) -> bool:
 def open_source(
     data: DataConfig, on_file: Callable[[int, int], None] = lambda done, total: None
 ) -> DataSource:
-    """Open a source that is not the embedded world's.
+    """Open a source other than the embedded world.
 
     Args:
         data: the source.
-        on_file: told (files opened, files).
+        on_file: called with (files opened, files).
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or its columns fit no format.
@@ -227,7 +227,7 @@ def open_source(
 
 
 def is_local(data: DataConfig) -> bool:
-    """Return whether a source can be opened without fetching it from the hub."""
+    """Return whether a source can be opened without downloading it from the hub."""
     if data.source == SHAPES or not is_hub_name(data.source):
         return True
     from datasets import config
@@ -238,9 +238,9 @@ def is_local(data: DataConfig) -> bool:
 
 
 def problem(data: DataConfig) -> str | None:
-    """Return what is wrong with a source, before anything is started; None if nothing.
+    """Return what is wrong with a source before anything is started; None if nothing.
 
-    Its rows are not looked at, and a hub name is not looked up.
+    Its rows are not checked, and a hub name is not looked up.
     """
     if data.source == SHAPES and data.split is not None:
         return f"split '{data.split}': only a folder or a hub name has splits"
@@ -256,7 +256,7 @@ def problem(data: DataConfig) -> str | None:
 
 
 def count(data: DataConfig) -> int | None:
-    """Return how many rows a source has, bad ones included; None for a hub name."""
+    """Return the number of rows of a source, bad ones included; None for a hub name."""
     if data.source == SHAPES:
         from chip_core.shapes import world
 
@@ -266,11 +266,11 @@ def count(data: DataConfig) -> int | None:
 
 
 def identity(data: DataConfig) -> dict[str, Any]:
-    """Return what a fingerprint holds of a source: its content, not where it lies.
+    """Return what a fingerprint includes of a source: its content, not its location.
 
-    The files' names are in it: they are part of the ids of rows that have none of their own.
-    Images that rows name by path are in it by content. How rows are read is in it where one of
-    them was once read otherwise.
+    It includes the files' names, which are part of the ids of rows without their own, and images
+    that rows name by path, by content. It includes how rows are read if one of them was once read
+    differently.
     """
     if data.source == SHAPES:
         return {"source": SHAPES}
@@ -316,17 +316,18 @@ def _hub_tables(data: DataConfig) -> list[Table]:
             dataset = load_dataset(data.source, split=split, revision=data.revision)
             table = HubTable(dataset, data.source)
             files = _json_files(data, split) if table.times else []
-        except Exception as error:  # whatever the hub, the network or a loader raises
+        except Exception as error:  # the hub, the network or a loader may raise anything
             what = brief(error)
             raise ConfigError(
                 [f"{data.source}, split {split}, cannot be loaded ({what})"]
             ) from None
-    # `datasets` makes times of JSON's texts where all of a column look like one: read them anew.
+    # `datasets` converts JSON texts to times if all of a column look like times, so read them
+    # directly.
     return [LinesTable(file, data.source, fetched=True) for file in files] or [table]
 
 
 def _json_files(data: DataConfig, split: str) -> list[Path]:
-    """Return the JSON files of a hub data set, fetched; none where it is of other files."""
+    """Return a hub data set's JSON files, downloaded; none if it has other files."""
     from datasets import DownloadManager, load_dataset_builder
 
     builder = load_dataset_builder(data.source, revision=data.revision)
@@ -338,7 +339,7 @@ def _json_files(data: DataConfig, split: str) -> list[Path]:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Let `datasets` read what it has, and ask no network for half a minute."""
+    """Let `datasets` read its cache without waiting half a minute for the network."""
     from datasets import config
 
     before = config.HF_HUB_OFFLINE
@@ -356,7 +357,7 @@ def _format(data: DataConfig, tables: list[Table]) -> Format:
     kinds = {} if first is None else first.kinds
     found = find_format(kinds)
     if found is None and isinstance(first, LinesTable):
-        kinds = first.all_kinds()  # the first rows may lack what others have: each is told then
+        kinds = first.all_kinds()  # the first rows may lack columns; list all of them
         found = find_format(kinds)
         if not kinds:
             raise ConfigError([f"{first.file} holds no row: write one JSON object a line"])
@@ -364,16 +365,16 @@ def _format(data: DataConfig, tables: list[Table]) -> Format:
         wanted = "; ".join(f"{entry.name}: {entry.wants}" for entry in FORMATS.values())
         where = f"{first.place(0).file}: " if first is not None and len(tables) > 1 else ""
         raise ConfigError([f"{where}the columns {', '.join(kinds)} fit no format ({wanted})"])
-    return found or FORMATS["jsonl"]  # without a row nothing is read by it
+    return found or FORMATS["jsonl"]  # without rows it reads nothing
 
 
-_SECONDS = 5.0  # that an answer is waited for
+_SECONDS = 5.0  # to wait for an answer
 
 
 def unreachable(
     kind: Literal["dataset", "model"], name: str, revision: str | None = None
 ) -> str | None:
-    """Return why the hub cannot be asked for a name; None if it answers, whatever it says."""
+    """Return why the hub cannot be reached for a name; None if it answers, whatever the answer."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -383,8 +384,8 @@ def unreachable(
     except HfHubHTTPError as error:
         code = error.response.status_code
         return f"it answers {code}" if code >= 500 else None
-    except ValueError:  # a name that no repository can have: told when it is loaded
+    except ValueError:  # an impossible name: reported when it is loaded
         return None
-    except Exception as error:  # whatever is between here and there
+    except Exception as error:  # the network may raise anything
         return brief(error)
     return None

@@ -1,9 +1,10 @@
-"""A family's own marks in texts: `<image>`, `<|im_start|>`, `</s>` as words, not as what they do.
+"""Keep a family's special tokens in texts as text: `<image>`, `<|im_start|>`, `</s>` as words.
 
-A tokenizer makes one token of a mark wherever it stands, and a processor takes each `<image>` for
-the place of a picture. Chat templates write both into the same string as a row's texts. So a text
-that holds a mark is rendered as a stand-in, and becomes text again where it is tokenized: between
-the marks of the template, with `split_special_tokens`. Texts without marks go by untouched.
+A tokenizer makes one token of a special token wherever it stands, and a processor takes each
+`<image>` for the place of a picture. Chat templates write both into the same string as a row's
+texts. So a text with a special token is rendered as a stand-in, and becomes text again when it is
+tokenized: between the template's own special tokens, with `split_special_tokens`. Texts without
+them are unchanged.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ from typing import Any
 
 from chip_core.utils.errors import TrialError
 
-#: What marks look like, by and large: `<|im_start|>`, `</s>`, `[INST]`.
+#: The usual forms of special tokens: `<|im_start|>`, `</s>`, `[INST]`.
 _LIKE_A_MARK = re.compile(r"<[^<>\s]+>|\[/?[A-Za-z][\w/]*\]")
 
-#: Attributes of a processor that are marks though its tokenizer may not call them special.
+#: Attributes of a processor with special tokens that its tokenizer may not list.
 _PLACES = ("image_token", "video_token", "audio_token")
 
-#: Stand-ins are private to whoever uses them, and tokenized nowhere.
+#: Stand-ins are private-use characters, and are never tokenized.
 _STAND_INS = range(0x100000, 0x10FFFE)
 
 
 def may_hold_special_tokens(text: str) -> bool:
-    """Return whether a text holds what could be some family's mark; the family is not known."""
+    """Return whether a text contains what could be a special token of some family."""
     return ("<" in text or "[" in text) and _LIKE_A_MARK.search(text) is not None
 
 
 class SpecialTokens:
-    """The marks of one processor, and texts in which they are text."""
+    """The special tokens of one processor, and texts in which they are text."""
 
     def __init__(self, processor: Any) -> None:
-        """Read them off a processor with a tokenizer."""
+        """Read them from a processor with a tokenizer."""
         self._processor, self._tokenizer = processor, processor.tokenizer
         added = self._tokenizer.added_tokens_decoder.values()
         found = {
@@ -44,17 +45,17 @@ class SpecialTokens:
             *(str(getattr(processor, name)) for name in _PLACES if getattr(processor, name, None)),
         }
         longest_first = sorted(filter(str.strip, found), key=lambda mark: (-len(mark), mark))
-        # A tokenizer may fold letters before it looks for them.
+        # A tokenizer may normalize case before it looks for them.
         self._pattern = re.compile(
             f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})", re.IGNORECASE
         )
 
     def within(self, text: str) -> list[str]:
-        """Return the marks that a text holds."""
+        """Return the special tokens in a text."""
         return [found.group() for found in self._pattern.finditer(text)]
 
     def problem(self, text: str) -> str | None:
-        """Return which mark of a text its tokenizer cannot write as text; None if none."""
+        """Return a special token in a text that the tokenizer cannot write as text, or None."""
         held = self.within(text)
         if not held:
             return None
@@ -62,7 +63,7 @@ class SpecialTokens:
             return held[0]
         try:
             ids = set(self._plain(text))
-        except (TypeError, ValueError, NotImplementedError):  # mistral-common's knows no such thing
+        except (TypeError, ValueError, NotImplementedError):  # mistral-common has no such option
             return held[0]
         for mark in held:
             token = self._tokenizer.convert_tokens_to_ids(mark)
@@ -71,16 +72,16 @@ class SpecialTokens:
         return None
 
     def ids(self, text: str) -> list[int]:
-        """Return a text's ids, marks as text."""
+        """Return a text's ids, with special tokens as text."""
         if self.within(text):
             return self._plain(text)
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def hidden(self, *texts: str) -> tuple[Any, list[str]]:
-        """Return a processor, and texts for it in which marks are text.
+        """Return a processor, and texts for it in which special tokens are text.
 
-        They are the processor and the texts themselves where no text holds a mark.
+        If no text contains one, they are the original processor and texts.
 
         Raises:
             TrialError: the tokenizer cannot write one as text.
@@ -97,7 +98,7 @@ class SpecialTokens:
                     raise TrialError(f"{printed(text)} {special_token_problem(mark)}")
                 sign, said = next(signs), text.strip()
                 stand_ins[sign] = said
-                text = text.replace(said, sign, 1)  # a template may strip what is around it
+                text = text.replace(said, sign, 1)  # a template may strip surrounding space
             shown.append(text)
         processor = copy.copy(self._processor)
         processor.tokenizer = _Hiding(self._tokenizer, self._pattern, stand_ins)
@@ -117,7 +118,7 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class _Token:
-    """A token, and where in the text it was made of its characters lie."""
+    """A token, and its offsets in the text."""
 
     id: int
     start: int = 0
@@ -125,7 +126,7 @@ class _Token:
 
 
 class _Hiding:
-    """A tokenizer that writes what stand-ins stand for as text."""
+    """A tokenizer that replaces stand-ins by their texts."""
 
     def __init__(self, tokenizer: Any, marks: re.Pattern[str], texts: Mapping[str, str]) -> None:
         self._tokenizer, self._marks, self._texts = tokenizer, marks, texts
@@ -150,7 +151,7 @@ class _Hiding:
 
         class Encoded(BatchEncoding):  # type: ignore[misc]
             def char_to_token(self, row: int, character: int) -> int | None:
-                # Idefics3 counts its image's tokens so.
+                # Idefics3 counts its image tokens this way.
                 places = enumerate(rows[row])
                 return next((n for n, one in places if one.start <= character < one.end), None)
 
@@ -180,10 +181,10 @@ class _Hiding:
         return tokens + closing
 
     def _runs(self, text: str) -> Iterator[tuple[int, str, bool]]:
-        """Yield the text in pieces: where each begins, and whether marks in it are text.
+        """Yield the text in pieces: offset, text, and whether special tokens in it are text.
 
-        One that stood for a text reaches from mark to mark of what is around it, as a tokenizer
-        that knew the difference would cut.
+        A replaced text reaches from one special token around it to the next, as it would in a
+        tokenizer that could tell them apart.
         """
         held, place = "", 0
         for piece in self._marks.split(text):
@@ -201,7 +202,7 @@ class _Hiding:
             yield place, held, False
 
     def _continued(self, text: str, plain: bool, place: int) -> list[_Token]:
-        """Return what follows something: without the space that a beginning may get."""
+        """Return tokens of a text in the middle: without the space that a beginning may get."""
         before = self._encoded("\n", plain, place - 1)
         tokens = self._encoded("\n" + text, plain, place - 1)
         cut = len(before)
@@ -215,7 +216,7 @@ class _Hiding:
         options: dict[str, bool] = {"add_special_tokens": add_special_tokens}
         if plain:
             options["split_special_tokens"] = True
-        if plain or not self._tokenizer.is_fast:  # no image lies there, or no places are known
+        if plain or not self._tokenizer.is_fast:  # no image in it, or no offsets known
             return [_Token(id) for id in self._tokenizer(text, **options)["input_ids"]]
         made = self._tokenizer(text, return_offsets_mapping=True, **options)
         return [
@@ -225,7 +226,7 @@ class _Hiding:
 
 
 def special_token_problem(mark: str) -> str:
-    """Say what is wrong with a text that holds a mark."""
+    """Return what is wrong with a text that contains a special token."""
     return f"holds {mark}, a mark of the model that its tokenizer cannot write as text: take it out"
 
 
@@ -235,6 +236,6 @@ def printed(text: str) -> str:
 
 
 def _place(whole: list[int], part: list[int]) -> int:
-    """Return where ids begin in the same with special tokens around them."""
+    """Return the index at which ids begin in the same ids with special tokens around them."""
     places = range(len(whole) - len(part) + 1)
     return next((place for place in places if whole[place : place + len(part)] == part), 0)

@@ -1,8 +1,8 @@
-"""Rows of a file by number, without the file in memory: parquet, JSON lines, a hub's data set.
+"""Read rows of a file by number, without loading the file: parquet, JSON lines, a hub's data set.
 
-A table is read in two ways. `scan` goes through it once, in order. `read` takes any row: a parquet
-file is copied once to an Arrow file under its content hash, which is memory-mapped, because a
-parquet row cannot be reached without unpacking its whole group.
+A table is read in two ways. `scan` reads it once, in order. `read` returns any row: a parquet file
+is copied once to an Arrow file named by its content hash, which is memory-mapped, because a parquet
+row cannot be read without unpacking its whole group.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from chip_core.data.rows import RowError, RowLocation
 from chip_core.utils.errors import ConfigError, brief
 from chip_core.utils.files import sha256_of
 
-_ROWS = 16  # rows of an Arrow batch, and those whose keys are a JSON-lines file's columns
-_BUFFER = 2**20  # bytes of a column that are read of a parquet file at a time
-_LONGEST_JSON = 2**31  # bytes of a file that is read whole, because its rows are no lines
-#: Columns that hold messages in some rows and texts in others: what reads a list reads both.
+_ROWS = 16  # rows of an Arrow batch, and rows that determine a JSON-lines file's columns
+_BUFFER = 2**20  # bytes of a column that are read from a parquet file at a time
+_LONGEST_JSON = 2**31  # bytes of a file that is read whole, because a row is not a line
+#: Columns with messages in some rows and texts in others; the reader of lists accepts both.
 _CONVERSATIONS = frozenset({"prompt", "question", "chosen", "rejected"})
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _KINDS: dict[type, str] = {str: "string", bytes: "binary", dict: "struct", list: "list"}
 
-#: Reads one row; raises RowError where that row cannot be read.
+#: Reads one row; raises RowError if it cannot be read.
 Read = Callable[[], Mapping[str, Any]]
 
 
@@ -41,7 +41,7 @@ class Table(Protocol):
 
     @property
     def name(self) -> str:
-        """What ids of its rows begin with."""
+        """The prefix of its rows' ids."""
 
     @property
     def kinds(self) -> Mapping[str, str]:
@@ -49,23 +49,23 @@ class Table(Protocol):
 
     @property
     def folder(self) -> Path | None:
-        """Where relative image paths begin."""
+        """The folder of relative image paths."""
 
     @property
     def files(self) -> Sequence[Path]:
-        """What its rows lie in."""
+        """The files of its rows."""
 
     def names_no_image(self, columns: Sequence[str]) -> bool:
-        """Return whether it is plain, rows unread, that no image in these columns is a path."""
+        """Return whether these columns certainly name no image by path; rows are not read."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
 
     def place(self, index: int) -> RowLocation:
-        """Return where a row lies, for people."""
+        """Return the location of a row, for messages."""
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
-        """Yield a reader for each row, in order; it holds until the next one is asked for."""
+        """Yield a reader for each row, in order; it is valid until the next one is requested."""
 
     def read(self, index: int) -> Mapping[str, Any]:
         """Return one row."""
@@ -81,7 +81,7 @@ class ParquetTable:
         self.name, self._file, self.folder = name, file, file.parent
         self.files = [file]
         try:
-            # Neither mapped nor fetched ahead: all that was read would stay with this process.
+            # Neither mapped nor prefetched: everything read would stay in this process's memory.
             self._parquet = parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise ConfigError([f"{file} cannot be read as parquet ({brief(error)})"]) from None
@@ -90,7 +90,7 @@ class ParquetTable:
         self._starts: list[int] = []
 
     def names_no_image(self, columns: Sequence[str]) -> bool:
-        """Return whether the file's statistics count no image without bytes."""
+        """Return whether the file's statistics show that every image has bytes."""
         if [name for name in columns if name in self.kinds and name != "image_path"] != ["image"]:
             return False
         metadata = self._parquet.metadata
@@ -112,7 +112,7 @@ class ParquetTable:
         return RowLocation(file=str(self._file), row=index)
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
-        """Yield a reader for each row; a few rows are in memory at a time."""
+        """Yield a reader for each row; only a few rows are in memory at a time."""
         kept = None if columns is None else [name for name in columns if name in self.kinds]
         for batch in self._batches(kept):
             for row in range(batch.num_rows):
@@ -163,9 +163,9 @@ class ParquetTable:
 
 
 class LinesTable:
-    """A file of JSON; only where its rows begin and end is held.
+    """A JSON file; only the offsets of its rows are in memory.
 
-    It holds an object a line, blank lines left out, or one array of objects, or objects one after
+    It has one object per line, ignoring blank lines, or one array of objects, or objects one after
     another over several lines each.
     """
 
@@ -174,8 +174,8 @@ class LinesTable:
 
         Args:
             file: the file.
-            name: what ids of its rows begin with.
-            fetched: whether it is a copy, beside which no images lie.
+            name: the prefix of its rows' ids.
+            fetched: whether it is a downloaded copy, without images next to it.
 
         Raises:
             ConfigError: it cannot be read, or holds no rows.
@@ -183,7 +183,7 @@ class LinesTable:
         self.name, self.file, self.folder = name, file, None if fetched else file.parent
         self.files = [file]
         self._starts, self._lines = array("Q"), array("Q")
-        self._lengths: array[int] | None = None  # of rows that are no lines
+        self._lengths: array[int] | None = None  # of rows that are not lines
         try:
             if _is_by_line(file):
                 self._find_lines()
@@ -201,7 +201,7 @@ class LinesTable:
         return len(self._starts)
 
     def place(self, index: int) -> RowLocation:
-        """Return the file and the line, from 1; of an array on one line the row, from 0."""
+        """Return the file and the line, from 1; for an array on one line the row, from 0."""
         if self._lengths is not None and len(self) > 1 and self._lines[0] == self._lines[-1]:
             return RowLocation(file=str(self.file), row=index)
         return RowLocation(file=str(self.file), row=self._lines[index], unit="line")
@@ -227,7 +227,7 @@ class LinesTable:
         return value
 
     def all_kinds(self) -> Mapping[str, str]:
-        """Return the columns of all rows, where those of the first ones do not do."""
+        """Return the columns of all rows, if those of the first ones do not suffice."""
         return self._kinds_of(range(len(self)))
 
     def _find_lines(self) -> None:
@@ -240,7 +240,7 @@ class LinesTable:
                 start += len(line)
 
     def _find_values(self) -> None:
-        """Find the rows of a file whose first line is none.
+        """Find the rows of a file whose first line is not a row.
 
         Raises:
             ConfigError: it holds no rows at all.
@@ -253,7 +253,7 @@ class LinesTable:
         except (ValueError, RecursionError) as error:
             self._find_lines()
             if any(self._is_object(index) for index in range(min(len(self), _ROWS))):
-                return  # its first line alone is bad
+                return  # only its first line is bad
             raise ConfigError(
                 [
                     f"{self.file} is neither JSON lines nor an array of rows "
@@ -282,7 +282,7 @@ class LinesTable:
         return True
 
     def _kinds_of(self, rows: range) -> dict[str, str]:
-        """Return the columns of some rows: one of them may lack some."""
+        """Return the columns of some rows together, because a row may lack some."""
         kinds: dict[str, str] = {}
         for index in rows:
             try:
@@ -300,7 +300,7 @@ class LinesTable:
 
 
 def _is_by_line(file: Path) -> bool:
-    """Return whether a file's first line that is not blank is one value of JSON."""
+    """Return whether a file's first line that is not blank is one JSON value."""
     with file.open("rb") as opened:
         lines = (line for line in opened if line.strip())
         first, second = next(lines, b"{}"), next(lines, None)
@@ -308,12 +308,12 @@ def _is_by_line(file: Path) -> bool:
         value = json.loads(first.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return False
-    # `[{…}]` on its only line is an array; before other lines it is a bad row.
+    # `[{…}]` as its only line is an array; before other lines it is a bad row.
     return not isinstance(value, list) or second is not None
 
 
 def _values(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where the rows of a JSON array, or of objects one after another, begin and end.
+    """Yield the start and end of the rows of a JSON array, or of objects one after another.
 
     Raises:
         ValueError: it is neither.
@@ -341,7 +341,7 @@ def _values(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _skip(text: str, place: int) -> int:
-    """Return where the next character that is not blank lies."""
+    """Return the position of the next character that is not blank."""
     found = _NOT_BLANK.search(text, place)
     return len(text) if found is None else found.start()
 
@@ -356,11 +356,11 @@ class HubTable:
         self.files = [Path(entry["filename"]) for entry in dataset.cache_files]
         schema = self._dataset.data.schema
         self.kinds = {field.name: _arrow_kind(field.type) for field in schema}
-        #: Whether a column holds dates or times, alone or within others.
+        #: Whether a column holds dates or times, also nested ones.
         self.times = any(_holds_times(field.type) for field in schema)
 
     def names_no_image(self, columns: Sequence[str]) -> bool:
-        """Return False: it is not known."""
+        """Return False, because it is not known."""
         return False
 
     def __len__(self) -> int:
@@ -414,7 +414,7 @@ def _arrow_kind(kind: Any) -> str:
 
 
 def _lists() -> tuple[Callable[[Any], bool], ...]:
-    """Return what tells Arrow's types of lists."""
+    """Return the functions that recognize Arrow's list types."""
     from pyarrow import types
 
     return (

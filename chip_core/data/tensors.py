@@ -1,7 +1,7 @@
 """A batch of pairs as padded tensors: each prompt once, and the responses to it.
 
-Shapes: B pairs, P tokens of a prompt with its image, C tokens of a response. All padding is on
-the right.
+Shapes: B pairs, P tokens of a prompt with its image, C tokens of a response. All padding is on the
+right.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from chip_core.objectives.parts import VIEWS, Behind, Image, behind
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Prompts with their images, and what a model takes beside token ids."""
+    """Prompts with their images, and a model's inputs other than token ids."""
 
     ids: Tensor  # (B, P)
     mask: Tensor  # (B, P) bool, true on tokens of the prompt
-    inputs: dict[str, Tensor]  # pixel values and their like; `…token_type_ids` are (B, P)
-    #: what a frozen vision tower says of the images (chip_core/models/tower.py); None: it is asked
+    inputs: dict[str, Tensor]  # pixel values and the like; `…token_type_ids` are (B, P)
+    #: a frozen vision tower's output for the images (chip_core/models/tower.py); None: it is
+    #: computed
     features: Mapping[str, Tensor] | None = None
-    host: Prompts | None = None  # the same before it was sent to a device
+    host: Prompts | None = None  # the same, before it was sent to a device
 
     def to(self, device: torch.device) -> Prompts:
-        """Return the same on a device."""
+        """Return the prompts on a device."""
         features = None
         if self.features is not None:
             features = {name: sent(value, device) for name, value in self.features.items()}
@@ -41,32 +42,32 @@ class Prompts:
 
     @property
     def on_host(self) -> Prompts:
-        """The same where looking at it waits for no device."""
+        """The same on the host, so that reading it waits for no device."""
         return self.host or self
 
     @property
     def images(self) -> dict[str, Tensor]:
-        """What a vision tower takes of the inputs."""
+        """The inputs of the vision tower."""
         return {name: value for name, value in self.inputs.items() if not is_by_token(name)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Responses:
-    """One response a pair.
+    """One response per pair.
 
-    Its first L columns may be tokens that lie in the prompt and are scored all the same.
+    Its first L columns may be tokens that are in the prompt and are scored like the response's.
     """
 
     ids: Tensor  # (B, C)
     mask: Tensor  # (B, C) bool, true on tokens of the response
     changed: Tensor  # (B, C) bool, true on tokens of a segment
-    leading: Tensor | None = None  # (B, L): where in the prompt the first columns lie
-    host: Responses | None = None  # the same before it was sent to a device
-    #: (N,) each: rows and columns of the mask's true entries, there where the rest is
+    leading: Tensor | None = None  # (B, L): positions in the prompt of the first columns
+    host: Responses | None = None  # the same, before it was sent to a device
+    #: (N,) each: rows and columns of the mask's true entries, on the same device
     tokens: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> Responses:
-        """Return the same on a device."""
+        """Return the responses on a device."""
         rows, columns = self.on_host.places
         return Responses(
             ids=sent(self.ids, device),
@@ -79,7 +80,7 @@ class Responses:
 
     @property
     def on_host(self) -> Responses:
-        """The same where looking at it waits for no device."""
+        """The same on the host, so that reading it waits for no device."""
         return self.host or self
 
     @property
@@ -91,7 +92,7 @@ class Responses:
         return rows, columns
 
     def led(self, *, places: Tensor, ids: Tensor, mask: Tensor) -> Responses:
-        """Return the same with tokens of the prompt before it, (B, L) each."""
+        """Return the responses with preceding tokens of the prompt, (B, L) each."""
         return Responses(
             ids=torch.cat([ids, self.ids], 1),
             mask=torch.cat([mask, self.mask], 1),
@@ -101,7 +102,7 @@ class Responses:
 
     @property
     def behind(self) -> Responses:
-        """The same without what lies in the prompt."""
+        """The responses without tokens that are in the prompt."""
         if self.leading is None:
             return self
         first = self.leading.shape[1]
@@ -112,21 +113,21 @@ class Responses:
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """What one forward pass of the objective needs."""
+    """The input of one forward pass of the objective."""
 
     places: tuple[int, ...]  # of the pairs in the training data
-    epoch: int  # counted from 0; decides the rejected image where it is drawn anew each epoch
+    epoch: int  # counted from 0; decides the rejected image if it is drawn again for each epoch
     prompts: Prompts
     chosen: Responses
     rejected: Responses
     rejected_image_prompts: Prompts | None  # the prompts with the rejected image; if needed
     rejected_image: Responses | None  # the chosen responses, cut by those prompts' lengths
-    void: int = 0  # rejected images that are the true ones after all
+    void: int = 0  # rejected images that are the true ones
     cut: tuple[tuple[str, str, int], ...] = ()  # (sample, side, tokens) of each response cut
     second_image_prompts: Prompts | None = None  # the prompts with the rows' second image
     more: Mapping[str, Responses] = field(default_factory=dict)  # of further views, by name
-    #: Where chosen and rejected response have an image each: the rejected one's prompts, with its
-    #: own image, and with the rejected image made of that; else empty.
+    #: If chosen and rejected response have an image each: the rejected one's prompts, with its own
+    #: image, and with the rejected image made from it; otherwise empty.
     own: Mapping[Image, Prompts] = field(default_factory=dict)
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # of rows; see `losses.Inputs`
 
@@ -134,7 +135,7 @@ class PairBatch:
         return len(self.places)
 
     def to(self, device: torch.device) -> PairBatch:
-        """Return the same on a device."""
+        """Return the batch on a device."""
         prompts, response = self.rejected_image_prompts, self.rejected_image
         second = self.second_image_prompts
         return replace(
@@ -152,18 +153,18 @@ class PairBatch:
 
     @property
     def responses(self) -> dict[str, Responses]:
-        """The responses by view, those that are there, in the order of `VIEWS`."""
+        """The responses that exist, by view, in the order of `VIEWS`."""
         named = {"chosen": self.chosen, "rejected": self.rejected, **self.more}
         if self.rejected_image is not None:
             named["rejected_image"] = self.rejected_image
         return {view: named[view] for view in VIEWS if view in named}
 
     def behind(self, view: str) -> Behind:
-        """Return what a view's responses lie behind."""
+        """Return the prefix of a view's responses."""
         return behind(view, sides=bool(self.own))
 
     def prompts_of(self, image: Image, own: bool = False) -> Prompts:
-        """Return the prompts with an image; `own`: with the rejected responses' own."""
+        """Return the prompts with an image; `own`: with the rejected responses' own image."""
         if own:
             return self.own[image]
         found = {
@@ -175,7 +176,7 @@ class PairBatch:
         return found
 
     def only(self, views: Collection[str]) -> PairBatch:
-        """Return the same without further views and images that they are not of."""
+        """Return the batch without other views and without images that no remaining view has."""
         images = {VIEWS[view][0] for view in views}
         behind = {self.behind(view) for view in views}
         return replace(
@@ -195,7 +196,7 @@ class PairBatch:
 
     @property
     def tokens(self) -> int:
-        """How many tokens, padding left out, the sequences of the batch have.
+        """The number of tokens in the batch's sequences, without padding.
 
         A prompt counts once for each response to it, however it is computed.
         """
@@ -207,7 +208,7 @@ class PairBatch:
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device; the process that sends it does not wait for it to be there."""
+    """Return a tensor on a device, without waiting for the transfer."""
     if device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)
@@ -225,14 +226,14 @@ def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
 
 
 def stack_inputs(rows: Sequence[dict[str, Tensor]], *, tokens: int) -> dict[str, Tensor]:
-    """Return what a family's model takes beside token ids, of several sequences as one batch.
+    """Return a model's inputs other than token ids, of several sequences as one batch.
 
-    - One entry a token (`mm_token_type_ids` and its like): 0, which is text, for padding, to the
+    - One entry per token (`mm_token_type_ids` and the like): padded with 0, which is text, to the
       batch's length.
-    - Everything else goes one after the other along its first dimension: one entry an image, or
-      (Qwen-VL) all patches of all images. Where images differ in their further dimensions (tiles
-      of LLaVA-NeXT, tiles and pixels of Idefics3), the smaller are padded with zeros at the end:
-      `image_sizes` or `pixel_attention_mask` tell the model what is padding.
+    - Everything else is concatenated along its first dimension: one entry per image, or (Qwen-VL)
+      all patches of all images. If images differ in further dimensions (tiles of LLaVA-NeXT, tiles
+      and pixels of Idefics3), the smaller ones are padded with zeros at the end: `image_sizes` or
+      `pixel_attention_mask` tell the model what is padding.
     """
     stacked = {}
     for name in rows[0]:
@@ -246,7 +247,7 @@ def stack_inputs(rows: Sequence[dict[str, Tensor]], *, tokens: int) -> dict[str,
 
 
 def is_by_token(name: str) -> bool:
-    """Return whether an input of a model has one entry a token."""
+    """Return whether an input of a model has one entry per token."""
     return name.endswith("token_type_ids")
 
 

@@ -1,3 +1,3 @@
-"""Loading models, and naming their parts."""
+"""Load models, and name their parts."""
 
-ADAPTER_CONFIG = "adapter_config.json"  # as PEFT names it
+ADAPTER_CONFIG = "adapter_config.json"  # the name that PEFT uses

@@ -1,8 +1,8 @@
-"""Low-rank adapters, and how a trained model is written and read again.
+"""Attach low-rank adapters, and write and read trained models.
 
-Without adapters a trained model is a Hugging Face folder. With them it is a PEFT folder; what was
-trained beside them, in whole, lies in it as `trained_parts.safetensors`, named as
-in the base model's state dict.
+Without adapters a trained model is a Hugging Face folder. With them it is a PEFT folder; parts that
+were trained in full are in it as `trained_parts.safetensors`, with the names of the base model's
+state dict.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ TRAINED_PARTS = "trained_parts.safetensors"
 OTHER_BASE = "name the model that it was trained from (evaluate: --base)"
 INCOMPLETE = "it is not whole: copy or save it again"
 
-#: What of an adapter is zero before its training.
+#: The weights of an adapter that are zero before its training.
 _LOW_RANK_OUT = re.compile(r"\.lora_(?:embedding_)?B\b")
 
-#: What PEFT's settings say of layers by their names.
+#: PEFT's settings per layer name.
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 
 _log = logging.getLogger(__name__)
 
 
 def attach_adapters(model: Any, config: TrialConfig) -> Any:
-    """Return the model that is trained: with adapters where the configuration wants them.
+    """Return the model to train, with adapters if the configuration has them.
 
-    The adapters' first values are a function of the seed; they change no output.
+    The adapters' initial values are a function of the seed; they change no output.
 
     Raises:
-        TrialError: a target of `lora.targets` is no linear layer of the decoder, or a part that is
-            to have adapters has no linear layer.
+        TrialError: a target of `lora.targets` is not a linear layer of the decoder, or a part that
+            gets adapters has no linear layer.
     """
     if not config.adapted:
         return model
@@ -75,7 +75,7 @@ def attach_adapters(model: Any, config: TrialConfig) -> Any:
 
 
 def _adapted_linears(model: Any, config: TrialConfig) -> list[str]:
-    """Return the whole names of the linear layers that get an adapter."""
+    """Return the full names of the linear layers that get an adapter."""
     names = decoder_linears(model, config.lora) if config.language_model == "lora" else []
     if config.vision_encoder == "lora":
         names += tower_linears(model)
@@ -85,9 +85,9 @@ def _adapted_linears(model: Any, config: TrialConfig) -> list[str]:
 
 
 def decoder_linears(model: Any, config: LoraConfig) -> list[str]:
-    """Return the whole names of the decoder's linear layers that get an adapter.
+    """Return the full names of the decoder's linear layers that get an adapter.
 
-    Whole names and not their last parts: those would match layers of the vision encoder too.
+    Full names, because their last components would match layers of the vision encoder too.
     """
     within = {id(module) for module in model.get_decoder().modules()}
     names = [
@@ -108,16 +108,16 @@ def decoder_linears(model: Any, config: LoraConfig) -> list[str]:
 
 
 def is_adapted(model: Any) -> bool:
-    """Return whether a model carries adapters."""
+    """Return whether a model has adapters."""
     return hasattr(model, "peft_config")
 
 
 class OriginalModel:
-    """A model as it was before training, computed by its own modules.
+    """A model as it was before training, computed with its own modules.
 
-    Its adapter is switched off, and what is trained beside it stands aside for a copy taken here;
-    all else is shared. So it holds a second copy of what is trained in whole, and of nothing more.
-    Where rounds go on from each other's adapter, it stands aside for a copy of itself instead.
+    Its adapter is disabled, and the parts trained in full are replaced by copies made here;
+    everything else is shared. So only what is trained in full is held twice. If each round
+    continues the adapter of the round before, the adapter is replaced by a copy of itself instead.
     """
 
     def __init__(self, model: Any, config: TrialConfig) -> None:
@@ -132,7 +132,7 @@ class OriginalModel:
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Call a module, the model or one that holds it, as if it had never been trained."""
+        """Call a module, the model or one that holds it, with the weights from before training."""
         copies = {
             name: self._copies[parameter]
             for name, parameter in module.named_parameters()
@@ -142,13 +142,13 @@ class OriginalModel:
             return torch.func.functional_call(module, copies, args, kwargs)
 
     def of(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return a parameter as it was; None where it is not trained and so still is."""
+        """Return a parameter as it was before training; None if it is not trained."""
         return self._copies.get(parameter)
 
 
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
-    """Switch a model's adapter off, where it has one."""
+    """Disable a model's adapter, if it has one."""
     if not is_adapted(model):
         yield
         return
@@ -160,30 +160,30 @@ def without_adapter(model: Any) -> Iterator[None]:
 
     try:
         with model.disable_adapter():
-            # PEFT takes the adapter's marks away, and FSDP notes those that it finds when it first
-            # brings weights together.
+            # PEFT clears the adapter's `requires_grad`, and FSDP records what it finds when it
+            # first gathers weights.
             put_back()
             yield
     finally:
-        put_back()  # and it marks all of the adapter as trained
+        put_back()  # PEFT also marks the whole adapter as trained
 
 
 def save_model(
     model: Any, processor: Any, folder: Path, config: TrialConfig, *, write: bool = True
 ) -> None:
-    """Write a trained model's folder; its name appears only when it is whole.
+    """Write a trained model's folder; it gets its name only when it is complete.
 
-    A folder that is there is replaced: nobody noted that it is whole.
+    An existing folder is replaced: it was not recorded as complete.
 
     Args:
-        model: the model; all workers come here with theirs.
+        model: the model; all workers call this with theirs.
         processor: its processor.
-        folder: where.
+        folder: where to write.
         config: the trial.
         write: whether this worker writes.
 
     Raises:
-        DiskFullError: it does not fit.
+        DiskFullError: there is not enough space.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     if write:
@@ -203,15 +203,16 @@ def save_model(
 
 
 def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool = True) -> None:
-    """Write a trained model's weights and configuration as they are read by `read_weights`.
+    """Write a trained model's weights and configuration in the form that `read_weights` reads.
 
-    All workers of a training come here with their models; one of them is to `write`.
+    All workers of a training call this with their models; only one of them has `write`.
     """
     from safetensors.torch import save_file
 
     weights = None
     if is_sharded(model):
-        # Of an adapted model, what is written alone comes together: the rest is the base model's.
+        # Of an adapted model, only the weights to write are gathered; the rest are the base
+        # model's.
         names = _written_names(model, config) if is_adapted(model) else None
         weights = whole_weights(model, keep=write, names=names)
     if not write:
@@ -235,21 +236,21 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
 
 
 def _written_names(model: Any, config: TrialConfig) -> set[str]:
-    """Return which weights of an adapted model's state dict its folder holds."""
+    """Return the names of the weights of an adapted model's state dict that its folder holds."""
     parts = trained_parts(model.get_base_model(), config).values()
     beside = {WITHIN_PEFT + name for part in parts for name in part}
     return beside | {name for name in model.state_dict() if is_adapter(name)}
 
 
 def read_adapter(model: Any, folder: Path) -> None:
-    """Put the weights of a PEFT folder, and what lies beside them, into an adapted model.
+    """Load the weights of a PEFT folder, trained parts included, into an adapted model.
 
     Args:
-        model: takes them; of the same making.
+        model: the model to load into; built the same way.
         folder: the PEFT folder.
 
     Raises:
-        UnfitError: they do not fit; the model is as it was.
+        UnfitError: they do not fit; the model is unchanged.
         TrialError: they cannot be read.
     """
     base, file = model.get_base_model(), folder / ADAPTER_WEIGHTS
@@ -257,29 +258,29 @@ def read_adapter(model: Any, folder: Path) -> None:
     weights = _read(file)
     adapter = _fitting(model, file, weights, layout_of(base, weights))
     put_weights(base, beside)
-    # A file names no adapter: the one that `attach_adapters` makes is peft's default.
+    # A file names no adapter; the one that `attach_adapters` makes is PEFT's default.
     put_weights(
         model, {name.replace(".weight", ".default.weight"): adapter[name] for name in adapter}
     )
 
 
 def with_adapter(base: Any, folder: Path) -> Any:
-    """Return a base model with the adapter, and what was trained beside it, of a folder.
+    """Return a base model with a folder's adapter and trained parts.
 
     Raises:
-        UnfitError: they are another model's, or not whole.
+        UnfitError: they are another model's, or incomplete.
         TrialError: they cannot be read.
     """
     import peft
 
     file = folder / ADAPTER_WEIGHTS
-    if not file.is_file():  # peft would look for a pickle
+    if not file.is_file():  # peft would look for a pickle file
         raise TrialError(f"no {ADAPTER_WEIGHTS} in {folder}: save the adapter as safetensors")
     settings = _settings(folder)
     _check_class(base, settings, folder)
     weights = _read(file)
     layout = layout_of(base, weights)
-    settings.base_model_name_or_path = base.name_or_path  # peft warns where it is another
+    settings.base_model_name_or_path = base.name_or_path  # peft warns if it differs
     put_weights(base, _fitting_beside(base, folder))
     try:
         _name_as_in_model(settings, base, layout, weights)
@@ -298,7 +299,7 @@ def with_adapter(base: Any, folder: Path) -> Any:
         ) from None
     adapter = _fitting(model, file, weights, layout)
     left = peft.set_peft_model_state_dict(model, adapter).unexpected_keys
-    if left and not settings.is_prompt_learning:  # whose weights are put by other means
+    if left and not settings.is_prompt_learning:  # prompt learning loads its weights differently
         raise UnfitError(f"{file}: PEFT leaves out {len(left)} of its weights ({left[0]}, …)")
     low = [weight for name, weight in adapter.items() if _LOW_RANK_OUT.search(name)]
     if low and not any(weight.any() for weight in low):
@@ -307,23 +308,23 @@ def with_adapter(base: Any, folder: Path) -> Any:
 
 
 def merge_adapters(model: Any) -> Any:
-    """Return a model without adapters that answers as this one does; this one is used up."""
+    """Return a model without adapters that gives the same outputs; the given one is used up."""
     return model.merge_and_unload() if is_adapted(model) else model
 
 
 def _adapted(model: Any, settings: Any) -> Any:
-    """Return a model with the layers that an adapter's settings ask for."""
+    """Return a model with the layers that an adapter's settings define."""
     import peft
 
     with warnings.catch_warnings():
-        # PEFT asks a model for what transformers is to call otherwise: nothing a user can change.
+        # PEFT uses what transformers is about to rename; the user cannot change that.
         warnings.simplefilter("ignore", FutureWarning)
-        # An adapter is held in what its base model is.
+        # An adapter has the dtype of its base model.
         return peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
 
 
 def _settings(folder: Path) -> Any:
-    """Return what a PEFT folder's configuration says, for a model that is not trained."""
+    """Return the settings of a PEFT folder, for inference."""
     import peft
 
     try:
@@ -340,9 +341,9 @@ def _settings(folder: Path) -> Any:
 
 
 def _check_class(base: Any, settings: Any, folder: Path) -> None:
-    """Check that a model is of the class that an adapter was trained on, where that is known.
+    """Check that a model has the class that an adapter was trained on, if that is known.
 
-    Families share names and sizes: an adapter of another one may have a place for every weight.
+    Families share names and sizes: an adapter of another family may have a place for every weight.
     """
     import transformers
 
@@ -358,10 +359,10 @@ def _check_class(base: Any, settings: Any, folder: Path) -> None:
 def _name_as_in_model(
     settings: Any, base: Any, layout: Layout, weights: Mapping[str, Tensor]
 ) -> None:
-    """Let an adapter's settings name layers as the model does.
+    """Rename the layers in an adapter's settings to the model's names.
 
-    Settings of an older layout choose layers by its names, which may choose others by today's: then
-    each is named outright.
+    Settings of an older layout select layers by its names, which may select other layers with
+    today's names. In that case each layer is named in full.
     """
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
@@ -383,10 +384,10 @@ def _name_as_in_model(
         names = by.written
         return {name for name in names if check_target_module_exists(settings, names[name])}
 
-    # Whoever renamed the weights alone left the settings in another layout.
+    # If only the weights were renamed, the settings are still in another layout.
     said = next((each for each in (layout, *layouts(base)) if targeted(each) == adapted), layout)
     chosen, names = targeted(said), said.written
-    if said.today or not chosen:  # PEFT says where there are none
+    if said.today or not chosen:  # PEFT reports an empty selection
         return
     for kind in _PATTERNS:
         by_name = getattr(settings, kind, None) or {}
@@ -410,7 +411,7 @@ def _name_as_in_model(
 def _fitting(
     model: Any, file: Path, weights: Mapping[str, Tensor], layout: Layout
 ) -> dict[str, Tensor]:
-    """Return an adapter's weights by the names that PEFT saves this model's adapter under."""
+    """Return an adapter's weights by the names under which PEFT saves this model's adapter."""
     import peft
 
     fit = Fit(
@@ -431,9 +432,9 @@ def _fitting(
 
 
 def _fitting_beside(base: Any, folder: Path) -> dict[str, Tensor]:
-    """Return the weights that were trained beside an adapter, by their base model's names.
+    """Return the weights that were trained in full next to an adapter, by the base model's names.
 
-    A part is trained as a whole: one that has a weight there has all of them there.
+    A part is trained as a whole: if one of its weights is in the file, all of them must be.
     """
     file = folder / TRAINED_PARTS
     if not file.exists():

@@ -1,19 +1,18 @@
-"""The base model that a process loaded last, for the next trial of the same process.
+"""Keep the base model that a process loaded last, for the next trial of the same process.
 
-A trial gets a copy: modules of its own, so that no adapter, hook or setting of one trial reaches
-the next. Weights that the trial does not train are shared with the copy that is kept, since nothing
-writes to them: on a GPU they stay there. Weights that it trains are mapped anew for each trial from
-a file: a page of them is copied when the trial first writes to it, and
-the kept ones are untouched. So a second load takes next to nothing of the weights, and a GPU holds
-nothing that a trial by itself would not have there.
+A trial gets a copy with its own modules, so that no adapter, hook or setting of one trial affects
+the next. Weights that the trial does not train are shared with the kept copy, since nothing writes
+to them: on a GPU they stay there. Weights that it trains are mapped from a file again for each
+trial: a page of them is copied when the trial first writes to it, and the kept ones are unchanged.
+So a second load copies almost no weights, and a GPU holds nothing that a single trial would not
+hold.
 
-The file is the model's own where it holds the weights as they are used: then all processes of the
-machine that load it share its pages, and a process has only what it has changed. Where they were
-converted, from bf16 to fp32 say, it is one in this process's memory: while they are trained, the
-process holds them twice.
+The file is the model's own if it stores the weights in the dtype in use: then all processes of the
+machine that load it share its pages, and a process holds only what it has changed. If the weights
+were converted, for example from bf16 to fp32, it is a file in this process's memory: while they are
+trained, the process holds them twice.
 
-A file is mapped privately: all who read a page share it, and who writes to a page gets a
-copy of that page.
+A file is mapped privately: all readers share a page, and a writer gets its own copy of it.
 """
 
 from __future__ import annotations
@@ -35,10 +34,11 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import trained_parts
 from chip_core.utils.machine import total_memory
 
-#: Bytes. torch's own memory begins at a multiple of it; some kernels add up in another order, so
-#: that figures differ in the last digit, where weights do not.
+#: Bytes. torch's own allocations begin at a multiple of it. Some kernels add in another order for
+#: unaligned weights, so that figures differ in the last digit.
 _ALIGNMENT = 64
-#: A line of /proc/self/maps: where a file is mapped, from which of its bytes on, and its path.
+#: A line of /proc/self/maps: the address range of a mapped file, its offset in the file, and the
+#: path.
 _REGION = re.compile(r"(\w+)-(\w+) r\S* (\w+) \S+ [1-9]\d* +(/.*)")
 _REGIONS = Path("/proc/self/maps")
 
@@ -50,25 +50,25 @@ class _Place:
 
 
 class MappedWeights:
-    """Where the weights of a model lie in files."""
+    """The files and offsets that a model's weights are mapped from."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Look up which weights are mapped from the files that they were loaded from."""
+        """Find the weights that are mapped from the files that they were loaded from."""
         weights = dict(model.named_parameters())
         self._places = {name: place for name, place in _places(weights) if place is not None}
 
     def again(self, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """Return weights as they were loaded, on the CPU; what is written to them stays in them.
+        """Return fresh copies of weights as loaded, on the CPU; writes stay in the copies.
 
-        Those that lie in no file are put into one in this process's memory first. The given weights
-        lie in a file afterwards, too.
+        Weights without a file are first moved to one in this process's memory. The given weights
+        are then in that file, too.
 
         Args:
-            weights: of the model, by name; nobody has written to them.
+            weights: weights of the model, by name; nobody has written to them.
         """
         self._write({name: each for name, each in weights.items() if name not in self._places})
         for name, kept in self._mapped(weights).items():
-            if weights[name].is_cuda:  # one trial's frozen weights are trained in the next
+            if weights[name].is_cuda:  # frozen in an earlier trial
                 weights[name].data = kept
         return {
             name: nn.Parameter(data, requires_grad=weights[name].requires_grad)
@@ -76,7 +76,7 @@ class MappedWeights:
         }
 
     def _mapped(self, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Return weights in a mapping of their own; where there is no file, copies."""
+        """Return weights in a new mapping; copies if there is no file."""
         files: dict[str, mmap.mmap] = {}
         found = {}
         for name, weight in weights.items():
@@ -91,7 +91,7 @@ class MappedWeights:
         return found
 
     def _write(self, weights: Mapping[str, nn.Parameter]) -> None:
-        """Move weights into a file in memory, one after the other, so that none is held twice."""
+        """Move weights into a file in memory, one at a time, so that none is held twice."""
         weights = {name: weight for name, weight in weights.items() if weight.is_contiguous()}
         offsets, size = {}, 0
         for name, weight in weights.items():
@@ -111,7 +111,7 @@ class MappedWeights:
 
 
 def _places(weights: Mapping[str, nn.Parameter]) -> Iterable[tuple[str, _Place | None]]:
-    """Return where weights are mapped from, by name; where that cannot be told, None."""
+    """Yield (name, place in the file) for each mapped weight; None if it is unaligned."""
     if not _REGIONS.exists():
         return
     found = [_REGION.fullmatch(line) for line in _REGIONS.read_text().splitlines()]
@@ -129,7 +129,7 @@ def _places(weights: Mapping[str, nn.Parameter]) -> Iterable[tuple[str, _Place |
 
 
 def _view(memory: mmap.mmap, offset: int, weight: Tensor) -> Tensor:
-    """Return a piece of mapped memory as a tensor like a weight, on the CPU."""
+    """Return a part of mapped memory as a tensor like a weight, on the CPU."""
     flat: Any = torch.frombuffer(memory, dtype=weight.dtype, count=weight.numel(), offset=offset)
     view: Tensor = flat.view(weight.shape)
     return view
@@ -139,7 +139,7 @@ def _bytes(weight: Tensor) -> int:
     return weight.numel() * weight.element_size()
 
 
-#: A model of more than this share of the machine's memory is not kept.
+#: A model larger than this share of the machine's memory is not kept.
 _LARGEST_SHARE = 0.125
 
 
@@ -152,40 +152,40 @@ class _Kept:
 
 
 class BaseModels:
-    """The base model that was loaded last, if it is to be kept."""
+    """The base model that was loaded last, if it is kept."""
 
     def __init__(self) -> None:
-        """Nothing is kept, until `keep`."""
+        """Keep nothing until `keep` is called."""
         self._keep = False
         self._kept: _Kept | None = None
 
     def keep(self) -> None:
-        """Keep the base model that is loaded next, for all that this process runs."""
+        """Keep the base model that is loaded next, for everything that this process runs."""
         self._keep = True
 
     def forget(self) -> None:
-        """Keep nothing."""
+        """Drop the kept model and keep none."""
         self._keep, self._kept = False, None
 
     def make_room(self) -> None:
-        """Leave a GPU to another model."""
+        """Move the kept model off the GPU."""
         if self._kept is not None:
             self._kept.model.to("cpu")
 
     def get(
         self, key: Hashable, load: Callable[[], tuple[Any, Any]], config: TrialConfig | None
     ) -> tuple[Any, Any]:
-        """Return a base model and its processor, loaded or copied from those that are kept.
+        """Return a base model and its processor, loaded or copied from the kept ones.
 
         Args:
-            key: equal for equal weights that are loaded in an equal way.
+            key: equal for equal weights that are loaded in the same way.
             load: loads them.
-            config: the trial that is going to train the model; None: nobody writes to it.
+            config: the trial that will train the model; None: nobody writes to it.
         """
         if not self._keep:
             return load()
         if self._kept is None or self._kept.key != key:
-            self._kept = None  # not two at a time
+            self._kept = None  # never hold two
             model, processor = load()
             if _bytes_of_weights(model) > _LARGEST_SHARE * total_memory():
                 return model, processor
@@ -203,5 +203,5 @@ def _bytes_of_weights(model: Any) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
-#: Of this process.
+#: The instance of this process.
 BASE_MODELS = BaseModels()

@@ -1,11 +1,11 @@
-"""Whether a file's weights fit a model, and where those go that are named as in earlier times.
+"""Check whether a file's weights fit a model, and map names of earlier versions to its names.
 
-PEFT and torch put what has a place and leave the rest with a warning: an adapter none of whose
-names fits leaves the base model as it is, which would then be scored as the trained one. So names
-and shapes are held against the model's before anything is put. Other names are known of
+PEFT and torch load what has a place and only warn about the rest: an adapter none of whose names
+fits leaves the base model unchanged, which would then be scored as the trained one. So names and
+shapes are compared with the model's before anything is loaded. The other names known are those of
 
-- transformers before 4.52: the decoder and what is beside it lay elsewhere, in two ways;
-- transformers of other versions: the vision tower's layers lie in a `vision_model`, or do not;
+- transformers before 4.52: the decoder and its siblings were placed elsewhere, in two ways;
+- transformers of other versions: the vision tower's layers are in a `vision_model`, or not;
 - DDP, FSDP, activation checkpointing and torch.compile: a component of their own within names;
 - PEFT: its prefix missing, there twice or behind another; the adapter's name within names.
 """
@@ -21,10 +21,11 @@ from torch import Tensor
 
 from chip_core.utils.errors import UnfitError
 
-#: How names of the base model begin in a model with adapters.
+#: The prefix of base model names in a model with adapters.
 WITHIN_PEFT = "base_model.model."
 
-#: What wrappers add to names: DDP, torch.compile, FSDP, activation checkpointing, DeepSpeed.
+#: Components that wrappers add to names: DDP, torch.compile, FSDP, activation checkpointing,
+#: DeepSpeed.
 _WRAPPERS = frozenset(
     {
         "module",
@@ -35,8 +36,8 @@ _WRAPPERS = frozenset(
     }
 )
 
-#: How names begin in the model, and how they began: now, and the two ways before 4.52 (LLaVA and
-#: its kin; Qwen2-VL and Qwen2.5-VL).
+#: The prefixes of names in the model and in files: today's, and the two of before 4.52 (LLaVA and
+#: related families; Qwen2-VL and Qwen2.5-VL).
 _BEGINNINGS: tuple[tuple[tuple[str, str], ...], ...] = (
     (),
     (
@@ -49,7 +50,7 @@ _BEGINNINGS: tuple[tuple[tuple[str, str], ...], ...] = (
 
 _TOWER, _WITHIN_TOWER = "model.vision_tower.", "vision_model."
 
-#: An adapter's name within a weight's, as `state_dict` has it and a saved file has not.
+#: An adapter's name within a weight's name, which `state_dict` has and a saved file has not.
 _ADAPTER_NAME = re.compile(r"(?<=\.)(lora_\w+)\.(?!(?:weight|bias)$)[^.]+(?=\.(?:weight|bias)$|$)")
 _SAVED_WHOLE = re.compile(r"(?<=\.)modules_to_save\.[^.]+\.")
 _ADAPTERS = re.compile(r"\.(lora_\w+|base_layer)\b")  # modules that PEFT put into a model
@@ -59,50 +60,50 @@ _SHOWN = 3  # names in a message
 
 
 class Layout:
-    """What a model's modules are called in a file."""
+    """The module names that a file uses."""
 
     def __init__(self, names: Iterable[str], beginnings: Sequence[tuple[str, str]]) -> None:
         self.today = not beginnings
         self.written = {name: _renamed(name, beginnings) for name in names if name}
         self._modules = {written: name for name, written in self.written.items() if written}
         components = {part for name in self.written for part in name.split(".")}
-        self._wrappers = _WRAPPERS - components  # a model may have a `module` of its own
+        self._wrappers = _WRAPPERS - components  # a model may have its own `module`
 
     def owner(self, name: str) -> str:
-        """Return the innermost module of a name that is the model's own already."""
+        """Return the innermost module of a name that belongs to the model itself."""
         module = name
         while module and module not in self.written:
             module = module.rpartition(".")[0]
         return module or name
 
     def is_layers(self, name: str) -> bool:
-        """Return whether a name's module is there and has none within it."""
+        """Return whether a name's module exists and has no submodules."""
         module, _, depth = self._found(name)
         return depth > 0 and not any(other.startswith(f"{module}.") for other in self.written)
 
     def depth(self, name: str) -> int:
-        """Return how many components of a name are known."""
+        """Return how many leading components of a name are known."""
         return self._found(name)[2]
 
     def name(self, name: str) -> str:
-        """Return a name as it is in the model."""
+        """Return a name of the file as it is in the model."""
         found, rest, _ = self._found(name)
         return f"{found}.{rest}" if found and rest else found or rest
 
     def plain(self, name: str) -> str:
-        """Return a name of this layout without PEFT's prefix and without wrappers' components."""
+        """Return a name of this layout without PEFT's prefix and wrappers' components."""
         parts = [
             part
             for part in name.rpartition(WITHIN_PEFT)[2].split(".")
             if part not in self._wrappers
         ]
-        # Of `base_model.model.model.…`, `base_model.` alone may have been taken away.
+        # Of `base_model.model.model.…`, only `base_model.` may have been removed.
         readings = [parts, *([parts[1:]] if parts[0] == "model" else [])]
         likelier = max(readings, key=self._known)
         return ".".join(likelier)
 
     def _known(self, parts: list[str]) -> tuple[bool, int]:
-        """Return what is more for the likelier of two readings of a name."""
+        """Return the rank of a reading of a name; the likelier reading has the higher one."""
         depth = self._depth(parts)
         return depth > 0, depth - len(parts)
 
@@ -121,20 +122,20 @@ class Layout:
 def layouts(model: Any) -> list[Layout]:
     """Return the layouts that files of a model may have, today's first.
 
-    Adapters within it are none of its own modules.
+    Modules of adapters are ignored.
     """
     modules = [name for name, _ in model.named_modules() if not _ADAPTERS.search(name)]
     return [Layout(modules, each) for each in _all_beginnings(modules)]
 
 
 def layout_of(model: Any, names: Iterable[str]) -> Layout:
-    """Return the layout that knows most of a file's names; today's where no other knows more."""
+    """Return the layout that knows most of the names in a file; today's if no other knows more."""
     names = list(names)
     return max(layouts(model), key=lambda layout: sum(map(layout.depth, names)))
 
 
 class Fit:
-    """Weights of a file held against the places that a model has for them."""
+    """A file's weights, matched with the places that a model has for them."""
 
     def __init__(
         self,
@@ -145,14 +146,14 @@ class Fit:
         others: Mapping[str, Tensor],
         prefix: str = "",
     ) -> None:
-        """Find each weight's place.
+        """Match each weight with its place.
 
         Args:
             weights: the file's.
-            layout: what the file calls modules.
-            required: the places, by name, that have to be filled.
-            others: those that may be.
-            prefix: what the places' names begin with and the modules' do not.
+            layout: the file's module names.
+            required: the places, by name, that must be filled.
+            others: those that may be filled.
+            prefix: the prefix of the places' names that the modules' names lack.
         """
         self.weights: dict[str, Tensor] = {}
         self.homeless: list[str] = []
@@ -180,17 +181,17 @@ class Fit:
         self.lacking = [name for name in required if name not in self.weights]
 
     def check(self, file: str, model: str, *, layers: str, other: str, again: str) -> None:
-        """Check that every weight has its place and every place its weight, all of them numbers.
+        """Check that every weight has a place, every required place a weight, and all are finite.
 
         Args:
-            file: what is read, as it is named to the user.
-            model: what it is put into.
-            layers: what the modules that need weights are called.
-            other: what to do where it is of another model.
-            again: what to do where it is of this model, and not whole.
+            file: the file read, as named to the user.
+            model: the model that it is loaded into.
+            layers: the term for the modules that need weights.
+            other: what to do if it is another model's.
+            again: what to do if it is this model's and incomplete.
 
         Raises:
-            UnfitError: it does not fit; nothing was put anywhere.
+            UnfitError: it does not fit; nothing was loaded.
         """
         wrong = []
         if self.homeless:
@@ -214,14 +215,14 @@ class Fit:
         check_finite(file, self.weights)
 
     def _modules(self, names: Iterable[str]) -> list[str]:
-        """Return the modules that places belong to, each once."""
+        """Return the modules of some places, without duplicates."""
         return list(
             dict.fromkeys(self._layout.owner(name.removeprefix(self._prefix)) for name in names)
         )
 
 
 def check_finite(file: str, weights: Mapping[str, Tensor]) -> None:
-    """Check that weights are numbers.
+    """Check that weights are finite.
 
     Raises:
         UnfitError: some are not.
@@ -229,7 +230,8 @@ def check_finite(file: str, weights: Mapping[str, Tensor]) -> None:
     broken = [
         name
         for name, weight in weights.items()
-        # A sum is quick and is finite only where every number is; one of finite ones may not be.
+        # The sum is a fast check: it is finite only if every number is. A sum of finite numbers may
+        # overflow.
         if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all()
     ]
     if broken:
@@ -240,23 +242,23 @@ def check_finite(file: str, weights: Mapping[str, Tensor]) -> None:
 
 
 def wrapper(names: Iterable[str]) -> str | None:
-    """Return the component of a wrapper that all names have within them; None where not all do."""
+    """Return the wrapper's component that all names contain; None if not all do."""
     held = [set(name.split(".")) for name in names]
     return min(_WRAPPERS.intersection(*held), default=None) if held else None
 
 
 def size(shape: Sequence[int]) -> str:
-    """Return a shape as it is written in a message."""
+    """Return a shape as text for a message."""
     return "×".join(map(str, shape)) or "one number"
 
 
 def first_names(names: Sequence[str]) -> str:
-    """Return the first of some names, for a message."""
+    """Return the first of some names as text for a message."""
     return ", ".join([*names[:_SHOWN], *(["…"] if len(names) > _SHOWN else [])])
 
 
 def _candidates(written: str, layout: Layout, prefix: str) -> list[str]:
-    """Return the names of places that a name in a file may mean, the likeliest first."""
+    """Return the places that a name in a file may mean, the likeliest first."""
     name = prefix + layout.name(_SAVED_WHOLE.sub("", _ADAPTER_NAME.sub(r"\1", written)))
     head, _, last = name.rpartition(".")
     found = [name, f"{head}.base_layer.{last}"]
@@ -266,7 +268,7 @@ def _candidates(written: str, layout: Layout, prefix: str) -> list[str]:
 
 
 def _all_beginnings(modules: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
-    """Return how names began in each layout that a model may have had, today's first."""
+    """Return the prefixes of names in each layout that a model may have had, today's first."""
     bases = _BEGINNINGS if "model.language_model" in modules else _BEGINNINGS[:1]
     if "model.vision_tower" not in modules:
         return list(bases)

@@ -1,14 +1,14 @@
-"""How a model's layers are computed: again in the backward pass, or compiled.
+"""Set how a model's layers are computed: recomputed in the backward pass, or compiled.
 
-Compiled one by one (torch.compile), norms, products' neighbours and activations become a few
-kernels. Sizes are symbols in the code, so one code serves every length of a row, and as layers are
-alike, every layer. What is compiled is a layer's own forward: the hooks of DDP and
-FSDP2 lie around it, and so does checkpointing, whose backward pass runs the compiled code again.
+With torch.compile per layer, norms, activations and operations next to products become a few
+kernels. Sizes are symbolic, so the same code serves every row length, and, because layers are
+alike, every layer. Only a layer's own forward is compiled: the hooks of DDP and FSDP2 wrap it, and
+so does checkpointing, whose backward pass runs the compiled code again.
 
-Each way that layers are called has code of its own: with gradients and without, with adapters and
-without, with the encoder trained alone. Of one function torch makes so many codes and no more
-(`torch.compiler.config.recompile_limit`); then it computes without, and says so in a log alone.
-Here a training ends by that.
+Each way to call a layer has its own code: with and without gradients, with and without adapters,
+with the encoder trained alone. torch compiles one function only so many times
+(`torch.compiler.config.recompile_limit`); then it runs uncompiled and only logs it. Here that ends
+the training.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from chip_core.utils.errors import TrialError
 
 
 def recompute_layers(model: Any) -> None:
-    """Let layers compute their activations again in the backward pass instead of keeping them.
+    """Recompute activations of layers in the backward pass instead of keeping them.
 
-    transformers does so in training mode alone, which would turn dropout on as well: so only the
-    layers themselves are told that they train, and nothing within them.
+    transformers does so only in training mode, which would turn dropout on as well: so only the
+    layers themselves are set to training mode, not the modules within them.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     options = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:  # transformers before it had that name
+    else:  # the name in earlier transformers
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -56,28 +56,28 @@ def keep_activations(model: Any) -> None:
     model.eval()
 
 
-#: What turns a graph into code: a name that torch.compile knows, or a function.
+#: A backend of torch.compile: a name that it knows, or a function.
 Backend = str | Callable[..., Any]
 
 INDUCTOR = "inductor"
 
-#: What torch.compile is documented to raise, a class that torch names nowhere else.
+#: The exception documented for torch.compile; torch exposes its class nowhere else.
 _LIMIT_HIT = "FailOnRecompileLimitHit"
 
 
 @contextmanager
 def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None]:
-    """Compile a decoder's layers for as long as the context is open; nothing of it is left behind.
+    """Compile a decoder's layers while the context is open, and restore them afterwards.
 
-    Layers that are to be computed again in the backward pass are so around the compiled code.
+    Layers that are recomputed in the backward pass run the compiled code again.
 
     Args:
-        model: within `packed_attention` where its rows are packed; with what is trained marked so,
-            and layers recomputed where they are to be.
+        model: within `packed_attention` if its rows are packed; with the trained parameters marked,
+            and recomputation set.
         backend: of torch.compile; None: `INDUCTOR`.
 
     Raises:
-        TrialError: the decoder has no layers that are known as such.
+        TrialError: the decoder has no known layers.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -89,7 +89,7 @@ def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None
             f"engine.compile: layers: {type(decoder).__name__} has no layers that transformers "
             "knows as such: write engine.compile: off"
         )
-    # Its loop over pieces is of each row's own lengths: no code of one row serves another.
+    # Its loop over pieces depends on each row's lengths: code for one row serves no other.
     apart = torch.compiler.disable(packing.attention)  # type: ignore[no-untyped-call]
     ALL_ATTENTION_FUNCTIONS.register(packing.NAME, apart)
     try:
@@ -100,14 +100,15 @@ def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None
         for layer in layers:
             layer.__dict__.pop("forward", None)
         ALL_ATTENTION_FUNCTIONS.register(packing.NAME, packing.attention)
-        # Code that was made for these rows may add up otherwise than code made for the next ones.
+        # Code compiled for these rows may add in another order than code compiled for the next
+        # ones.
         torch.compiler.reset()
 
 
 def _compile(layer: nn.Module, backend: Backend) -> None:
-    """Put compiled code over a layer's forward, on the instance."""
+    """Replace a layer's forward by compiled code, on the instance."""
     recomputed = layer.gradient_checkpointing
-    # transformers' own would lie within the code.
+    # transformers' own checkpointing would be inside the compiled code.
     layer.gradient_checkpointing = False  # type: ignore[assignment]
     made = torch.compile(layer.forward, dynamic=True, backend=backend)
     compiled = partial(_by_code, made)
@@ -115,10 +116,11 @@ def _compile(layer: nn.Module, backend: Backend) -> None:
 
 
 def _by_code(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """Call compiled code; end with a line where torch would make no more of it."""
+    """Call compiled code; raise an error of one line if torch refuses to compile again."""
     settings: Any = torch.compiler.config
     failing = settings.fail_on_recompile_limit_hit
-    # Here, since each thread has its own, and a backward pass computes layers again in another.
+    # Set here, since each thread has its own setting, and a backward pass recomputes layers in
+    # another.
     settings.fail_on_recompile_limit_hit = True
     try:
         return compiled(*given, **options)
@@ -135,7 +137,7 @@ def _by_code(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
 
 
 def _again(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """Keep nothing of a layer but what it is given, where there is to be a backward pass."""
+    """Keep only a layer's inputs for the backward pass, if there is one."""
     if not torch.is_grad_enabled():
         return compiled(*given, **options)
     return checkpoint(compiled, *given, use_reentrant=False, preserve_rng_state=False, **options)

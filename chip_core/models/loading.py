@@ -1,4 +1,4 @@
-"""From a configuration to a model and its processor."""
+"""Load a configuration's model and processor."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from chip_core.utils.files import expand_path, read_json
 if TYPE_CHECKING:
     from chip_core.models.precision import Precision
 
-#: Families that keep their projector, or a part of it, within the vision tower.
+#: Families whose projector, or a part of it, is within the vision tower.
 PROJECTOR_IN_TOWER = frozenset({"qwen2_5_vl", "qwen3_vl", "muffin"})
 
-#: Chat templates beside the one that is used where none is named.
+#: Chat templates in addition to the default one.
 _MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def local_folder(path: str) -> Path | None:
-    """Return the folder that a model path means; None for a hub name."""
+    """Return the folder that a model path refers to; None for a hub name."""
     if path == "shapes":
         return MODEL_FOLDER
     folder = expand_path(path)
-    there = os.path.exists(folder)  # a name that no file can have is not there
+    there = os.path.exists(folder)  # False for a name that no file can have
     if not there and _HUB_NAME.fullmatch(path) and not path.startswith("."):
         return None
     return folder
 
 
 def problem(model: ModelConfig) -> str | None:
-    """Return what is wrong with a model's folder, before anything is started; None if nothing.
+    """Return what is wrong with a model's folder before anything is started; None if nothing.
 
-    A hub name is not looked up here.
+    A hub name is not checked here.
     """
     folder = local_folder(model.path)
     if folder is None:
@@ -93,7 +93,7 @@ def problem(model: ModelConfig) -> str | None:
                 pass
         except (OSError, SafetensorError) as error:
             return f"{file} cannot be read ({brief(error)}): copy the weights again"
-    # The embedded model's is known, and planning it reads no transformers.
+    # The embedded model's type is known, and planning it needs no transformers.
     if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not own_code:
         fault = template_problem(folder, model_type)
         if fault is not None:
@@ -104,7 +104,7 @@ def problem(model: ModelConfig) -> str | None:
 def projector_in_tower(model: ModelConfig) -> bool:
     """Return whether a model's vision tower holds a part of its projector.
 
-    A hub name is not looked up, and is taken to hold none.
+    A hub name is not checked and counts as False.
     """
     folder = local_folder(model.path)
     if folder is None:
@@ -119,7 +119,7 @@ def projector_in_tower(model: ModelConfig) -> bool:
 def label_rule_problem(config: TrialConfig) -> str | None:
     """Return what is wrong with a configuration's label rule for its model; None if nothing.
 
-    A hub name, or a folder with problems of its own, is not looked at.
+    A hub name, or a folder with problems of its own, is not checked.
     """
     rule, folder = config.training.label_rule, local_folder(config.model.path)
     if rule == "clean" or folder is None or problem(config.model) is not None:
@@ -134,7 +134,7 @@ def label_rule_problem(config: TrialConfig) -> str | None:
 
 
 def identity(model: ModelConfig) -> dict[str, Any]:
-    """Return what a fingerprint holds of a model: its content, not where it lies."""
+    """Return what a fingerprint includes of a model: its content, not its location."""
     folder = local_folder(model.path)
     if folder is None:
         code = {"code": "its own"} if model.trust_remote_code else {}
@@ -145,14 +145,14 @@ def identity(model: ModelConfig) -> dict[str, Any]:
     for file in [*sorted(folder.iterdir()), *sorted(folder.glob(_MORE_TEMPLATES)), *scripts]:
         if file.suffix in parts or file in scripts:
             digest.update(file.name.encode() + b"\0")
-            with file.open("rb") as opened:  # a file of weights is larger than memory may be
+            with file.open("rb") as opened:  # a weights file may be larger than memory
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
     code = {"code": "its own"} if model.trust_remote_code else {}
     return {"content": digest.hexdigest(), **code}
 
 
 def base_weights(model: ModelConfig) -> str:
-    """Return what tells an untrained model's weights from all others."""
+    """Return an identifier of an untrained model's weights."""
     return json.dumps(identity(model), sort_keys=True)
 
 
@@ -163,19 +163,19 @@ def load(
     trained: Path | None = None,
     config: TrialConfig | None = None,
 ) -> tuple[Any, Any]:
-    """Return (model, processor) as `model.dtype` says, on the CPU, in evaluation mode.
+    """Return (model, processor) in `model.dtype`, on the CPU, in evaluation mode.
 
-    Weights come from safetensors alone. No code of the model's folder is run, unless
-    `model.trust_remote_code` says so.
+    Weights are read from safetensors only. Code of the model's folder is run only with
+    `model.trust_remote_code`.
 
     Args:
         model: the model.
         attention: the kind of attention; "auto" leaves it to transformers.
-        trained: a trained model's folder, a Hugging Face or a PEFT one, in the model's place.
-        config: the trial that is going to train the model; None: nobody writes to its weights.
+        trained: a trained model's folder, Hugging Face or PEFT, to load instead of the model.
+        config: the trial that will train the model; None: nobody writes to its weights.
 
     Raises:
-        TrialError: it cannot be loaded, or not wholly.
+        TrialError: it cannot be loaded completely.
     """
     from chip_core.models.adapters import with_adapter
     from chip_core.models.base_models import BASE_MODELS
@@ -191,7 +191,7 @@ def load(
         skip_unread_layers(whole)
         return whole.eval(), _processor(source, options)
 
-    if trained is not None:  # of one attempt, and what lies beside an adapter is written into it
+    if trained is not None:  # for one attempt; trained parts overwrite base weights
         BASE_MODELS.make_room()
         loaded, processor = read()
     else:
@@ -204,9 +204,9 @@ def load(
 
 
 def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any]:
-    """Return (model, processor) as `load` does, the model's weights with shapes and no memory.
+    """Return (model, processor) like `load`, the model's weights with shapes and no memory.
 
-    For a worker that is given its part of them by another one, which loads them.
+    For a worker that receives its part of them from the worker that loads them.
 
     Args:
         model: the model; not quantized.
@@ -239,20 +239,20 @@ def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any
 
 
 def content_key(model: ModelConfig) -> Hashable:
-    """Return what is equal for models of this process whose files are the same."""
+    """Return a key that is equal for models with the same files, within this process."""
     state = _state_of(local_folder(model.path))
     return model.path, model.revision, model.trust_remote_code, state
 
 
 def _state_of(folder: Path | None) -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a file of a model's folder does."""
+    """Return a value that changes when a file of a model's folder changes."""
     files = [] if folder is None else sorted(folder.iterdir())
     found = [(file.name, file.stat()) for file in files if file.is_file()]
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in found)
 
 
 def processor_of(model: ModelConfig) -> Any:
-    """Return a model's processor alone, as `load` returns it.
+    """Return a model's processor, as `load` returns it, without the model.
 
     Raises:
         TrialError: it cannot be loaded, or makes no prompts.
@@ -261,10 +261,10 @@ def processor_of(model: ModelConfig) -> Any:
 
 
 def import_libraries(*, adapters: bool) -> None:
-    """Import what loading a model takes, so that it can be told apart from the loading.
+    """Import the libraries that loading a model needs, so that their time is measured separately.
 
     Args:
-        adapters: whether the model is to have adapters.
+        adapters: whether the model gets adapters.
     """
     import transformers.modeling_utils  # noqa: F401
 
@@ -280,17 +280,17 @@ def load_whole(
     quantize: Literal["none", "nf4"] = "none",
     **options: Any,
 ) -> Any:
-    """Return a model each of whose weights is the source's, and all of the source's.
+    """Return a model with exactly the source's weights: none missing, none left over.
 
     Args:
         source: a folder or a hub name.
         attention: the kind of attention; "auto" leaves it to transformers.
-        dtype: what weights are held in.
-        quantize: what the language model's linear layers are held in.
+        dtype: the dtype of the weights.
+        quantize: the quantization of the language model's linear layers.
         options: of `from_pretrained`: `revision`, `trust_remote_code`.
 
     Raises:
-        UnfitError: weights are missing, too many, of another shape or no numbers.
+        UnfitError: weights are missing, too many, of another shape or not finite.
         TrialError: it cannot be loaded.
     """
     import torch
@@ -304,16 +304,16 @@ def load_whole(
     kind: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if quantize == "nf4":
         kind["quantization_config"] = nf4_settings(source, DTYPES[dtype], **options)
-    logging.disable_progress_bar()  # a bar for each load of each trial says nothing to anyone
+    logging.disable_progress_bar()  # nobody reads a bar for each load of each trial
     told = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of what does not fit is a table; here it is a line
+    logging.set_verbosity_error()  # it reports a misfit as a table; ours is one line
     try:
         loaded, found = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=DTYPES[dtype],
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below, all of them
+            ignore_mismatched_sizes=True,  # all of them are reported below
             **kind,
             **options,
         )
@@ -341,15 +341,15 @@ def _advice(error: Exception) -> str:
 
 
 def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Put the weights of a trained model's folder into a model of the same making.
+    """Load the weights of a trained model's folder into a model built the same way.
 
     Args:
-        model: takes them.
-        folder: a Hugging Face or a PEFT one.
+        model: the model to load into.
+        folder: a Hugging Face or PEFT folder.
         trust_remote_code: `model.trust_remote_code`.
 
     Raises:
-        UnfitError: they do not fit; the model is as it was.
+        UnfitError: they do not fit; the model is unchanged.
         TrialError: they cannot be read.
     """
     from chip_core.models import adapters
@@ -377,7 +377,7 @@ def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -
 
 
 def _check_weights(source: str, loaded: Any, found: Mapping[str, Any]) -> None:
-    """Check that a source's weights and a model's are the same ones, by names and shapes."""
+    """Check that a source has the same weights as a model, by names and shapes."""
     from chip_core.models.fit import first_names, size, wrapper
 
     lacking, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
@@ -403,7 +403,7 @@ def _check_weights(source: str, loaded: Any, found: Mapping[str, Any]) -> None:
             f"be random: {advice}"
         )
     adapted = [name for name in unknown if ".lora_" in name]
-    if adapted:  # what else is beyond the model, a head for drafts say, takes nothing from it
+    if adapted:  # other weights beyond the model, such as a head for drafts, do no harm
         raise UnfitError(
             f"{source} has {len(adapted)} weights of an adapter that a {type(loaded).__name__} has "
             f"no place for ({first_names(adapted)}), and which would be left out: merge the "
@@ -433,7 +433,7 @@ def _checked_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _processor(source: str, options: Mapping[str, Any]) -> Any:
-    """Return a processor that can make a prompt and end a response; it has a padding token."""
+    """Return a processor that can render a prompt and end a response, with a padding token."""
     processor = load_processor(source, **options)
     revision = {name: options[name] for name in options.keys() & {"revision"}}
     fault = set_template(processor, lambda name: json_beside(source, name, **revision))
@@ -444,14 +444,14 @@ def _processor(source: str, options: Mapping[str, Any]) -> Any:
             f"{source}: its tokenizer has no end of sequence: name eos_token in "
             "tokenizer_config.json"
         )
-    if processor.tokenizer.pad_token_id is None:  # which one is all the same: it is masked
+    if processor.tokenizer.pad_token_id is None:  # any token will do, because it is masked
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
 
 
 def _is_image_text_to_text(model_type: str) -> bool:
     if model_type == "llava" or model_type in own.FAMILIES:
-        return True  # the embedded one too: planning it reads no transformers
+        return True  # also the embedded one: planning it needs no transformers
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
     )
@@ -467,5 +467,5 @@ def _missing_shards(folder: Path) -> list[str]:
         shards = set(read_json(index)["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return [f"a readable {index.name}"]
-    own = {path.name for path in folder.iterdir()}  # a shard lies beside its index, nowhere else
+    own = {path.name for path in folder.iterdir()}  # a shard is always next to its index
     return sorted(str(shard) for shard in shards if shard not in own)

@@ -1,4 +1,4 @@
-"""What a training takes of a device's memory, told before it starts."""
+"""Estimate what a training takes of a device's memory, before it starts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from chip_core.utils.errors import TrialError
 
 _BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 _GIB = 2**30
-_FREE = 0.8  # share of a device's free memory that weights may take while they are looked at
+_FREE = 0.8  # share of a device's free memory that weights may take while they are checked
 
 
 def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> int:
-    """Return the bytes that weights, gradients, optimizer and reference take; activations aside.
+    """Return the bytes of weights, gradients, optimizer and reference, without activations.
 
-    Weights are held in `model.dtype`. Each trained one has a gradient, AdamW's two moments and,
-    where it is held in bf16, a master in fp32; the reference has a copy of it unless it is an
-    adapter's.
+    Weights are in `model.dtype`. Each trained one has a gradient, AdamW's two moments and, if it is
+    in bf16, a master in fp32; the reference has a copy of it unless it is an adapter's.
 
     Args:
         model: with its adapters.
@@ -28,7 +27,7 @@ def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> 
         reference: whether the reference is computed, and not read from stores.
     """
     held, gradient = _BYTES[config.model.dtype], _BYTES[config.training.gradients]
-    # What is held in 4 bits lies there in bytes of two weights.
+    # 4-bit weights are stored in bytes of two weights.
     needed: int = sum(
         parameter.numel() * (held if parameter.is_floating_point() else 1)
         for parameter in model.parameters()
@@ -44,7 +43,7 @@ def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> 
 
 
 def weights_fit(model: Any, device: torch.device) -> bool:
-    """Return whether a model's weights alone, as they are held, have room on a device."""
+    """Return whether a model's weights alone, in their dtypes, fit a device."""
     if device.type != "cuda":
         return True
     held: int = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -52,7 +51,7 @@ def weights_fit(model: Any, device: torch.device) -> bool:
 
 
 def room_for(model: Any, device: torch.device) -> int:
-    """Return the bytes that a model may take on a GPU, with those that its weights take already."""
+    """Return the bytes that a model may take on a GPU, its weights already there included."""
     free: int = torch.cuda.mem_get_info(device)[0]
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     there: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.is_cuda)
@@ -63,12 +62,12 @@ def check_room(needed: int, free: int, config: TrialConfig) -> None:
     """Check that a training fits a device.
 
     Args:
-        needed: bytes, of `bytes_needed`.
-        free: bytes that the device has free.
-        config: says what could be had for less.
+        needed: bytes, from `bytes_needed`.
+        free: free bytes of the device.
+        config: the trial, for the advice on what to change.
 
     Raises:
-        TrialError: it does not fit; the message says what would.
+        TrialError: it does not fit; the message says what would fit.
     """
     if needed <= free:
         return

@@ -1,24 +1,24 @@
-"""Families that transformers does not have and this package brings.
+"""Families that transformers lacks and this package provides.
 
-transformers' Auto classes know them once `register` was called; whatever of this package loads a
-model or a processor calls it.
+transformers' Auto classes know them after `register`; everything in this package that loads a model
+or a processor calls it.
 """
 
 from __future__ import annotations
 
 import importlib
 
-#: `model_type` of a config.json -> the package that has the family; its `register` makes it known.
+#: `model_type` of a config.json -> the package of the family, whose `register` registers it.
 FAMILIES = {"muffin": "chip_core.models.muffin"}
 
-#: `model_type` of a checkpoint as its authors released it -> what makes one of ours of it.
+#: `model_type` of a checkpoint as its authors released it -> the command that converts it.
 CONVERTERS = {"beit3_llava": "python -m chip_core.models.muffin.convert SRC DST"}
 
-#: Those of them whose processors score a training's tokens by `training.label_rule`.
+#: Those whose processors score a training's tokens by `training.label_rule`.
 WITH_LABEL_RULES = frozenset({"muffin"})
 
 
 def register() -> None:
-    """Let transformers' Auto classes find this package's own families."""
+    """Register this package's families with transformers' Auto classes."""
     for package in FAMILIES.values():
         importlib.import_module(package).register()

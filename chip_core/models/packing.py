@@ -1,14 +1,14 @@
-"""Attention over one packed row: several responses behind one prompt, several prompts, no padding.
+"""Attention over one packed row: several responses after one prompt, several prompts, no padding.
 
-A span of the row is `[prompt][response][response]…`. A response's token sees its prompt and its
-own response up to itself, and nothing else. Each span is computed by itself, its prompt with the
-first response as an ordinary causal sequence: what may not be seen is never multiplied, and no
-(T, T) mask is made.
+A span of the row is `[prompt][response][response]…`. A response's token attends to its prompt and
+to its own response up to itself, and to nothing else. Each span is computed separately, its prompt
+and first response as an ordinary causal sequence: masked products are never computed, and no (T, T)
+mask is made.
 
-Where there is a kernel for it (CUDA, half precision), all spans are one call a layer, whose keys
-are laid behind each other as the queries see them: the prompt once for each of its responses.
+If there is a kernel for it (CUDA, half precision), all spans are one call per layer, with keys
+concatenated as the queries attend to them: the prompt once for each of its responses.
 
-Shapes: T tokens of the row, S of the keys as they are seen, H heads, d their size, N sequences.
+Shapes: T tokens of the row, S of the keys as attended to, H heads, d their size, N sequences.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: The name under which transformers calls `attention`; without a packing it is its `sdpa`.
+#: The name of `attention` in transformers; without a packing it is transformers' `sdpa`.
 NAME = "chip_packed"
 
-#: The same of `fused_attention`.
+#: The name of `fused_attention` there.
 FUSED = "chip_packed_fused"
 
-#: What the fused kernel computes in.
+#: The dtypes of the fused kernel.
 _HALF = (torch.bfloat16, torch.float16)
 
-#: What some families' attention takes beside queries, keys and values, and this one cannot do.
+#: Arguments of some families' attention that this one does not support.
 _REFUSED = ("sliding_window", "softcap", "position_bias", "s_aux")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A prompt and the responses behind it, by their lengths in tokens."""
+    """A prompt and the responses after it, by their lengths in tokens."""
 
     prompt: int
     responses: tuple[int, ...]  # one or more
 
 
 class Packing:
-    """What lies in a packed row, as it is handed to every layer.
+    """The content of a packed row, as it is passed to every layer.
 
-    A tuple of spans would be looked into by a compiler, which makes code for its lengths alone.
+    torch.compile would trace a tuple of spans and compile code for its lengths only.
     """
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        """Take what lies in a row, in order."""
+        """Create a packing of a row's spans, in order."""
         self.spans = tuple(spans)
-        self.sequences: Sequences | None = None  # what `fused_attention` goes by
+        self.sequences: Sequences | None = None  # the input of `fused_attention`
 
     def lay_out(self, send: Callable[[Tensor], Tensor]) -> None:
-        """Make ready what `fused_attention` goes by.
+        """Prepare the input of `fused_attention`.
 
         Args:
-            send: brings a tensor from the host to the row's device.
+            send: moves a tensor from the host to the row's device.
         """
         queries, keys, seen, start = [], [], [], 0
         for span in self.spans:
@@ -81,17 +81,17 @@ class Packing:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Queries and the keys that they see, sequence by sequence.
+    """Queries and the keys that they attend to, sequence by sequence.
 
     A sequence is a prompt with its first response, or a further response. Its queries are its own
-    tokens, its keys the prompt's and then its own, and the last query sees them all.
+    tokens, its keys the prompt's and then its own, and the last query attends to all of them.
     """
 
-    queries: Tensor  # (N + 1,) int32: where each sequence's begin, and the last one's end
-    keys: Tensor  # (N + 1,) int32: the same of the keys
+    queries: Tensor  # (N + 1,) int32: offsets of the sequences, and the end
+    keys: Tensor  # (N + 1,) int32: the same for the keys
     longest_queries: int
     longest_keys: int
-    seen: Tensor  # (S,): places in the row
+    seen: Tensor  # (S,): positions in the row
 
 
 def _ends(lengths: Sequence[int]) -> Tensor:
@@ -99,33 +99,33 @@ def _ends(lengths: Sequence[int]) -> Tensor:
 
 
 def can_fuse(weight: Tensor) -> bool:
-    """Return whether there is a kernel for all spans at once where a model's weights lie."""
+    """Return whether there is a kernel for all spans at once on the device of a model's weights."""
     if weight.device.type != "cuda" or weight.dtype not in _HALF:
         return False
     try:
-        from torch.nn.attention import varlen  # noqa: F401  # torch 2.10 has it first
+        from torch.nn.attention import varlen  # noqa: F401  # new in torch 2.10
     except ImportError:
         return False
     return True
 
 
 def is_fused(model: Any) -> bool:
-    """Return whether a model's decoder computes packed rows in one call a layer."""
+    """Return whether a model's decoder computes packed rows in one call per layer."""
     return bool(model.get_decoder().config._attn_implementation == FUSED)
 
 
 @contextmanager
 def packed_attention(model: Any, *, fused: bool = False) -> Iterator[None]:
-    """Let a model's decoder read packed rows for as long as the context is open.
+    """Let a model's decoder read packed rows while the context is open.
 
-    Everything else that the model is asked in the meantime is computed as before.
+    Other calls of the model in the meantime are computed as before.
 
     Args:
         model: with a decoder.
-        fused: whether in one call a layer, where its numbers are in half precision (`can_fuse`).
+        fused: whether in one call per layer, if its numbers are in half precision (`can_fuse`).
 
     Raises:
-        ValueError: the decoder's attention is not the one that this stands in for.
+        ValueError: the decoder's attention is not the one that this replaces.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -155,23 +155,23 @@ def attention(
     packing: Packing | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention as transformers asks its attention functions to, piece by piece.
+    """Compute attention with the interface of transformers' attention functions, piece by piece.
 
     Args:
         module: the attention layer.
         query: (1, H, T, d).
         key: (1, key heads, T, d).
         value: as the keys.
-        attention_mask: not looked at where there is a packing.
-        scaling: of the products; None: 1 / sqrt(d).
-        packing: what lies in the row; None: as `sdpa`.
-        others: what else transformers gives its attention functions.
+        attention_mask: ignored if there is a packing.
+        scaling: scale of the products; None: 1 / sqrt(d).
+        packing: the content of the row; None: as `sdpa`.
+        others: further arguments of transformers' attention functions.
 
     Returns:
         (1, T, H, d), and no weights.
 
     Raises:
-        ValueError: the layer wants what cannot be done here.
+        ValueError: the layer uses something unsupported.
     """
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
@@ -183,7 +183,7 @@ def attention(
     _refuse(others)
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    lengths = []  # of the pieces that queries go in: prompt and first response, the others
+    lengths = []  # of the pieces of queries: prompt and first response, the others
     for span in packing.spans:
         lengths += [span.prompt + span.responses[0], *span.responses[1:]]
     split = (torch.split(part, lengths, dim=2) for part in (query, key, value))
@@ -223,9 +223,9 @@ def fused_attention(
     packing: Packing | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention as `attention` does, all spans in one call; its arguments and results.
+    """Compute attention like `attention`, but all spans in one call, with the same signature.
 
-    Without a packing, and in other precisions than the kernel's, it is `attention` itself.
+    Without a packing, and in other precisions than the kernel's, it calls `attention`.
     """
     if packing is None or query.dtype not in _HALF:
         return attention(
@@ -258,9 +258,9 @@ def over_sequences(
         query: (T, H, d).
         key: (T, key heads, d).
         value: as the keys.
-        sequences: which queries see which keys.
-        scaling: of the products; None: 1 / sqrt(d).
-        kernel: takes what `torch.nn.attention.varlen.varlen_attn` takes; None: that.
+        sequences: which queries attend to which keys.
+        scaling: scale of the products; None: 1 / sqrt(d).
+        kernel: a function like `torch.nn.attention.varlen.varlen_attn`; None: that one.
     """
     attend = kernel
     if attend is None:
@@ -277,7 +277,7 @@ def over_sequences(
         sequences.longest_queries,
         sequences.longest_keys,
         scale=scaling,
-        window_size=(-1, 0),  # causal: a sequence's last query sees its last key
+        window_size=(-1, 0),  # causal: a sequence's last query attends to its last key
         **grouped,
     )
     return made

@@ -1,4 +1,4 @@
-"""A multimodal model's three parts, found the same way in every family."""
+"""Find a multimodal model's three parts in the same way in every family."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from chip_core.utils.errors import TrialError
 
 Part = Literal["vision_encoder", "projector", "language_model"]
 
-#: What some families of transformers (Qwen-VL) keep within their vision tower though it is the
-#: projector. A tower of this package's own names such parts itself, as `projector_parts`.
+#: Projectors that some families of transformers (Qwen-VL) keep within their vision tower. A tower
+#: of this package names such parts in `projector_parts`.
 _PROJECTORS_WITHIN = ("merger", "deepstack_merger_list")
 
-#: Within a layer of a tower of this package's own: those of its last layer's modules that say
-#: nothing to the model, as `last_layer_unread`.
+#: An attribute of this package's towers, `last_layer_unread`: the modules of the last layer whose
+#: output the model does not use.
 _UNREAD = "last_layer_unread"
 
 
 def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
     """Return the parameters of `vision_encoder`, `projector` and `language_model`, by name.
 
-    The projector is what is neither of the others; the output head is the language model's, and
-    so are the adapters on its layers.
+    Everything that belongs to neither of the others is the projector's. The output head is the
+    language model's, and so are the adapters on its layers.
     """
     tower = model.get_encoder(modality="image")
     projectors = {*_PROJECTORS_WITHIN, *getattr(tower, "projector_parts", ())}
@@ -54,7 +54,7 @@ def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
 
 
 def tower_layers(model: Any) -> dict[str, nn.Module]:
-    """Return the vision encoder's layers by their names in the base model, the first first."""
+    """Return the vision encoder's layers by their names in the base model, in order."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     base = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -67,23 +67,23 @@ def tower_layers(model: Any) -> dict[str, nn.Module]:
 
 
 def unread_modules(model: Any) -> list[str]:
-    """Return what of the vision encoder's layers says nothing to the model and gets no gradient.
+    """Return the modules of the vision encoder's layers that are unused and get no gradient.
 
-    LLaVA and its kin read a hidden state before the last (`vision_feature_layer`): the layers
-    behind it by name, else modules of the last layer that a tower names itself.
+    LLaVA and related models read a hidden state before the last (`vision_feature_layer`): the
+    layers after it by name, otherwise modules of the last layer that a tower names itself.
     """
     names = list(tower_layers(model))
     tower = model.get_encoder(modality="image")
     read = getattr(model.config, "vision_feature_layer", None)
     if read is not None:
-        # The state 0 is what the first layer is given, and k what the k-th says.
+        # State 0 is the input of the first layer, and k the output of the k-th.
         states = [read] if isinstance(read, int) else list(read)
         return names[max(state % (len(names) + 1) for state in states) :]
     return [f"{name}.{part}" for name in names[-1:] for part in getattr(tower, _UNREAD, ())]
 
 
 def unread_note(model: Any, config: TrialConfig) -> str | None:
-    """Return what is to be said of a vision encoder's layers that no gradient reaches."""
+    """Return a note on the vision encoder's layers that get no gradient."""
     unread = [] if config.vision_encoder == "frozen" else unread_modules(model)
     if not unread:
         return None
@@ -95,9 +95,9 @@ def unread_note(model: Any, config: TrialConfig) -> str | None:
 
 
 def tower_linears(model: Any) -> list[str]:
-    """Return the whole names of the linear layers of the vision encoder's attention and MLPs.
+    """Return the full names of the linear layers of the vision encoder's attention and MLPs.
 
-    Without those that say nothing to the model: no gradient would reach their adapters.
+    Those with unused output are left out: their adapters would get no gradient.
 
     Raises:
         TrialError: there are none.
@@ -118,7 +118,7 @@ def tower_linears(model: Any) -> list[str]:
 
 
 def projector_linears(model: Any) -> list[str]:
-    """Return the whole names of the projector's linear layers.
+    """Return the full names of the projector's linear layers.
 
     Raises:
         TrialError: there are none.
@@ -139,7 +139,7 @@ def _linears(model: Any, part: Part) -> list[str]:
 
 
 def without_head(model: Any) -> Any:
-    """Return the part of a model that ends in hidden states: all of it but the output head.
+    """Return the part of a model that ends in hidden states: everything but the output head.
 
     Raises:
         TrialError: the model has no such part.
@@ -179,12 +179,12 @@ def trained_parts(model: Any, config: TrialConfig) -> dict[Part, dict[str, nn.Pa
 def set_trained(
     model: Any, config: TrialConfig, *, encoder_alone: bool = False
 ) -> list[nn.Parameter]:
-    """Mark which parameters are trained and return them; the others get no gradient.
+    """Mark the trained parameters and return them; the others get no gradient.
 
     Args:
         model: the policy.
         config: says which parts are trained.
-        encoder_alone: whether a staged training is still at its encoder.
+        encoder_alone: whether a staged training is still in its encoder stage.
     """
     trained = [
         parameter

@@ -1,6 +1,6 @@
-"""What a model's weights are held in, and a look at it in fp32 where they are held in less.
+"""The precision of a model's weights, and computing in fp32 with weights of lower precision.
 
-`model.quantize: nf4` is QLoRA's (arXiv 2305.14314), by transformers and bitsandbytes.
+`model.quantize: nf4` is QLoRA's (arXiv 2305.14314), through transformers and bitsandbytes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from chip_core.utils.errors import TrialError
 
 Precision = Literal["fp32", "bf16"]
 
-#: `model.dtype` -> torch's.
+#: `model.dtype` -> torch's dtype.
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-#: Bytes of a weight in NF4: 4 bits, a scale of 8 bits for each 64, one of 32 for 256 of those.
+#: Bytes per weight in NF4: 4 bits, an 8-bit scale per 64, and a 32-bit one per 256 of those.
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return what a model computes in: what its weights are held in."""
+    """Return the dtype that a model computes in: that of its weights."""
     return next(model.parameters()).dtype
 
 
 def hold(model: Any, precision: Precision) -> Any:
-    """Have a model's weights held in a precision, in place, and return it.
+    """Convert a model's weights to a precision, in place, and return the model.
 
-    Buffers stay as they are: the frequencies of rotary positions are fp32 in every model.
+    Buffers are unchanged: the frequencies of rotary positions are fp32 in every model.
     """
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -48,9 +48,9 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def as_held(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Return a model's inputs with pixels and their like in bf16 where it computes in that.
+    """Return a model's inputs, with pixels and the like in bf16 if the model computes in bf16.
 
-    Other models take them as they come.
+    For other models they are unchanged.
     """
     if model.get_input_embeddings().weight.dtype != torch.bfloat16:  # fp32 within `in_fp32`
         return dict(inputs)
@@ -62,17 +62,17 @@ def as_held(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
 
 @contextmanager
 def in_fp32(model: nn.Module, leaves: Sequence[nn.Parameter] = ()) -> Iterator[list[Tensor]]:
-    """Have a model that is held in less compute in fp32, for as long as the context is open.
+    """Let a model of lower precision compute in fp32 while the context is open.
 
-    Each weight is widened where it is used, and no longer: a second copy of the model is not made.
+    Each weight is converted where it is used, and freed then: there is no second copy of the model.
 
     Args:
         model: not sharded.
-        leaves: weights whose gradient is asked for.
+        leaves: weights whose gradient is needed.
 
     Yields:
-        what stands for each of the leaves: their gradients are fp32. Of a model that is held in
-        fp32 or more, the leaves themselves.
+        Stand-ins for the leaves, whose gradients are fp32. For a model in fp32 or higher, the
+        leaves themselves.
     """
     if dtype_of(model) != torch.bfloat16:
         yield list(leaves)
@@ -87,7 +87,7 @@ def in_fp32(model: nn.Module, leaves: Sequence[nn.Parameter] = ()) -> Iterator[l
     packed: list[Any] = [module for module in model.modules() if is_quantized(module)]
     done: list[tuple[nn.Module, str]] = []
     try:
-        for module in packed:  # what is unpacked of 4 bits is multiplied in fp32, too
+        for module in packed:  # unpacked 4-bit weights are multiplied in fp32, too
             module.compute_dtype = torch.float32
         for module, name, parameter in widened:
             wide = _Widened(stands.get(id(parameter)))
@@ -98,12 +98,12 @@ def in_fp32(model: nn.Module, leaves: Sequence[nn.Parameter] = ()) -> Iterator[l
     finally:
         for module in packed:
             module.compute_dtype = torch.bfloat16
-        for module, name in done:  # in this order, their names come back in theirs
+        for module, name in done:  # this order restores the order of their names
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
 
 
 class _Widening(TorchFunctionMode):
-    """Widens what is left in bf16 between layers: some families round to what they are held in."""
+    """Convert bf16 tensors between layers: some families round to the dtype of their weights."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -126,21 +126,21 @@ class _Widened(nn.Module):
 
     def __init__(self, stands: Tensor | None) -> None:
         super().__init__()
-        self._stands = [stands]  # in a list: it is no weight of the model's
+        self._stands = [stands]  # in a list, so that it is not registered as a weight
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight.float() if self._stands[0] is None else self._stands[0]
 
 
 def nf4_settings(source: str, dtype: torch.dtype, **options: Any) -> Any:
-    """Return how transformers is to quantize a model: its decoder's linear layers, and no other.
+    """Return transformers' quantization settings for a model's decoder linear layers.
 
     Vision encoder, projector and output head stay as they are: they are a small part of a model,
     and so every arm has the same base model, whichever of its parts it trains.
 
     Args:
         source: a folder or a hub name.
-        dtype: what is computed in.
+        dtype: the dtype to compute in.
         options: of `from_pretrained`: `revision`, `trust_remote_code`.
 
     Raises:
@@ -174,10 +174,10 @@ def nf4_settings(source: str, dtype: torch.dtype, **options: Any) -> Any:
 
 
 def quantized_weights(model: Any) -> list[Tensor]:
-    """Return the weights that are held in 4 bits: of the decoder's linear layers, without adapters.
+    """Return the weights that are stored in 4 bits: the decoder's linear layers, without adapters.
 
     Args:
-        model: not quantized yet, or to be sized alone.
+        model: not quantized yet, or only used to compute sizes.
     """
     return [
         module.weight
@@ -187,11 +187,11 @@ def quantized_weights(model: Any) -> list[Tensor]:
 
 
 def keep_packed(model: nn.Module) -> None:
-    """See to it that a pass without gradients leaves the weights as they are.
+    """Keep a pass without gradients from changing the weights.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks a weight for its own kernel in the first
-    such pass, rounds its scales to bf16 in doing so, and from then on computes in bf16 in passes
-    with gradients too (findings/bitsandbytes_linear4bit_repacks.sh).
+    such pass, rounds its scales to bf16, and from then on computes in bf16 in passes with gradients
+    too (findings/bitsandbytes_linear4bit_repacks.sh).
     """
     module: Any
     for module in model.modules():

@@ -1,15 +1,15 @@
-"""A model's processor, also where its packaged one needs what is not installed, and its template.
+"""Load a model's processor, even if optional libraries are missing, and its chat template.
 
-The processors of some families (Qwen-VL, SmolVLM) are made with a video processor, which needs
-torchvision or num2words. Images and text need neither: there the family's own class is put
-together without it.
+The processors of some families (Qwen-VL, SmolVLM) are built with a video processor, which needs
+torchvision or num2words. Images and text need neither: then the family's own class is built without
+it.
 
-Images are always resized by Pillow: torchvision's resizing, which transformers takes where it is
-installed, gives other pixels by a thousandth, and what is installed is in no fingerprint.
+Images are always resized with Pillow: torchvision's resizing, which transformers uses if it is
+installed, gives pixels that differ by a thousandth, and what is installed is in no fingerprint.
 
-Prompts are written by a chat template that has a place for an image. A processor has one of its
-own, in one of four files, and its tokenizer may have another. The processor's is taken where it
-can show an image, else the tokenizer's.
+Prompts are written by a chat template with a place for an image. A processor has one of its own, in
+one of four files, and its tokenizer may have another. The processor's is used if it can show an
+image, otherwise the tokenizer's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from chip_core.models import own
 from chip_core.utils.errors import TrialError, brief
 from chip_core.utils.files import read_json
 
-#: What a composed processor takes over of a folder's processor_config.json.
+#: The settings that a composed processor reads from a folder's processor_config.json.
 _SETTINGS = (
     "image_seq_len",
     "patch_size",
@@ -41,10 +41,10 @@ def load_processor(source: str, *, trust_remote_code: bool = False, **options: A
     Args:
         source: the folder or the name.
         trust_remote_code: `model.trust_remote_code`.
-        options: `revision`, where there is one.
+        options: `revision`, if there is one.
 
     Raises:
-        TrialError: none can be made.
+        TrialError: none can be built.
     """
     from transformers import AutoProcessor
 
@@ -70,12 +70,12 @@ def load_processor(source: str, *, trust_remote_code: bool = False, **options: A
 
 
 def json_beside(source: str, name: str, **options: Any) -> Any:
-    """Return what a JSON file of a folder or hub name holds; None where it cannot be read.
+    """Return the content of a JSON file of a folder or hub name; None if it cannot be read.
 
     Args:
         source: the folder or the name.
-        name: of the file.
-        options: `revision`, where there is one.
+        name: the file's name.
+        options: `revision`, if there is one.
     """
     from transformers.utils import cached_file
 
@@ -87,13 +87,13 @@ def json_beside(source: str, name: str, **options: Any) -> Any:
 
 
 def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: Any) -> Any:
-    """Return a family's processor made of an image processor and a tokenizer, without video.
+    """Build a family's processor from an image processor and a tokenizer, without video.
 
     Args:
         model_type: as in a model's config.json.
         image_processor: the family's image processor.
         tokenizer: the tokenizer, with the family's special tokens.
-        settings: what else the family's processor takes, `chat_template` included.
+        settings: further arguments of the family's processor, `chat_template` included.
     """
     from transformers.processing_utils import ProcessorMixin
 
@@ -102,10 +102,10 @@ def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: A
         return family(image_processor=image_processor, tokenizer=tokenizer, **settings)
     module = importlib.import_module(family.__module__)
     if getattr(module, "num2words", ...) is None:
-        module.num2words = _no_video  # type: ignore[attr-defined]  # asked for, used on video alone
+        module.num2words = _no_video  # type: ignore[attr-defined]  # required, used only for video
 
     class WithoutVideo(family):  # type: ignore[misc, valid-type]
-        @functools.wraps(family.__init__)  # type: ignore[misc]  # its signature says what is saved
+        @functools.wraps(family.__init__)  # type: ignore[misc]  # decides what is saved
         def __init__(self, image_processor: Any, tokenizer: Any, **settings: Any) -> None:
             super().__init__(image_processor, tokenizer, None, **settings)
 
@@ -114,10 +114,11 @@ def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: A
             return ["image_processor", "tokenizer"]
 
         def apply_chat_template(self, *given: Any, **options: Any) -> Any:
-            # SmolVLM's own asks its video processor for the number of frames.
+            # SmolVLM's own method asks its video processor for the number of frames.
             return ProcessorMixin.apply_chat_template(self, *given, **options)
 
-    # Saved under the packaged name: a whole installation reads the folder with its own class.
+    # Saved under the packaged name, so that a full installation reads the folder with its own
+    # class.
     WithoutVideo.__name__ = family.__name__
     return WithoutVideo(image_processor, tokenizer, **settings)
 
@@ -149,7 +150,7 @@ def _from_parts(source: str, trusted: bool, **options: Any) -> Any:
 
 
 def _by_pillow(source: str, trusted: bool, **options: Any) -> Any:
-    """Return a source's image processor that takes nothing but Pillow and numpy."""
+    """Return a source's image processor that needs only Pillow and numpy."""
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(
@@ -184,14 +185,14 @@ DEFAULT = "default"
 #: Families whose processors put an image before a prompt, whatever the template writes.
 _PUT_IMAGES = frozenset({"blip-2", "instructblip", "paligemma"})
 
-#: What templates of families write for an image where no file says otherwise.
+#: The families' image tokens in templates, if no file names them.
 _IMAGE_TOKENS = {
     **dict.fromkeys(("llava", "llava_next", "idefics3", "smolvlm"), "<image>"),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>"),
 }
-_CONFIGURED = ("tokenizer", "processor")  # whose configurations may say so
+_CONFIGURED = ("tokenizer", "processor")  # whose configurations may name it
 
-#: What a template may name; which tokens they are is not asked.
+#: Variables that a template may use; their values do not matter.
 _TOKENS = {f"{name}_token": "" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
 
 _NONE = (
@@ -199,14 +200,14 @@ _NONE = (
     "folder, or take a model tuned on instructions"
 )
 
-#: A template as a file holds it: a text, named ones, or a list of {name, template}.
+#: A template as a file stores it: a text, named ones, or a list of {name, template}.
 Stored = Any
 
 
 def template_problem(folder: Path, model_type: str) -> str | None:
     """Return what is wrong with the chat templates of a model's folder; None if nothing.
 
-    What cannot be read is told when the model is loaded.
+    A file that cannot be read is reported when the model is loaded.
     """
     if model_type in _PUT_IMAGES:
         return None
@@ -221,11 +222,11 @@ def template_problem(folder: Path, model_type: str) -> str | None:
 
 
 def set_template(processor: Any, read: Callable[[str], Any]) -> str | None:
-    """Give a processor the template that its prompts are written by.
+    """Set the template that a processor's prompts are written with.
 
     Args:
-        processor: its own stays where it shows an image.
-        read: returns what a JSON file beside the model holds; None where there is no such file.
+        processor: its own template stays if it shows an image.
+        read: returns the content of a JSON file next to the model; None if there is no such file.
 
     Returns:
         What is wrong; None if nothing.
@@ -247,7 +248,7 @@ def set_template(processor: Any, read: Callable[[str], Any]) -> str | None:
 def _chosen(
     candidates: Iterable[Stored], tokens: Mapping[str, str], image: str | None = None
 ) -> tuple[Stored, str | None]:
-    """Return the first template that shows an image, and else what is wrong with the first."""
+    """Return the first template that shows an image, or else what is wrong with the first one."""
     faults = []
     for candidate in candidates:
         named = _named(candidate)
@@ -255,7 +256,7 @@ def _chosen(
             continue
         by_name = {name: _fault(text, tokens, image) for name, text in named.items()}
         fits = [name for name, fault in by_name.items() if fault is None]
-        if DEFAULT not in fits and len(fits) == 1:  # the others are for other ends
+        if DEFAULT not in fits and len(fits) == 1:  # the others have other uses
             named = {**named, DEFAULT: named[fits[0]]}
         elif DEFAULT not in fits:
             faults.append(_of_names(by_name))
@@ -265,7 +266,7 @@ def _chosen(
 
 
 def _of_names(by_name: Mapping[str, str | None]) -> str:
-    """Say why none of some templates is taken."""
+    """Return why none of some named templates is used."""
     wrong = by_name.get(DEFAULT)
     if wrong is None and None not in by_name.values():
         wrong = next(iter(by_name.values()))
@@ -276,7 +277,7 @@ def _of_names(by_name: Mapping[str, str | None]) -> str:
 
 
 def _named(stored: Stored) -> dict[str, str]:
-    """Return templates by name; none where what is stored is no template."""
+    """Return templates by name; none if what is stored is not a template."""
     if isinstance(stored, str):
         return {DEFAULT: stored} if stored.strip() else {}
     if isinstance(stored, list):
@@ -305,9 +306,9 @@ def _fault(template: str, tokens: Mapping[str, str], image: str | None) -> str |
         )
     try:
         alone = _rendered(template, [words], tokens)
-    except Exception:  # it is never asked to
+    except Exception:  # it never has to
         alone = ""
-    # One that prints its content as it is shows words about an image, and none.
+    # A template that prints its content verbatim shows the words about an image, and no image.
     bare = shown == alone or "'type': 'image'" in shown or '"type": "image"' in shown
     if not bare and (image is None or image in shown):
         return None
@@ -331,7 +332,7 @@ def _rendered(template: str, content: list[dict[str, str]], tokens: Mapping[str,
 
 
 def _puts_images(processor: Any) -> bool:
-    """Return whether a processor shows an image though its template does not."""
+    """Return whether a processor adds an image although its template does not."""
     from PIL import Image
 
     try:
@@ -358,7 +359,7 @@ def _in_folder(folder: Path) -> Iterator[Stored]:
 
 
 def _image_token(folder: Path, model_type: str) -> str | None:
-    """Return what a folder's template writes for an image; None where it is not known."""
+    """Return what a folder's template writes for an image; None if unknown."""
     known = _IMAGE_TOKENS.get(model_type)
     own = (_held(folder / f"{name}_config.json", "image_token") for name in _CONFIGURED)
     return known and next((token for token in own if isinstance(token, str)), known)

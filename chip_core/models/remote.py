@@ -1,7 +1,7 @@
-"""Code that comes with a model: run where `model.trust_remote_code` says so, and nowhere else.
+"""Code that comes with a model, which is run only with `model.trust_remote_code`.
 
-It has every right of whoever starts a trial. So it is part of the model's identity, a hub name is
-taken at one commit alone, and code of a third place, which no commit here pins, is refused.
+It runs with all rights of the user who starts a trial. So it is part of the model's identity, a hub
+name is read at one commit only, and code of a third place, which no commit here pins, is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from chip_core.config.trial import ModelConfig
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_json
 
-#: Files that may name classes of a model's own, under `auto_map`.
+#: Files that may name a model's own classes, under `auto_map`.
 _NAMING = (
     "config.json",
     "processor_config.json",
@@ -42,7 +42,7 @@ def brings_model(config: Any) -> bool:
 
 
 def check_own_code(source: str, **options: Any) -> None:
-    """Check that all code that a model names comes with it.
+    """Check that a model names no code of another place.
 
     Args:
         source: a folder or a hub name.
@@ -60,7 +60,7 @@ def check_own_code(source: str, **options: Any) -> None:
             )
             held = None if found is None else read_json(Path(found))
         except (OSError, ValueError):
-            continue  # told when it is loaded
+            continue  # reported when it is loaded
         for classes in _classes(held):
             if "--" in classes:
                 raise TrialError(
@@ -70,7 +70,7 @@ def check_own_code(source: str, **options: Any) -> None:
 
 
 def _classes(held: Any) -> list[str]:
-    """Return the names of classes of a file's `auto_map`."""
+    """Return the class names of a file's `auto_map`."""
     named = held.get("auto_map") if isinstance(held, dict) else None
     values = named.values() if isinstance(named, dict) else ()
     every = [entry for value in values for entry in (value if isinstance(value, list) else [value])]

@@ -1,7 +1,6 @@
-"""Weights that are spread over workers (DTensor): brought together whole, and put back; and those
-that one worker alone has loaded, given to the others before they are spread.
+"""Gather sharded weights (DTensor), put them back, and send weights from rank 0 to the others.
 
-Every worker of a training has to come to each of these functions.
+Every worker of a training must call each of these functions.
 """
 
 from __future__ import annotations
@@ -17,31 +16,31 @@ from chip_core.utils.workers import Workers
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether a model's weights are spread over workers."""
+    """Return whether a model's weights are sharded over workers."""
     return any(is_spread(parameter) for parameter in model.parameters())
 
 
 def has_weights(model: nn.Module) -> bool:
-    """Return whether a model's weights are here: on torch's meta device they have shapes alone."""
+    """Return whether a model's weights are loaded: on torch's meta device they have only shapes."""
     return not any(parameter.is_meta for parameter in model.parameters())
 
 
 class WeightsFromRank0:
-    """What rank 0 alone has loaded of a model, given to the other workers part by part.
+    """The weights that only rank 0 has loaded, sent to the other workers part by part.
 
-    So that parts can be spread as they come, and no other worker ever holds the whole model.
+    So parts can be sharded as they arrive, and no other worker ever holds the whole model.
     """
 
     def __init__(self, model: nn.Module, workers: Workers, device: torch.device) -> None:
-        """Give nothing yet.
+        """Compare the models; send nothing yet.
 
         Args:
-            model: of rank 0 with its weights, of the others perhaps without; not spread.
-            workers: who share it.
-            device: where all of them are to have it.
+            model: with its weights on rank 0, possibly without them on the others; not sharded.
+            workers: the workers that share it.
+            device: the device that receives it on each worker.
 
         Raises:
-            TrialError: the others' is another model than rank 0's.
+            TrialError: another worker's model differs from rank 0's.
         """
         self._model, self._first, self._device = model, workers.first, device
         self._told = workers.broadcast_from_rank0(lambda: _described(model))
@@ -50,9 +49,9 @@ class WeightsFromRank0:
 
     @torch.no_grad()
     def give(self, part: nn.Module) -> None:
-        """Have every worker hold a part's weights and buffers, those not given before.
+        """Send a part's weights and buffers to every worker, unless they were sent before.
 
-        What was one tensor on rank 0 is one on every worker.
+        What is one tensor on rank 0 is one on every worker.
         """
         within = {id(module) for module in part.modules()}
         whole: dict[str, Tensor] = {}
@@ -78,7 +77,7 @@ class WeightsFromRank0:
             sent = tensor.data.contiguous()
         else:
             sent = torch.empty(shape, dtype=dtype, device=self._device)
-        if sent.numel() > 0:  # as bytes: whatever it is of, every backend sends them
+        if sent.numel() > 0:  # as bytes: every backend sends them, whatever the dtype
             torch.distributed.broadcast(sent.view(-1).view(torch.uint8), src=0)
         if self._first:
             return tensor
@@ -89,7 +88,7 @@ class WeightsFromRank0:
     def _check(self) -> None:
         own = _described(self._model)
         names = self._told.keys() | own.keys()
-        # What they are held in and which are one tensor is rank 0's to say: it read the files.
+        # dtypes and ties may differ: rank 0 decides them, because it read the files
         other = sorted(
             name
             for name in names
@@ -103,7 +102,7 @@ class WeightsFromRank0:
 
 
 def _described(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...], torch.dtype]]:
-    """Return of each weight and buffer the first name that it has, its shape and its kind."""
+    """Return the first name of each weight and buffer, its shape and its kind."""
     firsts: dict[int, str] = {}
     tensors = [
         *model.named_parameters(remove_duplicate=False),
@@ -116,11 +115,11 @@ def _described(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...], torch.
 
 
 def whole(value: Any, *, keep: bool = True) -> Any:
-    """Return plain data with every tensor that was spread whole, on the CPU.
+    """Return plain data with every sharded tensor whole, on the CPU.
 
     Args:
-        value: tensors, in mappings and lists or alone.
-        keep: False: only help the others to theirs; what was spread comes back empty.
+        value: tensors, alone or in mappings and lists.
+        keep: False: only take part in gathering; sharded tensors are returned empty.
     """
     if isinstance(value, Mapping):
         return {name: whole(entry, keep=keep) for name, entry in value.items()}
@@ -138,7 +137,7 @@ def whole_weights(
     """Return a model's state dict with `whole` weights; tied ones are one tensor.
 
     Args:
-        model: all workers come here with theirs.
+        model: all workers call this with theirs.
         keep: as for `whole`.
         names: of the weights wanted; None: all.
     """
@@ -154,12 +153,12 @@ def whole_weights(
 
 
 def local_weight(weight: Tensor) -> Tensor:
-    """Return what this worker holds of a weight, spread or not, sharing its memory."""
+    """Return this worker's part of a weight, sharded or not, sharing its memory."""
     return local_part(weight) if is_spread(weight) else weight.detach()
 
 
 def local_part(shard: Tensor) -> Tensor:
-    """Return this worker's part of a weight, sharing its memory; no graph goes through it."""
+    """Return this worker's part of a sharded weight, sharing its memory, without a graph."""
     part: Tensor = shard.detach().to_local()  # type: ignore[attr-defined]
     return part
 
@@ -174,20 +173,20 @@ def shard_group(shard: Tensor) -> Any:
 
 
 def shard_like(value: Tensor, shard: Tensor) -> Tensor:
-    """Return a whole tensor as it is spread in another; as it is where that is whole."""
+    """Return a whole tensor sharded like another; unchanged if that one is whole."""
     if not is_spread(shard):
         return value
     from torch.distributed.tensor import distribute_tensor
 
     mesh: Any = shard.device_mesh  # type: ignore[attr-defined]
     placements = shard.placements  # type: ignore[attr-defined]
-    # Every worker has the whole: nothing needs to be sent.
+    # Every worker has the whole tensor, so nothing needs to be sent.
     return distribute_tensor(value.to(shard.device), mesh, placements, src_data_rank=None)
 
 
 @torch.no_grad()
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put whole weights into a model, spread or not, where it has their names."""
+    """Copy whole weights into a model, sharded or not, by name."""
     own = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -197,5 +196,5 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def is_spread(value: Any) -> bool:
-    """Return whether a tensor is spread over workers."""
+    """Return whether a tensor is sharded over workers."""
     return hasattr(value, "full_tensor")

@@ -1,7 +1,7 @@
-"""A frozen vision tower's output, recorded once and injected in place of computing it.
+"""Record a frozen vision tower's output once, and inject it instead of computing it again.
 
 Only what the family's own code reads of the tower's output is kept (of LLaVA's hidden states one
-layer), so that selection, projector and packing go on as they are, with their gradients.
+layer), so that selection, projector and packing work as before, with their gradients.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import named_parts, tower_layers, unread_modules
 from chip_core.models.precision import as_held
 
-#: Field of the output -> (rows, …): the images' tiles or patches one after the other. An entry of a
-#: list is `FIELD:INDEX`.
+#: Field of the output -> (rows, …): the images' tiles or patches, concatenated. An entry of a list
+#: is `FIELD:INDEX`.
 Features = Mapping[str, Tensor]
 
-#: Layers that are given hidden states first, and say hidden states alone: LLaVA's kin have them.
+#: Layers whose first input is hidden states and whose only output is hidden states: those of LLaVA
+#: and related models.
 _SAY_A_TENSOR = ("CLIPEncoderLayer", "SiglipEncoderLayer")
 
 
@@ -31,7 +32,7 @@ def tower_of(model: Any) -> Any:
 
 
 def is_frozen(model: Any, config: TrialConfig) -> bool:
-    """Return whether nothing within the tower is ever trained; a projector may lie in it."""
+    """Return whether nothing within the tower is ever trained; a projector may be within it."""
     within = {id(parameter) for parameter in tower_of(model).parameters()}
     return not any(
         id(parameter) in within
@@ -42,10 +43,10 @@ def is_frozen(model: Any, config: TrialConfig) -> bool:
 
 
 def skip_unread_layers(model: Any) -> None:
-    """Have the tower's layers that nothing reads pass on what they are given.
+    """Replace the tower's layers whose output is unused by ones that return their input.
 
-    What they would say is looked at by nobody (`unread_modules`): LLaVA reads its tower's last
-    hidden state but one. Their weights stay where they are, and are saved with the others.
+    Nothing reads that output (`unread_modules`): LLaVA reads its tower's last hidden state but one.
+    Their weights stay in place, and are saved with the others.
 
     Args:
         model: without adapters; copies of it skip them too.
@@ -53,7 +54,7 @@ def skip_unread_layers(model: Any) -> None:
     layers = tower_layers(model)
     for name in unread_modules(model):
         kind = type(layers.get(name))
-        # A model's own code may have a class of the same name that says something else.
+        # A class of the same name in a model's own code may return something else.
         if kind.__module__.startswith("transformers.") and kind.__name__ in _SAY_A_TENSOR:
             layers[name].forward = _passed_on
 
@@ -64,11 +65,11 @@ def _passed_on(hidden_states: Tensor, *others: Any, **options: Any) -> Tensor:
 
 @torch.no_grad()
 def tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what is read of the tower's output for images.
+    """Return the parts of the tower's output for images that the model reads.
 
     Args:
         model: with or without adapters.
-        inputs: pixel values and their like, as the model takes them, without those of tokens.
+        inputs: pixel values and the like, as the model takes them, without the tokens' inputs.
     """
     taken: dict[str, Tensor] = {}
     tower = tower_of(model)
@@ -84,7 +85,7 @@ def tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
 
 @contextmanager
 def inject_cached_features(model: Any, features: Features | None) -> Iterator[None]:
-    """Have the tower return cached features, whatever it is asked; None: it computes them."""
+    """Make the tower return cached features, whatever its input; None: it computes them."""
     if features is None:
         yield
         return
@@ -93,13 +94,13 @@ def inject_cached_features(model: Any, features: Features | None) -> Iterator[No
 
 
 def join_features(rows: Sequence[Features]) -> dict[str, Tensor]:
-    """Return the features of several samples as one batch's."""
+    """Return the features of several samples joined to a batch."""
     return {field: torch.cat([row[field] for row in rows]) for field in rows[0]}
 
 
 @contextmanager
 def _instead(tower: Any, forward: Any) -> Iterator[None]:
-    # On the instance, over the class's own: hooks around the call stay.
+    # Set on the instance, over the class's method, so that hooks around the call stay.
     before = tower.__dict__.get("forward")
     tower.forward = forward
     try:
@@ -112,7 +113,7 @@ def _instead(tower: Any, forward: Any) -> Iterator[None]:
 
 
 class _RecordingOutput:
-    """A tower's output that records what is read of it."""
+    """A tower's output that records which fields are read."""
 
     def __init__(self, output: Any, taken: dict[str, Tensor]) -> None:
         self._output, self._taken = output, taken
@@ -146,7 +147,7 @@ class _RecordingList:
 
 
 class _CachedOutput:
-    """A tower's output, as far as it is read."""
+    """A tower's output that holds only the fields that are read."""
 
     def __init__(self, features: Features) -> None:
         lists: dict[str, dict[int, Tensor]] = {}
@@ -161,7 +162,7 @@ class _CachedOutput:
 
 
 class _Entries:
-    """A list of tensors of which only some entries are there."""
+    """A list of tensors with only some entries present."""
 
     def __init__(self, entries: dict[int, Tensor]) -> None:
         self._entries = entries

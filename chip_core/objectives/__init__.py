@@ -1,7 +1,6 @@
 """The CHiP objectives: configuration, segments, log-probabilities, terms.
 
-torch is imported only when something that computes is asked for, so that planning a study
-needs none of it.
+torch is imported only when a name that computes is used, so that planning a study does not need it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ __all__ = ["ObjectiveConfig", "ObjectiveOutput", "Term", "objective_from_logits"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what computes on first use (PEP 562)."""
+    """Import the names that compute on first use (PEP 562)."""
     if name in ("ObjectiveOutput", "objective_from_logits"):
         from chip_core.objectives import from_logits
 

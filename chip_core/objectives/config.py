@@ -1,7 +1,7 @@
-"""The objective as configured: a preset, its active terms, their weights, beta.
+"""The configuration of an objective: a preset, its active terms, their weights, beta.
 
-The grammar is in docs/objectives.md. Terms and weights: paper, section 3 (L = w_v L_visual +
-w_r L_response + lambda L_segment + gamma L_token).
+The grammar is in docs/objectives.md. Terms and weights: paper, section 3 (L = w_v L_visual + w_r
+L_response + lambda L_segment + gamma L_token).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ PresetName = Annotated[
 
 
 def _declared(name: str) -> Declared:
-    from chip_core.objectives import custom  # takes torch, which planning goes without
+    from chip_core.objectives import custom  # imports torch, which planning does not need
 
     return custom.declared(custom.load_term(name))
 
@@ -136,7 +136,7 @@ class ObjectiveConfig(Shorthand):
     @model_validator(mode="before")
     @classmethod
     def _own_beta(cls, value: Any) -> Any:
-        if isinstance(value, str):  # the shorthand, which is read after this
+        if isinstance(value, str):  # the shorthand is only expanded after this validator
             value = {cls.shorthand: value}
         if isinstance(value, dict) and value.get("preset") in PRESET_BETAS:
             return {"beta": PRESET_BETAS[value["preset"]], **value}
@@ -163,12 +163,12 @@ class ObjectiveConfig(Shorthand):
 
     @property
     def active_terms(self) -> tuple[Term, ...]:
-        """The terms that take part: named by `terms` or the preset, with a weight above 0."""
+        """The active terms: named by `terms` or the preset, with a weight above 0."""
         return tuple(term for term in TERMS if self.weight(term) > 0)
 
     @property
     def method_name(self) -> str | None:
-        """The preset among `METHODS`; None where the objective is a sum of terms."""
+        """The preset's name in `METHODS`; None if the objective is a sum of terms."""
         if self.terms is not None:
             return None
         if self.preset == "rdpo" and self.form == "released":
@@ -177,32 +177,32 @@ class ObjectiveConfig(Shorthand):
 
     @property
     def method_settings(self) -> Settings:
-        """The settings that the preset has, its own where none is given."""
+        """The preset's settings, with its defaults where none is given."""
         assert self.method_name is not None
         return resolve(METHODS[self.method_name], self.method)
 
     @property
     def resolved_method(self) -> Method | None:
-        """What the preset and its settings come to; None where the objective is a sum of terms."""
+        """The method of the preset and its settings; None if the objective is a sum of terms."""
         if self.method_name is None:
             return None
         return METHODS[self.method_name].make(self.method_settings)
 
     @property
     def inert_settings(self) -> tuple[str, ...]:
-        """Keys of `method` that change nothing here."""
+        """Keys of `method` that have no effect here."""
         method = self.resolved_method
         kept = () if method is None else method.settings
         return tuple(name for name in MethodConfig.model_fields if name not in kept)
 
     @property
     def policy_reads(self) -> Reads:
-        """What is read of each view, of the policy."""
+        """The quantities read of each view of the policy."""
         return self._reads("policy")
 
     @property
     def reference_reads(self) -> Reads:
-        """What is read of each view, of the reference."""
+        """The quantities read of each view of the reference."""
         return self._reads("reference")
 
     def _reads(self, who: Literal["policy", "reference"]) -> Reads:
@@ -214,18 +214,18 @@ class ObjectiveConfig(Shorthand):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The views that are read of, by policy or reference."""
+        """The views that are read, of policy or reference."""
         read = {**self.policy_reads, **self.reference_reads}
         return tuple(view for view in VIEWS if view in read)
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The columns of a row that are read beside texts and images."""
+        """The columns of a row that are read, in addition to texts and images."""
         return tuple(dict.fromkeys(name for part in self._parts for name in part.fields))
 
     @property
     def scope(self) -> Scope | None:
-        """What is read of the global batch, beyond a pair's own."""
+        """What is read of the global batch, beyond the pair itself."""
         scopes = {part.scope for part in self._parts}
         return "scores" if "scores" in scopes else "tokens" if "tokens" in scopes else None
 
@@ -242,12 +242,12 @@ class ObjectiveConfig(Shorthand):
         return parts
 
     def reads_image(self, image: str) -> bool:
-        """Return whether a term looks at any response under an image."""
+        """Return whether a term reads any response under an image."""
         return any(VIEWS[view][0] == image for view in self.views)
 
     @property
     def needs_other(self) -> bool:
-        """Whether a term looks at a third response."""
+        """Whether a term reads a third response."""
         return any(VIEWS[view][1] == "other" for view in self.views)
 
     @property
@@ -257,27 +257,27 @@ class ObjectiveConfig(Shorthand):
 
     @property
     def needs_rejected_image(self) -> bool:
-        """Whether a term looks at a response under the rejected image."""
-        if self.method_name is None and not self.custom:  # plans ask it of thousands
+        """Whether a term reads a response under the rejected image."""
+        if self.method_name is None and not self.custom:  # plans call it thousands of times
             return "visual" in self.active_terms
         return self.reads_image("rejected_image")
 
     @property
     def needs_divergence(self) -> bool:
-        """Whether a term looks at KL(reference || policy)."""
+        """Whether a term reads KL(reference || policy)."""
         return "token" in self.active_terms or self.trains_chosen_divergence
 
     @property
     def trains_chosen_divergence(self) -> bool:
-        """Whether a term may move the chosen response's divergence: the token term takes it as is.
+        """Whether a term may train the chosen response's divergence.
 
-        A term of a user's own may.
+        A user's own term may; the token term detaches it.
         """
         return any(part.divergence for part in self._parts)
 
     @property
     def caution(self) -> str | None:
-        """What a user of this objective has to know; None if nothing."""
+        """A warning for users of this objective; None if there is none."""
         still = {"gamma": 0, "guidance": "policy"}
         if self.method_name == "vdpo" and self.method_settings == still:
             return (
@@ -294,11 +294,11 @@ class ObjectiveConfig(Shorthand):
 
     @property
     def segment_scope(self) -> Literal["response", "sequence"]:
-        """What is compared to find the changed tokens."""
+        """The sequences that are compared to find the changed tokens."""
         return "sequence" if self.form == "released" else self.segment.scope
 
     def weight(self, term: Term) -> float:
-        """The weight of a term; 0 where it is not active."""
+        """The weight of a term; 0 if it is not active."""
         if self.method_name is not None or term not in self._named:
             return 0.0
         return self.anchor.weight if term == "anchor" else float(getattr(self.weights, term))
@@ -313,7 +313,7 @@ class ObjectiveConfig(Shorthand):
         return self.terms if self.terms is not None else PRESET_TERMS[self.preset]
 
     def _refused(self) -> list[str]:
-        """Return what this form has no way to compute."""
+        """Return what this form cannot compute."""
         if self.method_name is not None:
             unable = {
                 f"preset {self.preset}": self.form != "paper" and self.method_name == self.preset,

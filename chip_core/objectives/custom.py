@@ -1,17 +1,18 @@
-"""A loss term of a user's own, named `module:attr` in a recipe or study.
+"""A user's own loss term, named `module:attr` in a recipe or study.
 
 It is a function like the terms in `forms.py`:
 
     def my_term(chosen, rejected, rejected_image, beta):
         return -F.logsigmoid(beta * (chosen.log_ratio() - rejected.log_ratio()))
 
-of three `ResponseScores` (the last is None unless asked for) and the objective's beta, and returns
-one loss a pair, (B,). What it needs beyond log-probabilities it says in an attribute:
+It takes three `ResponseScores` (the last is None unless requested) and the objective's beta, and
+returns one loss per pair, (B,). An attribute names what it needs beyond log-probabilities:
 
     my_term.needs = {"rejected_image", "divergence"}
 
-A term that says `reads` is a function of `Inputs` and beta: `reads` names views (`parts.VIEWS`), or
-maps them to quantities; `fields` names columns of rows, `scope` what it takes of the global batch.
+A term with an attribute `reads` is a function of `Inputs` and beta: `reads` names views
+(`parts.VIEWS`), or maps them to quantities; `fields` names columns of rows, `scope` what it takes
+of the global batch.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def load_term(name: str) -> CustomTerm:
     """Return the term that `module:attr` names.
 
     Raises:
-        ValueError: it cannot be imported, is no function, or needs what there is not.
+        ValueError: it cannot be imported, is not a function, or needs something unknown.
     """
     term = plugins.load(name)
     if not callable(term):
@@ -56,7 +57,7 @@ def declared(term: Any) -> Declared:
     """Return what a term reads.
 
     Raises:
-        ValueError: it names what there is not.
+        ValueError: it names an unknown view, quantity or scope.
     """
     said, needed = getattr(term, "reads", None), needs(term)
     divergence = "divergence" in needed
@@ -67,7 +68,7 @@ def declared(term: Any) -> Declared:
     named = said if isinstance(said, Mapping) else dict.fromkeys(said, plain)
     reads = images | {view: frozenset(quantities) for view, quantities in named.items()}
     scope = getattr(term, "scope", None)
-    if scope == "scores":  # the table is of these
+    if scope == "scores":  # the batch table holds log-probabilities
         reads |= {view: reads.get(view, plain) | plain for view in ("chosen", "rejected")}
     wrong = [view for view in reads if view not in VIEWS]
     wrong += [name for of in reads.values() for name in of if name not in QUANTITIES]
@@ -87,7 +88,7 @@ def needs(term: Any) -> frozenset[str]:
     """Return what a term needs beyond log-probabilities.
 
     Raises:
-        ValueError: it does not say so by names.
+        ValueError: `needs` is not a collection of names.
     """
     said = getattr(term, "needs", ())
     names = (said,) if isinstance(said, str) else said
@@ -125,9 +126,9 @@ def _shape(loss: Any) -> str:
 
 
 def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
-    """Check a term as the shipped ones are checked; yield (what is checked, what is wrong).
+    """Check a term like the built-in ones; yield (what is checked, what is wrong).
 
-    The batch is made up: three pairs with responses of different lengths, in float64.
+    The batch is synthetic: three pairs with responses of different lengths, in float64.
     """
     scores, said = _made_up(), declared(term)
     names = [
@@ -146,7 +147,7 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
 
     try:
         value = loss()
-    except (Exception, SystemExit) as error:  # whatever a user's term does
+    except (Exception, SystemExit) as error:  # a user's term can raise anything
         yield "it can be computed", f"{type(error).__name__}: {error}"
         return
     yield "it can be computed", None
@@ -181,10 +182,10 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
 
 
 def _differs(value: Tensor, other: Callable[[], Tensor], what: str) -> str | None:
-    """Return what is wrong where another way to the same losses comes to others, or to nothing."""
+    """Return `what` if another way to compute the losses gives other values, or why it fails."""
     try:
         found = other()
-    except Exception as error:  # whatever a user's term does
+    except Exception as error:  # a user's term can raise anything
         return f"{type(error).__name__}: {error}"
     if found.shape == value.shape and torch.allclose(value, found, rtol=1e-9, equal_nan=True):
         return None
@@ -219,7 +220,7 @@ def _made_up_facts(scores: Mapping[str, ResponseScores]) -> BatchFacts:
 
 
 def _cut(scores: ResponseScores, rows: slice, pad: int) -> ResponseScores:
-    """Return some rows, with tokens of padding that hold anything."""
+    """Return some rows, with padding tokens of arbitrary content."""
 
     def part(values: Tensor, fill: float) -> Tensor:
         kept = values[rows]
@@ -234,5 +235,5 @@ def _cut(scores: ResponseScores, rows: slice, pad: int) -> ResponseScores:
     )
 
 
-#: What padding is made to hold.
+#: The content of padding tokens.
 _BEYOND = {"policy_logps": -50.0, "reference_logps": -40.0, "mask": 0, "changed": 0}

@@ -1,4 +1,4 @@
-"""The three forms of the objective. docs/objectives.md has the formulas and where they come from.
+"""The three forms of the objective. docs/objectives.md has the formulas and their sources.
 
 Shapes: B pairs. `win` is the chosen response (w), `lose` the rejected one (l), `other` the chosen
 one under the rejected image (v). Δ is the policy's margin less the reference's, D = Σ_t
@@ -28,7 +28,7 @@ def objective_of(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:
 
     Args:
         config: the objective.
-        inputs: all that it declares. Without facts, its pairs are the first global batch.
+        inputs: everything that it declares. Without facts, these pairs are the first global batch.
     """
     views, method = inputs.views, config.resolved_method
     assert "rejected_image" in views or not config.needs_rejected_image or method is not None
@@ -56,7 +56,7 @@ def objective_of(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:
 
 
 def _facts(config: ObjectiveConfig, inputs: Inputs) -> BatchFacts:
-    """Return what is known of the global batch, made here where these pairs are all of it."""
+    """Return the facts of the global batch; compute them here if these pairs are all of it."""
     chosen, facts = inputs.views["chosen"], inputs.facts
     if not isinstance(facts, BatchFacts):
         table = BatchTable(
@@ -69,7 +69,7 @@ def _facts(config: ObjectiveConfig, inputs: Inputs) -> BatchFacts:
 
 
 def _gap(config: ObjectiveConfig, term: Term, views: Views) -> Tensor:
-    """Return what a term's beta is multiplied by, (B,): Δ, sg D_w − D_l, or the anchor's reward."""
+    """Return the factor of a term's beta, (B,): Δ, sg D_w − D_l, or the anchor's reward."""
     win, lose, mean = views["chosen"], views["rejected"], config.average_logps
     if term == "token":
         return win.divergence().detach() - lose.divergence()
@@ -83,7 +83,7 @@ def _gap(config: ObjectiveConfig, term: Term, views: Views) -> Tensor:
         weights = [side.token_weights(0, 1) for side in sides]
     elif one and term == "visual":
         weights = [win.token_weights(1, lam)] * 2
-    elif one and mean:  # response and segment are one weighted mean here, as one weighted sum else
+    elif one and mean:  # here one weighted mean of response and segment, otherwise one weighted sum
         weights = [side.token_weights(config.weight(term), lam) for side in sides]
     better, worse = (
         side.log_ratio(of, average=mean) for side, of in zip(sides, weights, strict=True)
@@ -92,7 +92,7 @@ def _gap(config: ObjectiveConfig, term: Term, views: Views) -> Tensor:
 
 
 def _paper(config: ObjectiveConfig, views: Views) -> dict[str, Tensor]:
-    """L = w_r(−log σ βΔ_r) + λ(−log σ βΔ_s) + w_v(−log σ βΔ_v) + γT: each loss, unweighted.
+    """Return the unweighted losses in w_r(−log σ βΔ_r) + λ(−log σ βΔ_s) + w_v(−log σ βΔ_v) + γT.
 
     Source: CHiP paper, section 3; the anchor: mDPO, section 3.
     """
@@ -103,7 +103,7 @@ def _paper(config: ObjectiveConfig, views: Views) -> dict[str, Tensor]:
             margin = margin - config.anchor.delta
         linear = term == "token" and config.token.form == "linear"
         loss = -margin if linear else -F.logsigmoid(margin)
-        if term == "segment":  # nothing changed: nothing is preferred, so 0 and not log 2
+        if term == "segment":  # without changes nothing is preferred: 0, not log 2
             changed = views["chosen"].any_changed | views["rejected"].any_changed
             loss = torch.where(changed, loss, torch.zeros_like(loss))
         terms[term] = loss
@@ -111,9 +111,9 @@ def _paper(config: ObjectiveConfig, views: Views) -> dict[str, Tensor]:
 
 
 def _one_sigmoid(config: ObjectiveConfig, views: Views) -> dict[str, Tensor]:
-    """−log σ(β[w_rΔ_r + λΔ_s + w_vΔ_v − γ(D_l − sg D_w)]): what each term adds inside the sigmoid.
+    """Return each summand within −log σ(β[w_rΔ_r + λΔ_s + w_vΔ_v − γ(D_l − sg D_w)]).
 
-    Δ_v is weighted 1 + λ on changed tokens. Source: the released code, its visual reference
+    Δ_v is weighted 1 + λ on changed tokens. Source: the released code, with its visual reference
     weighted like the policy.
     """
     active = config.active_terms
@@ -131,11 +131,11 @@ def _one_sigmoid(config: ObjectiveConfig, views: Views) -> dict[str, Tensor]:
 def _released(
     config: ObjectiveConfig, views: Views
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-    """`one_sigmoid` as the released code computes it for one pair at a time.
+    """Compute `one_sigmoid` as the released code does for one pair at a time.
 
-    Where tokens are weighted, its reference log-probability under the rejected image is first
-    summed over the response, unweighted, and that sum then multiplied by each token's weight:
-    (Σ_t log p)·(Σ_t weight). Rewards hold the divergence. Source: LVUGAI/CHiP at e7f5193.
+    If tokens are weighted, it first sums the reference log-probability under the rejected image
+    over the response, unweighted, and then multiplies that sum by each token's weight: (Σ_t log
+    p)·(Σ_t weight). Rewards include the divergence. Source: LVUGAI/CHiP at e7f5193.
     """
     win, lose = views["chosen"], views["rejected"]
     beta, lam = config.beta, config.weight("segment")
@@ -157,7 +157,7 @@ def _released(
 
 
 def _rewards(config: ObjectiveConfig, views: Views) -> tuple[Tensor | None, ...]:
-    """Return β(lp_policy − lp_reference) of chosen and rejected, (B,); None: it is not read."""
+    """Return β(lp_policy − lp_reference) of chosen and rejected, (B,); None if it is not read."""
     beta = config.beta_of("response") if config.method_name is None else config.beta
     mean = config.average_logps
     reads = (config.policy_reads, config.reference_reads)

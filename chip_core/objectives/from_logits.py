@@ -1,6 +1,6 @@
-"""The objective from whole logits: slow and plain.
+"""The objective computed from full logits: slow and simple.
 
-Every faster path is compared with these functions, in float64 where exactness is promised.
+Tests compare every faster path with these functions, in float64 where exactness is promised.
 
 Shapes: B sequences, T tokens, V vocabulary, P tokens of the prompt.
 """
@@ -41,7 +41,7 @@ def token_kl(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:
 
 
 def best_other_logps(logits: Tensor, ids: Tensor) -> Tensor:
-    """Return log p of the most likely token that is not in ids, per token, (B, T)."""
+    """Return log p of the most likely token other than ids, per token, (B, T)."""
     logps = torch.log_softmax(logits, dim=-1)
     return logps.scatter(-1, ids.unsqueeze(-1), -torch.inf).amax(-1)
 
@@ -51,27 +51,27 @@ class ObjectiveOutput:
     """The objective of one pair."""
 
     loss: Tensor  # 0-d
-    terms: dict[str, Tensor]  # active term -> 0-d; see the form for what it is
+    terms: dict[str, Tensor]  # active term -> 0-d; its meaning depends on the form
     chosen_reward: Tensor  # 0-d
     rejected_reward: Tensor  # 0-d
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairLogits:
-    """One pair as whole logits.
+    """The full logits of one pair.
 
     Logits by view (`chosen`, `rejected`, `rejected_image`, `other`, `rejected_image_rejected` and
-    so on: see `parts.VIEWS`), (P + tokens of the response, V): row t predicts token t + 1. Rows
-    beyond are padding, and not looked at.
+    so on: see `parts.VIEWS`), (P + tokens of the response, V): row t predicts token t + 1. Further
+    rows are padding and are ignored.
     """
 
-    prompt_ids: Tensor  # (P,) the image's placeholders included
+    prompt_ids: Tensor  # (P,), with the image's placeholders
     chosen_ids: Tensor
     rejected_ids: Tensor
     other_ids: Tensor | None = None  # a third response
     policy: Mapping[str, Tensor | None] = field(default_factory=dict)
     reference: Mapping[str, Tensor | None] = field(default_factory=dict)
-    #: Columns of the row: name -> {what of: a number, or a list with one a token}, or a number.
+    #: Columns of the row: name -> {key: a number, or a list with one per token}, or a number.
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -80,10 +80,10 @@ class BatchOutput:
     """The objective of a global batch."""
 
     loss: Tensor  # 0-d
-    losses: Tensor  # (B,), whose mean it is
+    losses: Tensor  # (B,); `loss` is their mean
     terms: dict[str, Tensor]  # (B,) each
     state: State  # after the batch
-    rewards: tuple[Tensor, Tensor]  # (B,) of chosen and rejected; 0 where they are not read
+    rewards: tuple[Tensor, Tensor]  # (B,) of chosen and rejected; 0 if they are not read
 
 
 def batch_from_logits(
@@ -99,12 +99,12 @@ def batch_from_logits(
     Args:
         objective: the objective as configured.
         pairs: the batch.
-        state: what earlier batches left (`BatchOutput.state`); None: it is the first.
+        state: the state after the previous batch (`BatchOutput.state`); None: this is the first.
         kept: the pairs that DAMA keeps; None: they are drawn.
         eos_id: see `objective_from_logits`.
 
     Raises:
-        ValueError: logits are not there or shorter than their ids, or a prompt or field is not.
+        ValueError: logits are missing or shorter than their ids, or a prompt or field is missing.
     """
     own = [_views(objective, pair, eos_id) for pair in pairs]
     views = {view: _stacked([pair[view] for pair in own]) for view in own[0]}
@@ -130,7 +130,7 @@ def batch_from_logits(
     )
 
 
-def objective_from_logits(  # noqa: PLR0913 (a tensor each)
+def objective_from_logits(  # noqa: PLR0913 (one argument per tensor)
     objective: ObjectiveConfig,
     *,
     prompt_ids: Tensor,
@@ -152,26 +152,27 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
 
     Args:
         objective: the objective as configured.
-        prompt_ids: (P,) token ids, the image's placeholders included; where `segment.scope` is
-            `sequence` they are compared as given.
+        prompt_ids: (P,) token ids, with the image's placeholders; with `segment.scope` `sequence`
+            they are compared as given.
         chosen_ids: (C,) the chosen response.
         rejected_ids: (R,) the rejected response.
-        policy_chosen_logits: (P + C, V), row t predicting token t + 1; any float dtype. Rows
-            beyond are padding, and not looked at.
+        policy_chosen_logits: (P + C, V), row t predicting token t + 1; any float dtype. Further
+            rows are padding and are ignored.
         policy_rejected_logits: (P + R, V).
         policy_rejected_image_logits: (P + C, V), the chosen response under the rejected image;
             None without a visual term.
         reference_chosen_logits: as the policy's.
         reference_rejected_logits: as the policy's.
         reference_rejected_image_logits: as the policy's.
-        other_ids: a third response; see `PairLogits`, also for what follows.
-        policy_logits: of further views, by name.
+        other_ids: a third response; see `PairLogits`, also for the arguments below.
+        policy_logits: logits of further views, by name.
         reference_logits: as the policy's.
-        fields: of the pair's row.
-        eos_id: what both responses end with; scored, and changed in the scope `sequence` only.
+        fields: columns of the pair's row.
+        eos_id: the token that ends both responses; scored, and counted as changed only with the
+            scope `sequence`.
 
     Raises:
-        ValueError: logits are not there or shorter than their ids, or there is no prompt.
+        ValueError: logits are missing or shorter than their ids, or there is no prompt.
     """
     pair = PairLogits(
         prompt_ids=prompt_ids,
@@ -205,7 +206,7 @@ def objective_from_logits(  # noqa: PLR0913 (a tensor each)
 def _views(
     objective: ObjectiveConfig, pair: PairLogits, eos_id: int | None
 ) -> dict[str, ResponseScores]:
-    """Return what is read of a pair's views, (1, T) each."""
+    """Return the scores of a pair's views that are read, (1, T) each."""
     if not len(pair.prompt_ids):
         raise ValueError("prompt_ids is empty: nothing predicts a response's first token")
     in_chosen, in_rejected = changed_tokens(
@@ -250,12 +251,12 @@ def _rows(name: str, logits: Tensor | None, start: int, ids: Tensor) -> Tensor:
 
 
 def _scores(ids: Tensor, changed: list[int], rows: Mapping[str, Tensor]) -> ResponseScores:
-    """Return all that can be said of one response.
+    """Return all scores of one response.
 
     Args:
         ids: (T,) the response.
-        changed: places of its tokens that changed.
-        rows: (1, T, V) of policy and reference; what is not there is not read.
+        changed: positions of its changed tokens.
+        rows: (1, T, V) of policy and reference; quantities without rows are not computed.
     """
     marks = torch.zeros(1, len(ids), dtype=torch.bool, device=ids.device)
     marks[0, changed] = True
@@ -272,7 +273,7 @@ def _scores(ids: Tensor, changed: list[int], rows: Mapping[str, Tensor]) -> Resp
 
 
 def _stacked(rows: Sequence[ResponseScores]) -> ResponseScores:
-    """Return single responses as a batch, padded on the right."""
+    """Return single responses stacked to a batch, padded on the right."""
     names = [name for name, value in vars(rows[0]).items() if value is not None]
     return ResponseScores(
         **{name: _together([getattr(row, name)[0] for row in rows]) for name in names}
@@ -280,7 +281,7 @@ def _stacked(rows: Sequence[ResponseScores]) -> ResponseScores:
 
 
 def _fields(columns: Sequence[str], pairs: Sequence[PairLogits]) -> dict[str, Tensor]:
-    """Return columns of rows as numbers, (B,), or (B, T) where there is one a token."""
+    """Return columns of rows as numbers, (B,), or (B, T) for one per token."""
     dtype = next(logits.dtype for logits in pairs[0].policy.values() if logits is not None)
     known: dict[str, Tensor] = {}
     for column in columns:

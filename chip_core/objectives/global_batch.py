@@ -1,7 +1,8 @@
-"""What a loss that looks at other pairs is told of the global batch.
+"""The facts of the global batch that a loss over several pairs needs.
 
-Whoever computes a batch in parts, or on several workers, gathers a `BatchTable` of all of it first;
-the facts made of that are then the same everywhere, and each pair's loss is its own.
+To compute a batch in parts, or on several workers, first gather a `BatchTable` of all of it. The
+facts computed from that are then the same everywhere, and each pair's loss does not depend on the
+parts.
 
 Shapes: N pairs of the global batch, B of a pass.
 """
@@ -20,7 +21,7 @@ from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.parts import Method
 from chip_core.objectives.terms import ResponseScores
 
-#: What is carried from batch to batch: how many there were, and a running mean.
+#: State carried from batch to batch: the number of batches and a running mean.
 State = dict[str, float]
 
 _TEXT = ("chosen", "rejected")
@@ -29,45 +30,45 @@ _SCORES = ("image_text_scores/chosen", "image_text_scores/rejected")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTable:
-    """A global batch as numbers, its pairs in one order whoever gathers them."""
+    """A global batch as numbers, with its pairs in the same order on every worker."""
 
     tokens: int  # of all chosen responses
     pairs: int
-    #: Of `table_columns` -> (N,), without a graph; none where the scope is `tokens`.
+    #: The columns of `table_columns` -> (N,), without a graph; none if the scope is `tokens`.
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFacts:
-    """What the losses of some pairs read of their global batch."""
+    """The facts of a global batch that the losses of some pairs read."""
 
     scalar: Mapping[str, float]
-    pair: Mapping[str, Tensor]  # (N,), or (B,) once chosen
+    pair: Mapping[str, Tensor]  # (N,), or (B,) after `of`
     table: BatchTable | None = None  # of all pairs
 
     def to(self, to: torch.device | torch.dtype) -> BatchFacts:
-        """Return the same on a device, or of a precision."""
+        """Return the facts on a device or in a precision."""
         pair = {name: values.to(to) for name, values in self.pair.items()}
         return replace(self, pair=pair)
 
     def of(self, index: Tensor) -> BatchFacts:
-        """Return the same for pairs by their number."""
+        """Return the facts of the pairs with the given indices."""
         pair = {name: values[index.to(values.device)] for name, values in self.pair.items()}
         return replace(self, pair=pair)
 
 
-#: What a pass is given: the facts of its pairs; or what makes them where its pairs are all of the
-#: global batch; None: they are, and it is the first.
+#: The facts that a pass gets: those of its pairs; or a function that computes them if its pairs are
+#: all of the global batch; None: they are all of it, and it is the first.
 Facts = BatchFacts | Callable[[BatchTable], BatchFacts] | None
 
 
 def table_columns(
     config: ObjectiveConfig, views: Mapping[str, ResponseScores], fields: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the columns of some pairs, (B,) each, in float64; none where pairs alone suffice.
+    """Return the columns of some pairs, (B,) each, in float64; none if each pair is independent.
 
-    Sums of log-probabilities as `policy_chosen`, `reference_rejected` and so on, and the fields of
-    one number a pair.
+    The columns are sums of log-probabilities, such as `policy_chosen` and `reference_rejected`, and
+    the fields with one number per pair.
     """
     if config.scope != "scores":
         return {}
@@ -103,14 +104,14 @@ def batch_facts(
     kept: Sequence[int] | None = None,
     draw: torch.Generator | None = None,
 ) -> tuple[BatchFacts, State]:
-    """Return what a batch's losses read of it, and the state after it.
+    """Return the facts that a batch's losses read, and the state after the batch.
 
     Args:
         config: the objective.
         table: the batch.
-        state: before it; empty at the start.
-        kept: the pairs that DAMA keeps; None: they are drawn.
-        draw: what draws them.
+        state: the state before the batch; empty at the start.
+        kept: the pairs that DAMA keeps; None: draw them.
+        draw: the generator of that draw.
     """
     method = config.resolved_method
     scalar: dict[str, float] = {"pairs": table.pairs, "tokens": table.tokens}
@@ -129,7 +130,7 @@ def batch_facts(
             pair["rejected_at_rank"] = _at_rank(rejected, chosen)
             pair["chosen_at_rank"] = _at_rank(chosen, rejected)
         if method.state == "mean_reward":
-            # TRL 0.10.1: the running mean of rewards, of which each batch counts as one.
+            # As in TRL 0.10.1: the running mean of rewards, in which each batch counts as one.
             batches, mean = state.get("batches", 0.0), state.get("mean", 0.0)
             of_batch = float((config.beta * (chosen + rejected) / 2).mean())
             scalar["shift"] = mean = (mean * batches + of_batch) / (batches + 1)
@@ -146,7 +147,7 @@ def batch_facts(
 
 
 def _at_rank(values: Tensor, by: Tensor) -> Tensor:
-    """Return for each pair that value whose rank is the pair's among others, (N,)."""
+    """Return for each pair the value whose rank equals the pair's rank in `by`, (N,)."""
     rank = torch.argsort(torch.argsort(by, stable=True), stable=True)
     return values.sort().values[rank]
 
@@ -172,7 +173,7 @@ def _dama(
 
 
 def _draw(weights: Tensor, count: int, draw: torch.Generator | None) -> list[int]:
-    """Return pairs drawn without replacement; where all weights vanish, uniformly with it."""
+    """Return pairs drawn without replacement, or uniformly with it if too few weights are > 0."""
     weights = weights.cpu()
     if int((weights > 0).sum()) < count:
         return torch.randint(len(weights), (count,), generator=draw).tolist()

@@ -1,11 +1,11 @@
-"""From hidden states to log-probabilities and divergences, without all logits at once.
+"""Log-probabilities and divergences from hidden states, without holding all logits at once.
 
-Logits are made for a chunk of positions at a time, straight from the hidden states, and the
-gradients are written out: nothing of (all positions, V) is held that the gradient does not need.
+Logits are computed from the hidden states for a chunk of positions at a time, and the gradients are
+written out: no (all positions, V) tensor is kept that the gradient does not need.
 
-With z = h Wᵀ + b, p = softmax(z), r the reference's distribution and y the token:
-log p_y = z_y − logsumexp(z), its gradient in z is e_y − p; KL(r || p) = Σ r (log r − log p), its
-gradient in z is p − r.
+With z = h Wᵀ + b, p = softmax(z), r the reference's distribution and y the token: log p_y = z_y −
+logsumexp(z), its gradient in z is e_y − p; KL(r || p) = Σ r (log r − log p), its gradient in z is p
+− r.
 
 Shapes: N positions, M ≤ N positions with a divergence, K ≤ M with its gradient, D hidden, V
 vocabulary.
@@ -22,20 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Positions whose logits are held together, unless told otherwise.
+#: Default number of positions whose logits are held together.
 CHUNK = 512
 
-#: Share of a GPU's memory that the logits of a chunk may take, and bytes of one of them: those of
-#: policy and reference in fp32, what they were rounded to, and two gradients.
+#: Share of a GPU's memory that the logits of a chunk may take, and bytes per logit: those of policy
+#: and reference in fp32, their rounded copies, and two gradients.
 _SHARE, _LOGIT_BYTES = 1 / 32, 16
 
-#: Positions whose divergence is added up together: few enough to stay in a CPU's cache.
+#: Positions whose divergence is summed together: few enough to stay in a CPU's cache.
 _BLOCK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputHead:
-    """What turns hidden states into logits: h Wᵀ + b."""
+    """The output projection from hidden states to logits: h Wᵀ + b."""
 
     weight: Tensor  # (V, D)
     bias: Tensor | None = None  # (V,)
@@ -43,7 +43,7 @@ class OutputHead:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadScores:
-    """What is said of each position."""
+    """The scores of each position."""
 
     logps: Tensor  # (N,) log p of the token
     kl: Tensor | None  # (M,) KL(reference || policy) of the first M positions
@@ -52,8 +52,8 @@ class HeadScores:
 def chunk_size(wanted: int | None, vocabulary: int, device_memory: int | None) -> int:
     """Return how many positions' logits are held together.
 
-    By a GPU's whole memory and not by what is free of it: a training that is resumed, or that has
-    another beside it, adds up as before.
+    It depends on a GPU's total memory, not on its free memory, so that the order of additions is
+    the same for a resumed training and for one that shares the GPU.
 
     Args:
         wanted: `engine.logits_chunk`; None: by the GPU's memory.
@@ -79,10 +79,10 @@ def head_scores(
 ) -> HeadScores:
     """Score positions; differentiable in the hidden states and in the head.
 
-    Under autocast the products with the head are taken in its precision and all else in fp32;
-    float64 stays float64. Where one chunk holds all positions, their log-probabilities are kept
-    for the backward pass; else they are computed again there. Where the head is frozen neither is
-    needed: the gradient in the hidden states is all there is, and it is made ready at once.
+    Under autocast the products with the head use its precision and everything else fp32; float64
+    stays float64. If one chunk holds all positions, their log-probabilities are kept for the
+    backward pass, otherwise they are recomputed there. If the head is frozen, neither is needed:
+    only the gradient in the hidden states is, and the forward pass computes it.
 
     Args:
         hidden: (N, D) last hidden states that predict the tokens.
@@ -90,8 +90,8 @@ def head_scores(
         head: the policy's output head.
         reference_hidden: (M, D) the reference's, of the first M positions; None: no divergence.
         reference_head: the reference's output head; None: the policy's.
-        kl_gradients: K: the divergence of the first K positions is differentiable, of the others
-            it is a constant.
+        kl_gradients: K: the divergence of the first K positions is differentiable, that of the
+            others constant.
         chunk: positions whose logits are held together.
     """
     other = reference_head or head
@@ -114,7 +114,9 @@ def head_scores(
 
 
 def token_logits(hidden: Tensor, ids: Tensor, head: OutputHead) -> Tensor:
-    """Return the raw logit of one token at each position, (N,), and of no other; differentiable.
+    """Return the raw logit of the given token at each position, (N,); differentiable.
+
+    No other logits are computed.
 
     Args:
         hidden: (N, D).
@@ -130,7 +132,7 @@ def token_logits(hidden: Tensor, ids: Tensor, head: OutputHead) -> Tensor:
 
 @torch.no_grad()
 def best_other(hidden: Tensor, ids: Tensor, head: OutputHead, chunk: int = CHUNK) -> Tensor:
-    """Return the most likely token that is not the given one at each position, (N,).
+    """Return the most likely token other than the given one at each position, (N,).
 
     Args:
         hidden: (N, D).
@@ -149,7 +151,7 @@ class _HeadScores(torch.autograd.Function):
     """See `head_scores`; the module's docstring has the gradients."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 (autograd's form)
+    def forward(  # noqa: PLR0913 (autograd's signature)
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -225,7 +227,7 @@ class _HeadScores(torch.autograd.Function):
 
 
 class _Side:
-    """Hidden states and head of the policy or of the reference, in the products' precision."""
+    """Hidden states and head of the policy or the reference, in the precision of the products."""
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
@@ -280,5 +282,5 @@ def _chunks(length: int, size: int) -> Iterator[slice]:
 
 
 def _among(rows: slice, limit: int) -> slice:
-    """Return those of some rows that are among the first `limit`."""
+    """Return the rows that are among the first `limit`."""
     return slice(min(rows.start, limit), min(rows.stop, limit))

@@ -1,6 +1,6 @@
-"""Losses of margins: what a part of a preset computes. docs/objectives.md has the formulas.
+"""The losses of margins that a preset's parts compute. docs/objectives.md has the formulas.
 
-Shapes: B pairs, T response tokens. A reward is what enters a margin: lp_π − lp_ref and its like.
+Shapes: B pairs, T response tokens. A reward is what enters a margin: lp_π − lp_ref or a variant.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from chip_core.objectives.terms import ResponseScores
 
 Settings = Mapping[str, Any]
 
-#: exp(·) of more than this is no number in single precision.
+#: exp(·) of a larger number overflows in single precision.
 _LARGEST = 80.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a batch's parts may read."""
+    """What the parts may read of a batch."""
 
     views: Mapping[str, ResponseScores]
-    #: Of rows: `COLUMN/chosen` and its like -> (B,), or (B, T) of a response's tokens.
+    #: Columns of rows: `COLUMN/chosen` and the like -> (B,), or (B, T) for a response's tokens.
     fields: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Facts = None  # of the global batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
-    """The rewards of a batch's views, as a method takes them."""
+    """The rewards of a batch's views, as a method defines them."""
 
     method: Method
     beta: float
@@ -44,7 +44,7 @@ class Rewards:
 
     @property
     def facts(self) -> BatchFacts:
-        """What is known of the global batch."""
+        """The facts of the global batch."""
         assert isinstance(self.inputs.facts, BatchFacts)
         return self.inputs.facts
 
@@ -69,20 +69,20 @@ class Rewards:
         return policy - reference
 
     def margin(self, views: Sequence[str]) -> Tensor:
-        """Return how much higher the reward of the first of two views is, (B,)."""
+        """Return the reward of the first view minus that of the second, (B,)."""
         better, worse = map(self.of, views)
         return better - worse
 
     def mean(self, view: str) -> Tensor:
-        """Return a view's reward by the token, (B,)."""
+        """Return a view's reward per token, (B,)."""
         return self.of(view) / self.inputs.views[view].mask.sum(-1).clamp(min=1)
 
     def setting(self, name: str) -> float:
-        """Return a setting of the method, a number."""
+        """Return a numeric setting of the method."""
         return float(self.method.settings[name])
 
     def _diverged(self, ratio: Tensor) -> Tensor:
-        """Return f'(π/ref) of an f-divergence, of the log-ratio. TRL 1.16."""
+        """Return f'(π/ref) of an f-divergence, computed from the log-ratio. TRL 1.16."""
         kind = self.method.settings.get("f_divergence", "reverse_kl")
         if kind == "forward_kl":
             return 1 - torch.exp(-ratio)
@@ -90,7 +90,7 @@ class Rewards:
             return math.log(2) + F.logsigmoid(ratio)
         if kind == "alpha_divergence":
             power = self.setting("f_alpha") - 1
-            if abs(power) >= 1e-6:  # else its limit: the log-ratio itself
+            if abs(power) >= 1e-6:  # in the limit it is the log-ratio itself
                 return (torch.exp((power * ratio).clamp(max=_LARGEST)) - 1) / power
         return ratio
 
@@ -108,12 +108,12 @@ class Rewards:
         return scores.total(guided) - scores.reference_sum()
 
     def _seen(self, view: str, scores: ResponseScores, who: str, *, multiplied: bool) -> Tensor:
-        """Return Σ (log p + log c), c from how the image moves each token's logit. TPO.
+        """Return Σ (log p + log c), where c is how the image moves each token's logit. TPO.
 
-        With `multiplied` Σ sg(c)·log p.
+        With `multiplied`, return Σ sg(c)·log p.
         """
         logits, logps = getattr(scores, f"{who}_logits"), getattr(scores, f"{who}_logps")
-        # A token that is cut under the other image moves nowhere.
+        # A token that is cut under the other image has no shift.
         there = self._under_other(view, "mask") & scores.mask
         moved = logits - self._under_other(view, f"{who}_logits")
         seen = torch.sigmoid(torch.where(there, moved, torch.zeros_like(logits)))
@@ -123,7 +123,7 @@ class Rewards:
         return scores.total(logps + weight.log())
 
     def _under_other(self, view: str, what: str) -> Tensor:
-        """Return a value of a response's tokens under the rejected image, else 0, (B, T)."""
+        """Return a value of a response's tokens under the rejected image, or 0, (B, T)."""
         other = self.inputs.views[view_of("rejected_image", VIEWS[view][1])]
         values = getattr(other, what)
         kept = torch.where(other.mask, values, torch.zeros_like(values))
@@ -131,7 +131,7 @@ class Rewards:
 
 
 def _fitted(values: Tensor, width: int) -> Tensor:
-    """Return values of a response's tokens in so many columns, cut or filled with 0."""
+    """Return values of a response's tokens, truncated or zero-padded to a width."""
     return F.pad(values[:, :width], (0, max(0, width - values.shape[1])))
 
 
@@ -180,7 +180,7 @@ OF_REWARDS: dict[str, Loss] = {
     "sigmoid_norm": lambda up, down, beta, _: _prefer(up - down, beta),
 }
 
-#: Those that take rewards per token.
+#: The losses of per-token rewards.
 OF_MEANS = frozenset({"ipo", "sigmoid_norm"})
 
 
@@ -200,8 +200,8 @@ def _aot(rewards: Rewards, part: Part, beta: float) -> Tensor:
 def _aot_unpaired(rewards: Rewards, part: Part, beta: float) -> Tensor:
     """Compare chosen and rejected of the same rank in the global batch.
 
-    Each pair's value is that of its chosen response and the rejected one of its rank; both
-    responses' gradients are their own.
+    A pair's value compares its chosen response with the rejected one of that rank; each response
+    gets its own gradient.
     """
     up, down = map(rewards.of, part.views)
     loss = _smooth(rewards, up - rewards.facts.pair["rejected_at_rank"], beta)
@@ -210,21 +210,21 @@ def _aot_unpaired(rewards: Rewards, part: Part, beta: float) -> Tensor:
 
 
 def _sft(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    """Return what has −(Σ log p)/(tokens) over the global batch for its mean."""
+    """Return losses, (B,), whose mean over the global batch is −(Σ log p)/(tokens)."""
     (view,) = part.views
     facts = rewards.facts.scalar
     return -rewards.inputs.views[view].policy_sum() * (facts["pairs"] / facts["tokens"])
 
 
 def _scored_beta(rewards: Rewards, beta: float) -> Tensor:
-    """DA-DPO: a pair's beta grows with the gap of its scores, whichever is higher."""
+    """Return DA-DPO's beta, which grows with the gap of a pair's scores, whichever is higher."""
     fields = rewards.inputs.fields
     gap = (fields["clip_scores/chosen"] - fields["clip_scores/rejected"]).abs()
     return beta * rewards.setting("alpha") * (1 + gap)
 
 
 def _positions(rewards: Rewards, view: str) -> Tensor:
-    """Return log-ratios token by token, 0 beyond the response, as wide as is asked, (B, T)."""
+    """Return log-ratios per token, 0 beyond the response, `length` columns wide, (B, T)."""
     scores, length = rewards.inputs.views[view], int(rewards.setting("length"))
     gap = scores.policy_logps - scores.reference_logps
     return _fitted(torch.where(scores.mask, gap, torch.zeros_like(gap)), length)
@@ -235,9 +235,9 @@ def _token_field(rewards: Rewards, name: str, like: Tensor) -> Tensor:
 
 
 def _by_position(rewards: Rewards, part: Part, beta: float) -> Tensor:
-    """OPA-DPO: a loss at each position, of log-ratios there, and its mean over all positions."""
+    """Return OPA-DPO's loss: the mean over all positions of a loss of the log-ratios there."""
     one, other = (_positions(rewards, view) for view in part.views)
-    if part.name == "anchor":  # up the one and down the other, as the released code signs them
+    if part.name == "anchor":  # one up and the other down, with the released code's signs
         return (2 * _prefer(one, beta) + 2 * _prefer(-other, beta)).mean(-1)
     if part.name == "revised_over_own":
         one = _token_field(rewards, "revised_score", one) * one
@@ -254,13 +254,13 @@ def _bco_pair_shift(rewards: Rewards, part: Part, beta: float) -> Tensor:
     return -F.logsigmoid(beta * up - shift) - F.logsigmoid(shift - beta * down)
 
 
-#: Losses of anything else that a part declares.
+#: Losses of other inputs that a part declares.
 OF_INPUTS: dict[str, Callable[[Rewards, Part, float], Tensor]] = {
     "bco_pair_shift": _bco_pair_shift,
     "aot": _aot,
     "aot_unpaired": _aot_unpaired,
     "sft": _sft,
-    # DAMA: a pair's own beta; pairs that are not kept weigh 0.
+    # DAMA: a beta per pair; pairs that are not kept have weight 0.
     "sigmoid_kept": lambda rewards, part, _: (
         rewards.facts.pair["keep"] * _prefer(rewards.margin(part.views), rewards.facts.pair["beta"])
     ),

@@ -1,6 +1,6 @@
 """The presets that are sums of losses of margins, one row each. docs/objectives.md has sources.
 
-A row says which settings a preset has, with their defaults, and what these come to. No torch here.
+A row lists the settings of a preset with their defaults, and builds its method. No torch here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEQUENCE_LOSSES = (
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft",
 )  # fmt: skip
 
-#: Those that another f-divergence leaves a meaning: β log Z cancels in a difference alone.
+#: The losses that another f-divergence is defined for: β log Z cancels only in a difference.
 _OF_DIFFERENCE = {
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft",
 }  # fmt: skip
@@ -85,12 +85,12 @@ class Row:
 
     settings: Mapping[str, Any] = field(default_factory=dict)  # those it has, with its defaults
     make: Callable[[Settings], Method]
-    #: Returns why its settings cannot be; None if they can.
+    #: Returns why its settings are invalid; None if they are valid.
     refused: Callable[[Settings], str | None] = lambda _: None
 
 
 def resolve(row: Row, config: MethodConfig) -> Settings:
-    """Return a preset's settings, its own where none is given."""
+    """Return a preset's settings, with its defaults where none is given."""
     given = {name: getattr(config, name) for name in row.settings}
     return {name: row.settings[name] if value is None else value for name, value in given.items()}
 
@@ -100,7 +100,7 @@ def _reads(*views: str, what: Quantity = "logps") -> Reads:
 
 
 def _method(settings: Settings, *parts: Part, reads: Reads | None = None, **more: Any) -> Method:
-    """Return the parts that weigh anything; policy and reference are read as their views need."""
+    """Return the parts with a nonzero weight; policy and reference are read as their views need."""
     kept = tuple(part for part in parts if part.weight)
     both = _reads(*(view for part in kept for view in part.views)) if reads is None else reads
     return Method(
@@ -174,7 +174,7 @@ def _tpo(settings: Settings) -> Method:
 
 def _vdpo(settings: Settings) -> Method:
     blank = _reads("rejected_image", "rejected_image_rejected")
-    if settings["gamma"] == 1:  # without guidance it is dpo: the blank image is let be
+    if settings["gamma"] == 1:  # without guidance it is dpo: the blank image is not used
         blank = {}
     who = settings["guidance"]
     reads = {who: {**_reads("chosen", "rejected"), **blank}}
@@ -217,7 +217,7 @@ def _opadpo(settings: Settings) -> Method:
     return _method(settings, *made, fields=("opa_scores",))
 
 
-#: The smoothing of losses that are named after theirs.
+#: The smoothing of losses named after theirs.
 _SMOOTHING = {"robust": {"label_smoothing": 0.1}, "exo_pair": {"label_smoothing": 1e-3}}
 
 METHODS: dict[str, Row] = {

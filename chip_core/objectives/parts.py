@@ -1,6 +1,6 @@
-"""What an objective is made of: what it reads of a pair, and the losses that it adds up.
+"""The building blocks of an objective: what it reads of a pair, and the losses that it adds up.
 
-No torch here: planning a study needs none of it.
+No torch here: planning a study does not need it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ VIEWS: dict[str, tuple[Image, Response]] = {
     "second_image_other": ("second_image", "other"),
 }
 
-#: What may be read of a view's tokens.
-#: logps: log p of each; logits: the raw logit of each; best_other: log p of the most likely token
-#: other than it.
+#: What may be read of a view's tokens. logps: log p of each; logits: the raw logit of each;
+#: best_other: log p of the most likely token other than it.
 Quantity = Literal["logps", "logits", "best_other"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 #: View -> what is read of it.
 Reads = Mapping[str, frozenset[Quantity]]
 
-#: Columns of rows that objectives read, each an object: its key -> the response whose sentences it
-#: has a number for; None: it is one number.
+#: Columns of rows that objectives read, each an object: its key -> the response with a number per
+#: sentence; None: a single number.
 COLUMNS: dict[str, dict[str, Response | None]] = {
     "clip_scores": {"chosen": None, "rejected": None},
     "image_text_scores": {"chosen": None, "rejected": None},
@@ -44,8 +43,8 @@ COLUMNS: dict[str, dict[str, Response | None]] = {
                    "revised_image": "other"},
 }  # fmt: skip
 
-#: What a loss that looks at other pairs needs of the global batch. tokens: how many it has, which
-#: its pairs alone say; scores: sums of log-probabilities, which take a pass over all of it.
+#: What a loss over several pairs needs of the global batch. tokens: the token count, which its
+#: pairs alone determine; scores: sums of log-probabilities, which take a pass over all of it.
 Scope = Literal["tokens", "scores"]
 
 
@@ -54,17 +53,17 @@ def view_of(image: Image, response: Response) -> str:
     return next(name for name, pair in VIEWS.items() if pair == (image, response))
 
 
-#: What a response lies behind: an image, and whether it is the rejected side's own.
+#: The prefix of a response: an image, and whether it is the rejected side's own.
 Behind = tuple[Image, bool]
 
 
 def behind(view: str, *, sides: bool) -> Behind:
-    """Return what a view's response lies behind.
+    """Return the prefix of a view's response.
 
     Args:
         view: the view.
-        sides: whether chosen and rejected response have an image each. The rejected one is then
-            read under its own, and under the rejected image that is made of that one.
+        sides: whether chosen and rejected response have an image each. The rejected response is
+            then read under its own image, and under the rejected image made from it.
     """
     image, response = VIEWS[view]
     return image, sides and response == "rejected" and image != "second_image"
@@ -72,30 +71,30 @@ def behind(view: str, *, sides: bool) -> Behind:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What is read for a preset, or for a term of a user's own."""
+    """What a preset, or a user's own term, reads."""
 
     policy: Reads = field(default_factory=dict)
     reference: Reads = field(default_factory=dict)
-    fields: tuple[str, ...] = ()  # columns of a row that are read beside texts and images
+    fields: tuple[str, ...] = ()  # columns of a row, in addition to texts and images
     scope: Scope | None = None
     divergence: bool = False  # whether it reads KL(reference || policy), of chosen and rejected
-    takes_inputs: bool = True  # `losses.Inputs`, or three responses
+    takes_inputs: bool = True  # it takes `losses.Inputs`, else three responses
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One summand: a loss of the rewards of some views, times a weight."""
 
-    name: str  # as it is logged
+    name: str  # the name in logs
     loss: str  # of chip_core/objectives/losses.py
-    views: tuple[str, ...] = ("chosen", "rejected")  # whose rewards it takes, the better one first
+    views: tuple[str, ...] = ("chosen", "rejected")  # views whose rewards it takes, better first
     weight: float = 1.0
     beta: float | None = None  # None: the objective's
 
 
-#: What enters a margin of each view; docs/objectives.md has the formulas.
-#: log_ratio: lp_π − lp_ref. visual_weights: with log c of TPO added. multiplied: c times log p.
-#: guided: V-DPO's log-probability. best_other: of Re-Align's trainer.
+#: What enters a margin of each view; docs/objectives.md has the formulas. log_ratio: lp_π − lp_ref.
+#: visual_weights: with TPO's log c added. multiplied: c times log p. guided: V-DPO's
+#: log-probability. best_other: that of Re-Align's trainer.
 Reward = Literal["log_ratio", "visual_weights", "multiplied", "guided", "best_other"]
 
 
@@ -105,6 +104,6 @@ class Method(Declared):
 
     parts: tuple[Part, ...]
     reward: Reward = "log_ratio"
-    settings: Mapping[str, Any] = field(default_factory=dict)  # resolved; those that matter
-    #: What is carried from batch to batch: `mean_reward` (BCO's shift), `gap` (DAMA's mean gap).
+    settings: Mapping[str, Any] = field(default_factory=dict)  # resolved; only those with an effect
+    #: State carried from batch to batch: `mean_reward` (BCO's shift), `gap` (DAMA's mean gap).
     state: Literal["mean_reward", "gap"] | None = None

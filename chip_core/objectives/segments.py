@@ -31,7 +31,7 @@ def changed_positions(
         insertions: whether a span that is empty on the other side counts.
         autojunk: difflib's heuristic for sequences of 200 and more (the released code has it on).
     """
-    # int(): ids may come as tensors, whose elements difflib cannot hash by value.
+    # int(): ids may be tensors, whose elements difflib cannot hash by value.
     rejected, chosen = [int(i) for i in rejected_ids], [int(i) for i in chosen_ids]
     matcher = SequenceMatcher(None, rejected, chosen, autojunk=autojunk)
     changed_chosen: list[int] = []
@@ -59,17 +59,16 @@ def changed_tokens(
     insertions: bool = False,
     eos_id: int | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Return the changed positions of both responses, as an objective's `segment.scope` wants it.
+    """Return the changed positions of both responses, as `segment.scope` defines them.
 
     `response`: the responses are compared, and an end of sequence never counts as changed.
-    `sequence`: whole sequences, as the released code does: prompt and response from their second
-    token, padded on the right with id 0 to one length, difflib's autojunk on. Short matches at the
-    edges of the responses then count differently than when the responses alone are compared.
+    `sequence`: whole sequences are compared, as in the released code: prompt and response from
+    their second token, padded on the right with id 0 to the same length, difflib's autojunk on.
+    Short matches at the edges of the responses then count differently than with `response`.
 
     Args:
         scope: what is compared.
-        prompt_ids: the prompt, with one placeholder for the image; read in the scope `sequence`
-            only.
+        prompt_ids: the prompt, with one placeholder for the image; only read with `sequence`.
         chosen_ids: the chosen response, its end of sequence included.
         rejected_ids: the rejected response, its end of sequence included.
         insertions: whether a span that is empty on the other side counts.

@@ -1,4 +1,4 @@
-"""What the terms are made of: sums over a response's tokens, by policy and reference.
+"""The building blocks of the terms: sums over a response's tokens, of policy and reference.
 
 Shapes: B pairs, T and C response tokens (padded on the right), D hidden.
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseScores:
-    """What policy and reference say of one response a pair under one image."""
+    """The policy's and the reference's scores of one response per pair under one image."""
 
     policy_logps: Tensor  # (B, T) log p of each token
     reference_logps: Tensor  # (B, T)
     mask: Tensor  # (B, T) bool, true on response tokens
     changed: Tensor  # (B, T) bool, true on tokens of a segment
     kl: Tensor | None = None  # (B, T) KL(reference || policy); only the token term needs it
-    #: (B, T) the raw logit of each token, and log p of the most likely other one; where declared
+    #: (B, T) the raw logit of each token, and log p of the most likely other one; if declared
     policy_logits: Tensor | None = None
     reference_logits: Tensor | None = None
     policy_best_other: Tensor | None = None
@@ -42,7 +42,7 @@ class ResponseScores:
 
         Args:
             weights: (B, T); None: 1 on response tokens.
-            average: whether to divide by Σ w; a sum over nothing is 0 all the same.
+            average: whether to divide by Σ w; an empty sum stays 0.
         """
         policy = self.policy_sum(weights, average=average)
         return policy - self.reference_sum(weights, average=average)
@@ -64,7 +64,7 @@ class ResponseScores:
         self, values: Tensor, weights: Tensor | None = None, *, average: bool = False
     ) -> Tensor:
         """Return Σ w·(a value of each token) over the response, (B,); see `log_ratio`."""
-        # where() and not a product alone: padding may hold anything, infinities included.
+        # where(), not only a product: padding may hold any value, infinities included.
         kept = torch.where(self.mask, values, torch.zeros_like(values))
         total = (kept if weights is None else kept * weights).sum(-1)
         if not average:
@@ -78,25 +78,25 @@ class BatchObjective:
     """The objective of a batch, before the mean over pairs."""
 
     loss: Tensor  # (B,)
-    terms: dict[str, Tensor]  # active term -> (B,); see the form for what it is
-    chosen_reward: Tensor | None  # (B,); None where the objective does not read what it takes
+    terms: dict[str, Tensor]  # active term -> (B,); its meaning depends on the form
+    chosen_reward: Tensor | None  # (B,); None if the objective does not read its inputs
     rejected_reward: Tensor | None  # (B,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseReference:
-    """What the reference says of one response a pair; what is not declared is not there."""
+    """The reference's scores of one response per pair; undeclared ones are None."""
 
     logps: Tensor | None = None  # (B, C) log p of each token; padding may hold anything finite
     logits: Tensor | None = None  # (B, C) the raw logit of each token
     best_other: Tensor | None = None  # (B, C) log p of the most likely other token
-    #: (B, C, D) the decoder's last hidden state that predicts each token; only where the
-    #: divergence is needed
+    #: (B, C, D) the decoder's last hidden state that predicts each token; only if the divergence is
+    #: needed
     hidden: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceScores:
-    """What the reference says of a batch, by view; what is not declared is not there."""
+    """The reference's scores of a batch, by view; undeclared ones are absent."""
 
     views: Mapping[str, ResponseReference] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""Preference pairs from a model itself: sampled answers, ranked, best against worst."""
+"""Preference pairs from a model itself: sample answers, rank them, pair best with worst."""

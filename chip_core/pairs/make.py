@@ -1,8 +1,8 @@
-"""Make preference pairs of a model's answers: sample, rank, best against worst, write.
+"""Make preference pairs from a model's answers: sample, rank, pair best with worst, write.
 
-A folder of pairs holds `pairs.jsonl`, `images/` that its rows name, and `provenance.json`. The
-same settings give the same files to the byte, wherever the work was broken off: what is sampled
-already is not sampled again.
+A folder of pairs holds `pairs.jsonl`, the `images/` that its rows name, and `provenance.json`. The
+same settings give the same files to the byte, wherever the work was interrupted: existing samples
+are not sampled again.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from chip_core.results import Progress
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import read_json, write_atomically, write_bytes, write_json
 
-#: In a folder of pairs: a hidden one, so that the pairs alone are its data.
+#: A hidden folder within a folder of pairs, so that only the pairs are its data.
 FOLDER = ".sampled"
 _NAME = "pairs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampledModel:
-    """A model that is sampled."""
+    """A model to sample from."""
 
     model: Any
     processor: Any
-    weights: str  # a mark of the weights: answers of others are not taken over
+    weights: str  # identifies the weights: answers of others are not reused
     bf16: bool = False
-    batch_size: int = 64  # answers made together
+    batch_size: int = 64  # answers generated together
 
 
 def sampling_of(settings: PairsConfig, seed: int) -> Sampling:
-    """Return how answers are drawn."""
+    """Return the sampling settings."""
     return Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed)
 
 
@@ -62,19 +62,19 @@ def sample(
     folder: Path,
     report: Callable[[Progress], None],
 ) -> tuple[list[list[str]], int]:
-    """Return each prompt's answers, `settings.answers` of them, and how many were made now.
+    """Return each prompt's answers, `settings.answers` of them, and how many were sampled now.
 
     An answer is a function of the weights, its prompt's text and id, its number among the prompt's
-    answers, and the seed; in bf16 of what it is made together with, too: batches are the same
-    however often the work was broken off.
+    answers, and the seed; in bf16 also of its batch: batches are the same however often the work
+    was interrupted.
 
     Args:
         sampled: the model.
         prompts: with ids of their own.
-        settings: how answers are made.
-        seed: of all draws.
-        folder: keeps answers as they are made.
-        report: told of progress, with the seconds left.
+        settings: how answers are sampled.
+        seed: of all random draws.
+        folder: keeps answers as they are sampled.
+        report: called with the progress and the seconds left.
     """
     asked = [
         [Item(id=f"{prompt.id}#{number}", prompt=prompt.prompt, pictures=prompt.pictures)
@@ -135,12 +135,12 @@ UNFIT = "cannot be trained on"
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What sampling came to."""
+    """The result of sampling."""
 
     prompts: int
-    sampled: int  # answers that were not there before
+    sampled: int  # answers that did not exist before
     pairs: int
-    dropped: Mapping[str, int]  # why -> prompts
+    dropped: Mapping[str, int]  # reason -> prompts
     folder: Path
 
     def as_json(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Made:
         return {**asdict(self), "folder": str(self.folder), "dropped": dict(self.dropped)}
 
 
-def make_pairs(  # noqa: PLR0913 (what it takes, and where it goes)
+def make_pairs(  # noqa: PLR0913 (inputs and outputs)
     sampled: SampledModel,
     prompts: Sequence[Item],
     settings: PairsConfig,
@@ -160,22 +160,22 @@ def make_pairs(  # noqa: PLR0913 (what it takes, and where it goes)
     report: Callable[[Progress], None],
     replace: bool = False,
 ) -> Made:
-    """Sample answers to prompts and write the pairs that they make.
+    """Sample answers to prompts and write preference pairs of them.
 
     Args:
         sampled: the model.
-        prompts: what it is asked.
-        settings: how answers are made and pairs chosen.
-        ranker: what ranks them.
-        seed: of all draws.
-        folder: gets pairs, images and provenance; answers are kept in it as they are made.
-        known: of model and prompts, for the provenance.
-        report: told of progress.
-        replace: whether pairs of other settings that the folder holds are made anew, not refused.
+        prompts: the prompts.
+        settings: how answers are sampled and pairs chosen.
+        ranker: ranks them.
+        seed: of all random draws.
+        folder: gets pairs, images and provenance; answers are kept in it as they are sampled.
+        known: facts of model and prompts, for the provenance.
+        report: called with the progress.
+        replace: whether to replace pairs of other settings in the folder, instead of refusing.
 
     Raises:
         UserError: there is no pair, and then none is written; or the folder holds something else.
-        TrialError: a judge does not answer, or an image cannot be read.
+        TrialError: a judge does not reply, or an image cannot be read.
     """
     drawn = sampling_of(settings, seed)
     provenance: dict[str, Any] = {
@@ -225,10 +225,10 @@ def make_pairs(  # noqa: PLR0913 (what it takes, and where it goes)
 def choose(
     texts: Sequence[str], scores: Sequence[Score | None], margin: float
 ) -> tuple[str, str, Score, Score] | str:
-    """Return the best and the worst of a prompt's answers and their scores; else why there is none.
+    """Return the best and worst of a prompt's answers and their scores, or why there is no pair.
 
-    Among the best it is the one whose further score is larger, then the first; among the worst the
-    first.
+    Among several best ones, the one with the larger further score, then the first; among several
+    worst ones, the first.
 
     Args:
         texts: different answers.
@@ -250,10 +250,10 @@ def choose(
 
 
 def require_own(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Check that a folder holds nothing but the pairs that are going to be made there.
+    """Check that a folder holds nothing but the pairs that are about to be written there.
 
     Raises:
-        UserError: it does.
+        UserError: it holds something else.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     strange = sorted(n for n in names - {PAIRS, PROVENANCE, IMAGES} if not n.startswith("."))
@@ -276,7 +276,7 @@ def require_own(folder: Path, provenance: Mapping[str, Any]) -> None:
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:
-    """Return the answers that can be trained on, each once, in order."""
+    """Return the answers that can be trained on, without duplicates, in order."""
     kept = dict[str, None]()
     for text in texts:
         try:
@@ -301,7 +301,7 @@ def _row(prompt: Item, best: str, worst: str, high: Score, low: Score) -> dict[s
 
 
 def _keep_image(picture: Picture, folder: Path) -> str:
-    """Copy an image into the folder, under a name by its content; return its path there."""
+    """Copy an image into the folder, named by its content; return its path there."""
     if picture.file is not None:
         content, suffix = picture.file.read_bytes(), picture.file.suffix.lower()
     else:

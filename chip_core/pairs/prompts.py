@@ -1,4 +1,4 @@
-"""Read the prompts that a model is sampled with: of a data source, or of the embedded world."""
+"""Read the prompts to sample a model with: from a data source, or from the embedded world."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from chip_core.shapes import captions, world
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.threads import map_values
 
-SPLIT = "train"  # of the embedded world: no benchmark asks of it
+SPLIT = "train"  # of the embedded world: no benchmark uses it
 
 
 def read_prompts(data: DataConfig) -> list[Item]:
     """Return the prompts of a source's rows, in order, each with an id of its own.
 
-    A row needs an image and a prompt, in any of the formats of preference data; what it holds
-    beside is in the item's fields.
+    A row needs an image and a prompt, in any of the formats of preference data; its other cells are
+    in the item's fields.
 
     Raises:
-        ConfigError: the source cannot be read, or holds a row without image or prompt.
+        ConfigError: the source cannot be read, or has a row without image or prompt.
     """
     if data.source == SHAPES:
         size = world.SPLIT_SIZES[SPLIT]
@@ -62,7 +62,7 @@ def read_prompts(data: DataConfig) -> list[Item]:
 
 
 def check_prompts(data: DataConfig, threads: int = 1) -> Iterator[BadRow | None]:
-    """Yield of each row of a source why it is no prompt, its image decoded; None where it is one.
+    """Yield, for each row of a source, why it is not a prompt, or None; its image is decoded.
 
     Args:
         data: the source; not the embedded world.
@@ -88,25 +88,25 @@ def check_prompts(data: DataConfig, threads: int = 1) -> Iterator[BadRow | None]
 
 
 def open_prompts(data: DataConfig) -> tuple[DataSource, Format]:
-    """Open a source whose rows need no responses; return it and how its rows are laid out.
+    """Open a source whose rows need no responses; return it and the layout of its rows.
 
     Raises:
         ConfigError: as `open_source`.
     """
     layout = FORMATS[data.format] if data.format != "auto" else None
-    # Under `jsonl` nothing is asked of the columns before rows are read.
+    # `jsonl` does not check the columns before rows are read.
     source = open_source(data.model_copy(update={"format": "jsonl"}))
     kinds: Mapping[str, str] = source.tables[0].kinds if source.tables else {}
     return source, layout or find_format(kinds) or FORMATS["jsonl"]
 
 
 def prompts_identity(prompts: DataConfig) -> dict[str, Any]:
-    """Return what a provenance holds of prompts: their content as one hash, and how many at most.
+    """Return the prompts' part of a provenance: their content as one hash, and the most to use.
 
     Raises:
         ConfigError: they cannot be read.
     """
-    # As rows of whatever columns: they need no responses.
+    # As rows of any columns, because they need no responses.
     content = data_identity(prompts.model_copy(update={"format": "jsonl"}))
     return {"content": fingerprint(content), "limit": prompts.limit}
 
@@ -119,7 +119,7 @@ def _scene(index: int) -> Item:
 
 @dataclass(frozen=True, kw_only=True)
 class _PromptRow:
-    """A row as a prompt has it."""
+    """A row as a prompt."""
 
     raw: Mapping[str, Any]
     prompt: str
@@ -154,7 +154,7 @@ def _item(source: DataSource, layout: Format, index: int, seen: set[str]) -> Ite
 
 
 def _image(layout: Format, raw: Mapping[str, Any]) -> ImageRef:
-    """Return what a prompt is asked about: the pair's image, or the chosen response's own."""
+    """Return the image of a prompt: the pair's image, or the chosen response's own."""
     image = layout.image(raw)
     return image if image != ImageRef() else first_image(raw, *CHOSEN_IMAGE_COLUMNS)
 
@@ -167,7 +167,7 @@ def _picture(
         return Picture(key=str(file), read=lambda: _read(source, index, image, images), file=file)
 
     def read() -> Image.Image:
-        raw, _ = source.raw(index)  # its bytes are not held until then
+        raw, _ = source.raw(index)  # its bytes are not in memory until then
         return _read(source, index, _image(layout, raw), images)
 
     return Picture(key=str(source.place(index)), read=read)
@@ -181,7 +181,7 @@ def _read(source: DataSource, index: int, image: ImageRef, images: ImageReader) 
 
 
 def _plain(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the cells that hold no image's bytes."""
+    """Yield the cells without image bytes."""
     for name, value in raw.items():
         if not isinstance(value, bytes) and not (isinstance(value, dict) and "bytes" in value):
             yield name, value

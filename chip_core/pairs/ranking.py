@@ -1,6 +1,6 @@
-"""Rank a model's answers to a prompt: by CHAIR, by a judge, by a user's own function.
+"""Rank a model's answers to a prompt: by CHAIR, by a judge, or by a user's own function.
 
-A score is better the larger it is. None: there is none, as a judge's reply could not be read.
+A larger score is better. None: there is no score, because a judge's reply could not be read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, describe_error
 from chip_core.utils.files import sha256_of
 
-#: Told to a judge with the image.
+#: The judge's prompt, sent with the image.
 PROMPT = (
     """\
 Rate one answer that a vision-language model gave to a question about this image. An answer \
@@ -45,15 +45,15 @@ from it. Not answering, being unsure, or leaving something out is no hallucinati
 """
     + RATING_SCALE
 )
-_AT_ONCE = 32  # prompts whose images are held at a time
+_AT_ONCE = 32  # prompts whose images are in memory at a time
 _SEEN = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What an answer is worth."""
+    """The score of an answer."""
 
-    value: float  # what margins are of
+    value: float  # margins are differences of it
     further: float = 0.0  # decides among the best of equal value
 
 
@@ -62,7 +62,7 @@ Scores = list[list[Score | None]]
 
 
 class Ranker(ABC):
-    """Ranks answers."""
+    """Rank answers."""
 
     @property
     @abstractmethod
@@ -74,8 +74,8 @@ class Ranker(ABC):
         """Return the scores of each prompt's answers.
 
         Raises:
-            UserError: they cannot be ranked; one line that says why.
-            TrialError: the judge does not answer.
+            UserError: they cannot be ranked; the message is one line.
+            TrialError: the judge does not reply.
         """
 
 
@@ -85,7 +85,7 @@ class ShapesChair(Ranker):
     identity = {"ranker": "chair", "version": EmbeddedScorer.version}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
-        """Score by mentions of what is not in the scene, then by what of it is named."""
+        """Score by mentions of absent objects, then by the scene's objects that are named."""
         found = [
             [compare(scene_of(prompt.id), text) for text in texts]
             for prompt, texts in zip(prompts, answers, strict=True)
@@ -94,13 +94,13 @@ class ShapesChair(Ranker):
 
 
 class CocoChair(Ranker):
-    """CHAIR on photographs: what is there is said by a row's `objects`, or by COCO."""
+    """CHAIR on photographs; the objects in them are a row's `objects`, or COCO's."""
 
     def __init__(self, places: DataPaths) -> None:
         """Read the objects' names.
 
         Raises:
-            UserError: they are not there, or NLTK's data are not.
+            UserError: they are missing, or NLTK's data are.
         """
         data = places.data("chair")
         if data is None:
@@ -120,7 +120,7 @@ class CocoChair(Ranker):
         return {"ranker": "chair", "version": ChairScorer.version, "names": sha256_of(self._file)}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
-        """Score by mentions of what is not in the image, then by what of it is named."""
+        """Score by mentions of absent objects, then by the image's objects that are named."""
         there = self._truth(prompts)
         scores: Scores = []
         for objects, texts in zip(there, answers, strict=True):
@@ -168,11 +168,11 @@ class JudgeRanker(Ranker):
     def __init__(
         self, settings: PairsConfig, places: DataPaths, report: Callable[[Progress], None]
     ) -> None:
-        """Make ready to ask, or to read replies that exist.
+        """Prepare to query the judge, or to read existing replies.
 
         Raises:
             UserError: there is no judge.
-            TrialError: the judge cannot be asked.
+            TrialError: the judge cannot be reached.
         """
         self._report = report
         self._done = self._total = 0  # answers
@@ -195,11 +195,11 @@ class JudgeRanker(Ranker):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The judge, and the version of what it is asked."""
+        """The judge, and the version of its prompt."""
         return {"ranker": "judge", "version": "judge-1", **self._of}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
-        """Score by the judge's rating; None where its reply holds none."""
+        """Score by the judge's rating; None if its reply has none."""
         scores: Scores = []
         self._done, self._total = 0, sum(len(texts) for texts in answers)
         for start in range(0, len(prompts), _AT_ONCE):
@@ -210,7 +210,7 @@ class JudgeRanker(Ranker):
         return scores
 
     def _on_reply(self, done: int, _: int = 0) -> None:
-        """Tell of replies, those of a part under way too; a stop is heard here."""
+        """Report replies, including those of the current part; a stop request takes effect here."""
         done += self._done
         self._report(Progress(phase="judge pairs", done=done, total=self._total))
 
@@ -233,10 +233,10 @@ class RuleRanker(Ranker):
     """A user's own function of a prompt and its answers."""
 
     def __init__(self, name: str) -> None:
-        """Import it.
+        """Import the function.
 
         Raises:
-            UserError: it cannot be, or has no source file.
+            UserError: it cannot be imported, or has no source file.
         """
         self._name, self._source = name, plugins.source_hash(name)
         self._function = plugins.load(name)
@@ -254,7 +254,7 @@ class RuleRanker(Ranker):
         try:
             found = list(self._function(prompt, list(texts)))
             scores = [None if value is None else Score(value=float(value)) for value in found]
-        except Exception as error:  # whatever a user's function does
+        except Exception as error:  # a user's function may raise anything
             raise UserError(
                 f"{self._name}: prompt '{prompt.id}': {describe_error(error)}"
             ) from None
@@ -274,17 +274,17 @@ def open_ranker(
     places: DataPaths,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Ranker:
-    """Return what ranks answers, ready to.
+    """Return a ranker that is ready for use.
 
     Args:
-        settings: name it.
+        settings: the settings that name it.
         source: where the prompts are from, `data.source`.
-        places: where benchmarks' data and judges' replies lie.
-        report: told of a judge's replies.
+        places: where benchmarks' data and judges' replies are.
+        report: called with a judge's replies.
 
     Raises:
         UserError: it lacks something.
-        TrialError: its judge cannot be asked.
+        TrialError: its judge cannot be reached.
     """
     if settings.ranker == "chair":
         return ShapesChair() if source == SHAPES else CocoChair(places)

@@ -1,11 +1,12 @@
-"""Rounds of a trial: the model is sampled, trained on its pairs, and sampled again.
+"""Run a trial's rounds: sample the model, train it on its pairs, and sample it again.
 
-Each round is a training of its own, from the model of the round before and against it: policy and
-reference are equal at its first step. That is iterative DPO (Xu et al., arXiv 2312.16682; Yuan et
-al., arXiv 2401.10020), as RLAIF-V (arXiv 2405.17220) does it for multimodal models.
+Each round is a separate training, from the model of the round before and with that model as its
+reference: policy and reference are equal at its first step. This is iterative DPO (Xu et al., arXiv
+2312.16682; Yuan et al., arXiv 2401.10020), as RLAIF-V (arXiv 2405.17220) does it for multimodal
+models.
 
-`rounds/N/` in an attempt's folder holds a round's pairs, its curves, and until the last one is
-trained its model. The last round's training is the trial's own: it lies where every trial's does.
+`rounds/N/` in an attempt's folder holds a round's pairs, its curves, and its model until the last
+round is trained. The last round's training is the trial's own, in the same place as in any trial.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from chip_core.utils.errors import TrialError, UserError
 from chip_core.utils.files import sha256_of
 from chip_core.utils.seeding import derived_seed
 
-ROUNDS = "rounds"  # folder in an attempt's
+ROUNDS = "rounds"  # folder within an attempt's
 
 
 @dataclass(kw_only=True)
@@ -58,21 +59,21 @@ class Rounds:
     config: TrialConfig
     context: TrialContext
     device: torch.device
-    model: Any  # is trained in place
+    model: Any  # trained in place
     processor: Any
     report: Callable[[Progress], None]
     spans: PhaseTimer
     sampled: int = 0  # answers sampled by this attempt
     steps: int = 0  # updates of all rounds but the last
     notes: list[str] = field(default_factory=list)
-    _taken_over: bool = False  # whether an answer is one that an earlier attempt sampled
+    _taken_over: bool = False  # whether an earlier attempt sampled an answer
 
     def last_pairs(self) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs.
 
         Raises:
             TrialError: a round cannot be sampled or trained.
-            StoppedError: it was asked to stop.
+            StoppedError: a stop was requested.
         """
         self._take_over()
         try:
@@ -86,7 +87,7 @@ class Rounds:
         last = self.config.pairs.rounds
         if done < last - 1 or not (self._of(last) / PAIRS).is_file():
             self._forget_last()
-        for number in range(done + 1, last + 1):  # of a model that is not there, or not whole
+        for number in range(done + 1, last + 1):  # rounds without a complete model
             shutil.rmtree(self._of(number) / MODEL, ignore_errors=True)
             if number > done + 1:
                 shutil.rmtree(self._of(number), ignore_errors=True)
@@ -105,7 +106,7 @@ class Rounds:
         return open_ranker(settings, self.config.data.source, places, self.report)
 
     def _take_over(self) -> None:
-        """Move the newest earlier attempt's rounds here; killed at any point, they are whole."""
+        """Move the newest earlier attempt's rounds here; if killed, they stay complete."""
         own = self.context.folder / ROUNDS
         resumed = [] if self.context.resume_from is None else [self.context.resume_from]
         for earlier in (*self.context.earlier, *resumed):
@@ -114,9 +115,9 @@ class Rounds:
                 (earlier / ROUNDS).replace(own)
 
     def _forget_last(self) -> None:
-        """Remove what attempts left of the last round's training: it is one on other pairs now.
+        """Remove what attempts left of the last round's training, because its pairs change.
 
-        Before these are made, so that no later attempt takes it for one on them.
+        This happens before the new pairs are made, so that no later attempt continues it with them.
         """
         resumed = [] if self.context.resume_from is None else [self.context.resume_from]
         for attempt in (self.context.folder, *resumed, *self.context.earlier):
@@ -124,7 +125,7 @@ class Rounds:
             kept_models.remove_all(attempt)
 
     def _trained(self) -> int:
-        """Return the last round whose model, and those before it, are whole; 0 where none is."""
+        """Return the last round that, like those before it, has a complete model; 0 if none has."""
         for number in range(1, self.config.pairs.rounds):
             folder = self._of(number)
             if not has_model(folder) or model_problem(folder / MODEL, self.config) is not None:
@@ -139,7 +140,7 @@ class Rounds:
             self.steps += 0 if trained is None else trained.steps
 
     def _pairs(self, number: int, prompts: Sequence[Item], ranker: Ranker) -> Pairs:
-        """Sample a round's answers and make them pairs; what is there already is kept."""
+        """Sample a round's answers and make pairs of them; existing ones are kept."""
         config, folder = self.config, self._of(number)
         if number == 1:
             model = model_identity(config.model, loading.identity(config.model))
@@ -177,7 +178,7 @@ class Rounds:
         self.sampled += made.sampled
         self._taken_over |= made.sampled < made.prompts * config.pairs.answers
         if _content(folder / PAIRS) != before:
-            remove_all(folder)  # a round's own checkpoints are of the pairs that were there
+            remove_all(folder)  # a round's own checkpoints belong to the pairs before
             if number == rounds:
                 self._forget_last()
         pairs = load_pairs(
@@ -193,9 +194,9 @@ class Rounds:
         return pairs
 
     def _train(self, number: int, pairs: Pairs) -> None:
-        """Train the model on a round's pairs, against itself as it is; save it."""
+        """Train the model on a round's pairs, with its current state as reference; save it."""
         config, folder = self.config, self._of(number)
-        left = config.pairs.rounds - number + 1  # rounds, this one among them
+        left = config.pairs.rounds - number + 1  # rounds, including this one
         with Trainer(
             config,
             model=self.model,
@@ -216,7 +217,7 @@ class Rounds:
                 resume_from=folder if (folder / CHECKPOINTS).is_dir() else None,
                 stop=self.context.stop,
             )
-        del trainer  # the optimizer's state and the reference go with it
+        del trainer  # frees the optimizer's state and the reference
         save_model(self.model, self.processor, folder / MODEL, config)
         self.spans.end("train")
         self.steps += done.steps
@@ -234,7 +235,7 @@ class Rounds:
 
 
 def drop_models(folder: Path) -> None:
-    """Remove the models of rounds: the trial's is there."""
+    """Remove the rounds' models once the trial's exists."""
     for model in (folder / ROUNDS).glob(f"*/{MODEL}"):
         shutil.rmtree(model, ignore_errors=True)
 
@@ -244,7 +245,7 @@ def _content(file: Path) -> str | None:
 
 
 def _portion(prompts: Sequence[Item], config: TrialConfig, number: int) -> list[Item]:
-    """Return a round's prompts: the next ones of an order by the trial's seed, in a circle."""
+    """Return a round's prompts: the next ones in an order by the trial's seed, cyclically."""
     asked = config.pairs.prompts
     if asked is None:
         return list(prompts)

@@ -1,1 +1,1 @@
-"""What the reference says of every sample, computed once and kept for every trial."""
+"""The reference's outputs for every sample, computed once and stored for every trial."""

@@ -1,7 +1,7 @@
-"""A reference pass: the model that a training begins with, run over all samples.
+"""Run a reference pass: the model that a training begins with, over all samples.
 
-Its batches are always the same consecutive samples, whoever computes them and on however many
-workers, so that a store's content is a function of what it is a store of.
+Its batches are always the same consecutive samples, on any number of workers, so that a store's
+content is a function of its identity.
 """
 
 from __future__ import annotations
@@ -64,23 +64,23 @@ def ensure_caches(
     cache: Path,
     report: Report = lambda _: None,
 ) -> list[Manifest]:
-    """Return the stores of a trial's passes; make those of which there is none that can be used.
+    """Return the stores of a trial's passes; build those that are missing or unusable.
 
-    Where another process is making one, it is waited for.
+    If another process is building one, wait for it.
 
     Args:
         passes: the passes.
         config: the trial.
-        cache: where stores lie.
-        report: told of progress.
+        cache: the folder of the stores.
+        report: called with the progress.
 
     Raises:
-        TrialError: one cannot be made.
+        TrialError: one cannot be built.
     """
     began = time.perf_counter()
     found: dict[str, Manifest] = {}
     with ExitStack() as locks:
-        # In one order: two processes never wait for each other.
+        # In a fixed order, so that two processes never wait for each other.
         for spec in sorted(passes, key=lambda spec: spec.key):
             folder = store_folder(cache, spec.key)
             locks.enter_context(build_lock(folder, lambda who: report(_waiting(who))))
@@ -97,7 +97,7 @@ def ensure_caches(
 def run_shard(
     part: BuildShard, config: TrialConfig, *, folder: Path, report: Report
 ) -> TrialResult:
-    """Make a share of passes as a job of its own, and leave its result in `folder`.
+    """Compute a share of passes as a separate job, and write its result to `folder`.
 
     Raises:
         TrialError: see `build_shard`.
@@ -122,21 +122,21 @@ def build_shard(
     parts: int = 1,
     report: Report = lambda _: None,
 ) -> int:
-    """Write every `parts`-th shard of a group of passes; return how many samples the whole has.
+    """Write every `parts`-th shard of a group of passes; return the total number of samples.
 
-    Shards that an earlier attempt wrote whole are left as they are. The caller holds the
-    `build_lock` of each pass.
+    Shards that an earlier attempt completed are kept. The caller holds the `build_lock` of each
+    pass.
 
     Args:
         passes: one of the groups of `group_specs`.
-        config: `build_config` of the group, or a trial's that has them all.
-        cache: where stores lie.
+        config: `build_config` of the group, or of a trial with all of them.
+        cache: the folder of the stores.
         part: counted from 0.
         parts: how many share the work.
-        report: told of progress.
+        report: called with the progress.
 
     Raises:
-        TrialError: the data or the model cannot be read, or there is no room.
+        TrialError: the data or the model cannot be read, or there is not enough space.
     """
     report(Progress(phase="start", done=0, total=1))
     pairs = checked_pairs(config, report, _asks(passes, config))
@@ -155,14 +155,14 @@ def build_shard(
 
 @dataclass(frozen=True, kw_only=True)
 class _Missing:
-    """What is not written yet."""
+    """The files that are not written yet."""
 
-    shards: dict[int, list[CacheSpec]]  # by number: the passes that lack it
+    shards: dict[int, list[CacheSpec]]  # shard number -> passes that lack it
     heads: list[CacheSpec]  # the passes that lack the output head
 
 
 def _missing(passes: Sequence[CacheSpec], cache: Path, numbers: range) -> _Missing:
-    """Return what passes lack of shards; of the output head, where shard 0 is among them."""
+    """Return the shards that passes lack, and with shard 0 also the output head."""
     missing = _Missing(shards={}, heads=[])
     for spec in passes:
         partial = partial_folder(store_folder(cache, spec.key))
@@ -196,7 +196,7 @@ def _write(
         made.append((group.of(spec), places))
     longest = config.training.max_length
     most = sum(each.most_bytes(places, longest) for each, places in made)
-    if not has_room(cache, heads + parts * most):  # to count tokens is to read all of the data
+    if not has_room(cache, heads + parts * most):  # exact token counts would need all of the data
         needed = sum(each.bytes(places) for each, places in made)
         names = ", ".join(f"'{spec.name}'" for spec in passes)
         check_room(cache, heads + parts * needed, f"the reference pass {names}")
@@ -228,7 +228,7 @@ def _waiting(who: str) -> Progress:
 
 
 class BuildGroup:
-    """What a group of passes computes with."""
+    """The model, encoder and settings that a group of passes is computed with."""
 
     def __init__(
         self,
@@ -238,28 +238,28 @@ class BuildGroup:
         processor: Any,
         pairs: Pairs,
     ) -> None:
-        """Make ready.
+        """Create a group.
 
         Args:
             passes: a group.
-            config: that it is made with.
+            config: the configuration that it is computed with.
             model: the reference, on its device.
             processor: its processor.
             pairs: all pairs.
 
         Raises:
-            TrialError: features are asked of a tower that is trained.
+            TrialError: features are needed of a tower that is trained.
         """
         objective = _objective(passes)
         views = {view for spec in passes for view in spec.reads}
         if any(spec.of_rejected_image for spec in passes):
-            views.add("rejected_image")  # its images, where no response is asked
+            views.add("rejected_image")  # its images, even if no response under them is read
         self._sharing = config.engine.prefix_sharing
         self._compiled = config.engine.compile == "layers"
         self._alone = all(spec.of_features for spec in passes)
         self._epoch = next((spec.epoch for spec in passes if spec.of_rejected_image), None) or 0
         self._device = next(model.parameters()).device
-        encodings = ENCODINGS.of(loading.content_key(config.model))  # the trials' that follow, too
+        encodings = ENCODINGS.of(loading.content_key(config.model))  # also for the following trials
         self._encoder = PairEncoder(
             processor,
             config.model_copy(update={"objective": objective}),
@@ -281,7 +281,7 @@ class BuildGroup:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Share prefixes where the trials would, and compile what they do."""
+        """Share prefixes if the trials would, and compile what they compile."""
         if self._alone:
             yield
             return
@@ -296,16 +296,16 @@ class BuildGroup:
             yield
 
     def batch(self, places: Sequence[int]) -> PairBatch:
-        """Return some samples, on the device."""
+        """Return some samples as a batch, on the device."""
         return self._encoder.batch(places, self._epoch).to(self._device)
 
     def of(self, spec: CacheSpec) -> ImageFeatures | ResponseLogps:
-        """Return what computes a pass's rows."""
+        """Return the object that computes a pass's rows."""
         return self._of[spec.key]
 
 
 def _asks(passes: Sequence[CacheSpec], config: TrialConfig) -> Asks:
-    """Return what a group asks of each row: its passes may be of several objectives."""
+    """Return the further cells that a group needs; its passes may have several objectives."""
     own = asks_of(config.objective)
     read = {part for spec in passes for view in spec.reads for part in VIEWS[view]}
     return replace(
@@ -316,7 +316,7 @@ def _asks(passes: Sequence[CacheSpec], config: TrialConfig) -> Asks:
 
 
 def _objective(passes: Sequence[CacheSpec]) -> ObjectiveConfig:
-    """Return an objective that needs of the reference what the passes say."""
+    """Return an objective that reads from the reference what the passes hold."""
     terms: list[Term] = ["response"]
     if any(spec.hidden is not None for spec in passes):
         terms.append("token")

@@ -1,6 +1,6 @@
-"""The end of a reference pass: its store gets its name.
+"""Finish a reference pass: give its store its final name.
 
-A study's driver does this, and neither computes nor loads anything: it imports no torch.
+A study's driver does this. It computes and loads nothing, and imports no torch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.reference_cache.spec import CacheSpec
 
-#: The output head that goes with hidden states.
+#: The output head for the hidden states.
 HEAD = "head.safetensors"
 
-#: In a partial folder, of its first batch: whether prefixes were shared, and by how much rounding
+#: In a partial folder, for its first batch: whether prefixes were shared, and by how much rounding
 #: to bf16 moves a token's log-probability.
 FACTS = "facts.note.json"
 
@@ -41,14 +41,14 @@ def finish_cache(
     seconds: float,
     commit: Callable[..., Manifest] = commit,
 ) -> Manifest:
-    """Give a pass its name, all of whose parts are made.
+    """Give the store of a complete pass its final name.
 
     Args:
         spec: the pass.
-        cache: where stores lie.
+        cache: the folder of the stores.
         rows: how many samples it has.
         seconds: how long it took.
-        commit: what gives it its name, as `commit` does.
+        commit: the function that gives it its name, like `commit`.
 
     Raises:
         BrokenStoreError: a part is missing.

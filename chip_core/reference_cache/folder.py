@@ -1,12 +1,12 @@
-"""A store's folder: there whole or not at all, checked before it is used.
+"""A store's folder: complete or absent, and checked before it is used.
 
 `cache/reference/HASH/` holds `shard-00000.safetensors` and so on, perhaps `head.safetensors`, and
-`manifest.json`: format version, the whole identity that HASH is the hash of, size and sha256 of
-every other file. It is made as `HASH.partial/`, where each file has a note of its sha256 beside it,
-and gets its name last. No file is written to once it is whole.
+`manifest.json`: format version, the full identity that HASH is the hash of, size and sha256 of
+every other file. It is built as `HASH.partial/`, with a note of each file's sha256 next to the
+file, and renamed last. A complete file is never written to.
 
-A file's sha256 is computed when it is opened on a machine for the first time, and again where its
-size, times or inode are no longer what they were then; `.verified-HOST.json` keeps them.
+A file's sha256 is computed when it is first opened on a machine, and again if its size, times or
+inode have changed since; `.verified-HOST.json` keeps them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from chip_core.utils.files import hash_file, sync_folder, write_atomically, write_json
 
-#: Raised whenever the files' layout changes; part of every store's identity.
+#: Increased whenever the files' layout changes; part of every store's identity.
 FORMAT = 1
 
 MANIFEST = "manifest.json"
@@ -34,16 +34,16 @@ MANIFEST = "manifest.json"
 #: Rows of a shard.
 SHARD = 256
 
-_NAME_DIGITS = 32  # hex digits of the identity's hash that are the folder's name
+_NAME_DIGITS = 32  # hex digits of the identity's hash in the folder's name
 
 
 class BrokenStoreError(Exception):
-    """A store that cannot be used. Its message is why, in one line."""
+    """A store that cannot be used. Its message is the reason, in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """What a manifest holds of a file."""
+    """A file's entry in a manifest."""
 
     bytes: int
     sha256: str
@@ -51,7 +51,7 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a store is."""
+    """The description of a store."""
 
     identity: Mapping[str, Any]
     rows: int
@@ -65,12 +65,12 @@ class Manifest:
 
 
 def store_folder(cache: Path, key: str) -> Path:
-    """Return where the store of an identity's hash lies."""
+    """Return the folder of the store with an identity's hash."""
     return cache / key[:_NAME_DIGITS]
 
 
 def partial_folder(folder: Path) -> Path:
-    """Return where a store is made."""
+    """Return the folder in which a store is built."""
     return folder.with_name(f"{folder.name}.partial")
 
 
@@ -80,17 +80,17 @@ def shard_name(number: int) -> str:
 
 
 def shard_count(rows: int) -> int:
-    """Return how many shards so many rows take."""
+    """Return the number of shards for a number of rows."""
     return -(-rows // SHARD)
 
 
 def shard_rows(number: int, rows: int) -> range:
-    """Return which of so many rows lie in a shard."""
+    """Return the rows of a shard, given the total number of rows."""
     return range(number * SHARD, min((number + 1) * SHARD, rows))
 
 
 def shard_of(row: int) -> tuple[int, int]:
-    """Return (shard, place within it) of a row."""
+    """Return (shard, position in it) of a row."""
     return divmod(row, SHARD)
 
 
@@ -98,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Return a store's manifest.
 
     Raises:
-        BrokenStoreError: there is none, or it cannot be read.
+        BrokenStoreError: it is missing, or cannot be read.
     """
     try:
         content = (folder / MANIFEST).read_bytes()
@@ -110,7 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """Return a manifest of its file's content.
+    """Return the manifest in a file's content.
 
     Raises:
         BrokenStoreError: it cannot be read.
@@ -130,14 +130,14 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def stat(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
-    """Return the manifest of a store all of whose files are there, in their sizes; no more is read.
+    """Return the manifest of a store whose files all exist with their sizes; check nothing else.
 
     Args:
         folder: the store's.
-        identity: what it has to be; None: whatever it is.
+        identity: the expected one; None: any.
 
     Raises:
-        BrokenStoreError: it is not there, not whole, or of something else.
+        BrokenStoreError: it is missing or incomplete, or has another identity.
     """
 
     def size(name: str) -> int | None:
@@ -152,15 +152,15 @@ def stat(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
 def require_whole(
     manifest: Manifest, identity: Mapping[str, Any] | None, size: Callable[[str], int | None]
 ) -> Manifest:
-    """Return a manifest all of whose files are there, in their sizes.
+    """Return a manifest whose files all exist with their sizes.
 
     Args:
         manifest: the store's.
-        identity: what it has to be; None: whatever it is.
-        size: of a file, by its name; None: it is not there.
+        identity: the expected one; None: any.
+        size: returns a file's size by its name; None if it is missing.
 
     Raises:
-        BrokenStoreError: one is not, or it is of something else.
+        BrokenStoreError: a file is missing or has another size, or the identity is another.
     """
     if identity is not None and manifest.identity != plain(identity):
         raise BrokenStoreError("it is of another model, data set or setting")
@@ -176,22 +176,22 @@ def require_whole(
 def verify(
     folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
 ) -> Manifest:
-    """Return the manifest of a store all of whose files are as they were written.
+    """Return the manifest of a store whose files are all unchanged since they were written.
 
     Args:
         folder: the store's.
-        identity: what it has to be; None: whatever it is.
-        again: hash also what this machine has verified before.
+        identity: the expected one; None: any.
+        again: also hash files that this machine has verified before.
 
     Raises:
-        BrokenStoreError: it is not there, not whole, or of something else.
+        BrokenStoreError: it is missing or incomplete, or has another identity.
     """
     manifest = stat(folder, identity)
     verified = {} if again else _verified(folder)
     try:
         seen = {name: _mark(folder / name) for name in manifest.files}
         wanting = [name for name, mark in seen.items() if verified.get(name) != mark]
-        with ThreadPoolExecutor(max_workers=4) as pool:  # hashing lets other threads run
+        with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the GIL
             found = list(pool.map(lambda name: hash_file(folder / name), wanting))
     except OSError as error:
         raise BrokenStoreError(f"a file cannot be read ({error.strerror})") from None
@@ -207,17 +207,17 @@ def verify(
 def commit(
     folder: Path, *, identity: Mapping[str, Any], rows: int, names: list[str], made: Any
 ) -> Manifest:
-    """Give a store that is made its name.
+    """Give a complete store its final name.
 
     Args:
         folder: the store's.
-        identity: what it is.
+        identity: its identity.
         rows: how many samples.
-        names: its files, which lie in its partial folder.
-        made: where, when and how it was made.
+        names: its files, in its partial folder.
+        made: where, when and how it was built.
 
     Raises:
-        BrokenStoreError: a file is not there or not whole.
+        BrokenStoreError: a file is missing or incomplete.
     """
     partial = partial_folder(folder)
     files = {}
@@ -238,9 +238,9 @@ def commit(
 
 
 def record_file(partial: Path, name: str) -> None:
-    """Make a file of a partial folder durable, and note its size and sha256 beside it."""
+    """Make a file of a partial folder durable, and record its size and sha256 next to it."""
     path = partial / name
-    path.chmod(partial.stat().st_mode & 0o666)  # whoever may look into the folder may read it
+    path.chmod(partial.stat().st_mode & 0o666)  # as readable as the folder
     with path.open("rb") as file:
         os.fsync(file.fileno())
     sync_folder(partial)
@@ -252,9 +252,9 @@ def record_file(partial: Path, name: str) -> None:
 
 
 def recorded_file(partial: Path, name: str) -> FileFacts | None:
-    """Return a file's facts where it is in a partial folder, and whole; None where not.
+    """Return a file's facts if it is in a partial folder and complete, else None.
 
-    Its sha256 is computed where this machine has not done so since it was written.
+    Its sha256 is computed if this machine has not done so since it was written.
     """
     path = partial / name
     try:
@@ -268,10 +268,10 @@ def recorded_file(partial: Path, name: str) -> FileFacts | None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a store, or what was begun of one; who has it open reads on."""
+    """Remove a store or a partial one; processes that have it open can still read it."""
     gone = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
     try:
-        folder.replace(gone)  # first of all it is not there any more
+        folder.replace(gone)  # make it unavailable before deleting it
     except FileNotFoundError:
         return
     shutil.rmtree(gone)
@@ -290,7 +290,7 @@ def _marks(folder: Path) -> Path:
 
 
 def _mark(path: Path) -> list[int]:
-    """Return what tells that a file was not written to since."""
+    """Return a value that changes when a file is written to."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -300,21 +300,21 @@ def _note(partial: Path, name: str) -> Path:
 
 
 def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity as it comes out of JSON."""
+    """Return an identity as JSON would return it."""
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
 
 
-_POLL = 0.5  # seconds between two tries
+_POLL = 0.5  # seconds between two attempts
 
 
 @contextmanager
 def build_lock(folder: Path, on_wait: Callable[[str], None] = lambda who: None) -> Iterator[None]:
-    """Hold the lock of a store that is built; it goes with the process, however that ends.
+    """Hold the lock of a store while it is built; the lock ends with the process.
 
     Args:
         folder: the store's.
-        on_wait: told once who holds it, where this process has to wait.
+        on_wait: called once with the lock's owner if this process has to wait.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(_file(folder))
@@ -328,13 +328,13 @@ def build_lock(folder: Path, on_wait: Callable[[str], None] = lambda who: None) 
         yield
     finally:
         _holder(folder).unlink(missing_ok=True)
-        # While it is held: who waits for it takes no lock of a file that is gone.
+        # Removed while the lock is held, so that nobody waiting locks a deleted file.
         _file(folder).unlink(missing_ok=True)
         lock.release()
 
 
 def lock_owner(folder: Path) -> str | None:
-    """Return who is building a store: `process 17 on HOST`; None where nobody is."""
+    """Return who is building a store: `process 17 on HOST`; None if nobody is."""
     if not _file(folder).exists():
         return None
     try:

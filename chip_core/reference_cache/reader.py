@@ -1,7 +1,7 @@
 """Read reference caches: a training's reference and its images' features.
 
-A store that is missing, broken or not this model's is not used: what it would say is computed in
-the step in its place, and a note says so.
+A store that is missing, broken or another model's is not used: its values are computed in the step
+instead, and a note says so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from chip_core.utils.workers import Workers
 
 @dataclass(frozen=True)
 class CacheReader:
-    """Opens the reference caches that a training may read."""
+    """Open the reference caches that a training may read."""
 
     available: AvailableCaches
 
@@ -52,7 +52,7 @@ class CacheReader:
         pairs: Sequence[PreferencePair],
         workers: Workers,
     ) -> OpenStores:
-        """Open them for a training; see `open_stores`."""
+        """Open the caches for a training; see `open_stores`."""
         return open_stores(
             self.available, policy, config, processor=processor, pairs=pairs, workers=workers
         )
@@ -69,15 +69,15 @@ def open_stores(
 ) -> OpenStores:
     """Open and spot-check the stores that a training may read, before its first step.
 
-    A store that one worker cannot use none does: they would compute different things.
+    If one worker cannot use a store, no worker does, so that all compute the same things.
 
     Args:
         available: the stores that may be read.
-        policy: what is trained, as it is before that; not yet sharded.
+        policy: the model to train, before training; not sharded yet.
         config: the trial.
         processor: the model's.
         pairs: the preference pairs.
-        workers: who share the training; None: this process alone.
+        workers: the workers of the training; None: only this process.
     """
     workers = workers or Workers()
     stores: list[tuple[CacheSpec, ReferenceCacheStore]] = []
@@ -103,7 +103,7 @@ def open_stores(
 def _problem(
     spot_check: SpotCheck, spec: CacheSpec, folder: Path, found: list[ReferenceCacheStore]
 ) -> str | None:
-    """Open a store and add it to those found; return why it cannot be used, None where it can."""
+    """Open a store and add it to `found`; return why it cannot be used, or None."""
     try:
         store = ReferenceCacheStore(folder, spec.identity)
         spot_check.verify(spec, store)
@@ -115,7 +115,7 @@ def _problem(
 
 @dataclass(frozen=True, kw_only=True)
 class OpenStores:
-    """The stores of a training that are whole and this model's."""
+    """The usable stores of a training."""
 
     policy: Policy
     config: TrialConfig
@@ -124,10 +124,10 @@ class OpenStores:
     notes: tuple[str, ...]
 
     def reference(self, live: Callable[[], LiveSource]) -> TrainingReference:
-        """Return what the training reads.
+        """Return the reference that the training reads.
 
         Args:
-            live: makes what computes the reference; asked only where it is needed.
+            live: returns the object that computes the reference; only called if it is needed.
         """
         features = StoredFeatures(
             images=self._of("features").get(None),
@@ -180,7 +180,7 @@ class OpenStores:
 def _stored_head(
     policy: Policy, config: TrialConfig, text: ReferenceCacheStore | None
 ) -> OutputHead | None:
-    """Return the reference's output head; None where the policy's own is frozen."""
+    """Return the reference's output head; None if the policy's own is frozen."""
     assert text is not None
     own = policy.model.get_output_embeddings().weight
     trained = trained_parts(policy.model, config).values()
@@ -192,25 +192,25 @@ def _stored_head(
     return OutputHead(weight=tensors["weight"], bias=tensors.get("bias"))
 
 
-#: How far the log-probabilities may lie from what is stored, in the mean over tokens. Rounding in
-#: bf16 comes to about 0.02; another model's or image's are off by far more.
+#: Allowed mean difference over tokens between stored and computed log-probabilities. Rounding in
+#: bf16 gives about 0.02; another model or image gives far more.
 _LOGPS = {"fp32": 1e-3, "bf16": 0.1}
 
-#: How far hidden states with given features may lie from those without: the norm of the difference
-#: over the norm.
+#: Allowed difference of hidden states with stored features from those without: the norm of the
+#: difference over the norm.
 _STATES = {"fp32": 1e-4, "bf16": 0.05}
 
 
 class SpotCheck:
-    """Computes a few samples and compares stores with them."""
+    """Compute a few samples and compare stores with them."""
 
     def __init__(
         self, policy: Policy, config: TrialConfig, processor: Any, pairs: Sequence[PreferencePair]
     ) -> None:
-        """Compute nothing yet.
+        """Create a spot check; compute nothing yet.
 
         Args:
-            policy: what is trained, as it is before that.
+            policy: the model to train, before training.
             config: the trial.
             processor: the model's.
             pairs: the preference pairs.
@@ -222,10 +222,10 @@ class SpotCheck:
         self._states: dict[int, ResponseStates] = {}
 
     def verify(self, spec: CacheSpec, store: ReferenceCacheStore) -> None:
-        """Check a store's first and last sample; without weights here another worker does.
+        """Check a store's first and last sample; a worker without weights leaves it to another.
 
         Raises:
-            BrokenStoreError: they differ from what is computed by more than rounding.
+            BrokenStoreError: they differ from the computed values by more than rounding.
         """
         if len(store) != len(self._pairs):
             raise BrokenStoreError(f"it has {len(store)} samples, the data {len(self._pairs)}")
@@ -233,7 +233,7 @@ class SpotCheck:
             return
         epoch = spec.epoch or 0
         if epoch not in self._batches:
-            # An encoder of its own: the training's counts what it cuts.
+            # A separate encoder, because the training's counts the responses that it cuts.
             encoder = PairEncoder(self._processor, self._config, self._pairs)
             self._batches[epoch] = encoder.batch(sorted({0, len(self._pairs) - 1}), epoch)
         if spec.of_features:
@@ -249,7 +249,7 @@ class SpotCheck:
         quantity: Quantity = spec.identity.get("quantity", "logps")
         responses = batch.responses[spec.view]
         said = None if spec.view not in scores else getattr(scores[spec.view], quantity)
-        if said is None:  # of a wider store the objective reads another side alone
+        if said is None:  # the objective does not read this side of a store that has more
             one: Reads = {spec.view: frozenset([quantity])}
             said = getattr(self._policy.reference_scores(batch, one).views[spec.view], quantity)
         ids = store.rows(batch.places, "chosen.ids")
@@ -299,18 +299,18 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFeatures:
-    """Gives batches what stores have of their images; the rest is computed."""
+    """Add the features in stores to batches; the others are computed."""
 
     images: ReferenceCacheStore | None
-    rejected_images: Mapping[int | None, ReferenceCacheStore]  # by epoch; None: of all epochs
+    rejected_images: Mapping[int | None, ReferenceCacheStore]  # by epoch; None: for all epochs
 
     @property
     def mode(self) -> Literal["stored", "computed"]:
-        """Whether there is anything to give."""
+        """Whether there are any stored features."""
         return "stored" if self.images is not None or self.rejected_images else "computed"
 
     def attach(self, batch: PairBatch) -> PairBatch:
-        """Return a batch, on the CPU, with the features of its images."""
+        """Return a batch, on the CPU, with its images' features."""
         if self.images is not None:
             batch = replace(batch, prompts=_with(self.images, batch.places, batch.prompts))
         of_epoch = None if None in self.rejected_images else batch.epoch
@@ -326,7 +326,7 @@ def _with(store: ReferenceCacheStore, places: tuple[int, ...], prompts: Prompts)
 
 
 class StoredReference:
-    """Reads what stores have, and has the rest computed."""
+    """Read the reference's outputs from stores, and compute the others."""
 
     def __init__(
         self,
@@ -336,24 +336,24 @@ class StoredReference:
         hidden: bool,
         live: LiveSource | None,
     ) -> None:
-        """Put together a training's reference.
+        """Create a training's reference.
 
         Args:
-            stores: of each quantity of a view that is read, by epoch; None: of all epochs. What
-                is not here is computed.
-            head: what turns the hidden states into logits; None: the policy's own, frozen.
+            stores: for each quantity of a view that is read, by epoch; None: for all epochs. What
+                is missing here is computed.
+            head: maps hidden states to logits; None: the policy's own, frozen.
             hidden: whether hidden states are read.
-            live: computes what no store has.
+            live: computes what is in no store.
         """
         self._stores, self._head, self._hidden, self._live = stores, head, hidden, live
 
     @property
     def head(self) -> OutputHead | None:
-        """What turns its hidden states into logits; None: the policy's own, which is frozen."""
+        """The head that maps its hidden states to logits; None: the policy's own, frozen."""
         return self._head
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
-        """Return what the reference says of a batch, on the batch's device, without a graph.
+        """Return the reference's scores of a batch, on the batch's device, without a graph.
 
         Raises:
             TrialError: a store is of other responses than the batch's.
@@ -395,7 +395,7 @@ def _read(
     *,
     hidden: bool,
 ) -> dict[str, Tensor]:
-    """Return what a store says of one response a pair, (B, C) and (B, C, D)."""
+    """Return a store's columns of one response per pair, (B, C) and (B, C, D)."""
 
     def column(name: str) -> Tensor:
         return store.rows(places, f"{group}.{name}")

@@ -1,4 +1,4 @@
-"""The rows of a reference cache: what the reference says of images and of responses."""
+"""Compute the rows of a reference cache: the reference's outputs for images and responses."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from chip_core.reference_cache.spec import CacheSpec
 from chip_core.training.policy import Policy
 from chip_core.utils.errors import TrialError
 
-_SAMPLE = 8  # images by which the others' size is told
+_SAMPLE = 8  # images from which the others' size is estimated
 
 
 class ImageFeatures:
-    """Computes the rows of a pass over images."""
+    """Compute the rows of a pass over images."""
 
     def __init__(
         self, spec: CacheSpec, config: TrialConfig, model: Any, encoder: PairEncoder
     ) -> None:
-        """Make ready.
+        """Create it.
 
         Args:
             spec: the pass.
-            config: that it is made with.
+            config: the configuration that it is computed with.
             model: the reference, on its device.
-            encoder: makes a batch of a sample alone.
+            encoder: encodes a batch of one sample.
 
         Raises:
             TrialError: something within the tower is trained.
@@ -52,20 +52,20 @@ class ImageFeatures:
         self.facts: dict[str, Any] = {}
 
     def bytes(self, places: Sequence[int]) -> int:
-        """Return about the bytes of samples: images differ in size."""
+        """Return the approximate bytes of samples, because images differ in size."""
         some = places[:: max(1, len(places) // _SAMPLE)]
         sizes = [value.nbytes for place in some for value in self._alone(place).values()]
         return round(sum(sizes) / max(1, len(some)) * len(places))
 
     def most_bytes(self, places: Sequence[int], longest: int) -> int:
-        """Return `bytes`: it looks at a few images alone."""
+        """Return `bytes`, which only reads a few images."""
         return self.bytes(places)
 
     def rows(self, batch: PairBatch) -> Iterator[CacheRow]:
-        """Yield what the tower says of each pair of a batch.
+        """Yield the tower's features of each pair of a batch.
 
-        Computed together where each pair is one image of one size. Else alone: which of a batch's
-        tiles or patches are whose is the family's affair.
+        They are computed together if each pair is one image of the same size, otherwise separately:
+        which tiles or patches of a batch belong to which image depends on the family.
         """
         pixels = self._prompts(batch).images["pixel_values"]
         if pixels.ndim != 4 or len(pixels) != len(batch):
@@ -87,18 +87,18 @@ class ImageFeatures:
         return batch.rejected_image_prompts
 
     def _computed(self, prompts: Prompts) -> dict[str, Tensor]:
-        """Return the columns of some images, one image after the other."""
+        """Return the columns of some images, concatenated."""
         features = tower_features(self._model, prompts.images)
         return {column(field): value.cpu() for field, value in features.items()}
 
 
 def column(field: str) -> str:
-    """Return the column of a field of the features: a group of its own."""
+    """Return the column of a field of the features, which is a group of its own."""
     return f"{field}.values"
 
 
 def field_of(column: str) -> str:
-    """Return the field that a column is of."""
+    """Return the field of a column."""
     return column.removesuffix(".values")
 
 
@@ -106,45 +106,45 @@ _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ResponseLogps:
-    """Computes the rows of a pass over responses."""
+    """Compute the rows of a pass over responses."""
 
     def __init__(self, spec: CacheSpec, policy: Policy, processor: Any, pairs: Pairs) -> None:
-        """Make ready.
+        """Create it.
 
         Args:
             spec: the pass.
-            policy: the reference, as a policy that was never trained.
+            policy: the reference, as an untrained policy.
             processor: its processor.
             pairs: all pairs.
         """
         self._spec, self._policy, self._pairs = spec, policy, pairs
         self._marks = SpecialTokens(processor)
-        #: What is to be told of it: whether prefixes were shared, and by how much rounding to bf16
+        #: Facts for the manifest: whether prefixes were shared, and by how much rounding to bf16
         #: moves a token's log-probability in the first batch.
         self.facts: dict[str, Any] = {}
 
     def bytes(self, places: Sequence[int]) -> int:
-        """Return the bytes of samples whose responses are not cut."""
+        """Return the bytes of samples without cutting responses."""
         tokens = 0
         for start in range(0, len(places), 1000):
             these = places[start : start + 1000]
             texts = [text for place in these for text in self._texts(place)]
             ids = [self._marks.ids(text) for text in texts]
-            tokens += sum(map(len, ids)) + len(ids)  # each ends with one more
+            tokens += sum(map(len, ids)) + len(ids)  # with an end token each
         return tokens * bytes_a_token(self._spec, self._policy.head.weight.shape[1])
 
     def most_bytes(self, places: Sequence[int], longest: int) -> int:
-        """Return what samples take at most; nothing of them is looked at.
+        """Return an upper bound of the samples' bytes, without reading them.
 
         Args:
             places: the samples.
-            longest: tokens of a sequence at most, to which responses are cut.
+            longest: tokens that a sequence has at most; responses are cut to it.
         """
         tokens = len({VIEWS[view][1] for view in self._spec.reads}) * len(places) * longest
         return tokens * bytes_a_token(self._spec, self._policy.head.weight.shape[1])
 
     def _texts(self, place: int) -> list[str]:
-        """Return a pair's responses that the pass is of."""
+        """Return the responses of a pair that the pass covers."""
         kinds = {VIEWS[view][1] for view in self._spec.reads}
         texts = dict(zip(("chosen", "rejected"), self._pairs.responses(place), strict=True))
         if "other" in kinds:
@@ -152,7 +152,7 @@ class ResponseLogps:
         return [text for kind, text in texts.items() if kind in kinds]
 
     def rows(self, batch: PairBatch) -> Iterator[CacheRow]:
-        """Yield what the reference says of each pair of a batch."""
+        """Yield the reference's scores of each pair of a batch."""
         said = self._said(batch)
         if self._spec.hidden == "bf16" and "rounding" not in self.facts:
             self.facts["rounding"] = self._rounding(said)
@@ -165,7 +165,7 @@ class ResponseLogps:
             yield {name: values[row] for name, values in columns}
 
     def _said(self, batch: PairBatch) -> list[tuple[str, Responses, ResponseReference]]:
-        """Return what the reference says of a batch, by group of columns."""
+        """Return the reference's scores of a batch, by group of columns."""
         said = self._policy.reference_scores(batch, self._spec.reads).views
         if self._spec.kind == "text":
             return [(view, batch.responses[view], said[view]) for view in ("chosen", "rejected")]
@@ -173,7 +173,7 @@ class ResponseLogps:
         return [("chosen", batch.responses[view], said[view])]
 
     def _rounding(self, said: list[tuple[str, Responses, ResponseReference]]) -> float:
-        """Return by how much rounding the hidden states moves a log-probability at most."""
+        """Return the largest change of a log-probability from rounding the hidden states."""
         furthest = 0.0
         for _, responses, reference in said:
             assert reference.hidden is not None and reference.logps is not None

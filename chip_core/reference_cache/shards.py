@@ -1,9 +1,9 @@
-"""Rows of different lengths in safetensors files: written a shard at a time, read a row at a time.
+"""Store rows of different lengths in safetensors files: written by shard, read by row.
 
 A row has groups of columns; the columns of a group ("chosen.ids", "chosen.logps") have one length,
-which may differ from row to row. In a shard a column is one tensor, all its rows one after the
-other, and `GROUP.offsets` says where each begins. Reading maps the files into memory: they take
-none of their own, and a store that is removed meanwhile reads on.
+which may differ between rows. In a shard a column is one tensor, with all its rows concatenated,
+and `GROUP.offsets` has their starts. The files are memory-mapped for reading: they take no memory
+of their own, and a store can be read even after it is removed.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ def write_tensors(partial: Path, name: str, tensors: Mapping[str, Tensor]) -> No
 
 
 class ReferenceCacheStore:
-    """A store that is open, by rows."""
+    """An open store, read by rows."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
-        """Check and open it.
+        """Check and open a store.
 
         Args:
             folder: the store's.
-            identity: what it has to be; None: whatever it is.
+            identity: the expected one; None: any.
 
         Raises:
-            BrokenStoreError: it is not there, not whole, or of something else.
+            BrokenStoreError: it is missing or incomplete, or has another identity.
         """
         self.folder = folder
         self.manifest = verify(folder, identity)
-        try:  # all at once: what is removed later stays readable
+        try:  # all at once: a store removed later stays readable
             self._files: dict[str, Any] = {
                 name: safe_open(folder / name, framework="pt") for name in self.manifest.files
             }
@@ -90,7 +90,7 @@ class ReferenceCacheStore:
         self._offsets = [
             {
                 key.partition(".")[0]: shard.get_tensor(key).tolist()
-                for key in shard.keys()  # noqa: SIM118  # it is no mapping
+                for key in shard.keys()  # noqa: SIM118  # it is not a mapping
                 if key.endswith(".offsets")
             }
             for shard in self._shards
@@ -115,10 +115,10 @@ class ReferenceCacheStore:
         return values
 
     def rows(self, places: Sequence[int], column: str) -> Tensor:
-        """Return a column of several rows, one after the other."""
+        """Return a column of several rows, concatenated."""
         return torch.cat([self.row(place, column) for place in places])
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return all of a file of tensors."""
+        """Return all tensors of a file."""
         file = self._files[name]
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -1,7 +1,7 @@
-"""How large a reference cache will be, and whether a disk has room for it.
+"""Estimate the size of a reference cache, and check the disk space for it.
 
-Planning reads this: it imports no torch and loads no image. Sizes are told from a sample of the
-data and without the model.
+Planning uses this module, so it imports no torch and loads no image. Sizes are estimated from a
+sample of the data and without the model.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from chip_core.training.footprint.published import HEADS
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import read_json
 
-#: Bytes of a number by precision.
+#: Bytes per number, by precision.
 BYTES = {"fp32": 4, "bf16": 2}
 
 _SAMPLE = 128  # pairs whose responses are counted
 
-#: Pairs of public data, which planning does not open: their pages on the hub.
+#: Pairs of public data that planning does not open, from their pages on the hub.
 PUBLISHED_ROWS = {"openbmb/RLHF-V-Dataset": 5733, "openbmb/RLAIF-V-Dataset": 83132}
-#: Tokens that a response of such data is taken to have.
+#: Assumed number of tokens of a response of such data.
 USUAL_RESPONSE = 160
-_LETTERS = 4.0  # characters of a token, where the tokenizer is not at hand
+_LETTERS = 4.0  # characters per token, if the tokenizer is not available
 
 
 def bytes_a_token(spec: CacheSpec, width: int) -> int:
-    """Return what a pass stores of a response's token, in bytes.
+    """Return the bytes that a pass stores per token of a response.
 
     Args:
         spec: the pass.
@@ -47,7 +47,7 @@ def bytes_a_token(spec: CacheSpec, width: int) -> int:
 
 
 def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -> int | None:
-    """Return the size of a pass's store, to some percent; None where it cannot be told yet.
+    """Return the size of a pass's store, to within some percent; None if it is not known yet.
 
     Args:
         spec: the pass.
@@ -69,7 +69,7 @@ def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -
         return None
     if not lengths:
         return None
-    # A third response is taken to be as long as the chosen one.
+    # A third response is assumed to be as long as the chosen one.
     sides = [int(VIEWS[view][1] == "rejected") for view in spec.reads]
     tokens = fmean(sum(pair[side] for side in sides) for pair in lengths)
     head = 0 if spec.hidden is None else BYTES[config.model.dtype] * width * vocabulary
@@ -77,7 +77,7 @@ def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -
 
 
 def response_tokens(config: TrialConfig) -> Iterator[tuple[float, float]]:
-    """Yield the tokens of each pair's chosen and rejected response, their ends included.
+    """Yield the number of tokens of each pair's chosen and rejected response, with their ends.
 
     Raises:
         ConfigError: the data cannot be read.
@@ -91,7 +91,7 @@ def response_tokens(config: TrialConfig) -> Iterator[tuple[float, float]]:
 
 
 def published_rows(data: DataConfig) -> int | None:
-    """Return how many pairs public data has that planning does not open; None: not known."""
+    """Return the number of pairs of public data that planning does not open; None if unknown."""
     count = PUBLISHED_ROWS.get(data.source)
     return count if count is None or data.limit is None else min(count, data.limit)
 
@@ -108,7 +108,7 @@ def _shape(model: ModelConfig) -> tuple[int, int] | None:
     except KeyError:
         return _default_shape(file.parent)
     except (OSError, ValueError, TypeError, AttributeError):
-        return None  # told when the model is loaded
+        return None  # reported when the model is loaded
 
 
 def _default_shape(folder: Path) -> tuple[int, int] | None:
@@ -119,12 +119,12 @@ def _default_shape(folder: Path) -> tuple[int, int] | None:
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
         return int(found.hidden_size), int(found.vocab_size)
-    except Exception:  # a configuration's class may raise anything; told when it is loaded
+    except Exception:  # a configuration's class may raise anything; reported when it is loaded
         return None
 
 
 def _image_bytes(model: ModelConfig) -> int | None:
-    """Return the size of an image's features, where every image has the same number of patches."""
+    """Return the size of an image's features, if every image has the same number of patches."""
     file = _file(model, "config.json")
     if file is None:
         return None
@@ -136,11 +136,11 @@ def _image_bytes(model: ModelConfig) -> int | None:
         patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
         return int(patches * vision["hidden_size"] * BYTES[model.dtype])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
-        return None  # told when the model is loaded
+        return None  # reported when the model is loaded
 
 
 def _counter(model: ModelConfig) -> Any:
-    """Return what counts a response's tokens, its end included."""
+    """Return a counter of a response's tokens, its end included."""
     file = _file(model, "tokenizer.json")
     if file is None:
         return lambda text: len(text) / _LETTERS + 1
@@ -151,7 +151,7 @@ def _counter(model: ModelConfig) -> Any:
 
 
 def _file(model: ModelConfig, name: str) -> Path | None:
-    """Return a model's file where it is on this machine."""
+    """Return a model's file if it is on this machine."""
     folder = local_folder(model.path)
     if folder is None:
         from huggingface_hub import try_to_load_from_cache
@@ -175,11 +175,11 @@ def _responses(data: DataConfig) -> Iterator[tuple[str, str]]:
 
 
 class NoRoomError(TrialError):
-    """The disk has no room for a store. Its message says how much it takes."""
+    """The disk has no room for a store. Its message says how much is needed."""
 
 
 def has_room(cache: Path, needed: int) -> bool:
-    """Return whether a disk has room for so many bytes."""
+    """Return whether a disk has room for a number of bytes."""
     return needed <= _free(cache)
 
 
@@ -187,12 +187,12 @@ def check_room(cache: Path, needed: int, what: str) -> None:
     """Check that a disk has room.
 
     Args:
-        cache: where stores lie.
+        cache: the folder of the stores.
         needed: bytes.
-        what: is to be written, for people.
+        what: its name in messages.
 
     Raises:
-        NoRoomError: it has less.
+        NoRoomError: there is less.
     """
     free = _free(cache)
     if needed > free:
@@ -208,7 +208,7 @@ def _free(cache: Path) -> int:
 
 
 def gigabytes(size: int) -> str:
-    """Return a size as people read it."""
+    """Return a size as text for a message."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"

@@ -1,7 +1,7 @@
-"""Which reference passes a trial has, and what each is the same for.
+"""List a trial's reference passes, and define the identity of each.
 
-A pass is the reference's run over all samples of the data. Trials whose passes have one identity
-share its store, whatever their objective, seed, learning rate or micro-batch.
+A pass is the reference's run over all samples of the data. Trials whose passes have the same
+identity share its store, whatever their objective, seed, learning rate or micro-batch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from chip_core.models.loading import projector_in_tower
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
 from chip_core.reference_cache.folder import FORMAT
 
-#: What a pass says of each sample.
-#: text: of chosen and rejected response under the image, each token's log-probability, and the
-#: hidden states that predict them where a term needs the divergence.
+#: What a pass holds of each sample.
+#: text: each token's log-probability of chosen and rejected response under the image, and the
+#: hidden states that predict them if a term needs the divergence.
 #: rejected_image: each token's log-probability of the chosen response under the rejected image.
-#: features, rejected_image_features: what a frozen vision tower says of the image, and of the
+#: features, rejected_image_features: a frozen vision tower's output for the image, and for the
 #: rejected one.
 #: view: one quantity (`quantity`) of each token of one further view (`view`), as presets read it.
 Kind = Literal["text", "features", "rejected_image", "rejected_image_features", "view"]
@@ -43,7 +43,7 @@ class CacheSpec:
     """One pass over all samples."""
 
     kind: Kind
-    epoch: int | None  # of the training that it serves; None: every epoch
+    epoch: int | None  # of the training that it is for; None: every epoch
     identity: Mapping[str, Any]
 
     @functools.cached_property
@@ -53,18 +53,18 @@ class CacheSpec:
 
     @property
     def hidden(self) -> Literal["fp32", "bf16"] | None:
-        """The precision of its hidden states; None where it has none."""
+        """The precision of its hidden states; None if it has none."""
         precision: Literal["fp32", "bf16"] | None = self.identity.get("hidden")
         return precision
 
     @property
     def of_features(self) -> bool:
-        """Whether it is the vision tower's alone."""
+        """Whether it only holds the vision tower's output."""
         return self.kind in ("features", "rejected_image_features")
 
     @property
     def of_rejected_image(self) -> bool:
-        """Whether it looks at the rejected images."""
+        """Whether it reads the rejected images."""
         return (
             self.kind in ("rejected_image", "rejected_image_features")
             or VIEWS[self.view][0] == "rejected_image"
@@ -72,14 +72,14 @@ class CacheSpec:
 
     @property
     def view(self) -> str:
-        """The view whose tokens it is of; `chosen` where it is of more, or of images."""
+        """The view of its tokens; `chosen` if it has several, or holds images."""
         if self.kind == "view":
             return str(self.identity["view"])
         return "rejected_image" if self.kind == "rejected_image" else "chosen"
 
     @property
     def reads(self) -> Reads:
-        """What it holds of each view; nothing where it is of images."""
+        """The quantities that it holds of each view; none if it holds images."""
         logps: frozenset[Quantity] = frozenset(["logps"])
         if self.kind == "view":
             return {self.view: frozenset([self.identity["quantity"]])}
@@ -89,7 +89,7 @@ class CacheSpec:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its name in messages."""
         if self.kind == "text":
             return "text" if self.hidden is None else f"text, hidden states in {self.hidden}"
         if self.kind == "features":
@@ -109,11 +109,11 @@ class CacheSpec:
 class AvailableCaches:
     """The stores that a trial may read."""
 
-    cache: Path  # where stores lie
+    cache: Path  # the folder of the stores
     passes: tuple[CacheSpec, ...]
 
     def covers(self, config: TrialConfig) -> bool:
-        """Return whether a trial that reads all of them computes nothing of the reference."""
+        """Return whether a trial that reads all stores computes nothing of the reference."""
         for view, quantities in config.objective.reference_reads.items():
             drawn = VIEWS[view][0] == "rejected_image"
             for quantity in quantities:
@@ -129,7 +129,7 @@ class AvailableCaches:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildShard:
-    """A share of passes that are made together, for one worker."""
+    """A share of passes that are computed together, for one worker."""
 
     passes: tuple[CacheSpec, ...]
     cache: Path
@@ -140,7 +140,7 @@ class BuildShard:
 def cache_specs(
     config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
 ) -> tuple[CacheSpec, ...]:
-    """Return the passes that a trial can read, those it needs and no other; it may be none.
+    """Return the passes that a trial reads; it may have none.
 
     Args:
         config: the trial.
@@ -148,13 +148,13 @@ def cache_specs(
         data: the data's own identity (chip_core.data.identity).
     """
     if config.pairs.rounds:
-        return ()  # its pairs are its own, and are made in it
+        return ()  # it makes its own pairs during the trial
     if config.training.augment != "off":
-        return ()  # every epoch of every seed sees other images: nothing is seen twice
+        return ()  # every epoch of every seed has other images, so none is read twice
     engine, image = config.engine, config.rejected_image
     traits = strategy_class(image.strategy).traits
     visual = config.objective.needs_rejected_image
-    # Where rows without a rejected image of their own are left out, there are other pairs.
+    # If rows without their own rejected image are skipped, the pairs are others.
     skipped: dict[str, Any] = {"given": True} if visual and traits.needs_given else {}
     asked = asks_of(config.objective).names
     skipped |= {"asked": asked} if asked else {}
@@ -164,7 +164,7 @@ def cache_specs(
         "model": model_identity(config.model, model),
         "data": data_identity(config, data) | (skipped if config.data.on_bad_row == "skip" else {}),
     }
-    # What rounds differently.
+    # Settings that change rounding.
     tower = {"attention": engine.attention, "threads": engine.threads}
     decoder: dict[str, Any] = {**tower, "prefix_sharing": engine.prefix_sharing}
     if engine.compile != "off":
@@ -201,7 +201,7 @@ def cache_specs(
 
 
 def _further(config: TrialConfig, *, drawn: bool) -> list[dict[str, Any]]:
-    """Return what passes over single views are of, beside text and rejected images.
+    """Return the views and quantities of further passes, beyond text and rejected images.
 
     Args:
         config: the trial.
@@ -217,27 +217,27 @@ def _further(config: TrialConfig, *, drawn: bool) -> list[dict[str, Any]]:
 
 
 def _keeps_features(config: TrialConfig) -> bool:
-    """Return whether the output of the vision tower, frozen, is to be kept."""
+    """Return whether to store the output of the vision tower, which must be frozen."""
     engine = config.engine
     if config.vision_encoder != "frozen" or engine.feature_cache == "off":
         return False
     within = config.projector != "frozen" and projector_in_tower(config.model)
     if engine.feature_cache == "auto" and within:
-        return False  # what is trained within the tower changes what it says
+        return False  # training within the tower changes its output
     on_gpu = engine.gpus_per_worker > 0 or engine.device == "cuda"
     return engine.feature_cache == "on" or not on_gpu
 
 
 def with_hidden(spec: CacheSpec, precision: Literal["fp32", "bf16"]) -> CacheSpec:
-    """Return the text pass that holds all of another one, and hidden states."""
+    """Return a text pass with another one's content and hidden states."""
     identity = {**spec.identity, "hidden": precision}
     return CacheSpec(kind=spec.kind, epoch=spec.epoch, identity=identity)
 
 
 def group_specs(passes: Sequence[CacheSpec]) -> list[tuple[CacheSpec, ...]]:
-    """Return passes in groups that are made together, so that samples are prepared once.
+    """Return passes in groups that are computed together, so that samples are prepared once.
 
-    A group is of the same pairs, and of one draw of rejected images at most.
+    A group has the same pairs, and at most one draw of rejected images.
     """
     groups: list[list[CacheSpec]] = []
     for spec in passes:
@@ -251,7 +251,7 @@ def group_specs(passes: Sequence[CacheSpec]) -> list[tuple[CacheSpec, ...]]:
 
 
 def _together(spec: CacheSpec, other: CacheSpec) -> bool:
-    """Return whether nothing that both are of differs."""
+    """Return whether two passes agree in everything that both of them have."""
     pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [
         (spec.identity, other.identity),
         (spec.identity["engine"], other.identity["engine"]),
@@ -265,10 +265,10 @@ def _together(spec: CacheSpec, other: CacheSpec) -> bool:
 
 
 def build_config(group: Sequence[tuple[CacheSpec, TrialConfig]]) -> TrialConfig:
-    """Return a configuration that a group of passes is made with.
+    """Return a configuration to compute a group of passes with.
 
     Args:
-        group: the passes, each with a trial's that has it.
+        group: the passes, each with the configuration of a trial that has it.
     """
     config = next((config for spec, config in group if not spec.of_features), group[0][1])
     towers = (config for spec, config in group if spec.of_features)
@@ -285,7 +285,7 @@ def build_config(group: Sequence[tuple[CacheSpec, TrialConfig]]) -> TrialConfig:
 
 
 def samples_read(spec: CacheSpec, config: TrialConfig, samples: int) -> int:
-    """Return how often a trial reads a sample of a pass, all samples together.
+    """Return the number of reads of a pass's samples by a trial, over all samples.
 
     Args:
         spec: a pass of the trial.

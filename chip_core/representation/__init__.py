@@ -1,1 +1,1 @@
-"""Where a model puts images, true descriptions and hallucinated ones, and how far apart."""
+"""A model's representations of images and of true and hallucinated texts, and their distances."""

@@ -1,4 +1,4 @@
-"""The set that representations are taken of: images, each with a true and a hallucinated text."""
+"""The set to compute representations of: images, each with a true and a hallucinated text."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class DescribedImage:
     """One image with a true and a hallucinated description."""
 
     id: str
-    image: Callable[[], Image.Image]  # read when it is asked for
-    prompt: str  # what the descriptions answer
+    image: Callable[[], Image.Image]  # read on each call
+    prompt: str  # the prompt that the descriptions answer
     true: str
     hallucinated: str
 
@@ -40,7 +40,7 @@ def read_set(source: str, items: int) -> list[DescribedImage]:
         items: how many, at most.
 
     Raises:
-        UserError: the file cannot be read, or a line lacks something; the first such line.
+        UserError: the file cannot be read, or a line lacks something (the first such line).
     """
     if source == SHAPES:
         return _scenes(items)
@@ -67,7 +67,7 @@ def read_set(source: str, items: int) -> list[DescribedImage]:
 def _scenes(items: int) -> list[DescribedImage]:
     """Return the test split's scenes in which a usual partner is missing, in order.
 
-    The hallucinated description is the true one with that partner named as if it were there.
+    The hallucinated description is the true one, but also names that partner as present.
     """
     found: list[DescribedImage] = []
     for index in range(SPLIT_SIZES["test"]):

@@ -1,7 +1,7 @@
-"""How far apart images, true and hallucinated descriptions lie. Pure numpy and scipy.
+"""Distances between images, true and hallucinated descriptions. Pure numpy and scipy.
 
-Shapes: N items, D hidden. Every interval is a percentile bootstrap over items (the unit: an
-image with both its descriptions), 2,000 draws from a fixed seed.
+Shapes: N items, D hidden. Every interval is a percentile bootstrap over items (the unit: an image
+with both its descriptions), 2,000 draws from a fixed seed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Figure:
 def distances(found: Representations) -> dict[str, NDArray[np.float64]]:
     """Return each item's distances, (N,) each, by name.
 
-    - `image_truth/…`, `image_hallucination/…`: of the image and a description.
-    - `truth_hallucination/…`: of an item's two descriptions, their separation.
+    - `image_truth/…`, `image_hallucination/…`: between the image and a description.
+    - `truth_hallucination/…`: between an item's two descriptions, their separation.
     - `nearer_truth/…`: how much nearer the image is to the true than to the hallucinated one.
 
-    `cosine` is 1 − cos, from 0 to 2; `euclidean` is in the units of the hidden states: to be
-    compared between models of one size only.
+    `cosine` is 1 − cos, from 0 to 2; `euclidean` is in the units of the hidden states: only compare
+    it between models of one size.
     """
     pairs = {
         "image_truth": (found.image, found.true),
@@ -58,7 +58,7 @@ def distances(found: Representations) -> dict[str, NDArray[np.float64]]:
 def figures(models: Sequence[Representations], *, seed: int = 0) -> dict[str, Figure]:
     """Return the figures of a model, or of one arm's models, each trained with another seed.
 
-    Of several models the mean counts, item by item; the interval is over items alone.
+    Several models are averaged item by item; the interval is over items only.
 
     Raises:
         ValueError: there are fewer than two items.
@@ -84,17 +84,17 @@ def figures(models: Sequence[Representations], *, seed: int = 0) -> dict[str, Fi
 def probe_auc(
     true: Vectors, hallucinated: Vectors, counts: NDArray[np.int64], *, seed: int = 0
 ) -> tuple[float, NDArray[np.float64]]:
-    """Return how well a linear probe tells the two kinds apart on items that it has not seen.
+    """Return how well a linear probe separates the two kinds on held-out items.
 
     A logistic regression is fitted on four fifths of the items and scores the last fifth, five
-    times; both descriptions of an item are on one side. The AUC is that of each fold's scores,
-    averaged: 0.5 is chance, 1 is apart.
+    times; both descriptions of an item are in the same part. The AUC is computed on each fold's
+    scores and averaged: 0.5 is chance, 1 is perfect separation.
 
     Args:
         true: (N, D).
         hallucinated: (N, D).
-        counts: how often each item is in each draw of the bootstrap, (draws, N). The probe is
-            not fitted again.
+        counts: how often each item is in each draw of the bootstrap, (draws, N). The probe is not
+            fitted again.
         seed: of the folds.
 
     Returns:
@@ -110,20 +110,20 @@ def probe_auc(
         ahead = _ahead(true[fold] @ weights, hallucinated[fold] @ weights)  # (n, n)
         values.append(float(ahead.mean()))
         drawn.append(_weighted(ahead, counts[:, fold].astype(float)))
-    # A draw may leave a fold out; the others stand for it.
+    # A draw may leave a fold out; it is averaged over the others.
     return float(np.mean(values)), np.nanmean(drawn, axis=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """Three directions that all models are shown in."""
+    """Three directions in which all models are shown."""
 
     mean: Vectors  # (D,)
     axes: Vectors  # (3, D)
     explained: tuple[float, ...]  # share of the variance of each
 
     def place(self, vectors: Vectors) -> Vectors:
-        """Return vectors' places, (N, 3)."""
+        """Return the coordinates of vectors, (N, 3)."""
         placed: Vectors = (vectors - self.mean) @ self.axes.T
         return placed
 
@@ -131,7 +131,7 @@ class Basis:
 def common_basis(models: Sequence[Representations]) -> Basis:
     """Return the first three principal components of all vectors of all models together.
 
-    An axis's sign is such that its largest entry is positive: the same in every run.
+    An axis's sign makes its largest entry positive, so that it is the same in every run.
 
     Raises:
         ValueError: the models' hidden sizes differ, or are below three.
@@ -178,7 +178,7 @@ def _fit(rows: Vectors, trues: int) -> Vectors:
         value = np.logaddexp(0, -margin).sum() + _PENALTY / 2 * weights @ weights
         return float(value), inputs.T @ slope + _PENALTY * weights
 
-    # As many of each kind and centred inputs: no intercept is needed for a ranking.
+    # Both kinds are equally frequent and the inputs centred, so a ranking needs no intercept.
     fitted = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B")
     direction: Vectors = np.divide(fitted.x, scale)
     return direction

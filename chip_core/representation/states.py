@@ -1,7 +1,7 @@
 """A model's hidden states of an image and of descriptions, each pooled to one vector.
 
-Every description is read as the answer to its prompt under its image, the way the model was
-trained and is asked (or, `alone`, without image and prompt). Shapes: N items, T tokens, D hidden.
+Every description is read as the answer to its prompt under its image, as in training and evaluation
+(or, with `alone`, without image and prompt). Shapes: N items, T tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Vectors = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How states are taken."""
+    """How hidden states are selected."""
 
     pool: Pool = "mean"
     layer: int = -1  # of the hidden states: 0 the embeddings, -1 the last layer's
@@ -53,14 +53,14 @@ def represent(
 ) -> Representations:
     """Return a model's representations of a set.
 
-    An image's is pooled over its tokens' states, a description's over its own tokens: `mean` is
-    the mean over them, `last` the state of the last of them. The end token is not read.
+    An image is pooled over its tokens' states, a description over its own tokens: `mean` is their
+    mean, `last` the state of the last token. The end token is not read.
 
     Args:
         model: an image-text-to-text model.
         processor: its processor.
         described: the set.
-        reading: how states are taken.
+        reading: how hidden states are selected.
         on_item: called with (items done, items in all).
 
     Raises:
@@ -80,7 +80,7 @@ def represent(
             if name == "true" or not reading.alone:
                 before = prompt.ids
                 states, layer = _states(model, before + answer, prompt.inputs, reading)
-            if name == "true":  # what follows an image changes nothing in its states
+            if name == "true":  # text after an image does not change its states
                 vectors["image"].append(_pooled(states[prompt.places], reading.pool))
             if reading.alone:
                 before = processor.tokenizer("")["input_ids"][:1]  # the first token, if any
@@ -95,7 +95,7 @@ def represent(
 @dataclass(frozen=True, kw_only=True)
 class _Prompt:
     ids: list[int]
-    inputs: dict[str, Tensor]  # pixel values and their like
+    inputs: dict[str, Tensor]  # pixel values and the like
     places: list[int]  # of the image's tokens
 
 
@@ -117,7 +117,7 @@ def _prompt(marks: SpecialTokens, item: DescribedImage) -> _Prompt:
 def _states(
     model: Any, ids: list[int], inputs: dict[str, Tensor], reading: Reading
 ) -> tuple[Tensor, int]:
-    """Return one layer's states of a sequence, (T, D), and which layer it is."""
+    """Return one layer's states of a sequence, (T, D), and the layer's number."""
     device = next(model.parameters()).device
     tokens = torch.tensor([ids], device=device)
     given = {name: _whole(name, value, len(ids)).to(device) for name, value in inputs.items()}
@@ -138,7 +138,7 @@ def _states(
 
 
 def _whole(name: str, value: Tensor, tokens: int) -> Tensor:
-    """Return an input at the sequence's length, where it has one entry a token: 0 is text."""
+    """Return an input padded to the sequence's length if it has one entry per token: 0 is text."""
     if not name.endswith("token_type_ids"):
         return value
     grown = value.new_zeros((value.shape[0], tokens))

@@ -1,1 +1,1 @@
-"""Score the models of a training along it, and pick the one that answers `report`."""
+"""Score a training's models at intermediate steps, and pick the one that answers `report`."""

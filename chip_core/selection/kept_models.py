@@ -1,7 +1,8 @@
-"""Models of a training that are kept on its way, until one of them is picked.
+"""Models that are kept during a training, until one of them is picked.
 
-While it is trained they lie in KEPT, each with a note of its files; when it has ended, in the
-folder of its model, so that they are taken over with it; and then one alone is left.
+During the training they are in KEPT, each with a note of its files. After it, they are in the
+folder of the training's model, so that they are reused with it. In the end only the picked one is
+left.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from chip_core.utils.workers import current_workers
 
 
 def folder_of(trial: Path, step: int) -> Path:
-    """Return where the model after a step goes."""
+    """Return the folder of the model after a step."""
     place = trial / KEPT / step_name(step)
     place.parent.mkdir(parents=True, exist_ok=True)
     return place
 
 
 def note(model: Path, training: str) -> None:
-    """Note what a kept model is, so that another attempt can tell whether it is whole.
+    """Record what a kept model is, so that another attempt can check that it is complete.
 
     Args:
         model: its folder.
@@ -54,12 +55,12 @@ def note(model: Path, training: str) -> None:
 
 
 def is_whole(model: Path, training: str, noted: Path | None = None) -> bool:
-    """Return whether a kept model is the one of a training that its note tells of.
+    """Return whether a kept model is complete and of a training, according to its note.
 
     Args:
         model: its folder.
         training: as for `note`.
-        noted: the note, where it is not beside it.
+        noted: the note, if it is not next to it.
     """
     try:
         found = read_checksummed(noted or _note_of(model))
@@ -75,16 +76,17 @@ def take_over(
 ) -> int | None:
     """Move the models here that earlier attempts kept before their newest checkpoint.
 
-    What a checkpoint lies behind is not made again: it has to be there.
+    A training resumed from a checkpoint does not produce the earlier ones again, so they must
+    exist.
 
     Args:
         attempts: their folders.
         folder: this attempt's.
-        steps: after which models are to be kept.
+        steps: the steps whose models are kept.
         training: as for `note`.
 
     Returns:
-        a step whose model is not there, whole; None where none is lacking.
+        A step whose complete model is missing; None if there is none.
     """
     checkpoints = [path for attempt in attempts for path in list_checkpoints(attempt)]
     newest = max((int(path.name.rpartition("-")[2]) for path in checkpoints), default=0)
@@ -93,7 +95,7 @@ def take_over(
         notes = {
             attempt / within / name: attempt / KEPT / f"{name}.json"
             for attempt in attempts
-            for within in (KEPT, MODEL)  # where it lay, and where it was to go
+            for within in (KEPT, MODEL)  # the folder where it was, and the one it was moved to
         }
         found = next((model for model in notes if is_whole(model, training, notes[model])), None)
         if found is None:
@@ -106,23 +108,23 @@ def take_over(
 
 
 def gather(folder: Path, steps: Sequence[int]) -> None:
-    """Move kept models into the folder of the training's own, which is there."""
+    """Move kept models into the folder of the training's own model, which must exist."""
     for step in steps:
         folder_of(folder, step).replace(folder / MODEL / step_name(step))
 
 
 def remove_all(attempt: Path) -> None:
-    """Remove what an attempt kept and nobody needs any more."""
+    """Remove kept models that are no longer needed."""
     shutil.rmtree(attempt / KEPT, ignore_errors=True)
 
 
 def mark_of(mark: str, step: int) -> str:
-    """Return what tells the weights after a step of a training from all others."""
+    """Return an identifier of the weights after a step of a training."""
     return f"{mark} after {step}"
 
 
 def files_of(files: Mapping[str, str], step: int, end: int) -> dict[str, str]:
-    """Return the files of the model after a step, of those of the folder that holds all."""
+    """Return the files of the model after a step, among those of the folder that holds all."""
     if step == end:
         return {name: mark for name, mark in files.items() if not name.startswith("step-")}
     within = f"{step_name(step)}/"
@@ -132,9 +134,10 @@ def files_of(files: Mapping[str, str], step: int, end: int) -> dict[str, str]:
 
 
 def leave_picked(folder: Path) -> None:
-    """Leave the model that was picked as a folder's, and no other; nothing where none was picked.
+    """Make the picked model the folder's only one; do nothing if none was picked.
 
-    The folder's record says which, and is written first: wherever this is broken off, it goes on.
+    The folder's record names it and is written first, so that this can continue after an
+    interruption.
     """
     try:
         picked = read_checksummed(folder / TRAINED)["picked"]
@@ -163,22 +166,22 @@ def _note_of(model: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Picker:
-    """Picks the model of one attempt, with all of its workers."""
+    """Pick the model of one attempt, with all of its workers."""
 
     config: TrialConfig
     context: TrialContext
     device: torch.device
-    #: (model, mark of its weights, folder=, earlier=, model_folder=) -> a model that answers
+    #: (model, identifier of its weights, folder=, earlier=, model_folder=) -> its inference context
     asked: Callable[..., InferenceContext]
     report: Callable[[Progress], None]
     spans: PhaseTimer
 
     def pick(self, trained: TrainedModel) -> tuple[Any, TrainedModel]:
-        """Return the picked model, on the device, and what its training came to.
+        """Return the picked model, on the device, and its training's record.
 
         Raises:
-            StoppedError: it was asked to stop.
-            TrialError: a model cannot be loaded or asked.
+            StoppedError: a stop was requested.
+            TrialError: a model cannot be loaded or cannot answer.
         """
         folder, workers, end = self.context.folder, current_workers(), trained.kept[-1]
         points = [
@@ -188,7 +191,7 @@ class Picker:
         pick = pick_point(self.config, points)
         last = " of the last round" if self.config.pairs.rounds > 1 else ""
         model = self._whole(pick.step, end)
-        workers.wait()  # everyone has read it
+        workers.wait()  # all workers have read it
         trained = replace(
             trained,
             mark=mark_of(trained.mark, pick.step),
@@ -205,7 +208,7 @@ class Picker:
         return model, trained
 
     def _scored(self, step: int, end: int, mark: str) -> Point:
-        """Have the model after a step answer `select`, and score what it says."""
+        """Answer `select` with the model after a step, and score the answers."""
         place = self.context.folder / SELECTION / step_name(step)
         asked = self.asked(
             self._whole(step, end),
@@ -242,7 +245,7 @@ class Picker:
         return model.to(self.device)
 
     def _kept_folder(self, step: int, end: int) -> Path | None:
-        """Return where the model after a step lies, of those still to be picked from."""
+        """Return the folder of the model after a step, among those to pick from."""
         if step == 0:
             return None
         place = self.context.folder / MODEL

@@ -1,6 +1,6 @@
-"""A declared rule picks one of a training's checkpoints by what they say on `select`.
+"""Pick one of a training's checkpoints by a declared rule from their figures on `select`.
 
-Nothing under `report` is read here, nor can be named.
+Nothing under `report` is read here or can be named.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import MetricInfo, metric_name
 from chip_core.utils.registry import suggestion
 
-#: Of a trial's folder: models that are kept on the way, and what they said, each by its step.
+#: Folders of a trial: kept models and their answers, each by its step.
 KEPT, SELECTION = "kept", "selection"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What a checkpoint came to under `select`, in the scorers' units."""
+    """A checkpoint's figures under `select`, in the scorers' units."""
 
     step: int  # 0: the untrained model
-    figures: Mapping[str, float]  # full name -> value; one that is undefined is not there
+    figures: Mapping[str, float]  # full name -> value; an undefined one is absent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +40,19 @@ def step_name(step: int) -> str:
 
 
 def select_metrics(config: TrialConfig) -> dict[str, MetricInfo]:
-    """Return the figures under `select` by full name: all that can pick."""
+    """Return the figures under `select` by full name: all that a rule can use."""
     found: dict[str, MetricInfo] = {}
     for settings in config.benchmarks.select:
         try:
             metrics = find_benchmark(settings.name).metrics
         except ValueError:
-            continue  # told where benchmarks are checked
+            continue  # reported where benchmarks are checked
         found |= {metric_name("select", settings.name, name): metrics[name] for name in metrics}
     return found
 
 
 def selection_problems(config: TrialConfig) -> list[str]:
-    """Return what is wrong with how a training is scored on its way; empty where nothing is."""
+    """Return what is wrong with the scoring at intermediate steps; empty if nothing."""
     if not config.training.score_at:
         return []
     known = select_metrics(config)
@@ -71,7 +71,7 @@ def selection_problems(config: TrialConfig) -> list[str]:
 
 
 def selection_words(config: TrialConfig) -> str | None:
-    """Return how a training is scored on its way, for people; None where it is not."""
+    """Return how a training is scored at intermediate steps, as text; None if it is not."""
     settings = config.training
     if not settings.score_at:
         return None
@@ -89,16 +89,16 @@ def selection_words(config: TrialConfig) -> str | None:
 
 
 def asks_untrained(config: TrialConfig) -> bool:
-    """Return whether the rule looks at the untrained model too."""
+    """Return whether the rule also uses the untrained model."""
     return config.training.pick.constraint is not None
 
 
 def times_asked(config: TrialConfig, steps: int | None = None) -> int:
-    """Return how often a trial that is trained asks each question under `select`.
+    """Return how often a trial that is trained answers each question under `select`.
 
     Args:
         config: the trial.
-        steps: of its training; None: enough that no two shares of them fall together.
+        steps: of its training; None: so many that no two shares of them coincide.
     """
     if not config.training.score_at:
         return 1
@@ -106,14 +106,14 @@ def times_asked(config: TrialConfig, steps: int | None = None) -> int:
 
 
 def pick_point(config: TrialConfig, points: Sequence[Point]) -> Pick:
-    """Return which of a training's checkpoints is the trial's model.
+    """Return the checkpoint that becomes the trial's model.
 
-    Of equal ones the earliest. Where none keeps the constraint, the one that loses least is taken,
-    and that is said.
+    Among equal ones it is the earliest. If none satisfies the constraint, it is the one that loses
+    least, and the reason says so.
 
     Args:
         config: the trial.
-        points: every checkpoint, the end as the last; the untrained model where the rule asks it.
+        points: every checkpoint, the final one last; with the untrained model if the rule uses it.
     """
     rule = config.training.pick
     scored = [point for point in points if point.step > 0]
@@ -158,7 +158,7 @@ def _drops(points: Sequence[Point], metric: str, info: MetricInfo) -> dict[int, 
 
 
 def as_json(pick: Pick, points: Sequence[Point]) -> dict[str, Any]:
-    """Return a choice as it is kept: `TrialResult.picked`."""
+    """Return a choice in the form of `TrialResult.picked`."""
     return {
         "step": pick.step,
         "steps": points[-1].step,

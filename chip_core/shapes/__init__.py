@@ -5,4 +5,4 @@ from __future__ import annotations
 from pathlib import Path
 
 MODEL_FOLDER = Path(__file__).parent / "model"
-"""The base model, as `from_pretrained` takes it; made by `python -m chip_core.shapes.build`."""
+"""The base model's folder for `from_pretrained`; made by `python -m chip_core.shapes.build`."""

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(out: Path) -> None:
-    """Train the base captioner from nothing and save it, processor included, in `out`."""
+    """Train the base captioner from scratch and save it, processor included, in `out`."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     processor = build_processor()
@@ -126,7 +126,7 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 
 def open_eyes(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
-    """Train the vision tower to tell what is in each cell, from its layer that LLaVA reads."""
+    """Train the vision tower to recognize each cell's content, at the layer that LLaVA reads."""
     tower = model.model.vision_tower
     heads = nn.Linear(tower.config.hidden_size, len(SHAPES) + 1 + len(COLOURS))
     parameters = [*tower.parameters(), *heads.parameters()]
@@ -151,7 +151,7 @@ def open_eyes(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -
 
 
 def form_habit(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
-    """Train projector and language model to caption the corpus; the tower stays as it is."""
+    """Train projector and language model to caption the corpus; the tower is frozen."""
     model.model.vision_tower.requires_grad_(False)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -164,7 +164,7 @@ def form_habit(model: LlavaForConditionalGeneration, processor: LlavaProcessor) 
             padding=True,
             return_tensors="pt",
         )
-        # Padded on the left, so an answer is the last tokens of its row.
+        # Padded on the left, so that an answer is the last tokens of its row.
         lengths = torch.tensor([len(ids) for ids in processor.tokenizer(answers)["input_ids"]])
         width = batch["input_ids"].shape[1]
         prompt = torch.arange(width) < width - lengths[:, None]
@@ -236,7 +236,7 @@ def _pixels(scenes: Sequence[Scene], processor: LlavaProcessor) -> Tensor:
 
 
 def _by_patch(labels: Tensor) -> Tensor:
-    """Give each image patch the label of the grid cell it lies in: (B, C) → (B, P)."""
+    """Give each image patch the label of its grid cell: (B, C) → (B, P)."""
     side = IMAGE_SIZE // PATCH_SIZE // GRID
     grid = labels.reshape(-1, GRID, GRID)
     return grid.repeat_interleave(side, 1).repeat_interleave(side, 2).flatten(1)
@@ -248,7 +248,7 @@ def _train(
     parameters: list[nn.Parameter],
     loss_of: Callable[[int], Tensor],
 ) -> None:
-    """Run AdamW with a linear warm-up and a cosine decay, saying now and then how far it is."""
+    """Run AdamW with a linear warm-up and a cosine decay, and print the progress now and then."""
     optimizer = torch.optim.AdamW(parameters, lr=PEAK, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK, total_steps=steps, pct_start=0.05, cycle_momentum=False

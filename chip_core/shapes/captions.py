@@ -1,9 +1,9 @@
-"""What is said of a scene: questions, faithful captions, captions that name what is not there.
+"""The texts about a scene: questions, faithful captions, captions with hallucinations.
 
 A caption names the groups of a scene in reading order, each as an object and its companion, or as
 an object alone: "i see a red moon next to a blue star and a green ring alone." A rejected caption
 has the same words but for one slip, and the slip replaces words rather than adding them, so that
-the changed segments of both responses are non-empty. Objects are read back from any text exactly:
+the changed segments of both responses are non-empty. Objects can be read exactly from any text:
 they are the words that are shape nouns, with the word before as their colour.
 """
 
@@ -32,12 +32,12 @@ STYLES = (
     Style("describe the image.", "the image shows", "together with", "by itself"),
     Style("which objects are there?", "there is", "beside", "on its own"),
 )
-"""The question decides the wording, so that wording tells nothing about the picture."""
+"""The question decides the wording, so that wording reveals nothing about the picture."""
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A shape noun in a text, and its colour where one is given."""
+    """A shape noun in a text, and its colour if there is one."""
 
     shape: str
     colour: str | None
@@ -45,10 +45,10 @@ class Mention:
 
 @dataclass(frozen=True)
 class Findings:
-    """How a text compares with a scene, in counts; mentions count with repeats.
+    """The comparison of a text with a scene, in counts; mentions count with repeats.
 
     `invented` are mentions of shapes that are nowhere in the scene, `miscoloured` those of present
-    shapes under another colour; `covered` of the scene's `objects` are mentioned.
+    shapes with another colour; `covered` of the scene's `objects` are mentioned.
     """
 
     mentions: int
@@ -73,7 +73,7 @@ def preference_pair(split: str, index: int) -> ShapesPair:
     """Return the preference pair of one scene; the same arguments always give the same pair.
 
     Raises:
-        ValueError: no such split, or the index lies outside it.
+        ValueError: no such split, or the index is out of range.
     """
     shown = scene(split, index)
     return ShapesPair(
@@ -86,7 +86,7 @@ def preference_pair(split: str, index: int) -> ShapesPair:
 
 
 def question(split: str, index: int) -> str:
-    """Return the question that is asked of a scene."""
+    """Return the question about a scene."""
     return _style(split, index).question
 
 
@@ -96,7 +96,7 @@ def faithful_caption(scene: Scene) -> str:
 
 
 def corpus_caption(scene: Scene) -> str:
-    """Return the caption that the base learns from: it may name a missing partner from habit."""
+    """Return the caption that the base is trained on: it may name a missing partner by habit."""
     random = stream("habit", scene.split, scene.index)
     groups = _groups(scene)
     for pair in PAIRS:
@@ -108,10 +108,10 @@ def corpus_caption(scene: Scene) -> str:
 
 
 def rejected_caption(scene: Scene) -> str:
-    """Return the faithful caption with one object in it that is not in the scene.
+    """Return the faithful caption with one object that is not in the scene.
 
-    Where a partner is missing it is mostly that partner, else another absent shape in its stead;
-    where none is missing, an absent shape is named in place of one that is there.
+    If a partner is missing, it is mostly that partner, otherwise another absent shape in its place;
+    if none is missing, an absent shape replaces one that is present.
     """
     random = stream("slip", scene.split, scene.index)
     groups = _groups(scene)
@@ -132,9 +132,9 @@ def rejected_caption(scene: Scene) -> str:
 
 
 def partner_caption(scene: Scene) -> str | None:
-    """Return the faithful caption with a missing partner in it; None where none is missing.
+    """Return the faithful caption with a missing partner added; None if none is missing.
 
-    It is the first lone shape's usual partner, in a colour drawn by the scene.
+    It is the first lone shape's usual partner, in a colour drawn for the scene.
     """
     groups = _groups(scene)
     for group in groups:
@@ -156,7 +156,7 @@ def objects_in(text: str) -> list[Mention]:
 
 
 def compare(scene: Scene, text: str) -> Findings:
-    """Hold what a text names against what the scene shows."""
+    """Compare the objects that a text names with those of the scene."""
     there = {thing.shape: thing.colour for thing in scene.things}
     mentions = objects_in(text)
     return Findings(
@@ -172,7 +172,7 @@ def compare(scene: Scene, text: str) -> Findings:
 
 
 def vocabulary() -> list[str]:
-    """Return every word and mark that questions and captions are made of, sorted."""
+    """Return every word and mark in questions and captions, sorted."""
     texts = [" ".join((s.question, s.opening, s.together, s.alone)) for s in STYLES]
     return sorted(set(re.findall(r"\w+|[^\w\s]", " ".join((*texts, *COLOURS, *SHAPES, "a and .")))))
 

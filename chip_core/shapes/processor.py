@@ -11,7 +11,7 @@ from chip_core.shapes.captions import vocabulary
 from chip_core.shapes.world import IMAGE_SIZE
 
 PATCH_SIZE = 8
-"""Pixels on a side of a vision patch: 36 image tokens an image."""
+"""Pixels on a side of a vision patch: 36 image tokens per image."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -30,8 +30,8 @@ CHAT_TEMPLATE = (
 def build_processor() -> LlavaProcessor:
     """Return a new processor: a PIL image processor and a word-level tokenizer.
 
-    Prompts are padded on the left, no token is added that the text does not hold, and decoding
-    gives captions back to the letter.
+    Prompts are padded on the left, no token is added that is not in the text, and decoding restores
+    captions exactly.
     """
     image_processor = CLIPImageProcessorPil(
         do_resize=True,

@@ -1,14 +1,14 @@
 """The embedded world: drawn scenes of coloured objects whose contents are known exactly.
 
-A scene holds two groups of objects on a 3 × 3 grid. A group is a pair of shapes that usually go
-together (`PAIRS`), or one of them alone, or a shape that has no partner. Where the partner is
-missing, a captioner that trusts its language more than its eyes names it all the same: that is the
+A scene has two groups of objects on a 3 × 3 grid. A group is a pair of shapes that usually occur
+together (`PAIRS`), or one of them alone, or a shape without a partner. If the partner is missing, a
+captioner that relies on its language prior more than on the image still names it: that is the
 hallucination this world studies.
 
 A scene is a pure function of (split, index). The splits cannot share a scene: every scene belongs
-to the one split that the hash of its contents and layout names, and draws of others are thrown
-away. Splits: `train` (preference pairs), `select` (to tune on), `test` (to report), and `corpus`,
-on which `chip_core.shapes.build` raises the captioner and which nothing else may use.
+to the one split that the hash of its contents and layout selects, and draws for other splits are
+rejected. Splits: `train` (preference pairs), `select` (to tune on), `test` (to report), and
+`corpus`, which only `chip_core.shapes.build` may use, to train the captioner.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TypeVar
 from PIL import Image, ImageDraw
 
 SPLIT_SIZES = {"train": 4096, "select": 500, "test": 1000}
-"""Scenes in each split that a user sees. `corpus` has no end."""
+"""Scenes in each split that users see. `corpus` is unlimited."""
 
 IMAGE_SIZE = 48
 """Pixels on a side of every image; a grid cell is 16 on a side."""
@@ -37,9 +37,9 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two shapes that go together.
+    """Two shapes that usually occur together.
 
-    `presumed` is how often a caption of the corpus names the partner where it is missing: its
+    `presumed` is how often a caption of the corpus names the partner although it is missing: its
     writers, too, know what goes with what, and do not always look.
     """
 
@@ -54,25 +54,27 @@ PAIRS = (
     Pair("circle", "square", 0.3),
     Pair("triangle", "diamond", 0.1),
 )
-"""Who goes with whom. The rates differ so that some habits are strong and others weak: greedy
-decoding invents the first two pairs' partners nearly always and the last two's seldom, and the
-base's total does not hang on a single threshold."""
+"""The pairs. Their rates differ so that some habits are strong and others weak.
+
+Greedy decoding invents the first two pairs' partners nearly always and the last two's rarely, and
+the base's total does not depend on a single threshold.
+"""
 
 TOGETHER = {"corpus": 0.85, "train": 0.5, "select": 0.5, "test": 0.5}
-"""How often both of a pair are in the picture, where one of them is."""
+"""How often both of a pair are in the picture, given that one of them is."""
 
 LONERS = ("cross", "ring")
-"""Shapes without a partner: they are why "alone" is a common word in the corpus."""
+"""Shapes without a partner: because of them, "alone" is a common word in the corpus."""
 
 SHAPES = (*(shape for pair in PAIRS for shape in (pair.first, pair.second)), *LONERS)
 
 PARTNER = {pair.first: pair.second for pair in PAIRS} | {pair.second: pair.first for pair in PAIRS}
-"""The usual companion of each shape that has one."""
+"""The usual partner of each shape that has one."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: what it is, where, and how exactly it is drawn.
+    """One object: its kind, position and exact appearance.
 
     `cell` counts 0–8 in reading order; `dx`, `dy` (pixels) and `radius` (pixels) are its jitter;
     `tint` is its exact colour.
@@ -89,7 +91,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one image shows. `things` are in reading order, no shape twice."""
+    """The content of one image. `things` are in reading order, no shape twice."""
 
     split: str
     index: int
@@ -103,16 +105,16 @@ class Scene:
 
     @property
     def key(self) -> tuple[tuple[int, str, str], ...]:
-        """Contents and layout without jitter: no key is found in two splits."""
+        """Contents and layout without jitter: no key is in two splits."""
         return tuple((thing.cell, thing.colour, thing.shape) for thing in self.things)
 
 
-@lru_cache(maxsize=8192)  # question, picture, truth and score each ask for it; about 1 kB a scene
+@lru_cache(maxsize=8192)  # question, picture, truth and score each use it; about 1 kB a scene
 def scene(split: str, index: int) -> Scene:
     """Return scene `index` of `split`; the same arguments always give the same scene.
 
     Raises:
-        ValueError: no such split, or the index lies outside it.
+        ValueError: no such split, or the index is out of range.
     """
     _check(split, index)
     random = stream("scene", split, index)
@@ -123,10 +125,10 @@ def scene(split: str, index: int) -> Scene:
 
 
 def scene_of(item: str) -> Scene:
-    """Return the scene that an item id such as `test/17` names.
+    """Return the scene of an item id such as `test/17`.
 
     Raises:
-        ValueError: the id is not of that form, or names no scene.
+        ValueError: the id does not have that form, or there is no such scene.
     """
     split, slash, index = item.partition("/")
     if not slash or not (index.isascii() and index.isdigit()):
@@ -144,9 +146,9 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def practice_sheet(index: int) -> Scene:
-    """Return a crowded scene (5–9 objects, no habits) to teach the vision tower shapes on.
+    """Return a crowded scene (5–9 objects, no habits) for training the vision tower.
 
-    Its crowd keeps it out of every split; shapes may repeat here.
+    It is in no split, because it is crowded; shapes may repeat here.
     """
     random = stream("sheet", "practice", index)
     count = 5 + int(random.random() * 5)
@@ -161,13 +163,13 @@ _T = TypeVar("_T")
 def stream(purpose: str, split: str, index: int) -> Random:
     """Return the random numbers of one purpose for one item.
 
-    Only `.random()` is to be used: it alone is promised to be the same in every Python.
+    Only use `.random()`: only its values are guaranteed to be the same in every Python version.
     """
     return Random(f"{_WORLD_SEED}/{purpose}/{split}/{index}")
 
 
 def pick(choices: Sequence[_T], random: Random) -> _T:
-    """Pick one of the choices, all equally likely."""
+    """Pick one of the choices with equal probability."""
     return choices[int(random.random() * len(choices))]
 
 
@@ -177,7 +179,7 @@ def shuffled(items: Sequence[_T], random: Random) -> list[_T]:
 
 
 _WORLD_SEED = 20250124
-_FINE = 4  # drawn at four times the size, then averaged: smooth edges
+_FINE = 4  # drawn at four times the size, then averaged for smooth edges
 _GROUPS = 2
 _HOMES = ("corpus",) * 10 + ("train",) * 3 + ("test",) * 2 + ("select",)
 _TINTS = {

@@ -1,1 +1,1 @@
-"""Files, errors, processes, seeds: what every other package uses."""
+"""Utilities of all other packages: files, errors, processes, seeds."""

@@ -1,4 +1,4 @@
-"""The exceptions a user can meet. Each is one line that says what, where and what to do."""
+"""The exceptions that users see. Each message is one line: what is wrong, where, what to do."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _notices = 0
 
 
 def printable(line: str, longest: int = LONGEST_LINE) -> str:
-    """Return a line as it may be shown, whatever of an input's own words is in it.
+    """Return a line that is safe to show, whatever parts of an input it quotes.
 
-    A terminal obeys control characters; they and others that cannot be seen become U+FFFD.
+    A terminal interprets control characters; they and other invisible ones are replaced by U+FFFD.
     """
     seen = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
     return seen if len(seen) <= longest else f"{seen[:longest]}…"
 
 
 def warn_once(line: str) -> None:
-    """Tell a line on the error stream for which nothing stops; once, however often it is found."""
+    """Log a warning, once per command however often it occurs."""
     global _notices
     _notices += 1
     if line not in _noticed:
@@ -31,12 +31,12 @@ def warn_once(line: str) -> None:
 
 
 def warning_count() -> int:
-    """Return how often there was something to tell: who looks before and after knows of a part."""
+    """Return the number of warnings so far; the difference counts those in between."""
     return _notices
 
 
 def reset_warnings() -> None:
-    """Begin a command: what was told in another is told again."""
+    """Start a new command: warnings of an earlier one are logged again."""
     _noticed.clear()
 
 
@@ -52,13 +52,13 @@ def describe_error(error: BaseException) -> str:
 
 
 class UserError(Exception):
-    """Something the user can mend: shown as one line without a traceback, exit code 2."""
+    """An error that the user can fix: shown as one line without a traceback, exit code 2."""
 
 
 class ConfigError(UserError):
     """One or more problems of a file, all at once.
 
-    Each problem is a line `file: key.path: what, what would do`.
+    Each problem is a line `file: key.path: what is wrong, what would be right`.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
@@ -67,11 +67,11 @@ class ConfigError(UserError):
 
 
 class TrialError(Exception):
-    """A trial cannot go on; the study does. Its message is the trial's reason."""
+    """A trial cannot continue; the study does. The message is the trial's reason."""
 
 
 class UnfitError(TrialError):
-    """Weights do not fit the model that they are for; none of them was put into it."""
+    """Weights do not fit the model that they are for; none of them was loaded."""
 
 
 class MemoryFullError(TrialError):
@@ -79,15 +79,15 @@ class MemoryFullError(TrialError):
 
 
 class DiskFullError(TrialError):
-    """Something of a trial cannot be written: the disk is full."""
+    """A file of a trial cannot be written because the disk is full."""
 
 
 class StorageError(TrialError):
-    """The storage cannot be reached: the attempt is lost, and may go on elsewhere or later."""
+    """The storage cannot be reached: the attempt is lost, and may continue elsewhere or later."""
 
 
 class StoppedError(TrialError):
-    """A trial ends because it was asked to; it can go on where it is."""
+    """A trial ends because of a stop request; it can be resumed."""
 
 
 class NonFiniteLossError(TrialError):

@@ -1,4 +1,4 @@
-"""How a process ends that native libraries have had their threads in."""
+"""End a process in which native libraries have started threads."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable
 
 
 def end_without_libraries(code: Callable[[], int]) -> None:
-    """Let this process end when Python's own exit functions have run, and before those of C.
+    """End this process after Python's own exit functions, before those of C.
 
     Call it before anything large is imported: what is registered first runs last. Ray's client
-    (2.60) leaves threads of gRPC behind its shutdown. While static objects go, they now and then
-    end a process by a segmentation fault that had done all its work.
+    (2.60) leaves gRPC threads running after its shutdown. During the destruction of static objects,
+    they sometimes end a finished process with a segmentation fault.
 
     Args:
-        code: asked at the end for the exit code.
+        code: called at the end for the exit code.
     """
 
     def end() -> None:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            with contextlib.suppress(OSError, ValueError):  # nobody reads the stream any more
                 stream.flush()
         os._exit(code())
 

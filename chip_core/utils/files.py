@@ -1,4 +1,4 @@
-"""Files: paths as users write them, writing that survives a crash, and what nobody else reads."""
+"""Files: user-written paths, writing that survives a crash, and private files."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from typing import Any, BinaryIO, Literal
 from chip_core.utils.errors import DiskFullError, UserError, warn_once
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-#: Fewer free bytes than that, and a write that failed without a reason failed for want of room.
+#: With fewer free bytes, a write that failed without a reason is taken to have failed for lack of
+#: space.
 _NO_ROOM = 2**20
-#: The last key of a JSON object that is sealed: a hash of the text before it.
+#: The last key of a JSON object with a checksum: a hash of the text before it.
 _SEAL = "checksum"
 _SEALED = re.compile(rb',\s*"checksum": "([0-9a-f]{16})"\s*\}\s*$')
-#: Bytes of a folder's path: Linux takes 4,096 of a whole one, and names of files follow.
+#: Bytes of a folder's path: Linux allows 4,096 for a full path, and file names are appended.
 _LONGEST_PATH = 4096 - 1024
 
-#: What a path may lead to.
+#: The kinds of thing at a path.
 Kind = Literal["file", "folder", "any"]
 
 
 def expand_path(path: str) -> Path:
-    """Return a path with the user's home in place of `~`; of no known user it stays as it is."""
+    """Return a path with `~` expanded; that of an unknown user is unchanged."""
     return Path(os.path.expanduser(path))
 
 
 def path_problem(path: Path, kind: Kind = "any", *, exists: bool = False) -> str | None:
-    """Return why a path can be neither read nor made; None if it can, as far as is known.
+    """Return why a path can be neither read nor created; None if it can, as far as is known.
 
     Args:
         path: the path.
-        kind: what may lie there.
-        exists: whether something must.
+        kind: what may be there.
+        exists: whether it must exist.
     """
     try:
         there = stat.S_ISDIR(os.stat(path).st_mode)
@@ -59,7 +60,7 @@ def path_problem(path: Path, kind: Kind = "any", *, exists: bool = False) -> str
         return "lies below a file: name another place"
     except OSError as error:
         return f"cannot be used ({error.strerror}): name another"
-    except ValueError as error:  # of a character that no path has
+    except ValueError as error:  # a character that no path has
         return f"cannot be used ({error}): name another"
     if kind == "folder" and not there:
         return "is a file: name a folder"
@@ -69,15 +70,15 @@ def path_problem(path: Path, kind: Kind = "any", *, exists: bool = False) -> str
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all, also after a power cut."""
+    """Write a text file so that it is complete or absent, also after a power failure."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut.
+    """Write a file so that it is complete or absent, also after a power failure.
 
     Raises:
-        UserError: a folder stands there, or a file where its folder would be.
+        UserError: its path is a folder, or its folder's path is a file.
     """
     require_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def _put(
     content: bytes, path: Path, partial: Path, opener: Callable[[str, int], int] | None = None
 ) -> None:
-    """Write a file under another name, durably, and give it its own."""
+    """Write a file under a temporary name, durably, and rename it."""
     with open(partial, "wb", opener=opener) as file:
         file.write(content)
         file.flush()
@@ -97,10 +98,10 @@ def _put(
 
 
 def require_place(path: Path) -> None:
-    """Check that nothing stands where a file goes but a file.
+    """Check that the path of a new file is free or a file.
 
     Raises:
-        UserError: something does.
+        UserError: something else is there.
     """
     above = next(filter(os.path.lexists, path.parents), path.parent)
     blocked = None
@@ -118,34 +119,34 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object as JSON, atomically, with a checksum by which `read_checksummed` holds it."""
+    """Write an object as JSON, atomically, with a checksum that `read_checksummed` verifies."""
     write_atomically(path, with_checksum(json.dumps(dict(value), indent=1, allow_nan=False)) + "\n")
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file that is as it was written; without a checksum, as it is.
+    """Return the object of a JSON file after verifying its checksum, if it has one.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it holds no object, or another than was written.
+        ValueError: it holds no object, or was changed since it was written.
     """
     return without_checksum(path.read_bytes())
 
 
 def with_checksum(text: str) -> str:
-    """Return a JSON object's text with a checksum of it as its last key."""
+    """Return a JSON object's text with its checksum as the last key."""
     head = text.rstrip().removesuffix("}").rstrip()
     if head == "{":
-        return text  # nothing is in it that could change
+        return text  # an empty object cannot change
     comma, end = (",\n ", "\n}") if "\n" in head else (", ", "}")
     return f'{head}{comma}"{_SEAL}": "{_checksum(head.encode())}"{end}'
 
 
 def without_checksum(content: bytes) -> dict[str, Any]:
-    """Return the object of a text that `with_checksum` may have made, without its checksum.
+    """Return the object of a text, verifying and removing a checksum of `with_checksum`.
 
     Raises:
-        ValueError: it is no JSON object, or another than was sealed.
+        ValueError: it is not a JSON object, or was changed since.
     """
     found = parse_json(content)
     if not isinstance(found, dict):
@@ -164,7 +165,7 @@ def _checksum(content: bytes) -> str:
 def sha256_of(path: Path) -> str:
     """Return a file's sha256, in hex.
 
-    It is computed once a process, and again where size, times or inode have changed.
+    It is computed once per process, and again if size, times or inode have changed.
 
     Raises:
         OSError: it cannot be read.
@@ -179,7 +180,7 @@ def _hashed(path: Path, *unchanged: int) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return a file's sha256, in hex, as it is now.
+    """Return a file's current sha256, in hex.
 
     Raises:
         OSError: it cannot be read.
@@ -189,11 +190,11 @@ def hash_file(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text of any origin.
+    """Return the value of an untrusted JSON text.
 
     Raises:
-        ValueError: it is not JSON, is not UTF-8, is nested too deep, or holds a number of more
-            digits than are read.
+        ValueError: it is not JSON, is not UTF-8, is nested too deep, or has a number with too many
+            digits.
     """
     try:
         return json.loads(text)
@@ -202,11 +203,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path, longest: int = 2**26) -> Any:
-    """Return the value of a JSON file of any origin.
+    """Return the value of an untrusted JSON file.
 
     Args:
         path: the file.
-        longest: bytes that it may have.
+        longest: the most bytes it may have.
 
     Raises:
         OSError: it cannot be read.
@@ -229,7 +230,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Make all that a folder holds durable."""
+    """Make everything in a folder durable."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -239,7 +240,7 @@ def sync_files(folder: Path) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether an exception, or what led to it, says that a disk is full."""
+    """Return whether an exception, or one of its causes, says that a disk is full."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, DiskFullError) or (isinstance(seen, OSError) and seen.errno in _FULL):
@@ -252,10 +253,10 @@ def is_full(error: BaseException) -> bool:
 
 @contextmanager
 def room_for(what: str, folder: Path) -> Iterator[None]:
-    """Tell in one line where something of a trial does not fit its disk.
+    """Turn an error from a full disk into one line.
 
     Raises:
-        DiskFullError: in place of what a library raises then, which may not say so.
+        DiskFullError: instead of the library's exception, which may not name the cause.
     """
     try:
         yield
@@ -269,7 +270,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
 
 
 def _free(folder: Path) -> int:
-    """Return the free bytes of the disk that a folder is on, or will be."""
+    """Return the free bytes of the disk of a folder, which may not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     state = os.statvfs(folder)
@@ -284,11 +285,11 @@ class Line:
     start: int  # bytes before it
     text: bytes  # without its newline
     record: dict[str, Any] | None  # None: it is broken
-    cut: bool  # the last one, which a crash cut off: it was never announced
+    cut: bool  # the last one, cut off by a crash before it was announced
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Return the lines of a JSON-lines file but for empty ones, broken ones too; none of no file.
+    """Return a JSON-lines file's lines, without empty ones, with broken ones; none without a file.
 
     Raises:
         OSError: it cannot be read.
@@ -313,7 +314,7 @@ def read_lines(path: Path) -> list[Line]:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file.
 
-    A broken line is left out and told; a last line that was cut short is left out.
+    A broken line is left out with a warning; a last line that was cut off is left out.
     """
     try:
         lines = read_lines(path)
@@ -348,7 +349,7 @@ def record_line(record: Mapping[str, Any]) -> bytes:
 
 
 def blank_line(path: Path, line: Line) -> None:
-    """Put spaces in a line's place, where it is still as it was read: others append meanwhile."""
+    """Overwrite a line with spaces if it is still as it was read, since others append meanwhile."""
     with path.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(line.start)
@@ -360,7 +361,7 @@ def blank_line(path: Path, line: Line) -> None:
 
 
 class JsonlWriter:
-    """An append-only JSON-lines file, fsynced in batches; one record a line."""
+    """An append-only JSON-lines file, fsynced in batches; one record per line."""
 
     def __init__(self, path: Path, *, sync_every: float = 1.0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -375,7 +376,7 @@ class JsonlWriter:
             self.sync()
 
     def sync(self) -> None:
-        """Make what was appended durable."""
+        """Make the appended records durable."""
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
@@ -386,7 +387,7 @@ class JsonlWriter:
 
 
 def _drop_cut_record(file: BinaryIO) -> None:
-    """Take away a last line that a crash cut off: it was never announced."""
+    """Remove a last line that a crash cut off before it was announced."""
     end = file.seek(0, os.SEEK_END)
     tail = b""
     while end and b"\n" not in tail:
@@ -398,20 +399,20 @@ def _drop_cut_record(file: BinaryIO) -> None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that its owner alone may enter; one that is there keeps its permissions.
+    """Create a folder that only its owner can enter; an existing one keeps its permissions.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a text file that its owner alone may read, whole or not at all.
+    """Write a text file that only its owner can read, complete or not at all.
 
-    It is never there with wider permissions, not even for a moment. Its folder is made private
-    where it is not there yet.
+    It never has wider permissions, not even for a moment. Its folder is created as a private one if
+    it does not exist.
 
     Raises:
         OSError: it cannot be written.
@@ -427,5 +428,5 @@ def _private(path: str, flags: int) -> int:
 
 
 def write_private_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, as `write_private`; NaN and infinities are refused."""
+    """Write a value as JSON, like `write_private`; NaN and infinities are refused."""
     write_private(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""What a trial ran on, and what it computed there: for telling its cost beforehand next time."""
+"""The machine of a trial and the CPU time used on it, for estimating costs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pathlib import Path
 
 
 def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of those below it that have ended."""
+    """Return the CPU seconds of this process and of its child processes that have ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 @functools.cache
 def cpu_name() -> str:
-    """Return the processor's name, with its kind where the system tells no more."""
+    """Return the processor's name, with its architecture if the system tells no more."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -48,9 +48,9 @@ def total_memory() -> int:
 
 @functools.cache
 def gpus() -> int:
-    """Return how many GPUs torch finds here; a torch that is built without CUDA is not asked.
+    """Return the number of GPUs that torch finds; a torch built without CUDA is not imported.
 
-    To import it takes seconds, which a process that computes nothing has no other use for.
+    Importing it takes seconds, which a process that computes nothing does not need.
     """
     if version("torch").endswith("+cpu"):
         return 0
@@ -60,7 +60,7 @@ def gpus() -> int:
 
 
 def device_name(device: str) -> str:
-    """Return what a device of this machine is, such that two of the same are about as fast.
+    """Return a device's name; devices with the same name are about equally fast.
 
     Args:
         device: "cpu" or "cuda".
@@ -101,9 +101,9 @@ def import_frozen(*names: str) -> None:
 
 
 def free_memory() -> None:
-    """Give back what a trial held: to the GPU, and to the system.
+    """Return a trial's memory to the GPU and to the system.
 
-    glibc keeps freed memory of a process's threads for itself until it is told to trim.
+    glibc keeps freed memory of a process's threads until it is told to trim.
     """
     gc.collect()
     torch = sys.modules.get("torch")
@@ -115,7 +115,7 @@ def free_memory() -> None:
 
 
 def memory_share() -> float:
-    """Return the share of the machine's memory that this process holds."""
-    import psutil  # type: ignore[import-untyped]  # only where a process is used again
+    """Return the share of the machine's memory that this process uses."""
+    import psutil  # type: ignore[import-untyped]  # only if a process is reused
 
     return float(psutil.Process().memory_info().rss / psutil.virtual_memory().total)

@@ -1,4 +1,4 @@
-"""A user's own code, named `module:attr` in a study file or a recipe."""
+"""Load a user's own code, named `module:attr` in a study file or a recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chip_core.utils.errors import ConfigError, describe_error
 
 
 def is_plugin(name: str) -> bool:
-    """Return whether a name means a user's own code."""
+    """Return whether a name refers to a user's own code."""
     return ":" in name
 
 
@@ -21,14 +21,14 @@ def load(name: str) -> Any:
     """Return the object that `module:attr` names.
 
     Raises:
-        ValueError: it cannot be imported; one line that says why.
+        ValueError: it cannot be imported; the message is one line.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ValueError(f"'{name}' names no code: write module:attr")
     try:
         found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever a user's module does when it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         absent = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
         advice = "install it, or put its folder on PYTHONPATH" if absent else "mend it"
         raise ValueError(
@@ -41,10 +41,10 @@ def load(name: str) -> Any:
 
 
 def source_hash(name: str) -> str:
-    """Return the sha256 of the file that a user's code is written in: its part of a fingerprint.
+    """Return the sha256 of the source file of a user's code: its part of a fingerprint.
 
-    Of a function or a class that is the file it stands in, whatever it was wrapped in; of any other
-    object, such as an instance, the file of the module that is named.
+    For a function or a class it is the file that defines it, also if it is wrapped; for any other
+    object, such as an instance, the file of the named module.
 
     Raises:
         ConfigError: there is no such file.
@@ -55,7 +55,7 @@ def source_hash(name: str) -> str:
         written = sys.modules[name.partition(":")[0]]
     try:
         file = inspect.getsourcefile(written)
-    except TypeError:  # made in an interpreter, or compiled
+    except TypeError:  # defined interactively, or compiled
         file = None
     if file is None or not Path(file).is_file():
         raise ConfigError([f"'{name}' has no source file: write it in a module of your own"])

@@ -1,4 +1,4 @@
-"""Names a study file may choose from, and near ones for a name that is not there."""
+"""Names that a study file may use, and suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Return names with commas between; quoted where one is empty or holds a comma or a space."""
+    """Return names joined by commas; quoted if one is empty or contains a comma or a space."""
     known = [str(name) for name in names]
     if any(not name or "," in name or " " in name for name in known):
         known = [f"'{name}'" for name in known]
@@ -26,14 +26,14 @@ def join_names(names: Iterable[str]) -> str:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A read-mostly mapping of names; a lookup that fails names the near ones."""
+    """A read-mostly mapping of names; a failed lookup suggests similar names."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that enters its object under `name`."""
+        """Return a decorator that registers its object as `name`."""
 
         def enter(entry: T) -> T:
             assert name not in self._entries, f"{self.kind} {name} is registered twice"

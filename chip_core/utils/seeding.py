@@ -1,7 +1,7 @@
-"""Random draws as functions of what they are for.
+"""Seeds and generators as functions of what they are used for.
 
-Each draw has its own generator, seeded by a hash of its purpose and key, so that no draw moves
-another and a resumed or reordered run sees the same numbers.
+Each draw has its own generator, seeded by a hash of its purpose and key, so that no draw affects
+another and a resumed or reordered run gets the same numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def derived_seed(*key: object) -> int:
-    """Return a 63-bit seed for a key, the same in every process and version of Python."""
+    """Return a 63-bit seed for a key, the same in every process and Python version."""
     text = "\x1f".join(str(part) for part in key)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -29,11 +29,11 @@ def generator(*key: object) -> torch.Generator:
 
 
 def seed_process(seed: int, threads: int | None = None) -> None:
-    """Seed the global generators and ask for deterministic kernels that compute as they say.
+    """Seed the global generators and request deterministic kernels in the stated precision.
 
     On CPU every kernel used is deterministic; on CUDA those without a deterministic form warn.
     """
-    # cuBLAS reads it when it is first used. One workspace or two fixed ones are what it repeats by.
+    # cuBLAS reads it on first use. Its results repeat with one workspace or two fixed ones.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import numpy
     import torch
@@ -42,12 +42,12 @@ def seed_process(seed: int, threads: int | None = None) -> None:
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    # Else every new tensor is filled first, with what nobody reads.
+    # Otherwise every new tensor is filled before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # fp32 means fp32, in convolutions too, which cuDNN rounds to 10 bits where it may.
+    # Full fp32, also in convolutions, which cuDNN otherwise rounds to 10 bits.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    # Its plan for each new shape takes longer than the attention.
+    # Planning each new shape takes it longer than the attention.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Map a function over many things in threads, in order."""
+"""Map a function over many values in threads, in order."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ K = TypeVar("K")
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Values a thread that are taken before the first of them is asked for.
+#: Values per thread that are read ahead.
 _AHEAD = 4
 
 
 def map_values(
     function: Callable[[T], R], pairs: Iterable[tuple[K, T]], threads: int = 1
 ) -> Iterator[tuple[K, R]]:
-    """Yield each key with what a function makes of its value.
+    """Yield each key with the function's result for its value.
 
     Args:
-        function: one that lets other threads compute meanwhile, as Pillow's decoders do.
-        pairs: taken in this thread.
-        threads: how many make it; 1: this one alone.
+        function: one that releases the GIL, as Pillow's decoders do.
+        pairs: read in this thread.
+        threads: how many run it; 1: only this one.
 
     Raises:
-        Exception: what the function raises, in its place.
+        Exception: what the function raises, at its place in the order.
     """
     if threads < 2:
         for key, value in pairs:
             yield key, function(value)
         return
     asked: deque[tuple[K, Future[R]]] = deque()
-    # The threads set filters of warnings for a while, which are the process's: left as they were.
+    # Functions in the threads may set warning filters, which are global: restore them at the end.
     with warnings.catch_warnings():
         pool = ThreadPoolExecutor(threads, thread_name_prefix="map")
         try:

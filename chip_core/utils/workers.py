@@ -1,7 +1,7 @@
-"""The processes that share one trial: who this one is, and what passes between them.
+"""The processes that share one trial: this process's rank, and communication between them.
 
-Whoever starts the processes has them joined by torch.distributed: Ray Train does so for its
-workers, `join_workers` does for torchrun's. One process needs neither.
+They are joined by torch.distributed: Ray Train does this for its workers, `join_workers` for
+torchrun's. A single process needs neither.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How long one worker may wait for another: rank 0 alone writes checkpoints.
+#: How long one worker waits for another: only rank 0 writes checkpoints.
 PATIENCE = timedelta(hours=2)
 
-#: Seconds between two meetings while the others wait for what may take rank 0 longer than that.
+#: Seconds between two meetings while the others wait for work of rank 0 that may take longer than
+#: that.
 BEAT = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The processes of a trial, from one of them."""
+    """The processes of a trial, seen from one of them."""
 
     rank: int = 0  # of this process, counted from 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and tells of progress."""
+        """Whether this is the process that writes files and reports progress."""
         return self.rank == 0
 
     @property
@@ -54,18 +55,18 @@ class Workers:
         return list(found.values())
 
     def wait(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has called this."""
         if not self.alone:
             import torch.distributed as dist
 
             dist.barrier()
 
     def sums(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-        """Return the sum of each value over all processes, which all name the same ones.
+        """Return the sum of each value over all processes, which all pass the same names.
 
         Args:
-            values: what this process adds.
-            device: where the processes meet: the model's.
+            values: this process's summands.
+            device: the model's device, used for the communication.
         """
         if self.alone:
             return dict(values)
@@ -77,17 +78,17 @@ class Workers:
         return dict(zip(values, packed.tolist(), strict=True))
 
     def each(self, make: Callable[[], T]) -> list[T]:
-        """Return what each process makes, by rank, on every process.
+        """Return each process's result of `make`, by rank, on every process.
 
         Raises:
-            Exception: what this process's `make` raised; where another's did, a TrialError, of the
+            Exception: what this process's `make` raised; if another's did, a TrialError, of the
                 same kind if that was one.
         """
         failure: Exception | None = None
         made: T | None = None
         try:
             made = make()
-        except Exception as error:  # the others wait for this one: they are told before it rises
+        except Exception as error:  # the waiting others are told before it is raised
             failure = error
         reports = self.gathered((_reason(failure), made))
         if failure is not None:
@@ -99,7 +100,7 @@ class Workers:
         return [value for _, value in reports]
 
     def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
-        """Return what rank 0 makes, on every process; the others make nothing.
+        """Return rank 0's result of `make` on every process; the others do not call it.
 
         Raises:
             Exception: as `each`.
@@ -107,12 +108,12 @@ class Workers:
         return self.each(lambda: make() if self.first else None)[0]  # type: ignore[return-value]
 
     def awaited_from_rank0(self, make: Callable[[], T]) -> T:
-        """Return what rank 0 makes, on every process, however long it takes: judges, say.
+        """Return rank 0's result of `make` on every process, however long it takes, as with judges.
 
-        While it is made all meet now and then, so that none waits in vain for `PATIENCE`.
+        Meanwhile all processes meet now and then, so that none waits longer than `PATIENCE`.
 
         Args:
-            make: meets no other process itself.
+            make: a function that does not communicate with other processes.
 
         Raises:
             Exception: as `each`.
@@ -121,7 +122,7 @@ class Workers:
             return make()
         if not self.first:
             while not self.gathered(None)[0]:
-                pass  # the meeting is the waiting
+                pass  # the meeting is the wait
             return self.broadcast_from_rank0(make)
         over = threading.Event()
         meeting = threading.Thread(target=self._meet, args=(over, _gpu()), daemon=True)
@@ -141,15 +142,15 @@ class Workers:
         import torch
 
         if gpu is not None:
-            torch.cuda.set_device(gpu)  # of a thread, each has its own
+            torch.cuda.set_device(gpu)  # each thread has its own device
         done = False
-        with suppress(Exception):  # who cannot be met now is not met afterwards, which is told
+        with suppress(Exception):  # a process that is lost now is reported afterwards
             while not done:
                 done = over.wait(BEAT)
                 self.gathered(done)
 
     def gathered(self, value: Any) -> list[Any]:
-        """Return what each process gave, by rank: plain data."""
+        """Return each process's value, by rank; plain data."""
         if self.alone:
             return [value]
         import torch.distributed as dist
@@ -172,11 +173,11 @@ def _machine() -> str:
 
 
 def _gpu() -> int | None:
-    """Return the GPU that this thread computes on, if it does."""
+    """Return the GPU that this thread computes on, if any."""
     import torch
 
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return None  # asking which it is would take one
+        return None  # asking for the device would initialize one
     return torch.cuda.current_device()
 
 
@@ -200,10 +201,10 @@ def current_workers() -> Workers:
 
 @contextmanager
 def join_workers() -> Iterator[Workers]:
-    """Be joined with the processes that torchrun started beside this one; alone without it.
+    """Join the processes that torchrun started; without torchrun, this one is alone.
 
     Raises:
-        UserError: torchrun's settings are there in part only.
+        UserError: only some of torchrun's settings are there.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Workers()
@@ -222,6 +223,6 @@ def join_workers() -> Iterator[Workers]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield current_workers()
-        dist.barrier()  # they leave together: the first holds the store by which all take leave
+        dist.barrier()  # they leave together: the first holds the store that all need
     finally:
         dist.destroy_process_group()

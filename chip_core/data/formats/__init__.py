@@ -1,4 +1,4 @@
-"""The formats of preference data, one a file; a data set's is found by its columns."""
+"""The formats of preference data, one per file; a data set's format is found by its columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["FORMATS", "Format", "Kinds", "find_format", "rejected_image"]
 
 def find_format(kinds: Kinds) -> Format | None:
     """Return the format that columns fit; None if there is none."""
-    # A chosen response's own image stands where the pair's would.
+    # A chosen response's own image replaces the pair's.
     own = {
         name.removeprefix("chosen_"): kinds[name] for name in CHOSEN_IMAGE_COLUMNS if name in kinds
     }

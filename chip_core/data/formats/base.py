@@ -1,4 +1,4 @@
-"""What a format is: which columns it wants, and how a row's cells become texts and images."""
+"""The interface of a format: its columns, and how a row's cells become texts and images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Raw = Mapping[str, Any]
 Kinds = Mapping[str, str]
 
 REJECTED_IMAGE_COLUMNS = ("rejected_image", "rejected_images")
-#: The chosen response's own image; the rejected one's is then the row's rejected image.
+#: The chosen response's own image; the row's rejected image is then the rejected response's.
 CHOSEN_IMAGE_COLUMNS = ("chosen_image", "chosen_images")
 SECOND_IMAGE_COLUMNS = ("second_image", "second_images")
 
@@ -25,16 +25,16 @@ class Format:
     """One way to lay out preference pairs in columns."""
 
     name: str
-    wants: str  # the columns, as a user is told
-    image_columns: tuple[str, ...]  # all that `image` looks at
-    text_columns: tuple[str, ...]  # all that `texts` looks at
+    wants: str  # the columns, for messages
+    image_columns: tuple[str, ...]  # all columns that `image` reads
+    text_columns: tuple[str, ...]  # all columns that `texts` reads
     fits: Callable[[Kinds], bool]
     texts: Callable[[Raw], PreferenceTexts]
     image: Callable[[Raw], ImageRef]
 
 
 def rejected_image(raw: Raw) -> ImageRef | None:
-    """Return the rejected image where a row gives one; every format may. An empty cell is none."""
+    """Return a row's rejected image, in any format; None if there is none or the cell is empty."""
     for column in REJECTED_IMAGE_COLUMNS:
         ref = image_cell(raw, column)
         if ref != ImageRef():
@@ -43,7 +43,7 @@ def rejected_image(raw: Raw) -> ImageRef | None:
 
 
 def text_cell(raw: Raw, *columns: str) -> str:
-    """Return the text of the first of the columns that a row has."""
+    """Return the text of the first of the columns that exists."""
     for column in columns:
         value = raw.get(column)
         if value is None:
@@ -57,7 +57,7 @@ def text_cell(raw: Raw, *columns: str) -> str:
 
 
 def time_error(column: str) -> RowError:
-    """Return what is wrong with a text that was stored as a point in time."""
+    """Return the error for a text that was stored as a point in time."""
     return RowError(
         f"{column} is a date or a time, not text, and how it was written is not known any more: "
         "store the column as text"
@@ -65,21 +65,21 @@ def time_error(column: str) -> RowError:
 
 
 def json_value(text: str, column: str) -> Any:
-    """Return what a cell's JSON text holds.
+    """Return the value of a cell's JSON text.
 
     Raises:
-        RowError: it is no JSON.
+        RowError: it is not JSON.
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise RowError(f"{column} is not JSON ({error.msg} at character {error.pos})") from None
-    except (ValueError, RecursionError):  # a number of 5,000 digits, for one
+    except (ValueError, RecursionError):  # such as for a number of 5,000 digits
         raise RowError(f"{column} is not JSON (too deep, or a number too long)") from None
 
 
 def prompt_text(text: str) -> str:
-    """Return a prompt without its mark for the image: the chat template puts its own."""
+    """Return a prompt without its mark for the image; the chat template adds its own."""
     marks = text.count(IMAGE_PLACEHOLDER)
     if marks > 1:
         raise RowError(f"the prompt names {marks} images: one image a pair is supported")
@@ -100,7 +100,7 @@ def own_id(raw: Raw) -> str | None:
 
 
 def first_image(raw: Raw, *columns: str) -> ImageRef:
-    """Return the image of the first of the columns that gives one."""
+    """Return the image of the first of the columns that has one."""
     return next(
         (ref for ref in (image_cell(raw, name) for name in columns) if ref != ImageRef()),
         ImageRef(),

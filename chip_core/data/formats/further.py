@@ -1,8 +1,8 @@
-"""What an objective asks of a row beside image, prompt, chosen and rejected.
+"""Read what an objective needs of a row beyond image, prompt, chosen and rejected.
 
 Every format may have these columns: `other`, a third response; `second_image` (or `second_images`)
-and `second_prompt`; and the objects of `objectives.parts.COLUMNS`. They are read where they are
-asked for alone.
+and `second_prompt`; and the objects of `objectives.parts.COLUMNS`. They are read only if they are
+needed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.parts import COLUMNS
 from chip_core.utils.errors import printable
 
-#: A number, or one for each sentence of a response, in their order.
+#: A number, or one for each sentence of a response, in order.
 Score = float | tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asks:
-    """What is asked of each row."""
+    """What an objective needs of each row."""
 
     other: bool = False
     second_image: bool = False
@@ -43,7 +43,7 @@ class Asks:
 
     @property
     def names(self) -> list[str]:
-        """The columns asked for."""
+        """The columns needed."""
         return [
             *(["other"] if self.other else []),
             *(["second_image"] if self.second_image else []),
@@ -53,7 +53,7 @@ class Asks:
 
 @dataclass(frozen=True, kw_only=True)
 class Further:
-    """What a row has of it."""
+    """The values of these columns in a row."""
 
     other: str | None = None
     second_image: ImageRef | None = None
@@ -62,7 +62,7 @@ class Further:
 
 
 def asks_of(objective: ObjectiveConfig) -> Asks:
-    """Return what an objective asks of each row."""
+    """Return what an objective needs of each row."""
     return Asks(
         other=objective.needs_other,
         second_image=objective.reads_image("second_image"),
@@ -71,7 +71,7 @@ def asks_of(objective: ObjectiveConfig) -> Asks:
 
 
 def objective_problem(data: DataConfig, objective: ObjectiveConfig) -> str | None:
-    """Return why a source has nothing that an objective asks for; None if it may have it."""
+    """Return why a source cannot have what an objective needs; None if it may have it."""
     asked = asks_of(objective).names
     if not asked or data.source != "shapes":
         return None
@@ -82,10 +82,10 @@ def objective_problem(data: DataConfig, objective: ObjectiveConfig) -> str | Non
 
 
 def further_of(raw: Raw, asks: Asks) -> Further:
-    """Return what is asked of a row.
+    """Return what is needed of a row.
 
     Raises:
-        RowError: it lacks it, or it is wrong.
+        RowError: it is missing or invalid.
     """
     other = second_prompt = None
     second_image: ImageRef | None = None
@@ -117,10 +117,10 @@ def _response(raw: Raw) -> str:
 
 
 def check_sentences(texts: PreferenceTexts, further: Further) -> None:
-    """Check that numbers of sentences are of a row's own sentences.
+    """Check that numbers per sentence belong to a row's own sentences, in order.
 
     Raises:
-        RowError: one is not in its response, or not where its order has it.
+        RowError: a sentence is not in its response, or out of order.
     """
     for name, value in further.scores.items():
         if isinstance(value, float):
@@ -132,12 +132,12 @@ def check_sentences(texts: PreferenceTexts, further: Further) -> None:
 
 
 def sentence_ends(text: str, sentences: Sequence[str], name: str) -> list[int]:
-    """Return where each sentence of a response ends.
+    """Return the end position of each sentence of a response.
 
     Args:
         text: the response.
         sentences: of it, in order.
-        name: what they are said in.
+        name: the column's name in messages.
 
     Raises:
         RowError: one is not there.
@@ -185,7 +185,7 @@ def _sentence(entry: Any, name: str) -> tuple[str, float]:
 def _number(value: Any, name: str) -> float:
     number = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
-        with suppress(OverflowError):  # JSON's integers have no end
+        with suppress(OverflowError):  # JSON's integers are unbounded
             number = float(value)
     if not math.isfinite(number):
         raise RowError(f"{name} is {'missing' if value is None else 'no finite number'}")

@@ -20,7 +20,7 @@ def _fits(kinds: Kinds) -> bool:
     plain = all(kinds[name] == "string" for name in [*asked, "chosen", "rejected"] if name in kinds)
     if not (asked and texts and plain):
         return False
-    # `images` beside `prompt` is TRL's.
+    # `images` next to `prompt` is TRL's.
     elsewhere = "prompt" not in kinds and bool(kinds.keys() & set(IMAGE_COLUMNS))
     return kinds.get("image") == "string" or elsewhere
 

@@ -34,7 +34,7 @@ def _texts(raw: Raw) -> PreferenceTexts:
     plain = isinstance(said, str)
     if isinstance(said, str):
         said = json_value(said, "text")
-    if isinstance(said, str):  # it was made into JSON twice
+    if isinstance(said, str):  # it was encoded as JSON twice
         plain, said = False, json_value(said, "text")
     if not isinstance(said, dict):
         raise RowError("text is no JSON object of question, chosen, rejected")
@@ -48,7 +48,7 @@ def _texts(raw: Raw) -> PreferenceTexts:
 
 
 def image(raw: Raw) -> ImageRef:
-    """Return the image: `image` or `images`, and where they name none the path in `image_path`."""
+    """Return the image in `image` or `images`, or the path in `image_path` if they have none."""
     ref = first_image(raw, "image", "images")
     if ref == ImageRef() and isinstance(raw.get("image_path"), str):
         return image_cell(raw, "image_path")

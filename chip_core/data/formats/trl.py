@@ -1,8 +1,8 @@
 """TRL's preference format: `prompt`, `chosen`, `rejected` as messages or strings; `images`.
 
-A message is {role, content}; its content is a string or a list of {type: image} and
-{type: text, text}. A conversation may be written as JSON. Where `chosen` and `rejected` are whole
-conversations, they begin with the same user message, and `prompt` is that message or left out.
+A message is {role, content}; its content is a string or a list of {type: image} and {type: text,
+text}. A conversation may be written as JSON. If `chosen` and `rejected` are whole conversations,
+they begin with the same user message, and `prompt` is that message or omitted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from chip_core.data.rows import ImageRef, PreferenceTexts, RowError
 
 @dataclass(frozen=True, kw_only=True)
 class _Message:
-    role: str | None  # None: the cell is a bare text
+    role: str | None  # None: the cell is a plain text
     text: str
     images: int
 
@@ -39,11 +39,11 @@ def _fits(kinds: Kinds) -> bool:
 
 
 def texts_of_columns(raw: Raw, *prompt: str) -> PreferenceTexts:
-    """Return what a row's columns say, texts or messages.
+    """Return the texts of a row's columns, texts or messages.
 
     Args:
         raw: the row.
-        prompt: columns of the prompt as text; the first that is there is it.
+        prompt: columns of the prompt as text; the first that exists is used.
     """
     if holds_messages(raw.get("chosen")):
         return texts_of_messages(raw)
@@ -56,7 +56,7 @@ def texts_of_columns(raw: Raw, *prompt: str) -> PreferenceTexts:
 
 
 def texts_of_messages(raw: Raw) -> PreferenceTexts:
-    """Return what a row's messages say."""
+    """Return the texts of a row's messages."""
     said = {name: _conversation(raw, name) for name in ("chosen", "rejected")}
     chosen, rejected = (_without_empty_system(messages) for messages in said.values())
     asked = next((name for name in ("prompt", "question") if raw.get(name) is not None), None)
@@ -70,7 +70,7 @@ def texts_of_messages(raw: Raw) -> PreferenceTexts:
         for name, messages in said.items()
     ) or any(_without_empty_system(messages) != messages for messages in said.values())
     if len(chosen) > 1 and len(rejected) > 1 and _begins(chosen, rejected, opening):
-        # As TRL does it: what both begin with is the prompt, whatever a text beside them says.
+        # As in TRL: their common beginning is the prompt, whatever a separate prompt text says.
         anew = anew or asked is not None
         opening, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
     elif opening is not None and _both_begin(chosen, rejected):
@@ -89,16 +89,16 @@ def texts_of_messages(raw: Raw) -> PreferenceTexts:
 def _begins(
     chosen: list[_Message], rejected: list[_Message], opening: list[_Message] | None
 ) -> bool:
-    """Return whether both conversations hold the prompt: they begin alike, and as it does."""
+    """Return whether both conversations begin alike, and with the prompt."""
     if chosen[:-1] != rejected[:-1]:
         return False
     told = opening is not None and any(message.role is not None for message in opening)
-    # One that is told as messages is their beginning or there are more turns than one.
+    # A prompt given as messages must be their beginning, or there are more turns than one.
     return not told or _spoken(chosen[:-1]) == _spoken(opening or [])
 
 
 def _both_begin(chosen: list[_Message], rejected: list[_Message]) -> bool:
-    """Return whether both begin with a question, and not with the same."""
+    """Return whether both begin with a question, but with different ones."""
     beginnings = [messages[0].role for messages in (chosen, rejected) if len(messages) > 1]
     return beginnings == ["user", "user"] and chosen[:-1] != rejected[:-1]
 
@@ -108,7 +108,7 @@ def _spoken(messages: list[_Message]) -> list[tuple[str | None, str]]:
 
 
 def _without_empty_system(messages: list[_Message]) -> list[_Message]:
-    """Return a conversation without a system message that says nothing."""
+    """Return a conversation without an empty system message."""
     return [
         message
         for message in messages
@@ -149,7 +149,7 @@ def _conversation(raw: Raw, column: str) -> list[_Message]:
 
 
 def holds_messages(text: Any) -> bool:
-    """Return whether a cell is a conversation as JSON, and no text that only begins like one."""
+    """Return whether a cell is a conversation as JSON, not a text that only begins like one."""
     if (
         not isinstance(text, str)
         or not text.lstrip().startswith(("[", "{"))

@@ -1,7 +1,7 @@
-"""How the visual term's rejected image is made from the true one.
+"""Make the visual term's rejected image from the true one.
 
-`diffusion` acts on the processor's normalised pixel values, as the released code does; the
-others act on the RGB image before the processor.
+`diffusion` acts on the processor's normalised pixel values, as the released code does; the others
+act on the RGB image before the processor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rejected-image strategy is: its traits, its settings, what it is given, its name."""
+"""The interface of a rejected-image strategy: its traits, settings, inputs and name."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ P = TypeVar("P", bound=Section)
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What a strategy declares of itself; the conformance suite holds it to that."""
+    """The declared properties of a strategy; the conformance suite checks them."""
 
-    random: bool  # drawn by a seed; otherwise the same for every seed and epoch
+    random: bool  # drawn with a seed; otherwise the same for every seed and epoch
     keeps_size: bool  # the rejected image has the true one's width and height
-    needs_others: bool = False  # it takes other training images
-    needs_given: bool = False  # it takes the data's own rejected image
-    void_where: str | None = None  # on which images it has no effect
+    needs_others: bool = False  # it needs other training images
+    needs_given: bool = False  # it needs the data's own rejected image
+    void_where: str | None = None  # the images on which it has no effect
 
 
 class ImageSample(Protocol):
-    """A training sample, as far as a strategy looks at it."""
+    """The attributes of a training sample that a strategy reads."""
 
     @property
     def id(self) -> str:
@@ -51,7 +51,7 @@ class ImageSample(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What one rejected image is made from."""
+    """The inputs for one rejected image."""
 
     id: str
     image: Image.Image  # RGB, bounded
@@ -75,33 +75,33 @@ class Strategy(ABC, Generic[P]):
         self.settings = settings
 
     def key(self) -> tuple[object, ...]:
-        """Return the part of the draw's key that the settings are."""
+        """Return the settings' part of the draw's key."""
         return (json.dumps(self.settings.model_dump(mode="json"), sort_keys=True),)
 
     @classmethod
     def identity(cls, settings: P) -> dict[str, Any]:
-        """Return what of the settings decides a trial's figures: its part of the fingerprint.
+        """Return the settings that decide a trial's figures: their part of the fingerprint.
 
         Raises:
-            ValueError: what the settings name cannot be read.
+            ValueError: a file that the settings name cannot be read.
         """
         return settings.model_dump(mode="json")
 
 
 class ImageStrategy(Strategy[P]):
-    """Acts on the RGB image, before the processor."""
+    """A strategy on the RGB image, before the processor."""
 
     @abstractmethod
     def reject(self, source: Source) -> Image.Image:
-        """Return the rejected image, in RGB; the true one where there is no effect.
+        """Return the rejected image, in RGB; the true one if there is no effect.
 
         Raises:
-            TrialError: what it needs is not there.
+            TrialError: something that it needs is missing.
         """
 
 
 class PixelStrategy(Strategy[P]):
-    """Acts on the processor's normalised pixel values."""
+    """A strategy on the processor's normalised pixel values."""
 
     @abstractmethod
     def corrupt(self, pixel_values: Tensor, seed: int) -> Tensor:
@@ -114,12 +114,12 @@ REJECTED_IMAGES: Registry[StrategyClass] = Registry("rejected-image strategy")
 
 
 def strategy_class(name: str) -> StrategyClass:
-    """Return the strategy of a name, shipped or `module:attr`.
+    """Return the strategy of a name, built in or `module:attr`.
 
     Raises:
         KeyError: there is none of that name.
         ValueError: the user's own cannot be imported.
-        ConfigError: the user's own is no strategy.
+        ConfigError: the user's own is not a strategy.
     """
     if not plugins.is_plugin(name):
         return REJECTED_IMAGES[name]

@@ -1,7 +1,7 @@
-"""What every rejected-image strategy is held to, shipped or a user's own.
+"""Check a rejected-image strategy, built in or a user's own.
 
-`conformance(config)` runs each check and says what is wrong. The strategy is seen as people see
-it, through `preview`, so that those on images and those on pixel values pass the same checks.
+`conformance(config)` runs each check and returns what is wrong. Checks use the pictures of
+`preview`, so that strategies on images and on pixel values pass the same checks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Sample:
 
 
 def sample_image(number: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
-    """Return an image with detail: a number of its own, bars and discs on a slope of colour."""
+    """Return an image with detail that depends on a number: bars and discs on a colour gradient."""
     width, height = size
     slope = Image.linear_gradient("L").resize(size)
     image = Image.merge("RGB", (slope, slope.point(lambda value: 255 - value // 2), slope))
@@ -44,7 +44,7 @@ def sample_image(number: int, size: tuple[int, int] = (400, 300)) -> Image.Image
 
 
 class StrategyHarness:
-    """A strategy, and the samples it is tried on."""
+    """A strategy and the samples to test it on."""
 
     def __init__(self, config: RejectedImageConfig) -> None:
         self.config = config
@@ -61,7 +61,7 @@ class StrategyHarness:
     def make(
         self, sample: _Sample | None = None, *, seed: int = 0, epoch: int = 0, **changes: object
     ) -> RejectedImage:
-        """Return the rejected image of a sample, of the first where none is given."""
+        """Return the rejected image of a sample, by default of the first one."""
         sample = sample or self.samples[0]
         maker = RejectedImages(self.config.model_copy(update=changes), seed=seed)
         return maker.preview(sample, epoch=epoch, others=self.samples, given=sample.rejected_image)
@@ -72,22 +72,22 @@ class StrategyHarness:
 
 
 def conformance(config: RejectedImageConfig) -> dict[str, str | None]:
-    """Return check -> what is wrong, None where it is passed.
+    """Return check -> what is wrong; None if it passes.
 
     Raises:
-        ConfigError: it is no strategy.
+        ConfigError: it is not a strategy.
     """
     try:
         bench = StrategyHarness(config)
     except ConfigError:
-        raise  # it is no strategy
-    except Exception as error:  # whatever a user's strategy does
+        raise  # it is not a strategy
+    except Exception as error:  # a user's strategy may raise anything
         return {"it can be made": describe_error(error)}
     found: dict[str, str | None] = {}
     for name, check in CHECKS.items():
         try:
             found[name] = check(bench)
-        except Exception as error:  # whatever a user's strategy does
+        except Exception as error:  # a user's strategy may raise anything
             found[name] = describe_error(error)
     return found
 
@@ -130,7 +130,7 @@ def _sizes(bench: StrategyHarness) -> str | None:
     on_pixels = RejectedImages(bench.config).acts_on_pixel_values
     for size in SIZES:
         made = bench.of(sample_image(1, size)).image
-        whole = not on_pixels or size[0] * size[1] <= MOST_PIXELS  # else people see it smaller
+        whole = not on_pixels or size[0] * size[1] <= MOST_PIXELS  # else the preview is smaller
         if bench.traits.keeps_size and whole and made.size != size:
             return f"declared to keep the size, and {size} becomes {made.size}"
     return None
@@ -217,7 +217,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 _FLAT = ("black", "white", (122, 117, 104), "red")
 
-#: What every strategy is held to, by name.
+#: The checks of every strategy, by name.
 CHECKS: dict[str, Callable[[StrategyHarness], str | None]] = {
     "the same key gives the same draw": _same_key_same_draw,
     "another key gives another draw where it is random": _another_key_another_draw,

@@ -1,4 +1,4 @@
-"""Images of any mode as RGB, of a size that can be worked on; and what lies in them."""
+"""Convert images of any mode to RGB of a workable size, and find their content."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from chip_core.data.image_files import to_rgb
 from chip_core.data.rejected_images.base import Source
 from chip_core.utils.errors import TrialError
 
-#: Strategies work on at most so many pixels: 4096 × 4096, above any model's input.
+#: Strategies work on at most this many pixels: 4096 × 4096, more than any model's input.
 MOST_PIXELS = 2**24
 
 Box = tuple[int, int, int, int]
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode in RGB, what is transparent on white; images that are read are.
+    """Return an image in RGB, with transparent parts on white; images that were read already are.
 
     Raises:
-        TrialError: there is no way from it to RGB.
+        TrialError: its mode cannot be converted.
     """
     try:
         return to_rgb(image)
@@ -31,7 +31,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def bounded(image: Image.Image, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Return the image, scaled down if it has more pixels than can be worked on."""
+    """Return the image, scaled down if it has too many pixels to work on."""
     width, height = image.size
     if width * height <= most_pixels:
         return image
@@ -41,14 +41,14 @@ def bounded(image: Image.Image, most_pixels: int = MOST_PIXELS) -> Image.Image:
 
 
 def other_image(source: Source) -> Image.Image:
-    """Return another training image: another sample's, that does not show the same picture.
+    """Return another sample's training image that does not show the same picture.
 
     Raises:
         TrialError: there is none.
     """
     numbers, count = source.numbers(), len(source.others)
     drawn = [int(numbers.random() * count) for _ in range(32 if count else 0)]
-    # Nearly always the first or second draw; the walk is for data with hardly a second picture.
+    # Nearly always the first or second draw; the loop is for data with hardly a second picture.
     for index in [*drawn, *range(count)]:
         other = source.others[index]
         if other.id == source.id:
@@ -67,18 +67,18 @@ def same_pixels(one: Image.Image, other: Image.Image) -> bool:
 def content_boxes(
     image: Image.Image, numbers: Random, *, count: int, share: float
 ) -> Sequence[Box]:
-    """Return boxes (left, top, right, bottom) drawn over what has edges.
+    """Return boxes (left, top, right, bottom) drawn where the image has edges.
 
     Args:
         image: RGB.
         numbers: the draw.
         count: how many boxes; they may overlap.
-        share: of the image's area, all boxes together.
+        share: share of the image's area, all boxes together.
     """
     width, height = image.size
     weights = _edges(image)
     columns, rows = weights.size
-    # + 1: an image without edges has places, too.
+    # + 1, so that an image without edges has positions, too.
     energy = [16 * value + 1 for value in weights.tobytes()]
     boxes = []
     for _ in range(count):
@@ -96,7 +96,7 @@ def content_boxes(
 
 
 def _edges(image: Image.Image) -> Image.Image:
-    """Return how much goes on in each part, as a grey image of at most 16 × 16."""
+    """Return the amount of detail in each part, as a grey image of at most 16 × 16."""
     grey = image.convert("L")
     grey.thumbnail((128, 128))
     detail = ImageChops.difference(grey, grey.filter(ImageFilter.GaussianBlur(3)))

@@ -1,7 +1,7 @@
-"""From a configuration to rejected images.
+"""Make rejected images from a configuration.
 
 A draw is a function of the strategy with its settings, the corruption seed, the sample's id and,
-under `redraw: each_epoch`, the epoch.
+with `redraw: each_epoch`, the epoch.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from chip_core.utils.seeding import derived_seed
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: CLIP's, for pictures made without a processor.
+#: CLIP's mean, for pictures made without a processor.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedImage:
-    """An image for the processor, and whether it is the true one after all."""
+    """An image for the processor, and whether it is the true one."""
 
     image: Image.Image
     void: bool
 
 
 class RejectedImages:
-    """Makes the rejected images of one configuration."""
+    """Make the rejected images of one configuration."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class RejectedImages:
         seed: int = 0,
         image_mean: Sequence[float] = IMAGE_MEAN,
     ) -> None:
-        """Make ready.
+        """Create a maker.
 
         Args:
             config: strategy and settings.
             seed: the corruption seed.
-            image_mean: what the processor subtracts, of values from 0 to 1.
+            image_mean: what the processor subtracts from values between 0 and 1.
         """
         self._config = config
         self._seed = seed
@@ -66,7 +66,7 @@ class RejectedImages:
 
     @property
     def traits(self) -> Traits:
-        """What the strategy declares of itself."""
+        """The strategy's declared properties."""
         return self._strategy.traits
 
     @property
@@ -82,7 +82,7 @@ class RejectedImages:
         others: Sequence[ImageSample] = (),
         given: Image.Image | None = None,
     ) -> RejectedImage:
-        """Return the image that goes to the processor in the true one's place.
+        """Return the image that the processor gets instead of the true one.
 
         Args:
             sample: the sample, with its true image.
@@ -91,8 +91,8 @@ class RejectedImages:
             given: the sample's own rejected image.
 
         Raises:
-            TrialError: what the strategy needs is not there, or it did not return an RGB image of
-                the size it declares.
+            TrialError: something that the strategy needs is missing, or it did not return an RGB
+                image of the size it declares.
         """
         assert isinstance(self._strategy, ImageStrategy), "acts after the processor: corrupt()"
         true = as_rgb(sample.image)
@@ -119,12 +119,12 @@ class RejectedImages:
                     f"rejected_image: '{self._config.strategy}' declares that it keeps the size, "
                     f"and made {made.size} of {work.size}"
                 )
-            if work is not true:  # worked on at a smaller size
+            if work is not true:  # computed at a smaller size
                 made = made.resize(true.size)
         return RejectedImage(image=made, void=False)
 
     def corrupt(self, pixel_values: Tensor, *, sample: str, epoch: int = 0) -> Tensor:
-        """Return the processor's pixel values as the strategy leaves them.
+        """Return the processor's pixel values after the strategy.
 
         Args:
             pixel_values: any shape, normalised.
@@ -155,8 +155,8 @@ class RejectedImages:
     ) -> RejectedImage:
         """Return a picture of the rejected image for people, at the true image's own size.
 
-        A strategy that acts after the processor is shown on CLIP-normalised values; what it
-        leaves is brought back to colours and cut at black and white.
+        A strategy that acts after the processor is shown on CLIP-normalised values; its output is
+        converted back to colours and clipped at black and white.
         """
         if not self.acts_on_pixel_values:
             return self.image(sample, epoch=epoch, others=others, given=given)

@@ -1,13 +1,13 @@
 """The strategies, one class each.
 
-They act on the RGB image, but for `diffusion`: noise of forward diffusion on the processor's pixel
-values (paper, section 3.1). All but `inpaint`, a counterfactual image, need no model.
+They act on the RGB image, except `diffusion`, which adds forward-diffusion noise to the processor's
+pixel values (paper, section 3.1). All but `inpaint`, a counterfactual image, need no model.
 
-Where they differ from the released code: its `black` is the mean grey, here `mean`. It sets the
+Differences from the released code: its `black` is the mean grey, here `mean`. It sets the
 normalised tensor to 0; here `mean` is an image of 8-bit values, so normalised values are within
 0.5/255 of a deviation's share of 0. Its `random` can draw the image itself. Its `crop` draws a
-window of at most 320 × 240 with its sides swapped, and leaves the scaling to the processor; an
-image that is no larger than the window is left as it is there, too.
+window of at most 320 × 240 with its sides swapped, and leaves the scaling to the processor; it also
+leaves an image unchanged that is no larger than the window.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Given(ImageStrategy[NoParameters]):
 
 @REJECTED_IMAGES.register("lighting")
 class Lighting(ImageStrategy[LightingParameters]):
-    """All values times a gain, or divided by it; what passes white is cut."""
+    """All values times a gain, or divided by it; values above white are clipped."""
 
     parameters = LightingParameters
     traits = Traits(
@@ -224,14 +224,14 @@ class Rotate(ImageStrategy[RotateParameters]):
 #: Steps of every schedule.
 STEPS = 1000
 #: The first and the last beta: of the released CHiP code's sigmoid schedule, of DDPM's linear one,
-#: and of Stable Diffusion's scaled linear one. Improved DDPM's cosine one has none.
+#: and of Stable Diffusion's scaled linear one. Improved DDPM's cosine schedule has none.
 BETAS = {"sigmoid": (1e-5, 5e-3), "linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
 
 
 def _betas(schedule: str) -> Tensor:
-    """Return each step's beta in float32, to the bit as diffusers' DDPMScheduler has them.
+    """Return each step's beta in float32, bit-identical to diffusers' DDPMScheduler.
 
-    diffusers itself takes seconds to import, and a training needs no more of it than this.
+    diffusers itself takes seconds to import, and a training needs nothing else of it.
     """
     import torch
 
@@ -252,7 +252,7 @@ def _betas(schedule: str) -> Tensor:
 
 @functools.cache
 def signal_share(schedule: str) -> Tensor:
-    """Return ᾱ of each step, (1000,) in float32, as released."""
+    """Return ᾱ of each step, (1000,) in float32, as in the released code."""
     cumulative: Tensor = (1.0 - _betas(schedule)).cumprod(0)
     return cumulative
 
@@ -277,7 +277,7 @@ class Diffusion(PixelStrategy[DiffusionParameters]):
     traits = Traits(random=True, keeps_size=True)
 
     def key(self) -> tuple[object, ...]:
-        """Return timestep, and the schedule where it is not the released one."""
+        """Return the timestep, and the schedule if it is not the released one."""
         timestep, schedule = self.settings.timestep, self.settings.schedule
         return (timestep,) if schedule == "sigmoid" else (timestep, schedule)
 
@@ -291,13 +291,13 @@ class Diffusion(PixelStrategy[DiffusionParameters]):
         return signal * pixel_values.float() + spread * noise
 
 
-#: Sides that every usual pipeline takes: 8 pixels a latent, 8 latents at the U-Net's bottom.
+#: Sides that every usual pipeline accepts: 8 pixels per latent, 8 latents at the U-Net's bottom.
 MULTIPLE = 64
 
 
 @REJECTED_IMAGES.register("inpaint")
 class Inpaint(ImageStrategy[InpaintParameters]):
-    """Boxes over content, painted anew; the rest is left as it is."""
+    """Boxes over content, repainted; the rest is unchanged."""
 
     parameters = InpaintParameters
     traits = Traits(
@@ -308,7 +308,7 @@ class Inpaint(ImageStrategy[InpaintParameters]):
 
     @classmethod
     def identity(cls, settings: InpaintParameters) -> dict[str, Any]:
-        """Return the settings with the pipeline's content in place of where it lies."""
+        """Return the settings with the pipeline's content instead of its location."""
         values = settings.model_dump(mode="json")
         values["pipeline"] = _content(str(_folder(values.pop("path"))))
         return values
@@ -359,7 +359,7 @@ def _folder(path: str | None) -> Path:
 
 @functools.cache
 def _content(folder: str) -> str:
-    """Return a hash of all that a pipeline's folder holds."""
+    """Return a hash of the content of a pipeline's folder."""
     digest = hashlib.sha256()
     for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
         with file.open("rb") as opened:
@@ -370,12 +370,12 @@ def _content(folder: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _pipeline(folder: str) -> Any:
-    """Return the pipeline, on the GPU where there is one. No code of the folder is run."""
+    """Return the pipeline, on the GPU if there is one. No code of the folder is run."""
     import torch
     from diffusers import AutoPipelineForInpainting
 
     parts = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
-    # A safety checker answers with black images; what is painted here is seen by no one.
+    # A safety checker returns black images, and nobody sees what is painted here.
     checker = {"safety_checker": None} if "safety_checker" in parts else {}
     try:
         pipeline = AutoPipelineForInpainting.from_pretrained(

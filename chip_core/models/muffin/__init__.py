@@ -1,7 +1,7 @@
 """Muffin (Yu et al., 2023, arXiv 2310.00653), the paper's second base model.
 
-BEiT-3 looks at the image; learned queries ride through it as its second modality, and what comes
-of them is put in place of placeholder tokens in LLaMA. docs/muffin.md says how it is used.
+BEiT-3 encodes the image; learned queries pass through it as its second modality, and their outputs
+replace placeholder tokens in LLaMA. docs/muffin.md says how to use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from chip_core.models.muffin.vision import MuffinVisionModel as MuffinVisionMode
 
 
 def register() -> None:
-    """Let transformers' Auto classes find the family by its `model_type`."""
+    """Register the family's `model_type` with transformers' Auto classes."""
     from transformers import (
         AutoConfig,
         AutoImageProcessor,

@@ -1,4 +1,4 @@
-"""Muffin's sizes: the real ones are the defaults."""
+"""Muffin's configuration, with the released model's sizes as defaults."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from transformers import LlamaConfig, PretrainedConfig
 
 
 class MuffinVisionConfig(PretrainedConfig):  # type: ignore[misc]
-    """BEiT-3 with two branches, and the queries that go through the second."""
+    """BEiT-3 with two branches, and the queries that pass through the second."""
 
     model_type = "muffin_vision"
     base_config_key = "vision_config"
 
-    def __init__(  # noqa: PLR0913 (transformers' form)
+    def __init__(  # noqa: PLR0913 (transformers' signature)
         self,
         *,
         hidden_size: int = 1024,
@@ -39,11 +39,11 @@ class MuffinVisionConfig(PretrainedConfig):  # type: ignore[misc]
             image_size: pixels on a side; every image has this size.
             patch_size: pixels on a side of a patch.
             num_channels: of an image.
-            num_query: learned queries: so many tokens is an image to the language model.
-            max_query_positions: rows of the queries' table of positions.
+            num_query: learned queries: the number of an image's tokens in the language model.
+            max_query_positions: rows of the queries' position table.
             layer_norm_eps: of every LayerNorm.
-            initializer_range: deviation of new weights.
-            others: what every configuration of transformers takes.
+            initializer_range: standard deviation of new weights.
+            others: arguments of every transformers configuration.
         """
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -81,11 +81,11 @@ class MuffinConfig(PretrainedConfig):  # type: ignore[misc]
         Args:
             vision_config: of the vision tower.
             text_config: of the language model.
-            image_token_id: the placeholder `<im_patch>`, one a query.
+            image_token_id: the placeholder `<im_patch>`, one per query.
             image_start_token_id: `<im_start>`, before an image's placeholders.
             image_end_token_id: `<im_end>`, after them.
-            tie_word_embeddings: whether output head and embeddings are one.
-            others: what every configuration of transformers takes.
+            tie_word_embeddings: whether output head and embeddings share their weights.
+            others: arguments of every transformers configuration.
         """
         self.vision_config = (
             vision_config

@@ -34,7 +34,7 @@ from chip_core.models.muffin.tokens import read_tokenizer
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import write_json
 
-#: Attention heads of BEiT-3's sizes: no tensor's shape tells them.
+#: Attention heads of BEiT-3's sizes, which no tensor's shape shows.
 _HEADS = {"base": 12, "large": 16}
 
 _TEXT = (
@@ -89,8 +89,8 @@ def convert(
 
     Args:
         src: the checkpoint's folder.
-        dst: the folder to write; it appears when it is whole.
-        image_size: pixels on a side; None: what the checkpoint's config.json says.
+        dst: the folder to write; it appears only when it is complete.
+        image_size: pixels on a side; None: as in the checkpoint's config.json.
         vision_heads: of the vision tower; None: by the tower's name in config.json.
 
     Raises:
@@ -124,7 +124,7 @@ def _config(
     image_size: int | None,
     heads: int | None,
 ) -> MuffinConfig:
-    """Return the configuration that config.json and the tensors' shapes come to."""
+    """Return the configuration that follows from config.json and the tensors' shapes."""
     file = src / "config.json"
     try:
         raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -223,7 +223,7 @@ def _check(shapes: Mapping[str, tuple[int, ...]], config: MuffinConfig) -> None:
 
 
 def _write_weights(files: Sequence[Path], config: MuffinConfig, folder: Path) -> None:
-    """Write a file of weights for each that there is, and their index."""
+    """Write one weights file for each of the checkpoint's, and their index."""
     from safetensors.torch import save_file
 
     side = config.vision_config.image_size // config.vision_config.patch_size

@@ -1,4 +1,4 @@
-"""Muffin's images: straight to one size, values from -1 to 1."""
+"""Muffin's image processor: one fixed size, values from -1 to 1."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from transformers.image_utils import make_flat_list_of_images
 
 
 class MuffinImageProcessor(BaseImageProcessor):  # type: ignore[misc]
-    """Makes pixel values of pictures.
+    """Turn pictures into pixel values.
 
-    Both sides are brought to the model's size by Pillow's bicubic resize, first the width and then
-    the height: Pillow 13 would choose the order itself. Nothing is cut off, and the aspect ratio is
-    not kept.
+    Pillow's bicubic resize brings both sides to the model's size, first the width and then the
+    height: Pillow 13 would choose the order itself. Nothing is cropped, and the aspect ratio is not
+    kept.
     """
 
     model_input_names = ["pixel_values"]
@@ -30,13 +30,13 @@ class MuffinImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         image_std: tuple[float, ...] = (0.5, 0.5, 0.5),
         **others: Any,
     ) -> None:
-        """Make one.
+        """Create an image processor.
 
         Args:
             size: pixels on a side, or `{"height": …, "width": …}`.
-            image_mean: is taken from values from 0 to 1.
-            image_std: and they are divided by this.
-            others: what every image processor of transformers takes.
+            image_mean: subtracted from values between 0 and 1.
+            image_std: the divisor after that.
+            others: arguments of every transformers image processor.
         """
         super().__init__(**others)
         self.size = {"height": size, "width": size} if isinstance(size, int) else dict(size)

@@ -22,7 +22,7 @@ from chip_core.models.muffin.vision import MuffinVisionModel
 
 
 class MuffinPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
-    """What both classes below have in common."""
+    """The common base of both classes below."""
 
     config: MuffinConfig
     config_class = MuffinConfig
@@ -37,7 +37,7 @@ class MuffinPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
 
 class MuffinModel(MuffinPreTrainedModel):
-    """All of Muffin but the output head."""
+    """Muffin without the output head."""
 
     def __init__(self, config: MuffinConfig) -> None:
         super().__init__(config)
@@ -49,7 +49,7 @@ class MuffinModel(MuffinPreTrainedModel):
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Return what the language model reads of images as `pooler_output`, (N, Q, D)."""
+        """Return the images' embeddings for the language model as `pooler_output`, (N, Q, D)."""
         found = self.vision_tower(pixel_values)
         return BaseModelOutputWithPooling(
             pooler_output=self.multi_modal_projector(found.pooler_output)
@@ -68,13 +68,13 @@ class MuffinModel(MuffinPreTrainedModel):
         """Return the hidden states of sequences with images.
 
         Args:
-            input_ids: (B, T), Q placeholders an image.
+            input_ids: (B, T), with Q placeholders per image.
             pixel_values: (N, 3, image_size, image_size), in the order of the placeholders.
             attention_mask: (B, T), or of four dimensions as LLaMA takes it.
             position_ids: (B, T).
             past_key_values: keys and values of the tokens before.
-            inputs_embeds: (B, T, D), in place of ids; then without images.
-            kwargs: what else LLaMA takes.
+            inputs_embeds: (B, T, D), instead of ids; then without images.
+            kwargs: further arguments of LLaMA.
 
         Raises:
             ValueError: the placeholders do not fit the images.
@@ -100,11 +100,11 @@ class MuffinModel(MuffinPreTrainedModel):
         return out
 
     def _placeholders(self, ids: Tensor, features: Tensor) -> Tensor:
-        """Return where images stand, (B, T): Q placeholders between a start and an end each."""
+        """Return where images are, (B, T): Q placeholders between a start and an end each."""
         config, (images, queries) = self.config, features.shape[:2]
         starts = ids == config.image_start_token_id
-        # An image's placeholders are the Q tokens behind its start: where a start was counted
-        # within the last Q tokens.
+        # An image's placeholders are the Q tokens after its start: the positions with a start
+        # counted within the last Q tokens.
         counted = nn.functional.pad(starts.cumsum(1), (queries + 1, 0))
         found = counted[:, queries:-1] > counted[:, : -queries - 1]
         ends = nn.functional.pad(starts, (queries + 1, 0))[:, : -queries - 1]
@@ -137,10 +137,10 @@ class MuffinForConditionalGeneration(MuffinPreTrainedModel, GenerationMixin):  #
         return self.lm_head
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Return what the language model reads of images as `pooler_output`, (N, Q, D)."""
+        """Return the images' embeddings for the language model as `pooler_output`, (N, Q, D)."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    def forward(  # noqa: PLR0913 (transformers' form)
+    def forward(  # noqa: PLR0913 (transformers' signature)
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -152,18 +152,18 @@ class MuffinForConditionalGeneration(MuffinPreTrainedModel, GenerationMixin):  #
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Return logits (B, T, V), and the mean shifted cross-entropy where there are labels.
+        """Return logits (B, T, V), and the mean shifted cross-entropy if there are labels.
 
         Args:
-            input_ids: as `MuffinModel.forward`, with what follows.
+            input_ids: as in `MuffinModel.forward`, like the following.
             pixel_values: images.
-            attention_mask: what is no padding.
+            attention_mask: 1 on tokens, 0 on padding.
             position_ids: positions.
             past_key_values: the past.
-            inputs_embeds: in place of ids.
-            labels: (B, T), -100 where a token does not count.
-            logits_to_keep: the last so many positions alone; 0: all.
-            kwargs: what else LLaMA takes.
+            inputs_embeds: instead of ids.
+            labels: (B, T), -100 for tokens that do not count.
+            logits_to_keep: only the last so many positions; 0: all.
+            kwargs: further arguments of LLaMA.
         """
         out = self.model(
             input_ids=input_ids,

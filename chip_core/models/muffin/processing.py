@@ -1,9 +1,9 @@
-"""Muffin's processor: prompts in both of its orders, their tokens, and what of them is scored.
+"""Muffin's processor: prompts in both of its orders, their tokens, and which of them are scored.
 
-The released code trains with the image before the question, tokenized as the slow tokenizer of
-2023 did, and evaluates with the image behind it, tokenized as the fast one did. The slow one drops
-white space beside an added token; the template `training` writes none there, and so both are this
-one tokenizer's.
+The released code trains with the image before the question, tokenized as the slow tokenizer of 2023
+did, and evaluates with the image after it, tokenized as the fast one did. The slow one drops white
+space next to an added token; the template `training` writes none there, and so this one tokenizer
+serves both.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from transformers import BatchFeature, ProcessorMixin
 
 START, PATCH, END = "<im_start>", "<im_patch>", "<im_end>"
 
-#: What ends a turn: nothing behind it is part of an answer.
+#: The end of a turn: nothing after it is part of an answer.
 STOP = "###"
 
-#: What opens a turn in training, and closes a conversation.
+#: The start of a turn in training, and the end of a conversation.
 _OPEN = "### "
 
 _ASSISTANT = "Assistant:"
@@ -64,7 +64,7 @@ _TRAINING = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
-#: By name: `default` asks, `training` teaches.
+#: Templates by name: `default` for questions, `training` for training.
 CHAT_TEMPLATES = {"default": _EVALUATION, "training": _TRAINING}
 
 LabelRule = Literal["clean", "released"]
@@ -83,14 +83,14 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
         chat_template: str | Mapping[str, str] | None = None,
         **others: Any,
     ) -> None:
-        """Put a processor together.
+        """Create a processor.
 
         Args:
-            image_processor: makes pixel values.
-            tokenizer: makes ids.
-            image_seq_length: tokens of an image, which are the model's queries.
+            image_processor: computes pixel values.
+            tokenizer: computes ids.
+            image_seq_length: tokens per image, which are the model's queries.
             chat_template: the templates `default` and `training`; None: the released prompts.
-            others: what every processor of transformers takes.
+            others: arguments of every transformers processor.
         """
         self.image_seq_length = image_seq_length
         self.image_token_id = tokenizer.convert_tokens_to_ids(PATCH)
@@ -107,12 +107,12 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
 
         Args:
             images: as many, in order, as there are `<im_patch>` in the texts.
-            text: one or several; None: pixel values alone.
+            text: one or several; None: only pixel values.
             return_tensors: `pt`, or None for lists.
             options: the tokenizer's, such as `padding`.
 
         Raises:
-            ValueError: there are other than so many images.
+            ValueError: the number of images is another.
         """
         made: dict[str, Any] = {}
         if images is not None:
@@ -133,16 +133,16 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
     def labels(
         self, conversation: Sequence[Mapping[str, Any]], rule: LabelRule
     ) -> tuple[list[int], list[int]]:
-        """Return a conversation as it is trained on: (ids, labels), -100 where none is scored.
+        """Return a conversation for training: (ids, labels), -100 for tokens that are not scored.
 
-        `clean` scores the answers alone. `released` scores what the released code does: it looks
-        for where turns begin by the lengths of the turns tokenized alone, each with an `<s>`. Of a
-        question the first two tokens from there on count, of all else every one, the `### ` at the
-        end included.
+        `clean` scores the answers only. `released` scores what the released code does: it finds the
+        start of turns from the lengths of the turns tokenized separately, each with an `<s>`. Of a
+        question the first two tokens from there count, of everything else every token, including
+        the final `### `.
 
         Args:
             conversation: messages of `user` and `assistant` in turn, as a chat template takes them.
-            rule: which.
+            rule: the rule.
         """
         ids = self._ids(self._rendered(conversation))
         kept = [False] * len(ids)
@@ -177,8 +177,8 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
         return [text.split(STOP)[0].strip().removeprefix(_ASSISTANT).strip() for text in texts]
 
     def _rendered(self, conversation: Sequence[Any], **options: Any) -> str:
-        """Return a conversation as it is trained on, one `<im_patch>` an image."""
-        # As a list of one conversation: a conversation may be empty.
+        """Return a conversation as text for training, with one `<im_patch>` per image."""
+        # A list with one conversation, because a conversation may be empty.
         (text,) = self.apply_chat_template(
             [list(conversation)], chat_template="training", **options
         )

@@ -1,4 +1,4 @@
-"""A released checkpoint: its files, read one at a time, and our names for what they hold."""
+"""A released checkpoint: its files, read one at a time, and our names for its tensors."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def shards(folder: Path) -> list[Path]:
 
 
 def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield a file's tensors by name; those of a `.bin` are read without running any code of it.
+    """Yield a file's tensors by name; a `.bin` is read without running any code in it.
 
     Raises:
-        UserError: it is no file of weights.
+        UserError: it is not a weights file.
     """
     if file.suffix == ".safetensors":
         yield from _of_safetensors(file)
@@ -70,21 +70,21 @@ def _of_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
     try:
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  # it is no mapping
+            for name in opened.keys():  # noqa: SIM118  # it is not a mapping
                 yield name, opened.get_tensor(name)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}): copy it again") from None
 
 
 def _unpickled(file: Path) -> Any:
-    """Return what a file holds: tensors and plain data, nothing else is let in."""
+    """Return a file's content; only tensors and plain data are allowed."""
     try:
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            return torch.load(file, map_location="cpu", weights_only=True)  # of before torch 1.6
+            return torch.load(file, map_location="cpu", weights_only=True)  # from before torch 1.6
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
         what = next(
             line.strip() for line in [*str(error).splitlines(), repr(error)] if line.strip()
@@ -92,8 +92,8 @@ def _unpickled(file: Path) -> Any:
         raise UserError(f"{file} is no file of weights ({what}): nothing of it was run") from None
 
 
-#: Kept by no trained model: BEiT-3's own words, what stood for a hidden patch, and what a rotary
-#: embedding computes by itself.
+#: Tensors that no trained model keeps: BEiT-3's own word embeddings, its mask token, and the
+#: frequencies that a rotary embedding computes itself.
 _DROPPED = re.compile(
     r"model\.vision_tower\.beit3\.(text_embed\.weight|vision_embed\.mask_token)"
     r"|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
@@ -127,7 +127,7 @@ _WHOLE = {
     "lm_head.weight": "lm_head.weight",
 }
 
-#: The table of the image's positions, in the released names; its size is the image's.
+#: The position table of the image, by its released name; its size depends on the image's.
 IMAGE_POSITIONS = f"{_BEIT}encoder.embed_positions.A.weight"
 
 #: Its first rows: two that are never read, and the class token's.
@@ -135,10 +135,10 @@ _BEFORE_GRID = 3
 
 
 def renamed(name: str) -> str | None:
-    """Return a released tensor's name here; None where it is dropped.
+    """Return our name for a released tensor; None if it is dropped.
 
     Raises:
-        KeyError: no tensor of a released checkpoint is called so.
+        KeyError: no released checkpoint has a tensor of this name.
     """
     if _DROPPED.fullmatch(name):
         return None
@@ -151,7 +151,7 @@ def renamed(name: str) -> str | None:
         return f"{_TOWER}{_BRANCH[match[1]]}_norm.{match[2]}"
     if match := re.fullmatch(rf"{encoder}(layers\.\d+)\.(.+)\.(weight|bias)", name):
         layer, middle, kind = match.groups()
-        # The letter of the branch is the last part, or the second of `ffn.A.fc1`.
+        # The branch's letter is the last component, or the second of `ffn.A.fc1`.
         for letter, branch in _BRANCH.items():
             part = re.sub(rf"\.{letter}(?=\.|$)", "", middle, count=1)
             if part != middle and part in _PARTS:
@@ -160,10 +160,10 @@ def renamed(name: str) -> str | None:
 
 
 def grid_side(rows: int) -> int:
-    """Return how many patches are on a side, by the rows of the table of the image's positions.
+    """Return the number of patches on a side, from the rows of the image's position table.
 
     Raises:
-        ValueError: they are no square.
+        ValueError: they are not a square.
     """
     side = math.isqrt(max(rows - _BEFORE_GRID, 0))
     if side < 1 or side**2 + _BEFORE_GRID != rows:
@@ -172,10 +172,10 @@ def grid_side(rows: int) -> int:
 
 
 def resized_positions(table: Tensor, side: int) -> Tensor:
-    """Return the table of the image's positions for a grid of `side` x `side` patches.
+    """Return the image's position table for a grid of `side` x `side` patches.
 
-    As the released code does it: the first three rows stay, the others are a picture of the grid
-    that is resized bicubically, without antialiasing.
+    As in the released code, the first three rows stay, and the others are treated as a picture of
+    the grid that is resized bicubically, without antialiasing.
 
     Args:
         table: (rows, D).

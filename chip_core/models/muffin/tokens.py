@@ -1,4 +1,4 @@
-"""Muffin's tokenizer, out of what a LLaMA checkpoint has of one."""
+"""Build Muffin's tokenizer from a LLaMA checkpoint's."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from chip_core.models.muffin.processing import END, PATCH, START
 from chip_core.utils.errors import UserError
 
-#: Added to LLaMA's vocabulary, in this order.
+#: Tokens added to LLaMA's vocabulary, in this order.
 ADDED = ("[PAD]", PATCH, START, END)
 
 _LONGEST = 2048
 
 
 def tokenizer_from(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any:
-    """Return a tokenizer that spells as LLaMA's of 2023 do, with Muffin's tokens added.
+    """Return a tokenizer like LLaMA's of 2023, with Muffin's tokens added.
 
-    Text behind an added token begins as a new sentence does, with a space of its own. It is saved
-    as what it is, and not under the name of a class that would make it anew in another way.
+    Text after an added token begins like a new sentence, with a space of its own. The tokenizer is
+    saved as it is, not under the name of a class that would rebuild it differently.
 
     Args:
-        vocabulary: piece -> id, `<unk>`, `<s>` and `</s>` among them.
+        vocabulary: piece -> id, including `<unk>`, `<s>` and `</s>`.
         merges: pairs of pieces, in the order in which they are merged.
     """
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
@@ -44,7 +44,7 @@ def tokenizer_from(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, st
 
 
 def with_added(tokenizer: Any) -> Any:
-    """Return a tokenizer that has Muffin's tokens, in their order, behind all others."""
+    """Return a tokenizer with Muffin's tokens added, in order, after all others."""
     padding, *images = ADDED
     if tokenizer.pad_token != padding:
         tokenizer.add_special_tokens({"pad_token": padding})
@@ -56,7 +56,7 @@ def read_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a released checkpoint's folder: `tokenizer.model`, SentencePiece's.
 
     Raises:
-        UserError: there is none, or it cannot be read; or its added tokens are others.
+        UserError: it is missing or cannot be read, or its added tokens differ.
     """
     from google.protobuf.message import DecodeError
     from transformers.convert_slow_tokenizer import import_protobuf
@@ -79,7 +79,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _check_added(file: Path, tokenizer: Any) -> None:
-    """Check that tokens were added as they are here."""
+    """Check that the added tokens are the ones expected here."""
     if not file.is_file():
         return
     for token, number in json.loads(file.read_text(encoding="utf-8")).items():

@@ -1,7 +1,7 @@
 """BEiT-3 with two branches (Wang et al., 2022, arXiv 2208.10442), as Muffin uses it.
 
-Image and query tokens go through it side by side. Every linear layer and LayerNorm exists twice,
-one for each kind of token; only the attention mixes them, every token with every other.
+Image and query tokens pass through it side by side. Every linear layer and LayerNorm exists twice,
+once for each kind of token; only the attention mixes them, every token with every other.
 
 Shapes: B images, I tokens of an image (class token first), Q queries, D hidden, H heads.
 """
@@ -20,12 +20,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chip_core.models.muffin.configuration import MuffinVisionConfig
 
-#: Rows of a table of positions that are never read; the first position is the row behind them.
+#: Rows of a position table that are never read; the first position is the row after them.
 UNUSED = 2
 
 
 class Branch(nn.Module):
-    """A layer's weights for one kind of token, with a LayerNorm before each linear that ends it."""
+    """A layer's weights for one kind of token, with a LayerNorm before each final linear layer."""
 
     def __init__(self, config: MuffinVisionConfig) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Branch(nn.Module):
 
 
 class MuffinVisionLayer(GradientCheckpointingLayer):  # type: ignore[misc]
-    """Two branches and the attention between them."""
+    """Two branches, mixed by the attention."""
 
     def __init__(self, config: MuffinVisionConfig) -> None:
         super().__init__()
@@ -66,9 +66,9 @@ class MuffinVisionLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.query = Branch(config)
 
     def forward(self, image: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Return image tokens (B, I, D) and query tokens (B, Q, D), one layer on.
+        """Apply the layer; return image tokens (B, I, D) and query tokens (B, Q, D).
 
-        There may be no query at all (Q = 0).
+        There may be no query (Q = 0).
         """
         both = zip(self.image.asked(image), self.query.asked(query), strict=True)
         heads = (*image.shape[:1], -1, self.config.num_attention_heads, self.head_size)
@@ -82,7 +82,7 @@ class MuffinVisionLayer(GradientCheckpointingLayer):  # type: ignore[misc]
 
 
 class MuffinVisionModel(PreTrainedModel):  # type: ignore[misc]
-    """The vision tower: pixels in, what the queries found out."""
+    """The vision tower: from pixels to the outputs of the queries."""
 
     config: MuffinVisionConfig
     config_class = MuffinVisionConfig
@@ -94,10 +94,11 @@ class MuffinVisionModel(PreTrainedModel):  # type: ignore[misc]
     _supports_flash_attn = True
     _supports_attention_backend = True
 
-    #: The names of what is the projector's though it lies in here: what the released training
-    #: trains of the tower (chip_core/models/parts.py).
+    #: Parts that belong to the projector although they are in the tower: what the released training
+    #: trains of it (chip_core/models/parts.py).
     projector_parts = ("query", "query_positions", "query_norm")
-    #: Of the last layer's modules those that only image tokens pass behind it, which nobody reads.
+    #: Modules of the last layer that only image tokens pass through after the attention; their
+    #: output is unused.
     last_layer_unread = (
         "image.q_proj", "image.inner_attention_norm", "image.out_proj", "image.mlp_norm",
         "image.fc1", "image.inner_mlp_norm", "image.fc2",
@@ -124,11 +125,11 @@ class MuffinVisionModel(PreTrainedModel):  # type: ignore[misc]
     def forward(
         self, pixel_values: Tensor, *, without_queries: bool = False, **_: Any
     ) -> BaseModelOutputWithPooling:
-        """Look at images.
+        """Encode images.
 
         Args:
             pixel_values: (B, 3, image_size, image_size).
-            without_queries: whether the image is looked at alone.
+            without_queries: whether to encode the image without queries.
 
         Returns:
             `last_hidden_state`: all tokens after the last LayerNorm, (B, I + Q, D);
@@ -174,7 +175,7 @@ def _eager(
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attend without a kernel: (B, H, …, D / H) each; returns (B, …, H, D / H) and weights."""
+    """Compute attention without a kernel: (B, H, …, D / H) each to (B, …, H, D / H) and weights."""
     assert attention_mask is None, "every token sees every other"
     products = torch.matmul(query * scaling, key.transpose(-1, -2))
     weights = products.softmax(-1, dtype=torch.float32).to(query.dtype)
