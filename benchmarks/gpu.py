@@ -15,7 +15,7 @@ trl                TRL's DPOTrainer (with `--objective dpo`, where the extra `be
 Tokens are the unique ones of a batch: prefixes, chosen, rejected and, where the objective reads
 it, chosen under the rejected image. MFU counts the floating-point operations of the floor (forward
 and backward of the decoder over these tokens, output head on response positions) and no more,
-whatever a way computes; it is given if the device's peak is known or given as an option.
+regardless of what a way computes; it is given if the device's peak is known or given as an option.
 """
 
 from __future__ import annotations

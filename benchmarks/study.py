@@ -1,4 +1,4 @@
-"""Measure the cost of a grid beside its policies' steps: 8 arms × 1 seed, embedded world.
+"""Measure the cost of a grid besides its policies' steps: 8 arms × 1 seed, embedded world.
 
     python -m benchmarks.study
     python -m benchmarks.study --steps 60 --json     # shorter trainings

@@ -1,4 +1,4 @@
-"""Compare TRL's DPOTrainer on the same model, weights and pairs: its step, and its losses.
+"""Compare TRL's DPOTrainer on the same model, weights and pairs: its step and losses.
 
 TRL is in the extra `benchmarks` only.
 """
@@ -100,7 +100,7 @@ def as_pairs(inputs: dict[str, Tensor], workload: Workload) -> PairBatch:
 
 
 def losses_apart(workload: Workload, steps: int, rate: float) -> dict[str, Any]:
-    """Train twice from the same weights, with TRL's loss and ours; return their differences."""
+    """Train twice from the same weights, with TRL's loss and ours; return the losses of both."""
     policy, _ = workload.model()
     policy.load_state_dict(workload.model()[1].state_dict())
     reference = copy.deepcopy(policy).requires_grad_(False)

@@ -1,8 +1,8 @@
 """The model and the batch with which a step is measured: a LLaVA built from its configuration.
 
-Hidden 512, 6 layers, 32,000 tokens of vocabulary: the shares of decoder and output head, and of an
-image's tokens and a response's, are about those in a 7B model's step, on a machine without a GPU.
-Weights are random; a step's cost does not depend on them.
+Hidden 512, 6 layers, 32,000 tokens of vocabulary: in decoder and output head, an image's tokens, a
+response's and the vocabulary have about the same shares as in a 7B model's step, on a machine
+without a GPU. Weights are random; a step's cost does not depend on them.
 """
 
 from __future__ import annotations

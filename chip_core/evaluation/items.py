@@ -123,7 +123,7 @@ def select_half(
 
 
 def identity(settings: BenchmarkConfig, places: DataPaths) -> dict[str, Any]:
-    """Return what a fingerprint holds of a benchmark beside its settings.
+    """Return what a fingerprint holds of a benchmark besides its settings.
 
     Its questions and truths count by content; pictures are assumed to be the published ones, and
     count by how they are read.

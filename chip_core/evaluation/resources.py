@@ -1,4 +1,4 @@
-"""Find what a scorer needs beside its benchmark's folder, or report it as missing."""
+"""Find what a scorer needs besides its benchmark's folder, or report it as missing."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from chip_core.utils.registry import Registry
 ProtocolName = Literal["official", "corrected", "chip"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("official", "corrected", "chip")
 
-#: What a scorer may need beside the benchmark's folder.
+#: What a scorer may need besides the benchmark's folder.
 Need = Literal["similarity", "coco", "judge", "nltk"]
 
 
@@ -84,7 +84,7 @@ class Tagger(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a scorer may need beside the benchmark's folder.
+    """What a scorer may need besides the benchmark's folder.
 
     The default `tagger` is NLTK's. Without `similarity`, spaCy's en_core_web_lg is used if it is
     installed.

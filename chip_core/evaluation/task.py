@@ -51,7 +51,7 @@ class Item:
     prompt: str
     pictures: tuple[Picture, ...]  # shown before the prompt
     task: str = ""  # answers of one task have similar lengths: they are generated together
-    #: other values that the scorer reads beside the response
+    #: other values that the scorer reads besides the response
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,7 +79,7 @@ class Benchmark(ABC):
 
     version: str  # "amber-1": raised whenever its figures change; recorded with them
     metrics: Mapping[str, MetricInfo]
-    #: what it needs beside a model: "data" (a folder of its own), and its scorer's needs
+    #: what it needs besides a model: "data" (a folder of its own), and its scorer's needs
     needs: frozenset[str] = frozenset()
     protocols: frozenset[ProtocolName] = frozenset({"official"})  # those it implements
     splits: bool = False  # whether `select` and `report` are different questions

@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """A part of a checkpoint beside model and optimizer."""
+    """A part of a checkpoint besides model and optimizer."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return its state: tensors and plain data."""
@@ -77,7 +77,7 @@ class Resumed:
     """Where a training resumes, with notes for the report."""
 
     step: int  # updates already made
-    folder: Path | None  # the attempt whose checkpoint was used; None: no checkpoint was
+    folder: Path | None  # the attempt whose checkpoint was used; None: there was none
     notes: tuple[str, ...]
 
 

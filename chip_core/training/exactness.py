@@ -173,7 +173,7 @@ def _measured(
 ) -> tuple[Tensor, Tensor]:
     """Return hidden states, and the gradients of the vectors among the decoder's weights.
 
-    The vectors are few and in every layer, and a token with a wrong attention mask changes their
+    The vectors are few and in every layer, and a token that is attended to wrongly changes their
     gradients.
 
     Args:

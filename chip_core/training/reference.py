@@ -44,7 +44,7 @@ class LiveSource(ReferenceSource, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingReference:
-    """The reference of a training, with what is stored of it, and notes on that."""
+    """The reference of a training, and which parts of it are stored or computed."""
 
     source: ReferenceSource
     #: Returns a batch, on the CPU, with the stored features of its images.

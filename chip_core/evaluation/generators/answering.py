@@ -292,7 +292,7 @@ def _answered(
 
 
 def _marks(context: InferenceContext, questions: _Questions, generator: Generator) -> list[str]:
-    """Return hashes of what decides answers beside the question: this build's, then others'."""
+    """Return hashes of what decides answers besides the question: this build's, then others'."""
     decided_by = {
         **asking_identity(questions.benchmark),
         # It was once autocast over weights in fp32, which gives other answers.

@@ -58,7 +58,7 @@ class LocalServer:
             command: its command line.
             health: an address that answers 200 once the server is ready.
             log: the file for its output.
-            environment: further variables beside this process's environment.
+            environment: variables in addition to this process's environment.
             patience: the longest start, in seconds.
             stopping: called meanwhile; true: give up.
 

@@ -1,7 +1,7 @@
 """Store answers on disk as they are generated, so that a killed evaluation resumes.
 
 `answers/SIDE-BENCHMARK.MARK.WORKER.jsonl` in an attempt's folder has one line per answer. MARK is a
-hash of all that decides answers beside the question, including the weights, and each line has a
+hash of all that decides answers besides the question, including the weights, and each line has a
 hash of its question: an answer is reused only for the same question under the same mark.
 """
 
@@ -86,7 +86,7 @@ def previous_answers(
 
 
 def answers_fingerprint(decided_by: Mapping[str, Any]) -> str:
-    """Return a hash of what decides answers beside the questions."""
+    """Return a hash of what decides answers besides the questions."""
     return hashlib.sha256(json.dumps(dict(decided_by), sort_keys=True).encode()).hexdigest()
 
 

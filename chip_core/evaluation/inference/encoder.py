@@ -23,7 +23,7 @@ from chip_core.data.special_tokens import SpecialTokens
 from chip_core.evaluation.inference.prompts import Inputs, Prompt, common
 from chip_core.evaluation.task import Item
 
-#: Processors, and the inputs of a picture that decide its layout, beside the shapes of all inputs.
+#: Processors, and the inputs of a picture that decide its layout, besides the shapes of all.
 #: For other processors the picture's size may decide it.
 _LAID_OUT_BY = {
     "LlavaProcessor": (),

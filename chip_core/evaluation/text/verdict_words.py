@@ -265,7 +265,7 @@ FURTHER = re.compile(
 )
 BUT = re.compile(r"\b(?:but|however|yet|aber|jedoch|mais|pero|sin embargo)\b|但是?|不过|然而", _I)
 
-#: Negates something beside what is there: "a cat and no dog".
+#: Negates something besides what is there: "a cat and no dog".
 AND_NO = re.compile(r"(?:,|,? and|,? with) no(?:t)? (?:an? )?[\w ]+", _I)
 BUT_NONE = re.compile(
     r"\b(?:but|however|yet) (?:there (?:is|are|was|were) (?:none|nothing)|(?:i"

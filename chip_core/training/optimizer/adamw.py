@@ -61,7 +61,7 @@ def _adamw(settings: OptimizerConfig, groups: list[dict[str, Any]]) -> Any:
 
 
 def schedule_factor(settings: OptimizerConfig, steps: int, done: int) -> float:
-    """Return the share of the peak learning rate after `done` updates: warmup, then decay."""
+    """Return the share of the peak rate after `done` updates: linear warmup, then the schedule."""
     warmup = math.ceil(settings.warmup * steps)
     if done < warmup:
         return done / warmup

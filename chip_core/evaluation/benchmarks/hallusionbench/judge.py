@@ -160,7 +160,7 @@ def judge(
     protocol: ProtocolName,
     resources: Resources,
 ) -> tuple[list[Judged], int, list[Unreadable]]:
-    """Return each answer's verdict, the number of answers without one, and unreadable replies.
+    """Return verdicts, how many answers a judge gave none for, and replies that were not read.
 
     Verdicts in the answers are used; a judge is asked for missing ones, and then for `same` if a
     failure's cause depends on it. Under `corrected` an answer without a verdict is left out.
