@@ -77,7 +77,7 @@ Encode = Callable[[Sequence[int], int], PairBatch]
 
 
 class Loader:
-    """Encode batches in order; an encoding error is raised when its batch is requested."""
+    """Encodes batches in order; an encoding error is raised when its batch is requested."""
 
     def __init__(
         self, encode: Encode, schedule: Sequence[tuple[Portion, int]], *, processes: int = 0

@@ -82,7 +82,7 @@ class Resumed:
 
 
 class Checkpointer:
-    """Save the state of a training, and resume from a saved one.
+    """Saves the state of a training, and resumes from a saved one.
 
     All workers of the training must call each method together.
     """

@@ -29,7 +29,7 @@ ON_FUSED = "on (attention fused)"
 #: the difference over the norm.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
-#: With weights in bf16: the largest distance from fp32, in multiples of that of separate passes.
+#: With weights in bf16: the largest distance from fp32, in multiples of separate bf16 passes'.
 _BF16_FACTOR = 1.25
 
 #: The compared quantities.

@@ -64,7 +64,7 @@ class TrainingResult:
 
 
 class Trainer:
-    """Train a model in place against a frozen copy of itself as it is now.
+    """Trains a model in place against a frozen copy of itself as it is now.
 
     It owns the components of a training: the policy with its objective, the batches, the parallel
     strategy, the reference, the optimizer and its schedule, the checkpointer. Use it as a context

@@ -46,7 +46,7 @@ class InferenceContext:
 
     model: Any
     processor: Any
-    weights: str  # a hash of the weights: only their own answers are reused
+    weights: str  # an id unique to the weights: only their own answers are reused
     folder: Path  # gets answers/, responses/ and scores/
     places: DataPaths
     batch_size: int = 64  # items answered together
@@ -55,7 +55,7 @@ class InferenceContext:
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are reused
     report: Callable[[Progress], None] = lambda progress: None
     checkpoint_dir: Path | None = None  # a Hugging Face folder of the whole model, if there is one
-    #: hashes of the same weights under which earlier builds stored answers
+    #: ids of the same weights under which earlier builds stored answers
     former_weights: Sequence[str] = ()
     generator: Generator | None = None  # the engine that answers; None: transformers, in-process
     parity: ParityConfig = ParityConfig()  # how that engine is checked
@@ -152,7 +152,7 @@ class _Made:
 
 
 def measure(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> None:
-    """Compute and store transformers' answers to which another engine's answers are compared.
+    """Compute and store transformers' answers with which another engine's answers are compared.
 
     An engine may need the device that the model is on, so this runs for all benchmarks first. It
     does nothing if transformers generates the answers.

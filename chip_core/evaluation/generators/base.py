@@ -25,7 +25,7 @@ class AnsweringModel:
 
     model: Any  # in this process
     processor: Any
-    weights: str  # a hash that identifies them
+    weights: str  # an id unique to them
     bf16: bool = False
     base: str = ""  # the untrained model's folder or hub name
     revision: str | None = None  # of a hub name

@@ -40,7 +40,7 @@ class Address:
     #: "starting": restarting after it had died; "gone": for good; "stopped": with the study
     state: Literal["up", "starting", "gone", "stopped"]
     label: str  # the server's software
-    weights: str  # a hash of the untrained model's weights, with which it was started
+    weights: str  # an id unique to the untrained model's weights, with which it was started
     machine: str
     base_url: str = ""
     key: str = ""

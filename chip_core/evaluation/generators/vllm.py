@@ -58,7 +58,7 @@ class VllmGenerator(Generator):
         self.identity = identity(self.label, settings)
         self._server: LocalServer | None = None
         self._asked: OpenAIGenerator | None = None
-        self._serves: str | None = None  # the hash of its weights
+        self._serves: str | None = None  # the id of its weights
         self._moved: tuple[Any, torch.device] | None = None
         self._merged: Path | None = None
 

@@ -141,7 +141,7 @@ class Batches:
         return {key: error for key, error in failed.items() if self._cache.get(key) is None}
 
     def _send(self, calls: Mapping[str, Call], allow: Callable[[int], None]) -> list[Path]:
-        """Send the calls that are in no batch yet; return the records of all batches with calls."""
+        """Send the calls that are in no batch yet; return the records of all their batches."""
         with self._locked():
             open_ones = dict(self._records())
             asked = {key for record in open_ones.values() for key in record.keys}

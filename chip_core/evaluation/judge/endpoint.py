@@ -377,7 +377,7 @@ def _reply(said: Any) -> Reply:
     """Read the reply in a completion.
 
     Raises:
-        ValueError: it is not a chat completion with a text.
+        ValueError: it is not a chat completion, or its reply is too long.
     """
     choices = getattr(said, "choices", None)
     if not isinstance(choices, list) or not choices:

@@ -90,7 +90,7 @@ def learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[s
 
 
 def encoder_only_steps(config: TrialConfig, steps: int) -> int:
-    """Return the updates before a staged training goes on to all parts; 0 if it is not staged.
+    """Return the number of updates before a staged training trains all parts; 0: not staged.
 
     Each stage has at least one update, if there are two.
     """
