@@ -1,4 +1,4 @@
-"""How fast this build answers against another one's tree: the two take turns, by CPU time.
+"""Compare this build's speed of answering with that of another tree, in turns, by CPU time.
 
     python -m benchmarks.answers --against TREE [--items 1000] [--pictures 20] [--rounds 3] [--json]
 
@@ -6,8 +6,8 @@
 - `asked`: 15 questions on each picture of 576 tokens, as AMBER's, on the small LLaVA with random
   weights of benchmarks/generation.py; an answer is at most two tokens.
 
-Each build answers in a process of its own, batches of 64 on one thread, and answers have to be the
-same. A round's ratio is that of two CPU times beside each other: others' work slows both.
+Each build answers in its own process, in batches of 64 on one thread, and the answers must be the
+same. A round's ratio is that of two CPU times measured in turn: other load slows both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 HERE = Path(__file__).parents[1]
 
-#: Answers a round whenever a line comes.
+#: Runs one round of answers for each line on stdin.
 WORKER = """
 import hashlib, json, sys, time
 import torch
@@ -57,7 +57,7 @@ for line in sys.stdin:
 
 
 class Build:
-    """A tree of the product, which answers when it is told."""
+    """A tree of the product, in a process that answers on request."""
 
     def __init__(self, tree: Path, items: int, pictures: int) -> None:
         self._process = subprocess.Popen(
@@ -71,7 +71,7 @@ class Build:
         self._read()
 
     def answer(self, load: str) -> dict[str, Any]:
-        """Answer a load's questions; return CPU seconds, how many, and a mark of the answers."""
+        """Answer a load's questions; return CPU seconds, their number, and the answers' hash."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{load}\n")
         self._process.stdin.flush()
@@ -79,7 +79,7 @@ class Build:
         return found
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.communicate()
 
     def _read(self) -> str:
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def _commit(tree: Path) -> str:
-    """Return a tree's commit, and a mark of what was changed in it since."""
+    """Return a tree's commit, and a hash of its uncommitted changes."""
     git = ["git", "-C", str(tree)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     changes = subprocess.run([*git, "diff", "HEAD"], capture_output=True)

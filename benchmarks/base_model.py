@@ -1,14 +1,14 @@
-"""What a slot's second load of a base model costs, as a share of its first, and what slots share.
+"""Measure a slot's second load of a base model as a share of its first, and what slots share.
 
     python -m benchmarks.base_model
     python -m benchmarks.base_model --json
 
 A LLaVA with random weights, of the embedded model's kind and with its processor, that takes 1 GB in
-fp32 is loaded again and again in one process, as a slot loads it: from a file in fp32, which is
-mapped, and from one in bf16, which is converted; for trials that train adapters alone (nothing is
-copied) and for trials that train all of it. After the last load all that is trained is written to,
-as an optimizer does at its first step: `first_write_cpu_s`. Then a second process does the same,
-and what the two hold is read while both live: `pss_gb` counts a page that both have by half.
+fp32 is loaded repeatedly in one process, as a slot loads it: from a file in fp32, which is mapped,
+and from one in bf16, which is converted; for trials that train adapters alone (nothing is copied)
+and for trials that train all of it. After the last load all trained weights are written to, as an
+optimizer does at its first step: `first_write_cpu_s`. Then a second process does the same, and the
+memory of the two is read while both live: `pss_gb` counts half of each page that both hold.
 Imports are not counted: each process loads the embedded model first.
 """
 
@@ -39,7 +39,7 @@ TRAINED = {
 
 
 def build(folder: Path, dtype: str, layers: int | None = None) -> int:
-    """Write the model, of so many layers, and return its file's bytes."""
+    """Write the model, with this number of layers, and return its file's size in bytes."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -64,7 +64,7 @@ def held() -> dict[str, float]:
 
 
 def slot(folder: Path, trained: str) -> None:
-    """Load again and again; print what it cost, and at each line that is read what is held."""
+    """Load repeatedly; print the costs, and print the memory held at each line on stdin."""
     from chip_core.config.trial import ModelConfig, TrialConfig
     from chip_core.models.base_models import BASE_MODELS
     from chip_core.models.loading import load
@@ -75,7 +75,7 @@ def slot(folder: Path, trained: str) -> None:
     BASE_MODELS.keep()
     before, loads, model = held(), [], None
     for _ in range(1 + REPEATS):
-        del model  # as the trial before ends
+        del model  # as when the previous trial ends
         began, cpu = time.perf_counter(), time.process_time()
         model, _processor = load(config.model, config=config)
         wall, spent = time.perf_counter() - began, time.process_time() - cpu
@@ -91,7 +91,7 @@ def slot(folder: Path, trained: str) -> None:
 
 
 def measure(folder: Path, trained: str) -> dict[str, Any]:
-    """Return what loads cost in one slot, and what two slots hold at the same time."""
+    """Return the costs of loads in one slot, and the memory of two slots at the same time."""
     command = [sys.executable, "-m", "benchmarks.base_model"]
     command += ["--slot", str(folder), "--trained", trained]
     slots, found = [], []
@@ -102,7 +102,7 @@ def measure(folder: Path, trained: str) -> dict[str, Any]:
         one.stdin.write("\n")
         one.stdin.flush()
         found.append(json.loads(one.stdout.readline()))
-        one.stdout.readline()  # it holds all that it will hold
+        one.stdout.readline()  # it holds all its memory now
     together = []
     for _, asked, said in slots:
         asked.write("\n")

@@ -1,16 +1,16 @@
-"""What a training on many rows with images takes until its first step: seconds and memory.
+"""Measure the time and memory of a training on many rows with images until its first step.
 
     python -m benchmarks.data_at_size
     python -m benchmarks.data_at_size --rows 2075 8300 --json
 
 Rows have the pictures of benchmarks/data_check.py, in parquet as RLHF-V has them, no two with the
 same bytes. A training of the embedded world's model (adapters, one step of 8 pairs) is started
-twice: the first start makes the Arrow copy that rows are read from by number, the second finds it.
-`pss_mb` is the most memory that the training's processes held together, mapped files included, and
-`rss_mb` the most that one of them did; `seconds` are wall seconds from the start of the process to
-the end of its first step, `cpu_s` CPU seconds of all its processes; those of `check data` look at
-every row. A row's share is the difference of the two sizes by the rows between, and by that figures
-are told for `--told` rows (RLAIF-V's 83,000).
+twice: the first start makes the Arrow copy from which rows are read by number, the second finds it.
+`pss_mb` is the most memory that the training's processes held together, including mapped files, and
+`rss_mb` the most of any one of them; `seconds` are wall seconds from the start of the process to
+the end of its first step, `cpu_s` CPU seconds of all its processes; those of `check data` are for
+all rows. The cost of a row is the difference between the two sizes divided by the rows between
+them; it extrapolates the figures to `--told` rows (RLAIF-V's 83,000).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import psutil
 from benchmarks.data_check import PICTURES, pictures
 from benchmarks.machine import describe, line
 
-#: Of one start of a training: settings of the recipe `shapes`.
+#: Settings of the recipe `shapes` for each training.
 SETTINGS = [
     "language_model=lora", "training.max_steps=1", "training.batch_size=8", "optimizer.warmup=0",
     "engine.micro_batch=8", "benchmarks={}",
@@ -41,7 +41,7 @@ FIGURES = ("seconds", "cpu_s", "check_data_s", "check_data_cpu_s", "pss_mb", "rs
 
 
 def write_rows(file: Path, rows: int) -> None:
-    """Write a data set, some hundred rows at a time."""
+    """Write a data set, `GROUP` rows at a time."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -51,7 +51,7 @@ def write_rows(file: Path, rows: int) -> None:
             [
                 {
                     "idx": row,
-                    # What follows a picture's end is read by nobody.
+                    # Bytes after a picture's end are ignored by its readers.
                     "image": {"bytes": shown[row % PICTURES] + b"%08d" % row, "path": f"{row}.jpg"},
                     "text": json.dumps(
                         {"question": f"What is {row}?", "chosen": "A red ball.", "rejected": "Two."}
@@ -103,7 +103,7 @@ def start(file: Path, out: Path, cache: Path) -> dict[str, float]:
 
 
 def _held(process: int) -> dict[str, float]:
-    """Return what a process and those below it hold, in MB; nothing where it is gone."""
+    """Return the memory of a process and its descendants, in MB; nothing if it is gone."""
     try:
         whole = psutil.Process(process)
         held = [each.memory_full_info() for each in [whole, *whole.children(recursive=True)]]
@@ -116,7 +116,7 @@ def _held(process: int) -> dict[str, float]:
 
 
 def told(few: dict[str, Any], many: dict[str, Any], rows: int) -> dict[str, dict[str, float]]:
-    """Return what so many rows would take: what few took, and each further row as measured."""
+    """Extrapolate to a number of rows: the cost of few, and that of each further row."""
     further = (rows - few["rows"]) / (many["rows"] - few["rows"])
     return {
         kind: {

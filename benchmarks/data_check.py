@@ -1,13 +1,13 @@
-"""How many rows a second `chip-ablate data check` looks at, of this build and of another.
+"""Measure how many rows a second `chip-ablate data check` reads, in this build and in another.
 
     python -m benchmarks.data_check
     python -m benchmarks.data_check --other ../base --pairs 5 --json
 
-Rows are drawn with a seed: 336 x 336 pictures, half JPEG, half PNG, of noise that was made smooth,
-so that they compress about as photographs do; in parquet as RLHF-V has them, and as JSON lines that
-name files. `--other` is a checkout of another build, run by the same interpreter: the two take
-turns, a process each time, and the ratios are those of the turns. CPU seconds are a process's own;
-the start of the command counts.
+Rows are drawn with a seed: 336 x 336 pictures, half JPEG, half PNG, of smoothed noise, so that they
+compress about as photographs do; in parquet as RLHF-V has them, and as JSON lines that name files.
+`--other` is a checkout of another build, run by the same interpreter: the two take turns, each in a
+new process, and the ratios are those of the turns. CPU seconds are those of the process, including
+the start of the command.
 """
 
 from __future__ import annotations
@@ -101,10 +101,10 @@ def check(build: Path, file: Path, rows: int) -> dict[str, float]:
 
 
 def measure(builds: dict[str, Path], file: Path, rows: int, pairs: int) -> dict[str, Any]:
-    """Let builds take turns; return rows a second of each, and their ratios by turn."""
+    """Run builds in turns; return rows a second of each, and their ratios by turn."""
     turns = []
     for number in range(pairs):
-        # Who begins changes, so that what warms up helps both alike.
+        # The order alternates, so that warm-up helps both alike.
         order = list(builds.items())[:: 1 if number % 2 == 0 else -1]
         turns.append({name: check(build, file, rows) for name, build in order})
     found: dict[str, Any] = {

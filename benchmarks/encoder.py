@@ -1,13 +1,13 @@
-"""Wall and CPU seconds of the encoder study from empty, of this checkout and of another one.
+"""Measure wall and CPU seconds of the encoder study from empty, in this checkout and another one.
 
     python -m benchmarks.encoder --other ../build-82a6933
     python -m benchmarks.encoder --other ../build-82a6933 --rounds 3 --json
     python -m benchmarks.encoder --other ../build-82a6933 --set training.max_steps=2   # a try
 
-`chip-ablate run ablations/encoder.yaml` of both, turn by turn, each time in a work directory of its
-own, by this interpreter and its libraries. CPU seconds are the kernel's own sum over all processes,
-Ray's daemons and workers too, however they were started and whoever waited for them: each run is in
-a control group of its own (cgroup v2). To make one takes root, or a scope of one's own:
+Both run `chip-ablate run ablations/encoder.yaml` in turns, each time in a new work directory, with
+this interpreter and its libraries. CPU seconds are the kernel's sum over all processes, including
+Ray's daemons and workers, however they were started and whoever waited for them: each run is in a
+control group of its own (cgroup v2). Creating one needs root, or a scope of the user's own:
 
     systemd-run --user --scope -p Delegate=yes python -m benchmarks.encoder --other …
 """
@@ -30,16 +30,16 @@ from benchmarks.machine import describe, line, spread
 
 HERE = Path(__file__).resolve().parent.parent
 PROGRAM = "from orchestrator.cli import program; program()"
-#: Seconds in which all processes of a run that has ended have to be gone.
+#: Seconds within which all processes of a finished run must be gone.
 PATIENCE = 120.0
 
 
 @contextlib.contextmanager
 def control_group() -> Iterator[Path]:
-    """Make a control group below this process's own, and remove it with what is left in it.
+    """Create a control group below this process's own; remove it with all that is left in it.
 
     Raises:
-        SystemExit: none can be made.
+        SystemExit: it cannot be created.
     """
     mounts = [words.split() for words in Path("/proc/mounts").read_text().splitlines()]
     roots = [Path(place) for _, place, kind, *_ in mounts if kind == "cgroup2"]
@@ -68,7 +68,7 @@ def control_group() -> Iterator[Path]:
 
 
 def is_empty(group: Path) -> bool:
-    """Wait until a control group has no process; return whether it has none."""
+    """Wait for the last process of a control group to end; return whether it did."""
     until = time.monotonic() + PATIENCE
     while stat(group, "cgroup.events")["populated"] and time.monotonic() < until:
         time.sleep(0.1)

@@ -1,14 +1,14 @@
-"""What a study was estimated to take, against what it took: CPU seconds.
+"""Compare the estimated cost of a study with its actual cost, in CPU seconds.
 
     python -m benchmarks.estimate                 # the encoder study, three times
     python -m benchmarks.estimate --executor ray
     python -m benchmarks.estimate --small         # two arms, one seed: a look, not the benchmark
     python -m benchmarks.estimate --json
 
-Each repeat has a work directory of its own. `chip-ablate plan --calibrate` estimates, `chip-ablate
-run` runs. Taken are the CPU seconds of all processes of the run, the driver's, MLflow's, the
-report's and Ray's among them, which the estimate leaves out: it is of the trials and the reference
-passes. Both are given: all, and what the trials' own processes noted of themselves.
+Each repeat has a new work directory. `chip-ablate plan --calibrate` estimates, `chip-ablate run`
+runs. The actual cost is the CPU seconds of all processes of the run, including the driver's,
+MLflow's, the report's and Ray's, which the estimate leaves out: it covers the trials and the
+reference passes. Two figures are given: all processes, and what the trials' own ones recorded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROGRAM = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
 
 
 def measure(study: str, executor: str, workdir: Path, extra: Sequence[str]) -> dict[str, Any]:
-    """Return what was estimated and what was taken, in seconds."""
+    """Return the estimated and the actual cost, in seconds."""
     given = [study, "--executor", executor, "--workdir", str(workdir), "--json", *extra]
     calibration, planned = _timed([*PROGRAM, "plan", *given, "--calibrate"])
     cost = planned["cost"]
@@ -65,7 +65,7 @@ def measure(study: str, executor: str, workdir: Path, extra: Sequence[str]) -> d
 
 
 def _timed(command: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a command that prints JSON; return what all its processes took, and what it printed."""
+    """Run a command that prints JSON; return the cost of all its processes, and its output."""
     meter = Meter()
     before = meter.read()  # of this process, and of others that it started
     began = time.perf_counter()
@@ -79,7 +79,7 @@ def _timed(command: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _noted(workdir: Path) -> float:
-    """Return the CPU seconds that the trials noted, reference passes aside."""
+    """Return the CPU seconds that the trials recorded, without reference passes."""
     from orchestrator.state.ledger import Ledger
 
     return sum(sum(record.cpu.values()) for _, record in Ledger(workdir).items())

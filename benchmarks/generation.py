@@ -1,4 +1,4 @@
-"""How fast questions are answered, and whether the answers depend on how: ratios within one run.
+"""Measure how fast questions are answered in several ways, and whether the answers differ.
 
     python -m benchmarks.generation [--json]
 
@@ -6,9 +6,9 @@
 - `asked`: pictures of 576 tokens with 14 short questions each, as AMBER's, on a small LLaVA with
   random weights (hidden 256, 4 layers); an answer is one token.
 
-Each is answered one at a time, in batches, and in batches that compute a picture once. Then the
-embedded world's questions again with three beams and in bfloat16: how many answers change with the
-batch.
+Each is answered one question at a time, in batches, and in batches that compute a picture once;
+the figures are ratios within one run. Then the embedded world's questions are answered with three
+beams and in bfloat16: how many answers change with the batch.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def asked() -> dict[str, float]:
 
 
 def dependence() -> dict[str, tuple[int, int]]:
-    """Count the answers that are others when they are made together."""
+    """Count the answers that change when they are computed in batches."""
     items = BENCHMARKS["shapes"].items("report", data=None, protocol="official")[:200]
     changed = {}
     for what, dtype, settings in (

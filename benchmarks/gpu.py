@@ -15,7 +15,7 @@ trl                TRL's DPOTrainer (with `--objective dpo`, where the extra `be
 Tokens are the unique ones of a batch: prefixes, chosen, rejected and, where the objective reads
 it, chosen under the rejected image. MFU counts the floating-point operations of the floor (forward
 and backward of the decoder over these tokens, output head on response positions) and no more,
-whatever a way computes; it is given where the device's peak is known or told.
+regardless of what a way computes; it is given if the device's peak is known or given as an option.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _timed(
 
 
 def peak_of(told: float | None, device: torch.device) -> float | None:
-    """Return a device's operations a second, as told or as known; None where neither is."""
+    """Return a device's operations a second, as given or as known, or None."""
     if told is not None:
         return told * 1e12
     if device.type != "cuda":

@@ -1,11 +1,11 @@
-"""Does a training on this GPU come out as it should, and how fast is it? One command, no network.
+"""Check that trainings on this GPU are correct, and measure their speed, without network.
 
     python -m benchmarks.gpu_acceptance --out DIR
     python -m benchmarks.gpu_acceptance --out DIR --size tiny --device cpu   # the same code, no GPU
 
-It takes torch, transformers, peft, safetensors, numpy, pillow, pydantic and pyyaml, and writes
+It needs torch, transformers, peft, safetensors, numpy, pillow, pydantic and pyyaml, and writes
 DIR/acceptance.json. Models are built from their configuration with random weights. A part that
-fails is a row with its reason; the others go on.
+fails is a row with its reason; the others continue.
 
 exact fp32, exact bf16   a packed row against separate passes; a reference that was written and read
                          against a live one; the log-ratio before the first step
@@ -57,11 +57,11 @@ from chip_core.training.trainer import Trainer
 from chip_core.utils.errors import StoppedError
 from chip_core.utils.seeding import seed_process
 
-#: The model that is looked at closely: hidden 256, 2 layers.
+#: The model of the exact comparisons: hidden 256, 2 layers.
 CLOSE = {"hidden": 256, "layers": 2, "image_tokens": 144, "vocabulary": 4000}
-#: Words of an answer, and of what a sample's responses have.
+#: Words of an answer, and of a sample's chosen and rejected responses.
 WORDS, CHOSEN, REJECTED = 24, 100, 110
-#: What the processor of the workload takes a conversation for.
+#: The chat template of the workload's processor.
 TEMPLATE = (
     "{% for message in messages %}{% for part in message.content %}"
     "{% if part.type == 'image' %}<image> {% else %}{{ part.text }} {% endif %}{% endfor %}"
@@ -70,12 +70,12 @@ TEMPLATE = (
 
 
 class HeldPairs(list[PreferencePair], Pairs):
-    """Pairs that are all held."""
+    """Pairs that are all in memory."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and where."""
+    """What is trained, and on which device."""
 
     workload: Workload
     device: torch.device
@@ -137,7 +137,7 @@ class Setting:
 
     @contextmanager
     def trainer(self, config: TrialConfig, name: str, compute: Compute) -> Iterator[Trainer]:
-        """A trainer of a fresh model; its files go to a folder of that name."""
+        """Open a trainer of a new model; its files go to a folder of that name."""
         folder = self.folder / name
         folder.mkdir()
         with Trainer(
@@ -157,7 +157,7 @@ class Setting:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all parts; return 1 where one of them failed or is not exact."""
+    """Run all parts; return 1 if one of them failed or is not exact."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -189,7 +189,7 @@ def _machine() -> dict[str, Any]:
     try:
         machine = describe()
         print(line(machine), flush=True)
-    except ModuleNotFoundError:  # a bare machine has no psutil
+    except ModuleNotFoundError:  # a minimal environment has no psutil
         machine = {"torch": torch.__version__}
         if torch.cuda.is_available():
             machine["gpu"] = torch.cuda.get_device_name()
@@ -197,11 +197,11 @@ def _machine() -> dict[str, Any]:
 
 
 def _row(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run a part; what it raises is its row."""
+    """Run a part; an exception becomes its row."""
     began = time.perf_counter()
     try:
         found = {"ok": True, **part()}
-    except Exception as error:  # whatever a device or a library raises is what is to be known
+    except Exception as error:  # any error of a device or a library is a result
         traceback.print_exc()
         found = {"ok": False, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
     return {"part": name, **found, "seconds": round(time.perf_counter() - began, 1)}
@@ -270,7 +270,7 @@ def exact(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
 
 
 def _written_and_read(scores: ReferenceScores, setting: Setting) -> ReferenceScores:
-    """Return what a reference says as it comes back from a file."""
+    """Return a reference's scores after writing them to a file and reading them back."""
     from safetensors.torch import load_file, save_file
 
     file = setting.folder / "reference.safetensors"
@@ -297,7 +297,7 @@ def _rewards(result: Any) -> list[Tensor]:
 
 
 def repeat(setting: Setting) -> dict[str, Any]:
-    """Train twice alike.
+    """Run the same training twice.
 
     Raises:
         ArithmeticError: the weights differ.
@@ -308,10 +308,10 @@ def repeat(setting: Setting) -> dict[str, Any]:
 
 
 def resume(setting: Setting) -> dict[str, Any]:
-    """Stop a training after its second step and go on from the checkpoint.
+    """Stop a training after its second step and resume it from the checkpoint.
 
     Raises:
-        ArithmeticError: the weights are not those of a training that was not stopped.
+        ArithmeticError: the weights differ from those of an uninterrupted training.
     """
     config = setting.config(steps=4)
     whole = _trained_hash(setting, config, "whole")
@@ -325,10 +325,10 @@ def resume(setting: Setting) -> dict[str, Any]:
 
 
 def fsdp(setting: Setting) -> dict[str, Any]:
-    """Train by FSDP2 with one rank, and by one process.
+    """Train with FSDP2 on one rank, and in one process.
 
     Raises:
-        ArithmeticError: the last losses are further apart than rounding.
+        ArithmeticError: the last losses differ by more than rounding.
     """
     config = setting.config(steps=3)
     losses = []
@@ -405,7 +405,7 @@ def _trained_tokens(shape: RowShape) -> int:
 
 def answers(setting: Setting, items: int) -> dict[str, Any]:
     """Answer questions on pictures of their own, in one batch."""
-    # Imported here: what of it a bare machine lacks fails this part alone.
+    # Imported here: if a minimal environment lacks a part of it, only this part fails.
     from chip_core.evaluation.inference import generate
     from chip_core.evaluation.task import Item, Picture
 

@@ -1,8 +1,8 @@
-"""How often people's preferences show a difference of two arms where there is none.
+"""Simulate how often people's preferences show a difference of two arms that are equal.
 
-Sixty items, each judged once, divided over the training seeds; 30 % ties; a training moves the
+Sixty items, each judged once, divided over the training seeds; 30 % ties; a training shifts the
 chance of a win by a normal draw whose standard deviation, on win less lose, is `sd`. Printed: the
-share of studies in which p < .05, and in which the interval over items alone leaves 0 out.
+share of studies with p < .05, and the share in which the interval over items alone excludes 0.
 
 Run: python benchmarks/human_simulation.py [STUDIES]
 """

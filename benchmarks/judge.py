@@ -1,11 +1,12 @@
-"""How long a slot waits for the scoring of its trials, where a judge takes half a second an answer.
+"""Measure how long a slot waits for the scoring of its trials by a judge with a delay.
 
     python -m benchmarks.judge
     python -m benchmarks.judge --delay 0.5 --items 24 --steps 40 --json
 
-A study of four trials on Ray, one at a time, asks MMHal-Bench's questions (made here, about drawn
-images) and a judge on this machine. The slot's wait is the time between a trial's answers and the
-beginning of the next trial, by the ledger; beside it, how long the judge took of all trials.
+The judge takes `--delay` seconds for an answer, half a second by default. A study of four trials on
+Ray, one at a time, uses questions in MMHal-Bench's form (made here, about drawn images) and a judge
+on this machine. The slot's wait is the time between a trial's answers and the start of the next
+trial, by the ledger; the judge's total time over all trials is given, too.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Judge(BaseHTTPRequestHandler):
     delay = 0.5
 
     def do_POST(self) -> None:
-        """Rate whatever is asked."""
+        """Return a rating for any request."""
         self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep(self.delay)
         message = {"role": "assistant", "content": "Rating: 4"}
@@ -62,12 +63,12 @@ class Judge(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def judging(delay: float) -> Iterator[str]:
-    """Yield the address of a judge that takes so many seconds an answer."""
+    """Yield the address of a judge that takes `delay` seconds for an answer."""
     handler = type("Handler", (Judge,), {"delay": delay})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -106,7 +107,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         (folder / "judged.yaml").write_text(text)
         command = [sys.executable, "-c", PROGRAM, "run", str(folder / "judged.yaml")]
         command += ["--workdir", str(folder / "runs"), "--benchmark-data", str(folder / "data")]
-        # A large learning rate: models that answer alike would share the judge's replies.
+        # A large learning rate: models with equal answers would share the judge's replies.
         command += ["--max-concurrent", "1", "--set", f"training.max_steps={options.steps}"]
         command += ["--set", "optimizer.lr=1e-3"]
         ended = subprocess.run(
@@ -122,7 +123,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_slot(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the ledger's times say of the slot."""
+    """Compute the slot's times from the ledger."""
     times: dict[str, dict[str, float]] = {}
     judged: dict[str, float] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""What every benchmark says beside its figures: the machine, the versions, the date."""
+"""Facts that every benchmark reports with its figures: the machine, the versions, the date."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VERSIONS = ("torch", "transformers", "peft", "trl", "ray", "mlflow", "numpy")
 
 
 def describe() -> dict[str, Any]:
-    """Return the machine, what runs on it, and when; nothing is imported that was not before."""
+    """Return the machine, its software, and the time, without new imports."""
     import psutil
 
     return {
@@ -51,7 +51,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def line(machine: dict[str, Any]) -> str:
-    """Return a machine as one line for people."""
+    """Format a machine as one line."""
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
     return (
         f"{machine['date']}: {machine['cores']} cores of {machine['processor']}, "

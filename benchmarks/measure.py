@@ -1,4 +1,4 @@
-"""What benchmarks share: time in interleaved rounds, peak memory."""
+"""Helpers of benchmarks: time in interleaved rounds, peak memory."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def interleaved(
 ) -> dict[str, Times]:
     """Time things one after the other, round after round; a first round is not counted.
 
-    A machine that slows down for a while so slows all of them. The `cpu` clock counts what this
-    process computes, whatever else the machine does.
+    So a machine that is slow for a while slows all of them. The `cpu` clock counts what this
+    process computes, independent of other load.
     """
     now = _CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in things}
@@ -50,18 +50,18 @@ def interleaved(
 
 
 class PeakMemory:
-    """The most memory that this process holds, over what it held at first, in MiB; Linux alone."""
+    """The peak memory of this process above its initial memory, in MiB; Linux only."""
 
     def __init__(self) -> None:
         self._before = _status("VmRSS")
         self.forget()
 
     def forget(self) -> None:
-        """Let the peak count from here."""
+        """Reset the peak."""
         Path("/proc/self/clear_refs").write_text("5")
 
     def reached(self) -> float:
-        """Return by how much the peak lies above what was held at the beginning."""
+        """Return the peak since the last reset, above the initial memory."""
         return _status("VmHWM") - self._before
 
 

@@ -1,8 +1,8 @@
-"""The table of memory by recipe and device of docs/scale.md: computed, nothing of it measured.
+"""Compute the table of memory by recipe and device in docs/scale.md, without measuring anything.
 
     python -m benchmarks.memory [--json FILE]
 
-Each row is a recipe, as it is or with settings beside it; a step is made on torch's fake tensors.
+Each row is a recipe, unchanged or with further settings; a step runs on torch's fake tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.cost.published.devices import DEVICES
 _LESS = {"training.gradients": "bf16", "optimizer.states": "int8"}
 _ONE = {"engine.workers_per_trial": 1, "engine.parallel": "auto"}
 
-#: Recipe, and settings beside it.
+#: Recipe, and further settings.
 ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llava-1.6-7b", {}),
     ("llava-1.6-7b-full", {}),

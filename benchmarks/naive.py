@@ -1,8 +1,8 @@
-"""A step as the released code takes it: 3 policy and 4 reference sequences, all logits.
+"""Compute a step as the released code does: 3 policy and 4 reference sequences, all logits.
 
 - The policy reads chosen, rejected, and chosen under the rejected image as one padded batch; the
-  reference reads chosen and rejected twice, under either image. So it is for plain DPO too.
-- Labels go to the model, which computes a cross-entropy over all logits that nobody asks for.
+  reference reads chosen and rejected twice, under either image. This includes plain DPO.
+- Labels are passed to the model, which computes an unused cross-entropy over all logits.
 - Log-softmax and divergence are taken at every position, image and prompt included; the policy's
   log-softmax twice.
 - The rejected response under the rejected image is never used.
@@ -31,7 +31,7 @@ IGNORED = -100
 
 
 def naive_loss(policy: Any, reference: Any, batch: PairBatch, objective: ObjectiveConfig) -> Tensor:
-    """Return the mean objective of a batch, all of whose prompts have one length."""
+    """Return the mean objective of a batch whose prompts all have the same length."""
     assert batch.rejected_image_prompts is not None
     pairs, length = len(batch), _longest(batch)
     true, other = batch.prompts, batch.rejected_image_prompts
@@ -98,7 +98,7 @@ def _read(
 
 
 def _behind(values: Tensor, start: int, length: int) -> Tensor:
-    """Return values in rows of a length, from a place on; else 0."""
+    """Return values in rows of a length, from an index on; else 0."""
     rows = values.new_zeros(len(values), length)
     rows[:, start : start + values.shape[1]] = values
     return rows

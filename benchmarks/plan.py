@@ -1,11 +1,11 @@
-"""How long planning a large study takes: 10,000 cells, each a configuration and a fingerprint.
+"""Measure how long planning takes for a study of 10,000 cells, each a config and a fingerprint.
 
     python -m benchmarks.plan
     python -m benchmarks.plan --json
 
-Two studies of the same number of cells: in one every cell is a trial, in the other half of them
-differ in what has no effect under DPO and are one trial. Wall and CPU seconds of loading the file
-and of making the plan, apart from imports; one process a repeat.
+There are two studies with the same number of cells: in one every cell is a trial, in the other half
+of them differ in what has no effect under DPO and are one trial. Wall and CPU seconds of loading
+the file and of making the plan, without imports; each repeat is a new process.
 """
 
 from __future__ import annotations

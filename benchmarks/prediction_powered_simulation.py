@@ -1,15 +1,15 @@
-"""How often the interval of a judge's mean, corrected by human labels, holds the truth.
+"""Simulate how often the interval of a judge's mean, corrected by labels, covers the truth.
 
     python -m benchmarks.prediction_powered_simulation --repeats 2000 --rates 0.1 0.15 0.3 0.5
     python -m benchmarks.prediction_powered_simulation --json
 
-The world: of N items a judge says of each answer whether it is right, and is itself right with the
-chance `accuracy`; people label n of them. Two kinds of figure: the rate of one arm, and the
-difference of two arms on the same items, of which each label and verdict is −1, 0 or 1 (half of the
+The world: for each answer to N items, a judge says whether it is right, and is itself right with
+probability `accuracy`; people label n of the items. Two kinds of figure: the rate of one arm, and
+the difference of two arms on the same items, whose labels and verdicts are −1, 0 or 1 (half of the
 items are alike for both). With three answers an item, as of three training seeds, people label one
-of them, and the judge read all. Reported: the share of 95 % intervals that hold the true figure,
+of them, and the judge reads all. Reported: the share of 95 % intervals that cover the true figure,
 with its Monte-Carlo standard error, for the corrected figure, the judge's own and the labels alone;
-the mean width of the three; and how far the judge's own figure is off.
+the mean width of the three; and the error of the judge's own figure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIZES = (
     (200, 30, 1), (200, 60, 1), (1000, 30, 1), (1000, 60, 1), (1000, 100, 1), (1000, 100, 3)
 )  # fmt: skip
 DIFFERENCE = 0.05  # of the second arm's rate over the first's
-ALIKE = 0.5  # items whose two answers have one label for certain
+ALIKE = 0.5  # share of items whose two answers certainly have the same label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def simulate(setting: Setting, repeats: int, seed: int) -> dict[str, Any]:
     """Return a setting's shares and means, in percent and points."""
-    # Each setting draws benchmarks of its own: their errors are then independent.
+    # Each setting draws its own benchmarks, so that their errors are independent.
     own = [setting.items, setting.labels, setting.answers]
     own += [round(1000 * share) for share in (setting.accuracy, setting.rate)]
     random = np.random.default_rng([seed, *own, setting.kind == "rate"])
@@ -124,7 +124,7 @@ def simulate(setting: Setting, repeats: int, seed: int) -> dict[str, Any]:
 
 
 def _benchmark(setting: Setting, random: np.random.Generator) -> dict[str, MeanEstimate]:
-    """Draw a benchmark; its items are in no order, so that the first n are a random subset."""
+    """Draw a benchmark; its items are in random order, so the first n are a random subset."""
     shape = (setting.answers, setting.items)
     threshold = random.random(setting.items)  # one for all of an item's answers, half of the time
     first = _where_alike(random, shape, threshold) < setting.rate
@@ -159,7 +159,7 @@ def _where_alike(
 def _read(
     right: NDArray[np.bool_], accuracy: float, random: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what people and what the judge say, as numbers."""
+    """Return the labels of people and the judge's verdicts, as numbers."""
     wrong = random.random(right.shape) > accuracy
     return right.astype(float), (right ^ wrong).astype(float)
 

@@ -1,12 +1,12 @@
-"""What commands cost where nothing is to run: `run`, `plan` and `status` of a finished study.
+"""Measure what `run`, `plan` and `status` of a finished study cost, with nothing left to run.
 
     python -m benchmarks.rerun
     python -m benchmarks.rerun --workdir chip-runs     # of the encoder study, finished there
     python -m benchmarks.rerun --json
 
 Without a work directory the encoder study is made first, with trainings of two steps: what a rerun
-looks at has the same shape. Wall and CPU seconds of each command's whole process, user and system,
-its children's with them; interleaved, one process a repeat. A rerun that writes a file is an error.
+reads has the same form. Wall and CPU seconds of each command's whole process, user and system,
+including its children; interleaved, a new process each repeat. A rerun must not write a file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def spent(words: Sequence[str]) -> dict[str, float]:
 
 
 def written(workdir: Path) -> dict[str, int]:
-    """Return when each file of a work directory was written; locks are each run's own."""
+    """Return when each file of a work directory was written; locks, which each run has, aside."""
     return {
         str(file): file.stat().st_mtime_ns
         for file in workdir.rglob("*")

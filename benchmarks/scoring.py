@@ -1,12 +1,12 @@
-"""How long AMBER's 15,220 answers take to score, with a table of word similarities, on one core.
+"""Measure how long scoring AMBER's 15,220 answers takes, with a similarity table, on one core.
 
     python benchmarks/scoring.py --data AMBER
     python benchmarks/scoring.py --data AMBER --json
 
-Needs AMBER's own folder (annotations.json, relation.json, safe_words.txt) and NLTK's data. The
+It needs AMBER's own folder (annotations.json, relation.json, safe_words.txt) and NLTK's data. The
 answers are drawn: a description of about 90 words for each picture, of AMBER's vocabulary in frames
-such as models write, and Yes or No to every question. Everything from an empty process on counts:
-imports, reading and the figures.
+like those of models, and Yes or No to every question. Everything in a new process counts: imports,
+reading and the figures.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def similarities(data: Path, draw: random.Random) -> dict[str, float]:
 
 
 def measure(data: Path) -> dict[str, float]:
-    """Score drawn answers in a process of its own; return its seconds and what it scored."""
+    """Score drawn answers in a new process; return its seconds and what it scored."""
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         given, table = Path(folder, "answers.json"), Path(folder, "similarity.json")

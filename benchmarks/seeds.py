@@ -1,4 +1,4 @@
-"""Whether two seeds of a small model should share one process: they should not.
+"""Measure whether two seeds of a small model should share one process: they should not.
 
     python -m benchmarks.seeds
     python -m benchmarks.seeds --json
@@ -67,7 +67,7 @@ def run(way: str, steps: int, folder: Path) -> dict[str, float]:
 
 
 def child(way: str, folder: Path, steps: int, seeds: Sequence[int]) -> None:
-    """Be one of the processes."""
+    """Run as one of the processes."""
     if way != "two threads":
         for seed in seeds:
             train(seed, steps, folder)

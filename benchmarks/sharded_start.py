@@ -1,15 +1,15 @@
-"""What each of two workers holds as a training under `parallel: fsdp` starts.
+"""Measure the memory of each of two workers when a training under `parallel: fsdp` starts.
 
     python -m benchmarks.sharded_start
     python -m benchmarks.sharded_start --json
 
 The model is that of benchmarks/base_model.py with 32 layers: random weights that take 1 GB in fp32,
-in a file of fp32, which is mapped, and of bf16, which is converted to fp32. Two processes that gloo
-joins load and spread it: once each of them loads all of it, as builds before 2026-11-30 did, and
-once the first alone, as a trial does. `uss` is memory that no other process shares, `peak` the most
-of it while the model was loaded and spread, looked at 50 times a second; what was held before is
-taken off. `MALLOC_MMAP_THRESHOLD_` has the C library give back every larger piece at once: what it
-would keep for later differs from run to run by half a gigabyte.
+in a file of fp32, which is mapped, and of bf16, which is converted to fp32. Two processes, joined
+by gloo, load and shard it: once each of them loads all of it, as builds before 2026-11-30 did, and
+once the first alone, as a trial does. `uss` is memory that no other process shares, `peak` its
+maximum while the model was loaded and sharded, sampled 50 times a second; what was held before is
+subtracted. With `MALLOC_MMAP_THRESHOLD_` the C library returns every larger piece at once: the
+memory that it would keep otherwise differs from run to run by half a gigabyte.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Peak:
             self.uss = max(self.uss, psutil.Process().memory_full_info().uss / 1e9)
 
     def close(self) -> float:
-        """Stop looking; return what was seen."""
+        """Stop sampling; return the maximum."""
         self._over.set()
         self._looking.join()
         return self.uss
 
 
 def worker(folder: Path, loads: str) -> None:
-    """Load and spread the model; print what is held."""
+    """Load and shard the model; print the memory held."""
     from chip_core.config.trial import ModelConfig, TrialConfig
     from chip_core.models import loading
     from chip_core.models.adapters import attach_adapters
@@ -92,7 +92,7 @@ def worker(folder: Path, loads: str) -> None:
 
 
 def measure(folder: Path, loads: str) -> list[dict[str, float]]:
-    """Return what each worker held, by rank."""
+    """Return each worker's memory, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -1,13 +1,13 @@
-"""What a trial costs before its first step: CPU and wall seconds, inline and on Ray.
+"""Measure what a trial costs before its first step: CPU and wall seconds, inline and on Ray.
 
     python -m benchmarks.startup
     python -m benchmarks.startup --json
 
 Trials of one step on the embedded world, one after another. CPU seconds are those of all processes
 of the run, from a trial's start to its first step, by process. On Ray the first trial of a run also
-starts its slot (the process `ImplicitFunc`), in which the next ones run, and is given apart; so is
-a first trial inline, which imports everything. Where a trial's time goes is what it logs as
-`timing/*`.
+starts its slot (the process `ImplicitFunc`), in which the next ones run, and is given separately;
+so is a first trial inline, which imports everything. The parts of a trial's time are what it logs
+as `timing/*`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ import psutil
 
 from benchmarks.machine import describe, line, spread
 
-EVERY = 0.25  # seconds between two looks at the processes
-_RAYS = re.compile(r"ray::(\w+)")  # a Ray process's title: what it is, and the call it is at
+EVERY = 0.25  # seconds between two samples of the processes
+_RAYS = re.compile(r"ray::(\w+)")  # a Ray process's title: its kind, and its current call
 
 
 class Meter:
-    """CPU seconds of this process and all below it, by what they are; also of those that ended."""
+    """CPU seconds of this process and its descendants, by kind, including those that have ended."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, float], tuple[str, float]] = {}
-        self._own = 0.0  # what looking costs
+        self._own = 0.0  # the cost of sampling
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -67,7 +67,7 @@ class Meter:
             return sums
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop sampling."""
         self._stop.set()
         self._thread.join()
 

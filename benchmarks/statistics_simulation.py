@@ -1,4 +1,4 @@
-"""How often the statistics are wrong: type-I error, coverage and power by seeded simulation.
+"""Simulate how often the statistics are wrong: type-I error, coverage and power, with seeds.
 
     python benchmarks/statistics_simulation.py --repeats 2000
     python benchmarks/statistics_simulation.py --json
@@ -8,7 +8,7 @@ is whether a sum of normal effects is above 0: of the item, of the item in that 
 of the seed in that cell, and noise. So a cell's true rate is exact (a probit), and so is the
 difference that an interval should cover. Reported for the contrast of the second cell with the
 first: the share of p < .05 without a difference (type-I error), the share of 95 % intervals that
-hold the true difference, and the share of p < .05 with it (power). Each with its Monte-Carlo
+cover the true difference, and the share of p < .05 with it (power). Each has its Monte-Carlo
 standard error.
 """
 
@@ -28,7 +28,7 @@ from scipy import stats
 from orchestrator.analysis import Contrast, contrast
 
 CELLS = 4
-# Variances on the probit scale, but for the seed's, which is set in percentage points.
+# Variances on the probit scale, except the seed's, which is set in percentage points.
 ITEM, ITEM_IN_CELL, NOISE = 1.0, 0.2, 0.5
 
 
@@ -115,8 +115,8 @@ def _study(setting: Setting, difference: float, rng: np.random.Generator) -> Con
     seeds, items = setting.seeds, setting.items
     rates = np.full(CELLS, setting.rate)
     rates[1] += difference
-    # A point of rate is as many probit units as the density at the rate says; the scale is that
-    # of all effects together, of which the seed's is a small part.
+    # The density at the rate converts points of rate to probit units; the scale is that of all
+    # effects together, of which the seed's is a small part.
     z = stats.norm.ppf(setting.rate / 100)
     other = ITEM + ITEM_IN_CELL + NOISE
     share = (setting.seed_sd / 100 / stats.norm.pdf(z)) ** 2  # of the whole variance, the seed's

@@ -1,4 +1,4 @@
-"""What a training step costs: naive, TRL, ours with each switch added in turn, and the floor.
+"""Measure a training step: naive, TRL, ours with each switch added in turn, and the floor.
 
     python -m benchmarks.step                      # CHiP and plain DPO at 36, 576 and 2,880 tokens
     python -m benchmarks.step --objective chip --image-tokens 576 --json
@@ -141,7 +141,7 @@ def measure(
 
 
 def beside(names: Sequence[str], tokens: int, rounds: int, clock: Clock) -> dict[str, Any]:
-    """Return each objective's step, its reference stored, and how many of the others' it takes."""
+    """Return each objective's step with a stored reference, and its ratio to the others'."""
     workload = Workload(image_tokens=tokens)
     policy, reference = workload.model()
     steps = {}
@@ -172,12 +172,12 @@ def beside(names: Sequence[str], tokens: int, rounds: int, clock: Clock) -> dict
 
 
 def _step(name: str, objective: str, workload: Workload, policy: Any, reference: Any) -> Step:
-    """Return a variant's step; it holds on to what it needs and to nothing else."""
+    """Return a variant's step, which keeps only the objects that it needs."""
     settings = ObjectiveConfig.model_validate(objective)
     if name == TRL:
         return _trl(workload)
     if name == NAIVE:
-        # With the rejected image, which the released code reads for plain DPO too.
+        # With the rejected image, which the released code reads for plain DPO, too.
         whole = workload.batch(visual=True)
         return lambda: naive_loss(policy, reference, whole, settings)
     batch = workload.batch(visual=settings.needs_rejected_image)
@@ -210,7 +210,7 @@ def _with_features(batch: PairBatch, policy: Any) -> PairBatch:
 
 
 def _trl(workload: Workload) -> Step:
-    """Return TRL's step; it changes its models' forward, so it has its own."""
+    """Return TRL's step, on its own models, because it changes their forward."""
     theirs = trl_dpo.trainer(*workload.model(), workload, pairs=1)
     theirs.model.train()
     inputs = trl_dpo.collated(theirs, 0, workload)
@@ -223,7 +223,7 @@ def _trl(workload: Workload) -> Step:
 
 
 def floor(policy: Any, batch: Any) -> Tensor:
-    """The least that a step has to compute; no image, no mask, no reference."""
+    """Compute the minimum of a step: no image, no mask, no reference."""
     rows = [(batch.prompts, (batch.chosen, batch.rejected))]
     if batch.rejected_image is not None:
         rows.append((batch.rejected_image_prompts, (batch.rejected_image,)))
@@ -261,7 +261,7 @@ def _apart(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def _peak_apart(objective: str, tokens: int, name: str) -> float:
-    """Return a variant's peak memory, of a process that does nothing else, in MiB."""
+    """Return a variant's peak memory, measured in a process of its own, in MiB."""
     command = [sys.executable, "-m", "benchmarks.step", "--only", name]
     command += ["--objective", objective, "--image-tokens", str(tokens)]
     command += ["--threads", str(torch.get_num_threads())]
@@ -291,7 +291,7 @@ def _peak(objective: str, tokens: int, name: str) -> float:
         if name in STORED:
             stack.close()
             del reference, open_for_reference  # a study's trial has none in memory
-        memory.forget()  # what building takes
+        memory.forget()  # without the memory for building
         step().backward()
     return memory.reached()
 

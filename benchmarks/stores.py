@@ -1,4 +1,4 @@
-"""What an MLflow store holds of a study, in a form in which two stores can be compared."""
+"""Return an MLflow store's content of a study, in a form that can be compared."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-#: Figures and tags that two executions of one trial do not share: they are of clocks.
+#: Prefixes of timing figures and tags, in which two executions of one trial differ.
 _OF_CLOCKS = ("timing/", "train/tokens_per_second", "train/data_wait")
 _PARENT = "mlflow.parentRunId"
-_HOW = "chip.scored"  # has the seconds that scoring took
+_HOW = "chip.scored"  # has the seconds of scoring
 
 
 def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str, Any]]:
     """Return run -> status, times, tags, params, histories of metrics, and artifacts' hashes.
 
-    A run is told by what it stands for, and its parent too: ids differ from store to store.
+    A run and its parent are identified by what they represent, because ids differ between stores.
 
     Args:
         uri: the store's.
         study: the study's name.
-        clocks: False leaves out what differs between two executions: times, rates and what is
-            made of them, of artifacts all but their names, responses and scores.
+        clocks: False leaves out what differs between two executions: times, rates and values made
+            from them; of artifacts only names, responses and scores stay.
     """
     from orchestrator.tracking.client import connect
 
@@ -69,7 +69,7 @@ def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str
 
 
 def differences(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> list[str]:
-    """Return what differs between two stores' contents, each as `run: what`."""
+    """Return the differences between two stores' contents, each as `run: what`."""
     found = [f"{run}: in one store alone" for run in sorted(set(one) ^ set(other))]
     for run in sorted(set(one) & set(other)):
         for part in one[run]:
@@ -110,7 +110,7 @@ def _artifacts(client: Any, run: str, clocks: bool) -> dict[str, str]:
 
 
 def _without_seconds(value: Any) -> Any:
-    """Return plain data without what clocks said in it."""
+    """Return plain data without timings."""
     if isinstance(value, dict):
         return {key: _without_seconds(one) for key, one in value.items() if key != "seconds"}
     return [_without_seconds(one) for one in value] if isinstance(value, list) else value

@@ -1,10 +1,10 @@
-"""What a grid costs beside the steps of its policies: 8 arms × 1 seed on the embedded world.
+"""Measure the cost of a grid besides its policies' steps: 8 arms × 1 seed, embedded world.
 
     python -m benchmarks.study
     python -m benchmarks.study --steps 60 --json     # shorter trainings
 
-Three ways of the same study (frozen and trained vision encoder × dpo, cmdpo, hdpo, chip), trial
-after trial, one thread of torch each, in interleaved rounds:
+Three ways to run the same study (frozen and trained vision encoder × dpo, cmdpo, hdpo, chip), one
+trial after the other, one thread of torch each, in interleaved rounds:
 
 bare      no Ray, no MLflow: one process makes the reference pass, trains and scores each trial
 shared    `chip-ablate run` on Ray with the reference passes made once before the trials
@@ -14,8 +14,8 @@ Seconds are CPU seconds of all processes of a way. Work counts from a job's firs
 (a batch of a reference pass, a step, an answer) to its end; what all processes do before that in a
 job is its start-up: of a trial, or of a reference pass, which is a job too. Bare work is the
 reference pass, the steps of the policies with their checkpoints, and the scores, without Ray.
-What a grid costs over it is all it costs but start-up. That is the work in the jobs' own processes
-and a rest, given by process: Ray's start and end among it, and the report.
+The cost of a grid beyond that is all its cost except start-up: the work in the jobs' own processes
+and a rest, given by process, which includes Ray's start and end, and the report.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from orchestrator.executors.base import (
 )
 
 WAYS = ("bare", "shared", "in step")
-#: Phases in which a job does nothing yet that its figures come from.
+#: Phases of a job before the work on its figures.
 BEFORE_WORK = {"start", "check data"}
 
 STUDY = {
@@ -67,20 +67,20 @@ STUDY = {
 }
 
 
-#: The processes that trainings, answers and reference passes are made in: on Ray, and without it.
+#: The processes of trainings, answers and reference passes: on Ray, and without it.
 WORKER = {"ImplicitFunc", "RayTrainWorker", "bare"}
 #: The process that scores answers on Ray, beside the next trial.
 SCORER = "Scorer"
 
-#: What a job does once it has begun its work.
+#: The phases of a job once its work has begun.
 AT_WORK = ("before scores", "scores")
 
-#: CPU seconds of each kind of process until some time.
+#: Returns the CPU seconds of each kind of process so far.
 Clock = Callable[[], dict[str, float]]
 
 
 class Watched:
-    """An executor whose jobs' CPU seconds are kept, by job, what it did, and process."""
+    """An executor that records its jobs' CPU seconds, by job, phase and process."""
 
     def __init__(self, executor: Executor, clock: Clock) -> None:
         self._executor, self._clock = executor, clock
@@ -127,7 +127,7 @@ class Watched:
 
 
 def costs(job: Job, marks: dict[str, dict[str, float]], end: dict[str, float]) -> dict[str, Any]:
-    """Return what a job took until it ended: its own processes', where another runs beside it."""
+    """Return the cost of a job until its end: only its own processes' if another runs beside it."""
     kind = "pass" if job.shard is not None else "scoring" if job.scores else "trial"
     work = marks.get("work", end)
 
@@ -214,7 +214,7 @@ def total(run: dict[str, Any]) -> float:
 
 
 def work_of(run: dict[str, Any]) -> float:
-    """Return the CPU seconds that a run's jobs worked in their own processes, start-up left out."""
+    """Return the CPU seconds of work in the jobs' own processes, without start-up."""
     return sum(
         job.get(part, {}).get(kind, 0.0)
         for job in run["jobs"]
@@ -224,12 +224,12 @@ def work_of(run: dict[str, Any]) -> float:
 
 
 def started(run: dict[str, Any]) -> float:
-    """Return the CPU seconds of the start-up of a run's jobs, those of passes too."""
+    """Return the CPU seconds of the jobs' start-up, including reference passes."""
     return sum(seconds(run, "start", kind) for kind in ("trial", "scoring", "pass"))
 
 
 def rest_of(run: dict[str, Any]) -> dict[str, float]:
-    """Return what is neither work nor start-up, by process."""
+    """Return the cost that is neither work nor start-up, by process."""
     rest = dict(run["spent"])
     for job in run["jobs"]:
         for part, spent in ((part, job.get(part, {})) for part in ("start", *AT_WORK)):
@@ -240,7 +240,7 @@ def rest_of(run: dict[str, Any]) -> dict[str, float]:
 
 
 def figures(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Return what rounds came to, from `once` by way."""
+    """Compute the figures of rounds, from `once` by way."""
 
     def of(way: str, what: Callable[[dict[str, Any]], float]) -> dict[str, float]:
         return spread([what(each[way]) for each in rounds])

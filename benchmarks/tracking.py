@@ -1,12 +1,12 @@
-"""How many metrics a second go into MLflow: by the tracker, and one by one for comparison.
+"""Measure how many metrics a second the tracker logs to MLflow, and single calls for comparison.
 
     python -m benchmarks.tracking
     python -m benchmarks.tracking --tracking-uri http://127.0.0.1:5000 --json
 
 Eight trials of a study (four arms, two seeds) have curves of `--steps` steps with the twelve
-figures of a CHiP step, which grow by a tenth at a time as they would under way; then the trials end
-with a table of 50 responses. Timed: everything from the first point to the study's end. A fresh
-SQLite database in each repeat, unless a server is named.
+figures of a CHiP step, which grow by a tenth at a time as in a running study; then the trials end
+with a table of 50 responses. Timed: everything from the first point to the study's end. Each repeat
+has a new SQLite database, unless a server is named.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""What a study pays for an MLflow server that is down, and whether `sync` makes that good.
+"""Measure the cost of an MLflow server that is down for a study, and check `sync` afterwards.
 
     python -m benchmarks.tracking_down
     python -m benchmarks.tracking_down --pairs 5 --steps 60 --json
 
-The same small study (dpo and chip, one seed, embedded world, inline executor, one thread) in
-interleaved pairs, each in a process and a work directory of its own: once with a server that
-answers, once with nobody at the server's address from beginning to end. Compared are the CPU
-seconds that the trials' training took, the tracker's share in them included, since it works in the
-same process, and the time from the command's start to its end. Then a server is started at the
-empty address, the command that the study named is run, and the two stores are compared, all but
-clocks; and the first study is shown to a third store, which must equal the first with its clocks.
+The same small study (dpo and chip, one seed, embedded world, inline executor, one thread) runs in
+interleaved pairs, each in a new process and work directory: once with a server that answers, once
+with no server at the address from beginning to end. Compared are the CPU seconds of the trials'
+training, which include the tracker's share, since it works in the same process, and the time from
+the command's start to its end. Then a server is started at the empty address, the command that the
+study named is run, and the two stores are compared without timings; and the first study is logged
+to a third store, which must equal the first including timings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _CLI = "import sys; from orchestrator.cli import main; main(sys.argv[1:])"
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     """Run chip-ablate in a process of its own."""
     one = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    one["PYTHONPATH"] = str(Path(__file__).parents[1])  # this code, wherever it is called from
+    one["PYTHONPATH"] = str(Path(__file__).parents[1])  # this code, from any working directory
     print(f"chip-ablate {' '.join(words)}", file=sys.stderr)
     done = subprocess.run(
         [sys.executable, "-c", _CLI, *words],
@@ -63,7 +63,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def study(file: Path, workdir: Path, uri: str, steps: int) -> dict[str, Any]:
-    """Run the study; return its seconds and what it says of what is tracked."""
+    """Run the study; return its seconds and its messages about tracking."""
     began = time.perf_counter()
     done = command(
         "run", str(file), "--executor", "inline", "--workdir", str(workdir), "--json",
@@ -78,7 +78,7 @@ def study(file: Path, workdir: Path, uri: str, steps: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def server(folder: Path, port: int) -> Iterator[str]:
-    """An MLflow server on an empty store."""
+    """Run an MLflow server on an empty store."""
     folder.mkdir(parents=True)
     process = subprocess.Popen(
         [
@@ -109,7 +109,7 @@ def server(folder: Path, port: int) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that is free now."""
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         return int(asked.getsockname()[1])

@@ -1,6 +1,6 @@
-"""TRL's DPOTrainer on the same model, weights and pairs: its step, and its losses over a training.
+"""Compare TRL's DPOTrainer on the same model, weights and pairs: its step and losses.
 
-TRL is in the extra `benchmarks` alone.
+TRL is in the extra `benchmarks` only.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def trainer(
     bf16: bool = False,
     use_cpu: bool = True,
 ) -> Any:
-    """Return a DPOTrainer over made-up pairs, with nothing on that the comparison lacks.
+    """Return a DPOTrainer over generated pairs, without features that the comparison lacks.
 
-    Without a reference TRL switches the policy's adapter off, or copies the policy.
+    Without a reference, TRL switches the policy's adapter off, or copies the policy.
     """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -59,14 +59,14 @@ def trainer(
 
 
 def collated(trainer: Any, first: int, workload: Workload) -> dict[str, Tensor]:
-    """Return a batch as TRL makes it, of pairs in their order."""
+    """Return a batch of pairs, in their order, as TRL collates it."""
     places = range(first, first + len(workload.chosen))
     batch = trainer.data_collator([trainer.train_dataset[place] for place in places])
     return dict(batch)
 
 
 def as_pairs(inputs: dict[str, Tensor], workload: Workload) -> PairBatch:
-    """Return TRL's batch as ours: the same token ids, the same pixels."""
+    """Convert TRL's batch to ours: the same token ids, the same pixels."""
     ids, mask, response = (
         inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")
     )
@@ -100,7 +100,7 @@ def as_pairs(inputs: dict[str, Tensor], workload: Workload) -> PairBatch:
 
 
 def losses_apart(workload: Workload, steps: int, rate: float) -> dict[str, Any]:
-    """Train twice from the same weights, by TRL's loss and by ours; return how far losses part."""
+    """Train twice from the same weights, with TRL's loss and ours; return the losses of both."""
     policy, _ = workload.model()
     policy.load_state_dict(workload.model()[1].state_dict())
     reference = copy.deepcopy(policy).requires_grad_(False)

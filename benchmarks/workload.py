@@ -1,8 +1,8 @@
-"""The model and the batch that a step is measured on: a LLaVA built from its configuration.
+"""The model and the batch with which a step is measured: a LLaVA built from its configuration.
 
-Hidden 512, 6 layers, 32,000 tokens of vocabulary: a decoder and an output head in which an image's
-tokens, a response's and the vocabulary weigh against each other about as in a 7B model's step, on
-a machine without a GPU. Weights are random; a step's cost does not depend on them.
+Hidden 512, 6 layers, 32,000 tokens of vocabulary: in decoder and output head, an image's tokens, a
+response's and the vocabulary have about the same shares as in a 7B model's step, on a machine
+without a GPU. Weights are random; a step's cost does not depend on them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Workload:
         raise ValueError(f"{self.image_tokens} image tokens are no squares of one size")
 
     def built(self, dtype: torch.dtype, device: torch.device) -> Any:
-        """Return the model with random weights, made where and as it is wanted."""
+        """Build the model with random weights, in this precision and on this device."""
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
         from transformers.models.llava import LlavaForConditionalGeneration
 
@@ -88,7 +88,7 @@ class Workload:
             torch.set_default_dtype(before)
 
     def model(self) -> tuple[Any, Any]:
-        """Return (policy, reference): the reference frozen, the policy moved away from it."""
+        """Return (policy, reference): the reference frozen, the policy's weights changed."""
         reference = self.built(torch.float32, torch.device("cpu"))
         policy = copy.deepcopy(reference)
         with torch.no_grad():
@@ -100,7 +100,7 @@ class Workload:
         return policy, reference
 
     def processor(self) -> Any:
-        """Return the model's processor, with a token a word."""
+        """Return the model's processor, with one token per word."""
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import LlavaProcessor, PreTrainedTokenizerFast
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -155,8 +155,8 @@ class Workload:
         """Return the pairs; half of each response is changed.
 
         Args:
-            visual: whether with the chosen response under the rejected image.
-            views: what else an objective reads (`chip_core.objectives.parts.VIEWS`).
+            visual: whether to include the chosen response under the rejected image.
+            views: further views that an objective reads (`chip_core.objectives.parts.VIEWS`).
         """
         torch.manual_seed(1)
         images, side = self.images

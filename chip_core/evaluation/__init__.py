@@ -1,4 +1,4 @@
-"""Asking a model the questions of a benchmark, and scoring its answers."""
+"""Generate a model's answers to benchmark questions, and score them."""
 
 from chip_core.evaluation import benchmarks as benchmarks
 from chip_core.evaluation.task import BENCHMARKS

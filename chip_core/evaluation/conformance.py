@@ -1,4 +1,4 @@
-"""What every benchmark is held to, the shipped ones and a user's own."""
+"""Conformance checks for every benchmark, shipped or a user's own."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import Benchmark, Item
 from chip_core.utils.errors import TrialError, UserError, describe_error
 
-_READ = 20  # pictures that are read
-_TOLD = (UserError, TrialError, ValueError)  # how a benchmark says what is wrong
+_READ = 20  # pictures that the check reads
+_TOLD = (UserError, TrialError, ValueError)  # errors by which a benchmark may report a problem
 
 
 def conformance(
     benchmark: Benchmark, *, data: Path | None = None, resources: Resources | None = None
 ) -> dict[str, str | None]:
-    """Return each check with what is wrong; None where it holds.
+    """Run all checks; return the problem of each, or None.
 
     Args:
         benchmark: the benchmark.
-        data: its folder, where it has one.
+        data: its folder, if it has one.
         resources: what its scorer needs.
     """
     return dict(_Checks(benchmark, data, resources or Resources()).all())
 
 
 class _Checks:
-    """The checks of one benchmark, on answers made up from its truths."""
+    """The checks of one benchmark, on answers made from its own truths."""
 
     def __init__(self, benchmark: Benchmark, data: Path | None, resources: Resources) -> None:
         self._benchmark = benchmark
@@ -77,7 +77,7 @@ class _Checks:
         )
 
     def _answers(self, items: Sequence[Item]) -> list[Answer]:
-        """Return every other answer right, the others saying no."""
+        """Return answers of which every other one is right, and the rest are "no"."""
         return [
             Answer(
                 item=item.id,
@@ -153,10 +153,10 @@ class _Checks:
 
 
 def _guarded(check: Callable[[], str | None]) -> str | None:
-    """Return what a check says, or what it raised."""
+    """Return the result of a check, or a description of its exception."""
     try:
         return check()
-    except Exception as error:  # whatever a user's code raises is what is wrong with it
+    except Exception as error:  # a user's code may raise anything, which is the problem then
         return describe_error(error)
 
 
@@ -183,7 +183,7 @@ def _pictures(items: Sequence[Item]) -> str | None:
 
 
 def _sum_problem(metric: MetricOutcome) -> str | None:
-    """Return where a figure is not what its items come to; a figure of figures has no items."""
+    """Return how a figure differs from the sum of its items; a figure of figures has no items."""
     if not metric.items:
         return None
     whole = sum(outcome.denominator for outcome in metric.items)

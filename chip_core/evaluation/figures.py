@@ -13,18 +13,18 @@ Infos = Mapping[str, MetricInfo]
 
 
 def rate(items: Sequence[ItemOutcome]) -> float | None:
-    """Return Σ numerators / Σ denominators; None where there is nothing to divide by."""
+    """Return Σ numerators / Σ denominators; None if there is nothing to divide by."""
     whole = sum(outcome.denominator for outcome in items)
     return sum(outcome.numerator for outcome in items) / whole if whole else None
 
 
 def plain(infos: Infos, items: Items) -> tuple[MetricOutcome, ...]:
-    """Return every metric, unrounded; undefined where there is nothing to divide by."""
+    """Return every metric, unrounded; undefined if there is nothing to divide by."""
     return _metrics(infos, items, digits=None)
 
 
 def as_printed(infos: Infos, items: Items, *, digits: int, who: str) -> tuple[MetricOutcome, ...]:
-    """Return every metric as a script prints it that divides whatever there is.
+    """Return every metric as printed by a script that always divides.
 
     Raises:
         UserError: the script would divide by zero.
@@ -61,7 +61,7 @@ def _metrics(infos: Infos, items: Items, digits: int | None) -> tuple[MetricOutc
 
 
 def ratio(items: Iterable[ItemOutcome], scale: float = 1.0) -> float | None:
-    """Return scale × Σ numerators / Σ denominators; None where there is nothing to divide by."""
+    """Return scale × Σ numerators / Σ denominators; None if there is nothing to divide by."""
     found = rate(tuple(items))
     return None if found is None else scale * found
 
@@ -71,12 +71,12 @@ def metrics(
     items: Mapping[str, Iterable[ItemOutcome]],
     official: Mapping[str, float | None] | None = None,
 ) -> tuple[MetricOutcome, ...]:
-    """Return the metrics that have items, in their order.
+    """Return the metrics that have items, in order.
 
     Args:
-        infos: what each metric is; `percent` is 100 times the ratio.
+        infos: the definition of each metric; `percent` is 100 times the ratio.
         items: each metric's items.
-        official: what the official script prints, in place of the plain ratios.
+        official: the values that the official script prints, in place of the plain ratios.
     """
     kept = {name: tuple(outcomes) for name, outcomes in items.items()}
     if official is None:

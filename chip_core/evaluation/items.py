@@ -1,4 +1,4 @@
-"""What a benchmark's settings come to: which questions, how answered, what decides its figures."""
+"""Resolve a benchmark's settings: its questions, decoding, and the identity of its figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chip_core.utils.errors import UserError
 from chip_core.utils.files import sha256_of
 from chip_core.utils.registry import suggestion
 
-#: Raised whenever code changes which questions are asked, or how they are answered.
+#: Raised whenever a code change affects which questions are used or how they are answered.
 BEHAVIOUR = 2
 
 
@@ -24,7 +24,7 @@ def find_benchmark(name: str) -> Benchmark:
     """Return a benchmark by its name, or a user's own by module:attr.
 
     Raises:
-        ValueError: there is none; one line that names the near ones.
+        ValueError: there is none; one line that names similar ones.
     """
     if plugins.is_plugin(name):
         loaded = plugins.load(name)
@@ -42,7 +42,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def settings_problems(settings: BenchmarkConfig, benchmark: Benchmark) -> Iterator[str]:
-    """Yield which of a benchmark's settings it does not know, or has no use for."""
+    """Yield the settings that a benchmark does not know or cannot use."""
     if settings.protocol not in benchmark.protocols:
         known = ", ".join(sorted(benchmark.protocols))
         yield f"'{settings.name}' knows no protocol '{settings.protocol}': choices: {known}"
@@ -60,7 +60,7 @@ def settings_problems(settings: BenchmarkConfig, benchmark: Benchmark) -> Iterat
 
 
 def decoding_of(settings: BenchmarkConfig, benchmark: Benchmark) -> Decoding:
-    """Return how answers are made."""
+    """Return how answers are generated."""
     own = benchmark.decoding(settings.protocol)
     return Decoding(
         max_new_tokens=settings.max_new_tokens or own.max_new_tokens,
@@ -71,10 +71,10 @@ def decoding_of(settings: BenchmarkConfig, benchmark: Benchmark) -> Decoding:
 def select_items(
     side: Side, settings: BenchmarkConfig, benchmark: Benchmark, places: DataPaths
 ) -> tuple[Sequence[Item], int]:
-    """Return the questions that are asked, in the benchmark's order, and how many it has.
+    """Return the selected questions, in the benchmark's order, and the total number.
 
-    Under `limit` they are the N first of a shuffle that depends on benchmark and ids alone: a
-    larger limit asks the same and more. Under `half` they are of that half.
+    Under `limit` they are the first N of a shuffle that depends on benchmark and ids alone: a
+    larger limit adds questions and drops none. Under `half` they are those of that half.
 
     Raises:
         UserError: a file of the benchmark is missing or broken, or it cannot be halved.
@@ -93,13 +93,13 @@ def select_items(
 def select_half(
     items: Sequence[Item], settings: BenchmarkConfig, benchmark: Benchmark
 ) -> Sequence[Item]:
-    """Return the items of the half that is asked for, in their order.
+    """Return the items of the requested half, in order.
 
-    Which half a group is in depends on its name and the seed alone: no order, other item or
-    benchmark moves it, so that a picture is on one side of every benchmark that shows it.
+    The half of a group depends on its name and the seed alone, not on order, other items or the
+    benchmark, so a picture is on the same side of every benchmark that shows it.
 
     Raises:
-        UserError: a picture is in both halves, or there is nothing in one.
+        UserError: a picture is in both halves, or one half is empty.
     """
     halves: dict[str, list[Item]] = {"select": [], "report": []}
     side_of: dict[str, str] = {}  # by picture
@@ -123,9 +123,9 @@ def select_half(
 
 
 def identity(settings: BenchmarkConfig, places: DataPaths) -> dict[str, Any]:
-    """Return what a fingerprint holds of a benchmark beside its settings.
+    """Return what a fingerprint holds of a benchmark besides its settings.
 
-    Its questions and truths count by content; pictures are taken to be the published ones, and
+    Its questions and truths count by content; pictures are assumed to be the published ones, and
     count by how they are read.
 
     Raises:
@@ -146,14 +146,14 @@ def identity(settings: BenchmarkConfig, places: DataPaths) -> dict[str, Any]:
 
 
 def code_identity(benchmark: Benchmark) -> dict[str, Any]:
-    """Return what a fingerprint holds of the code that asks a benchmark and scores it."""
+    """Return what a fingerprint holds of the code that asks questions and scores answers."""
     return {**asking_identity(benchmark), "scorer": benchmark.version}
 
 
 def asking_identity(benchmark: Benchmark) -> dict[str, Any]:
-    """Return what a fingerprint holds of the code that asks a benchmark.
+    """Return what a fingerprint holds of the code that asks a benchmark's questions.
 
-    Pictures are files where a benchmark has a folder of its own; others draw them.
+    Pictures are files if a benchmark has a folder of its own; other benchmarks draw them.
     """
     reads = {"pictures": READER} if "data" in benchmark.needs else {}
     return {"answers": BEHAVIOUR, **reads}

@@ -1,4 +1,4 @@
-"""What a scorer returns: a figure, and for every item what it contributed to it."""
+"""The result of a scorer: figures, and each item's contribution to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ItemOutcome:
     """One item's share of a metric: it adds to the metric's numerator and denominator.
 
     `group` is the part of the benchmark that the item belongs to (AMBER's `attribute/state`, a
-    category, a split); empty where there is one part.
+    category, a split); empty if there is one part.
     """
 
     item: str
@@ -25,8 +25,8 @@ class ItemOutcome:
 class MetricOutcome:
     """One metric over a set of items.
 
-    `value` is in `unit`, or None where it is undefined; `goal` says which direction is better;
-    `items` has one entry an item, in the order they were scored.
+    `value` is in `unit`, or None if it is undefined; `goal` is the better direction; `items` has
+    one entry per item, in the order in which they were scored.
     """
 
     name: str
@@ -38,7 +38,7 @@ class MetricOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricInfo:
-    """What a metric's figure means."""
+    """The unit and the better direction of a metric."""
 
     unit: str
     goal: Literal["minimize", "maximize"]
@@ -49,7 +49,7 @@ def percent(
 ) -> MetricOutcome:
     """Return the metric 100 × Σ numerators / Σ denominators.
 
-    Undefined where there is nothing to divide by: a rate over nothing is not 0.
+    It is undefined if there is nothing to divide by: a rate over nothing is not 0.
 
     Raises:
         ValueError: there are no items at all.

@@ -1,7 +1,7 @@
-"""Training images that a benchmark shows too: by COCO's number, or by their looks.
+"""Find training images that a benchmark shows, too: by COCO's number, or by appearance.
 
-Two images look alike where their 64-bit difference hashes (which of two neighbours is brighter, on
-an image of 9 × 8) differ in a few bits and small copies of them hardly differ: a scaled or
+Two images look alike if their 64-bit difference hashes (which of two neighbours is brighter, on an
+image of 9 × 8) differ in a few bits and small copies of them hardly differ: a scaled or
 recompressed copy is found, a cropped or mirrored one is not.
 """
 
@@ -19,25 +19,25 @@ from chip_core.data.image_files import to_rgb
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.(?:jpg|jpeg|png)$", re.IGNORECASE)
 _BITS = 4  # of 64 that may differ
 _SIDE = 16  # of the small copy
-_APART = 6.0  # mean difference of small copies, of 255, up to which images are the same
+_APART = 6.0  # largest mean difference of small copies, of 255, for the same picture
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSignature:
-    """What is kept of an image."""
+    """The features by which an image is compared."""
 
     bits: int  # its difference hash
     small: np.ndarray[tuple[int, ...], np.dtype[np.float32]]  # (16, 16, 3), 0 to 255
 
 
 def coco_number(name: str) -> int | None:
-    """Return the number that COCO gave an image, by its file's name; None where it is no such."""
+    """Return COCO's number of an image from its file name; None if the name is no COCO name."""
     found = _COCO.search(name)
     return int(found[1]) if found else None
 
 
 def image_signature(image: Image.Image) -> ImageSignature:
-    """Return what an image is compared by."""
+    """Compute the features by which an image is compared."""
     image = to_rgb(image)
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), np.int16)
     bits = int("".join("1" if more else "0" for more in (grey[:, 1:] > grey[:, :-1]).flat), 2)

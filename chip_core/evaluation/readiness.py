@@ -1,9 +1,9 @@
-"""What a trial lacks here, said before anything is trained: all of it, each with what to do.
+"""Report what a trial lacks on this machine, all at once and before anything is trained.
 
-Benchmarks want their data, a training what is not installed everywhere. What is tuned on is not
-quoted: no question stands under `select` and under `report`, by what the configuration says
-(`declared_overlaps`), and by the questions themselves (`shared_questions`), since a benchmark of a
-user's own may say of itself what is not so.
+Benchmarks need their data, and a training may need packages that are not installed everywhere.
+Figures must not come from questions used to tune: no question may be under both `select` and
+`report`. This is checked from the configuration (`declared_overlaps`) and from the questions
+themselves (`shared_questions`), since a user's own benchmark may declare its splits wrongly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from chip_core.evaluation.task import ExternalBenchmark, Item, Picture, Side
 from chip_core.evaluation.text.language import nltk_problems
 from chip_core.utils.errors import TrialError, UserError
 
-_NAMED = 3  # missing pictures that are listed
+_NAMED = 3  # missing pictures that a message lists
 
 
 def sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
@@ -38,9 +38,9 @@ def sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
 
 
 def problems(benchmarks: BenchmarksConfig, places: DataPaths) -> list[str]:
-    """Return what the benchmarks lack on this machine; empty where all can be scored.
+    """Return what the benchmarks lack on this machine; empty if all can be scored.
 
-    That a question is tuned on and quoted is one of these problems.
+    A question that is both tuned on and reported is one of these problems.
     """
     lacking = [
         f"{settings.name}: {problem}"
@@ -53,7 +53,7 @@ def problems(benchmarks: BenchmarksConfig, places: DataPaths) -> list[str]:
 
 
 def ranker_problems(config: TrialConfig, places: DataPaths) -> list[str]:
-    """Return what ranks a trial's own answers lacks on this machine; empty where it has all."""
+    """Return what is missing to rank a trial's own answers on this machine; empty if nothing is."""
     pairs, lacking = config.pairs, list[str]()
     if not pairs.rounds:
         return lacking
@@ -74,9 +74,9 @@ def ranker_problems(config: TrialConfig, places: DataPaths) -> list[str]:
 
 
 def replay_problems(config: TrialConfig, places: DataPaths) -> list[str]:
-    """Return why a file of a judge's replies cannot serve a trial; empty where it can.
+    """Return why a file of judge replies cannot serve a trial; empty if it can.
 
-    A file has one reply to a question, whoever's answer it was of.
+    Such a file has one reply per question, whichever model's answer it judged.
     """
     if places.judge_replies is None:
         return []
@@ -97,7 +97,7 @@ def _asks_judge(settings: BenchmarkConfig) -> bool:
     try:
         return "judge" in getattr(find_benchmark(settings.name), "needs", ())
     except ValueError:
-        return False  # said of the benchmark itself
+        return False  # reported with the benchmark itself
 
 
 def _problems(side: Side, settings: BenchmarkConfig, places: DataPaths) -> Iterator[str]:
@@ -144,13 +144,13 @@ def _missing_pictures(items: Sequence[Item]) -> Iterator[str]:
         yield f"{len(missing)} of {len(files)} pictures are not there: {named}{more}"
 
 
-_COMPARED = 64  # questions of like prompt and picture name whose pictures are looked at
+_COMPARED = 64  # questions with the same prompt and picture name whose pictures are compared
 
 
 def declared_overlaps(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig, str]]:
-    """Return which entries cannot be kept apart from the other side, and why.
+    """Return the entries that share questions with the other side, and why.
 
-    A benchmark that is not known is left out: that is said elsewhere.
+    Unknown benchmarks are skipped: they are reported elsewhere.
     """
     tuned_on = {settings.name: settings for settings in benchmarks.select}
     found: list[tuple[Side, BenchmarkConfig, str]] = []
@@ -175,10 +175,10 @@ def declared_overlaps(benchmarks: BenchmarksConfig) -> list[tuple[Side, Benchmar
 
 
 def shared_questions(benchmarks: BenchmarksConfig, places: DataPaths) -> list[str]:
-    """Return a sentence for each benchmark of `report` that asks what one of `select` asks.
+    """Return a sentence for each benchmark of `report` that shares a question with `select`.
 
-    A question is the same where prompt and pictures are, by the pictures' names and content.
-    What cannot be read is left out: that is said elsewhere.
+    Two questions are the same if prompt and pictures are, by the pictures' names and content.
+    What cannot be read is skipped: it is reported elsewhere.
     """
     found = []
     tuned_on = [(one, _items("select", one, places)) for one in benchmarks.select]
@@ -223,16 +223,16 @@ def _question(item: Item) -> tuple[str, tuple[str, ...]]:
 def _same(one: Picture, other: Picture) -> bool:
     if one.file is not None and other.file is not None and one.file == other.file:
         return True
-    with contextlib.suppress(Exception):  # a decoder, or a user's own, may raise anything
+    with contextlib.suppress(Exception):  # a decoder or a user's code may raise anything
         left, right = one.read(), other.read()
         return bool(left.size == right.size and left.tobytes() == right.tobytes())
     return False
 
 
 def unmet_requirements(config: TrialConfig) -> list[str]:
-    """Return what a trial's training lacks here, each with what to do; empty where nothing.
+    """Return what a trial's training lacks on this machine, each with what to do.
 
-    A plan is shown all the same, and says so.
+    A plan is still shown, with these lines.
     """
     lacking = []
     if config.optimizer.states == "int8" and find_spec("torchao") is None:
@@ -263,7 +263,7 @@ def _compiler_problems(config: TrialConfig) -> list[str]:
             "engine.compile is layers, and triton is not installed here: it comes with torch's "
             "CUDA builds: install one, or write engine.compile: off"
         ]
-    # What torch's inductor asks for: CXX, or else one name.
+    # What torch's inductor runs: CXX, or else this name.
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         return [

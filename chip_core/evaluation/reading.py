@@ -1,6 +1,6 @@
-"""Read answers and benchmark files by row; what is wrong is a line that names the place.
+"""Read answers and benchmark files by row; each error is one line that names the place.
 
-Files are JSON or JSON lines, whichever a file holds.
+Files are JSON or JSON lines, detected from the content.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class FileRow:
     values: Mapping[str, Any]
 
     def id(self, *keys: str) -> str:
-        """Return the first of the keys that is there, an id, as text.
+        """Return the first of these keys that the row has, an id, as text.
 
         Raises:
-            UserError: none of them is there, or what is there is neither text nor a number.
+            UserError: the row has none of them, or the value is neither text nor a number.
         """
         value = self._first(keys)
         if isinstance(value, bool) or not isinstance(value, str | int):
@@ -38,10 +38,10 @@ class FileRow:
         return str(value)
 
     def text(self, *keys: str) -> str:
-        """Return the first of the keys that is there, a text.
+        """Return the first of these keys that the row has, a text.
 
         Raises:
-            UserError: none of them is there, or what is there is no text.
+            UserError: the row has none of them, or the value is not text.
         """
         value = self._first(keys)
         if not isinstance(value, str):
@@ -49,7 +49,7 @@ class FileRow:
         return value
 
     def has(self, *keys: str) -> bool:
-        """Whether one of the keys is there."""
+        """Whether the row has one of the keys."""
         return any(key in self.values for key in keys)
 
     def _first(self, keys: Sequence[str]) -> Any:
@@ -63,7 +63,7 @@ def read_rows(path: Path) -> list[FileRow]:
     """Return the rows of a file: a JSON list of objects, or one JSON object a line.
 
     Raises:
-        UserError: it cannot be read so.
+        UserError: the file cannot be read this way.
     """
     return [
         FileRow(place=f"{path} row {number}", values=values)
@@ -74,10 +74,10 @@ def read_rows(path: Path) -> list[FileRow]:
 def by_item(
     found: Sequence[FileRow], key: Callable[[FileRow], str]
 ) -> Iterator[tuple[str, FileRow]]:
-    """Yield a benchmark's rows by item.
+    """Yield a benchmark's rows with their items.
 
     Raises:
-        UserError: an item stands twice.
+        UserError: an item occurs twice.
     """
     seen: set[str] = set()
     for row in found:
@@ -89,10 +89,10 @@ def by_item(
 
 
 def find(data: Path, names: Sequence[str], benchmark: str) -> Path:
-    """Return the first of `names` that a benchmark's folder holds.
+    """Return the first of `names` that exists in a benchmark's folder.
 
     Raises:
-        UserError: it holds none of them.
+        UserError: none of them does.
     """
     for name in names:
         if (data / name).is_file():
@@ -106,10 +106,10 @@ def find(data: Path, names: Sequence[str], benchmark: str) -> Path:
 def answers_by_item(
     answers: Sequence[Answer], known: Collection[str], benchmark: str
 ) -> dict[str, Answer]:
-    """Return answers by item, under `corrected`: each item once, and all of this benchmark.
+    """Return answers by item, under `corrected`: each item at most once, and known.
 
     Raises:
-        UserError: there is none; one is of no item of the benchmark, or an item has two.
+        UserError: there is no answer, an item is not of this benchmark, or it has two answers.
     """
     require_answers(answers, benchmark)
     for answer in answers:
@@ -133,10 +133,10 @@ def _shortened(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        UserError: the file is not there or not JSON.
+        UserError: the file does not exist or is not JSON.
     """
     with _opened(path) as file:
         return _parsed(file.read(), str(path))
@@ -148,7 +148,7 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
     An empty file has no rows; a file that is one object is one row. Lines are read one at a time.
 
     Raises:
-        UserError: it cannot be read so; one line that names the row.
+        UserError: the file cannot be read this way; one line that names the row.
     """
     with _opened(path) as file:
         found = list(_rows(path, file))
@@ -173,10 +173,10 @@ def first_of(row: Mapping[str, Any], names: Sequence[str], path: Path, number: i
 
 
 def read_answers(path: Path, items: Sequence[str], responses: Sequence[str]) -> list[Answer]:
-    """Read rows of an item and a response, each by the first of its names that is there.
+    """Read rows of an item and a response, each by the first of its names that the row has.
 
-    What an official script would stumble over is kept as it is in the answer's fields: an item by
-    the first name that is no whole number, a response that is no text.
+    Values that an official script would fail on are kept in the answer's fields: an item under the
+    first name that is not an integer, a response that is not text.
     """
     answers = []
     for number, row in enumerate(read_objects(path), start=1):
@@ -192,7 +192,7 @@ def read_answers(path: Path, items: Sequence[str], responses: Sequence[str]) -> 
 
 
 def refuse_repeats(answers: Sequence[Answer], scorer: str) -> None:
-    """Raise where an item is answered more than once: which answer counts is not for us to say.
+    """Raise if an item is answered more than once, since no answer is preferred over another.
 
     Raises:
         UserError: the item, and how often it is answered.
@@ -235,7 +235,7 @@ def _rows(path: Path, file: TextIO) -> Iterator[Any]:
 
 
 def _is_whole(line: str) -> bool:
-    """Return whether a line is an object by itself: then every line is one."""
+    """Return whether a line is a complete object: then every line is one."""
     if line.lstrip()[0] == "[":
         return False
     try:

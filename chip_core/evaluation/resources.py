@@ -1,4 +1,4 @@
-"""What a scorer needs beside its benchmark's folder: found where it lies, or said to be missing."""
+"""Find what a scorer needs besides its benchmark's folder, or report it as missing."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def open_resources(
     """Return what a benchmark's scorer needs.
 
     Args:
-        settings: the benchmark's.
-        needs: what the questions that are asked need.
-        places: where things lie.
-        only: the items that are asked, where they are not all.
-        on_reply: told (replies so far, calls in all) of a judge.
+        settings: the benchmark's settings.
+        needs: what the selected questions need.
+        places: the locations of the data.
+        only: the selected items, if they are not all.
+        on_reply: called with (replies so far, calls in all) of a judge.
 
     Raises:
-        TrialError: the judge cannot be asked.
+        TrialError: the judge cannot be used.
         UserError: a file of replies cannot be read.
     """
     if "nltk" in needs:
@@ -54,7 +54,7 @@ def open_resources(
 def resource_problems(
     settings: BenchmarkConfig, needs: frozenset[str], places: DataPaths
 ) -> list[str]:
-    """Return what a benchmark's scorer lacks, each with what to do; nothing is asked or loaded."""
+    """Return what a benchmark's scorer lacks, each with what to do; call and load nothing."""
     problems = []
     if "nltk" in needs:
         offer_nltk_data(places)
@@ -89,7 +89,7 @@ def resource_identity(
     """Return what a fingerprint holds of what a scorer needs.
 
     Raises:
-        UserError: a file of replies is not there.
+        UserError: a file of replies does not exist.
     """
     found: dict[str, Any] = {}
     if "similarity" in benchmark.needs:
@@ -100,23 +100,23 @@ def resource_identity(
         files = [] if folder is None else sorted(folder.glob("*_*2014.json"))
         found["coco"] = [[file.name, sha256_of(file)] for file in files]
     if "judge" not in benchmark.needs:
-        found["judge"] = None  # whatever is written there is without effect
+        found["judge"] = None  # a configured judge has no effect
     elif places.judge_replies is not None:
         if not places.judge_replies.is_file():
             raise UserError(f"--judge-replies: no file {places.judge_replies}")
-        found["judge"] = {"replies": sha256_of(places.judge_replies)}  # in place of who gives them
+        found["judge"] = {"replies": sha256_of(places.judge_replies)}  # in place of the model
     return found
 
 
 def similarity_table(settings: BenchmarkConfig, places: DataPaths) -> Path | None:
-    """Return the benchmark's own table of word similarities; None where there is none."""
+    """Return the benchmark's own table of word similarities, or None."""
     folder = places.data(settings.name)
     file = None if folder is None else folder / TABLE
     return file if file is not None and file.is_file() else None
 
 
 def coco_folder(places: DataPaths) -> Path | None:
-    """Return where COCO's annotation files are; None where they are not."""
+    """Return the folder of COCO's annotation files, or None."""
     if places.benchmark_data is None:
         return None
     for folder in (places.benchmark_data / "coco" / "annotations", places.benchmark_data / "coco"):
@@ -136,7 +136,7 @@ def _similarity(settings: BenchmarkConfig, places: DataPaths) -> Similarity:
 
 
 def offer_nltk_data(places: DataPaths) -> None:
-    """Let NLTK look in the benchmarks' folder, too: it lies where every worker sees it."""
+    """Add the benchmarks' folder, which every worker sees, to NLTK's search path."""
     if places.benchmark_data is None or not (places.benchmark_data / "nltk_data").is_dir():
         return
     import nltk

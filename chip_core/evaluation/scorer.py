@@ -1,6 +1,6 @@
-"""What every scorer of answers is: given answers and a benchmark's own files, it gives figures.
+"""The interface of scorers: answers and a benchmark's own files in, figures out.
 
-Pure but for reading those files. Three protocols:
+A scorer is pure except for reading those files. There are three protocols:
 
 | protocol    | what its figures are                                                             |
 |-------------|----------------------------------------------------------------------------------|
@@ -24,7 +24,7 @@ from chip_core.utils.registry import Registry
 ProtocolName = Literal["official", "corrected", "chip"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("official", "corrected", "chip")
 
-#: What a scorer may need beside the benchmark's folder.
+#: What a scorer may need besides the benchmark's folder.
 Need = Literal["similarity", "coco", "judge", "nltk"]
 
 
@@ -34,7 +34,7 @@ class Answer:
 
     item: str  # id as in the benchmark's own files, as text
     response: str
-    #: what else the answer's row holds and the scorer reads (verdicts of HallusionBench, …)
+    #: other values of the answer's row that the scorer reads (verdicts of HallusionBench, …)
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -51,14 +51,14 @@ class JudgeRequest:
 class Judge(Protocol):
     """A language model that reads answers."""
 
-    model: str  # as it was asked for; "replay" for replies read from a file
+    model: str  # the requested name; "replay" for replies read from a file
 
     def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
-        """Return the raw reply to each request; None where the call failed for good."""
+        """Return the raw reply to each request; None if the call failed for good."""
 
 
 class Similarity(Protocol):
-    """How near two words are in meaning: 1 for equal ones."""
+    """The similarity of two words in meaning: 1 for equal ones."""
 
     def __call__(self, one: str, other: str) -> float:
         """Return the similarity of two words."""
@@ -74,7 +74,7 @@ class Token:
 
 
 class Tagger(Protocol):
-    """Cuts a text into tokens with tags and lemmas (Object HalBench)."""
+    """A tokenizer with tags and lemmas (Object HalBench)."""
 
     name: str  # with its version; recorded with the figures
 
@@ -84,17 +84,17 @@ class Tagger(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a scorer may need beside the benchmark's folder.
+    """What a scorer may need besides the benchmark's folder.
 
-    `tagger` is NLTK's where none is given; without `similarity` spaCy's en_core_web_lg is used if
-    it is installed.
+    The default `tagger` is NLTK's. Without `similarity`, spaCy's en_core_web_lg is used if it is
+    installed.
     """
 
     similarity: Similarity | None = None
     coco: Path | None = None  # COCO's annotation files, or a JSON of image id -> objects
     judge: Judge | None = None
     tagger: Tagger | None = None
-    #: under `limit`: the items that were asked; a benchmark counts as holding no others
+    #: under `limit`: the selected items; the benchmark is taken to have no others
     only: frozenset[str] | None = None
 
 
@@ -105,14 +105,14 @@ class Scored:
     #: value = the protocol's figure, rounded where the official script prints it rounded
     metrics: tuple[MetricOutcome, ...]
     n: int  # items scored
-    missing: int  # items of the benchmark without an answer or a judge's reply that can be read
-    #: what no verdict, letter or rating was found in: an answer of the model's counts as wrong, a
-    #: judge's reply is missing
+    missing: int  # items of the benchmark without an answer or without a readable judge's reply
+    #: texts without a verdict, letter or rating: an answer of the model counts as wrong, a judge's
+    #: reply as missing
     unreadable: tuple[Unreadable, ...] = ()
 
     @property
     def values(self) -> dict[str, float | None]:
-        """The figures by name; None where one is undefined."""
+        """The figures by name; None if one is undefined."""
         return {metric.name: metric.value for metric in self.metrics}
 
 
@@ -129,7 +129,8 @@ class Scorer(Protocol):
         """Read answers in the benchmark's own format.
 
         Raises:
-            UserError: the file is not there or not in that format; one line that names the place.
+            UserError: the file does not exist or has another format; one line that names the
+                place.
         """
 
     def score(
@@ -143,8 +144,8 @@ class Scorer(Protocol):
         """Score answers against the benchmark's files in `data`.
 
         Raises:
-            UserError: a file or a resource is missing, or (`official`) the official script
-                would not have come to a figure; one line that names the place.
+            UserError: a file or a resource is missing, or (`official`) the official script would
+                not have given a figure; one line that names the place.
         """
 
 
@@ -152,10 +153,10 @@ SCORERS: Registry[Scorer] = Registry("benchmark")
 
 
 def refuse_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
-    """Raise where a scorer has no reading of its own for a protocol.
+    """Raise if a scorer does not implement a protocol.
 
     Raises:
-        UserError: which protocols it knows.
+        UserError: the protocols that it implements.
     """
     if protocol not in scorer.protocols:
         known = ", ".join(name for name in PROTOCOLS if name in scorer.protocols)

@@ -1,4 +1,4 @@
-"""Answers that lie on disk, scored by a benchmark's rules and judges: no model, no torch."""
+"""Score answers stored on disk, by a benchmark's rules and judges, without a model or torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from chip_core.utils.files import read_records, write_json
 
 
 def file_name(side: Side, benchmark: str) -> str:
-    """Return the name that a benchmark's files begin with."""
+    """Return the prefix of the names of a benchmark's files."""
     return f"{side}-{re.sub(r'[^A-Za-z0-9_.-]', '.', benchmark)}"
 
 
@@ -34,18 +34,18 @@ def score_answers(
     places: DataPaths,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Evaluation:
-    """Score a benchmark's answers; leave its figures in `scores/`.
+    """Score a benchmark's answers, and write its figures to `scores/`.
 
     Args:
-        made: the answers, whose file lies in `folder`.
-        side: which part of the benchmark they are to.
-        settings: the benchmark's.
-        folder: the trial's.
-        places: where the benchmark's data and the judges' replies lie.
-        report: told of the judge's replies.
+        made: the answers, whose file is in `folder`.
+        side: the part of the benchmark that they answer.
+        settings: the benchmark's settings.
+        folder: the trial's folder.
+        places: the locations of the benchmark's data and the judges' replies.
+        report: called with the progress of the judge's replies.
 
     Raises:
-        TrialError: something that the benchmark needs is not there, its judge does not answer, or
+        TrialError: something that the benchmark needs is missing, its judge does not answer, or
             the answers are to other questions.
     """
     with as_trial_error(settings.name):
@@ -90,7 +90,7 @@ def _read_responses(path: Path, items: Sequence[Item]) -> list[str]:
     """Return the response to each item.
 
     Raises:
-        TrialError: the file is of other questions.
+        TrialError: the file has other questions.
     """
     rows = read_records(path)
     asked = [(row.get("item"), row.get("prompt")) for row in rows]
@@ -115,13 +115,13 @@ def write_scores(
     """Write a benchmark's figures and item outcomes to `scores/`.
 
     Args:
-        folder: the trial's.
-        side: which part of the benchmark was asked.
-        settings: the benchmark's.
+        folder: the trial's folder.
+        side: the part of the benchmark that was answered.
+        settings: the benchmark's settings.
         benchmark: the benchmark.
-        found: what the scorer found.
-        metadata: what has to be known beside the figures.
-        items: how many answers were scored; 0: as many as the scorer says.
+        found: the scorer's result.
+        metadata: recorded with the figures.
+        items: the number of answers scored; 0: the scorer's own count.
     """
     metadata = {
         "protocol": settings.protocol,
@@ -172,7 +172,7 @@ def _named(**tools: Any) -> dict[str, str]:
 
 @contextmanager
 def as_trial_error(name: str) -> Iterator[None]:
-    """Make what is wrong with a benchmark's files the trial's reason."""
+    """Raise an error of a benchmark's files as the trial's error."""
     try:
         yield
     except (UserError, ValueError) as error:

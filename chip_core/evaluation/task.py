@@ -1,4 +1,4 @@
-"""What a benchmark is to the rest: items to answer, and a scorer for the answers."""
+"""The interface of benchmarks: items to answer, and a scorer for the answers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
     from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 
-#: Which part of a benchmark: the one tuned on, or the one quoted.
+#: The part of a benchmark: the one used to tune, or the one reported.
 Side = Literal["select", "report"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image that is read when it is asked for."""
+    """An image that is read when it is needed."""
 
-    key: str  # equal keys are one picture; its file's name, or what stands for it
+    key: str  # equal keys are one picture; the file's name, or an id
     read: Callable[[], Image.Image]
-    file: Path | None = None  # where it is read from; None: it is made, or lies within another file
+    file: Path | None = None  # its file; None: it is generated, or stored within another file
 
     @cached_property
     def pixels(self) -> int:
-        """Its size, 0 where no file says: like sizes are answered together."""
+        """The number of pixels, 0 without a file: pictures of like size are answered together."""
         from chip_core.data.image_files import open_image
 
         if self.file is None:
@@ -40,7 +40,7 @@ class Picture:
             with open_image(self.file) as image:
                 return image.width * image.height
         except ValueError:
-            return 0  # told when it is read
+            return 0  # reported when it is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,14 @@ class Item:
     id: str
     prompt: str
     pictures: tuple[Picture, ...]  # shown before the prompt
-    task: str = ""  # answers of one task are about as long: they are made together
-    #: what the scorer reads beside the response
+    task: str = ""  # answers of one task have similar lengths: they are generated together
+    #: other values that the scorer reads besides the response
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How an answer is made. Nothing is drawn at random: temperature 0."""
+    """How an answer is generated. Nothing is drawn at random: the temperature is 0."""
 
     max_new_tokens: int  # longest answer
     num_beams: int = 1  # 1 is greedy
@@ -65,23 +65,23 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """An answer, and what is known of how it was made."""
+    """An answer, with facts about its generation."""
 
     text: str
-    tokens: int | None = None  # of the answer, its end included
+    tokens: int | None = None  # of the answer, including its end token
     cut: bool | None = None  # whether max_new_tokens ended it
-    prompt_tokens: int | None = None  # as another engine than transformers counted them
-    prompt_ids: str | None = None  # a mark of the prompt's ids, as such an engine gave them
+    prompt_tokens: int | None = None  # counted by an engine other than transformers
+    prompt_ids: str | None = None  # a hash of the prompt's ids that such an engine returned
 
 
 class Benchmark(ABC):
-    """A benchmark: pure but for reading its own files. A user's own is a subclass, too."""
+    """A benchmark, pure except for reading its own files. Users may subclass it."""
 
     version: str  # "amber-1": raised whenever its figures change; recorded with them
     metrics: Mapping[str, MetricInfo]
-    #: what it takes beside a model: "data" (a folder of its own), and what its scorer needs
+    #: what it needs besides a model: "data" (a folder of its own), and its scorer's needs
     needs: frozenset[str] = frozenset()
-    protocols: frozenset[ProtocolName] = frozenset({"official"})  # those it knows
+    protocols: frozenset[ProtocolName] = frozenset({"official"})  # those it implements
     splits: bool = False  # whether `select` and `report` are different questions
 
     def decoding(self, protocol: ProtocolName) -> Decoding:
@@ -90,7 +90,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return all questions of a side, always the same in the same order.
+        """Return all questions of a side, always the same ones in the same order.
 
         Raises:
             UserError: a file is missing or broken; one line that names it.
@@ -108,26 +108,26 @@ class Benchmark(ABC):
         """Return every metric of the answers.
 
         Raises:
-            UserError: as a scorer's `score`.
+            UserError: as in `Scorer.score`.
         """
 
     def group(self, item: Item) -> str:
-        """Return what an item belongs to: the items of one group are never in different halves.
+        """Return the group of an item; the items of one group are always in the same half.
 
-        By default its first picture, and itself where it has none.
+        The default is the item's first picture, or the item itself if it has none.
         """
         return item.pictures[0].key if item.pictures else item.id
 
     def needs_of(self, items: Sequence[Item]) -> frozenset[str]:
-        """Return what these questions need, where that is less than `needs`."""
+        """Return what these questions need, if that is less than `needs`."""
         return self.needs
 
     def truth(self, item: Item) -> str:
-        """Return what a right answer holds, for people to read beside a response."""
+        """Return what a right answer contains, for people to read beside a response."""
         return ""
 
     def files(self, data: Path | None) -> Sequence[Path]:
-        """Return the files that decide questions and figures; pictures aside.
+        """Return the files that decide questions and figures, without pictures.
 
         Raises:
             UserError: one is missing.
@@ -135,7 +135,7 @@ class Benchmark(ABC):
         return ()
 
     def tools(self) -> Mapping[str, str]:
-        """Return other programs that its figures come from, with their versions.
+        """Return the other programs that compute its figures, with their versions.
 
         Raises:
             UserError: one is not installed.
@@ -144,10 +144,10 @@ class Benchmark(ABC):
 
 
 class ExternalBenchmark(Benchmark):
-    """A benchmark that another program asks and scores, given a model's folder."""
+    """A benchmark that an external program runs and scores, given a model's folder."""
 
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return nothing: the questions are the program's."""
+        """Return nothing: the program has the questions."""
         return ()
 
     def score(
@@ -158,7 +158,7 @@ class ExternalBenchmark(Benchmark):
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
-        """Never called: there are no answers of ours."""
+        """Raise: the external program scores its answers itself."""
         raise NotImplementedError
 
     @abstractmethod
@@ -169,7 +169,7 @@ class ExternalBenchmark(Benchmark):
     def ask(
         self, model: Path, *, folder: Path, batch_size: int, device: str
     ) -> tuple[Scored, Mapping[str, Any]]:
-        """Ask a model; return what it came to, and what has to be known beside it.
+        """Run the program on a model; return its figures and their metadata.
 
         Raises:
             UserError: the program is not installed.
@@ -181,6 +181,6 @@ BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
 
 
 def metric_name(side: Side, benchmark: str, metric: str) -> str:
-    """Return a figure's name: `BENCHMARK/METRIC`, under `select/` where it was tuned on."""
+    """Return a figure's name: `BENCHMARK/METRIC`, under `select/` if it is used to tune."""
     name = f"{benchmark}/{metric}"
     return f"select/{name}" if side == "select" else name

@@ -1,6 +1,6 @@
-"""Answers and judges' replies that their reader could make nothing of: counted and shown.
+"""Count and show answers and judges' replies that their reader could not interpret.
 
-So that a user sees when a reader, not a model, is failing.
+They show a user when a reader fails, rather than a model.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-#: What was not read: a model's own answer, which counts as wrong, or a judge's reply to it, which
-#: is missing.
+#: The kind of text: a model's own answer, which counts as wrong, or a judge's reply to it, which is
+#: missing.
 Source = Literal["answer", "reply"]
-LONGEST = 500  # characters of a text that are kept beside the scores
+LONGEST = 500  # characters of a text that are kept with the scores
 _SHOWN = 3  # texts that are shown as examples
 _SHOWN_LONGEST = 100  # characters of each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """A text that its reader could make nothing of; the text is cut and on one line."""
+    """A text that its reader could not interpret, cut and on one line."""
 
     item: str
     text: str
@@ -44,7 +44,7 @@ def counts(found: Sequence[Unreadable]) -> dict[str, Any]:
 
 
 def count_words(counted: Mapping[str, Any]) -> str:
-    """Say the counts: `3 answers unreadable (counted as wrong)`; empty where there are none."""
+    """Format the counts: `3 answers unreadable (counted as wrong)`; empty if there are none."""
     answers, replies = counted["answers"], counted["replies"]
     parts = [
         f"{answers:,} answer{'s' * (answers != 1)} unreadable (counted as wrong)" * (answers > 0),
@@ -55,17 +55,17 @@ def count_words(counted: Mapping[str, Any]) -> str:
 
 
 def example_words(example: Mapping[str, str]) -> str:
-    """Show one text that could not be read."""
+    """Format one text that could not be read."""
     return f"{example['item']}: {quoted(example['text'])}"
 
 
 def quoted(text: str) -> str:
-    """Return a text between marks; one of nothing is said to be empty."""
+    """Return a text in quotation marks, or `(empty)`."""
     return f"“{text}”" if text else "(empty)"
 
 
 def _spread(found: Sequence[Unreadable]) -> list[Unreadable]:
-    """Return a few different texts from beginning, middle and end."""
+    """Return a few different texts, from the beginning, the middle and the end."""
     different = list({entry.text: entry for entry in reversed(found)}.values())[::-1]
     if len(different) <= _SHOWN:
         return different
@@ -74,7 +74,7 @@ def _spread(found: Sequence[Unreadable]) -> list[Unreadable]:
 
 
 def _one_line(text: str) -> str:
-    """Return text without what moves a terminal's cursor or no file can hold."""
+    """Return text without characters that move a terminal's cursor or cannot be stored."""
     flat = " ".join(text.split())
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in flat

@@ -1,1 +1,1 @@
-"""One training: the step, the loop."""
+"""The training of one trial: steps, optimizer, checkpoints."""

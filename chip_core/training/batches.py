@@ -1,7 +1,7 @@
-"""The batches of a training: which pairs this worker computes at which step, encoded in order.
+"""The batches of a training: the pairs of this worker at each step, encoded in order.
 
-A global batch is divided into the portions of one forward pass, over workers and rounds. Batches
-are encoded when they are asked for, or ahead of that by other processes.
+A global batch is divided over workers and rounds into portions, each the pairs of one forward pass.
+Batches are encoded when they are requested, or ahead of that by other processes.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from chip_core.utils.workers import Workers
 class Portion:
     """The pairs of one worker's forward pass."""
 
-    places: tuple[int, ...]  # of the pairs in the training data
-    counts: bool = True  # False: the pass is made, for the others wait for it, and adds nothing
+    places: tuple[int, ...]  # indices of the pairs in the training data
+    counts: bool = True  # False: the pass adds nothing, but other workers wait for it
 
 
 def portions(
@@ -41,23 +41,23 @@ def portions(
     workers: int = 1,
     lengths: Sequence[int] | None = None,
 ) -> list[list[Portion]]:
-    """Return each worker's portions of a global batch, round by round.
+    """Divide a global batch into portions, round by round, and return those of each worker.
 
-    Every worker has equally many, of nearly equal size, none above `micro_batch`: a worker that
-    has fewer pairs makes a pass that does not count. The portions of a round are of like length,
-    so that no worker waits long for another.
+    All workers get equally many portions, of nearly equal size and at most `micro_batch` pairs. A
+    worker that has fewer pairs makes a pass that does not count. The portions of a round have
+    similar lengths, so that no worker waits long for another.
 
     Args:
-        places: the pairs of the batch, in their order.
-        micro_batch: most pairs of a pass.
-        workers: how many share the batch.
-        lengths: of every training pair, by place; None: the batch's order is kept.
+        places: the indices of the batch's pairs, in their order.
+        micro_batch: the largest number of pairs of a pass.
+        workers: the number of workers that share the batch.
+        lengths: of every training pair, by index; None: the batch's order is kept.
     """
     rounds = math.ceil(len(places) / (micro_batch * workers))
     count = rounds * workers
     ordered = list(places)
     if lengths is not None and count > 1:
-        # Longest first: what does not fit into memory is known at once.
+        # Longest first, so that a pass that does not fit into memory fails at once.
         ordered.sort(key=lambda place: -lengths[place])
     cuts = [math.ceil(len(ordered) * number / count) for number in range(count + 1)]
     cut = [
@@ -69,15 +69,15 @@ def portions(
     return [cut[rank::workers] for rank in range(workers)]
 
 
-#: Batches that each process has ready at most.
+#: The most batches that each process prepares ahead.
 AHEAD = 2
 
-#: Encodes pairs, named by their places, of an epoch.
+#: Encodes the pairs at these indices for an epoch.
 Encode = Callable[[Sequence[int], int], PairBatch]
 
 
 class Loader:
-    """Encodes batches in order. What encoding raises comes out where the batch is asked for."""
+    """Encodes batches in order; an encoding error is raised when its batch is requested."""
 
     def __init__(
         self, encode: Encode, schedule: Sequence[tuple[Portion, int]], *, processes: int = 0
@@ -85,11 +85,11 @@ class Loader:
         """Start the processes.
 
         Args:
-            encode: `PairEncoder.batch`; changes nothing that its caller reads.
+            encode: `PairEncoder.batch`; it changes nothing that its caller reads.
             schedule: portions and their epochs, in order.
-            processes: how many encode ahead; 0: each batch is encoded when it is asked for.
+            processes: how many encode ahead; 0: each batch is encoded when it is requested.
         """
-        self.waited = 0.0  # seconds that batches were waited for
+        self.waited = 0.0  # seconds spent waiting for batches
         encoded = _Encoded(encode, schedule)
         self._batches: Iterator[PairBatch | Exception]
         if processes == 0:
@@ -121,7 +121,7 @@ class Loader:
 
 
 class _Encoded(Dataset[Any]):
-    """The schedule as DataLoader takes it."""
+    """The schedule as a dataset for DataLoader."""
 
     def __init__(self, encode: Encode, schedule: Sequence[tuple[Portion, int]]) -> None:
         self._encode, self._schedule = encode, schedule
@@ -133,14 +133,14 @@ class _Encoded(Dataset[Any]):
         portion, epoch = self._schedule[number]
         try:
             return self._encode(portion.places, epoch)
-        except Exception as error:  # comes out of `next` in its own words, not in DataLoader's
-            if get_worker_info() is not None:  # what is lost on the way from process to process
+        except Exception as error:  # raised by `next` with its own message, not with DataLoader's
+            if get_worker_info() is not None:  # the traceback is lost between processes
                 error.add_note(traceback.format_exc())
             return error
 
 
 def _leave_ctrl_c(number: int) -> None:
-    """Let the training decide what a Ctrl-C at the terminal, which all processes get, comes to."""
+    """Ignore a Ctrl-C at the terminal, which all processes get: the training handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -148,7 +148,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-#: Processes that encode ahead where none are asked for and a GPU would wait for them.
+#: The default number of processes that encode ahead, if a GPU would wait for them.
 LOADERS = 2
 
 #: A worker's portions of one step's global batch, each with its epoch.
@@ -171,9 +171,9 @@ class TrainingBatches:
 
         Args:
             config: the trial.
-            processor: the model's.
+            processor: the model's processor.
             pairs: the preference pairs.
-            workers: who share each batch.
+            workers: the workers that share each batch.
             encodings: of the same processor, kept by this process from trial to trial.
 
         Raises:
@@ -192,16 +192,16 @@ class TrainingBatches:
             )
         self._config, self._pairs, self._workers = config, pairs, workers
         self._encoder = PairEncoder(processor, config, pairs, encodings)
-        #: How many responses were cut.
+        #: Counts the responses that were cut.
         self.cut = CutCount(workers)
 
     @property
     def may_be_void(self) -> bool:
-        """Whether a rejected image may come out as the image itself."""
+        """Whether a rejected image may be the same as the image itself."""
         return self._encoder.may_be_void
 
     def shortest_pair(self) -> PairBatch:
-        """Return that pair of the first global batch whose responses are shortest."""
+        """Return the pair of the first global batch that has the shortest responses."""
         lengths = {
             place: len(self._pairs[place].chosen) + len(self._pairs[place].rejected)
             for place in next(self._order())
@@ -212,7 +212,7 @@ class TrainingBatches:
         """Return this worker's portions of each step's global batch.
 
         Args:
-            after: how many steps were made already.
+            after: the number of steps already made.
         """
         steps_an_epoch = len(self._pairs) // self._config.training.batch_size
         shares = []
@@ -228,11 +228,11 @@ class TrainingBatches:
         return shares[after:]
 
     def loader(self, shares: list[Share], device: torch.device) -> Loader:
-        """Return what encodes the portions of steps, in order.
+        """Return a loader that encodes the portions of steps, in order.
 
         Args:
-            shares: of `shares`.
-            device: where they are computed with.
+            shares: as `shares` returns them.
+            device: the device of the training.
         """
         processes = self._config.engine.loader_workers
         if processes is None:

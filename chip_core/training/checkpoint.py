@@ -1,12 +1,12 @@
-"""Checkpoints: everything a training needs to go on to the same figures, whole or not at all.
+"""Checkpoints: all that a training needs to resume to the same figures, complete or not at all.
 
 `checkpoints/step-00000012/` holds `state.pt` (schedule, counts, random generators, the optimizer's
-settings; read without pickle's code) and `manifest.json` (the step, the data position, what was
-being trained, and size and sha256 of every other file). Beside them, in format 1, lie `model/` (a
-Hugging Face or PEFT folder's weights) or, of a training in bf16, `masters.safetensors` (what is
-trained, in fp32, by name), with the optimizer whole in `state.pt`; in format 2, of sharded weights,
-`shards/` (sharded_state.py), where each worker writes what it holds. Any number of workers, by any
-strategy, goes on from either. The folder gets its name last, when all of it is on the disk.
+settings; read without pickle's code) and `manifest.json` (the step, the data position, the identity
+of the training, and size and sha256 of every other file). Format 1 adds `model/` (the weights of a
+Hugging Face or PEFT folder) or, for a training in bf16, `masters.safetensors` (the trained weights
+in fp32, by name), and the whole optimizer state is in `state.pt`. Format 2, for sharded weights,
+adds `shards/` (sharded_state.py), where each worker writes its part. Any number of workers, with
+any strategy, can resume from either. The folder gets its final name when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -53,38 +53,38 @@ from chip_core.utils.workers import Workers
 MANIFEST, MODEL, SHARDS, STATE = "manifest.json", "model", "shards", "state.pt"
 MASTERS = "masters.safetensors"
 
-#: Formats that are read: 1 has whole tensors, 2 sharded ones.
+#: Formats that can be read: 1 has whole tensors, 2 sharded ones.
 WHOLE, SHARDED = 1, 2
 
-#: How many are kept: the newest, and the one before in case the newest turns out broken.
+#: How many are kept: the newest, and the one before in case the newest is damaged.
 KEPT = 2
 
 _log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps beside model and optimizer."""
+    """A part of a checkpoint besides model and optimizer."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return its state: tensors and plain data."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Go on from a state."""
+        """Restore a state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
-    """Where a training goes on, and what is to be said of it."""
+    """Where a training resumes, with notes for the report."""
 
     step: int  # updates already made
-    folder: Path | None  # the attempt whose checkpoint it was; None: there was none
+    folder: Path | None  # the attempt whose checkpoint was used; None: there was none
     notes: tuple[str, ...]
 
 
 class Checkpointer:
-    """Saves the state of a training, and goes on from one that was saved.
+    """Saves the state of a training, and resumes from a saved one.
 
-    All workers of the training come to each method together.
+    All workers of the training must call each method together.
     """
 
     def __init__(
@@ -97,30 +97,31 @@ class Checkpointer:
         masters: Masters | None = None,
         workers: Workers | None = None,
     ) -> None:
-        """Keep what is saved and restored.
+        """Keep references to what is saved and restored.
 
         Args:
             config: the trial.
-            model: what is trained, sharded or not.
+            model: the trained model, sharded or not.
             optimizer: over the model's trained parameters.
-            stateful: what else has a state: schedule, what was cut.
-            masters: what the optimizer updates in place of the model's weights; None: they.
-            workers: who train it; None: this process alone.
+            stateful: other parts that have a state: the schedule, the count of cut responses.
+            masters: updated by the optimizer in place of the model's weights; None: it updates the
+                weights themselves.
+            workers: the workers of the training; None: this process alone.
         """
         self._config, self._model, self._optimizer = config, model, optimizer
         self._masters = masters
         self._stateful, self._workers = stateful, workers or Workers()
 
     def save(self, folder: Path, step: int) -> None:
-        """Write the checkpoint after an update into a trial's folder; older ones than two go.
+        """Write the checkpoint after an update into a trial's folder; keep only the newest two.
 
         Args:
-            folder: the trial's.
-            step: how many updates were made.
+            folder: the trial's folder.
+            step: the number of updates made.
 
         Raises:
-            NonFiniteLossError: a weight is no number; what went on from it would fail for ever.
-            DiskFullError: it does not fit; nothing of it is left, and the ones before stay.
+            NonFiniteLossError: a weight is not a number, and any resumed training would fail.
+            DiskFullError: it does not fit; its files are removed, and older checkpoints stay.
         """
         self._workers.each(lambda: _check_finite(self._model, step))
         whole = folder / CHECKPOINTS / f"step-{step:08d}"
@@ -133,7 +134,7 @@ class Checkpointer:
         except DiskFullError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        # Each on its own machine, where they share no disk.
+        # Every worker removes them, for machines that share no disk.
         for old in list_checkpoints(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -159,7 +160,7 @@ class Checkpointer:
             lambda: self._complete(partial, whole, step, state, facts)
         )
         if sharded:
-            # The first worker has renamed the folder; where its disk is another, this does.
+            # The first worker has renamed the folder; a worker with another disk does it here.
             with suppress(FileNotFoundError):
                 partial.replace(whole)
                 sync_folder(whole.parent)
@@ -173,14 +174,14 @@ class Checkpointer:
         state: Mapping[str, Any],
         facts: dict[str, dict[str, Any]],
     ) -> None:
-        """Write what the first worker writes, and give the checkpoint its name.
+        """Write the first worker's files, and give the checkpoint its final name.
 
         Args:
-            partial: where it is made.
-            whole: its name.
-            step: how many updates were made.
-            state: what goes into `state.pt`.
-            facts: of all workers' shards; empty: the first one writes the model.
+            partial: the folder in which it is written.
+            whole: its final path.
+            step: the number of updates made.
+            state: the content of `state.pt`.
+            facts: of all workers' shards; empty: the first worker writes the model.
         """
         config, files = self._config, dict(facts)
         partial.mkdir(parents=True, exist_ok=True)
@@ -202,23 +203,23 @@ class Checkpointer:
         }
         write_json(partial / MANIFEST, manifest)
         sync_files(partial)
-        shutil.rmtree(whole, ignore_errors=True)  # of a run of this folder that went over it before
+        shutil.rmtree(whole, ignore_errors=True)  # left by an earlier run that passed this step
         partial.replace(whole)
         sync_folder(whole.parent)
 
     def restore(self, folder: Path, before: Sequence[Path] = ()) -> Resumed:
-        """Go on from the newest whole checkpoint of an earlier attempt's folder.
+        """Resume from the newest complete checkpoint of an earlier attempt's folder.
 
-        A checkpoint that is not whole is passed over for the one before, and a note says so; where
-        there is none, the training starts anew.
+        A checkpoint that is not complete is skipped for the one before, and a note says so. If
+        there is none, the training starts from the beginning.
 
         Args:
-            folder: the attempt's.
-            before: folders of the attempts before that one, newest first: theirs are next.
+            folder: the attempt's folder.
+            before: folders of the attempts before that one, newest first, searched next.
         """
         notes = []
         folders = [folder, *(each for each in before if each != folder)]
-        # By place and name: a folder's path may be another one on another worker's machine.
+        # By index and name: the path of a folder may differ on another worker's machine.
         found = self._workers.broadcast_from_rank0(
             lambda: [
                 (place, path.name)
@@ -241,7 +242,7 @@ class Checkpointer:
         return _said(Resumed(step=0, folder=None, notes=tuple(notes)))
 
     def _updated(self) -> dict[str, nn.Parameter]:
-        """Return what the optimizer updates, by the trained weights' names, in its order."""
+        """Return the parameters that the optimizer updates, by weight name, in its order."""
         return {
             name: weight if self._masters is None else self._masters.of(weight)
             for weights in trained_parts(self._model, self._config).values()
@@ -249,22 +250,22 @@ class Checkpointer:
         }
 
     def _agreed(self, problem: str | None) -> str | None:
-        """Return the first worker's problem that has one: all pass a checkpoint over, or none."""
+        """Return the first problem of any worker, so that all workers skip a checkpoint or none."""
         return next((each for each in self._workers.gathered(problem) if each is not None), None)
 
     def _load(self, checkpoint: Path) -> str | None:
-        """Go on from a checkpoint that is whole; return why it is not used, None where it is."""
+        """Resume from a complete checkpoint; return why it cannot be used, or None."""
         problem, state = None, {}
         try:
             state = torch.load(
                 checkpoint / STATE,
                 map_location="cpu",
                 weights_only=True,
-                # Each worker takes its part of an optimizer's whole state: of the file, which the
-                # workers of a machine so have in memory once.
+                # Each worker takes its part of the optimizer's whole state. Mapping the file keeps
+                # it in memory once for all workers of a machine.
                 mmap=is_sharded(self._model),
             )
-        except Exception as error:  # a file that is not torch's may raise anything
+        except Exception as error:  # a file that torch did not write may raise anything
             problem = f"{STATE} ({_described(error)})"
         problem = self._agreed(problem)
         if problem is not None:
@@ -291,11 +292,11 @@ class Checkpointer:
             for name, part in self._stateful.items():
                 part.load_state_dict(state[name])
             _set_random_state(state["random"])
-        except UnfitError as error:  # none of it was put into the policy
+        except UnfitError as error:  # raised before anything was put into the policy
             return str(error)
         except (MemoryError, torch.OutOfMemoryError):
-            raise  # the checkpoint is not what is wrong
-        except Exception as error:  # the policy may be half of it: nothing can go on from that
+            raise  # the checkpoint is not at fault
+        except Exception as error:  # the policy may be half restored and cannot be used
             raise TrialError(
                 f"{checkpoint} is whole and cannot be used ({_described(error)}): remove it"
             ) from error
@@ -309,12 +310,12 @@ def _check_finite(model: Any, step: int) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a trial's folder, oldest first; none is checked."""
+    """Return the checkpoints of a trial's folder, oldest first, without checking them."""
     return sorted((folder / CHECKPOINTS).glob("step-*"))
 
 
 def checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None:
-    """Return why a checkpoint cannot be used for a training; None if it can."""
+    """Return why a checkpoint cannot be used for a training, or None."""
     try:
         manifest = _manifest(checkpoint)
         if manifest["format"] not in (WHOLE, SHARDED):
@@ -332,7 +333,7 @@ def checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None:
                 return f"{name} is cut off: {size} of {expected['bytes']} bytes"
             if hash_file(path) != expected["sha256"]:
                 return f"{name} is corrupt: its sha256 is not the manifest's"
-        for path in (checkpoint / SHARDS).glob("*"):  # all that lie there are read
+        for path in (checkpoint / SHARDS).glob("*"):  # every file there is read
             if f"{SHARDS}/{path.name}" not in manifest["files"]:
                 return f"{SHARDS}/{path.name} is not of it"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -341,14 +342,14 @@ def checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None:
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Remove a folder's checkpoints of later steps: the training goes over them again."""
+    """Remove a folder's checkpoints of later steps, which the training will repeat."""
     for checkpoint in list_checkpoints(folder):
         if checkpoint.name > f"step-{step:08d}":
             shutil.rmtree(checkpoint, ignore_errors=True)  # several workers may remove it
 
 
 def remove_all(folder: Path) -> None:
-    """Remove a trial's checkpoints: its trained model is there."""
+    """Remove a trial's checkpoints once its trained model is stored."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
@@ -371,7 +372,7 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def _training(config: TrialConfig) -> str:
-    """Return what a checkpoint's training is, by all of its settings that change figures."""
+    """Return the fingerprint of the settings that change a training's figures."""
     named = {"path": config.model.path}, {"source": config.data.source}
     return fingerprint(training_identity(config, *named))
 

@@ -1,4 +1,4 @@
-"""Whether a model shares prefixes and is compiled exactly: tried on a pair before either is."""
+"""Check on one pair whether prefix sharing and compilation are exact for a model."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from chip_core.utils.workers import Workers
 
 ON = "on"
 
-#: With all pieces of a row in one call a layer (packing.fused_attention).
+#: With all pieces of a row in one attention call a layer (packing.fused_attention).
 ON_FUSED = "on (attention fused)"
 
-#: How far hidden states and gradients may be from those of separate passes: the norm of the
-#: difference over the norm.
+#: The largest difference of hidden states and gradients from those of separate passes: the norm of
+#: the difference over the norm.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
-#: Where weights are held in bf16, how many times as far from fp32 as separate passes in bf16 are.
+#: With weights in bf16: the largest distance from fp32, in multiples of separate bf16 passes'.
 _BF16_FACTOR = 1.25
 
-#: What is compared.
+#: The compared quantities.
 _MEASURED = ("hidden states", "gradients")
 
 _log = logging.getLogger(__name__)
@@ -45,22 +45,22 @@ def share_prefixes(
     wanted: Literal["auto", "off"] = "auto",
     workers: Workers | None = None,
 ) -> Iterator[str]:
-    """Let a policy share prefixes for as long as the context is open, if it does so exactly.
+    """Let a policy share prefixes while the context is open, if it does so exactly.
 
     Args:
         policy: not yet sharded.
-        batch: one pair to try it on, on the policy's device.
+        batch: one pair to test with, on the policy's device.
         wanted: `engine.prefix_sharing`.
-        workers: who share the training, each with a pair of its own: they share prefixes where all
-            of them can, or none does. What has no weights yet is tried by those that have them.
-            None: this process alone.
+        workers: the workers of the training, each with a pair of its own: either all of them share
+            prefixes or none does. Only workers that hold the weights test. None: this process
+            alone.
 
     Yields:
-        `on`, by itself or with how attention is computed; or `off (…)` with the reason: then every
+        `on`, alone or with how attention is computed; or `off (…)` with the reason: then every
         response has a pass of its own.
 
     Raises:
-        TrialError: the model's logits are not what its output head makes of its hidden states.
+        TrialError: the model's logits are not the product of its output head and hidden states.
     """
     workers = workers or Workers()
     here = has_weights(policy)
@@ -96,11 +96,11 @@ def _anyones_problem(
 
 
 def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = False) -> str | None:
-    """Return why a model cannot share prefixes exactly; None if it can.
+    """Return why a model cannot share prefixes exactly, or None.
 
     Args:
         policy: not yet sharded.
-        batch: one pair to try it on.
+        batch: one pair to test with.
         fused: whether attention is one call a layer.
     """
     bf16 = dtype_of(policy) == torch.bfloat16
@@ -113,7 +113,7 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = Fa
                 shared_in_bf16 = _measured(policy, batch, shared=True, as_held=True)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a model does with a row that it was not made for
+    except Exception as error:  # a model not made for packed rows may raise anything
         return brief(error)
     for place, what in enumerate(_MEASURED):
         differences = [(_apart(shared[place], true[place]), _TOLERANCE[true[place].dtype], "")]
@@ -122,7 +122,7 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = Fa
             distance = _apart(shared_in_bf16[place], true[place])
             differences.append((distance, _BF16_FACTOR * separate, " in bf16"))
         for distance, limit, how in differences:
-            if not distance <= limit:  # not a number is no agreement
+            if not distance <= limit:  # NaN counts as a difference
                 return (
                     f"{what}{how} differ by {distance:.1e} from separate passes, "
                     f"allowed is {limit:.1e}"
@@ -132,14 +132,14 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = Fa
 
 @contextmanager
 def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
-    """Compile a policy's layers for as long as the context is open.
+    """Compile a policy's layers while the context is open.
 
     Args:
         policy: not sharded.
-        batch: one pair to try it on, on the policy's device.
+        batch: one pair to test with, on the policy's device.
 
     Raises:
-        TrialError: compiled layers do not say what they say otherwise, or cannot be compiled.
+        TrialError: compiled layers give other results, or they cannot be compiled.
     """
     shared = policy.prefix_sharing
     plain = _measured(policy, batch, shared=shared, as_held=True)
@@ -153,7 +153,7 @@ def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
             made = _measured(policy, batch, shared=shared, as_held=True)
         except (torch.OutOfMemoryError, TrialError):
             raise
-        except Exception as error:  # whatever a compiler does with a model
+        except Exception as error:  # a compiler may raise anything
             raise TrialError(
                 f"engine.compile: layers: {brief(error)}: write engine.compile: off"
             ) from error
@@ -164,22 +164,23 @@ def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
                     f"engine.compile: layers: {what} differ by {distance:.1e} from layers that are "
                     f"not compiled, allowed is {limit:.1e}: write engine.compile: off"
                 )
-        torch.compiler.reset()  # that code is of other gradients than a training's
+        torch.compiler.reset()  # the compiled code is for other gradients than a training's
         yield
 
 
 def _measured(
     policy: Policy, batch: PairBatch, *, shared: bool, as_held: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return hidden states, and the gradient in the vectors among the decoder's weights.
+    """Return hidden states, and the gradients of the vectors among the decoder's weights.
 
-    Those are few, they lie in every layer, and a token that is seen wrongly moves them.
+    The vectors are few and in every layer, and a token that is attended to wrongly changes their
+    gradients.
 
     Args:
         policy: not yet sharded.
         batch: one pair.
         shared: whether prefixes are shared.
-        as_held: whether to compute in bf16 where weights are held in that; else it is in fp32.
+        as_held: whether to compute in the precision of the weights; else in fp32.
     """
     vectors = [p for p in policy.model.get_decoder().parameters() if p.ndim == 1]
     marks = [vector.requires_grad for vector in vectors]
@@ -190,7 +191,7 @@ def _measured(
         with torch.enable_grad(), fp32 as leaves:
             states = response_states(policy.model, batch, prefix_sharing=shared)
             hidden = torch.cat([states.views[view] for view in lying(states.views)])
-            # Fixed and without a pattern, so that nothing cancels and no draw is taken.
+            # Fixed weights without a pattern: nothing cancels, and no random number is drawn.
             by = torch.arange(hidden.numel(), device=hidden.device).cos().view(hidden.shape)
             by = by.to(hidden.dtype)
             gradients = torch.autograd.grad((hidden * by).sum(), leaves, allow_unused=True)
@@ -207,7 +208,7 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 @torch.no_grad()
 def _check_head(policy: Policy, batch: PairBatch) -> None:
-    """Check that logits are the hidden states' product with the output head, and nothing more."""
+    """Check that logits are only the product of hidden states and output head."""
     rows = pad(batch.prompts, batch.chosen)
     with in_fp32(policy.model):
         logits = policy.model(
@@ -216,7 +217,7 @@ def _check_head(policy: Policy, batch: PairBatch) -> None:
             use_cache=False,
             logits_to_keep=2,
             **rows.inputs,
-        ).logits[0, -2]  # what predicts the last token
+        ).logits[0, -2]  # the position that predicts the last token
         states = response_states(policy.model, batch, prefix_sharing=False)
         made = nn.functional.linear(states.chosen[-1], policy.head.weight, policy.head.bias)
     if not _apart(made, logits) <= 1e-4:

@@ -1,6 +1,6 @@
-"""The policy: a batch's merge, decoder, output head and objective in one forward.
+"""The policy: merging a batch, decoder, output head and objective in one forward.
 
-One module, so that DDP and FSDP2 can wrap it: the output head lies in the root, and each pass
+It is one module, so that DDP and FSDP2 can wrap it: the output head is in the root, and each pass
 goes through the root's forward.
 
 Shapes: B pairs, C tokens of a response, N tokens of all responses of one kind, D hidden.
@@ -39,7 +39,7 @@ from chip_core.training.states import ResponseStates, response_states
 
 
 class Policy(nn.Module):
-    """A model under its objective."""
+    """A model with its objective."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class Policy(nn.Module):
         """Wrap a model.
 
         Args:
-            model: the model that is trained, with its adapters.
-            objective: what it is trained to.
-            prefix_sharing: whether chosen and rejected are computed behind one prompt.
-            logits_chunk: positions whose logits are held together.
+            model: the trained model, with its adapters.
+            objective: the objective of the training.
+            prefix_sharing: whether chosen and rejected responses share one prompt's pass.
+            logits_chunk: the number of positions whose logits are held at the same time.
         """
         super().__init__()
         self.model = model
@@ -74,7 +74,7 @@ class Policy(nn.Module):
 
         Args:
             batch: on the model's device.
-            reference: what the reference says of the same batch.
+            reference: the reference's scores of the same batch.
             reference_head: `ReferenceSource.head`; None: this model's own.
             facts: of the global batch; see `losses.Inputs`.
         """
@@ -84,13 +84,13 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
-        """Return what the global batch's table holds of each pair, (B,) each; without a graph."""
+        """Return each pair's columns, (B,) each, in the global batch's table; without a graph."""
         return table_columns(self.objective, self._scored(batch, reference, None), batch.fields)
 
     def _scored(
         self, batch: PairBatch, reference: ReferenceScores, reference_head: OutputHead | None
     ) -> dict[str, ResponseScores]:
-        """Return all that the objective reads of each view."""
+        """Return the scores of each view that the objective reads."""
         responses, said = batch.responses, reference.views
         reads = self.objective.policy_reads
         policy, kl = self._said(batch, reads, reference, reference_head)
@@ -124,14 +124,14 @@ class Policy(nn.Module):
         *,
         keep_hidden: bool = False,
     ) -> tuple[dict[str, ResponseReference], dict[str, Tensor]]:
-        """Return what this model says of a batch's views, and the divergence from a reference.
+        """Return this model's scores of a batch's views, and the divergence from a reference.
 
         Args:
             batch: on the model's device.
             reads: what is wanted of each view.
-            reference: with hidden states, where the divergence is wanted.
-            reference_head: what turns those into logits; None: this model's own.
-            keep_hidden: whether the hidden states of chosen and rejected go with it.
+            reference: with hidden states, if the divergence is wanted.
+            reference_head: turns those into logits; None: this model's own head.
+            keep_hidden: whether to return the hidden states of chosen and rejected, too.
         """
         wanted = [view for view in reads if view in batch.responses]
         responses = {view: batch.responses[view] for view in wanted}
@@ -189,7 +189,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def reference_scores(self, batch: PairBatch, reads: Reads | None = None) -> ReferenceScores:
-        """Return what a training needs of a reference, of this model as it is now.
+        """Return a reference's scores for a training, computed by this model as it is now.
 
         Args:
             batch: on the model's device.
@@ -203,24 +203,24 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
-        """Return log p of each response token, (B, C), from what predicts it, (N, D)."""
+        """Return log p of each response token, (B, C), from the states that predict it, (N, D)."""
         ids = responses.ids[responses.places]
         scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
         return spread(scores.logps, responses)
 
     def states(self, batch: PairBatch, views: Collection[str] | None = None) -> ResponseStates:
-        """Return the hidden states that predict a batch's responses; None: of all its views."""
+        """Return the hidden states that predict a batch's responses, of `views` or (None) all."""
         return response_states(self.model, batch, prefix_sharing=self.prefix_sharing, views=views)
 
     @property
     def head(self) -> OutputHead:
-        """The output head as it is now; within a forward alone where it is sharded."""
+        """The output head as it is now; if it is sharded, available only within a forward."""
         layer = self.model.get_output_embeddings()
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
 
 def chunk_of(model: Any, config: TrialConfig, device: torch.device) -> int:
-    """Return how many positions' logits a model holds together where it is computed."""
+    """Return for how many positions a model on this device holds logits at the same time."""
     memory = None
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
@@ -228,13 +228,13 @@ def chunk_of(model: Any, config: TrialConfig, device: torch.device) -> int:
 
 
 def spread(values: Tensor, responses: Responses) -> Tensor:
-    """Return values of responses' tokens in their places, (N, …) to (B, C, …); else 0."""
+    """Return values of responses' tokens at their positions, (N, …) to (B, C, …); 0 elsewhere."""
     whole = values.new_zeros((*responses.mask.shape, *values.shape[1:]))
     return whole.index_put(responses.places, values)
 
 
 def _by_kind(values: Tensor, responses: dict[str, Responses]) -> dict[str, Tensor]:
-    """Return values of the first of all positions as (B, C) of each response that they cover."""
+    """Split values, which cover the first of all positions, into (B, C) for each kind."""
     parted, start = {}, 0
     for kind, of in responses.items():
         length = len(of.places[0])

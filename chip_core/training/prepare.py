@@ -1,4 +1,4 @@
-"""What a training and a reference pass begin with: the pairs, the device."""
+"""The pairs and the device of a training or reference pass."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from chip_core.utils.workers import current_workers
 def checked_pairs(
     config: TrialConfig, report: Callable[[Progress], None], asks: Asks | None = None
 ) -> Pairs:
-    """Load the pairs, telling of the rows checked about once a second.
+    """Load the pairs, and report the rows checked about once a second.
 
     Args:
         config: the trial.
-        report: told of the rows checked.
-        asks: what is asked of each row; None: what the trial's objective asks.
+        report: called with the progress of the check.
+        asks: the requirements on each row; None: those of the trial's objective.
 
     Raises:
         TrialError: the data or the model's processor cannot be read, or a row is bad and
@@ -42,7 +42,7 @@ def checked_pairs(
             report(Progress(phase="check data", done=done, total=total))
 
     given = strategy_class(config.rejected_image.strategy).traits.needs_given
-    own = config.data.source != SHAPES  # the embedded world's pairs hold nothing odd
+    own = config.data.source != SHAPES  # the embedded world's pairs need no check by the processor
     return load_pairs(
         config.data,
         on_row,
@@ -54,10 +54,10 @@ def checked_pairs(
 
 
 def device_of(config: TrialConfig) -> torch.device:
-    """Return the device that `engine.device` means here.
+    """Return the device that `engine.device` names on this machine.
 
     Raises:
-        TrialError: it is cuda, and there is none, or none that computes in `model.dtype`.
+        TrialError: it is cuda, and there is no GPU, or none that computes in `model.dtype`.
     """
     wanted = config.engine.device
     if wanted == "auto":
@@ -71,5 +71,5 @@ def device_of(config: TrialConfig) -> torch.device:
             f"model.dtype is bf16, and {torch.cuda.get_device_name()} does not compute in it: "
             "write model.dtype: fp32, or take a GPU of NVIDIA's Ampere or later"
         )
-    # Of several, the one that was set for this process.
+    # Of several GPUs, the one that was set for this process.
     return torch.device(wanted, torch.cuda.current_device())

@@ -1,4 +1,4 @@
-"""What the frozen reference says of a batch's responses, and where that comes from.
+"""The frozen reference's scores of a batch's responses, and their source.
 
 Shapes: B pairs, C tokens of a response (padded on the right), D hidden, V vocabulary.
 """
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 
 
 class ReferenceSource(Protocol):
-    """Where a training's reference comes from."""
+    """The source of a training's reference scores."""
 
     @property
     def head(self) -> OutputHead | None:
-        """What turns its hidden states into logits; None: the policy's own, which is frozen."""
+        """The head that turns its hidden states into logits; None: the policy's own, frozen one."""
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
-        """Return what the reference says of a batch, on the batch's device, without a graph."""
+        """Return the reference's scores of a batch, on the batch's device, without a graph."""
 
 
 class LiveSource(ReferenceSource, Protocol):
-    """A reference that is computed anew for every batch."""
+    """A reference that is computed for every batch."""
 
     def scores_of(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
-        """Return what `scores` says of some views, and compute no more."""
+        """Return the `scores` of some views alone, without computing others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingReference:
-    """What a training reads and computes of the reference, and what is to be said of it."""
+    """The reference of a training, and which parts of it are stored or computed."""
 
     source: ReferenceSource
-    #: Returns a batch, on the CPU, with the features of its images that are stored.
+    #: Returns a batch, on the CPU, with the stored features of its images.
     attach_features: Callable[[PairBatch], PairBatch] = lambda batch: batch
     #: `reference`: stored, partly stored, live. `image_features`: stored, computed.
     engine: Mapping[str, str] = field(
@@ -57,10 +57,10 @@ class TrainingReference:
 
 
 class OpenCaches(Protocol):
-    """Reference caches that are whole and this model's."""
+    """Reference caches that are complete and belong to this model."""
 
     def reference(self, live: Callable[[], LiveSource], /) -> TrainingReference:
-        """Return what the training reads; `live` is asked where not all of it is stored."""
+        """Return the training's reference; `live` is called if not all of it is stored."""
 
 
 class ReferenceCaches(Protocol):
@@ -75,24 +75,24 @@ class ReferenceCaches(Protocol):
         pairs: Sequence[PreferencePair],
         workers: Workers,
     ) -> OpenCaches:
-        """Open those that are whole and this model's, which is not yet sharded, on all workers."""
+        """Open the complete caches of this model, which is not yet sharded, on all workers."""
 
 
 class NoReference:
-    """The reference of an objective that reads none of it."""
+    """The reference of an objective that reads none."""
 
     head: OutputHead | None = None
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
-        """Return nothing."""
+        """Return empty scores."""
         return ReferenceScores()
 
 
 class LiveReference:
-    """The policy as it was before training, computed anew for every batch.
+    """The policy as it was before training, computed for every batch.
 
-    With adapters that is the policy with them switched off; else one frozen copy of what is
-    trained.
+    With adapters, it is the policy with them switched off; else a frozen copy of the trained
+    weights.
     """
 
     def __init__(self, policy: Policy, config: TrialConfig) -> None:
@@ -104,7 +104,7 @@ class LiveReference:
 
     @property
     def head(self) -> OutputHead | None:
-        """The output head as it was; None: the policy's own, which is frozen."""
+        """The output head before training; None: the policy's own, which is frozen."""
         weight = self.original.of(self._head.weight)
         if weight is None:
             return None
@@ -112,18 +112,18 @@ class LiveReference:
         return OutputHead(weight=weight, bias=bias)
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
-        """Return what the policy said of a batch before it was trained."""
+        """Return the scores of a batch by the policy before training."""
         scores: ReferenceScores = self.original(self._scorer, batch)
         return rounded(scores) if self._rounded else scores
 
     def scores_of(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
-        """Return what `scores` says of some views, and compute no more."""
+        """Return the `scores` of some views alone, without computing others."""
         scores: ReferenceScores = self.original(self._scorer, batch, reads)
         return rounded(scores) if self._rounded else scores
 
 
 class _AsReference(nn.Module):
-    """`Policy.reference_scores` as a module's forward: parameters are put aside for a module."""
+    """`Policy.reference_scores` as a module's forward: parameters are swapped within a module."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class _AsReference(nn.Module):
 
 
 def rounded(scores: ReferenceScores) -> ReferenceScores:
-    """Round hidden states as a store in bf16 does: whether there is one changes no figure."""
+    """Round hidden states as a store in bf16 does, so that using a store changes no figure."""
 
     def of(said: ResponseReference) -> ResponseReference:
         return said if said.hidden is None else replace(said, hidden=said.hidden.bfloat16())

@@ -1,8 +1,8 @@
-"""Losses that look at other pairs, exact over passes and workers.
+"""Losses that depend on other pairs of a global batch, exact over passes and workers.
 
-Where a global batch is computed in one pass, that pass says all. Else the pairs' numbers are
-gathered first, by a pass without gradients where the objective's scope is `scores`; each pair's
-loss is then its own.
+If a global batch is computed in one pass, that pass has all its numbers. Otherwise the pairs'
+numbers are gathered first, by a pass without gradients if the objective's scope is `scores`; each
+pair's loss can then be computed alone.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Columns = Callable[[PairBatch], Mapping[str, Tensor]]
 
 
 class GlobalBatchScope:
-    """What a training's objective knows of each global batch, and carries from one to the next."""
+    """The facts of each global batch that an objective needs, and its state between batches."""
 
     def __init__(self, config: TrialConfig, workers: Workers, device: torch.device) -> None:
-        """Begin without a state.
+        """Start without a state.
 
         Args:
             config: the trial.
-            workers: who share each batch.
-            device: where it is trained.
+            workers: the workers that share each batch.
+            device: the device of the training.
         """
         self._config, self._workers, self._device = config, workers, device
         method = config.objective.resolved_method
@@ -43,13 +43,13 @@ class GlobalBatchScope:
         self._after: State = {}
 
     def own(self, batch: PairBatch, step: int) -> Callable[[BatchTable], BatchFacts]:
-        """Return what makes the facts of a batch that one pass computes.
+        """Return a function that makes the facts of a batch computed in one pass.
 
         Args:
             batch: the pass.
             step: counted from 1.
         """
-        order = torch.tensor(batch.places).argsort()  # of the data, as `gather` has it
+        order = torch.tensor(batch.places).argsort()  # the order of the data, as in `gather`
 
         def facts(table: BatchTable) -> BatchFacts:
             columns = {name: values.cpu()[order] for name, values in table.columns.items()}
@@ -65,7 +65,7 @@ class GlobalBatchScope:
 
         Args:
             batches: its passes, each with whether it counts.
-            columns: computes a pass's columns; asked of every pass, so that workers meet.
+            columns: computes a pass's columns; called for every pass, as workers wait for it.
             step: counted from 1.
         """
         tokens, rows = 0, dict[int, dict[str, float]]()
@@ -77,7 +77,7 @@ class GlobalBatchScope:
                 for number, place in enumerate(batch.places):
                     rows[place] = {name: column[number] for name, column in values.items()}
         everyone = self._workers.gathered((tokens, rows))
-        # In the order of the data, whoever computed what.
+        # In the order of the data, independent of the worker that computed a pair.
         known = dict(sorted(entry for _, own in everyone for entry in own.items()))
         names = next(iter(known.values())).keys()
         table = BatchTable(
@@ -96,15 +96,15 @@ class GlobalBatchScope:
         ]
 
     def commit(self) -> None:
-        """Keep the state after a batch: its update is made."""
+        """Keep the state after a batch whose update is made."""
         self._state = self._after
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is carried on, as plain data for a checkpoint."""
+        """Return the state between batches, as plain data for a checkpoint."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self._state = dict(state)
 
     def _facts(self, table: BatchTable, step: int) -> BatchFacts:

@@ -1,12 +1,13 @@
-"""The one way to the hidden states that predict a batch's responses, from the rows on.
+"""The hidden states that predict a batch's responses, computed from token rows.
 
-Policy, reference and stored reference passes all take it, so that they round alike. No pass asks
-the device how many image tokens a row has: transformers holds their number against that of image
-features, has the device count them, and waits. The number is known where the row was made.
+Policy, reference and stored reference passes all use this code, so that they round alike. No pass
+reads the number of a row's image tokens from the device: transformers compares it with the number
+of image features, which makes the device count and the host wait. The host that made the row knows
+the number.
 
-Padded: `[prompt][response]` is a row of its own. Packed: all of a batch lies in one row without
-padding, all responses under an image behind one prompt, and the image with it; each response's
-positions go on where its prompt ends.
+Padded: each `[prompt][response]` is a row. Packed: a whole batch is one row without padding, in
+which all responses under an image follow one prompt, with that image; the positions of each
+response continue from the end of its prompt.
 
 Shapes: B pairs, D hidden, T tokens of a row, P of a prompt, C of a response, N tokens of all of a
 batch's responses of one kind, row after row.
@@ -41,8 +42,8 @@ class PaddedRows:
     input_ids: Tensor  # (B, T), padded on the right
     host_ids: Tensor  # the same on the host
     attention_mask: Tensor  # (B, T), 1 on tokens
-    inputs: dict[str, Tensor]  # pixel values and their like
-    predicting: tuple[Tensor, Tensor]  # (rows, places), (N,) each: what predicts the response
+    inputs: dict[str, Tensor]  # pixel values and other inputs of the processor
+    predicting: tuple[Tensor, Tensor]  # (rows, positions), (N,) each: what predicts the response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +53,20 @@ class PackedRow:
     input_ids: Tensor  # (1, T)
     host_ids: Tensor  # the same on the host
     positions: Tensor  # (1, T), or (3, 1, T) for Qwen-VL
-    inputs: dict[str, Tensor]  # pixel values and their like
+    inputs: dict[str, Tensor]  # pixel values and other inputs of the processor
     spans: tuple[Span, ...]
-    predicting: tuple[Tensor, ...]  # (N,) places of what predicts each response; see `pack`
+    predicting: tuple[Tensor, ...]  # (N,) positions of what predicts each response; see `pack`
 
 
 def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
-    """Return each prompt with its response behind it."""
+    """Return each prompt followed by its response, one row each."""
     device, inputs = prompts.ids.device, prompts.inputs
-    # Looked at on the host: a device would be waited for.
+    # Computed on the host, to avoid waiting for the device.
     prompts, responses = prompts.on_host, responses.on_host
     behind = responses.behind
     ids = torch.cat([prompts.ids, behind.ids], 1)
     mask = torch.cat([prompts.mask, behind.mask], 1)
-    # Tokens move to the left over the padding between the two; they keep their order.
+    # Tokens move left over the padding between prompt and response, in the same order.
     length = int(mask.sum(1).max())
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :length]
     rows, columns = responses.places
@@ -89,29 +90,29 @@ def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
     )
 
 
-#: The views in the order in which they lie in a packed row.
+#: The views in their order in a packed row.
 _LYING = sorted(
     VIEWS, key=lambda view: (_IMAGES.index(VIEWS[view][0]), _RESPONSES.index(VIEWS[view][1]))
 )
 
 
 def lying(views: Collection[str]) -> list[str]:
-    """Return views in the order in which they lie in a packed row."""
+    """Return views in their order in a packed row."""
     return [view for view in _LYING if view in views]
 
 
 def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> PackedRow:
-    """Return a batch as one row: each pair's prompt and the responses under its image; then, where
+    """Pack a batch into one row: each pair's prompt and the responses under its image; then, if
     there are rejected images, each pair's prompt with that and its responses; then second images.
-    A rejected response with an image of its own lies behind a prompt of its own.
+    A rejected response with an image of its own follows a prompt of its own.
 
     Args:
         batch: the batch.
-        model: says how positions are counted, if it has its own way (`get_rope_index` of Qwen-VL).
+        model: counts positions, if it has its own method (`get_rope_index` of Qwen-VL).
         views: those that are wanted; None: all that the batch has.
 
     Returns:
-        the row; `predicting` is of the views in the order of `lying`.
+        the row; `predicting` has the views in the order of `lying`.
     """
     responses = batch.responses
     wanted = lying(responses if views is None else views)
@@ -147,16 +148,16 @@ def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> 
 
 
 def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -> PackedRow:
-    """Return prompts as one row, each with a response of each kind behind it; see `pack`."""
+    """Return prompts as one row, each followed by a response of each kind; see `pack`."""
     device, inputs = prompts.ids.device, prompts.inputs
-    # Looked at on the host: a device would be waited for.
+    # Computed on the host, to avoid waiting for the device.
     prompts, responses = prompts.on_host, [part.on_host for part in responses]
     behind = [part.behind for part in responses]
     masks = [prompts.mask, *(part.mask for part in behind)]
     mask = torch.cat(masks, 1)
     ids = torch.cat([prompts.ids, *(part.ids for part in behind)], 1)
     positions = _positions(prompts, behind, model)
-    places = (mask.flatten().cumsum(0) - 1).view(mask.shape)  # where a token comes to lie
+    places = (mask.flatten().cumsum(0) - 1).view(mask.shape)  # each token's position in the row
     last = places.gather(1, prompts.mask.sum(1, keepdim=True) - 1)  # of each prompt, (B, 1)
     predicting, start = [], prompts.ids.shape[1]
     for part, own in zip(responses, behind, strict=True):
@@ -184,12 +185,12 @@ def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -
 
 
 def _before(leading: Tensor) -> Tensor:
-    """Return the places in a prompt that predict others; where there is none, any."""
+    """Return the positions in a prompt that predict other tokens; any position if there is none."""
     return (leading - 1).clamp(min=0)
 
 
 def _positions(prompts: Prompts, responses: Sequence[Responses], model: Any) -> Tensor:
-    """Return the position of every column: responses go on behind their prompt's last."""
+    """Return the position of every column: responses continue from their prompt's last."""
     index = getattr(model, "get_rope_index", None)
     if index is None:
         of_prompt = torch.arange(prompts.ids.shape[1], device=prompts.ids.device)
@@ -214,25 +215,25 @@ def _positions(prompts: Prompts, responses: Sequence[Responses], model: Any) -> 
 class ResponseStates:
     """The decoder's last hidden states that predict response tokens; no padding.
 
-    Row n is of the n-th true entry of the batch's mask of that response (row-major), so that
-    `Responses.ids[Responses.mask]` are the tokens predicted.
+    Row n belongs to the n-th true entry of the batch's mask of that response (row-major), so that
+    `Responses.ids[Responses.mask]` are the predicted tokens.
     """
 
     views: Mapping[str, Tensor]  # (N, D) each, in the order of `VIEWS`
 
     @property
     def chosen(self) -> Tensor:
-        """Of the chosen response."""
+        """The states of the chosen response."""
         return self.views["chosen"]
 
     @property
     def rejected(self) -> Tensor:
-        """Of the rejected response."""
+        """The states of the rejected response."""
         return self.views["rejected"]
 
     @property
     def rejected_image(self) -> Tensor | None:
-        """Of the chosen response under the rejected image."""
+        """The states of the chosen response under the rejected image."""
         return self.views.get("rejected_image")
 
 
@@ -248,9 +249,9 @@ def response_states(
     Args:
         model: the policy or a reference, with or without adapters.
         batch: on the model's device.
-        prefix_sharing: whether all is computed in one packed row, the responses under an image
-            behind one prompt; the model must be within `packed_attention`. Else one pass a
-            response.
+        prefix_sharing: whether one packed row is computed, in which the responses under an image
+            follow one prompt; the model must be within `packed_attention`. Else each response has
+            its own pass.
         views: those that are computed; None: all that the batch has.
     """
     inner = without_head(model)
@@ -261,7 +262,7 @@ def response_states(
     else:
         found = {
             view: _padded(inner, batch.prompts_of(*batch.behind(view)), responses[view])
-            # First what was always first: the order of passes is the order of sums.
+            # The rejected image first, as ever: the order of passes is the order of sums.
             for view in sorted(wanted, key=lambda view: view != "rejected_image")
         }
     return ResponseStates(views={view: found[view] for view in VIEWS if view in found})
@@ -290,7 +291,7 @@ def _packed(inner: Any, batch: PairBatch, views: Sequence[str]) -> dict[str, Ten
 
 
 def _features(inner: Any, prompts: Sequence[Prompts]) -> Features | None:
-    """Return what the tower says of all images that are asked for at once; None: it is asked."""
+    """Return the tower's features of all images, if some are cached; None: none are."""
     if all(part.features is None for part in prompts):
         return None
     return join_features(
@@ -308,7 +309,7 @@ def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
     with counted_on_host(inner, row.host_ids):
         hidden: Tensor = inner(
             input_ids=row.input_ids,
-            # Of four dimensions, so that the model makes no mask of its own; nothing looks at it.
+            # Four dimensions keep the model from making its own mask; the values are not used.
             attention_mask=torch.zeros(1, 1, 1, 1, device=device),
             position_ids=row.positions,
             packing=packing,
@@ -318,17 +319,17 @@ def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
     return tuple(hidden[0, places] for places in row.predicting)
 
 
-#: What LLaVA's way to find them takes; families with another one keep theirs.
+#: The parameters of LLaVA's method for this; families with other ones keep theirs.
 _TAKEN = ["input_ids", "inputs_embeds", "image_features"]
 
 
 @contextmanager
 def counted_on_host(inner: Any, ids: Tensor) -> Iterator[None]:
-    """Let a model find its image tokens by their number on the host, which is checked as well.
+    """Make a model find its image tokens by their number on the host, which is checked, too.
 
     Args:
         inner: the part of a model that merges images and text.
-        ids: of the row that it is given, on the host.
+        ids: the ids of the model's input row, on the host.
     """
     own = getattr(inner, "get_placeholder_mask", None)
     if own is None or list(inspect.signature(own).parameters) != _TAKEN:
@@ -345,7 +346,7 @@ def counted_on_host(inner: Any, ids: Tensor) -> Iterator[None]:
             )
         return input_ids.eq(token).unsqueeze(-1)
 
-    inner.get_placeholder_mask = mask  # on the instance, over the class's own
+    inner.get_placeholder_mask = mask  # on the instance, hiding the class's method
     try:
         yield
     finally:

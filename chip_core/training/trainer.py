@@ -1,4 +1,4 @@
-"""The trainer: from a base model to a policy."""
+"""The trainer: trains a base model to a policy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from chip_core.training.scope import GlobalBatchScope
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
 from chip_core.utils.files import JsonlWriter, read_records, record_line, write_bytes
 
-#: What torch says where the machine's own memory does not hold a tensor.
+#: torch's message if the machine's own memory cannot hold a tensor.
 _NO_MEMORY = "can't allocate memory"
 
 #: Called after each update with (step, steps, figures of that step).
@@ -50,25 +50,25 @@ StepReport = Callable[[int, int, dict[str, float]], None]
 
 
 def never_stop() -> bool:
-    """Nobody asks a training to stop."""
+    """Return False: the training is never stopped."""
     return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a training came to."""
+    """The result of a training."""
 
     steps: int
-    notes: tuple[str, ...]  # what is to be said of it: where it was resumed, what was not used
+    notes: tuple[str, ...]  # for the report: where it was resumed, what was not used
     cut: dict[str, int] = field(default_factory=dict)  # CutCount.totals
     first_step: float = 0.0  # seconds until the first update was made
-    engine: dict[str, str] = field(default_factory=dict)  # how it was done: TrialResult.engine
+    engine: dict[str, str] = field(default_factory=dict)  # how it was computed: TrialResult.engine
 
 
 class Trainer:
-    """Trains a model in place against itself as it is now, frozen.
+    """Trains a model in place against a frozen copy of itself as it is now.
 
-    It owns what a training is made of: the policy with its objective, the batches, the parallel
+    It owns the components of a training: the policy with its objective, the batches, the parallel
     strategy, the reference, the optimizer and its schedule, the checkpointer. Use it as a context
     manager: the model's attention is changed while it is open.
     """
@@ -89,13 +89,13 @@ class Trainer:
 
         Args:
             config: the trial.
-            model: the policy, with its adapters; on the device, but that FSDP takes it there, and
-                all workers but the first may have it without its weights.
+            model: the policy, with its adapters; on the device, except that FSDP moves it there,
+                and all workers but the first may have it without its weights.
             processor: its processor.
             pairs: the preference pairs.
-            folder: the trial's: each step's figures go to its curves.jsonl, and checkpoints beside
-                it. The first worker writes them; sharded checkpoints all do.
-            compute: where it is trained, by whom and how; None: here, by this process.
+            folder: the trial's folder: each step's figures go to its curves.jsonl, written by the
+                first worker, and checkpoints beside it; all workers write sharded checkpoints.
+            compute: device, workers and parallelism of the training; None: this process, here.
             caches: the reference caches that may be read.
             encodings: prompts that the processor encoded in this process before.
 
@@ -133,7 +133,7 @@ class Trainer:
                 self.reference = opened.reference(self.strategy.reference)
             elif config.objective.reference_reads:
                 self.reference = TrainingReference(source=self.strategy.reference())
-            else:  # no copy of what is trained is kept
+            else:  # no copy of the trained weights is kept
                 self.reference = TrainingReference(source=NoReference())
             self.masters = None
             if config.model.dtype == "bf16":
@@ -177,17 +177,17 @@ class Trainer:
         """Train to the last step.
 
         Args:
-            on_step: told of each update.
-            keep: told of the steps of `score_at` but the last, before a checkpoint is written: all
-                workers call it together.
-            resume_from: an earlier attempt's folder; its newest whole checkpoint is gone on from.
-            earlier: further attempts' folders, newest first, for where that one has none.
-            stop: asked after each update whether to end there, with a checkpoint.
+            on_step: called after each update.
+            keep: called at the steps of `score_at` but the last, before a checkpoint is written, by
+                all workers together.
+            resume_from: an earlier attempt's folder; its newest complete checkpoint is resumed.
+            earlier: folders of further attempts, newest first, if that one has no checkpoint.
+            stop: called after each update; true: end there, with a checkpoint.
 
         Raises:
-            NonFiniteLossError: before an update whose loss or gradient is not finite.
+            NonFiniteLossError: a loss or gradient is not finite; raised before its update.
             MemoryFullError: the device's memory ran out.
-            StoppedError: it was asked to stop.
+            StoppedError: `stop` returned true.
         """
         steps, config = self.batches.steps, self.config
         resumed = Resumed(step=0, folder=None, notes=())
@@ -247,7 +247,7 @@ class Trainer:
         began, waited = time.perf_counter(), loader.waited
         sums = _numbers(self._accumulate(step, share, loader))
         sums["stop"] = float(stop())
-        # From here on, known to all workers alike.
+        # Summed, these are the same for all workers.
         sums = self.compute.workers.sums(sums, self.compute.device)
         tokens, stopping = sums.pop("tokens"), sums.pop("stop") > 0
         figures = {name: value / self.config.training.batch_size for name, value in sums.items()}
@@ -284,9 +284,9 @@ class Trainer:
         return told
 
     def _accumulate(self, step: int, share: Share, loader: Loader) -> dict[str, Tensor | float]:
-        """Add up the gradient of this worker's share of a global batch; return sums of figures.
+        """Accumulate the gradient of this worker's share of a global batch; return sums of figures.
 
-        What a device has to say of them stays there: asking it would wait for it.
+        Figures computed on a device stay there, to avoid waiting for it.
 
         The gradient is this worker's until its last pass, in which it becomes the mean over the
         global batch.
@@ -299,7 +299,7 @@ class Trainer:
         ):
             with self.strategy.accumulate(last=number == len(share)):
                 result = self.strategy(batch, known, reference.head, facts)
-                # Gradients are averaged over workers: a share's are to be as many times as large.
+                # Gradients are averaged over workers, so each share is scaled by their number.
                 scale = self.compute.workers.size if portion.counts else 0
                 loss: Tensor = result.loss.sum() * scale / size
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -307,14 +307,14 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + (value if portion.counts else 0.0)
             if portion.counts:
                 cut.add(batch)
-            # Layers that are computed again hang on what they were given for as long as the graph.
+            # Recomputed layers keep their inputs for as long as the graph exists.
             del result, loss
         return sums
 
     def _passes(
         self, step: int, share: Share, loader: Loader
     ) -> Iterator[tuple[PairBatch, ReferenceScores, Facts]]:
-        """Yield the batch of each pass, on the device, what the reference says, and the facts."""
+        """Yield each pass's batch, on the device, with the reference's scores and the facts."""
         source, device = self.reference.source, self.compute.device
         alone = self.compute.workers.alone and len(share) == 1
         if self.scope.scope is None or alone:
@@ -343,13 +343,13 @@ class Trainer:
 
 
 def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> SingleProcessStrategy:
-    """Return the strategy by which a training's workers share it.
+    """Return the parallel strategy of a training.
 
     Args:
-        policy: with what is ever trained marked so; on the training's device, but for FSDP,
-            which takes it there.
+        policy: with its trained weights marked; on the training's device, except that FSDP
+            moves it there.
         config: the trial.
-        compute: where it is trained, by whom and how.
+        compute: device, workers and parallelism of the training.
     """
     if compute.parallelism in SHARDED:
         from chip_core.training.fsdp import FSDPStrategy
@@ -379,7 +379,7 @@ _ALIKE = {"fsdp": "all workers are on one machine", "ddp": "each worker is alone
 
 
 def _precision(config: TrialConfig) -> dict[str, str]:
-    """Return what is to be said of a training that is not in fp32 throughout."""
+    """Return the precision of a training that is not fp32 throughout, for its notes."""
     quantize = "" if config.model.quantize == "none" else config.model.quantize
     if config.model.dtype == "fp32" and config.optimizer.states == "fp32" and not quantize:
         return {}
@@ -393,7 +393,7 @@ def _precision(config: TrialConfig) -> dict[str, str]:
 
 
 def _numbers(sums: dict[str, Tensor | float]) -> dict[str, float]:
-    """Return figures as numbers, which are waited for once."""
+    """Return figures as numbers, waiting once for the device."""
     tensors = {name: value for name, value in sums.items() if isinstance(value, Tensor)}
     numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
     known = dict(zip(tensors, numbers, strict=True))
@@ -404,7 +404,7 @@ def _numbers(sums: dict[str, Tensor | float]) -> dict[str, float]:
 
 
 def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, Tensor | float]:
-    """Return what is shown of a batch, each summed over its pairs."""
+    """Return the figures of a batch, each summed over its pairs."""
     parts: dict[str, Tensor] = {
         "loss": result.loss,
         **{f"term/{name}": value for name, value in result.terms.items()},
@@ -421,11 +421,11 @@ def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, Tensor | flo
 
 @contextmanager
 def _curves(folder: Path, resumed: Resumed, *, write: bool) -> Iterator[JsonlWriter | None]:
-    """Open the training's curves, with the points of the attempt that it goes on from.
+    """Open the training's curves, with the points of the attempt that it resumes.
 
     Args:
-        folder: the trial's; its checkpoints of later steps are removed.
-        resumed: where the training goes on.
+        folder: the trial's folder; its checkpoints of later steps are removed.
+        resumed: where the training resumes.
         write: whether this worker writes them.
     """
     remove_after(folder, resumed.step)

@@ -1,1 +1,1 @@
-"""What data sets and benchmark folders hold."""
+"""Check data sets and benchmark folders."""

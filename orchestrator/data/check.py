@@ -26,18 +26,18 @@ from orchestrator.utils.progress import progress
 
 _NAMED = 3  # files that are listed
 
-#: Splits a text into what is compared: token ids, or numbers that stand for words.
+#: Splits a text into units that are compared: token ids, or numbers for words.
 Split = Callable[[str], list[int]]
 
 
 @dataclass(kw_only=True)
 class DataReport:
-    """What was found."""
+    """The result of a check."""
 
     source: str
     format: str
     files: int
-    read: list[str] = field(default_factory=list)  # the first files that hold rows
+    read: list[str] = field(default_factory=list)  # the first files that have rows
     unit: str  # of `changed`: "tokens" or "words"
     good: int = 0
     rejected_images: int = 0
@@ -48,11 +48,11 @@ class DataReport:
 
     @property
     def rows(self) -> int:
-        """How many rows were looked at."""
+        """The number of rows checked."""
         return self.good + len(self.bad)
 
     def add(self, name: str, value: float) -> None:
-        """Note a good row's figure."""
+        """Add a figure of a good row."""
         self.figures.setdefault(name, array("d")).append(value)
 
 
@@ -64,15 +64,15 @@ def check_data(
     where: str = "--model",
     objective: ObjectiveConfig | None = None,
 ) -> DataReport:
-    """Look at every row of a data source.
+    """Check every row of a data source.
 
     Args:
         data: the source.
-        model: which is to take the rows, and whose tokenizer splits the texts; None: it is not
-            known, and whitespace splits them.
-        where: what named the model.
-        console: where progress is shown.
-        objective: which is to be trained on the rows; None: one that reads no more than all do.
+        model: its processor checks the rows, and its tokenizer splits the texts; None: unknown, and
+            texts are split at whitespace.
+        where: the option that named the model.
+        console: the console for progress.
+        objective: the objective to be trained on the rows; None: one that reads only what all do.
 
     Raises:
         UserError: the data or the model cannot be read.
@@ -85,7 +85,7 @@ def check_data(
     asks = Asks() if objective is None else asks_of(objective)
     taken = None if model is None else ProcessorChecker(_processor(model, where))
     split = _words() if taken is None else taken.marks.ids
-    with progress(console, "files opened") as opened:  # how many there are is not known yet
+    with progress(console, "files opened") as opened:  # their number is not known yet
         source = open_source(data, opened)
     report = DataReport(
         source=data.source,
@@ -108,7 +108,7 @@ def check_data(
 
 
 def data_lines(report: DataReport) -> Iterator[RenderableType]:
-    """Say what was found."""
+    """Format the result as text."""
     files = f"{report.files} file{'s' if report.files != 1 else ''}"
     yield Text(
         f"{report.source}: {report.rows} rows in {files}, format {report.format}", style="bold"
@@ -140,7 +140,7 @@ def data_lines(report: DataReport) -> Iterator[RenderableType]:
 
 
 def data_json(report: DataReport) -> dict[str, Any]:
-    """Return what was found as plain data."""
+    """Return the result as plain data."""
     return {
         "source": report.source,
         "format": report.format,
@@ -217,7 +217,7 @@ def _processor(model: ModelConfig, where: str) -> Any:
 
 
 def _away(model: ModelConfig) -> str | None:
-    """Return why a hub name can be loaded from nowhere; None if it can."""
+    """Return why a model cannot be loaded from the hub or a local copy; None if it can."""
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):

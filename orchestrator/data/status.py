@@ -14,7 +14,7 @@ STYLES = {"complete": "green", "scoring only": "yellow", "broken": "bold red"}
 
 
 def status_lines(found: Sequence[BenchmarkStatus], folder: Path | None) -> Iterator[Text]:
-    """Say what is there of each benchmark, what is missing, and from where it comes."""
+    """List each benchmark's files, present or missing, and their sources."""
     if folder is None:
         yield Text(
             "No folder of benchmarks: name one by --benchmark-data or CHIP_ABLATE_BENCHMARK_DATA"

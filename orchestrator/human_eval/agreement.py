@@ -6,7 +6,7 @@ judgements were made of unit u, n_c = Σ_k o_ck and n = Σ_c n_c:
 
     α = 1 − D_o / D_e = 1 − (n − 1) · Σ_{c≠k} o_ck / Σ_{c≠k} n_c·n_k
 
-Units with fewer than two judgements say nothing of agreement and are left out.
+Units with fewer than two judgements carry no information on agreement and are left out.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ DRAWS = 2000  # of the bootstrap
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far people agree beyond chance."""
+    """The agreement of people beyond chance."""
 
-    alpha: float | None  # 1 is agreement, 0 is chance; None where it is undefined
+    alpha: float | None  # 1 is agreement, 0 is chance; None if it is undefined
     interval: tuple[float, float] | None  # 95 %, by a bootstrap over units
     units: int  # with two judgements or more
 
 
 def agreement(units: Iterable[Sequence[Hashable]], *, seed: int = 0) -> Agreement:
-    """Return α of units, each the values that it was given, whoever gave them.
+    """Return α of units, each given as its values, whoever gave them.
 
-    α is undefined where no unit has two values, or where only one value was ever used.
+    α is undefined if no unit has two values, or if only one value was ever used.
     """
     counts = [Counter(values) for values in units if len(values) >= 2]
     names = sorted({value for count in counts for value in count}, key=str)

@@ -28,20 +28,20 @@ class SheetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class SheetKey:
-    """What an exporter keeps: what stands behind each question of each sheet."""
+    """The exporter's key: the answers behind each question of each sheet."""
 
     study: str
     arms: tuple[str, str]
     benchmark: str
     seed: int  # of the draws
     trials: Mapping[str, str]  # "ARM, seed N" -> fingerprint
-    pairs: int  # pairs of answers there are
-    same: int  # of them, those in which both answers are the same
+    pairs: int  # number of pairs of answers
+    same: int  # of them, those with two equal answers
     sheets: tuple[tuple[SheetEntry, ...], ...]
 
     @property
     def export(self) -> str:
-        """What tells this export from others; sheets and replies carry it."""
+        """The id of this export; sheets and replies have it, too."""
         text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -51,10 +51,10 @@ class SheetKey:
 
 
 def read_sheet_key(raw: Mapping[str, Any]) -> SheetKey:
-    """Return a key from plain data.
+    """Read a key from plain data.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none, or was changed.
+        KeyError, TypeError, ValueError: it is not a key, or was changed.
     """
     if raw["format"] != FORMAT:
         raise ValueError("another format")
@@ -70,7 +70,7 @@ def read_sheet_key(raw: Mapping[str, Any]) -> SheetKey:
 def draw_sheets(
     pool: Pool, *, study: str, items: int, annotators: int, overlap: int | None, seed: int
 ) -> SheetKey:
-    """Draw items and lay them out on sheets.
+    """Sample items and distribute them over sheets.
 
     Items are drawn from those on which the answers differ, each with one training seed, the seeds
     about equally often. `overlap` of them are on every sheet; each of the others is on one. On
@@ -79,8 +79,8 @@ def draw_sheets(
     Args:
         pool: the pairs of answers.
         study: the study's name.
-        items: how many items in all; fewer where fewer differ.
-        annotators: how many sheets.
+        items: the number of items; fewer if fewer differ.
+        annotators: the number of sheets.
         overlap: items that all judge; None: all for one annotator, else a fifth.
         seed: of every draw.
 

@@ -29,16 +29,16 @@ _SHARES = ("judged", "win", "tie", "lose", "chose_a")
 
 @dataclass(frozen=True, kw_only=True)
 class HumanComparison:
-    """What people made of two arms."""
+    """The result of people's comparison of two arms."""
 
     key: SheetKey
     figures: HumanFigures
-    sheets: dict[int, tuple[int, int]]  # sheet -> (questions judged, questions); 0 where not given
+    sheets: dict[int, tuple[int, int]]  # sheet -> (questions judged, questions); 0 if not returned
     judge: CorrectedPreference | None = None  # None: it has no verdict on what people judged
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The stem of its file names."""
         return f"{self.key.benchmark.replace('/', '-').replace(':', '-')}-{self.key.export[:8]}"
 
 
@@ -47,15 +47,15 @@ def compare(
     replies: Sequence[SheetReplies],
     judge: tuple[JudgeValues, Pool] | None = None,
 ) -> HumanComparison:
-    """Return what the replies to an export come to.
+    """Compute the figures from the replies to an export.
 
     Args:
-        key: the export's.
-        replies: the sheets that came back.
-        judge: its values, and the pairs of answers that the export drew from.
+        key: the export's key.
+        replies: the returned sheets.
+        judge: its values, and the pairs of answers from which the export was drawn.
 
     Raises:
-        UserError: a sheet is not one of the export's.
+        UserError: a sheet does not belong to the export.
     """
     made = judgements(key, replies)
     judged = {saved.sheet: sum(choice is not None for choice in saved.choices) for saved in replies}
@@ -90,7 +90,7 @@ def _write(found: dict[str, Any], name: str, report: Path) -> list[Path]:
 def as_json(comparison: HumanComparison) -> dict[str, Any]:
     """Return a comparison as plain data.
 
-    Shares are in percent and preferences in points, of the second arm; α is as it is.
+    Shares are in percent and preferences in points, of the second arm; α is unscaled.
     """
     key = comparison.key
     figures = asdict(comparison.figures)

@@ -1,7 +1,7 @@
-"""Hold people's judgements against what a benchmark's judge made of the same answers.
+"""Compare people's judgements with those of a benchmark's judge on the same answers.
 
-The judge is whatever gave the items their outcomes: a language model, or rules. People label few
-answers, the judge read all: what they disagree on corrects the judge's figures
+The judge is the source of the items' outcomes: a language model, or rules. People label few
+answers, and the judge read all: their disagreements correct the judge's figures
 (orchestrator/analysis/prediction_powered.py). The item is the unit.
 """
 
@@ -47,17 +47,17 @@ class JudgeValues:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeAgreement:
-    """How often people and the judge say the same of an answer."""
+    """How often people and the judge agree on an answer."""
 
     share: float  # 0 to 1
     interval: tuple[float, float]  # Wilson's
-    kappa: float | None  # Cohen's; None where one value was ever given by either
+    kappa: float | None  # Cohen's; None if both only ever gave the same value
     judgements: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectedPreference:
-    """Win less lose by the judge, and as people's choices correct it; from −1 to 1."""
+    """Win less lose by the judge, and corrected by people's choices; from −1 to 1."""
 
     metric: str
     agreement: JudgeAgreement
@@ -67,14 +67,15 @@ class CorrectedPreference:
 def judge_values(
     plan: Plan, ledger: Ledger, storage: Path, *, benchmark: str, metric: str | None
 ) -> JudgeValues:
-    """Return what the items of a benchmark came to, answer by answer.
+    """Return the outcomes of a benchmark's items, answer by answer.
 
     Args:
         plan: the study's plan.
         ledger: what has been run.
-        storage: where attempts' folders lie.
-        benchmark: its name; "select/NAME" for the questions that are tuned on.
-        metric: its name; None: the study's primary, if it is of the benchmark, else its first.
+        storage: the folder with the attempts' folders.
+        benchmark: its name; "select/NAME" for the questions used to tune.
+        metric: its name; None: the study's primary metric, if it is of the benchmark, else the
+            benchmark's first.
 
     Raises:
         UserError: there is no such benchmark or metric, or it has no outcomes of items.
@@ -117,10 +118,10 @@ def judge_values(
 def correct_preference(
     judge: JudgeValues, pool: Pool, made: Sequence[Judgement]
 ) -> CorrectedPreference | None:
-    """Return the judge's win less lose over all items on which answers differ, corrected.
+    """Return the judge's corrected win less lose over all items on which answers differ.
 
-    The judge prefers the answer with the better value, and is for a tie where they are equal.
-    None where it has a verdict on nothing that people judged.
+    The judge prefers the answer with the better value, and equal values are a tie. None if it has
+    no verdict on anything that people judged.
     """
     first, second = pool.arms
     better = 1.0 if judge.info.goal == "maximize" else -1.0
@@ -164,12 +165,12 @@ def correct(
     *,
     paired: bool,
 ) -> PredictionPowered:
-    """Return a judge's mean over items, and as it is corrected by some items' labels.
+    """Return a judge's mean over items, and its correction by some items' labels.
 
     Args:
         every: item -> the judge's value, the mean over its answers.
-        labels: item -> people's value of what was labelled of it.
-        judged: item -> the judge's value of the same.
+        labels: item -> people's value of its labelled answers.
+        judged: item -> the judge's value of the same answers.
         paired: whether these are differences of two answers.
     """
     places = {item: place for place, item in enumerate(sorted(every))}
@@ -184,10 +185,11 @@ def correct(
 
 
 def judge_agreement(pairs: Sequence[tuple[Hashable, Hashable]]) -> JudgeAgreement:
-    """Return how far people and a judge agree: (people's value, the judge's) of each answer.
+    """Return how far people and a judge agree, from (people's value, the judge's) of each answer.
 
-    κ = (p_o − p_e)/(1 − p_e), p_o the share that is equal, p_e what the two distributions give by
-    chance (J. Cohen, Educational and Psychological Measurement 20, 1960, 37–46).
+    κ = (p_o − p_e)/(1 − p_e), where p_o is the share of equal values, p_e the share expected by
+    chance from the two distributions (J. Cohen, Educational and Psychological Measurement 20, 1960,
+    37–46).
     """
     n = len(pairs)
     same = sum(one == other for one, other in pairs) / n
@@ -204,7 +206,7 @@ def judge_agreement(pairs: Sequence[tuple[Hashable, Hashable]]) -> JudgeAgreemen
 def figures_json(
     found: PredictionPowered, scale: float, bounds: tuple[float, float] | None
 ) -> dict[str, Any]:
-    """Return figures as plain data, times `scale`; what a figure cannot be is cut off."""
+    """Return figures as plain data, times `scale`, clipped to the possible values."""
 
     def cut(value: float) -> float:
         return value if bounds is None else min(max(value, bounds[0]), bounds[1])
@@ -227,7 +229,7 @@ def figures_json(
 
 
 def agreement_json(found: JudgeAgreement) -> dict[str, Any]:
-    """Return agreement as plain data, in percent; κ as it is."""
+    """Return agreement as plain data, in percent; κ is unscaled."""
     return {
         "value": 100 * found.share,
         "interval": [100 * bound for bound in found.interval],

@@ -1,8 +1,8 @@
-"""Labels of single answers: draw what people label, read the labels, correct the judge's figures.
+"""Labels of single answers: sample answers to label, read labels, correct the judge's figures.
 
 People answer the judge's own question: is this answer hallucinated (1 or 0), how good is it (the
 benchmark's points). The same items are drawn for all arms, each with the answers of one training
-seed, so that the difference of two arms is one of pairs.
+seed, so that the difference of two arms is a paired one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Labels = Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledArm:
-    """What labels make of an arm's figure; differences are to the baseline, over shared items."""
+    """An arm's figure corrected by labels; differences are to the baseline, over shared items."""
 
     arm: str
     agreement: JudgeAgreement
@@ -54,19 +54,19 @@ class LabelledArm:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFigures:
-    """All figures of a file of labels."""
+    """All figures from a file of labels."""
 
     study: str
     judge: JudgeValues
     baseline: str
     export: str  # a hash of the labels
-    trials: Mapping[str, str]  # "ARM, seed N" -> fingerprint, of those that were labelled
-    unjudged: int  # labels of answers of which the judge has no value
+    trials: Mapping[str, str]  # "ARM, seed N" -> fingerprint, of labelled trials
+    unjudged: int  # labels of answers without a value of the judge
     arms: tuple[LabelledArm, ...]
 
     @property
     def name(self) -> str:
-        """What its files are called: further labels of a metric take the place of the fewer."""
+        """The stem of its file names: further labels of a metric overwrite the files of fewer."""
         return f"labels-{self.judge.metric.replace('/', '-').replace(':', '-')}"
 
 
@@ -80,9 +80,9 @@ def draw_labels(
     items: int,
     seed: int,
 ) -> tuple[str, int]:
-    """Return a CSV of answers to label, in random order, and how many items it asks.
+    """Return a CSV of answers to label, in random order, and its number of items.
 
-    A row's `id` says which answer it is to who has the study; no row names an arm or a seed.
+    With the study, a row's `id` identifies the answer; no row names an arm or a seed.
 
     Raises:
         UserError: there is no such arm, or no item to which all arms have judged answers.
@@ -94,7 +94,7 @@ def draw_labels(
         found = trial_answers(trial, f"{side}/{settings.name}", ledger, storage) or {}
         judged = judge.values.get(trial.fingerprint, {})
         answers[trial.fingerprint] = {item: said for item, said in found.items() if item in judged}
-    seeds: dict[str, list[Sequence[Trial]]] = {}  # item -> trials of each seed, an arm each
+    seeds: dict[str, list[Sequence[Trial]]] = {}  # item -> trials of each seed, one per arm
     for trials in zip(*(arm.trials for arm in chosen), strict=True):
         for item in set.intersection(
             *(set(answers.get(trial.fingerprint, {})) for trial in trials)
@@ -120,13 +120,13 @@ def draw_labels(
 
 
 def read_labels(files: Sequence[Path], plan: Plan, judge: JudgeValues) -> Labels:
-    """Return the labels of files; a row without a label is left out.
+    """Return the labels of files, without rows that have no label.
 
-    Rows of CSV, JSON or JSON lines hold `label`, and `id` as it was drawn or `item`, `arm` and
+    Rows of CSV, JSON or JSON lines hold `label`, and either `id` as drawn, or `item`, `arm` and
     `seed`. An answer that is labelled again has several labels.
 
     Raises:
-        UserError: a file is none, a row names no answer of the study, or a label is none.
+        UserError: a file has no labels, a row names no answer of the study, or a label is invalid.
     """
     known = {
         _answer_id(trial, item): (trial, item)
@@ -150,10 +150,10 @@ def read_labels(files: Sequence[Path], plan: Plan, judge: JudgeValues) -> Labels
 
 
 def label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> LabelFigures:
-    """Return each arm's figure by the judge, as labels correct it, and its difference.
+    """Return each arm's figure by the judge, corrected by labels, and its difference.
 
     Raises:
-        UserError: the metric is no mean over items, or the judge has a value of nothing labelled.
+        UserError: the metric is not a mean over items, or the judge has no value of any label.
     """
     if not judge.means:
         raise UserError(
@@ -230,8 +230,8 @@ class _Arm:
     """An arm's values by item."""
 
     every: Mapping[str, float]  # the judge's, the mean over seeds
-    labels: Mapping[str, float]  # people's, the mean over what was labelled
-    judged: Mapping[str, float]  # the judge's of the same
+    labels: Mapping[str, float]  # people's, the mean over labelled answers
+    judged: Mapping[str, float]  # the judge's of the same answers
     pairs: Sequence[tuple[float, float]]  # of each label: people's and the judge's
     unjudged: int
 
@@ -316,7 +316,7 @@ def _answer(
     names: Mapping[str, Trial],
     place: str,
 ) -> tuple[Trial, str]:
-    """Return which answer a row is of."""
+    """Return the trial and item of the answer that a row labels."""
     if row.get("id"):
         if str(row["id"]) not in known:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Collect the pairs of answers that people can be asked to compare."""
+"""Collect pairs of answers for people to compare."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pair:
 
     @property
     def differs(self) -> bool:
-        """Whether there is anything to prefer."""
+        """Whether the two answers differ."""
         return self.first.strip() != self.second.strip()
 
 
@@ -48,24 +48,24 @@ class Pool:
 
     @property
     def benchmark(self) -> str:
-        """Its name as the study's metrics have it: "shapes", "select/shapes"."""
+        """Its name as in the study's metrics: "shapes", "select/shapes"."""
         return self.settings.name if self.side == "report" else f"select/{self.settings.name}"
 
 
 def answer_pool(
     plan: Plan, ledger: Ledger, storage: Path, *, arms: tuple[str, str], benchmark: str
 ) -> Pool:
-    """Return what two arms answered on a benchmark, for every seed that both have.
+    """Return two arms' answers on a benchmark, for every seed that both have.
 
     Args:
         plan: the study's plan.
         ledger: what has been run.
-        storage: where attempts' folders lie.
-        arms: their names; differences are the second's against the first.
-        benchmark: its name; "select/NAME" for the questions that are tuned on.
+        storage: the folder with the attempts' folders.
+        arms: their names; differences are those of the second to the first.
+        benchmark: its name; "select/NAME" for the questions used to tune.
 
     Raises:
-        UserError: no such arm or benchmark, or no seed of which both arms have answers.
+        UserError: there is no such arm or benchmark, or no seed with answers of both arms.
     """
     if arms[0] == arms[1]:
         raise UserError(f"--arms: '{arms[0]}' against itself: name two arms")
@@ -110,15 +110,15 @@ def answer_pool(
 def item_images(
     pool: Pool, items: Iterable[str], places: DataPaths
 ) -> dict[str, list[Image.Image]]:
-    """Return each item's images, those that are wanted.
+    """Return the images of some items.
 
     Args:
-        pool: says which benchmark.
-        items: ids of the items that are wanted.
-        places: where the benchmarks' data lie.
+        pool: names the benchmark.
+        items: ids of the items.
+        places: the locations of the benchmarks' data.
 
     Raises:
-        UserError: the benchmark has an item no longer.
+        UserError: the benchmark no longer has an item.
     """
     wanted = set(items)
     asked, _ = select_items(pool.side, pool.settings, find_benchmark(pool.settings.name), places)
@@ -134,7 +134,7 @@ def item_images(
 
 
 def find_arm(plan: Plan, name: str) -> Arm:
-    """Return the arm of a name.
+    """Return the arm with this name.
 
     Raises:
         UserError: the study has no such arm.
@@ -149,7 +149,7 @@ def find_arm(plan: Plan, name: str) -> Arm:
 
 
 def find_scored(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
-    """Return which side of a study's benchmarks a name is of, and that benchmark's settings.
+    """Return the side of a study's benchmark, and the benchmark's settings.
 
     Raises:
         UserError: the study has no such benchmark.
@@ -170,10 +170,10 @@ def find_scored(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
 def trial_answers(
     trial: Trial, key: str, ledger: Ledger, storage: Path
 ) -> dict[str, tuple[str, str]] | None:
-    """Return item -> (prompt, response); None where the trial has none.
+    """Return item -> (prompt, response); None if the trial has none.
 
     Raises:
-        UserError: they are there and cannot be read.
+        UserError: they exist and cannot be read.
     """
     scored = ledger[trial.fingerprint].evaluations.get(trial.evaluations[key])
     if scored is None:

@@ -1,19 +1,19 @@
 """Compute how often people prefer the second arm to the first.
 
-An item is the unit: of several people's choices on it the mean counts, so that an item that many
-judged weighs no more than another. Notation: n items judged; w, t, l an item's shares of win, tie
-and lose (w + t + l = 1); d = w − l its preference; S training seeds.
+The item is the unit: several people's choices on it count as their mean, so that an item with many
+judgements weighs no more than another. Notation: n items judged; w, t, l an item's shares of win,
+tie and lose (w + t + l = 1); d = w − l its preference; S training seeds.
 
 - Shares: the mean over items, with Wilson's score interval at n (E. B. Wilson, JASA 22, 1927,
-  209–212). Of an item with several judges w is a fraction; its variance is at most that of a
-  0/1 value with the same mean, so that the interval then errs on the wide side.
-- Preference: the mean of d, with the t interval over items. It says what is known of these trained
-  models. With two training seeds or more another is given, by which the arms could be trained
-  again: each item was shown with one seed's answers, so items are nested in seeds, and
+  209–212). For an item with several judges w is a fraction; its variance is at most that of a
+  0/1 value with the same mean, so the interval is then too wide rather than too narrow.
+- Preference: the mean of d, with the t interval over items, which holds for these trained models.
+  With two training seeds or more there is a second interval, for arms that could be trained again:
+  each item was shown with one seed's answers, so items are nested in seeds, and
   docs/statistics.md's V = max(V_seed + V_item − V_res, V_item, V_seed) has V_res = V_item:
   V = max(V_seed, V_item), V_seed = var(seed means)/S, V_item = var(d)/n,
-  df = max(1, V² / (V_seed²/(S − 1) + V_item²/(n − 1))). Only it comes with a p. Both are cut at
-  −1 and 1, beyond which no preference is.
+  df = max(1, V² / (V_seed²/(S − 1) + V_item²/(n − 1))). Only this one has a p. Both are clipped to
+  −1 and 1, the bounds of a preference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orchestrator.human_eval.replies import Judgement
 
 Interval = tuple[float, float]
 _ALPHA = 0.05
-#: What a verdict adds to win less lose.
+#: The contribution of a verdict to win less lose.
 WORTH = {"win": 1.0, "lose": -1.0, "tie": 0.0}
 
 
@@ -58,7 +58,7 @@ class Preference:
 class HumanFigures:
     """All figures of an import."""
 
-    choices: int  # made, "can't tell" included
+    choices: int  # made, including "can't tell"
     items: int  # with a choice
     judged: Share | None  # could be judged, of the items with a choice
     win: Share | None
@@ -66,11 +66,11 @@ class HumanFigures:
     lose: Share | None
     preference: Preference | None
     agreement: Agreement  # of win, tie and lose; "can't tell" counts as missing
-    chose_a: Share | None  # of the decided: 0.5 where the side does not matter
+    chose_a: Share | None  # of the decided: 0.5 if the side does not matter
 
 
 def human_figures(choices: Sequence[Judgement]) -> HumanFigures:
-    """Return the figures of people's choices; shares are None where there is nothing to count."""
+    """Return the figures of people's choices; shares are None if there is nothing to count."""
     by_item: dict[str, list[Judgement]] = {}
     for choice in choices:
         by_item.setdefault(choice.item, []).append(choice)
@@ -142,6 +142,6 @@ def _preference(told: Mapping[str, Sequence[Judgement]]) -> Preference | None:
 
 
 def _t_interval(mean: float, v: float, df: float) -> Interval:
-    """Return the interval, cut to what a preference can be."""
+    """Return the interval, clipped to the bounds of a preference."""
     half = float(t.ppf(1 - _ALPHA / 2, df)) * math.sqrt(v)
     return max(-1.0, mean - half), min(1.0, mean + half)

@@ -13,7 +13,7 @@ from chip_core.utils.files import read_json
 from orchestrator.human_eval.assignment import SheetKey, read_sheet_key
 
 FORMAT = "chip-ablate human replies 1"
-#: Names a file of the key: nothing that leaves its folder.
+#: Valid ids of an export, which name the key's file: no path that leaves its folder.
 _EXPORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 CHOICES = ("a", "b", "tie", "cant_tell")
 
@@ -29,7 +29,7 @@ class Judgement:
     seed: int  # the training seed whose answers were shown
     sheet: int
     verdict: Verdict
-    chose_a: bool | None  # None where neither was chosen
+    chose_a: bool | None  # None if neither was chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def read_replies(files: Sequence[Path]) -> list[SheetReplies]:
     """Return the sheets that people saved, all of one export.
 
     Raises:
-        UserError: a file is no saved sheet, or they are of more than one export.
+        UserError: a file is not a saved sheet, or they are of more than one export.
     """
     read = [_read(file) for file in files]
     for replies in read:
@@ -71,13 +71,13 @@ def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path
     """Return the key of an export.
 
     Args:
-        folder: where the study keeps its keys.
-        given: a key file in their place.
-        export: which export.
+        folder: the study's folder of keys.
+        given: a key file to use instead.
+        export: the export's id.
         files: the saved sheets, for the message.
 
     Raises:
-        UserError: there is no such key, or it is another export's.
+        UserError: there is no such key, or it belongs to another export.
     """
     path = folder / f"{export}.json" if given is None else given
     if not path.exists():
@@ -100,10 +100,10 @@ def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path
 
 
 def judgements(key: SheetKey, replies: Sequence[SheetReplies]) -> list[Judgement]:
-    """Return every choice that was made; what is open is left out.
+    """Return every choice that was made, without open questions.
 
     Raises:
-        UserError: a sheet is not one of the export's.
+        UserError: a sheet does not belong to the export.
     """
     found = []
     for saved in replies:

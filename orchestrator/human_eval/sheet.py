@@ -16,7 +16,7 @@ from orchestrator.human_eval.pairs import Pool
 
 _PAGE = Path(__file__).with_name("sheet.html")
 _SIDE = 768  # pixels of an image's longest side
-_LOSSLESS = 128  # pixels up to which an image is kept as it is
+_LOSSLESS = 128  # pixels up to which an image is not compressed with loss
 #: `</script>` and `<!--` would end the data's element; the line separators end old scripts' lines.
 _ESCAPES = {
     "<": "\\u003c",
@@ -32,7 +32,7 @@ def sheet_page(
 ) -> str:
     """Return sheet `number` (from 1) as a page.
 
-    It holds neither study nor arms, seeds or item names, so that nothing tells which arm is which.
+    It has no study, arms, seeds or item names, so that nothing reveals which arm is which.
     """
     answers = {(pair.item, pair.seed): pair for pair in pool.pairs}
     entries = []

@@ -37,7 +37,7 @@ class ModelSource:
 
 
 def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[ModelSource], list[str]]:
-    """Return the untrained model and every trained one of a study, and those that are not there.
+    """Return the untrained model and all trained ones of a study, and the trials without a model.
 
     Raises:
         UserError: no arm has a trained model.
@@ -79,15 +79,15 @@ def read_models(
     missing: Sequence[str] = (),
     on_model: OnModel | None = None,
 ) -> tuple[RepresentationResults, Mapping[int, Mapping[str, Figure]]]:
-    """Return the figures and the common picture of models, and each model's own figures.
+    """Compute the figures and the common projection of models, and each model's own figures.
 
     Args:
-        sources: the models, those of one row beside each other.
-        described: the set.
-        set_name: what the set is called.
-        reading: how states are taken; each model's own precision counts.
-        missing: trials that are left out, to be said.
-        on_model: told how far it is.
+        sources: the models, those of one row next to each other.
+        described: the set of described images.
+        set_name: the name of the set.
+        reading: how states are taken; each model's own precision is used.
+        missing: trials that are left out, for the report.
+        on_model: called with the progress.
 
     Raises:
         UserError: a model cannot be loaded, or has no such layer.

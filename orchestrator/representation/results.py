@@ -1,4 +1,4 @@
-"""Write what was measured of representations, as files and as metrics."""
+"""Write the figures of representations as files and as metrics."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ class RepresentationRow:
     figures: Mapping[str, Figure]  # of the mean over seeds
     by_seed: tuple[Mapping[str, float], ...]
     points: Mapping[str, list[list[float]]]  # of the first seed, by kind, in the common basis
-    trials: Mapping[str, str] = field(default_factory=dict)  # a study's: name -> fingerprint
+    trials: Mapping[str, str] = field(default_factory=dict)  # of a study: name -> fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationResults:
-    """What was found, of every row."""
+    """The figures of all rows."""
 
     set_name: str
     items: int
     reading: Reading
     layer: int  # counted from the embeddings, 0
-    explained: tuple[float, ...]  # share of all variance of the picture's three axes
+    explained: tuple[float, ...]  # share of the total variance on each of the picture's three axes
     rows: tuple[RepresentationRow, ...]
     missing: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """What its files and metrics are called: descriptions read alone stand by themselves."""
+        """The stem of its files and metrics, another one for descriptions that are read alone."""
         return "representation-alone" if self.reading.alone else "representation"
 
 
 def write_represented(found: RepresentationResults, folder: Path) -> list[Path]:
-    """Write figure, table and figures as JSON into a folder; return the files."""
+    """Write the picture, the table and the figures as JSON into a folder; return the files."""
     files = [folder / f"{found.name}.{kind}" for kind in ("json", "md")]
     write_checksummed(files[0], as_json(found))
     write_atomically(files[1], markdown(found))

@@ -1,6 +1,6 @@
-"""The benchmarks, one a folder: `items` asks its questions, `score` scores the answers.
+"""The benchmarks, one folder each: `items` has its questions, `score` scores the answers.
 
-A folder here is a benchmark: importing it registers it.
+Importing a folder registers its benchmark.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Benchmarks whose questions and pictures lie in a folder, as they are published."""
+"""Benchmarks whose questions and pictures are in a folder, in their published layout."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored,
 from chip_core.evaluation.task import Benchmark, Decoding, Picture
 from chip_core.utils.errors import TrialError, UserError, brief
 
-#: What the paper's evaluation adds to a question that is answered by yes or no.
+#: The paper's evaluation appends this to a yes/no question.
 YES_OR_NO = "\nAnswer the question using a single word: Yes or No.\n"
-#: How the paper's evaluation decodes.
+#: Decoding in the paper's evaluation.
 CHIP = Decoding(max_new_tokens=256, num_beams=3)
 
 
 class FileBenchmark(Benchmark):
     """A benchmark with a folder of its own and a scorer."""
 
-    max_new_tokens = 512  # of answers under another protocol than the paper's
+    max_new_tokens = 512  # under protocols other than the paper's
 
     def __init__(self, scorer: Scorer) -> None:
-        """Take over what the scorer says of itself."""
+        """Copy the scorer's name, version, needs, metrics and protocols."""
         self.name = scorer.name
         self.version = scorer.version
         self.metrics = scorer.metrics
@@ -55,7 +55,7 @@ class FileBenchmark(Benchmark):
         )
 
     def files(self, data: Path | None) -> Sequence[Path]:
-        """Return the published files that are there; COCO's count by themselves."""
+        """Return the published files that exist; COCO's are counted separately."""
         folder = self._folder(data)
         names = {
             name
@@ -72,17 +72,17 @@ class FileBenchmark(Benchmark):
 
 
 class Pictures:
-    """The pictures of a benchmark, each made once; they are read when they are asked for."""
+    """The pictures of a benchmark, one object each, which are read on demand."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        """Look for files in these folders, the first that has one counts."""
+        """Look for files in these folders; the first folder that has a file is used."""
         self._folders = folders
         self._made: dict[str, Picture] = {}
 
     def file(self, *names: str) -> Picture:
         """Return the picture of a file, which may have one of several names.
 
-        A file that is nowhere is said to be missing under its first name in the first folder.
+        A missing file is reported under its first name in the first folder.
         """
         if names[0] not in self._made:
             found = self._found(names)
@@ -92,10 +92,10 @@ class Pictures:
         return self._made[names[0]]
 
     def _found(self, names: Sequence[str]) -> Path:
-        """Return the file of a name.
+        """Return the file with one of these names.
 
         Raises:
-            UserError: a file's row names what lies outside the benchmark's folders.
+            UserError: a row names a file outside the benchmark's folders.
         """
         for folder in self._folders:
             for name in names:
@@ -105,11 +105,11 @@ class Pictures:
                 if not place.resolve().is_relative_to(folder.resolve()):
                     raise UserError(f"picture {name!r} leaves its folder {folder}: put it there")
                 return place
-        return self._folders[0] / names[0]  # told when it is read
+        return self._folders[0] / names[0]  # reported when it is read
 
 
 def inside(key: str, load: Callable[[], Any]) -> Picture:
-    """Return a picture that lies within another file.
+    """Return a picture that is stored within another file.
 
     Args:
         key: the picture's name.
@@ -129,7 +129,7 @@ def inside(key: str, load: Callable[[], Any]) -> Picture:
 
 
 def coco_folders(data: Path) -> list[Path]:
-    """Return where COCO's 2014 pictures may lie: beside the benchmark's annotations, or by COCO."""
+    """Return possible folders of COCO's 2014 pictures, in the benchmark's folder or COCO's."""
     coco = data.parent / "coco"
     roots = [data, data / "images", coco, coco / "images"]
     return [

@@ -1,6 +1,6 @@
-"""COCO's objects: their names in text, and what is in an image. CHAIR and Object HalBench use both.
+"""COCO's objects: their names in text, and the objects in an image, for CHAIR and Object HalBench.
 
-What is in an image is what COCO's instances or any of its captions name.
+An image has the objects that COCO's instances or any of its captions name.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from chip_core.evaluation.reading import read_json
 from chip_core.evaluation.scorer import Answer
 from chip_core.utils.errors import UserError
 
-#: What the official scripts read: both splits, or nothing.
+#: The files that the official scripts read: both splits, or nothing.
 ANNOTATIONS = tuple(
     f"{kind}_{split}2014.json" for kind in ("instances", "captions") for split in ("train", "val")
 )
 
-#: What stands before an animal says how old it is, and names no person.
+#: Before an animal, these words give its age and do not name a person.
 _AGES = ("baby", "adult")
 _ANIMALS = (
     "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe",
     "animal", "cub",
 )  # fmt: skip
 _VEHICLES = ("jet", "train")
-#: Two words that are neither of the objects they hold.
+#: Pairs of words that are neither of the objects they contain.
 NO_OBJECTS = ("home plate", "train track")
 _SPECIAL = {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectNames:
-    """Which words name which of COCO's 80 categories."""
+    """The words that name each of COCO's 80 categories."""
 
     category: Mapping[str, str]  # every name, of one word or more -> its category
-    joined: Mapping[str, str]  # two words that are read as one -> what they are read as
+    joined: Mapping[str, str]  # two words that are read as one -> the word they are read as
 
     def join(self, words: Sequence[str], *, pairs_only: bool = False) -> list[str]:
-        """Return the words with pairs read as one, from the left; or the pairs alone."""
+        """Return the words with pairs joined, from the left; or the pairs alone."""
         found = []
         index = 0
         while index < len(words):
@@ -55,20 +55,20 @@ class ObjectNames:
         return found
 
     def objects(self, words: Sequence[str]) -> list[str]:
-        """Return the words that name an object; where there is a toilet, a seat is its seat."""
+        """Return the words that name an object; beside a toilet, "seat" does not count."""
         toilet = "toilet" in words
         return [word for word in words if word in self.category and not (toilet and word == "seat")]
 
 
 def read_names(file: Path, *, strip: bool) -> dict[str, str]:
-    """Return name -> category of a list of synonyms: a category a line, its own name first.
+    """Read name -> category from a list of synonyms: a category a line, its own name first.
 
     Args:
-        file: names apart by a comma and a space.
-        strip: whether to take more spaces away; a name that begins with one is never found.
+        file: names separated by a comma and a space.
+        strip: whether to remove further spaces; a name that begins with one is never found.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file does not exist.
     """
     if not file.exists():
         raise UserError(f"{file}: there is no such file")
@@ -80,7 +80,7 @@ def read_names(file: Path, *, strip: bool) -> dict[str, str]:
 
 
 def joined_words(pairs: Iterable[str]) -> dict[str, str]:
-    """Return what two words are read as: names of objects, and COCO's special cases."""
+    """Return the words as which pairs are read: names of objects, and COCO's special cases."""
     return {
         **{pair: pair for pair in (*pairs, *NO_OBJECTS)},
         **{f"{age} {animal}": animal for age in _AGES for animal in _ANIMALS},
@@ -91,17 +91,17 @@ def joined_words(pairs: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruth:
-    """What is in images."""
+    """The objects in images."""
 
-    objects: Mapping[str, frozenset[str]]  # image id -> categories; only the images asked for
-    known: frozenset[str]  # of those, the images that the annotations have
+    objects: Mapping[str, frozenset[str]]  # image id -> categories; only for the requested images
+    known: frozenset[str]  # the requested images that the annotations have
 
     def of(self, image: str) -> frozenset[str]:
-        """Return an image's categories; nothing where the annotations have none."""
+        """Return an image's categories; empty if the annotations have none."""
         return self.objects.get(image, frozenset())
 
     def refuse_unknown(self, answers: Sequence[Answer], who: str) -> None:
-        """Raise where an answer is of an image that the annotations do not have.
+        """Raise if an answer is about an image that the annotations do not have.
 
         Raises:
             UserError: which one.
@@ -122,7 +122,7 @@ def read_ground_truth(
     official: bool,
     who: str,
 ) -> GroundTruth:
-    """Return what is in images.
+    """Read the objects in images.
 
     Args:
         coco: COCO's annotation folder, one of its files, or a JSON of image id -> objects.
@@ -133,7 +133,7 @@ def read_ground_truth(
         who: the scorer, for messages.
 
     Raises:
-        UserError: the annotations are missing or not of that form.
+        UserError: the annotations are missing or have another form.
     """
     if coco is None:
         raise UserError(

@@ -1,8 +1,8 @@
-"""What each benchmark publishes, and where.
+"""The files that each benchmark publishes, and their sources.
 
-Nothing of theirs is shipped here: `--benchmark-data` holds a folder for each benchmark, named as
-it, in the layout in which its project publishes it. Sizes and licences are the published ones,
-where they are known.
+None of them is shipped here: `--benchmark-data` holds a folder for each benchmark, with the
+benchmark's name, in the layout in which its project publishes it. Sizes and licences are the
+published ones, if they are known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from chip_core.evaluation import reading
 from chip_core.utils.errors import UserError
 
 SEE = "see the publisher"
-#: What a file is for: figures from answers, answers to its questions, or the judge's own prompt.
+#: The use of a file: to score answers, to answer its questions, or the judge's own prompt.
 Use = Literal["scoring", "asking", "official judge"]
 
 
@@ -24,11 +24,11 @@ Use = Literal["scoring", "asking", "official judge"]
 class PublishedFile:
     """A file of a benchmark, or a folder of pictures."""
 
-    names: tuple[str, ...]  # where it may lie, as published first; ending in /: a folder
-    source: str  # project, and the place in it
+    names: tuple[str, ...]  # possible paths, the published one first; ending in /: a folder
+    source: str  # the project, and the path in it
     use: Use = "scoring"
-    size: int | None = None  # bytes; None: not known here
-    parts: int = 1  # files of that name pattern, or pictures
+    size: int | None = None  # bytes; None: unknown
+    parts: int = 1  # files that match the name pattern, or pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,12 @@ class BenchmarkSource:
 
 
 def rows_of(*names: str) -> Callable[[Path], int]:
-    """Return a count of the rows of a benchmark's file, which may lie in one of several places."""
+    """Return a function that counts the rows of a benchmark's file, under one of several names."""
     return lambda folder: len(reading.read_rows(reading.find(folder, names, folder.name)))
 
 
 def keys_of(*names: str) -> Callable[[Path], int]:
-    """Return a count of the keys of a JSON file."""
+    """Return a function that counts the keys of a JSON file."""
 
     def count(folder: Path) -> int:
         path = reading.find(folder, names, folder.name)
@@ -289,7 +289,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
             PublishedFile(names=("images/", "./"), source=_LLAVA, use="asking", parts=24),
         ),
     ),
-    # lmms-eval fetches these by itself.
+    # lmms-eval downloads these itself.
     "mmbench": BenchmarkSource(licence=SEE, files=()),
     "mmbench_cn": BenchmarkSource(licence=SEE, files=()),
     "mmvet": BenchmarkSource(licence="data CC BY-NC 4.0", files=()),

@@ -1,4 +1,4 @@
-"""What a folder of benchmarks holds, and what is missing in it."""
+"""Find which files of the benchmarks a folder has, and which are missing."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
 @dataclass(frozen=True, kw_only=True)
 class FileStatus:
-    """What is there of a published file."""
+    """The parts of a published file that exist."""
 
     file: PublishedFile
-    path: Path | None = None  # the first of its parts; None: nothing is there
+    path: Path | None = None  # the first of its parts; None: none exists
     parts: int = 0
     size: int = 0  # bytes
 
     @property
     def whole(self) -> bool:
-        """Whether it is there with all its parts."""
+        """Whether all of its parts exist."""
         return self.parts >= self.file.parts or (self.path is not None and self.path.is_file())
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkStatus:
-    """What is there of a benchmark."""
+    """The files of a benchmark that exist."""
 
     name: str
     source: BenchmarkSource
@@ -42,7 +42,7 @@ class BenchmarkStatus:
 
     @property
     def state(self) -> State:
-        """In a word: what can be done with it."""
+        """One word for what can be done with it."""
         if not self.files:
             return "by lmms-eval"
         if self.problem is not None or self.count not in (None, self.source.count):
@@ -56,14 +56,14 @@ class BenchmarkStatus:
 
 
 def status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
-    """Return what a folder holds of some benchmarks; of all where none is named.
+    """Return the state of benchmarks in a folder; of all benchmarks if none is named.
 
     Args:
         names: benchmarks.
-        folder: holds a folder for each, named as it; None: there is none.
+        folder: has a folder for each benchmark, with its name; None: there is none.
 
     Raises:
-        UserError: the folder is not there, or a name is unknown.
+        UserError: the folder does not exist, or a name is unknown.
     """
     if folder is not None and not folder.is_dir():
         raise UserError(f"--benchmark-data: no folder {folder}")
@@ -80,7 +80,7 @@ def status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
 def _status(name: str, source: BenchmarkSource, folder: Path | None) -> BenchmarkStatus:
     files = tuple(_held(file, folder) for file in source.files)
     count, problem = None, None
-    # The files that questions are counted in are its own: not those of COCO beside it.
+    # Questions are counted in the benchmark's own files, not in COCO's beside it.
     own = [held for held in files if held.file.use == "scoring"]
     if folder is not None and source.counted is not None and all(held.path for held in own):
         try:
@@ -103,7 +103,7 @@ def _held(file: PublishedFile, folder: Path | None) -> FileStatus:
 
 
 def _matching(folder: Path, name: str) -> list[Path]:
-    """Return the files of a name or pattern, also of one beside the folder."""
+    """Return the files that match a name or pattern, which may be beside the folder."""
     while name.startswith("../"):
         folder, name = folder.parent, name.removeprefix("../")
     return [path for path in folder.glob(name) if path.is_file()]

@@ -1,4 +1,4 @@
-"""Answer generators: the engines that a model's answers come from."""
+"""Answer generators: the engines that compute a model's answers."""
 
 from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace, Tell
 from chip_core.evaluation.generators.choice import (

@@ -1,4 +1,4 @@
-"""A model answers a benchmark's questions; what it says is left on disk, and is not scored here."""
+"""Generate a model's answers to a benchmark's questions and store them; scoring is elsewhere."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ from chip_core.utils.workers import Workers, current_workers
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceContext:
-    """A model that answers, and where what it says goes."""
+    """The model that answers, and where its answers are stored."""
 
     model: Any
     processor: Any
-    weights: str  # a mark of the weights: answers of others are not taken over
+    weights: str  # an id unique to the weights: only their own answers are reused
     folder: Path  # gets answers/, responses/ and scores/
     places: DataPaths
     batch_size: int = 64  # items answered together
     encodings: Encodings | None = None  # of the same processor, kept by this process
     bf16: bool = False
-    earlier: Sequence[Path] = ()  # folders of attempts whose answers are taken over
+    earlier: Sequence[Path] = ()  # folders of attempts whose answers are reused
     report: Callable[[Progress], None] = lambda progress: None
     checkpoint_dir: Path | None = None  # a Hugging Face folder of the whole model, if there is one
-    #: marks of the same weights, by which earlier builds kept answers
+    #: ids of the same weights under which earlier builds stored answers
     former_weights: Sequence[str] = ()
-    generator: Generator | None = None  # the engine that answers; None: transformers, here
+    generator: Generator | None = None  # the engine that answers; None: transformers, in-process
     parity: ParityConfig = ParityConfig()  # how that engine is checked
-    base: ModelConfig | None = None  # the untrained model, of which an engine reads the files
-    trained: Path | None = None  # the trained model's folder, if it is one that answers
+    base: ModelConfig | None = None  # the untrained model, whose files an engine reads
+    trained: Path | None = None  # the trained model's folder; None: the untrained model answers
 
     @property
     def answering_model(self) -> AnsweringModel:
@@ -82,17 +82,17 @@ class InferenceContext:
 def answer(
     context: InferenceContext, side: Side, settings: BenchmarkConfig
 ) -> Answers | Evaluation:
-    """Ask a model a benchmark's questions; leave its answers in `responses/`.
+    """Generate a model's answers to a benchmark, and store them in `responses/`.
 
-    On several workers (torch.distributed) each answers its share; the first writes, and all of
-    them return the same.
+    With several workers (torch.distributed) each answers its share; the first one writes, and all
+    of them return the same.
 
     Returns:
-        the answers, which `score_answers` scores without a model; the figures, where a program of
-        the benchmark's own asked and scored.
+        the answers, which `score_answers` scores without a model; or the figures, if the
+        benchmark's own program generated and scored the answers.
 
     Raises:
-        TrialError: something that the benchmark needs is not there.
+        TrialError: something that the benchmark needs is missing.
     """
     with as_trial_error(settings.name):
         benchmark = find_benchmark(settings.name)
@@ -126,7 +126,7 @@ def answer(
 
 @dataclass(frozen=True, kw_only=True)
 class _Questions:
-    """What is asked of a benchmark."""
+    """The selected questions of a benchmark."""
 
     side: Side
     settings: BenchmarkConfig
@@ -135,30 +135,30 @@ class _Questions:
 
     @property
     def decoding(self) -> Decoding:
-        """How its answers are made."""
+        """How its answers are generated."""
         return decoding_of(self.settings, self.benchmark)
 
     def only(self, items: Sequence[Item]) -> _Questions:
-        """Return it with these items alone."""
+        """Return a copy with these items alone."""
         return replace(self, items=items)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Made:
-    """Answers by item id, and what has to be known of how they were made."""
+    """Answers by item id, with metadata on their generation."""
 
     answers: Mapping[str, Response]
     metadata: dict[str, Any]
 
 
 def measure(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> None:
-    """Have transformers answer what another engine's answers are compared with, and keep that.
+    """Compute and store transformers' answers with which another engine's answers are compared.
 
-    An engine may need the device that the model is on: so this is done of all benchmarks first.
-    Nothing is done where transformers answers anyway.
+    An engine may need the device that the model is on, so this runs for all benchmarks first. It
+    does nothing if transformers generates the answers.
 
     Raises:
-        TrialError: as `answer`.
+        TrialError: as in `answer`.
     """
     if context.generator is None:
         return
@@ -187,7 +187,7 @@ def _measured(
 def _responses(
     context: InferenceContext, questions: _Questions
 ) -> tuple[list[str], dict[str, Any]]:
-    """Return a response for each item, and how they were made, on every worker."""
+    """Return a response for each item, and their metadata, on every worker."""
     workers = current_workers()
     engine, phase = context.generator, f"answer {questions.settings.name}"
     if engine is None:
@@ -201,7 +201,7 @@ def _responses(
 def _by_engine(
     context: InferenceContext, questions: _Questions, engine: Generator, phase: str
 ) -> _Made:
-    """Answer by another engine than transformers, once it is seen to answer as that does."""
+    """Answer with an engine other than transformers, after its parity check."""
     name = questions.settings.name
     sample, trained, bare = _measured(context, questions)
     first = _answered(context, questions.only(sample), engine, f"check {name}")
@@ -242,14 +242,14 @@ def _answered(
     phase: str,
     workers: Workers | None = None,
 ) -> _Made:
-    """Answer what was not answered before, and keep it as it is made.
+    """Answer the items that have no stored answer, and store each new answer at once.
 
     Args:
-        context: the model, and where answers lie.
-        questions: what is asked.
-        generator: which engine answers.
-        phase: what is told of progress.
-        workers: who share the items, and all come here; None: this process alone.
+        context: the model, and where answers are stored.
+        questions: the questions.
+        generator: the engine.
+        phase: the name of the phase in progress reports.
+        workers: the workers that share the items, all of which call this; None: this process alone.
     """
     workers, settings = workers or Workers(), questions.settings
     marks = _marks(context, questions, generator)
@@ -292,10 +292,10 @@ def _answered(
 
 
 def _marks(context: InferenceContext, questions: _Questions, generator: Generator) -> list[str]:
-    """Return hashes of all that decides answers beside the question: this build's, then others'."""
+    """Return hashes of what decides answers besides the question: this build's, then others'."""
     decided_by = {
         **asking_identity(questions.benchmark),
-        # Once by autocast over weights in fp32: those answers are others.
+        # It was once autocast over weights in fp32, which gives other answers.
         "bf16": "held" if context.bf16 else False,
         "decoding": asdict(questions.decoding),
     }
@@ -308,9 +308,9 @@ def _marks(context: InferenceContext, questions: _Questions, generator: Generato
 def _before(
     context: InferenceContext, questions: _Questions, marks: Sequence[str]
 ) -> tuple[dict[str, Response], set[str]]:
-    """Return answers made before, by item id, and which of them lie in the attempt's own file.
+    """Return stored answers by item id, and the ids of those in the attempt's own file.
 
-    A question is the same on both sides of a benchmark.
+    A question has the same answer on both sides of a benchmark.
     """
     other: Side = "report" if questions.side == "select" else "select"
     here, there = (file_name(side, questions.settings.name) for side in (questions.side, other))
@@ -323,7 +323,7 @@ def _before(
 def _metadata(
     paces: Sequence[Pace], answers: Mapping[str, Response], before: int, decoding: Decoding
 ) -> dict[str, Any]:
-    """Return what has to be known of how answers were made."""
+    """Return the metadata on the generation of answers."""
     metadata: dict[str, Any] = {}
     cut = [response.cut for response in answers.values() if response.cut is not None]
     if any(cut):
@@ -339,7 +339,7 @@ def _metadata(
 
 
 def _pace(paces: Sequence[Pace], made: Sequence[Response]) -> dict[str, float]:
-    """Return how fast answers were made: a second, and the share of time that nothing was ready."""
+    """Return the rates of generation, and the share of time in which nothing was ready."""
     seconds = max(max(pace.seconds for pace in paces), 1e-9)
     found = {"answers": len(made), "answers_per_second": len(made) / seconds}
     tokens = [response.tokens for response in made if response.tokens is not None]
@@ -350,7 +350,7 @@ def _pace(paces: Sequence[Pace], made: Sequence[Response]) -> dict[str, float]:
 
 
 class _Clock:
-    """Tells progress with items a second and the seconds left."""
+    """Reports progress with items a second and the seconds left."""
 
     def __init__(
         self, report: Callable[[Progress], None], phase: str, total: int, before: int
@@ -361,11 +361,11 @@ class _Clock:
         report(Progress(phase=phase, done=before, total=total))
 
     def tell(self, made: Sequence[Response], *, share: int) -> None:
-        """Say how far it is; the other workers are taken to be as far as this one.
+        """Report progress, assuming that the other workers are as far as this one.
 
         Args:
-            made: what was made since.
-            share: how many workers there are.
+            made: the responses since the last call.
+            share: the number of workers.
         """
         self._made += len(made)
         self._tokens += sum(response.tokens or 0 for response in made)
@@ -373,7 +373,7 @@ class _Clock:
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rate = max(done - self._before, 1) / seconds
         figures = {"items_per_second": rate, "seconds_left": (self._total - done) / rate}
-        if self._tokens:  # a server may not say
+        if self._tokens:  # a server may not report them
             figures["tokens_per_second"] = self._tokens * share / seconds
         self._report(Progress(phase=self._phase, done=done, total=self._total, figures=figures))
 
@@ -381,7 +381,7 @@ class _Clock:
 def _by_itself(
     context: InferenceContext, side: Side, settings: BenchmarkConfig, benchmark: ExternalBenchmark
 ) -> Evaluation:
-    """Let the benchmark's own program ask the model."""
+    """Run the benchmark's own program on the model."""
     phase = f"answer {settings.name}"
     context.report(Progress(phase=phase, done=0, total=1))
     found = run_external(
@@ -395,5 +395,5 @@ def _by_itself(
     )
     context.report(Progress(phase=phase, done=1, total=1))
     lines = f"responses/{file_name(side, settings.name)}.jsonl"
-    write_atomically(context.folder / lines, "")  # they are the program's
+    write_atomically(context.folder / lines, "")  # the program has the responses
     return write_scores(context.folder, side, settings, benchmark, found.scored, found.metadata)

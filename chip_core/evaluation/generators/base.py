@@ -1,4 +1,4 @@
-"""What an answer generator is to the rest: questions and a model's weights in, answers out."""
+"""The interface of answer generators: questions and a model's weights in, answers out."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.utils.errors import TrialError
 
-#: Told of answers as they are made: whoever listens keeps them.
+#: Called with answers as they are generated, to store them.
 Tell = Callable[[Sequence[tuple[Item, Response]]], None]
 
 
 class ServerLostError(TrialError):
-    """A server cannot be reached; what was told by then is made."""
+    """A server cannot be reached; answers reported before are valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweringModel:
-    """The weights that answer: in this process, and where an engine of another reads them."""
+    """The weights that answer: in this process, and where another process can read them."""
 
     model: Any  # in this process
     processor: Any
-    weights: str  # what tells them from all others
+    weights: str  # an id unique to them
     bf16: bool = False
     base: str = ""  # the untrained model's folder or hub name
     revision: str | None = None  # of a hub name
@@ -35,19 +35,19 @@ class AnsweringModel:
 
 @dataclass(kw_only=True)
 class Pace:
-    """How answers were made."""
+    """The timing of generated answers."""
 
     seconds: float = 0.0
-    waited: float = 0.0  # of them without work for the engine: no picture or prompt was ready
-    notes: list[str] = field(default_factory=list)  # what has to be said of it
+    waited: float = 0.0  # of them, how long the engine waited for a picture or prompt
+    notes: list[str] = field(default_factory=list)  # for the report
 
 
 class Generator(ABC):
-    """An engine that answers questions, without drawing at random."""
+    """An engine that answers questions, without random sampling."""
 
-    #: what of it decides answers beside weights, questions and decoding; it is kept with them
+    #: the engine's settings that affect answers; stored with them
     identity: Mapping[str, Any]
-    label: str  # what people call it
+    label: str  # its name for people
 
     @abstractmethod
     def answer(
@@ -56,8 +56,8 @@ class Generator(ABC):
         """Answer each item once, in any order.
 
         Raises:
-            TrialError: it cannot; what was told by then is made.
+            TrialError: it cannot; answers reported before are valid.
         """
 
     def close(self) -> None:  # noqa: B027 (most hold nothing)
-        """Give back what it holds: a server, an adapter that it loaded into one."""
+        """Release its resources: a server, an adapter that it loaded into one."""

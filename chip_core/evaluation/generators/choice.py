@@ -1,4 +1,4 @@
-"""Which engine a configuration names, and what it lacks."""
+"""Open the engine that a configuration names, and check its requirements."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from chip_core.utils.files import read_json
 def open_generator(
     config: EvaluationConfig, folder: Path, server: Path | None = None
 ) -> Iterator[Generator | None]:
-    """Give the engine that answers; None: transformers, in this process.
+    """Open the engine that answers; None: transformers, in this process.
 
     Args:
-        config: which.
-        folder: the attempt's: gets a served model's files while it is served, and a server's log.
-        server: the file that says where the study's own server is, where it has one.
+        config: the evaluation's configuration.
+        folder: the attempt's folder, for the files of a served model while it is served, and for
+            a server's log.
+        server: the file with the address of the study's own server, if it has one.
 
     Raises:
         TrialError: that server is gone.
@@ -57,7 +58,7 @@ def open_generator(
 def generator_problems(
     config: EvaluationConfig, benchmarks: BenchmarksConfig, model: ModelConfig
 ) -> list[str]:
-    """Return why an engine cannot answer these benchmarks, wherever trials run; with what to do."""
+    """Return why an engine cannot answer these benchmarks on any machine, with what to do."""
     if config.own:
         return []
     found = [f"benchmarks.{line}" for line in _not_for_an_engine(config, benchmarks)]
@@ -75,7 +76,7 @@ def generator_problems(
 
 
 def lacking_here(config: EvaluationConfig) -> list[str]:
-    """Return what an engine needs that this machine, where a trial runs, does not have."""
+    """Return what an engine needs and this machine, where a trial runs, does not have."""
     return [] if config.own else [f"evaluation.{line}" for line in _lacking(config)]
 
 
@@ -106,7 +107,7 @@ def _not_for_an_engine(config: EvaluationConfig, benchmarks: BenchmarksConfig) -
         try:
             benchmark = find_benchmark(settings.name)
         except ValueError:
-            continue  # told where the benchmarks are checked
+            continue  # reported with the benchmarks
         if isinstance(benchmark, ExternalBenchmark):
             yield (
                 f"{side}: {settings.name} asks by a program of its own, which evaluation.generator "
@@ -124,5 +125,5 @@ def _own_family(model: ModelConfig) -> str | None:
     try:
         family = None if folder is None else read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError):
-        return None  # told where the model is checked
+        return None  # reported with the model
     return family if family in own.FAMILIES else None

@@ -1,4 +1,4 @@
-"""How an arm's weights reach a server of the user's own, under a name that is theirs alone."""
+"""Load an arm's weights into a server of the user's own, under a name unique to them."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from chip_core.models.adapters import TRAINED_PARTS, is_adapted, merge_adapters
 from chip_core.models.parts import is_adapter, named_parts
 from chip_core.utils.errors import TrialError
 
-#: Folder of an attempt: what a server reads while it answers. Hidden files go to no storage.
+#: A folder of an attempt that a server reads while it answers. Hidden files are not uploaded.
 SERVED = ".served"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """Weights as a server knows them."""
+    """Weights loaded in a server."""
 
     name: str
-    advice: str  # what to do where it does not know them
+    advice: str  # what to do if the server does not know them
 
     @property
     def answers_as(self) -> tuple[str, ...]:
-        """What an answer of theirs names as its maker; `transformers serve` adds the revision."""
+        """The model names that its answers may have; `transformers serve` adds the revision."""
         return self.name, f"{self.name}@main"
 
 
 def arm_name(weights: str) -> str:
-    """Return the name of an arm's weights: no other weights have it."""
+    """Return the name of an arm's weights, unique to them."""
     return f"chip-{hashlib.sha256(weights.encode()).hexdigest()[:24]}"
 
 
 def beyond_adapter(model: AnsweringModel) -> str | None:
-    """Return what of a trained model an engine may leave out that loads its adapter; None: nothing.
+    """Return which trained weights an engine may ignore if it loads the adapter; None: none.
 
-    Engines adapt language models: vLLM may pass over an adapter's layers elsewhere without a word.
+    Engines adapt language models: vLLM may silently ignore an adapter's layers elsewhere.
     """
     if model.trained is None:
         return None
@@ -58,13 +58,13 @@ def beyond_adapter(model: AnsweringModel) -> str | None:
 
 
 def whole_folder(model: AnsweringModel, folder: Path) -> Path:
-    """Leave a whole model in the folder of its name; return that.
+    """Create a folder with the whole model, named after its weights; return the folder.
 
-    A trained model that is whole is linked to, one that is adapted is merged.
+    A trained model that is whole is linked, one with an adapter is merged.
 
     Args:
-        model: whose weights.
-        folder: the attempt's.
+        model: the weights.
+        folder: the attempt's folder.
     """
     assert model.trained is not None
     place = folder.absolute() / SERVED / arm_name(model.weights)
@@ -85,13 +85,13 @@ def whole_folder(model: AnsweringModel, folder: Path) -> Path:
 
 
 def drop_served(attempt: Path) -> None:
-    """Remove what an attempt that was killed had left for a server to read."""
+    """Remove the files that a killed attempt had left for a server to read."""
     for left in list(attempt.rglob(SERVED)):
         shutil.rmtree(left, ignore_errors=True)
 
 
 class Delivery:
-    """Brings weights to one server, each once, and takes them back."""
+    """Loads weights into one server, each once, and unloads them at the end."""
 
     def __init__(
         self,
@@ -101,14 +101,14 @@ class Delivery:
         served: dict[str, str],
         told: Callable[[str], str],
     ) -> None:
-        """Make ready.
+        """Set up.
 
         Args:
-            settings: of the generator.
-            client: of the server.
-            folder: the attempt's.
-            served: weights that are there -> their name.
-            told: puts the server's name before what is to be said of it.
+            settings: the generator's settings.
+            client: the server's client.
+            folder: the attempt's folder.
+            served: weights that the server has already -> their name.
+            told: prefixes a message with the server's name.
         """
         self._settings, self._client, self._folder = settings, client, folder
         self._served, self._told = served, told
@@ -117,10 +117,10 @@ class Delivery:
         self._folders: list[Path] = []
 
     def bring(self, model: AnsweringModel) -> Served:
-        """Return what the server knows the weights by, once it can have them.
+        """Load the weights, if they are not; return their name in the server.
 
         Raises:
-            TrialError: it cannot.
+            TrialError: they cannot be loaded.
         """
         if model.weights not in self._brought:
             self._brought[model.weights] = self._bring(model)
@@ -167,7 +167,7 @@ class Delivery:
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else reaches it"
                 )
             ) from None
-        except openai.APITimeoutError:  # a connection's error too, of a server that is there
+        except openai.APITimeoutError:  # also an APIConnectionError, but the server is there
             raise TrialError(
                 self._told(
                     f"has not loaded {trained} within {self._settings.timeout:g} s: raise "
@@ -179,18 +179,18 @@ class Delivery:
                 self._told("no connection: start it again; answers that came are kept")
             ) from None
         except openai.OpenAIError as error:
-            if "already" in str(error):  # these weights: nothing else has their name
+            if "already" in str(error):  # the same weights: the name is theirs alone
                 return
             line = (str(error).splitlines() or [""])[0]
             raise TrialError(self._told(f"cannot load {trained} ({line[:300]})")) from None
         self._adapters.append(name)
 
     def close(self) -> None:
-        """Take back what was brought."""
+        """Unload the weights."""
         import openai
 
         for name in self._adapters:
-            with suppress(openai.OpenAIError):  # a server that is away holds nothing
+            with suppress(openai.OpenAIError):  # an unreachable server needs no unloading
                 self._client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
         for place in self._folders:
             _remove(place)
@@ -199,10 +199,10 @@ class Delivery:
 
 
 def _plain(path: str) -> str:
-    """Return a path that `transformers serve` reads whole.
+    """Return a path that `transformers serve` reads as it is.
 
     Raises:
-        TrialError: it takes what follows an @ for a revision.
+        TrialError: the path has an @, and the server takes what follows for a revision.
     """
     if "@" in path:
         raise TrialError(

@@ -1,4 +1,4 @@
-"""A server that this process starts, waits for and ends: it never outlives the process."""
+"""A server that this process starts, waits for and stops; it never outlives the process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import requests
 
 from chip_core.utils.errors import TrialError, printable
 
-#: Runs a command in a session of its own until that ends or stdin is closed, which it is when this
-#: process ends, however it does. Then all of the session is ended.
+#: Runs a command in its own session until it ends or stdin is closed, which happens when this
+#: process ends for any reason. Then it ends the whole session.
 _GUARD = """
 import os, signal, subprocess, sys, threading, time
 server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
@@ -52,18 +52,18 @@ class LocalServer:
         patience: float,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Start it, and wait until it answers.
+        """Start the server, and wait until it answers.
 
         Args:
             command: its command line.
-            health: an address that answers 200 once it can be used.
-            log: gets what it says.
-            environment: variables that it gets beside this process's.
-            patience: seconds that starting may take.
-            stopping: asked meanwhile whether to give it up.
+            health: an address that answers 200 once the server is ready.
+            log: the file for its output.
+            environment: variables in addition to this process's environment.
+            patience: the longest start, in seconds.
+            stopping: called meanwhile; true: give up.
 
         Raises:
-            TrialError: it did not start; the line that it ended with.
+            TrialError: it did not start; with its last line of output.
         """
         self._log, self._stopping = log, stopping
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ class LocalServer:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
-                start_new_session=True,  # Ctrl-C is for this process, which ends it in time
+                start_new_session=True,  # Ctrl-C must reach this process alone, which stops it
             )
         try:
             self._wait(command[0], health, time.monotonic() + patience)
@@ -98,17 +98,17 @@ class LocalServer:
 
     @property
     def runs(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is still running."""
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """End it, and all that it started."""
+        """Stop it, and all that it started."""
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()
         self._process.wait()
 
     def last_line(self) -> str:
-        """Return what it said last."""
+        """Return the last line of its output."""
         lines = self._log.read_text(errors="replace").split("\n")
         return next((printable(line.strip())[:300] for line in reversed(lines) if line.strip()), "")

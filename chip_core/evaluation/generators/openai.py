@@ -1,7 +1,7 @@
-"""Answers by a server that speaks as OpenAI's does: vLLM, SGLang, `transformers serve`.
+"""Answers from an OpenAI-compatible server: vLLM, SGLang, `transformers serve`.
 
-An arm's weights are named by their hash, so that no server takes those of another arm for them; the
-model that an answer names as its maker is compared with what was asked for.
+An arm's weights are named by their hash, so that no server confuses them with another arm's; the
+model that an answer names is compared with the one requested.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from chip_core.evaluation.judge.endpoint import own_words
 from chip_core.evaluation.task import Decoding, Item, Picture, Response
 from chip_core.utils.errors import TrialError
 
-_WORDS = 300  # characters that are shown of what a server says
+_WORDS = 300  # characters shown of a server's message
 
 
 class OpenAIGenerator(Generator):
-    """Asks a server for chat completions, several at a time."""
+    """Requests chat completions from a server, several at a time."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class OpenAIGenerator(Generator):
         *,
         key: str | None = None,
     ) -> None:
-        """Make ready; nothing is asked.
+        """Set up; send no request.
 
         Args:
             settings: of a generator 'openai'.
-            folder: the attempt's, which gets a served model's files while it is served.
+            folder: the attempt's folder, for the files of a served model while it is served.
             served: weights that the server was started with -> their name there.
-            key: of a server that this process started; None: what the environment holds of it.
+            key: of a server that this process started; None: read it from the environment.
 
         Raises:
             TrialError: the key is not set.
@@ -83,7 +83,7 @@ class OpenAIGenerator(Generator):
     def answer(
         self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
     ) -> Pace:
-        """Answer the items; as many at a time as `concurrency` says."""
+        """Answer the items, at most `concurrency` at a time."""
         if not items:
             return Pace()
         self._check_marks(items, model)
@@ -110,7 +110,7 @@ class OpenAIGenerator(Generator):
             asked = {pool.submit(ask, item): item for item in _by_picture(items)}
             for future in as_completed(asked):
                 response = future.result()
-                if response is not None:  # also what was under way when another failed
+                if response is not None:  # including requests under way when another one failed
                     tell([(asked[future], response)])
         finally:
             pool.shutdown(cancel_futures=True)
@@ -121,16 +121,16 @@ class OpenAIGenerator(Generator):
         return Pace(seconds=busy.seconds, waited=busy.waited)
 
     def close(self) -> None:
-        """Take back what was brought to the server."""
+        """Unload what was loaded into the server."""
         self._delivery.close()
         self._client.close()
 
     def abandon(self) -> None:
-        """Forget a server that is gone, with what was brought to it."""
+        """Close the client of a server that is gone, without unloading."""
         self._client.close()
 
     def _check_marks(self, items: Sequence[Item], model: AnsweringModel) -> None:
-        """Refuse a question that a server would read otherwise than transformers does here."""
+        """Refuse a question that a server would tokenize differently from transformers here."""
         marks = SpecialTokens(model.processor)
         for item in items:
             if held := marks.within(item.prompt):
@@ -147,7 +147,7 @@ class OpenAIGenerator(Generator):
         messages: list[Mapping[str, Any]],
         extra: Mapping[str, Any],
     ) -> Response:
-        """Ask one question, with the client's own further tries."""
+        """Send one question, with the client's own retries."""
         import openai
 
         try:
@@ -161,7 +161,7 @@ class OpenAIGenerator(Generator):
                 self._told(f"serves no model {served.name}{self.words(error)}: {served.advice}")
             ) from None
         except openai.APIStatusError as error:
-            # vLLM answers 500 once its engine has died, and ends then.
+            # vLLM answers 500 once its engine has died, and then ends.
             kind = ServerLostError if error.status_code >= 500 else TrialError
             raise kind(
                 self._told(f"refused item {item.id} (HTTP {error.status_code}){self.words(error)}")
@@ -205,7 +205,7 @@ class OpenAIGenerator(Generator):
         )
 
     def words(self, error: Any) -> str:
-        """Return what the server says of an error; its key is left out."""
+        """Return the server's error message, without its key."""
         said = own_words(error)
         if self._key:
             said = said.replace(self._key, "[key]")
@@ -219,9 +219,9 @@ def request_keys(server: str, model: AnsweringModel, decoding: Decoding) -> dict
     """Return the keys of a request that make a server answer as transformers does here.
 
     Args:
-        server: what it is: `GeneratorConfig.server`.
-        model: the model, whose ends of an answer these are.
-        decoding: how answers are made.
+        server: the server's software: `GeneratorConfig.server`.
+        model: the model, whose tokens end an answer.
+        decoding: how answers are generated.
     """
     settings, ends = generation_settings(model.model, model.processor.tokenizer, decoding)
     longest = {"max_tokens": decoding.max_new_tokens}
@@ -245,7 +245,7 @@ def request_keys(server: str, model: AnsweringModel, decoding: Decoding) -> dict
 
 
 class _Busy:
-    """Measures how long a server had something to do."""
+    """Measures for how long a server had requests to answer."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -321,5 +321,5 @@ class _DataUrls:
 
 def _data_url(picture: Picture) -> str:
     held = io.BytesIO()
-    to_rgb(picture.read()).save(held, "PNG", compress_level=1)  # without loss
+    to_rgb(picture.read()).save(held, "PNG", compress_level=1)  # lossless
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"

@@ -1,10 +1,10 @@
-"""Whether another engine answers as transformers does, by this arm's weights.
+"""Check that another engine answers as transformers does, with this arm's weights.
 
-Before a benchmark's figures count, a seeded sample of its questions is answered by both. A prompt
-of other tokens is another template, image processor or picture: nothing else is looked at. An
-engine that left an adapter out answers as the model does without it: so does transformers, where
-the sample can tell the two apart. What is left is rounding, of which the study says how much is
-taken.
+Before a benchmark's figures count, both answer a seeded sample of its questions. Prompts with
+different tokens mean another template, image processor or picture, and the check ends there. An
+engine that ignored an adapter answers as the model does without it, so transformers also answers
+without it, and answers that tell the two apart are checked. What is left is rounding; the study
+declares how much of it is accepted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHOWN = 8  # differing answers whose first differing tokens are recorded
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """The same questions, answered by all that are compared. By item id."""
+    """The answers to the same questions that are compared, by item id."""
 
     items: Sequence[Item]
     measure: Mapping[str, Response]  # by transformers
@@ -41,18 +41,18 @@ class Answered:
 
 
 def draw_sample(benchmark: str, items: Sequence[Item], config: ParityConfig) -> list[Item]:
-    """Return the questions that both answer: a function of the benchmark and the ids alone."""
+    """Return the questions that both answer, which depend on the benchmark and the ids alone."""
     return sorted(items, key=lambda item: _lot(benchmark, item.id))[: config.items]
 
 
 def compare(
     answered: Answered, model: AnsweringModel, decoding: Decoding, config: ParityConfig
 ) -> dict[str, Any]:
-    """Return how far an engine's answers are those of transformers.
+    """Compare an engine's answers with those of transformers.
 
     Returns:
         `items`, `equal`, `least` (the declared share), `prompts` (`compared` by `by`: "ids" or
-        "count"; `differ`), `adapter` where there is one (of answers that it changes, `differ`: how
+        "count"; `differ`), `adapter` if there is one (of answers that it changes, `differ`: how
         many are `trained` and how many `bare`), and `first_differences` (see `_difference`).
     """
     same = [
@@ -78,7 +78,7 @@ def compare(
 
 
 def check(found: Mapping[str, Any], benchmark: str, label: str) -> None:
-    """Refuse an engine that does not answer as transformers does.
+    """Raise if an engine does not answer as transformers does.
 
     Raises:
         TrialError: it does not; one line.
@@ -106,7 +106,7 @@ def check(found: Mapping[str, Any], benchmark: str, label: str) -> None:
 
 
 def prompt_mark(ids: Sequence[int]) -> str:
-    """Return a mark of a prompt's ids."""
+    """Return a hash of a prompt's ids."""
     return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
@@ -147,10 +147,10 @@ def _adapter(answered: Answered, bare: Mapping[str, Response]) -> dict[str, int]
 def _difference(
     answered: Answered, item: Item, model: AnsweringModel, decoding: Decoding
 ) -> dict[str, Any]:
-    """Return where two answers part, and what transformers makes of the two tokens there.
+    """Return where two answers diverge, and transformers' preference of the two tokens there.
 
-    Of the texts' own tokens: `token` counts from 0, `margin` is by how much the log-probability of
-    its own next token exceeds that of the engine's, by transformers.
+    The tokens are those of the texts: `token` counts from 0, `margin` is by how much, under
+    transformers, the log-probability of its own next token exceeds that of the engine's.
     """
     tokenizer = model.processor.tokenizer
     _, ends = generation_settings(model.model, tokenizer, decoding)
@@ -159,7 +159,7 @@ def _difference(
         for made in (answered.measure, answered.engine)
     ]
     place = next(_parting(*rows), None)
-    if place is None:  # of the same tokens: by what decoding makes of them
+    if place is None:  # the same tokens: decoding made the texts differ
         return {"item": item.id, "token": None}
     (prompt,) = Encoder(model.processor).encode([item])
     ours, theirs = (row[place] for row in rows)
@@ -179,7 +179,7 @@ def _logps(model: AnsweringModel, prompt: Prompt, answer: Sequence[int]) -> torc
 
 
 def _parting(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[int]:
-    """Yield where two rows of tokens differ."""
+    """Yield the positions at which two rows of tokens differ."""
     for place, (one, other) in enumerate(zip(ours, theirs, strict=False)):
         if one != other:
             yield place

@@ -1,4 +1,4 @@
-"""Answers by the one server of a study, as long as an arm's weights can be an adapter there."""
+"""Answers from the one server of a study, if an arm's weights can be an adapter there."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from chip_core.evaluation.generators.study_server import Address, read_address
 from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.utils.errors import StoppedError
 
-_SETTLED = 15.0  # seconds after which a server that counts as running, and is not reached, is lost
+_SETTLED = 15.0  # seconds after which a server that counts as running but is unreachable is lost
 
 
 class SharedGenerator(Generator):
-    """Asks the study's server; where that cannot have an arm's weights, one of the trial's own."""
+    """Uses the study's server, or the trial's own if that cannot serve an arm's weights."""
 
     def __init__(self, settings: GeneratorConfig, folder: Path, address: Path) -> None:
-        """Make ready; nothing is asked.
+        """Set up; send no request.
 
         Args:
             settings: of a generator 'vllm'.
-            folder: the attempt's.
-            address: the file that says where the study's server is.
+            folder: the attempt's folder.
+            address: the file with the address of the study's server.
 
         Raises:
-            TrialError: it is not there, or on another machine.
+            TrialError: the server is gone, or on another machine.
         """
         self._settings, self._folder, self._file = settings, folder, address
         self._known = read_address(address)
@@ -48,7 +48,7 @@ class SharedGenerator(Generator):
     def answer(
         self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
     ) -> Pace:
-        """Answer the items; where the server dies, go on with what is left when it is back."""
+        """Answer the items; if the server dies, answer the rest once it has been restarted."""
         if not items:
             return Pace()
         if beyond_adapter(model) is not None:
@@ -74,7 +74,7 @@ class SharedGenerator(Generator):
             return Pace(seconds=time.perf_counter() - began, waited=pace.waited, notes=pace.notes)
 
     def close(self) -> None:
-        """Take back what was brought to a server; the study's goes on."""
+        """Unload what was loaded into a server; the study's server keeps running."""
         if self._asked is not None:
             self._asked.close()
         if self._own is not None:
@@ -94,7 +94,7 @@ class SharedGenerator(Generator):
         return self._asked
 
     def _next(self, error: ServerLostError | None) -> Address:
-        """Wait for the server to be started again; return where it is then.
+        """Wait until the server is restarted; return its new address.
 
         Raises:
             TrialError: it is gone for good, or runs and cannot be reached.
@@ -112,7 +112,7 @@ class SharedGenerator(Generator):
             waited = time.monotonic() - began
             if error is not None and (known.state == "up") and waited > _SETTLED:
                 raise error
-            if waited > vllm.patience(self._settings) + _SETTLED:  # who starts it is gone
+            if waited > vllm.patience(self._settings) + _SETTLED:  # its study is gone
                 raise ServerLostError(
                     f"the study's server did not come back within {waited:.0f} s; answers that "
                     "came are kept"

@@ -1,4 +1,4 @@
-"""Which arms of a study one server can answer for: those whose adapters its engine takes."""
+"""The arms of a study that one server can answer for: those whose adapters its engine takes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from chip_core.config.trial import TrialConfig
 
-#: What vLLM takes as the largest rank of adapters.
+#: The values that vLLM accepts as the largest rank of adapters.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def rank_problem(rank: int) -> str | None:
-    """Return why vLLM takes no adapters of a rank, with what to do."""
+    """Return why vLLM takes no adapters of this rank, with what to do."""
     if rank <= RANKS[-1]:
         return None
     return (
@@ -21,13 +21,13 @@ def rank_problem(rank: int) -> str | None:
 
 
 def is_shared(config: TrialConfig) -> bool:
-    """Return whether the arms of a study are to be answered by one server."""
+    """Return whether one server answers for the arms of a study."""
     generator = config.evaluation.generator
     return generator.kind == "vllm" and generator.serves == "study"
 
 
 def is_servable(config: TrialConfig) -> bool:
-    """Return whether what a training changes is an adapter on the language model alone."""
+    """Return whether a training changes only an adapter on the language model."""
     parts = (config.vision_encoder, config.projector, config.language_model)
     return parts == ("frozen", "frozen", "lora")
 
@@ -38,10 +38,10 @@ def largest_rank(configs: Iterable[TrialConfig]) -> int:
 
 
 def sharing_problems(configs: Sequence[TrialConfig]) -> list[str]:
-    """Return why no one server can answer for a study's trials, with what to do.
+    """Return why one server cannot answer for a study's trials, with what to do.
 
     Args:
-        configs: of all that it may train.
+        configs: all trials that the study may train.
     """
     if not any(map(is_shared, configs)):
         return []

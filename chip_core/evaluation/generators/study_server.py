@@ -1,6 +1,6 @@
-"""One vLLM server for all arms of a study: started, looked after and ended by the study.
+"""One vLLM server for all arms of a study, which the study starts, watches and stops.
 
-Trials find it by a file that their user alone may read: it says where the server is now.
+Trials find it by a file with its current address, which their user alone may read.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from chip_core.models import loading
 from chip_core.utils.errors import TrialError, warn_once
 from chip_core.utils.files import make_private, read_json, write_private_json
 
-ADDRESS = "server.json"  # in the study's folder of its server
+ADDRESS = "server.json"  # in the server's folder in the study
 
-_EVERY = 0.5  # seconds between two looks at the server
+_EVERY = 0.5  # seconds between two checks of the server
 _PORTS = 3  # ports that are tried: another program may take a free one first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where a study's server is, and what became of it."""
+    """The address and the state of a study's server."""
 
     number: int  # of its starts, from 1
-    #: "starting": again, after it had died; "gone": for good; "stopped": with the study
+    #: "starting": restarting after it had died; "gone": for good; "stopped": with the study
     state: Literal["up", "starting", "gone", "stopped"]
-    label: str  # what it is
-    weights: str  # what tells the untrained model's, which it was started with, from all others
+    label: str  # the server's software
+    weights: str  # an id unique to the untrained model's weights, with which it was started
     machine: str
     base_url: str = ""
     key: str = ""
-    why: str = ""  # it is gone
+    why: str = ""  # why it is gone
 
 
 def read_address(path: Path) -> Address:
-    """Read where a study's server is.
+    """Read the address of a study's server.
 
     Raises:
         TrialError: its study has ended, or the server is on another machine.
@@ -68,10 +68,10 @@ def read_address(path: Path) -> Address:
 
 
 class StudyServer:
-    """A server of the untrained model, which takes adapters while it runs.
+    """A server of the untrained model that takes adapters while it runs.
 
-    Use it as a context manager: it is started again once where it dies, and nothing is left of it
-    at the end, nor when this process is killed.
+    Use it as a context manager: the server is restarted once if it dies, and is stopped at the
+    end, even if this process is killed.
     """
 
     def __init__(
@@ -85,17 +85,17 @@ class StudyServer:
         stopping: Callable[[], bool] = lambda: False,
         lost: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """Nothing is started.
+        """Set up; start nothing.
 
         Args:
             settings: of a generator 'vllm'.
             model: the untrained model.
-            folder: gets its logs (`vllm-1.log`, and `vllm-2.log` of a second start) and, while it
-                runs, the file of its address.
-            rank: the largest of the adapters that it is to take.
-            devices: the GPUs that it has of its own; none: those of this process.
-            stopping: asked while it starts whether to give that up.
-            lost: told why, in another thread, when it is gone for good.
+            folder: the folder of its logs (`vllm-1.log`, and `vllm-2.log` of a second start) and,
+                while it runs, of the file with its address.
+            rank: the largest rank of the adapters that it takes.
+            devices: GPUs reserved for it; none: those of this process.
+            stopping: called while it starts; true: give up.
+            lost: called with the reason, in another thread, when it is gone for good.
 
         Raises:
             TrialError: there is no vLLM.
@@ -126,14 +126,14 @@ class StudyServer:
 
     @property
     def address(self) -> Path:
-        """The file that says where it is."""
+        """The file with its address."""
         return self._folder / ADDRESS
 
     def __enter__(self) -> StudyServer:
-        """Start it.
+        """Start the server.
 
         Raises:
-            TrialError: it does not start, or was told to stop meanwhile.
+            TrialError: it does not start, or `stopping` returned true meanwhile.
         """
         make_private(self._folder)
         try:
@@ -147,7 +147,7 @@ class StudyServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """End it, and all that it started."""
+        """Stop it, and all that it started."""
         self._ended.set()
         try:
             self._watcher.join()
@@ -169,7 +169,7 @@ class StudyServer:
                 continue
             if self._serves(port, key):
                 break
-            self._server.stop()  # another program has answered in its place
+            self._server.stop()  # another program answers at its port
         else:
             raise TrialError(f"vLLM does not serve {self._model.base} by its name ({log})")
         url = f"http://127.0.0.1:{port}/v1"
@@ -192,7 +192,7 @@ class StudyServer:
         )
 
     def _serves(self, port: int, key: str) -> bool:
-        """Return whether what answers at a port knows the model by the name of its weights."""
+        """Return whether the program at a port serves the model under the name of its weights."""
         asking = requests.Session()
         asking.trust_env = False  # a proxy of the environment does not reach this machine
         try:
@@ -204,11 +204,11 @@ class StudyServer:
             names = [each["id"] for each in said.json()["data"]]
         except (requests.RequestException, ValueError, KeyError, TypeError):
             return False
-        # Another program of the same kind knows the name, and not the key.
+        # Another program of the same kind may know the name, but not the key.
         return said.status_code == 200 and arm_name(self._model.weights) in names
 
     def _watch(self) -> None:
-        """Start it again where it has died, once."""
+        """Restart the server once if it has died."""
         while not self._ended.wait(_EVERY):
             assert self._server is not None
             if self._server.runs:
@@ -222,7 +222,7 @@ class StudyServer:
             try:
                 self._tell(replace(self._known, state="starting"))
                 self._start()
-            except Exception as error:  # whatever it is: trials wait to hear of it
+            except Exception as error:  # any error must be reported, because trials wait for it
                 self._give_up(f"{why}, and could not be started again: {error}")
                 return
 
@@ -230,7 +230,7 @@ class StudyServer:
         stopping = self._ended.is_set() or self._stopping()
         try:
             self._tell(replace(self._known, state="stopped" if stopping else "gone", why=why))
-        except OSError:  # a full disk: without the file trials end too, with other words
+        except OSError:  # a full disk: without the file trials end too, with another message
             with suppress(OSError):
                 self.address.unlink()
         if not stopping:

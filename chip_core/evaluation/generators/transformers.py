@@ -1,4 +1,4 @@
-"""Answers by transformers, in the trial's own process: the measure of all other engines."""
+"""Answers by transformers in the trial's own process, the reference for all other engines."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from chip_core.evaluation.task import Decoding, Item
 from chip_core.utils.seeding import derived_seed
 from chip_core.utils.workers import Workers
 
-_CHECKED = 16  # answers made again alone in bf16
+_CHECKED = 16  # answers that are generated again alone in bf16
 
 
 class TransformersGenerator(Generator):
-    """Answers as `Decoder` does; several workers share the items."""
+    """Answers with `Decoder`; several workers share the items."""
 
     label = "transformers"
 
@@ -30,16 +30,16 @@ class TransformersGenerator(Generator):
         asked: Hashable = None,
         workers: Workers | None = None,
     ) -> None:
-        """Make ready.
+        """Set up.
 
         Args:
             batch_size: items answered together.
             encodings: prompts that the model's processor encoded in this process before.
-            asked: what the items' ids are ids of.
-            workers: who share the items; None: this process answers all.
+            asked: identifies the items' namespace, such as a benchmark.
+            workers: the workers that share the items; None: this process answers all.
         """
-        self.identity: Mapping[str, str] = {}  # those of earlier builds had none
-        self.moved: tuple[int, int] = (0, 0)  # bf16: answers made again alone, and others by that
+        self.identity: Mapping[str, str] = {}  # empty, as in earlier builds
+        self.moved: tuple[int, int] = (0, 0)  # bf16: answers generated again, and differing
         self._batch_size, self._encodings, self._asked = batch_size, encodings, asked
         self._workers = workers or Workers()
 
@@ -73,9 +73,9 @@ class TransformersGenerator(Generator):
 
 
 def _moved(decoder: Decoder, items: Sequence[Item], made: Mapping[str, str]) -> tuple[int, int]:
-    """Answer some items again, alone; return how many, and how many answers are others.
+    """Answer some items again, alone; return how many, and how many answers differ.
 
-    In bf16 an answer depends on what it is made together with.
+    In bf16 an answer depends on the rest of its batch.
     """
     draw = random.Random(derived_seed("bf16"))
     again = draw.sample(list(items), min(_CHECKED, len(items)))

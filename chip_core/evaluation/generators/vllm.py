@@ -1,4 +1,4 @@
-"""Answers by a vLLM server that the trial starts, and that ends with it."""
+"""Answers from a vLLM server that the trial starts, and that ends with it."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ from chip_core.evaluation.task import Decoding, Item
 from chip_core.models.adapters import is_adapted
 from chip_core.utils.errors import TrialError
 
-#: Names the program, where it is not `vllm` on the PATH: vLLM pins versions of torch and
+#: Names the program, if it is not `vllm` on the PATH: vLLM pins versions of torch and
 #: transformers, so it often has an environment of its own.
 PROGRAM = "CHIP_ABLATE_VLLM"
 
 LOG = "vllm.log"  # in the attempt's folder
 
-#: Adapters in one batch of a server that several arms ask.
+#: Adapters in one batch of a server that several arms use.
 _TOGETHER = 8
 
 
 class VllmGenerator(Generator):
-    """Starts vLLM when it is first asked, for the weights that it is asked of.
+    """Starts vLLM for a model's weights when the first question needs an answer.
 
-    The model of this process leaves its device to the server meanwhile.
+    Meanwhile, the model of this process leaves its device to the server.
     """
 
     def __init__(self, settings: GeneratorConfig, folder: Path) -> None:
-        """Make ready; nothing is started.
+        """Set up; start nothing.
 
         Args:
             settings: of a generator 'vllm'.
-            folder: the attempt's: gets the server's log, and a merged model while it is served.
+            folder: the attempt's folder, for the server's log, and for a merged model while it is
+                served.
 
         Raises:
             TrialError: there is no vLLM.
@@ -57,14 +58,14 @@ class VllmGenerator(Generator):
         self.identity = identity(self.label, settings)
         self._server: LocalServer | None = None
         self._asked: OpenAIGenerator | None = None
-        self._serves: str | None = None  # these weights
+        self._serves: str | None = None  # the id of its weights
         self._moved: tuple[Any, torch.device] | None = None
         self._merged: Path | None = None
 
     def answer(
         self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
     ) -> Pace:
-        """Answer the items; the server is started for it where it does not run."""
+        """Answer the items; start the server if it does not run."""
         if not items:
             return Pace()
         if self._asked is None:
@@ -99,7 +100,7 @@ class VllmGenerator(Generator):
         return OpenAIGenerator(local, self._folder, served, key=key)
 
     def close(self) -> None:
-        """Stop the server; the model goes back to its device."""
+        """Stop the server, and move the model back to its device."""
         if self._asked is not None:
             self._asked.close()
         if self._server is not None:
@@ -112,19 +113,19 @@ class VllmGenerator(Generator):
 
 
 def identity(label: str, settings: GeneratorConfig) -> dict[str, Any]:
-    """Return what of a vLLM server decides answers."""
+    """Return the settings of a vLLM server that affect answers."""
     return {"generator": label, "options": dict(settings.options)}
 
 
 def spoken_to(settings: GeneratorConfig, label: str, base_url: str) -> GeneratorConfig:
-    """Return how a vLLM server that runs on this machine is asked."""
+    """Return the settings for requests to a vLLM server on this machine."""
     version_of = label.removeprefix("vLLM ")
     local = {"kind": "openai", "server": "vllm", "version": version_of, "base_url": base_url}
     return settings.model_copy(update=local)
 
 
 def patience(settings: GeneratorConfig) -> float:
-    """Return how many seconds a start may take: it compiles, and loads weights."""
+    """Return how many seconds a start may take, which includes compiling and loading weights."""
     return max(settings.timeout, 1800.0)
 
 
@@ -140,13 +141,13 @@ def serve_command(
     """Return the command line of the server.
 
     Args:
-        program: vLLM's.
+        program: the path of vLLM's program.
         settings: of a generator 'vllm'.
-        model: whose weights are served, by their hash's name.
-        whole: a folder that has all of them; None: the base model's, with the arm's adapter if it
-            has one.
-        port: what it listens on, on 127.0.0.1.
-        rank: the largest of the adapters that it is to load while it runs.
+        model: the served weights, named by their hash.
+        whole: a folder with all of them; None: the base model's, with the arm's adapter if it has
+            one.
+        port: its port on 127.0.0.1.
+        rank: the largest rank of adapters that it loads while it runs.
 
     Raises:
         TrialError: the adapter's rank is more than vLLM takes.
@@ -173,13 +174,13 @@ def serve_command(
 
 
 def _adapters(rank: int, together: int) -> list[str]:
-    """Return the options by which adapters up to a rank are taken, so many in one batch."""
+    """Return the options for adapters up to a rank, `together` of them in one batch."""
     largest = next(each for each in RANKS if each >= rank)
     return ["--enable-lora", "--max-loras", str(together), "--max-lora-rank", str(largest)]
 
 
 def options(given: Mapping[str, Any]) -> list[str]:
-    """Return options as a command line has them: a switch for true, JSON for what is nested."""
+    """Format options for a command line: a switch for true or false, JSON for nested values."""
     import json
 
     found: list[str] = []
@@ -188,13 +189,13 @@ def options(given: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             found.append(name if value else f"--no-{name[2:]}")
         elif value is not None:
-            # In one argument: a value is never taken for an option.
+            # In one argument, so that a value is never taken for an option.
             found.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
     return found
 
 
 def program() -> str:
-    """Return vLLM's program.
+    """Return the path of vLLM's program.
 
     Raises:
         TrialError: there is none.
@@ -206,7 +207,7 @@ def program() -> str:
 
 
 def find_program() -> str | None:
-    """Return vLLM's program; None where there is none."""
+    """Return the path of vLLM's program, or None."""
     named = os.environ.get(PROGRAM)
     beside = str(Path(sys.executable).with_name("vllm"))
     return shutil.which(named) if named else shutil.which("vllm") or shutil.which(beside)
@@ -219,10 +220,10 @@ NO_PROGRAM = (
 
 
 def version(program: str) -> str:
-    """Return which vLLM a program is.
+    """Return the version of a vLLM program.
 
     Raises:
-        TrialError: it does not say.
+        TrialError: it prints none.
     """
     try:
         said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=300)
@@ -235,7 +236,7 @@ def version(program: str) -> str:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
+    """Return a port of this machine that is free now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Answers of a model to a benchmark's items, the same whatever they are made together with."""
+"""Generate a model's answers to a benchmark's items, independent of how they are batched."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def generate(  # noqa: PLR0913 (options of the public function)
     share_prefix: bool = True,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Return one response an item, in the items' order, without sampling.
+    """Return one response for each item, in the items' order, without sampling.
 
     Args:
         model: an image-text-to-text model.
         processor: its processor.
-        items: the questions, each with an id of its own.
+        items: the questions, each with a unique id.
         max_new_tokens: longest response.
         num_beams: beams; 1 is greedy.
         batch_size: items decoded together; padded on the left.
-        bf16: whether the model is held, and so computes, in bfloat16.
-        share_prefix: whether a picture that is asked about more than once is computed once, and
-            rows come and go; else whole batches are transformers' `generate`'s.
+        bf16: whether the weights and the computation are in bfloat16.
+        share_prefix: whether a picture with several questions is computed once, and ended rows are
+            replaced in the batch; else transformers' `generate` answers whole batches.
         on_batch: called with (items done, items in all).
     """
     decoding = Decoding(max_new_tokens=max_new_tokens, num_beams=num_beams)

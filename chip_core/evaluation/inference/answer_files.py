@@ -1,8 +1,8 @@
-"""Answers as they are made, on disk: a killed evaluation goes on where it was.
+"""Store answers on disk as they are generated, so that a killed evaluation resumes.
 
-`answers/SIDE-BENCHMARK.MARK.WORKER.jsonl` in an attempt's folder holds a line an answer. MARK is a
-hash of all that decides answers beside the question, the weights included, and each line has a hash
-of its question: only the same question under the same mark is taken over.
+`answers/SIDE-BENCHMARK.MARK.WORKER.jsonl` in an attempt's folder has one line per answer. MARK is a
+hash of all that decides answers besides the question, including the weights, and each line has a
+hash of its question: an answer is reused only for the same question under the same mark.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from chip_core.utils.files import JsonlWriter, read_lines
 
 FOLDER = "answers"
 _KEYS = {"item", "asked", "response"}
-#: What is known of some answers beside: builds before did not note it. Of each, its type.
+#: Optional facts about an answer, which older builds did not record, and their types.
 _MADE = {"tokens": int, "cut": bool, "prompt_tokens": int, "prompt_ids": str}
 
 
 class AnswerFile:
-    """Where one worker puts its answers to one benchmark."""
+    """The file of one worker's answers to one benchmark."""
 
     def __init__(self, folder: Path, name: str, fingerprint: str, worker: int) -> None:
-        """Open it; answers that are in it stay."""
+        """Open the file; existing answers stay."""
         path = folder / FOLDER / f"{name}.{fingerprint[:16]}.{worker}.jsonl"
         cut_off = not _ends_whole(path)
         self._spool = JsonlWriter(path)
         if cut_off:
-            self._spool.append({})  # ends the line
+            self._spool.append({})  # ends the incomplete line
 
     def __enter__(self) -> AnswerFile:
         """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Make all durable."""
+        """Make all answers durable."""
         self._spool.close()
 
     def add(self, answers: Iterable[tuple[Item, Response]]) -> None:
@@ -61,12 +61,12 @@ def previous_answers(
     fingerprints: Sequence[str],
     items: Sequence[Item],
 ) -> dict[str, Response]:
-    """Return item id -> response of those items that were answered, by whichever worker.
+    """Return the stored responses by item id, from all workers.
 
     Args:
-        folders: of attempts, the one that counts first.
-        names: what the benchmark's files begin with.
-        fingerprints: of what decides answers, as this build and those before write it.
+        folders: of attempts; the first one with an answer counts.
+        names: the prefixes of the benchmark's files.
+        fingerprints: of what decides answers, as written by this build and older ones.
         items: the questions.
     """
     asked = {item.id: _asked(item) for item in items}
@@ -86,7 +86,7 @@ def previous_answers(
 
 
 def answers_fingerprint(decided_by: Mapping[str, Any]) -> str:
-    """Return a hash of what decides answers beside the questions."""
+    """Return a hash of what decides answers besides the questions."""
     return hashlib.sha256(json.dumps(dict(decided_by), sort_keys=True).encode()).hexdigest()
 
 
@@ -102,10 +102,10 @@ def _response(record: Mapping[str, Any]) -> Response:
 
 
 def _whole_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file; a line that is not as it was written is none."""
+    """Return the records of a file, without damaged lines."""
     try:
         records = [line.record for line in read_lines(path)]
-    except OSError:  # what it held is asked again
+    except OSError:  # its questions are answered again
         return []
     return [record for record in records if record is not None and record.keys() >= _KEYS]
 

@@ -1,8 +1,8 @@
-"""Which items are answered together. Pure.
+"""Group items into batches. Pure.
 
-A batch takes as long as its longest answer and is as wide as its longest prompt, so like goes with
-like: items of one task, with as many pictures, by the length of their prompts. Items that show the
-same picture stay together: its part of the prompt is computed once for all of them.
+A batch takes as long as its longest answer and is as wide as its longest prompt, so similar items
+go together: items of one task, with the same number of pictures, by the length of their prompts.
+Items with the same picture stay together: its part of the prompt is computed once for all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from chip_core.evaluation.task import Item
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Items answered together, as groups that each show the same pictures."""
+    """Items answered together, in groups that each show the same pictures."""
 
     groups: tuple[tuple[Item, ...], ...]
 
@@ -26,11 +26,11 @@ class Batch:
 
     @property
     def kind(self) -> Hashable:
-        """What all of its groups have in common, and those of other batches that are alike."""
+        """The common kind of its groups; batches of the same kind are alike."""
         return _kind(self.groups[0])
 
     def halves(self) -> tuple[Batch, Batch]:
-        """Return it as two; it has more than one item."""
+        """Split it in two; it has more than one item."""
         if len(self.groups) == 1:
             (group,) = self.groups
             middle = len(group) // 2
@@ -46,17 +46,17 @@ def make_batches(
 
     Args:
         items: all items.
-        size: most items of a batch; above 1, a picture's own are not parted up to twice as many:
-            each part would compute the picture anew.
-        worker: which worker, from 0.
-        workers: how many share the items.
+        size: the largest number of items of a batch; above 1, the items of a picture stay together
+            up to twice that number, because each part would compute the picture again.
+        worker: the worker's index, from 0.
+        workers: the number of workers that share the items.
     """
     groups: dict[tuple[object, ...], list[Item]] = {}
     for place, item in enumerate(items):
         keys = tuple(picture.key for picture in item.pictures)
         # Without a picture there is nothing to share: a group of its own.
         groups.setdefault((item.task, *(keys or (place,)), len(keys)), []).append(item)
-    # Longest first: what does not fit the memory is known at once, and the end is not a long wait.
+    # Longest first: what does not fit into memory fails at once, and the end is not a long wait.
     ordered = sorted(groups.values(), key=_likeness, reverse=True)
     return list(_filled(ordered[worker::workers], size))
 
@@ -79,7 +79,7 @@ def _filled(groups: Sequence[Sequence[Item]], size: int) -> Iterator[Batch]:
 
 
 def _kind(group: Sequence[Item]) -> tuple[str, int, bool]:
-    """Return what all of a batch have in common."""
+    """Return what all groups of a batch have in common."""
     return group[0].task, len(group[0].pictures), len(group) > 1
 
 

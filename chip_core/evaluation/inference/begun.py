@@ -1,4 +1,4 @@
-"""Prompts as they are read: the first step of their answers.
+"""Prefill: read prompts, and return the logits of their answers' first tokens.
 
 Shapes: S lanes, Q questions of a lane at most, T tokens, C columns, N rows in all, V vocabulary.
 """
@@ -21,12 +21,12 @@ from chip_core.models.precision import as_held
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """Lanes whose prompts are read."""
+    """Lanes after prefill."""
 
     cache: Any  # keys and values (S, H, C, D) a layer
-    seen: Tensor  # (S, Q, C) bool: which columns each question's answer sees
+    seen: Tensor  # (S, Q, C) bool: the columns that each question's answer sees
     positions: Tensor  # (…, S, Q) of the answers' first tokens
-    scores: Tensor  # (N, V) of the same
+    scores: Tensor  # (N, V) logits of the same tokens
 
 
 def begin(model: Any, groups: Sequence[Sequence[Row]], pad: int) -> Begun:
@@ -34,7 +34,7 @@ def begin(model: Any, groups: Sequence[Sequence[Row]], pad: int) -> Begun:
 
     Args:
         model: the model.
-        groups: rows whose prompts share a picture, and begin alike up to its end.
+        groups: rows whose prompts share a picture and all tokens up to its end.
         pad: the padding token.
     """
     prompts = [[row.prompt for row in group] for group in groups]
@@ -64,10 +64,10 @@ def _each_alone(model: Any, prompts: Sequence[Prompt], pad: int) -> Begun:
 
 
 def _behind_a_beginning(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) -> Begun:
-    """Read what a lane's prompts begin with, and then the rest of each in one pass.
+    """Read the common beginning of a lane's prompts, and then the rest of each in one pass.
 
-    The rests lie behind each other, padded on the left, their last tokens at the end: the logits
-    of those alone are made.
+    The rests follow each other, padded on the left, with their last tokens at the end: logits are
+    computed for those alone.
     """
     device = next(model.parameters()).device
     starts = [start for group in groups if (start := start_of(group)) is not None]
@@ -90,7 +90,7 @@ def _behind_a_beginning(model: Any, groups: Sequence[Sequence[Prompt]], pad: int
         for group, start in zip(groups, starts, strict=True)
     ]
     ids, owner, place = (table.to(device) for table in _laid(rests, pad))
-    # Text goes on counting from where a picture's prompt begins to differ.
+    # Text positions continue from where the prompts of a picture begin to differ.
     from_ = torch.stack(
         [own[..., 0, start] for own, start in zip(positions, starts, strict=True)], dim=-1
     )[..., None]
@@ -127,11 +127,11 @@ def _behind_a_beginning(model: Any, groups: Sequence[Sequence[Prompt]], pad: int
 
 
 def _laid(rests: Sequence[Sequence[Sequence[int]]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each lane's tokens (S, T), whose each is, and its place among its question's.
+    """Return each lane's tokens (S, T), the question of each, and its position in the question.
 
     Args:
-        rests: of each lane, of each question its tokens.
-        pad: the padding token, which is nobody's: -1.
+        rests: for each lane, the tokens of each question.
+        pad: the padding token, which belongs to question -1.
     """
     longest = max(sum(map(len, rest)) for rest in rests)
     rows = []

@@ -1,8 +1,8 @@
-"""Answers without whole batches: a row whose answer ends leaves, and the next question comes in.
+"""Continuous batching: when a row's answer ends, the next question takes its place.
 
-A batch takes as many steps as its longest answer; so for most of its rows most steps are wasted.
-Here about as many rows are read at each step to the end. Which rows those are is decided by the
-questions' order and the answers' lengths alone, so it is the same in each run.
+A batch takes as many steps as its longest answer, so most steps of most rows are wasted. Here the
+number of rows stays about the same until the end. The rows of each step depend on the questions'
+order and the answers' lengths alone, so they are the same in each run.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from chip_core.evaluation.inference.rows import Chooser, Row, logits_alone
 from chip_core.evaluation.inference.shared import start_of
 from chip_core.models.adapters import is_adapted
 
-#: Bytes of keys and values that count as little on a CPU, and how many times the rows are read
+#: Bytes of keys and values that count as small on a CPU, and the factor for the number of rows
 #: then. A step of a small model takes about as long for 192 rows as for 64.
 LITTLE = 64 * 2**20
 TIMES = 3
 
-#: Prompts that are read in one pass: of more, what is computed does not stay in a CPU's cache.
+#: Prompts read in one pass: with more, intermediate results do not stay in a CPU's cache.
 AT_ONCE = 32
 
-#: Tokens of questions that one lane reads behind their picture: none sees another's, and yet what
-#: is computed grows with the square of them all.
+#: Tokens of questions that one lane reads after their picture: no question sees another's, but the
+#: computation grows with the square of their total.
 BEHIND = 1024
 
 
@@ -41,13 +41,13 @@ class NoRoomError(Exception):
     """The device's memory does not hold a single row."""
 
     def __init__(self, prompt: Prompt) -> None:
-        """Say which."""
+        """Record the row's prompt."""
         super().__init__(prompt.item)
         self.prompt = prompt
 
 
 class Continuous:
-    """Answers questions that come group by group, each group on one picture."""
+    """Answers questions group by group, each group on one picture."""
 
     def __init__(
         self,
@@ -58,25 +58,25 @@ class Continuous:
         ends: set[int],
         longest: int,
     ) -> None:
-        """Make ready.
+        """Set up.
 
         Args:
             model: the model.
             chooser: chooses tokens.
             padding: the padding token.
             ends: tokens that end an answer.
-            longest: most tokens of an answer.
+            longest: the largest number of tokens of an answer.
         """
         self._model, self._chooser, self._padding = model, chooser, padding
         self._ends, self._longest = ends, longest
 
     def run(self, groups: Iterable[Sequence[Prompt]], size: int) -> Iterator[list[Row]]:
-        """Yield rows whose answers have ended, all of them in the end.
+        """Yield the rows whose answers have ended, until all have.
 
         Args:
-            groups: prompts, asked for when there is room for them.
-            size: most rows at a time; more on a CPU where those take little. A group of more is
-                alone.
+            groups: prompts, read when there is room for them.
+            size: the largest number of rows at a time; more on a CPU if they take little memory. A
+                larger group is answered alone.
 
         Raises:
             NoRoomError: the device does not hold one row.
@@ -94,13 +94,13 @@ class Continuous:
                     raise NoRoomError(held[0][0].prompt) from None
             if going.ended:
                 yield going.ended
-            del going  # and all that was computed
+            del going  # frees all that was computed
             torch.cuda.empty_cache()
             size = max(1, rows // 2)
             waiting.put_back(held, size)
 
     def _until_the_end(self, going: _Going, waiting: _Waiting, size: int) -> Iterator[list[Row]]:
-        """Yield rows that ended whenever others come in for them."""
+        """Yield ended rows whenever others take their places."""
         lanes, coming, few = going.lanes, going.coming, size
         while True:
             coming += waiting.take(len(lanes.rows), size)
@@ -124,7 +124,7 @@ class Continuous:
                 lanes.drop(done, shrink=not waiting)
 
     def _say(self, rows: Sequence[Row], scores: Tensor) -> list[Row]:
-        """Give each row its next token; return those that have ended."""
+        """Append a token to each row; return those that have ended."""
         for row, token in zip(rows, self._chooser(rows, scores), strict=True):
             row.said.append(token)
         return [row for row in rows if row.said[-1] in self._ends or len(row.said) >= self._longest]
@@ -132,22 +132,22 @@ class Continuous:
 
 @dataclass(kw_only=True)
 class _Going:
-    """What is on the device, and what came off it."""
+    """The rows on the device, and those that have ended."""
 
     lanes: Lanes
     coming: list[list[Row]] = field(default_factory=list)  # in no lane yet
-    ended: list[Row] = field(default_factory=list)  # not yet told
+    ended: list[Row] = field(default_factory=list)  # not yielded yet
 
 
 class _Waiting:
-    """Groups that are to come in."""
+    """Groups that are not read yet."""
 
     def __init__(self, groups: Iterable[Sequence[Prompt]]) -> None:
         self._groups = iter(groups)
         self._next: deque[list[Row]] = deque()
 
     def __bool__(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a group left."""
         if not self._next:
             group = next(self._groups, None)
             if group is not None:
@@ -155,9 +155,9 @@ class _Waiting:
         return bool(self._next)
 
     def take(self, held: int, size: int) -> list[list[Row]]:
-        """Return those that come in beside so many rows: not before there is room for some.
+        """Return the groups that join `held` rows, once there is enough room.
 
-        Reading one prompt after the other would take longer than rows that wait for the next.
+        Reading one prompt after the other would take longer than leaving rows empty for a while.
         """
         taken: list[list[Row]] = []
         room = size - held
@@ -167,13 +167,13 @@ class _Waiting:
             if sum(map(len, taken)) + len(self._next[0]) > AT_ONCE and taken:
                 break
             if taken and (len(taken[0]) == 1) != (len(self._next[0]) == 1):
-                break  # they are read in another way
+                break  # they are read by another method
             taken.append(self._next.popleft())
             room -= len(taken[-1])
         return taken
 
     def put_back(self, groups: Sequence[Sequence[Row]], size: int) -> None:
-        """Have rows begin anew, no more than so many of a picture at a time."""
+        """Restart rows from their prompts, at most `size` of a picture at a time."""
         for group in reversed(groups):
             again = [Row(prompt=row.prompt) for row in group]
             starts = range(0, len(again), size)
@@ -181,7 +181,7 @@ class _Waiting:
 
 
 def _lanes_of(rows: list[Row]) -> list[list[Row]]:
-    """Return rows of a picture as they can share a lane."""
+    """Split a picture's rows into lanes."""
     start = start_of([row.prompt for row in rows])
     if start is None:
         return [[row] for row in rows]
@@ -198,11 +198,11 @@ def _lanes_of(rows: list[Row]) -> list[list[Row]]:
 
 
 def can_continue(model: Any, settings: Any) -> bool:
-    """Return whether answers need nothing of transformers' `generate` but what is done here.
+    """Return whether answers need no feature of transformers' `generate` that is missing here.
 
-    That is: of the scores the chooser takes what it does, and an answer ends at an ending token or
-    its length. A model's own settings may want more (words that may not be said, strings that
-    end). Asked of `generate` itself, which stops before it reads anything.
+    That is: the chooser needs only the scores, and an answer ends at an ending token or at its
+    largest length. A model's own settings may need more (forbidden words, stop strings). This is
+    tested by `generate` itself, which stops before it reads anything.
 
     Args:
         model: the model.
@@ -213,10 +213,10 @@ def can_continue(model: Any, settings: Any) -> bool:
     if not all(type(layer) is GrowingLayer for layer in growing_cache(model).layers):
         return False
     if getattr(model.generation_config, "stop_strings", None):
-        return False  # below, `generate` would not find the tokenizer that it needs for them
+        return False  # `generate` below would lack the tokenizer that it needs for them
     base = model.get_base_model() if is_adapted(model) else model
     if is_adapted(model) and model.active_peft_config.is_prompt_learning:
-        return False  # tokens of its own before each prompt
+        return False  # it puts its own tokens before each prompt
     found = []
 
     def look(
@@ -240,9 +240,9 @@ def can_continue(model: Any, settings: Any) -> bool:
 
 
 def inexactness(model: Any, groups: Sequence[Sequence[Prompt]], padding: int) -> float:
-    """Return how far off the first two tokens' logits are in lanes, as a share of the largest.
+    """Return the error of the first two tokens' logits in lanes, as a share of the largest.
 
-    Infinite where the family cannot be computed so at all.
+    It is infinite if the family cannot be computed in lanes at all.
     """
     lanes = Lanes(model, padding=padding, longest=2)
     few = [
@@ -258,7 +258,7 @@ def inexactness(model: Any, groups: Sequence[Sequence[Prompt]], padding: int) ->
         second = lanes.step()
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return float("inf")
-    # Of the first lane the last row, which lies behind others; of the second the first.
+    # Of the first lane the last row, which follows others; of the second the first.
     tried = {few[0][-1], few[-1][0]} if len(few) > 1 else {few[0][-1]}
     places = [place for place, row in enumerate(rows) if row in tried]
     alone = torch.stack(

@@ -1,4 +1,4 @@
-"""Answers of one model to batches of items."""
+"""Generate the answers of one model to batches of items."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from chip_core.utils.errors import TrialError
 
 
 class Decoder:
-    """Makes answers, without drawing at random or each by a seed of its own."""
+    """Generates answers greedily or by beams, or samples each with a seed of its own."""
 
     def __init__(  # noqa: PLR0913 (how answers are made)
         self,
@@ -44,18 +44,18 @@ class Decoder:
         asked: Hashable = None,
         sampling: Sampling | None = None,
     ) -> None:
-        """Make ready.
+        """Set up.
 
         Args:
             model: an image-text-to-text model.
             processor: its processor.
-            decoding: how answers are made.
-            bf16: whether the model is held, and so computes, in bfloat16.
-            share_prefix: whether a picture that is asked about more than once is computed once, and
-                rows come and go; else whole batches are transformers' `generate`'s.
+            decoding: how answers are generated.
+            bf16: whether the weights and the computation are in bfloat16.
+            share_prefix: whether a picture with several questions is computed once, and ended rows
+                are replaced in the batch; else transformers' `generate` answers whole batches.
             encodings: prompts that the processor encoded in this process before.
-            asked: what the items' ids are ids of.
-            sampling: how answers are drawn; None: they are not. There are no beams then.
+            asked: identifies the items' namespace, such as a benchmark.
+            sampling: how answers are sampled, without beams; None: they are not.
         """
         model.eval()
         self._model = model
@@ -64,13 +64,13 @@ class Decoder:
         self._decoding = decoding
         self._sampling = sampling
         self._bf16 = bf16
-        self._shares: bool | None = None if share_prefix else False  # None: not tried yet
-        self._lanes: bool | None = None  # the same of rows that come and go
-        self._exact: dict[bool, bool] = {}  # whether they may, by whether they share pictures
+        self._shares: bool | None = None if share_prefix else False  # None: not tested yet
+        self._lanes: bool | None = None  # the same for continuous batching
+        self._exact: dict[bool, bool] = {}  # whether lanes are exact, by picture sharing
         self._settings, self._ends = generation_settings(model, processor.tokenizer, decoding)
         self.near_ties = 0  # decided so far
         self.waited = 0.0  # seconds for prompts and pictures
-        self.notes: list[str] = []  # what has to be said of how answers were made
+        self.notes: list[str] = []  # for the report
 
     def answers(self, batch: Batch) -> list[str]:
         """Return the text of each response of `responses`."""
@@ -91,14 +91,14 @@ class Decoder:
     def stream(
         self, batches: Sequence[Batch], *, size: int
     ) -> Iterator[list[tuple[Item, Response]]]:
-        """Yield each item of the batches with its response, some at a time as they are made.
+        """Yield the items of the batches with their responses, as they are generated.
 
         Args:
-            batches: what is answered, in about this order.
-            size: items answered together: as some end, others come in.
+            batches: the questions, answered in about this order.
+            size: items answered together: ended ones are replaced.
 
         Raises:
-            TrialError: as `responses`.
+            TrialError: as in `responses`.
         """
         for _, alike in itertools.groupby(batches, lambda batch: batch.kind):
             own = list(alike)
@@ -112,7 +112,7 @@ class Decoder:
     def _continued(
         self, groups: Sequence[Sequence[Item]], size: int
     ) -> Iterator[list[tuple[Item, Response]]]:
-        """Yield answers of which none waits for another's end."""
+        """Answer by continuous batching, in which no answer waits for another's end."""
         items = {item.id: item for group in groups for item in group}
         chooser = self._chooser()
         going = Continuous(
@@ -140,7 +140,7 @@ class Decoder:
         return prompts
 
     def _continues(self, groups: Sequence[Sequence[Item]]) -> bool:
-        """Return whether rows of these groups may come and go, as tried on the first of a kind."""
+        """Return whether these groups can use continuous batching, tested on the first ones."""
         shares = any(len(group) > 1 for group in groups)
         if self._lanes is None:
             self._lanes = self._shares is not False and can_continue(self._model, self._settings)
@@ -154,7 +154,7 @@ class Decoder:
         return self._exact[shares]
 
     def _batch(self, batch: Batch) -> list[Response]:
-        """Answer a batch by transformers' `generate`, which ends when its last answer does."""
+        """Answer a batch with transformers' `generate`, which ends with the last answer."""
         groups = [self._encoded(group) for group in batch.groups]
         try:
             return self._answers(groups)
@@ -166,7 +166,7 @@ class Decoder:
 
     @torch.inference_mode()
     def alone(self, item: Item) -> str:
-        """Return the response to one item, nothing else beside it."""
+        """Return the response to one item, computed without other items."""
         return self._separate(self._encoder.encode([item]))[0].text
 
     def _answers(self, groups: Sequence[Sequence[Prompt]]) -> list[Response]:
@@ -196,7 +196,7 @@ class Decoder:
         chosen = []
         if chooser is not None:
             chosen = [Chosen(chooser, prompts, start=start, ends=self._ends)]
-        # An encoder-decoder has a cache of two parts, which `generate` makes.
+        # An encoder-decoder needs a cache of two parts, which `generate` creates.
         if self._decoding.num_beams == 1 and not self._model.config.is_encoder_decoder:
             inputs.setdefault("past_key_values", growing_cache(self._model))
         made: Tensor = self._model.generate(
@@ -212,7 +212,7 @@ class Decoder:
         ]
 
     def _chooser(self) -> Greedy | Draws | None:
-        """Return who chooses tokens; None: transformers may, and take the best."""
+        """Return the chooser of tokens; None: transformers takes the best token itself."""
         if self._sampling is not None:
             return Draws(self._model, self._sampling, exact=not self._bf16)
         if self._decoding.num_beams == 1 and not self._bf16:
@@ -220,7 +220,7 @@ class Decoder:
         return None
 
     def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return what rows say; they are padded behind their ends."""
+        """Return the texts of rows, padded after their ends."""
         longest = max(map(len, rows))
         padding = self._settings.pad_token_id
         whole = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows])
@@ -230,14 +230,14 @@ class Decoder:
         return texts
 
     def _response(self, text: str, ids: Sequence[int]) -> Response:
-        """Return a row's response; the row is padded behind its end."""
+        """Return a row's response; the row is padded after its end."""
         ended = next((place for place, token in enumerate(ids) if token in self._ends), None)
         tokens = len(ids) if ended is None else ended + 1
         cut = ended is None and tokens >= self._decoding.max_new_tokens
         return Response(text=text.strip(), tokens=tokens, cut=cut)
 
     def _may_share(self, groups: Sequence[Sequence[Prompt]]) -> bool:
-        """Return whether this family's rows may share, as tried on the first batch."""
+        """Return whether this family's rows can share a picture, tested on the first batch."""
         if self._shares is None:
             with in_fp32(self._model):
                 off = sharing_inexactness(self._model, groups)
@@ -253,7 +253,7 @@ class Decoder:
 def generation_settings(model: Any, tokenizer: Any, decoding: Decoding) -> tuple[Any, set[int]]:
     """Return transformers' settings and the tokens that end an answer.
 
-    A model's own settings (Qwen-VL's repetition penalty) change what it says: they are neutral.
+    A model's own settings (Qwen-VL's repetition penalty) change its answers, so they are reset.
     """
     from transformers import GenerationConfig
 

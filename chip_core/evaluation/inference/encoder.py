@@ -1,11 +1,11 @@
-"""From items to what a model reads.
+"""Encode items into model inputs.
 
-A processor takes longer for a prompt than a small model for its answer: most of it goes into the
-chat template, into settings that it checks anew, and into looking for the places of pictures. So a
-text is rendered and tokenized once, a picture is given to the image processor alone, and what a
-picture's placeholder becomes is taken over from another prompt whose pictures are laid out alike.
-All of that is held against the processor's own prompt when it is first done; where it is not
-equal, and where nothing is known, the processor does all.
+A processor takes longer for a prompt than a small model for its answer: most of the time goes into
+the chat template, repeated checks of settings, and the search for picture placeholders. So a text
+is rendered and tokenized once, a picture goes to the image processor alone, and the expansion of
+its placeholder is copied from another prompt whose pictures have the same layout. Each of these is
+compared with the processor's own prompt when it is first used; if they differ, or if nothing is
+known, the processor does everything.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from chip_core.data.special_tokens import SpecialTokens
 from chip_core.evaluation.inference.prompts import Inputs, Prompt, common
 from chip_core.evaluation.task import Item
 
-#: Processors, and by which of a picture's inputs they lay it out, beside the shapes of all of them.
-#: Others may go by the picture's size.
+#: Processors, and the inputs of a picture that decide its layout, besides the shapes of all.
+#: For other processors the picture's size may decide it.
 _LAID_OUT_BY = {
     "LlavaProcessor": (),
     "MuffinProcessor": (),
@@ -35,22 +35,22 @@ _LAID_OUT_BY = {
 #: Texts and layouts that are kept: some MB at most.
 _KEPT = 1024
 
-#: Layouts of which a picture's inputs are held against the processor's own.
+#: Layouts for which a picture's inputs are compared with the processor's own.
 _TRIED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """A prompt whose tokens are known, and how others with such a picture are made of it."""
+    """The tokens of a prompt, from which prompts of pictures with the same layout are made."""
 
-    raw: Sequence[int]  # its text's tokens, a placeholder for the picture
-    end: int  # tokens of it up to and with the picture's
-    ids: Sequence[int]  # the prompt's first tokens, up to and with the picture
+    raw: Sequence[int]  # its text's tokens, with one placeholder for the picture
+    end: int  # number of its tokens up to and including the placeholder
+    ids: Sequence[int]  # the prompt's first tokens, up to and including the picture
     kinds: Mapping[str, Sequence[int]]
     vision_end: int
 
     def prompt(self, raw: Sequence[int], pictures: Inputs, item: str) -> Prompt | None:
-        """Return the prompt of another text; None where the two differ before the picture's end."""
+        """Return the prompt of another text; None if the texts differ before the picture's end."""
         if raw[: self.end] != self.raw[: self.end]:
             return None
         rest = raw[self.end :]
@@ -64,27 +64,27 @@ class _Layout:
 
 
 class Encoder:
-    """Makes prompts of items; a picture that several items share is processed once."""
+    """Encodes items into prompts; a picture that several items share is processed once."""
 
     def __init__(
         self, processor: Any, encodings: Encodings | None = None, asked: Hashable = None
     ) -> None:
-        """Make ready.
+        """Set up.
 
         Args:
-            processor: the model's.
+            processor: the model's processor.
             encodings: prompts that it encoded in this process before.
-            asked: what the items' ids are ids of: a benchmark's name, say.
+            asked: identifies the items' namespace, such as a benchmark's name.
         """
         self._processor, self._marks = processor, SpecialTokens(processor)
         self._encodings, self._asked = encodings, asked
         self._texts: dict[Hashable, tuple[Any, str]] = {}
         self._raws: dict[Hashable, list[int]] = {}
         self._layouts: dict[tuple[Hashable, Hashable], _Layout] = {}
-        # Not known before it was tried: prompts of others' layouts, pictures without a text.
+        # None until tested: prompts from others' layouts, pictures without a text.
         self._composes: bool | None = None
         self._shows: bool | None = None
-        self._tried = 0  # layouts whose pictures' inputs were held against the processor's own
+        self._tried = 0  # layouts whose pictures' inputs were compared with the processor's own
         self._names: tuple[str, ...] = ()  # of a picture's inputs
 
     def encode(self, items: Sequence[Item]) -> list[Prompt]:
@@ -99,7 +99,7 @@ class Encoder:
         return self._encodings.get(
             ("prompts", key),
             lambda: self._encode(items),
-            lambda prompts: prompts[0].pictures.values(),  # those of the others are the same
+            lambda prompts: prompts[0].pictures.values(),  # the other prompts share them
         )
 
     def _encode(self, items: Sequence[Item]) -> list[Prompt]:
@@ -120,12 +120,12 @@ class Encoder:
         return prompts
 
     def _composed(self, item: Item, pictures: Sequence[Any], inputs: Inputs) -> Prompt | None:
-        """Return a prompt made of what is known, if that was seen to be the processor's."""
+        """Return a prompt made from a known layout, if such prompts equal the processor's."""
         layout = self._layouts.get(self._key(pictures, inputs)) if self._composes else None
         return None if layout is None else layout.prompt(self._raw(item), inputs, item.id)
 
     def _may_know(self, pictures: Sequence[Any]) -> bool:
-        """Return whether a layout may be known that pictures have, before they are processed."""
+        """Return whether the layout of pictures may be known before they are processed."""
         if self._laid_out_by() is not None:
             return True
         sizes = tuple(picture.size for picture in pictures)
@@ -134,13 +134,13 @@ class Encoder:
     def _look(
         self, item: Item, whole: Prompt, pictures: Sequence[Any], shown: Inputs | None
     ) -> None:
-        """Hold what could have been made faster against a processor's own prompt.
+        """Compare the faster way with a processor's own prompt.
 
         Args:
             item: the question.
-            whole: its prompt.
-            pictures: which it shows.
-            shown: what `_shown` made of them, where it did.
+            whole: the processor's prompt of it.
+            pictures: its pictures.
+            shown: the result of `_shown` for them, if there is one.
         """
         key = self._key(pictures, whole.pictures)
         known = self._layouts.get(key)
@@ -158,11 +158,11 @@ class Encoder:
                 self._composes = made == whole
 
     def _shown(self, pictures: Sequence[Any], wanted: Inputs | None = None) -> Inputs:
-        """Return what the image processor alone makes of pictures.
+        """Return the image processor's own output for pictures.
 
         Args:
             pictures: of one prompt.
-            wanted: what the processor makes of them; None: the same names as of the last ones.
+            wanted: the processor's output for them; None: the same names as the last time.
         """
         if wanted is not None:
             self._names = tuple(wanted)
@@ -170,15 +170,15 @@ class Encoder:
             made = self._processor.image_processor([list(pictures)], return_tensors="pt")
             return {name: made[name] for name in self._names}
         except (AttributeError, KeyError, TypeError, ValueError):
-            return {}  # it is not for this one alone to do
+            return {}  # the image processor alone cannot do it
 
     def _laid_out_by(self) -> tuple[str, ...] | None:
-        """Return by which of a picture's inputs it is laid out; None: by its size."""
+        """Return the names of the inputs that decide a picture's layout; None: its size does."""
         own = (each.__name__ for each in type(self._processor).__mro__)
         return next((_LAID_OUT_BY[name] for name in own if name in _LAID_OUT_BY), None)
 
     def _key(self, pictures: Sequence[Any], inputs: Inputs) -> tuple[Hashable, Hashable]:
-        """Return what pictures have in common that are laid out alike."""
+        """Return a key that pictures with the same layout share."""
         names = self._laid_out_by()
         shapes = tuple((name, tuple(value.shape)) for name, value in inputs.items())
         if names is None:
@@ -202,7 +202,7 @@ class Encoder:
         return processor, text
 
     def _raw(self, item: Item) -> list[int]:
-        """Return the tokens of an item's text, whose placeholder of a picture is one."""
+        """Return the tokens of an item's text, in which each picture has one placeholder."""
         key = item.prompt, len(item.pictures)
         if key not in self._raws:
             processor, text = self._text(item)
@@ -210,7 +210,7 @@ class Encoder:
         return self._raws[key]
 
     def _whole(self, item: Item, pictures: Sequence[Any]) -> Prompt:
-        """Let the processor do all."""
+        """Encode a prompt with the processor alone."""
         shown = {"images": [list(pictures)]} if pictures else {}
         processor, text = self._text(item)
         encoded = dict(processor(**shown, text=[text], return_tensors="pt"))
@@ -233,7 +233,7 @@ class Encoder:
 
 
 def _layout(raw: Sequence[int], whole: Prompt) -> _Layout | None:
-    """Return how a prompt's picture is laid out; None where that is not seen.
+    """Return the layout of a prompt's picture; None if it cannot be found.
 
     Args:
         raw: the tokens of the prompt's text.
@@ -261,18 +261,18 @@ def _equal(made: Inputs, wanted: Inputs) -> bool:
 
 
 def _keep(kept: dict[Any, Any], key: Hashable, value: Any) -> None:
-    """Keep something, and of too many not the oldest."""
+    """Store a value, and drop the oldest one if there are too many."""
     if len(kept) >= _KEPT:
         del kept[next(iter(kept))]
     kept[key] = value
 
 
 def _state_of(file: Path | None) -> tuple[object, ...]:
-    """Return what changes when a picture's file does; nothing where it has none of its own."""
+    """Return values that change with a picture's file; empty if it has no file of its own."""
     if file is None:
         return ()
     try:
         state = file.stat()
     except OSError:
-        return (str(file),)  # told when it is read
+        return (str(file),)  # reported when it is read
     return str(file), state.st_size, state.st_mtime_ns

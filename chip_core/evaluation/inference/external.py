@@ -1,4 +1,4 @@
-"""Benchmarks that another program asks and scores: it gets the model's folder and gives figures."""
+"""Run benchmarks whose own program generates and scores answers, given the model's folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from chip_core.models.adapters import is_adapted, merge_adapters
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalResult:
-    """What the program found."""
+    """The program's result."""
 
     scored: Scored
     metadata: dict[str, Any]
@@ -37,15 +37,15 @@ def run_external(
     folder: Path,
     batch_size: int,
 ) -> ExternalResult:
-    """Let a benchmark's own program ask a model.
+    """Run a benchmark's own program on a model.
 
     Args:
         benchmark: the benchmark.
         settings: its settings.
         model: the model; it leaves its device to the program meanwhile.
         processor: its processor.
-        checkpoint_dir: a whole Hugging Face folder of it, where there is one.
-        folder: the trial's.
+        checkpoint_dir: a whole Hugging Face folder of it, if there is one.
+        folder: the trial's folder.
         batch_size: questions answered together.
 
     Raises:
@@ -65,7 +65,7 @@ def run_external(
 
 @contextmanager
 def _whole(model: Any, processor: Any, checkpoint_dir: Path | None, folder: Path) -> Iterator[Path]:
-    """Give a plain folder of the model, and its device's memory to others meanwhile."""
+    """Yield a plain folder of the model, and free its device's memory meanwhile."""
     device = next(model.parameters()).device
     model.to("cpu")
     if device.type == "cuda":

@@ -1,8 +1,8 @@
-"""Keys and values that grow in place.
+"""KV caches that grow in place.
 
 transformers' DynamicLayer copies all keys and values of a layer for each token that it adds. Here
-there is room for the next tokens: only theirs are written, in a `GrowingLayer` behind all that is
-there, in a `PlacedLayer` where each row has its own place.
+tensors have room for the next tokens, and only those are written: in a `GrowingLayer` after all
+others, in a `PlacedLayer` at a position of each row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-#: Tokens of room that a full layer gets: what is copied once for so many tokens.
+#: Tokens of room added to a full layer, which is copied once for them.
 STRIDE = 64
 
 
@@ -22,7 +22,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """A layer's keys and values (B, H, T, D) as the beginning of a larger tensor."""
 
     def __init__(self) -> None:
-        """Hold nothing."""
+        """Create an empty layer."""
         super().__init__()
         self._room: tuple[Tensor, Tensor] | None = None
 
@@ -32,7 +32,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         """Add keys and values (B, H, t, D) of the next tokens; return all of them."""
         if not self.is_initialized or self.get_seq_length() == 0:
             self.lazy_initialization(key_states, value_states)
-            # Nothing to copy yet, and a prompt that is never gone on from needs no room.
+            # Nothing to copy yet, and a prompt that is never continued needs no room.
             self.keys, self.values, self._room = key_states, value_states, None
             return self.keys, self.values
         before = self.keys.shape[-2]
@@ -46,7 +46,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows (of B), each as often as it stands there, with room for next tokens."""
+        """Keep these rows (of B), each as often as it occurs, with room for the next tokens."""
         if not self.is_initialized or self.get_seq_length() == 0:
             return
         now = self.keys.shape[-2]
@@ -54,9 +54,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (room[..., :now, :] for room in self._room)
 
     def _has_room(self, tokens: int) -> bool:
-        """Return whether keys and values are the beginning of a tensor for so many tokens.
+        """Return whether keys and values are the beginning of a tensor with room for `tokens`.
 
-        They are not where somebody else set them: other rows chosen, say.
+        They are not if they were set from outside, for example by a selection of rows.
         """
         return self._room is not None and all(
             held.data_ptr() == room.data_ptr()
@@ -67,25 +67,25 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class Places:
-    """Where the next tokens' keys and values go, the same in all layers of a cache."""
+    """The positions of the next tokens' keys and values, the same in all layers of a cache."""
 
     def __init__(self) -> None:
-        """Go nowhere, until `put`."""
-        self.end = 0  # columns that any row has by then
+        """Create it without positions, until `put`."""
+        self.end = 0  # columns used by any row by then
         self._columns = torch.empty((0, 0), dtype=torch.long)
         self._indices: dict[tuple[int, int], Tensor] = {}
 
     def put(self, columns: Tensor, end: int) -> None:
-        """Say where.
+        """Set the positions.
 
         Args:
             columns: (B, t) of t tokens of each row.
-            end: columns that any row has then.
+            end: columns used by any row then.
         """
         self._columns, self.end, self._indices = columns, end, {}
 
     def index(self, heads: int, room: int) -> Tensor:
-        """Return the places (B H t,) within all rows, heads and columns, one behind the other.
+        """Return the flat indices (B H t,) within all rows, heads and columns.
 
         Args:
             heads: H.
@@ -100,21 +100,21 @@ class Places:
 
 
 class PlacedLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer's keys and values (B, H, T, D), in larger tensors, written where `places` says."""
+    """A layer's keys and values (B, H, T, D), in larger tensors, written at `places`."""
 
     def __init__(self, places: Places) -> None:
-        """Hold nothing, until `make_room`."""
+        """Create an empty layer, until `make_room`."""
         super().__init__()
         self._places = places
         self._room: list[Tensor] = []  # keys, values
 
     @property
     def bytes(self) -> int:
-        """What it takes of memory."""
+        """The memory that it takes."""
         return sum(room.numel() * room.element_size() for room in self._room)
 
     def make_room(self, like: CacheLayerMixin, rows: int, columns: int) -> None:
-        """Have so many rows and columns, at least; what is there stays.
+        """Grow to at least so many rows and columns; the content stays.
 
         Args:
             like: a layer with keys and values of the same kind.
@@ -128,11 +128,11 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
         self._let_go()
 
     def begin(self, rows: Tensor, computed: CacheLayerMixin) -> None:
-        """Have rows begin with keys and values that were computed before.
+        """Set the first columns of rows to keys and values that were computed before.
 
         Args:
-            rows: which.
-            computed: a layer with theirs, in this order.
+            rows: their indices.
+            computed: a layer with their keys and values, in this order.
         """
         for room, new in zip(self._room, (computed.keys, computed.values), strict=True):
             room[:, :, : new.shape[-2]].index_copy_(0, rows, new)
@@ -143,7 +143,7 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
         self._let_go()
 
     def _let_go(self) -> None:
-        """Hold nothing of the room before: all layers would be there twice until `update`."""
+        """Drop references to the old tensors, which would keep all layers twice until `update`."""
         self.keys, self.values = (room[:, :, :0] for room in self._room)
 
     def update(
@@ -161,9 +161,9 @@ class PlacedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def _larger(room: Tensor, rows: int, columns: int) -> Tensor:
-    """Return a tensor (B, H, T, D) of so many rows and columns at least that holds what this does.
+    """Return a tensor (B, H, T, D) of at least so many rows and columns with the same content.
 
-    The rest is 0: what was never written is given no weight, and must be a number for that.
+    The rest is 0: unwritten entries get no weight, but must be finite for that.
     """
     had, heads, wide, width = room.shape
     if had >= rows and wide >= columns:
@@ -174,7 +174,7 @@ def _larger(room: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _roomy(held: Tensor, tokens: int) -> Tensor:
-    """Return a copy (B, H, T, D) of what is held that has room for `tokens` and some more."""
+    """Return a copy (B, H, T, D) with room for `tokens` and `STRIDE` more."""
     *rows, now, width = held.shape
     room = held.new_empty(*rows, tokens + STRIDE, width)
     room[..., :now, :] = held
@@ -182,7 +182,7 @@ def _roomy(held: Tensor, tokens: int) -> Tensor:
 
 
 def _chosen(held: Tensor, indices: Tensor) -> Tensor:
-    """Return rows of what is held, with room for some more tokens: one copy, and not two."""
+    """Return a copy of rows, with room for `STRIDE` more tokens, in one copy."""
     _, heads, now, width = held.shape
     room = held.new_empty(len(indices), heads, now + STRIDE, width)
     torch.index_select(held, 0, indices.to(held.device), out=room[..., :now, :])
@@ -190,9 +190,9 @@ def _chosen(held: Tensor, indices: Tensor) -> Tensor:
 
 
 def growing_cache(model: Any) -> Cache:
-    """Return an empty cache for a model, whose layers grow in place where all keep every token.
+    """Return an empty cache for a model, whose layers grow in place if all keep every token.
 
-    Where some do not (a sliding window), it is transformers' own.
+    If some do not (a sliding window), it is transformers' own.
     """
     own = DynamicCache(config=model.config)
     if not all(type(layer) is DynamicLayer for layer in own.layers):

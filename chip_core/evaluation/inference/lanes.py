@@ -1,12 +1,12 @@
-"""Rows that are answered together: those whose answers end leave, others come in beside the rest.
+"""Rows that are answered together: ended rows leave, and others join.
 
 A lane is a row of the batch that a model reads. It holds one picture and all questions on it that
 are being answered: the picture's part of the prompt is computed and kept once, and no question
-sees another's tokens. So a step reads a token of each question, and a lane looks like
+sees another's tokens. So a step reads a token of each question, and a lane has the layout
 
-    [padding | what the prompts begin with | the questions | tokens of their answers in turn]
+    [padding | common beginning of the prompts | the questions | tokens of their answers in turn]
 
-where a mask says which of it each question sees. A question alone is a lane of one.
+where a mask defines which part each question sees. A question alone is a lane of one.
 
 Shapes: S lanes, Q questions of a lane at most, C columns, N rows in all, V vocabulary.
 """
@@ -27,39 +27,39 @@ from chip_core.evaluation.inference.rows import Row
 
 
 class Lanes:
-    """What a model has read of rows in the making."""
+    """The rows being answered, with their keys and values."""
 
     def __init__(self, model: Any, *, padding: int, longest: int) -> None:
-        """Hold no row.
+        """Create it without rows.
 
         Args:
-            model: of which all layers keep every token.
+            model: all of its layers keep every token.
             padding: the padding token.
-            longest: most tokens of an answer.
+            longest: the largest number of tokens of an answer.
         """
         self._model, self._padding = model, padding
-        self._stride = min(longest, STRIDE)  # columns of room that are made at a time, a question
+        self._stride = min(longest, STRIDE)  # columns of room added at a time, per question
         self._device = next(model.parameters()).device
         self._places = Places()
         self._cache: Any = None
         self._lanes: list[list[Row]] = []
         self._used: list[int] = []  # columns of each lane
-        self._mask = torch.empty(0)  # (S, 1, Q, C) to be added; the last column is nobody's
+        self._mask = torch.empty(0)  # (S, 1, Q, C), additive; the last column is unused
         self._positions = torch.empty(0, dtype=torch.long)  # (…, S, Q) of the next tokens
 
     @property
     def groups(self) -> list[list[Row]]:
-        """The rows that are held, lane by lane."""
+        """The rows, lane by lane."""
         return [lane for lane in self._lanes if lane]
 
     @property
     def rows(self) -> list[Row]:
-        """Those that are held, in the order of their scores."""
+        """The rows, in the order of their scores."""
         return [row for lane in self._lanes for row in lane]
 
     @property
     def host_bytes(self) -> int:
-        """What the lanes take of the host's memory; 0 where they lie on another device."""
+        """The host memory of the lanes; 0 if they are on another device."""
         held = self._device.type == "cpu" and self._cache is not None
         return sum(layer.bytes for layer in self._cache.layers) if held else 0
 
@@ -67,8 +67,8 @@ class Lanes:
         """Read prompts; return the logits (N, V) of their answers' first tokens.
 
         Args:
-            groups: rows whose prompts share a picture, and begin alike up to its end.
-            expected: lanes that there may come to be: room that need not be made again.
+            groups: rows whose prompts share a picture and all tokens up to its end.
+            expected: the number of lanes to make room for at once.
         """
         begun = begin(self._model, groups, self._padding)
         free = [place for place, lane in enumerate(self._lanes) if not lane][: len(groups)]
@@ -91,7 +91,7 @@ class Lanes:
         return begun.scores
 
     def step(self) -> Tensor:
-        """Read what each row said last; return the logits (N, V) of the next tokens."""
+        """Read the last token of each row; return the logits (N, V) of the next tokens."""
         questions = self._mask.shape[2]
         self._widen(max(map(sum, zip(self._used, map(len, self._lanes), strict=True))) + 1)
         nowhere = self._mask.shape[-1] - 1
@@ -117,18 +117,18 @@ class Lanes:
             use_cache=True,
         ).logits
         logits = logits.flatten(0, 1)
-        # Of nobody's tokens they stay at 0: some kinds of RoPE go by the largest of a batch.
+        # Positions of unused entries stay 0: some kinds of RoPE depend on the largest of a batch.
         self._positions = (self._positions + 1) * (where != nowhere)
         if len(live) < len(logits):
             logits = logits[torch.tensor(live, device=self._device)]
         return logits.float()
 
     def drop(self, ended: Collection[Row], *, shrink: bool) -> None:
-        """Let rows leave.
+        """Remove rows.
 
         Args:
-            ended: which.
-            shrink: whether nobody comes after them: lanes that are empty are given up in time.
+            ended: the rows.
+            shrink: whether no rows will join: then empty lanes are dropped in time.
         """
         gone = set(ended)
         left = [[n for n, row in enumerate(lane) if row not in gone] for lane in self._lanes]
@@ -146,14 +146,14 @@ class Lanes:
             self._keep(taken)
 
     def _reorder(self, questions: Sequence[Sequence[int]]) -> None:
-        """Have each lane's questions be these of it, as many in all."""
+        """Reorder each lane's questions, to the same number in all lanes."""
         chosen = torch.tensor(questions, device=self._device)
         lanes = torch.arange(len(questions), device=self._device)[:, None]
         self._mask = self._mask[lanes, 0, chosen][:, None]
         self._positions = self._positions[..., lanes, chosen]
 
     def _keep(self, lanes: Sequence[int]) -> None:
-        """Have these lanes alone, in this order."""
+        """Keep only these lanes, in this order."""
         chosen = torch.tensor(lanes, device=self._device)
         for layer in self._cache.layers:
             layer.keep(chosen)
@@ -162,7 +162,7 @@ class Lanes:
         self._used = [self._used[place] for place in lanes]
 
     def _make_room(self, begun: Begun, expected: int) -> None:
-        """Have room for lanes that come in, and for a token of each of their questions."""
+        """Make room for lanes that join, and for a token of each of their questions."""
         _, questions, width = begun.seen.shape
         if self._cache is None:
             self._cache = Cache(layers=[PlacedLayer(self._places) for _ in begun.cache.layers])
@@ -183,7 +183,7 @@ class Lanes:
         self._positions = pad(self._positions, (0, most - had[2], 0, rows - had[0]))
 
     def _widen(self, columns: int) -> None:
-        """Have so many columns."""
+        """Grow to at least this many columns."""
         had = self._mask.shape[-1]
         if columns <= had:
             return

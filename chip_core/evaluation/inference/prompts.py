@@ -1,4 +1,4 @@
-"""What a model reads of a question.
+"""A model's input for a question.
 
 Shapes: B rows, T tokens.
 """
@@ -18,13 +18,13 @@ Inputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One question as a model reads it, without padding."""
+    """One question as model input, without padding."""
 
     ids: list[int]
-    pictures: Inputs  # pixel values and their like
-    kinds: Mapping[str, list[int]]  # one entry a token: what Qwen-VL knows its image tokens by
-    vision_end: int  # tokens up to and with the last one of a picture; 0 without one
-    item: str = ""  # the question's id: what is drawn for its answer is drawn by it
+    pictures: Inputs  # pixel values and other inputs of the image processor
+    kinds: Mapping[str, list[int]]  # one entry a token: Qwen-VL's marks of its image tokens
+    vision_end: int  # tokens up to and including the last one of a picture; 0 without one
+    item: str = ""  # the question's id, which seeds the sampling of its answer
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
         """Return it as a batch of one."""
@@ -37,9 +37,9 @@ def padded(
     """Return rows as one batch, padded on the left.
 
     Args:
-        prompts: whose pictures are seen.
+        prompts: the prompts, for their pictures.
         ids: the tokens of each row: a prompt's own, or with some of its answer, or its beginning.
-        device: where to.
+        device: the device of the batch.
         pad: the padding token.
     """
     longest = max(map(len, ids))
@@ -62,7 +62,7 @@ def padded(
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many entries two sequences begin with alike."""
+    """Return the length of the common beginning of two sequences."""
     for place, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
             return place
@@ -70,5 +70,5 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def common_start(rows: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all rows begin with alike."""
+    """Return the length of the common beginning of all rows."""
     return min(common(rows[0], row) for row in rows)

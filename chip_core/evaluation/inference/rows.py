@@ -1,10 +1,9 @@
-"""An answer in the making, and who chooses its next token.
+"""Rows of unfinished answers, and the choice of their next tokens.
 
-Greedy decoding does not depend on what rows are answered together with. The same row gives other
-last digits in another batch: sums are taken in another order. Where the two best tokens are nearly
-equal, that would decide between them, and with them the whole rest of the answer. So near ties are
-decided by one computation that is always the same: the row alone, without padding, from its first
-token on.
+Greedy decoding must not depend on the other rows of a batch. The same row has other last digits in
+another batch, because sums are computed in another order. If the two best tokens are nearly equal,
+that would decide between them, and so change the rest of the answer. So near ties are decided by a
+computation that is always the same: the row alone, without padding, from its first token on.
 
 Shapes: B, N rows, T tokens, V vocabulary.
 """
@@ -25,15 +24,15 @@ from chip_core.models.precision import as_held
 
 @dataclass(eq=False, kw_only=True)
 class Row:
-    """A question, and what was said so far."""
+    """A question, and its answer so far."""
 
     prompt: Prompt
     said: list[int] = field(default_factory=list)
-    draws: torch.Generator | None = None  # of an answer that is drawn, once one was
+    draws: torch.Generator | None = None  # of a sampled answer, after its first token
 
 
 class Chooser(Protocol):
-    """Chooses tokens by rules of which none depends on what rows are computed together with."""
+    """Chooses tokens, independently of the rows computed in the same batch."""
 
     def __call__(self, rows: Sequence[Row], scores: Tensor) -> list[int]:
         """Return each row's next token; the scores (N, V) are not needed afterwards."""
@@ -41,24 +40,24 @@ class Chooser(Protocol):
 
 
 class Chosen(LogitsProcessor):  # type: ignore[misc]
-    """Has transformers' `generate` take the tokens that are chosen."""
+    """Makes transformers' `generate` take the chosen tokens."""
 
     def __init__(
         self, chooser: Chooser, prompts: Sequence[Prompt], *, start: int, ends: set[int]
     ) -> None:
-        """Make ready for one batch.
+        """Set up for one batch.
 
         Args:
-            chooser: chooses.
+            chooser: chooses tokens.
             prompts: of the batch's rows.
-            start: where in the batch's ids the answers begin.
+            start: the index in the batch's ids at which the answers begin.
             ends: tokens that end an answer.
         """
         self._chooser, self._start, self._ends = chooser, start, ends
         self._rows = [Row(prompt=prompt) for prompt in prompts]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (N, V) of which a row's that has not ended is finite at one token."""
+        """Return scores (N, V) that are finite at one token of each row that has not ended."""
         open_ = []
         for place, (row, said) in enumerate(zip(self._rows, input_ids.tolist(), strict=True)):
             row.said = said[self._start :]
@@ -76,7 +75,7 @@ class Chosen(LogitsProcessor):  # type: ignore[misc]
 def next_logits(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tensor:
     """Return the logits (V,) of the token after a prompt and an answer, computed alone.
 
-    The answer goes on from the prompt: a token in it that stands for a picture is a word there.
+    Tokens of the answer count as text, even one that stands for a picture.
     """
     return logits_alone(model, prompt, answer)[-1]
 
@@ -88,7 +87,7 @@ def logits_alone(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tens
     found: list[Tensor] = [out.logits[0, -1].float()]
     if answer:
         said = torch.tensor([list(answer)], device=device)
-        # Said, since Qwen-VL would go on from the positions of what it has read last.
+        # Given explicitly, since Qwen-VL would continue from the positions of its last input.
         ahead = torch.arange(1, len(answer) + 1, device=device)
         out = model(
             input_ids=said,
@@ -103,7 +102,7 @@ def logits_alone(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tens
 def positions_of(model: Any, prompt: Prompt) -> Tensor:
     """Return a prompt's positions (1, T) as its family counts them; Qwen-VL's are (4, 1, T)."""
     device = next(model.parameters()).device
-    # No position depends on pixels, which are many.
+    # No position depends on pixels, which are large.
     shown = {name: each for name, each in prompt.pictures.items() if name != "pixel_values"}
     return positions_in(model, replace(prompt, pictures=shown).inputs(device))
 
@@ -115,15 +114,15 @@ def positions_in(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 #: A lead under this share of the largest logit is a near tie. Rounding in fp32 moves logits by
-#: less than a millionth of it (docs/evaluation.md), so no larger lead is turned round by it.
+#: less than a millionth of it (docs/evaluation.md), so it reverses no larger lead.
 NEAR = 2e-4
 
 
 class Greedy:
-    """Chooses the best token, by a row's own logits where the batch's leave it open which."""
+    """Chooses the best token, from the row computed alone if the batch's logits are too close."""
 
     def __init__(self, model: Any, *, exact: bool) -> None:
-        """Make ready.
+        """Set up.
 
         Args:
             model: the model.
@@ -144,7 +143,7 @@ class Greedy:
 
 
 def near_ties(scores: Tensor) -> Tensor:
-    """Return which rows' (N,) two best tokens are nearly equal."""
+    """Return which rows (N,) have two nearly equal best tokens."""
     best = scores.topk(2, dim=-1).values
     largest = scores.masked_fill(scores.isinf(), 0).abs().amax(-1)
     return best[:, 0] - best[:, 1] <= NEAR * largest

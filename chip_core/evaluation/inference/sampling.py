@@ -1,10 +1,10 @@
-"""Answers drawn at random, each by a seed of its own, the same whatever they are made beside.
+"""Sampled answers, each with a seed of its own, independent of how they are batched.
 
-A token is drawn by the Gumbel-max trick (Gumbel 1954): to each logit, divided by the temperature,
-a draw of the standard Gumbel distribution is added, and the largest sum is taken; that is a draw
-from the softmax. So drawing is an argmax, and what greedy decoding does about rounding serves here
-too (rows.py): where the batch's last digits could turn the largest sum, or a token's place in the
-nucleus, the row is computed alone.
+A token is sampled by the Gumbel-max trick (Gumbel 1954): a draw of the standard Gumbel distribution
+is added to each logit, divided by the temperature, and the largest sum is taken; that is a draw
+from the softmax. So sampling is an argmax, and the remedy of greedy decoding for rounding (rows.py)
+works here, too: if the batch's last digits could change the largest sum, or whether a token is in
+the nucleus, the row is computed alone.
 
 Shapes: B rows, V vocabulary.
 """
@@ -24,26 +24,26 @@ from chip_core.utils.seeding import derived_seed
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How answers are drawn."""
+    """How answers are sampled."""
 
     temperature: float = 1.0  # above 0
     top_p: float = 1.0  # the nucleus' mass (Holtzman et al. 2020); 1: every token may be drawn
     seed: int = 0
 
     def seed_of(self, item: str) -> int:
-        """Return the seed of one answer, by the id of what is asked."""
+        """Return the seed of one answer, which depends on the question's id."""
         return derived_seed("sample", self.seed, item)
 
 
 class Draws:
-    """Chooses tokens by drawing them."""
+    """Chooses tokens by sampling."""
 
     def __init__(self, model: Any, sampling: Sampling, *, exact: bool) -> None:
-        """Make ready.
+        """Set up.
 
         Args:
             model: the model.
-            sampling: how tokens are drawn.
+            sampling: how tokens are sampled.
             exact: whether rows that rounding could decide are computed alone.
         """
         self._model, self._sampling, self._exact = model, sampling, exact
@@ -70,12 +70,12 @@ class Draws:
 
 
 def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Return the tokens (B,) that are drawn, and for each whether rounding could turn it.
+    """Sample tokens (B,), and return for each whether rounding could change it.
 
     Args:
         logits: (B, V).
         noise: draws (B, V) of the standard Gumbel distribution.
-        sampling: how.
+        sampling: how tokens are sampled.
     """
     logits = logits.double()
     off = NEAR * logits.masked_fill(logits.isinf(), 0).abs().amax(-1, keepdim=True)
@@ -95,22 +95,22 @@ def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
 
 
 def _nucleus(logits: Tensor, sampling: Sampling, off: Tensor) -> Tensor:
-    """Return which tokens (B, V) may be drawn: those before which the mass is below `top_p`.
+    """Return which tokens (B, V) may be sampled: those before which the mass is below `top_p`.
 
     Args:
         logits: (B, V) in float64.
-        sampling: how.
-        off: (B, 1) how far a logit may be off. Above 0, all tokens that may belong are returned;
-            below, only those that do in any case.
+        sampling: how tokens are sampled.
+        off: (B, 1) the largest error of a logit. Above 0, all tokens that may belong are returned;
+            below, only those that certainly do.
     """
     ordered, order = logits.sort(dim=-1, descending=True)
     mass = (ordered / sampling.temperature).softmax(-1)
     before = torch.nn.functional.pad(mass.cumsum(-1), (1, 0))
-    # How many are more likely than a token, by more than two logits can be off together.
+    # The number of tokens that lead by more than two logits' errors together.
     rank = torch.searchsorted(-ordered, -(ordered + 2 * off))
     above = before.gather(1, rank)
-    # Where logits are off the other way, a token counts among those before itself.
+    # If logits are off the other way, a token counts among those before itself.
     above = torch.where(off < 0, above - mass, above)
     within = above - 2 * off / sampling.temperature < sampling.top_p
-    within[:, :1] |= off >= 0  # one token may always be drawn
+    within[:, :1] |= off >= 0  # one token may always be sampled
     return torch.zeros_like(within).scatter_(1, order, within)

@@ -1,11 +1,11 @@
-"""One picture, many questions: the tokens that their prompts begin with are computed once.
+"""Compute the common beginning of prompts on one picture once.
 
 AMBER asks about 14 questions a picture, POPE 6, and nearly all tokens of a prompt are the
 picture's. A batch then is
 
-    [padding | what the prompts of a picture begin with | padding | a question]
+    [padding | common beginning of a picture's prompts | padding | a question]
 
-where the first half is computed once a picture, and its keys and values are handed to every
+where the first half is computed once a picture, and its keys and values are copied to every
 question's row.
 
 Shapes: K pictures, B rows, T tokens, V vocabulary.
@@ -26,32 +26,32 @@ from chip_core.evaluation.inference.prompts import Prompt, common_start, padded
 from chip_core.evaluation.inference.rows import next_logits, positions_of
 from chip_core.models.precision import as_held
 
-#: Largest difference of logits from those of separate rows, as a share of the largest logit. What
-#: a family computes wrongly when it goes on from a cache is off by more than a hundredth.
+#: Largest difference of logits from those of separate rows, as a share of the largest logit. A
+#: family that handles a cache wrongly is off by more than a hundredth.
 EXACT = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedRows:
-    """A batch whose first part is computed: what a model's `generate` takes."""
+    """A batch whose first part is computed, as inputs for a model's `generate`."""
 
     input_ids: Tensor  # (B, T)
     attention_mask: Tensor  # (B, T)
-    position_ids: Tensor  # (B, T), or with Qwen-VL's axes before
+    position_ids: Tensor  # (B, T), with further leading axes for Qwen-VL
     past_key_values: Any  # of the first part, a row for each of B
 
 
 def share(
     model: Any, groups: Sequence[Sequence[Prompt]], *, copies: int = 1, pad: int = 0
 ) -> SharedRows | None:
-    """Compute what each group's prompts begin with, once.
+    """Compute the common beginning of each group's prompts, once.
 
-    None where there is a group whose prompts differ before the end of its picture.
+    Returns None if the prompts of a group differ before the end of its picture.
 
     Args:
         model: the model.
         groups: prompts that show the same picture.
-        copies: how many rows of keys and values each row gets: one a beam.
+        copies: the rows of keys and values for each row: one per beam.
         pad: the padding token.
     """
     found = [start_of(prompts) for prompts in groups]
@@ -63,7 +63,7 @@ def share(
     begins = [prompt.ids[:start] for prompt, start in zip(firsts, starts, strict=True)]
     positions = [[positions_of(model, prompt) for prompt in prompts] for prompts in groups]
     begin_positions = [own[0][..., :start] for own, start in zip(positions, starts, strict=True)]
-    # Beams change rows at each token, which copies all keys and values anyway.
+    # Beams reorder rows at each token, which copies all keys and values anyway.
     cache = growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
     model(
         **as_held(padded(firsts, begins, device, pad=pad), model),
@@ -98,9 +98,9 @@ def share(
 
 
 def sharing_inexactness(model: Any, groups: Sequence[Sequence[Prompt]]) -> float:
-    """Return how far off the first token's logits are when rows share, as a share of the largest.
+    """Return the error of the first token's logits in sharing rows, as a share of the largest.
 
-    Infinite where the family cannot do it at all.
+    It is infinite if the family cannot share at all.
     """
     few = [group[:2] for group in groups[:2]]
     alone = torch.stack([next_logits(model, prompt) for group in few for prompt in group])
@@ -123,7 +123,7 @@ def sharing_inexactness(model: Any, groups: Sequence[Sequence[Prompt]]) -> float
 
 
 def start_of(prompts: Sequence[Prompt]) -> int | None:
-    """Return how many tokens a group's prompts share; None where they differ in their picture."""
+    """Return how many tokens a group's prompts share; None if they differ in their picture."""
     rows = [prompt.ids for prompt in prompts]
     start = min(common_start(rows), min(map(len, rows)) - 1)
     return None if start < prompts[0].vision_end else start

@@ -1,4 +1,4 @@
-"""Judges: language models that read answers, behind an endpoint."""
+"""Judges: language models behind an endpoint that assess answers."""
 
 from chip_core.evaluation.judge.cache import ReplyCache
 from chip_core.evaluation.judge.endpoint import EndpointJudge, endpoint_problem

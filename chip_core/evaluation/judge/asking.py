@@ -1,7 +1,7 @@
-"""Asking a judge, and the prompts it is asked with.
+"""Call a judge, and build its prompts.
 
-An official prompt is the benchmark's own text, so it is read from the benchmark's folder where it
-lies there as published; else the judge is asked in words of ours, by the same rules.
+An official prompt is the benchmark's own text, so it is read from the benchmark's folder if the
+published file is there; otherwise the judge gets our own wording of the same rules.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from chip_core.utils.errors import UserError
 def ask(
     resources: Resources, requests: Sequence[JudgeRequest], benchmark: str
 ) -> dict[str, str | None]:
-    """Return the judge's reply to each request by its item; None where the call failed.
+    """Return the judge's reply to each request by its item; None if the call failed.
 
     Raises:
         UserError: there is no judge.
@@ -42,12 +42,12 @@ def user_message(content: str) -> tuple[Mapping[str, str], ...]:
 def published_template(
     data: Path, scripts: Sequence[str], variable: str = "template"
 ) -> str | None:
-    """Return the text that a published script in `data` gives to a variable; None without one.
+    """Return the text that a published script in `data` assigns to a variable, or None.
 
     The script is parsed, never run.
 
     Raises:
-        UserError: a script is there and holds no such text.
+        UserError: a script exists and assigns no such text.
     """
     for script in scripts:
         if not (data / script).is_file():
@@ -66,20 +66,20 @@ def published_template(
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A place in a prompt that a text goes to."""
+    """A place in a prompt that is filled with a text."""
 
     name: str
 
 
-#: A prompt is what is written and the places between.
+#: A prompt consists of literal texts and placeholders.
 Part = str | Placeholder
 
 
 def fill(parts: Sequence[Part], texts: Mapping[Placeholder, str]) -> str:
-    """Return a prompt with its places filled.
+    """Return a prompt with its placeholders filled.
 
     Raises:
-        UserError: there is a place that has no text.
+        UserError: a placeholder has no text.
     """
     for part in parts:
         if isinstance(part, Placeholder) and part not in texts:
@@ -88,14 +88,14 @@ def fill(parts: Sequence[Part], texts: Mapping[Placeholder, str]) -> str:
 
 
 def published_prompt(data: Path, script: str, function: str) -> tuple[Part, ...] | None:
-    """Return the prompt that a function of a published script puts together in `prompt`.
+    """Return the prompt that a function of a published script builds in `prompt`.
 
-    Of `prompt = '…'` and `prompt += …` in the function's body, in their order: a text, a name, or
-    an item of something by a text or a name. None where the script is not in `data`. It is parsed,
-    never run.
+    It consists of the `prompt = '…'` and `prompt += …` in the function's body, in order: a text, a
+    name, or an item of something by a text or a name. None if the script is not in `data`. It is
+    parsed, never run.
 
     Raises:
-        UserError: the script is there and has no such function.
+        UserError: the script exists and has no such function.
     """
     if not (data / script).is_file():
         return None

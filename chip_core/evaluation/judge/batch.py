@@ -1,13 +1,14 @@
-"""Ask a judge by batches: files of requests that an endpoint answers within a day, for less.
+"""Call a judge by batches: files of requests that an endpoint answers within a day, at lower cost.
 
 The form is OpenAI's (https://platform.openai.com/docs/api-reference/batch): a file of requests is
-uploaded, a batch is made of it and looked at until it has ended, and its files of replies and of
+uploaded, a batch is created from it and polled until it has ended, and its files of replies and
 errors are read.
 
-No reply is paid for twice. A batch is written down beside the replies, in `batches/`, before it is
-made (its file and what it asks) and again with its id; it is removed when its replies are kept. So
-who comes after a kill, or asks the same meanwhile, waits for that batch. One that was made by who
-was killed before its id came is found again by its file.
+No reply is paid for twice. A batch is recorded beside the replies, in `batches/`, before it is
+created (its file and its requests) and again with its id; the record is removed when its replies
+are stored. So a process that starts after a kill, or needs the same replies meanwhile, waits for
+that batch. If the process that created it was killed before the id was recorded, the batch is
+found again by its file.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
     import openai
 
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-MOST_ROWS = 50_000  # of a file, as OpenAI has it
+MOST_ROWS = 50_000  # of a file, OpenAI's limit
 MOST_BYTES = 150 * 2**20  # below OpenAI's 200 MB
 _ENDED = {"completed", "expired", "cancelled", "failed"}
-_LOOK_AT_STOP = 2.0  # seconds, at most, between two reports of a batch that is waited for
-_POLL = 0.02  # seconds between two looks at a lock
-#: Rows that may be answered when they are asked again.
+_LOOK_AT_STOP = 2.0  # seconds, at most, between two reports while a batch is awaited
+_POLL = 0.02  # seconds between two attempts to get a lock
+#: Status codes of rows that may succeed when they are sent again.
 _AGAIN = {408, 409, 429}
 
 
@@ -46,12 +47,12 @@ class Call:
     """One request of a batch."""
 
     item: str
-    body: Mapping[str, Any]  # as a live request's
+    body: Mapping[str, Any]  # as in a live request
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowError:
-    """Why a row of a batch has no reply, in the form of the client's own errors."""
+    """The error of a row without a reply, in the form of the client's own errors."""
 
     status_code: int
     body: Any
@@ -59,12 +60,12 @@ class RowError:
 
     @property
     def again(self) -> bool:
-        """Whether it may be answered next time."""
+        """Whether it may succeed next time."""
         return self.status_code in _AGAIN or self.status_code >= 500 or self.status_code < 400
 
 
 class BatchFailedError(Exception):
-    """A batch failed as a whole; `body` is what the endpoint says of it."""
+    """A batch failed as a whole; `body` is the endpoint's error."""
 
     def __init__(self, body: Any) -> None:
         super().__init__("the batch failed")
@@ -73,12 +74,12 @@ class BatchFailedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """A batch as it is written down."""
+    """The stored record of a batch."""
 
     endpoint: str  # a hash of address and model
-    file: str  # the endpoint's id of what was uploaded
+    file: str  # the endpoint's id of the uploaded file
     keys: Sequence[str]
-    batch: str | None  # the endpoint's id; None: it was not told yet
+    batch: str | None  # the endpoint's id; None: not received yet
 
 
 class Batches:
@@ -93,19 +94,20 @@ class Batches:
         reply: Callable[[Any], Reply],
         on_wait: Callable[[int], None],
     ) -> None:
-        """Nothing is sent yet.
+        """Set up; send nothing.
 
         Args:
-            client: the endpoint's.
-            cache: where replies are kept, and batches written down.
+            client: the endpoint's client.
+            cache: stores the replies and the records of batches.
             settings: the judge.
-            reply: reads a chat completion; a ValueError and its like say that it is none.
-            on_wait: told again and again of how many replies came; what it raises ends the wait.
+            reply: reads a chat completion; it raises a ValueError or the like if it is none.
+            on_wait: called repeatedly with the number of replies so far; an exception ends the
+                wait.
         """
         mark = json.dumps([settings.base_url, settings.model])
-        self.paid = 0  # replies that were kept
-        self._lost = set[str]()  # keys whose replies were gone
-        self._done = 0  # of the batch that is waited for
+        self.paid = 0  # replies that were stored
+        self._lost = set[str]()  # keys whose replies were gone at the endpoint
+        self._done = 0  # of the batch that is awaited
         self._client, self._cache, self._settings = client, cache, settings
         self._reply, self._on_wait = reply, on_wait
         self._folder = cache.folder / "batches"
@@ -114,16 +116,16 @@ class Batches:
     def fill(
         self, calls: Mapping[str, Call], allow: Callable[[int], None]
     ) -> Mapping[str, RowError]:
-        """Have the replies to calls in the cache; return what came in place of those that failed.
+        """Store the replies to calls in the cache; return the errors of those that failed.
 
         Args:
             calls: by the key of their reply.
-            allow: told how many calls are open and about to be sent together; raises where that is
-                too much.
+            allow: called with the number of calls that are open or about to be sent; it raises if
+                that is too many.
 
         Raises:
-            BatchFailedError: the endpoint takes no such batch.
-            openai.OpenAIError: it cannot be reached, or refuses.
+            BatchFailedError: the endpoint refuses the batch.
+            openai.OpenAIError: it cannot be reached, or refuses the request.
         """
         failed: dict[str, RowError] = {}
         for _ in range(1 + self._settings.retries):
@@ -139,7 +141,7 @@ class Batches:
         return {key: error for key, error in failed.items() if self._cache.get(key) is None}
 
     def _send(self, calls: Mapping[str, Call], allow: Callable[[int], None]) -> list[Path]:
-        """Send what no batch asks yet; return the records of the batches that ask these calls."""
+        """Send the calls that are in no batch yet; return the records of all their batches."""
         with self._locked():
             open_ones = dict(self._records())
             asked = {key for record in open_ones.values() for key in record.keys}
@@ -158,13 +160,13 @@ class Batches:
             ]
             for path in wanted:
                 if path.exists() and self._read(path).batch is None:
-                    self._create(path, self._read(path), look=True)  # another was killed there
+                    self._create(path, self._read(path), look=True)  # its sender was killed
             return wanted
 
     def _create(self, path: Path, record: _Record, *, look: bool = False) -> None:
-        """Make the batch of an uploaded file, which is paid for, and write its id down.
+        """Create the batch of an uploaded file, which is paid for, and record its id.
 
-        Where it is not known whether it was made, the endpoint's batches are looked through first.
+        If it may have been created before, the endpoint's batches are searched first.
         """
         import openai
 
@@ -176,29 +178,29 @@ class Batches:
                 )
                 break
             except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError):
-                look = True  # it may have come through
+                look = True  # it may have been created
                 if not left:
                     raise
                 self._pause(min(8.0, self._settings.poll))
             except openai.APIStatusError:
-                path.unlink()  # refused: it was not made
+                path.unlink()  # refused: it was not created
                 raise
         write_checksummed(path, {**asdict(record), "batch": batch.id})
 
     def _find(self, file: str) -> Any:
-        """Return the newest batch of an uploaded file; None where there is none."""
+        """Return the newest batch of an uploaded file, or None."""
         return next(
             (one for one in self._client.batches.list(limit=100) if one.input_file_id == file), None
         )
 
     def _finish(self, path: Path, calls: Mapping[str, Call]) -> Mapping[str, RowError]:
-        """Wait for a batch, keep its replies, and return the errors of the other rows."""
+        """Wait for a batch, store its replies, and return the errors of the other rows."""
         import openai
 
         try:
             record = self._read(path)
         except FileNotFoundError:
-            return {}  # another trial has kept its replies
+            return {}  # another trial has stored its replies
         assert record.batch is not None
         batch: Any = None
         while batch is None or batch.status not in _ENDED:
@@ -225,7 +227,7 @@ class Batches:
             except openai.NotFoundError:
                 path.unlink()
                 if not self._lost.isdisjoint(record.keys):
-                    raise  # an endpoint that never has them is not paid again and again
+                    raise  # do not pay again and again at an endpoint that never has them
                 self._lost.update(record.keys)
                 warn_once(f"batch {record.batch}: its replies are gone: its calls are made again")
                 return {}
@@ -235,8 +237,8 @@ class Batches:
         return failed
 
     def _keep(self, batch: Any, record: _Record, calls: Mapping[str, Call]) -> dict[str, RowError]:
-        """Keep a batch's replies; a row that neither file has is one that expired."""
-        # What another trial asked in this batch is kept for it, without its item's name.
+        """Store a batch's replies; a row in neither file has expired."""
+        # Replies that another trial requested in this batch are stored, without the item's name.
         failed = {key: RowError(status_code=408, body="expired") for key in record.keys}
         for file in (batch.output_file_id, batch.error_file_id):
             if not file:
@@ -244,7 +246,7 @@ class Batches:
             for line in self._client.files.content(file).content.splitlines():
                 key, found = self._row(line)
                 if key not in failed:
-                    continue  # no row of ours
+                    continue  # not one of our rows
                 if isinstance(found, RowError):
                     failed[key] = found
                     continue
@@ -256,7 +258,7 @@ class Batches:
         return failed
 
     def _row(self, line: bytes) -> tuple[str, Reply | RowError]:
-        """Return the key of a line of a file, and what it says."""
+        """Return the key of a line of a file, and its reply or error."""
         from openai.types.chat import ChatCompletion
 
         try:
@@ -278,14 +280,14 @@ class Batches:
         return key, RowError(status_code=status, body=error, param=param)
 
     def _pause(self, seconds: float) -> None:
-        """Let time pass, and notice a stop."""
+        """Sleep, and call `on_wait` meanwhile, which raises on a stop."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _LOOK_AT_STOP))
             self._on_wait(self._done)
 
     def _records(self) -> Iterator[tuple[Path, _Record]]:
-        """Yield what is written down of this endpoint's batches."""
+        """Yield the records of this endpoint's batches."""
         for path in sorted(self._folder.glob("*.json")):
             try:
                 record = self._read(path)
@@ -307,7 +309,7 @@ class Batches:
 
 
 def _files(calls: Mapping[str, Call], model: str) -> Iterator[tuple[list[str], bytes]]:
-    """Yield files of requests that are not too large, each with the keys of its rows."""
+    """Yield files of requests within the size limits, each with the keys of its rows."""
     keys: list[str] = []
     lines: list[bytes] = []
     size = 0

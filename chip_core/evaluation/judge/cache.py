@@ -1,10 +1,10 @@
-"""Judges' replies, kept: a call that was paid for is never paid for again.
+"""Store judges' replies, so that no call is paid for twice.
 
 `replies.jsonl` is append-only and shared by all trials and processes of a work directory, under
-the hash of (model, parameters, messages). Who asks holds a lock meanwhile, one of a few thousand
-by the hash, so that two trials that ask the same at the same time pay once.
+the hash of (model, parameters, messages). A caller holds a lock meanwhile, one of a few thousand
+by the hash, so that two trials that send the same request at the same time pay once.
 
-A user's own file of replies that were collected elsewhere stands in for a judge (`ReplayJudge`).
+A user's own file of replies collected elsewhere can replace a judge (`ReplayJudge`).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _LOCK_DIGITS = 3  # of the hash: 4096 locks, so that two calls seldom wait for e
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What an endpoint answered."""
+    """The reply of an endpoint."""
 
     text: str
-    returned: str  # the model as the endpoint names it
-    tokens: int  # of question and reply, as the endpoint counts them; 0 where it does not say
+    returned: str  # the model's name in the reply
+    tokens: int  # of question and reply, as counted by the endpoint; 0 if it reports none
 
 
 def request_key(model: str, parameters: Mapping[str, Any], messages: Any) -> str:
-    """Return the hash under which a reply is kept."""
+    """Return the hash under which a reply is stored."""
     asked = json.dumps([model, dict(parameters), messages], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()
 
@@ -47,23 +47,23 @@ class ReplyCache:
     """The replies of one folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open it; nothing is made before something is written."""
+        """Open it; create nothing before the first write."""
         self.folder = folder
         self._file = folder / "replies.jsonl"
         self._replies: dict[str, Reply] = {}
         self._spent: dict[str, tuple[int, int]] = {}  # model -> calls, tokens
-        self._read = 0  # bytes
+        self._read = 0  # bytes read so far
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Reply | None:
-        """Return a reply, also one that another process has just written."""
+        """Return a reply, including one that another process has just written."""
         with self._lock:
             if key not in self._replies:
                 self._catch_up()
             return self._replies.get(key)
 
     def put(self, key: str, model: str, item: str, reply: Reply) -> None:
-        """Keep a reply; it is durable when this returns."""
+        """Store a reply; it is durable when this returns."""
         record = {
             "key": key,
             "model": model,
@@ -76,14 +76,14 @@ class ReplyCache:
             append_record(self._file, record)
 
     def spent(self, model: str) -> tuple[int, int]:
-        """Return how many calls of a model, and tokens of those, were paid for so far."""
+        """Return the numbers of paid calls of a model, and of their tokens."""
         with self._lock:
             self._catch_up()
             return self._spent.get(model, (0, 0))
 
     @contextmanager
     def asking(self, key: str) -> Iterator[None]:
-        """Hold a request: who else wants to ask the same waits."""
+        """Hold a request's lock: others that send the same request wait."""
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / key[:_LOCK_DIGITS]).open("w") as file:
@@ -91,7 +91,7 @@ class ReplyCache:
             yield
 
     def _catch_up(self) -> None:
-        """Read what was appended since."""
+        """Read what was appended since the last read."""
         if not self._file.is_file():
             return
         with self._file.open("rb") as file:
@@ -104,7 +104,7 @@ class ReplyCache:
                 self._take(line)
 
     def _take(self, line: bytes) -> None:
-        """Take a reply in; one that is not as it was written is asked for again."""
+        """Add a reply; a damaged one is requested again."""
         try:
             record = without_checksum(line)
             key, model = str(record["key"]), str(record["model"])
@@ -121,12 +121,12 @@ class ReplyCache:
         self._spent[model] = (calls + 1, tokens + reply.tokens)
 
 
-#: What names the item of a row.
+#: The keys of a row that may hold the item.
 ITEM_NAMES = ("item", "image_id", "question_id", "id")
 
 
 class ReplayJudge:
-    """Replies of a file; an item that is asked again gets its next reply, then its last again."""
+    """Replies from a file; a repeated item gets its next reply, and the last one from then on."""
 
     model = "replay"
 
@@ -140,7 +140,7 @@ class ReplayJudge:
         """Read rows of an item (`item`, `image_id`, `question_id` or `id`) and its `reply`.
 
         Raises:
-            UserError: the file is not of that form.
+            UserError: the file does not have that form.
         """
         replies = []
         for number, row in enumerate(read_objects(path), start=1):
@@ -150,7 +150,7 @@ class ReplayJudge:
         return cls(replies)
 
     def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
-        """Return the reply kept for each request; None where there is none."""
+        """Return the stored reply to each request, or None."""
         asked: Counter[str] = Counter()
         found: list[str | None] = []
         for request in requests:

@@ -1,9 +1,9 @@
-"""A judge behind an endpoint that speaks as OpenAI's does.
+"""A judge behind an OpenAI-compatible endpoint.
 
-Every reply is kept (cache.py) and no call is paid for twice. A call that fails is tried again, with
-growing pauses or as long as the endpoint says, a bounded number of times; then it is a failed call,
-and what that counts is the protocol's to say. Where every call fails, or the key or the model is
-refused, the trial fails instead: that is no judgement of its answers.
+Every reply is stored (cache.py) and no call is paid for twice. A failed call is repeated a bounded
+number of times, with growing pauses or after the time that the endpoint asks for; then it counts
+as failed, and the protocol defines what that means for the figures. If every call fails, or the key
+or the model is refused, the trial fails instead, because that is no judgement of its answers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from chip_core.evaluation.judge.limits import EndpointLimits, expected_tokens
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import TrialError
 
-_BODY_TRIES = 3  # calls that were answered with something else than a reply
+_BODY_TRIES = 3  # attempts if a response is not a chat completion
 LONGEST_REPLY = 1_000_000  # characters
-_MOST_TOKENS = 10**9  # of one call: an endpoint that counts more, or below 0, counts nothing
-_WORDS = 300  # characters that are shown of what an endpoint says
+_MOST_TOKENS = 10**9  # of one call: counts above that, or below 0, are ignored
+_WORDS = 300  # characters shown of an endpoint's message
 _KEYLIKE = re.compile(r"\S*\*{3,}\S*|\b(?:sk|pk|gsk|hf)[-_][\w-]{8,}|(?<=Bearer )\S+")
-_LOST = 8  # calls that fail one after the other: the endpoint is away
+_LOST = 8  # consecutive failures after which the endpoint counts as unreachable
 
 
 class EndpointJudge:
-    """Asks an endpoint, or the cache."""
+    """Sends requests to an endpoint, or answers them from the cache."""
 
     def __init__(
         self,
@@ -39,15 +39,15 @@ class EndpointJudge:
         cache: ReplyCache,
         on_reply: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Make ready.
+        """Set up the client.
 
         Args:
             settings: the judge.
             cache: replies that were paid for.
-            on_reply: told (replies so far, requests in all).
+            on_reply: called with (replies so far, requests in all).
 
         Raises:
-            TrialError: the package `openai` or the key is not there.
+            TrialError: the package `openai` or the key is missing.
         """
         broken = endpoint_problem(settings)
         if broken is not None:
@@ -56,8 +56,8 @@ class EndpointJudge:
 
         name = settings.api_key_env
         self.model = settings.model
-        self.send = settings.send  # what goes out otherwise; recorded with the figures
-        self.returned: set[str] = set()  # models as the endpoint named them
+        self.send = settings.send  # further keys of a request; recorded with the figures
+        self.returned: set[str] = set()  # model names in the replies
         self.paid = 0  # calls made now that were answered
         self._settings = settings
         self._cache = cache
@@ -69,7 +69,7 @@ class EndpointJudge:
             api_key=self._key or "none",
             timeout=settings.timeout,
             max_retries=settings.retries,
-            # Every request, also one that the client makes again, is one of all trials'.
+            # Every request counts towards the shared limits, including the client's retries.
             http_client=openai.DefaultHttpxClient(
                 event_hooks={"request": [self._before], "response": [self._after]}
             ),
@@ -81,11 +81,11 @@ class EndpointJudge:
         self._stop: str | None = None  # why no further call is made
 
     def ask(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
-        """Return the raw reply to each request; None where the call failed for good.
+        """Return the raw reply to each request; None if the call failed for good.
 
         Raises:
             TrialError: the endpoint refuses the key or the model, the budget is spent, or no call
-                came through.
+                succeeded.
         """
         if self._settings.mode == "batch":
             replies = self._ask_in_batches(requests)
@@ -158,7 +158,7 @@ class EndpointJudge:
         return [None if reply is None else reply.text for reply in replies]
 
     def _allow(self, count: int) -> None:
-        """Raise where calls that are not answered yet are beyond the budget."""
+        """Raise if calls that are not answered yet exceed the budget."""
         budget = self._settings.budget
         calls, tokens = self._cache.spent(self.model)
         if budget.calls is not None and calls + count > budget.calls:
@@ -227,7 +227,7 @@ class EndpointJudge:
             if reply is not None:
                 self._limits.used(reply.tokens)
         finally:
-            with self._lock:  # kept and no longer in flight in one step: no call counts twice
+            with self._lock:  # stored and no longer in flight in one step, so no call counts twice
                 if reply is not None:
                     self._cache.put(key, self.model, request.item, reply)
                 self._in_flight -= 1
@@ -235,7 +235,7 @@ class EndpointJudge:
         return reply
 
     def _call(self, request: JudgeRequest, parameters: dict[str, Any]) -> Reply | None:
-        """Make one call, with the client's own further tries."""
+        """Make one call, with the client's own retries."""
         import openai
 
         for _ in range(_BODY_TRIES):
@@ -243,7 +243,7 @@ class EndpointJudge:
                 said = self._client.chat.completions.create(
                     model=self.model,
                     messages=list(request.messages),  # type: ignore[arg-type]
-                    extra_body=parameters,  # whatever the client knows of a key
+                    extra_body=parameters,  # independent of the keys that the client knows
                 )
                 return _reply(said)
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -271,10 +271,10 @@ class EndpointJudge:
         return None
 
     def _refused(self, error: Any, parameters: Mapping[str, Any]) -> None:
-        """Note why a call has no reply."""
+        """Record why a call has no reply."""
         self._failed(f"HTTP {error.status_code}", self._words(error))
         if refused := _refused_key(error, parameters):
-            # Every call would be: no need to make them.
+            # Every call would be refused: make no more.
             self._stop = self._told(
                 f"refuses a key of the request (HTTP {error.status_code})"
                 f"{self._words(error)}: {_mending(refused)}"
@@ -294,11 +294,11 @@ class EndpointJudge:
         self._last_failure = f" ({why}){words}"
 
     def _words(self, error: Any) -> str:
-        """Return what an endpoint says of an error; its key and the like are left out."""
+        """Return an endpoint's error message, without its key or anything like one."""
         said = own_words(error)
         if self._key:
             said = said.replace(self._key, "[key]")
-            # A part of it, as endpoints show it: sk-ab****yz.
+            # Endpoints may show a part of it: sk-ab****yz.
             said = re.sub(rf"\S*{re.escape(self._key[:6])}\S*", "[key]", said)
         said = _KEYLIKE.sub("[key]", said)
         said = said if len(said) <= _WORDS else f"{said[: _WORDS - 1]}…"
@@ -320,7 +320,7 @@ class EndpointJudge:
 
 
 def endpoint_problem(settings: JudgeConfig) -> str | None:
-    """Return what a judge lacks on this machine, before it is asked; None if nothing."""
+    """Return what a judge lacks on this machine, before it is called; None if nothing."""
     import importlib.util
 
     if importlib.util.find_spec("openai") is None:
@@ -341,20 +341,20 @@ _UNKNOWN = re.compile(
 
 
 def own_words(error: Any) -> str:
-    """Return the message in the body of an error, on a line without what moves a terminal."""
+    """Return the message in the body of an error, on one line and printable."""
     body = error.body
     for key in ("error", "message", "detail"):
         if isinstance(body, dict) and key in body:
             body = body[key]
     text = body if isinstance(body, str) else "" if body is None else str(body)
     if text.lstrip().startswith("<"):
-        return ""  # a page of a server in between
+        return ""  # an HTML page of a proxy
     flat = " ".join(text[: 4 * _WORDS].split())
     return "".join(letter for letter in flat if letter.isprintable())
 
 
 def _refused_key(error: Any, parameters: Mapping[str, Any]) -> str | None:
-    """Return which key of a request an endpoint does not take; None where it says no such thing."""
+    """Return the key of a request that an endpoint refuses; None if it names none."""
     if error.status_code not in (400, 422):
         return None
     named = getattr(error, "param", None)
@@ -367,17 +367,17 @@ def _refused_key(error: Any, parameters: Mapping[str, Any]) -> str | None:
 
 
 def _mending(key: str) -> str:
-    """Return what to write in a study file."""
+    """Return what to write in the study file."""
     if key == "max_tokens":
         return "write judge.send: {max_tokens: null, max_completion_tokens: 512}"
     return f"write judge.send: {{{key}: null}} to leave it out, or another value"
 
 
 def _reply(said: Any) -> Reply:
-    """Return what a completion holds.
+    """Read the reply in a completion.
 
     Raises:
-        ValueError: it is none, whatever the endpoint called it.
+        ValueError: it is not a chat completion, or its reply is too long.
     """
     choices = getattr(said, "choices", None)
     if not isinstance(choices, list) or not choices:
@@ -398,5 +398,5 @@ def _reply(said: Any) -> Reply:
 
 
 def _written(text: str) -> str:
-    """Return a text as UTF-8 can hold it: half a surrogate pair, which JSON can name, is none."""
+    """Return a text that UTF-8 can encode: JSON may hold half a surrogate pair."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,10 +1,10 @@
 """Keep all trials of a work directory together within an endpoint's limits.
 
-What is known of an endpoint (its address and the judge's name) lies in a small file beside the
-replies, under a lock: when the next request and the next token may go out, and until when the
-endpoint asked for quiet. Requests are spread evenly, so that no minute holds more than it may. Who
-is killed leaves nothing behind: nothing is reserved ahead, and the places of calls at a time are
-locks, which the kernel gives back.
+The state of an endpoint (its address and the judge's name) is in a small file beside the replies,
+under a lock: when the next request and the next token may be sent, and until when the endpoint
+asked for a pause. Requests are spread evenly, so that no minute exceeds the limits. A killed
+process leaves nothing behind: nothing is reserved ahead, and the slots for concurrent calls are
+locks, which the kernel releases.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from filelock import FileLock, Timeout
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.scorer import JudgeRequest
 
-LONGEST_PAUSE = 600.0  # seconds that an endpoint's Retry-After is waited for
-_LONGEST_WAIT = 3600.0  # what is further away was written before the clock was set back
+LONGEST_PAUSE = 600.0  # seconds; a longer Retry-After is ignored
+_LONGEST_WAIT = 3600.0  # a later time was written before the clock was set back
 _MINUTE = 60.0
-_LOOK_AGAIN = 0.5  # seconds, at most: the endpoint may ask for quiet meanwhile
-_POLL = 0.02  # seconds between two looks at a lock
-CHARACTERS = 4  # of a token, as a rule of thumb
+_LOOK_AGAIN = 0.5  # seconds, at most: the endpoint may ask for a pause meanwhile
+_POLL = 0.02  # seconds between two attempts to get a lock
+CHARACTERS = 4  # per token, as a rule of thumb
 
 
 class EndpointLimits:
     """The limits of one judge at one endpoint, shared through a folder."""
 
     def __init__(self, folder: Path, settings: JudgeConfig) -> None:
-        """Nothing is written before something is asked.
+        """Set up; write nothing before the first request.
 
         Args:
-            folder: that all trials share.
+            folder: the folder that all trials share.
             settings: the judge, with its limits.
         """
         asked = json.dumps([settings.base_url, settings.model])
@@ -50,7 +50,7 @@ class EndpointLimits:
 
     @contextmanager
     def slot(self, tokens: int) -> Iterator[None]:
-        """Hold one of the endpoint's calls at a time; its requests count as `tokens` each."""
+        """Hold one slot for a concurrent call; each of its requests counts as `tokens`."""
         self._expected.tokens = tokens
         if self._limits.concurrency is None:
             yield
@@ -71,29 +71,29 @@ class EndpointLimits:
             time.sleep(_POLL)
 
     def wait(self) -> None:
-        """Return when a request may go out; it then counts."""
+        """Wait until a request may be sent, and count it."""
         while (seconds := self._take()) > 0:
             time.sleep(min(seconds, _LOOK_AGAIN))
 
     def used(self, tokens: int) -> None:
-        """Count what a reply came to in place of what was expected."""
+        """Count the tokens of a reply in place of the expected ones."""
         rate, expected = self._limits.tokens_per_minute, getattr(self._expected, "tokens", 0)
         if rate is not None and tokens and tokens != expected:
             with self._state() as state:
                 state["tokens"] += (tokens - expected) * _MINUTE / rate
 
     def pause(self, headers: Mapping[str, str]) -> None:
-        """Let nobody ask as long as an endpoint that limits says by Retry-After."""
+        """Pause all requests for as long as the endpoint's Retry-After says."""
         seconds = retry_after(headers)
         if seconds is not None and 0 < seconds <= LONGEST_PAUSE:
             with self._state() as state:
                 state["pause"] = max(state["pause"], time.time() + seconds)
 
     def _take(self) -> float:
-        """Return how long to wait; 0: the request counts now."""
+        """Return how long to wait; 0: the request is counted."""
         limits = self._limits
         if limits.requests_per_minute is None and limits.tokens_per_minute is None:
-            # Most judges: nothing to count, and nothing to write.
+            # Most judges have no limits: nothing to count, and nothing to write.
             return max(0.0, self._read()["pause"] - time.time()) if self._file.exists() else 0.0
         with self._state() as state:
             now = time.time()
@@ -109,7 +109,7 @@ class EndpointLimits:
 
     @contextmanager
     def _state(self) -> Iterator[dict[str, float]]:
-        """Hold what is known; what is changed is written."""
+        """Hold the shared state; changes to it are written."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self._file.with_suffix(".lock"), poll_interval=_POLL):
             state = self._read()
@@ -118,7 +118,7 @@ class EndpointLimits:
             if state != before:
                 latest = time.time() + _LONGEST_WAIT
                 state = {name: min(at, latest) for name, at in state.items()}
-                # No fsync: what a crash of the machine loses is a pause.
+                # No fsync: a crash of the machine loses a pause at most.
                 made = self._file.with_suffix(f".{os.getpid()}.new")
                 made.write_text(json.dumps(state), encoding="ascii")
                 made.replace(self._file)
@@ -133,17 +133,17 @@ class EndpointLimits:
         return {name: at if at <= latest else 0.0 for name, at in found.items()}
 
 
-#: When the next may go out, in seconds of the clock.
+#: The times from which the next request may be sent, in seconds of the clock.
 _NAMES = ("requests", "tokens", "pause")
 
 
-#: Of a picture, whatever its size: the most that OpenAI's gpt-4o counts at high detail, 85 and 170
+#: Tokens of a picture of any size: the most that OpenAI's gpt-4o counts at high detail, 85 and 170
 #: for each of 8 tiles (https://platform.openai.com/docs/guides/images-vision).
 PICTURE = 1445
 
 
 def sent_tokens(*requests: JudgeRequest) -> int:
-    """Return about how many tokens questions have: their texts', and a constant a picture."""
+    """Estimate the tokens of requests: their texts', and a constant for each picture."""
     letters = pictures = 0
     for message in (message for request in requests for message in request.messages):
         content = message.get("content", "")
@@ -154,13 +154,13 @@ def sent_tokens(*requests: JudgeRequest) -> int:
 
 
 def expected_tokens(request: JudgeRequest, parameters: Mapping[str, Any]) -> int:
-    """Return about how many tokens a call takes at most, before it is made."""
+    """Estimate the most tokens that a call takes, before it is made."""
     longest = parameters.get("max_tokens", parameters.get("max_completion_tokens"))
     return sent_tokens(request) + (longest if isinstance(longest, int) else 0)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds a response asks to wait; None where it does not say."""
+    """Return how many seconds a response asks to wait; None if it asks for no wait."""
     said = headers.get("retry-after-ms")
     try:
         if said is not None:

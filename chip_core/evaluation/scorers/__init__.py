@@ -1,1 +1,1 @@
-"""Keep paths by which plug-ins import what chip_core.evaluation.scorer holds."""
+"""Keep the old import paths of chip_core.evaluation.scorer for plug-ins."""

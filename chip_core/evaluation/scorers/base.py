@@ -1,6 +1,6 @@
-"""Keep the path by which plug-ins import what chip_core.evaluation.scorer holds.
+"""Keep the old import path of chip_core.evaluation.scorer for plug-ins.
 
-A plug-in's source is part of its trials' fingerprints: it must run as it was written.
+A plug-in's source is part of its trials' fingerprints, so it must keep running unchanged.
 """
 
 from chip_core.evaluation.scorer import Scored

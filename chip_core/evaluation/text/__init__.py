@@ -1,1 +1,1 @@
-"""Readings of answers and of judges' replies, and language."""
+"""Read answers and judges' replies; language tools."""

@@ -1,7 +1,7 @@
-r"""What an answer says once marks are looked through: JSON, tags, boxes, Markdown, LaTeX.
+r"""Extract the text of an answer from its markup: JSON, tags, boxes, Markdown, LaTeX.
 
-Every reader of a model's own answers begins here: `marked` finds what an answer itself marks as
-its answer (`<answer>no</answer>`, `\boxed{B}`, `{"answer": "B"}`), `plain` takes marks away.
+Every reader of a model's own answers begins here: `marked` finds what an answer marks as its
+answer (`<answer>no</answer>`, `\boxed{B}`, `{"answer": "B"}`), `plain` removes markup.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from chip_core.evaluation.text.replies import without_reasoning
 
-#: Names that an answer goes by in JSON, in order of precedence.
+#: JSON keys that may hold the answer, in order of precedence.
 _KEYS = (
     "final_answer", "finalanswer", "final answer", "correct_answer", "correct answer", "answer",
     "prediction", "predicted_answer", "choice", "selected_option", "correct_option", "option",
@@ -31,7 +31,7 @@ _BOXES = (
     re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"),
     re.compile(r"<\|begin_of_box\|>((?:(?!<\|).){1,4000})", re.DOTALL),
 )
-#: A pair of an object that as a whole is no JSON.
+#: A key-value pair of an object that is not valid JSON as a whole.
 _PAIR = re.compile(
     r"[{,\n]\s{0,20}[\"'](" + "|".join(_KEYS) + r")[\"']\s{0,9}:\s{0,9}"
     r"(?:\"([^\"\n]{0,2000})\"|'([^'\n]{0,2000})'|([^\s,}\]\"']{1,80}))",
@@ -46,7 +46,7 @@ _LATEX_SPACE = re.compile(r"\\[,;:! ]|(?<!\\)~(?=\w)")
 _LATEX_MARK = re.compile(r"\\[()\[\]]|\$")
 _UNDERSCORE = re.compile(r"(?<![^\W_])_{1,3}|_{1,3}(?![^\W_])")
 _LINE_MARK = re.compile(r"^[ \t]*(?:(?:#{1,6}|>|[-•‣▪–—+*])[ \t]+)+", re.MULTILINE)
-#: Apostrophes and the minus sign as they are mostly typed; nothing for what has no width.
+#: Apostrophes and the minus sign in their usual form; characters without width are removed.
 _USUAL = str.maketrans({**dict.fromkeys("’‘´ʼ", "'"), "−": "-", "\u200b": None, "\ufeff": None})
 _LONGEST = 2000  # characters of an answer's beginning, and of its end, that are read
 
@@ -54,7 +54,7 @@ _LONGEST = 2000  # characters of an answer's beginning, and of its end, that are
 def said(answer: str) -> str:
     """Return an answer without its reasoning, letters and signs in their usual form.
 
-    Of a very long one the beginning and the end.
+    Of a very long answer it returns the beginning and the end.
     """
     text = without_reasoning(answer)
     if len(text) > 2 * _LONGEST:
@@ -65,7 +65,7 @@ def said(answer: str) -> str:
 
 
 def marked(text: str) -> list[str]:
-    """Return what a text marks as its answer, the mark that binds most first."""
+    """Return what a text marks as its answer, the strongest mark first."""
     found = _of_json(text)
     found += [angled[1] for angled in [_ANGLED.fullmatch(text)] if angled]
     found += [tagged[2] for tagged in list(_TAGGED.finditer(text))[-1:]]
@@ -80,10 +80,10 @@ def marked(text: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Return a text without the marks of Markdown, HTML, LaTeX and of models; lines are kept."""
+    """Return a text without markup of Markdown, HTML, LaTeX and of models; lines are kept."""
     text = _STRUCK.sub(" ", _TOKEN.sub(" ", text))
     text = _FENCE.sub("", _TAG.sub("", _BREAK.sub("\n", text)))
-    for _ in range(3):  # one inside another
+    for _ in range(3):  # nested ones
         text = _LATEX.sub(r"\1", text)
     for box in _BOXES:
         text = box.sub(r"\1", text)
@@ -103,7 +103,7 @@ def _of_json(text: str) -> list[str]:
 
 
 def _value(found: Any, depth: int = 3) -> str | None:
-    """Return the one text, truth value or number that a JSON value gives as an answer."""
+    """Return the one text, boolean or number that a JSON value gives as an answer."""
     if isinstance(found, bool):
         return "yes" if found else "no"
     if isinstance(found, str | int | float):

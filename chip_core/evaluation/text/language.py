@@ -1,6 +1,6 @@
-"""Tokens, tags, lemmas and singular forms, by NLTK or spaCy; both are imported when needed only.
+"""Tokens, tags, lemmas and singular forms, by NLTK or spaCy, which are imported on first use.
 
-What is a function of a word or a sentence alone is computed once for it.
+Results that depend on a word or a sentence alone are cached.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from chip_core.evaluation.scorer import Tagger, Token
 from chip_core.utils.errors import UserError
 
-#: Package -> where it lies in NLTK's data folder.
+#: Package -> its path in NLTK's data folder.
 NLTK_DATA = {
     "punkt_tab": "tokenizers/punkt_tab/english",
     "averaged_perceptron_tagger_eng": "taggers/averaged_perceptron_tagger_eng",
@@ -26,7 +26,7 @@ _KEPT = 100_000  # entries of each cache
 
 
 def nltk_problems(packages: Sequence[str] = tuple(NLTK_DATA)) -> list[str]:
-    """Return what NLTK lacks, each with the command that gets it; empty where all is there."""
+    """Return what NLTK lacks, each with the command that installs it; empty if nothing."""
     if importlib.util.find_spec("nltk") is None:
         return ["NLTK is not installed: pip install nltk"]
     import nltk
@@ -42,7 +42,7 @@ def nltk_problems(packages: Sequence[str] = tuple(NLTK_DATA)) -> list[str]:
 
 
 def spacy_problems(model: str) -> list[str]:
-    """Return what is missing for a spaCy model, with the command that gets it."""
+    """Return what is missing for a spaCy model, with the command that installs it."""
     if importlib.util.find_spec("spacy") is None:
         return [f"spaCy is not installed: pip install spacy && python -m spacy download {model}"]
     if importlib.util.find_spec(model) is None:
@@ -51,10 +51,10 @@ def spacy_problems(model: str) -> list[str]:
 
 
 def require(problems: Sequence[str], who: str) -> None:
-    """Raise where something is missing.
+    """Raise if something is missing.
 
     Raises:
-        UserError: what, for whom, and the command that gets it.
+        UserError: what, for whom, and the command that installs it.
     """
     if problems:
         raise UserError(f"{who}: {'; '.join(problems)}")
@@ -83,7 +83,7 @@ def tags(tokens: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=_KEPT)
 def lemma(word: str) -> str:
-    """Return WordNet's noun lemma of a word, or the word itself where it knows none."""
+    """Return WordNet's noun lemma of a word, or the word itself if it has none."""
     from nltk.stem import WordNetLemmatizer
 
     return str(WordNetLemmatizer().lemmatize(word))
@@ -93,7 +93,7 @@ def lemma(word: str) -> str:
 def singular(word: str) -> str:
     """Return a word's singular form as `pattern.en.singularize` gives it.
 
-    textblob has taken pattern's rules over; where it has gone on since, pattern's own result is
+    textblob has copied pattern's rules; where it has changed since, pattern's own result is
     restored: "collies" and "border-collies" stay as they are, "minibuses" becomes "minibus" and
     "mini-buses" "mini-bus".
     """
@@ -166,7 +166,7 @@ def _has(nltk: Any, package: str) -> bool:
         nltk.data.find(NLTK_DATA[package])
     except LookupError:
         try:
-            nltk.data.find(f"{NLTK_DATA[package]}.zip")  # as the downloader leaves wordnet
+            nltk.data.find(f"{NLTK_DATA[package]}.zip")  # the downloader leaves wordnet so
         except LookupError:
             return False
     return True
@@ -174,14 +174,14 @@ def _has(nltk: Any, package: str) -> bool:
 
 @contextmanager
 def _no_time_limit() -> Iterator[None]:
-    """Let NLTK take the time that a text needs.
+    """Remove NLTK's time limit.
 
-    From 3.10 on it gives up on a text after five seconds on the clock: what a long answer comes to
-    would depend on how busy the machine is.
+    From 3.10 on it gives up on a text after five seconds of wall time: the result for a long answer
+    would depend on the load of the machine.
     """
     try:
         from nltk import redos
-    except ImportError:  # older: there is no limit
+    except ImportError:  # an older release, without a limit
         yield
         return
     limit, redos.DEFAULT_TIMEOUT = redos.DEFAULT_TIMEOUT, None
@@ -200,7 +200,7 @@ def _split(sentence: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _perceptron() -> Any:
-    # nltk.pos_tag reads the model's files anew at every call.
+    # nltk.pos_tag reads the model's files again at every call.
     from nltk.tag import PerceptronTagger
 
     return PerceptronTagger()
@@ -210,7 +210,7 @@ def _perceptron() -> Any:
 def _tag(word: str, around: tuple[str, ...], last: str, before: str) -> str:
     """Return a word's tag, given two normalised words on either side and the two tags before.
 
-    The tagger's features read nothing else, so that equal surroundings give equal tags.
+    The tagger's features read nothing else, so equal surroundings give equal tags.
     """
     tagger = _perceptron()
     features = tagger._get_features(0, word, list(around), last, before)

@@ -1,4 +1,4 @@
-"""The words by which `letters` reads a choice: English, Chinese, German, French, Spanish."""
+"""The words with which `letters` reads a choice: English, Chinese, German, French, Spanish."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from typing import Final
 
 _I = re.IGNORECASE
-# A letter by itself, in brackets or quotes or not: no part of a word (`C'est`, `B-cell`). `\b` does
-# not do: a Chinese word may stand right before it.
+# A letter alone, in brackets or quotes or not, and not part of a word (`C'est`, `B-cell`). `\b`
+# does not suffice: a Chinese word may be right before it.
 _BEFORE = r"(?<![A-Za-z0-9À-ÿ])(?<![A-Za-zÀ-ÿ]['-])"
 _AFTER = r"(?![A-Za-z0-9À-ÿ]|['-][A-Za-zÀ-ÿ])"
 _QUOTED = r"[\"'“«(\[{<]{0,3}"
@@ -19,7 +19,7 @@ _NOUN = (
     r"|buchstabe|auswahl|réponse|lettre|proposition|choix|respuesta|opción|letra|alternativa"
     r"|inciso|literal|选项|选择|答案)"
 )
-#: Between what names an answer and its letter.
+#: Words between the name of an answer and its letter.
 _FILL = (
     rf"(?:\s|[:,*=\"']|(?:[a-z]{{2,12}}ly|the|clearly|most|likely|probably|definitely|therefore"
     rf"|thus|indeed|simply|in|fact|letter|to be|that of|given by|die|der|la|le|el|l'|bien|donc"
@@ -127,7 +127,7 @@ REJECTED: Final = (
         _I,
     ),
 )
-#: What takes back a letter: the one right behind it counts.
+#: Words that take back a letter: the one right after them counts.
 TAKEN_BACK: Final = re.compile(
     r"(?<![A-Za-zÀ-ÿ])(?:wait|actually|correction|scratch that|sorry|i meant?|no"
     r"|on second thoughts?|rather|make that|oops|hold on|let me re\w+|but|hmm+|nein|moment"
@@ -136,7 +136,7 @@ TAKEN_BACK: Final = re.compile(
     r"|应该是)[\s,.:;!]*",
     _I,
 )
-#: Another letter beside one: nothing is chosen between them.
+#: Another letter beside one: no choice between them.
 ALTERNATIVE: Final = re.compile(
     rf"\s*(?:,|/|&|\+|or|and|und|oder|et|ou|o|y|和|或(?:者)?|、)\s*(?:{_NOUN}\s+)?{_LETTER}"
     r"(?=\s*(?:$|[.,;!?)/&\n]|are\b|sind\b|sont\b|son\b|or\b|and\b|und\b|oder\b|et\b|ou\b|y\b"
@@ -156,7 +156,7 @@ START: Final = re.compile(
     rf"{_LETTER}(?P<tail>.?)",
     _I | re.DOTALL,
 )
-#: A word before a letter that does not make it the name of something ("solution B", "vitamin C").
+#: A word before a letter that does not make it a name ("solution B", "vitamin C").
 NAMES_NONE: Final = re.compile(
     rf"(?:^|[\n.,;:!?()\[\]\"'=→>-]|(?<![A-Za-zÀ-ÿ])(?:is|it|be|are|was|option|options|choice"
     rf"|choices|choose|pick|select|answer|letter|with|[a-z]{{2,12}}ly|but|either|both|neither"
@@ -165,22 +165,22 @@ NAMES_NONE: Final = re.compile(
     rf"|[\u4e00-\u9fff])\s*$",
     _I,
 )
-#: A letter that stands by itself, in capitals.
+#: A lone capital letter.
 MENTION: Final = re.compile(rf"{_BEFORE}{_QUOTED}([A-J]){_AFTER}{_CLOSED}")
-#: A letter is all that is said.
+#: A letter is the whole answer.
 ONLY: Final = re.compile(rf"\W*(?:{_NOUN}\W*)?([A-J])\W*", _I)
 #: One of a list's options: `A. a bowl`.
 LISTED: Final = re.compile(rf"(?:^|(?<=[\s,;])){_QUOTED}([A-Ja-j]){_CLOSED}[.:)]?\s+", re.MULTILINE)
-#: Where a clause ends.
+#: The end of a clause.
 CLAUSE: Final = re.compile(r"[.,;:!?\n]|\b(?:but|so|thus|sondern|mais|sino|pero|aber)\b|而是|但")
-#: What rejects an option whose text follows in the same clause.
+#: Words that reject an option whose text follows in the same clause.
 NOT: Final = re.compile(
     r"(?<![A-Za-zÀ-ÿ])(?:not(?! only)|cannot|no|neither|nor|never|rather than|instead of|unlike"
     r"|than|nicht|kein\w*|pas|ni|statt|rul(?:e|es|ed|ing) out|exclud\w+"
     r"|eliminat\w+)(?![A-Za-zÀ-ÿ])|n't\b|不|排除",
     _I,
 )
-#: What stands before an option's text that is named as the answer.
+#: Words before an option's text that is named as the answer.
 TEXT_LABEL: Final = re.compile(
     rf"(?:answer|choice|option|solution|conclusion|antwort|lösung|réponse|respuesta|opción"
     rf"|correcta|答案)"
@@ -188,13 +188,13 @@ TEXT_LABEL: Final = re.compile(
     rf"|la|le|el|die|der|das|une?|eine?)\s+)?",
     _I,
 )
-#: What makes the second of two choices the one that counts.
+#: Words that make the second of two choices count.
 DECIDES: Final = re.compile(
     rf"{TAKEN_BACK.pattern}|final|correct|best|so\b|thus|therefore|hence|→|instead|daher|donc|por"
     rf"|所以|因此|最终|richtig|bonne",
     _I,
 )
-#: A letter that is named together with the one that follows.
+#: A letter that is named together with the next one.
 TOGETHER: Final = re.compile(
     rf"{_BEFORE}{_QUOTED}([A-J]){_AFTER}{_CLOSED}\s*(?:,|/|&|and|or|und|oder|et|ou|y|o|和|或"
     rf"|、)\s*(?:{_NOUN}\s+)?{_QUOTED}$"

@@ -1,16 +1,16 @@
-"""Which option: the one reading of a multiple-choice answer under protocol `corrected`.
+"""Read the chosen option of a multiple-choice answer under protocol `corrected`.
 
-In this order, each only where those before it say nothing:
+The rules, each used only if those before it find nothing:
 
 1. what the answer marks as its answer (a tag, a box, JSON); a letter, or an option's text, alone;
 2. a letter that is named as the answer ("the answer is B", "I choose (B)", "B is correct"), or that
    takes another one back ("B... no, C"): the last;
-3. the letter that the answer begins with (`C. A bowl of soup`);
+3. the letter with which the answer begins (`C. A bowl of soup`);
 4. the one letter that its last sentence names, or that is named at all;
 5. the one option whose text is named: as the answer, at the end, or at all.
 
-A letter that is rejected is not chosen, nor is an article ("A bowl"), a pronoun ("I think") or a
-list of options that is repeated. Two letters without a decision between them cannot be read.
+A rejected letter is not chosen, nor is an article ("A bowl"), a pronoun ("I think") or a repeated
+list of options. Two letters without a decision between them cannot be read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SENTENCE = re.compile(r"(?:[^.!?。\n]|\.(?=\w))+[.!?。]*")
 # Where an option's text may begin and end; Chinese has no space between words.
 _BEGIN, _END = r"(?<![A-Za-zÀ-ÿ0-9_])(?<!\d\.)", r"(?![A-Za-zÀ-ÿ0-9_])(?!\.\d)"
 _FIRST_CLAUSE = re.compile(r"[,;:.](?!\d)")
-_BESIDE = 60  # characters before a letter that say what it is
+_BESIDE = 60  # characters before a letter that show its meaning
 _NEAR = 40  # characters between two choices that contradict each other
 _LETTERS_ALONE = re.compile(r"(?:[\W_]*[A-J](?![^\W_]))+[\W_]*")
 _PROMPTED = re.compile(r"^\s*A:\s*(?=\W?[A-Ja-j]\b(?!'))")  # the prompt's "A:" for an answer
@@ -33,11 +33,11 @@ _ARTICLE = re.compile(r"^(?:an?|the|un|une|la|le|el|die|der|das|eine?)\s+", re.I
 
 
 def read_letter(answer: str, options: Mapping[str, str]) -> str | None:
-    """Return the letter that an answer chooses; None where it chooses none.
+    """Return the letter that an answer chooses, or None.
 
     Args:
         answer: the answer.
-        options: each letter's text; empty where it is not known.
+        options: each letter's text; empty if it is unknown.
     """
     reader = _Reader({letter: _normal(plain(said(text))) for letter, text in options.items()})
     text = said(answer)
@@ -52,14 +52,14 @@ class _Reader:
     """Reads answers to one question.
 
     Args:
-        texts: each letter's text, as `_normal` leaves it.
+        texts: each letter's text, normalised by `_normal`.
     """
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self._texts = texts
 
     def read(self, text: str) -> str | None:
-        """Return the letter that a text without marks chooses; None where it chooses none."""
+        """Return the letter that a text without marks chooses, or None."""
         text = re.sub(r"\bN/A\b", " ", text)
         only = words.ONLY.fullmatch(text)
         if only is not None or _LETTERS_ALONE.fullmatch(text):
@@ -76,7 +76,7 @@ class _Reader:
         return self._labelled_text(text) or self._named(text, rejected)
 
     def _named(self, text: str, rejected: set[str]) -> str | None:
-        """Return the one letter, or option by its text, that is named; else the one left."""
+        """Return the one named letter, or option by its text; else the only one not rejected."""
         sentences = [found[0] for found in _SENTENCE.finditer(text) if re.search(r"\w", found[0])]
         first, last = (sentences[0], sentences[-1]) if sentences else ("", "")
         letters = [set(self._mentions(part)) - rejected for part in (last, text)]
@@ -88,7 +88,7 @@ class _Reader:
         return left.pop() if rejected and len(left) == 1 and not letters[-1] else None
 
     def _decided(self, text: str, rejected: set[str]) -> str | None:
-        """Return the letter named last as the answer; "" where that names several."""
+        """Return the letter named last as the answer; "" if that names several."""
         found: list[tuple[int, str]] = []
         for pattern in (*words.LABELS, words.CORRECT):
             for match in pattern.finditer(text):
@@ -121,7 +121,7 @@ class _Reader:
         return found[-1][1] if found else None
 
     def _start(self, text: str, rejected: set[str]) -> str | None:
-        """Return the letter that an answer begins with; "" where it begins with several."""
+        """Return the letter with which an answer begins; "" if it begins with several."""
         match = words.START.match(text.lstrip())
         if match is None:
             return None
@@ -162,7 +162,7 @@ class _Reader:
         return bool(said_of_it) and self._texts.get(letter, "").startswith(said_of_it)
 
     def _is_own(self, letter: str, behind: str) -> bool:
-        """Whether what is behind a letter is its option's text."""
+        """Whether the text after a letter is its option's text."""
         own = self._texts.get(letter, "")
         return bool(own) and re.match(rf"{re.escape(own)}{_END}", _normal(behind)) is not None
 
@@ -174,7 +174,7 @@ class _Reader:
         return other is not None and other[1].upper() not in (letter, *rejected)
 
     def _rejected(self, text: str) -> set[str]:
-        """Return the letters that are said not to be the answer; `A. False` may be one's text."""
+        """Return the letters rejected as the answer; `A. False` may be an option's text."""
         return {
             letter
             for pattern in words.REJECTED
@@ -186,7 +186,7 @@ class _Reader:
         }
 
     def _mentions(self, text: str) -> Iterator[str]:
-        """Yield the letters that stand by themselves, in capitals."""
+        """Yield the lone capital letters."""
         for match in words.MENTION.finditer(text):
             enclosed = match[0] != match[1]
             if match[1] not in self._texts:
@@ -198,7 +198,7 @@ class _Reader:
             yield match[1]
 
     def _without_list(self, text: str) -> str:
-        """Take out the options where they are repeated: two or more, each with its own text."""
+        """Remove the options if they are repeated: two or more, each with its own text."""
         listed: dict[str, tuple[int, int]] = {}
         for match in words.LISTED.finditer(text):
             letter = match[1].upper()
@@ -230,7 +230,7 @@ class _Reader:
         return None
 
     def _labelled_text(self, text: str) -> str | None:
-        """Return the option whose text stands last behind a word for an answer."""
+        """Return the option whose text comes last after a word for an answer."""
         found = None
         for label in words.TEXT_LABEL.finditer(text):
             behind = _normal(text[label.end() :].split("\n\n")[0])
@@ -244,7 +244,7 @@ class _Reader:
         return found
 
     def _named_texts(self, text: str) -> set[str]:
-        """Return the options whose text is named and not rejected; one inside another's is not."""
+        """Return the options whose text is named and not rejected, unless inside another's."""
         bare = _normal(text)
         spans: list[tuple[int, int, str]] = []
         for letter, own in self._texts.items():
@@ -262,7 +262,7 @@ class _Reader:
 
 
 def _before(text: str, place: int) -> str:
-    """Return what stands right before a place."""
+    """Return the text right before a position."""
     return text[max(0, place - _BESIDE) : place]
 
 
@@ -272,13 +272,13 @@ def _without_questions(text: str) -> str:
 
 
 def _normal(text: str) -> str:
-    """Return a text in small letters, without marks and articles around it."""
+    """Return a text in lower case, without marks and articles around it."""
     bare = " ".join(text.lower().split()).strip(" \t\"'“”„«».,;:!?()[]{}")
     return _ARTICLE.sub("", bare)
 
 
 def _end_of(own: str, behind: str) -> int | None:
-    """Return where an option's text ends in what is behind its letter; None: it is not there."""
+    """Return where an option's text ends in the text after its letter; None: it is not there."""
     for end in range(len(own), min(len(behind), len(own) + 20) + 1):
         if _normal(behind[:end]) == own:
             return end

@@ -1,4 +1,4 @@
-"""What a reply says once reasoning, and what sets its text off, are taken away."""
+"""Strip reasoning and markup from a reply."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _CLOSING = (
     r"^\.\.\.done thinking\.?"
 )
 _MARKS = re.compile(rf"(?P<opens>{_OPENING})|(?P<closes>{_CLOSING})", re.IGNORECASE | re.MULTILINE)
-#: A fence has one mark for both ends: it closes where a fence was opened.
+#: Opening and closing fences look the same: one closes a fence if one is open.
 _FENCE = re.compile(r"^```[ \t]*$", re.MULTILINE)
-#: What stands before the conclusion of models that write SUMMARY, CAPTION, REASONING, CONCLUSION.
+#: Before the conclusion of models that write SUMMARY, CAPTION, REASONING, CONCLUSION.
 _SECTIONS = re.compile(r"<(SUMMARY|CAPTION)>[^<]*</\1>")
-#: An answer that stands marked as one behind reasoning that was never closed.
+#: A marked answer after reasoning that was never closed.
 _ANSWER = re.compile(
     r"<(answer|final_answer|conclusion)>(?:(?!</?\1>).){1,4000}</\1>\s*\Z",
     re.IGNORECASE | re.DOTALL,
 )
-#: The marks of harmony with its special tokens left out by the decoding.
+#: The marks of harmony if decoding has removed its special tokens.
 _BARE_CHANNELS = re.compile(r"\A\s*analysis(?=\S).*assistantfinal", re.DOTALL)
 _END_OF_TURN = re.compile(r"(?:<\|[a-zA-Z_]{1,30}\|>|</s>|<end_of_turn>|<eos>)\s?\s?\Z")
 
 
 def without_reasoning(text: str) -> str:
-    """Return a reply without its reasoning, and without marks of a turn's end; else itself.
+    """Return a reply without its reasoning and end-of-turn marks, or unchanged if it has none.
 
-    Reasoning that is cut off before its end has no answer behind it: what is left is what stood
-    before it, mostly nothing. All before a closing mark that nothing opened is reasoning, too: chat
-    templates write the opening mark themselves.
+    Reasoning that is cut off has no answer after it: what remains is the text before it, mostly
+    nothing. All text before a closing mark without an opening one is reasoning, too: chat templates
+    write the opening mark themselves.
     """
     end = len(text)
     while (last := _END_OF_TURN.search(text, max(0, end - 64), end)) is not None:
@@ -53,7 +53,7 @@ def without_reasoning(text: str) -> str:
     if bare is not None:
         return text[bare.end() :].strip()
     kept: list[str] = []
-    start, end = 0, 0  # of what is kept next; of the last mark
+    start, end = 0, 0  # of the text kept next; of the last mark
     opened: str | None = None
     while (mark := _MARKS.search(text, end)) is not None:
         end = max(mark.end(), end + 1)
@@ -77,10 +77,10 @@ def without_reasoning(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a reply in small letters, without its reasoning and what sets text off.
+    """Return a reply in lower case, without its reasoning and markup.
 
-    Marks of Markdown, HTML, LaTeX and quotes go; what is struck out goes; letters and digits of
-    full width become plain ones, and a fraction of one letter its decimals (4½ is 4.5). An element
+    Marks of Markdown, HTML, LaTeX and quotes are removed; so is struck-out text; full-width letters
+    and digits become plain ones, and a fraction of one letter its decimals (4½ is 4.5). An element
     with a name reads as a label: `<rating>5</rating>` is `rating: 5`.
     """
     text = without_reasoning(text)
@@ -111,7 +111,7 @@ _SET_OFF = tuple(
         ("[*`\"“”„«»‹›]|^[ \\t]*[#>]+", ""),
         (r"(?<![^\W_])'|'(?![^\W_])", ""),
         ("_", " "),
-        # Last: readers' patterns look over a run of blanks again and again.
+        # Last: readers' patterns scan a run of blanks repeatedly.
         (r"[^\S\n]+", " "),
         (r" ?\n ?", "\n"),
         (r"\n{3,}", "\n\n"),

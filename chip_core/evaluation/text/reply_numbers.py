@@ -1,9 +1,9 @@
-"""Ratings in judges' replies, read as they are meant: one from 0 to 6, or two from 1 to 10.
+"""Read ratings in judges' replies as they are meant: one from 0 to 6, or two from 1 to 10.
 
-A number is a rating where a reply says so: "Rating: 5", "I would rate this 5", "5/6", a line of its
-own. The scale is not a rating, nor is what is denied ("not a 5") or belongs to something else ("the
-maximum rating is 6"). What is not one whole number from 0 to 6 (4.5, 4-5, 7) and what contradicts
-itself is not read.
+A number is a rating if a reply says so: "Rating: 5", "I would rate this 5", "5/6", a line of its
+own. The scale is not a rating, nor is a negated one ("not a 5") or one of something else ("the
+maximum rating is 6"). Numbers that are not whole from 0 to 6 (4.5, 4-5, 7) and contradictions are
+not read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _KEY = (
     r"valoraci(?:ón|ones)|valoro|évaluations?|évalue\w*|evaluaci(?:ón|ones)|evaluations?"
 )
 _KEY_HAN = "评分|评级|得分|分数|打分|总分|评为|评价"
-#: What leads to a rating only where nothing follows that the number could count.
+#: Words before a rating, only if nothing follows that the number could count.
 _LESS = (
     r"assessment|marks?|note[rz]?|(?:end|gesamt)note|notation|nota|cote|punkte|points|puntos|vergebe|gebe|verdient\w*|"
     r"giv(?:e|es|ing)|(?<!the )given|gave|assign(?:ed|s)?|award(?:ed|s)?|deserves?|merits?|earns?|"
@@ -54,7 +54,7 @@ _LESS = (
     r"obtiene|mets|erhält|bekommt"
 )
 _LESS_HAN = "给|打|得"
-#: What is a label of a rating only before a colon.
+#: Words that label a rating only before a colon.
 _LABEL = (
     r"answer|antwort|réponse|respuesta|result|ergebnis|résultat|resultado|verdict|urteil|veredicto|"
     r"conclusion|output|value|ausgabe|fazit"
@@ -69,14 +69,14 @@ _GAP = re.compile(
     rf"(?P<gap>(?:[^\d.!?;。\n+-]|[+-](?!\d)|\n(?!\s*\n\s*\n)){{0,80}}?)(?P<n>{_NUMBER})"
 )
 _SEPARATED = re.compile(r"[:=|\n\-–—>→][\s(\[{+]*$")
-#: Between a key and its number: the number is not the rating.
+#: Words between a key and its number which show that the number is not the rating.
 _DENIED_GAP = re.compile(
     r"\b(?:not|never|nicht|keine?\w*|pas|jamais|nunca|no\s+(?:es|sería|merece|puede)|below|above|"
     r"under|less|lower\w*|higher|than|least|at\s+most|between|by|from|if|unter|über|mindestens|"
     r"höchstens|weniger|mehr|moins|plus\s+de|menos|más|max\w*|min(?:imum)?|possible|range\w*|"
     r"threshold|up\s+to)\b|^\s*(?:scale|skala|échelle|escala|量表)|n't\b|不|没|低于|高于|满分|最高|最低"
 )
-#: Before a key, in its clause: the same.
+#: The same before a key, in its clause.
 _DENIED_BEFORE = re.compile(
     r"(?:rather\s+than|instead\s+of|\bnot\b|n't\b|\bnever\b|would\s+have|could\s+(?:be|have)|"
     r"might\s+(?:be|have)|may\s+(?:be|have)|\bif\b|unless|unlike|statt|nicht\b|plutôt\s+que|"
@@ -91,7 +91,7 @@ _CLAUSE = re.compile(
 _FINAL = re.compile(
     r"(?:final|overall|total|gesamt|endgültige?\w*|finale?|globale?|general|最终|总|综合)\W*$"
 )
-#: Right behind a number: it is no whole number, or one of several.
+#: Right after a number: it is not whole, or one of several.
 _SPOILED = re.compile(
     r"\s*%|\s*[.,]\d|[.,]?\d|[a-oq-zà-ÿ]|\+|-(?=\s*(?:$|[.,)\n]))|"
     r"\s*(?:and\s+(?:a\s+)?half|und\s+ein\w*\s+halb\w*|einhalb|point\s+\w|komma|virgule|coma|"
@@ -105,7 +105,7 @@ _SPOILED = re.compile(
 #: Right before a number: it is a bound.
 _BOUND = re.compile(r"(?:(?<![-=–—])[<>]|[≤≥])\s*=?\s*$")
 _UNIT = r"(?:points?|pts?|stars?|marks?|punkten?|sterne|étoiles?|puntos?|estrellas?|分|星|点)"
-#: Behind a number: it counts nothing.
+#: After a number that is not a count of something.
 _ENDS = re.compile(
     rf"\s*{_UNIT}?\s*(?:$|[\n.,;:!?()\[\]{{}}|。、\-–—<]|\b(?:because|since|as|for|due|given|with|"
     r"weil|da|denn|für|car|parce|puisque|pour|porque|ya|pues|para|and|but|und|aber|et|mais|y|pero|"
@@ -122,14 +122,14 @@ _NAMED_LINE = re.compile(
 
 @dataclass(frozen=True)
 class _Statement:
-    """A rating that a reply states; None where it is none of the scale."""
+    """A rating that a reply states; None if it is outside the scale."""
 
     value: int | None
-    weight: int  # a weightier one stands over others
+    weight: int  # a higher one overrides others
 
 
 def read_rating(reply: str) -> int | None:
-    """Return the rating from 0 to 6 that a reply gives; None where it gives none, or several."""
+    """Return the rating from 0 to 6 in a reply; None if there is none, or several."""
     text = plain(reply)
     if len(text) > LONGEST:
         return None
@@ -145,10 +145,10 @@ def read_rating(reply: str) -> int | None:
 
 
 def read_pair(reply: str) -> tuple[float, float] | None:
-    """Return the two ratings from 1 to 10 that a reply gives: of the first and the second answer.
+    """Return the two ratings from 1 to 10 in a reply: of the first and the second answer.
 
-    The first line decides, where it is two numbers: that is what judges are told to write. Else
-    what the reply says of each, by name or in a line of two numbers, if it is one thing.
+    The first line decides if it is two numbers: that is what judges are instructed to write. Else
+    the ratings that the reply gives by name or in a line of two numbers, if they agree.
     """
     text = plain(reply)
     if len(text) > LONGEST:
@@ -175,7 +175,7 @@ def _in_digits(text: str) -> str:
 
 
 def _without_scale(text: str, best: int) -> str:
-    """Return a text without what it says of the scale: its ends, and the best that one can get."""
+    """Return a text without its description of the scale: its ends, and the best rating."""
     end = rf"{best}(?:[.,]0+)?(?!\d|[.,]\d)"
     any_of = rf"(?<![\d.,])(?:[0-9]|{best})"
     superlative = (
@@ -187,7 +187,7 @@ def _without_scale(text: str, best: int) -> str:
         r"(?:is|are|being|=|:|means?|ist|bedeutet|est|étant|signifie|es|significa|为|是|代表|表示)"
     )
     patterns = (
-        # rating (0-6): 5. A bracket before the colon explains what the number will be.
+        # rating (0-6): 5. A bracket before the colon explains the number that follows.
         r"(?<=[^\W\d])\s{0,4}[(\[][^()\[\]\n]{0,120}[)\]](?=\s{0,4}(?:[:=\-–—>]|is\b|ist\b|est\b|es\b|为|是))",
         rf"(?:\b(?:on|using|auf|sur|en)\s+(?:an?|the|our|this|einer|der|une|la|una)\s+(?:scale|skala|"
         rf"échelle|escala)\s+)?(?:\b(?:from|of|von|de|desde)\s+|从)?(?<![\d.,/])[01]\s*(?:-|–|—|~|"
@@ -226,7 +226,7 @@ def _shares(text: str, best: int) -> list[_Statement]:
 
 
 def _statements(text: str) -> Iterator[_Statement]:
-    """Yield what a reply states, in its order."""
+    """Yield the statements of a reply, in order."""
     at = 0
     while (key := _STATED.search(text, at)) is not None:
         at = key.end()
@@ -236,7 +236,7 @@ def _statements(text: str) -> Iterator[_Statement]:
         gap = number["gap"]
         inner = _STATED.search(gap)
         if inner is not None and (inner["label"] is None or _SEPARATED.search(gap) is not None):
-            continue  # the nearer key speaks of it
+            continue  # it belongs to the nearer key
         separated = _SEPARATED.search(gap) is not None
         bare = re.fullmatch(r"[\s()\[\]{}:]*", gap) is not None
         if key["label"] is not None and not (separated and re.fullmatch(r"[\s:=\-–—>(\[{|]*", gap)):
@@ -270,7 +270,7 @@ def _statements(text: str) -> Iterator[_Statement]:
 
 
 def _without_runs(stated: list[_Statement]) -> list[_Statement]:
-    """Leave out a scale that was repeated: 6, 5, 4, … or 0, 1, 2, …."""
+    """Remove a repeated scale: 6, 5, 4, … or 0, 1, 2, …."""
     kept: list[_Statement] = []
     start = 0
     while start < len(stated):
@@ -293,7 +293,7 @@ def _without_runs(stated: list[_Statement]) -> list[_Statement]:
 
 
 def _lines(text: str) -> Iterator[_Statement]:
-    """Yield the numbers that are a line of their own, with or without what they stand for."""
+    """Yield the numbers on a line of their own, with or without their label."""
     for line in text.splitlines():
         found = _LINE.fullmatch(line.strip()) or _NAMED_LINE.fullmatch(line.strip())
         if found is not None:
@@ -301,12 +301,12 @@ def _lines(text: str) -> Iterator[_Statement]:
 
 
 def _clause(text: str, end: int) -> str:
-    """Return what stands before a place in its clause."""
+    """Return the text before a position in its clause."""
     return _CLAUSE.split(text[max(0, end - 60) : end])[-1]
 
 
 def _whole(number: str) -> int | None:
-    """Return a rating from 0 to 6 that a number is; None of any other (5.0 is 5)."""
+    """Return a number as a rating from 0 to 6, or None for any other (5.0 is 5)."""
     found = re.fullmatch(r"\+?(\d+)(?:[.,]0+)?", number)
     value = int(found[1]) if found is not None else -1
     return value if 0 <= value <= 6 else None
@@ -334,7 +334,7 @@ _PAIRS = tuple(
         (_COMMA, rf"(?:,?{_BETWEEN})"),
     )
 )
-_FIRST, _SECOND = "\ue001", "\ue002"  # stand for the names of the answers
+_FIRST, _SECOND = "\ue001", "\ue002"  # replace the names of the answers
 _WHO = (
     r"assistant|assistent\w*|asistente|ai|answer|antwort|réponse|respuesta|response|reply|model\w*|"
     r"modèle|score|rating|bewertung|punktzahl|note|puntuación|nota|candidate|system|output"
@@ -367,7 +367,7 @@ _PLURAL = re.compile(
 
 
 def _pair_of(line: str) -> tuple[float, float] | None:
-    """Return the two numbers that a line is."""
+    """Return the two numbers of which a line consists."""
     for pattern in _PAIRS:
         found = pattern.fullmatch(line.strip())
         # A name before the numbers: its own digit may be one of them.
@@ -410,7 +410,7 @@ def _given(text: str, mark: str) -> set[float]:
 
 
 def _in_part(text: str, mark: str) -> set[float]:
-    """Return the ratings in the parts of a reply that are headed by a name."""
+    """Return the ratings in the parts of a reply under a name as heading."""
     parts = re.split(rf"^(?=\W{{0,6}}[{_FIRST}{_SECOND}])", text, flags=re.MULTILINE)
     return {
         _value(number[1])

@@ -1,8 +1,8 @@
-"""Verdicts in judges' replies, read as they are meant: one of a few words that a prompt names.
+"""Read verdicts in judges' replies as they are meant: one of a few words that a prompt names.
 
-What decides, in this order: a label ("Verdict: incorrect"); the word that a reply begins or ends
-with; what its sentences say. What is denied is its opposite, what is so in part is no verdict
-("partially correct"), and "the correct answer is no" says nothing of the answer that is judged.
+What decides, in this order: a label ("Verdict: incorrect"); the word with which a reply begins or
+ends; the statements of its sentences. A negated verdict is its opposite, a partial one is none
+("partially correct"), and "the correct answer is no" says nothing about the judged answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property
 from chip_core.evaluation.text.replies import plain
 
 LONGEST = 50_000  # characters of a reply without its reasoning: no judge is asked for so many
-_NEAR = 120  # characters before a word that are looked at
+_NEAR = 120  # characters before a word that are read
 
 _LABEL = (
     r"verdict|output|judge?ment|answer|result|evaluation|conclusion|word|correctness|consistency|"
@@ -33,7 +33,7 @@ _PARTS = (
     r"halb|größtenteils|weitgehend|überwiegend|zum\s+teil|fast|partiellement|en\s+partie|presque|"
     r"en\s+grande\s+partie|parcialmente|en\s+parte|casi|medio|mayormente|à\s+moitié|a\s+medias|zur\s+hälfte"
 )
-#: What may stand before a verdict that a reply begins with.
+#: Words that may come before a verdict at the beginning of a reply.
 _FILLERS = (
     r"it|this|that|they|the|model's|predicted|given|prediction|predictions|answer|answers|response|"
     r"responses|output|verdict|two|both|final|my|overall|so|therefore|thus|hence|is|are|be|i'd|i|"
@@ -76,12 +76,12 @@ _COPULA = re.compile(
 _CLAUSE = re.compile(r"[,:.;!?\n。，；！？]|\b(?:but|aber|mais|pero|and|und|et|y)\b|但|而")
 _SENTENCE = re.compile(r"[.!?;\n。！？；]+")
 _ASKED = re.compile(r"[\s\w]{0,20}\?|\s+(?:or|oder|ou|o)\s+(?:not|nicht|non|no)\b|与否|吗")
-#: Between verdicts that are one's choice.
+#: Between verdicts that are offered as a choice.
 _BESIDE = re.compile(
     r"\s*(?:[,/|、和与或]|\b(?:or|nor|and|oder|noch|und|ou|ni|et|o|y)\b)\s*(?:(?:or|and|oder|ou|o)\s+)?"
     r"(?:(?:in|as)\s+)?"
 )
-#: Behind a word that stands for itself.
+#: After a word that is a complete statement.
 _STANDS = re.compile(
     r"\s*(?:\Z|[.,:;!?\n。！，；：)\]}(\-–—|]|的|吗?\Z|(?:because|since|as|for|given|although|weil|da|denn|"
     r"car|parce|puisque|porque|ya|pues)\b|因)"
@@ -93,9 +93,9 @@ class Word:
     """A verdict and its words."""
 
     value: int
-    said: str  # a pattern; wherever it stands
-    predicate: str = r"(?!)"  # a pattern; counts where it stands alone or after "is"
-    opposite: int | None = None  # what it means when it is denied; None: nothing
+    said: str  # a pattern; counts anywhere
+    predicate: str = r"(?!)"  # a pattern; counts alone or after "is"
+    opposite: int | None = None  # its meaning when negated; None: nothing
 
 
 @dataclass(frozen=True)
@@ -104,22 +104,22 @@ class _Found:
 
     start: int
     end: int
-    value: int | None  # None: so in part
-    alone: bool  # counts where it stands alone or after "is"
+    value: int | None  # None: partial
+    alone: bool  # counts alone or after "is"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The verdicts of a prompt and what else a judge may say."""
+    """The verdicts of a prompt, and other expressions of a judge."""
 
     words: tuple[Word, ...]
-    apart: str = r"(?!)"  # what holds a verdict's word and is no verdict
-    phrases: tuple[tuple[int, str], ...] = ()  # what says a verdict without its word
+    apart: str = r"(?!)"  # expressions that contain a verdict's word and are no verdict
+    phrases: tuple[tuple[int, str], ...] = ()  # expressions of a verdict without its word
     keys: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of JSON: true, false
     codes: Mapping[str, int] = field(default_factory=dict)  # whole replies
 
     def read(self, reply: str) -> int | None:
-        """Return the verdict of a reply; None where it gives none, or several."""
+        """Return the verdict of a reply; None if it gives none, or several."""
         text = plain(reply)
         if len(text) > LONGEST:
             return None
@@ -141,7 +141,7 @@ class Vocabulary:
         return said.pop() if len(said) == 1 else None
 
     def _flag(self, text: str) -> int | None:
-        """Return what `"correct": false` comes to; the last such key decides."""
+        """Return the verdict of `"correct": false`; None if there is none, or several differ."""
         values = {
             self.keys[found["key"]][found["flag"] in ("false", "no", "0")]
             for found in self._flags.finditer(text)
@@ -182,7 +182,7 @@ class Vocabulary:
 
 
 def _without_choices(text: str, found: list[_Found]) -> list[_Found]:
-    """Leave out verdicts that are named side by side: "same or different"."""
+    """Remove verdicts that are named side by side: "same or different"."""
     named = set()
     for one, other in itertools.pairwise(found):
         if one.value != other.value and _BESIDE.fullmatch(text[one.end : other.start]):

@@ -1,4 +1,4 @@
-"""How near two words are in meaning, for AMBER: from a table, or from spaCy's word vectors."""
+"""The similarity of two words in meaning, for AMBER: from a table, or spaCy's word vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chip_core.evaluation.reading import read_json
 from chip_core.evaluation.text.language import require, spacy_problems
 from chip_core.utils.errors import UserError
 
-SPACY_VECTORS = "en_core_web_lg"  # what AMBER's script uses
+SPACY_VECTORS = "en_core_web_lg"  # used by AMBER's script
 
 
 class TableSimilarity:
@@ -30,7 +30,7 @@ class TableSimilarity:
         """Read a JSON object of `"one|other": similarity`.
 
         Raises:
-            UserError: the file is not of that form.
+            UserError: the file does not have that form.
         """
         table = read_json(path)
         if not isinstance(table, dict):

@@ -1,6 +1,6 @@
-"""The words by which `verdicts` reads yes and no: English, Chinese, German, French, Spanish.
+"""The words with which `verdicts` reads yes and no: English, Chinese, German, French, Spanish.
 
-All are patterns without regard to case; `’` is `'` before they are tried.
+All are case-insensitive patterns; `’` is replaced by `'` before they are used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def _any(*forms: str) -> str:
     return "(?:" + "|".join(forms) + ")"
 
 
-#: How sure one is: it changes nothing about the verdict.
+#: Words for certainty, which do not change the verdict.
 _DEGREE = _any(
     "most", "very", "quite", "probably", "likely", "almost", "certainly", "definitely", "clearly",
     "obviously", "absolutely", "surely", "really", "of course", "indeed", "unfortunately", "sadly",
@@ -30,7 +30,7 @@ _DEGREE = _any(
     "probablemente", "seguramente", "claramente", "desde luego", "por supuesto", "claro",
     "lamentablemente", "obviamente",
 )  # fmt: skip
-#: Words that are a verdict wherever they are a clause of their own.
+#: Words that are a verdict in any clause of their own.
 _STRICT_YES = _any(
     "y+e+s+(?: y+e+s+)*", "yep", "yeah", "yea", "yup", "aye", "true", "affirmative", "present",
     "ja", "jawohl", "jap", "oui", "ouais", "sí", "sip", "✓", "✔", "✔️", "✅", "☑", "👍",
@@ -41,7 +41,7 @@ _STRICT_NO = _any(
     "(?:certainly|definitely|absolutely|of course|probably|likely|surely|clearly) not",
     "not at all", "not really", "not (?:present|visible|there|detected|found)", "undetected",
 )  # fmt: skip
-#: What is a verdict as the first clause, or as all that is said.
+#: Words that are a verdict as the first clause, or as the whole answer.
 _LOOSE_YES = _any(
     "y", "correct", "right", "positive", "indeed", "absolutely", "definitely", "certainly",
     "exactly", "totally", "sure(?: is| does"
@@ -99,14 +99,14 @@ STRICT_NO = re.compile(rf"(?:{_DEGREE} )*{_STRICT_NO}(?: {_DEGREE})*", _I)
 LOOSE_YES = re.compile(rf"(?:{_DEGREE} )*{_LOOSE_YES}(?: {_DEGREE})*", _I)
 LOOSE_NO = re.compile(rf"(?:{_DEGREE} )*{_LOOSE_NO}(?: {_DEGREE})*", _I)
 
-#: A verdict that the rest of its clause follows without a comma: "no there is not", "No dog".
+#: A verdict that continues without a comma: "no there is not", "No dog".
 FIRST_YES = re.compile(r"(?:y+e+s+|yep|yeah|yup|jawohl|oui|sí|ja)\b", _I)
 FIRST_NO = re.compile(
     r"(?:n+o+|nope|nah|nein|non|neither|none|nothing|nowhere|absent|zero|nobody|weder|not (?:an?"
     r"|any|one|even)\b(?!.* but )|kein(?:e[nmrs]?)?|aucune?|ningun[oa]|ningún|ni un[ao]?)\b",
     _I,
 )
-#: Words with "no" or "not" in them that deny nothing.
+#: Words with "no" or "not" that negate nothing.
 NO_DENIAL = re.compile(
     r"\b(?:no (?:doubt|question|wonder|problem|worries|matter|need|fewer|less|more than)\b"
     r"(?: (?:about (?:it|that)|that))?|not (?:only|just|merely|simply|to mention|least|unlike"
@@ -118,7 +118,7 @@ NO_DENIAL = re.compile(
     r"|sin (?:ninguna )?duda(?: alguna)?)\b",
     _I,
 )
-#: What may stand before a verdict and is none.
+#: Words that may come before a verdict.
 LEAD = re.compile(
     r"(?:(?:well|hmm*|um+|uh|oh|ah|ok(?:ay)?|alright|so|thus|therefore|hence|then|and|but|also"
     r"|in (?:short|summary|conclusion|brief|other words)|to (?:conclude|summari[sz]e|sum up"
@@ -150,7 +150,7 @@ CHOICE = re.compile(
     r"|对)\s*(?:没|不)\s*(?:有|是|对)(?=.{0,40}[??])",
     _I,
 )
-#: What stands before an answer that is named as one.
+#: Words before an answer that is named as one.
 LABEL = re.compile(
     r"(?:\b(?:answer|verdict|conclusion|judge?ment|antwort|ergebnis|fazit|réponse|respuesta"
     r"|conclusión)\b[^\n.:!?;]{0,60}?\s{0,3}"
@@ -158,7 +158,7 @@ LABEL = re.compile(
     r"|(?:答案|回答|结论|结果)\s{0,3}(?:应?该?当?是|为|:|,)\s{0,3}:?|\bA:)\s*",
     _I,
 )
-#: What takes back a verdict; by these, a sight that is named afterwards is one as well.
+#: Words that take back a verdict; after these, a statement of what is seen is one, too.
 TAKEN_BACK_BY_SIGHT = re.compile(
     r"\b(?:wait|correction|on second (?:thought|look)s?|scratch that|hold on|i was wrong"
     r"|my mistake|let me (?:re\w+|look again|check again|correct)|(?:up)?on (?:closer|re)[\w-]*"
@@ -181,7 +181,7 @@ CONCLUDES = re.compile(
     r"|conclusión)|entonces|所以|因此|综上|总之|答案)(?!\w{2})",
     _I,
 )
-#: Words that leave it open.
+#: Words that leave the answer open.
 OPEN = re.compile(
     r"\b(?:no (?:idea|clue|comment|answer|way (?:to|of)|information)|not (?:sure|certain|clear"
     r"|entirely|possible to|enough|applicable|specified|able to (?:determine|tell|say|confirm"
@@ -216,7 +216,7 @@ DENIED = re.compile(
     r"|tampoco|sin|ausentes?|carece|nunca)\b|n't\b",
     _I,
 )
-#: From here on a clause says something else about what it named.
+#: Words after which a clause says something else about what it named.
 ASIDE = re.compile(
     r"(?<=\w)(?:(?<!\bis)(?<!\bare) without|,? (?:with|wearing|who|whose|because|since|although"
     r"|though|even though|despite|while|whereas|as (?:it|there|the)|rather than|instead of"
@@ -228,7 +228,7 @@ ASIDE = re.compile(
     r"(?! (?:an?|the|in|there|present|visible)))\b.*",
     _I | re.DOTALL,
 )
-#: What says that something is there or can be seen.
+#: Words for something that is there or can be seen.
 SEEN = re.compile(
     r"\b(?:there(?:'s|'re|(?: \w+ly| indeed| also)* (?:is|are|was|were|exists?|does appear"
     r"|(?:appears?|seems?) to be))|(?:i|we|you|one)(?: (?:can|could|do|did"
@@ -251,13 +251,13 @@ SEEN = re.compile(
     r"|está(?:n)? (?:presentes?|visibles?)|existen?|es visible|la imagen contiene)\b",
     _I,
 )
-#: A picture's caption, which answers only where it is all that is said.
+#: A picture's caption, which is an answer only if it is the whole text.
 SHOWS = re.compile(
     r"\b(?:image|picture|photo|photograph|scene|it|bild|imagen)(?: clearly| indeed)? "
     r"(?:shows|depicts|displays|zeigt|montre|muestra)\b",
     _I,
 )
-#: Denies what was not asked: "no other animals".
+#: Negates something else: "no other animals".
 FURTHER = re.compile(
     r"\b(?:no|any|keine?n?|pas d'|aucune?|ningún|ninguna) ?(?:other|further|additional|more"
     r"|weiteren?|anderen?|autres?|otr[oa]s?)\b|\belse\b",
@@ -265,7 +265,7 @@ FURTHER = re.compile(
 )
 BUT = re.compile(r"\b(?:but|however|yet|aber|jedoch|mais|pero|sin embargo)\b|但是?|不过|然而", _I)
 
-#: Denies something beside what is there: "a cat and no dog".
+#: Negates something besides what is there: "a cat and no dog".
 AND_NO = re.compile(r"(?:,|,? and|,? with) no(?:t)? (?:an? )?[\w ]+", _I)
 BUT_NONE = re.compile(
     r"\b(?:but|however|yet) (?:there (?:is|are|was|were) (?:none|nothing)|(?:i"
@@ -273,11 +273,11 @@ BUT_NONE = re.compile(
     r" (?:see|find|spot|locate) (?:it|one|any|them))",
     _I,
 )
-#: What says that something is not a thing.
+#: Words that deny the thing named after them.
 NAMES_NOT = r"\b(?:no|not|rather than|instead of|without|isn't|aren't) (?:an?|the|any)? ?"
 
 ZH = re.compile(r"[\u4e00-\u9fff]")
-#: What may stand before a Chinese clause's verdict.
+#: Words that may come before a Chinese clause's verdict.
 ZH_LEAD = re.compile(
     r"(?:嗯|哦|好的|我(?:认为|觉得|想)?|应该|当然|确实|但是?|不过|答案(?:是|为)?|所以|因此"
     r"|综上(?:所述)?|总之|根据[^,]{0,16},|从[^,]{0,12}(?:来看|可以看出|看),?|(?:在)?(?:这|该"
@@ -297,7 +297,7 @@ ZH_DENIED = re.compile(
 )
 ZH_SEEN = re.compile(r"有|存在|看[到见]|可见|出现|包含")
 
-#: What else an object that POPE asks for is called: plurals that no -s makes, and kinds of people.
+#: Other names of objects in POPE's questions: irregular plurals, and kinds of people.
 ALSO = {
     "person": "people|(?:wo)?m[ae]n|boys?|girls?|child(?:ren)?|kids?|lad(?:y|ies)|guys?|players?",
     "knife": "knives",

@@ -1,10 +1,10 @@
-"""Yes or no: the one reading of a model's own answer under protocol `corrected`.
+"""Read yes or no in a model's own answer under protocol `corrected`.
 
-In this order, each only where those before it say nothing:
+The rules, each used only if those before it find nothing:
 
 1. what the answer marks as its answer (a tag, a box, JSON);
-2. what stands behind a word for it ("Answer: no", "the answer is yes"), the last;
-3. a verdict at the start or at the end. Where both are there and differ: the end's if it takes the
+2. the text after a word for it ("Answer: no", "the answer is yes"), the last;
+3. a verdict at the start or at the end. If both are there and differ: the end's if it takes the
    start back ("Yes... wait, no.") or concludes ("So no."); neither if that is all ("Yes. No.");
    else the start's;
 4. what is said to be there or not, to be seen or not ("I cannot see a dog" is a no).
@@ -23,7 +23,7 @@ from chip_core.evaluation.text.answers import marked, plain, said
 
 Verdict = Literal["yes", "no"]
 _PLAINEST = re.compile(r"[\s\"'*_.(\[]{0,9}(yes|no)[\s\"'*_.!)\],]{0,9}", re.IGNORECASE)  # most are
-#: A sentence ends at these; not at the point of a number.
+#: The end of a sentence, but not the point of a number.
 _SENTENCE = re.compile(r"(?:[^.!?。\n]|\.(?=\d))+[.!?。]*[\"')\]]*")
 _EDGES = " \t\"'“”„«»‹›‘’()[]{}<>!?,;:.。|/\\=-–—~"
 _CLAUSE = re.compile(r"\s*(?:[,;:()\[\]|]|\s[-–—=]+>?\s|[–—→⇒]|=+>|->)\s*")
@@ -37,19 +37,19 @@ _SIGNS = re.compile(r"^[\W\d]+(?=\w)|(?<=\w)[\W]+$")  # emoji, numbers of a list
 _ENGLISH = re.compile(r"\b(?:the|there|is|are|see|can|and)\b", re.IGNORECASE)
 #: Words for a thing that was named before.
 _MEANT = re.compile(r"\b(?:ones?|its?|them|they|some|many|several|both|such|this|that)\b", re.I)
-_REACH = 300  # characters behind a label that may be the answer
-_LONGEST_CLAUSE = 80  # characters of one that is a verdict as a whole
-_SAID = 3  # words of a sentence that says something of what it names
+_REACH = 300  # characters after a label that may be the answer
+_LONGEST_CLAUSE = 80  # characters of a clause that is a verdict as a whole
+_SAID = 3  # words of a sentence that states something about what it names
 _SHORT = 10  # words of a caption that may be an answer
 
 
 def read_verdict(answer: str, thing: str | None = None) -> Verdict | None:
-    """Return the verdict of an answer to a yes/no question; None where it has none.
+    """Return the verdict of an answer to a yes/no question, or None.
 
     Args:
         answer: the answer.
-        thing: what is asked for, where the question is known: "It is a vase, not a bottle." is
-            decided by it alone.
+        thing: the object of the question, if it is known: "It is a vase, not a bottle." is decided
+            by it alone.
     """
     plainest = _PLAINEST.fullmatch(answer)
     if plainest is not None:
@@ -91,7 +91,7 @@ def _read(text: str, thing: str | None) -> Verdict | None:
 
 
 def _sentences(text: str) -> list[str]:
-    """Return the sentences that are no questions, without the marks around them."""
+    """Return the sentences that are not questions, without the marks around them."""
     found = []
     for match in _SENTENCE.finditer(text):
         sentence = match[0].strip()
@@ -101,7 +101,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _labelled(text: str) -> Verdict | None:
-    """Return the last verdict that stands behind a word for an answer."""
+    """Return the last verdict after a word for an answer."""
     verdict = None
     for label in words.LABEL.finditer(text):
         rest = _sentences(text[label.end() : label.end() + _REACH])
@@ -111,7 +111,7 @@ def _labelled(text: str) -> Verdict | None:
 
 
 def _verdict(sentence: str) -> Verdict | None:
-    """Return the verdict that a sentence begins with, or that one of its clauses is."""
+    """Return the verdict with which a sentence begins, or which one of its clauses is."""
     option = _OPTION.match(sentence)
     sentence = sentence if option is None else sentence[option.end() :]
     if words.ZH.search(sentence):
@@ -145,7 +145,7 @@ def _verdict(sentence: str) -> Verdict | None:
 
 
 def _clause(clause: str, *, loose: bool) -> Verdict | None:
-    """Return what a clause is as a whole."""
+    """Return the verdict of a clause as a whole."""
     clause = _SIGNS.sub("", clause) or clause
     if len(clause) > _LONGEST_CLAUSE:
         return None
@@ -181,7 +181,7 @@ def _alone(sentence: str) -> bool:
 
 
 def _taken_back(text: str) -> Verdict | None:
-    """Return the verdict that stands behind the last word that takes one back."""
+    """Return the verdict after the last word that takes one back."""
     found = None
     for mark in words.TAKEN_BACK.finditer(text):
         rest = _sentences(text[mark.end() : mark.end() + _REACH])[:2]
@@ -195,7 +195,7 @@ def _taken_back(text: str) -> Verdict | None:
 
 
 def _stated(sentences: Sequence[str], thing: str | None) -> Verdict | None:
-    """Return what is said of the thing that is asked for; else whether anything is said."""
+    """Return what is said of the thing in question; else whether anything is said to be there."""
     for sentence in sentences if thing else ():
         found = None if words.OPEN.search(sentence) else _said_of(sentence, thing or "")
         if found is not None:
@@ -207,12 +207,12 @@ def _stated(sentences: Sequence[str], thing: str | None) -> Verdict | None:
 
 
 def _may_be_of(sentence: str) -> bool:
-    """Whether a sentence that does not name the thing in English may be of it all the same."""
+    """Whether a sentence that does not name the thing in English may still be about it."""
     return not _ENGLISH.search(sentence) or _MEANT.search(sentence) is not None
 
 
 def _said_of(sentence: str, thing: str) -> Verdict | None:
-    """Return whether a sentence says that a thing is there; None where it does not name it."""
+    """Return whether a sentence says that a thing is there; None if it does not name it."""
     name = rf"\b(?:{words.ALSO.get(thing.lower(), '(?!)')}|{re.escape(thing)}(?:e?s)?)\b"
     sentence = words.NO_DENIAL.sub(" ", sentence)
     if re.search(rf"{words.NAMES_NOT}(?:[\w-]+ ){{0,2}}{name}", sentence, re.IGNORECASE):
@@ -230,7 +230,7 @@ def _said_of(sentence: str, thing: str) -> Verdict | None:
 
 
 def _seen(sentences: Sequence[str]) -> Verdict | None:
-    """Return whether something is said to be there: a denial goes before what else is seen."""
+    """Return whether something is said to be there; a negation has precedence."""
     concluding = [sentence for sentence in sentences if words.CONCLUDES.match(sentence)]
     for group in (concluding[-1:], sentences):
         sights = [_sight(sentence) for sentence in group]
@@ -247,7 +247,7 @@ def _seen(sentences: Sequence[str]) -> Verdict | None:
 
 
 def _shown(sentences: Sequence[str]) -> Verdict | None:
-    """Return yes where a short caption is all that is said."""
+    """Return yes if a short caption is the whole answer."""
     only = sentences[0]
     short = len(sentences) == 1 and len(only.split()) <= _SHORT
     return "yes" if short and words.SHOWS.search(only) and not words.OPEN.search(only) else None

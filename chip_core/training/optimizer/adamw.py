@@ -1,4 +1,4 @@
-"""The optimizer with a learning rate for each part, its schedule, and the stages of a training."""
+"""The optimizer, its learning rate for each part, its schedule, and the stages of a training."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from chip_core.training.optimizer.masters import Masters
 def make_optimizer(
     policy: Any, config: TrialConfig, steps: int, masters: Masters | None = None
 ) -> tuple[Any, Any]:
-    """Return (AdamW, schedule) over what is trained, one group of parameters a part.
+    """Return (AdamW, schedule) for the trained parameters, with one parameter group for each part.
 
-    A parameter without a gradient (of a later stage) is passed over by AdamW, its weight decay too.
+    AdamW skips a parameter without a gradient (of a later stage), including its weight decay.
 
     Args:
         policy: the model.
         config: the trial.
-        steps: updates in all.
-        masters: what is updated in place of the trained weights; None: they themselves.
+        steps: the total number of updates.
+        masters: updated in place of the trained weights; None: the weights themselves are.
     """
     settings = config.optimizer
     groups = [
@@ -55,13 +55,13 @@ def _adamw(settings: OptimizerConfig, groups: list[dict[str, Any]]) -> Any:
     }
     if settings.states == "int8":
         return int8_adamw()(groups, **options)
-    # One kernel for all; on a CPU it is torch's own way, parameter by parameter.
+    # One kernel for all on a GPU; on a CPU torch's default, parameter by parameter.
     cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
     return torch.optim.AdamW(groups, **options, fused=True if cuda else None)
 
 
 def schedule_factor(settings: OptimizerConfig, steps: int, done: int) -> float:
-    """Return the share of the peak rate after so many updates: up in a line, then its shape."""
+    """Return the share of the peak rate after `done` updates: linear warmup, then the schedule."""
     warmup = math.ceil(settings.warmup * steps)
     if done < warmup:
         return done / warmup
@@ -72,7 +72,7 @@ def schedule_factor(settings: OptimizerConfig, steps: int, done: int) -> float:
 
 
 def part_learning_rate(settings: OptimizerConfig, part: Part) -> float | None:
-    """Return a part's own learning rate; None where it has that of all."""
+    """Return a part's own learning rate; None: it has the common one."""
     return {
         "vision_encoder": settings.vision_lr,
         "projector": settings.projector_lr,
@@ -81,7 +81,7 @@ def part_learning_rate(settings: OptimizerConfig, part: Part) -> float | None:
 
 
 def learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[str, float]:
-    """Return the current rate as `lr`, and `lr/PART` of each part that has its own."""
+    """Return the current learning rates: `lr`, and `lr/PART` of each part with its own rate."""
     rates: dict[str, float] = {}
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
         own = part_learning_rate(config.optimizer, group["part"]) is not None
@@ -90,9 +90,9 @@ def learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[s
 
 
 def encoder_only_steps(config: TrialConfig, steps: int) -> int:
-    """Return after how many updates a staged training goes on to all parts; 0 if not staged.
+    """Return the number of updates before a staged training trains all parts; 0: not staged.
 
-    Each stage has an update at least, where there are two.
+    Each stage has at least one update, if there are two.
     """
     if config.vision_encoder != "staged":
         return 0

@@ -1,10 +1,10 @@
-"""AdamW's moments in 8 bits, by torchao, and how a checkpoint keeps any optimizer's state.
+"""AdamW's moments in 8 bits, by torchao, and optimizer states in checkpoints.
 
-torchao holds a moment as codes, one a weight, and a scale for each 256 weights of a worker's part,
+torchao stores a moment as one code per weight, and a scale for each 256 weights of a worker's part,
 in row order; weights of fewer than 4,096 entries keep theirs in fp32. A checkpoint has both, as
-`ENTRY_codes` and `ENTRY_scale`, so that a training goes on to the same bits. Only where weights are
-sharded and a block goes over the end of a row is it `ENTRY_wide`: what the codes stand for, which
-is rounded anew, since other parts have other blocks.
+`ENTRY_codes` and `ENTRY_scale`, so that a training resumes to the same bits. If weights are sharded
+and a block crosses the end of a row, the checkpoint has `ENTRY_wide` instead: the dequantized
+values, which are quantized again on loading, because other shards have other blocks.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _CODES, _SCALE, _WIDE = "_codes", "_scale", "_wide"
 
 @functools.cache
 def int8_adamw() -> Any:
-    """Return torchao's AdamW with moments in 8 bits, as a class."""
+    """Return the class of torchao's AdamW with moments in 8 bits."""
     from torchao.optim import AdamW8bit
 
     class Int8AdamW(AdamW8bit):  # type: ignore[misc]
         in_8_bits = True
 
         def step(self, closure: Any = None) -> Any:
-            # It compiles its update, which on a CPU takes a compiler and pays for nothing.
+            # torchao compiles its update; on a CPU that needs a compiler and gains nothing.
             cuda = any(p.is_cuda for group in self.param_groups for p in group["params"])
             with torch.compiler.set_stance("default" if cuda else "force_eager"):
                 return super().step(closure)
@@ -40,7 +40,7 @@ def int8_adamw() -> Any:
 
 
 def saved_state(optimizer: Any) -> dict[str, Any]:
-    """Return an optimizer's state in plain tensors, spread as its parameters are."""
+    """Return an optimizer's state as plain tensors, sharded as its parameters are."""
     state: dict[str, Any] = optimizer.state_dict()
     plain = {number: _plain(entries) for number, entries in state["state"].items()}
     return {**state, "state": plain}
@@ -48,7 +48,7 @@ def saved_state(optimizer: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def put_state(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Have an optimizer go on from a `saved_state`, whole or spread as its parameters are."""
+    """Load a `saved_state` into an optimizer, whole or sharded as its parameters are."""
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     if not _in_8_bits(optimizer):
         own = {
@@ -76,7 +76,7 @@ def _in_8_bits(optimizer: Any) -> bool:
 
 
 def _make_moments(optimizer: Any) -> None:
-    """Have an optimizer hold moments: it makes them at its first update, here one of nothing."""
+    """Make an optimizer create its moments, by an update with zero rate and zero gradients."""
     for group in optimizer.param_groups:
         rate = group["lr"].clone()
         group["lr"].zero_()
@@ -88,14 +88,14 @@ def _make_moments(optimizer: Any) -> None:
 
 
 def _put(moment: Any, name: str, entries: Mapping[str, Any], parameter: nn.Parameter) -> None:
-    """Put what a checkpoint has of one entry of a parameter's state into it."""
+    """Copy the checkpoint's values of one entry of a parameter's state into it."""
     parts = _plain({name: moment})
     if parts.keys() <= entries.keys():
         for part, own in parts.items():
             own.copy_(_spread(entries[part], own))
         return
     wide = entries.get(name + _WIDE)
-    if wide is None:  # of a whole one, and here it is sharded within its blocks
+    if wide is None:  # saved whole, and here sharded within blocks
         codes, scale = entries[name + _CODES], entries[name + _SCALE]
         values = _local(moment).qmap.to(codes.device)[codes.int()]
         wide = (values.view(-1, BLOCK) * scale.view(-1, 1)).view(codes.shape)
@@ -103,7 +103,7 @@ def _put(moment: Any, name: str, entries: Mapping[str, Any], parameter: nn.Param
 
 
 def _plain(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a parameter's state in plain tensors that share its memory, where they can."""
+    """Return a parameter's state as plain tensors, which share its memory if possible."""
     plain: dict[str, Any] = {}
     for name, value in entries.items():
         held = _local(value)
@@ -126,7 +126,7 @@ def _local(value: Any) -> Any:
 
 
 def _like(spread: Any, part: Tensor, shape: torch.Size) -> Tensor:
-    """Return this worker's part of a tensor of some shape, spread as another one is, by rows."""
+    """Return this worker's part as a tensor of `shape`, sharded by rows as `spread` is."""
     from torch.distributed.tensor import DTensor
 
     stride = torch.empty(shape, device="meta").stride()
@@ -135,5 +135,5 @@ def _like(spread: Any, part: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _spread(value: Any, like: Tensor) -> Any:
-    """Return an entry as it is spread in another tensor of its size."""
+    """Return an entry, sharded as a tensor of the same size is."""
     return value if is_spread(value) else shard_like(value.view(like.shape), like)

@@ -1,10 +1,10 @@
-"""fp32 masters of what is trained in bf16: the optimizer updates them, the weights are rounded.
+"""fp32 masters of weights trained in bf16: the optimizer updates masters, weights are rounded.
 
 At a learning rate of 5e-7 an update of a weight of 0.02 is about 1/250 of its last bit in bf16:
-added to the weight itself it would be lost. A master keeps it; the weight is the master rounded.
+added to the weight itself it would be lost. The master keeps it; the weight is the rounded master.
 
-A batch's gradient is added up in fp32, beside the masters (`training.gradients: fp32`), or in bf16,
-beside the weights: then the update widens it piece by piece, and half the memory holds it.
+A batch's gradient is accumulated in fp32, in the masters (`training.gradients: fp32`), or in bf16,
+in the weights: then the update converts it piece by piece, and it takes half the memory.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from chip_core.models.shards import local_weight, shard_group, shard_like
 from chip_core.utils.errors import UnfitError
 from chip_core.utils.workers import Workers
 
-#: Bytes of gradients that are widened to fp32, or averaged over workers, at the same time.
+#: Bytes of gradients that are converted to fp32, or averaged over workers, at the same time.
 PIECE_BYTES = 2**28
 
 
 class Masters:
-    """The masters of a model's trained weights, and the way from gradients to new weights."""
+    """The masters of a model's trained weights, and their update from gradients."""
 
     def __init__(self, model: Any, config: TrialConfig) -> None:
-        """Copy the trained weights as they are now; sharded ones stay so."""
+        """Copy the trained weights as they are now; sharded ones stay sharded."""
         self._wide = config.training.gradients == "fp32"
         self._of: dict[Tensor, nn.Parameter] = {
             weight: nn.Parameter(weight.detach().float(), requires_grad=weight.requires_grad)
             for parameters in trained_parts(model, config).values()
             for weight in parameters.values()
         }
-        # Called as soon as a pass has made a weight's gradient: never are all there in bf16.
+        # Called once a gradient is made, so that bf16 gradients never exist all at once.
         self._hooks: list[Any] = [
             weight.register_post_accumulate_grad_hook(self._add)  # type: ignore[no-untyped-call]
             for weight in (self._of if self._wide else ())
@@ -48,13 +48,13 @@ class Masters:
         return self._of[weight]
 
     def close(self) -> None:
-        """Leave the weights alone: they may outlive their masters."""
+        """Remove the hooks from the weights, which may outlive their masters."""
         for hook in self._hooks:
             hook.remove()
 
     @torch.no_grad()
     def _add(self, weight: Tensor) -> None:
-        """Add what a pass left beside a weight to the gradient beside its master."""
+        """Add a weight's gradient to the gradient of its master, and drop it from the weight."""
         assert weight.grad is not None
         master = self._of[weight]
         if master.grad is None:
@@ -64,7 +64,7 @@ class Masters:
         weight.grad = None
 
     def drop_others(self, trained: Sequence[nn.Parameter]) -> None:
-        """Have no gradient but of what is trained at this stage."""
+        """Drop the gradients of all weights but those trained at this stage."""
         kept = {id(weight) for weight in trained}
         for weight, master in self._of.items():
             if id(weight) not in kept:
@@ -109,18 +109,18 @@ class Masters:
     def update(
         self, trained: Sequence[nn.Parameter], optimizer: Any, norm: Tensor, limit: float | None
     ) -> None:
-        """Have the optimizer update the masters, and round the weights from them.
+        """Update the masters with the optimizer, and round the weights from them.
 
         Args:
             trained: the weights that are trained at this stage.
             optimizer: over the masters.
-            norm: of the gradient.
-            limit: the largest norm, to which it is clipped; None: it is not.
+            norm: the gradient's norm.
+            limit: the largest norm, to which it is clipped; None: no clipping.
         """
         # As torch.nn.utils.clip_grad_norm_ does.
         scale = None if limit is None else (limit / (norm + 1e-6)).clamp(max=1.0)
         weights = self._with_gradient(trained)
-        # An optimizer passes over what has no gradient: so pieces can come one after the other.
+        # An optimizer skips parameters without a gradient, so pieces can be updated in turn.
         for piece in [weights] if self._wide else _pieces(weights):
             for weight in piece:
                 gradient = self._gradient(weight).float()
@@ -134,7 +134,7 @@ class Masters:
 
     @torch.no_grad()
     def round(self) -> None:
-        """Have every weight be its master, rounded."""
+        """Set every weight to its master, rounded."""
         for weight, master in self._of.items():
             weight.copy_(master)
 
@@ -149,7 +149,7 @@ class Masters:
 
 
 def write_masters(masters: Mapping[str, nn.Parameter], file: Path) -> None:
-    """Write masters, by the weights' names; none is sharded."""
+    """Write masters, which are not sharded, by their weights' names."""
     from safetensors.torch import save_file
 
     save_file(
@@ -160,10 +160,10 @@ def write_masters(masters: Mapping[str, nn.Parameter], file: Path) -> None:
 
 
 def read_masters(file: Path, masters: Mapping[str, nn.Parameter]) -> None:
-    """Put what `write_masters` wrote into masters, sharded or not.
+    """Read what `write_masters` wrote into masters, sharded or not.
 
     Raises:
-        UnfitError: it is of other weights; the masters are as they were.
+        UnfitError: the file has other weights; the masters are unchanged.
     """
     from safetensors.torch import load_file
 
@@ -181,7 +181,7 @@ def read_masters(file: Path, masters: Mapping[str, nn.Parameter]) -> None:
 
 
 def _pieces(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yield weights in pieces of some bytes, a larger one by itself."""
+    """Yield weights in pieces of at most `PIECE_BYTES`; a larger weight is a piece of its own."""
     piece: list[nn.Parameter] = []
     held = 0
     for weight in weights:

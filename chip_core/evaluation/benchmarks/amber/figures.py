@@ -1,7 +1,7 @@
-"""AMBER's figures from item outcomes: as its script prints them, and without its constants.
+"""Compute AMBER's figures from item outcomes: as its script prints them, or without its constants.
 
-Items come by `GROUP/METRIC` for yes/no questions (`attribute/state/f1`) and by `METRIC` for
-descriptions; a figure is of one group or of several together.
+Items are keyed by `GROUP/METRIC` for yes/no questions (`attribute/state/f1`) and by `METRIC` for
+descriptions; a figure covers one group or several together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DESCRIPTIONS = ("chair", "cover", "hal", "cog")
 RATES = ("accuracy", "precision", "recall", "f1")
 ATTRIBUTES = ("attribute/state", "attribute/number", "attribute/action")
 
-#: Prefix of a figure's name -> the groups it is of.
+#: Prefix of a figure's name -> its groups.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "": ("existence", *ATTRIBUTES, "relation"),
     "existence/": ("existence",),
@@ -52,17 +52,17 @@ METRICS: Mapping[str, MetricInfo] = {
 
 Items = Mapping[str, Sequence[ItemOutcome]]
 
-#: Every denominator of the script starts here.
+#: The start value of every denominator in the script.
 _START = 0.001
 
 
 def published_type(answered: Set[int], groups: Mapping[int, str]) -> str:
     """Return the script's evaluation type: that of the published query file that was answered.
 
-    Where the answers are not those of one of its parts it is `a`, the type of all questions.
+    If the answers are not those of one of its parts, it is `a`, the type of all questions.
 
     Args:
-        answered: the questions that were answered.
+        answered: the answered questions.
         groups: the group of every question.
     """
     dimensions: dict[str, set[int]] = defaultdict(set)
@@ -81,7 +81,7 @@ def published_type(answered: Set[int], groups: Mapping[int, str]) -> str:
 def official(items: Items, kind: str) -> tuple[MetricOutcome, ...]:
     """Return what the script prints under an evaluation type, rounded as it rounds.
 
-    Parts that nothing was answered of have its figures too (0, and 100 for Hal), without items.
+    Parts without answers have its figures too (0, and 100 for Hal), without items.
     """
     values: dict[str, float | None] = {}
     if kind in ("a", "g"):
@@ -102,7 +102,7 @@ def official(items: Items, kind: str) -> tuple[MetricOutcome, ...]:
 
 
 def corrected(items: Items) -> tuple[MetricOutcome, ...]:
-    """Return plain ratios of sums, unrounded, of what was answered; None where there is none."""
+    """Return plain ratios of sums over the answers, unrounded; None if there are none."""
     answered = {outcomes[0].group for outcomes in items.values()}
     descriptions = "generative" in answered or not answered
     values: dict[str, float | None] = {}
@@ -144,7 +144,7 @@ def _of_part(items: Items, part: str, rate: str) -> list[Sequence[ItemOutcome]]:
 
 
 def _counted_apart(items: Items, part: str, rate: str) -> list[Sequence[ItemOutcome]]:
-    """Return what the script counts in one counter each: attributes by kind, all else together."""
+    """Return what the script counts separately: attributes by kind, all others together."""
     groups = _of_part(items, part, rate)
     return groups if part == "attribute/" else [_joined(groups)]
 
@@ -159,7 +159,7 @@ def _rate(items: Sequence[ItemOutcome]) -> float | None:
 
 
 def _script_sums(items: Sequence[ItemOutcome], start: float) -> tuple[float, float]:
-    """Return numerator and denominator, added in order as the script does: no compensated sum."""
+    """Return numerator and denominator, summed in the script's order without compensation."""
     numerator, denominator = 0.0, start
     for outcome in items:
         numerator += outcome.numerator
@@ -168,7 +168,7 @@ def _script_sums(items: Sequence[ItemOutcome], start: float) -> tuple[float, flo
 
 
 def _script_rate(groups: Sequence[Sequence[ItemOutcome]]) -> float:
-    """Return a rate in percent whose groups are counted apart, each from the script's start."""
+    """Return a rate in percent over groups counted separately, each from the script's start."""
     sums = [_script_sums(items, _START) for items in groups]
     numerator, denominator = sums[0]
     for more, whole in sums[1:]:

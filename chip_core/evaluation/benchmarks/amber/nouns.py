@@ -1,7 +1,7 @@
-"""What the nouns of a description say of a picture, by AMBER's word lists.
+"""Compare the nouns of a description with a picture, by AMBER's word lists.
 
 A picture has objects that are there (truth) and objects that people would wrongly expect (targets).
-Each has associated words. A noun is looked at if it is in the vocabulary, that is a word of the
+Each has associated words. A noun is considered if it is in the vocabulary, that is a word of the
 association file.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: Two words mean the same where they are more similar than this.
+#: Two words mean the same if they are more similar than this.
 SIMILAR = 0.8
 
 
@@ -20,7 +20,7 @@ class WordLists:
     """AMBER's relation.json and safe_words.txt."""
 
     associations: Mapping[str, Sequence[str]]
-    safe: frozenset[str]  # words that are never held against an answer
+    safe: frozenset[str]  # words that never count as hallucinated
 
     @property
     def vocabulary(self) -> frozenset[str]:
@@ -31,7 +31,7 @@ class WordLists:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What one description adds to each metric's numerator and denominator."""
+    """The contribution of one description to each metric's numerator and denominator."""
 
     hallucinated: int
     nouns: int
@@ -49,9 +49,9 @@ class Counts:
 class OfficialPicture:
     """The rules of AMBER's inference.py, in its order.
 
-    A noun that hits a list marks the first entry it hits: the associated words of all objects come
-    before the objects themselves. So of two like objects only one can be covered, and a noun may
-    cover another object than its own. A noun can mark a target and then still be excused.
+    A noun that matches a list marks the first entry that it matches: the associated words of all
+    objects come before the objects themselves. So of two similar objects only one can be covered,
+    and a noun may cover another object than its own. A noun can mark a target and still be excused.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class OfficialPicture:
         )
 
     def _judge(self, noun: str) -> tuple[bool, set[int], set[int]]:
-        """Return whether a noun is hallucinated, and which objects and targets it marks."""
+        """Return whether a noun is hallucinated, and the objects and targets that it marks."""
         if noun in self._lists.safe:
             return False, set(), set()
         exact = _first(self._truth_words, lambda word: word == noun)
@@ -103,11 +103,11 @@ class OfficialPicture:
 
 
 class CorrectedPicture:
-    """What the paper says: sets of objects, whatever order the files have.
+    """The paper's rules: sets of objects, independent of the files' order.
 
     A noun means an object if it is the object, is associated with it, or is similar to either. An
     object is covered if any noun means it. A noun that means none is hallucinated, and expected if
-    it means a target; a safe word that means none is not judged, so counts nowhere.
+    it means a target; a safe word that means none is not judged and counts nowhere.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class CorrectedPicture:
 
 
 def word_lists(relation: Any, safe: str) -> WordLists:
-    """Return the word lists of relation.json's content and safe_words.txt's text."""
+    """Build the word lists from relation.json's content and safe_words.txt's text."""
     return WordLists(associations=relation, safe=frozenset(safe.split("\n")))
 
 
@@ -167,5 +167,5 @@ def _entries(things: Sequence[str], associations: Mapping[str, Sequence[str]]) -
 
 
 def _first(entries: Sequence[tuple[str, int]], hit: Callable[[str], bool]) -> set[int]:
-    """Return the index of the first entry that is hit, or nothing."""
+    """Return the index of the first entry that matches, or nothing."""
     return next(({index} for word, index in entries if hit(word)), set())

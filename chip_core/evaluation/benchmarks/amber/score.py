@@ -98,7 +98,7 @@ class AmberScorer:
     ) -> Scored:
         """Score answers to the generative questions, the discriminative ones, or both.
 
-        `chip` is the official reading of the answer without the space around it.
+        `chip` is the official reading of the answer after surrounding spaces are stripped.
         """
         refuse_protocol(self, protocol)
         folder = data if (data / "annotations.json").exists() else data / "data"
@@ -148,7 +148,7 @@ class AmberScorer:
 
 
 class _Nouns:
-    """Counts what the nouns of descriptions say."""
+    """Counts the nouns of descriptions."""
 
     def __init__(self, folder: Path, similarity: Similarity | None, corrected: bool) -> None:
         require(nltk_problems(), "amber")
@@ -228,7 +228,7 @@ def _refuse_what_stops_the_script(answers: Sequence[Answer], asked: Sequence[_Qu
 
 
 def _said(response: str, corrected: bool) -> str:
-    """Return "yes", "no" or "": the official script knows `Yes` and `No` alone."""
+    """Return "yes", "no" or "": the official script accepts `Yes` and `No` only."""
     if not corrected:
         return {"Yes": "yes", "No": "no"}.get(response, "")
     # Imported here: its patterns take a tenth of a second to compile.
@@ -250,7 +250,7 @@ def _add_description(
 
 
 def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, said: str) -> None:
-    """Add to a question's own part; a hallucination is what is asked for, so "no" is positive."""
+    """Add to a question's own part; questions are about hallucinations, so "no" is positive."""
     is_no, said_no = question.truth != "yes", said == "no"
     right = said == ("no" if is_no else "yes")
     both = is_no and said_no

@@ -1,8 +1,8 @@
 """CHAIR: describe a COCO picture.
 
-CHAIR publishes no questions: its folder holds `questions.jsonl`, rows of
-`image_id`, and `question` and `image` where they are not the usual ones; the pictures are COCO's,
-in `val2014/` there or in a folder `coco/` beside this one.
+CHAIR publishes no questions: its folder has `questions.jsonl`, rows of `image_id`, with `question`
+and `image` if they are not the usual ones. The pictures are COCO's, in `val2014/` there or in a
+folder `coco/` beside this one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from chip_core.evaluation.benchmarks.chair.score import ChairScorer
 from chip_core.evaluation.scorer import ProtocolName
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
 
-#: What CHAIR is asked with where a row does not say.
+#: CHAIR's prompt if a row has none.
 DESCRIBE = "Please describe this image in detail."
 
 
@@ -42,7 +42,7 @@ class Chair(FileBenchmark):
 
 def _picture(row: reading.FileRow, item: str, pictures: Pictures) -> Picture:
     image = row.text("image") if row.has("image") else f"COCO_val2014_{int(item):012d}.jpg"
-    if len(image) > 255 or "." not in image:  # no file's name: the picture itself
+    if len(image) > 255 or "." not in image:  # not a file name: the picture itself
         return inside(item, lambda: image)
     train = image.replace("_val2014_", "_train2014_")
     return pictures.file(image, *([train] if train != image and not row.has("image") else []))

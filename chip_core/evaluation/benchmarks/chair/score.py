@@ -37,7 +37,7 @@ from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import nltk_problems, require, singular, words
 from chip_core.utils.errors import UserError
 
-#: The pairs that the script reads as one word, whether or not its synonyms know them.
+#: The pairs that the script reads as one word, even if they are not among its synonyms.
 PAIRS = (
     "motor bike", "motor cycle", "air plane", "traffic light", "street light", "traffic signal",
     "stop light", "fire hydrant", "stop sign", "parking meter", "suit case", "sports ball",
@@ -74,7 +74,7 @@ class ChairScorer:
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
-        """Score captions; an image that is captioned twice counts twice under `official`."""
+        """Score captions; an image with two captions counts twice under `official`."""
         refuse_protocol(self, protocol)
         require(nltk_problems(("punkt_tab",)), self.name)
         corrected = protocol == "corrected"
@@ -132,7 +132,7 @@ def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
 
 
 def object_reader(data: Path, *, corrected: bool) -> tuple[ObjectNames, Callable[[str], list[str]]]:
-    """Return the objects' names, and what finds the categories that a text names, with repeats."""
+    """Return the objects' names, and a function that finds a text's categories, with repeats."""
     category = read_names(data / "synonyms.txt", strip=corrected)
     pairs = list(PAIRS)
     if corrected:

@@ -1,4 +1,4 @@
-"""HallusionBench's figures from verdicts: how what `score.py` says is counted."""
+"""HallusionBench's figures from verdicts: how the results of `score.py` are counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chip_core.utils.errors import UserError
 
 WRONG, RIGHT, UNCLEAR = 0, 1, 2
 
-#: Why a question failed: language went before sight, sight itself failed, or it could be either.
+#: Why a question failed: language overruled vision, vision itself failed, or it could be either.
 Cause = Literal["language_hallucination", "visual_illusion", "mixed"]
 CAUSES: tuple[Cause, ...] = ("language_hallucination", "visual_illusion", "mixed")
 _LANGUAGE, _SIGHT, _MIXED = CAUSES
@@ -22,7 +22,7 @@ _pair, _figure = attrgetter("pair"), attrgetter("figure")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question of the benchmark: the same text may be asked of several figures of a set."""
+    """A question of the benchmark: the same text may be asked about several figures of a set."""
 
     category: str  # VD: it needs its figure; VS: the figure only adds to it
     subcategory: str
@@ -39,17 +39,17 @@ class Question:
 
     @property
     def part(self) -> str:
-        """The part of the benchmark that it belongs to."""
+        """The part of the benchmark to which it belongs."""
         return f"{self.category}_{self.subcategory}"
 
     @property
     def pair(self) -> str:
-        """All that ask the same."""
+        """The key of all questions with the same text."""
         return "_".join((self.part, self.set_id, self.question_id))
 
     @property
     def figure(self) -> str:
-        """All that ask of the same figure."""
+        """The key of all questions about the same figure."""
         return "_".join((self.part, self.set_id, self.figure_id))
 
     @property
@@ -70,11 +70,11 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A question and what was said of its answer."""
+    """A question and the verdict on its answer."""
 
     question: Question
     verdict: int  # WRONG, RIGHT, UNCLEAR
-    same: bool | None = None  # whether the answer agrees with the original's; None: not known
+    same: bool | None = None  # whether the answer agrees with the original's; None: unknown
 
     @property
     def right(self) -> bool:
@@ -83,7 +83,7 @@ class Judged:
 
 
 def needs_same(question: Question, verdict: int, original: int | None) -> bool:
-    """Whether the cause of a failure hangs on whether the answer agrees with the original's."""
+    """Whether the cause of a failure depends on the answer's agreement with the original's."""
     if question.original or verdict != WRONG or original is None:
         return False
     if question.category == "VD":
@@ -92,10 +92,10 @@ def needs_same(question: Question, verdict: int, original: int | None) -> bool:
 
 
 def cause(judged: Judged, original: int | None) -> Cause | None:
-    """Return why a question failed; None where it did not.
+    """Return why a question failed; None if it did not.
 
     Args:
-        judged: the question; where the cause hangs on it, `same` must be known.
+        judged: the question; if the cause depends on it, `same` must be known.
         original: the verdict on its pair's original, None for the original itself.
     """
     question, verdict = judged.question, judged.verdict
@@ -107,8 +107,8 @@ def cause(judged: Judged, original: int | None) -> Cause | None:
         return _MIXED if needs_same(question, verdict, original) and judged.same else _SIGHT
     if original == WRONG:
         return _LANGUAGE if verdict == WRONG and judged.same else _MIXED
-    # The text alone was answered well, or not at all: sight fails, unless an edited figure gets
-    # the answer that the text alone got.
+    # The answer to the text alone was right, or unclear: vision fails, unless an edited figure gets
+    # the same answer as the text alone.
     return _LANGUAGE if needs_same(question, verdict, original) and judged.same else _SIGHT
 
 
@@ -116,7 +116,7 @@ def official_items(judged: Sequence[Judged]) -> dict[str, list[ItemOutcome]]:
     """Return each metric's items as the official script counts them.
 
     Raises:
-        UserError: a question's original is not there, where the official script stops.
+        UserError: a question's original is missing, at which the official script stops.
     """
     originals = {each.question.pair: each.verdict for each in judged if each.question.original}
     for each in judged:
@@ -140,7 +140,7 @@ def official_items(judged: Sequence[Judged]) -> dict[str, list[ItemOutcome]]:
 def corrected_items(
     judged: Sequence[Judged], benchmark: Iterable[Question]
 ) -> dict[str, list[ItemOutcome]]:
-    """Return each metric's items: sets of questions count where all of them have a verdict."""
+    """Return each metric's items: sets of questions count if all of them have a verdict."""
     originals = {each.question.pair: each.verdict for each in judged if each.question.original}
     there = {each.question.item for each in judged}
     lacking = [question for question in benchmark if question.item not in there]
@@ -180,7 +180,7 @@ def official_values(
     """Return the figures as printed.
 
     Raises:
-        UserError: the official script divides by zero on its way to them.
+        UserError: the official script divides by zero before it prints them.
     """
     for category in ("VD", "VS"):
         for hard in (False, True):
@@ -212,7 +212,7 @@ def official_values(
 
 
 def _says_yes(each: Judged) -> bool:
-    """Whether the answer is a yes, told from whether it is right."""
+    """Whether the answer is a yes, derived from whether it is right."""
     return int(each.right) == each.question.truth
 
 

@@ -38,7 +38,7 @@ class HallusionBench(FileBenchmark):
         return items
 
     def group(self, item: Item) -> str:
-        """Return an item's set: figures are of a set's questions together."""
+        """Return an item's set: questions of a set share figures."""
         return item.id.rsplit("_", 2)[0]
 
 

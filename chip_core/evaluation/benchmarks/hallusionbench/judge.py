@@ -1,4 +1,4 @@
-"""Asking a judge about HallusionBench's answers, and reading what it says."""
+"""Ask a judge about HallusionBench's answers, and read its replies."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SAME_PROMPT: tuple[Part, ...] = (
 )
 
 
-#: Nouns that "correct" tells of where it tells nothing of the answer that is judged.
+#: Nouns after "correct" that make it say nothing about the judged answer.
 _ANSWERS = (
     r"answer|response|value|option|one|choice|statement|number|reading|information|interpretation"
 )
@@ -160,17 +160,16 @@ def judge(
     protocol: ProtocolName,
     resources: Resources,
 ) -> tuple[list[Judged], int, list[Unreadable]]:
-    """Return what is said of each answer, of how many a judge said nothing, and what was not read.
+    """Return verdicts, how many answers a judge gave none for, and replies that were not read.
 
-    Verdicts that the answers bring are taken; a judge is asked for those that are not there, and
-    then for `same` where a failure's cause hangs on it. Under `corrected` an answer without a
-    verdict is left out.
+    Verdicts in the answers are used; a judge is asked for missing ones, and then for `same` if a
+    failure's cause depends on it. Under `corrected` an answer without a verdict is left out.
 
     Args:
         answers: each item once.
         questions: by item.
         rows: the benchmark's rows by item.
-        data: the benchmark's folder, where the official prompts may lie.
+        data: the benchmark's folder, which may have the official prompts.
         protocol: how replies are read.
         resources: the judge.
     """
@@ -233,36 +232,36 @@ def judge(
 
 
 def official_verdict(reply: str | None) -> int:
-    """Read a verdict as the official script does; nothing said is unclear."""
+    """Read a verdict as the official script does; no reply is unclear."""
     text = (reply or "").lower()
     return WRONG if "incorrect" in text else RIGHT if "correct" in text else UNCLEAR
 
 
 def official_same(reply: str | None) -> bool:
-    """Read whether answers agree as the official script does; nothing said is different."""
+    """Read whether answers agree as the official script does; no reply is different."""
     return "same" in (reply or "").lower()
 
 
 def verdict(reply: str | None) -> int | None:
-    """Read the one verdict that a reply gives; None for none or several."""
+    """Read the one verdict in a reply; None for none or several."""
     return _VERDICTS.read(reply or "")
 
 
 def same(reply: str | None) -> bool | None:
-    """Read whether a reply finds two answers the same; None where it says neither or both."""
+    """Read whether a reply finds two answers the same; None if it says neither or both."""
     found = _ALIKE.read(reply or "")
     return None if found is None else found == 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prompts:
-    """The two questions to a judge; the official ones where their script lies in the folder."""
+    """The two prompts of a judge; the official ones if their script is in the folder."""
 
     data: Path
     protocol: ProtocolName
 
     def verdict(self, answer: Answer, text: str, row: Mapping[str, Any]) -> JudgeRequest:
-        """Ask whether an answer is right."""
+        """Return the request whether an answer is right."""
         for key in (QUESTION.name, REFERENCE.name):
             if not isinstance(row.get(key), str):
                 raise UserError(f"hallusionbench: '{answer.item}' has no {key} for the judge")
@@ -274,7 +273,7 @@ class _Prompts:
         return self._request(answer.item, self._of_verdict, texts)
 
     def same(self, item: str, text: str, original: str) -> JudgeRequest:
-        """Ask whether an answer agrees with the original's; the request's item is ITEM/same."""
+        """Return the request whether an answer agrees with the original's, as item ITEM/same."""
         texts = {ANSWER: text, ORIGINAL: original}
         return self._request(f"{item}/same", self._of_same, texts)
 
@@ -292,7 +291,7 @@ class _Prompts:
         return JudgeRequest(
             item=item,
             messages=asking.user_message(asking.fill(parts, texts)),
-            # The official script names no temperature, which the interface takes for 1.
+            # The official script sets no temperature, for which the API's default is 1.
             temperature=0.0 if self.protocol == "corrected" else 1.0,
         )
 

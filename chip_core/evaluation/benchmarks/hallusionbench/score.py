@@ -55,7 +55,7 @@ class HallusionBenchScorer:
 
     name = "hallusionbench"
     version = "hallusionbench-2"
-    needs: frozenset[Need] = frozenset({"judge"})  # unless the answers bring their verdicts
+    needs: frozenset[Need] = frozenset({"judge"})  # unless the answers have verdicts
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics: Mapping[str, MetricInfo] = {
         **{
@@ -74,7 +74,7 @@ class HallusionBenchScorer:
     }
 
     def read_responses(self, path: Path) -> list[Answer]:
-        """Read the benchmark's rows with model_prediction, and verdict and same where they are."""
+        """Read the benchmark's rows with model_prediction, and verdict and same if present."""
         return [_answer(row) for row in reading.read_rows(path)]
 
     def score(
@@ -85,7 +85,7 @@ class HallusionBenchScorer:
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
-        """Score answers by their verdicts; a judge gives those that are not there.
+        """Score answers by their verdicts; a judge gives missing ones.
 
         `chip` is `official` with the paper's clean-up of an answer before it is judged.
         """
@@ -158,7 +158,7 @@ def _benchmark(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]
 
 
 def _question(item: str, row: Mapping[str, Any], own: Mapping[str, Any]) -> Question:
-    """Return a question as the benchmark has it, or as the answer's row has (the official way)."""
+    """Return a question from the benchmark's row, or (the official way) from the answer's row."""
     values = {**row, **own}
     for key in (*KEY, *TRUTH):
         if key not in values:

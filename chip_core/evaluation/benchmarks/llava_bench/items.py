@@ -1,4 +1,4 @@
-"""LLaVA-Bench in the Wild: 60 questions on 24 pictures, read by a judge.
+"""LLaVA-Bench in the Wild: 60 questions on 24 pictures, scored by a judge.
 
 Folder: `questions.jsonl`, `context.jsonl`, `answers_gpt4.jsonl`, `rule.json`, and the pictures in
 `images/`, as published.

@@ -2,7 +2,7 @@
 
 Rules of LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. The judge sees a description
 of the image, the question, the reference (first) and the answer, and gives two numbers on its first
-line. What it is told to do is the benchmark's own text, from `rule.json` in the folder.
+line. Its instruction is the benchmark's own text, from `rule.json` in the folder.
 
 | metric                        | unit    | numerator of an item | denominator of an item |
 |-------------------------------|---------|----------------------|------------------------|
@@ -39,7 +39,7 @@ from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
 CATEGORIES = ("conv", "detail", "complex")
-#: What the judge is told first. In our own words.
+#: The judge's system message, in our own words.
 SYSTEM = "You check the quality of answers, helpfully and precisely."
 KINDS: Mapping[str, MetricInfo] = {
     "relative_score": MetricInfo(unit="percent", goal="maximize"),
@@ -50,7 +50,7 @@ KINDS: Mapping[str, MetricInfo] = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Question:
-    """A question with all that a judge sees but the answer."""
+    """All that a judge sees of a question, except the answer."""
 
     item: str
     category: str
@@ -98,7 +98,7 @@ class LlavaBenchScorer:
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
-        """Have a judge rate the answers beside answers_gpt4.jsonl."""
+        """Let a judge rate the answers beside answers_gpt4.jsonl."""
         refuse_protocol(self, protocol)
         reading.require_answers(answers, self.name)
         questions = _questions(data, resources)
@@ -132,7 +132,7 @@ class LlavaBenchScorer:
 
 
 def read_officially(reply: str) -> tuple[float, float]:
-    """Return the two numbers of a reply's first line, commas read as spaces; −1 and −1 without.
+    """Return the two numbers of a reply's first line, commas read as spaces; −1 and −1 if none.
 
     The numbers must be one space apart: "8, 9" is not read, "8 9" and "8,9" are.
     """
@@ -191,7 +191,7 @@ def _description(row: reading.FileRow) -> str:
 
 
 def _request(question: _Question, answer: str) -> JudgeRequest:
-    """Lay out what the judge sees: headed parts, the rule last, as the official script does."""
+    """Build the judge's prompt as the official script does: headed parts, the rule last."""
     one, other = f"{question.role} 1", f"{question.role} 2"
     parts = [
         f"[Context]\n{question.description}",

@@ -1,4 +1,4 @@
-"""MMBench, MMBench-CN and MM-Vet: lmms-eval asks and scores by itself, in a process of its own."""
+"""MMBench, MMBench-CN and MM-Vet: lmms-eval generates and scores answers in its own process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from chip_core.evaluation.task import BENCHMARKS, ExternalBenchmark, MetricInfo
 
 
 class LmmsEvalBenchmark(ExternalBenchmark):
-    """A benchmark that lmms-eval has."""
+    """A benchmark that lmms-eval runs."""
 
-    version = "lmms-1"  # of the link to it; its own is recorded with the figures
+    version = "lmms-1"  # of this interface; lmms-eval's own is recorded with the figures
 
     def __init__(self, name: str, metrics: Mapping[str, MetricInfo]) -> None:
-        """Take over what it measures."""
+        """Set the benchmark's name and metrics."""
         self.name = name
         self.metrics = metrics
 
@@ -33,7 +33,7 @@ class LmmsEvalBenchmark(ExternalBenchmark):
     def ask(
         self, model: Path, *, folder: Path, batch_size: int, device: str
     ) -> tuple[Scored, Mapping[str, Any]]:
-        """Let it ask a model; its own output goes to a folder."""
+        """Run it on a model; its own output goes to a folder."""
         found = runner.evaluate(
             model, [self.name], folder=folder, batch_size=batch_size, device=device
         )
@@ -43,7 +43,7 @@ class LmmsEvalBenchmark(ExternalBenchmark):
 
 @lru_cache
 def _version(python: str) -> str:
-    """Return lmms-eval's version; asking for it takes seconds."""
+    """Return lmms-eval's version, cached because it takes seconds to find."""
     return runner.version()
 
 

@@ -1,8 +1,8 @@
-"""MMBench, MMBench-CN and MM-Vet by lmms-eval: another program, run in a process of its own.
+"""Run MMBench, MMBench-CN and MM-Vet with lmms-eval, an external program in its own process.
 
-It asks and scores by itself, so there are no answers of ours to score: it gets a model's folder and
-gives figures. Its version is recorded with them; figures of another version are not comparable.
-It lies in this environment (`pip install 'chip-ablate[lmms]'`) or in one of its own, whose Python
+It generates and scores the answers itself: it gets a model's folder and returns figures. Its
+version is recorded with them; figures of another version are not comparable. It is installed in
+this environment (`pip install 'chip-ablate[lmms]'`) or in one of its own, whose Python
 `CHIP_ABLATE_LMMS_PYTHON` names.
 
 | benchmark    | task of lmms-eval | metric     | unit    |
@@ -31,9 +31,9 @@ from chip_core.evaluation.task import MetricInfo
 from chip_core.utils.errors import TrialError, UserError
 
 PYTHON = "CHIP_ABLATE_LMMS_PYTHON"
-KEYS = ("OPENAI_API_KEY", "AZURE_API_KEY")  # its judge's, as it looks for them
-JUDGE = "MODEL_VERSION"  # its judge, as it looks for it
-RAW = "gpt_eval_score"  # all three tasks name their figure so
+KEYS = ("OPENAI_API_KEY", "AZURE_API_KEY")  # variables in which it looks for its judge's key
+JUDGE = "MODEL_VERSION"  # variable in which it looks for its judge
+RAW = "gpt_eval_score"  # the name of the figure in all three tasks
 LOG = "lmms_eval.log"
 INSTALLED = "import importlib.metadata as m, lmms_eval; print(m.version('lmms_eval'))"
 PERCENT = MetricInfo(unit="percent", goal="maximize")
@@ -41,11 +41,11 @@ PERCENT = MetricInfo(unit="percent", goal="maximize")
 
 @dataclass(frozen=True, kw_only=True)
 class LmmsTask:
-    """A benchmark as lmms-eval knows it."""
+    """A benchmark as a task of lmms-eval."""
 
     name: str
-    metric: str  # ours
-    rated: bool = False  # whether each question has a score of its own in the samples
+    metric: str  # its name here
+    rated: bool = False  # whether the samples have a score for each question
 
 
 TASKS: Mapping[str, LmmsTask] = {
@@ -73,15 +73,15 @@ ADAPTERS: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LmmsScores:
-    """What lmms-eval found."""
+    """The results of lmms-eval."""
 
     scored: Mapping[str, Scored]  # by benchmark
     version: str  # "lmms_eval 0.7.2"
-    judge: str | None  # who read the answers, as the samples or the environment say
+    judge: str | None  # the judge that the samples or the environment name
 
 
 def python() -> str:
-    """Return the Python that has lmms-eval."""
+    """Return the Python in which lmms-eval is installed."""
     return os.environ.get(PYTHON) or sys.executable
 
 
@@ -89,7 +89,7 @@ def version() -> str:
     """Return the version of lmms-eval.
 
     Raises:
-        UserError: it is not installed; one line with the command that gets it.
+        UserError: it is not installed; one line with the command that installs it.
     """
     try:
         asked = subprocess.run(
@@ -106,7 +106,7 @@ def version() -> str:
 
 
 def problems(benchmarks: Sequence[str]) -> list[str]:
-    """Return what is missing to score these benchmarks, said before anything is trained."""
+    """Return what is missing to score these benchmarks, before anything is trained."""
     found = []
     if any(name in TASKS for name in benchmarks):
         try:
@@ -114,7 +114,7 @@ def problems(benchmarks: Sequence[str]) -> list[str]:
         except UserError as error:
             found.append(str(error))
         if not any(os.environ.get(key) for key in KEYS):
-            # Without one it goes on and draws answers at random, or counts them 0.
+            # Without one, lmms-eval continues and draws answers at random, or counts them 0.
             found.append(
                 f"lmms-eval asks a judge and there is no {' or '.join(KEYS)} in the environment"
             )
@@ -132,12 +132,12 @@ def evaluate(  # noqa: PLR0913 (lmms-eval's options)
     device: str | None = None,
     timeout: float | None = None,
 ) -> LmmsScores:
-    """Let lmms-eval ask a model and score its answers.
+    """Let lmms-eval generate and score a model's answers.
 
     Args:
         model: a whole Hugging Face folder; adapters are merged into one before (`export`).
         benchmarks: names of `TASKS`.
-        folder: where its output goes, emptied first.
+        folder: the folder of its output, emptied first.
         adapter: how lmms-eval loads the model; None: by the model's config.json.
         batch_size: questions answered together.
         limit: the first N questions alone.
@@ -146,7 +146,7 @@ def evaluate(  # noqa: PLR0913 (lmms-eval's options)
 
     Raises:
         UserError: it is not installed, or has no adapter for the model.
-        TrialError: it failed; the line it ended with, and where its log is.
+        TrialError: it failed; with its last line and the path of its log.
     """
     version_used = version()
     loaded_by = adapter or _adapter(model)
@@ -177,7 +177,7 @@ def evaluate(  # noqa: PLR0913 (lmms-eval's options)
     finally:
         _without_keys(log)
     found = sorted(folder.rglob("*_results.json"))
-    if ended.returncode or not found:  # it ends with 0 also where a task failed
+    if ended.returncode or not found:  # it also exits with 0 if a task failed
         raise TrialError(f"lmms-eval failed: {_last_line(log)} ({log})")
     results = read_json(found[-1])
     scored = {name: _scored(TASKS[name], results, found[-1].parent) for name in benchmarks}
@@ -228,7 +228,7 @@ def _scored(task: LmmsTask, results: Any, folder: Path) -> Scored:
                 group=str(rating.get("capabilities", "")),
             )
         )
-        missing += not rating.get("eval_model")  # no reply of the judge: it counts 0 there
+        missing += not rating.get("eval_model")  # the judge did not reply: it counts 0 there
     metric = MetricOutcome(
         name=task.metric, unit=PERCENT.unit, goal=PERCENT.goal, value=value, items=tuple(items)
     )
@@ -248,7 +248,7 @@ def _last_line(log: Path) -> str:
 
 
 def _without_keys(log: Path) -> None:
-    """Take keys out of its log, should it have written one."""
+    """Remove keys from its log, in case it has written one."""
     secrets = [value for key in KEYS if (value := os.environ.get(key))]
     text = log.read_text(errors="replace")
     if any(secret in text for secret in secrets):

@@ -1,7 +1,7 @@
-"""MMHal-Bench: 96 questions that invite hallucination, read by a judge.
+"""MMHal-Bench: 96 questions that invite hallucination, scored by a judge.
 
-Folder: `response_template.json` as published (or `mmhal-bench_answer_template.json`, as RLHF-V has
-it), and the pictures in `images/`, by the file names of their addresses; or
+Folder: `response_template.json` as published (or `mmhal-bench_answer_template.json`, as in RLHF-V),
+and the pictures in `images/`, under the file names of their addresses; or
 `mmhal-bench_with_image.jsonl` with the pictures inside.
 """
 

@@ -48,7 +48,7 @@ FILES = ("mmhal-bench_answer_template.json", "response_template.json")
 SCRIPTS = ("eval_gpt4.py", "eval_gpt_mmhal.py")  # where the official prompt is published
 RATINGS = range(7)
 
-#: How an answer is rated: MMHal-Bench's scale, in our own words.
+#: MMHal-Bench's rating scale, in our own words.
 RATING_SCALE = """\
 First explain your judgement in a few sentences. Then end with exactly one line of this form:
 Rating: N
@@ -61,7 +61,7 @@ where N is
 1 - somewhat informative, with hallucination
 0 - not informative, with hallucination
 """
-#: Places: contents of the image, question, reference answer, answer. In our own words.
+#: Placeholders: contents of the image, question, reference answer, answer. In our own words.
 PROMPT = (
     """\
 Rate one answer that a vision-language model gave to a question about an image. You do not see \
@@ -114,7 +114,7 @@ class MmhalScorer:
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
-        """Have a judge rate the answers; `chip` is `official`, whose script is the paper's own."""
+        """Let a judge rate the answers; `chip` is `official`, whose script is the paper's own."""
         refuse_protocol(self, protocol)
         reading.require_answers(answers, self.name)
         questions = _questions(data, resources)
@@ -150,7 +150,7 @@ class MmhalScorer:
 
 
 def read_officially(reply: str) -> int:
-    """Return the one rating that a reply names in one of two spellings; 0 for none or several."""
+    """Return the one rating that a reply gives in one of two spellings; 0 for none or several."""
     text = reply.lower()
     found = [k for k in RATINGS if f"rating: {k}" in text or f"**rating**: {k}" in text]
     return found[0] if len(found) == 1 else 0
@@ -168,7 +168,7 @@ def _questions(data: Path, resources: Resources) -> dict[str, tuple[str, reading
 
 
 def _each_question(answers: Sequence[Answer], questions: Mapping[str, object]) -> dict[str, Answer]:
-    """Return the last answer to each question: the official script stops where one has none."""
+    """Return the last answer to each question; the official script stops if one has none."""
     given = {answer.item: answer for answer in answers}
     for item in questions:
         if item not in given:
@@ -207,7 +207,7 @@ def _items(kinds: Mapping[str, str], ratings: Mapping[str, int]) -> dict[str, li
         "score": of(ratings),
         "hallucination_rate": of({item: rating < 3 for item, rating in ratings.items()}),
         "informative_rate": of({item: rating not in (0, 3) for item, rating in ratings.items()}),
-        # A part of the questions may lack a kind; the whole never does.
+        # A limited set of questions may lack a kind; the whole set never does.
         **{f"score/{kind}": found for kind in KINDS if (found := of(ratings, kind))},
     }
 

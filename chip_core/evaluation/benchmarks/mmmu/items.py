@@ -62,7 +62,7 @@ def _item(file: Path, number: int, row: dict[str, Any]) -> Item:
 
 
 def _prompt(question: str, options: Sequence[str]) -> str:
-    """Return a question as the official configuration for LLaVA-1.5 writes it."""
+    """Format a question as the official configuration for LLaVA-1.5 does."""
     if not options:
         return f"{question}\n\nAnswer the question using a single word or phrase."
     lines = "".join(f"({chr(ord('A') + n)}) {text}\n" for n, text in enumerate(options))

@@ -1,4 +1,4 @@
-"""Reading answers to MMMU as the official eval_utils.py (MMMU-Benchmark/MMMU) does."""
+"""Read answers to MMMU as the official eval_utils.py (MMMU-Benchmark/MMMU) does."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from chip_core.evaluation.text.answers import marked, plain, said
 
-#: Taken off both ends of a multiple-choice answer, one kind after the other.
+#: Stripped from both ends of a multiple-choice answer, one kind after the other.
 MARKS = (",", ".", "!", "?", ";", ":", "'")
-#: What stands before the answer in a sentence that gives one.
+#: Words before the answer in a sentence that gives one.
 INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 
-# Each number form; a match in the middle of a run of digits never succeeds where one at its start
-# did not, so runs are entered at their start alone: a long run then costs its length, not its
+# Each form of a number. A match in the middle of a run of digits never succeeds if one at its start
+# failed, so runs are entered only at their start: a long run then costs its length, not its
 # square.
 _WITH_COMMAS = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
 _SCIENTIFIC = re.compile(r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+")
@@ -27,10 +27,10 @@ _UNIT = re.compile(
 
 
 def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, str]) -> str | None:
-    """Return the letter that an answer chooses; None where none is found.
+    """Return the letter that an answer chooses, or None.
 
-    A letter in brackets goes before a bare one, that before an option's text (in answers of more
-    than five words alone); of several the one that stands last.
+    A letter in brackets has precedence over a bare one, and that over an option's text (only in
+    answers of more than five words); of several the last one counts.
 
     Args:
         response: the answer.
@@ -52,10 +52,10 @@ def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, st
 
 
 def read_open(response: str) -> set[str | float]:
-    """Return what an open answer may mean under `corrected`; empty where nothing is said.
+    """Return the possible meanings of an open answer under `corrected`; empty if it says nothing.
 
-    Of what it marks as its answer, if it marks any, without reasoning and marks; a number may stand
-    right before its unit (`5cm`).
+    They come from what the answer marks as its answer, if anything, without reasoning and marks; a
+    number may be right before its unit (`5cm`).
     """
     text = said(response)
     text = plain((marked(text) or [text])[0])
@@ -63,7 +63,7 @@ def read_open(response: str) -> set[str | float]:
 
 
 def parse_open(response: str) -> set[str | float]:
-    """Return what an open answer may mean: texts in lower case, and numbers to two decimals."""
+    """Return the possible meanings of an open answer: lower-case texts, numbers to two decimals."""
     texts = _key_texts(response)
     numbers = [
         number
@@ -77,7 +77,7 @@ def parse_open(response: str) -> set[str | float]:
 def normalise(text: str) -> list[str | float]:
     """Return a number to two decimals, or the text in lower case; a lone letter with its space.
 
-    A lone letter would stand in nearly any text: it must begin or end a word.
+    A lone letter would occur in nearly any text, so it must begin or end a word.
     """
     text = text.strip()
     try:
@@ -88,7 +88,7 @@ def normalise(text: str) -> list[str | float]:
 
 
 def right_open(truth: str | Sequence[str], meanings: set[str | float]) -> bool:
-    """Whether an open answer holds a true text, or is a true number."""
+    """Whether an open answer contains a true text, or is a true number."""
     truths = [truth] if isinstance(truth, str) else truth
     wanted = [meaning for each in truths for meaning in normalise(each)]
     return any(
@@ -109,10 +109,10 @@ def _found(places: Mapping[str, int]) -> bool:
 
 
 def _key_texts(response: str) -> list[str]:
-    """Return, of each line, the shortest text after an indicator; the whole where there is none.
+    """Return, for each line, the shortest text after an indicator; the whole line if there is none.
 
-    The official split at sentences looks for a capital after the text was put in lower case, so
-    lines alone are split.
+    The official split at sentences looks for a capital after the text was lower-cased, so only
+    lines are split.
     """
     response = response.strip().strip(".").lower()
     lines = response.split("\n")
@@ -123,7 +123,7 @@ def _key_texts(response: str) -> list[str]:
         for indicator in indicators:
             if indicator in line:
                 tail = line.split(indicator)[-1].strip()
-                # An empty tail gives way to any other, also a longer one.
+                # Any other tail replaces an empty one, even a longer one.
                 if not shortest or len(tail) < len(shortest):
                     shortest = tail
         if shortest and shortest not in MARKS:

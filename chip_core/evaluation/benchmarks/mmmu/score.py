@@ -1,11 +1,11 @@
-"""Score MMMU (validation): college-level questions of 30 subjects, choices or open.
+"""Score MMMU (validation): college-level questions of 30 subjects, multiple-choice or open.
 
 Rules of the official main_eval_only.py and main_parse_and_eval.py (MMMU-Benchmark/MMMU). Figures
 are fractions, rounded to three decimals as printed; an item is a question, right or not.
 
-Answers come in two ways, as there: *final* ones (one JSON object of id → letter or open answer),
-whose letter is taken as it is, and *responses* with their options, in which the letter is looked
-for; where none is found, one is drawn with seed 42, subject by subject in the official order.
+Answers have two forms, as there: *final* ones (one JSON object of id → letter or open answer),
+whose letter is used as it is, and *responses* with their options, in which the letter is searched;
+if none is found, one is drawn with seed 42, subject by subject in the official order.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SUBJECTS = sorted(subject for subjects in DOMAINS.values() for subject in subjec
 ANSWERS = ("answer_dict_val.json", "mmmu/answer_dict_val.json")
 CHOICE = "multiple-choice"
 SEED = 42
-#: Of a final answer under `corrected`, whose options are not known.
+#: The letters of a final answer under `corrected`, whose options are unknown.
 LETTERS = "ABCDEFGHIJ"
 
 
@@ -111,15 +111,15 @@ class MmmuScorer:
     ) -> Scored:
         """Score final answers or responses.
 
-        A response of a multiple-choice question brings `all_choices` and `index2ans` in its fields,
-        or `options`; else they are read from the benchmark's validation-*.parquet in `data`.
+        A response to a multiple-choice question has `all_choices` and `index2ans` in its fields, or
+        `options`; otherwise they are read from the benchmark's validation-*.parquet in `data`.
         """
         refuse_protocol(self, protocol)
         reading.require_answers(answers, self.name)
         truths = _truths(data, resources)
         official = protocol == "official"
         if official:
-            # Of a final answer that stands twice the last counts, as in any JSON object.
+            # The last of repeated final answers counts, as in any JSON object.
             refuse_repeats(
                 [answer for answer in answers if not answer.fields.get("final")], self.name
             )
@@ -155,7 +155,7 @@ class _Options:
         """Return the letters of a question and the text of each.
 
         Raises:
-            UserError: neither the answer nor the folder says.
+            UserError: neither the answer nor the folder has them.
         """
         fields = answer.fields
         if "all_choices" in fields and "index2ans" in fields:
@@ -183,24 +183,24 @@ class _Options:
 
 
 def _object(path: Path) -> list[tuple[str, Any]] | None:
-    """Return the pairs of a file that is one JSON object of ids; None where it is rows.
+    """Return the pairs of a file that is one JSON object of ids; None if it has rows.
 
-    Pairs, not a dict: an id that stands twice is for the protocol to judge.
+    It returns pairs, not a dict, because the protocol decides on repeated ids.
     """
     try:
         found = json.loads(path.read_bytes(), object_pairs_hook=tuple)
     except (OSError, ValueError, RecursionError):
-        return None  # rows, or nothing: reading them says what is wrong
+        return None  # rows, or nothing: reading them reports the problem
     named = isinstance(found, tuple) and all(isinstance(pair, tuple) for pair in found)
     return list(found) if named and "id" not in dict(found) else None
 
 
 def _listed(options: Any) -> list[str]:
-    """Return options as a list; the benchmark writes the list as Python text."""
+    """Return options as a list; the benchmark stores the list as Python source."""
     try:
         found = ast.literal_eval(options) if isinstance(options, str) else list(options)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        found = None  # of what is nested too deep, too
+        found = None  # including values that are nested too deep
     if not isinstance(found, list) or not all(isinstance(option, str) for option in found):
         raise UserError(f"mmmu: options must be a list of texts, got {str(options)[:60]}")
     return found
@@ -234,7 +234,7 @@ def _truths(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
 
 
 def _by_subject(given: Mapping[str, Answer], truths: Mapping[str, object]) -> dict[str, list[str]]:
-    """Return the answered items of each subject; ids of no subject are passed over, as there."""
+    """Return the answered items of each subject; ids of no subject are skipped, as there."""
     subjects: dict[str, list[str]] = {subject: [] for subject in SUBJECTS}
     known = {_subject(item) for item in truths}
     for item in given:
@@ -262,7 +262,7 @@ def _judged(
         answer: a final answer or a response.
         truth: the question's kind and answer.
         options: the questions' options.
-        draw: under `official` draws a letter where none is found; None under `corrected`.
+        draw: under `official` draws a letter if none is found; None under `corrected`.
     """
     response, wanted = answer.response, truth["ground_truth"]
     final = answer.fields.get("final")
@@ -290,7 +290,7 @@ def _judged(
 def _items(
     questions: Mapping[str, Sequence[str]], right: Mapping[str, bool], *, every: bool
 ) -> dict[str, list[ItemOutcome]]:
-    """Return each metric's items; of a subject without answers only where `every` one is wanted."""
+    """Return each metric's items; of a subject without answers only if `every` one is wanted."""
     of = {
         subject: [
             figures.outcome(item, right[item], group=subject) for item in questions.get(subject, ())

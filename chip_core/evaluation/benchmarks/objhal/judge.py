@@ -1,4 +1,4 @@
-"""What Object HalBench's judge is asked, and what its replies say."""
+"""The prompt of Object HalBench's judge, and the reading of its replies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chip_core.evaluation.text.replies import without_reasoning
 #: Where the benchmark publishes its own prompt.
 SCRIPT, VARIABLE = "eval_gpt_obj_halbench.py", "prompt_template"
 
-#: In place of the published prompt, by the same rules.
+#: Our own prompt by the same rules, if the published one is missing.
 PROMPT = """\
 A vision-language model was asked about an image and answered. Take the answer for true and list \
 the objects that it says can be seen in the image.
@@ -37,12 +37,12 @@ class UnreadableReplyError(ValueError):
 
 
 def prompt_of(data: Path) -> str:
-    """Return the published prompt where the benchmark's folder holds its script, else ours."""
+    """Return the published prompt if its script is in the benchmark's folder, else ours."""
     return published_template(data, [SCRIPT], VARIABLE) or PROMPT
 
 
 def request(prompt: str, item: str, question: str, answer: str) -> JudgeRequest:
-    """Return what the judge is asked about an answer, as the official script asks it."""
+    """Return the request about an answer, in the form of the official script."""
     text = prompt.replace("{question}", question).replace("{answer}", answer)
     return JudgeRequest(
         item=item,
@@ -55,11 +55,10 @@ def request(prompt: str, item: str, question: str, answer: str) -> JudgeRequest:
 def read_reply_as_script(reply: str | None) -> list[Any]:
     """Return the entries of a reply as the official script reads it.
 
-    Whatever JSON gives one entry after the other counts: of an object its keys, of a text its
-    letters.
+    Anything in JSON that can be iterated counts: the keys of an object, the letters of a text.
 
     Raises:
-        UnreadableReplyError: the script could not go on.
+        UnreadableReplyError: the script could not continue.
     """
     if reply is None:
         raise UnreadableReplyError("there is no reply of the judge")
@@ -80,10 +79,10 @@ def read_reply_as_script(reply: str | None) -> list[Any]:
 
 
 def read_reply(reply: str | None) -> list[str]:
-    """Return the objects of a reply: its one list of names, however it is written.
+    """Return the objects of a reply: its one list of names, in any notation.
 
-    A list between brackets, with whatever quotes or none; else lines with bullets or numbers; else
-    names between commas. Lists that differ are none.
+    That is a list in brackets, with any quotes or none; else lines with bullets or numbers; else
+    names separated by commas. Lists that differ count as none.
 
     Raises:
         UnreadableReplyError: there is no such list.
@@ -94,7 +93,7 @@ def read_reply(reply: str | None) -> list[str]:
     if len(text) > _LONGEST:
         raise UnreadableReplyError("the judge's reply is too long for a list of names")
     text = _ESCAPED.sub(r"\1", _BOX.sub(r"\1", _FENCE.sub("", text))).translate(_QUOTES).strip()
-    # A run of blanks is looked over again and again.
+    # Shortened, because patterns scan a run of blanks repeatedly.
     text = re.sub(r"\n{2,}", "\n", re.sub(r" ?\n ?", "\n", re.sub(r"[^\S\n]+", " ", text)))
     for find in (_json_names, _bracketed_names, _listed_names, _plain_names):
         found = find(text)
@@ -111,12 +110,12 @@ _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"
                          "’": "'", "`": "'", "，": ",", "、": ",", "；": ";", "［": "[", "］": "]",
                          "【": "[", "】": "]", "（": "(", "）": ")", "：": ":"})  # fmt: skip
 _NAME_KEYS = ("object", "name", "label", "item", "noun")
-#: One name between brackets; an apostrophe ends it where a comma or the list's end follows.
+#: One name between brackets; an apostrophe ends it if a comma or the list's end follows.
 _QUOTED = re.compile(r"""\s*(?:"([^"\n]{0,80})"|'((?:[^'\n]|'(?!\s*[,;\])}])){0,80})')\s*""")
 _BARE = re.compile(r"""\s*([^\W\d_][^"\n,;\[\](){}:]{0,60})""")
-_OPENINGS = 200  # brackets that are looked into
+_OPENINGS = 200  # brackets that are tried
 _BULLET = re.compile(r"\s{0,8}(?:[-*•‣◦–+]|\(?\d{1,3}[.):,]|[a-z][.)])\s*(?P<name>\S.*)")
-#: What stands before a list: "The visible objects are:".
+#: Words before a list: "The visible objects are:".
 _LEAD = re.compile(
     r"[^\n:]{0,100}\b(?:objects?|list|items?|nouns|answer|output|result|objekte?|liste|gegenstände|"
     r"objets?|objetos?|lista|respuesta|réponse|antwort)\b[^\n:]{0,60}:|"
@@ -164,7 +163,7 @@ def _name_of(entry: Any) -> str | None:
 
 
 def _bracketed_names(text: str) -> list[str] | None:
-    """Return the names between brackets, where all brackets of names hold the same."""
+    """Return the names between brackets, if all brackets of names have the same."""
     lists: list[list[str]] = []
     end = 0
     for opening in itertools.islice(re.finditer(r"[\[{(]", text), _OPENINGS):
@@ -187,7 +186,7 @@ def _json_at(text: str, start: int) -> tuple[list[str], int] | None:
 
 
 def _scanned(text: str, start: int) -> tuple[list[str], int] | None:
-    """Return the names of a list that is no JSON, and where it ends."""
+    """Return the names of a list that is not JSON, and its end."""
     close = {"[": "]", "{": "}", "(": ")"}[text[start]]
     names, kinds, at = [], set(), start + 1
     while True:
@@ -206,7 +205,7 @@ def _scanned(text: str, start: int) -> tuple[list[str], int] | None:
             return None
     if len(kinds) > 1 or (not names and close != "]" and text != "()"):
         return None
-    # Words without quotes are a list in square brackets, and one of them alone is rather a remark.
+    # Unquoted words are a list in square brackets; a single one is more likely a remark.
     if _BARE in kinds and (close != "]" or (len(names) == 1 and len(text) > at + 1 - start)):
         return None
     if _BARE in kinds and any(_NOTHING.fullmatch(name) or name == "null" for name in names):
@@ -223,7 +222,7 @@ def _listed_names(text: str) -> list[str] | None:
 
 
 def _plain_names(text: str) -> list[str] | None:
-    """Return names between commas or on lines; none where a reply says that there are none."""
+    """Return names separated by commas or lines; none if a reply says that there are none."""
     if re.search(r"[\[\]{}]", text):
         return None  # a list that was cut, or several
     lead = _LEAD.match(text)
@@ -236,7 +235,7 @@ def _plain_names(text: str) -> list[str] | None:
 
 
 def _clean(pieces: Sequence[str]) -> list[str] | None:
-    """Return names without what stands around them; None where one is no name."""
+    """Return names without the characters around them; None if one is not a name."""
     names = []
     for piece in pieces:
         name = re.sub(r"^\W*\d{1,3}[.):]\s*", "", piece)

@@ -1,9 +1,9 @@
-"""Object HalBench: a judge lists the objects that a description names; COCO says which are there.
+"""Object HalBench: a judge lists the objects that a description names; COCO has those in the image.
 
 Source: arXiv 2312.00849; the script is eval_gpt_obj_halbench.py with summarize_…_review.py of
 RLHF-V/RLHF-V and LVUGAI/CHiP. Answers: rows of `image_id`, `question` (or `prompt`) and `answer`
-(or `text`, `response`). Benchmark folder: synonyms_refine.txt, and obj_halbench_300*.jsonl where
-what is missing shall be counted.
+(or `text`, `response`). Benchmark folder: synonyms_refine.txt, and obj_halbench_300*.jsonl to count
+missing answers.
 
 | metric                   | numerator of a description          | denominator of one             |
 |--------------------------|-------------------------------------|--------------------------------|
@@ -58,7 +58,7 @@ METRICS: Mapping[str, MetricInfo] = {
     "average_length": MetricInfo(unit="words", goal="maximize"),
 }
 
-#: The script asks no judge about an answer of so few words, and takes it to name no object.
+#: The script sends no judge an answer of so few words, and assumes that it names no object.
 SHORT = 3
 
 
@@ -169,7 +169,7 @@ def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
 
 
 def _plain(answer: Answer, questions: Mapping[str, str]) -> Answer:
-    """Return an answer as the script takes it, with its question."""
+    """Return an answer as the script reads it, with its question."""
     question = answer.fields.get("question", questions.get(answer.item, ""))
     return Answer(
         item=answer.item,
@@ -181,7 +181,7 @@ def _plain(answer: Answer, questions: Mapping[str, str]) -> Answer:
 def _ask(
     answers: Sequence[Answer], judge: Judge, prompt: str, corrected: bool
 ) -> tuple[list[list[Any] | None], list[Unreadable]]:
-    """Return the objects that the judge lists for each answer, None where it fails; what is unread.
+    """Return the objects that the judge lists for each answer, None if it fails; unread replies.
 
     Raises:
         UserError: it fails where the official script would stop.
@@ -222,10 +222,10 @@ def _ask(
 
 
 def _named(objects: Sequence[Any], names: ObjectNames, tagger: Tagger) -> list[str]:
-    """Return the words that the listed objects come to, each once.
+    """Return the words for the listed objects, each once.
 
-    Of an object with a pair that is read as one only the pairs are taken, of any other its runs of
-    nouns.
+    From an object with a pair that is read as one word, only the pairs are taken; from any other,
+    its runs of nouns.
     """
     found: list[str] = []
     for thing in objects:
@@ -251,12 +251,12 @@ def _in_caption(caption: str, names: ObjectNames) -> list[str]:
 
 
 def _length(response: str, corrected: bool) -> int:
-    """Return an answer's words; the script takes each single space for an end of one."""
+    """Return the number of an answer's words; the script ends a word at each single space."""
     return len(response.split() if corrected else response.strip().split(" "))
 
 
 def _questions(data: Path) -> dict[str, str]:
-    """Return the benchmark's questions by image id, where they are there."""
+    """Return the benchmark's questions by image id, if the file exists."""
     found = sorted(data.glob("obj_halbench_300*.jsonl"))
     rows = read_objects(found[0]) if found else []
     return {
@@ -265,7 +265,7 @@ def _questions(data: Path) -> dict[str, str]:
 
 
 def _refuse_all_wrong(items: Mapping[str, Sequence[ItemOutcome]]) -> None:
-    """Raise where the summary of the script, which prints the figures, divides by zero."""
+    """Raise if the script's summary, which prints the figures, divides by zero."""
     if rate(items["object_hallucination"]) == 1 and rate(items["object_recall"]) == 0:
         raise UserError(
             "objhal: every named object is wrong: the official summary divides by zero (its F1) "

@@ -1,4 +1,4 @@
-"""Score POPE: is this object in the picture, yes or no, over three ways to draw absent objects.
+"""Score POPE: is this object in the picture, yes or no, over three ways to sample absent objects.
 
 Rules of the official evaluate.py (AoiDragon/POPE). Positive class is yes; figures are fractions.
 Under `corrected` answers are read by `verdicts`; one without a verdict is neither, and wrong.
@@ -35,7 +35,7 @@ from chip_core.evaluation.unreadable import unreadable
 from chip_core.utils.errors import UserError
 
 SPLITS = ("random", "popular", "adversarial")
-#: A question as the benchmark asks it.
+#: The form of the benchmark's questions.
 ASKED = re.compile(
     r"\s*(?:Is|Are) there (?:an?|any|the|some)?\s*(.{1,60}?)\s+in the (?:image|picture|photo)",
     re.IGNORECASE,
@@ -46,12 +46,12 @@ FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 @dataclass(frozen=True, kw_only=True)
 class _Question:
     label: str  # "yes", "no"
-    thing: str | None  # None where the question is of another form than the benchmark's
+    thing: str | None  # None if the question has another form than the benchmark's
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """An answer beside its label; an official answer past the last label has none."""
+    """An answer and its label; an official answer past the last label has none."""
 
     item: str
     said: str | None  # "yes", "no", None: neither
@@ -161,7 +161,7 @@ def _questions(data: Path, split: str, resources: Resources) -> dict[str, _Quest
 
 
 def _thing(question: object) -> str | None:
-    """Return what a question asks for: a snowboard in "Is there a snowboard in the image?"."""
+    """Return the object of a question: a snowboard in "Is there a snowboard in the image?"."""
     asked = ASKED.match(question) if isinstance(question, str) else None
     return None if asked is None else asked[1]
 
@@ -187,7 +187,7 @@ def _by_position(
         found = pairs.setdefault(split, [])
         place = len(found)
         item = ids[split][place] if place < len(ids[split]) else f"{split}/row {place + 1}"
-        if limited:  # of a part of the questions the script is given the labels of that part
+        if limited:  # for a subset of questions the script gets the labels of that subset
             item = answer.item
         found.append(
             _Pair(

@@ -1,9 +1,9 @@
 """Score ScienceQA (test): multiple choice, about half with a picture.
 
 Rules of LLaVA's eval_science_qa.py for reading an answer and for the two accuracies, and of the
-benchmark's own evaluate_acc.py (lupantech/ScienceQA) for the parts. A letter is read where the
-answer is that letter alone, begins with "X. ", or says "The answer is X." exactly once; under
-`corrected` by `letters`.
+benchmark's own evaluate_acc.py (lupantech/ScienceQA) for the parts. A letter is read if the answer
+is that letter alone, begins with "X. ", or says "The answer is X." exactly once; under `corrected`
+it is read by `letters`.
 
 All are in percent, two decimals as printed; an item is a question, right or not.
 
@@ -42,7 +42,7 @@ LETTERS = "ABCDE"
 IMAGE = "<image>"
 Problem = Mapping[str, Any]
 
-#: Which questions each part of the benchmark has.
+#: The questions of each part of the benchmark.
 PARTS: Mapping[str, Callable[[Problem], bool]] = {
     "subject/natural": lambda problem: problem["subject"] == "natural science",
     "subject/social": lambda problem: problem["subject"] == "social science",
@@ -69,7 +69,7 @@ class ScienceQaScorer:
     }
 
     def read_responses(self, path: Path) -> list[Answer]:
-        """Read rows of question_id, text, and prompt where it is there."""
+        """Read rows of question_id, text, and prompt if it is present."""
         return [
             Answer(
                 item=row.id("question_id", "item"),
@@ -95,7 +95,7 @@ class ScienceQaScorer:
         reading.require_answers(answers, self.name)
         problems = _problems(data, resources)
         official = protocol == "official"
-        if official:  # the last answer counts, none is a wrong one, unknown ids are passed over
+        if official:  # the last answer counts, a missing one is wrong, unknown ids are skipped
             given = {answer.item: answer for answer in answers if answer.item in problems}
             scored = problems
         else:
@@ -146,7 +146,7 @@ def read_officially(answer: str) -> str | None:
 
 
 def _options(problem: Problem) -> dict[str, str]:
-    """Return the text of each letter; all letters where the problem's choices are no texts."""
+    """Return the text of each letter; all letters if the problem's choices are not texts."""
     choices = problem["choices"]
     if not isinstance(choices, list) or not choices:
         return dict.fromkeys(LETTERS, "")
@@ -154,7 +154,7 @@ def _options(problem: Problem) -> dict[str, str]:
 
 
 def _shown(answer: Answer | None, problem: Problem) -> bool:
-    """Whether a question counts as one with an image: its prompt says, where it is known."""
+    """Whether a question counts as one with an image: by its prompt, if it is known."""
     if answer is None:
         return False
     if "prompt" in answer.fields:

@@ -1,4 +1,4 @@
-"""The questions of the embedded world: its drawn scenes, with the contents known."""
+"""The questions of the embedded world, about drawn scenes with known contents."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SPLITS: dict[Side, str] = {"select": "select", "report": "test"}
 
 
 class ShapesBenchmark(Benchmark):
-    """The embedded world as a benchmark: `select` is tuned on, `test` is reported."""
+    """The embedded world as a benchmark: `select` is used to tune, `test` is reported."""
 
     version = "shapes-1"
-    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})  # they are one here
+    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})  # they are the same
     metrics = METRICS
     splits = True
 
@@ -56,7 +56,7 @@ class ShapesBenchmark(Benchmark):
         return Scored(metrics=outcomes, n=len(answers), missing=0)
 
     def truth(self, item: Item) -> str:
-        """Say what is in an item's scene."""
+        """Describe an item's scene."""
         return truth(item.id)
 
 

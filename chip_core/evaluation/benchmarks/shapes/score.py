@@ -1,6 +1,6 @@
-"""Score answers in the embedded world: CHAIR, Hal and Cover, against contents known exactly.
+"""Score answers in the embedded world: CHAIR, Hal and Cover, against exactly known contents.
 
-An object is a shape noun; a mention of a shape that is nowhere in the scene is hallucinated.
+An object is a shape noun; a mention of a shape that is not in the scene is hallucinated.
 
 | metric    | goal     | numerator of an item                     | denominator of an item |
 |-----------|----------|------------------------------------------|------------------------|
@@ -48,7 +48,7 @@ METRICS: Mapping[str, MetricInfo] = {
 def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
     """Score (item id such as `test/17`, response) pairs: chair_i, chair_s, hal, cover.
 
-    Where no answer names any object chair_i is undefined.
+    If no answer names any object, chair_i is undefined.
 
     Raises:
         ValueError: no answers, or an unknown or repeated item.
@@ -75,7 +75,7 @@ def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
 
 
 def truth(item: str) -> str:
-    """Say what is in an item's scene, in reading order: "a red moon, a blue star".
+    """Describe an item's scene, in reading order: "a red moon, a blue star".
 
     Raises:
         ValueError: the id names no scene.
@@ -88,7 +88,7 @@ def _outcome(item: str, numerator: float, denominator: float) -> ItemOutcome:
 
 
 class EmbeddedScorer:
-    """Answers to questions about drawn scenes; its official figures are the only ones."""
+    """Scores answers to questions about drawn scenes; all protocols have its official figures."""
 
     name = "shapes"
     version = "shapes-1"
@@ -97,7 +97,7 @@ class EmbeddedScorer:
     metrics: Mapping[str, MetricInfo] = METRICS
 
     def read_responses(self, path: Path) -> list[Answer]:
-        """Read rows of `item` (such as `test/17`) and `response`, as a trial leaves them."""
+        """Read rows of `item` (such as `test/17`) and `response`, as a trial writes them."""
         return [
             Answer(
                 item=str(first_of(row, ("item",), path, number)),
@@ -114,7 +114,7 @@ class EmbeddedScorer:
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
-        """Score answers to any of the embedded world's splits; nothing of `data` is read."""
+        """Score answers to any of the embedded world's splits; `data` is not read."""
         refuse_protocol(self, protocol)
         try:
             metrics = score([(answer.item, answer.response) for answer in answers])
