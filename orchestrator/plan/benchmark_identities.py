@@ -35,7 +35,7 @@ def identities(study: Study, places: DataPaths, seen: Identities) -> dict[str, M
 
 
 def read_identities(workdir: Path, study: str) -> Identities:
-    """Return the identities of a study's last run; empty if there is none or the file is damaged."""
+    """Return the identities of a study's last run; empty without one or if the file is damaged."""
     file = _file(workdir, study)
     try:
         found = read_checksummed(file)

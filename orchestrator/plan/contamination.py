@@ -60,6 +60,7 @@ def count_overlaps(plan: Plan, workdir: Path) -> list[Overlap]:
     """Count and save the images that a study's data share with its benchmarks.
 
     Each pair of data source and benchmark is counted once per work directory.
+    """
     found = [
         _counted(plan, data, key, workdir)
         for data in _sources(plan)

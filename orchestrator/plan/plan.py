@@ -80,7 +80,7 @@ class Arm:
     reasons: tuple[str, ...]  # why these cells give the same training
     baseline: bool
     trials: tuple[Trial, ...]
-    tuned: Mapping[str, str] = field(default_factory=dict)  # key -> value that the search chose, as text
+    tuned: Mapping[str, str] = field(default_factory=dict)  # chosen settings, as text
     placebo: bool = False  # the baseline with other seeds; it has no cell
 
     @property

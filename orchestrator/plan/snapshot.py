@@ -21,7 +21,7 @@ from orchestrator.study.model import StudyChanges
 from orchestrator.study.variant import variant_name
 
 _FILE = "plan.json"  # in a study's folder
-_REPORT = Path("report", "provenance.json")  # the same, of studies last run by versions without `_FILE`
+_REPORT = Path("report", "provenance.json")  # the same, of versions without `_FILE`
 
 
 @dataclass(frozen=True, kw_only=True)
