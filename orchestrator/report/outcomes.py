@@ -137,7 +137,7 @@ def _item_outcomes(file: Path) -> dict[str, Outcomes]:
 def _shared_items(rows: Sequence[Sequence[Scores]]) -> tuple[list[str], int]:
     """Return the items that all trials have, and the number of those that only some have.
 
-    Both are empty if a trial has no items or its ratio over them is undefined.
+    They are `[], 0` if a trial has no items or its ratio over the shared ones is undefined.
     """
     sets = [None if scores.items is None else set(scores.items) for row in rows for scores in row]
     known = [items for items in sets if items is not None]
