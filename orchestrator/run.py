@@ -291,7 +291,7 @@ class StudyRun:
         )
 
     def _report(self, there: WrittenReport | None) -> WrittenReport | None:
-        """Return the report, rewritten if needed; None: the existing one is more complete and kept."""
+        """Return the report, rewritten if needed; None if a more complete one is kept."""
         plan, page = self.plan, self._folder / PAGE
         lost = lost_figures(plan, self._ledger) if page.exists() else []
         if lost:

@@ -210,7 +210,7 @@ class RayTuneExecutor:
                 tune_config=tune_config,
                 run_config=tune.RunConfig(
                     name="tune",
-                    # A new folder each time: Tune takes a second run in one for a part of the first.
+                    # A new folder each time: Tune takes a second run in one as part of the first.
                     storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
                     verbose=0,
                     callbacks=[callback, NoticeOfWaiting()],
