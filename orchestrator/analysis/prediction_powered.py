@@ -54,12 +54,12 @@ class MeanEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionPowered:
-    """A judge's mean, what human labels make of it, and the labels by themselves."""
+    """A judge's mean, its correction by human labels, and the mean of the labels alone."""
 
     corrected: MeanEstimate
-    raw: MeanEstimate  # the judge's
+    raw: MeanEstimate  # the judge's mean
     labels_only: MeanEstimate
-    power: float  # λ: 0, the judge is of no use, to 1
+    power: float  # λ, from 0, the judge is ignored, to 1
     labelled: int  # n
     items: int  # N
 
@@ -72,12 +72,12 @@ def prediction_powered_mean(
     *,
     paired: bool = False,
 ) -> PredictionPowered:
-    """Return the mean that people would give all items.
+    """Estimate the mean that people would give all items.
 
     Args:
         items: (N,) the judge's value of each item.
-        labelled: (n,) which of them are labelled, each once: a random subset.
-        labels: (n,) their human labels, on the judge's scale.
+        labelled: (n,) indices of the labelled items, without repeats: a random subset.
+        labels: (n,) human labels of these, on the judge's scale.
         judged: (n,) the judge's values of the labelled answers; None: those of the items.
         paired: whether a value is a difference of two answers.
 
@@ -117,7 +117,7 @@ def prediction_powered_mean(
 
 
 def plain_mean(values: ArrayLike) -> MeanEstimate:
-    """Return the mean of (n,) values with the t interval over them."""
+    """Return the mean of (n,) values with its t interval."""
     each = _vector(values, "values")
     mean, n = float(each.mean()), len(each)
     variance = float(each.var(ddof=1)) / n if n > 1 else 0.0
@@ -127,12 +127,12 @@ def plain_mean(values: ArrayLike) -> MeanEstimate:
 
 
 def _power(y: Array, g: Array, own: Array, every: Array) -> float:
-    """Return λ; 0 where the judge says the same of all, or all is labelled."""
+    """Return λ; 0 if the judge gives all items the same value, or all are labelled."""
     n, whole = len(y), len(every)
     share = 1 - n / whole
     if n < 3 or not share:
         return 0.0
-    # var(g), the part that is f̄'s taken over all items, which know more of it than the labelled.
+    # var(g), with the part due to f̄ computed over all items, which is more precise.
     of_answers = max(0.0, float(g.var(ddof=1) - (share * own).var(ddof=1)))
     spread = of_answers + (share**2 + n * share / whole) * float(every.var(ddof=1))
     if spread == 0:
@@ -142,7 +142,7 @@ def _power(y: Array, g: Array, own: Array, every: Array) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pseudo:
-    """Labels that nobody gave, or what is left of them when the judge's part is taken off."""
+    """Pseudo-labels, or their residuals once the judge's part is subtracted."""
 
     count: float
     mean: float
@@ -150,7 +150,7 @@ class _Pseudo:
 
 
 def _pseudo_labels(values: Array, paired: bool) -> _Pseudo:
-    """Return what is counted beside the labels, on the scale that people and judge used."""
+    """Return the pseudo-labels on the scale that people and judge used."""
     low, high = float(values.min()), float(values.max())
     at_ends = 0.5 if paired else 2.0  # the others lie in the middle
     return _Pseudo(
@@ -161,7 +161,7 @@ def _pseudo_labels(values: Array, paired: bool) -> _Pseudo:
 
 
 def _interval(value: float, residual: Array, pseudo: _Pseudo, others: Array) -> tuple[float, float]:
-    """Return the interval, of the labelled items' residuals and what the others add each."""
+    """Return the interval from the labelled items' residuals and the others' contributions."""
     n, m = len(residual), pseudo.count
     mean, freedom = float(residual.mean()), n - 2
     squares = float(((residual - mean) ** 2).sum()) + pseudo.squares
@@ -176,7 +176,7 @@ def _interval(value: float, residual: Array, pseudo: _Pseudo, others: Array) -> 
 
 
 def _around(mean: float, variance: float, df: float) -> tuple[float, float]:
-    from scipy.stats import t  # half a second, and most commands ask for none
+    from scipy.stats import t  # takes half a second, and most commands do not need it
 
     half = float(t.ppf(1 - _ALPHA / 2, df)) * math.sqrt(variance)
     return mean - half, mean + half
