@@ -35,6 +35,7 @@ from chip_core.training.optimizer.masters import Masters
 from chip_core.training.parallel import Compute, SingleProcessStrategy, equal_machines
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveSource, rounded
+from chip_core.utils.workers import PATIENCE
 
 #: Share of the free memory that weights, gradients and states may take.
 _ROOM = 0.7
@@ -201,7 +202,18 @@ def _mesh(compute: Compute) -> DeviceMesh:
     if compute.parallelism != "hsdp":
         return init_device_mesh(kind, (torch.distributed.get_world_size(),))
     # Rank by rank: not all that start workers number them machine by machine.
-    return DeviceMesh(kind, equal_machines(compute.workers), mesh_dim_names=_HYBRID)
+    machines, rank = equal_machines(compute.workers), compute.workers.rank
+    groups = [_own_group(alike, rank) for alike in (list(zip(*machines, strict=True)), machines)]
+    return DeviceMesh.from_group(groups, kind, mesh=torch.tensor(machines), mesh_dim_names=_HYBRID)
+
+
+def _own_group(groups: Sequence[Sequence[int]], rank: int) -> Any:
+    """Make process groups of ranks, and return the one that a rank is in; all come to each.
+
+    Those that a mesh makes by itself wait for minutes, and not as the others do.
+    """
+    made = [torch.distributed.new_group(list(ranks), timeout=PATIENCE) for ranks in groups]
+    return next(group for ranks, group in zip(groups, made, strict=True) if rank in ranks)
 
 
 def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:

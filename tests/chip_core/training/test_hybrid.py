@@ -28,7 +28,7 @@ from chip_core.training.parallel import (
 )
 from chip_core.training.trainer import _sharing
 from chip_core.utils.errors import TrialError
-from chip_core.utils.workers import Workers
+from chip_core.utils.workers import PATIENCE, Workers
 
 from .test_parallel import alone, compare, goes_on, helper, launched, prepared
 
@@ -269,9 +269,20 @@ def test_weights_in_four_bits_are_never_spread() -> None:
         )
 
 
-def test_the_workers_that_share_a_weight_are_those_of_one_machine(group: None) -> None:
+def test_the_workers_that_share_a_weight_are_those_of_one_machine(
+    group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[Any] = []
+    made = dist.new_group
+
+    def noting(ranks: list[int], **options: Any) -> Any:
+        waits.append(options.get("timeout"))
+        return made(ranks, **options)
+
+    monkeypatch.setattr(dist, "new_group", noting)
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
     strategy, _ = prepared(config, "hsdp")
     weight = next(iter(strategy._root.parameters()))  # type: ignore[attr-defined]
     assert weight.device_mesh.mesh_dim_names == ("replicate", "shard")
     assert shard_group(weight) is weight.device_mesh.get_group("shard")
+    assert waits == [PATIENCE, PATIENCE]  # for one another as long as all workers do
