@@ -48,7 +48,7 @@ def write_trained(folder: Path, trained: TrainedModel) -> None:
 
 
 def read_trained(folder: Path) -> TrainedModel | None:
-    """Return the record of a folder's training; None if model or record is incomplete."""
+    """Return a folder's training record; None if the model is incomplete or the record invalid."""
     if not has_model(folder):
         return None
     try:

@@ -155,7 +155,7 @@ def key_problem(path: str) -> str | None:
         walked.append(name)
         annotation = model.model_fields[name].annotation
         if get_origin(annotation) is Mapping:
-            return None  # its keys are checked by their user
+            return None  # its keys are checked where they are used
         model = _section(annotation)
     return None
 

@@ -2,8 +2,8 @@
 
 A span of the row is `[prompt][response][response]…`. A response's token attends to its prompt and
 to its own response up to itself, and to nothing else. Each span is computed separately, its prompt
-and first response as an ordinary causal sequence: masked products are never computed, and no (T, T)
-mask is made.
+and first response as an ordinary causal sequence: masked products are never computed, and no
+(T, T) mask is made.
 
 If there is a kernel for it (CUDA, half precision), all spans are one call per layer, with keys
 concatenated as the queries attend to them: the prompt once for each of its responses.

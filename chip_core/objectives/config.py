@@ -1,7 +1,7 @@
 """The configuration of an objective: a preset, its active terms, their weights, beta.
 
-The grammar is in docs/objectives.md. Terms and weights: paper, section 3 (L = w_v L_visual + w_r
-L_response + lambda L_segment + gamma L_token).
+The grammar is in docs/objectives.md. Terms and weights: paper, section 3 (L = w_v L_visual +
+w_r L_response + lambda L_segment + gamma L_token).
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ def _released(
     """Compute `one_sigmoid` as the released code does for one pair at a time.
 
     If tokens are weighted, it first sums the reference log-probability under the rejected image
-    over the response, unweighted, and then multiplies that sum by each token's weight: (Σ_t log
-    p)·(Σ_t weight). Rewards include the divergence. Source: LVUGAI/CHiP at e7f5193.
+    over the response, unweighted, and then multiplies that sum by each token's weight:
+    (Σ_t log p)·(Σ_t weight). Rewards include the divergence. Source: LVUGAI/CHiP at e7f5193.
     """
     win, lose = views["chosen"], views["rejected"]
     beta, lam = config.beta, config.weight("segment")

@@ -1,6 +1,6 @@
 """The objective computed from full logits: slow and simple.
 
-Tests compare every faster path with these functions, in float64 where exactness is promised.
+Every faster path is compared with these functions, in float64 where exactness is promised.
 
 Shapes: B sequences, T tokens, V vocabulary, P tokens of the prompt.
 """

@@ -65,7 +65,7 @@ Facts = BatchFacts | Callable[[BatchTable], BatchFacts] | None
 def table_columns(
     config: ObjectiveConfig, views: Mapping[str, ResponseScores], fields: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the columns of some pairs, (B,) each, in float64; none if each pair is independent.
+    """Return the columns of some pairs, (B,) each, in float64; none unless the scope is `scores`.
 
     The columns are sums of log-probabilities, such as `policy_chosen` and `reference_rejected`, and
     the fields with one number per pair.

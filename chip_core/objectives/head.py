@@ -3,9 +3,9 @@
 Logits are computed from the hidden states for a chunk of positions at a time, and the gradients are
 written out: no (all positions, V) tensor is kept that the gradient does not need.
 
-With z = h Wᵀ + b, p = softmax(z), r the reference's distribution and y the token: log p_y = z_y −
-logsumexp(z), its gradient in z is e_y − p; KL(r || p) = Σ r (log r − log p), its gradient in z is p
-− r.
+With z = h Wᵀ + b, p = softmax(z), r the reference's distribution and y the token:
+log p_y = z_y − logsumexp(z), its gradient in z is e_y − p; KL(r || p) = Σ r (log r − log p), its
+gradient in z is p − r.
 
 Shapes: N positions, M ≤ N positions with a divergence, K ≤ M with its gradient, D hidden, V
 vocabulary.

@@ -90,7 +90,7 @@ class Rewards:
             return math.log(2) + F.logsigmoid(ratio)
         if kind == "alpha_divergence":
             power = self.setting("f_alpha") - 1
-            if abs(power) >= 1e-6:  # in the limit it is the log-ratio itself
+            if abs(power) >= 1e-6:  # otherwise the limit: the log-ratio itself
                 return (torch.exp((power * ratio).clamp(max=_LARGEST)) - 1) / power
         return ratio
 

@@ -115,7 +115,7 @@ def _problem(
 
 @dataclass(frozen=True, kw_only=True)
 class OpenStores:
-    """The usable stores of a training."""
+    """The stores of a training that are complete and of this model."""
 
     policy: Policy
     config: TrialConfig

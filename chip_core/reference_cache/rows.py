@@ -31,7 +31,7 @@ class ImageFeatures:
     def __init__(
         self, spec: CacheSpec, config: TrialConfig, model: Any, encoder: PairEncoder
     ) -> None:
-        """Create it.
+        """Prepare a pass.
 
         Args:
             spec: the pass.
@@ -109,7 +109,7 @@ class ResponseLogps:
     """Compute the rows of a pass over responses."""
 
     def __init__(self, spec: CacheSpec, policy: Policy, processor: Any, pairs: Pairs) -> None:
-        """Create it.
+        """Prepare a pass.
 
         Args:
             spec: the pass.

@@ -95,7 +95,7 @@ def take_over(
         notes = {
             attempt / within / name: attempt / KEPT / f"{name}.json"
             for attempt in attempts
-            for within in (KEPT, MODEL)  # the folder where it was, and the one it was moved to
+            for within in (KEPT, MODEL)  # where it was, and where it was to be moved
         }
         found = next((model for model in notes if is_whole(model, training, notes[model])), None)
         if found is None:

@@ -1,8 +1,8 @@
 """TRL's preference format: `prompt`, `chosen`, `rejected` as messages or strings; `images`.
 
-A message is {role, content}; its content is a string or a list of {type: image} and {type: text,
-text}. A conversation may be written as JSON. If `chosen` and `rejected` are whole conversations,
-they begin with the same user message, and `prompt` is that message or omitted.
+A message is {role, content}; its content is a string or a list of {type: image} and
+{type: text, text}. A conversation may be written as JSON. If `chosen` and `rejected` are whole
+conversations, they begin with the same user message, and `prompt` is that message or omitted.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class MuffinForConditionalGeneration(MuffinPreTrainedModel, GenerationMixin):  #
         Args:
             input_ids: as in `MuffinModel.forward`, like the following.
             pixel_values: images.
-            attention_mask: 1 on tokens, 0 on padding.
+            attention_mask: which positions are not padding.
             position_ids: positions.
             past_key_values: the past.
             inputs_embeds: instead of ids.
