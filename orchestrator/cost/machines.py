@@ -11,7 +11,7 @@ from orchestrator.cost.workload import TrialWork
 
 
 def machine_of(config: TrialConfig) -> str | None:
-    """Return the device that a trial would run on here; None where there is no such one."""
+    """Return the device that a trial would run on here; None if there is none."""
     engine = config.engine
     if engine.device == "cuda" or (engine.device == "auto" and engine.gpus_per_worker > 0):
         return device_name("cuda") if gpus() else None
@@ -19,13 +19,13 @@ def machine_of(config: TrialConfig) -> str | None:
 
 
 def machines_of(work: Sequence[TrialWork]) -> set[str] | None:
-    """Return the devices that trials would run on here; None where some need another machine."""
+    """Return the devices that trials would run on here; None if some need another machine."""
     found = {machine_of(each.config) for each in work}
     return None if None in found else {name for name in found if name is not None}
 
 
 def server_gpus(work: Sequence[TrialWork]) -> int:
-    """Return how many GPUs the one server of a study holds, if it has one that is asked."""
+    """Return how many GPUs the study's own server holds; 0 if there is none or it is not used."""
     held = any(each.config.engine.gpus_per_worker for each in work)
     asks = [
         each.config
@@ -38,11 +38,11 @@ def server_gpus(work: Sequence[TrialWork]) -> int:
 
 
 def places_for(work: Sequence[TrialWork], held: int = 0) -> int | None:
-    """Return how many of the largest trial this machine runs at a time; None: not one.
+    """Return how many of the largest trial this machine can run at once; None if none.
 
     Args:
         work: the trials.
-        held: GPUs that something else holds.
+        held: GPUs that are held otherwise.
     """
     fewest: int | None = None
     for each in work:
@@ -58,7 +58,7 @@ def places_for(work: Sequence[TrialWork], held: int = 0) -> int | None:
 
 
 def places_on(work: Sequence[TrialWork], count: int) -> int | None:
-    """Return how many of the largest trial so many GPUs hold at a time; None: not one."""
+    """Return how many of the largest trial `count` GPUs can run at once; None if none."""
     needed = [each.config.engine.gpus_per_worker * each.processes for each in work]
     most = max(needed, default=0.0)
     return int(count / most) or None if most else 1

@@ -61,7 +61,7 @@ def own_uri(workdir: Path) -> str:
     file = f"{workdir.resolve()}/mlflow.db"
     if not any(sign in file for sign in "%?"):
         return f"sqlite:///{file}"
-    # SQLAlchemy decodes escapes; MLflow does not for the folder, unless a driver is named.
+    # SQLAlchemy decodes escapes. MLflow would create the escaped folder, unless a driver is named.
     return f"sqlite+pysqlite:///{quote(file)}"
 
 

@@ -294,7 +294,7 @@ class MlflowTracker(Tracker):
         slot = arm_slot(view.arm)
         run = self._current[slot]
         own = {name for name in run.metrics if not name.startswith(ATTACHED)}
-        if not own <= as_metrics(view.figures).keys():  # metrics cannot be deleted: a new run
+        if not own <= as_metrics(view.figures).keys():  # a metric cannot be deleted: new run
             former, run = run, self._create(self._wanted[slot])
             for below, wanted in self._wanted.items():
                 if wanted.parent == slot and below in self._current:
