@@ -119,7 +119,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     trimmed = _print_plan(plan, workdir, console, request, always=any(asked.values()))
     require_room(plan, workdir, request)
     check_rows(plan if trimmed is None else trimmed.plan, workdir, console)
-    remote = bind_storage(workdir, options.storage)  # writes to the work directory
+    remote = bind_storage(workdir, options.storage)  # the first write
     stop = Stop()
     settings = ExecutorSettings(
         workdir=workdir,
