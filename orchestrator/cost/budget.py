@@ -3,7 +3,7 @@
 The rule: whole seeds are left out first, the last one first, so that every arm has the same seeds
 and the comparison stays paired. Two are kept, since no difference can be tested with one. If that
 is still too much, whole arms are left out, the last of the plan first, never the baseline nor the
-last arm next to it. Finished trials cost nothing and are kept, and so is the untrained model.
+last other arm. Finished trials cost nothing and are kept, and so is the untrained model.
 """
 
 from __future__ import annotations

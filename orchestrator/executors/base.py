@@ -95,7 +95,7 @@ class ExecutorSettings:
 
 
 class Executor(Protocol):
-    """Runs jobs. Each has one Started event and one event that ends it; others may continue.
+    """Runs jobs. Each has one Started event and one event that ends it; other jobs continue.
 
     A trial's next step, named by Answered, and its next attempt, named by Failed, are further jobs.
     They are the next of their kind to start.

@@ -1,6 +1,6 @@
 """Count the training images that are also in a study's benchmarks.
 
-A benchmark's figure does not measure generalization to pictures that were trained on.
+A figure on pictures that were trained on does not measure generalization.
 """
 
 from __future__ import annotations

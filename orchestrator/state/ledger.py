@@ -80,7 +80,7 @@ class TrialRecord:
     cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
     machine: str = ""  # device of the attempt that trained, else of the last; empty: unknown
     data: dict[str, int] = field(default_factory=dict)  # pairs, skipped rows, cut responses
-    notes: list[str] = field(default_factory=list)  # such as where it was resumed
+    notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
     engine: dict[str, str] = field(default_factory=dict)  # such as prefix_sharing
     picked: dict[str, Any] = field(default_factory=dict)  # picked checkpoint: TrialResult.picked
     failure: str | None = None  # why the last attempt did not finish

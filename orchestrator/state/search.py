@@ -1,7 +1,7 @@
 """Resolve each arm's search: its trials, its best draw and the trials of its seeds.
 
-A search trial is an ordinary trial with a fingerprint, so nothing is computed twice. It is scored
-on the benchmarks under `select` only, never on those that are quoted.
+A search trial is an ordinary trial with its own fingerprint, so nothing is computed twice. It is
+scored on the benchmarks under `select` only, never on those that are quoted.
 
 The draw with the best figure is chosen, the first of equal ones. Draws that failed or whose figure
 is undefined do not count, and an arm without any other has FAILED. Nothing is chosen before every

@@ -35,7 +35,7 @@ HEAD_NODE = "node:__internal_head__"
 
 #: Environment of every process of a trial. The caller's own settings take precedence.
 ENVIRONMENT = {
-    # Train checks its worker twice as often and starts fewer helper processes, so that a trial
+    # Train checks its worker twice as often and starts fewer other processes, so that a trial
     # ends 5 s sooner. A check takes some 10 ms in two processes.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -286,7 +286,7 @@ def _children(process: psutil.Process) -> set[psutil.Process]:
 def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[bytes]:
     """Start a process that cleans up if this one is killed.
 
-    Most of Ray would end without it, but not its files and two agents, which take 90 s.
+    Without it most of Ray would end, but two agents only after 90 s, and its files would stay.
     """
     script = 'read _; sleep 1; folder=$1; shift; kill -9 "$@"; rm -rf "$folder"'
     return subprocess.Popen(
