@@ -1,1 +1,1 @@
-"""Study files: their schema, their design, their search."""
+"""Study files: schema, design and hyper-parameter search."""

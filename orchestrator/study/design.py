@@ -1,4 +1,4 @@
-"""Lay out a study's cells: `when`, `design`, `cells`, `include`, `exclude`, `baseline`."""
+"""Expand factors to cells: `when`, `design`, `cells`, `include`, `exclude`, `baseline`."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from orchestrator.study.metrics import Wrong
 from orchestrator.study.model import Cell, Design, Factor, Pattern, Study, level_text, matches
 from orchestrator.study.schema import StudyFile
 
-#: More than this is no study but a mistake, and would fill the memory before anybody is told.
+#: More cells than this are a mistake, and would fill the memory before it is reported.
 LARGEST = 200_000
 
 
 class TooManyCellsError(Exception):
-    """The factors come to more cells than can be planned."""
+    """The factors give more than `LARGEST` cells."""
 
 
 class CircularConditionError(Exception):
-    """Factors that each apply only where another one does."""
+    """Factors whose `when` conditions depend on each other in a circle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Factors, and under which patterns of the others each applies (none named: everywhere)."""
+    """Factors, and the patterns of other factors under which each applies (without any: always)."""
 
     factors: tuple[Factor, ...]
     when: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)
 
     @cached_property
     def levels(self) -> Mapping[str, tuple[str, ...]]:
-        """Factor -> the names of its levels."""
+        """The level names of each factor."""
         return {
             factor.name: tuple(level.name for level in factor.levels) for factor in self.factors
         }
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """The factors, each after those that decide whether it applies.
+        """The factors, each after the ones that decide whether it applies.
 
         Raises:
-            CircularConditionError: there is no such order; names the factors in a circle.
+            CircularConditionError: there is no such order; names the factors in the circle.
         """
         left, placed = list(self.levels), []
         while left:
             ready = [name for name in left if not self._deciding(name) & set(left)]
             if not ready:
                 raise CircularConditionError(", ".join(left))
-            placed.append(ready[0])  # one at a time: the file's order wherever it will do
+            placed.append(ready[0])  # one at a time, to keep the file's order where possible
             left.remove(ready[0])
         return tuple(placed)
 
     def applies(self, name: str, cell: Mapping[str, str]) -> bool:
-        """Return whether a factor applies in a cell that has the levels that decide it."""
+        """Return whether a factor applies in a cell that has the factors that decide it."""
         conditions = self.when.get(name)
         return conditions is None or any(matches(pattern, cell) for pattern in conditions)
 
@@ -65,7 +65,7 @@ class Grid:
         """Return every cell of the grid, or of a part of it, in the file's order.
 
         Args:
-            chosen: factor -> the levels to take of it; those not named are taken with all.
+            chosen: factor -> the levels to use; factors that are not named use all of theirs.
 
         Raises:
             TooManyCellsError: there are more than `LARGEST`.
@@ -89,7 +89,9 @@ class Grid:
         return cells if self.order == tuple(self.levels) else self._in_file_order(cells)
 
     def misfits(self, given: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-        """Yield each factor that makes a mapping no cell, and whether it is one too many.
+        """Yield (factor, surplus) for each factor that a mapping lacks or has without applying.
+
+        A mapping without any is a cell.
 
         Args:
             given: factor -> level.
@@ -126,10 +128,10 @@ class Grid:
 
 
 def first_cell(grid: Grid, design: Design) -> Cell:
-    """Return the cell that a design starts from where the file names no baseline.
+    """Return the cell that a design starts from if the file has no `baseline`.
 
-    It has the first level of each factor; under `leave_one_out`, which starts from the whole, the
-    last.
+    It has the first level of each factor, or the last under `leave_one_out`, which starts from the
+    whole.
     """
     last = design == "leave_one_out"
     return grid.expand({name: levels[-1:] if last else levels[:1]
@@ -137,9 +139,9 @@ def first_cell(grid: Grid, design: Design) -> Cell:
 
 
 def design_cells(grid: Grid, design: Design, baseline: Cell) -> list[Cell]:
-    """Return the cells of a design, which is any but `cells`.
+    """Return the cells of any design but `cells`.
 
-    A factor that comes to apply because another one changed has all its levels.
+    A factor that applies only because another factor changed takes all of its levels.
 
     Raises:
         TooManyCellsError: as `Grid.expand`.
@@ -156,7 +158,7 @@ def design_cells(grid: Grid, design: Design, baseline: Cell) -> list[Cell]:
 
 
 def layout_notes(study: Study) -> Iterator[str]:
-    """Say which cells there are, where that is not the whole grid, and which factor goes where."""
+    """Yield notes on the design, the cells left out, the conditional factors and the placebo."""
     if study.design != "grid":
         around = ", ".join(f"{factor} = {level}" for factor, level in study.baseline.items())
         made = {
@@ -180,7 +182,7 @@ def layout_notes(study: Study) -> Iterator[str]:
 
 
 def condition_text(patterns: Sequence[Pattern]) -> str:
-    """Return when patterns match, in words: `objective = chip or hdpo`."""
+    """Return a condition in words, such as `objective = chip or hdpo`."""
     return ", or ".join(
         " and ".join(
             f"{factor} = {' or '.join(sorted(levels))}" for factor, levels in pattern.items()
@@ -195,18 +197,18 @@ def _each_once(cells: Iterator[Cell]) -> list[Cell]:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a study file makes of its factors."""
+    """The grid, patterns, cells and baseline that a study file defines."""
 
     written: StudyFile
     grid: Grid
     include: tuple[Pattern, ...] = ()
     exclude: tuple[Pattern, ...] = ()
-    cells: tuple[Cell, ...] = ()  # none: something is wrong with them, and told
+    cells: tuple[Cell, ...] = ()  # empty if there is a problem, which is reported
     left_out: int = 0
     baseline: Cell | None = None  # as `cells`
 
     def cell(self, given: Mapping[str, Any], where: str, wrong: Wrong) -> Cell | None:
-        """Return the study's cell that a mapping names; complain and return None if none."""
+        """Return the study's cell that a mapping names, or report a problem and return None."""
         cell = _one_cell(given, self.grid, where, wrong)
         if cell is None or not self.cells or cell in self.cells:
             return cell
@@ -220,7 +222,7 @@ class Layout:
 
 
 def parse_layout(written: StudyFile, factors: Sequence[Factor], wrong: Wrong) -> Layout:
-    """Return a study's cells and baseline; `wrong` is told what is wrong with them."""
+    """Return a study's cells and baseline, and report problems with them to `wrong`."""
     told: list[str] = []
 
     def noted(key: str, what: str) -> None:
@@ -249,7 +251,7 @@ def parse_layout(written: StudyFile, factors: Sequence[Factor], wrong: Wrong) ->
 
 
 def _lay_out(layout: Layout, told: Sequence[str], wrong: Wrong) -> Layout:
-    """Return a layout with its cells; `told` grows as `wrong` is told."""
+    """Return a layout with its cells. `told` grows with each problem reported to `wrong`."""
     written, grid = layout.written, layout.grid
     start = None
     if written.baseline is not None:
@@ -274,7 +276,7 @@ def _lay_out(layout: Layout, told: Sequence[str], wrong: Wrong) -> Layout:
 
 
 def _starts(written: StudyFile) -> bool:
-    """Return whether a design is made around its baseline."""
+    """Return whether a design varies its baseline."""
     return written.design in ("one_at_a_time", "leave_one_out")
 
 
@@ -285,7 +287,7 @@ def _is_kept(cell: Cell, layout: Layout) -> bool:
 
 
 def _when(written: StudyFile, grid: Grid, wrong: Wrong) -> dict[str, tuple[Pattern, ...]]:
-    """Return factor -> the patterns under which it applies."""
+    """Return the patterns under which each conditional factor applies."""
     found = {}
     for name, given in written.when.items():
         where = f"when.{name}"
@@ -306,7 +308,7 @@ def _when(written: StudyFile, grid: Grid, wrong: Wrong) -> dict[str, tuple[Patte
 def _take_patterns(
     given: Sequence[Mapping[str, Any]], where: str, grid: Grid, wrong: Wrong, several: bool = True
 ) -> tuple[Pattern, ...]:
-    """Return patterns as written, without those that name nothing known."""
+    """Parse a list of patterns, and leave out those without a known factor and level."""
     found = []
     for place, entry in enumerate(given):
         key = f"{where}[{place}]" if several else where
@@ -320,7 +322,7 @@ def _take_patterns(
 
 
 def _pattern(given: Mapping[str, Any], grid: Grid, where: str, wrong: Wrong) -> Pattern:
-    """Return factor -> names of levels for a mapping as written, complaining of unknown ones."""
+    """Parse a pattern: factor -> names of levels. Report unknown factors and levels."""
     pattern = {}
     for name, value in given.items():
         if name not in grid.levels:
@@ -339,7 +341,7 @@ def _pattern(given: Mapping[str, Any], grid: Grid, where: str, wrong: Wrong) -> 
 
 
 def _one_cell(given: Mapping[str, Any], grid: Grid, where: str, wrong: Wrong) -> Cell | None:
-    """Return the cell of the grid that a mapping names; complain and return None if none."""
+    """Return the cell of the grid that a mapping names, or report a problem and return None."""
     kind = "a baseline" if where == "baseline" else "an arm"
     told: list[str] = []
 
@@ -371,7 +373,7 @@ def _check_fits(cell: Cell, grid: Grid, where: str, wrong: Wrong, kind: str) -> 
 
 
 def _listed(given: Sequence[Mapping[str, Any]], grid: Grid, wrong: Wrong) -> list[Cell]:
-    """Return the cells of `cells`; an entry with several levels stands for each combination."""
+    """Return the cells of `cells`. An entry with several levels gives every combination of them."""
     found: list[Cell] = []
     for place, entry in enumerate(given):
         where = f"cells[{place}]"
@@ -412,7 +414,7 @@ def _check_something_left(
 
 
 def _check_whole(baseline: Cell, grid: Grid, wrong: Wrong) -> None:
-    """Check that each factor has something to leave out."""
+    """Check that the baseline does not have the level that leaves a factor out."""
     for name, level in baseline.items():
         if len(grid.levels[name]) > 1 and level == grid.levels[name][0]:
             wrong(

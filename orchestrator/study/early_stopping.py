@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Goal = Literal["minimize", "maximize"]
 
-#: What may decide: figures of a training as it goes on, and which way is better.
+#: The training metrics that a rule can use, and their goal.
 TRAINING_METRICS: dict[str, Goal] = {
     "reward/accuracy": "maximize",
     "reward/margin": "maximize",
@@ -48,22 +48,22 @@ class EarlyStopping(BaseModel):
 
     @property
     def goal(self) -> Goal:
-        """Which way is better."""
+        """Whether the metric is minimized or maximized."""
         return TRAINING_METRICS[self.metric]
 
     @property
     def factor(self) -> float:
-        """Of asha: one in so many goes on."""
+        """Reduction factor of asha: 1/factor of the trials continue."""
         return self.reduction_factor or 3.0
 
     @property
     def others(self) -> int:
-        """Of median: how many others must be as far."""
+        """Minimum number of other trials that are as far, of median."""
         return self.min_trials or 3
 
     @property
     def words(self) -> str:
-        """For people; equal rules have equal words."""
+        """The rule in words. Equal rules have equal words."""
         own = (
             f"reduction factor {self.factor:g}"
             if self.method == "asha"

@@ -1,4 +1,4 @@
-"""Describe to editors the parts of a study file that the recipe decides."""
+"""JSON Schema, for editors, of the parts of a study file that depend on the recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema
 
 from chip_core.config.trial import LARGEST_SEED, TrialConfig
 
-#: What the study says itself, and no factor can.
+#: Sections that the study file sets itself, so that no factor can.
 OWN = ("seed", "benchmarks", "evaluation")
 
 Seeds = Annotated[
@@ -41,20 +41,23 @@ Seeds = Annotated[
 
 
 class AnyFactor:
-    """Tells a JSON Schema each key that can be a factor, with its levels; any other has names."""
+    """Adds each key that can be a factor, with its levels, to a JSON Schema.
+
+    Any other factor has levels by name.
+    """
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Return the schema of all factors in place of that of a mapping."""
+        """Return the schema of all factors instead of that of a mapping."""
         return handler(_factors().__pydantic_core_schema__)
 
 
 def dotted_keys(
     model: type[BaseModel] = TrialConfig, prefix: str = ""
 ) -> Iterator[tuple[str, Any, str]]:
-    """Yield (dotted key, its type, what it is) of every key that can be a factor."""
+    """Yield (dotted key, type, description) of every key that can be a factor."""
     for name, field in model.model_fields.items():
         if prefix or name not in OWN:
             yield f"{prefix}{name}", field.annotation, field.description or ""

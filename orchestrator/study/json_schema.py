@@ -1,4 +1,4 @@
-"""Write JSON Schemas of study files and recipes for editors."""
+"""Generate the JSON Schemas of study files and recipes, for editors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.study.schema import StudyFile
 
 Kind = Literal["study", "recipe"]
 
-#: Where the schemas lie that are shipped, beside the files that name them in their first line.
+#: The shipped schemas, next to the files that name them in their first line.
 SHIPPED: dict[Kind, Path] = {
     "study": STUDIES / "study.schema.json",
     "recipe": recipes.FOLDER / "recipe.schema.json",
@@ -24,18 +24,18 @@ _MODELS: dict[Kind, type[BaseModel]] = {"study": StudyFile, "recipe": TrialConfi
 
 
 def schema_text(kind: Kind) -> str:
-    """Return a JSON Schema as the text of a file."""
+    """Return the text of a JSON Schema file."""
     schema = _MODELS[kind].model_json_schema()
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
     return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def reference(kind: Kind, beside: Path) -> str:
-    """Return the first line by which an editor finds a file's schema.
+    """Return a file's first line, by which editors find its schema.
 
     Args:
-        kind: of the file.
-        beside: the folder that it lies in; without a schema there the shipped one is named.
+        kind: kind of file.
+        beside: the file's folder. If it has no schema, the line names the shipped one.
     """
     shipped = SHIPPED[kind]
     here = (beside / shipped.name).exists()

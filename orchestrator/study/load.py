@@ -1,6 +1,6 @@
-"""Load a study file, and check it whole before anything runs.
+"""Load and check a study file.
 
-Everything is checked before anything runs; all problems of a file are told at once.
+Everything is checked before anything runs, and all problems of a file are reported at once.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ from orchestrator.study.validate import check_early_stopping, parse_factors
 from orchestrator.study.variant import merge_seeds, variant_name, variant_problems
 
 STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
-LARGEST_COUNT = 1000  # of seeds: who wants more has mistaken a seed for a count
+LARGEST_COUNT = 1000  # of seeds; a larger count is probably a seed
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def find_study(name: str) -> Path:
-    """Return a study's file, given its path or a shipped study's name.
+    """Return the path of a study file, given the path or the name of a shipped study.
 
     Raises:
         ConfigError: there is none.
     """
     path = expand_path(name)
-    if os.path.isfile(path):  # a name that no file can have is no file
+    if os.path.isfile(path):  # False, too, for a name that no file can have
         return path
     shipped = {file.stem: file for file in STUDIES.glob("*.yaml")}
     if name in shipped:
         return shipped[name]
     if path.parent == Path("ablations") and path.stem in shipped:
-        return shipped[path.stem]  # the README's path, from anywhere
+        return shipped[path.stem]  # the path in the README, from any folder
     if os.path.isdir(path):
         raise ConfigError([f"{name}: is a folder: {recipes.files_in(path, 'study file')}"])
     raise ConfigError([f"{name}: no such study file: {suggestion(name, shipped)}"])
 
 
 def is_study(name: str) -> bool:
-    """Return whether a study is found by a path or a shipped study's name."""
+    """Return whether a study is found by a path or by the name of a shipped study."""
     try:
         find_study(name)
     except ConfigError:
@@ -71,15 +71,15 @@ def is_study(name: str) -> bool:
 def load_study(
     path: Path, changes: StudyChanges | None = None, *, elsewhere: bool = False
 ) -> Study:
-    """Return a study, checked whole.
+    """Load and check a study.
 
     Args:
-        path: its file.
-        changes: what the command line changes of it.
-        elsewhere: whether its model and data lie on other machines, and are not looked for here.
+        path: study file.
+        changes: what the command line changes in it.
+        elsewhere: whether its model and data are on other machines, and are not checked here.
 
     Raises:
-        ConfigError: every problem at once, each `file: key.path: what, what would do`.
+        ConfigError: lists every problem as `file: key.path: problem, remedy`.
     """
     changes = changes or StudyChanges()
     source = str(path)
@@ -151,7 +151,7 @@ def load_study(
 def _base(
     written: StudyFile, changes: StudyChanges, path: Path, problems: list[str], elsewhere: bool
 ) -> dict[str, Any]:
-    """Return the recipe's tree with the command line's overrides, checked."""
+    """Return the checked recipe as a tree, with the command line's overrides."""
     name = changes.recipe or written.recipe
     try:
         file = recipes.find(name, None if changes.recipe else path.parent)
@@ -172,7 +172,7 @@ def _base(
         return {}
     if written.evaluation is not None:
         tree["evaluation"] = written.evaluation.model_dump(mode="json", exclude_unset=True)
-    for key, value in sorted(changes.overrides.items()):  # as the variant's name has them
+    for key, value in sorted(changes.overrides.items()):  # the order in the variant's name
         if key_problem(key) is None:
             set_key(tree, key, value)
     try:
@@ -196,11 +196,11 @@ def _base(
 def _benchmarks(
     written: StudyFile, base: Mapping[str, Any]
 ) -> tuple[BenchmarksConfig, DeclaredFile | None]:
-    """Return what models are asked and the metric the study is about: its own, or the recipe's."""
+    """Return the benchmarks and the primary metric of the study, or else of the recipe."""
     own = written.benchmarks
     try:
         found = own or BenchmarksConfig.model_validate(base.get("benchmarks") or {})
-    except ValidationError:  # told of the recipe
+    except ValidationError:  # reported when the recipe is checked
         found = BenchmarksConfig()
     about = written.primary
     if about is None and found.primary is not None:
@@ -209,7 +209,7 @@ def _benchmarks(
 
 
 def _origin(key: str, changes: StudyChanges, file: Path) -> str:
-    """Return where a key got its value: the command line's, where it set that or its section."""
+    """Return where a key's value comes from: `--set` if it sets its section, else the file."""
     section = key.split(".")[0]
     given = any(name.split(".")[0] == section for name in changes.overrides)
     return f"{'--set' if given else file}: {key}"
@@ -228,7 +228,7 @@ def _seeds(written: StudyFile, changes: StudyChanges, wrong: Wrong) -> tuple[int
 
 
 def _checked_seeds(given: Any, where: str, wrong: Wrong) -> tuple[int, ...]:
-    """Return distinct seeds; none where something is wrong with them."""
+    """Return distinct seeds, or none if there is a problem with them."""
     if type(given) is int and given > LARGEST_COUNT:
         wrong(
             where, f"is a count of {given:,}, above {LARGEST_COUNT:,}: write [{given}] for a seed"

@@ -1,4 +1,4 @@
-"""Check a study's benchmarks, and what it declares of their metrics."""
+"""Check a study's benchmarks and the metrics that it declares."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Goal = Literal["minimize", "maximize"]
 def benchmark_goals(
     benchmarks: BenchmarksConfig, wrong: Callable[[str, str], None]
 ) -> dict[str, Goal]:
-    """Return metric -> goal of every figure that a study will have.
+    """Return the goal of every metric that a study will have.
 
     Args:
-        benchmarks: as the file has them.
-        wrong: told (key, what is wrong).
+        benchmarks: benchmarks of the study file.
+        wrong: called with (key, problem).
     """
     goals: dict[str, Goal] = {}
     for side, settings in sides(benchmarks):
@@ -47,9 +47,9 @@ def benchmark_goals(
 
 
 Wrong = Callable[[str, str], None]
-#: A cell as written and the key it stands at -> factor -> level.
+#: Maps a cell as written, and its key in the file, to factor -> level.
 CellOf = Callable[[Mapping[str, Any], str], dict[str, str] | None]
-#: What an `arm:` is where the untrained model is meant.
+#: Value of an `arm:` that stands for the untrained model.
 UNTRAINED = "base"
 
 
@@ -79,7 +79,7 @@ def parse_declared(
     goals: Mapping[str, Goal],
     wrong: Wrong,
 ) -> tuple[DeclaredMetric | None, tuple[DeclaredMetric, ...]]:
-    """Return the primary and the secondary metrics; `wrong` is told what is wrong with them."""
+    """Return the primary and the secondary metrics, and report problems with them to `wrong`."""
     first = None if primary is None else _declared(primary, "primary", goals, wrong)
     seen = set() if primary is None else {primary.metric}
     others = []
@@ -97,13 +97,13 @@ def parse_declared(
 def parse_published(
     entries: Sequence[PublishedFile], cell: CellOf, goals: Mapping[str, Goal], wrong: Wrong
 ) -> tuple[PublishedFigures, ...]:
-    """Return published figures; `wrong` is told what is wrong with them.
+    """Return published figures, and report problems with them to `wrong`.
 
     Args:
-        entries: as written.
-        cell: turns an `arm:` into a cell, and complains where it is none.
+        entries: entries of the study file.
+        cell: converts an `arm:` to a cell, and reports a problem if it is none.
         goals: the study's metrics.
-        wrong: told of a key and what is wrong there.
+        wrong: called with (key, problem).
     """
     found = []
     for place, entry in enumerate(entries):

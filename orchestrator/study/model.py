@@ -12,19 +12,19 @@ from orchestrator.study.early_stopping import EarlyStopping
 from orchestrator.study.limits import Budget, Limits
 from orchestrator.study.search_space import Tune
 
-#: Factor -> level, of the factors that apply.
+#: Factor -> level, for the factors that apply.
 Cell = dict[str, str]
-#: Factor -> levels: matches the cells that have one of them in each.
+#: Factor -> levels: matches the cells that have one of the levels for each factor.
 Pattern = Mapping[str, frozenset[str]]
-#: A placebo's seed beside a study's seed s is s + this; a study with one has seeds below it.
+#: Offset from a study's seed to its placebo's. The seeds of a study with a placebo are below it.
 PLACEBO_SEEDS = 1_000_000
-#: Which cells of the grid there are: docs/study-files.md.
+#: Which cells of the grid a study has: docs/study-files.md.
 Design = Literal["grid", "one_at_a_time", "leave_one_out", "cells"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One value of a factor: its name and the dotted overrides it stands for."""
+    """One value of a factor: its name and the dotted keys that it overrides."""
 
     name: str
     overrides: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """What is varied."""
+    """One thing that a study varies, and its levels."""
 
     name: str
     levels: tuple[Level, ...]
@@ -40,16 +40,16 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class DeclaredMetric:
-    """A metric that the study is about, as its file says before anything runs."""
+    """A primary or secondary metric, declared in the study file before anything runs."""
 
     metric: str
     goal: Literal["minimize", "maximize"]
-    smallest_difference: float | None = None  # that matters, in the metric's shown unit: δ
+    smallest_difference: float | None = None  # δ: smallest that matters, in the shown unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFigures:
-    """Figures that somebody else published: shown beside the study's, never mixed in."""
+    """Figures published by others: shown beside the study's, never mixed in."""
 
     source: str
     arm: Mapping[str, str] | None  # the cell, factor -> level; None: the untrained model
@@ -58,7 +58,7 @@ class PublishedFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyChanges:
-    """What the command line changes of a study file."""
+    """What the command line changes in a study file."""
 
     recipe: str | None = None
     seeds: Sequence[int] | None = None
@@ -67,7 +67,7 @@ class StudyChanges:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study, checked."""
+    """A checked study."""
 
     name: str
     question: str
@@ -75,26 +75,26 @@ class Study:
     source: str
     base: Mapping[str, Any]  # the recipe's tree with the study's own overrides
     factors: tuple[Factor, ...]
-    cells: tuple[Cell, ...]  # by the design, without what is excluded; never empty
+    cells: tuple[Cell, ...]  # of the design, without excluded ones; never empty
     seeds: tuple[int, ...]
     baseline: Mapping[str, str]  # one of the cells
     benchmarks: BenchmarksConfig
     primary: DeclaredMetric | None
     secondary: tuple[DeclaredMetric, ...] = ()
-    exploratory: bool = False  # a search for what may be there: false findings are bounded by share
+    exploratory: bool = False  # p-values bound the share of false findings
     published: tuple[PublishedFigures, ...] = ()
     design: Design = "grid"
     when: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)  # by conditional factor
     placebo: bool = False  # an arm equal to the baseline but for its seeds
     left_out: int = 0  # cells of the design that `include` and `exclude` leave out
-    tune: Tune | None = None  # what every arm chooses for itself before its seeds run
-    budget: Budget | None = None  # of what is still to be run
-    limits: Limits | None = None  # where each run of it stops
+    tune: Tune | None = None  # search that each arm makes before its seeds run
+    budget: Budget | None = None  # for what is still to run
+    limits: Limits | None = None  # at which each run stops
     early_stopping: EarlyStopping | None = None  # of trainings that fall behind
     changes: StudyChanges = StudyChanges()  # of its file, by the command line
 
     def __post_init__(self) -> None:
-        """Check that nothing quoted chooses.
+        """Check that the search chooses by nothing that is quoted.
 
         Raises:
             ConfigError: it does.
@@ -104,12 +104,12 @@ class Study:
 
     @property
     def placebo_seeds(self) -> tuple[int, ...]:
-        """The placebo's seeds, one beside each of the study's; empty without one."""
+        """The placebo's seeds, one for each seed of the study. Empty without a placebo."""
         return tuple(PLACEBO_SEEDS + seed for seed in self.seeds) if self.placebo else ()
 
     @property
     def scored(self) -> BenchmarksConfig:
-        """What the trials of its seeds are asked: under a search, what is quoted alone."""
+        """The benchmarks that score the study's seeds: with `tune:`, only those of `report`."""
         return self.benchmarks if self.tune is None else self.benchmarks.reporting
 
     @property
@@ -119,7 +119,7 @@ class Study:
 
 
 def level_text(value: Any) -> str:
-    """Return a level's value as text: the shortest that YAML reads as the same value."""
+    """Return a level's value as the shortest text that YAML reads as the same value."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
@@ -136,5 +136,5 @@ def _exponent(found: re.Match[str]) -> str:
 
 
 def matches(pattern: Pattern, cell: Mapping[str, str]) -> bool:
-    """Return whether a cell has one of the pattern's levels in each of its factors."""
+    """Return whether a cell has one of the pattern's levels for each of the pattern's factors."""
     return all(cell.get(name) in labels for name, labels in pattern.items())

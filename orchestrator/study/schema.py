@@ -1,4 +1,4 @@
-"""Parse a study file's keys, whatever is wrong with some of them."""
+"""Parse a study file, even if some of its keys are invalid."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ class StudyFile(BaseModel):
 
 
 def read_written(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
-    """Return a file as it is written, what is wrong with its shape, and which keys are.
+    """Parse a study file: return its contents, the problems of its keys and the invalid keys.
 
-    Keys that are wrong are left out of what is returned, so that the others are checked all the
-    same and every problem is told at once.
+    Invalid keys are left out of the contents, so that the others are checked too and every problem
+    is reported at once.
     """
     raw = recipes.read_yaml(path)
     try:
@@ -102,7 +102,7 @@ def read_written(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
 
 
 def follows(line: str, source: str, broken: frozenset[str]) -> bool:
-    """Return whether a problem is only there because a key was left out as broken."""
+    """Return whether a problem exists only because an invalid key was left out."""
     causes = {
         "factors": (
             "factors: is empty",

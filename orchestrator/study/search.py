@@ -17,10 +17,10 @@ from orchestrator.study.metrics import Goal, Wrong
 from orchestrator.study.model import Factor
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values, seed_problem
 
-#: Of draws and trainings, where the file names none: none of the seeds that a study is likely to
-#: have, since what was chosen is never quoted.
+#: Default seed of a search's draws and trainings. It must not be a seed of the study, since a
+#: training of the search is never quoted; studies are unlikely to have it.
 SEED = 1000
-#: Sections that are no hyper-parameters.
+#: Sections that are not hyper-parameters, and why.
 _FIXED = {
     "seed": "the study's own `seeds:` says it",
     "benchmarks": "what is asked is the same for every trial",
@@ -74,17 +74,17 @@ def parse_tune(  # noqa: PLR0913 (blocks of a study file)
     overrides: Mapping[str, Any],
     wrong: Wrong,
 ) -> Tune | None:
-    """Return a study's search; `wrong` is told what is wrong with it.
+    """Return a study's search, and report problems with it to `wrong`.
 
     Args:
-        written: as the file has it.
-        benchmarks: the study's.
-        goals: the study's metrics.
-        factors: what it varies.
-        seeds: its seeds.
-        base: the recipe's tree.
-        overrides: what the command line sets.
-        wrong: told of a key and what is wrong there.
+        written: block of the study file.
+        benchmarks: the study's benchmarks.
+        goals: the study's metrics and their goals.
+        factors: the study's factors.
+        seeds: the study's seeds.
+        base: the recipe as a tree.
+        overrides: keys that the command line sets.
+        wrong: called with (key, problem).
     """
     if written is None:
         return None
@@ -161,7 +161,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _check_values(key: str, space: Values | Range, base: Mapping[str, Any], wrong: Wrong) -> None:
-    """Check each value, or both bounds, on the recipe."""
+    """Check the recipe with each value, or with both bounds."""
     values = space.options if isinstance(space, Values) else (space.low, space.high)
     for place, value in enumerate(values):
         tree = copy.deepcopy(dict(base))
@@ -179,13 +179,13 @@ def _check_values(key: str, space: Values | Range, base: Mapping[str, Any], wron
 def _metric(
     written: TuneFile, benchmarks: BenchmarksConfig, goals: Mapping[str, Goal], wrong: Wrong
 ) -> SelectMetric:
-    """Return what the search is judged by: a figure under `select`, or it is refused."""
+    """Return the metric that a search maximizes or minimizes; refuse one not under `select`."""
     known = {}
     for settings in benchmarks.select:
         try:
             benchmark = find_benchmark(settings.name)
         except ValueError:
-            continue  # told where the benchmarks are checked
+            continue  # reported when the benchmarks are checked
         for name, info in benchmark.metrics.items():
             metric = SelectMetric(benchmark=settings.name, metric=name, goal=info.goal)
             known[metric.name] = metric

@@ -1,7 +1,7 @@
 """Define a search: its keys, their values, its trials and its metric.
 
-Every arm gets the same draws. They are functions of the search's seed alone: no arm, seed of the
-study, or other key moves them, and more trials are the same ones and more.
+Every arm gets the same draws. They depend on the search's seed alone, not on the arm, the study's
+seeds or the other keys. With more trials, the first ones stay the same.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from chip_core.evaluation.task import metric_name
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.seeding import derived_seed
 
-_DIGITS = 4  # significant ones of a drawn number: what is shown is what was tried
+_DIGITS = 4  # significant digits of a drawn number, so that the value shown is the one tried
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectMetric:
-    """A figure of a benchmark under `select`: all that a search can be judged by.
+    """A metric of a benchmark under `select`, the only kind that a search can use.
 
-    It has no way of naming a figure under `report`: its name always begins with `select/`.
+    It cannot name a metric under `report`: its name always begins with `select/`.
     """
 
     benchmark: str
@@ -34,7 +34,7 @@ class SelectMetric:
 
     @property
     def key(self) -> str:
-        """Its evaluation: "select/amber"."""
+        """The key of its evaluation: "select/amber"."""
         return f"select/{self.benchmark}"
 
     @property
@@ -43,36 +43,36 @@ class SelectMetric:
         return metric_name("select", self.benchmark, self.metric)
 
     def better(self, value: float, than: float) -> bool:
-        """Return whether a value is better than another, and not as good."""
+        """Return whether a value is strictly better than another."""
         return value < than if self.goal == "minimize" else value > than
 
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """A key's values, given."""
+    """A list of values of a key."""
 
     options: tuple[Any, ...]
 
     def draw(self, seed: int) -> Any:
-        """Return one of them, each as likely."""
+        """Draw one of the values uniformly."""
         return random.Random(seed).choice(self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """A key's values, between two bounds that are among them."""
+    """A range of values of a key; both bounds are included."""
 
     low: float
     high: float
-    log: bool = False  # as many in 1e-6 to 1e-5 as in 1e-5 to 1e-4
+    log: bool = False  # log-uniform: 1e-6 to 1e-5 is as likely as 1e-5 to 1e-4
 
     @property
     def whole(self) -> bool:
-        """Whether its values are whole numbers, as its bounds are."""
+        """Whether both bounds, and so all values, are whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def draw(self, seed: int) -> float:
-        """Return a number, with four significant digits."""
+        """Draw a number with four significant digits."""
         share = random.Random(seed).random()
         if self.log:
             low, high = math.log(self.low), math.log(self.high)
@@ -88,7 +88,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Tune:
-    """A study's search: the same budget for every arm, on `select` alone."""
+    """A study's search, with the same budget for every arm, on `select` alone."""
 
     keys: Mapping[str, Values | Range]  # dotted keys of the recipe
     trials: int  # of an arm
@@ -97,15 +97,15 @@ class Tune:
 
     @property
     def combinations(self) -> int | None:
-        """How many sets of values there are; None where a range gives no end of them."""
+        """The number of combinations of values, or None if a key has a range."""
         sizes = [len(one.options) for one in self.keys.values() if isinstance(one, Values)]
         return math.prod(sizes) if len(sizes) == len(self.keys) else None
 
     def draws(self) -> tuple[dict[str, Any], ...]:
-        """Return the sets of values that each arm is tried with, key -> value, in order.
+        """Return the sets of values that each arm tries, in order, each as key -> value.
 
-        Of values alone: all combinations as they are written, or a seeded subset. With a range:
-        each key by itself, seeded.
+        Without a range, these are all combinations in the file's order, or a seeded subset of them.
+        With a range, each key is drawn independently, seeded.
         """
         given = [one.options for one in self.keys.values() if isinstance(one, Values)]
         if len(given) == len(self.keys):
@@ -124,7 +124,7 @@ class Tune:
         )
 
     def check(self, benchmarks: BenchmarksConfig, seeds: tuple[int, ...]) -> None:
-        """Check that it chooses by nothing that is quoted; a study that does not is none.
+        """Check that the search chooses by nothing that is quoted.
 
         Raises:
             ConfigError: its metric is not of `select`, or it trains with a seed of the study's.
@@ -144,7 +144,7 @@ class Tune:
 
 
 def metric_problem(metric: SelectMetric, benchmarks: BenchmarksConfig) -> str | None:
-    """Return what is wrong with what a search is judged by."""
+    """Return the problem with the metric of a search, if any."""
     if metric.benchmark in {settings.name for settings in benchmarks.select}:
         return None
     return (
@@ -154,7 +154,7 @@ def metric_problem(metric: SelectMetric, benchmarks: BenchmarksConfig) -> str | 
 
 
 def seed_problem(seed: int, seeds: tuple[int, ...]) -> str | None:
-    """Return what is wrong with a search's seed."""
+    """Return the problem with the seed of a search, if any."""
     if seed not in seeds:
         return None
     return (

@@ -22,22 +22,22 @@ from orchestrator.study.model import level_text
 
 @dataclass(frozen=True, kw_only=True)
 class StudyAnswers:
-    """What is asked of a user who writes a study."""
+    """What a user enters to create a study."""
 
     name: str
     question: str
     recipe: str
-    factors: Mapping[str, Sequence[Any]]  # a dotted key -> its levels
-    seeds: int  # how many
+    factors: Mapping[str, Sequence[Any]]  # levels by dotted key
+    seeds: int  # number of seeds
     benchmarks: Sequence[str]
-    primary: str | None  # a metric; None: no metric is the study's
+    primary: str | None  # metric, or None for a study without one
 
 
 def parse_factor(text: str) -> tuple[str, list[Any]]:
-    """Return a factor written as `key=level,level`: its key and its levels, read as YAML.
+    """Parse a factor written as `key=level,level` to its key and its levels, read as YAML.
 
     Raises:
-        UserError: it is no such factor.
+        UserError: the text is not such a factor.
     """
     key, equals, levels = text.partition("=")
     key = key.strip()
@@ -55,7 +55,7 @@ def parse_factor(text: str) -> tuple[str, list[Any]]:
 
 
 def metrics_of(benchmarks: Sequence[str]) -> list[str]:
-    """Return the metrics that a study on these benchmarks reports.
+    """Return the metrics that a study with these benchmarks reports.
 
     Raises:
         UserError: there is no such benchmark.
@@ -71,11 +71,11 @@ def metrics_of(benchmarks: Sequence[str]) -> list[str]:
 
 
 def study_text(answers: StudyAnswers, beside: Path) -> str:
-    """Return the file's text.
+    """Return the text of a study file.
 
     Args:
-        answers: of the user.
-        beside: the folder that it will lie in.
+        answers: what the user entered.
+        beside: the folder of the file.
     """
     baseline = {key: levels[0] for key, levels in answers.factors.items()}
     lines = [
@@ -110,11 +110,11 @@ def study_text(answers: StudyAnswers, beside: Path) -> str:
 
 
 def write_study(answers: StudyAnswers, path: Path) -> None:
-    """Write a study file, and check it as a run would.
+    """Write a study file, and check it as a run does.
 
     Raises:
-        UserError: there is a file of that name, it cannot be written, or the answers are no study;
-            nothing is left of it then.
+        UserError: the file exists, cannot be written, or the answers are not a valid study. The
+            file is removed in the last case.
     """
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -131,7 +131,7 @@ def write_study(answers: StudyAnswers, path: Path) -> None:
 
 
 def _plain(value: Any) -> str:
-    """Return a value as YAML in one line."""
+    """Format a value as one line of YAML."""
     if isinstance(value, dict):
         pairs = (f"{_plain(key)}: {_plain(below)}" for key, below in value.items())
         return f"{{{', '.join(pairs)}}}"
@@ -139,6 +139,6 @@ def _plain(value: Any) -> str:
         return f"[{', '.join(map(_plain, value))}]"
     if not isinstance(value, str):
         return level_text(value)
-    # As an entry of a list: quoted where a comma or a bracket would end it.
+    # Dumped as an entry of a list, so that a string with a comma or a bracket is quoted.
     text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6)
     return text.strip().removeprefix("[").removesuffix("]")

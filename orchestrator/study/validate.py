@@ -28,14 +28,14 @@ def parse_factors(
     *,
     set_keys: Sequence[str] = (),
 ) -> tuple[Factor, ...]:
-    """Return the factors, each level checked by itself on the recipe.
+    """Return the factors, and check the recipe with each of their levels separately.
 
     Args:
-        written: the file.
-        base: the recipe's tree, with what the command line sets.
-        source: the file's path.
-        problems: gets what is wrong.
-        set_keys: the keys that the command line sets: told beside a level that fails.
+        written: parsed study file.
+        base: the recipe as a tree, with what the command line sets.
+        source: path of the study file.
+        problems: list to which problems are appended.
+        set_keys: keys that the command line sets, named in the problem of an invalid level.
     """
     beside = f" (with --set {', '.join(set_keys)})" if set_keys else ""
     factors: list[Factor] = []
@@ -112,14 +112,14 @@ def check_early_stopping(
     tuned: bool,
     wrong: Wrong,
 ) -> None:
-    """Tell `wrong` of a metric that must not or cannot decide.
+    """Report to `wrong` a rule that does not suit the study, such as one on a metric of `report`.
 
     Args:
-        rule: as the file has it.
-        factors: what the study varies.
-        goals: the figures of its benchmarks.
-        tuned: whether its arms choose settings for themselves.
-        wrong: told of a key and what is wrong there.
+        rule: rule of the study file.
+        factors: the study's factors.
+        goals: the metrics of its benchmarks.
+        tuned: whether the study has a `tune:` block.
+        wrong: called with (key, problem).
     """
     if rule is None:
         return

@@ -1,4 +1,4 @@
-"""Name the variant that the command line makes of a study."""
+"""Name the variant of a study that command-line options define."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from chip_core import recipes
 from chip_core.config.validation import key_problem
 from orchestrator.study.model import Factor, StudyChanges, level_text
 
-_LONGEST_VALUE, _LONGEST_NAME = 60, 160  # of a folder's name there are 255
-#: What `--set` does not reach, though there are keys of such names.
+_LONGEST_VALUE, _LONGEST_NAME = 60, 160  # a folder's name has 255 at most
+#: Keys that `--set` cannot change, and what to do instead.
 _OWN = {
     "benchmarks": "what is tuned on and what is quoted is the study file's `benchmarks:` alone: "
     "change it there",
@@ -22,9 +22,9 @@ _OWN = {
 
 
 def variant_name(study: str, changes: StudyChanges) -> str:
-    """Return a study's name, or its variant's: `encoder@llava-1.6-7b+optimizer.lr=1e-6`.
+    """Return the name of a study or its variant: `encoder@llava-1.6-7b+optimizer.lr=1e-6`.
 
-    Equal names are equal changes: what a name cannot hold is told apart by a hash.
+    Equal names mean equal changes: a hash stands for what a name cannot hold.
     """
     name = study
     if changes.recipe is not None:
@@ -37,14 +37,14 @@ def variant_name(study: str, changes: StudyChanges) -> str:
 
 
 def recipe_name(recipe: str) -> str:
-    """Return what a recipe is called, given its name or its file."""
+    """Return the name of a recipe, given its name or its file."""
     return recipe if recipe in recipes.names() else Path(recipe).stem
 
 
 def merge_seeds(own: Sequence[int], given: Sequence[int]) -> list[int]:
-    """Return a study's seeds with those of the command line.
+    """Merge a study's seeds with those of the command line.
 
-    Seeds that are new are added; where none is, those given are the part to be looked at.
+    New seeds are added to the study's. If none is new, only the given ones are used.
     """
     new = [seed for seed in given if seed not in own]
     return [*own, *new] if new else list(given)
@@ -53,12 +53,12 @@ def merge_seeds(own: Sequence[int], given: Sequence[int]) -> list[int]:
 def variant_problems(
     changes: StudyChanges, factors: Sequence[Factor], conditional: Collection[str]
 ) -> Iterator[str]:
-    """Yield what is wrong with the changes themselves.
+    """Yield the problems of the changes themselves.
 
     Args:
-        changes: of the command line.
-        factors: of the study.
-        conditional: the names of factors that do not apply everywhere.
+        changes: changes of the command line.
+        factors: factors of the study.
+        conditional: names of the factors with a condition.
     """
     recipe = changes.recipe
     shipped = recipes.names()
@@ -83,7 +83,7 @@ def variant_problems(
 
 
 def _fitting(text: str) -> str:
-    """Return a text as names of folders and experiments may have it."""
+    """Make a text valid in the names of folders and experiments."""
     safe = re.sub(r"[^A-Za-z0-9_.,-]", "-", text)
     if safe == text and len(text) <= _LONGEST_VALUE:
         return text
