@@ -1,1 +1,1 @@
-"""From a study to its trials."""
+"""Plan the trials of a study."""

@@ -1,4 +1,4 @@
-"""Record the identities of a study's benchmarks when it runs."""
+"""Record the content identities of a study's benchmarks when it runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from orchestrator.study.model import Study
 
 Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
 
-RANKER = "pairs/chair"  # what ranks trials' own answers is kept beside the benchmarks
+RANKER = "pairs/chair"  # key of the name list that ranks a trial's own answers
 
 
 def identities(study: Study, places: DataPaths, seen: Identities) -> dict[str, Mapping[str, Any]]:
-    """Return what fingerprints hold of a study's benchmarks.
+    """Return the part of the fingerprints that identifies a study's benchmarks.
 
     Args:
         study: the study.
-        places: where their data lie.
-        seen: the same as an earlier run had it: in place of data or replies that are not here.
+        places: where the benchmarks' data are.
+        seen: the identities of an earlier run, used where data or judge replies are not here.
     """
     return {
         f"{side}/{settings.name}": _identity(
@@ -35,7 +35,7 @@ def identities(study: Study, places: DataPaths, seen: Identities) -> dict[str, M
 
 
 def read_identities(workdir: Path, study: str) -> Identities:
-    """Return the identities that the last run of a study had; empty where there was none."""
+    """Return the identities of a study's last run; empty without one or if the file is damaged."""
     file = _file(workdir, study)
     try:
         found = read_checksummed(file)
@@ -53,21 +53,22 @@ def read_identities(workdir: Path, study: str) -> Identities:
 
 
 def is_damaged(workdir: Path, study: str) -> bool:
-    """Return whether what was kept of a study is not as it was written."""
+    """Return whether a study's file of identities is damaged."""
     file = _file(workdir, study)
     return file.exists() and not read_identities(workdir, study)
 
 
 def save_identities(workdir: Path, study: str, found: Identities) -> None:
-    """Keep the identities of a run."""
+    """Save the identities of a run."""
     write_checksummed(
         _file(workdir, study), {key: dict(identity) for key, identity in found.items()}
     )
 
 
 def ranker_names(places: DataPaths, seen: Identities) -> Mapping[str, Any]:
-    """Return what the list of names is by which CHAIR ranks a trial's own answers; as seen before
-    where it is not here, and nothing where it never was.
+    """Return the identity of the name list by which CHAIR ranks a trial's own answers.
+
+    If the list is not here, it is that of an earlier run, or empty.
     """
     folder = places.data("chair")
     file = None if folder is None else folder / "synonyms.txt"
@@ -90,7 +91,7 @@ def _identity(
     try:
         return benchmark_items.identity(settings, places)
     except UserError:
-        return seen or {**current, "files": None}  # said when it is to be run
+        return seen or {**current, "files": None}  # reported before it runs
 
 
 def _file(workdir: Path, study: str) -> Path:

@@ -1,6 +1,6 @@
-"""Count the training images that a study's benchmarks show too.
+"""Count the training images that are also in a study's benchmarks.
 
-A figure on pictures that were trained on is not the figure it seems to be.
+A figure on pictures that were trained on does not measure generalization.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from chip_core.utils.files import parse_json, read_checksummed, write_checksumme
 from orchestrator.plan.plan import Plan
 
 OVERLAP = "overlap.json"  # in a study's folder
-_NAMED = 3  # pairs that are listed
+_NAMED = 3  # pairs that a sentence lists
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What one benchmark shares with one set of training data."""
+    """The images that one benchmark shares with one training data source."""
 
     key: str  # "report/amber"
-    source: str  # of the training data, as the configuration names it
-    training: int | None  # training images; None: they were not looked at
+    source: str  # training data, as named in the configuration
+    training: int | None  # number of training images; None: not counted
     pictures: int
     shared: int
     examples: tuple[tuple[str, str], ...] = ()  # (training image, benchmark picture)
 
     @property
     def sentence(self) -> str:
-        """For the report."""
+        """The overlap as a sentence for the report."""
         name = self.key.removeprefix("report/")
         if self.training is None:
             return f"{name}: whether {self.source} holds images of it was not counted (not a file)."
@@ -57,7 +57,10 @@ class Overlap:
 
 
 def count_overlaps(plan: Plan, workdir: Path) -> list[Overlap]:
-    """Count and keep what the study's data share with its benchmarks; counted once for both."""
+    """Count and save the images that a study's data share with its benchmarks.
+
+    Each pair of data source and benchmark is counted once per work directory.
+    """
     found = [
         _counted(plan, data, key, workdir)
         for data in _sources(plan)
@@ -70,7 +73,7 @@ def count_overlaps(plan: Plan, workdir: Path) -> list[Overlap]:
 
 
 def restore_overlaps(plan: Plan, workdir: Path) -> None:
-    """Count again what was counted and is not as it was written, where data are still there."""
+    """Count again if the saved file is damaged and the data are still there."""
     file = _file(workdir, plan.study.name)
     try:
         if not file.exists() or isinstance(parse_json(file.read_bytes()), list):
@@ -82,11 +85,11 @@ def restore_overlaps(plan: Plan, workdir: Path) -> None:
 
 
 def read_overlap(workdir: Path, study: str) -> list[Overlap]:
-    """Return what was counted when the study ran last; empty where nothing was."""
+    """Return the overlaps counted when the study last ran; empty if there are none."""
     file = _file(workdir, study)
     try:
         raw = parse_json(file.read_bytes())
-        # A version that had no checksum kept a list.
+        # Versions without a checksum saved a list.
         rows = raw if isinstance(raw, list) else read_checksummed(file)["overlaps"]
         return [_overlap(row) for row in rows]
     except (FileNotFoundError, NotADirectoryError):
@@ -159,7 +162,7 @@ def _small(row: SourceRow, image: ImageRef) -> Image.Image | None:
     try:
         return row.images.small(image)
     except RowError:
-        return None  # told when the rows are checked
+        return None  # reported when the rows are checked
 
 
 def _overlap(row: dict[str, object]) -> Overlap:

@@ -1,4 +1,4 @@
-"""Expand a study to its trials, and give each its fingerprint."""
+"""Expand a study to trials with fingerprints."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from orchestrator.study.model import Cell, Level, Study
 
 BASE = "base"
 PLACEBO = "placebo"
-_TOLD = 20  # problems of cells; a large grid has thousands where it has one
-ABSENT = "—"  # in place of a level, where a factor does not apply
+_TOLD = 20  # problems of cells to report; one mistake in a large grid gives thousands
+ABSENT = "—"  # instead of a level, if the factor does not apply
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocked:
-    """Why a trial cannot run: its arm has not chosen its settings, or will not."""
+    """Why a trial cannot run: its arm's search has not ended, or it has failed."""
 
     reason: str
     failed: bool = False
@@ -50,7 +50,7 @@ class Blocked:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training and its scores: a cell with one seed. The untrained model is one too."""
+    """One training and its scores: a cell with one seed, or the untrained model."""
 
     fingerprint: str
     arm: str
@@ -58,7 +58,7 @@ class Trial:
     config: TrialConfig
     evaluations: Mapping[str, str]  # "report/shapes" -> fingerprint of that evaluation
     params: Mapping[str, str]  # every factor of the study, as text
-    blocked: Blocked | None = None  # its fingerprint stands for nothing yet
+    blocked: Blocked | None = None  # if set, the fingerprint is provisional
 
     @property
     def untrained(self) -> bool:
@@ -67,53 +67,53 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What people call it: its arm and its seed."""
+        """Display name: the arm and the seed."""
         return self.arm if self.seed is None else f"{self.arm}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A cell as the report names it; cells that are one trial are one arm."""
+    """A cell, or several that give the same training, under the name shown in the report."""
 
     name: str
-    cells: tuple[Mapping[str, str], ...]  # factor -> level, of every cell it stands for
-    reasons: tuple[str, ...]  # why those cells are one
+    cells: tuple[Mapping[str, str], ...]  # the cells of the arm, each factor -> level
+    reasons: tuple[str, ...]  # why these cells give the same training
     baseline: bool
     trials: tuple[Trial, ...]
-    tuned: Mapping[str, str] = field(default_factory=dict)  # what it chose: key -> value, as text
-    placebo: bool = False  # equal to the baseline but for its seeds; it stands for no cell
+    tuned: Mapping[str, str] = field(default_factory=dict)  # chosen settings, as text
+    placebo: bool = False  # the baseline with other seeds; it has no cell
 
     @property
     def params(self) -> Mapping[str, str]:
-        """Factor -> level of the first cell; of all, where they differ; of every factor."""
+        """The level of every factor. If the arm's cells differ in it, it is all their levels."""
         return self.trials[0].params
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a study comes to."""
+    """The arms and trials of a study."""
 
     study: Study
     arms: tuple[Arm, ...]
     base: Trial
-    #: what the fingerprints hold of models and data, by their configuration as JSON
+    #: the part of the fingerprints that identifies models and data, by configuration as JSON
     identities: Mapping[str, Mapping[str, Any]] = field(repr=False)
-    places: DataPaths = DataPaths()  # where its benchmarks' data lie
-    benchmarks: benchmark_identities.Identities = field(default_factory=dict)  # what they are
+    places: DataPaths = DataPaths()  # where the benchmarks' data are
+    benchmarks: benchmark_identities.Identities = field(default_factory=dict)
 
     def identity(self, section: ModelConfig | DataConfig) -> Mapping[str, Any]:
-        """Return what a fingerprint holds of one of the plan's models or data."""
+        """Return the part of a fingerprint that identifies one of the plan's models or data."""
         return self.identities[section.model_dump_json()]
 
     def training(self, config: TrialConfig) -> dict[str, Any]:
-        """Return all that decides the model that a configuration of the plan trains."""
+        """Return everything that determines the model trained with a configuration of the plan."""
         names = self.benchmarks.get(benchmark_identities.RANKER, {})
         return _training(config, self.identity(config.model), self.identity(config.data), names)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial that can run, the untrained model first; a fingerprint stands once."""
-        # Seed by seed, so that a study cut short has every arm as often.
+        """Every trial that can run, without duplicates, the untrained model first."""
+        # Seed by seed, so that an interrupted study has equally many seeds of every arm.
         seeds = zip(*(arm.trials for arm in self.arms), strict=True)
         trained = {
             trial.fingerprint: trial for seed in seeds for trial in seed if trial.blocked is None
@@ -122,10 +122,10 @@ class Plan:
 
     @property
     def lacking(self) -> list[str]:
-        """What trainings and answers need that is not here, each with what to do."""
+        """What trainings and benchmarks need and is missing, each with what to do."""
         trained = (trial.config for trial in self.trials if not trial.untrained)
         found = [problem for config in trained for problem in unmet_requirements(config)]
-        for arm in self.arms:  # its seeds rank alike
+        for arm in self.arms:  # the same for all of its seeds
             found += ranker_problems(arm.trials[0].config, self.places)
             found += replay_problems(arm.trials[0].config, self.places)
         for model in {trial.config.model: None for trial in self.trials}:
@@ -141,13 +141,13 @@ class Plan:
 
     @property
     def compared(self) -> tuple[Arm, ...]:
-        """The arms that the study asks about, the baseline among them: all but a placebo."""
+        """The arms of the study's question: all, with the baseline, but the placebo."""
         return tuple(arm for arm in self.arms if not arm.placebo)
 
 
 @contextmanager
 def _garbage_kept() -> Iterator[None]:
-    """Keep the collector from looking through a growing plan: a third of its time."""
+    """Disable garbage collection, which takes a third of the time of making a plan."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -170,20 +170,20 @@ def make_plan(
 
     Args:
         study: the study.
-        model_identity: what a fingerprint holds of a model; asked once for each model.
-        data_identity: the same of the data.
-        places: where the benchmarks' data lie.
-        seen: the benchmarks as an earlier run had them, for those whose data are not here.
+        model_identity: returns a model's part of a fingerprint; called once per model.
+        data_identity: the same for data.
+        places: where the benchmarks' data are.
+        seen: benchmark identities of an earlier run, used for those whose data are not here.
 
     Raises:
-        ConfigError: a cell is no valid configuration, or no cell is left.
+        ConfigError: a cell is not a valid configuration, or no cell is left.
     """
     asked = _Identities(model_identity, data_identity)
     places = places or DataPaths()
     contents = benchmark_identities.identities(study, places, seen or {})
     base_config = _with(study.base, study, None)
     evaluations = _evaluations(study, contents, base_config.evaluation)
-    # While a model is picked, transformers answers, whichever engine does so later.
+    # A checkpoint is picked by answers of transformers, whichever engine generates later.
     picking = _evaluations(study, contents, EvaluationConfig())
     names = benchmark_identities.ranker_names(places, seen or {})
     groups = _group_cells(study, asked, picking, names)
@@ -218,7 +218,7 @@ def make_plan(
 
 
 class _Identities:
-    """What fingerprints hold of models and data; each is asked for once."""
+    """The identities of models and data, each computed once."""
 
     def __init__(
         self,
@@ -229,14 +229,14 @@ class _Identities:
         self.found: dict[str, Mapping[str, Any]] = {}  # by configuration, as JSON
 
     def model(self, config: ModelConfig) -> Mapping[str, Any]:
-        """Return a model's."""
+        """Return the identity of a model."""
         key = config.model_dump_json()
         if key not in self.found:
             self.found[key] = self._of_model(config)
         return self.found[key]
 
     def data(self, config: DataConfig) -> Mapping[str, Any]:
-        """Return data's."""
+        """Return the identity of a data source."""
         key = config.model_dump_json()
         if key not in self.found:
             self.found[key] = self._of_data(config)
@@ -246,7 +246,7 @@ class _Identities:
 def _evaluations(
     study: Study, contents: benchmark_identities.Identities, answering: EvaluationConfig
 ) -> dict[str, str]:
-    """Return the fingerprint of each benchmark's evaluation, by its side and name."""
+    """Return the fingerprint of each benchmark's evaluation by side and name: "report/amber"."""
     return {
         f"{side}/{settings.name}": fingerprint(
             evaluation_identity(side, settings, contents[f"{side}/{settings.name}"], answering)
@@ -256,7 +256,7 @@ def _evaluations(
 
 
 def _ranked_by_names(config: TrialConfig) -> bool:
-    """Return whether a list of names decides which pairs a trial makes of its own answers."""
+    """Return whether CHAIR's name list determines the pairs made of a trial's own answers."""
     pairs = config.pairs
     return bool(pairs.rounds) and pairs.ranker == "chair" and config.data.source != SHAPES
 
@@ -267,7 +267,7 @@ def _training(
     data: Mapping[str, Any],
     names: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return all that decides a trained model, what ranks its own answers among it."""
+    """Return everything that determines a trained model, with the ranker of its own answers."""
     training = training_identity(config, model, data)
     if _ranked_by_names(config):
         training["pairs"].update(names)
@@ -277,16 +277,16 @@ def _training(
 def _group_cells(
     study: Study, identities: _Identities, picking: Mapping[str, str], names: Mapping[str, Any]
 ) -> list[_Group]:
-    """Return a study's cells by training: those that train alike are one arm.
+    """Group a study's cells by training. The cells of one group are one arm.
 
     Args:
         study: the study.
-        identities: of models and data.
-        picking: fingerprints of what models answer on their way, by side and name.
-        names: what the list is by which CHAIR ranks.
+        identities: identities of models and data.
+        picking: fingerprints of the evaluations during training, by side and name.
+        names: identity of the name list by which CHAIR ranks.
 
     Raises:
-        ConfigError: a cell is no valid configuration.
+        ConfigError: a cell is not a valid configuration.
     """
     groups: dict[str, _Group] = {}
     problems: list[str] = []
@@ -302,7 +302,7 @@ def _group_cells(
         problems.extend(f"{study.source}: {what}" for what in _selection_problems(study, config))
         model, data = identities.model(config.model), identities.data(config.data)
         training = _training(config, model, data, names)
-        if config.training.score_at:  # what is answered on its way picks the model
+        if config.training.score_at:  # evaluations during training pick the model
             picks = {key: mark for key, mark in picking.items() if key.startswith("select/")}
             training["select"] = picks
         key = fingerprint(training)
@@ -336,30 +336,30 @@ def _configuration(study: Study, cell: Cell, levels: Iterable[Level]) -> TrialCo
 
 
 def _sections(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tree whose sections are its own; `copy.deepcopy` takes ten times as long."""
+    """Copy a tree's sections, not their values; `copy.deepcopy` takes ten times as long."""
     return {
         key: _sections(value) if isinstance(value, dict) else value for key, value in tree.items()
     }
 
 
 def _with(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialConfig:
-    """Return a tree's configuration with the study's benchmarks and first seed."""
+    """Validate a tree, and set the study's benchmarks and first seed."""
     config = trial_config(tree, source or study.source)
     return config.model_copy(update={"benchmarks": study.scored, "seed": study.seeds[0]})
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Cells that are one trial a seed."""
+    """Cells that give the same training."""
 
-    key: str  # the fingerprint at the study's first seed
-    training: Mapping[str, Any]  # what that is the fingerprint of
+    key: str  # fingerprint with the study's first seed
+    training: Mapping[str, Any]  # the content of that fingerprint
     config: TrialConfig
     cells: list[Cell]
 
 
 def _names(params: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the arms' names: their levels, without factors that do not apply if that is plain."""
+    """Return the arms' names: their levels, without factors that do not apply if still distinct."""
     whole = [", ".join(one.values()) for one in params]
     if not any(ABSENT in one.values() for one in params):
         return whole
@@ -377,7 +377,7 @@ def _arm(
 ) -> Arm:
     cells = tuple(group.cells)
     blocked = None if study.tune is None else Blocked(reason="its search has not ended")
-    # What is still to be chosen is not what was read: its fingerprint is that of no training.
+    # The settings are still to be chosen: the fingerprint must not equal that of a training.
     training = group.training if blocked is None else {**group.training, "kind": "held"}
     trials = []
     for seed in study.seeds if seeds is None else seeds:
@@ -409,10 +409,10 @@ def _placebo(
     params: Mapping[str, str],
     evaluations: Mapping[str, str],
 ) -> Arm:
-    """Return the baseline once more, with seeds of its own.
+    """Return an arm like the baseline with seeds of its own.
 
     Raises:
-        ConfigError: another arm has its name.
+        ConfigError: an arm is named like the placebo.
     """
     if any(arm.name == PLACEBO for arm in arms):
         raise ConfigError(
@@ -423,7 +423,7 @@ def _placebo(
 
 
 def _params(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
-    """Return factor -> level; where the cells of one arm differ, all their levels."""
+    """Return factor -> level. If the cells of an arm differ in it, it is all their levels."""
     if len(cells) == 1 and len(cells[0]) == len(study.factors):
         return cells[0]
     return {
@@ -433,7 +433,7 @@ def _params(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _reasons(study: Study, cells: Sequence[Cell], config: TrialConfig) -> tuple[str, ...]:
-    """Say why the cells of one arm cannot differ."""
+    """Return why the cells of one arm give the same training."""
     if len(cells) == 1:
         return ()
     inert = inert_keys(config)

@@ -1,6 +1,6 @@
-"""Save and read which trials each study of a work directory plans.
+"""Save and load the planned trials of each study of a work directory.
 
-The ledger knows for whom a trial was executed. Who else has it in his table, this says.
+The ledger names the study that executed a trial. The snapshots name all studies that have it.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from orchestrator.study.model import StudyChanges
 from orchestrator.study.variant import variant_name
 
 _FILE = "plan.json"  # in a study's folder
-_REPORT = Path("report", "provenance.json")  # has the same, of studies last run before it was kept
+_REPORT = Path("report", "provenance.json")  # the same, of versions without `_FILE`
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTrial:
-    """A trial as a study has it."""
+    """A trial of a study."""
 
     arm: str
     seed: int | None  # None: the untrained model
-    model: Mapping[str, Any]  # what the fingerprint holds of it
-    data: Mapping[str, Any] | None  # the same; None of the untrained model
+    model: Mapping[str, Any]  # identity in the fingerprint
+    data: Mapping[str, Any] | None  # the same; None for the untrained model
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSnapshot:
-    """What a study was when it was last run."""
+    """A study's plan when it last ran."""
 
     study: str
     file: str
     trials: Mapping[str, PlannedTrial]  # by fingerprint
-    path: Path = Path()  # the same file, wherever the command was given
-    time: float = 0.0  # when it was last run, in seconds since 1970
-    began: float | None = None  # when it was first run; None: not noted
+    path: Path = Path()  # absolute path of `file`
+    time: float = 0.0  # of the last run, in seconds since 1970
+    began: float | None = None  # time of the first run; None: not recorded
     changes: StudyChanges = StudyChanges()  # of the command line
-    places: DataPaths = DataPaths()  # where its benchmarks' data lay
+    places: DataPaths = DataPaths()  # where its benchmarks' data were
 
     def changed_by(self, changes: StudyChanges) -> StudyChanges:
-        """Return its changes with further ones, which take the place of its own."""
+        """Return the snapshot's changes, overridden by further ones."""
         return StudyChanges(
             recipe=self.changes.recipe if changes.recipe is None else changes.recipe,
             seeds=self.changes.seeds if changes.seeds is None else changes.seeds,
@@ -56,7 +56,7 @@ class PlanSnapshot:
         )
 
     def placed_by(self, places: DataPaths) -> DataPaths:
-        """Return its places with others, which take the place of its own."""
+        """Return the snapshot's data paths, overridden by others."""
         return DataPaths(
             benchmark_data=places.benchmark_data or self.places.benchmark_data,
             judge_replies=places.judge_replies or self.places.judge_replies,
@@ -64,12 +64,12 @@ class PlanSnapshot:
 
 
 def save_plan_snapshot(plan: Plan, workdir: Path, *, runs: bool = True) -> PlanSnapshot:
-    """Note what a study wants, before anything of it runs; return it as it is kept.
+    """Save a study's plan before it runs, and return the snapshot.
 
     Args:
         plan: the study's plan.
-        workdir: where it is kept.
-        runs: whether anything is to run; else what says the same already stays as it is.
+        workdir: the work directory.
+        runs: whether any trial is to run. If not, a file with the same content is not rewritten.
     """
     file = workdir / "studies" / plan.study.name / _FILE
     now = time.time()
@@ -114,14 +114,14 @@ def save_plan_snapshot(plan: Plan, workdir: Path, *, runs: bool = True) -> PlanS
 
 
 def plan_snapshots(workdir: Path, *, all_of_them: bool = False) -> Iterator[PlanSnapshot]:
-    """Yield the studies of a work directory, by name; of one that cannot be read it is told.
+    """Yield the snapshots of a work directory in order of name. Warn of any that cannot be read.
 
     Args:
         workdir: the work directory.
-        all_of_them: whether one that cannot be read is an error.
+        all_of_them: raise an error instead of the warning.
 
     Raises:
-        UserError: there is such a one.
+        UserError: a snapshot cannot be read, and `all_of_them` is true.
     """
     folder = workdir / "studies"
     for study in sorted(folder.glob("[!.]*")):
@@ -140,19 +140,19 @@ def plan_snapshots(workdir: Path, *, all_of_them: bool = False) -> Iterator[Plan
 
 
 def plan_snapshot(workdir: Path, study: str) -> PlanSnapshot | None:
-    """Return what a study was when it was last run; None where it was not, or nothing says."""
+    """Return the snapshot of a study; None if it never ran or the snapshot cannot be read."""
     folder = workdir / "studies" / study
     found = (_kept(folder / name) for name in (_FILE, _REPORT))
     return next((kept for kept in found if kept is not None), None)
 
 
 def find_own_study(workdir: Path, name: str) -> PlanSnapshot | None:
-    """Return a study that was run in a work directory, by its name; None where the name is no such.
+    """Return the snapshot of a study that ran in a work directory; None if no study has the name.
 
-    A path that is there, and the name of a shipped study, mean those.
+    An existing path or the name of a shipped study takes precedence: the result is None.
 
     Raises:
-        UserError: its file is gone.
+        UserError: the study's file is gone.
     """
     if is_study(name):
         return None
@@ -166,13 +166,13 @@ def find_own_study(workdir: Path, name: str) -> PlanSnapshot | None:
 
 
 def require_same_file(plan: Plan, workdir: Path) -> None:
-    """Check that a study's name is not another file's in a work directory.
+    """Check that no other study file has a study's name in a work directory.
 
-    A file that was moved, or changed, is still the study's; so is a copy of the same content, and
-    what a cluster's job has of it.
+    A file that was moved or changed is still the study's, and so are a copy with the same content
+    and the copy of a cluster job.
 
     Raises:
-        UserError: it is another's, which is there and has that name.
+        UserError: another existing file has that name.
     """
     kept = plan_snapshot(workdir, plan.study.name)
     path = Path(plan.study.source).absolute()
@@ -183,13 +183,13 @@ def require_same_file(plan: Plan, workdir: Path) -> None:
         return
     shipped = kept.path.parent.name == path.parent.name == "ablations"
     if shipped and kept.path.name == path.name:
-        return  # the same study, as another version of the package has it
+        return  # the same shipped study, of another version of the package
     try:
         if kept.path.read_bytes() == path.read_bytes():
             return
         named = recipes.read_yaml(kept.path).get("study")
     except (OSError, ConfigError):
-        return  # it is no study's file any more
+        return  # no longer a study file
     if named is None or variant_name(str(named), kept.changes) != plan.study.name:
         return
     raise UserError(
@@ -199,7 +199,7 @@ def require_same_file(plan: Plan, workdir: Path) -> None:
 
 
 def _kept(file: Path) -> PlanSnapshot | None:
-    """Return what a file holds; None where it is not there or not as it was written."""
+    """Return the snapshot in a file; None if it is missing or damaged."""
     try:
         return _read(read_checksummed(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):

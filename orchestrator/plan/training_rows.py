@@ -1,7 +1,7 @@
-"""Check the rows that a study is to train on before anything runs, their images decoded.
+"""Check a study's training rows, with their images decoded, before anything runs.
 
-Rows that were found good are known by their content: they are not looked at again, by whatever
-study of the work directory, unless they are asked for more.
+Rows that passed are recorded by content. No study of the work directory checks them again unless
+it needs more of them.
 """
 
 from __future__ import annotations
@@ -33,40 +33,40 @@ from orchestrator.utils.progress import progress
 
 KEPT = Path("cache", "rows")  # in a work directory
 
-#: What this process found good: the mark of rows -> what was asked of each.
+#: Rows that passed in this process: their hash -> the sets of checks that they passed.
 _good: dict[str, set[frozenset[str]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """Rows as the arms that train on them want them."""
+    """A data source, and what its rows must have for the arms that train on it."""
 
     data: DataConfig
-    prompts: bool  # whether a model answers them: `pairs.rounds`
+    prompts: bool  # whether they are prompts for a model: `pairs.rounds`
     asks: Asks = Asks()
-    given: bool = False  # whether each needs a rejected image of its own
+    given: bool = False  # whether each row needs its own rejected image
 
     @property
     def asked(self) -> frozenset[str]:
-        """What is asked of each row, by name."""
+        """The names of the checks."""
         return frozenset([*self.asks.names, *(["rejected_image"] if self.given else [])])
 
 
 def check_training_rows(
     plan: Plan, configs: Iterable[TrialConfig], workdir: Path, console: Console
 ) -> None:
-    """Check the rows of trainings. Nothing is written; `keep_checked` keeps what was found.
+    """Check the rows of trainings. Nothing is written; `keep_checked` records the result.
 
-    Rows of a data set of the hub that has not been fetched are checked as a training begins.
+    Rows of a hub data set that has not been downloaded are checked when a training begins.
 
     Args:
         plan: the study's plan.
-        configs: of its trainings.
-        workdir: where it is kept what was found good before.
-        console: told how far it is.
+        configs: configurations of its trainings.
+        workdir: the work directory, which has the earlier results.
+        console: shows the progress.
 
     Raises:
-        ConfigError: rows are bad, and they are not to be left out: a line for each data source.
+        ConfigError: there are bad rows that must not be skipped; one line per data source.
     """
     problems = []
     for wanted in _wanted(configs):
@@ -94,7 +94,7 @@ def check_training_rows(
 
 
 def keep_checked(plan: Plan, workdir: Path) -> None:
-    """Keep what this process found good of a plan's rows."""
+    """Record the rows of a plan that passed in this process."""
     if not _good:
         return
     for wanted in _wanted(arm.trials[0].config for arm in plan.arms):
@@ -108,7 +108,7 @@ def keep_checked(plan: Plan, workdir: Path) -> None:
 
 
 def _wanted(configs: Iterable[TrialConfig]) -> list[_Wanted]:
-    """Return the rows of trainings: once for all that train on them, with all they ask."""
+    """Return each data source of the trainings once, with all that they need of its rows."""
     found: dict[tuple[str, bool], _Wanted] = {}
     for config in configs:
         data, rounds = config.data, bool(config.pairs.rounds)
@@ -134,10 +134,10 @@ def _needs_given(config: TrialConfig) -> bool:
 
 
 def _checked(wanted: _Wanted, console: Console) -> tuple[int, list[BadRow]]:
-    """Look at rows; return how many there are, and the bad ones.
+    """Check rows, and return their number and the bad ones.
 
     Raises:
-        ConfigError: they cannot be read.
+        ConfigError: the rows cannot be read.
     """
     source = open_prompts(wanted.data)[0] if wanted.prompts else open_source(wanted.data)
     bad = []
@@ -157,7 +157,7 @@ def _looked_at(wanted: _Wanted, source: DataSource) -> Iterator[object]:
 
 
 def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
-    """Return what stands for the content of rows, and for how they are read."""
+    """Return a hash of the content of rows and of how they are read."""
     data = wanted.data
     decided_by: dict[str, Any] = {
         "data": identity,
@@ -166,7 +166,7 @@ def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
         "prompts": wanted.prompts,
         "reader": READER,
     }
-    if is_hub_name(data.source):  # of which a fingerprint holds the name alone
+    if is_hub_name(data.source):  # its identity holds the name alone
         source = open_source(data)
         decided_by["fetched"] = [
             [str(file), state.st_size, state.st_mtime_ns]
@@ -180,7 +180,7 @@ def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
 
 
 def _kept(workdir: Path, mark: str) -> set[frozenset[str]]:
-    with suppress(OSError, ValueError, KeyError, TypeError):  # else they are looked at again
+    with suppress(OSError, ValueError, KeyError, TypeError):  # else they are checked again
         return {frozenset(asked) for asked in read_checksummed(_file(workdir, mark))["asked"]}
     return set()
 
