@@ -1,1 +1,1 @@
-"""What has been run: the ledger, and what follows from it."""
+"""The state of a work directory: the ledger and what is derived from it."""

@@ -29,8 +29,8 @@ from orchestrator.storage.binding import storage_of
 from orchestrator.storage.reference_cache import CACHE, ReferenceCacheStore, jobs_folder
 from orchestrator.utils.progress import progress
 
-#: whole: it can be used. broken: it cannot. half-made: what an interrupted making left, which the
-#: next one goes on with. being made: by a process that runs.
+#: whole: usable. broken: unusable. half-made: left by an interrupted build, which the next build
+#: continues. being made: by a running process.
 State = Literal["whole", "broken", "half-made", "being made"]
 
 _DAY = 24 * 3600.0
@@ -38,27 +38,27 @@ _DAY = 24 * 3600.0
 
 @dataclass(kw_only=True)
 class CacheEntry:
-    """A store, or what there is of one."""
+    """A reference cache, complete or not."""
 
-    folder: Path  # the store's
+    folder: Path  # folder of the cache
     state: State
-    what: str  # the pass, as people call it
+    what: str  # display name of the reference pass
     bytes: int
     samples: int | None = None
-    made: float | None = None  # when, in seconds since 1970
-    used: float | None = None  # when a study last read it
-    studies: list[str] = field(default_factory=list)  # that read it
-    waiting: int = 0  # trials that read it and are not trained yet
+    made: float | None = None  # build time, in seconds since 1970
+    used: float | None = None  # last read by a study, in seconds since 1970
+    studies: list[str] = field(default_factory=list)  # studies that read it
+    waiting: int = 0  # number of trials that read it and are still to be trained
     problem: str | None = None
 
     @property
     def age(self) -> float:
-        """Days since it was last used, or made."""
+        """Days since it was last used or built."""
         return (time.time() - (max(self.used or 0, self.made or 0) or time.time())) / _DAY
 
 
 def list_caches(storage: Path, ledger: Ledger) -> list[CacheEntry]:
-    """Return all stores of a storage, and what is half-made, largest first; nothing is hashed."""
+    """Return all caches of a storage, incomplete ones too, largest first, without hashing."""
     caches = ReferenceCacheStore(storage)
     uses = read_records(caches.cache / USES)
     sizes = caches.sizes()
@@ -70,7 +70,7 @@ def list_caches(storage: Path, ledger: Ledger) -> list[CacheEntry]:
             trial
             for use in of_this
             for trial in use["trials"]
-            if not ledger.was_removed(trial)  # nobody waits for it
+            if not ledger.was_removed(trial)  # no study needs it
         }
         kept = _kept(caches, caches.cache / name, sizes)
         kept.used = max((use["time"] for use in of_this), default=None)
@@ -81,9 +81,9 @@ def list_caches(storage: Path, ledger: Ledger) -> list[CacheEntry]:
 
 
 def verify_caches(stores: Sequence[CacheEntry], console: Console, storage: Path) -> None:
-    """Hash every file of every whole store; say in its state and problem what is wrong.
+    """Hash every file of every whole cache, and set the state and problem of broken ones.
 
-    In a storage of its own their sizes alone are looked at.
+    With a remote storage, only sizes are compared.
     """
     caches = ReferenceCacheStore(storage)
     whole = [kept for kept in stores if kept.state == "whole"]
@@ -100,11 +100,11 @@ def verify_caches(stores: Sequence[CacheEntry], console: Console, storage: Path)
 
 
 def prunable_caches(stores: Sequence[CacheEntry], older_than: float | None) -> list[CacheEntry]:
-    """Return what can go: what no trial waits for, what is broken, what was not used for long.
+    """Return the caches to remove: unneeded by any trial, broken, or unused for long.
 
     Args:
-        stores: of `list_caches`.
-        older_than: days; what was not used for longer goes too, whoever waits for it.
+        stores: result of `list_caches`.
+        older_than: in days; caches unused for longer are removed even if trials need them.
     """
     return [
         kept
@@ -119,10 +119,10 @@ def prunable_caches(stores: Sequence[CacheEntry], older_than: float | None) -> l
 
 
 def prune_caches(stores: Sequence[CacheEntry], storage: Path) -> int:
-    """Remove stores; return how many bytes that frees. What is open is read on."""
+    """Remove caches and return the number of bytes freed. Open files stay readable."""
     freed, caches = 0, ReferenceCacheStore(storage)
     for kept in stores:
-        with build_lock(kept.folder):  # nobody begins it meanwhile
+        with build_lock(kept.folder):  # so that no build starts meanwhile
             caches.remove(kept.folder)
             for path in _paths(kept.folder):
                 remove(path)
@@ -131,7 +131,7 @@ def prune_caches(stores: Sequence[CacheEntry], storage: Path) -> int:
 
 
 def cache_lines(stores: Sequence[CacheEntry], storage: Path) -> Iterator[RenderableType]:
-    """Say what there is."""
+    """Return the caches as a table for the terminal."""
     remote = storage_of(storage)
     cache = cache_folder(storage) if remote is None else f"{remote.uri}/{CACHE}"
     if not stores:
@@ -156,7 +156,7 @@ def cache_lines(stores: Sequence[CacheEntry], storage: Path) -> Iterator[Rendera
 
 
 def cache_json(stores: Sequence[CacheEntry]) -> list[dict[str, Any]]:
-    """Return what there is as plain data."""
+    """Return the caches as plain data."""
     return [
         {
             "pass": kept.what,
@@ -209,7 +209,7 @@ def _name(manifest: Manifest) -> str:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """Return what there is of a store: itself, what is half-made, its workers' own files."""
+    """Return the existing folders of a cache: its own, the partial one, that of its workers."""
     folders = (folder, partial_folder(folder), jobs_folder(folder))
     return [path for path in folders if path.is_dir()]
 

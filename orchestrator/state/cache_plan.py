@@ -29,44 +29,44 @@ from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.reference_cache import CACHE, ReferenceCacheStore
 
-#: How often the trials must read a sample, in the mean, for a pass over all samples to pay: a pass
-#: prepares its samples too, which a trial does in any case, and a tower's share of a step is small.
-#: docs/cache.md has what was measured.
+#: Mean number of times that the trials must read a sample for a pass over all samples to pay. A
+#: pass also prepares its samples, which each trial does anyway, and the vision tower is a small
+#: share of a step. Measured in docs/cache.md.
 _WORTH, _WORTH_FEATURES = 1.25, 2.0
 
-#: cached: it is there. to make: before the trials. in the step: each trial computes it.
+#: cached: it exists. to make: built before the trials. in the step: each trial computes it.
 State = Literal["cached", "to make", "in the step"]
 
 
-#: Which trials of which study read a pass, one line a pass and run; beside the stores.
+#: Which trials of which study read a pass, one line per pass and run. In the caches' folder.
 USES = "uses.jsonl"
 
 
 def cache_folder(storage: Path) -> Path:
-    """Return where a storage's reference passes lie."""
+    """Return the folder of a storage's reference caches."""
     return storage / CACHE
 
 
 @dataclass(kw_only=True)
 class PlannedCache:
-    """A pass, and what is to become of it."""
+    """A reference pass, and whether it is built."""
 
     one: CacheSpec
-    config: TrialConfig  # of a trial that has it
-    samples: int | None  # of the data; None: not known before it is loaded
+    config: TrialConfig  # configuration of a trial that reads it
+    samples: int | None  # samples of the data; None: unknown until it is loaded
     trials: list[str] = field(default_factory=list)  # fingerprints of the trials that read it
-    reads: float = 0.0  # samples that they read, all together; in epochs where samples is None
+    reads: float = 0.0  # samples read in all; in epochs if `samples` is None
     state: State = "in the step"
-    bytes: int | None = None  # of what is there, or about what there will be; None: not known
-    rounding: float | None = None  # by how much bf16 moves a token's log-probability at most
+    bytes: int | None = None  # size, or its estimate; None: unknown
+    rounding: float | None = None  # largest change of a token's log-probability by bf16
 
     def take(self, manifest: Manifest) -> None:
-        """Note that its store is there."""
+        """Record that the cache exists."""
         self.state, self.bytes, self.samples = "cached", manifest.bytes, manifest.rows
         self.rounding = manifest.made.get("rounding")
 
     def decide(self) -> bool:
-        """Say, and return, whether a pass that is not there is made."""
+        """Decide whether to build a missing pass, set its state and return the decision."""
         often = _WORTH_FEATURES if self.one.of_features else _WORTH
         worth = self.reads >= often * (self.samples or 1)
         self.state = "to make" if worth else "in the step"
@@ -74,16 +74,15 @@ class PlannedCache:
 
 
 def plan_caches(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedCache]:
-    """Return the passes of the trials that are still to be trained; nothing is hashed or made.
+    """Return the passes of the trials that are still to be trained, without hashing or building.
 
-    A pass over all samples is made where the trials read it often enough to pay. A pass of
-    log-probabilities alone is served by one of the same that has hidden states too, where that is
-    there or is made.
+    A pass over all samples is built if the trials read it often enough to pay. A pass of
+    log-probabilities alone uses the same pass with hidden states, if that exists or is built.
     """
     found: dict[str, PlannedCache] = {}
     for one, trial, samples in _of_trials(plan, ledger, storage):
         reads = _reads(one, trial.config, samples)
-        if reads == 0:  # of an epoch that it does not reach
+        if reads == 0:  # of an epoch that the trial does not reach
             continue
         fresh = PlannedCache(one=one, config=trial.config, samples=samples)
         planned = found.setdefault(one.key, fresh)
@@ -103,12 +102,12 @@ def plan_caches(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedCache]
 
 
 def require_disk_space(passes: list[PlannedCache], storage: Path) -> None:
-    """Check that the disk has room for what is to be made, as far as its size is known.
+    """Check that the disk has space for the passes to build, as far as their size is known.
 
-    Of a storage of its own no such thing is known; each machine looks after its disk.
+    With a remote storage there is no such check: each machine manages its own disk.
 
     Raises:
-        UserError: it has not.
+        UserError: there is not enough space.
     """
     if ReferenceCacheStore(storage).remote is not None:
         return
@@ -124,7 +123,7 @@ def require_disk_space(passes: list[PlannedCache], storage: Path) -> None:
 def _of_trials(
     plan: Plan, ledger: Ledger, storage: Path
 ) -> Iterator[tuple[CacheSpec, Trial, int | None]]:
-    """Yield the passes of each trial that is to be trained, with the samples of its data."""
+    """Yield the passes of each trial to be trained, with the number of samples of its data."""
 
     @cache
     def count(data: str) -> int | None:
@@ -139,8 +138,8 @@ def _of_trials(
         if record.done(trial) or record.is_cut(plan.study.early_stopping):
             continue
         if record.model is not None and (storage / record.model / MODEL).is_dir():
-            continue  # it lacks scores alone
-        # What the passes are a function of: many arms have the same, and a plan has many arms.
+            continue  # only scores are missing
+        # Everything that the passes depend on. Computed once, since many arms have the same.
         key = (
             config.model.model_dump_json(),
             config.data.model_dump_json(),
@@ -169,16 +168,16 @@ def _of_trials(
 
 
 def _reads(one: CacheSpec, config: TrialConfig, samples: int | None) -> float:
-    """Return how many samples of a pass a trial reads; in epochs where samples is None."""
+    """Return how many samples of a pass a trial reads, in epochs if `samples` is None."""
     if samples is not None:
         return samples_read(one, config, samples)
     if config.training.max_steps is not None:
-        return 0  # a part of an epoch, for all that is known
+        return 0  # it may be less than an epoch
     return 1 if one.epoch is not None else config.training.epochs
 
 
 def _served(found: dict[str, PlannedCache], caches: ReferenceCacheStore) -> list[PlannedCache]:
-    """Return the passes without those that another one's store serves, whose trials it takes."""
+    """Merge passes that another pass's cache serves into that pass, and return the rest."""
     kept = []
     for planned in found.values():
         host = None
@@ -197,7 +196,7 @@ def _served(found: dict[str, PlannedCache], caches: ReferenceCacheStore) -> list
 def _host(
     planned: PlannedCache, found: dict[str, PlannedCache], caches: ReferenceCacheStore
 ) -> PlannedCache | None:
-    """Return the pass with hidden states that serves one without; None where there is none."""
+    """Return the pass with hidden states that can serve one without; None if there is none."""
     if planned.state == "cached":
         return None
     for precision in ("fp32", "bf16"):
@@ -211,7 +210,7 @@ def _host(
 
 
 def _bytes_there(caches: ReferenceCacheStore, one: CacheSpec) -> int | None:
-    """Return the size of a pass's store; None where it is not there."""
+    """Return the size of a pass's cache; None if there is none."""
     try:
         return caches.stat(store_folder(caches.cache, one.key), one.identity).bytes
     except BrokenStoreError:

@@ -1,4 +1,4 @@
-"""Compare two studies: shared trainings, different keys, figures."""
+"""Compare two studies: shared trainings, different keys and shared figures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from orchestrator.state.ledger import Ledger
 from orchestrator.study.editor_schema import OWN
 from orchestrator.study.model import level_text
 
-_SHOWN = 12  # entries of a list that people are shown; --json has all
+_SHOWN = 12  # entries of a list that are printed; --json has all
 
 
 def differences(one: Plan, other: Plan, ledger: Ledger) -> dict[str, Any]:
-    """Return what two studies share and what they do not, as plain data.
+    """Return what two studies share and how they differ, as plain data.
 
-    An arm is the same where its training is, whatever it is called and at whichever seeds.
+    Arms are the same if their training is, whatever their names and seeds.
     """
     ours, theirs = _by_training(one), _by_training(other)
     cells = {frozenset(cell.items()): arm for arm in other.arms for cell in arm.cells}
@@ -55,7 +55,7 @@ def differences(one: Plan, other: Plan, ledger: Ledger) -> dict[str, Any]:
 
 
 def difference_lines(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Say it to people."""
+    """Format the result of `differences` for the terminal."""
     first, second = found["studies"]
     yield Text(f"{first} and {second}", style="bold")
     for title, keys in (
@@ -81,11 +81,11 @@ def difference_lines(found: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _by_training(plan: Plan) -> dict[str, Arm]:
-    """Return a plan's arms by what they are trained with, the seed apart."""
+    """Return a plan's arms by the fingerprint of their training without the seed."""
     found = {}
     for arm in plan.compared:
         config = arm.trials[0].config
-        if arm.trials[0].blocked is not None:  # what it is trained with is still to be chosen
+        if arm.trials[0].blocked is not None:  # its settings are still to be chosen
             found[arm.trials[0].fingerprint] = arm
             continue
         found[fingerprint({**plan.training(config), "seed": None})] = arm
@@ -93,7 +93,7 @@ def _by_training(plan: Plan) -> dict[str, Arm]:
 
 
 def _shared(one: Plan, other: Plan, ledger: Ledger) -> Iterator[dict[str, Any]]:
-    """Yield the figures that are recorded and stand in both studies' tables."""
+    """Yield the recorded figures that are in both studies' tables."""
     theirs = {trial.fingerprint: trial for trial in other.trials}
     for trial in one.trials:
         again = theirs.get(trial.fingerprint)
@@ -124,7 +124,7 @@ def _config(arm: Arm) -> dict[str, Any]:
 
 
 def _study(plan: Plan) -> dict[str, Any]:
-    """Return what a study file says beside its recipe."""
+    """Return what a study file sets apart from its recipe."""
     study = plan.study
     declared = {entry.metric: entry.smallest_difference for entry in study.declared}
     return {

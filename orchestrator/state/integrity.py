@@ -1,8 +1,8 @@
-"""Verify that the files behind a study's figures are as they were written.
+"""Verify that the files behind a study's figures are unchanged.
 
-The ledger's line of an attempt says what it came to, with the sha256 of the files that tables and
-pages are made from. A line is held by its own checksum, a file by the line. What does not hold is
-told and taken for not made: a run makes it again, and who only reads does without.
+The ledger's line of an attempt holds its results, with the sha256 of the files that tables and
+pages are made from. The line has a checksum of its own. A mismatch is reported, and the result
+counts as missing: `run` makes it again, and commands that only read leave it out.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from orchestrator.study.model import StudyChanges
 
 
 def inspect_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
-    """Return a plan as far as it is known to who only reads, and let the ledger know as much.
+    """Resolve a plan for a command that only reads, and add what the ledger lacks.
 
     Args:
         plan: the study's plan.
-        ledger: one that is not written.
-        storage: where trials lie.
+        ledger: read-only ledger; it gets the results found in the trials' folders.
+        storage: where the trials' folders are.
     """
     seen = set[str]()
     while True:
@@ -43,14 +43,14 @@ def inspect_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
 
 
 def ledger_of(plan: Plan, workdir: Path) -> Ledger:
-    """Return the ledger for who only reads: with all that is done of a plan, and what is lost."""
+    """Return a read-only ledger with the results and the lost figures of a plan."""
     ledger = Ledger(workdir, writes=False)
     inspect_plan(plan, ledger, workdir)
     return ledger
 
 
 def trial_folder(storage: Path, trial: Trial) -> Path:
-    """Return where a trial's attempts lie."""
+    """Return the folder of a trial's attempts."""
     return storage / trial_key(trial.fingerprint)
 
 
@@ -65,11 +65,11 @@ def attempts_of(storage: Path, trial: Trial) -> dict[int, Path]:
 
 
 def record_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
-    """Record attempts that ended well and that the ledger does not know."""
+    """Record successful attempts that the ledger does not have."""
     for trial in plan.trials:
         for attempt, folder in attempts_of(storage, trial).items():
             record = ledger[trial.fingerprint]
-            # One that ended after another had taken its place adds nothing.
+            # An attempt that ended after another one replaced it adds nothing.
             if attempt in record.finished or record.done(trial):
                 continue
             result = read_result(folder)
@@ -83,14 +83,14 @@ def record_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
 
 
 def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
-    """Take figures whose files are gone or changed for not made, and tell it."""
+    """Mark figures whose files are gone or changed as missing, and warn."""
     seen: set[str] = set()
     for trial in plan.trials:
         if trial.fingerprint in seen:
             continue
         seen.add(trial.fingerprint)
         record = ledger[trial.fingerprint]
-        lost: dict[str, str] = {}  # evaluation -> what is wrong
+        lost: dict[str, str] = {}  # fingerprint of the evaluation -> problem
         for key, fingerprint in trial.evaluations.items():
             if fingerprint in record.evaluations:
                 why = result_problem(key, record.evaluations[fingerprint], storage)
@@ -109,12 +109,12 @@ def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
 
 
 def result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | None:
-    """Return what is wrong with the files of a benchmark's figures; None if nothing.
+    """Return the problem with the files of a benchmark's figures; None without any.
 
     Args:
-        key: "report/amber".
+        key: side and name, such as "report/amber".
         scored: the figures.
-        storage: where attempts lie.
+        storage: where the trials' folders are.
     """
     folder, evaluation = storage / scored.folder, scored.evaluation
     if not folder.is_dir():
@@ -126,7 +126,7 @@ def result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | No
                 whole = sha256_of(path) == scored.files[name]
             elif name == evaluation.scores:
                 whole = _agrees(path, key, scored)
-            else:  # of a version that noted no hash
+            else:  # recorded by a version without hashes
                 whole = all(line.record is not None for line in read_lines(path))
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
@@ -136,7 +136,7 @@ def result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | No
 
 
 def is_changed(path: Path, expected: str | None) -> bool:
-    """Return whether a file is gone or not what it was, as far as its hash was noted."""
+    """Return whether a file is gone or changed. Without a recorded hash the answer is no."""
     try:
         return expected is not None and sha256_of(path) != expected
     except OSError:
@@ -144,21 +144,21 @@ def is_changed(path: Path, expected: str | None) -> bool:
 
 
 def lost_figures(plan: Plan, ledger: Ledger) -> list[str]:
-    """Return the trials by whose figures a report would be poorer for damage, not by a wish."""
+    """Return the names of trials whose figures are lost by damage, not by a command."""
     undone = {
         trial.fingerprint: trial.name
         for trial in plan.trials
         if not ledger[trial.fingerprint].done(trial)
     }
-    if ledger.bad:  # of which trial they spoke, nobody knows
+    if ledger.bad:  # it is unknown whose lines they were
         return [name for fingerprint, name in undone.items() if not ledger[fingerprint].failure]
     return [name for fingerprint, name in undone.items() if fingerprint in ledger.lost]
 
 
 def kept_report_notice(page: Path, plan: Plan, workdir: Path, lost: list[str]) -> str:
-    """Return what is to be said where a report is not written over a better one."""
+    """Return the notice that a more complete report is not overwritten."""
     named = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")
-    own = plan.study.changes != StudyChanges()  # a variant, or more seeds: known by its name
+    own = plan.study.changes != StudyChanges()  # a variant or more seeds: found by its name
     words = ["chip-ablate", "run", plan.study.name if own else plan.study.source]
     again = shlex.join([*words, "--workdir", str(workdir)])
     return (
@@ -168,7 +168,7 @@ def kept_report_notice(page: Path, plan: Plan, workdir: Path, lost: list[str]) -
 
 
 def _agrees(path: Path, key: str, scored: ScoredBenchmark) -> bool:
-    """Return whether a file of scores holds the figures that the ledger holds."""
+    """Return whether a file of scores has the same figures as the ledger."""
     side, _, benchmark = key.partition("/")
     prefix = metric_name("select" if side == "select" else "report", benchmark, "")
     try:

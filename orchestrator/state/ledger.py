@@ -1,9 +1,8 @@
-"""Record what has been run: append-only, durable before it is announced.
+"""The ledger: an append-only record of what has run, durable before it is announced.
 
-`ledger/ledger.jsonl` holds one record an event of an attempt; `ledger/*.lock` say which driver
-works on which study. Both are on the driver's own file system. A line that is not as it was written
-is left out and told; a run puts it into `ledger/ledger.bad.jsonl`, and finds what it said in the
-trials' folders.
+`ledger/ledger.jsonl` holds one record per event of an attempt; `ledger/*.lock` show which driver
+runs which study. Both are on the driver's own file system. A damaged line is left out and reported;
+`run` moves it to `ledger/ledger.bad.jsonl`, and restores its content from the trials' folders.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from orchestrator.utils.version import CodeVersion, code_version
 
 Outcome = Literal["finished", "failed", "killed", "cut"]
 
-#: Below the work directory, a folder a study: the log of the server that it starts.
+#: Folder in the work directory with one folder per study, for the log of the server it starts.
 ENGINES = "engines"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredBenchmark:
-    """A benchmark's figures, and the attempt's folder they lie in."""
+    """A benchmark's figures, and the folder of their attempt."""
 
     folder: str  # relative to the storage
     evaluation: Evaluation
-    #: file of the folder -> sha256; empty: noted by a version that did not note it
+    #: sha256 of the folder's files by name; empty if recorded by a version without it
     files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -52,46 +51,46 @@ class ScoredBenchmark:
 class Attempt:
     """One execution of a trial."""
 
-    study: str  # whose run it was
+    study: str  # study that ran it
     started: float | None = None  # seconds since 1970, as `ended`
     ended: float | None = None
-    outcome: Outcome | None = None  # None: it runs, or its driver died
+    outcome: Outcome | None = None  # None: it is running, or its driver died
     folder: str | None = None  # relative to the storage
-    code: CodeVersion | None = None  # None: noted by a version that did not note it
+    code: CodeVersion | None = None  # None: recorded by a version without it
     reason: str | None = None  # why it failed or was killed
     seconds: dict[str, float] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)  # of its folder -> sha256
+    files: Mapping[str, str] = field(default_factory=dict)  # file of its folder -> sha256
 
 
 @dataclass(kw_only=True)
 class TrialRecord:
-    """All that is known of a fingerprint."""
+    """All that is recorded of a trial."""
 
     attempts: int = 0
-    history: dict[int, Attempt] = field(default_factory=dict)  # by number of the attempt
-    finished: set[int] = field(default_factory=set)  # the attempts that ended well
+    history: dict[int, Attempt] = field(default_factory=dict)  # by attempt number
+    finished: set[int] = field(default_factory=set)  # numbers of the attempts that finished
     model: str | None = None  # folder of the attempt that trained, relative to the storage
     steps: int = 0
     evaluations: dict[str, ScoredBenchmark] = field(
         default_factory=dict
     )  # by evaluation fingerprint
-    #: evaluation fingerprint -> folder of the attempt whose answers are there, scored or not
+    #: folder of the attempt with the answers, scored or not, by evaluation fingerprint
     answers: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
-    machine: str = ""  # the device of the attempt that trained, else of the last; empty: not known
-    data: dict[str, int] = field(default_factory=dict)  # pairs, rows skipped, what was cut
+    machine: str = ""  # device of the attempt that trained, else of the last; empty: unknown
+    data: dict[str, int] = field(default_factory=dict)  # pairs, skipped rows, cut responses
     notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
-    engine: dict[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
-    picked: dict[str, Any] = field(default_factory=dict)  # which checkpoint: TrialResult.picked
-    failure: str | None = None  # the last attempt's reason, where it did not finish
-    cut: str | None = None  # by which rule of early stopping the last attempt was cut
-    study: str | None = None  # where it was executed
+    engine: dict[str, str] = field(default_factory=dict)  # such as prefix_sharing
+    picked: dict[str, Any] = field(default_factory=dict)  # picked checkpoint: TrialResult.picked
+    failure: str | None = None  # why the last attempt did not finish
+    cut: str | None = None  # early-stopping rule that cut the last attempt
+    study: str | None = None  # study that executed it
     arm: str | None = None
     seed: int | None = None
 
     def missing(self, trial: Trial) -> list[str]:
-        """Return the benchmarks ("report/shapes") that a trial still wants."""
+        """Return the keys ("report/shapes") of a trial's missing evaluations."""
         return [
             key
             for key, fingerprint in trial.evaluations.items()
@@ -99,20 +98,20 @@ class TrialRecord:
         ]
 
     def done(self, trial: Trial) -> bool:
-        """Return whether nothing of the trial is left to run."""
+        """Return whether the trial is trained and scored on all of its benchmarks."""
         return (trial.untrained or self.model is not None) and not self.missing(trial)
 
     @property
     def killed(self) -> bool:
-        """Whether the last attempt was stopped from outside: it did not fail."""
+        """Whether the last attempt was stopped from outside, as opposed to failed."""
         return bool(self.history) and self.history[max(self.history)].outcome == "killed"
 
     def is_cut(self, rule: EarlyStopping | None) -> bool:
-        """Return whether the rule cut the trial: then it stays cut as long as that is the rule."""
+        """Return whether this rule cut the trial. It stays cut as long as the rule is the same."""
         return rule is not None and self.cut == rule.words
 
     def metrics(self, trial: Trial) -> dict[str, float]:
-        """Return the trial's figures by full name, those that are there."""
+        """Return the trial's available figures by full name."""
         return {
             name: value
             for fingerprint in trial.evaluations.values()
@@ -122,29 +121,29 @@ class TrialRecord:
 
 
 class Ledger:
-    """The record of a work directory."""
+    """The ledger of a work directory."""
 
     def __init__(self, workdir: Path, *, writes: bool = True) -> None:
-        """Read it.
+        """Read the ledger.
 
         Args:
-            workdir: whose.
-            writes: whether what is recorded is written, too; else only this object knows it.
+            workdir: the work directory.
+            writes: whether records are written to the file; if not, only this object has them.
         """
         self.workdir, self.folder = workdir, workdir / "ledger"
         self._file = self.folder / "ledger.jsonl"
         self._writes = writes
         self._records: dict[str, TrialRecord] = {}
-        self._attempts: dict[str, int] = {}  # of trials that were removed: numbers go on
-        self.lost: dict[str, str] = {}  # fingerprint -> the trial's name: figures are not there
-        self.bad: list[Line] = []  # lines that are not as they were written
+        self._attempts: dict[str, int] = {}  # of removed trials, to continue their numbers
+        self.lost: dict[str, str] = {}  # fingerprint -> name of trials with lost figures
+        self.bad: list[Line] = []  # damaged lines
         self.reload()
 
     def reload(self) -> None:
         """Read the file again: another driver may have written to it.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: the file cannot be read.
         """
         self._records, self._attempts, self.lost, self.bad = {}, {}, {}, []
         try:
@@ -165,7 +164,7 @@ class Ledger:
                 )
 
     def put_aside(self) -> None:
-        """Move lines that are not as they were written into a file beside, for a person to see."""
+        """Move damaged lines to `ledger.bad.jsonl` for inspection."""
         for line in self.bad:
             try:
                 append_record(
@@ -179,13 +178,13 @@ class Ledger:
     def forget(
         self, fingerprint: str, name: str, fingerprints: Iterable[str], *, model: bool
     ) -> None:
-        """Take figures that are not there any more for not made, until they are made again.
+        """Mark figures that are gone as missing, until they are made again.
 
         Args:
-            fingerprint: the trial's.
-            name: the trial's, for people.
-            fingerprints: of its evaluations.
-            model: whether its trained model is gone with them.
+            fingerprint: fingerprint of the trial.
+            name: display name of the trial.
+            fingerprints: fingerprints of the evaluations.
+            model: whether the trained model is gone, too.
         """
         record = self._records[fingerprint]
         for key in fingerprints:
@@ -195,20 +194,20 @@ class Ledger:
         self.lost[fingerprint] = name
 
     def __getitem__(self, fingerprint: str) -> TrialRecord:
-        """Return what is known of a fingerprint; empty where nothing is."""
+        """Return the record of a fingerprint; an empty one if there is none."""
         found = self._records.get(fingerprint)
         return found or TrialRecord(attempts=self._attempts.get(fingerprint, 0))
 
     def was_removed(self, fingerprint: str) -> bool:
-        """Return whether a trial was there and was removed."""
+        """Return whether a trial was removed."""
         return fingerprint in self._attempts and fingerprint not in self._records
 
     def items(self) -> Iterator[tuple[str, TrialRecord]]:
-        """Yield each fingerprint with what is known of it."""
+        """Yield each fingerprint and its record."""
         yield from self._records.items()
 
     def started(self, trial: Trial, study: str, attempt: int) -> None:
-        """Record that an attempt begins."""
+        """Record the start of an attempt."""
         self._append(
             trial,
             {
@@ -222,7 +221,7 @@ class Ledger:
     def answered(
         self, trial: Trial, study: str, attempt: int, folder: str, answered: AnsweredTrial
     ) -> None:
-        """Record that an attempt's model has answered: what is left of it is to score that."""
+        """Record that an attempt's model has answered, so that only scoring is left."""
         self._append(
             trial,
             {
@@ -280,7 +279,7 @@ class Ledger:
         )
 
     def removed(self, fingerprint: str) -> None:
-        """Record that all of a trial is gone: nothing of it is known but how often it was tried."""
+        """Record that a trial was removed. Only its number of attempts is kept."""
         record = {"time": time.time(), "fingerprint": fingerprint, "event": "removed"}
         self._write(record)
         self._apply(record)
@@ -328,7 +327,7 @@ class Ledger:
                 record.model, record.steps = entry["folder"], entry["steps"]
                 record.data, record.notes = entry["data"], entry["notes"]
                 record.picked = entry.get("picked", {})
-                record.engine = entry.get("engine", {})  # not there before it was recorded
+                record.engine = entry.get("engine", {})  # missing in records of earlier versions
             record.study = record.study or entry["study"]
             record.seconds = {**record.seconds, **entry["seconds"]}
             record.cpu = {**record.cpu, **entry.get("cpu", {})}
@@ -349,7 +348,7 @@ class Ledger:
 
 
 def answers_of(trial: Trial, record: TrialRecord, storage: Path) -> Path | None:
-    """Return the folder where all answers lie that a trial lacks figures of; None: nowhere."""
+    """Return the folder with all answers that a trial has yet to score; None if there is none."""
     if not trial.untrained and record.model is None:
         return None
     folders = {record.answers.get(trial.evaluations[key]) for key in record.missing(trial)}
@@ -360,7 +359,7 @@ def answers_of(trial: Trial, record: TrialRecord, storage: Path) -> Path | None:
 
 
 def _training_of(left: AnsweredTrial | TrialResult) -> dict[str, Any]:
-    """Return what an entry says of an attempt's training and time."""
+    """Return the fields of an entry on an attempt's training and time."""
     return {
         "trained": left.steps > 0,
         "steps": left.steps,
@@ -375,7 +374,7 @@ def _training_of(left: AnsweredTrial | TrialResult) -> dict[str, Any]:
 
 
 def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
-    """Note what an entry says of its attempt."""
+    """Update an attempt from an entry."""
     if entry["event"] == "started":
         attempt.started = entry["time"]
         attempt.code = CodeVersion(**entry["code"]) if "code" in entry else None
@@ -390,7 +389,7 @@ def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
         attempt.files = entry.get("files", {})
 
 
-#: What an entry of each event holds; more may be there.
+#: Required fields of the entries, by event; an entry may have more.
 _OF_ALL = {"time": (int, float), "fingerprint": str, "event": str}
 _OF_ATTEMPT = {"attempt": int, "study": str}
 _OF_TRAINING = {
@@ -408,7 +407,7 @@ _EVENTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _is_entry(record: Mapping[str, Any]) -> bool:
-    """Return whether a record says what one of its event says."""
+    """Return whether a record has the required fields of its event."""
     kinds = _EVENTS.get(str(record.get("event")))
     if kinds is None:
         return False
@@ -429,10 +428,10 @@ def _is_entry(record: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def study_lock(workdir: Path, study: str) -> Iterator[None]:
-    """Hold a study for this driver; the lock goes with the process, however it ends.
+    """Lock a study for this driver. The lock is released when the process ends, however it does.
 
     Raises:
-        UserError: another driver holds it.
+        UserError: another driver holds the lock.
     """
     folder = workdir / "ledger"
     path = folder / f"{study}.lock"

@@ -1,7 +1,7 @@
 """Remove a trial or a study from a work directory, in a safe order.
 
-What another study has in its table stays. The ledger is told before a file goes, so that a crash
-leaves a trial that is whole or one that is not there.
+What another study has in its table stays. The ledger is written before a file is deleted, so that a
+crash leaves a trial either complete or removed.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from orchestrator.state.trial_lookup import find_trial, trial_name
 from orchestrator.storage.binding import storage_of
 from orchestrator.storage.download import trial_key
 
-_GOING = ".removed-"  # a folder that is on its way out; what a crash left of one goes too
+_GOING = ".removed-"  # prefix of a folder being deleted; leftovers of a crash are deleted, too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """What is to go."""
+    """What a removal deletes."""
 
-    study: str | None  # whose folder goes; None: trials alone
-    trials: Mapping[str, str]  # fingerprint -> what people call it
-    shared: Mapping[str, tuple[str, ...]]  # the study's trials that stay -> the studies that share
-    shown_by: tuple[str, ...]  # the studies whose tables had them
+    study: str | None  # study whose folder is deleted; None: only trials
+    trials: Mapping[str, str]  # fingerprint -> display name
+    shared: Mapping[str, tuple[str, ...]]  # trials that stay -> other studies that have them
+    shown_by: tuple[str, ...]  # the studies that had the trials
     folders: tuple[Path, ...]
     bytes: int
 
 
 def plan_removal(workdir: Path, name: str) -> Removal:
-    """Return what goes with a study, given by name, or with a trial.
+    """Return what the removal of a study or a trial would delete.
 
     Args:
         workdir: the work directory.
-        name: a study that was run there; else the first characters of a trial's fingerprint, or
+        name: a study that ran there, else the first characters of a trial's fingerprint, or
             "ARM, seed N".
 
     Raises:
-        UserError: there is none, or another study has the trial too.
+        UserError: there is no such study or trial, or several studies have the trial.
     """
     if Ledger(workdir).bad:
         raise UserError(
@@ -69,10 +69,10 @@ def plan_removal(workdir: Path, name: str) -> Removal:
 
 
 def remove(workdir: Path, what: Removal) -> None:
-    """Remove it from ledger and disk. MLflow's runs are the tracker's to forget."""
+    """Remove trials and study from ledger and disk. The tracker deletes the MLflow runs."""
     ledger, remote = Ledger(workdir), storage_of(workdir)
     for fingerprint in what.trials:
-        if remote is not None:  # first: what is left there would be taken for done again
+        if remote is not None:  # first, since results left there would count as done
             remote.remove_all(trial_key(fingerprint))
         ledger.removed(fingerprint)
         _delete(_trial_folder(workdir, fingerprint))
@@ -83,10 +83,10 @@ def remove(workdir: Path, what: Removal) -> None:
 
 @contextmanager
 def no_running_study(workdir: Path) -> Iterator[None]:
-    """Hold every study of a work directory.
+    """Lock every study of a work directory.
 
     Raises:
-        UserError: one of them is being run.
+        UserError: one of them is running.
     """
     studies = {path.stem for path in (workdir / "ledger").glob("*.lock")}
     studies |= {plan.study for plan in plan_snapshots(workdir)}
@@ -97,7 +97,7 @@ def no_running_study(workdir: Path) -> Iterator[None]:
 
 
 def _of_study(workdir: Path, study: str, plans: Mapping[str, PlanSnapshot]) -> Removal:
-    """Return a study's removal: its trials, those of cells that its file has no more among them."""
+    """Return a study's removal, with trials of cells that its file no longer has."""
     own = set(plans[study].trials)
     for fingerprint, record in Ledger(workdir).items():
         if any(attempt.study == study for attempt in record.history.values()):
@@ -161,7 +161,7 @@ def _trial_folder(workdir: Path, fingerprint: str) -> Path:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a folder: out of sight in one step, then file by file."""
+    """Delete a folder: rename it first, which is atomic, then delete its files."""
     going = folder.with_name(f"{_GOING}{folder.name}")
     if going.exists():
         shutil.rmtree(going)

@@ -1,11 +1,11 @@
-"""Resolve each arm's search: its trials, the best one, the seeds that follow.
+"""Resolve each arm's search: its trials, its best draw and the trials of its seeds.
 
-A search trial is an ordinary trial with a fingerprint of its own, so nothing is computed twice. It
-is asked what stands under `select` and nothing else; what is quoted is not in its reach.
+A search trial is an ordinary trial with its own fingerprint, so nothing is computed twice. It is
+scored on the benchmarks under `select` only, never on those that are quoted.
 
-The winner is the draw with the best figure. Draws that failed or whose figure is undefined do not
-count; of equal ones the first counts. An arm of which no draw counts has FAILED. Nothing is chosen
-before every draw of the arm has ended, and failed ones are tried again by the next run.
+The draw with the best figure is chosen, the first of equal ones. Draws that failed or whose figure
+is undefined do not count, and an arm without any other has FAILED. Nothing is chosen before every
+draw of the arm has ended; the next run tries failed ones again.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class SearchTrial(Trial):
     """One draw of an arm's search.
 
     Raises:
-        UserError: it is to be asked something that is quoted.
+        UserError: it has a benchmark that is quoted.
     """
 
-    of: str  # the arm's name
+    of: str  # name of the arm
     number: int  # from 1
-    values: Mapping[str, Any]  # key -> value that was drawn
+    values: Mapping[str, Any]  # drawn values by key
 
     def __post_init__(self) -> None:
         asked = [*self.config.benchmarks.report, *_not_selecting(self.evaluations)]
@@ -48,29 +48,29 @@ class SearchTrial(Trial):
 
     @property
     def name(self) -> str:
-        """What people call it: its arm, its number and what was drawn."""
+        """Display name: arm, number and drawn values."""
         return self.arm
 
     @property
     def text(self) -> dict[str, str]:
-        """What was drawn, as text: key -> value."""
+        """The drawn values by key, as text."""
         return {key: level_text(value) for key, value in self.values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """One arm's search, as far as it is."""
+    """The state of one arm's search."""
 
-    arm: Arm  # as the recipe and the study file have it
-    draws: tuple[SearchTrial, ...]  # one an entry of `Tune.draws`; some may be one trial
-    figures: Mapping[str, float]  # fingerprint -> what it is judged by; undefined is not there
+    arm: Arm  # with the settings of the recipe and the study file
+    draws: tuple[SearchTrial, ...]  # one per entry of `Tune.draws`; fingerprints may repeat
+    figures: Mapping[str, float]  # fingerprint -> metric, where defined
     failed: Mapping[str, str]  # fingerprint -> reason
-    ended: bool  # nothing of it is left to run
+    ended: bool  # no draw is left to run
     chosen: SearchTrial | None
 
     @cached_property
     def trials(self) -> tuple[SearchTrial, ...]:
-        """The draws that are trials of their own: equal fingerprints stand once."""
+        """The draws without repeated fingerprints."""
         first: dict[str, SearchTrial] = {}
         for trial in self.draws:
             first.setdefault(trial.fingerprint, trial)
@@ -78,7 +78,7 @@ class Search:
 
     @property
     def blocked(self) -> Blocked | None:
-        """Why the arm's seeds cannot run; None where it has chosen."""
+        """Why the arm's seeds cannot run; None if settings are chosen."""
         if self.chosen is not None:
             return None
         if not self.ended:
@@ -98,19 +98,19 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class TunedPlan(Plan):
-    """What a study comes to whose arms choose for themselves."""
+    """The plan of a study with a `tune:` block."""
 
     searches: tuple[Search, ...]  # in the arms' order
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial that can run: the untrained model, the searches', those of the seeds."""
+        """Every trial that can run: the untrained model, the searches' and the seeds'."""
         base, *seeds = super().trials
         searched: dict[str, Trial] = {trial.fingerprint: trial for trial in self.searching()}
         return (base, *searched.values(), *seeds)
 
     def searching(self) -> Iterator[SearchTrial]:
-        """Yield every trial of every search, draw by draw: cut short, all arms are as far."""
+        """Yield the trials of all searches draw by draw, so that all arms progress alike."""
         most = max((len(search.draws) for search in self.searches), default=0)
         for number in range(1, most + 1):
             for search in self.searches:
@@ -118,19 +118,19 @@ class TunedPlan(Plan):
 
 
 def searches_of(plan: Plan) -> tuple[Search, ...]:
-    """Return a plan's searches; none where nothing is tuned."""
+    """Return a plan's searches; empty without a `tune:` block."""
     return plan.searches if isinstance(plan, TunedPlan) else ()
 
 
 def all_trials(plan: Plan) -> list[Trial]:
-    """Return every trial that can run, in each place where it stands."""
+    """Return every trial that can run, with duplicates."""
     searched = [trial for search in searches_of(plan) for trial in search.trials]
     seeds = [trial for arm in plan.arms for trial in arm.trials if trial.blocked is None]
     return [plan.base, *searched, *seeds]
 
 
 def failures_of(plan: Plan) -> dict[str, str]:
-    """Return arm -> why its search came to nothing, of those whose did."""
+    """Return arm -> reason, for each arm whose search failed."""
     return {
         search.arm.name: search.blocked.reason
         for search in searches_of(plan)
@@ -139,9 +139,9 @@ def failures_of(plan: Plan) -> dict[str, str]:
 
 
 def expected(plan: Plan) -> Plan:
-    """Return a plan as though arms that still search had chosen the recipe's own settings.
+    """Return a plan as if arms that still search had chosen the recipe's settings.
 
-    For what a study will cost: the fingerprints of those trials stand for nothing.
+    This is for cost estimates: the fingerprints of those trials are provisional.
     """
     if plan.study.tune is None:
         return plan
@@ -163,14 +163,14 @@ def expected(plan: Plan) -> Plan:
 
 
 def resolve_search(plan: Plan, ledger: Ledger) -> Plan:
-    """Return a plan as far as it can be known: arms whose search has ended have their settings.
+    """Return a plan with the chosen settings of the arms whose search has ended.
 
     Args:
-        plan: of `make_plan`, or one that was settled before.
-        ledger: what has been run.
+        plan: result of `make_plan` or of this function.
+        ledger: the ledger.
 
     Raises:
-        ConfigError: an arm is no valid configuration with some draw.
+        ConfigError: an arm is not a valid configuration with some draw.
     """
     tune = plan.study.tune
     if tune is None:
@@ -183,17 +183,17 @@ def resolve_search(plan: Plan, ledger: Ledger) -> Plan:
     known = {field.name: getattr(plan, field.name) for field in fields(Plan)}
     known["arms"] = tuple(_resolved(plan, search) for search in searches)
     baseline = next(search for search in searches if search.arm.baseline)
-    # A placebo has the baseline's settings, so its choice too: there is nothing else to search.
+    # A placebo has the baseline's settings, and so its choice, without a search.
     placebos = [arm for arm in plan.arms if arm.placebo]
     known["arms"] += tuple(_resolved(plan, replace(baseline, arm=arm)) for arm in placebos)
     return TunedPlan(**known, searches=searches)
 
 
 def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
-    """Return each arm with its draws.
+    """Return each arm with the trials of its draws.
 
     Raises:
-        ConfigError: every draw that is no configuration.
+        ConfigError: lists every draw that is not a valid configuration.
     """
     study = plan.study
     tune.check(study.benchmarks, (*study.seeds, *study.placebo_seeds))
@@ -264,7 +264,7 @@ def _judged(
 
 
 def _figure(trial: SearchTrial, metric: SelectMetric, ledger: Ledger) -> float | None:
-    """Return what a trial is judged by, from its evaluation under `select` and from no other."""
+    """Return the search's metric of a trial, from its evaluation under `select` only."""
     scored = ledger[trial.fingerprint].evaluations[trial.evaluations[metric.key]]
     return scored.evaluation.metrics.get(metric.name)
 
@@ -274,7 +274,7 @@ def _last(history: Mapping[int, Any]) -> Any:
 
 
 def _resolved(plan: Plan, search: Search) -> Arm:
-    """Return an arm with its seeds' trials, as it chose, or held."""
+    """Return an arm with its chosen settings, or with its trials blocked."""
     arm, chosen = search.arm, search.chosen
     if chosen is None:
         blocked = search.blocked
@@ -300,7 +300,7 @@ def _with(config: TrialConfig, values: Mapping[str, Any], source: str) -> TrialC
 
 
 def values_text(values: Mapping[str, Any]) -> str:
-    """Return what was drawn, as people read it: "optimizer.lr=1e-05"."""
+    """Format drawn values for people: "optimizer.lr=1e-05"."""
     return ", ".join(f"{key}={level_text(value)}" for key, value in values.items())
 
 

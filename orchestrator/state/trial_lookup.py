@@ -1,4 +1,4 @@
-"""Find a trial of a work directory by a name or a fingerprint."""
+"""Find a trial of a work directory by name or fingerprint."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from chip_core.utils.registry import suggestion
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.storage.download import whole_attempt
 
-LEAST = 4  # hex digits of a fingerprint that can name it
+LEAST = 4  # hex digits of a fingerprint that identify a trial
 
 
 def find_trained(workdir: Path, name: str) -> Path:
-    """Return the folder of the attempt that trained a trial, with the weights.
+    """Return the folder of the attempt that trained a trial, weights included.
 
     Args:
         workdir: the work directory.
         name: the first characters of its fingerprint, or "ARM, seed N".
 
     Raises:
-        UserError: no trained trial, or more than one, goes by that name.
+        UserError: no trained trial, or more than one, has that name.
         StorageError: the storage cannot be read.
     """
     trained = {
@@ -35,7 +35,7 @@ def find_trained(workdir: Path, name: str) -> Path:
 
 
 def find_trial(workdir: Path, name: str) -> str:
-    """Return the fingerprint of a trial that was ever begun.
+    """Return the fingerprint of a trial that was started.
 
     Args:
         workdir: the work directory.
@@ -43,13 +43,13 @@ def find_trial(workdir: Path, name: str) -> str:
             model.
 
     Raises:
-        UserError: no trial, or more than one, goes by that name.
+        UserError: no trial, or more than one, has that name.
     """
     return _one(workdir, name, dict(Ledger(workdir).items()), "trial")
 
 
 def trial_name(record: TrialRecord) -> str:
-    """Return what people call a trial: its arm and its seed."""
+    """Return a trial's display name: its arm and its seed."""
     return f"{record.arm}, seed {record.seed}" if record.seed is not None else f"{record.arm}"
 
 
