@@ -1,1 +1,1 @@
-"""Build and write the report of a study."""
+"""Build and write a study's report."""

@@ -1,7 +1,7 @@
-"""Read attachments from other commands in a report's folder.
+"""Read what other commands wrote into a report's folder.
 
-Other commands leave it there; a report takes in what it finds. What cannot be read is left out and
-told, since a report does not fail for it.
+A report includes whatever it finds there. Files that cannot be read are left out and named in the
+report; they do not make it fail.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from orchestrator.report.sections.representation import CSV as REPRESENTATION_CO
 from orchestrator.report.sections.representation import representation_blocks, representation_lines
 from orchestrator.report.writers.exports import csv_text
 
-#: Where judgements lie in a study's report folder.
+#: Folder of human judgements in a study's report folder.
 HUMANS = "humans"
 _GALLERY = "rejected-images"
 _REPRESENTATIONS = {
     "representation": "Representation",
     "representation-alone": "Representation of descriptions alone",
 }
-#: Figures that are drawn into the report's folder from beside, by name.
+#: Names of the figures that other commands draw into the report's folder.
 GIVEN = (_GALLERY, *_REPRESENTATIONS)
 
 Data = Mapping[str, Any]
@@ -35,14 +35,14 @@ Data = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Attachments:
-    """Sections and files that come of what was found."""
+    """Sections and tables made from the attachments."""
 
     sections: tuple[Section, ...]
     tables: Mapping[str, str]  # file name -> CSV
 
 
 def find_attachments(folder: Path, plan: Plan) -> Attachments:
-    """Return what a report's folder holds beside the report."""
+    """Return the attachments in a report's folder."""
     sections = []
     tables: dict[str, str] = {}
     gallery = _picture(
@@ -102,7 +102,7 @@ def _humans(folder: Path, plan: Plan, tables: dict[str, str]) -> list[Block]:
 
 
 def _read(file: Path, made: Callable[[Data], list[Block]]) -> list[Block]:
-    """Return what a file's data make; a line in its place where they are broken."""
+    """Return the blocks made from a file, or one line of text if the file is broken."""
     try:
         return made(read_checksummed(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -110,7 +110,7 @@ def _read(file: Path, made: Callable[[Data], list[Block]]) -> list[Block]:
 
 
 def _old(trials: Mapping[str, str], plan: Plan, command: str) -> list[Block]:
-    """Say where figures were made of trials that are none of the report's."""
+    """Return a note if figures were made from trials that are not in the report."""
     ours = {trial.name: trial.fingerprint for trial in plan.trials}
     others = sorted(name for name, fingerprint in trials.items() if ours.get(name) != fingerprint)
     if not others:

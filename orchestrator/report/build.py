@@ -1,4 +1,4 @@
-"""Build the whole report as data, for every writer."""
+"""Build a report as data for all writers."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Report:
 
     summary: Summary
     answer: str
-    ended: str  # when the last trial did, in UTC; a dash where none has
+    ended: str  # end of the last trial in UTC, or a dash
     sections: tuple[Section, ...]
-    footnotes: tuple[str, ...]  # of the first table
+    footnotes: tuple[str, ...]  # footnotes of the first table
     pdfs: Mapping[str, bytes] = field(repr=False)  # by figure name
-    tables: Mapping[str, str] = field(repr=False)  # CSV of what came from beside, by file name
+    tables: Mapping[str, str] = field(repr=False)  # CSV of the attachments, by file name
     provenance: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -61,13 +61,13 @@ class Report:
 
 
 def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Report:
-    """Return a study's report.
+    """Build a study's report.
 
     Args:
         plan: the study's plan.
-        ledger: what has been run.
-        storage: where attempts lie.
-        folder: where the report goes; what other commands left in it is taken in.
+        ledger: the ledger.
+        storage: where the trials' folders are.
+        folder: folder of the report, with the attachments of other commands.
     """
     loaded = load_scores(plan, ledger, storage)
     summary = summarise(plan, ledger, loaded)
@@ -123,13 +123,13 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
 
 
 class _Drawings:
-    """The report's figures: a picture where it stands, a PDF beside the page."""
+    """Collects the report's figures: pictures for the sections, PDFs as files."""
 
     def __init__(self) -> None:
         self.pdfs: dict[str, bytes] = {}  # by figure name
 
     def add(self, drawings: Iterable[_Drawn]) -> list[Picture]:
-        """Keep the PDFs of those that there are; return their pictures."""
+        """Keep the PDFs of the drawings that are not None, and return their pictures."""
         found = [one for one in drawings if one is not None]
         self.pdfs.update({picture.name: pdf for picture, pdf in found})
         return [picture for picture, _ in found]
@@ -138,7 +138,7 @@ class _Drawings:
 def _comparison_sections(
     summary: Summary, under: TextBlock, drawn: _Drawings, search: Iterable[Block]
 ) -> list[Section]:
-    """Return the sections that compare arms, with the notes under the first table."""
+    """Return the sections that compare arms, with the footnotes under the first table."""
     decided = [metric for metric in summary.decided if metric in summary.compared]
     effects = [effect_table(summary, metric) for metric in decided]
     return [
@@ -175,7 +175,7 @@ def _comparison_sections(
 
 
 def _along(summary: Summary) -> list[str]:
-    """Return the metrics drawn along a factor: the declared ones and what they are traded for."""
+    """Return the metrics drawn along a factor: the declared ones and their trade-offs."""
     shown = summary.decided or list(summary.metrics)[:1]
     traded = [name for pair in pairs(summary) if set(pair) & set(shown) for name in pair]
     return list(dict.fromkeys([*shown, *traded]))[:MOST_PANELS]

@@ -1,8 +1,8 @@
-"""Keep a report as long as all that it is made from is the same.
+"""Reuse a report as long as everything that it is made from is unchanged.
 
-Beside its folder lies `report.json`: a hash of what the report was made from, one of each of its
-files, and what it says on the terminal. It is written last, so that it never speaks of files that
-are not there; a file that is gone or changed makes the report anew.
+`report.json` next to its folder holds a hash of the inputs, one of each of the report's files, and
+the results printed on the terminal. It is written last, so that it never names files that do not
+exist. If a file is missing or changed, the report is made again.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from orchestrator.state.integrity import attempts_of, kept_report_notice, ledger
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import all_trials
 
-_FILE = "report.json"  # in a study's folder, beside that of the report
-#: What computes and draws.
+_FILE = "report.json"  # in a study's folder, next to the report's folder
+#: Libraries that compute and draw; their versions are part of the hash.
 _LIBRARIES = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 _CODE = {".py", ".j2", ".css"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReport:
-    """A report in its folder."""
+    """A written report."""
 
     results: Results
     files: tuple[Path, ...]  # the page first
-    mark: str | None  # a hash of what it was made from and of its files; None: it is not kept
-    summary: Summary | None = None  # None: it was there
+    mark: str | None  # hash of its inputs and files; None: not reusable
+    summary: Summary | None = None  # None: the report was reused
 
 
 def find_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> WrittenReport | None:
-    """Return the report that is there; None where it is not whole, or was made from other things.
+    """Return the existing report; None if it is incomplete or its inputs have changed.
 
     Args:
         plan: the study's plan.
-        ledger: what has been run.
-        storage: where attempts lie.
-        folder: where the report lies, with what other commands left in it.
+        ledger: the ledger.
+        storage: where the trials' folders are.
+        folder: folder of the report, with the attachments of other commands.
     """
     try:
         raw = read_checksummed(_mark_file(folder))
@@ -79,7 +79,7 @@ def find_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Writ
 
 
 def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> WrittenReport:
-    """Make a report and write it; see `find_report`."""
+    """Build and write a report. For the arguments see `find_report`."""
     from orchestrator.report.build import make_report
     from orchestrator.report.writers.files import write_report
 
@@ -88,10 +88,10 @@ def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> W
     written = write_report(report, folder)
     results = results_of(report.summary)
     mark = None
-    # One of which something had to be told is made again, and it is told again.
+    # A report with warnings is not reused, so that they are shown again.
     if warning_count() == before:
         files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in written}
-        with suppress(TypeError, ValueError):  # of what JSON has not: then it is made every time
+        with suppress(TypeError, ValueError):  # if JSON has no such type, the report is not reused
             inputs = inputs_hash(plan, ledger, storage, folder, files)
             kept = {"inputs": inputs, "files": files, "results": results.kept()}
             write_checksummed(_mark_file(folder), kept)
@@ -102,14 +102,14 @@ def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> W
 def inputs_hash(
     plan: Plan, ledger: Ledger, storage: Path, folder: Path, own: Mapping[str, str]
 ) -> str:
-    """Return a hash of all that a report is made from.
+    """Return a hash of everything that a report is made from.
 
     Args:
         plan: the study's plan.
-        ledger: what has been run.
-        storage: where attempts lie.
-        folder: where the report goes.
-        own: the report's own files by name: all others in the folder came from beside.
+        ledger: the ledger.
+        storage: where the trials' folders are.
+        folder: folder of the report.
+        own: the report's own files by name; all others in the folder are attachments.
     """
     trials = {trial.fingerprint: trial for trial in all_trials(plan)}
     return _hash(
@@ -142,7 +142,7 @@ def inputs_hash(
 
 @cache
 def code_hash() -> str:
-    """Return a hash of the code that makes a report: the package's, and which libraries'."""
+    """Return a hash of the package's code and of the versions of its libraries."""
     code = hashlib.sha256()
     for package in (chip_core, orchestrator):
         for root in map(Path, package.__path__):
@@ -154,7 +154,7 @@ def code_hash() -> str:
 
 
 def _attempt_files(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, str | None]:
-    """Return path -> sha256 of what is read of a trial's attempts: curves, scores, answers."""
+    """Return path -> sha256 of the files read of a trial: curves, scores, answers."""
     files = [folder / CURVES for folder in attempts_of(storage, trial).values()]
     evaluations = ledger[trial.fingerprint].evaluations
     for scored in (evaluations[m] for m in trial.evaluations.values() if m in evaluations):
@@ -164,9 +164,9 @@ def _attempt_files(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, str
 
 
 def _pictures(plan: Plan) -> list[Any]:
-    """Return when something was put into or taken from the folders that hold the items' pictures.
+    """Return the modification times of the folders with the items' pictures.
 
-    What a benchmark's files say is in its identity; pictures may come later than they.
+    A benchmark's identity covers its files; pictures may be added later.
     """
     data = plan.places.benchmark_data
     folders = (
@@ -198,10 +198,10 @@ def _hash(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it, the same in every process.
+    """Convert a value to JSON types, the same in every process.
 
     Raises:
-        TypeError: it is of a kind that has no such form.
+        TypeError: the value's type has no such form.
     """
     if (
         value is None
@@ -227,11 +227,11 @@ def _plain(value: Any) -> Any:
 
 
 def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
-    """Write a study's report again, with what came into its folder from beside.
+    """Write a study's report again, to include new attachments.
 
     Returns:
-        its files and where each lies among the artifacts of the study's run; none where no trial
-        has figures yet, or what is there is better.
+        its files, each with its artifact folder in the study's run; none if no trial has figures
+        yet or the existing report is more complete.
     """
     ledger = ledger_of(plan, workdir)
     if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):

@@ -1,4 +1,4 @@
-"""Format figures for people, the same way everywhere."""
+"""Format figures as text, the same way in every output."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ NOTHING = "—"
 _MINUS = "\N{MINUS SIGN}"
 _UNITS = {"percent": "%"}
 _LONGEST_TITLE = 40  # characters
-_SHOWN_NAMES = 8  # of a list in a sentence; the rest is counted
+_SHOWN_NAMES = 8  # names of a list in a sentence; the rest is counted
 
-#: What a flag beside a verdict stands for.
+#: The meaning of each flag next to a verdict.
 FLAGS = {
     "†": "these cells scatter more between seeds than the others: their own scatter is used",
     "‡": "a cell has one seed: its seed variance is borrowed from the others",
@@ -23,24 +23,24 @@ FLAGS = {
 
 
 def plain(value: float) -> str:
-    """Return a figure with two decimals."""
+    """Format a figure with two decimals."""
     return f"{value:.2f}".replace("-", _MINUS)
 
 
 def signed(value: float) -> str:
-    """Return a difference with its sign."""
+    """Format a difference with two decimals and its sign."""
     return f"{value:+.2f}".replace("-", _MINUS)
 
 
 def mean_text(figure: Figure | None) -> str:
-    """Return `mean ± sd`; a dash where nothing is there."""
+    """Format `mean ± sd`, or a dash without a figure."""
     if figure is None:
         return NOTHING
     return plain(figure.mean) + ("" if figure.sd is None else f" ± {plain(figure.sd)}")
 
 
 def difference_text(figure: Figure | None) -> str:
-    """Return a difference and its interval; empty where there is none."""
+    """Format a difference and its interval; empty without a difference."""
     if figure is None or figure.difference is None:
         return ""
     if figure.interval is None:
@@ -49,7 +49,7 @@ def difference_text(figure: Figure | None) -> str:
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
-    """Return `[low, high]`; a dash where there is none."""
+    """Format `[low, high]`, or a dash without an interval."""
     if interval is None:
         return NOTHING
     low, high = interval
@@ -57,7 +57,7 @@ def interval_text(interval: tuple[float, float] | None) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """Return a p-value with as many digits as it is good for."""
+    """Format a p-value with two or three decimals, or `< 0.001`."""
     if p is None:
         return NOTHING
     if p < 0.001:
@@ -66,7 +66,7 @@ def p_text(p: float | None) -> str:
 
 
 def flags(comparison: Comparison) -> str:
-    """Return the flags of a comparison, as in `FLAGS`."""
+    """Return the flags of a comparison (see `FLAGS`)."""
     found = comparison.contrast
     if found is None:
         return ""
@@ -74,20 +74,20 @@ def flags(comparison: Comparison) -> str:
 
 
 def verdict_text(comparison: Comparison | None) -> str:
-    """Return a verdict in its words, with its flags; empty where there is nothing to judge."""
+    """Return a verdict in words with its flags; empty without a comparison."""
     if comparison is None:
         return ""
     return " ".join(part for part in (verdict_words(comparison), flags(comparison)) if part)
 
 
 def verdict_words(comparison: Comparison) -> str:
-    """Return a verdict in its words; a placebo's that would have been an effect says so."""
+    """Return a verdict in words, marked as a false positive if a placebo has an effect."""
     said = comparison.verdict.value
     return f"false positive: {said}" if is_false_find(comparison) else said
 
 
 def is_false_find(comparison: Comparison | None) -> bool:
-    """Return whether a placebo would have been called an effect: its interval leaves out 0."""
+    """Return whether this is a placebo whose interval excludes 0, a false positive."""
     if comparison is None or not comparison.placebo or comparison.contrast is None:
         return False
     interval = comparison.contrast.interval
@@ -95,14 +95,14 @@ def is_false_find(comparison: Comparison | None) -> bool:
 
 
 def is_bold(comparison: Comparison | None) -> bool:
-    """Return whether a figure may be set bold: it is better than the baseline, and clearly."""
+    """Return whether a figure is set in bold: its verdict is "better" and it is no placebo."""
     return (
         comparison is not None and not comparison.placebo and comparison.verdict is Verdict.BETTER
     )
 
 
 def unit_text(info: MetricInfo) -> str:
-    """Return a metric's unit as it stands after a figure."""
+    """Return a metric's unit as written after a figure."""
     return _UNITS.get(info.unit, info.unit)
 
 
@@ -112,17 +112,17 @@ def points_text(info: MetricInfo) -> str:
 
 
 def arrow(info: MetricInfo) -> str:
-    """Return which way is better."""
+    """Return an arrow in the direction that is better."""
     return "↓" if info.goal == "minimize" else "↑"
 
 
 def metric_title(metric: str, info: MetricInfo) -> str:
-    """Return a metric's heading: its name, unit and better direction."""
+    """Return a metric's heading: name, unit and better direction."""
     return f"{metric} {unit_text(info)} {arrow(info)}"
 
 
 def seeds_text(row: ArmRow) -> str:
-    """Return how many seeds an arm has, of how many."""
+    """Return how many of an arm's seeds are done."""
     done = sum(state == "done" for state in row.states.values())
     if row.arm is None:
         return NOTHING if done else "missing"
@@ -130,33 +130,33 @@ def seeds_text(row: ArmRow) -> str:
 
 
 def row_name(row: ArmRow) -> str:
-    """Return an arm's name as the first column has it."""
+    """Return an arm's name for the first column of a table."""
     if row.arm is not None and row.arm.placebo:
         return f"{row.name} (baseline, other seeds)"
     return row.name + (" (baseline)" if row.arm is not None and row.arm.baseline else "")
 
 
 def baseline_text(summary: Summary) -> str:
-    """Return the baseline by its levels: `objective = dpo, vision_encoder = frozen`."""
+    """Return the baseline's levels: `objective = dpo, vision_encoder = frozen`."""
     baseline = summary.plan.study.baseline
     return ", ".join(f"{factor} = {level}" for factor, level in baseline.items())
 
 
 def arms_title(summary: Summary) -> str:
-    """Return what the names of arms are made of, as the heading of their column."""
+    """Return the heading of the column of arms: the factors' names, or `arm` if too long."""
     title = ", ".join(factor.name for factor in summary.plan.study.factors)
     return title if len(title) <= _LONGEST_TITLE else "arm"
 
 
 def correction(summary: Summary) -> str:
-    """Return by whose method p-values are corrected."""
+    """Return the name of the method that corrects p-values."""
     return "Benjamini–Hochberg" if summary.plan.study.exploratory else "Holm"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return `a, b and c`; names beyond the first few are counted.
+    """Format names as `a, b and c`. Names beyond the first few are counted.
 
-    Where names have commas themselves they are kept apart by semicolons.
+    If a name has a comma, the separator is a semicolon.
     """
     shown = list(names[:_SHOWN_NAMES])
     if len(names) > len(shown):
@@ -168,17 +168,17 @@ def listed(names: Sequence[str]) -> str:
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """Return `1 item`, `1,000 items`."""
+    """Format a count with its noun: `1 item`, `1,000 items`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def slug(name: str) -> str:
-    """Return a name as a file's name has it."""
+    """Make a name valid in file names."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
 
 
 def metric_groups(metrics: Mapping[str, MetricInfo]) -> dict[str, list[str]]:
-    """Return benchmark, or part of one -> its metrics, in order; tuned on it is `select/NAME`."""
+    """Group metrics by benchmark or part of one, in order; under `select` it is `select/NAME`."""
     groups: dict[str, list[str]] = {}
     for metric in metrics:
         groups.setdefault(metric.rpartition("/")[0], []).append(metric)

@@ -1,6 +1,6 @@
-"""Define the blocks of a report: sections of tables, figures and texts.
+"""Define the blocks of a report: tables, figures and texts in sections.
 
-Contents are plain text; each way of writing (HTML, Markdown, LaTeX) escapes them as it must.
+Contents are plain text; each writer (HTML, Markdown, LaTeX) escapes them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Column:
     """A column's heading."""
 
     title: str
-    numeric: bool = True  # set to the right
+    numeric: bool = True  # right-aligned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """A line of a table."""
+    """A row of a table."""
 
     cells: tuple[Cell, ...]
     kind: RowKind = ""
@@ -43,9 +43,9 @@ class TableRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with what it shows, in words."""
+    """A table with its caption."""
 
-    name: str  # of its file and its place in the page
+    name: str  # name of its file and its anchor in the page
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
@@ -55,7 +55,7 @@ class Table:
 class Picture:
     """A figure as files."""
 
-    name: str  # `figures/NAME.png`, and `.pdf` where there is one
+    name: str  # `figures/NAME.png`, and `.pdf` if there is one
     caption: str
     png: bytes = field(repr=False)
     has_pdf: bool = True
@@ -66,12 +66,12 @@ class ShownAnswer:
     """One answer to an item."""
 
     text: str
-    score: str  # what it contributed: `1 of 3`
+    score: str  # contribution to the metric: `1 of 3`
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedItem:
-    """An item that an arm answers otherwise than the baseline."""
+    """An item that an arm and the baseline answer differently."""
 
     item: str
     seed: int
@@ -79,7 +79,7 @@ class ChangedItem:
     truth: str
     baseline: ShownAnswer
     arm: ShownAnswer
-    change: float  # of the item's value, mean over seeds, in the metric's shown unit
+    change: float  # of the item's value, mean over seeds, in the shown unit
     better: bool
     images: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)  # media type, content
 
@@ -97,7 +97,7 @@ class ChangedItems:
 
 @dataclass(frozen=True, kw_only=True)
 class TextBlock:
-    """A paragraph, or a list of them."""
+    """A paragraph or a list."""
 
     lines: tuple[str, ...]
     bulleted: bool = False
@@ -105,7 +105,7 @@ class TextBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class Disclosure:
-    """Plain data behind a heading: folded away where the page can."""
+    """Plain text under a heading, collapsed where the format can do so."""
 
     title: str
     text: str
@@ -121,17 +121,17 @@ class Section:
     name: str
     title: str
     blocks: tuple[Block, ...]
-    in_paper: bool = True  # whether LaTeX has it
+    in_paper: bool = True  # whether the LaTeX document has it
 
 
 def text_row(*texts: str | Cell, kind: RowKind = "") -> TableRow:
-    """Return a row of cells, given as texts where there is nothing more to them."""
+    """Return a table row of cells or texts."""
     cells = (cell if isinstance(cell, Cell) else Cell(text=cell) for cell in texts)
     return TableRow(cells=tuple(cells), kind=kind)
 
 
 def columns(*titles: str, text: Sequence[int] = (0,)) -> tuple[Column, ...]:
-    """Return columns of figures; those at the places in `text` hold words."""
+    """Return numeric columns with these titles; those at the indices in `text` are textual."""
     return tuple(
         Column(title=title, numeric=place not in text) for place, title in enumerate(titles)
     )

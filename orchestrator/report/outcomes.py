@@ -1,4 +1,4 @@
-"""Load the item outcomes of a study's trials for the analysis."""
+"""Load the item outcomes of a study's trials for the statistics."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ Outcomes = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a trial came to on one metric."""
+    """A trial's value and item outcomes on one metric."""
 
-    value: float  # as the benchmark's protocol has it
-    items: Outcomes | None  # None where the item outcomes are not there
+    value: float  # computed by the benchmark's protocol
+    items: Outcomes | None  # None if the item outcomes are missing
 
 
-#: fingerprint -> metric -> scores; a metric that is undefined is not there
+#: fingerprint -> metric -> scores; undefined metrics are left out
 Loaded = Mapping[str, Mapping[str, Scores]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ComparedScores:
-    """One metric as the statistics take it."""
+    """One metric, as input of the statistics."""
 
     results: StudyResults
-    items: tuple[str, ...]  # the units, in the order of the values' columns; empty without any
-    dropped: int  # items left out since a trial lacks them
+    items: tuple[str, ...]  # the units, in the order of the values' columns; may be empty
+    dropped: int  # number of items left out, since a trial lacks them
 
 
 def load_scores(plan: Plan, ledger: Ledger, storage: Path) -> Loaded:
-    """Return the scores of every trial of a plan, as far as they are there."""
+    """Return the available scores of every trial of a plan."""
     found: dict[str, Mapping[str, Scores]] = {
         trial.fingerprint: _scores(trial, ledger, storage) for trial in plan.trials
     }
@@ -60,12 +60,12 @@ def load_scores(plan: Plan, ledger: Ledger, storage: Path) -> Loaded:
 def compare_scores(
     plan: Plan, loaded: Loaded, metric: str, info: MetricInfo
 ) -> ComparedScores | None:
-    """Return what the statistics compare of a metric; None where the baseline has no figures.
+    """Return the input of the statistics for a metric; None if the baseline has no figures.
 
-    Seeds without the figure are left out of their arm, arms without such a seed of the study.
-    Items that any trial lacks are left out of all; where a trial has no item outcomes at all, or
-    those leave nothing to divide by, the trials' figures are compared, and items taken as fixed.
-    Values are in the unit that is shown; `info` is the scorer's own.
+    Seeds without the figure are left out of their arm, and arms without such a seed out of the
+    study. Items that any trial lacks are left out of all. If a trial has no item outcomes, or a
+    denominator over them is 0, the trials' figures are compared with items treated as fixed.
+    Values are in the shown unit; `info` is in the scorer's.
     """
     arms: list[tuple[Arm, list[tuple[int, Scores]]]] = []
     for arm in plan.arms:
@@ -118,7 +118,7 @@ def _side(side: str) -> Any:
 
 
 def _item_outcomes(file: Path) -> dict[str, Outcomes]:
-    """Return a file's outcomes by metric; none where it was removed, or cannot be read."""
+    """Return a file's outcomes by metric; empty if it was removed or cannot be read."""
     try:
         return {
             metric["name"]: {
@@ -135,9 +135,9 @@ def _item_outcomes(file: Path) -> dict[str, Outcomes]:
 
 
 def _shared_items(rows: Sequence[Sequence[Scores]]) -> tuple[list[str], int]:
-    """Return the items that every trial has, and how many others any of them has.
+    """Return the items that all trials have, and the number of those that only some have.
 
-    None where a trial's ratio over them is not defined.
+    They are `[], 0` if a trial has no items or its ratio over the shared ones is undefined.
     """
     sets = [None if scores.items is None else set(scores.items) for row in rows for scores in row]
     known = [items for items in sets if items is not None]
@@ -150,7 +150,7 @@ def _shared_items(rows: Sequence[Sequence[Scores]]) -> tuple[list[str], int]:
 
 
 def _divides(outcomes: Outcomes, items: Sequence[str]) -> bool:
-    """Return whether a ratio of sums is defined; an official figure can be there all the same."""
+    """Return whether the ratio of sums is defined. An official figure may exist even if not."""
     return sum(outcomes[item][1] for item in items) > 0
 
 

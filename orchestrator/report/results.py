@@ -1,4 +1,4 @@
-"""Return a report's results for the terminal, for programs and for trackers."""
+"""Collect a report's results for the terminal, for programs and for trackers."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ from orchestrator.report.summary import ArmRow, Figure, Summary
 from orchestrator.report.writers.exports import as_json
 from orchestrator.tracking.base import ArmView, Status, Waiting
 
-WIDTH = 80  # columns of a terminal that a table is made for
+WIDTH = 80  # columns of the terminal that tables are made for
 _ARM = 16
 
-#: A cell's text, part by part, each with its style.
+#: A cell's text in parts, each with its style.
 Cell = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table of the terminal: arms × metrics, as many as stand side by side."""
+    """A table for the terminal: arms × as many metrics as fit."""
 
-    heads: tuple[str, ...]  # of the metrics
+    heads: tuple[str, ...]  # heads of the metrics
     rows: tuple[tuple[Cell, ...], ...]  # the arm first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a study came to."""
+    """The results of a study."""
 
     study: str
     answer: str
     grids: tuple[Grid, ...]
     notes: tuple[str, ...]
-    left: int  # trials that a run would still make
+    left: int  # number of trials left to run
     data: Mapping[str, Any]  # for programs
 
     def kept(self) -> dict[str, Any]:
-        """Return it as it is kept in JSON."""
+        """Return the results as JSON data."""
         return asdict(self)
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Results:
-        """Return what `kept` made.
+        """Restore results from what `kept` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: it did not.
+            KeyError, TypeError, ValueError: the data are not such results.
         """
         grids = tuple(
             Grid(
@@ -82,25 +82,25 @@ class Outcome:
     """How a run of a study ended."""
 
     results: Results
-    summarised: Callable[[], Summary] = field(repr=False)  # where results alone do not do
-    executed: int  # attempts made now
+    summarised: Callable[[], Summary] = field(repr=False)  # builds the summary if it is needed
+    executed: int  # number of attempts of this run
     failed: Mapping[str, str]  # trial -> reason
     interrupted: bool
-    limit: str | None  # that stopped it
+    limit: str | None  # limit that stopped it
     report: Sequence[Path]
-    compare: str | None = None  # where the arms can be compared in a browser
-    held_back: str | None = None  # why it began nothing more, where it did not
-    waiting: Waiting | None = None  # what of all that MLflow lacks
-    refused: Mapping[str, str] = field(default_factory=dict)  # what it does not take, and why
+    compare: str | None = None  # address of MLflow's comparison of the arms
+    held_back: str | None = None  # why no further trial was started
+    waiting: Waiting | None = None  # what is not yet in MLflow
+    refused: Mapping[str, str] = field(default_factory=dict)  # what MLflow rejects, and why
 
     @cached_property
     def summary(self) -> Summary:
-        """The study's table."""
+        """The study's summary."""
         return self.summarised()
 
 
 def results_of(summary: Summary) -> Results:
-    """Return what a summary says."""
+    """Return the results of a summary."""
     means = (
         "Mean ± standard deviation over seeds; below it the difference from the baseline and its "
         "95 % interval, of that comparison alone."
@@ -125,7 +125,7 @@ def _cell(raw: Any) -> Cell:
 
 
 def _grid(summary: Summary, metrics: list[str]) -> Grid:
-    """Return arms × metrics; below each figure its difference and the interval of that."""
+    """Return a table of arms × metrics, each figure with its difference and interval below."""
     heads = []
     for metric in metrics:
         benchmark, _, rest = metric_title(metric, summary.metrics[metric]).rpartition("/")
@@ -147,14 +147,14 @@ def _grid(summary: Summary, metrics: list[str]) -> Grid:
 
 
 def _abreast(summary: Summary) -> Iterator[list[str]]:
-    """Yield the metrics that stand side by side in one table, as many as fit."""
+    """Yield lists of metrics that fit side by side in one table."""
     line: list[str] = []
     left = WIDTH - _ARM
     for metric in summary.metrics:
         title = metric_title(metric, summary.metrics[metric]).rpartition("/")
         cells = [text for row in summary.rows for text, _ in _stacked(row.figures.get(metric))]
         texts = [f"{title[0]}/", title[2], *(part for text in cells for part in text.split("\n"))]
-        width = max(map(len, texts)) + 2  # with what stands between columns
+        width = max(map(len, texts)) + 2  # with the space between columns
         if line and width > left:
             yield line
             line, left = [], WIDTH - _ARM
@@ -165,7 +165,7 @@ def _abreast(summary: Summary) -> Iterator[list[str]]:
 
 
 def _stacked(figure: Figure | None) -> Cell:
-    """Return a figure over its difference over the interval."""
+    """Return a cell with a figure, its difference and its interval below each other."""
     difference, _, interval = difference_text(figure).partition(" ")
     below = ((f"\n{difference}\n{interval}", "dim"),) if difference else ()
     return ((mean_text(figure), ""), *below)
@@ -177,8 +177,8 @@ VERDICT = "chip.verdict"
 def arm_views(summary: Summary) -> list[ArmView]:
     """Return each arm's means, deviations, differences, intervals and corrected p-values.
 
-    A mean and its deviation have the scorer's unit, as the trials' own figures beside them; the
-    difference and its interval are in points, as everywhere.
+    Means and deviations are in the scorer's unit, like the trials' own figures; differences and
+    their intervals are in points, as everywhere.
     """
     return [
         ArmView(
@@ -218,7 +218,7 @@ def _status(row: ArmRow) -> Status:
 
 
 def _tags(summary: Summary, row: ArmRow) -> dict[str, str | None]:
-    """Return the verdict on the primary metric; None where there is none any more."""
+    """Return the verdict on the primary metric, None if there is none (any more)."""
     primary = summary.plan.study.primary
     figure = None if primary is None else row.figures.get(primary.metric)
     found = None if figure is None else figure.comparison

@@ -11,7 +11,7 @@ from orchestrator.state.ledger import Ledger
 
 
 def scoring_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
-    """Return what a reader of the table has to know of how it was scored."""
+    """Return notes on the scoring for readers of the table."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
@@ -71,7 +71,7 @@ def _protocol_notes(hows: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _engine_notes(hows: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Say which engine answered, how like transformers, how fast, and what was cut off."""
+    """Yield notes on the engine, its parity with transformers, its speed and cut answers."""
     cut = [how["cut"] for how in hows if "cut" in how]
     if cut:
         answers, of = (sum(each[key] for each in cut) for key in ("answers", "of"))
@@ -111,7 +111,7 @@ def _engine_notes(hows: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _judge(judges: list[Mapping[str, Any]]) -> str:
-    """Name the judge, and the models that the endpoint said it was: they may differ."""
+    """Return the judge's name and the models that the endpoint reported, if they differ."""
     asked = ", ".join(sorted({judge["model"] for judge in judges}))
     returned = sorted({name for judge in judges for name in judge.get("returned", ())})
     if not returned or returned == [asked]:

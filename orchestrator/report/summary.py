@@ -1,4 +1,4 @@
-"""Summarise a study as data: arms × metrics."""
+"""Summarize a study as data: arms × metrics."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Figure:
 
     @property
     def n(self) -> int:
-        """How many seeds."""
+        """Number of seeds."""
         return len(self.values)
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.values.values())
 
     @property
@@ -49,13 +49,13 @@ class Figure:
 
     @property
     def difference(self) -> float | None:
-        """From the baseline, in the shown unit: of what the item outcomes come to."""
+        """Difference from the baseline in the shown unit, computed from item outcomes."""
         found = None if self.comparison is None else self.comparison.contrast
         return None if found is None else found.estimate
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of the difference, 95 %, for it alone."""
+        """Marginal 95 % interval of the difference."""
         found = None if self.comparison is None else self.comparison.contrast
         return None if found is None else found.interval
 
@@ -67,12 +67,12 @@ class ArmRow:
     name: str
     arm: Arm | None  # None: the untrained model
     states: Mapping[int | None, State]  # by seed
-    figures: Mapping[str, Figure]  # by metric; a metric without any value is not there
+    figures: Mapping[str, Figure]  # by metric; metrics without a value are left out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """What the factors do to a metric."""
+    """The factors' effects on a metric."""
 
     main: tuple[Comparison, ...]
     interactions: tuple[Comparison, ...]
@@ -80,24 +80,24 @@ class Effects:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A study's table."""
+    """A study's figures, comparisons and notes."""
 
     plan: Plan
-    #: as they are shown, in the order of the table: primary, secondary, the others
+    #: in the shown units, in the table's order: primary, secondary, others
     metrics: Mapping[str, MetricInfo]
-    scales: Mapping[str, float]  # of each metric, from its scorer's unit to the shown one
+    scales: Mapping[str, float]  # by metric: factor from the scorer's unit to the shown one
     rows: Sequence[ArmRow]  # the untrained model first
-    compared: Mapping[str, ComparedScores]  # by metric; without those the baseline lacks
+    compared: Mapping[str, ComparedScores]  # by metric, if the baseline has it
     effects: Mapping[str, Effects]  # of the declared metrics
-    gone: int  # trials of the study's former cells: in the ledger, not reported
-    scoring: Sequence[str] = ()  # what has to be known of how figures were made
-    left_out: Sequence[str] = ()  # for a budget
-    #: of the benchmarks of which some answer or judge's reply could not be read
+    gone: int  # number of trials of former cells: in the ledger, not reported
+    scoring: Sequence[str] = ()  # notes on how figures were made
+    left_out: Sequence[str] = ()  # notes on trials left out for a budget
+    #: for benchmarks with answers or judge's replies that could not be read
     unread: Sequence[UnreadCount] = ()
 
     @property
     def missing(self) -> list[str]:
-        """What is not there, in words: `dpo, frozen, seed 2 (failed)`."""
+        """The missing trials: `dpo, frozen, seed 2 (failed)`."""
         return [
             f"{row.name}{'' if seed is None else f', seed {seed}'} ({state})"
             for row in self.rows
@@ -107,7 +107,7 @@ class Summary:
 
     @property
     def left(self) -> int:
-        """How many trials a run would still make."""
+        """Number of trials that are left to run."""
         states = [state for row in self.rows for state in row.states.values()]
         return sum(state in ("missing", "failed", "killed") for state in states)
 
@@ -117,7 +117,7 @@ class Summary:
         return [entry.metric for entry in self.plan.study.declared]
 
     def role(self, metric: str) -> Role | None:
-        """Return what the study file declares a metric to be."""
+        """Return the role that the study file declares for a metric."""
         primary = self.plan.study.primary
         if primary is not None and metric == primary.metric:
             return "primary"
@@ -125,7 +125,7 @@ class Summary:
 
 
 def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
-    """Return a study's table as the ledger and the trials' scores have it."""
+    """Build a study's summary from the ledger and the trials' scores."""
     metrics = study_metrics(plan)
     found = {metric: compare_scores(plan, loaded, metric, info) for metric, info in metrics.items()}
     kept = {metric: entry for metric, entry in found.items() if entry is not None}
@@ -163,7 +163,7 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
 def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
     """Return the metrics of a study's benchmarks by full name, the declared ones first.
 
-    Their units are the scorers'.
+    They have the scorers' units.
     """
     study = plan.study
     sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
@@ -204,7 +204,7 @@ def _row(
 def _values(
     trials: Sequence[Trial], ledger: Ledger, scales: Mapping[str, float]
 ) -> dict[str, dict[int | None, float]]:
-    """Return metric -> seed -> value as it is shown, of what is there."""
+    """Return metric -> seed -> value in the shown unit, where available."""
     values: dict[str, dict[int | None, float]] = {}
     for trial in trials:
         for metric, value in ledger[trial.fingerprint].metrics(trial).items():
@@ -226,7 +226,7 @@ def _state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> State:
 
 
 def _gone(plan: Plan, ledger: Ledger) -> int:
-    """Count what was trained for this study and is none of its trials any more."""
+    """Count the trials that were trained for this study and are no longer part of it."""
     wanted = {trial.fingerprint for trial in plan.trials}
     return sum(
         record.study == plan.study.name and record.model is not None and fingerprint not in wanted

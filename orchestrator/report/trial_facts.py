@@ -1,4 +1,4 @@
-"""Collect all that is known of one trial."""
+"""Collect everything that is recorded of a trial, for `show`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _TOLD_FIRST = ("protocol", "scorer", "judge", "n", "missing")
 
 
 def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
-    """Return all that is known of a trial, as plain data.
+    """Return everything that is recorded of a trial, as plain data.
 
     Args:
         workdir: the work directory.
-        fingerprint: the trial's, whole.
+        fingerprint: the full fingerprint of the trial.
     """
     record = Ledger(workdir)[fingerprint]
     wanting = [plan for plan in plan_snapshots(workdir) if fingerprint in plan.trials]
@@ -87,7 +87,7 @@ def _model(workdir: Path, folder: str) -> str:
 
 
 def fact_lines(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Say it to people."""
+    """Format the result of `trial_facts` for the terminal."""
     yield Text(facts["trial"], style="bold")
     yield Text(f"fingerprint {facts['fingerprint']}")
     for one in facts["studies"]:
@@ -163,7 +163,7 @@ def _attempt(workdir: Path, fingerprint: str, number: int, attempt: Attempt) -> 
 
 
 def _config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
-    """Return the configuration of the attempt that trained; else of the last that left one."""
+    """Return the configuration of the attempt that trained, else of the last one that has it."""
     hashes = {
         one.folder: one.files.get(CONFIG)
         for _, one in sorted(record.history.items())

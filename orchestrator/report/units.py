@@ -1,4 +1,4 @@
-"""Choose the unit that a metric is shown in."""
+"""Choose the unit in which a metric is shown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from chip_core.evaluation.task import MetricInfo
 
 
 def shown(info: MetricInfo) -> MetricInfo:
-    """Return a metric as a report shows it: one that is printed as a fraction, in percent."""
+    """Return a metric's info in the shown unit: fractions become percent."""
     return replace(info, unit="percent") if info.unit == "fraction" else info
 
 
 def shown_scale(info: MetricInfo) -> float:
-    """Return what a scorer's figure is multiplied with to be shown: 100 for a fraction, else 1."""
+    """Return the factor from the scorer's unit to the shown one: 100 for a fraction, else 1."""
     return 100.0 if info.unit == "fraction" else 1.0

@@ -9,37 +9,37 @@ from typing import Any
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.ledger import Ledger
 
-_EXAMPLES = 3  # of an arm on a benchmark
+_EXAMPLES = 3  # per arm and benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnreadCount:
-    """What could not be read of an arm's answers to a benchmark."""
+    """The unreadable answers and replies of an arm on a benchmark."""
 
     arm: str
-    benchmark: str  # "select/NAME" of questions that settings are chosen by
-    trials: int  # that were scored
-    scored: int  # answers, over the trials
-    answers: int  # of these, those that could not be read
-    replies: int  # judges' replies that could not be read
-    examples: tuple[tuple[str, Mapping[str, str]], ...]  # trial, and item, text and source
+    benchmark: str  # "select/NAME" under `select`
+    trials: int  # number of scored trials
+    scored: int  # number of answers over the trials
+    answers: int  # of these, unreadable ones
+    replies: int  # unreadable judges' replies
+    examples: tuple[tuple[str, Mapping[str, str]], ...]  # (trial, {item, text, source})
 
     @property
     def share(self) -> float:
-        """Answers that could not be read, in percent."""
+        """Share of unreadable answers, in percent."""
         return 100 * self.answers / self.scored if self.scored else 0.0
 
 
 def unread_counts(plan: Plan, ledger: Ledger, *, untrained: str) -> list[UnreadCount]:
-    """Return what could not be read, of every benchmark of which an arm has any.
+    """Count unreadable answers and replies for each benchmark where an arm has any.
 
-    All its arms are listed then: what matters is whether they differ. Trials that were scored by a
-    version that did not count have none.
+    For such a benchmark all arms are listed, since it matters whether they differ. Trials that were
+    scored by a version without the count have none.
 
     Args:
         plan: the study's plan.
-        ledger: what has been run.
-        untrained: what the untrained model is called.
+        ledger: the ledger.
+        untrained: name of the untrained model.
     """
     arms = [(untrained, [plan.base]), *((arm.name, list(arm.trials)) for arm in plan.arms)]
     found = [

@@ -1,4 +1,4 @@
-"""Define what all figures share: size, colours, rendering."""
+"""Size, colours and rendering of all figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.report.layout import Picture, Tone
 
 WIDTH = 7.2  # inches; a page's text is about as wide
 DPI = 150
-#: Okabe and Ito's colours, which colour-blind readers can tell apart, and four darker ones.
+#: Okabe and Ito's colours, which colour-blind readers can distinguish, and four darker ones.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C564B",
     "#4D4D4D", "#A6761D",
@@ -52,21 +52,21 @@ def drawn(
     height: float,
     width: float = WIDTH,
 ) -> tuple[Picture, bytes]:
-    """Return a figure as a PNG to show and as a PDF.
+    """Draw a figure, and return it as a picture (PNG) and as a PDF.
 
     Args:
-        name: of its files.
-        caption: what it shows.
-        draw: is given the empty figure.
-        height: in inches, as `width`.
-        width: of the figure.
+        name: name of its files.
+        caption: caption of the figure.
+        draw: function that draws into the empty figure.
+        height: height in inches.
+        width: width in inches.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # A name in a script that the font has not is drawn as boxes; the page has it in full.
+        # Names with glyphs that the font lacks are drawn as boxes; the page has them in full.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
@@ -76,29 +76,29 @@ def drawn(
 
 
 def rendered(figure: Any) -> tuple[bytes, bytes]:
-    """Return a drawn figure as PNG and as PDF; the same figure gives the same files."""
+    """Render a figure as PNG and PDF. The same figure gives the same files."""
     png, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png")
-    figure.set_layout_engine("none")  # it stays as it was laid out: that takes a while
+    figure.set_layout_engine("none")  # keep the layout, which takes a while to compute
     figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "ModDate": None})
     return png.getvalue(), pdf.getvalue()
 
 
 def style(place: int, *, baseline: bool = False) -> tuple[str, str]:
-    """Return the colour and the marker of the arm at a place among the arms."""
+    """Return the colour and the marker of an arm, given its index."""
     if baseline:
         return BASELINE, "o"
     return COLOURS[place % len(COLOURS)], MARKERS[(place // len(COLOURS)) % len(MARKERS)]
 
 
 def label(text: str) -> str:
-    """Return a name as short as a figure bears it."""
+    """Shorten a name for a figure."""
     whole = " ".join(text.split())
     return whole if len(whole) <= _LONGEST_LABEL else f"{whole[: _LONGEST_LABEL - 1]}…"
 
 
 def number_axis(axis: Any, values: Sequence[float]) -> None:
-    """Scale an axis of levels: evenly, or by orders of magnitude where they span some."""
+    """Scale an axis of levels linearly, or logarithmically if they span a factor of 30 or more."""
     positive = sorted(value for value in values if value > 0)
     if min(values) >= 0 and len(positive) > 1 and positive[-1] / positive[0] >= 30:
         name = axis.axis_name

@@ -1,4 +1,4 @@
-"""Draw the seconds of a trial by arm and phase."""
+"""Draw the seconds per trial by arm and phase."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PARTS = (("train", "training", "#0072B2"), ("answer", "answers", "#56B4E9"),
 
 
 def draw_costs(found: Sequence[ArmCost]) -> tuple[Picture, bytes] | None:
-    """Return the bars; None where nothing was run."""
+    """Draw the bars; None if nothing has run."""
     if not found:
         return None
     shown = found[:MOST]

@@ -1,4 +1,4 @@
-"""Draw a metric to be low against one to be high."""
+"""Draw a hallucination metric, lower is better, against coverage, higher is better."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from orchestrator.report.formatting import metric_groups, metric_title, slug
 from orchestrator.report.layout import Picture
 from orchestrator.report.summary import UNTRAINED, Summary
 
-_LEGEND = 24  # arms that are named beside the figure
-#: What benchmarks call the share of what is there that an answer names.
+_LEGEND = 24  # largest number of arms with a legend
+#: The benchmarks' names for coverage: the share of the existing objects that an answer names.
 _COVERAGE = ("cover", "recall", "object_recall")
 
 
 def pairs(summary: Summary) -> list[tuple[str, str]]:
-    """Return, for each benchmark with both, its coverage and a metric to be low.
+    """Return (coverage, minimized metric) for each benchmark with both.
 
-    The primary metric where it is one of them, else the first that the benchmark names. Parts of
-    a benchmark (`pope/random/…`) are of questions, whose recall is no coverage.
+    The primary metric is used if it is one of them, else the benchmark's first. Parts of a
+    benchmark (`pope/random/…`) are left out: they are questions, whose recall is no coverage.
     """
     primary = summary.plan.study.primary
     chosen = []
     for benchmark, metrics in metric_groups(summary.metrics).items():
-        if "/" in benchmark:  # a part, or tuned on
+        if "/" in benchmark:  # a part, or under `select`
             continue
         ordered = sorted(metrics, key=lambda name: primary is None or name != primary.metric)
         high = [name for name in ordered if name.rpartition("/")[2] in _COVERAGE]
@@ -35,7 +35,7 @@ def pairs(summary: Summary) -> list[tuple[str, str]]:
 
 
 def draw_pair(summary: Summary, across: str, up: str) -> tuple[Picture, bytes] | None:
-    """Return every arm by two metrics of a benchmark; None where no arm has both."""
+    """Draw every arm by two metrics of a benchmark; None if no arm has both."""
     rows = [row for row in summary.rows if across in row.figures and up in row.figures]
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""Draw differences with their intervals, one below the other."""
+"""Draw forest plots: differences with their intervals, below each other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORDS = {
 
 
 def draw_differences(summary: Summary, metric: str) -> tuple[Picture, bytes] | None:
-    """Return the arms' differences from the baseline; None where there are none."""
+    """Draw the arms' differences from the baseline; None if there are none."""
     found = [
         figure.comparison
         for row in summary.rows
@@ -36,7 +36,7 @@ def draw_differences(summary: Summary, metric: str) -> tuple[Picture, bytes] | N
 
 
 def draw_effects(summary: Summary, metric: str) -> tuple[Picture, bytes] | None:
-    """Return main effects and interactions; None where there is one factor only."""
+    """Draw main effects and interactions; None with fewer than two factors or no effects."""
     effects = summary.effects.get(metric)
     if effects is None or len(summary.plan.study.factors) < 2:
         return None
@@ -62,7 +62,7 @@ def _forest(
         entry.smallest_difference for entry in summary.plan.study.declared if entry.metric == metric
     )
 
-    # An interaction's name is two effects': one below the other.
+    # An interaction is named after two effects, which go on a line each.
     labels = ["\n× ".join(map(label, entry.name.split(" × "))) for entry, _ in lines]
     room = 0.42 if any("\n" in text for text in labels) else 0.3
 

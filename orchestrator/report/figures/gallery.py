@@ -1,6 +1,6 @@
-"""Draw what the strategies make of images, and a series of timesteps.
+"""Draw the strategies' rejected images, and a series of diffusion timesteps.
 
-The paper shows its rejected images so; a study on them can log the same picture.
+The figure is like the one in the paper; a study on rejected images can log it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chip_core.data.rows import RowError
 from chip_core.shapes import world
 from chip_core.utils.errors import TrialError, UserError
 
-#: T of the series, as far apart as the paper's study of noise steps.
+#: T of the series, with the spacing of the paper's study of noise steps.
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 SIDE = 192  # pixels of the longest side of a picture in the figure
 
@@ -37,10 +37,10 @@ class GalleryImage:
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryCell:
-    """One picture of the figure, or why it is not there."""
+    """One picture of the figure, or why it is missing."""
 
-    row: str  # the true image's name
-    title: str  # the strategy, or T
+    row: str  # name of the true image
+    title: str  # strategy or T
     image: Image.Image | None
     note: str | None  # "void", or what is missing
 
@@ -52,7 +52,7 @@ def scenes(count: int) -> list[GalleryImage]:
 
 
 def read_images(paths: Iterable[Path]) -> list[GalleryImage]:
-    """Return images from files, named by their stems; of a name that stands twice, numbered.
+    """Read images from files. They are named by file stem, numbered if it repeats.
 
     Raises:
         UserError: a file cannot be read as an image.
@@ -83,14 +83,14 @@ def gallery_cells(
 
     Args:
         images: the true images.
-        timesteps: T of the series.
-        settings: of `rejected_image`, e.g. `{"crop": {"share": 0.2}}`.
-        strategies: which; all of them where it is left out.
+        timesteps: values of T in the series.
+        settings: settings of `rejected_image`, e.g. `{"crop": {"share": 0.2}}`.
+        strategies: names of the strategies; None: all of them.
         seed: the corruption seed.
     """
     settings = settings or {}
     names = list(STRATEGIES) if strategies is None else list(strategies)
-    # A single image has no other to be exchanged for: the embedded world's stand in.
+    # A single image cannot be exchanged for another: images of the embedded world are used.
     others = images if len(images) > 1 else [*images, *scenes(3)]
     cells = []
     for image in images:
@@ -129,7 +129,7 @@ def _cell(
 
 
 def draw_gallery(cells: Sequence[GalleryCell], out: Path) -> None:
-    """Draw the figure: two rows of pictures an image, strategies above, the T series below."""
+    """Draw the figure: for each image a row of strategies and a row of the T series."""
     lines: list[list[GalleryCell]] = []
     for name in dict.fromkeys(cell.row for cell in cells):
         of_image = [cell for cell in cells if cell.row == name]
@@ -143,15 +143,15 @@ def draw_gallery(cells: Sequence[GalleryCell], out: Path) -> None:
 def draw_lines(
     lines: Sequence[Sequence[GalleryCell]], out: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Draw lines of pictures as one figure; the file appears when it is whole.
+    """Draw rows of pictures as one figure. The file appears only when it is complete.
 
     Args:
-        lines: the pictures, line by line.
-        out: the file; its ending says which format.
-        metadata: text to put into it.
+        lines: the pictures, row by row.
+        out: the file; its suffix selects the format.
+        metadata: text to store in the file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

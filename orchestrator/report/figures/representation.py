@@ -1,4 +1,4 @@
-"""Draw images and descriptions in one common basis."""
+"""Draw the representations of images and descriptions in a common basis."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _LABELS = {
 
 
 class Drawn(Protocol):
-    """What of a row is drawn."""
+    """The part of a row that is drawn."""
 
     @property
     def name(self) -> str:
-        """The panel's title."""
+        """Title of the panel."""
 
     @property
     def points(self) -> Mapping[str, list[list[float]]]:
-        """By kind, in the common basis."""
+        """Points in the common basis, by kind."""
 
 
 def draw_representation(rows: Sequence[Drawn], explained: Sequence[float], kind: str) -> bytes:
-    """Return the picture: a panel a row, all with the same axes.
+    """Draw one panel per row, all with the same axes, and return the file's content.
 
     Args:
         rows: models or arms.
-        explained: the axes' shares of all variance.
+        explained: explained variance ratios of the axes.
         kind: "png" or "pdf".
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -67,7 +67,7 @@ def draw_representation(rows: Sequence[Drawn], explained: Sequence[float], kind:
     figure.legend(handles, labels, loc="upper center", ncols=3, fontsize=9, frameon=False,
                   markerscale=2)  # fmt: skip
     out = io.BytesIO()
-    # Without a date the same figures give the same file.
+    # Without a date, the same figures give the same file.
     figure.savefig(out, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
     return out.getvalue()
 

@@ -1,4 +1,4 @@
-"""Draw a metric along a factor whose levels are numbers."""
+"""Draw response curves: a metric along a factor with numeric levels."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SHOWN_LINES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A curve: the levels of one factor at one combination of the others."""
+    """A curve over the levels of one factor, for one combination of the others."""
 
-    others: str  # the other factors' levels; empty where there are none
+    others: str  # the other factors' levels; may be empty
     points: Sequence[tuple[float, Figure]]
 
 
 def numeric_factors(summary: Summary) -> list[Factor]:
-    """Return the factors with at least three levels that are numbers."""
+    """Return the factors with at least three numeric levels."""
     return [
         factor
         for factor in summary.plan.study.factors
@@ -38,7 +38,7 @@ def numeric_factors(summary: Summary) -> list[Factor]:
 
 
 def lines(summary: Summary, factor: Factor, metric: str) -> list[Line]:
-    """Return a metric's curves along a factor; a cell that shares its trial has that trial's."""
+    """Return a metric's curves along a factor. Cells of one arm share its figures."""
     by_cell = {
         frozenset(cell.items()): row.figures[metric]
         for row in summary.rows
@@ -66,7 +66,7 @@ def lines(summary: Summary, factor: Factor, metric: str) -> list[Line]:
 def draw_response(
     summary: Summary, factor: Factor, metrics: Sequence[str]
 ) -> tuple[Picture, bytes] | None:
-    """Return a factor's curves, a panel for each metric; None where there are none."""
+    """Draw a factor's curves, one panel per metric; None if there are none."""
     panels = [(metric, found) for metric in metrics if (found := lines(summary, factor, metric))]
     if not panels:
         return None

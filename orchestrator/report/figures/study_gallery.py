@@ -1,7 +1,7 @@
-"""Draw a study's own rejected images beside its report.
+"""Draw a study's rejected images for its report.
 
-Each strategy and setting that an arm trains with, on a few of the study's training images. The
-driver draws it when the trials have ended: the data is there then, and no worker waits.
+The figure shows each strategy and setting of an arm on a few of the study's training images. The
+driver draws it after the trials: then the data exist and no worker waits.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from chip_core.utils.errors import TrialError
 from orchestrator.plan.plan import Plan
 from orchestrator.report.figures.gallery import GalleryCell, draw_lines
 
-#: Where the figure lies in a report's folder.
+#: Path of the figure in a report's folder.
 FIGURE = Path("figures") / "rejected-images.png"
 IMAGES = 3
 COLUMNS = 12
 
-_SHOWN = "Description"  # the key of a PNG's text that says what was drawn
+_SHOWN = "Description"  # key of the PNG's text with the hash of what it shows
 
 
 def varies_rejected_images(plan: Plan) -> bool:
-    """Return whether a study is on rejected images: a factor sets them, or its arms' differ."""
+    """Return whether a factor sets rejected images or the arms' rejected images differ."""
     visual = _visual(plan)
     keys = (
         key for factor in plan.study.factors for level in factor.levels for key in level.overrides
@@ -39,13 +39,13 @@ def varies_rejected_images(plan: Plan) -> bool:
 
 
 def draw_rejected_images(plan: Plan, folder: Path) -> Path:
-    """Draw the figure into a report's folder; one that shows the same already is left as it is.
+    """Draw the figure into a report's folder, unless it already shows the same.
 
     Returns:
-        the figure's file.
+        the path of the figure.
 
     Raises:
-        Exception: whatever data, a strategy of the user's own, or the disk has to say.
+        Exception: any error of the data, of a user's strategy or of the disk.
     """
     out = folder / FIGURE
     visual = _visual(plan)
@@ -67,7 +67,7 @@ def draw_rejected_images(plan: Plan, folder: Path) -> Path:
 
 
 def _visual(plan: Plan) -> dict[str, TrialConfig]:
-    """Return the arms that look at a rejected image, by the fingerprint of their first seed."""
+    """Return the arms that use a rejected image, by the fingerprint of their first seed."""
     first = (arm.trials[0] for arm in plan.arms)
     return {
         trial.fingerprint: trial.config
@@ -77,7 +77,7 @@ def _visual(plan: Plan) -> dict[str, TrialConfig]:
 
 
 def _titles(configs: Iterable[TrialConfig]) -> dict[str, RejectedImageConfig]:
-    """Return each strategy with its settings once, named by what tells it from the others."""
+    """Return each strategy with its settings once, named by the settings that differ."""
     found: dict[str, RejectedImageConfig] = {}
     for config in configs:
         chosen = config.rejected_image
@@ -113,7 +113,7 @@ def _cell(
 
 
 def _shown(figure: Path) -> str | None:
-    """Return the mark of what a figure shows; None where there is none, or it is broken."""
+    """Return the hash of what a figure shows; None if it is missing or broken."""
     try:
         with Image.open(figure) as opened:
             return opened.info.get(_SHOWN)

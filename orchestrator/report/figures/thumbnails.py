@@ -1,4 +1,4 @@
-"""Shrink a benchmark item's pictures for a page."""
+"""Make thumbnails of a benchmark's pictures for the page."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Item, Picture, Side
 
 _SIDE = 240  # pixels of the longest side
-_LOSSLESS = 96  # pixels up to which an image is kept as it is
+_LOSSLESS = 96  # pixels up to which an image is stored unchanged
 
-#: An image as a page holds it: its media type and its content.
+#: An encoded image: media type and content.
 Encoded = tuple[str, bytes]
 
 
 def item_images(
     side: Side, settings: BenchmarkConfig, places: DataPaths, items: Iterable[str]
 ) -> dict[str, tuple[Encoded, ...]]:
-    """Return the pictures of items, those that can be had.
+    """Return the available pictures of items, encoded.
 
-    A missing picture leaves a table without it; it does not fail a report.
+    A missing picture is left out; it does not make a report fail.
 
     Args:
-        side: of the benchmark.
-        settings: the benchmark's.
-        places: where its data lie.
-        items: ids of the items that are wanted.
+        side: side of the benchmark.
+        settings: settings of the benchmark.
+        places: where the benchmark's data are.
+        items: ids of the items.
     """
     wanted = set(items)
     found: Sequence[Item] = ()
-    with contextlib.suppress(Exception):  # its data are not here, or a user's own raises anything
+    with contextlib.suppress(Exception):  # its data are missing, or a user's benchmark raises
         found, _ = select_items(side, settings, find_benchmark(settings.name), places)
     return {
         item.id: tuple(made for picture in item.pictures for made in _read(picture))
@@ -50,7 +50,7 @@ def _read(picture: Picture) -> Iterator[Encoded]:
 
 
 def encoded(image: Image.Image) -> Encoded:
-    """Return an image as a page holds it: PNG where it is small, else a small JPEG."""
+    """Encode an image: a small one as PNG, else a thumbnail as JPEG."""
     out = io.BytesIO()
     image = to_rgb(image)
     if max(image.size) <= _LOSSLESS:

@@ -12,13 +12,13 @@ from orchestrator.report.sections.training import SHOWN, Band
 from orchestrator.report.summary import Summary
 
 MOST = 12  # arms of a figure
-_LINE = 100  # characters of a legend's line
+_LINE = 100  # characters per line of the legend
 
 
 def draw_training(
     summary: Summary, curves: Mapping[str, Sequence[Band]]
 ) -> tuple[Picture, bytes] | None:
-    """Return the curves, a panel for each figure; None where nothing was trained."""
+    """Draw the training curves, one panel per figure; None if there are none."""
     caption = (
         "Training curves: mean over seeds, shaded from the lowest seed to the highest. Losses of "
         "different objectives are different quantities and cannot be compared."
@@ -29,7 +29,7 @@ def draw_training(
 def draw_checkpoints(
     summary: Summary, curves: Mapping[str, Sequence[Band]]
 ) -> tuple[Picture, bytes] | None:
-    """Return what checkpoints came to under `select`, by step; None where none was scored."""
+    """Draw the checkpoints' figures under `select` by step; None if none was scored."""
     titles = {metric: metric_title(metric, summary.metrics[metric]) for metric in curves}
     caption = (
         "What a training's model says on `select` after so many steps: mean over seeds, shaded "

@@ -1,1 +1,1 @@
-"""The sections of a report, one a module."""
+"""The sections of a report, one per module."""

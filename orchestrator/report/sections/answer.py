@@ -17,7 +17,7 @@ from orchestrator.report.formatting import (
 from orchestrator.report.summary import Summary
 
 _IS, _SHOWS, _HAS = ("is", "are"), ("shows", "show"), ("has", "have")
-#: What is said of an arm, and of several.
+#: Verb (singular, plural) and words for each verdict.
 _WORDS = {
     Verdict.BETTER: (_IS, "better"),
     Verdict.WORSE: (_IS, "worse"),
@@ -37,11 +37,11 @@ _FOUND = (
     Verdict.NO_CLEAR_DIFFERENCE,
 )
 _BETTER = (Verdict.BETTER, Verdict.BETTER_BELOW_DELTA)
-_DETAILED = 4  # arms of a verdict whose figures stand in the sentence
+_DETAILED = 4  # arms per verdict whose intervals are in the sentence
 
 
 def answer(summary: Summary) -> str:
-    """Return what the study says to its question; that it says nothing is an answer too."""
+    """Return the study's answer in one sentence, which may be that there is none."""
     study = summary.plan.study
     primary = study.primary
     if primary is None:
@@ -85,7 +85,7 @@ def answer(summary: Summary) -> str:
 
 
 def _false_finds(summary: Summary) -> str:
-    """Return a warning where the placebo would have been called an effect; else nothing."""
+    """Return a warning if the placebo would have been called an effect, else an empty text."""
     said = []
     for row in summary.rows:
         for metric in summary.decided if row.arm is not None and row.arm.placebo else ():
@@ -108,7 +108,7 @@ def _false_finds(summary: Summary) -> str:
 
 
 def _says_less(summary: Summary, comparisons: Sequence[Comparison]) -> str:
-    """Return a clause on the arms that hallucinate less and name less of what is there, too."""
+    """Return a clause on the arms that hallucinate less, but also have lower coverage."""
     primary = summary.plan.study.primary
     coverage = next(
         (across for across, up in pairs(summary) if primary is not None and up == primary.metric),
@@ -136,7 +136,7 @@ def _says_less(summary: Summary, comparisons: Sequence[Comparison]) -> str:
 
 
 def _clauses(comparisons: Sequence[Comparison], unit: str) -> list[str]:
-    """Return a clause for each verdict that is there."""
+    """Return one clause for each verdict that occurs."""
     said = []
     for verdict, (verbs, words) in _WORDS.items():
         named = [entry for entry in comparisons if entry.verdict is verdict]
@@ -147,7 +147,7 @@ def _clauses(comparisons: Sequence[Comparison], unit: str) -> list[str]:
 
 
 def _names(comparisons: Sequence[Comparison], unit: str, *, detailed: bool) -> str:
-    """Name comparisons with their differences, the largest first."""
+    """List comparisons with their differences, the largest first."""
     ordered = sorted(comparisons, key=lambda entry: -abs(_estimate(entry)))
     names = []
     for place, entry in enumerate(ordered):

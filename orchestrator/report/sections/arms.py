@@ -37,7 +37,7 @@ from orchestrator.report.layout import (
 )
 from orchestrator.report.summary import ArmRow, Summary
 
-_ABREAST = 6  # metrics of a table; a benchmark with more has several
+_ABREAST = 6  # metrics per table; a benchmark with more has several tables
 _TONES: Mapping[Verdict, Tone] = {
     Verdict.BETTER: "better",
     Verdict.BETTER_BELOW_DELTA: "better",
@@ -48,7 +48,7 @@ _TONES: Mapping[Verdict, Tone] = {
 
 
 def verdict_table(summary: Summary, metric: str) -> Table:
-    """Return a declared metric's table: an arm a row, its difference, interval and verdict."""
+    """Return a declared metric's table: difference, interval and verdict of each arm."""
     info = summary.metrics[metric]
     rows = []
     for row in summary.rows:
@@ -80,7 +80,7 @@ def verdict_table(summary: Summary, metric: str) -> Table:
 
 
 def benchmark_tables(summary: Summary) -> list[Table]:
-    """Return a table for each benchmark or part: arms × its metrics, with differences below."""
+    """Return a table of arms × metrics, with differences, for each benchmark or part."""
     return [
         _benchmark_table(summary, benchmark, metrics[start : start + _ABREAST], start)
         for benchmark, metrics in metric_groups(summary.metrics).items()
@@ -89,7 +89,7 @@ def benchmark_tables(summary: Summary) -> list[Table]:
 
 
 def effect_table(summary: Summary, metric: str) -> Table | None:
-    """Return main effects and interactions on a metric; None where there is one factor only."""
+    """Return main effects and interactions on a metric; None with fewer than two factors."""
     effects = summary.effects.get(metric)
     if effects is None or len(summary.plan.study.factors) < 2:
         return None
@@ -118,7 +118,7 @@ def effect_table(summary: Summary, metric: str) -> Table | None:
 
 
 def tone(found: Comparison) -> Tone:
-    """Return how a comparison's verdict is coloured; a placebo's is none to be glad of."""
+    """Return the tone of a comparison's verdict. A placebo's is always "open"."""
     return "open" if found.placebo else _TONES.get(found.verdict, "open")
 
 
@@ -147,7 +147,7 @@ def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], s
 
 
 def _compared(found: Comparison | None) -> tuple[Cell, Cell, Cell, Cell]:
-    """Return difference, interval, p and verdict."""
+    """Return the cells of difference, interval, p and verdict."""
     if found is None:
         return Cell(text=NOTHING), Cell(text=NOTHING), Cell(text=NOTHING), Cell(text="")
     estimate = None if found.contrast is None else found.contrast
@@ -168,7 +168,7 @@ def _kind(row: ArmRow) -> RowKind:
 def _published(
     summary: Summary, row: ArmRow, metrics: Sequence[str], *, before: int, after: int
 ) -> list[TableRow]:
-    """Return a line for each source that published figures of an arm."""
+    """Return one row per source that published figures of an arm."""
     cells = [None] if row.arm is None else [dict(cell) for cell in row.arm.cells]
     lines = []
     for entry in summary.plan.study.published:

@@ -1,7 +1,7 @@
-"""Select the items whose answers changed most against the baseline.
+"""Select the items whose answers changed most compared to the baseline.
 
-A row is an item; its value is what the statistics compare, so that the mean over the items is
-the metric.
+Each row is an item. Its value is the one that the statistics compare, so that the mean over the
+items is the metric.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from orchestrator.report.outcomes import ComparedScores, Loaded
 from orchestrator.report.summary import Summary
 from orchestrator.state.ledger import Ledger
 
-ARMS = 6  # shown, those with the largest differences
-EACH_WAY = 3  # items of an arm that got better, and that got worse
+ARMS = 6  # number of arms shown, those with the largest differences
+EACH_WAY = 3  # items per arm that got better, and as many that got worse
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -87,7 +87,7 @@ def _arms(summary: Summary, metric: str) -> list[Arm]:
 def _by_gain(
     one: ComparedScores, metric: str, arm: str, more: bool
 ) -> list[tuple[str, float, float]]:
-    """Return (item, change of its value, that change as a gain), the largest gain first."""
+    """Return (item, change, gain), the largest gain first. The gain is positive if better."""
     results = one.results
     values = results.metric(metric).values
     place = [entry.name for entry in results.arms].index(arm)
@@ -98,14 +98,14 @@ def _by_gain(
 
 
 def _ends(changed: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-    """Return the first few that gained and the last few that lost, the worst first."""
+    """Return the `EACH_WAY` largest gains and the `EACH_WAY` largest losses, the worst first."""
     better = [entry for entry in changed if entry[2] > 0]
     worse = [entry for entry in reversed(changed) if entry[2] < 0]
     return [*better[:EACH_WAY], *worse[:EACH_WAY]]
 
 
 class _Answers:
-    """The answers of one arm and of the baseline, at the seeds that both have."""
+    """The answers of an arm and of the baseline, at the seeds that both have."""
 
     def __init__(
         self,
@@ -121,22 +121,22 @@ class _Answers:
         ours = {trial.seed: trial for trial in arm.trials if self._known(trial)}
         theirs = {trial.seed: trial for trial in baseline.trials if self._known(trial)}
         shared = [seed for seed in ours if seed in theirs]
-        # Without a common seed the first of each are shown side by side.
+        # Without a common seed, the first of each are compared.
         self._pairs = [(ours[seed], theirs[seed]) for seed in shared] or [
             (next(iter(ours.values())), next(iter(theirs.values())))
         ]
         self._responses: dict[str, Mapping[str, Mapping[str, Any]]] = {}
 
     def asked(self, item: str) -> bool:
-        """Return whether a unit is a question; of some metrics it is a set of them."""
+        """Return whether a unit is a question. For some metrics it is a set of questions."""
         return any(self._answer(trial, item) for pair in self._pairs for trial in pair)
 
     def differ(self, item: str) -> bool:
-        """Return whether an item came to something else: the rest of a ratio moves it too."""
+        """Return whether an item's score differs; its value may change by the rest of a ratio."""
         return any(self._scores(one)[item] != self._scores(two)[item] for one, two in self._pairs)
 
     def change(self, item: str, change: float, better: bool) -> ChangedItem:
-        """Return an item's row, with the answers of the seed that shows the change best."""
+        """Return an item's row, with the answers of the seed with the largest change."""
         ours, theirs = max(
             self._pairs,
             key=lambda pair: float(np.sign(change)) * (_rate(self._scores(pair[0])[item])
@@ -182,7 +182,7 @@ class _Answers:
 
 
 def _with_images(found: Sequence[ChangedItems], metric: str, plan: Plan) -> list[ChangedItems]:
-    """Return the same changes with their items' pictures, each made once."""
+    """Return the changes with their items' pictures, each encoded once."""
     side, benchmark = _benchmark(metric)
     settings = next(
         chosen
@@ -200,7 +200,7 @@ def _with_images(found: Sequence[ChangedItems], metric: str, plan: Plan) -> list
 
 
 def _benchmark(metric: str) -> tuple[Side, str]:
-    """Return whose a metric is; its own name may have parts, as `pope/random/accuracy` has."""
+    """Return a metric's side and benchmark. Its name may have parts: `pope/random/accuracy`."""
     side: Side = "select" if metric.startswith("select/") else "report"
     return side, metric.removeprefix("select/").partition("/")[0]
 
@@ -212,5 +212,5 @@ def _rate(score: tuple[float, float]) -> float:
 
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    # Half a character cannot be written, and control characters are nothing to be shown.
+    # Lone surrogates cannot be encoded, and control characters cannot be shown.
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode())

@@ -1,4 +1,4 @@
-"""Build the table of what each arm cost, by phase."""
+"""Build the table of each arm's cost by phase."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class ArmCost:
 
     name: str
     trials: int
-    train: float  # mean of a trial, as the three below
+    train: float  # mean per trial, like the three below
     answer: float
-    score: float  # of trials of an earlier version, with their answers
+    score: float  # for trials of an earlier version it includes answers
     other: float  # loading, checking data
 
     @property
     def each(self) -> float:
-        """Of one trial."""
+        """Seconds per trial."""
         return self.train + self.answer + self.score + self.other
 
     @property
     def whole(self) -> float:
-        """Of all the arm's trials."""
+        """Seconds of all trials of the arm."""
         return self.each * self.trials
 
 
 def arm_costs(plan: Plan, ledger: Ledger) -> list[ArmCost]:
-    """Return what each arm cost, those that have been run."""
+    """Return the cost of each arm that has run."""
     found = []
     for arm in plan.arms:
         spent = [
@@ -57,7 +57,7 @@ def arm_costs(plan: Plan, ledger: Ledger) -> list[ArmCost]:
 
 
 def cost_table(found: Sequence[ArmCost]) -> Table:
-    """Return a table of what was spent."""
+    """Return the table of costs."""
     return Table(
         name="cost",
         caption="Seconds of a trial, mean over seeds, on the machines that ran them: compare arms "

@@ -1,6 +1,6 @@
-"""Build the section on human judgement from an import's figures.
+"""Build the section on human evaluation from imported judgements.
 
-All shares and differences are in percent and points, as they are kept.
+All shares are in percent and all differences in points, in the stored files too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Data = Mapping[str, Any]
 
 
 def human_title(found: Data) -> str:
-    """Return who is compared, on what."""
+    """Return a title that names the compared arms and the benchmark or metric."""
     if _of_labels(found):
         return f"Human labels: {found['metric']}"
     first, second = found["arms"]
@@ -27,7 +27,7 @@ def human_title(found: Data) -> str:
 
 
 def human_blocks(found: Data) -> list[Block]:
-    """Return the sentence, the table and what has to be known of it."""
+    """Return the sentence, the tables and notes on how to read them."""
     if _of_labels(found):
         return _label_blocks(found)
     first, second = found["arms"]
@@ -63,7 +63,7 @@ def human_blocks(found: Data) -> list[Block]:
 
 
 def human_metrics(found: Data) -> dict[str, float]:
-    """Return the figures for a tracker: `human/BENCHMARK/SECOND vs FIRST/win`, …
+    """Return the figures for a tracker, such as `human/BENCHMARK/SECOND vs FIRST/win`.
 
     Shares and preferences are in percent; agreement is Krippendorff's α.
     """
@@ -76,7 +76,7 @@ def human_metrics(found: Data) -> dict[str, float]:
 
 
 def human_lines(found: Data) -> list[list[Any]]:
-    """Return a line of a CSV file for each figure, unrounded; heads: `CSV`."""
+    """Return one CSV line per figure, unrounded, with the columns `CSV`."""
     lines = []
     for name, value, interval, items, unit in _figures(found):
         low, high = ("", "") if interval is None else map(repr, interval)
@@ -87,7 +87,7 @@ def human_lines(found: Data) -> list[list[Any]]:
 def _figures(
     found: Data,
 ) -> Iterator[tuple[str, float, Sequence[float] | None, int, str]]:
-    """Yield name, value, interval, items and unit of every figure."""
+    """Yield (name, value, interval, items, unit) of every figure."""
     if _of_labels(found):
         yield from _label_figures(found)
         return

@@ -1,4 +1,4 @@
-"""Write the notes on how to read the tables, and the footnotes under the arms' one."""
+"""Write the notes on how to read the tables, and the footnotes of the table of arms."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from orchestrator.study.design import layout_notes
 
 
 def notes(summary: Summary) -> list[str]:
-    """Return the footnotes, the general ones first."""
+    """Return all notes, the general ones first."""
     return [*_general(summary), *_units(summary), *_luck(summary), *particulars(summary)]
 
 
 def particulars(summary: Summary) -> list[str]:
-    """Return the footnotes that this study's own figures call for."""
+    """Return the notes on this study's figures."""
     return [*_flagged(summary), *_contrast_notes(summary), *_rows(summary)]
 
 
@@ -81,7 +81,7 @@ def _general(summary: Summary) -> Iterator[str]:
 
 
 def _units(summary: Summary) -> Iterator[str]:
-    """Say how many items each benchmark has, and what was left out."""
+    """Yield the number of items of each benchmark and of those left out."""
     said: dict[str, list[str]] = {}
     for metric, one in summary.compared.items():
         if one.items:
@@ -98,12 +98,12 @@ def _units(summary: Summary) -> Iterator[str]:
 
 
 def _luck(summary: Summary) -> Iterator[str]:
-    """Say what common random numbers bought."""
+    """Yield the seed correlation that common random numbers achieved."""
     for metric in summary.decided[:1]:
         one = summary.compared.get(metric)
         if one is None:
             continue
-        # A placebo's seeds draw no numbers that other arms' do.
+        # A placebo's seeds share no random numbers with other arms.
         placed = zip(one.results.arms, one.results.metric(metric).values, strict=True)
         values = [value for arm, value in placed if not arm.placebo]
         weights = [0.0] * len(values)
@@ -128,7 +128,7 @@ def _flagged(summary: Summary) -> Iterator[str]:
 
 
 def _contrast_notes(summary: Summary) -> Iterator[str]:
-    """Say what the statistics say of kinds of comparison: one seed, items as fixed."""
+    """Yield the statistics' notes with their counts, such as on single seeds."""
     told: dict[str, int] = {}
     flagged = set(FLAGS.values()) | {
         "these cells scatter more between seeds than the others",
@@ -143,7 +143,7 @@ def _contrast_notes(summary: Summary) -> Iterator[str]:
 
 
 def _rows(summary: Summary) -> Iterator[str]:
-    """Say which cells are one, how figures were made, and what is not there."""
+    """Yield notes on merged cells, on scoring and on missing trials and figures."""
     for note in layout_notes(summary.plan.study):
         yield f"Cells: {note}."
     for arm in summary.plan.arms:
@@ -171,7 +171,7 @@ def _rows(summary: Summary) -> Iterator[str]:
 
 
 def _cut(summary: Summary) -> Iterator[str]:
-    """Say what early stopping did to the comparison."""
+    """Yield a note on early stopping and the arms that it cut."""
     rule = summary.plan.study.early_stopping
     if rule is None:
         return
@@ -200,11 +200,11 @@ _SHORT = 12  # characters of a hash
 
 
 def footnotes(summary: Summary, origin: Mapping[str, Any]) -> list[str]:
-    """Return the footnotes of the arms' table.
+    """Return the footnotes of the table of arms.
 
     Args:
-        summary: the study's table.
-        origin: the provenance of its trials.
+        summary: summary of the study.
+        origin: provenance of its trials.
     """
     lines = [_counts(summary), _hashes(origin)]
     if summary.missing:
@@ -217,7 +217,7 @@ def footnotes(summary: Summary, origin: Mapping[str, Any]) -> list[str]:
 
 
 def _counts(summary: Summary) -> str:
-    """Say how many seeds an arm has and how many items each metric."""
+    """Return the numbers of seeds per arm and of items per metric."""
     seeds = summary.plan.study.seeds
     said = [f"{counted(len(seeds), 'seed')} an arm ({', '.join(map(str, seeds))})"]
     by_items: dict[str, list[str]] = {}
@@ -232,7 +232,7 @@ def _counts(summary: Summary) -> str:
 
 
 def _hashes(origin: Mapping[str, Any]) -> str:
-    """Name model, data, evaluations and code by what identifies them."""
+    """Return the identities of models, data, evaluations and code."""
     trials = origin["trials"]
     models = sorted({_named(trial["model"]) for trial in trials})
     sets = sorted({_named(trial["data"]) for trial in trials if trial["data"]})

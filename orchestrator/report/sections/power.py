@@ -1,4 +1,4 @@
-"""Build the section on what more seeds would find."""
+"""Build the section on the power of more seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OPEN = (Verdict.TOO_FEW_SEEDS, Verdict.TOO_FEW_ITEMS)
 
 
 def power_blocks(summary: Summary) -> list[Table | TextBlock]:
-    """Return what can be said of more seeds for the primary metric; nothing without two seeds."""
+    """Return the power on the primary metric by number of seeds; empty without seed variances."""
     primary = summary.plan.study.primary
     if primary is None or primary.metric not in summary.compared:
         return []
@@ -67,7 +67,7 @@ def power_blocks(summary: Summary) -> list[Table | TextBlock]:
 
 
 def testable(summary: Summary, metric: str) -> list[tuple[Comparison, Contrast]]:
-    """Return the arms' comparisons whose seed variance is known."""
+    """Return the arms' comparisons with a known seed variance, without a placebo."""
     found = []
     for row in summary.rows:
         figure = row.figures.get(metric)

@@ -1,4 +1,4 @@
-"""Collect where every figure comes from: configuration, code, data."""
+"""Collect the provenance of every figure: configuration, code, data."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
 from orchestrator.utils.version import CodeVersion
 
-_SHORT = 12  # hex digits that name a trial among a study's
+_SHORT = 12  # hex digits that identify a trial within a study
 
 
 def provenance(plan: Plan, ledger: Ledger) -> dict[str, Any]:
-    """Return everything about every figure, as plain data."""
+    """Return the provenance of every figure, as plain data."""
     study = plan.study
     return {
         "study": study.name,
@@ -47,7 +47,7 @@ def provenance(plan: Plan, ledger: Ledger) -> dict[str, Any]:
 
 
 def provenance_blocks(plan: Plan, ledger: Ledger, full: Mapping[str, Any]) -> list[Any]:
-    """Return what of the provenance stands on a page; the rest is in provenance.json."""
+    """Return the part of the provenance shown on the page; provenance.json has all of it."""
     rows = []
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
@@ -100,7 +100,7 @@ def provenance_blocks(plan: Plan, ledger: Ledger, full: Mapping[str, Any]) -> li
 
 
 def last_ended(plan: Plan, ledger: Ledger) -> float | None:
-    """Return when the last of a plan's trials ended, in seconds since 1970."""
+    """Return the end of the last of a plan's trials, in seconds since 1970."""
     ends = [
         attempt.ended
         for trial in plan.trials
@@ -111,14 +111,14 @@ def last_ended(plan: Plan, ledger: Ledger) -> float | None:
 
 
 def when(seconds: float | None) -> str:
-    """Return a time to the minute, in UTC."""
+    """Format a time in UTC, to the minute."""
     if seconds is None:
         return NOTHING
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
 
 def code_text(code: CodeVersion | None) -> str:
-    """Return a version as a table has it."""
+    """Format a code version for a table."""
     if code is None:
         return "not noted"
     if code.commit is None:
@@ -168,7 +168,7 @@ def _attempt(number: int, attempt: Attempt) -> dict[str, Any]:
 
 
 def _counted(record: TrialRecord) -> Attempt | None:
-    """Return the attempt that trained; of an untrained model, the last that ended well."""
+    """Return the attempt that trained; for the untrained model, the last that finished."""
     ended = [one for _, one in sorted(record.history.items()) if one.outcome == "finished"]
     trained = [one for one in ended if one.folder == record.model]
     return next(reversed(trained or ended), None)

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.report.formatting import NOTHING
 from orchestrator.report.layout import Block, Cell, Picture, Table, TextBlock, columns, text_row
 
-#: What the table shows; everything is in the JSON.
+#: Metrics in the table; the JSON file has all of them.
 _TABLE = {
     "image_truth/cosine": "image–truth, cosine",
     "image_truth/euclidean": "image–truth, euclidean",
@@ -20,12 +20,12 @@ _TABLE = {
 
 
 def representation_blocks(found: Mapping[str, Any], png: bytes, name: str) -> list[Block]:
-    """Return picture, table and what has to be known of them.
+    """Return the picture, the table and notes on how to read them.
 
     Args:
-        found: the figures as they are kept in `NAME.json`.
-        png: the picture.
-        name: of the picture's files.
+        found: content of `NAME.json`.
+        png: the picture's content.
+        name: name of the picture's files.
     """
     return [
         Picture(
@@ -52,7 +52,7 @@ def representation_blocks(found: Mapping[str, Any], png: bytes, name: str) -> li
 
 
 def representation_notes(found: Mapping[str, Any]) -> list[str]:
-    """Return what a reader of table and figure has to know."""
+    """Return notes for readers of the table and the figure."""
     over = "the mean over its tokens" if found["pool"] == "mean" else "its last token"
     read = (
         "descriptions without image and prompt"
@@ -75,7 +75,7 @@ def representation_notes(found: Mapping[str, Any]) -> list[str]:
 
 
 def representation_lines(found: Mapping[str, Any], name: str) -> list[list[Any]]:
-    """Return a line of a CSV file for each row and figure, unrounded; heads: `CSV`."""
+    """Return one CSV line per row and figure, unrounded, with the columns `CSV`."""
     return [
         [
             row["name"],

@@ -1,4 +1,4 @@
-"""Show the arms' searches: their section, and their progress and cost as text and plain data."""
+"""Build the section on the arms' searches, and their progress and cost as text and data."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from orchestrator.study.search_space import Range, Tune, Values
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What some trials cost, failed attempts with them."""
+    """The cost of some trials, failed attempts included."""
 
-    trials: int  # that have been run
+    trials: int  # number of trials that have run
     failed: int
-    reused: int  # of those run, executed for another study: in the seconds, paid there
-    seconds: float  # from start to end of every attempt
-    cpu_seconds: float  # those, of every CPU that was held
+    reused: int  # of those, executed for another study; seconds included
+    seconds: float  # wall time of all attempts
+    cpu_seconds: float  # wall time × CPUs held
     gpu_seconds: float
 
     def __add__(self, other: Spent) -> Spent:
@@ -43,7 +43,7 @@ NOTHING_SPENT = Spent(trials=0, failed=0, reused=0, seconds=0.0, cpu_seconds=0.0
 
 
 def spent_on(trials: Iterable[Trial], ledger: Ledger, study: str) -> Spent:
-    """Return what trials of a study cost, as the ledger has it."""
+    """Return the cost of a study's trials recorded in the ledger."""
     whole = NOTHING_SPENT
     for trial in trials:
         record = ledger[trial.fingerprint]
@@ -64,7 +64,7 @@ def spent_on(trials: Iterable[Trial], ledger: Ledger, study: str) -> Spent:
 
 
 def _seconds(record: TrialRecord) -> float:
-    """Return the time of a record's attempts; of one that left no times, that of its phases."""
+    """Return the wall time of a trial's attempts, or of their phases if times are missing."""
     return sum(
         sum(attempt.seconds.values())
         if attempt.started is None or attempt.ended is None
@@ -74,7 +74,7 @@ def _seconds(record: TrialRecord) -> float:
 
 
 def search_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
-    """Say what each arm is tried with, on what, and what it chose; nothing without a search."""
+    """Yield the search's settings, progress and choices; nothing without a search."""
     tune, searches = plan.study.tune, searches_of(plan)
     if tune is None:
         return
@@ -102,14 +102,14 @@ def search_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
 
 
 def chosen_text(search: Search) -> str:
-    """Return what an arm chose and for what figure, in a line."""
+    """Return an arm's chosen settings and their figure, in one line."""
     assert search.chosen is not None
     values = ", ".join(f"{key}={value}" for key, value in search.chosen.text.items())
     return f"{search.arm.name} chose {values} ({search.figures[search.chosen.fingerprint]:.2f})"
 
 
 def space_text(space: Values | Range) -> str:
-    """Return where a key's values come from, in words."""
+    """Return a key's search space in words."""
     if isinstance(space, Range):
         kind = "logarithmic " if space.log else "whole numbers " if space.whole else ""
         return f"{kind}{level_text(space.low)} to {level_text(space.high)}"
@@ -117,7 +117,7 @@ def space_text(space: Values | Range) -> str:
 
 
 def search_json(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
-    """Return a study's search as plain data; None where nothing is tuned."""
+    """Return a study's search as plain data; None without a search."""
     tune = plan.study.tune
     if tune is None:
         return None
@@ -168,7 +168,7 @@ CAUTION = (
 
 
 def search_blocks(plan: Plan, ledger: Ledger) -> list[Block]:
-    """Return how every arm came to its settings; empty where nothing was tuned."""
+    """Return the section's blocks; empty without a search."""
     tune = plan.study.tune
     if tune is None:
         return []
@@ -198,7 +198,7 @@ def _introduction(plan: Plan, tune: Tune, searches: Sequence[Search]) -> list[st
 
 
 def _choices(tune: Tune, searches: Sequence[Search], spent: Sequence[Spent]) -> Table:
-    """Return what each arm chose, and what that cost."""
+    """Return the table of each arm's choice and the cost of its search."""
     with_gpus = any(cost.gpu_seconds for cost in spent)
     rows = [
         text_row(
@@ -234,7 +234,7 @@ def _cost(cost: Spent, with_gpus: bool) -> list[str]:
 
 
 def _draws(tune: Tune, searches: Sequence[Search]) -> Table:
-    """Return what every draw of every arm came to: arms below each other, draws side by side."""
+    """Return the table of the search's metric: one row per draw, one column per arm."""
     rows = []
     for number, values in enumerate(tune.draws(), start=1):
         cells = [_drawn(search, search.draws[number - 1]) for search in searches]

@@ -1,6 +1,6 @@
 """Read training curves by arm: mean and range over seeds.
 
-T steps that all seeds of an arm have.
+T: number of steps that all seeds of an arm have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.report.summary import Summary
 from orchestrator.state.integrity import is_changed
 from orchestrator.state.ledger import Ledger
 
-#: What is drawn of a training, where it is there: key in curves.jsonl -> heading.
+#: The training figures that are drawn: key in curves.jsonl -> heading.
 SHOWN: Mapping[str, str] = {
     "loss": "loss",
     "reward/margin": "reward margin",
@@ -31,23 +31,23 @@ SHOWN: Mapping[str, str] = {
 }
 
 
-_MOST = 4  # figures under `select` that are drawn along a training
+_MOST = 4  # figures under `select` that are drawn by step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Band:
-    """One figure of an arm's trainings."""
+    """One figure of an arm's trainings, over the seeds."""
 
     arm: str
     seeds: int
     steps: Array  # (T,)
     mean: Array  # (T,)
-    low: Array  # (T,), the lowest seed's
+    low: Array  # (T,), minimum over seeds
     high: Array  # (T,)
 
 
 def training_curves(plan: Plan, ledger: Ledger, storage: Path) -> dict[str, list[Band]]:
-    """Return figure -> a band for each arm that has it, in the plan's order."""
+    """Return figure -> bands of the arms that have it, in the plan's order."""
     found: dict[str, list[Band]] = {name: [] for name in SHOWN}
     for arm in plan.arms:
         curves = [_curve(trial, ledger, storage) for trial in arm.trials]
@@ -58,7 +58,7 @@ def training_curves(plan: Plan, ledger: Ledger, storage: Path) -> dict[str, list
 
 
 def _curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, float]]:
-    """Return figure -> step -> value; of a step that two attempts have, the later's."""
+    """Return figure -> step -> value. If two attempts have a step, the later one counts."""
     record = ledger[trial.fingerprint]
     model = record.model
     if model is None:
@@ -71,18 +71,18 @@ def _curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, f
             f"{trial.name}: {trained / CURVES} is not as it was written: its training curve is "
             "drawn from what is left of it"
         )
-    # A training that went on from a checkpoint has its beginning in an earlier attempt.
+    # The first steps of a resumed training are in an earlier attempt.
     attempts = sorted(trained.parent.glob("attempt-*"), key=_number)
     for folder in attempts[: attempts.index(trained) + 1] if trained in attempts else []:
         for point in read_records(folder / CURVES):
             for name, steps in found.items():
-                with suppress(KeyError, ValueError, TypeError):  # of a version without checksums
+                with suppress(KeyError, ValueError, TypeError):  # broken lines
                     steps[int(point["step"])] = float(point["figures"][name])
     return found
 
 
 def pick_blocks(plan: Plan, ledger: Ledger) -> list[Table | TextBlock]:
-    """Return which checkpoint each trial's model is, and why; nothing where none was picked."""
+    """Return the table of picked checkpoints and the reasons; empty if none was picked."""
     rows = [
         text_row(
             trial.name,
@@ -114,9 +114,9 @@ def pick_blocks(plan: Plan, ledger: Ledger) -> list[Table | TextBlock]:
 
 
 def checkpoint_curves(summary: Summary, ledger: Ledger) -> dict[str, list[Band]]:
-    """Return figure under `select` -> a band of checkpoints for each arm that was scored so.
+    """Return figure under `select` -> bands over the checkpoints of the arms that scored them.
 
-    In the unit that is shown; the untrained model's figure is the step 0.
+    Values are in the shown unit. Step 0 is the untrained model.
     """
     plan = summary.plan
     metrics = _of_rules(plan)
@@ -141,7 +141,7 @@ def checkpoint_curves(summary: Summary, ledger: Ledger) -> dict[str, list[Band]]
 
 
 def _of_rules(plan: Plan) -> list[str]:
-    """Return what trainings are scored by: what rules name, else the declared metrics' like."""
+    """Return metrics of the picking rules, then the declared metrics under `select`."""
     named: dict[str, None] = {}
     for arm in plan.arms:
         settings = arm.trials[0].config.training

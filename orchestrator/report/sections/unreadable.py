@@ -1,4 +1,4 @@
-"""Build the section on what could not be read, with examples."""
+"""Build the section on unreadable answers and replies, with examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORDS = {"answer": "answer", "reply": "judge's reply"}
 
 
 def unread_blocks(summary: Summary) -> list[Block]:
-    """Return the report's section on what could not be read; empty where all could."""
+    """Return the section's blocks; empty if everything could be read."""
     found = summary.unread
     if not found:
         return []

@@ -1,1 +1,1 @@
-"""The formats of a report, and what commands print of a study."""
+"""Writers of the report's formats, and of the commands' output on a study."""

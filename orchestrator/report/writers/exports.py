@@ -1,4 +1,4 @@
-"""Export a report's figures for programs: CSV and JSON, unrounded."""
+"""Export a report's figures unrounded, as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMPARED = (
 
 
 def arms_csv(summary: Summary) -> str:
-    """Return one line for each arm and metric: its mean, difference, interval and verdict."""
+    """Return CSV with one line per arm and metric: mean, difference, interval and verdict."""
     factors = [factor.name for factor in summary.plan.study.factors]
     lines = []
     for row in summary.rows:
@@ -45,7 +45,7 @@ def arms_csv(summary: Summary) -> str:
 
 
 def values_csv(summary: Summary) -> str:
-    """Return one line for each arm, seed and metric: the values themselves."""
+    """Return CSV with one line per arm, seed and metric: the value."""
     factors = [factor.name for factor in summary.plan.study.factors]
     lines = []
     for row in summary.rows:
@@ -62,7 +62,7 @@ def values_csv(summary: Summary) -> str:
 
 
 def effects_csv(summary: Summary) -> str:
-    """Return one line for each main effect and interaction on a declared metric."""
+    """Return CSV with one line per main effect and interaction on a declared metric."""
     lines = [
         [metric, kind, found.name, found.used, found.combinations, *_columns(found)]
         for metric, effects in summary.effects.items()
@@ -130,7 +130,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 
 def comparison_json(found: Comparison | None) -> dict[str, Any] | None:
-    """Return a comparison with all that its verdict rests on; None where there is none."""
+    """Return a comparison with everything that determines its verdict; None for None."""
     if found is None:
         return None
     one = found.contrast
@@ -184,7 +184,7 @@ def _delta(summary: Summary, metric: str) -> float | None:
 
 
 def _columns(found: Comparison | None) -> list[str]:
-    """Return the columns of `_COMPARED`; empty where there is nothing to compare."""
+    """Return the columns of `_COMPARED`; empty ones without a comparison."""
     entry = comparison_json(found)
     if entry is None:
         return [""] * len(_COMPARED)
@@ -208,7 +208,7 @@ def _text(value: float | str | None) -> str:
 
 
 def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Return lines under their heads, as CSV."""
+    """Format a header and lines as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)

@@ -1,4 +1,4 @@
-"""Write every file of `studies/NAME/report/`."""
+"""Write all files of `studies/NAME/report/`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _FILES = (
 
 
 def require_room_for_report(folder: Path) -> None:
-    """Check that nothing stands where a report's files go.
+    """Check that nothing is in the way of a report's files.
 
     Raises:
-        UserError: something does.
+        UserError: a folder is where a file goes, or the other way round.
     """
     places = (folder, folder / FIGURES)
     blocked = [place for place in places if place.exists() and not place.is_dir()]
@@ -41,10 +41,10 @@ def require_room_for_report(folder: Path) -> None:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write a report into its folder and return its files, the page first.
+    """Write a report into its folder, and return its files, the page first.
 
-    Figures of an earlier report that this one has not are removed; those that it took in from
-    the folder are left as they are.
+    Figures of an earlier report that this one does not have are removed. Those of other commands
+    are left unchanged.
     """
     summary = report.summary
     texts = {
@@ -73,10 +73,10 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 
 def report_folder(workdir: Path, study: str) -> Path:
-    """Return where a study's report lies."""
+    """Return the folder of a study's report."""
     return workdir / "studies" / study / "report"
 
 
 def artifact_folder(file: Path, report: Path) -> str:
-    """Return where a file of a report lies among a run's artifacts."""
+    """Return the artifact folder of a report's file in a run."""
     return (Path("report") / file.parent.relative_to(report)).as_posix()

@@ -13,7 +13,7 @@ from orchestrator.report.layout import Block, ChangedItems, Picture
 
 
 def page(report: Report) -> str:
-    """Return the page. Whatever stands in it is escaped: an answer is text, never markup."""
+    """Return the page. Everything in it is escaped: an answer is text, never markup."""
     environment = Environment(
         loader=PackageLoader("orchestrator.report.writers", "templates"),
         autoescape=True,
@@ -34,7 +34,7 @@ def page(report: Report) -> str:
 
 
 def _facts(report: Report) -> list[str]:
-    """Return what the page's head says in a line."""
+    """Return the facts in the page's head."""
     plan = report.summary.plan
     done = sum(state == "done" for row in report.summary.rows for state in row.states.values())
     whole = sum(len(row.states) for row in report.summary.rows)
@@ -56,8 +56,8 @@ def _data_uri(content: bytes, media: str = "image/png") -> str:
 
 
 def _width(picture: Picture) -> int:
-    """Return how wide a figure is shown, in CSS pixels: as its text was sized for."""
-    return int.from_bytes(picture.png[16:20], "big") * 100 // DPI  # as a PNG's head has it
+    """Return the width of a figure in CSS pixels, for which its text was sized."""
+    return int.from_bytes(picture.png[16:20], "big") * 100 // DPI  # width from the PNG's header
 
 
 def _has_image(changes: ChangedItems) -> bool:

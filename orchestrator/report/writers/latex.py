@@ -1,7 +1,7 @@
-"""Write a report as a LaTeX document, and its first table alone.
+"""Write a report as a LaTeX document, and its first table separately.
 
-The text is ASCII: what has no command in LaTeX's own fonts is written by its code point, so that
-any engine compiles it.
+The text is ASCII, so that any engine compiles it: a character without a command in LaTeX's own
+fonts is written as its code point.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orchestrator.report.layout import (
     TextBlock,
 )
 
-_ROWS = 40  # of a table on one page; the rest goes on in another
+_ROWS = 40  # rows of a table on one page; longer tables are continued
 _PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
 \usepackage[margin=2.2cm]{geometry}
 \usepackage{booktabs}
@@ -64,7 +64,7 @@ _ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304"
 
 
 def latex(report: Report) -> str:
-    """Return the report as a document."""
+    """Return the report as a LaTeX document."""
     study = report.summary.plan.study
     lines = [
         _PREAMBLE,
@@ -86,7 +86,7 @@ def latex(report: Report) -> str:
 
 
 def bare_table(report: Report) -> str:
-    """Return the report's first table as a tabular, to be read in where booktabs is loaded."""
+    """Return the report's first table as a tabular, for documents that load booktabs."""
     tables = [
         block for section in report.sections for block in section.blocks if isinstance(block, Table)
     ]
@@ -101,7 +101,7 @@ def bare_table(report: Report) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text that LaTeX sets as it is; what it has no letter for as `[U+1F600]`."""
+    """Escape text for LaTeX. Characters without a command become `[U+1F600]`."""
     flat = unicodedata.normalize("NFD", " ".join(text.split()))
     written: list[str] = []
     for character in flat:
@@ -128,7 +128,7 @@ def _is_letter(text: str) -> bool:
 
 
 def _ascii(text: str) -> str:
-    """Return text for a comment."""
+    """Return text for a LaTeX comment."""
     return " ".join(text.split()).encode("ascii", "replace").decode()
 
 
@@ -177,7 +177,7 @@ def _tabular(table: Table, rows: Sequence[TableRow]) -> Iterator[str]:
 
 
 def _cell(cell: Cell, kind: RowKind) -> str:
-    # A row that begins with a bracket would be read as the space after the row before.
+    # After `\\`, a bracket would be read as the space before the next row.
     text = escape(cell.text)
     text = f"{{}}{text}" if text.startswith(("[", "*")) else text
     if kind == "published" and text:

@@ -19,13 +19,13 @@ from orchestrator.report.layout import (
     TextBlock,
 )
 
-_LONGEST_ANSWER = 500  # characters; the whole answer is in the page and in the responses' file
-#: What would be markup; an underscore between letters is none, nor is a bracket that no address
-#: follows, nor a `<` before a space.
+_LONGEST_ANSWER = 500  # characters; the page and the responses' file have the whole answer
+#: Markup characters. An underscore between letters is none, nor is a bracket without an address
+#: after it, nor a `<` before a space.
 _SPECIAL = re.compile(r"([\\`*|~$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_]))")
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
-#: What would begin a list, a heading, a quotation or a rule at the start of a line.
+#: What starts a list, a heading, a quotation or a rule at the start of a line.
 _LEADING = re.compile(r"^(?:(-{2}|[-+](?=\s|$)|[#>=])|(\d+)([.)])(?=\s|$))")
 
 
@@ -42,13 +42,13 @@ def markdown(report: Report) -> str:
 
 
 def section_text(title: str, blocks: Sequence[Block]) -> str:
-    """Return a part of the report by itself."""
+    """Return one section of the report as Markdown."""
     parts = [f"## {escape(title)}", *(text for block in blocks for text in _block(block))]
     return "\n\n".join(parts) + "\n"
 
 
 def escape(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
+    """Escape text for Markdown, on one line."""
     flat = " ".join(text.split())
     plain = _TAG.sub("&lt;", _ENTITY.sub("&amp;", _SPECIAL.sub(r"\\\1", flat)))
     return _LEADING.sub(lambda found: rf"{found[2] or ''}\{found[1] or found[3]}", plain)

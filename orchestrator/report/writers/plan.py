@@ -1,4 +1,4 @@
-"""Print a study's plan before it starts, what it costs, lacks and trusts, and its progress."""
+"""Print a study's plan, what it lacks and trusts, and its progress."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from orchestrator.tracking.names import EXPERIMENT, RUN, respelled
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
-    """Say what a run would do."""
+    """Yield what a run would do."""
     study, ledger = plan.study, ledger_of(plan, workdir)
     yield Text(f"study {study.name}", style="bold")
     if study.question:
@@ -69,7 +69,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
 
 
 def _asked_lines(plan: Plan) -> Iterator[Text]:
-    """Say what objectives ask of the data's rows beside image, prompt, chosen and rejected."""
+    """Yield what objectives need in rows besides image, prompt, chosen and rejected."""
     asked: dict[tuple[str, ...], list[str]] = {}
     for arm in plan.arms:
         names = tuple(asks_of(arm.trials[0].config.objective).names)
@@ -80,7 +80,7 @@ def _asked_lines(plan: Plan) -> Iterator[Text]:
 
 
 def cache_table(passes: Sequence[PlannedCache]) -> Table:
-    """Return every reference pass of the trials to be trained, with its size and its state."""
+    """Return a table of the reference passes of the trials to be trained."""
     table = Table(box=None, pad_edge=False)
     for title in ("reference pass", "samples", "size", "state", "trials"):
         table.add_column(title, justify="right" if title in ("samples", "size") else "left")
@@ -98,14 +98,14 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
 
 
 def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
-    """Say which reference passes a run would make and read; nothing where it has none."""
+    """Yield the table of the reference passes that a run would build or read, if any."""
     passes = plan_caches(plan, ledger_of(plan, workdir), workdir)
     if passes:
         yield cache_table(passes)
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
-    """Say how far a study is."""
+    """Yield the progress of a study."""
     ledger = ledger_of(plan, workdir)
     states = [state(trial, ledger[trial.fingerprint]) for trial in plan.trials]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
@@ -114,7 +114,7 @@ def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
 
 
 def trial_table(plan: Plan, workdir: Path) -> Table:
-    """Return every trial with its state and main figure."""
+    """Return a table of all trials with their state and primary metric."""
     ledger = ledger_of(plan, workdir)
     primary = plan.study.primary
     table = Table(box=None, pad_edge=False)
@@ -169,7 +169,7 @@ def state(trial: Trial, record: TrialRecord) -> str:
 
 
 def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
-    """Return plan and state as plain data."""
+    """Return a study's plan and progress as plain data."""
     ledger = ledger_of(plan, workdir)
     passes = plan_caches(plan, ledger, workdir)
     return {
@@ -232,14 +232,14 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
 
 
 def _search(trial: Trial) -> dict[str, Any] | None:
-    """Return whose search a trial is of and what was drawn; None where it is of none."""
+    """Return a search trial's arm, number and drawn values; None for other trials."""
     if not isinstance(trial, SearchTrial):
         return None
     return {"of": trial.of, "number": trial.number, "values": dict(trial.values)}
 
 
 def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
-    """Say how many questions each benchmark asks, how they are scored, and what it took so far."""
+    """Yield the questions per benchmark, how they are answered and scored, and the time so far."""
     counted: dict[str, int | None] = {}
     parts = []
     for side, settings in sides(plan.study.benchmarks):
@@ -292,7 +292,7 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
 
 
 def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
-    """Say what benchmarks and trainings lack, where anything is left to run."""
+    """Yield what benchmarks and trainings lack, if anything is left to run."""
     ledger = ledger_of(plan, workdir)
     if all(ledger[trial.fingerprint].done(trial) for trial in plan.trials):
         return
@@ -301,7 +301,7 @@ def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
 
 
 def _server(plan: Plan) -> str | None:
-    """Return who answers, where that is one server of the study."""
+    """Return a line on the study's server, if it has one."""
     if not is_shared(plan.base.config):
         return None
     arms = [arm.trials[0].config for arm in plan.arms]
@@ -320,7 +320,7 @@ def _is_blocked(trial: Trial) -> bool:
 
 
 def _share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:
-    """Return what share of trainings' and scorings' time was scoring, and of how many trials."""
+    """Return the share of answers and scoring in the time of trials, and their number."""
     trained = scored = 0.0
     trials = 0
     for trial in plan.trials:
@@ -339,20 +339,20 @@ def _share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrustWarning:
-    """One thing that a run relies on."""
+    """One thing that a run trusts."""
 
     kind: str  # "remote code", "plug-in", "judge" or "generator"
-    what: str  # the model, the code's name, the judge's or the engine's address
+    what: str  # model, name of the code, or address of judge or engine
     sentence: str
 
 
 def trust_warnings(plan: Plan) -> list[TrustWarning]:
-    """Return what a study trusts, each once."""
+    """Return what a study trusts, without duplicates."""
     return list(dict.fromkeys(_trusted(plan)))
 
 
 def trust_warning_lines(plan: Plan) -> Iterator[Text]:
-    """Say in red what a study trusts."""
+    """Yield what a study trusts, in red."""
     for one in trust_warnings(plan):
         yield Text(one.sentence, style="bold red")
 
@@ -414,7 +414,7 @@ _SHOWN = 4  # names
 
 
 def mlflow_names(plan: Plan) -> dict[str, str]:
-    """Return how MLflow has to spell a study's names, those that it does not take as they are."""
+    """Return name -> its spelling in MLflow, for a study's names that MLflow does not accept."""
     params = dict.fromkeys(name for arm in plan.arms for name in (*arm.params, *arm.tuned))
     runs = [*(arm.name for arm in plan.arms), *(trial.name for trial in plan.trials)]
     return {
@@ -426,7 +426,7 @@ def mlflow_names(plan: Plan) -> dict[str, str]:
 
 
 def mlflow_name_lines(names: Mapping[str, str]) -> Iterator[str]:
-    """Say how names are spelled in MLflow, the first of them."""
+    """Yield the spelling in MLflow of the first few names."""
     for name, other in list(names.items())[:_SHOWN]:
         yield f"in MLflow '{printable(name)}' is called '{other}': it does not take that name"
     if len(names) > _SHOWN:

@@ -1,4 +1,4 @@
-"""Print a study's figures on the terminal, and the commands to go on with."""
+"""Print a study's results on the terminal, and the commands to continue with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.tracking.base import Waiting
 
 
 def report_lines(results: Results, files: Sequence[Path]) -> Iterator[RenderableType]:
-    """Return the answer, where the report lies, the table and what has to be known of it."""
+    """Yield the answer, the path of the report, the tables and their notes."""
     yield Text(results.answer, style="bold")
     if files:
         yield _address(f"report: {files[0]}")
@@ -33,14 +33,14 @@ def report_lines(results: Results, files: Sequence[Path]) -> Iterator[Renderable
 def result_lines(
     outcome: Outcome, workdir: Path, tracking: str, command: str, sync: str
 ) -> Iterator[RenderableType]:
-    """Say what a run came to and where everything lies.
+    """Yield the results of a run, and where its report and MLflow runs are.
 
     Args:
-        outcome: what it came to.
+        outcome: outcome of the run.
         workdir: the work directory.
         tracking: the tracking URI.
-        command: the one to go on with.
-        sync: the command that sends what waits.
+        command: the command that continues the run.
+        sync: the command that sends what is not yet tracked.
     """
     yield from report_lines(outcome.results, outcome.report)
     for trial, reason in outcome.failed.items():
@@ -62,7 +62,7 @@ def result_lines(
 
 
 def show(console: Console, lines: Iterable[RenderableType]) -> None:
-    """Print lines; an address stays in one piece, to be clicked or copied."""
+    """Print lines. Lines with an address are not wrapped, so that it can be clicked or copied."""
     for line in lines:
         console.print(line, soft_wrap=isinstance(line, Text) and bool(line.no_wrap))
 
@@ -89,19 +89,19 @@ def _table(study: str, grid: Grid) -> Table:
     return table
 
 
-_NAMED = 3  # of what is refused
+_NAMED = 3  # rejected names that are listed
 _WORKDIR = Path("chip-runs")  # the command's own default
 
 
 def same_command(given: Sequence[str] | None) -> str:
-    """Return the command that goes on: the one that was given, without an address's secrets."""
+    """Return the given command, which also continues the run, without secrets in addresses."""
     if given is None:
         return "the same command"
     return shlex.join(["chip-ablate", *(shown_address(word) for word in given)])
 
 
 def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
-    """Return the command that sends what waits; a password is not shown in it."""
+    """Return the command that sends what is not yet tracked, without a password."""
     words = ["chip-ablate", "sync", study]
     if workdir != _WORKDIR:
         words += ["--workdir", str(workdir)]
@@ -113,7 +113,7 @@ def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
 def tracking_lines(
     waiting: Waiting | None, sync: str, refused: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Say whether all is tracked; else what is refused, and what waits, why, and what sends it."""
+    """Return whether everything is tracked, else what is not, why, and the command to send it."""
     never = _never(refused) if refused else None
     if waiting is None:
         return ["all tracked" if never is None else f"all tracked but {never}"]
@@ -127,7 +127,7 @@ def tracking_lines(
 
 
 def _never(refused: Mapping[str, str]) -> str:
-    """Name what MLflow does not take, the first few."""
+    """Return the first few names that MLflow rejects, with the reason."""
     names = ", ".join(list(refused)[:_NAMED])
     more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
     return (
@@ -137,7 +137,7 @@ def _never(refused: Mapping[str, str]) -> str:
 
 
 def untracked_json(waiting: Waiting | None, sync: str) -> dict[str, Any] | None:
-    """Return the same as data; None where all is tracked."""
+    """Return what is not yet tracked as plain data; None if everything is."""
     if waiting is None:
         return None
     return {"trials": list(waiting.trials), "reason": waiting.reason, "command": sync}
