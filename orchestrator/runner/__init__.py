@@ -1,1 +1,1 @@
-"""The parts of a run: jobs, their events, retries, limits, progress."""
+"""The parts of a run: jobs, events, retries, limits, progress."""

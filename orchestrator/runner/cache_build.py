@@ -30,7 +30,7 @@ from orchestrator.storage.reference_cache import ReferenceCacheStore, jobs_folde
 
 @dataclass(frozen=True, kw_only=True)
 class DisplayedPart:
-    """A share of a pass, for the display."""
+    """A part of a reference pass, for the display."""
 
     fingerprint: str
     arm: str
@@ -39,59 +39,59 @@ class DisplayedPart:
 
 
 class CacheBuild:
-    """The reference caches that trials are to read: what is there is checked, the rest is built.
+    """Verifies the existing reference caches of a study's trials and builds the missing ones.
 
-    A pass that cannot be made, or that turns out broken and is not worth making anew, is computed
-    by its trials: its state says so. Use it as a context manager: within it no other driver builds
-    the same. An executor runs its `jobs`; when all `ended`, `finish` gives passes their names.
+    If a pass cannot be built, or is broken and not worth rebuilding, its state is set so that the
+    trials compute it. Use this as a context manager: within it, no other driver builds the same
+    passes. An executor runs its `jobs`; when all have `ended`, `finish` commits the caches.
     """
 
     def __init__(
         self, passes: Sequence[PlannedCache], *, study: str, storage: Path, console: Console
     ) -> None:
-        """Nothing is looked at yet.
+        """Create a build without reading anything yet.
 
         Args:
-            passes: of `plan_caches`; their states are brought up to date.
-            study: its name.
-            storage: where stores lie.
-            console: where it is said what became of passes.
+            passes: result of `plan_caches`; their states are updated.
+            study: name of the study.
+            storage: where the caches are.
+            console: where messages on the passes go.
         """
         self._passes, self._study, self._console = passes, study, console
         self._caches = ReferenceCacheStore(storage)
         self._groups: list[list[PlannedCache]] = []
-        self._parts: dict[str, list[Job]] = {}  # of each group, by its first pass
+        self._parts: dict[str, list[Job]] = {}  # jobs of each group, by its first pass
         self._began = time.perf_counter()
         self._results: dict[Path, Finished] = {}
         self._ended: dict[Path, float] = {}
         self._lost: dict[Path, int] = {}
         self._left = 0
-        self._reasons: dict[str, str] = {}  # why passes failed
-        self._seconds: dict[str, float] = {}  # that passes took
+        self._reasons: dict[str, str] = {}  # why passes failed, by key
+        self._seconds: dict[str, float] = {}  # duration of passes, by key
         self._held = ExitStack()
 
     def __enter__(self) -> CacheBuild:
-        """Look at all passes; keep the others' hands off those that are to be made."""
+        """Verify all passes, and lock those that are to be built."""
         cache = self._caches.cache
-        _note_uses(self._passes, self._study, cache)  # first of all: what is used is not pruned
+        _note_uses(self._passes, self._study, cache)  # first, so that they are not pruned
         with ExitStack() as locks:
-            # In one order: two drivers never wait for each other.
+            # Always in the same order, so that two drivers do not deadlock.
             for planned in sorted(self._passes, key=lambda planned: planned.one.key):
                 _look(planned, self._caches, self._console)
                 if planned.state != "to make":
                     continue
                 folder = store_folder(cache, planned.one.key)
                 locks.enter_context(build_lock(folder, _waits(planned, self._console)))
-                _look(planned, self._caches, self._console)  # it may be what was waited for
+                _look(planned, self._caches, self._console)  # it may have been built meanwhile
             self._held = locks.pop_all()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Let others build."""
+        """Release the locks."""
         self._held.close()
 
     def jobs(self, executor: Executor) -> list[Job]:
-        """Return what is to be run: groups of passes, the samples of each shared out to workers.
+        """Return the jobs of the build. They split the samples of each group of passes.
 
         Args:
             executor: within `opened`.
@@ -109,7 +109,7 @@ class CacheBuild:
 
     @property
     def reads(self) -> set[str]:
-        """The fingerprints of trials that read what is to be made."""
+        """The fingerprints of trials that read a pass to be built."""
         made = (planned for group in self._groups for planned in group)
         return {fingerprint for planned in made for fingerprint in planned.trials}
 
@@ -119,7 +119,7 @@ class CacheBuild:
         return self._left == 0
 
     def take(self, event: Event) -> None:
-        """Note what becomes of a job."""
+        """Record an event of a job."""
         if isinstance(event, Failed) and event.retry is None:
             assert event.job.shard is not None
             for one in event.job.shard.passes:
@@ -131,7 +131,7 @@ class CacheBuild:
             self._left -= 1
 
     def retry(self, failed: Failed) -> Job | None:
-        """Go on with a part whose worker was lost: the shards that it made are there."""
+        """Return the next attempt at a part whose worker was lost. Its finished shards are kept."""
         job, tried = failed.job, self._lost.get(failed.job.folder, 0)
         if failed.cause != "worker_lost" or tried >= job.config.engine.retries:
             return None
@@ -139,11 +139,11 @@ class CacheBuild:
         return replace(job, id=f"{job.id}-again")
 
     def finish(self) -> list[dict[str, Any]]:
-        """Give what was made its name, let others build, and say what became of each pass.
+        """Commit the caches, release the locks and return what became of each pass.
 
         Returns:
-            a record of each pass: what, hash, samples, bytes, seconds, by how much bf16 moves a
-            token's log-probability at most, state, trials.
+            a record per pass: pass, hash, samples, bytes, seconds, rounding (largest change of a
+            token's log-probability by bf16), state, trials.
         """
         for group in self._groups:
             self._finish_group(group)
@@ -210,7 +210,7 @@ class CacheBuild:
 def attach_caches(
     jobs: Sequence[tuple[Job, Trial, int]], passes: Sequence[PlannedCache], storage: Path
 ) -> list[tuple[Job, Trial, int]]:
-    """Return the jobs with the stores that each may read."""
+    """Return the jobs with the caches that each can read."""
     of_trial: dict[str, list[PlannedCache]] = {}
     for planned in passes:
         if planned.state == "cached":
@@ -227,7 +227,7 @@ def attach_caches(
 
 
 def _look(planned: PlannedCache, caches: ReferenceCacheStore, console: Console) -> None:
-    """Say of a pass whether its store can be used; every file is hashed once a machine."""
+    """Update a pass's state from its cache. Every file is hashed once per machine."""
     folder = store_folder(caches.cache, planned.one.key)
     try:
         planned.take(caches.verify(folder, planned.one.identity))
@@ -241,7 +241,7 @@ def _look(planned: PlannedCache, caches: ReferenceCacheStore, console: Console) 
 def _parts(
     group: Sequence[PlannedCache], caches: ReferenceCacheStore, executor: Executor, groups: int
 ) -> list[Job]:
-    """Return the jobs of a group: as many as there are workers for it."""
+    """Return the jobs of a group, one per available worker."""
     folder = store_folder(caches.cache, group[0].one.key)
     whole = Job(
         id=f"pass-{folder.name[:12]}",
@@ -268,7 +268,7 @@ def _parts(
 
 
 def displayed_part(job: Job) -> DisplayedPart:
-    """Return what a part of a pass shows as."""
+    """Return the display entry of a part of a pass."""
     assert job.shard is not None
     arm = job.name.replace("reference pass ", "reference: ", 1)
     return DisplayedPart(fingerprint=job.shard.passes[0].key, arm=arm, name=job.name)

@@ -26,15 +26,15 @@ from orchestrator.executors.base import (
     Started,
 )
 
-ROWS = 24  # of the live table; the rest is counted
+ROWS = 24  # rows of the live table; the rest is counted
 PLAIN_EVERY = 10.0  # seconds between a trial's plain lines
-_TRAINING = 4.0  # of a benchmark's answers: training takes most of a trial's time
-_SCORING = 0.1  # likewise: of scoring them by rules
-#: Of a phase, by its first word; else 1. What an engine's answers are compared with is not told.
+_TRAINING = 4.0  # weight relative to a benchmark's answers: training takes longest
+_SCORING = 0.1  # likewise, of scoring by rules
+#: Weight of a phase, by its first word; 1 for others. Parity checks of an engine do not count.
 _WEIGHTS = {
     "train": _TRAINING, "score": _SCORING, "judge": _SCORING, "measure": 0.0, "check": 0.0
 }  # fmt: skip
-_BEFORE = ("start", COPYING, "check data")  # phases before the work whose share is told
+_BEFORE = ("start", COPYING, "check data")  # phases before the progress starts to count
 _STYLES = {
     "running": "cyan", "answered": "cyan", "done": "green", "failed": "bold red",
     "killed": "red", "cut": "yellow", "waiting": "dim",
@@ -42,26 +42,26 @@ _STYLES = {
 
 
 class DisplayedTrial(Protocol):
-    """What a line stands for: a trial, or a share of a reference pass."""
+    """What a line displays: a trial, or a part of a reference pass."""
 
     @property
     def fingerprint(self) -> str:
-        """The hash of what it is."""
+        """Its fingerprint."""
 
     @property
     def arm(self) -> str:
-        """What column `arm` says."""
+        """Text of the column `arm`."""
 
     @property
     def seed(self) -> int | None:
-        """The seed, where it has one."""
+        """Its seed, if it has one."""
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its display name."""
 
 
-#: A job, what it stands for, and which attempt it is.
+#: A job, what it displays, and the number of the attempt.
 Entry = tuple[Job, DisplayedTrial, int]
 
 
@@ -70,18 +70,18 @@ class _Line:
     job: Job
     trial: DisplayedTrial
     state: Literal["waiting", "running", "answered", "done", "failed", "killed", "cut"] = "waiting"
-    whole: float = 0.0  # the weights of all its phases
+    whole: float = 0.0  # sum of the weights of its phases
     progress: Progress | None = None
     loss: float | None = None
     began: float = 0.0
-    worked_from: float = 0.0  # when the model was loaded and work began
+    worked_from: float = 0.0  # when the model was loaded and the work started
     ended: float = 0.0
     reason: str = ""
     told: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
 
     def begin(self, job: Job) -> None:
-        """Take a job, all of which is still to be done."""
+        """Start with a new job."""
         self.job, self.whole = job, 1.0
         if job.shard is None:
             asked = times_asked(job.config) if job.trains else 1
@@ -92,28 +92,28 @@ class _Line:
             self.whole += 1.0 if job.trains and job.config.pairs.rounds else 0.0
 
     def share(self) -> float:
-        """Return how much is done, 0 to 1, by the phases' steps and items."""
+        """Return the progress from 0 to 1, by the phases' steps and items."""
         return min(sum(self.phases.values()) / max(self.whole, _SCORING), 1.0)
 
     def take(self, progress: Progress) -> None:
-        """Note where the trial is."""
+        """Record the trial's progress."""
         self.progress = progress
         kind, _, benchmark = progress.phase.partition(" ")
         weight = _WEIGHTS.get(kind, 1.0)
         if progress.phase not in _BEFORE:
             self.worked_from = self.worked_from or time.monotonic()
-            # A judge's replies are what scoring waits for: both are one phase.
+            # Scoring waits for the judge's replies, so both count as one phase.
             phase = f"score {benchmark}" if kind == "judge" else progress.phase
             now, before = weight * progress.done / max(progress.total, 1), self.phases.get(phase, 0)
             if self.job.config.training.score_at and kind != "train" and now < before == weight:
-                # It is asked again, of the model after another step.
+                # The benchmark is answered again, after a further step.
                 self.phases[f"{phase}, {len(self.phases)}"] = before
             self.phases[phase] = now
         self.loss = progress.figures.get("loss", self.loss)
 
 
 class Board:
-    """The state of every trial of a run, and the time that is left."""
+    """The state of every trial of a run, and the remaining time."""
 
     def __init__(self, jobs: Sequence[Entry]) -> None:
         self.lines = {job.id: _Line(job=job, trial=trial) for job, trial, _ in jobs}
@@ -121,7 +121,7 @@ class Board:
             line.begin(line.job)
 
     def take(self, event: Event) -> _Line:
-        """Note an event; return its line."""
+        """Record an event and return its line."""
         line = self.lines[event.job.id]
         match event:
             case Started():
@@ -147,7 +147,7 @@ class Board:
         return line
 
     def count(self, *states: str, passes: bool = False) -> int:
-        """Return how many trials are in one of some states; or parts of reference passes."""
+        """Return the number of trials, or parts of reference passes, in one of the states."""
         return sum(line.state in states for line in self.of(passes=passes))
 
     def of(self, *, passes: bool) -> list[_Line]:
@@ -155,17 +155,17 @@ class Board:
         return [line for line in self.lines.values() if (line.job.shard is not None) == passes]
 
     def eta(self, line: _Line) -> float | None:
-        """Return the seconds a running trial has left; None where nothing tells yet."""
+        """Return the remaining seconds of a running trial; None if it is too early to tell."""
         share = line.share()
         if share < 0.02:
             return None
         return (time.monotonic() - line.worked_from) * (1 - share) / share
 
     def overall_eta(self, *, passes: bool = False) -> float | None:
-        """Return the seconds that all trials have left, from the share of them done so far.
+        """Return the remaining seconds of all trials, from the share done so far.
 
         Args:
-            passes: of parts of reference passes, in place of trials.
+            passes: of parts of reference passes instead of trials.
         """
         lines = self.of(passes=passes)
         begun = [line for line in lines if line.state != "waiting"]
@@ -184,10 +184,10 @@ class Board:
 
 
 class Display(Protocol):
-    """Shows a run; a context manager around it."""
+    """Displays a run. Use it as a context manager around the run."""
 
     def __enter__(self) -> Display:
-        """Begin to show."""
+        """Start the display."""
 
     def __exit__(self, *error: object) -> None:
         """Leave the last state on the screen."""
@@ -197,7 +197,7 @@ class Display(Protocol):
 
 
 class LiveDisplay:
-    """One table that is drawn again and again."""
+    """A live table."""
 
     def __init__(self, console: Console, jobs: Sequence[Entry]) -> None:
         self._board = Board(jobs)
@@ -213,7 +213,7 @@ class LiveDisplay:
         self._live.__exit__(None, None, None)
 
     def take(self, event: Event) -> None:
-        """Note an event; it shows at the next refresh."""
+        """Record an event. It is shown at the next refresh."""
         self._board.take(event)
 
     def _draw(self) -> Group:
@@ -262,7 +262,7 @@ class LiveDisplay:
 
 
 class PlainDisplay:
-    """A line when something happens, and now and then where a trial is."""
+    """Prints a line for each event, and regularly the progress of trials."""
 
     def __init__(self, console: Console, jobs: Sequence[Entry]) -> None:
         self._board = Board(jobs)
@@ -273,10 +273,10 @@ class PlainDisplay:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing is left to say."""
+        """Do nothing."""
 
     def take(self, event: Event) -> None:
-        """Say an event, progress at most every ten seconds a trial."""
+        """Print an event; progress at most every ten seconds per trial."""
         board = self._board
         line = board.take(event)
         passes = line.job.shard is not None
@@ -285,7 +285,7 @@ class PlainDisplay:
         tally = f"[{ended}/{whole}, {_left(board.overall_eta(passes=passes))} left]"
         match event:
             case Started() if line.job.scores and line.progress is not None:
-                pass  # a further step of a trial that has begun
+                pass  # a further step of a started trial
             case Started():
                 self._say(f"{line.trial.name}: started")
             case Answered():
@@ -320,7 +320,7 @@ def display_for(console: Console, jobs: Sequence[Entry]) -> Display:
 
 
 def _where(progress: Progress) -> str:
-    """Return where a trial is, with its pace where it answers questions."""
+    """Return a trial's phase and progress, with the rate of its answers if it has one."""
     where = f"{progress.phase} {progress.done}/{progress.total}"
     for name, unit in (("items_per_second", "/s"), ("tokens_per_second", " tokens/s")):
         if (rate := progress.figures.get(name)) is not None:
@@ -329,7 +329,7 @@ def _where(progress: Progress) -> str:
 
 
 def _left(seconds: float | None) -> str:
-    """Return a duration as people read it; `?` where it is not known yet."""
+    """Format a duration; `?` for None."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""The one server that answers for all arms of a study, where the study wants one."""
+"""Run the inference server that a study's arms share, if it has one."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from orchestrator.plan.plan import Plan
 def opened_engine(
     plan: Plan, jobs: Sequence[Job], executor: Executor, folder: Path, stop: Stop
 ) -> Iterator[Path | None]:
-    """Have a study's server running; yield the file that says where it is.
+    """Run a study's server, and yield the file with its address.
 
-    None: the study has none, or no job would ask it.
+    It yields None if the study has none or no job would use it.
 
     Args:
         plan: the study's plan.
-        jobs: what is to run first.
-        executor: within `opened`; gives it GPUs.
-        folder: gets its log.
-        stop: whether the run is to stop; nothing new begins once the server is gone for good.
+        jobs: the jobs of the first phase.
+        executor: within `opened`; reserves the server's GPUs.
+        folder: folder for the server's log.
+        stop: whether the run should stop. If the server is lost for good, no new job starts.
 
     Raises:
-        UserError: it does not start, or not where all jobs reach it.
+        UserError: the server does not start, or not all jobs can reach it.
         KeyboardInterrupt: the run was stopped meanwhile.
     """
     config = plan.base.config
     if not is_shared(config) or not any(_asks(job) for job in jobs):
         yield None
         return
-    from chip_core.evaluation.generators.study_server import StudyServer  # it takes torch
+    from chip_core.evaluation.generators.study_server import StudyServer  # it imports torch
 
     settings = config.evaluation.generator
     trained = [trial.config for trial in plan.trials if not trial.untrained]
     rank = largest_rank([*trained, *(job.config for job in jobs)])
-    problem = rank_problem(rank)  # of what a search will try, which is in no arm yet
+    problem = rank_problem(rank)  # of a search's draws, which are in no arm yet
     if problem is not None:
         raise UserError(f"evaluation.generator.serves is study: {problem}")
     with ExitStack() as opened:
@@ -70,5 +70,5 @@ def opened_engine(
 
 
 def _asks(job: Job) -> bool:
-    """Return whether a job asks the server that others ask too."""
+    """Return whether a job uses the shared server."""
     return not job.scores and (job.untrained or is_servable(job.config))

@@ -1,4 +1,4 @@
-"""Turn a plan into jobs, and take over what workers left behind."""
+"""Create the jobs of a plan, and recover what earlier attempts left."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from orchestrator.storage.binding import storage_of
 from orchestrator.storage.download import fetch_trials
 from orchestrator.tracking.base import Status, TrialView
 
-#: Why an attempt ended that nobody saw end.
+#: Reason of an attempt whose driver did not record its end.
 UNSEEN = "the driver of its study ended before it did"
 
 
 def reconcile_attempts(plan: Plan, ledger: Ledger, storage: Path) -> None:
-    """Record what became of attempts whose driver is gone: nothing finished is run again.
+    """Record the results of attempts whose driver is gone, so that nothing finished runs again.
 
-    Call it under the study's lock: then no driver of the study is at work.
+    Call this with the study's lock held, so that no other driver of the study runs.
     """
     study = plan.study.name
     record_results(plan, ledger, storage)
@@ -47,10 +47,10 @@ def reconcile_attempts(plan: Plan, ledger: Ledger, storage: Path) -> None:
 
 
 def refresh_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
-    """Return a plan as far as it is known when all that is done of it is in the ledger.
+    """Bring the ledger up to date with all results of a plan, and resolve its searches.
 
-    What searches chose makes trials known, of which a storage may have some, too. Figures whose
-    files are gone or changed are told, and are not done.
+    Resolved searches add trials, which the storage may have as well. Figures whose files are gone
+    or changed are reported and count as missing.
 
     Raises:
         StorageError: the storage cannot be read.
@@ -72,7 +72,7 @@ def refresh_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
 
 
 def _drop_changed(plan: Plan, ledger: Ledger, storage: Path) -> bool:
-    """Remove copies that are not what was written, of files that a storage has; whether any was."""
+    """Remove local copies that differ from what was written, and return whether there were any."""
     dropped = False
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
@@ -87,13 +87,13 @@ def _drop_changed(plan: Plan, ledger: Ledger, storage: Path) -> bool:
 
 
 def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
-    """Return what is still to run: (job, trial, number of its attempt), the untrained model first.
+    """Return (job, trial, attempt number) of what is left to run, the untrained model first.
 
-    A trial that is trained but lacks a benchmark's figures is asked, not trained again; one whose
-    answers are there is scored, without a model.
+    A trained trial without a benchmark's figures is only evaluated, not trained again. One with
+    answers is only scored, without a model.
     """
     jobs = []
-    remote = storage_of(storage) is not None  # whose weights are not here: a worker looks at them
+    remote = storage_of(storage) is not None  # weights are not here: a worker checks them
     rule = plan.study.early_stopping
     compared_with = {
         trial.fingerprint
@@ -140,14 +140,14 @@ def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial
 
 
 def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
-    """Return a trial's next attempt in the same run, and its number.
+    """Return a trial's next attempt in the same run, and the attempt's number.
 
-    It goes on from what the attempts before left.
+    It continues from what the earlier attempts left.
 
     Args:
-        job: the attempt before, with what is to be otherwise this time.
-        trial: whose it is.
-        storage: where its attempts lie.
+        job: job of the previous attempt, with what changes this time.
+        trial: the trial.
+        storage: where the trials' folders are.
     """
     done = attempts_of(storage, trial)
     attempt = max([int(job.id.rpartition("-")[2]), *done]) + 1
@@ -164,15 +164,15 @@ def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
 def iter_phases(
     plan: Plan, ledger: Ledger, storage: Path, refresh: Callable[[Plan], Any] = lambda plan: None
 ) -> Iterator[tuple[Plan, list[tuple[Job, Trial, int]]]]:
-    """Yield what is to be run, with the plan as it is known by then.
+    """Yield the phases of a run: the plan as known by then, and its jobs.
 
-    The searches of all arms come first; what they chose is run when all of them have ended.
+    The searches of all arms come first. The seeds follow when all searches have ended.
 
     Args:
-        plan: as it is known.
-        ledger: what is done.
-        storage: where trials lie.
-        refresh: takes in what is done already of a plan that has come to be known.
+        plan: the plan as known so far.
+        ledger: the ledger.
+        storage: where the trials' folders are.
+        refresh: records existing results of the newly resolved plan.
     """
     jobs = jobs_for(plan, ledger, storage)
     searching = [job for job in jobs if isinstance(job[1], SearchTrial) or job[1].untrained]
@@ -190,11 +190,11 @@ def iter_phases(
 def longest_first(
     jobs: Sequence[tuple[Job, Trial, int]], plan: Plan
 ) -> list[tuple[Job, Trial, int]]:
-    """Return jobs seed by seed as planned, those of a seed from the longest to the shortest.
+    """Return jobs seed by seed, within a seed from the longest to the shortest.
 
-    Where several run at a time, they end at about the same time then: the last to begin is short.
-    What is long is told from the configurations alone, and changes nothing but the order. Where
-    early stopping compares trainings with those that have run, they come as planned.
+    Jobs that run in parallel then end at about the same time, since the last to start is short.
+    The length is estimated from the configurations, and only affects the order. With early
+    stopping, which compares trainings with those that have run, the planned order is kept.
     """
     if plan.study.early_stopping is not None:
         return list(jobs)
@@ -204,9 +204,9 @@ def longest_first(
     def place(each: tuple[Job, Trial, int]) -> tuple[int, int, int]:
         job, trial, _ = each
         config, rank = job.config, ranks.get(trial.fingerprint, -1)
-        if rank < 0 or not job.trains:  # the untrained model, and what a search tries
+        if rank < 0 or not job.trains:  # the untrained model and the trials of a search
             return rank, 0, 0
-        # The rows of a hub's data may not be known here: then all count as having as many.
+        # The number of rows of hub data may be unknown here: then all are taken to have as many.
         steps = steps_of(config, rows(config.data.model_dump_json())) or 1
         views = steps * config.training.batch_size * len(config.objective.policy_reads)
         parts = (config.vision_encoder, config.projector, config.language_model)
@@ -218,7 +218,7 @@ def longest_first(
 def trial_view(
     trial: Trial, ledger: Ledger, storage: Path, study: str, status: Status
 ) -> TrialView:
-    """Return what a tracker shows of a trial."""
+    """Return a tracker's view of a trial."""
     record = ledger[trial.fingerprint]
     attempts = [record.history[number] for number in sorted(record.history)]
     begun = [attempt.started for attempt in attempts if attempt.started is not None]
@@ -253,12 +253,12 @@ def _job_id(trial: Trial, attempt: int, *, scores: bool) -> str:
 
 
 def _wanting(trial: Trial, record: TrialRecord, *, anew: bool) -> TrialConfig:
-    """Return the trial's configuration with the benchmarks that are still to be scored.
+    """Return a trial's configuration with only the benchmarks that are still to be scored.
 
     Args:
         trial: the trial.
-        record: what is known of it.
-        anew: whether its model is trained again: then everything is scored.
+        record: record of the trial.
+        anew: whether its model is trained again, so that everything is scored.
     """
     if anew and not trial.untrained:
         return trial.config
@@ -275,14 +275,14 @@ def _wanting(trial: Trial, record: TrialRecord, *, anew: bool) -> TrialConfig:
 
 
 def _to_resume(storage: Path, trial: Trial) -> Path | None:
-    """Return the newest attempt that left a trained model, else checkpoints.
+    """Return the newest attempt that left a trained model, or else checkpoints.
 
-    Whether they are whole, the worker sees.
+    The worker checks whether they are complete.
     """
     attempts = list(attempts_of(storage, trial).values())
     left = [folder for folder in attempts if has_model(folder)]
     if attempts and not left:
-        # Imported here: it takes torch, which a first run's driver goes without.
+        # Imported here, since it imports torch, which the driver of a first run does not need.
         from chip_core.training.checkpoint import list_checkpoints
 
         left = [folder for folder in attempts if list_checkpoints(folder)]

@@ -1,4 +1,4 @@
-"""Stop a run at a limit; running trials leave a checkpoint."""
+"""Stop a run at a limit. Running trials write a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def check_limits(limits: Limits, plan: Plan) -> None:
 
 
 class LimitedExecutor:
-    """An executor within limits.
+    """Wraps an executor, and stops the run at its limits.
 
-    They are looked at whenever something happens: a trial tells of its progress every second.
+    Limits are checked at every event; a trial reports its progress about every second.
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class LimitedExecutor:
         stop: Stop,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing has begun.
+        """Wrap an executor.
 
         Args:
             executor: what runs the jobs.
-            limits: where it stops.
-            stop: what the executor looks at.
-            clock: seconds.
+            limits: limits of the run.
+            stop: stop request that the executor checks.
+            clock: returns the time in seconds.
         """
         self._executor, self._limits, self._stop, self._clock = executor, limits, stop, clock
         self._began: float | None = None
-        self._running: dict[str, tuple[float, float]] = {}  # since when, with how many GPUs
+        self._running: dict[str, tuple[float, float]] = {}  # start and number of GPUs, by job id
         self._gpu_seconds = 0.0  # of jobs that have ended
         self._failures = 0
 
@@ -103,7 +103,7 @@ class LimitedExecutor:
         elif not isinstance(event, Progressed):
             since, gpus = self._running.pop(event.job.id)
             self._gpu_seconds += gpus * (now - since)
-            # What is tried again has not failed yet.
+            # An attempt that is retried does not count as a failure.
             self._failures += (
                 isinstance(event, Failed) and event.job.shard is None and event.retry is None
             )

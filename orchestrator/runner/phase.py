@@ -1,4 +1,4 @@
-"""Run one phase of a study: the reference caches that are missing, and the trials."""
+"""Run one phase of a study: its missing reference caches and its trials."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Wanted = Sequence[tuple[Job, Trial, int]]
 
 
 class PhaseRun:
-    """Runs a phase's jobs in one go, so that the slots that build caches run the trials too.
+    """Runs a phase's jobs together, so that the slots that build caches also run trials.
 
-    A trial begins when what it reads is there; one that reads nothing of it, at once.
+    A trial starts when the caches that it reads are built, or at once if it reads none of them.
     """
 
     def __init__(
@@ -35,25 +35,25 @@ class PhaseRun:
         console: Console,
         made: Callable[[list[dict[str, Any]]], None],
     ) -> None:
-        """Nothing runs yet.
+        """Create a phase without running it.
 
         Args:
-            wanted: the trials' jobs, in their order.
-            passes: what they read, of `plan_caches`.
-            study: its name.
-            storage: where caches and trials lie.
-            recorder: notes what becomes of trials.
-            console: where progress goes.
-            made: is told what became of the passes.
+            wanted: the trials' jobs, in order.
+            passes: the passes that they read, from `plan_caches`.
+            study: name of the study.
+            storage: where caches and trials are.
+            recorder: records the events of trials.
+            console: where the progress is displayed.
+            made: called with the records of the passes.
         """
         self._wanted, self._passes, self._storage = wanted, passes, storage
         self._recorder, self._console, self._made = recorder, console, made
         self._build = CacheBuild(passes, study=study, storage=storage, console=console)
         self._display: Display
-        self._waiting: Wanted = ()  # for caches
+        self._waiting: Wanted = ()  # trials that wait for caches
 
     def run(self, executor: Executor) -> None:
-        """Run all.
+        """Run all jobs.
 
         Args:
             executor: within `opened`.
@@ -76,7 +76,7 @@ class PhaseRun:
                 executor.run(jobs, self._take, self._retry, self._more)
 
     def _more(self) -> Sequence[Job] | None:
-        """Return the trials that waited for caches, once these are made."""
+        """Return the trials that waited for caches once these are built; None before."""
         if not self._waiting:
             return ()
         if not self._build.ended:

@@ -44,13 +44,13 @@ class Recorder:
         self._jobs: dict[str, tuple[Trial, int]] = {}
         self._same: dict[str, list[Trial]] = {}
         self._running: set[str] = set()
-        self._lost: dict[str, int] = {}  # how often a trial was tried again for being lost
+        self._lost: dict[str, int] = {}  # how often a lost trial was retried
         self._lock = threading.Lock()
         self.executed = 0
         self.failed: dict[str, str] = {}
 
     def open(self, plan: Plan, jobs: list[tuple[Job, Trial, int]]) -> None:
-        """Show a plan's runs as far as they are done, and be ready for its jobs."""
+        """Show a plan's finished trials in the tracker, and prepare for its jobs."""
         self._jobs = {job.id: (trial, attempt) for job, trial, attempt in jobs}
         if plan is self._opened:
             return
@@ -70,7 +70,7 @@ class Recorder:
             trial, attempt = self._jobs[event.job.id]
             match event:
                 case Started() if event.job.id in self._running:
-                    pass  # a further step of an attempt that has begun
+                    pass  # a further step of a started attempt
                 case Started():
                     self.executed += 1
                     self._running.add(event.job.id)
@@ -101,7 +101,7 @@ class Recorder:
                     if retry_job is None:
                         self.failed[trial.name] = reason
                         self._show(trial, "FAILED")
-                    if event.cause == "disk":  # the next ones would find it as full
+                    if event.cause == "disk":  # further attempts would fail, too
                         self._stop.drain("a disk is full")
                 case EarlyStopped(reason=reason):
                     self._running.discard(event.job.id)
@@ -110,20 +110,20 @@ class Recorder:
                     self._show(trial, "KILLED")
 
     def retry(self, failed: Failed) -> Job | None:
-        """Return the next attempt of a trial that is worth one, and be ready for it."""
+        """Return the next attempt of a trial, or None, and prepare for its events."""
         with self._lock:
             trial, _ = self._jobs[failed.job.id]
             job = next_retry(failed, lost=self._lost.get(trial.fingerprint, 0))
             if job is None:
                 return None
-            if job is failed.job:  # as it was: it was lost
+            if job is failed.job:  # unchanged, so the worker was lost
                 self._lost[trial.fingerprint] = self._lost.get(trial.fingerprint, 0) + 1
             job, attempt = next_attempt(job, trial, self._storage)
             self._jobs[job.id] = (trial, attempt)
             return job
 
     def stop(self, reason: str) -> None:
-        """Record that what still ran was killed."""
+        """Record that the running trials were killed."""
         with self._lock:
             for job_id in sorted(self._running):
                 trial, attempt = self._jobs[job_id]

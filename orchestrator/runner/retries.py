@@ -1,4 +1,4 @@
-"""Decide which failed attempts are tried again."""
+"""Decide which failed attempts are retried."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from orchestrator.executors.base import Failed, Job
 
 
 def next_retry(failed: Failed, *, lost: int) -> Job | None:
-    """Return how a trial is tried again; None where it would come to the same.
+    """Return the next attempt of a trial; None if it would fail in the same way.
 
-    A lost worker or node: as it was, `engine.retries` times within a run. Memory that ran out in a
-    training: with half the micro-batch, down to one; the global batch stays. A wrong
-    configuration, a loss that is no number, a full disk, a stop: never.
+    After a lost worker or node: unchanged, `engine.retries` times per run. After a training ran out
+    of memory: with half the micro-batch, down to one, and the same global batch. After a wrong
+    configuration, a loss that is not finite, a full disk or a stop: never.
 
     Args:
         failed: how the attempt ended.
-        lost: how often this trial was tried again in this run for having been lost.
+        lost: how often this trial was retried in this run after being lost.
 
     Returns:
-        the job of the next attempt, all but its place: `id`, `folder`, what it goes on from.
+        the job of the next attempt, with `id`, `folder` and what it resumes from yet to be set.
     """
     job, engine = failed.job, failed.job.config.engine
     if failed.cause == "memory" and job.trains and engine.micro_batch > 1:
@@ -32,7 +32,7 @@ def next_retry(failed: Failed, *, lost: int) -> Job | None:
             f"{failed.reason}"
         )
         return replace(job, config=config, notes=(*job.notes, note))
-    # Memory that ran out elsewhere may have been another process's.
+    # Otherwise another process may have used up the memory.
     machine = failed.cause == "memory" and failed.from_outside
     if (failed.cause == "worker_lost" or machine) and lost < engine.retries:
         return job

@@ -1,4 +1,4 @@
-"""Show a study in MLflow again from its own records."""
+"""Show a study in MLflow again, from its own records."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from orchestrator.tracking.projection import MlflowTracker
 
 @dataclass(frozen=True, kw_only=True)
 class SyncResult:
-    """What a study's runs show now."""
+    """The result of a sync of one study."""
 
     study: str
-    trials: int  # the untrained model among them
+    trials: int  # number of trials, with the untrained model
     address: str
-    refused: Mapping[str, str] = field(default_factory=dict)  # what MLflow does not take, and why
+    refused: Mapping[str, str] = field(default_factory=dict)  # what MLflow rejects, and why
 
 
 def find_snapshots(workdir: Path, names: Sequence[str]) -> list[PlanSnapshot]:
-    """Return the studies of a work directory that are named, by name or by file; all if none is.
+    """Return the studies of a work directory with the given names or files; all without any.
 
     Raises:
-        UserError: one was never run there, or nothing was.
+        UserError: a study, or any at all, was never run there.
     """
     kept = list(plan_snapshots(workdir))
     known = join_names(plan.study for plan in kept)
@@ -59,15 +59,15 @@ def find_snapshots(workdir: Path, names: Sequence[str]) -> list[PlanSnapshot]:
 
 
 def sync_study(kept: PlanSnapshot, workdir: Path, tracker: MlflowTracker) -> SyncResult:
-    """Show all that ledger, attempts and report folder hold of a study.
+    """Show everything that ledger, attempts and report folder have of a study.
 
     Args:
-        kept: the study as it was last run.
-        workdir: its work directory.
-        tracker: where it is shown.
+        kept: snapshot of the study's last run.
+        workdir: the work directory.
+        tracker: tracker that shows it.
 
     Raises:
-        UserError: its file is gone or has changed for the worse, it is being run, or the store
+        UserError: its file is gone or invalid, the study is being run, or the store
             cannot be used.
     """
     if not kept.path.is_file():
@@ -114,7 +114,7 @@ def _status(record: TrialRecord, trial: Trial) -> Status:
 
 
 def _ends(kept: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path) -> list[FinalSnapshot]:
-    """Return how the study's runs ended, the last one as its trials are if it was cut short."""
+    """Return how the study's runs ended; an interrupted last one is derived from its trials."""
     ends = kept_snapshots(workdir, plan)
     if ends and ends[-1].time >= kept.time:
         return ends
