@@ -1,1 +1,1 @@
-"""One job: what it is, where it goes, how a process runs it, how it is stopped."""
+"""Jobs: description, placement, execution in a process, stopping."""

@@ -1,4 +1,4 @@
-"""One attempt at a job in this process: run it, and say what ended it."""
+"""Run one attempt at a job in this process, and determine what ended it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ from chip_core.utils.files import is_full
 from chip_core.utils.machine import cpu_seconds
 from orchestrator.jobs.job import Job
 
-#: Where a failed job's traceback is, in its folder.
+#: File with a failed job's traceback, in its folder.
 TRACEBACK = "traceback.txt"
 
-#: What ended an attempt: its own (a wrong configuration, a loss that is no number, a bug), a worker
-#: or node that was lost, memory that ran out, a full disk, a wish to stop.
+#: What ended an attempt: its own error (a wrong configuration, a loss that is not finite, a bug), a
+#: lost worker or node, lack of memory, a full disk, a stop request.
 Cause = Literal["trial_error", "worker_lost", "memory", "disk", "stopped"]
 
 
 def execute(
     job: Job, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False
 ) -> TrialResult | AnsweredTrial:
-    """Run one job in this process; it ends at its next step or batch where `stop` says so.
+    """Run one job in this process. It ends at its next step or batch if `stop` returns true.
 
     Returns:
-        what the trial came to; its answers, where they are scored by a job of their own
-        (`Job.scoring`).
+        the trial's result, or its answers if a separate job scores them (`Job.scoring`).
     """
     began, began_cpu = time.perf_counter(), cpu_seconds()
-    # They take torch and more, which only a worker needs.
+    # Imported here, since they import torch and more, which only a worker needs.
     if job.shard is not None:
         from chip_core.reference_cache.build import run_shard
         from chip_core.trial_context import stop_on_request
@@ -88,7 +87,7 @@ def execute(
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Return what ended an attempt, of what it raised."""
+    """Return the cause that an exception stands for."""
     if isinstance(error, StoppedError):
         return "stopped"
     if isinstance(error, MemoryFullError | MemoryError):
@@ -99,7 +98,7 @@ def cause_of(error: BaseException) -> Cause:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an exception as a trial's reason, in one line."""
+    """Return the reason of a failed trial from its exception, in one line."""
     first = printable((str(error).strip().splitlines() or [""])[0])
     if isinstance(error, (TrialError, UserError)) and first:
         return first
@@ -109,9 +108,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def keep_traceback(job: Job) -> None:
-    """Write the exception that is being handled, whole, to the job's folder."""
+    """Write the traceback of the exception being handled to the job's folder."""
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
     except OSError:
-        return  # the disk may be what failed; the reason says so
+        return  # the disk may be the cause, which the reason states

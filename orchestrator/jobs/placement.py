@@ -1,4 +1,4 @@
-"""Place a trial's workers on a cluster's nodes by what each asks for."""
+"""Place a trial's workers on a cluster's nodes by their resource requests."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import dataclass
 from chip_core.config.trial import EngineConfig
 from chip_core.utils.errors import UserError
 
-#: A custom resource that the drivers of jobs take: no CPU, so that workers always find one.
+#: Custom resource of the jobs' drivers. They take no CPU, so that one is always left for workers.
 DRIVER = "chip_driver"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceRequest:
-    """What a trial asks for."""
+    """The resources that a trial requests."""
 
     workers: int
-    each: Mapping[str, float]  # what each worker is given, in Ray's names
+    each: Mapping[str, float]  # resources per worker, with Ray's names
 
 
 def resources_of(engine: EngineConfig) -> dict[str, float]:
-    """Return what each of a trial's workers is given, in Ray's names."""
+    """Return the resources of each of a trial's workers, with Ray's names."""
     gpus = {"GPU": engine.gpus_per_worker} if engine.gpus_per_worker else {}
     return {"CPU": float(engine.cpus_per_worker)} | gpus
 
 
 def fitting(node: Mapping[str, float], each: Mapping[str, float]) -> int:
-    """Return how many workers fit a node: 0.6 GPU holds three of 0.2, which floats deny."""
+    """Return how many workers fit a node, with a tolerance: 0.6 GPU holds three of 0.2."""
     return int(min(node.get(name, 0) / amount for name, amount in each.items()) + 1e-6)
 
 
 def slots(request: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Return how many trials with one request fit nodes at once.
+    """Return how many trials with the same request fit the nodes at once.
 
-    Where a node holds a whole trial, trials are not spread over nodes (`placement_of`).
+    If a node can hold a whole trial, trials are not spread over nodes (`placement_of`).
     """
     there = [fitting(node, request.each) for node in nodes]
     return sum(count // request.workers for count in there) or sum(there) // request.workers
@@ -49,7 +49,7 @@ def trials_at_once(
     """Return how many trials of the largest request fit at once, with all their workers.
 
     Raises:
-        UserError: not even one.
+        UserError: not even one fits.
     """
     counts = {slots(request, nodes): request for request in requests}
     if 0 not in counts:
@@ -66,15 +66,15 @@ def trials_at_once(
 
 
 def placement_of(request: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> str:
-    """Return how Ray is to place a trial's workers, as `ScalingConfig.placement_strategy`.
+    """Return Ray's placement strategy for a trial's workers (`ScalingConfig.placement_strategy`).
 
-    On one node where one is large enough, if need be by waiting for it: gradients pass between
-    them at every update. Else on as few as there are.
+    STRICT_PACK, one node, if a node is large enough, even if they must wait for it, since they
+    exchange gradients at every update; else PACK, as few nodes as possible.
     """
     whole = any(fitting(node, request.each) >= request.workers for node in nodes)
     return "STRICT_PACK" if whole else "PACK"
 
 
 def amounts(resources: Mapping[str, float]) -> str:
-    """Return resources for people."""
+    """Format resources."""
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())

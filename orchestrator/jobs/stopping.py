@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: What a run is stopped by: a user at the terminal, a machine that is being shut down.
+#: The signals that stop a run: from a user at the terminal, or a machine that shuts down.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _SAID = (
@@ -19,58 +19,58 @@ _SAID = (
 
 
 class Stop:
-    """Whether a run is to end. Executors look at it; anything may ask for it."""
+    """A request to stop a run. Executors check it, and any part of a run can make it."""
 
     def __init__(self) -> None:
-        """Nobody asked yet."""
+        """Create it without a request."""
         self._asked = False
         self._limit: str | None = None
         self._why: str | None = None
 
     @property
     def asked(self) -> bool:
-        """Whether running trials are to leave a checkpoint and end."""
+        """Whether running trials should write a checkpoint and end."""
         return self._asked
 
     @property
     def limit(self) -> str | None:
-        """The limit that asked, where it was no person."""
+        """The limit that made the request, if it was not a person."""
         return self._limit
 
     @property
     def no_more(self) -> bool:
-        """Whether nothing new is to begin; what runs goes on to its end, unless `asked`."""
+        """Whether no new job should start. Running ones continue to their end, unless `asked`."""
         return self._why is not None or self._asked
 
     @property
     def why(self) -> str | None:
-        """Why nothing new is to begin, where `drain` said so."""
+        """Why no new job should start, if `drain` was called."""
         return self._why
 
     def ask(self, limit: str | None = None) -> None:
-        """Let running trials leave a checkpoint and end, and begin nothing new.
+        """Request that running trials write a checkpoint and end, and that no new one starts.
 
         Args:
-            limit: what was reached, where that asks; who asked first stays.
+            limit: the limit that was reached, if it is the reason; the first request counts.
         """
         if not self._asked:
             self._limit = limit
         self._asked = True
 
     def drain(self, why: str) -> None:
-        """Let running trials come to their end, and begin nothing new.
+        """Request that no new trial starts, while running ones continue to their end.
 
         Args:
-            why: said at the end; the first one stays.
+            why: reason to print at the end; the first one counts.
         """
         self._why = self._why or why
 
     @contextmanager
     def install_signal_handlers(self) -> Iterator[None]:
-        """Take the first SIGINT or SIGTERM for a wish to stop; the second stops at once.
+        """Treat the first SIGINT or SIGTERM as a stop request; the second stops at once.
 
         Raises:
-            KeyboardInterrupt: at the second one, wherever the main thread is.
+            KeyboardInterrupt: at the second signal, wherever the main thread is.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -80,7 +80,7 @@ class Stop:
             if self._asked:
                 raise KeyboardInterrupt
             self.ask()
-            os.write(2, _SAID.encode())  # print could be in the middle of printing
+            os.write(2, _SAID.encode())  # print is not reentrant
 
         before: dict[signal.Signals, Callable[..., object] | int | None] = {}
         try:
@@ -94,7 +94,7 @@ class Stop:
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """Give the caller's signal handlers back where what is done meanwhile replaces them."""
+    """Restore the caller's signal handlers at the end, if the body replaces them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
