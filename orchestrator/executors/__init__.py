@@ -1,4 +1,4 @@
-"""Where trials run: in this process, or on Ray. A module each, with a `make_executor`."""
+"""Executors run trials in this process or on Ray. Each module has a `make_executor`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from orchestrator.executors.base import Executor, ExecutorSettings
 
-#: Name, as `--executor` takes it -> module. Ray is imported only where it is used.
+#: Module by name, as in `--executor`. Ray is imported only if it is used.
 EXECUTORS = {
     "ray": "orchestrator.executors.ray.tuner",
     "inline": "orchestrator.executors.inline",

@@ -1,4 +1,4 @@
-"""What an executor is: it runs jobs and tells what happens."""
+"""The interface of an executor, which runs jobs and reports events."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from orchestrator.study.early_stopping import EarlyStopping
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A job has begun."""
+    """A job has started."""
 
     job: Job
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progressed:
-    """Where a running job is."""
+    """The progress of a running job."""
 
     job: Job
     progress: Progress
@@ -37,16 +37,16 @@ class Progressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A job has ended well, and the answers that it left are still to be scored."""
+    """A job has succeeded, and its answers are still to be scored."""
 
     job: Job
     answered: AnsweredTrial
-    scoring: Job  # the trial's next step, which this run makes
+    scoring: Job  # the trial's next step, in this run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A job has ended well; its folder holds everything."""
+    """A job has succeeded. Its folder has all results."""
 
     job: Job
     result: TrialResult
@@ -54,26 +54,26 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A job could not go on."""
+    """A job has failed or was stopped."""
 
     job: Job
     reason: str
     cause: Cause = "trial_error"
-    from_outside: bool = False  # the worker did not say so itself: it was found dead
-    retry: Job | None = None  # the trial's next attempt, which this run makes
+    from_outside: bool = False  # not reported by the worker, which was found dead
+    retry: Job | None = None  # the trial's next attempt, in this run
 
 
-#: Says how a job that failed is tried again, as another job; None where it is not.
+#: Returns the job that retries a failed one, or None.
 Retry = Callable[[Failed], Job | None]
 
-#: Says what else there is to run. Asked whenever no job is left to begin: None where that is not
-#: known before one that runs has ended, no jobs where nothing else is to come.
+#: Returns further jobs. Called whenever no job is left to start. None: not known before a running
+#: job has ended; no jobs: there are no more.
 More = Callable[[], Sequence[Job] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopped:
-    """Early stopping ended a job's training; it is not scored."""
+    """Early stopping ended a job's training. It is not scored."""
 
     job: Job
     reason: str
@@ -84,37 +84,36 @@ Event = Started | Progressed | Answered | Finished | Failed | EarlyStopped
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorSettings:
-    """What a study's executor is made of."""
+    """The settings of a study's executor."""
 
     workdir: Path
-    stop: Stop  # looked at while jobs run
-    remote: Remote | None = None  # by which jobs have and leave files, if not the work directory
+    stop: Stop  # checked while jobs run
+    remote: Remote | None = None  # storage for the jobs' files, if not the work directory
     address: str | None = None  # of a running Ray cluster
     max_concurrent: int | None = None  # jobs at once; None: as many as fit
-    early_stopping: EarlyStopping | None = None  # by what trainings are cut that may be
+    early_stopping: EarlyStopping | None = None  # rule that cuts `may_be_cut` jobs
 
 
 class Executor(Protocol):
-    """Runs jobs. Each gets one Started, then one event that ends it; others go on.
+    """Runs jobs. Each has one Started event and one event that ends it; other jobs continue.
 
-    A trial's next step is another job, which Answered names, and so is its next attempt, which
-    Failed names: it is the next of its kind to begin.
+    A trial's next step, named by Answered, and its next attempt, named by Failed, are further jobs.
+    They are the next of their kind to start.
     """
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
-        """Be ready for several runs of jobs no larger than these; a run alone needs it not."""
+        """Stay ready for several runs of jobs no larger than these; one run does not need it."""
 
     def slots(self, job: Job) -> int:
-        """Return how many jobs as large as this run at once; within `opened`."""
+        """Return how many jobs of this size run at once. Call it within `opened`."""
 
     def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
-        """Keep GPUs of this machine from the jobs, for a server that all of them ask.
+        """Reserve GPUs of this machine for a server that all jobs use. Call it within `opened`.
 
-        Within `opened`. Yields the GPUs as CUDA_VISIBLE_DEVICES names them; none where jobs
-        compute on none.
+        It yields the GPUs in the format of CUDA_VISIBLE_DEVICES; none if the jobs use no GPU.
 
         Raises:
-            UserError: jobs run elsewhere too, or there are not enough.
+            UserError: jobs run on other machines, too, or there are not enough GPUs.
         """
 
     def run(
@@ -124,11 +123,11 @@ class Executor(Protocol):
         retry: Retry | None = None,
         more: More | None = None,
     ) -> None:
-        """Run all jobs, and those that `more` adds to them; return when they have ended.
+        """Run all jobs and those that `more` adds, and return when they have ended.
 
-        `on_event`, `retry` and `more` are called in the caller's thread or another, never from two
-        at once.
+        `on_event`, `retry` and `more` are called in the caller's thread or another, never
+        concurrently.
 
         Raises:
-            KeyboardInterrupt: the user stopped it; jobs that have not ended were stopped.
+            KeyboardInterrupt: the user stopped the run; unfinished jobs were stopped.
         """

@@ -1,4 +1,4 @@
-"""Jobs one after another in this process: no Ray, the same figures."""
+"""Run jobs one after another in this process, without Ray and with the same figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from orchestrator.storage.remote import Remote
 
 
 def make_executor(settings: ExecutorSettings) -> InlineExecutor:
-    """Make it for a study."""
+    """Create the executor of a study."""
     return InlineExecutor(settings.stop, workdir=settings.workdir, remote=settings.remote)
 
 
@@ -43,20 +43,19 @@ class InlineExecutor:
         workdir: Path | None = None,
         remote: Remote | None = None,
     ) -> None:
-        """Nothing runs yet.
+        """Create an executor.
 
         Args:
-            stop: looked at between jobs, and within each between steps and batches.
-            workdir: the study's, below which jobs' folders lie; needed with `remote`.
-            remote: the storage by which jobs have and leave files, where that is not the work
-                directory.
+            stop: stop request, checked between jobs, and in a job between steps and batches.
+            workdir: the work directory, which has the jobs' folders; required with `remote`.
+            remote: storage for the jobs' files, if not the work directory.
         """
         self._stop = stop or Stop()
         self._workdir, self._remote = workdir, remote
-        self._on_gpu = True  # whether jobs compute on one, where there is any
+        self._on_gpu = True  # whether jobs use a GPU, if there is any
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
-        """There is nothing to open.
+        """Check the jobs; there is nothing to open.
 
         Raises:
             UserError: a job needs more workers than this process.
@@ -66,15 +65,15 @@ class InlineExecutor:
         return nullcontext()
 
     def slots(self, job: Job) -> int:
-        """Return 1: they run one after another."""
+        """Return 1: jobs run one after another."""
         return 1
 
     @contextmanager
     def reserved(self, gpus: int) -> Iterator[Sequence[str]]:
-        """Keep the last GPUs that this process sees; jobs compute on the first.
+        """Reserve the last GPUs that are visible to this process. Jobs use the first.
 
         Raises:
-            UserError: there are not enough.
+            UserError: there are not enough GPUs.
         """
         from chip_core.utils.machine import visible_gpus
 
@@ -93,7 +92,7 @@ class InlineExecutor:
         retry: Retry | None = None,
         more: More | None = None,
     ) -> None:
-        """Run all jobs in order, and what comes to them.
+        """Run all jobs in order, and those that are added.
 
         Raises:
             UserError: a job needs more workers than this process.
@@ -116,14 +115,14 @@ class InlineExecutor:
             raise KeyboardInterrupt
 
     def _run(self, job: Job, on_event: Callable[[Event], None], retry: Retry | None) -> Job | None:
-        """Run a job; return its trial's next step or next attempt, if there is one."""
+        """Run a job, and return its trial's next step or next attempt, if any."""
         on_event(Started(job=job))
         listener = _Listener(job, on_event)
         try:
             result = self._execute(job, listener)
-        except Exception as error:  # whatever a trial raises is its own failure
+        except Exception as error:  # an exception of a trial is the trial's failure
             if error is listener.error:
-                raise  # what the listener raised is not
+                raise  # an exception of the listener is not
             keep_traceback(job)
             failed = Failed(job=job, reason=reason_of(error), cause=cause_of(error))
             retry_job = None if retry is None or self._stop.no_more else retry(failed)
@@ -153,7 +152,7 @@ class InlineExecutor:
                     workspace.brought(job, listener), listener, lambda: self._stop.asked
                 )
         except BaseException:
-            with suppress(StorageError):  # how it ended is not for that to say
+            with suppress(StorageError):  # keep the job's own exception
                 channel.ended(job)
             raise
         channel.ended(job)
@@ -170,7 +169,7 @@ def _require_one_worker(jobs: Sequence[Job]) -> None:
 
 
 class _Listener:
-    """Passes on a job's progress, and remembers what `on_event` raised."""
+    """Forwards a job's progress, and keeps the exception that `on_event` raised."""
 
     def __init__(self, job: Job, on_event: Callable[[Event], None]) -> None:
         self.error: Exception | None = None

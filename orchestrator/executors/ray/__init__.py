@@ -1,1 +1,1 @@
-"""Jobs on Ray: Tune schedules them (tuner.py), Train runs each (slot.py), session.py connects."""
+"""Run jobs on Ray: tuner.py (Tune) schedules, slot.py (Train) runs, session.py connects."""

@@ -1,4 +1,4 @@
-"""How a process runs one job: watched, and whatever the job raises is the job's own failure."""
+"""Run one job in a process, with a watchdog. Its exceptions are failures of the job."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from orchestrator.jobs.attempt import Cause, cause_of, keep_traceback, reason_of
 if TYPE_CHECKING:
     from orchestrator.storage.staging import StagingSpec
 
-#: Where a job hung, in its folder: the stacks of its process, which was ended.
+#: File in a job's folder with the stacks of its process, written when a hanging one is ended.
 HANG = "hang.txt"
-#: A process that holds more memory than this share of the machine is not used again.
+#: A process that holds more than this share of the machine's memory is not reused.
 LARGEST_SHARE = 0.5
 
 Report = Callable[[Progress], None]
@@ -27,20 +27,20 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True, kw_only=True)
 class JobPayload:
-    """One job as it travels to its slot."""
+    """A job and what its slot needs to run it."""
 
     job: Job
     entry: str  # "module:function", called with the job, a report function and a stop function
-    resources: dict[str, float]  # each worker's, in Ray's names
-    placement: str  # Ray's strategy for the workers of one job
-    begin_within: float  # seconds until its first progress, and that its workers wait for a place
-    storage: str  # Train's own files
-    staging: StagingSpec | None  # where workers do not see the job's folder
+    resources: dict[str, float]  # per worker, with Ray's names
+    placement: str  # Ray's placement strategy for the workers
+    begin_within: float  # seconds until its first progress, or its workers' placement
+    storage: str  # folder of Train's files
+    staging: StagingSpec | None  # if workers do not see the job's folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended; no cause: well."""
+    """How a job ended. Without a cause, it succeeded."""
 
     cause: Cause | None = None
     reason: str = ""
@@ -48,7 +48,7 @@ class Outcome:
 
 
 def run_job(payload: JobPayload, report: Report) -> Outcome:
-    """Run a job in this process; whatever it raises is its own failure."""
+    """Run a job in this process. Its exceptions are failures of the job."""
     job = replace(payload.job, folder=payload.job.folder.absolute())
     if payload.staging is None:
         return _run(payload, job.folder, lambda told: job, report)
@@ -57,14 +57,14 @@ def run_job(payload: JobPayload, report: Report) -> Outcome:
             return _run(
                 payload, workspace.folder, lambda told: workspace.brought(job, told), report
             )
-    except Exception as error:  # what the job left cannot be copied
+    except Exception as error:  # the job's files cannot be copied
         return Outcome(cause=cause_of(error), reason=reason_of(error))
 
 
 def _run(
     payload: JobPayload, folder: Path, staged: Callable[[Report], Job], report: Report
 ) -> Outcome:
-    """Run a job in the folder that it has on this machine."""
+    """Run a job in its folder on this machine."""
     job: Job | None = None
     try:
         engine = payload.job.config.engine
@@ -76,7 +76,7 @@ def _run(
             module, _, function = payload.entry.partition(":")
             getattr(importlib.import_module(module), function)(job, told, (folder / STOP).exists)
     except TrialEnded:
-        sys.exit(0)  # as Tune would have it
+        sys.exit(0)  # as Tune expects
     except BaseException as error:  # SystemExit too
         if job is not None:
             keep_traceback(job)
@@ -85,4 +85,4 @@ def _run(
 
 
 class TrialEnded(BaseException):
-    """Tune ended the trial: it falls behind the others, or all are to end."""
+    """Tune ended the trial: early stopping cut it, or all trials should end."""

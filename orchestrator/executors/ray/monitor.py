@@ -1,4 +1,4 @@
-"""What becomes of jobs on Ray, as events; and the wish to stop, as jobs are told of it."""
+"""Turn what happens to jobs on Ray into events, and pass stop requests to the jobs."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ from orchestrator.jobs.stopping import Stop
 from orchestrator.storage.channel import JobChannel
 from orchestrator.study.early_stopping import EarlyStopping
 
-#: Seconds that a process has past `engine.stall_after` to end itself and leave where it hung.
+#: Seconds after `engine.stall_after` for a hanging process to write its stacks and end itself.
 _GRACE = 15.0
-#: The longest time between two looks, in seconds, that counts as a process's silence.
+#: Largest interval between two checks, in seconds, that counts as time without a report.
 _LOOK = 5.0
-#: What a process died of that Ray killed for memory.
+#: Why a process died that Ray killed for memory.
 NO_MEMORY = "its machine ran out of memory"
-#: What it died of otherwise, as far as anyone knows.
+#: Why it died otherwise, as far as is known.
 DIED = "killed, out of memory, or crashed"
 
 
 @dataclass(kw_only=True)
 class Running:
-    """A job that runs, and what its process reported last."""
+    """A running job, and what its process reported last."""
 
     job: Job
     reported_at: float = field(default_factory=time.monotonic)
     last: Progress | None = None
     outcome: Outcome | None = None
     told_to_stop: bool = False
-    process: tuple[str, int] | None = None  # the address of its node, and its id there
-    waited: float = 0.0  # seconds without a report in which there was a look at it
-    place: Any = None  # the placement group of its several workers
+    process: tuple[str, int] | None = None  # (address of the node, process id)
+    waited: float = 0.0  # seconds without a report while it was checked
+    place: Any = None  # placement group of several workers
 
     def hanging_process(self) -> tuple[str, int] | None:
-        """Return its process where that is past the time in which it ends itself.
+        """Return the job's process if it hangs and has not ended itself in time.
 
-        One that is stopped (SIGSTOP) does not. Of several workers, Train looks after each.
+        A stopped process (SIGSTOP) does not end itself. Train monitors jobs of several workers.
         """
         stall_after = self.job.config.engine.stall_after
         if stall_after is None or self.job.workers > 1 or self.waited <= stall_after + _GRACE:
@@ -71,7 +71,7 @@ class Running:
 
 @dataclass(kw_only=True, eq=False)
 class JobMonitor:
-    """Turns what is heard of jobs into events."""
+    """Turns reports of jobs into events."""
 
     on_event: Callable[[Event], None]
     retry: Retry | None
@@ -79,19 +79,19 @@ class JobMonitor:
     stop: Stop
     channel: JobChannel
     rule: EarlyStopping | None
-    error: Exception | None = None  # what `on_event` or `retry` raised
+    error: Exception | None = None  # exception of `on_event` or `retry`
     running: dict[str, Running] = field(default_factory=dict)
     looked_at: float = field(default_factory=time.monotonic)
 
     @property
     def only_waiting(self) -> bool:
-        """Whether the run is to stop and no job is left that still has to end by itself."""
+        """Whether the run should stop and no started job is left, which would end itself."""
         return self.stop.asked and not any(each.last for each in self.running.values())
 
     def look(self) -> None:
-        """End processes that hang; tell jobs if the run is to stop.
+        """Kill hanging processes, and tell jobs if the run should stop.
 
-        Each of them then leaves a checkpoint and ends.
+        Jobs then write a checkpoint and end.
         """
         now = time.monotonic()
         passed, self.looked_at = min(now - self.looked_at, _LOOK), now
@@ -100,46 +100,46 @@ class JobMonitor:
             process = running.hanging_process()
             if process is not None:
                 end_process(*process)
-                running.waited = 0.0  # it is tried again where that did not help
+                running.waited = 0.0  # wait again before the next try
         if not self.stop.asked:
             return
         for running in self.running.values():
             if running.last is not None and not running.told_to_stop:
-                with contextlib.suppress(OSError, StorageError):  # a full disk: later, perhaps
+                with contextlib.suppress(OSError, StorageError):  # tried again
                     self.channel.tell(running.job, STOP)
                     running.told_to_stop = True
 
     def begin(self, job: Job) -> None:
-        """Take note that a job has its process."""
+        """Record that a job has its process."""
         self.running[job.id] = Running(job=job)
         self.channel.begun(job)
         self._call(self.on_event, Started(job=job))
 
     def progress(self, job: Job, progress: Progress) -> None:
-        """Take note of where a job is."""
+        """Record the progress of a job."""
         running = self.running[job.id]
         running.reported_at, running.last = time.monotonic(), progress
         running.waited = 0.0
         self._call(self.on_event, Progressed(job=running.job, progress=progress))
 
     def end(self, job: Job, died: str | None = None) -> Job | None:
-        """Tell how a job ended; return its trial's next step or next attempt, if there is one.
+        """Report how a job ended, and return its trial's next step or next attempt, if any.
 
         Args:
             job: the job.
-            died: what became of its process, where that did not end by itself.
+            died: why its process died, if it did not end itself.
         """
         running = self.running.pop(job.id, None)
-        if running is None:  # its process never came
+        if running is None:  # its process never started
             running = Running(job=job)
             self._call(self.on_event, Started(job=job))
         if running.place is not None:
-            # Where its slot ended before its workers, they keep it: Train frees it by what Ray's
-            # dashboard says, if there is one and no other Ray is on the machine (Ray 2.60).
+            # If a slot ends before its workers, they keep their placement group: Train frees it
+            # through Ray's dashboard, if there is one and no other Ray on the machine (Ray 2.60).
             remove_placement_group(running.place)
         away = self._away(job)
         result = read_result(job.folder)
-        if result is not None:  # written last: whatever came after it took nothing away
+        if result is not None:  # written last, so nothing is lost by what came after
             self._call(self.on_event, Finished(job=job, result=result))
             return None
         answered = None if job.scores else read_answered(job.folder)
@@ -158,14 +158,14 @@ class JobMonitor:
         assert outcome.cause is not None
         failed = Failed(job=job, **vars(outcome))
         retry_job: Job | None = None
-        # Where what it left cannot be read, another attempt would begin at nothing.
+        # If the job's files cannot be read, another attempt would start from nothing.
         if self.retry is not None and not self.stop.no_more and away is None:
             retry_job = self._call(self.retry, failed)
         self._call(self.on_event, replace(failed, retry=retry_job))
         return retry_job
 
     def _unsaid(self, running: Running, died: str | None) -> tuple[str, Cause]:
-        """Return why a job ended that did not say so itself."""
+        """Return the reason and cause of a job that ended without reporting them."""
         if died is None:
             if self.stop.asked:
                 return "stopped before it began", "stopped"
@@ -193,7 +193,7 @@ class JobMonitor:
         )
 
     def _away(self, job: Job) -> str | None:
-        """Have here what a job left; return why that cannot be had."""
+        """Fetch a job's files, and return why this is not possible, if so."""
         try:
             self.channel.ended(job)
         except (StorageError, OSError) as error:
@@ -201,17 +201,17 @@ class JobMonitor:
         return None
 
     def check(self) -> None:
-        """Raise what `on_event` or `retry` raised, if anything."""
+        """Raise the exception of `on_event` or `retry`, if any."""
         if self.error is not None:
             raise self.error from None
 
     def asked(self, more: More) -> Sequence[Job] | None:
-        """Return what else there is to run."""
+        """Return further jobs."""
         found: Sequence[Job] | None = self._call(more)
         return found
 
     def _call(self, function: Callable[..., Any], *given: Event) -> Any:
-        """Call what is not ours; where it raises, keep that, and call nothing more."""
+        """Call a callback. After an exception, which is kept, no callback is called any more."""
         if self.error is not None:
             return None
         try:
@@ -222,7 +222,7 @@ class JobMonitor:
 
 
 def end_process(node: str, pid: int) -> None:
-    """Kill a process on a node of the cluster, by a task that runs beside it."""
+    """Kill a process on a node of the cluster, by a task on that node."""
 
     def kill() -> None:
         with contextlib.suppress(ProcessLookupError):

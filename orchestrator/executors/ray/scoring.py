@@ -1,4 +1,4 @@
-"""Scoring beside the trainings: actors on the driver's machine, which hold no GPU and no model."""
+"""Score answers parallel to trainings, in actors on the driver's machine without GPU or model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from orchestrator.executors.base import Job
 from orchestrator.executors.ray.job_process import LARGEST_SHARE, JobPayload, Outcome, run_job
 from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
 
-#: Seconds between two looks at jobs that score, once no training is left.
+#: Seconds between two polls of scoring jobs, once no training is left.
 _EVERY = 0.1
 
 
 class Scorer:
-    """An actor that runs one job after another: the next finds what the last has imported."""
+    """An actor that runs one job after another, so that imports are reused."""
 
     def run(self, payload: JobPayload) -> Iterator[tuple[str, int] | Progress | Outcome]:
-        """Run a job; yield which process this is, where the job is, and at last how it ended."""
+        """Run a job, and yield the process, then the job's progress, and last its outcome."""
         yield ray.util.get_node_ip_address(), os.getpid()
         told: SimpleQueue[Progress | Outcome] = SimpleQueue()
 
@@ -105,7 +105,7 @@ class ScoringPool:
             time.sleep(_EVERY)
 
     def poll(self) -> None:
-        """Hear what has been reported, and begin what there is room for."""
+        """Process the reports, and start jobs while there is room."""
         for each in list(self._running):
             self._hear(each)
         if self._monitor.stop.asked:

@@ -1,4 +1,4 @@
-"""A connection to Ray: started here and stopped again, or to a cluster that runs."""
+"""Connect to Ray: start it here and stop it again, or connect to a running cluster."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ from orchestrator.jobs.placement import (
 from orchestrator.jobs.stopping import signals_kept
 from orchestrator.utils.cluster_address import check_address, no_cluster
 
-#: What every cluster's head node has one unit of; Tune does not place a driver that takes nothing.
+#: Resource that every head node has one unit of. Tune does not place a driver without resources.
 HEAD_NODE = "node:__internal_head__"
 
-#: For every process of a trial. The caller's own settings win.
+#: Environment of every process of a trial. The caller's own settings take precedence.
 ENVIRONMENT = {
-    # Train looks at its worker twice as often, and starts fewer helpers: a trial ends 5 s sooner.
-    # A look costs two processes some 10 ms.
+    # Train checks its worker twice as often and starts fewer other processes, so that a trial
+    # ends 5 s sooner. A check takes some 10 ms in two processes.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # A slot is given time to end a training that early stopping cut, before its next job.
+    # Time for a slot to end a training that early stopping cut, before its next job.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Threads that wait give their core away.
+    # Waiting threads yield their core.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
-    # Nothing is sent home.
+    # No telemetry.
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
 }
 
-#: What the caller's own settings of these begin with goes to a cluster's processes too: where the
-#: hub's files lie, how GPUs talk to each other, how their memory is kept.
+#: Prefixes of the caller's variables that are forwarded to a cluster's processes: where the hub's
+#: files are, how GPUs communicate, how their memory is allocated.
 FORWARDED = (
     "HF_",
     "HUGGINGFACE_",
@@ -67,20 +67,20 @@ FORWARDED = (
     "CUBLAS_WORKSPACE_CONFIG",
 )
 
-#: For Tune in this process: no tables, no log files of its own, no grip on Ctrl-C.
+#: Environment of Tune in this process: no tables, no log files, no handler for Ctrl-C.
 TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # The metric of early stopping is reported by trainings alone.
+    # Only trainings report the metric of early stopping.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # How many begin at the same time: as many as fit. Ray's own is 1 where a list is added to.
+    # Start as many trials at once as fit. Ray's default is 1 with a searcher.
     "TUNE_MAX_PENDING_TRIALS_PG": "200",
 }
 
-#: For a local Ray, whose state nobody looks at: what its processes keep and send of it takes some
-#: 1.5 % of a core, and workers that stand ready are never those that a trial needs.
+#: For a local Ray, whose metrics nobody reads: collecting them takes some 1.5 % of a core, and
+#: prestarted workers are never those that a trial needs.
 UNOBSERVED = {
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
@@ -88,24 +88,24 @@ UNOBSERVED = {
     "RAY_prestart_worker_first_driver": "0",
 }
 
-#: Bytes of a local Ray's object store: what passes through it is small.
+#: Bytes of a local Ray's object store, which only holds small objects.
 OBJECT_STORE = 256 * 1024**2
 
-#: Seconds within which GPUs for a study's server are free.
+#: Seconds to wait until the GPUs for a study's server are free.
 _GPUS_WITHIN = 120.0
 
-#: Seconds that a local Ray's processes have to end, before they are killed.
+#: Seconds for a local Ray's processes to end before they are killed.
 _GRACE = 5.0
 
 
 @contextlib.contextmanager
 def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
-    """Be connected to Ray, and keep it off the terminal.
+    """Connect to Ray, and keep its output off the terminal.
 
     Args:
-        address: "auto" or "host:port" of a running cluster; None starts Ray on this machine, and
-            no process of it is left afterwards.
-        jobs: what is to run.
+        address: "auto" or "host:port" of a running cluster; None starts Ray on this machine and
+            stops all of its processes at the end.
+        jobs: the jobs to run.
 
     Raises:
         UserError: there is no such cluster, or a local worker could never be placed.
@@ -126,15 +126,15 @@ def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
 
 
 def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None, held: int = 0) -> int:
-    """Return how many jobs as large as these run at once: as many as fit, or as are wanted.
+    """Return how many jobs of this size run at once: as many as fit or are wanted.
 
-    On this machine, never more than fit. On a cluster, more wait for it to grow.
+    On this machine never more than fit; on a cluster, more wait for it to grow.
 
     Args:
         address: of the cluster; None: Ray was started on this machine.
         jobs: the jobs.
-        wanted: how many at most.
-        held: GPUs that something else holds.
+        wanted: the maximum.
+        held: number of GPUs that are reserved.
 
     Raises:
         UserError: not even one fits.
@@ -152,14 +152,14 @@ def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None, held: 
 
 @contextlib.contextmanager
 def held_gpus(gpus: int, jobs: Sequence[Job]) -> Iterator[Sequence[str]]:
-    """Hold GPUs of this machine, which has to be the only one.
+    """Reserve GPUs of this machine, which must be the only node.
 
     Args:
-        gpus: how many; 0: only the machine is looked at.
-        jobs: the largest of them has to fit beside.
+        gpus: number of GPUs; with 0, only the number of nodes is checked.
+        jobs: jobs of which the largest must fit on the rest.
 
     Raises:
-        UserError: there are other machines, or not enough GPUs.
+        UserError: there are other nodes, or not enough GPUs.
     """
     where, nodes = "evaluation.generator.serves is study", living_nodes()
     if len(nodes) > 1:
@@ -185,27 +185,27 @@ def held_gpus(gpus: int, jobs: Sequence[Job]) -> Iterator[Sequence[str]]:
 
 
 class _Holder:
-    """An actor that holds GPUs, which a process of this one's computes on."""
+    """An actor that reserves GPUs for a process that the driver starts."""
 
     def devices(self) -> list[str]:
-        """Return which ones, as CUDA_VISIBLE_DEVICES names them."""
+        """Return the GPUs in the format of CUDA_VISIBLE_DEVICES."""
         return [str(each) for each in ray.get_gpu_ids()]
 
 
 def _beside(nodes: Sequence[Mapping[str, float]], held: int) -> list[dict[str, float]]:
-    """Return what nodes have beside GPUs that are held; those of one node."""
+    """Return the nodes' resources without the reserved GPUs, which are subtracted from each."""
     return [{**node, "GPU": max(0.0, node.get("GPU", 0) - held)} for node in nodes]
 
 
 def request_of(job: Job) -> ResourceRequest:
-    """Return what a job asks for."""
+    """Return the resource request of a job."""
     return ResourceRequest(workers=job.workers, each=resources_of(job.config.engine))
 
 
 def place_wanted(resources: Mapping[str, float]) -> str | None:
-    """Return what a slot asks for, and what of it is free in the cluster, for people.
+    """Describe the resources that a slot requests, and what is free in the cluster.
 
-    None: it has its place, and its process starts.
+    None: no placement group is pending, so the slot's process starts.
     """
     groups = placement_group_table().values()
     if not any(group["state"] == "PENDING" for group in groups):
@@ -218,7 +218,7 @@ def place_wanted(resources: Mapping[str, float]) -> str | None:
 
 
 def living_nodes() -> list[dict[str, float]]:
-    """Return what each node of the cluster has in all."""
+    """Return the total resources of each living node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -228,7 +228,7 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
     if jobs:
         trials_at_once(map(request_of, jobs), [machine], "this machine")
     keep_token_private()
-    # Sockets lie in it, and their paths must be short.
+    # It has sockets, whose paths must be short.
     folder = tempfile.mkdtemp(prefix="chip-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
     others, started = _children(psutil.Process()), set[psutil.Process]()
     guard: subprocess.Popen[bytes] | None = None
@@ -239,13 +239,13 @@ def _started(jobs: Sequence[Job]) -> Iterator[None]:
         guard = _guard(folder, started)
         yield
     finally:
-        started = started or _children(psutil.Process()) - others  # where Ray did not start whole
+        started = started or _children(psutil.Process()) - others  # if Ray started only in part
         left = started | {child for process in started for child in _children(process)}
         ray.shutdown()
         if guard is not None:
             guard.kill()
             guard.communicate()
-        # Workers end when they see that their Ray is gone, which one that is busy may not.
+        # Workers end when they notice that their Ray is gone, which busy ones may not.
         for process in psutil.wait_procs(left, timeout=_GRACE)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -256,7 +256,7 @@ def _start(machine: Mapping[str, float], drivers: int) -> None:
     """Start Ray on this machine.
 
     Raises:
-        UserError: it does not start; Ray waits 30 s for its processes.
+        UserError: Ray does not start. It waits 30 s for its processes.
     """
     try:
         ray.init(
@@ -269,7 +269,7 @@ def _start(machine: Mapping[str, float], drivers: int) -> None:
             log_to_driver=False,
             logging_level=logging.CRITICAL,
         )
-    except Exception as error:  # Ray's own class for it is Exception
+    except Exception as error:  # Ray raises Exception itself
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"Ray does not start on this machine ({reason}): run the command again when the "
@@ -284,14 +284,14 @@ def _children(process: psutil.Process) -> set[psutil.Process]:
 
 
 def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[bytes]:
-    """Start a process that cleans up should this one be killed.
+    """Start a process that cleans up if this one is killed.
 
-    Most of Ray then ends by itself, but for two agents, which take 90 s, and its files.
+    Without it most of Ray would end, but two agents only after 90 s, and its files would stay.
     """
     script = 'read _; sleep 1; folder=$1; shift; kill -9 "$@"; rm -rf "$folder"'
     return subprocess.Popen(
         ["sh", "-c", script, "sh", folder, *(str(process.pid) for process in processes)],
-        stdin=subprocess.PIPE,  # it ends when this process does
+        stdin=subprocess.PIPE,  # it is closed when this process ends
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -299,9 +299,9 @@ def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[byte
 
 
 def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what a cluster's processes get of this process's environment.
+    """Return the part of this process's environment that is forwarded to a cluster's processes.
 
-    No token: Ray shows these to whoever may look at its dashboard.
+    Tokens are left out, since Ray shows these variables in its dashboard.
     """
     return {
         name: value
@@ -335,9 +335,9 @@ def _machine() -> dict[str, float]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Ray's loggers, and what it prints to sys.stdout of its nodes' errors.
+    """Silence Ray's loggers and the node errors that it prints to sys.stdout.
 
-    Whoever has something to print in the meantime holds the stream itself.
+    Code that prints meanwhile must hold the stream itself.
     """
     logger = logging.getLogger("ray")
     level = logger.level
@@ -351,7 +351,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Have environment variables for a while: Ray's processes inherit them as they start."""
+    """Set environment variables temporarily. Ray's processes inherit them when they start."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

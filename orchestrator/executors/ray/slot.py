@@ -1,8 +1,8 @@
 """A slot: the process of one Tune trial, which runs one job after another.
 
-A job of one worker runs in the slot itself, by Ray Train's local mode: the next job finds imports,
-the device's context and the base model as this one left them. A job of several workers is a
-`TorchTrainer` of its own, and the slot waits for it.
+A job of one worker runs in the slot itself, by Ray Train's local mode, so that the next job reuses
+imports, the device's context and the base model. A job of several workers is a separate
+`TorchTrainer`, for which the slot waits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KEPT_PRODUCTS = 64
 
 
 class SlotRetired(Exception):
-    """A slot ends with its job: it failed, or holds too much memory. Its job's end is told."""
+    """A slot ends with its job, which failed, or holds too much memory. The job has reported."""
 
 
 class JobFailed(Exception):
@@ -191,8 +191,8 @@ def metrics_of(progress: Progress) -> dict[str, Any]:
 def outcome_of(error: Exception, payload: JobPayload) -> Outcome:
     """Return how a run of Train failed.
 
-    Of several workers' failures the one that the others' follow from: a worker that dies takes the
-    connections of those along that wait for it, and a worker that says why it fails is heard.
+    Of several workers' failures, return the one that caused the others: a dying worker breaks the
+    connections of those that wait for it, and a worker that reports its failure is believed.
     """
     from ray.train import ControllerError, WorkerGroupError
 

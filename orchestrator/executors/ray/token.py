@@ -1,7 +1,7 @@
-"""The token of a local Ray: made before Ray makes it, because Ray's is readable by all.
+"""Create the token of a local Ray before Ray does, because Ray's is readable by all.
 
-Whoever has it runs code as its owner. Ray 2.60 asks for it by itself on a local start, and writes
-it with the permissions that every file gets.
+With it, anyone can run code as its owner. Ray 2.60 enables it by default on a local start, and
+writes it with default file permissions.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 
 
 def keep_token_private() -> None:
-    """See to it that a local Ray's token is its owner's alone; one is made where none is.
+    """Make a local Ray's token readable by its owner only, and create it if there is none.
 
-    Nothing is done where the user gives a token in the environment, names a file of their own, or
-    turned tokens off.
+    Do nothing if the user sets a token or its file in the environment, or turned tokens off.
 
     Raises:
-        UserError: it cannot be made, or not be closed.
+        UserError: it cannot be created, or its permissions cannot be changed.
     """
     if os.environ.get(MODE, "token") != "token" or {TOKEN, TOKEN_PATH} & os.environ.keys():
         return
     file = Path.home() / ".ray" / "auth_token"
     try:
         if not file.exists():
-            write_private(file, secrets.token_hex(32))  # 256 bits, as Ray's own
+            write_private(file, secrets.token_hex(32))  # 256 bits, like Ray's
         elif file.stat().st_mode & 0o077:
             file.chmod(0o600)
     except OSError as error:

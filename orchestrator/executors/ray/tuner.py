@@ -1,4 +1,4 @@
-"""The executor on Ray: a Tuner takes jobs from the run's queue and gives each a slot."""
+"""The executor on Ray: a Tuner takes jobs from the run's queue and runs each in a slot."""
 
 from __future__ import annotations
 
@@ -48,35 +48,35 @@ from orchestrator.storage.channel import JobChannel, RemoteJobChannel
 from orchestrator.storage.remote import Remote
 from orchestrator.study.early_stopping import EarlyStopping
 
-#: Seconds that a trial waits for a place until that is told; then twice as long, and so on.
+#: Seconds that a trial waits for resources until a notice; then twice as long, and so on.
 TOLD_AFTER = 60.0
-#: Attempts in all of a run: as many as there ever are, and Tune wants a number.
+#: Maximum number of attempts in a run. Tune requires a number; this one is never reached.
 _ATTEMPTS = 2**31
 
 
 def make_executor(settings: ExecutorSettings) -> RayTuneExecutor:
-    """Make it for a study."""
+    """Create the executor of a study."""
     return RayTuneExecutor(**vars(settings))
 
 
 @dataclass(kw_only=True)
 class RayTuneExecutor:
-    """Runs jobs on Ray, as many at once as there is room for.
+    """Runs jobs on Ray, as many at once as fit.
 
     Attributes:
-        workdir: Ray's files lie in `ray/` below it while jobs run; with `address` and without
-            `remote`, all nodes must see it.
+        workdir: the work directory, whose `ray/` has Ray's files while jobs run; with `address` and
+            without `remote`, all nodes must see it.
         address: "auto" or "host:port" of a running cluster, which is left running; None: Ray
             is started on this machine and stopped at the end.
-        max_concurrent: jobs at once, by default as many as fit. On this machine it is at most
-            that; on a cluster, jobs above it wait for the cluster to grow.
-        begin_within: seconds from a job's start to its first progress; then it has failed.
-        entry: what a worker calls with the job, a report function, and one that says whether it
-            is to stop.
-        stop: looked at while jobs run.
-        early_stopping: by what trainings are cut that may be.
-        remote: the storage by which workers have and leave files, where that is not the work
-            directory; then no node need see it.
+        max_concurrent: jobs at once, by default as many as fit. On this machine never more than
+            fit; on a cluster, jobs that do not fit wait for it to grow.
+        begin_within: seconds from a job's start to its first progress, after which it has failed.
+        entry: function that a worker calls with the job, a report function, and one that returns
+            whether it should stop.
+        stop: stop request, checked while jobs run.
+        early_stopping: rule that cuts trainings whose job `may_be_cut`.
+        remote: storage for the workers' files, if not the work directory, which then no node needs
+            to see.
     """
 
     workdir: Path
@@ -87,9 +87,9 @@ class RayTuneExecutor:
     stop: Stop = field(default_factory=Stop)
     early_stopping: EarlyStopping | None = None
     remote: Remote | None = None
-    _folder: str | None = field(default=None, init=False)  # Tune's and Train's, while it is open
-    _largest: Sequence[Job] = field(default=(), init=False)  # what it was opened for
-    _held: int = field(default=0, init=False)  # GPUs that are kept from the jobs
+    _folder: str | None = field(default=None, init=False)  # Tune's and Train's
+    _largest: Sequence[Job] = field(default=(), init=False)  # jobs that it was opened for
+    _held: int = field(default=0, init=False)  # number of reserved GPUs
 
     @contextlib.contextmanager
     def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
@@ -110,15 +110,15 @@ class RayTuneExecutor:
                 self._folder, self._largest = None, ()
 
     def slots(self, job: Job) -> int:
-        """Return how many jobs as large as this run at once; within `opened`."""
+        """Return how many jobs of this size run at once. Call it within `opened`."""
         return at_once(self.address, [job], self.max_concurrent, self._held)
 
     @contextlib.contextmanager
     def reserved(self, gpus: int) -> Iterator[Sequence[str]]:
-        """Keep GPUs of the only machine of the cluster from the jobs.
+        """Reserve GPUs of the cluster's only node.
 
         Raises:
-            UserError: it has other machines, or not enough GPUs for the largest job beside.
+            UserError: it has other nodes, or not enough GPUs for the largest job as well.
         """
         if not any(job.gpus for job in self._largest):
             gpus = 0
@@ -136,13 +136,13 @@ class RayTuneExecutor:
         retry: Retry | None = None,
         more: More | None = None,
     ) -> None:
-        """Run all jobs, taken in their order, and what comes to them; return when all have ended.
+        """Run all jobs in order, and those that are added, and return when all have ended.
 
-        What comes to them runs in the same slots, where these are as large as its own.
+        Added jobs run in the same slots, if they request the same resources.
 
         Raises:
             UserError: no such cluster, or a worker can never be placed.
-            KeyboardInterrupt: the user stopped it; no process of the jobs is left.
+            KeyboardInterrupt: the user stopped the run; no process of the jobs is left.
         """
         if not jobs:
             return
@@ -178,7 +178,7 @@ class RayTuneExecutor:
             raise KeyboardInterrupt
 
     def _same_slots(self, jobs: Sequence[Job]) -> bool:
-        """Return whether slots of these jobs may run all others that this was opened for."""
+        """Return whether slots of these jobs can run all others that this was opened for."""
         every = [*jobs, *self._largest]
         first = request_of(every[0])
         return _reusable(every) and all(request_of(job) == first for job in every)
@@ -210,7 +210,7 @@ class RayTuneExecutor:
                 tune_config=tune_config,
                 run_config=tune.RunConfig(
                     name="tune",
-                    # Anew for each: Tune takes a second run in a folder for a part of the first.
+                    # A new folder each time: Tune takes a second run in one as part of the first.
                     storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
                     verbose=0,
                     callbacks=[callback, NoticeOfWaiting()],
@@ -224,14 +224,14 @@ class RayTuneExecutor:
                 return
             except Exception as error:
                 monitor.check()  # Tune wraps what its callbacks raise
-                # Where Ray kills a slot for memory, Tune ends all that it runs (Ray 2.60).
+                # If Ray kills a slot for memory, Tune ends all trials (Ray 2.60).
                 cause = error.__cause__
                 if not isinstance(cause, OutOfMemoryError) or not callback.end_all(cause):
                     raise
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[str]:
-        """A folder for Tune's and Train's own files, removed at the end."""
+        """Create a folder for Tune's and Train's files, removed at the end."""
         above = self.workdir.absolute() / "ray"
         above.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix="run-", dir=above)
@@ -245,7 +245,7 @@ class RayTuneExecutor:
     def _payload(self, job: Job) -> JobPayload:
         staging = None
         if self.remote is not None:
-            # Imported here: it takes what only a worker needs otherwise.
+            # Imported here, since it imports what otherwise only a worker needs.
             from orchestrator.storage.staging import StagingSpec
 
             staging = StagingSpec.for_attempt(job, self.remote, self.workdir.absolute())
@@ -261,19 +261,19 @@ class RayTuneExecutor:
 
 
 def _reusable(jobs: Sequence[Job]) -> bool:
-    """Return whether a slot may run one of these jobs after another.
+    """Return whether a slot can run these jobs one after another.
 
-    One that only waits for its workers has nothing to keep, and where early stopping cuts their
-    training, they end with it.
+    A slot of several workers only waits for them: it has nothing to reuse, and if early stopping
+    cuts their training, they end with the slot.
     """
     return not any(job.config.engine.fresh_process or job.workers > 1 for job in jobs)
 
 
 def slot_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Return what a job's slot asks Tune for.
+    """Return the resources that a job's slot requests from Tune.
 
-    A job of one worker: all that the worker has. One of several: next to nothing, since Train asks
-    for its workers itself; the slot must not take a place that they wait for.
+    For a job of one worker, these are the worker's. For one of several, next to nothing, since
+    Train requests the workers' resources itself and the slot must not take what they wait for.
     """
     payload: JobPayload = config[PAYLOAD]
     if payload.job.workers == 1:
@@ -297,17 +297,17 @@ def scheduler_of(rule: EarlyStopping) -> TrialScheduler:
     return SparingMedian(
         **settings,
         min_samples_required=rule.others,
-        min_time_slice=math.inf,  # nobody is paused for others
+        min_time_slice=math.inf,  # no trial is paused for others
     )
 
 
 def is_spared(trial: Any, result: dict[str, Any]) -> bool:
-    """Return whether a training goes on whatever a rule says: others are compared with it."""
+    """Return whether a training is never cut: the arms are compared with it, or it has ended."""
     return result.get(PERCENT, 0) >= 100 or not trial.config[PAYLOAD].job.may_be_cut
 
 
 class SparingAsha(ASHAScheduler):  # type: ignore[misc]
-    """Tune's ASHA."""
+    """Tune's ASHA, without cuts of spared trainings."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Say whether a training goes on."""
@@ -318,32 +318,32 @@ class SparingAsha(ASHAScheduler):  # type: ignore[misc]
 
 
 class SparingMedian(MedianStoppingRule):  # type: ignore[misc]
-    """Tune's median stopping rule."""
+    """Tune's median stopping rule, without cuts of spared trainings."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Say whether a training goes on."""
         if PERCENT in result and self.metric in result and is_spared(trial, result):
-            # Once it has found a trial to be behind, the rule takes no more reports of it.
-            super().on_trial_complete(controller, trial, result)  # noted, and not judged
+            # Once the rule has stopped a trial, it takes no more reports of it.
+            super().on_trial_complete(controller, trial, result)  # recorded, but not judged
             decision: str = TrialScheduler.CONTINUE
         else:
             decision = super().on_trial_result(controller, trial, result)
         return decision
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Nothing: the rule would note the last report as a training's, and it is of the end."""
+        """Do nothing: the rule would record the last report, which is not of the training."""
 
 
 class NotRestored:
-    """Is empty in the file that Tune writes for a restore: the ledger does that here."""
+    """Has no state in the file that Tune writes for a restore: the ledger restores runs."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty state."""
         return {}
 
 
 class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
-    """Gives Tune one job after another, and remembers which of them have not ended."""
+    """Gives Tune one job after another, and tracks those that have not ended."""
 
     def __init__(
         self,
@@ -353,23 +353,23 @@ class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
         stop: Stop,
         more: More = lambda: (),
     ) -> None:
-        """Nothing is given out yet.
+        """Create a searcher.
 
         Args:
-            jobs: in their order.
-            payload: makes what travels of a job, when its turn has come.
-            stop: looked at before each.
-            more: jobs that come to these.
+            jobs: the jobs, in order.
+            payload: creates the payload of a job when it is started.
+            stop: stop request, checked before each job.
+            more: returns further jobs.
         """
         super().__init__()
         self._left = deque(jobs)
         self._more = more
         self._payload = payload
         self._stop = stop
-        self._given: dict[str, Job] = {}  # by id, those that have not ended
+        self._given: dict[str, Job] = {}  # jobs that have not ended, by id
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next job's settings; None: not now; FINISHED: never."""
+        """Return the next job's configuration; None: not now; FINISHED: no more."""
         if self._stop.no_more:
             self._left.clear()
         if not self._left and not self._stop.no_more:
@@ -385,49 +385,49 @@ class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
         return self._given[trial.config[PAYLOAD].job.id]
 
     def take_back(self) -> None:
-        """Give out anew what was given and has not ended: Tune's run is over."""
+        """Put jobs that have not ended back into the queue, after Tune's run has ended."""
         self._left.extendleft(reversed(self._given.values()))
         self._given.clear()
 
     def ended(self, job: Job, retry_job: Job | None) -> None:
-        """Take note that a job has ended; its trial's next attempt is the next to begin."""
+        """Record that a job has ended. Its trial's next attempt is the next to start."""
         if retry_job is not None:
             self._left.appendleft(retry_job)
         del self._given[job.id]
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: `ended` is told with the next attempt, if there is one."""
+        """Do nothing: `ended` is called with the next attempt, if there is one."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: what is to run is in the ledger."""
+        """Do nothing: the ledger has the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see `save`."""
+        """Do nothing (see `save`)."""
 
 
 @dataclass(kw_only=True, eq=False)
 class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
-    """Tells a monitor of jobs what Tune says of trials, and looks after scoring meanwhile."""
+    """Passes Tune's events to a monitor of jobs, and polls the scoring jobs."""
 
     searcher: JobSearcher
     monitor: JobMonitor
     scoring: ScoringPool
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Look after all jobs, and hear of those that score."""
-        # What `on_trial_complete` raises Tune takes for the trial's failure and goes on (Ray 2.60).
+        """Check all jobs, and poll those that score."""
+        # Tune treats an exception of `on_trial_complete` as the trial's failure (Ray 2.60).
         self.monitor.check()
         self.monitor.look()
         self.scoring.poll()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A job has its slot."""
+        """Handle the start of a job in its slot."""
         self.monitor.begin(self.searcher.job(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A job reported where it is, or how it ended."""
+        """Handle a job's report of its progress or outcome."""
         job = trial.config[PAYLOAD].job
         running = self.monitor.running[job.id]
         running.process = (result[NODE_IP], result[PID])
@@ -437,18 +437,18 @@ class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
             self.monitor.progress(job, result[PROGRESS])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial ended: its job reported how, or Tune ended it."""
+        """Handle a trial's end: its job reported the outcome, or Tune ended it."""
         self._end(self.searcher.job(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A slot ended: its job reported how, or its process died."""
+        """Handle a slot's end: its job reported the outcome, or its process died."""
         self._end(self.searcher.job(trial), died=DIED)
 
     def end_all(self, error: OutOfMemoryError) -> bool:
-        """End all jobs that ran, since Ray killed a slot for memory and Tune all the others.
+        """End all running jobs after Ray killed a slot for memory and Tune ended all others.
 
         Args:
-            error: names the processes that Ray killed, in its text alone.
+            error: error whose text names the processes that Ray killed.
 
         Returns:
             whether there were any.
@@ -476,32 +476,32 @@ class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
 
 
 class StopWaiting(NotRestored, tune.Stopper):  # type: ignore[misc]
-    """End all once the run is to stop and only jobs are left that have not begun."""
+    """Ends Tune's run once the run should stop and only unstarted jobs are left."""
 
     def __init__(self, monitor: JobMonitor) -> None:
-        """Nothing is to stop yet."""
+        """Store the monitor."""
         self._monitor = monitor
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Leave each trial to its job, which writes a checkpoint first."""
+        """Return False: each job ends itself, after it has written a checkpoint."""
         return False
 
     def stop_all(self) -> bool:
-        """Return whether nothing is left to wait for."""
+        """Return whether no started job is left."""
         return self._monitor.only_waiting
 
 
 class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]
-    """Says what trials wait for that find no place: a cluster may grow, so they wait on."""
+    """Reports what trials without a place wait for. They keep waiting, as a cluster may grow."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing waits yet."""
+        """Store the clock."""
         self._clock = clock
         self._since: dict[str, float] = {}
         self._due = TOLD_AFTER
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Look at who waits; say it after a minute, and each time when that has doubled."""
+        """Report waiting trials after a minute, and again each time that has doubled."""
         now = self._clock()
         waiting = [trial for trial in trials if trial.status == Trial.PENDING]
         self._since = {each.trial_id: self._since.get(each.trial_id, now) for each in waiting}
