@@ -1,4 +1,4 @@
-"""Parse and check an MLflow address, and hide what is secret in it."""
+"""Parse and check an MLflow address, and hide its secrets."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from chip_core.utils.errors import UserError, printable
 from chip_core.utils.files import is_full
 
 _CONNECT_SECONDS = 5.0
-#: Ports of what is asked by a network, where an address names none.
+#: Default ports of network stores.
 _PORTS = {"https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-#: What databases say that are busy, full or out of reach, and may be well again by themselves.
+#: Error messages of databases that are busy, full or unreachable, which may be temporary.
 _FOR_A_WHILE = (
     "is locked", "table is locked", "disk is full", "disk i/o error", "no space left",
     "could not connect", "connection refused", "can't connect", "timed out", "timeout",
@@ -30,26 +30,26 @@ _FOR_A_WHILE = (
 _TOO_MANY = 429  # requests, in HTTP
 _HIDDEN = "***"
 _USER = re.compile(r"([^:/?#]+)://([^/?#]*)@")
-#: Values of a query that are secrets, by what their names end in.
+#: Secret values in a query, by the ends of their names.
 _QUERY = re.compile(r"([?&][^=&#]*(?:password|passwd|pwd|token|secret|key|sig|signature)=)([^&#]+)")
 
 
 class StoreUnavailable(UserError):
-    """A store that cannot be used now, and may be later: nobody has to mend an address."""
+    """The store cannot be used now, but may be later; the address is valid."""
 
 
 class StoreRefused(UserError):
-    """A store that does not do what it is asked, however often: something has to be mended."""
+    """The store rejects a request permanently, so that something must be corrected."""
 
 
 class WrongAddress(ValueError):
-    """An address at which no store can be."""
+    """The address is invalid for a store."""
 
 
 def tracking_uri(workdir: Path, given: str | None) -> str:
-    """Return where runs are kept: as given, as MLFLOW_TRACKING_URI says, or in the work directory.
+    """Return the tracking URI: the given one, MLFLOW_TRACKING_URI, or the work directory's.
 
-    A database in the work directory needs no server.
+    The database in the work directory needs no server.
     """
     if given is not None:
         return given
@@ -61,14 +61,15 @@ def own_uri(workdir: Path) -> str:
     file = f"{workdir.resolve()}/mlflow.db"
     if not any(sign in file for sign in "%?"):
         return f"sqlite:///{file}"
-    # SQLAlchemy reads escapes; MLflow makes a folder by them where no driver is named.
+    # SQLAlchemy decodes escapes. MLflow would create the escaped folder, unless a driver is named.
     return f"sqlite+pysqlite:///{quote(file)}"
 
 
 def shown_address(uri: str) -> str:
-    """Return an address with `***` for its password, a lone name of a server's, and secret values.
+    """Return an address with `***` instead of passwords and other secrets.
 
-    A lone name before a database's host is its user; before a server's it may be a token.
+    A name without password before a database's host is its user, but before a server's host it may
+    be a token, and is hidden.
     """
 
     def user(found: re.Match[str]) -> str:
@@ -80,7 +81,7 @@ def shown_address(uri: str) -> str:
 
 
 def without_secrets(text: str, uri: str) -> str:
-    """Return a message about an address without the address's secrets."""
+    """Remove an address's secrets from a message."""
     text = text.replace(uri, shown_address(uri))
     for secret in sorted(_secrets(uri), key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
@@ -94,25 +95,25 @@ def _secrets(uri: str) -> Iterator[str]:
         found += [password] if colon else [name] if is_server(uri) else []
     for secret in filter(None, found):
         yield secret
-        yield unquote(secret)  # as a driver says it
+        yield unquote(secret)  # as drivers write it
 
 
 def is_server(uri: str) -> bool:
-    """Return whether a store is a server, not a database."""
+    """Return whether a store is a server, as opposed to a database."""
     return uri.lower().startswith(("http://", "https://"))
 
 
 def is_new(uri: str) -> bool:
-    """Return whether a store is a SQLite file that is still to be made."""
+    """Return whether a store is a SQLite file that does not exist yet."""
     file = sqlite_file(uri)
-    return file is not None and not os.path.exists(file)  # a name that is too long is none
+    return file is not None and not os.path.exists(file)  # also for a name that is too long
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a SQLite database; None of another store.
+    """Return the file of a SQLite database; None for other stores.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the SQLite address names no file.
     """
     if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
         return None
@@ -132,7 +133,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def check_written(uri: str) -> None:
-    """Check what an address says, without asking anybody.
+    """Check the syntax of an address, without any connection.
 
     Raises:
         WrongAddress: no store can be there.
@@ -146,7 +147,7 @@ def check_written(uri: str) -> None:
         port = parts.port
         (parts.hostname or "").encode("idna")
         file = sqlite_file(uri)
-    except Exception as error:  # SQLAlchemy has its own, of what is no address of a database
+    except Exception as error:  # SQLAlchemy has its own exceptions
         raise WrongAddress(str(error).split("\n")[0]) from None
     if file is None and parts.scheme in ("http", "https") and not parts.hostname:
         raise WrongAddress("it names no host")
@@ -157,14 +158,14 @@ def check_written(uri: str) -> None:
 
 
 def check_reachable(uri: str) -> None:
-    """Find out soon whether a store is there at all: MLflow itself would try for minutes.
+    """Check quickly whether a store is reachable, since MLflow itself would try for minutes.
 
     Raises:
         WrongAddress: no store can be there.
         ImportError: the database's driver is not installed.
-        OSError: nobody answers at its address, or its file cannot be made.
-        sqlite3.Error: its file cannot be opened or written, is none, or is locked.
-        sqlalchemy.exc.SQLAlchemyError: the database does not let us in.
+        OSError: there is no answer at its address, or its file cannot be created.
+        sqlite3.Error: its file cannot be opened or written, is no database, or is locked.
+        sqlalchemy.exc.SQLAlchemyError: the database refuses the connection.
     """
     check_written(uri)
     parts = urlsplit(uri)
@@ -176,7 +177,7 @@ def check_reachable(uri: str) -> None:
         engine = create_engine(uri, poolclass=NullPool)  # imports the driver
     if file is not None:
         _check_file(file, makes=Path(uri.removeprefix("sqlite:///")).parent)
-    elif scheme == "http":  # with TLS, only MLflow knows whom to trust
+    elif scheme == "http":  # with TLS, only MLflow knows the trusted certificates
         place = parts.netloc.rpartition("@")[2] + parts.path.rstrip("/")
         with suppress(urllib.error.HTTPError):  # it answers
             urllib.request.urlopen(f"http://{place}/health", timeout=_CONNECT_SECONDS).close()
@@ -189,7 +190,7 @@ def check_reachable(uri: str) -> None:
 
 
 def _check_file(file: Path, *, makes: Path) -> None:
-    """Check that a SQLite file can be written, or made; MLflow makes the folder `makes` for it."""
+    """Check that a SQLite file can be written or created. MLflow creates the folder `makes`."""
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
@@ -206,7 +207,7 @@ def _check_file(file: Path, *, makes: Path) -> None:
         return
     if file.is_symlink():
         raise WrongAddress("it is a link to what is not there")
-    if file.parent != makes and not file.parent.exists():  # it takes escapes as they are written
+    if file.parent != makes and not file.parent.exists():  # MLflow does not decode escapes
         raise WrongAddress(f"there is no folder {file.parent}")
     above = next(folder for folder in file.absolute().parents if folder.exists())
     try:
@@ -218,7 +219,7 @@ def _check_file(file: Path, *, makes: Path) -> None:
 
 
 def told(error: Exception, uri: str) -> UserError:
-    """Return a store's trouble as one line for the user."""
+    """Convert a store's exception to an error with one line for the user."""
     away, whole = _is_away(error, uri), str(error)
     address = printable(shown_address(uri))
     said = printable(" ".join(without_secrets(whole.split("\n")[0], uri).split()), 300)

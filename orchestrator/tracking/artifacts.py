@@ -14,18 +14,18 @@ from chip_core.results import CONFIG, CURVES
 from chip_core.utils.files import without_checksum
 from orchestrator.tracking.client import MlflowStore, Point, Run
 
-_SAMPLE = 50  # responses shown of each benchmark
+_SAMPLE = 50  # responses shown per benchmark
 
 
 class Curve:
-    """A curves.jsonl that grows, sent as it grows."""
+    """Sends a growing curves.jsonl."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / CURVES
         self._sent = 0  # bytes
 
     def send(self, store: MlflowStore, run: Run) -> None:
-        """Send the points that are new; a line that is not whole yet waits."""
+        """Send the new points. An incomplete line is sent later."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:
@@ -38,10 +38,10 @@ class Curve:
 
 
 def stage(folders: Sequence[Path], into: Path) -> list[str]:
-    """Lay a trial's files out as its artifacts; return those that are tables.
+    """Copy a trial's files to a folder of artifacts, and return the names of those that are tables.
 
-    Where attempts have a file of the same name, the last one's counts; of the configurations that
-    of the last attempt that trained.
+    If attempts have a file of the same name, the last one counts. The configuration is that of the
+    last attempt that trained.
     """
     configured = [folder for folder in folders if (folder / CONFIG).is_file()]
     trained = [folder for folder in configured if (folder / CURVES).is_file()]
@@ -63,7 +63,7 @@ def stage(folders: Sequence[Path], into: Path) -> list[str]:
 
 def _points(text: bytes) -> Iterator[Point]:
     for line in text.split(b"\n"):
-        # A write that a crash cut off, or damage, is left out; the ledger holds the truth.
+        # Incomplete or damaged lines are left out; the ledger is authoritative.
         with suppress(ValueError, KeyError, TypeError):
             point = without_checksum(line)
             yield Point(
@@ -74,7 +74,7 @@ def _points(text: bytes) -> Iterator[Point]:
 
 
 def _table(path: Path) -> dict[str, Any] | None:
-    """Return the first responses of a file as MLflow writes a table."""
+    """Return the first responses of a file in MLflow's table format."""
     rows = []
     with path.open("rb") as file:
         for line in itertools.islice(file, _SAMPLE):

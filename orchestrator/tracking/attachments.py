@@ -18,7 +18,7 @@ from orchestrator.tracking.projection import FINGERPRINT, KIND, STUDY, Slot, arm
 
 @dataclass(frozen=True, kw_only=True)
 class StudyAttachment:
-    """What is to be shown with a study's runs."""
+    """Figures and files to show with a study's runs."""
 
     study: Mapping[str, float] = field(default_factory=dict)
     base: Mapping[str, float] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class StudyAttachment:
     files: list[tuple[Path, str]] = field(default_factory=list)  # (file, artifact folder)
 
     def figures(self) -> Iterator[tuple[Slot, str | None, Mapping[str, float]]]:
-        """Yield what run is to show which figures, and the fingerprint it must have."""
+        """Yield (slot of the run, required fingerprint or None, figures)."""
         yield STUDY, None, self.study
         yield (BASE, "", ""), None, self.base
         for arm, figures in self.arms.values():
@@ -39,18 +39,18 @@ class StudyAttachment:
 def attach_files(
     workdir: Path, uri: str | None, study: str, attached: StudyAttachment
 ) -> str | None:
-    """Show figures and files with a study's runs, as far as there are runs, and keep the figures.
+    """Show figures and files with a study's existing runs, and save the figures.
 
-    Runs are only added to: none is made, ended or put in another's place.
+    Runs are only added to; none is created, ended or superseded.
 
     Args:
         workdir: the work directory.
-        uri: the tracking URI; None as for a run of the study.
+        uri: the tracking URI; None: the same as for a run of the study.
         study: the study's name.
         attached: what to show.
 
     Returns:
-        What is to be said to the user where the study has no run or the store is away; else None.
+        a message for the user if the study has no run or the store is unavailable; else None.
 
     Raises:
         UserError: the store cannot be used.
@@ -73,7 +73,7 @@ def attach_files(
 
 
 def reattach_files(workdir: Path, uri: str | None, study: str) -> None:
-    """Show the figures of a study that were attached before, in the order in which they were.
+    """Show the saved figures of a study again, in their order.
 
     Raises:
         UserError: the store cannot be used.
@@ -95,14 +95,14 @@ def _show(
     if store.lacks_database:
         return False
     store.open(study)
-    # One that was superseded stands for nothing that is wanted.
+    # Superseded runs are left out.
     runs = {slot_of(run): run for run in store.runs() if run.tags.get(KIND) == slot_of(run)[0]}
     if STUDY not in runs:
         return False
     for record in records:
         for entry in record["figures"]:
             run = runs.get(tuple(entry["slot"]))
-            # With another fingerprint it stands for another training now.
+            # With another fingerprint, the run now shows another training.
             if run is not None and entry["fingerprint"] in (None, run.tags.get(FINGERPRINT)):
                 store.log_figures(run, entry["figures"], record["time"])
     for file, under in files:

@@ -17,10 +17,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class BackgroundTracker(Tracker):
-    """Brings a store to what is to be seen of a study, in a thread, whenever that changes.
+    """Updates a store in a thread whenever a study's view changes.
 
-    Nothing here blocks but `check` and `open`, for the first few seconds, and `close`, as long as
-    the store answers. A store that is away is said once, in a line, and asked again at growing
+    Only `check` and `open` block, for the first few seconds, and `close`, as long as the store
+    answers. An unavailable store is reported once, in one line, and tried again at growing
     intervals.
     """
 
@@ -34,15 +34,15 @@ class BackgroundTracker(Tracker):
         longest_pause: float = 60.0,
         follow_every: float = 3.0,
     ) -> None:
-        """Nothing is asked yet.
+        """Create a tracker without any request yet.
 
         Args:
-            tracker: what is asked.
-            begin_within: seconds that `check` and `open` wait for the store to say what is wrong.
-            patience: seconds that `close` waits for an answer of a store that does not give one.
-            first_pause: seconds until a store that is away is asked again; then twice as many,
-            longest_pause: up to so many.
-            follow_every: seconds between two looks at the curves of running trials.
+            tracker: tracker that updates the store.
+            begin_within: seconds that `check` and `open` wait for an error of the store.
+            patience: seconds that `close` waits for an answer of the store.
+            first_pause: seconds until an unavailable store is tried again, doubled each time.
+            longest_pause: largest number of these seconds.
+            follow_every: seconds between two checks of the curves of running trials.
         """
         self.address = tracker.address
         self._tracker, self._follow_every = tracker, follow_every
@@ -123,7 +123,7 @@ class BackgroundTracker(Tracker):
             return Waiting(reason=str(self._trouble or away), trials=tuple(names))
 
     def refused(self) -> Mapping[str, str]:
-        """Return what the store takes in no way, and why."""
+        """Return what the store rejects, and why."""
         return self._tracker.refused()
 
     def compare_address(self) -> str | None:
@@ -131,7 +131,7 @@ class BackgroundTracker(Tracker):
         return None if self.waiting() is not None else self._tracker.compare_address()
 
     def _await(self) -> None:
-        """Wait a while for whether the store can be used at all."""
+        """Wait for the first answer of the store, and raise its error if it is permanent."""
         asked, self._awaited = self._asked + self._busy, True
         if not self._changed.wait_for(lambda: self._asked > asked, self._begin_within):
             _LOG.warning(
@@ -166,7 +166,7 @@ class BackgroundTracker(Tracker):
                     self._tracker.bring(study)
                 elif self._shown is not None:
                     self._tracker.check()
-            except Exception as raised:  # shown to people: nothing that goes wrong ends a study
+            except Exception as raised:  # an error of the tracker must not end the study
                 error = raised
             with self._changed:
                 self._trouble, self._busy = error, False
@@ -185,5 +185,5 @@ class BackgroundTracker(Tracker):
 
 
 def _is_wrong(error: Exception) -> bool:
-    """Return whether what went wrong stays so, however often it is tried."""
+    """Return whether an error is permanent."""
     return not isinstance(error, StoreUnavailable)

@@ -1,4 +1,4 @@
-"""Define what a tracker shows of a study's runs; the ledger is the truth."""
+"""Define what a tracker shows of a study's runs. The ledger is authoritative."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ Place = tuple[str, str]  # a trial's arm and fingerprint
 
 @dataclass(frozen=True, kw_only=True)
 class TrialView:
-    """What is to be seen of a trial that runs or has ended."""
+    """What a tracker shows of a trial that runs or has ended."""
 
     trial: Trial
     status: Status
     metrics: Mapping[str, float]  # final figures by full name
     folders: Sequence[Path]  # attempt folders, in order: curves.jsonl, config.json, responses/
     seconds: Mapping[str, float]
-    data: Mapping[str, int]  # pairs, rows skipped, responses and tokens cut
-    engine: Mapping[str, str] = field(default_factory=dict)  # how it was trained: prefix_sharing
+    data: Mapping[str, int]  # pairs, skipped rows, cut responses and tokens
+    engine: Mapping[str, str] = field(default_factory=dict)  # such as prefix_sharing
     #: by key ("report/amber"): protocol, scorer, judge, n, missing, … of its figures
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    #: of a training that was scored on its way: step -> figures under `select`; 0: untrained
+    #: of a training that was scored during training: step -> figures under `select`; 0: untrained
     checkpoints: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     reason: str | None = None  # why it failed
     cut: str | None = None  # the rule of early stopping that cut it
-    reused_from: str | None = None  # the study it was executed in, where that is another
-    code: CodeVersion | None = None  # that executed it last; None: not noted
-    began: float | None = None  # when its first attempt did, in seconds since 1970
-    ended: float | None = None  # when its last attempt did
+    reused_from: str | None = None  # the study that executed it, if another one
+    code: CodeVersion | None = None  # code of its last execution; None: not recorded
+    began: float | None = None  # of its first attempt, in seconds since 1970
+    ended: float | None = None  # of its last attempt
 
     @property
     def place(self) -> Place:
-        """Where it stands in its study."""
+        """Its place in the study: arm and fingerprint."""
         return self.trial.arm, self.trial.fingerprint
 
 
@@ -51,28 +51,28 @@ class ArmView:
     arm: Arm
     figures: Mapping[str, float]
     status: Status
-    tags: Mapping[str, str | None] = field(default_factory=dict)  # None: is no more
+    tags: Mapping[str, str | None] = field(default_factory=dict)  # None: to be removed
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinalSnapshot:
     """How a run of a study ended. Times are in seconds since 1970."""
 
-    time: float  # when it was noted
+    time: float  # when it was recorded
     status: Status
-    ended: float | None  # when its last trial ended; None: now
+    ended: float | None  # end of its last trial; None: now
     arms: tuple[ArmView, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyView:
-    """All that is to be seen of a study."""
+    """All that a tracker shows of a study."""
 
     plan: Plan
-    began: float | None = None  # when it was first run, in seconds since 1970; None: now
+    began: float | None = None  # of its first run, in seconds since 1970; None: now
     trials: Mapping[Place, TrialView]
-    ends: tuple[FinalSnapshot, ...] = ()  # how runs of it ended, in order; none: it runs
-    report: Path | None = None  # its report's folder
+    ends: tuple[FinalSnapshot, ...] = ()  # ends of its runs, in order; empty: it is running
+    report: Path | None = None  # folder of its report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +80,22 @@ class Waiting:
     """What a tracker could not show."""
 
     reason: str
-    trials: tuple[str, ...]  # by name
-    study: bool = True  # whether the study's own run waits, too
+    trials: tuple[str, ...]  # names of trials
+    study: bool = True  # whether the study's own run is not shown either
 
 
 class Tracker(ABC):
-    """Brings a store's runs of a study to what is to be seen of it.
+    """Brings a store's runs of a study up to date with its view.
 
-    Every (arm, seed) has one active run, whatever happened before, and whatever is shown twice is
-    there once. Runs that an earlier driver left RUNNING are taken up again or ended.
+    Every (arm, seed) has one active run, whatever happened before, and showing the same twice has
+    no effect. Runs that an earlier driver left RUNNING are continued or ended.
     """
 
-    address: str  # where the runs can be seen: the tracking URI, without a password
-    study: StudyView | None = None  # what is to be seen
+    address: str  # the tracking URI, without a password
+    study: StudyView | None = None  # the current view
 
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
-        """Begin to show a study that began then, or go on with another plan of it."""
+        """Start to show a study, which began at `began`, or continue with another plan of it."""
         self.bring(StudyView(plan=plan, began=began, trials={view.place: view for view in done}))
 
     def show(self, view: TrialView) -> None:
@@ -111,23 +111,23 @@ class Tracker(ABC):
         report: Path | None,
         ended: float | None = None,
     ) -> None:
-        """Show the end, as of `ended` or now, with the report's folder."""
+        """Show the end of a run, at `ended` or now, with the report's folder."""
         assert self.study is not None, "open() comes first"
         end = FinalSnapshot(time=time.time(), status=status, ended=ended, arms=tuple(arms))
         self.bring(replace(self.study, ends=(end,), report=report))
 
     @abstractmethod
     def bring(self, study: StudyView) -> None:
-        """Bring the store from whatever it holds to what is to be seen of a study."""
+        """Bring the store up to date with a study's view, whatever it has."""
 
     @abstractmethod
     def waiting(self) -> Waiting | None:
-        """Return what of all that could not be shown; None: it is all there."""
+        """Return what could not be shown; None if everything is shown."""
 
     @abstractmethod
     def refused(self) -> Mapping[str, str]:
-        """Return what the store takes in no way, and why; all the rest is shown."""
+        """Return what the store rejects, and why. Everything else is shown."""
 
     @abstractmethod
     def compare_address(self) -> str | None:
-        """Return the page that shows the arms side by side; None where there is none."""
+        """Return the address of the page that compares the arms; None if there is none."""

@@ -1,7 +1,7 @@
-"""Call MLflow: every request to a store goes through here.
+"""The client of MLflow, through which all requests to a store go.
 
-Whatever goes wrong in a store is a `UserError` of one line here: `StoreUnavailable` where it may be
-well again by itself, else `StoreRefused`. Nothing is written that the store has already.
+Every error of a store becomes a `UserError` of one line: `StoreUnavailable` if it may be temporary,
+else `StoreRefused`. Nothing is written that the store already has.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from orchestrator.tracking.names import EXPERIMENT, PARAM, RUN, TAG, respelled, 
 _LOG = logging.getLogger(__name__)
 _Found = TypeVar("_Found")
 
-#: Where the curves of a run are among its metrics.
+#: Prefix of a run's curves among its metrics.
 CURVE = "train/"
-#: And what its checkpoints came to, by step.
+#: Prefix of its checkpoints' figures, by step.
 CHECKPOINT = "checkpoint/"
-#: Set before MLflow is imported, where the user has not set them.
+#: Set before MLflow is imported, unless the user has set them.
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # MLflow's own (7 retries, 120 s each) would say nothing for minutes. No retry: what was asked
-    # for is looked up before it is asked for again, so that no run is made twice.
+    # MLflow's defaults (7 retries, 120 s each) would be silent for minutes. No retries: the result
+    # of a request is looked up before it is repeated, so that no run is created twice.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-#: What a request may hold: so many of a kind, and so many bytes.
+#: Limits of a request: entities of each kind, and bytes.
 _MOST = {"metrics": 1000, "params": 100, "tags": 100}
 _LARGEST = 900_000
-#: A run's name, and before what is spelled otherwise in MLflow: the tag with its true name.
+#: Tag with a run's name, and prefix of the tags with true names that MLflow spells differently.
 NAME, TRUE_NAME = "mlflow.runName", "chip.name"
 
 
@@ -68,19 +68,19 @@ class Point:
 
 @dataclass(kw_only=True)
 class Run:
-    """A run as the store has it; kept up to date by what is written."""
+    """A run in the store, updated with every write."""
 
     id: str
     status: str
     started: int
     tags: dict[str, str]
     params: dict[str, str]
-    metrics: dict[str, float]  # the latest value of each
-    stamps: dict[str, int]  # when that was logged, in milliseconds since 1970
-    last_step: int  # of its curves; 0 where there is none
+    metrics: dict[str, float]  # latest values
+    stamps: dict[str, int]  # when they were logged, in milliseconds since 1970
+    last_step: int  # last step of its curves; 0 without any
 
     def note(self, kind: str, entity: Any) -> None:
-        """Note a metric, param or tag that the store took."""
+        """Record a metric, param or tag that the store has accepted."""
         getattr(self, kind)[entity.key] = entity.value
         if kind == "metrics":
             self.stamps[entity.key] = entity.timestamp
@@ -91,25 +91,25 @@ class MlflowStore:
     """One experiment in an MLflow store."""
 
     def __init__(self, uri: str, workdir: Path | None = None) -> None:
-        """Nothing is asked yet.
+        """Create a client without any request yet.
 
         Args:
-            uri: the store's.
-            workdir: the work directory that the store is in; None: it is elsewhere.
+            uri: URI of the store.
+            workdir: the work directory that contains the store; None: it is elsewhere.
         """
         self.uri, self._workdir = uri, workdir
-        self.address = shown_address(uri)  # without what opens the store
-        self.experiment = ""  # its id
-        self.answers = 0  # how often the store did what was asked
-        self.refused: dict[str, str] = {}  # what it does not take, and why
+        self.address = shown_address(uri)  # without secrets
+        self.experiment = ""  # id of the experiment
+        self.answers = 0  # number of successful requests
+        self.refused: dict[str, str] = {}  # what the store rejects, and why
         self._client: Any = None
-        self._left_out: set[tuple[str, str]] = set()  # (run, what) that it does not take
+        self._left_out: set[tuple[str, str]] = set()  # rejected (run, what)
 
     def open(self, experiment: str, *, make: bool = True) -> bool:
-        """Connect; make the database and the experiment where they are missing, if told to.
+        """Connect, and create a missing database and experiment if `make`.
 
         Returns:
-            whether there is such an experiment.
+            whether the experiment exists.
 
         Raises:
             UserError: the store cannot be used.
@@ -128,7 +128,7 @@ class MlflowStore:
             if known is not None:
                 self.experiment = known.experiment_id
             elif make:
-                # A database without a server would put artifacts under the current folder.
+                # A database without a server would store artifacts in the current folder.
                 place = None if self._workdir is None else artifacts_of(self._workdir)
                 self.experiment = self._client.create_experiment(name, place)
             if known is not None and make and not there:
@@ -140,12 +140,12 @@ class MlflowStore:
         return self._ask(find)
 
     def check(self) -> None:
-        """Find out whether the store can be used; a database that is not there is not made.
+        """Check whether the store can be used, without creating a database.
 
         Raises:
             UserError: it cannot be used.
         """
-        if self.lacks_database:  # the work directory decides
+        if self.lacks_database:  # the work directory is checked elsewhere
             return
 
         def look(_: Any) -> None:
@@ -157,7 +157,7 @@ class MlflowStore:
 
     @property
     def lacks_database(self) -> bool:
-        """Whether it is the work directory's, and still to be made."""
+        """Whether it is the work directory's database and does not exist yet."""
         return self._workdir is not None and is_new(self.uri)
 
     def runs(self) -> list[Run]:
@@ -174,13 +174,13 @@ class MlflowStore:
         return self._ask(search)
 
     def create(self, tags: Mapping[str, str], began: float | None = None) -> Run:
-        """Make a run; it is RUNNING, since `began` (seconds since 1970) or now."""
+        """Create a run. It is RUNNING since `began` (seconds since 1970) or now."""
         start = None if began is None else _milliseconds(began)
         try:
             return self._ask(
                 lambda client: _run(client.create_run(self.experiment, start, _as_tags(tags)))
             )
-        except StoreRefused:  # it may be for one of the tags: then without that one
+        except StoreRefused:  # maybe because of a tag, which is then left out
             run = self._ask(lambda client: _run(client.create_run(self.experiment, start)))
         self.describe(run, tags)
         return run
@@ -191,7 +191,7 @@ class MlflowStore:
         tags: Mapping[str, str | None] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> None:
-        """Set tags and params, those that are not so already. A tag of None is removed."""
+        """Set tags and params that differ from the store's. A tag of None is removed."""
         from mlflow.entities import Param, RunTag
 
         tags, params = tags or {}, params or {}
@@ -209,13 +209,13 @@ class MlflowStore:
                 self._ask(lambda client, key=key: client.delete_tag(run.id, key))  # type: ignore[misc]
 
     def log_figures(self, run: Run, figures: Mapping[str, float], at: float | None = None) -> None:
-        """Log final figures, each one value; one that is there already is not logged again.
+        """Log final figures, one value each, unless the store has the same value.
 
         Args:
             run: whose.
-            figures: by name.
-            at: when they were made, in seconds since 1970; now if not said. One that replaces an
-                older figure is never the older of the two.
+            figures: figures by name.
+            at: time of the figures, in seconds since 1970; None: now. A figure that replaces an
+                older one always gets a later time.
         """
         from mlflow.entities import Metric
 
@@ -231,12 +231,12 @@ class MlflowStore:
     def log_series(
         self, run: Run, series: Mapping[int, Mapping[str, float]], at: float | None = None
     ) -> None:
-        """Log what a training's checkpoints came to, by step; what is there stays.
+        """Log the figures of a training's checkpoints by step. Existing ones are kept.
 
         Args:
             run: whose.
             series: step -> figures by name.
-            at: when they were made, in seconds since 1970; now if not said.
+            at: time of the figures, in seconds since 1970; None: now.
         """
         from mlflow.entities import Metric
 
@@ -261,9 +261,9 @@ class MlflowStore:
         self.describe(run, _true_names({name: None for one in named.values() for name in one}))
 
     def log_points(self, run: Run, points: Iterable[Point]) -> None:
-        """Log a curve's points, those after the last step that the run has.
+        """Log a curve's points after the last step that the run has.
 
-        A new attempt begins at step 1 again and comes to the same figures: nothing is doubled.
+        A new attempt starts at step 1 again with the same figures, so nothing is logged twice.
         """
         from mlflow.entities import Metric
 
@@ -285,16 +285,16 @@ class MlflowStore:
         self.describe(run, _true_names(names))
 
     def upload(self, run: Run, folder: Path, under: str | None = None) -> None:
-        """Attach a folder's files as artifacts; files of the same name are replaced."""
+        """Upload a folder's files as artifacts. Files of the same name are replaced."""
         try:
             self._ask(lambda client: client.log_artifacts(run.id, str(folder), under))
-        except StoreRefused:  # for one of them, perhaps
+        except StoreRefused:  # maybe because of one file
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
                 steps = [*filter(None, [under]), *file.relative_to(folder).parent.parts]
                 self.upload_file(run, file, "/".join(steps) or None)
 
     def upload_file(self, run: Run, file: Path, under: str | None = None) -> None:
-        """Attach one file as an artifact; one of the same name is replaced."""
+        """Upload a file as an artifact. One of the same name is replaced."""
         try:
             self._ask(lambda client: client.log_artifact(run.id, str(file), under))
         except StoreRefused as error:
@@ -302,7 +302,7 @@ class MlflowStore:
             self._leave_out(run, what, error)
 
     def set_status(self, run: Run, status: str, ended: float | None = None) -> None:
-        """Set a run's status, where it is another; it ended at `ended`, or now."""
+        """Set a run's status if it differs. The end is at `ended`, or now."""
         if run.status == status:
             return
         end = None if ended is None else _milliseconds(ended)
@@ -313,29 +313,29 @@ class MlflowStore:
         run.status = status
 
     def delete_run(self, run: Run) -> None:
-        """Delete a run, as MLflow does: it can be restored."""
+        """Delete a run. MLflow can restore it."""
         self._ask(lambda client: client.delete_run(run.id))
 
     def delete_experiment(self) -> None:
-        """Delete the experiment in the same way."""
+        """Delete the experiment. MLflow can restore it."""
         self._ask(lambda client: client.delete_experiment(self.experiment))
 
     def _ask(self, call: Callable[[Any], _Found]) -> _Found:
-        """Ask MLflow's client for something; a store's trouble becomes one line for the user."""
+        """Make a request by MLflow's client. Its exceptions become errors of one line."""
         try:
             found = call(self._client)
-        except Exception as error:  # drivers of databases and servers raise what they like
+        except Exception as error:  # drivers and servers raise various exceptions
             raise told(error, self.uri) from error
         self.answers += 1
         return found
 
     def _log(self, run: Run, kind: str, groups: Iterable[Sequence[Any]]) -> None:
-        """Log metrics, params or tags; what the store does not take together, key by key.
+        """Log metrics, params or tags, key by key if the store rejects them together.
 
         Args:
             run: whose.
-            kind: which of the three.
-            groups: those that one request has to hold stand together.
+            kind: "metrics", "params" or "tags".
+            groups: entities that must be in one request.
         """
         for request in _requests(kind, groups):
             wanted = [one for one in request if (run.id, _what(kind, one)) not in self._left_out]
@@ -354,16 +354,16 @@ class MlflowStore:
                     run.note(kind, entity)
 
     def _leave_out(self, run: Run, what: str, error: UserError) -> None:
-        """Do without what the store does not take, as long as it takes something else.
+        """Leave out what the store rejects, as long as it accepts a tag.
 
         Raises:
-            UserError: it takes nothing of the run.
+            UserError: the store accepts nothing for the run.
         """
         name = run.tags.get(NAME, run.id)
-        self._ask(lambda client: client.set_tag(run.id, NAME, name))  # as it is
+        self._ask(lambda client: client.set_tag(run.id, NAME, name))  # unchanged, as a test
         self._left_out.add((run.id, what))
         said = without_secrets(str(error.__cause__ or error).split("\n")[0], self.uri)
-        if not self.refused:  # one line; what else there is, is told at the end
+        if not self.refused:  # one line; others are reported at the end
             _LOG.warning(
                 "MLflow does not take the %s (%s): it is in the report, and the rest is shown",
                 what,
@@ -373,13 +373,13 @@ class MlflowStore:
 
 
 def store_of(workdir: Path, uri: str | None) -> MlflowStore:
-    """Return the store of a work directory's runs, or the one that is named."""
+    """Return the store of a URI, or of a work directory's runs."""
     address = tracking_uri(workdir, uri)
     return MlflowStore(address, workdir if address == own_uri(workdir) else None)
 
 
 def check_store(workdir: Path, uri: str | None) -> None:
-    """Find out whether a store can be used, before anything is made; one that is away may be.
+    """Check whether a store can be used, before anything is created. It may be unavailable.
 
     Raises:
         UserError: it cannot be used.
@@ -389,10 +389,10 @@ def check_store(workdir: Path, uri: str | None) -> None:
 
 
 def connect(uri: str) -> Any:
-    """Return MLflow's client of a store."""
+    """Return MLflow's client for a store."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    from mlflow.tracking import MlflowClient  # two seconds, and it reads the environment
+    from mlflow.tracking import MlflowClient  # takes two seconds, and reads the environment
 
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints tracebacks as errors
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -401,22 +401,22 @@ def connect(uri: str) -> Any:
 
 
 def as_metrics(figures: Mapping[str, float]) -> dict[str, float]:
-    """Return the figures that are numbers, named as the store has them."""
+    """Return the finite figures with their names in the store."""
     return {spelled(key): float(value) for key, value in figures.items() if math.isfinite(value)}
 
 
 def _as_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return tags as the store has them."""
+    """Return tags with their spelling in the store."""
     said = {
         spelled(key): spelled(value, RUN if key == NAME else TAG) for key, value in tags.items()
     }
     if said.get(NAME) != tags.get(NAME):
-        said[TRUE_NAME] = spelled(tags[NAME], TAG)  # as of a study whose variant is told at length
+        said[TRUE_NAME] = spelled(tags[NAME], TAG)  # such as of a variant with a long name
     return said
 
 
 def _true_names(names: Iterable[str]) -> dict[str, str]:
-    """Return tags that say the true names of those that are spelled otherwise, by their marks."""
+    """Return tags with the true names of respelled names, by their hashes."""
     return {
         f"{TRUE_NAME}.{other.rpartition('--')[2]}": name for name, other in respelled(names).items()
     }
@@ -427,7 +427,7 @@ def _what(kind: str, entity: Any) -> str:
 
 
 def _requests(kind: str, groups: Iterable[Sequence[Any]]) -> Iterator[list[Any]]:
-    """Yield what goes into one request each; no group is parted."""
+    """Yield the entities of each request. No group is split."""
     request: list[Any] = []
     size = 0
     for group in groups:

@@ -25,15 +25,15 @@ def keep_snapshot(
     *,
     since: float = math.inf,
 ) -> None:
-    """Note how a run ended, before a tracker is told.
+    """Save how a run ended, before a tracker shows it.
 
     Args:
         workdir: the work directory.
         study: the study's name.
-        arms: what its arms came to.
-        status: the study's.
-        ended: when its last trial ended.
-        since: what was noted after that, and says the same, is not noted again.
+        arms: views of its arms.
+        status: status of the study.
+        ended: end of its last trial.
+        since: an equal snapshot saved after this time is not saved again.
     """
     noted = [
         {
@@ -55,7 +55,7 @@ def keep_snapshot(
 
 
 def kept_snapshots(workdir: Path, plan: Plan) -> list[FinalSnapshot]:
-    """Return how runs of a study ended, in order; of the arms those that its plan still has."""
+    """Return the saved ends of a study's runs, in order, with the arms that its plan still has."""
     arms = {arm_key(arm): arm for arm in plan.arms}
 
     def views(noted: Sequence[dict[str, Any]]) -> Iterator[ArmView]:

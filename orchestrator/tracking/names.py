@@ -1,8 +1,8 @@
-"""Spell names and texts as MLflow takes them.
+"""Spell names and texts as MLflow accepts them.
 
-MLflow refuses a whole request for one name in it: by its signs, as a path, or for its length. What
-it takes stays as it is. Anything else gets a name that can be read and a mark that no other name
-has, so that two names never become one.
+MLflow rejects a whole request for one name with invalid characters, a path or too great a length.
+A valid name is kept. Any other becomes a readable name with a unique hash, so that two names never
+become one.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from dataclasses import dataclass
 
 _MARK_DIGITS = 16
 _MARKED = re.compile(rf"(?s:.*)--[0-9a-f]{{{_MARK_DIGITS}}}")
-#: Signs of a text that a database or its driver refuses: NUL, and halves of a sign.
+#: Characters that a database or its driver rejects: NUL and surrogates.
 _NOT_IN_A_TEXT = re.compile("[\0\ud800-\udfff]")
 _NOT_IN_A_KEY = re.compile(r"[^\w./: -]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What MLflow takes in one place."""
+    """What MLflow accepts for one kind of text."""
 
     longest: int  # characters
-    key: bool = False  # whether it must be made of certain signs, and be no path to elsewhere
-    empty: bool = False  # whether it may be
+    key: bool = False  # whether its characters are restricted and it must not be a path outside
+    empty: bool = False  # whether it may be empty
 
 
-#: Of metrics, params and tags.
+#: Names of metrics, params and tags.
 KEY = Kind(longest=250, key=True)
-#: A run's name: shorter than a tag may be, since it has a column of its own.
+#: A run's name is shorter than other tags, since it has its own column.
 RUN = Kind(longest=250)
 EXPERIMENT = Kind(longest=256)
 PARAM = Kind(longest=6000, empty=True)
@@ -38,10 +38,10 @@ TAG = Kind(longest=8000, empty=True)
 
 
 def spelled(name: str, kind: Kind = KEY) -> str:
-    """Return a name as MLflow takes it: the name itself where it does.
+    """Return a name as MLflow accepts it: unchanged if it is valid.
 
-    Two names are never spelled alike: what is changed ends in a mark made of the whole name, and a
-    name that ends like one is marked too.
+    Two names are never spelled alike: a changed name ends in a hash of the whole name, and so does
+    any name that ends like one.
     """
     if _fits(name, kind) and not _MARKED.fullmatch(name):
         return name
@@ -51,7 +51,7 @@ def spelled(name: str, kind: Kind = KEY) -> str:
 
 
 def respelled(names: Iterable[str], kind: Kind = KEY) -> dict[str, str]:
-    """Return how the names are spelled that MLflow does not take, in order."""
+    """Return name -> spelling of the names that MLflow does not accept, in order."""
     return {name: other for name in names if (other := spelled(name, kind)) != name}
 
 
@@ -64,9 +64,9 @@ def _fits(name: str, kind: Kind) -> bool:
 
 
 def _as_key(name: str) -> str:
-    """Return a name with signs and steps of a path replaced that a key may not have."""
+    """Replace characters and parts of a path that a key may not have."""
     steps = _NOT_IN_A_KEY.sub("_", name).split("/")
     steps = ["_" if step in ("", ".", "..") else step for step in steps]
-    if steps[0].startswith(".."):  # taken for a path upwards
+    if steps[0].startswith(".."):  # MLflow takes it for a path upwards
         steps[0] = "_" + steps[0].lstrip(".")
     return "/".join(steps)

@@ -1,14 +1,14 @@
-"""Project the ledger to MLflow: a study's runs for people to look at.
+"""Project the ledger to MLflow: the runs of a study.
 
-Experiment = study; a run for the study, under it one for each arm and for the untrained model,
-under an arm one for each seed. Where arms choose for themselves, each trial of their searches has a
-run too, of kind `search`. The truth is in the ledger and the attempts' folders: whatever of it is
-shown again is there once, so that a store that was away is brought up to date from them.
+A study is an experiment. It has a run for the study, under it one for each arm and the untrained
+model, and under each arm one per seed. With `tune:`, each search trial also has a run, of kind
+`search`. The ledger and the attempts' folders are authoritative: showing them again changes
+nothing, so that a store that was unavailable can be brought up to date from them.
 
-A run has a slot, told by its tags `chip.kind`, `chip.arm` and `chip.seed`, and holds the results
-of the fingerprints in `chip.fingerprints`. It goes on as long as those are among what the plan
-wants. Otherwise its results are no longer the study's: it stays, as `chip.kind: superseded …`
-beside the arms, and another run takes its slot. It comes back when the plan wants it again.
+A run has a slot, given by its tags `chip.kind`, `chip.arm` and `chip.seed`, and holds the results
+of the fingerprints in `chip.fingerprints`. It is used as long as the plan has these fingerprints.
+Otherwise its results are no longer the study's: it is kept as `chip.kind: superseded …` next to
+the arms, and another run takes its slot. If the plan has them again, the run is used again.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ from orchestrator.tracking.client import NAME, Run, as_metrics, store_of
 from orchestrator.tracking.names import TAG, spelled
 from orchestrator.utils.version import CodeVersion
 
-Slot = tuple[str, str, str]  # kind, arm, seed; of a search its number, in the seed's place
+Slot = tuple[str, str, str]  # kind, arm, seed; for a search, its number instead of the seed
 
 STUDY: Slot = ("study", "", "")
 KIND, ARM, SEED, FINGERPRINT = "chip.kind", "chip.arm", "chip.seed", "chip.fingerprint"
 SEARCH = "chip.search"  # a search trial's number in its arm
-SUPERSEDED = "superseded "  # before the kind of a run whose results are the study's no more
+SUPERSEDED = "superseded "  # prefix of the kind of a run whose results are no longer the study's
 _HOLDS, _SUPERSEDED_BY, _PARENT = "chip.fingerprints", "chip.superseded_by", "mlflow.parentRunId"
 _SCORED = "chip.scored"  # protocol, scorer, judge, n and missing of a benchmark's figures
 _TABLES = "mlflow.loggedArtifacts"  # where MLflow's pages look for tables
 _LONGEST_KEY, _SEEDS_HELD = 250, 100
-_COMPARED = 50  # arms that one address names
+_COMPARED = 50  # largest number of arms in one address
 _LOG = logging.getLogger(__name__)
-#: Metrics of an arm that do not come from its trials' scores: they stay when its scores change.
+#: Prefixes of an arm's metrics that are not from its trials' scores and stay when these change.
 ATTACHED = ("human/", "representation/", "representation-alone/")
-#: Where `chip-ablate ui` shows a work directory's runs, if not told otherwise.
+#: Default address of `chip-ablate ui`.
 UI = "http://127.0.0.1:5000"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A run as the plan wants it."""
+    """A run that the plan has."""
 
     slot: Slot
     parent: Slot | None
@@ -72,35 +72,35 @@ class RunSpec:
     trial: Trial | None  # whose run it is
 
     def takes(self, run: Run) -> bool:
-        """Return whether all that a run holds is wanted."""
+        """Return whether the plan has everything that a run holds."""
         try:
             return bool(parse_json(run.tags.get(_HOLDS, "{}")).items() <= self.holds.items())
         except (ValueError, TypeError, AttributeError):
-            return False  # the store says what was never written: the run is nobody's
+            return False  # not a tag that was written here
 
 
 class MlflowTracker(Tracker):
-    """Brings the runs of a study in MLflow to what is to be seen of it."""
+    """Brings the runs of a study in MLflow up to date with its view."""
 
     def __init__(self, workdir: Path, uri: str | None = None) -> None:
         self._store = store_of(workdir, uri)
         self.address = self._store.address
-        self.brought: dict[Place, TrialView] = {}  # what was shown last of each trial
-        self._matched: Plan | None = None  # whose runs were looked up; None: anew
+        self.brought: dict[Place, TrialView] = {}  # last view shown of each trial
+        self._matched: Plan | None = None  # plan whose runs were matched; None: match again
         self._began: float | None = None
         self._wanted: dict[Slot, RunSpec] = {}
         self._slots: dict[Place, Slot] = {}
         self._current: dict[Slot, Run] = {}
         self._curves: dict[tuple[str, Path], Curve] = {}  # by run and folder
-        self._left_out: dict[str, str] = {}  # trials by name that could not be shown, and why
+        self._left_out: dict[str, str] = {}  # trials that could not be shown, and why
 
     @property
     def answers(self) -> int:
-        """How often the store did what was asked: it grows while there is progress."""
+        """Number of successful requests, which grows while there is progress."""
         return self._store.answers
 
     def check(self) -> None:
-        """Find out whether the store can be used, before anything is made.
+        """Check whether the store can be used, before anything is created.
 
         Raises:
             UserError: it cannot be used.
@@ -108,10 +108,10 @@ class MlflowTracker(Tracker):
         self._store.check()
 
     def bring(self, study: StudyView) -> None:
-        """Bring MLflow from whatever it holds to what is to be seen of a study.
+        """Bring MLflow up to date with a study's view, whatever it has.
 
-        Only what has changed since the last time is looked at; after an error everything is: what
-        the store did without answering is found so, and not done twice.
+        Only changes since the last call are processed. After an error, all runs are matched again,
+        so that requests that succeeded without an answer are found and not repeated.
 
         Raises:
             UserError: the store cannot be used.
@@ -150,7 +150,7 @@ class MlflowTracker(Tracker):
             self._store.describe(self._current[STUDY], _code_tags(last.code))
 
     def _match(self) -> None:
-        """Match the store's runs with those that are wanted; make those of study and arms."""
+        """Match the store's runs with the plan's, and create those of the study and the arms."""
         found: dict[Slot, list[Run]] = defaultdict(list)
         for run in self._store.runs():
             if KIND in run.tags:
@@ -173,17 +173,17 @@ class MlflowTracker(Tracker):
             self._supersede(run, None)
 
     def _show(self, view: TrialView) -> None:
-        """Bring a trial's run to its view; what the store does not do, asked twice, is left out."""
+        """Bring a trial's run up to date. What the store rejects twice is left out."""
         name = view.trial.name
         try:
             try:
                 self._bring_trial(view)
-            except StoreRefused:  # its run may be gone: then another is made
+            except StoreRefused:  # its run may be gone, so another is created
                 self._match()
                 self._bring_trial(view)
         except StoreUnavailable:
             raise
-        except Exception as error:  # the others are shown all the same
+        except Exception as error:  # other trials are still shown
             if str(error) not in self._left_out.values():
                 _LOG.warning("%s; the study goes on, and the rest of it is shown", error)
             self._left_out[name] = str(error)
@@ -191,7 +191,7 @@ class MlflowTracker(Tracker):
             self._left_out.pop(name, None)
 
     def _bring_trial(self, view: TrialView) -> None:
-        """Bring a trial's run to its view; its status comes last: a run that has it is whole."""
+        """Bring a trial's run up to date. The status is set last and marks the run as complete."""
         run, tags, figures = self._run(view), _tags(view), _figures(view)
         if run.status == view.status != "RUNNING" and _has(run, tags, figures):
             if view.status != "FINISHED":  # its driver may have died before the last points
@@ -216,7 +216,7 @@ class MlflowTracker(Tracker):
         self._store.set_status(run, view.status, view.ended)
 
     def _replay(self, end: FinalSnapshot) -> None:
-        """Show what arms came to at the end of an earlier run, where that is not there yet."""
+        """Show the arms' aggregates at the end of an earlier run, if they are missing."""
         since = int((end.ended or 0.0) * 1000)
         for view in end.arms:
             stamps = self._current[arm_slot(view.arm)].stamps
@@ -224,7 +224,7 @@ class MlflowTracker(Tracker):
                 self._aggregate(view, end.ended)
 
     def _close(self, end: FinalSnapshot, report: Path | None) -> None:
-        """End everything that runs; show the arms' aggregates and the report."""
+        """End all running runs, and show the arms' aggregates and the report."""
         statuses = {arm_slot(view.arm): view.status for view in end.arms}
         for view in end.arms:
             self._aggregate(view, end.ended)
@@ -239,18 +239,18 @@ class MlflowTracker(Tracker):
         self._store.set_status(study, end.status, end.ended)
 
     def waiting(self) -> Waiting | None:
-        """Return the trials that could not be shown; whatever else cannot be shown is raised."""
+        """Return the trials that could not be shown. Other errors are raised."""
         if not self._left_out:
             return None
         reason = next(iter(self._left_out.values()))
         return Waiting(reason=reason, trials=tuple(self._left_out), study=False)
 
     def refused(self) -> Mapping[str, str]:
-        """Return what the store took in no way, and why."""
+        """Return what the store rejected, and why."""
         return self._store.refused
 
     def compare_address(self) -> str | None:
-        """Return MLflow's compare page of the arms; None where there is one arm only."""
+        """Return the address of MLflow's comparison of the arms; None with a single arm."""
         arms = [self._current[slot] for slot in self._wanted if slot[0] == "arm"][:_COMPARED]
         if len(arms) < 2:
             return None
@@ -291,7 +291,7 @@ class MlflowTracker(Tracker):
         slot = arm_slot(view.arm)
         run = self._current[slot]
         own = {name for name in run.metrics if not name.startswith(ATTACHED)}
-        if not own <= as_metrics(view.figures).keys():  # a metric cannot be taken back: a new run
+        if not own <= as_metrics(view.figures).keys():  # a metric cannot be deleted: new run
             former, run = run, self._create(self._wanted[slot])
             for below, wanted in self._wanted.items():
                 if wanted.parent == slot and below in self._current:
@@ -301,14 +301,14 @@ class MlflowTracker(Tracker):
         self._store.describe(run, view.tags)
 
     def _send_curves(self, run: Run, view: TrialView) -> None:
-        if view.reused_from is None:  # else they are where it was executed
+        if view.reused_from is None:  # else the study that executed it has them
             for folder in view.folders:
                 curve = self._curves.setdefault((run.id, folder), Curve(folder))
                 curve.send(self._store, run)
 
 
 def run_specs(plan: Plan) -> Iterator[RunSpec]:
-    """Yield the runs of a plan, each after the one it lies under."""
+    """Yield the runs of a plan, each after its parent."""
 
     def run(
         slot: Slot,
@@ -364,14 +364,14 @@ def run_specs(plan: Plan) -> Iterator[RunSpec]:
 
 
 def arm_key(arm: Arm) -> str:
-    """Return what an arm is known by: its cells, whatever their order in the file."""
+    """Return the key of an arm: its cells, independent of their order in the file."""
     cells = sorted(
         ",".join(f"{factor}={level}" for factor, level in sorted(cell.items()))
         for cell in arm.cells
     )
     key = PLACEBO if arm.placebo else "|".join(cells)
     if len(key) <= _LONGEST_KEY:
-        return spelled(key, TAG)  # it is found again by its tag
+        return spelled(key, TAG)  # it is looked up by its tag
     mark = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return spelled(f"{key[:_LONGEST_KEY]}… {mark}", TAG)
 
@@ -389,7 +389,7 @@ def slot_of(run: Run) -> Slot:
 
 
 def held_by(arm: Arm) -> dict[str, str]:
-    """Return what an arm's figures are of: what is shown -> its fingerprint."""
+    """Return what an arm's figures are made from: name -> fingerprint."""
     # A tag has 8000 characters; a recipe that changes, changes every seed.
     known = [trial for trial in arm.trials if trial.blocked is None][:_SEEDS_HELD]
     seeds = {f"seed {trial.seed}": trial.fingerprint for trial in known}
@@ -397,7 +397,7 @@ def held_by(arm: Arm) -> dict[str, str]:
 
 
 def pages_of(uri: str) -> str:
-    """Return where a store's pages are, without user and password; of a database where `ui` is."""
+    """Return the address of a store's pages without user and password; for a database, `UI`."""
     server = urlsplit(uri)
     if not is_server(uri):
         return UI
@@ -405,7 +405,7 @@ def pages_of(uri: str) -> str:
 
 
 def _short_hashes(fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """Return what is held, short enough for a tag; of too much, that it is all of it."""
+    """Shorten fingerprints to fit a tag; if there are too many, return one hash of all."""
     short = {key: value[:12] for key, value in fingerprints.items()}
     text = json.dumps(short)
     if len(text) <= TAG.longest:
@@ -414,7 +414,7 @@ def _short_hashes(fingerprints: Mapping[str, str]) -> dict[str, str]:
 
 
 def _precedence(run: Run) -> tuple[bool, bool, int, str]:
-    """Of several runs in one slot: the one that counts first."""
+    """Sort key of several runs in one slot: the first one is used."""
     superseded = run.tags[KIND].startswith(SUPERSEDED)
     return superseded, run.status != "FINISHED", run.started, run.id
 
@@ -445,7 +445,7 @@ def _tags(view: TrialView) -> dict[str, str | None]:
 
 
 def _code_tags(code: CodeVersion | None) -> dict[str, str | None]:
-    """Return the tags that say which code executed; None: there is nothing to be said."""
+    """Return tags with the version of the code; empty without one."""
     if code is None:
         return {}
     return {
@@ -457,7 +457,7 @@ def _code_tags(code: CodeVersion | None) -> dict[str, str | None]:
 
 def _table_tag(tables: Sequence[str]) -> str | None:
     said = [{"path": path, "type": "table"} for path in tables]
-    while len(json.dumps(said)) > TAG.longest:  # MLflow's pages read it: cut short it says nothing
+    while len(json.dumps(said)) > TAG.longest:  # MLflow's pages parse it, so it must not be cut
         said.pop()
     return json.dumps(said) if said else None
 

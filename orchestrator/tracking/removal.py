@@ -1,4 +1,4 @@
-"""Delete the MLflow runs of removed trials and studies (`mlflow gc` empties)."""
+"""Delete the MLflow runs of removed trials and studies."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from orchestrator.tracking.projection import FINGERPRINT, slot_of
 def forget_runs(
     workdir: Path, uri: str | None, study: str, fingerprints: Collection[str] | None
 ) -> int:
-    """Delete runs of a study, as MLflow does: `mlflow gc` destroys them, its pages restore them.
+    """Delete runs of a study. MLflow's pages can restore them until `mlflow gc`.
 
     Args:
         workdir: the work directory.
-        uri: where runs are kept; None: as for a run.
-        study: whose experiment.
-        fingerprints: of the trials whose runs go; None: all runs, and the experiment.
+        uri: the tracking URI; None: the same as for a run.
+        study: name of the study.
+        fingerprints: trials whose runs are deleted; None: all runs and the experiment.
 
     Returns:
-        How many runs that is.
+        the number of deleted runs.
 
     Raises:
-        UserError: the store cannot be used; nothing has gone then.
+        UserError: the store cannot be used. No run is deleted then.
     """
     store = store_of(workdir, uri)
     if not store.open(study, make=False):  # no run was ever shown there

@@ -1,8 +1,7 @@
-"""Record what a store was shown last, and whether it is still so.
+"""Record what a store was shown last, and check whether it is unchanged.
 
-A database in a file is left alone where it was shown the same before and nothing has written to it
-since: its file and its artifacts are those that were noted. Any other store can tell only itself:
-it is always asked.
+A database file is not opened if it was shown the same before and nothing has written to it since:
+its file and its artifacts are as recorded. Any other store must always be queried.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ _FILE = "shown.json"  # in a study's folder
 
 @dataclass(frozen=True, kw_only=True)
 class ShownState:
-    """What was said of a store when all of a study was shown in it."""
+    """The results for the user when all of a study was shown in a store."""
 
     compare: str | None
     refused: Mapping[str, str]
 
 
 class ShownRecord:
-    """A study in one store."""
+    """The record of a study in one store."""
 
     def __init__(self, workdir: Path, study: str, uri: str | None) -> None:
-        """Nothing is looked at yet.
+        """Create a record without reading anything yet.
 
         Args:
             workdir: the work directory.
             study: the study's name.
-            uri: the store's, as for a run of the study.
+            uri: URI of the store, as for a run of the study.
         """
         address = tracking_uri(workdir, uri)
         self._key = hashlib.sha256(address.encode()).hexdigest()  # it may hold a password
@@ -48,33 +47,33 @@ class ShownRecord:
         self._workdir = workdir if address == own_uri(workdir) else None
         if self._workdir is None:
             self._database = None
-            with suppress(Exception):  # of an address that is none: who opens it says so
+            with suppress(Exception):  # an invalid address is reported when it is opened
                 self._database = sqlite_file(address)
 
     def untouched(self) -> bool:
-        """Return whether the store is as it was left when all was shown in it."""
+        """Return whether the store is unchanged since everything was shown in it."""
         return bool(self._left())
 
     def shown(self, mark: str) -> ShownState | None:
-        """Return what was said when the same was shown; None where the store is to be asked."""
+        """Return the state when the same was shown; None if the store must be queried."""
         left = self._left()
         if left.get("mark") != mark:
             return None
         return ShownState(compare=left.get("compare"), refused=dict(left.get("refused", {})))
 
     def keep(self, mark: str, shown: ShownState) -> None:
-        """Note that all was shown, and how the store was left.
+        """Record that everything was shown, and the state of the store.
 
         Args:
             mark: a hash of what was shown.
-            shown: what was said.
+            shown: the results for the user.
         """
         if state := self._state():
             left = {"mark": mark, "state": state, **asdict(shown)}
             write_checksummed(self._file, {**self._known(), self._key: left})
 
     def _left(self) -> Mapping[str, Any]:
-        """Return what was noted of the store; nothing where it is not as it was left."""
+        """Return the record of the store; empty if the store has changed."""
         found, state = self._known().get(self._key), self._state()
         return found if isinstance(found, Mapping) and state and found.get("state") == state else {}
 
@@ -85,12 +84,12 @@ class ShownRecord:
             return {}
 
     def _state(self) -> list[Any]:
-        """Return what tells that a database was written to; nothing where nothing does."""
+        """Return what changes if the database is written to; empty if there is no such file."""
         found: list[Any] = []
         try:
             if self._database is None or not self._database.is_file():
                 return []
-        except OSError:  # as of a name that is too long
+        except OSError:  # such as for a name that is too long
             return []
         for end in ("", "-wal", "-journal"):  # what SQLite writes to
             with suppress(FileNotFoundError):
