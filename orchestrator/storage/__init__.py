@@ -1,1 +1,1 @@
-"""Keep a study's files in a storage that machines share."""
+"""Store a study's files in a storage that machines share."""

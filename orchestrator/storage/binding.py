@@ -1,4 +1,4 @@
-"""Bind a work directory to one storage, and lease it exclusively."""
+"""Bind a work directory to one storage, and lease the storage exclusively."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from chip_core.utils.errors import StorageError, UserError
 from chip_core.utils.files import make_private, parse_json, read_json, write_json
 from orchestrator.storage.remote import Remote, checked_uri
 
-#: In a work directory: which storage it has, where that is not itself.
+#: File in a work directory that names its storage, if that is not the work directory itself.
 FILE = "storage.json"
-#: In a storage: what tells it from an empty one.
+#: File in a storage that identifies it.
 MARK = "chip-ablate.json"
-#: In a storage: whose studies run.
+#: Folder in a storage with the leases of running studies.
 DRIVERS = "drivers"
-#: Seconds between two claims of a running study, and for how long one holds.
+#: Seconds between two renewals of a lease, and seconds that a lease is valid.
 CLAIM_EVERY, CLAIM_HOLDS = 30.0, 180.0
 
 
 def storage_of(workdir: Path) -> Remote | None:
-    """Return a work directory's storage; None where it is the work directory itself.
+    """Return a work directory's storage; None if it is the work directory itself.
 
     Raises:
         UserError: the file that names it cannot be read.
@@ -36,10 +36,10 @@ def storage_of(workdir: Path) -> Remote | None:
 
 
 def bind_storage(workdir: Path, wish: str | None) -> Remote | None:
-    """Return a work directory's storage after a run was given `--storage`, or not.
+    """Bind a work directory to the storage of `--storage`, if given, and return its storage.
 
     Raises:
-        UserError: it has another one, or it cannot be used, or is not the one that it was.
+        UserError: it has another storage, or the storage cannot be used or has been replaced.
     """
     noted = _noted(workdir)
     if noted is None:
@@ -78,7 +78,7 @@ def _first_named(workdir: Path, uri: str) -> Remote:
 
 
 def _mark_of(remote: Remote) -> str | None:
-    """Return what tells a storage from an empty folder of the same name."""
+    """Return the identifier of a storage, which an empty folder of the same name lacks."""
     for content in remote.read([MARK]).values():
         with suppress(ValueError, KeyError, TypeError):
             return str(parse_json(content)["mark"])
@@ -101,10 +101,10 @@ def _noted(workdir: Path) -> dict[str, str] | None:
 
 @contextmanager
 def exclusive_lease(remote: Remote | None, workdir: Path) -> Iterator[None]:
-    """Acquire an exclusive lease on the storage, as far as others can be seen.
+    """Acquire an exclusive lease on the storage, as far as other leases are visible.
 
     Raises:
-        UserError: another one's study runs.
+        UserError: a study of another work directory is running.
     """
     noted = _noted(workdir)
     if remote is None or noted is None:

@@ -1,7 +1,7 @@
 """Pass files between a study's driver and its running jobs.
 
-Where the machines share a disk, a file is there for both at once. Where they do not, it goes
-through the storage: the driver copies their curves, and everything but weights when they end.
+If the machines share a disk, both see the same files. If not, files go through the storage: the
+driver copies the jobs' curves while they run, and everything but weights when they end.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from orchestrator.jobs.job import STOP, Job
 from orchestrator.storage.download import fetch_folder
 from orchestrator.storage.remote import Remote
 
-#: Seconds between two looks at the curves that jobs leave in a storage.
+#: Seconds between two copies of the jobs' curves from a storage.
 EVERY = 10.0
 
 _log = logging.getLogger(__name__)
 
 
 class JobChannel:
-    """Driver and jobs share a disk."""
+    """The channel of a driver and jobs that share a disk."""
 
     def begun(self, job: Job) -> None:
         """Follow a job."""
 
     def tell(self, job: Job, name: str, text: str = "") -> None:
-        """Leave a file in a job's folder.
+        """Write a file to a job's folder.
 
         Raises:
             OSError: it cannot be written.
-            StorageError: likewise.
+            StorageError: it cannot be written to the storage.
         """
         write_atomically(job.folder / name, text)
 
     def ended(self, job: Job) -> None:
-        """Have everything here that a job left, but for its weights.
+        """Fetch everything that a job left, except its weights.
 
         Raises:
             StorageError: it cannot be copied.
@@ -51,15 +51,15 @@ class JobChannel:
 
 
 class RemoteJobChannel(JobChannel):
-    """Driver and jobs share a storage."""
+    """The channel of a driver and jobs that share a storage."""
 
     def __init__(self, remote: Remote, workdir: Path, *, every: float = EVERY) -> None:
-        """No job runs yet.
+        """Create a channel without jobs.
 
         Args:
             remote: the storage.
-            workdir: the driver's.
-            every: seconds between two looks.
+            workdir: the driver's work directory.
+            every: seconds between two copies.
         """
         self._remote, self._workdir, self._every = remote, workdir.absolute(), every
         self._jobs: dict[str, Job] = {}
@@ -76,15 +76,15 @@ class RemoteJobChannel(JobChannel):
             self._thread.start()
 
     def tell(self, job: Job, name: str, text: str = "") -> None:
-        """Leave a file in a job's folder; see `JobChannel.tell`."""
+        """Write a file to a job's folder; see `JobChannel.tell`."""
         self._remote.write(f"{self._key(job)}/{name}", text.encode())
 
     def ended(self, job: Job) -> None:
-        """Have everything here that a job left; see `JobChannel.ended`."""
+        """Fetch everything that a job left; see `JobChannel.ended`."""
         with self._lock:
             self._jobs.pop(job.id, None)
         fetch_folder(self._remote, self._workdir, self._key(job))
-        self._remote.remove([f"{self._key(job)}/{STOP}"])  # of use while it ran
+        self._remote.remove([f"{self._key(job)}/{STOP}"])  # only needed while it ran
 
     def close(self) -> None:
         """Follow no job any more."""
@@ -98,9 +98,9 @@ class RemoteJobChannel(JobChannel):
                 jobs = list(self._jobs.values())
             try:
                 found = self._remote.read(f"{self._key(job)}/{CURVES}" for job in jobs)
-                with self._lock:  # of those that ended meanwhile, newer files are here
+                with self._lock:  # jobs that ended meanwhile have newer files here
                     self._keep([job for job in jobs if job.id in self._jobs], found)
-            except (StorageError, OSError) as error:  # they come when the job ends
+            except (StorageError, OSError) as error:  # they are copied when the job ends
                 _log.warning("%s", error)
 
     def _keep(self, jobs: Sequence[Job], found: Mapping[str, bytes]) -> None:

@@ -1,7 +1,7 @@
 """Download job outputs from a storage to this machine.
 
-The work directory keeps the ledger, and of every attempt all but its weights: so whoever reads it
-(the report, MLflow, `show`) finds what there always is. Weights lie in the storage alone.
+The work directory has the ledger and all files of every attempt except weights, so that the report,
+MLflow and `show` work as usual. Weights are only in the storage.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from chip_core.utils.errors import UserError
 from orchestrator.storage.binding import storage_of
 from orchestrator.storage.remote import Remote
 
-#: Where machines keep what they copied from storages; the default lies in the user's cache.
+#: Variable with the folder for copies from storages; by default it is in the user's cache.
 NODE_CACHE = "CHIP_ABLATE_NODE_CACHE"
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
-#: Told of each file of a folder that is copied: which it is, and of how many.
+#: Called for each copied file of a folder with its number and the number of files.
 OnFile = Callable[[int, int], None]
 
 
 def node_folder(remote: Remote) -> Path:
-    """Return where this machine keeps what it copied from a storage."""
+    """Return the folder of this machine's copies from a storage."""
     named = os.environ.get(NODE_CACHE)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     above = Path(named or f"{home}/chip-ablate/storage").expanduser().absolute()
@@ -36,9 +36,9 @@ def node_folder(remote: Remote) -> Path:
 
 
 def artifacts_of(workdir: Path) -> str:
-    """Return the URI of MLflow's artifacts, where runs are kept in the work directory's database.
+    """Return the artifact URI of runs in the work directory's MLflow database.
 
-    That is the storage where it is a folder or S3, whose client MLflow has by the same package.
+    It is in the storage if that is a folder or S3, for which MLflow uses the same package.
     """
     remote = storage_of(workdir)
     if remote is not None and remote.uri.startswith("s3://"):
@@ -49,12 +49,12 @@ def artifacts_of(workdir: Path) -> str:
 
 
 def trial_key(mark: str) -> str:
-    """Return the key of the folder of a trial's attempts, by its fingerprint."""
+    """Return the key of the folder of a trial's attempts, given its fingerprint."""
     return f"trials/{mark[:16]}"
 
 
 def fetch_trials(remote: Remote, workdir: Path, fingerprints: Iterable[str]) -> None:
-    """Bring what there is of trials into the work directory, but for weights.
+    """Copy the existing files of trials into the work directory, except weights.
 
     Raises:
         StorageError: it cannot be read.
@@ -77,7 +77,7 @@ def fetch_folder(
     weights: bool = False,
     on_file: OnFile = lambda done, total: None,
 ) -> None:
-    """Bring what there is of a folder below `root`; without `weights`, all but those.
+    """Copy the files of a folder to below `root`, with or without weights.
 
     Raises:
         StorageError: it cannot be read.
@@ -90,10 +90,10 @@ def whole_attempt(workdir: Path, folder: str) -> Path:
 
     Args:
         workdir: the work directory.
-        folder: the attempt's, below the work directory.
+        folder: folder of the attempt, relative to the work directory.
 
     Raises:
-        UserError: the storage has no such model any more.
+        UserError: the storage no longer has the model.
         StorageError: it cannot be read.
     """
     remote = storage_of(workdir)
@@ -130,13 +130,13 @@ def _fetch(
             if not path.is_file() or path.stat().st_size != size:
                 remote.get(key, path)
         except FileNotFoundError:
-            continue  # it went meanwhile: an old checkpoint
+            continue  # removed meanwhile, such as an old checkpoint
         on_file(done, len(wanted))
     _drop_what_went(root / folder, root, sizes)
 
 
 def _drop_what_went(folder: Path, root: Path, sizes: dict[str, int]) -> None:
-    """Remove models and checkpoints of an attempt that the storage has no more."""
+    """Remove models and checkpoints of an attempt that the storage no longer has."""
     there = {key.rpartition("/")[0] for key in sizes}
     for name in (MODEL, CHECKPOINTS):
         for path in folder.glob(f"**/{name}"):

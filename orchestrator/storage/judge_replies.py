@@ -1,7 +1,7 @@
 """Share judges' replies between machines, so that none is lost.
 
-Trials on one machine share its file (chip_core/evaluation/judge/cache.py). In the storage each
-machine has an object of its own, so that none takes another's replies away.
+Trials on one machine share its file (chip_core/evaluation/judge/cache.py). In the storage, each
+machine has its own object, so that none overwrites another's replies.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ EVERY = 30.0
 
 
 class JudgeReplies:
-    """The replies that this machine keeps."""
+    """The judges' replies of this machine."""
 
     def __init__(self, remote: Remote, kept: Path) -> None:
-        """Nothing is read yet.
+        """Create it without reading anything yet.
 
         Args:
             remote: the storage.
-            kept: where this machine keeps what it copied from it.
+            kept: folder of this machine's copies from it.
         """
         self.folder = kept / JUDGE
         self._remote, self._name = remote, kept / "machine"
@@ -39,7 +39,7 @@ class JudgeReplies:
         self._copied: tuple[int, float] = (0, float("-inf"))  # bytes, when
 
     def pull(self) -> None:
-        """Take in what other machines know.
+        """Add the replies of other machines.
 
         Raises:
             StorageError: it cannot be read.
@@ -51,7 +51,7 @@ class JudgeReplies:
         self._copied = (self._size(), time.monotonic())
 
     def push(self, last: bool) -> None:
-        """Save what is new; until the last time not too often.
+        """Save new replies to the storage, not too often except the last time.
 
         Raises:
             StorageError: it cannot be written.
@@ -66,7 +66,7 @@ class JudgeReplies:
         return self._file.stat().st_size if self._file.exists() else 0
 
     def _machine(self) -> str:
-        """Return this machine's name, which no other has."""
+        """Return the unique name of this machine."""
         if not self._name.exists():
             named = self._name.with_name(f".machine.{os.getpid()}")
             write_bytes(named, uuid.uuid4().hex.encode())
@@ -77,7 +77,7 @@ class JudgeReplies:
 
 
 def _add(file: Path, content: bytes) -> None:
-    """Append the records that a file lacks; one that was cut off is left out."""
+    """Append the records that a file lacks. An incomplete one is left out."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)

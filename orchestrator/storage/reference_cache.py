@@ -1,7 +1,7 @@
 """Build, verify and read reference caches in a storage.
 
-In a storage of its own a store is a folder as in a work directory, whose manifest is written last:
-without one it is not there. The work directory then has nothing of it.
+In a remote storage a cache is a folder as in a work directory. Its manifest is written last:
+without one it does not exist. The work directory then has no part of it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from chip_core.utils.files import write_bytes
 from orchestrator.storage.binding import storage_of
 from orchestrator.storage.remote import Remote
 
-#: The key of the folder of all stores.
+#: The key of the folder of all caches.
 CACHE = "cache/reference"
 
 _NOTE = ".note.json"
 
 
 class ReferenceCacheStore:
-    """The stores of a work directory or of its storage."""
+    """The reference caches of a work directory or of its storage."""
 
     def __init__(self, workdir: Path) -> None:
-        """Nothing is read yet.
+        """Create it without reading anything yet.
 
         Args:
             workdir: the work directory.
@@ -50,7 +50,7 @@ class ReferenceCacheStore:
         self.remote = storage_of(workdir)
 
     def stat(self, folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
-        """Return the manifest of a store all of whose files are there, in their sizes.
+        """Return the manifest of a cache, and check that all files exist with their sizes.
 
         Raises:
             BrokenStoreError: it is not there, not whole, or of something else.
@@ -68,10 +68,10 @@ class ReferenceCacheStore:
     def verify(
         self, folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
     ) -> Manifest:
-        """Return the manifest of a store all of whose files are as they were written.
+        """Return the manifest of a cache, and check that no file has changed.
 
-        In a storage of its own their sizes alone are looked at: every machine that copies a store
-        hashes what it got before it reads it.
+        In a remote storage only sizes are checked: each machine that copies a cache hashes its copy
+        before it reads it.
 
         Raises:
             BrokenStoreError: it is not there, not whole, or of something else.
@@ -90,10 +90,10 @@ class ReferenceCacheStore:
         names: list[str],
         made: Any,
     ) -> Manifest:
-        """Give a store that is made its name; see chip_core.reference_cache.folder.commit.
+        """Commit a finished cache; see chip_core.reference_cache.folder.commit.
 
         Raises:
-            BrokenStoreError: a file is not there or not whole.
+            BrokenStoreError: a file is missing or incomplete.
             StorageError: the storage cannot be written.
         """
         if self.remote is None:
@@ -101,7 +101,7 @@ class ReferenceCacheStore:
         return self._commit(self.remote, folder, identity, rows, names, made)
 
     def remove(self, folder: Path) -> None:
-        """Remove what the storage has of a store: its manifest first, so it is there no more.
+        """Remove a cache from the storage, its manifest first, so that it no longer exists.
 
         Raises:
             StorageError: it cannot be removed.
@@ -112,7 +112,7 @@ class ReferenceCacheStore:
                 self.remote.remove_all(_key(each))
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of every folder beside and of the stores, by its name.
+        """Return the bytes of every folder of caches, by name.
 
         Raises:
             StorageError: the storage cannot be read.
@@ -131,7 +131,7 @@ class ReferenceCacheStore:
         return found
 
     def forget_jobs(self, folder: Path) -> None:
-        """Remove the results of the jobs that made a store, or began to.
+        """Remove the results of the jobs that built a cache, completely or in part.
 
         Raises:
             StorageError: they cannot be removed.
@@ -141,7 +141,7 @@ class ReferenceCacheStore:
             self.remote.remove_all(_key(jobs_folder(folder)))
 
     def fetch_notes(self, folder: Path) -> None:
-        """Bring what workers noted of the store that they make.
+        """Fetch the workers' notes on the files of a cache that they build.
 
         Raises:
             StorageError: it cannot be read.
@@ -171,7 +171,7 @@ class ReferenceCacheStore:
                 raise BrokenStoreError(f"{name} was not made")
             files[name] = facts
         manifest = Manifest(identity=plain(identity), rows=rows, files=files, made=made)
-        remote.remove([f"{_key(folder)}/{MANIFEST}"])  # of a broken one, first
+        remote.remove([f"{_key(folder)}/{MANIFEST}"])  # first, that of a broken cache
         for name in names:
             remote.copy(f"{_key(partial)}/{name}", f"{_key(folder)}/{name}")
         content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1).encode()
@@ -183,7 +183,7 @@ class ReferenceCacheStore:
 
 
 def jobs_folder(folder: Path) -> Path:
-    """Return where the jobs that make a store leave their results."""
+    """Return the folder for the results of the jobs that build a cache."""
     return folder.with_name(f"{folder.name}.jobs")
 
 

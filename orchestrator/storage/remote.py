@@ -1,7 +1,7 @@
-"""Read and write files below a URI or in a shared folder, by fsspec.
+"""Read and write files below a URI or in a shared folder, with fsspec.
 
-There is no rename there that can be trusted, and no lock: whoever writes something of several files
-writes last the one that says it is whole (a checkpoint's manifest, a trial's result).
+There are no atomic renames and no locks: of something with several files, the one that marks it as
+complete is written last (a checkpoint's manifest, a trial's result).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from chip_core.utils.files import sync_folder
 
 T = TypeVar("T")
 
-#: Seconds between the tries of one operation: a server may be gone for a moment.
+#: Seconds between the tries of an operation, as a server may be unavailable for a moment.
 PAUSES = (1.0, 4.0, 15.0)
-#: The same for what would be lost otherwise: what a job left.
+#: The same for a job's files, which would otherwise be lost.
 PATIENT = (*PAUSES, 60.0, 120.0)
 
-#: Object stores, where a file is there whole or not at all, and which extra or package knows each.
+#: Object stores, whose writes are atomic, and the extra or package for each.
 _KINDS = {
     "s3": "chip-ablate[s3]",
     "s3a": "chip-ablate[s3]",
@@ -43,16 +43,16 @@ _log = logging.getLogger(__name__)
 
 
 class Remote:
-    """A place for files that every machine reaches. It travels between processes as its URI."""
+    """A place for files that every machine reaches. Only its URI is passed between processes."""
 
     def __init__(self, uri: str, *, pauses: Iterable[float] = PAUSES) -> None:
-        """Nothing is asked of it yet.
+        """Create it without any request yet.
 
         Args:
-            uri: of a folder: an absolute path, or an fsspec URI such as s3://BUCKET/FOLDER. What it
-                takes to be let in comes from the machine's own settings (the environment, an
-                instance's role), never from the URI.
-            pauses: seconds to wait after each try that fails but the last.
+            uri: a folder: an absolute path, or an fsspec URI such as s3://BUCKET/FOLDER.
+                Credentials come from the machine's own settings (the environment, an instance's
+                role), never from the URI.
+            pauses: seconds to wait after each failed try except the last.
         """
         self.uri = uri
         self._pauses = tuple(pauses)
@@ -61,7 +61,7 @@ class Remote:
         return Remote, (self.uri,)
 
     def require(self) -> None:
-        """Check that it is there and can be written.
+        """Check that the folder exists and can be written.
 
         Raises:
             UserError: it is not.
@@ -84,7 +84,7 @@ class Remote:
     def sizes(self, under: str = "") -> dict[str, int]:
         """Return the bytes of all files under a folder, by their keys.
 
-        A key that would lead out of the folder is no file of ours, and is left out.
+        A key that leads out of the folder is left out.
         """
         folder = self._at(under) if under else self._root
 
@@ -101,7 +101,7 @@ class Remote:
         return self._tried(f"{under or 'it'} cannot be listed", look)
 
     def read(self, keys: Iterable[str]) -> dict[str, bytes]:
-        """Return the content of small files, of those that are there."""
+        """Return the content of small files by key, if they exist."""
         paths = {self._at(key): key for key in keys}
         if not paths:
             return {}
@@ -123,7 +123,7 @@ class Remote:
         )
 
     def put(self, path: Path, key: str) -> None:
-        """Copy a file of this machine there.
+        """Copy a file from this machine to the storage.
 
         Raises:
             FileNotFoundError: it is gone from this machine.
@@ -138,10 +138,10 @@ class Remote:
         self._tried(f"{key} cannot be written", copy, missing=lambda: not path.exists())
 
     def get(self, key: str, path: Path) -> None:
-        """Copy a file from there to this machine: it is here whole or not at all.
+        """Copy a file from the storage to this machine, atomically.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: the storage does not have it.
             StorageError: it cannot be read.
         """
 
@@ -157,14 +157,14 @@ class Remote:
         self._tried(f"{key} cannot be read", copy, missing=lambda: True)
 
     def copy(self, key: str, to: str) -> None:
-        """Copy a file within."""
+        """Copy a file within the storage."""
         self._tried(
             f"{to} cannot be written",
             lambda: self._whole(to, lambda path: self._fs.cp_file(self._at(key), path)),
         )
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove files; those that are not there are no matter."""
+        """Remove files. Missing ones are ignored."""
         for key in keys:
 
             def delete(path: str = self._at(key)) -> None:
@@ -176,7 +176,7 @@ class Remote:
             self._tried(f"{key} cannot be removed", delete)
 
     def remove_all(self, under: str) -> None:
-        """Remove all files under a folder; first those that say that something is whole."""
+        """Remove all files under a folder, first those that mark something as complete."""
         whole = ("result.json", "trained.json", "manifest.json")
         self.remove(sorted(self.sizes(under), key=lambda key: not key.endswith(whole)))
 
@@ -221,7 +221,7 @@ class Remote:
         return f"{self._root}/{key}"
 
     def _whole(self, key: str, write: Callable[[str], Any]) -> None:
-        """Have a file written so that nobody sees a part of it: object stores do so themselves."""
+        """Write a file atomically, which object stores do themselves."""
         path = self._at(key)
         if not self._local:
             write(path)
@@ -238,16 +238,16 @@ class Remote:
     def _tried(
         self, what: str, do: Callable[[], T], missing: Callable[[], bool] = lambda: False
     ) -> T:
-        """Do it, and again after a while where it fails.
+        """Try an operation, and retry it after a while if it fails.
 
         Args:
-            what: what has failed then.
-            do: it.
-            missing: whether it is the file itself that a FileNotFoundError speaks of.
+            what: description of the failure.
+            do: the operation.
+            missing: whether a FileNotFoundError is about the file itself.
 
         Raises:
-            FileNotFoundError: at once, where the file itself is missing.
-            StorageError: it failed each time; the message says what.
+            FileNotFoundError: at once, if the file itself is missing.
+            StorageError: it failed each time.
         """
         for pause in (*self._pauses, None):
             try:
@@ -263,7 +263,7 @@ class Remote:
 
 
 def checked_uri(text: str) -> str:
-    """Return the storage that a user means: a URI, or an absolute path.
+    """Check a user's storage and return it as a URI or an absolute path.
 
     Raises:
         UserError: it is neither, or holds a secret.
@@ -289,7 +289,7 @@ def checked_uri(text: str) -> str:
 
 
 def _walked(folder: str) -> list[tuple[str, int]]:
-    """Return a folder's files and their sizes; what cannot be read is an error, not nothing."""
+    """Return a folder's files and their sizes. A folder that cannot be read is an error."""
 
     def fail(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # not there, or removed meanwhile

@@ -1,8 +1,8 @@
 """Stage a job's files on a machine without the work directory.
 
-What the job needs is copied from the storage to this machine; it runs in a folder of its own here,
-whose content goes to the storage while it runs. Stores of reference passes and judges' replies stay
-on the machine for the next job; all else goes at the end.
+The job's inputs are copied from the storage to this machine. It runs in a separate folder here,
+whose content is uploaded while it runs. Reference caches and judges' replies are kept on the
+machine for the next job; everything else is deleted at the end.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True, kw_only=True)
 class StagingSpec:
-    """Where the files of one attempt at a job are, for all machines: it travels to them."""
+    """Where the files of one attempt at a job are; it is sent to all machines."""
 
     remote: Remote
-    workdir: Path  # the driver's, absolute: paths of a job lie below it
-    token: str  # of this attempt: no other ever has it
+    workdir: Path  # the driver's, absolute; a job's paths are below it
+    token: str  # unique for each attempt
 
     @classmethod
     def for_attempt(cls, job: Job, remote: Remote, workdir: Path) -> StagingSpec:
-        """Return a new one."""
+        """Create the specification of an attempt."""
         return cls(remote=remote, workdir=workdir, token=f"{job.id}-{uuid.uuid4().hex[:12]}")
 
     @contextlib.contextmanager
     def workspace(self, folder: Path) -> Iterator[StagedWorkspace]:
-        """Have a job's files on this machine; at the end the storage has what it left.
+        """Provide a job's workspace on this machine, and upload the job's files until the end.
 
-        Of several workers on one machine the first to come copies, and is the last to go.
+        Of several workers on a machine, the first one uploads, and it ends last.
 
         Args:
-            folder: the job's, as its driver names it.
+            folder: folder of the job on the driver.
 
         Raises:
             StorageError: the storage cannot be written.
@@ -68,7 +68,7 @@ class StagingSpec:
         workspace = StagedWorkspace(self, folder)
         workspace.here.parent.mkdir(parents=True, exist_ok=True)
         with _beside(workspace.here, ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # else it is taken for a dead job's
+            fcntl.flock(lock, fcntl.LOCK_SH)  # so that it is not taken for a dead job's
             with _tried(_beside(workspace.here, ".first")) as first:
                 if first:
                     _remove_dead(workspace.here.parent)
@@ -89,13 +89,13 @@ class StagedWorkspace:
     """A job's files on this machine."""
 
     def __init__(self, spec: StagingSpec, folder: Path) -> None:
-        """Nothing is there yet: `StagingSpec.workspace` makes it."""
+        """Store the paths. `StagingSpec.workspace` creates the folders."""
         self._remote = Remote(spec.remote.uri, pauses=PATIENT)
         self._workdir = spec.workdir
         self._kept = node_folder(self._remote)
         self._replies = JudgeReplies(self._remote, self._kept)
-        self._past: set[str] = set()  # keys of what an attempt before left, till a model is here
-        self._earlier = set[str]()  # keys of the attempts before
+        self._past: set[str] = set()  # keys of earlier attempts' files to drop once a model exists
+        self._earlier = set[str]()  # keys of the earlier attempts
         self.here = self._kept / "jobs" / spec.token
         self.folder = self.moved(folder)
         self.uploader = Uploader(
@@ -107,15 +107,15 @@ class StagedWorkspace:
         )
 
     def moved(self, path: Path) -> Path:
-        """Return where a path of the driver's is on this machine."""
+        """Convert a path of the driver to this machine's."""
         return self.here / self._below(path)
 
     def brought(self, job: Job, report: Report) -> Job:
-        """Return a job as this machine runs it, with all that it needs copied here.
+        """Copy a job's inputs here, and return the job with this machine's paths.
 
         Args:
-            job: as its driver has it.
-            report: told of each file, of those of its folder.
+            job: job with the driver's paths.
+            report: called for each file with the number of files of its folder.
 
         Raises:
             StorageError: it cannot be copied.
@@ -163,9 +163,9 @@ class StagedWorkspace:
         )
 
     def share(self) -> None:
-        """Have the model that the first worker left in the job's folder on all workers' machines.
+        """Copy the model that the first worker saved to the machines of all workers.
 
-        All workers come here together.
+        This is a collective call of all workers.
 
         Raises:
             StorageError: it cannot be copied.
@@ -182,7 +182,7 @@ class StagedWorkspace:
         workers.wait()
 
     def drop_what_is_past(self) -> None:
-        """Remove from the storage what attempts before left, where this one has the trained model.
+        """Remove earlier attempts' files from the storage if this one has the trained model.
 
         Raises:
             StorageError: it cannot be removed.
@@ -191,11 +191,11 @@ class StagedWorkspace:
             return
         for key in self._past:
             self._remote.remove_all(key)
-        if (self.folder / ROUNDS).is_dir():  # they were taken over
+        if (self.folder / ROUNDS).is_dir():  # they were reused
             for earlier in self._earlier:
                 self._remote.remove_all(f"{earlier}/{ROUNDS}")
         trained = read_trained(self.folder)
-        if trained is not None and trained.picked:  # what it was picked from
+        if trained is not None and trained.picked:  # the other checkpoints that it was picked from
             own = self._below(self.folder, self.here)
             self._remote.remove_all(f"{own}/{KEPT}")
             for point in trained.picked["points"]:
@@ -210,7 +210,7 @@ class StagedWorkspace:
         fetch_folder(self._remote, self.here, key, weights=weights, on_file=on_file)
 
     def _fetch_resumed(self, job: Job, folder: Path, on_file: OnFile) -> None:
-        """Bring what a training goes on from: a trained model, else the newest whole checkpoint."""
+        """Copy what a training resumes from: a trained model, else the newest whole checkpoint."""
         key = self._below(folder)
         self._fetch(key, on_file)
         if (self.moved(folder) / TRAINED).exists() and (self.moved(folder) / MODEL).is_dir():
@@ -227,7 +227,7 @@ class StagedWorkspace:
                     return
 
     def _fetch_store(self, key: str, identity: Mapping[str, Any], on_file: OnFile) -> None:
-        """Copy a store to this machine, once; the job itself says so where it is not whole."""
+        """Copy a cache to this machine, once. If it is broken, the job reports it."""
         folder = store_folder(self._kept / CACHE, key)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(_beside(folder, ".lock")):
@@ -236,7 +236,7 @@ class StagedWorkspace:
                 return
             remove(folder)
             coming = folder.with_name(f".{folder.name}.coming")
-            with contextlib.suppress(FileNotFoundError):  # it was removed there meanwhile
+            with contextlib.suppress(FileNotFoundError):  # removed from the storage meanwhile
                 sizes = self._remote.sizes(f"{CACHE}/{folder.name}")
                 for done, (each, size) in enumerate(sizes.items(), start=1):
                     file = coming / each.rpartition("/")[2]
@@ -247,11 +247,11 @@ class StagedWorkspace:
                 with contextlib.suppress(BrokenStoreError):
                     verify(folder, identity)
                     return
-                remove(folder)  # the next job copies it anew
+                remove(folder)  # the next job copies it again
 
 
 def _judged(job: Job) -> bool:
-    """Return whether a job may ask a judge: as it scores, along its training, or for its pairs."""
+    """Return whether a job may use a judge: in scoring, during training, or for its pairs."""
     config = job.config
     judged = {side for side, benchmark in sides(config.benchmarks) if benchmark.judge is not None}
     if job.scores:
@@ -262,7 +262,7 @@ def _judged(job: Job) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock, which goes with the process, however it ends."""
+    """Hold a file's lock, which is released when the process ends, however it does."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -270,7 +270,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tried(path: Path) -> Iterator[bool]:
-    """Hold a file's lock where nobody does; yield whether it is held."""
+    """Try to lock a file without waiting, and yield whether it succeeded."""
     with path.open("a") as file:
         yield _lock_at_once(file)
 
@@ -288,7 +288,7 @@ def _beside(folder: Path, suffix: str) -> Path:
 
 
 def _remove_dead(jobs: Path) -> None:
-    """Remove what jobs left on this machine whose processes are gone."""
+    """Remove the files on this machine of jobs whose processes are gone."""
     for lock in jobs.glob("*.lock"):
         with lock.open("a") as file:
             if _lock_at_once(file):

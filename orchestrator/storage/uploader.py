@@ -1,9 +1,9 @@
 """Upload a job's files to the storage while it runs.
 
-The job writes to its own disk as it always does; a thread copies what is whole. What says that
-something is whole goes last: a checkpoint's manifest after its files, `trained.json` after the
-model, `result.json` after everything. What job and driver tell each other goes by a thread of its
-own, which no large file holds up.
+The job writes to its own disk; a thread copies complete files. A file that marks something as
+complete is copied last: a checkpoint's manifest after its files, `trained.json` after the model,
+`result.json` after everything. Messages between job and driver have a separate thread, so that
+large files do not delay them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from chip_core.results import CHECKPOINTS, MODEL, RESULT, TRAINED
 from chip_core.utils.errors import StorageError
 from orchestrator.storage.remote import Remote
 
-#: Seconds between two looks at what is new.
+#: Seconds between two uploads.
 EVERY = 2.0
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ FileStamp = tuple[int, int]
 
 
 class Uploader:
-    """Copies what a job leaves in folders of this machine to the storage, while it runs."""
+    """Copies a job's files from folders of this machine to the storage while it runs."""
 
     def __init__(
         self,
@@ -41,15 +41,15 @@ class Uploader:
         also: Callable[[bool], None] = lambda last: None,
         every: float = EVERY,
     ) -> None:
-        """Nothing is copied yet.
+        """Create an uploader that is not started yet.
 
         Args:
             remote: the storage.
-            folders: what is copied, below `root`.
+            folders: folders to copy, below `root`.
             root: a file's key in the storage is its path below it.
-            asked: files that the driver leaves in the storage: they are copied here.
-            also: what else is to be saved, now and then; told whether it is the last time.
-            every: seconds between two looks.
+            asked: files that the driver writes to the storage and that are copied here.
+            also: saves anything else after each copy; called with whether it is the last time.
+            every: seconds between two copies.
         """
         self._remote, self._folders, self._root, self._every = remote, folders, root, every
         self._asked, self._also = tuple(asked), also
@@ -72,7 +72,7 @@ class Uploader:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Copy the rest: when this returns, all of it is there.
+        """Copy the rest. When this returns, the storage has all files.
 
         Raises:
             StorageError: it cannot be written.
@@ -84,7 +84,7 @@ class Uploader:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Copy nothing meanwhile, nor ever what comes meanwhile: it is from the storage."""
+        """Pause copying, and never copy files created meanwhile, which are from the storage."""
         with self._turn:
             before = set(self._files() or ())
             yield
@@ -93,10 +93,10 @@ class Uploader:
                     self._there[key] = _mark(path)
 
     def copy(self, *, last: bool = False) -> None:
-        """Copy what is new or has changed since the last time; remove what is gone.
+        """Copy new and changed files since the last call, and remove deleted ones.
 
         Args:
-            last: whether nothing comes after it.
+            last: whether this is the last call.
 
         Raises:
             StorageError: the storage cannot be written.
@@ -115,14 +115,14 @@ class Uploader:
                     self._remote.put(path, key)
                     self._there[key] = mark
             except FileNotFoundError:
-                continue  # removed meanwhile: an old checkpoint
+                continue  # removed meanwhile, such as an old checkpoint
         gone = [key for key in self._there if key not in found]
         self._remote.remove(gone)
         for key in gone:
             del self._there[key]
 
     def _fetch_asked(self) -> None:
-        """Fetch what the driver asks."""
+        """Fetch the files that the driver writes."""
         wanted = {self._key(path): path for path in self._asked if not path.exists()}
         for key, content in self._remote.read(wanted).items():
             wanted[key].write_bytes(content)
@@ -131,14 +131,14 @@ class Uploader:
         while not self._end.wait(self._every):
             try:
                 do()
-            except (StorageError, OSError) as error:  # the end tries again, and says so
+            except (StorageError, OSError) as error:  # the last copy tries again
                 _log.warning("%s", error)
 
     def _files(self) -> dict[str, Path] | None:
-        """Return what is to be copied by its keys: whole files and files that only grow.
+        """Return the files to copy by key: complete files and files that only grow.
 
-        None where a training has just ended: its model is whole and its checkpoints go at that
-        moment, and a list of both may lack both.
+        None if a training is just ending: at that moment its model is completed and its
+        checkpoints are deleted, so that a list may lack both.
         """
         apart = set(self._asked)
         found = {}
@@ -164,9 +164,9 @@ def _mark(path: Path) -> FileStamp:
 
 
 def _place(path: Path) -> tuple[int, int, int, str]:
-    """Return a file's place in the order in which files are copied.
+    """Sort key for the order in which files are copied.
 
-    The newest checkpoint goes first, its manifest right after it.
+    Of the checkpoints, the newest is first, its manifest right after it.
     """
     says_whole = path.name == MANIFEST or path.name.endswith(".note.json")
     if path.name == RESULT:
