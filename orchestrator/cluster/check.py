@@ -39,27 +39,27 @@ _RULES: tuple[Callable[[ClusterFile], Iterable[Problem]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterCheck:
-    """A file, and what was found."""
+    """A cluster file and its problems."""
 
     file: ClusterFile
     problems: tuple[Problem, ...]
-    room: Capacity | None  # None: no study was asked for, or it does not fit
+    room: Capacity | None  # None: no study was given, or it does not fit
 
     @property
     def lines(self) -> list[str]:
-        """Return the problems for people."""
+        """Return the problems as lines of text."""
         return [problem.line(self.file.path) for problem in self.problems]
 
 
 def check_cluster(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
-    """Check a cluster file whole.
+    """Check a cluster file completely.
 
     Args:
         path: the file.
-        need: what a study's trials take, where one is asked for.
+        need: the resources of a study's trials, if a study is given.
 
     Raises:
-        ConfigError: it cannot be read, or is no mapping.
+        ConfigError: it cannot be read, or is not a mapping.
     """
     cluster = read_cluster(path)
     problems = tuple(dict.fromkeys(_problems(cluster, need)))
@@ -70,10 +70,10 @@ def check_cluster(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
 
 
 def require_good(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
-    """Check a cluster file.
+    """Check a cluster file, and require that it has no problems.
 
     Raises:
-        ConfigError: what is wrong with it, all of it.
+        ConfigError: lists all problems of the file.
     """
     checked = check_cluster(path, need)
     if checked.problems:
@@ -82,7 +82,7 @@ def require_good(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
 
 
 def with_problems(checked: ClusterCheck, more: Iterable[Problem]) -> ClusterCheck:
-    """Return what was found, with what was found besides."""
+    """Return a check with further problems."""
     return replace(checked, problems=(*checked.problems, *more))
 
 

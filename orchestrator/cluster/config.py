@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from chip_core.config.validation import explain
 from chip_core.recipes import read_yaml
 
-#: Where the settings stand: Ray passes `metadata` over.
+#: Key of the settings. Ray ignores `metadata`.
 SETTINGS = "metadata.chip_ablate"
-LOCAL = "local"  # the provider of machines that are there already
+LOCAL = "local"  # the provider of existing machines
 
 
 class Versions(BaseModel):
@@ -52,19 +52,19 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something of a cluster file that must be mended."""
+    """A problem of a cluster file."""
 
     key: str  # dotted, with [index] for lists
     what: str  # what is wrong, and what to do
 
     def line(self, path: Path) -> str:
-        """Return it for people."""
+        """Return the problem as a line of text."""
         return f"{path}: {self.key}: {self.what}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFile:
-    """A file as written."""
+    """A parsed cluster file."""
 
     path: Path
     content: Mapping[str, Any]
@@ -73,22 +73,22 @@ class ClusterFile:
 
     @property
     def provider(self) -> str:
-        """Return the provider's type; empty where it is not said."""
+        """Return the provider's type, or an empty text."""
         return str(self.section("provider").get("type", ""))
 
     def section(self, key: str) -> Mapping[str, Any]:
-        """Return a mapping of the file; an empty one where there is none."""
+        """Return a mapping of the file, empty if there is none."""
         found = self.content.get(key)
         return found if isinstance(found, dict) else {}
 
     def commands(self, key: str) -> list[str]:
-        """Return a list of commands of the file; an empty one where there is none."""
+        """Return a list of commands of the file, empty if there is none."""
         found = self.content.get(key)
         return [str(entry) for entry in found] if isinstance(found, list) else []
 
 
 def read_cluster(path: Path) -> ClusterFile:
-    """Return a cluster file as written.
+    """Read a cluster file.
 
     Raises:
         ConfigError: it cannot be read, or is not a mapping.

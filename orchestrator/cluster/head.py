@@ -21,12 +21,12 @@ PAGES = 5000  # MLflow's
 
 
 class Unreachable(UserError):
-    """The head does not answer; it may again."""
+    """The head does not answer now, but may later."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """Where the head is, and how one gets in."""
+    """The head's address and how to log in."""
 
     user: str
     address: str
@@ -38,7 +38,7 @@ class Head:
     def ssh(self) -> list[str]:
         """Return the ssh command up to the host.
 
-        A host's key is taken as it is the first time, and must be the same ever after.
+        A host's key is accepted the first time and must not change afterwards.
         """
         options = {
             "BatchMode": "yes",
@@ -103,7 +103,7 @@ class Head:
 
     @contextlib.contextmanager
     def tunnel(self) -> Iterator[int]:
-        """Open a way to the head's dashboard, and give the local port it begins at.
+        """Open an ssh tunnel to the head's dashboard, and yield its local port.
 
         Raises:
             Unreachable: ssh gets no connection.
@@ -123,7 +123,7 @@ class Head:
             process.communicate()
 
     def fetch(self, source: str, target: Path) -> None:
-        """Copy the content of a folder of the head's into one of this machine's.
+        """Copy the content of a folder from the head to this machine.
 
         Raises:
             Unreachable: it cannot be copied.
@@ -132,7 +132,7 @@ class Head:
         self._rsync(f"{self.host}:{shlex.quote(source)}/", f"{target}/")
 
     def send(self, source: Path, target: str) -> None:
-        """Copy the content of a folder of this machine's into one of the head's, made for it.
+        """Copy the content of a folder from this machine to a folder created on the head.
 
         Raises:
             Unreachable: it cannot be copied.
@@ -142,7 +142,7 @@ class Head:
         self._rsync(f"{source}/", f"{self.host}:{shlex.quote(target)}/")
 
     def tunnel_commands(self, venv: str, workdir: str) -> dict[str, str]:
-        """Return what a person types to see the pages, by their names."""
+        """Return the commands that open tunnels to the web pages, by page."""
         words = ["ssh"] + ([] if self.key is None else ["-i", str(self.key)])
         way = shlex.join(words)
         return {
@@ -164,10 +164,10 @@ class Head:
 
 
 def head_of(cluster: ClusterFile) -> Head:
-    """Return the head of a cluster that was brought up.
+    """Return the head of a running cluster.
 
     Raises:
-        UserError: the provider knows of none.
+        UserError: the provider has no running head.
     """
     content, address = cluster.content, ""
     auth = cluster.section("auth")
@@ -189,13 +189,13 @@ def head_of(cluster: ClusterFile) -> Head:
 
 
 def _asked(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
-    """Ask a cloud for the head's address, and for the key that Ray made for it."""
+    """Query a cloud for the head's address, and for the key that Ray created for it."""
     from ray.autoscaler.sdk import bootstrap_config, get_head_node_ip
 
     try:
         auth: dict[str, Any] = bootstrap_config(content)["auth"]
         return auth, str(get_head_node_ip(str(path)))
-    except Exception as error:  # whatever a cloud's client raises
+    except Exception as error:  # of a cloud's client
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: no running head: {first}: bring it up with `ray up`") from None
 

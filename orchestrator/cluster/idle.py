@@ -1,6 +1,6 @@
 """Stop an idle head node.
 
-Runs on the head, started by its start commands. Idle means: no job runs, no other machine is up,
+This runs on the head, from its start commands. Idle means that no job runs, no other machine is up
 and nobody is logged in.
 """
 
@@ -20,18 +20,18 @@ LOOK_EVERY = 30.0  # seconds
 class Activity:
     """What keeps a head up."""
 
-    jobs: int  # that run, or wait to
-    machines: int  # but the head
-    people: int  # logged in
+    jobs: int  # running or pending jobs
+    machines: int  # machines other than the head
+    people: int  # users that are logged in
 
     @property
     def idle(self) -> bool:
-        """Return whether nothing does."""
+        """Return whether nothing keeps the head up."""
         return not (self.jobs or self.machines or self.people)
 
 
 def activity() -> Activity:
-    """Look at this machine's cluster.
+    """Query the activity of this machine's cluster.
 
     Raises:
         ConnectionError: Ray does not run here.
@@ -56,14 +56,14 @@ def stop_when_idle(
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Wait until the head was idle for a time, then run a command once.
+    """Wait until the head has been idle for some time, then run a command once.
 
-    A head whose Ray does not answer counts as idle, too: nobody can use it.
+    A head whose Ray does not answer counts as idle, since nobody can use it.
 
     Args:
         seconds: how long it must be idle without a break.
-        command: what stops the machine, for the shell.
-        look: tells what keeps the head up.
+        command: shell command that stops the machine.
+        look: returns what keeps the head up.
         sleep: waits some seconds.
         now: a clock, in seconds.
 
@@ -75,7 +75,7 @@ def stop_when_idle(
         sleep(min(LOOK_EVERY, seconds))
         try:
             idle = look().idle
-        except Exception:  # whatever Ray's clients raise where it is gone
+        except Exception:  # of Ray's clients if Ray is gone
             idle = True
         if not idle:
             since = now()

@@ -1,6 +1,6 @@
 """Submit a study as a Ray job, follow it, and download its outputs.
 
-The job runs on the head, and so outlives whoever submitted it: following it is looking on.
+The job runs on the head, independent of the machine that submitted it.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from chip_core.utils.errors import UserError
 from orchestrator.cluster.head import Head, Unreachable
 
 Say = Callable[[str], None]
-#: Stopped as by Ctrl-C, which Ray would block, and given time to write what it has.
+#: Ray stops the job with SIGINT, like Ctrl-C, and gives it time to write its files.
 _STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
-#: What a lost connection looks like, from ssh's side, from HTTP's, and from Ray's client.
+#: Exceptions of a lost connection: of ssh, of HTTP and of Ray's client.
 _LOST = (Unreachable, OSError, ClientError, requests.RequestException, RuntimeError)
-STOPPED = 130  # exit code of what was stopped
-#: Seconds to the next try, the last one again and again.
+STOPPED = 130  # exit code of a stopped command
+#: Seconds until the next try; the last value is repeated.
 WAITS = (1.0, 2.0, 5.0, 10.0, 30.0)
-PATIENCE = 1800.0  # seconds without a connection, after which one is told to attach later
+PATIENCE = 1800.0  # seconds without a connection until giving up
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubmittedJob:
-    """A job, as the machine that submitted it keeps it."""
+    """The record of a job on the machine that submitted it."""
 
     job: str
     cluster: str  # the cluster file's path
-    study: str  # its name, as a variant
+    study: str  # name of the study or variant
     workdir: str  # on the cluster
-    folder: str  # the job's own, on the cluster
-    local: str  # where its report goes on this machine
+    folder: str  # folder of the job, on the cluster
+    local: str  # folder for its report on this machine
 
     @property
     def as_json(self) -> dict[str, str]:
@@ -53,13 +53,13 @@ class SubmittedJob:
 
 @contextlib.contextmanager
 def connected(head: Head) -> Iterator[JobSubmissionClient]:
-    """Be connected to the cluster's job server, through a tunnel and with its token.
+    """Connect to the cluster's job server through a tunnel, with its token.
 
     Raises:
         Unreachable: ssh gets no connection, or Ray does not run behind it.
         UserError: the cluster refuses the token.
     """
-    # It tells of every closed connection.
+    # It logs every closed connection.
     logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
     token = head.token()
     with head.tunnel() as port:
@@ -90,8 +90,8 @@ def submit(
         head: of the cluster.
         job: what it is.
         venv: the virtual environment on the cluster.
-        arguments: of `chip-ablate`; paths among them are relative to the job's folder.
-        files: a folder with what they name.
+        arguments: arguments of `chip-ablate`; paths are relative to the job's folder.
+        files: folder with the files that the arguments name.
 
     Raises:
         Unreachable: there is no connection.
@@ -99,7 +99,7 @@ def submit(
     """
     head.send(files, job.folder)
     command = shlex.join([f"{venv}/bin/chip-ablate", *arguments])
-    # What it tells goes to the log; what it found, to a file that can be fetched.
+    # Messages go to the log, the results to a file that can be fetched.
     entry = f"cd {shlex.quote(job.folder)} && exec {command} --json > result.json"
     with connected(head) as client:
         try:
@@ -115,19 +115,19 @@ def submit(
 
 
 def follow(head: Head, job: str, write: Say, say: Say, *, patience: float = PATIENCE) -> JobDetails:
-    """Print a job's log until it has ended, and return what became of it.
+    """Print a job's log until it has ended, and return the job's details.
 
-    A lost connection is made again; nothing of the log is printed twice, or left out.
+    A lost connection is reopened. No part of the log is printed twice or left out.
 
     Args:
         head: of the cluster.
         job: its name.
-        write: takes the log's text.
-        say: takes sentences about the connection.
-        patience: seconds without a connection before it is given up.
+        write: called with the log's text.
+        say: called with messages about the connection.
+        patience: seconds without a connection until giving up.
 
     Raises:
-        Unreachable: there was no connection for that long. The job may go on.
+        Unreachable: there was no connection for that long. The job may still run.
         UserError: the cluster knows no such job.
     """
     seen, tries, since = 0, 0, time.monotonic()
@@ -155,7 +155,7 @@ def follow(head: Head, job: str, write: Say, say: Say, *, patience: float = PATI
 
 
 def stop(head: Head, job: str) -> bool:
-    """Ask a job to stop, and return whether it ran.
+    """Ask a job to stop, and return whether it was running.
 
     Raises:
         Unreachable: there is no connection.
@@ -167,7 +167,7 @@ def stop(head: Head, job: str) -> bool:
 
 
 def latest(head: Head) -> SubmittedJob:
-    """Return the job of this program that was submitted last.
+    """Return the latest job of this program.
 
     Raises:
         Unreachable: there is no connection.
@@ -196,7 +196,7 @@ def find_submitted(head: Head, job: str) -> SubmittedJob:
 
 
 def exit_code(details: JobDetails) -> int:
-    """Return the exit code of a job's command; where it was stopped, that of Ctrl-C."""
+    """Return the exit code of a job's command; for a stopped one, that of Ctrl-C."""
     if details.status == JobStatus.SUCCEEDED:
         return 0
     return STOPPED if details.status == JobStatus.STOPPED else int(details.driver_exit_code or 1)
@@ -226,7 +226,7 @@ def _log(client: JobSubmissionClient, job: str, seen: int) -> Iterator[str]:
         found: str | None = await anext(tail, None)
         return found
 
-    with asyncio.Runner() as runner:  # on Ctrl-C it ends what waits, and then tells
+    with asyncio.Runner() as runner:  # on Ctrl-C it cancels the task, then raises
         while (text := runner.run(more())) is not None:
             skipped = min(seen, len(text))
             seen -= skipped

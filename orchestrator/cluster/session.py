@@ -1,4 +1,4 @@
-"""Run a study on a cluster from its submission to its report here."""
+"""Run a study on a cluster, from submission to the report on this machine."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from orchestrator.cluster.job import (
 from orchestrator.study.load import find_study, load_study
 from orchestrator.study.model import StudyChanges
 
-JOBS = "jobs"  # in the work directory: what was submitted from here
-RESULT = "result.json"  # in a job's folder: what its command printed
+JOBS = "jobs"  # in the work directory: jobs submitted from here
+RESULT = "result.json"  # in a job's folder: output of its command
 
-#: What a command does with results, as JSON has them.
+#: Called with results as JSON data.
 OnResults = Callable[[dict[str, Any]], None]
 
 
@@ -56,17 +56,17 @@ def run_on_cluster(
     Args:
         file: the cluster file.
         study: a study's file or name.
-        changes: of the study.
-        options: further words of the command line for the cluster's `chip-ablate run`.
-        max_concurrent: most trials at a time; by default as many as find room.
-        workdir: on this machine: the job is noted there, and the report comes there.
-        on_results: called with the results as JSON has them, where they could be fetched.
+        changes: changes of the study by the command line.
+        options: further options for `chip-ablate run` on the cluster.
+        max_concurrent: largest number of trials at once; by default as many as fit.
+        workdir: work directory on this machine, for the record of the job and the report.
+        on_results: called with the results as JSON data, if they could be fetched.
 
     Returns:
         the exit code of the study.
 
     Raises:
-        ConfigError: study or cluster file are wrong, or the trials find no room.
+        ConfigError: the study or the cluster file is invalid, or the trials do not fit.
         UserError: the cluster cannot be reached, or refuses the job.
     """
     loaded = load_study(find_study(study), changes, elsewhere=True)
@@ -101,7 +101,7 @@ def run_on_cluster(
 
 
 def watch(head: Head, job: SubmittedJob, on_results: OnResults | None = None) -> int:
-    """Look on until a job has ended, then fetch its report; `on_results` gets what it came to.
+    """Follow a job until it has ended, fetch its report and call `on_results`.
 
     Returns:
         the exit code of its command.
@@ -172,14 +172,14 @@ def stop_job(head: Head, job: SubmittedJob) -> None:
 
 
 def keep(job: SubmittedJob, workdir: Path) -> None:
-    """Note a job, so that `attach` finds it."""
+    """Record a job, so that `attach` finds it."""
     folder = workdir / JOBS
     folder.mkdir(parents=True, exist_ok=True)
     write_checksummed(folder / f"{job.job}.json", job.as_json)
 
 
 def _fetched(head: Head, job: SubmittedJob) -> dict[str, Any] | None:
-    """Fetch report and result; return the result with the report's files as they lie here."""
+    """Fetch report and result, and return the result with the report's paths on this machine."""
     local = Path(job.local)
     source = f"{job.workdir}/studies/{job.study}/report"
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +187,7 @@ def _fetched(head: Head, job: SubmittedJob) -> dict[str, Any] | None:
         try:
             found = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None  # the study ended before it found anything: the log says why
+            return None  # the study ended without a result, for a reason in the log
     if not isinstance(found, dict):
         return None
     try:
@@ -203,7 +203,7 @@ def _fetched(head: Head, job: SubmittedJob) -> dict[str, Any] | None:
 
 
 def _local(workdir: Path, cluster: ClusterFile, study: str) -> Path:
-    """Return where a study's report goes; the study's name may come from the cluster."""
+    """Return the folder for a study's report. The study's name may come from the cluster."""
     name = str(cluster.content.get("cluster_name", "cluster"))
     for part in (name, study):
         if part in ("", ".", "..") or "/" in part or "\0" in part:
@@ -222,7 +222,7 @@ def _say(text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SubmissionBundle:
-    """Files laid out for a job, and how its command names them."""
+    """The files of a job, and their names in its command."""
 
     folder: Path
     study: str
@@ -230,15 +230,15 @@ class SubmissionBundle:
 
 
 def bundle_submission(study: str, recipe: str | None, folder: Path) -> SubmissionBundle:
-    """Copy what a study is made of into a folder.
+    """Copy a study's files to a folder.
 
     Args:
         study: a study's file or name.
-        recipe: what takes the place of its recipe: a file or a name.
-        folder: an empty one.
+        recipe: file or name of the recipe that replaces the study's.
+        folder: an empty folder.
 
     Raises:
-        UserError: a file cannot travel.
+        UserError: a file cannot be sent.
         ConfigError: there is no such study, or no such recipe.
     """
     file = find_study(study)

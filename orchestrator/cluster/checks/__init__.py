@@ -1,1 +1,1 @@
-"""Checks of a cluster file, one subject a module."""
+"""Checks of a cluster file, one subject per module."""

@@ -1,8 +1,8 @@
 """Check that a study's trials fit on a cluster's nodes.
 
-A trial's workers take what the recipe's `engine` says. The driver of several takes a unit of
-`chip_driver` and no CPU. Drivers that hold what workers wait for stand still for ever, and nothing
-fails: so drivers' places are on the head, and nowhere else.
+A trial's workers request the resources of the recipe's `engine`. The driver of several workers
+requests a unit of `chip_driver` and no CPU. A driver that held what its workers wait for would
+wait for ever without an error, so drivers are placed on the head only.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from orchestrator.study.model import Study
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceNeed(ResourceRequest):
-    """What each trial of a study takes."""
+    """The resources of each trial of a study."""
 
     trials: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """How a study fits."""
+    """The capacity of a cluster for a study."""
 
     slots: int  # workers that fit on the whole cluster, grown to its largest
     at_once: int  # trials
 
 
 def need_of(study: Study) -> ResourceNeed:
-    """Return what the largest trial of a study takes."""
+    """Return the resources of a study's largest trial."""
     engines = []
     for levels in [(), *((level,) for factor in study.factors for level in factor.levels)]:
         tree = {"engine": dict(study.base.get("engine", {}))}
@@ -64,7 +64,7 @@ def need_of(study: Study) -> ResourceNeed:
 def capacity(kinds: Sequence[NodeType], need: ResourceNeed) -> Capacity:
     """Return how many trials run at once on a cluster grown to its largest.
 
-    A trial lies on one machine where one is large enough, else over several.
+    A trial is placed on one machine if one is large enough, else on several.
     """
     nodes = [kind.resources for kind in kinds for _ in range(kind.most)]
     drivers = sum(node.get(DRIVER, 0) for node in nodes)
@@ -75,7 +75,7 @@ def capacity(kinds: Sequence[NodeType], need: ResourceNeed) -> Capacity:
 
 
 def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
-    """Yield where drivers would lie wrongly."""
+    """Yield node types that would place drivers wrongly."""
     for kind in node_types(cluster):
         places = kind.resources.get(DRIVER, 0)
         key = f"{kind.key}.resources.{DRIVER}"
@@ -94,7 +94,7 @@ def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
 
 
 def capacity_problems(cluster: ClusterFile, need: ResourceNeed) -> Iterator[Problem]:
-    """Yield why a study's trials would wait for ever."""
+    """Yield reasons why a study's trials would wait for ever."""
     kinds = node_types(cluster)
     workers = [kind for kind in kinds if not kind.head]
     unsaid = [kind for kind in workers if not kind.resources.get("CPU")]

@@ -20,16 +20,16 @@ from orchestrator.cluster.head import Head
 from orchestrator.jobs.placement import DRIVER
 from orchestrator.storage.remote import Remote
 
-MARK = "CHIP-ABLATE-LIVE "  # before the JSON, which Ray's own words may surround
+MARK = "CHIP-ABLATE-LIVE "  # before the JSON, since Ray may print, too
 WAIT = 120.0  # seconds for a machine's answer
 
 
 def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
-    """Ask a running cluster, and yield what does not go together.
+    """Query a running cluster, and yield mismatches.
 
     Raises:
         Unreachable: there is no connection.
-        UserError: the head cannot tell.
+        UserError: the command on the head fails.
     """
     assert cluster.settings is not None, "a file without settings is refused before"
     settings = cluster.settings
@@ -76,7 +76,7 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
 
 
 def look(place: str) -> list[dict[str, Any]]:
-    """Ask each machine of the cluster that this one is the head of.
+    """Query each machine of the cluster whose head this machine is.
 
     Args:
         place: the storage, a folder or a URI; a file is written there, and removed.
@@ -115,7 +115,7 @@ def look(place: str) -> list[dict[str, Any]]:
             }
             try:
                 machine |= ray.get(answer, timeout=WAIT)
-            except Exception as error:  # whatever Ray raises for a machine that is gone
+            except Exception as error:  # Ray raises various errors for a lost machine
                 machine["error"] = (str(error).splitlines() or [type(error).__name__])[0]
             found.append(machine)
         return found

@@ -1,4 +1,4 @@
-"""Check who can reach the machines of a cluster."""
+"""Check that a cluster's machines are not reachable from outside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SSH = 22
 
 
 def network_problems(cluster: ClusterFile) -> Iterator[Problem]:
-    """Yield what a cloud's machines leave open; machines of one's own have no such keys."""
+    """Yield what a cloud's machines expose. The provider `local` has no such keys."""
     if cluster.provider == "aws":
         yield from _aws(cluster)
     elif cluster.provider == "gcp":

@@ -11,12 +11,12 @@ from typing import Any
 from chip_core.utils.registry import suggestion
 from orchestrator.cluster.config import ClusterFile, Problem
 
-#: A name -> the names below it; None: nothing below is known, or it is the user's own.
+#: Name -> the names below it; None: these are unknown, or the user's own.
 Tree = Mapping[str, Any]
 
-#: What Ray's providers take beyond the cloud's own keys.
+#: Keys that Ray's providers accept in addition to the cloud's.
 _RAY = {"aws": {"SubnetIds": None}, "gcp": {"sourceInstanceTemplate": None, "networkConfig": None}}
-#: What Ray says itself for every machine.
+#: Keys that Ray sets itself for every machine.
 _SET_BY_RAY = {"aws": ("MinCount", "MaxCount", "SubnetId"), "gcp": ("name",)}
 
 
@@ -39,7 +39,7 @@ def node_config_problems(cluster: ClusterFile) -> Iterator[Problem]:
 
 
 def known_keys(provider: str) -> Tree | None:
-    """Return the keys that a provider's machines are described by; None for other providers.
+    """Return the keys of a provider's machines; None for other providers.
 
     Source: the parameters of RunInstances in botocore's model of EC2 (the installed one, else that
     of botocore 1.44.5), and `Instance` in Google's discovery document compute v1, revision

@@ -12,12 +12,12 @@ from orchestrator.cluster.config import LOCAL, ClusterFile, Problem
 
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
-    """Machines that are alike."""
+    """A type of machine."""
 
-    key: str  # where it stands in the file
+    key: str  # key in the file
     head: bool
-    most: int  # machines of it
-    resources: Mapping[str, float]  # of each, in Ray's names; what is not said is left out
+    most: int  # largest number of machines
+    resources: Mapping[str, float]  # per machine, with Ray's names, as far as given
 
 
 def node_types(cluster: ClusterFile) -> list[NodeType]:
@@ -51,7 +51,7 @@ def worker_types(cluster: ClusterFile) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def node_type_problems(cluster: ClusterFile) -> Iterator[Problem]:
-    """Yield what is wrong with the kinds of machines."""
+    """Yield the problems of the node types."""
     if cluster.provider == LOCAL:
         yield from _local_problems(cluster)
         return

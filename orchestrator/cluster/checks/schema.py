@@ -20,10 +20,10 @@ from orchestrator.cluster.config import ClusterFile, Problem
 
 
 def schema_problems(cluster: ClusterFile) -> Iterator[Problem]:
-    """Yield every place where a file is not what Ray takes."""
+    """Yield every violation of Ray's schema."""
     text = (Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8")
     schema = {**json.loads(text)}
-    # `ray up` fills it in for the provider `local`, and takes it out before it looks.
+    # `ray up` sets it for the provider `local`, and removes it before validation.
     schema["properties"] = {
         **schema["properties"],
         "min_workers": {"type": "integer", "minimum": 0},
@@ -57,7 +57,7 @@ _HELP = "https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-config
 
 
 def _refused(content: dict[str, Any]) -> Iterator[Problem]:
-    """Yield why Ray cannot fill in a file that keeps its schema; it tells the first reason only."""
+    """Yield why Ray refuses a file that fits its schema. Ray gives the first reason only."""
     said = io.StringIO()
     logger = logging.getLogger("ray")
     level = logger.level
@@ -65,7 +65,7 @@ def _refused(content: dict[str, Any]) -> Iterator[Problem]:
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             fillout_defaults(copy.deepcopy(content))
-    except Exception as error:  # whatever Ray raises: it has no class for it
+    except Exception as error:  # Ray has no class of its own for it
         lines = [line for line in (*str(error).splitlines(), *said.getvalue().splitlines()) if line]
         reason = lines[0].strip() if lines else type(error).__name__
         yield Problem(key="the file", what=f"Ray refuses it: {reason}: see {_HELP}")

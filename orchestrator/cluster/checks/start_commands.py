@@ -21,7 +21,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: Programs of the virtual environment, which a login shell's PATH need not have.
 _OURS = re.compile(r"^(ray|chip-ablate|python[0-9.]*|pip[0-9.]*|mlflow)$")
 _ENDS = re.compile(r"^(;|&&|\|\||\||&|\(|\)|!|then|do|else|fi|done|\{|\})$")
-_BEFORE = ("if", "sudo", "exec", "env", "nohup", "setsid")  # what runs what follows
+_BEFORE = ("if", "sudo", "exec", "env", "nohup", "setsid")  # words that run the command after them
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 
 
@@ -32,7 +32,7 @@ class Call:
     key: str  # where it stands in the file
     program: str
     arguments: tuple[str, ...]
-    environment: Mapping[str, str]  # of its own
+    environment: Mapping[str, str]  # variables set for it
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class Call:
 
 
 def calls(cluster: ClusterFile, *lists: str) -> Iterator[Call]:
-    """Yield the programs of a file's commands; a command that is no shell text yields none."""
+    """Yield the programs of a file's commands. An invalid shell command yields none."""
     for name in lists:
         for index, text in enumerate(cluster.commands(name)):
             try:
@@ -61,7 +61,7 @@ def calls(cluster: ClusterFile, *lists: str) -> Iterator[Call]:
 
 
 def ray_start(cluster: ClusterFile, name: str) -> Call | None:
-    """Return the `ray start` of a list of commands."""
+    """Return the `ray start` of a list of commands, or None."""
     for call in calls(cluster, name):
         if call.name == "ray" and call.arguments[:1] == ("start",):
             return call
@@ -69,7 +69,7 @@ def ray_start(cluster: ClusterFile, name: str) -> Call | None:
 
 
 def declared_resources(call: Call | None) -> dict[str, float]:
-    """Return the resources that a `ray start` says; those it says nothing of are left out."""
+    """Return the resources that a `ray start` declares."""
     if call is None:
         return {}
     found: dict[str, float] = {}
@@ -81,11 +81,11 @@ def declared_resources(call: Call | None) -> dict[str, float]:
         extra = json.loads(call.option("--resources") or "{}")
         return found | {str(name): float(amount) for name, amount in extra.items()}
     except (AttributeError, TypeError, ValueError):
-        return found  # Ray's own complaint: `_wrong_resources`
+        return found  # reported by `_wrong_resources`
 
 
 def command_problems(cluster: ClusterFile) -> Iterator[Problem]:
-    """Yield what is wrong with the commands: paths, the token, what listens to whom."""
+    """Yield the problems of the commands: paths, the token, open ports."""
     for name in LISTS:
         for index, text in enumerate(cluster.commands(name)):
             try:
@@ -179,7 +179,7 @@ def _token_problems(cluster: ClusterFile) -> Iterator[Problem]:
 
 
 def _open_pages(cluster: ClusterFile) -> Iterator[Problem]:
-    """Yield the pages of MLflow that are started on more than loopback."""
+    """Yield MLflow servers that listen on more than loopback."""
     for call in calls(cluster, *LISTS):
         pages = call.name == "mlflow" or call.arguments[:1] == ("ui",) or "mlflow" in call.arguments
         host = call.option("--host")

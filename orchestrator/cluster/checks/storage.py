@@ -10,12 +10,12 @@ from orchestrator.cluster.checks.start_commands import LISTS
 from orchestrator.cluster.config import LOCAL, SETTINGS, ClusterFile, Problem
 from orchestrator.storage.remote import checked_uri
 
-#: Where each machine has files of its own.
+#: Folders that are local to each machine.
 _OWN = ("/tmp", "/var/tmp", "/dev", "/run", "/root", "/proc", "/sys", "/opt", "/usr", "/etc")
 
 
 def storage_problems(cluster: ClusterFile) -> Iterator[Problem]:
-    """Yield why a machine would not see what another wrote, as far as a file can tell."""
+    """Yield why a machine would not see another's files, as far as the cluster file shows."""
     settings = cluster.settings
     if settings is None:
         return

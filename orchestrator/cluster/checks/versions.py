@@ -24,7 +24,7 @@ def here() -> dict[str, str]:
 
 
 def version_problems(cluster: ClusterFile) -> Iterator[Problem]:
-    """Yield where the cluster's versions, as the file says them, are not this machine's."""
+    """Yield differences between the cluster's versions in the file and this machine's."""
     if cluster.settings is None:
         return
     said = cluster.settings.versions
@@ -47,9 +47,9 @@ def version_problems(cluster: ClusterFile) -> Iterator[Problem]:
 
 
 def differences(there: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield (sentence, name) for each version that does not go with this machine's.
+    """Yield (sentence, name) for each version that does not match this machine's.
 
-    Python's last number may differ.
+    Python's patch version may differ.
     """
     for name, mine in here().items():
         its = there[name]
