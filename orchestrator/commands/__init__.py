@@ -1,1 +1,1 @@
-"""Define the commands of chip-ablate, each a few lines around the code that does it."""
+"""The commands of chip-ablate, each a thin layer over the code that does the work."""

@@ -112,7 +112,7 @@ def evaluate(
 
 
 def _check_once(changes: Mapping[str, Any]) -> None:
-    """Refuse a key that an option says as well, or each benchmark for itself."""
+    """Refuse a key that an option or each benchmark sets as well."""
     source = click.get_current_context().get_parameter_source
     for option in ("protocol", "limit"):
         if option in changes and source(option) is click.core.ParameterSource.COMMANDLINE:
@@ -149,7 +149,7 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
 
 
 def _answering(given: Mapping[str, Any]) -> EvaluationConfig:
-    """Return who answers, checked; by keys of a recipe."""
+    """Return the checked configuration of the answering engine, given keys of a recipe."""
     from pydantic import ValidationError
 
     from chip_core.config.trial import EvaluationConfig

@@ -273,7 +273,7 @@ def import_labels(
 def _judge_of(
     plan: Plan, workdir: Path, key: SheetKey, metric: str | None
 ) -> tuple[JudgeValues, Pool] | None:
-    """Return a judge's values and the pairs of an export; None where the judge has none of them.
+    """Return a judge's values and the pairs of an export; None if the judge has none of them.
 
     Raises:
         UserError: a metric was named, and it has no values.
@@ -302,7 +302,7 @@ def _attach(
     figures: Mapping[str, float],
     written: Sequence[Path],
 ) -> str | None:
-    """Make the report again, and show figures and files in MLflow; return what is to be told."""
+    """Write the report again, and show figures and files in MLflow; return a message, if any."""
     from orchestrator.report.cached import refresh_report
     from orchestrator.report.writers.files import artifact_folder, report_folder
     from orchestrator.tracking.attachments import StudyAttachment, attach_files
@@ -314,7 +314,7 @@ def _attach(
 
 
 def _tell(written: Sequence[Path], said: str | None) -> None:
-    """Print a section as it was written, where it lies, and what went wrong."""
+    """Print a section as it was written, its path, and what went wrong."""
     click.echo(next(path for path in written if path.suffix == ".md").read_text(encoding="utf-8"))
     for path in written:
         click.echo(f"written: {path}")
@@ -323,5 +323,5 @@ def _tell(written: Sequence[Path], said: str | None) -> None:
 
 
 def _keys(workdir: Path, study: str) -> Path:
-    """Return where a study keeps the keys of its exports: beside the report, not in it."""
+    """Return the folder of a study's export keys: next to the report, not in it."""
     return workdir / "studies" / study / "human-keys"

@@ -1,4 +1,4 @@
-"""ui, sync: MLflow's pages of a work directory, and bringing them to what its ledger says."""
+"""ui, sync: open MLflow's pages of a work directory, and bring them up to date."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from orchestrator.commands.common.options import workdir_of, workdir_option
 from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import Text, Whole
 
-#: Seconds that MLflow has for its first page, and for ending when it is asked to.
+#: Seconds for MLflow to show its first page, and to end after a signal.
 _STARTS_WITHIN, _ENDS_WITHIN = 120.0, 10.0
 _LOOK_EVERY = 0.1
 #: Set for MLflow's server. Runners of jobs and of periodic tasks are seven processes more, for
@@ -128,10 +128,10 @@ def _check_database(uri: str) -> None:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Check that nobody listens where the pages are to be.
+    """Check that the port of the pages is free.
 
     Raises:
-        UserError: somebody does, or nobody can.
+        UserError: another program listens there, or listening is not possible.
     """
     from chip_core.utils.errors import UserError, printable
 
@@ -151,9 +151,9 @@ def _check_free(host: str, port: int) -> None:
 
 @contextmanager
 def _noted_signals() -> Iterator[list[int]]:
-    """Yield a list that Ctrl-C, SIGTERM and the end of the terminal are noted in.
+    """Yield a list that records Ctrl-C, SIGTERM and the end of the terminal.
 
-    They interrupt nothing: a server that is just being started is ended, too.
+    They interrupt nothing, so that a server that is just starting is ended, too.
     """
     noted: list[int] = []
     before = {
@@ -169,7 +169,7 @@ def _noted_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _running(command: list[str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run MLflow's server; of its processes none is left, whatever happens."""
+    """Run MLflow's server, and end all of its processes whatever happens."""
     server = subprocess.Popen(
         command,
         env={**_DEFAULTS, **os.environ, **_ALWAYS},
@@ -187,7 +187,7 @@ def _running(command: list[str], output: IO[bytes]) -> Iterator[subprocess.Popen
 
 
 def _is_gone(server: subprocess.Popen[bytes], number: signal.Signals) -> bool:
-    """Send all of a server's processes a signal; return whether they have ended."""
+    """Send a signal to all of a server's processes, and return whether they have ended."""
     sent, due = int(number), time.monotonic() + _ENDS_WITHIN
     while time.monotonic() < due:
         server.poll()  # one that has ended counts until somebody asked
@@ -205,7 +205,7 @@ def _address(host: str, port: int) -> str:
 
 
 def _answers(server: subprocess.Popen[bytes], host: str, port: int) -> bool:
-    """Return whether the server's page answers, not another program's in its place."""
+    """Return whether the server's page answers, and not another program's."""
     if not _listens(server, port):
         return False
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -231,7 +231,7 @@ def _listens(server: subprocess.Popen[bytes], port: int) -> bool:
 
 
 def _last_line(output: IO[bytes]) -> str:
-    """Return a server's last words."""
+    """Return the last line of a server's output."""
     from chip_core.utils.errors import printable
 
     output.seek(0)

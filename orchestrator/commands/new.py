@@ -95,7 +95,7 @@ def new(
 
 
 class _Asker:
-    """Asks until the answer will do; where nobody answers, says which option does."""
+    """Asks until an answer is valid; without a terminal, names the option to use."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -125,7 +125,7 @@ class _Asker:
                 self._console.print(str(error), markup=False)
 
     def more(self, text: str) -> bool:
-        """Ask whether to go on; not where nobody answers."""
+        """Ask whether to continue; no without a terminal."""
         from rich.prompt import Confirm
 
         try:

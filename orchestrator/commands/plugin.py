@@ -82,7 +82,7 @@ def check(
 
 
 def _is_given(option: str) -> bool:
-    """Return whether an option stands on the command line, not in the environment."""
+    """Return whether an option was given on the command line, not in the environment."""
     source = click.get_current_context().get_parameter_source(option)
     return source is click.core.ParameterSource.COMMANDLINE
 
@@ -107,7 +107,7 @@ def _benchmark(name: str, places: DataPaths) -> dict[str, str | None]:
 
 
 def _metric_names(name: str) -> list[str]:
-    """Return a benchmark's metrics as a study has them."""
+    """Return the names of a benchmark's metrics in a study."""
     from chip_core.evaluation.items import find_benchmark
     from chip_core.evaluation.task import metric_name
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.representation.results import RepresentationResults
     from orchestrator.tracking.attachments import StudyAttachment
 
-#: Options that a study has and a model has not.
+#: Options that apply to a study only.
 _OF_STUDY = {
     "recipe": "--recipe", "seeds": "--seeds", "overrides": "--set", "workdir": "--workdir",
     "benchmark_data": "--benchmark-data", "judge_replies": "--judge-replies",
@@ -130,7 +130,7 @@ def represent(
 
 
 def _is_model(name: str) -> bool:
-    """Return whether a model is named: the embedded one, a folder, or a hub name; no study."""
+    """Return whether a name is a model (the embedded one, a folder or a hub name), not a study."""
     from chip_core.utils.errors import ConfigError
     from orchestrator.study.load import find_study
 
@@ -143,7 +143,7 @@ def _is_model(name: str) -> bool:
 
 
 def _check_of_study(model: str) -> None:
-    """Refuse options that say something of a study where a model is named."""
+    """Refuse options on a study if a model is given."""
     source = click.get_current_context().get_parameter_source
     for name, option in _OF_STUDY.items():
         if source(name) is click.core.ParameterSource.COMMANDLINE:
@@ -162,7 +162,7 @@ def _attached(
     sources: Sequence[ModelSource],
     own: Mapping[int, Mapping[str, Figure]],
 ) -> StudyAttachment:
-    """Return what a study's runs are to show: trials their own figures, arms with intervals."""
+    """Return figures to attach to a study's runs: trials' own figures, arms' with intervals."""
     from orchestrator.representation.results import metrics
     from orchestrator.tracking.attachments import StudyAttachment
 

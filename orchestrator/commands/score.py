@@ -110,7 +110,7 @@ def score(
 
 
 def _check_used(scorer: Scorer, uses: Mapping[str, tuple[bool, str]]) -> None:
-    """Refuse an option of the command line that this benchmark makes no use of."""
+    """Refuse an option that the benchmark does not use."""
     source = click.get_current_context().get_parameter_source
     for name, (used, why) in uses.items():
         if not used and source(name) is click.core.ParameterSource.COMMANDLINE:
@@ -121,7 +121,7 @@ def _check_used(scorer: Scorer, uses: Mapping[str, tuple[bool, str]]) -> None:
 def _resources(
     scorer: Scorer, *, judge: Any, similarity: Path | None, coco: Path | None, tagger: str
 ) -> Resources:
-    """Return what the options name; what is missing is said by the scorer if it comes to it."""
+    """Return the resources that the options name. The scorer reports what is missing."""
     from chip_core.evaluation.scorer import Resources
     from chip_core.evaluation.text.language import make_tagger, spacy_problems
     from chip_core.evaluation.text.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity

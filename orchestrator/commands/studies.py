@@ -119,7 +119,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     trimmed = _print_plan(plan, workdir, console, request, always=any(asked.values()))
     require_room(plan, workdir, request)
     check_rows(plan if trimmed is None else trimmed.plan, workdir, console)
-    remote = bind_storage(workdir, options.storage)  # the first thing that is written
+    remote = bind_storage(workdir, options.storage)  # the first write
     stop = Stop()
     settings = ExecutorSettings(
         workdir=workdir,
@@ -154,7 +154,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
 
 @dataclass(frozen=True, kw_only=True)
 class _RunOptions:
-    """How `run` runs a study; what does not change the study itself."""
+    """Options of `run` that do not change the study itself."""
 
     executor: str
     address: str | None
@@ -166,7 +166,7 @@ class _RunOptions:
     max_failures: int | None
 
     def limits(self, plan: Plan) -> Limits | None:
-        """Return where the run stops: the study's limits, with the command's in their place."""
+        """Return the limits of the run: the study's, overridden by the command's."""
         return _limits(plan.study.limits, self.max_hours, self.max_gpu_hours, self.max_failures)
 
 
@@ -176,7 +176,7 @@ def _startable_plan(
     """Return the plan of a study that the executor can run.
 
     Raises:
-        UserError: it cannot, or the work directory has another study of this name.
+        UserError: the executor cannot run it, or the work directory has another study of this name.
     """
     from chip_core.utils.errors import UserError
     from orchestrator.plan.snapshot import require_same_file
@@ -194,7 +194,7 @@ def _startable_plan(
 def _print_plan(
     plan: Plan, workdir: Path, console: Console, request: CostRequest, *, always: bool
 ) -> Trimmed | None:
-    """Print what will run, and what it costs where that was asked for or bounded.
+    """Print what will run, and what it costs if that was requested or has a budget.
 
     Returns:
         what of the plan is run, where a budget bounds it.
@@ -326,7 +326,7 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
 
 
 def _check_inline(executor: str, **of_ray: Any) -> None:
-    """Refuse what means nothing without Ray."""
+    """Refuse options that have no effect without Ray."""
     for name, value in of_ray.items():
         if executor == "inline" and value is not None:
             raise click.UsageError(
@@ -351,7 +351,7 @@ def _limits(
     max_gpu_hours: float | None,
     max_failures: int | None,
 ) -> Limits | None:
-    """Return the study file's limits with the command line's in their place."""
+    """Return the study file's limits, overridden by the command line's."""
     from orchestrator.study.limits import Limits
 
     given = {

@@ -1,1 +1,1 @@
-"""What commands share: options, types of their values, output."""
+"""Options, types of option values and output that commands share."""

@@ -38,7 +38,7 @@ class Amount(click.ParamType[Any]):
 
 
 def cost_options(command: Any) -> Any:
-    """Give a command the options on cost."""
+    """Add the options on cost to a command."""
     for option in (
         click.option(
             "--calibrate",
@@ -99,7 +99,7 @@ def cost_request(
     address: str | None = None,
     looks: bool = False,
 ) -> CostRequest:
-    """Return what is asked of a quote.
+    """Return the request for a cost estimate.
 
     Raises:
         ConfigError: a rate or a bound is wrong.
@@ -146,7 +146,7 @@ def cost_request(
 def study_cost(
     plan: Plan, workdir: Path, request: CostRequest, say: Callable[[str], None]
 ) -> CostEstimate:
-    """Return what a study will cost, with what its seeds buy.
+    """Estimate a study's cost and the power of its seeds.
 
     Raises:
         UserError: its budget cannot be held.
@@ -166,7 +166,7 @@ def study_cost(
 def require_room(plan: Plan, workdir: Path, request: CostRequest) -> None:
     """Check, before anything is computed, that no training is too large for its GPU.
 
-    Nothing is said where the GPU is not known: of a cluster, without --device.
+    If the GPU is unknown, as on a cluster without --device, nothing is checked.
 
     Raises:
         ConfigError: some are too large; each with what would fit.
@@ -188,7 +188,7 @@ def require_room(plan: Plan, workdir: Path, request: CostRequest) -> None:
 
 
 def _power(plan: Plan, ledger: Ledger, storage: Path, request: CostRequest) -> PowerEstimate | None:
-    """Return what seeds buy on the primary metric; None where nothing can be said."""
+    """Return the power of seeds on the primary metric; None if unknown."""
     from orchestrator.cost.power import from_assumptions, from_runs
     from orchestrator.cost.workload import questions_of
     from orchestrator.report.formatting import points_text

@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def workdir_of(text: str) -> Callable[[F], F]:
-    """Return the option that names the work directory."""
+    """Return the option for the work directory."""
     return click.option(
         "--workdir",
         type=Location("folder", instead="name a folder here, and give the address to --storage"),
@@ -29,12 +29,12 @@ def workdir_of(text: str) -> Callable[[F], F]:
     )
 
 
-#: Where everything of a study lies.
+#: The default work directory, which has all files of a study.
 workdir_option = workdir_of("Where runs, results and reports lie.")
 
 
 def study_options(command: Any) -> Any:
-    """Give a command STUDY and the options that change or place one."""
+    """Add STUDY and the options on a study and its data to a command."""
     for option in (
         click.argument("study", type=Text()),
         click.option(
@@ -78,7 +78,7 @@ def _places_options() -> tuple[Any, ...]:
 
 
 def places_options(command: Any) -> Any:
-    """Give a command the options that say where benchmarks' data lie."""
+    """Add the options on benchmarks' data to a command."""
     for option in _places_options():
         command = option(command)
     return command
@@ -87,10 +87,10 @@ def places_options(command: Any) -> Any:
 def places_of(
     benchmark_data: Path | None, judge_replies: Path | None = None, **others: Path
 ) -> DataPaths:
-    """Return where things lie, in paths that mean the same to workers that run elsewhere.
+    """Return the data paths as absolute paths, which workers elsewhere can use.
 
     Raises:
-        UserError: what is named is not there, whether or not it will be needed.
+        UserError: a given path does not exist, whether or not it will be needed.
     """
     from chip_core.config.benchmark import DataPaths
     from chip_core.utils.errors import ConfigError
@@ -129,7 +129,7 @@ def planned(
 ) -> Plan:
     """Return the plan of a study, with the command line's changes.
 
-    It is given by path, by the name of a shipped one, or by the name under which one was run in the
+    The study is given by path, by the name of a shipped one, or by the name of one that ran in the
     work directory.
     """
     from orchestrator.plan.benchmark_identities import read_identities
@@ -157,7 +157,7 @@ def planned(
 
 
 def each_once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return key -> value of an option that is given again and again.
+    """Return key -> value of a repeatable option.
 
     Raises:
         UserError: a key is given twice: only one of its values would be used.

@@ -1,4 +1,4 @@
-"""Print JSON alone on standard output, valid whatever is in it; progress goes to the terminal."""
+"""Print only valid JSON on standard output; progress goes to the terminal."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Where JSON goes while standard output is kept clear; None: it is not.
+#: Where JSON goes while other output is redirected; None: it is not.
 _RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
 _OUT, _ERROR = 1, 2  # a process's descriptors
 
-#: The key under which is said which numbers are no JSON, and null in their places.
+#: Key of the list of numbers that are not valid JSON and were replaced by null.
 NOT_FINITE = "not_finite"
 
 
 def json_option(text: str = "Print results as JSON.") -> Callable[[F], F]:
-    """Give a command `--json`; whatever else prints meanwhile, standard error gets it."""
+    """Add `--json` to a command. With it, all other output goes to standard error."""
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
@@ -47,7 +47,7 @@ def json_option(text: str = "Print results as JSON.") -> Callable[[F], F]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print results; a number that JSON has not is null, and named under `not_finite`."""
+    """Print results as JSON. Numbers that are not finite become null, named under `not_finite`."""
     odd: dict[str, str] = {}
     plain = _finite(value, "", odd)
     if odd:
@@ -73,7 +73,7 @@ def _finite(value: Any, path: str, odd: dict[str, str]) -> Any:
 
 @contextmanager
 def _clear_output() -> Iterator[None]:
-    """Send what is printed to standard error: by Python, by libraries, by processes begun here."""
+    """Redirect the output of Python, libraries and child processes to standard error."""
     own = sys.stdout
     own.flush()
     with redirect_stdout(sys.stderr), _descriptor_of(own) as results:
@@ -88,7 +88,7 @@ def _clear_output() -> Iterator[None]:
 
 @contextmanager
 def _descriptor_of(stream: TextIO) -> Iterator[TextIO]:
-    """Point the process's standard output to standard error; yield where `stream` writes to."""
+    """Redirect the process's standard output to standard error; yield `stream`'s old target."""
     try:
         kept = os.dup(_OUT)
         os.dup2(_ERROR, _OUT)
@@ -114,14 +114,14 @@ def _descriptor(stream: TextIO) -> int | None:
 
 
 class Told:
-    """Says now and then where it is."""
+    """Prints the progress regularly."""
 
     def __init__(self, console: Any) -> None:
         self._console = console
         self._told = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Say it, where ten seconds are over or a phase is."""
+        """Print the progress if ten seconds have passed or a phase has ended."""
         now = time.monotonic()
         if progress.done < progress.total and now - self._told < 10:
             return

@@ -1,8 +1,7 @@
-"""Define the types of option values; any other value is refused.
+"""Define the types of option values, which reject any other value.
 
-Every option and argument is of one of these types, a choice or a flag; a test holds that. They take
-numbers as a shell's user writes them, in ASCII and finite, no text that is empty, and no path that
-the file system cannot have.
+Every option and argument has one of these types, a choice or a flag, which a test checks. Numbers
+must be finite and in ASCII, texts must not be empty, and paths must be possible in the file system.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Text(click.ParamType[Any]):
     name = "text"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the text as it is."""
+        """Return the text unchanged."""
         text = str(value)
         if not text.strip():
             self.fail(f"{_label(param)} is empty: give a value, or leave it out", param, ctx)
@@ -67,7 +66,7 @@ class Whole(click.ParamType[Any]):
 
 
 def whole_numbers(kind: Any, value: Any, example: str, param: Any, ctx: Any) -> list[int]:
-    """Return the whole numbers of a list, `0 1 2` or `0,1,2`; fail as `kind` where it is none."""
+    """Parse a list of whole numbers, `0 1 2` or `0,1,2`; on an error fail as `kind`."""
     parts = [part.strip() for part in re.split(r",|(?<=[^\s,])\s+(?=[^\s,])", str(value))]
     if not all(_WHOLE.fullmatch(part) for part in parts):
         kind.fail(f"'{value}' is no list of whole numbers: write {example}", param, ctx)
@@ -103,7 +102,7 @@ class Address(Text):
     name = "address"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the address as it is."""
+        """Return the address unchanged."""
         text = super().convert(value, param, ctx)
         host, colon, port = text.rpartition(":")
         known = bool(colon and host.strip("[]")) and re.fullmatch(r"[0-9]{1,5}", port)
@@ -113,7 +112,7 @@ class Address(Text):
 
 
 def read_real(text: str) -> float | None:
-    """Return the finite number that a text is; None for any other text."""
+    """Parse a finite number; None for any other text."""
     if not _REAL.fullmatch(text.strip()):
         return None
     number = float(text)
@@ -161,17 +160,17 @@ class Location(click.ParamType[Any]):
 
 
 def _short(text: str) -> str:
-    """Return a text of which a line has room for what is wrong with it."""
+    """Shorten a text for an error message of one line."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _label(param: Any) -> str:
-    """Return what help calls an option or an argument."""
+    """Return the name of an option or an argument in the help."""
     if isinstance(param, click.Argument):
         return param.human_readable_name.upper()
     return str(param.opts[0]) if param is not None else "it"
 
 
 def _has_controls(text: str) -> bool:
-    """Return whether a text holds what no name or value has: control characters, broken UTF-8."""
+    """Return whether a text has control characters or invalid UTF-8."""
     return any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)

@@ -36,7 +36,7 @@ def run_remotely(
     rates: Path | None,
     **words: Any,
 ) -> int:
-    """Run a study on a cluster; paths of benchmarks, replies and MLflow are the cluster's.
+    """Run a study on a cluster. Paths of benchmarks, replies and MLflow are the cluster's.
 
     Returns:
         the study's exit code.
