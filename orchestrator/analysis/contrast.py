@@ -30,11 +30,11 @@ _GUARD_LEVEL = 0.90
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """A contrast, its variance in parts, and its test.
+    """A contrast with its variance components and its test.
 
-    Estimate, se and interval are in the values' unit, variances in its square. What cannot be said
-    is None: `v_seed` and `v_res` without any cell of two seeds, `p` where training variance is
-    unknown, test and interval where nothing varies.
+    Estimate, se and interval are in the values' unit, variances in its square. What is undefined is
+    None: `v_seed` and `v_res` without a cell of two seeds, `p` without a known training variance,
+    test and interval if nothing varies.
     """
 
     estimate: float
@@ -48,18 +48,18 @@ class Contrast:
     p: float | None  # two-sided, of no difference
     p_equivalence: float | None  # of a difference of delta or more; None without delta
     interval: tuple[float, float] | None  # of 1 - alpha
-    guard: bool  # the contrast's own cells scatter more than the pool's: v_seed is their own
-    seed_share: float | None  # of the variance, what items alone would not leave
-    blocked: bool  # whether shared random numbers were used, as asked and as the cells allow
-    borrowed: bool  # a cell has one seed and takes the others' variance
-    pooled: int  # cells that share the seed variance
-    seeds: float  # of a cell; their weighted harmonic mean where the cells differ
+    guard: bool  # whether v_seed is the contrast's cells' own, as they scatter more
+    seed_share: float | None  # share of the variance that is not due to items
+    blocked: bool  # whether shared random numbers were used
+    borrowed: bool  # whether a cell has one seed and takes the others' variance
+    pooled: int  # number of cells that share the seed variance
+    seeds: float  # per cell; the weighted harmonic mean if they differ
     units: int
     df_seed: float | None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be said beside the figure."""
+        """Notes to show with the figure."""
         said = {
             "items only: this says nothing of training variance": self.kind == "items_only",
             "benchmark items treated as fixed": self.kind == "seeds_only",
@@ -155,7 +155,7 @@ class _SeedPart(NamedTuple):
 def _seed_part(
     cells: list[Array], w: Array, pooled: Mask, block: bool, noise: float
 ) -> _SeedPart | None:
-    """Return what the seeds leave open; None where no pooled cell has two."""
+    """Return the seeds' part of the variance; None if no pooled cell has two seeds."""
     means = [cell.mean(axis=1) for cell in cells]
     used = w != 0
 
@@ -172,7 +172,7 @@ def _seed_part(
     own = _own_spread(means, w, block)
     guard = False
     if own is not None and others is not None and own.variance > max(chosen.variance, noise):
-        # The pool is not theirs if their own scatter would be rare among the others.
+        # The cells do not share the pool's variance if their own would be rare among the others.
         from scipy import stats
 
         limit = float(stats.f.ppf(_GUARD_LEVEL, own.df, others.df))
@@ -205,7 +205,7 @@ def _clean(variance: float, noise: float) -> float:
 
 
 def _own_spread(means: list[Array], w: Array, block: bool) -> Spread | None:
-    """Return V_own and d_own; None where a cell of the contrast has one seed."""
+    """Return V_own and d_own; None if a cell of the contrast has one seed."""
     cells = np.flatnonzero(w)
     if any(len(means[c]) == 1 for c in cells):
         return None
@@ -221,7 +221,7 @@ def _own_spread(means: list[Array], w: Array, block: bool) -> Spread | None:
 
 
 def _residual(cells: list[Array], w: Array, pooled: Mask, block: bool) -> float:
-    """Return V_res: the seed-by-item noise that both V_seed and V_item hold."""
+    """Return V_res: the seed-by-item noise that is part of both V_seed and V_item."""
     units = cells[0].shape[1]
     if block:
         difference: Array = np.sum([w[c] * cells[c] for c in np.flatnonzero(w)], axis=0)
@@ -239,7 +239,7 @@ def _residual(cells: list[Array], w: Array, pooled: Mask, block: bool) -> float:
 def _combined(
     training: _SeedPart | None, v_item: float, units: int
 ) -> tuple[float | None, float | None]:
-    """Return V and its degrees of freedom; None where there are none."""
+    """Return V and its degrees of freedom, each None if undefined."""
     if training is None:
         return (v_item, units - 1.0 if v_item else None) if units > 1 else (None, None)
     variance = max(training.variance + v_item - training.residual, v_item, training.variance)
@@ -251,7 +251,7 @@ def _combined(
 def satterthwaite(
     variance: ArrayLike, v_seed: ArrayLike, v_item: ArrayLike, df_seed: ArrayLike, units: int
 ) -> Array:
-    """Return df = max(1, V²/(V_seed²/d_s + V_item²/(N−1))); infinite where V is 0."""
+    """Return df = max(1, V²/(V_seed²/d_s + V_item²/(N−1))); infinite if V is 0."""
     parts = np.square(v_seed) / df_seed
     if units > 1:
         parts = parts + np.square(v_item) / (units - 1)
@@ -273,7 +273,7 @@ def _equivalence(estimate: float, se: float, df: float | None, delta: float | No
 
 def _t_above(value: float, df: float | None) -> float:
     """Return the probability that Student's t is above a value."""
-    from scipy import stats  # half a second, and most commands ask for none
+    from scipy import stats  # takes half a second, and most commands do not need it
 
     return float(stats.t.sf(value, df))
 

@@ -65,7 +65,7 @@ def _adjusted(p: Sequence[float | None], adjust: Callable[[Array], Array]) -> li
 
 
 class Verdict(StrEnum):
-    """What may be said of a comparison, in the words to say it with."""
+    """The verdict on a comparison, in the words of the report."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -81,29 +81,29 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One question asked of a study, and its answer. Figures are in the metric's shown unit."""
+    """One comparison of a study and its result. Figures are in the metric's shown unit."""
 
     name: str
     changes: Mapping[str, tuple[str, str]]  # factor -> (from, to)
     used: int  # differences (interactions: squares) that were averaged
-    combinations: int  # as many there could have been
-    weights: tuple[float, ...]  # of the arms; empty where not estimable
-    contrast: Contrast | None  # None where not estimable
-    p_adjusted: float | None  # Holm over its family; Benjamini–Hochberg where exploratory
+    combinations: int  # number of possible ones
+    weights: tuple[float, ...]  # of the arms; empty if not estimable
+    contrast: Contrast | None  # None if not estimable
+    p_adjusted: float | None  # Holm over its family; Benjamini–Hochberg if exploratory
     p_equivalence_adjusted: float | None
     verdict: Verdict
-    placebo: bool = False  # of two arms that differ in their seeds alone: a find is a false one
+    placebo: bool = False  # the arms differ only in seeds: an effect is a false positive
 
 
 def verdicts(results: StudyResults, metric: str, *, alpha: float = 0.05) -> tuple[Comparison, ...]:
-    """Compare every other arm with the baseline; a placebo, the last, is a family of its own.
+    """Compare every other arm with the baseline. A placebo, the last, is a separate family.
 
     (docs/statistics.md, "Verdicts" and "A placebo")
 
     Args:
-        results: of the study.
-        metric: which one; the study's primary metric where a verdict is to be quoted.
-        alpha: the level of intervals and verdicts.
+        results: results of the study.
+        metric: name of the metric; the study's primary one if a verdict is to be quoted.
+        alpha: significance level of intervals and verdicts.
 
     Raises:
         ValueError: there is no such metric, or its values are not such as `contrast` takes.
@@ -128,10 +128,10 @@ def verdicts(results: StudyResults, metric: str, *, alpha: float = 0.05) -> tupl
 def main_effects(
     results: StudyResults, metric: str, *, alpha: float = 0.05
 ) -> tuple[Comparison, ...]:
-    """Return, for each factor, the effect of going from the baseline's level to each other one.
+    """Return, for each factor, the effect of changing the baseline's level to each other one.
 
-    The average of the differences over the combinations of the other factors in which both cells
-    exist. Two cells that are one trial cannot differ, and are no such combination.
+    This is the mean difference over the combinations of the other factors in which both cells
+    exist. Two cells that are one trial cannot differ, and are left out.
     (docs/statistics.md, "Effects"; arguments and errors as `verdicts`)
     """
     asked = []
@@ -150,11 +150,11 @@ def main_effects(
 def interactions(
     results: StudyResults, metric: str, *, alpha: float = 0.05
 ) -> tuple[Comparison, ...]:
-    """Return, for each two factors, how far one's effect depends on the other's level.
+    """Return, for each pair of factors, how much one's effect depends on the other's level.
 
-    The average, over complete squares of four different trials, of the effect at the other's new
-    level less the effect at the baseline's. "Better" is: together the two changes do better than
-    the sum of their effects.
+    This is the mean, over complete squares of four different trials, of the effect at the other's
+    new level minus the effect at the baseline's. "Better" means that the two changes together do
+    better than the sum of their effects.
     (docs/statistics.md, "Effects"; arguments and errors as `verdicts`)
     """
     asked = []
@@ -183,7 +183,7 @@ class _Question:
 
 
 def _changes(results: StudyResults, arm: StudyArm) -> dict[str, tuple[str, str]]:
-    """Return where an arm differs from the baseline, in all of the cells that either stands for."""
+    """Return the factors in which all cells of an arm differ from all of the baseline's."""
     base = results.arms[results.baseline_arm]
     changes = {}
     for factor, level in results.baseline.items():
@@ -214,7 +214,7 @@ def _with(others: _Cell, levels: Mapping[str, str]) -> _Cell:
 def _average(
     groups: Sequence[tuple[int | None, ...]], signs: tuple[float, ...], arms: int
 ) -> tuple[Array, int]:
-    """Return weights (C,) of the mean signed sum over groups of different arms, and how many."""
+    """Return weights (C,) of the mean signed sum over groups of distinct arms, and their number."""
     complete = [group for group in groups if None not in group and len(set(group)) == len(signs)]
     weights = np.zeros(arms)
     for group in complete:
@@ -226,7 +226,7 @@ def _average(
 def _answer(
     results: StudyResults, metric: str, asked: Sequence[_Question], alpha: float
 ) -> tuple[Comparison, ...]:
-    """Estimate one family of comparisons, correct it and give the verdicts."""
+    """Estimate one family of comparisons, correct its p-values and give the verdicts."""
     declared = results.metric(metric)
     found = [
         _contrast(results, metric, question.weights, alpha) if question.weights.any() else None
@@ -253,7 +253,7 @@ def _answer(
 
 def _contrast(results: StudyResults, metric: str, weights: Array, alpha: float) -> Contrast:
     declared = results.metric(metric)
-    # A placebo's seeds are no block with the others', and having one is to change no other figure.
+    # A placebo's seeds form no block with the others', and it must not change other figures.
     shown = [place for place, arm in enumerate(results.arms) if weights[place] or not arm.placebo]
     arms = [results.arms[place] for place in shown]
     values = [declared.values[place] for place in shown]
@@ -277,7 +277,7 @@ def _contrast(results: StudyResults, metric: str, weights: Array, alpha: float) 
 def _verdict(
     found: Contrast | None, p: float | None, p_equivalence: float | None, more: bool, alpha: float
 ) -> Verdict:
-    """Return what may be said; `more` is whether a higher figure is the better one."""
+    """Return the verdict; `more` is whether a higher figure is better."""
     if found is None:
         return Verdict.NOT_ESTIMABLE
     if found.v_seed is None or found.v_res is None:

@@ -1,7 +1,7 @@
-"""Estimate what more seeds would find.
+"""Estimate the power of more seeds.
 
-k seeds of every cell; T, R and I the parts of a contrast's variance that are the seeds', the
-seed-by-item noise and the items'.
+k: seeds of every cell; T, R and I: the parts of a contrast's variance due to seeds, seed-by-item
+noise and items.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from numpy.typing import ArrayLike
 from orchestrator.analysis.contrast import Contrast, satterthwaite
 from orchestrator.analysis.values import Array
 
-#: A seed variance from few seeds is itself uncertain: the range is its interval of this size.
+#: A seed variance from few seeds is uncertain: the range is from its interval of this level.
 _RANGE = 0.80
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsNeeded:
-    """Seeds of every cell, as a range; None is more than were looked at, or never."""
+    """Seeds of every cell, as a range. None means more than `most`, or no number suffices."""
 
     low: int | None
     likely: int | None
     high: int | None
-    most: int  # seeds looked at
-    items_forbid: bool  # at the likely variance, items alone leave too much open
+    most: int  # largest number of seeds considered
+    items_forbid: bool  # at the likely variance, the items' part alone is too large
 
     @property
     def words(self) -> str:
-        """What a report says."""
+        """The result in words."""
         if self.items_forbid:
             return "no number of seeds suffices; more items"
         if self.likely is None:
@@ -48,23 +48,23 @@ def seeds_needed(
     power: float = 0.80,
     most: int = 1000,
 ) -> SeedsNeeded:
-    """Return how many seeds would find a difference of `target`.
+    """Return how many seeds are needed to find a difference of `target`.
 
-    The smallest k for which target ≥ (t_{1−alpha/2·family} + t_power)·√V(k), with
-    V(k) = (T + R)/k + I and its degrees of freedom at k seeds. A range, since the seed variance is
-    known to a factor only: `low` and `high` belong to the ends of its 80 % interval.
+    This is the smallest k for which target ≥ (t_{1−alpha/2·family} + t_power)·√V(k), with
+    V(k) = (T + R)/k + I and its degrees of freedom at k seeds. It is a range, since the seed
+    variance is uncertain: `low` and `high` belong to the ends of its 80 % interval.
     (docs/statistics.md, "How many seeds")
 
     Args:
-        found: a contrast that knows a seed variance.
-        target: the difference to be found, in the contrast's unit; its sign does not matter.
-        family: comparisons that are corrected together.
-        alpha: the level of the test.
-        power: the chance of finding it.
-        most: how many seeds to look at.
+        found: a contrast with a seed variance.
+        target: the difference to find, in the contrast's unit; its sign does not matter.
+        family: number of comparisons that are corrected together.
+        alpha: significance level of the test.
+        power: probability of finding the difference.
+        most: largest number of seeds to consider.
 
     Raises:
-        ValueError: the contrast knows no seed variance, the target is 0 or not finite, `family` or
+        ValueError: the contrast has no seed variance, the target is 0 or not finite, `family` or
             `most` is too small, or a level is not between 0 and 1.
     """
     test = _Test(family=family, alpha=alpha, power=power)
@@ -121,8 +121,8 @@ class _Test:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a probability")
 
     def quantiles(self, df: ArrayLike) -> Array:
-        """Return how many standard errors a difference must have."""
-        from scipy import stats  # half a second, and most commands ask for none
+        """Return how many standard errors a detectable difference is."""
+        from scipy import stats  # takes half a second, and most commands do not need it
 
         level = stats.t.ppf(1 - self.alpha / (2 * self.family), df)
         return np.asarray(level + stats.t.ppf(self.power, df))
@@ -136,7 +136,7 @@ class _Parts:
 
 
 def _parts(found: Contrast, factor: float = 1.0) -> _Parts:
-    """Return the parts of the variance, the seed variance `factor` times the one found."""
+    """Return the parts of the variance, with `factor` times the contrast's seed variance."""
     if found.v_seed is None or found.v_res is None:
         raise ValueError("the contrast knows no seed variance: run a second seed first")
     return _Parts(
@@ -147,7 +147,7 @@ def _parts(found: Contrast, factor: float = 1.0) -> _Parts:
 
 
 def _reach(found: Contrast, parts: _Parts, test: _Test, k: Array) -> Array:
-    """Return the differences found with k seeds (K,)."""
+    """Return the detectable differences (K,) with k seeds."""
     v_seed = (parts.training + parts.residual) / k
     v_item = parts.items + parts.residual / k
     variance = v_seed + parts.items

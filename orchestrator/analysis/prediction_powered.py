@@ -45,12 +45,12 @@ class MeanEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionPowered:
-    """A judge's mean, what human labels make of it, and the labels by themselves."""
+    """A judge's mean, its correction by human labels, and the mean of the labels alone."""
 
     corrected: MeanEstimate
-    raw: MeanEstimate  # the judge's
+    raw: MeanEstimate  # the judge's mean
     labels_only: MeanEstimate
-    power: float  # λ: 0, the judge is of no use, to 1
+    power: float  # λ, from 0, the judge is ignored, to 1
     labelled: int  # n
     items: int  # N
 
@@ -58,12 +58,12 @@ class PredictionPowered:
 def prediction_powered_mean(
     items: ArrayLike, labelled: ArrayLike, labels: ArrayLike, judged: ArrayLike | None = None
 ) -> PredictionPowered:
-    """Return the mean that people would give all items.
+    """Estimate the mean that people would give all items.
 
     Args:
         items: (N,) the judge's value of each item.
-        labelled: (n,) which of them are labelled, each once: a random subset.
-        labels: (n,) their human labels, on the judge's scale.
+        labelled: (n,) indices of the labelled items, without repeats: a random subset.
+        labels: (n,) human labels of these, on the judge's scale.
         judged: (n,) the judge's values of the labelled answers; None: those of the items.
 
     Raises:
@@ -98,7 +98,7 @@ def prediction_powered_mean(
 
 
 def plain_mean(values: ArrayLike) -> MeanEstimate:
-    """Return the mean of (n,) values with the t interval over them."""
+    """Return the mean of (n,) values with its t interval."""
     each = _vector(values, "values")
     mean, n = float(each.mean()), len(each)
     variance = float(each.var(ddof=1)) / n if n > 1 else 0.0
@@ -108,12 +108,12 @@ def plain_mean(values: ArrayLike) -> MeanEstimate:
 
 
 def _power(y: Array, g: Array, own: Array, every: Array) -> float:
-    """Return λ; 0 where the judge says the same of all, or all is labelled."""
+    """Return λ; 0 if the judge gives all items the same value, or all are labelled."""
     n, whole = len(y), len(every)
     share = 1 - n / whole
     if n < 3 or not share:
         return 0.0
-    # var(g), the part that is f̄'s taken over all items, which know more of it than the labelled.
+    # var(g), with the part due to f̄ computed over all items, which is more precise.
     of_answers = max(0.0, float(g.var(ddof=1) - (share * own).var(ddof=1)))
     spread = of_answers + (share**2 + n * share / whole) * float(every.var(ddof=1))
     if spread == 0:
@@ -122,7 +122,7 @@ def _power(y: Array, g: Array, own: Array, every: Array) -> float:
 
 
 def _interval(value: float, y: Array, residual: Array, others: Array) -> tuple[float, float] | None:
-    """Return the interval, of the labelled items' residuals and what the others add each."""
+    """Return the interval from the labelled items' residuals and the others' contributions."""
     n, freedom = len(y), len(y) - 2
     squares = float(((residual - residual.mean()) ** 2).sum())
     spread = (squares + PSEUDO_LABELS * float(y.var(ddof=1))) / (freedom + PSEUDO_LABELS)
@@ -138,7 +138,7 @@ def _interval(value: float, y: Array, residual: Array, others: Array) -> tuple[f
 
 
 def _around(mean: float, variance: float, df: float) -> tuple[float, float]:
-    from scipy.stats import t  # half a second, and most commands ask for none
+    from scipy.stats import t  # takes half a second, and most commands do not need it
 
     half = float(t.ppf(1 - _ALPHA / 2, df)) * math.sqrt(variance)
     return mean - half, mean + half

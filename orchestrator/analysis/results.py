@@ -1,4 +1,4 @@
-"""Describe a study's results as the analysis takes them.
+"""Describe a study's results, the input of the analysis.
 
 S_c seeds of arm c, N units (items, or clusters of items that are not independent).
 """
@@ -21,33 +21,33 @@ class StudyArm:
     """A row of the report: one cell, or the cells that are one trial."""
 
     name: str
-    cells: tuple[Mapping[str, str], ...]  # factor -> level, of every cell it stands for; or none
-    seeds: tuple[int, ...]  # ascending; of these it has scores
-    collapsed: bool = False  # its training came apart: its seed variance is no other arm's
-    placebo: bool = False  # the baseline with other seeds: it enters no comparison but its own
+    cells: tuple[Mapping[str, str], ...]  # factor -> level of each of its cells; may be empty
+    seeds: tuple[int, ...]  # ascending; those with scores
+    collapsed: bool = False  # its training collapsed: its seed variance is not shared
+    placebo: bool = False  # the baseline with other seeds, in its own comparison only
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetricResults:
     """One metric of every arm, in the arms' order.
 
-    Either item outcomes or, where a benchmark gives none, the seeds' figures. A unit that is
-    missing in any arm has been left out of all.
+    It has item outcomes or, if a benchmark has none, the seeds' figures. A unit that any arm lacks
+    has been left out of all.
     """
 
     goal: Literal["minimize", "maximize"]
     numerators: tuple[Array, ...] | None = None  # (S_c, N) of each arm; or the units' scores
     denominators: tuple[Array, ...] | None = None  # (S_c, N); None: a mean of scores
-    figures: tuple[Array, ...] | None = None  # (S_c,) of each arm, where there are no items
+    figures: tuple[Array, ...] | None = None  # (S_c,) of each arm, if there are no items
     scale: float = 1.0  # from numerator/denominator to the shown unit: 100 for percent
     smallest_difference: float | None = None  # that matters, in the shown unit
 
     @cached_property
     def values(self) -> tuple[Array, ...]:
-        """Values (S_c, N) of each arm, in the shown unit; N = 1 where there are no items.
+        """Values (S_c, N) of each arm, in the shown unit; N = 1 without items.
 
         Raises:
-            ValueError: as `pseudo_values`, or neither or both of items and figures are given.
+            ValueError: as `pseudo_values`, or not exactly one of items and figures is given.
         """
         if (self.numerators is None) == (self.figures is None):
             raise ValueError("give item outcomes or figures, one of the two")
@@ -61,11 +61,11 @@ class MetricResults:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StudyResults:
-    """The scores of a study's arms; the untrained model is none of them.
+    """The scores of a study's arms, without the untrained model.
 
     Raises:
-        ValueError: no arm or more than one is the baseline, a cell stands twice, an arm's seeds
-            are not ascending, or a metric has not one row for each seed of each arm.
+        ValueError: no arm is the baseline, a cell is in two arms, an arm's seeds are not ascending,
+            or a metric does not have one row for each seed of each arm.
     """
 
     arms: tuple[StudyArm, ...]
@@ -90,12 +90,12 @@ class StudyResults:
 
     @property
     def baseline_arm(self) -> int:
-        """Where the baseline stands among the arms."""
+        """Index of the baseline among the arms."""
         return self.arm_of[frozenset(self.baseline.items())]
 
     @cached_property
     def arm_of(self) -> Mapping[frozenset[tuple[str, str]], int]:
-        """Cell (its items) -> place of its arm."""
+        """Cell (its items) -> index of its arm."""
         return {
             frozenset(cell.items()): place
             for place, arm in enumerate(self.arms)
@@ -104,7 +104,7 @@ class StudyResults:
 
     @cached_property
     def factors(self) -> Mapping[str, tuple[str, ...]]:
-        """Factor -> its levels, the baseline's first, then as they come."""
+        """Factor -> its levels, the baseline's first, then in order of appearance."""
         levels: dict[str, dict[str, None]] = {}
         for factor, level in self.baseline.items():
             levels[factor] = {level: None}
@@ -118,7 +118,7 @@ class StudyResults:
         """Return a metric's results.
 
         Raises:
-            ValueError: there is no such metric; names the near ones.
+            ValueError: there is no such metric. The message suggests similar names.
         """
         if name not in self.metrics:
             raise ValueError(f"unknown metric '{name}': {suggestion(name, self.metrics)}")

@@ -1,4 +1,4 @@
-"""Turn item outcomes into values whose mean is the metric.
+"""Convert item outcomes to values whose mean is the metric.
 
 S seeds, N units (items, or clusters of items that are not independent).
 """
@@ -15,14 +15,14 @@ Mask = NDArray[np.bool_]
 
 
 def pseudo_values(num: ArrayLike, den: ArrayLike | None = None) -> Array:
-    """Return one value for each unit, such that the mean of a row is that seed's metric.
+    """Return one value per unit, so that the mean of a row is the seed's metric.
 
     A mean metric's values are its scores. A ratio of sums R = Σnum/Σden is linearised about each
     seed's own ratio: y_i = R + (num_i − R·den_i)/mean(den). (docs/statistics.md, "Values")
 
     Args:
-        num: (S, N), each unit's share of the numerator, or its score where `den` is None.
-        den: (S, N), each unit's share of the denominator; single units may be 0.
+        num: (S, N), each unit's part of the numerator, or its score if `den` is None.
+        den: (S, N), each unit's part of the denominator; single units may be 0.
 
     Returns:
         (S, N), in the unit of num/den.
@@ -49,7 +49,7 @@ def pseudo_values(num: ArrayLike, den: ArrayLike | None = None) -> Array:
 
 
 def checked_cells(values: Sequence[ArrayLike]) -> list[Array]:
-    """Return the cells' values as (S_c, N) arrays of one N.
+    """Return the cells' values as (S_c, N) arrays with the same N.
 
     Raises:
         ValueError: there is no cell, or one is not such an array, empty or not finite.

@@ -25,16 +25,16 @@ def report_pool(
 ) -> Mask:
     """Return the mask of the cells whose seed variance a contrast may share.
 
-    A rate's variance goes with its mean, so cells far from the contrast's are left out: kept are
-    those that have not collapsed and whose mean is between half and twice the mean of the
-    contrast's cells, and the contrast's cells themselves. Where fewer than two others with at
-    least two seeds are left, or the contrast's mean is below one point, all cells are kept.
+    A rate's variance depends on its mean, so cells far from the contrast's are left out. The mask
+    keeps cells that have not collapsed and whose mean is between half and twice the mean of the
+    contrast's cells, and the contrast's cells themselves. If fewer than two others with at least
+    two seeds are left, or the contrast's mean is below one point, all cells are kept.
     (docs/statistics.md, "The pool")
 
     Args:
         values: (S_c, N) of each of C cells.
-        weights: (C,), of the contrast.
-        collapsed: mask (C,) of cells whose training came apart; None: none did.
+        weights: (C,), weights of the contrast.
+        collapsed: mask (C,) of cells whose training collapsed; None: none did.
         point: one percentage point in the values' unit: 1 for percent, 0.01 for fractions.
 
     Raises:
@@ -56,7 +56,7 @@ def report_pool(
     return kept
 
 
-#: A block of fewer cells has too few degrees of freedom to be worth its removal of seed means.
+#: With fewer cells, a block has too few degrees of freedom for removing the seed means to pay.
 LEAST_BLOCK = 4
 
 
@@ -72,10 +72,10 @@ def seed_spread(means: Sequence[Array], *, blocked: bool) -> Spread | None:
 
     Args:
         means: seed means (S_c,) of each pooled cell.
-        blocked: whether what a seed does to every cell alike is taken out; needs equal S_c.
+        blocked: whether a seed's common effect on all cells is removed; requires equal S_c.
 
     Returns:
-        None where there are no degrees of freedom.
+        None without degrees of freedom.
     """
     if blocked:
         grid = np.stack(means)
@@ -88,9 +88,9 @@ def seed_spread(means: Sequence[Array], *, blocked: bool) -> Spread | None:
 
 
 def residual_square(values: Array) -> float:
-    """Return the mean square of what neither seed nor unit explains in (S, N) values; S ≥ 2.
+    """Return the residual mean square of (S, N) values, S ≥ 2, beyond seed and unit effects.
 
-    With a single unit nothing is left to explain: 0.
+    With a single unit it is 0.
     """
     seeds, units = values.shape
     if units == 1:
@@ -99,19 +99,19 @@ def residual_square(values: Array) -> float:
 
 
 def seed_correlation(values: Sequence[ArrayLike], pool: ArrayLike | None = None) -> float | None:
-    """Return r̂ = 1 − s²_blocked/s²_unblocked: how alike a seed acts on all cells.
+    """Return r̂ = 1 − s²_blocked/s²_unblocked: how similarly a seed affects all cells.
 
-    What common random numbers bought: 0 is nothing, 1 is that differences between cells do not
-    depend on the seed. An estimate from few seeds; it can be negative.
+    It is the gain of common random numbers: 0 is none, 1 means that differences between cells do
+    not depend on the seed. As an estimate from few seeds it can be negative.
     (docs/statistics.md, "Common random numbers")
 
     Args:
         values: (S_c, N) of each cell, row s of every cell from the same seed.
-        pool: mask (C,) of the cells to look at; None: all.
+        pool: mask (C,) of the cells to use; None: all.
 
     Returns:
-        None where it cannot be estimated: fewer than two cells or seeds, unequal numbers of seeds,
-        or no variation at all.
+        None if it cannot be estimated: fewer than two cells or seeds, unequal numbers of seeds, or
+        no variation at all.
 
     Raises:
         ValueError: `values` are not such arrays, or `pool` is no mask of the cells.
