@@ -1,9 +1,9 @@
 """Trim a study to a budget so that what is left can still be compared.
 
-The rule. Whole seeds are left out first, the last one first, so that every arm has the same seeds
-and the comparison stays paired; two are kept, as with one no difference can be tested. If that is
-still too much, whole arms are left out, the last of the plan first, never the baseline nor the last
-arm beside it. What is done already costs nothing and is not touched. The untrained model stays.
+The rule: whole seeds are left out first, the last one first, so that every arm has the same seeds
+and the comparison stays paired. Two are kept, since no difference can be tested with one. If that
+is still too much, whole arms are left out, the last of the plan first, never the baseline nor the
+last other arm. Finished trials cost nothing and are kept, and so is the untrained model.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def trim(
         ledger: what is done.
 
     Raises:
-        UserError: what the budget bounds is not known, or not even the least fits; or every arm
-            tunes, and its seeds would be trimmed before it is known what they train with.
+        UserError: what the budget bounds is unknown, not even the minimum fits, or the study has
+            `tune:`, so that its seeds would be trimmed before their settings are known.
     """
     if plan.study.tune is not None:
         raise UserError(

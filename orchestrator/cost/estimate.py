@@ -54,7 +54,7 @@ class Prices:
 
 @dataclass(kw_only=True)
 class Cost:
-    """What some work comes to. What is not known of it is named, and is in no sum."""
+    """The cost of some work. Unknown parts are named and in no sum."""
 
     start: Seconds = NOTHING  # of Ray, of processes and models
     train: Seconds = NOTHING
@@ -63,15 +63,15 @@ class Cost:
     passes: Seconds = NOTHING
     gpu: float = 0.0  # seconds that GPUs are held
     unknown: set[str] = field(default_factory=set)  # "training: seconds of a step"
-    sources: set[str] = field(default_factory=set)  # who told the rates
+    sources: set[str] = field(default_factory=set)  # sources of the rates
 
     @property
     def whole(self) -> Seconds:
-        """All of it, one after another."""
+        """The sum of all parts."""
         return self.start + self.train + self.answer + self.score + self.passes
 
     def add(self, other: Cost) -> None:
-        """Take in another cost."""
+        """Add another cost."""
         self.start += other.start
         self.train += other.train
         self.answer += other.answer
@@ -82,7 +82,7 @@ class Cost:
         self.sources |= other.sources
 
     def price(self, prices: Prices) -> float | None:
-        """Return what it costs; None where no price is given, or not all is known."""
+        """Return the price; None if no price is given, or not everything is known."""
         if self.unknown or (prices.gpu_hour is None and prices.cpu_hour is None):
             return None
         if self.gpu and prices.gpu_hour is None:
@@ -94,7 +94,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What is left of a study."""
+    """The estimated cost of what is left of a study."""
 
     trials: dict[str, Cost]  # by fingerprint
     passes: dict[str, Cost]  # by the names of passes that are made together
@@ -105,7 +105,7 @@ class Estimate:
 
 
 def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "ray") -> Estimate:
-    """Return what is left of a study, with the time that it takes from start to end.
+    """Estimate the cost of what is left of a study, and its time from start to end.
 
     Args:
         work: what is left.
@@ -143,7 +143,7 @@ def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "r
         lasting = [(cost.whole - cost.score).wall / processes for cost, processes in costs]
         scoring = [cost.score.wall for cost, _ in costs]
         wall = _makespan(shares, slots) + _makespan(lasting, slots)
-        # On Ray the next trials are trained meanwhile: what is seen is the last one's.
+        # On Ray, scoring overlaps with the next trainings: only the last one's adds time.
         wall += sum(scoring) if way == "inline" else max(scoring, default=0.0)
         wall += 0.0 if session is None or not trials else session[0].wall
     return Estimate(
@@ -157,26 +157,26 @@ def estimate(work: Workload, rates: Rates, *, at_once: int | None, way: Way = "r
 
 
 class _Imports:
-    """Whether the next process has its imports before it: one process has them once."""
+    """Counts imports, which a process makes once."""
 
     def __init__(self, way: Way) -> None:
         self._way, self._done = way, False
 
     def next(self) -> int:
-        """Return how often they are paid for now, 0 or 1."""
+        """Return how often imports are counted now, 0 or 1."""
         times = 0 if self._way == "inline" and self._done else 1
         self._done = True
         return times
 
 
 class _Sum:
-    """Adds rates times amounts, and names what is not known."""
+    """Multiplies rates and amounts, and records unknown ones."""
 
     def __init__(self, rates: Rates, cost: Cost) -> None:
         self._rates, self._cost = rates, cost
 
     def of(self, quantity: Quantity, kind: str, times: int | None, what: str) -> Seconds:
-        """Return a rate times an amount; nothing where either is unknown, which is noted."""
+        """Return a rate times an amount; zero if either is unknown, which is recorded."""
         if times == 0:
             return NOTHING
         found = self._rates.of(quantity, kind)
@@ -220,14 +220,14 @@ def _of_trial(work: TrialWork, rates: Rates, imports: _Imports) -> Cost:
 
 
 def _of_sampling(work: TrialWork, rows: int | None, add: _Sum) -> Seconds:
-    """Return what the answers take that a trial samples and ranks, in all its rounds."""
+    """Return the time of the answers that a trial samples and ranks in all its rounds."""
     settings, prompts = work.config.pairs, prompts_of(work.config, rows)
     answers = None if prompts is None else settings.rounds * prompts * settings.answers
     return add.of("answer", sampling_kind(work.config), answers, f"pairs of {work.trial.arm}")
 
 
 def _of_pass(work: CacheBuildWork, rates: Rates, parts: int, imports: _Imports) -> Cost:
-    """Return what passes cost, each of whose parts loads the model and checks the data."""
+    """Return the cost of passes. Each part loads the model and checks the data."""
     cost = Cost()
     add = _Sum(rates, cost)
     start, model = start_kind(work.config), work.config.model.path
@@ -240,7 +240,7 @@ def _of_pass(work: CacheBuildWork, rates: Rates, parts: int, imports: _Imports) 
 
 
 def _questions(asked: BenchmarkQuestions, rates: Rates) -> int | None:
-    """Return how many answers are made, as planning counted questions or as a source knows them."""
+    """Return the number of answers, from the plan's count of questions or from a source."""
     if asked.questions is not None:
         return asked.times * asked.questions
     found = rates.size("questions", asked.kind)
@@ -248,7 +248,7 @@ def _questions(asked: BenchmarkQuestions, rates: Rates) -> int | None:
 
 
 def rows_of(config: TrialConfig, counted: int | None, rates: Rates) -> int | None:
-    """Return how many rows a trial's data have, as planning counted or as a source knows it."""
+    """Return the number of rows of a trial's data, from the plan's count or from a source."""
     if counted is not None:
         return counted
     found = rates.size("rows", row_kind(config))
@@ -257,9 +257,9 @@ def rows_of(config: TrialConfig, counted: int | None, rates: Rates) -> int | Non
 
 
 def _makespan(seconds: Sequence[float], slots: int) -> float:
-    """Return when the last of some jobs ends, each begun in order as soon as a place is free.
+    """Return when the last job ends, if each starts in order as soon as a slot is free.
 
-    A run with several places begins a seed's longest trial first, and may end sooner.
+    A run with several slots starts a seed's longest trial first, and may end sooner.
     """
     free = [0.0] * slots
     for each in seconds:

@@ -1,9 +1,9 @@
-"""Estimate what judges will cost, before they are asked.
+"""Estimate what judges will cost, before any call.
 
-A benchmark's own scorer puts its calls together for stand-in answers, and a judge that only counts
-takes them: once short answers and verdicts that ask for nothing more, once the longest answers and
-verdicts that ask for all. So the figures are a range that holds what comes. Replies that are kept
-already are counted too, since which answers come again is not known before.
+A benchmark's own scorer makes its calls for placeholder answers to a judge that only counts them:
+once with short answers and verdicts that need no further call, once with the longest answers and
+verdicts that need all calls. The figures are therefore a range that contains the actual cost.
+Cached replies are counted, too, since it is not known beforehand which answers will recur.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MILLION = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeTokens:
-    """What some calls take, at least and at most."""
+    """Lower and upper bounds of some calls."""
 
     calls: tuple[int, int] = (0, 0)
     sent: tuple[int, int] = (0, 0)  # tokens of the questions
@@ -52,7 +52,7 @@ class JudgeTokens:
         )
 
     def asked(self, times: int) -> JudgeTokens:
-        """Return these at least, and at most so many times: answers that come again are kept."""
+        """Return one to `times` times these, since recurring answers are cached."""
         price = self.price
         longest = self.replied[1]
         if price is not None and price[1] is not None:
@@ -67,7 +67,7 @@ class JudgeTokens:
 
 @dataclass(kw_only=True)
 class JudgeCosts:
-    """What judges of a study are still to be asked."""
+    """The calls that judges of a study still have to answer."""
 
     arms: dict[str, JudgeTokens] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)  # "report/mmhal" -> why; in no sum
@@ -79,11 +79,11 @@ class JudgeCosts:
 
 
 def judge_costs(trials: Sequence[TrialWork], places: DataPaths) -> JudgeCosts:
-    """Return what judges will be asked for trials that are left; nobody is asked.
+    """Estimate the judges' calls for the remaining trials, without any call.
 
     Args:
-        trials: with what they are asked.
-        places: where the benchmarks' data lie.
+        trials: remaining work of the trials.
+        places: where the benchmarks' data are.
     """
     found = JudgeCosts()
     known: dict[str, JudgeTokens | None] = {}
@@ -114,7 +114,7 @@ def judge_costs(trials: Sequence[TrialWork], places: DataPaths) -> JudgeCosts:
 
 
 class _CountingJudge:
-    """Takes calls down, and replies the same to all."""
+    """Records calls, and gives the same reply to all."""
 
     model = "counts"
 
@@ -131,7 +131,7 @@ class _CountingJudge:
 def _of_benchmark(
     side: Side, settings: BenchmarkConfig, judge: JudgeConfig, places: DataPaths
 ) -> JudgeTokens:
-    """Return what one model's answers to a benchmark take.
+    """Return the judge's tokens for one model's answers to a benchmark.
 
     Raises:
         UserError, TrialError: its files or tools are not here.
@@ -161,7 +161,7 @@ def _of_benchmark(
 def _requests(
     side: Side, settings: BenchmarkConfig, places: DataPaths, *, answer: str, reply: str
 ) -> list[JudgeRequest]:
-    """Return the calls that a benchmark makes where every answer is the same."""
+    """Return the calls that a benchmark makes if every answer is the same."""
     benchmark = find_benchmark(settings.name)
     items, whole = select_items(side, settings, benchmark, places)
     asked = frozenset(item.id for item in items)
@@ -173,7 +173,7 @@ def _requests(
         only=asked if len(items) < whole else None,
     )
     answers = [Answer(item=item.id, response=answer, fields=item.fields) for item in items]
-    # What it makes of such replies is not wanted, and may be that nothing is left to score.
+    # The score is not needed, and scoring may fail if nothing is left to score.
     with suppress(ValueError, ArithmeticError, LookupError, UserError):
         benchmark.score(
             answers,
@@ -193,7 +193,7 @@ def _words(tokens: int) -> str:
 
 
 def _longest_reply(request: JudgeRequest, judge: JudgeConfig) -> int | None:
-    """Return how many tokens a reply may have; None where nothing bounds it."""
+    """Return the largest number of tokens of a reply; None without a bound."""
     longest = request.max_tokens if judge.max_tokens is None else judge.max_tokens
     for name in ("max_tokens", "max_completion_tokens"):
         if name in judge.send:

@@ -1,7 +1,7 @@
-"""Group trials that take equally long by the step, answer and sample.
+"""Group work into kinds that take equally long per step, answer and sample.
 
-A kind is a hash of what decides the time. Seeds, learning rates, weights of active terms, numeric
-settings of rejected images and the length of a training are not in it.
+A kind is a hash of everything that determines the time. It excludes seeds, learning rates, weights
+of active terms, numeric settings of rejected images and the length of a training.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from chip_core.config.trial import BenchmarkConfig, TrialConfig
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.utils import plugins
 
-#: Where a step's reference comes from, as a trial notes it in `engine.reference`.
+#: Where a step's reference comes from, as recorded in a trial's `engine.reference`.
 LIVE, PARTLY, STORED = "live", "partly stored", "stored"
 
-#: Keys of `engine` that change no step's time.
+#: Keys of `engine` that do not affect the time of a step.
 _ASIDE = {"log_every", "checkpoint_every", "generation_batch", "retries", "stall_after"}
-#: What of `engine` a start and an answer take.
+#: Keys of `engine` that affect the time of a start and of an answer.
 _OF_MODEL = {"device", "threads", "gpus_per_worker", "cpus_per_worker", "attention"}
-#: Strategies whose settings decide how long an image takes.
+#: Strategies whose settings affect the time per image.
 _BY_SETTINGS = {"inpaint"}
 
 
@@ -67,7 +67,7 @@ def training_kind(config: TrialConfig, reference: str, *, features: bool) -> str
         objective["preset"] = config.objective.method_name
     engine = config.engine.model_dump(mode="json")
     if engine["compile"] == "off":
-        del engine["compile"]  # timings that were noted before there was it keep their kind
+        del engine["compile"]  # so that older recorded timings keep their kind
     return _hash(
         "training",
         model=_model(config),
@@ -155,7 +155,7 @@ def _model(config: TrialConfig) -> dict[str, Any]:
         **model,
         "language_model": config.language_model,
         "lora": config.lora.model_dump(mode="json") if config.adapted else None,
-        # Timings that were noted before there were these keep their kind.
+        # Omitted if empty, so that older recorded timings keep their kind.
         **({"adapted": beside} if beside else {}),
     }
 

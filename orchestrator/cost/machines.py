@@ -10,7 +10,7 @@ from orchestrator.cost.workload import TrialWork
 
 
 def machine_of(config: TrialConfig) -> str | None:
-    """Return the device that a trial would run on here; None where there is no such one."""
+    """Return the device that a trial would run on here; None if there is none."""
     engine = config.engine
     if engine.device == "cuda" or (engine.device == "auto" and engine.gpus_per_worker > 0):
         return device_name("cuda") if gpus() else None
@@ -18,13 +18,13 @@ def machine_of(config: TrialConfig) -> str | None:
 
 
 def machines_of(work: Sequence[TrialWork]) -> set[str] | None:
-    """Return the devices that trials would run on here; None where some need another machine."""
+    """Return the devices that trials would run on here; None if some need another machine."""
     found = {machine_of(each.config) for each in work}
     return None if None in found else {name for name in found if name is not None}
 
 
 def places_for(work: Sequence[TrialWork]) -> int | None:
-    """Return how many of the largest trial this machine runs at a time; None: not one."""
+    """Return how many of the largest trial this machine can run at once; None if none."""
     fewest: int | None = None
     for each in work:
         engine, slots = (
@@ -38,7 +38,7 @@ def places_for(work: Sequence[TrialWork]) -> int | None:
 
 
 def places_on(work: Sequence[TrialWork], count: int) -> int | None:
-    """Return how many of the largest trial so many GPUs hold at a time; None: not one."""
+    """Return how many of the largest trial `count` GPUs can run at once; None if none."""
     needed = [each.config.engine.gpus_per_worker * each.processes for each in work]
     most = max(needed, default=0.0)
     return int(count / most) or None if most else 1

@@ -1,6 +1,6 @@
 """Estimate whether trials fit the memory of their device and the disk.
 
-What was measured is told first. Else a step is made with the model on torch's fake tensors
+Measurements take precedence. Otherwise a step is run with the model on torch's fake tensors
 (chip_core/training/footprint/estimate.py), which have its shapes and no memory.
 """
 
@@ -29,7 +29,7 @@ _FP32, _BF16 = 4, 2  # bytes of a weight
 _KEPT = 2  # checkpoints of a running training
 _TOKEN = 5  # bytes of a token's text and what surrounds it, about
 _SHAPES_IMAGE = 3 * 48 * 48  # of the embedded world, at most: its pixels
-_MANY = 1_000_000  # steps: enough that no two shares of them fall together
+_MANY = 1_000_000  # steps: enough for all shares of them to differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ class Change:
 
     @property
     def words(self) -> str:
-        """Say it as options of the command line."""
+        """The settings as options of the command line."""
         return " ".join(f"--set {key}={value}" for key, value in self.settings.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What trials of one kind take of a device's memory."""
+    """The memory of a device that trials of one kind need."""
 
     arms: tuple[str, ...]
     bytes: int | None  # None: not known
@@ -61,7 +61,7 @@ class Fit:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it does; None where that is not known."""
+        """Whether the trials fit; None if unknown."""
         if self.bytes is None or self.device is None:
             return None
         return self.bytes <= self.device
@@ -69,7 +69,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """What is written beside the report, and what is free."""
+    """The disk space that a study needs apart from its report, and the free space."""
 
     passes: int | None  # bytes of the reference passes to be made; None: not known
     models: int | None  # of the trained models
@@ -87,7 +87,7 @@ class Disk:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimated:
-    """What a step takes, and of what rows."""
+    """The estimated memory of a step."""
 
     footprint: Footprint  # of one worker
     basis: str
@@ -127,7 +127,7 @@ class MemoryEstimator:
     def of(
         self, config: TrialConfig, *, reference: bool, device: int | None = None
     ) -> Estimated | None:
-        """Return what a worker's step takes; None where its model's sizes are not known.
+        """Return the estimate of a worker's step; None if its model's sizes are unknown.
 
         Args:
             config: the trial.
@@ -170,7 +170,7 @@ class MemoryEstimator:
         return _KNOWN[key]
 
 
-#: Of this process: what a plan shows is what its run is checked by.
+#: Estimates of this process, so that a run is checked with what its plan shows.
 _KNOWN: dict[str, Estimated | None] = {}
 
 
@@ -185,7 +185,7 @@ def _estimated(config: TrialConfig, *, reference: bool, spread: bool) -> Estimat
             return None
         rows = rows_of_trial(found, config)
         made = footprint(found, config, rows.longest, stored=not reference, spread=spread)
-    except (ValueError, AttributeError, TrialError):  # a family that this is not made for
+    except (ValueError, AttributeError, TrialError):  # an unsupported model family
         return None
     precision = precision_of(config)
     return Estimated(
@@ -206,7 +206,7 @@ def fits(
     given: float | None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Fit]:
-    """Return what each kind of training takes of its device's memory.
+    """Return the memory that each kind of training needs on its device.
 
     Args:
         work: what is left of a study.
@@ -246,8 +246,8 @@ def fits(
     return found
 
 
-#: Settings that take less memory, those that change nothing but rounding first. Each is tried with
-#: those before it of its kind.
+#: Settings that need less memory, first those that only change rounding. Each is tried together
+#: with the previous ones of its kind.
 _ENGINE: tuple[Mapping[str, Any], ...] = (
     {"engine.gradient_checkpointing": True},
     {"engine.micro_batch": 1},
@@ -264,7 +264,7 @@ _WORKERS = (2, 4, 8)
 def changes_that_fit(
     config: TrialConfig, device: int, estimator: MemoryEstimator
 ) -> Iterator[Change]:
-    """Yield changes with which a training fits a device, the least first, one of each way.
+    """Yield changes with which a training fits a device, the smallest first, one of each kind.
 
     Args:
         config: the trial.
@@ -327,7 +327,7 @@ def _with(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConfig | Non
 
 
 def require_fit(found: Sequence[Fit]) -> None:
-    """Check that no training is estimated to be too large for its GPU.
+    """Check that no training is estimated not to fit its GPU.
 
     Raises:
         ConfigError: some are; each with what would fit.
@@ -402,7 +402,7 @@ def disk(
 
 
 def _kept_between(work: TrialWork) -> int:
-    """Return how many models a training keeps beside its own until it has ended."""
+    """Return how many models a training keeps besides its own until it ends."""
     config, steps = work.config, steps_of(work.config, work.rows)
     before = max(0, config.pairs.rounds - 1)
     if not config.training.score_at:
@@ -477,7 +477,7 @@ def _device(config: TrialConfig, at_once: int | None, given: float | None) -> in
 
 
 def memory_words(fit: Fit) -> Iterator[str]:
-    """Say what trials take."""
+    """Yield the memory that trials need, in words."""
     if fit.bytes is None:
         yield "unknown"
         return
@@ -491,12 +491,12 @@ def memory_words(fit: Fit) -> Iterator[str]:
 
 
 def parts_words(fit: Fit) -> str:
-    """Say what an estimate is made of, the parts below a hundredth of a GiB left out."""
+    """Return the parts of an estimate in words, without those below 0.01 GiB."""
     shown = [f"{name} {size / 2**30:.1f}" for name, size in fit.parts.items() if size > 2**30 / 100]
     return f"GiB: {', '.join(shown)}; {fit.basis}" if shown else fit.basis
 
 
 def change_words(change: Change) -> str:
-    """Say with what a training would fit, and what that changes."""
+    """Return a change with which a training would fit, and its effect, in words."""
     changes = "another training, with figures of its own" if change.figures else "rounding alone"
     return f"fits with {change.words}: about {_gib(change.bytes)} (changes {changes})"

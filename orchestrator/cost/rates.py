@@ -1,8 +1,7 @@
-"""Look up how long a step, an answer or a sample takes, and who says so.
+"""Look up how long a step, an answer or a sample takes, and the source of the rate.
 
-A rate belongs to a quantity and a kind of work (orchestrator/cost/kinds.py). Sources are asked in
-order: what the user gives, what earlier trials took, what a calibration measured. What none of
-them knows is unknown, and stays so.
+A rate belongs to a quantity and a kind of work (orchestrator/cost/kinds.py). Sources have an order:
+the user's rates, earlier trials, a calibration. A rate that no source has is unknown.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Quantity = Literal[
 #: whose files are not here.
 Size = Literal["memory", "saved", "rows", "questions"]
 
-#: A kind that stands for every kind: what the user gives is said of all.
+#: A kind that stands for every kind, for the user's rates.
 ANY = "*"
 
 
@@ -53,7 +52,7 @@ NOTHING = Seconds(wall=0.0, cpu=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class RateSource:
-    """One who knows rates."""
+    """A source of rates."""
 
     name: str  # for people: "earlier trials"
     rates: Mapping[tuple[Quantity, str], Seconds]  # by (quantity, kind)
@@ -67,7 +66,7 @@ class Rates:
     sources: Sequence[RateSource] = ()
 
     def of(self, quantity: Quantity, kind: str) -> tuple[Seconds, str] | None:
-        """Return a rate and its source's name; None where nobody knows it."""
+        """Return a rate and its source's name; None if no source has it."""
         for source in self.sources:
             for name in (kind, ANY):
                 found = source.rates.get((quantity, name))
@@ -76,7 +75,7 @@ class Rates:
         return None
 
     def size(self, what: Size, kind: str) -> tuple[int, str] | None:
-        """Return a size and its source's name; None where nobody knows it."""
+        """Return a size and its source's name; None if no source has it."""
         for source in self.sources:
             for name in (kind, ANY):
                 found = source.sizes.get((what, name))

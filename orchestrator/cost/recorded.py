@@ -31,7 +31,7 @@ _Rate = tuple[tuple[Quantity, str], Seconds]
 def recorded(
     plan: Plan, ledger: Ledger, storage: Path, machines: Collection[str] | None
 ) -> RateSource | None:
-    """Return the rates of earlier trials; None where there is none that tells.
+    """Return the rates of earlier trials; None without any.
 
     Args:
         plan: whose trials' configurations are known; others' are read from their folders.
@@ -68,7 +68,7 @@ def recorded(
     return RateSource(
         name=f"{trials} earlier trial{'' if trials == 1 else 's'} on {', '.join(sorted(where))}",
         rates={
-            # Only the first trial of a process that runs several has its imports before it.
+            # If a process runs several trials, only the first one makes the imports.
             key: max(all_, key=_wall) if key[0] == "imports" else _middle(_told(all_))
             for key, all_ in found.items()
         },
@@ -77,7 +77,7 @@ def recorded(
 
 
 def _of(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
-    """Yield what one trial tells; nothing of a phase that was cut short or resumed."""
+    """Yield the rates of one trial, without phases that were interrupted or resumed."""
     start = start_kind(config)
     imports, model = _phase(record, "imports"), _phase(record, "model")
     if imports is not None and model is not None:
@@ -163,7 +163,7 @@ def _saved(record: TrialRecord, storage: Path) -> int | None:
 
 
 def _told(values: list[Seconds]) -> list[Seconds]:
-    """Return those that say something, where not all are of a version that noted nothing."""
+    """Return the nonzero values, or all if a version without times recorded every one."""
     return [each for each in values if each != NOTHING] or values
 
 

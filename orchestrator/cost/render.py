@@ -25,19 +25,19 @@ _LISTED = 4  # unknown things that are named
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people read it."""
+    """Format a duration."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def money(price: float) -> str:
-    """Return a price as people read it."""
+    """Format a price."""
     return f"{price:,.2f}" if price >= 1 or price == 0 else f"{price:.2g}"
 
 
 def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
-    """Say what is left of a study, and what it takes; nothing where nothing is left."""
+    """Yield the cost of what is left of a study; nothing if nothing is left."""
     if estimated.budget_problem is not None:
         yield Text(estimated.budget_problem, style="yellow")
     if estimated.trimmed is not None:
@@ -97,7 +97,7 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
 
 
 def _judge_lines(judges: JudgeCosts) -> Iterator[RenderableType]:
-    """Say what judges are to be asked, and what that costs."""
+    """Yield the judges' calls and their price."""
     if judges.arms:
         table = Table(box=None, pad_edge=False)
         for title in ("to be judged", "calls", "tokens sent", "tokens replied", "price"):
@@ -137,7 +137,7 @@ def _judges_json(judges: JudgeCosts) -> dict[str, Any]:
 
 
 def _fit_lines(fit: Fit) -> Iterator[Text]:
-    """Say what trials take of a device, of what parts, and what would fit."""
+    """Yield the memory that trials need, its parts, and changes that would fit."""
     style = "bold red" if fit.fits is False else ""
     yield Text(f"memory: {_arms(fit.arms)}: {', '.join(memory_words(fit))}", style=style)
     if fit.parts:
@@ -147,7 +147,7 @@ def _fit_lines(fit: Fit) -> Iterator[Text]:
 
 
 def _range_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
-    """Say what a range of rates comes to, in GPU hours by arm and part, and who says so."""
+    """Yield the cost for a range of rates, in GPU hours by arm and part, and the sources."""
     fastest, device = estimated.fastest, estimated.device
     if fastest is None or device is None:
         return
@@ -203,7 +203,7 @@ def _span(low: float, high: float) -> str:
 
 
 def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
-    """Say what seeds buy."""
+    """Yield the detectable difference by number of seeds."""
     found = dict(power.differences)
     if seeds in found:
         yield Text(
@@ -221,7 +221,7 @@ def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
 
 
 def cost_json(estimated: CostEstimate) -> dict[str, Any]:
-    """Return all of it as plain data; what is not known is null and named."""
+    """Return a cost estimate as plain data. Unknown values are null and named."""
     found, disk = estimated.estimate, estimated.disk
     return {
         "known": not found.total.unknown,

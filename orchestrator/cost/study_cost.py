@@ -26,7 +26,7 @@ from orchestrator.study.limits import Budget
 
 @dataclass(frozen=True, kw_only=True)
 class CostRequest:
-    """What the user asks of a quote."""
+    """The user's request for an estimate."""
 
     given: UserRates = UserRates()
     way: Way = "ray"
@@ -148,7 +148,7 @@ def _places(whole: Workload, request: CostRequest) -> int | None:
 
 
 class _RateFinder:
-    """Finds the rates of workloads: the user's, recorded, measured here, or published."""
+    """Finds the rates of workloads: given, recorded, measured here, or published."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ LEFT_OUT = "left_out.json"  # in a study's folder
 
 
 def save_trimmed(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
-    """Keep what is left out; nothing where nothing is, so that no older word stays."""
+    """Save what is left out, and remove an older file if nothing is."""
     file = _file(workdir, study)
     if trimmed is None or not trimmed.trials:
         file.unlink(missing_ok=True)
@@ -23,7 +23,7 @@ def save_trimmed(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
 
 
 def trimmed_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
-    """Return what the report says of it; nothing once all that was left out is done."""
+    """Return the report's note on trials left out; empty once all of them are done."""
     file = _file(ledger.folder.parent, plan.study.name)
     try:
         kept = read_checksummed(file)

@@ -1,4 +1,4 @@
-"""List the work that is left of a study, each piece with its kind."""
+"""List the remaining work of a study, each piece with its kind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BenchmarkQuestions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialWork:
-    """What is left of a trial."""
+    """The remaining work of a trial."""
 
     trial: Trial
     start: str  # its kind, as the four below
@@ -62,13 +62,13 @@ class TrialWork:
 
     @property
     def processes(self) -> int:
-        """How many share it: those of a training; scoring is one's work."""
+        """The number of processes: of a training as configured, else one."""
         return 1 if self.training is None else self.config.engine.workers_per_trial
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheBuildWork:
-    """Passes that are made together."""
+    """Passes that are built together."""
 
     group: tuple[PlannedCache, ...]
     config: TrialConfig  # that they are made with
@@ -78,13 +78,13 @@ class CacheBuildWork:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Display name."""
         return " + ".join(planned.one.name for planned in self.group)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """All that is left of a study, in the order of its plan."""
+    """All remaining work of a study, in the order of its plan."""
 
     passes: tuple[CacheBuildWork, ...]
     trials: tuple[TrialWork, ...]
@@ -92,10 +92,9 @@ class Workload:
 
 
 def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
-    """Return what is left of a study; nothing is computed and nothing written.
+    """Return the remaining work of a study. Nothing is computed or written.
 
-    What an arm will choose is not known while it searches: its seeds count as they would run with
-    the recipe's own settings.
+    While an arm searches, its choice is unknown: its seeds count with the recipe's settings.
     """
     plan = expected(plan)
     planned = plan_caches(plan, ledger, storage)

@@ -1,1 +1,1 @@
-"""A short measurement of each kind of work on this machine."""
+"""Measure each kind of work briefly on this machine."""

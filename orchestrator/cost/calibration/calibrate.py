@@ -1,7 +1,7 @@
-"""Measure some steps, answers and samples of each kind of work.
+"""Calibrate: measure some steps, answers and samples of each kind of work.
 
-It runs in processes of its own, as many at once as the study will run, in a temporary folder.
-What was found is kept under `cache/cost/` of the work directory, by all that it depends on.
+It runs in separate processes, as many at once as the study will run, in a temporary folder. The
+results are saved in `cache/cost/` of the work directory, by a hash of all that they depend on.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from orchestrator.cost.workload import Workload
 
 Say = Callable[[str], None]
 
-#: What is found of Ray -> the kind it is of.
+#: Quantities measured of Ray, and their kind.
 _RAY = (("session", OF_RAY), ("dispatch", OF_RAY))
 
 
 def folder(workdir: Path) -> Path:
-    """Return where calibrations are kept."""
+    """Return the folder of saved calibrations."""
     return workdir / "cache" / "cost"
 
 
 def kept(work: Workload, workdir: Path, at_once: int, way: Way = "ray") -> RateSource | None:
-    """Return what earlier calibrations found of this work; None where there is nothing."""
+    """Return the rates of earlier calibrations for this work; None without any."""
     found: list[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]] = []
     if way == "ray" and (result := _result(_ray_file(workdir))) is not None:
         found.append((_RAY, result))
@@ -62,15 +62,15 @@ def calibrate(
     say: Say,
     way: Way = "inline",
 ) -> dict[str, str]:
-    """Measure what is not kept yet; return what could not be measured, and why.
+    """Measure what has no saved result, and return what could not be measured, and why.
 
     Args:
         work: what is left of a study.
         workdir: the work directory; nothing but the results is left in it.
-        places: where benchmarks' data lie.
-        at_once: how many trials will run at a time: so many processes share the machine here too.
-        say: told what is measured.
-        way: how the study is run: what Ray takes is measured where it is used.
+        places: where benchmarks' data are.
+        at_once: number of trials that will run at once; as many processes share the machine here.
+        say: called with what is being measured.
+        way: how the study is run; with Ray, its overhead is measured, too.
     """
     every = measurements(work)
     wanted = [one for one in every if _result(_file(workdir, one, at_once)) is None]
@@ -86,9 +86,9 @@ def calibrate(
                 problems["Ray"] = found["error"]
             else:
                 write_checksummed(_ray_file(workdir), found)
-        for stage in (True, False):  # passes first: trainings read them
+        for stage in (True, False):  # passes first, since trainings read them
             these = [one for one in wanted if one.make == stage]
-            # A step takes longer beside others: every place is filled, if need be with the same.
+            # Steps are slower in parallel, so all slots are filled, with repeats if needed.
             filled = [these[n % len(these)] for n in range(max(len(these), runs))] if these else []
             for one in these:
                 say(f"calibrating: {one.name}")
@@ -104,7 +104,7 @@ def calibrate(
 
 
 def _result(file: Path) -> Mapping[str, Any] | None:
-    """Return what a measurement found; None where there is none, or it is damaged: made anew."""
+    """Return a saved measurement; None if it is missing or damaged, so that it is repeated."""
     try:
         found = read_checksummed(file)
         for wall, cpu in found["seconds"].values():
@@ -117,7 +117,7 @@ def _result(file: Path) -> Mapping[str, Any] | None:
 
 
 def _ray_file(workdir: Path) -> Path:
-    # Measured anew where the executor starts other processes for a trial than it did.
+    # Measured again if the executor starts other processes for a trial.
     decided_by = {"machine": cpu_name(), "ray": metadata.version("ray"), "processes": 2}
     return folder(workdir) / f"ray-{fingerprint(decided_by)[:32]}.json"
 
@@ -136,7 +136,7 @@ def _file(workdir: Path, one: Measurement, at_once: int) -> Path:
 def _run(
     wanted: Sequence[Measurement], place: Path, places: DataPaths, at_once: int
 ) -> list[tuple[Measurement, dict[str, Any]]]:
-    """Measure, so many at a time; each place has GPUs of its own."""
+    """Run measurements, `at_once` in parallel. Each slot has its own GPUs."""
     free: SimpleQueue[int] = SimpleQueue()
     for slot in range(at_once):
         free.put(slot)
@@ -162,7 +162,7 @@ def _run(
 def _measure(
     one: Measurement, place: Path, number: int, places: DataPaths, slot: int, *, again: bool
 ) -> dict[str, Any]:
-    # Two that make the same passes at once must not find each other's.
+    # Two measurements of the same passes must not find each other's.
     cache = place / (f"stores-{number}" if again and one.make else "stores")
     spec = {
         "config": one.config.model_dump(mode="json"),
@@ -190,7 +190,7 @@ def _measure(
 def _ended(
     command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run a measurement; return what it left, or why it left nothing."""
+    """Run a measurement, and return its result or error."""
     ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     try:
         found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ def _ended(
 
 
 def _environment(config: TrialConfig, slot: int) -> dict[str, str]:
-    """Return what the process of a trial would find, with the GPUs of its place alone."""
+    """Return the environment of a trial's process, with only the GPUs of its slot."""
     engine = config.engine
     settings = {
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -216,12 +216,12 @@ def _environment(config: TrialConfig, slot: int) -> dict[str, str]:
         first = math.floor(slot * share)
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + math.ceil(share)])
     elif engine.device != "cuda":
-        settings["CUDA_VISIBLE_DEVICES"] = ""  # as Ray has it for a worker that asks for none
+        settings["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for a worker without a GPU
     return settings
 
 
 def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean of repeats, of sizes the largest."""
+    """Return the mean times and the largest sizes of repeats."""
     first = found[0]
     return {
         "seconds": {
@@ -238,7 +238,7 @@ def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _source(found: Sequence[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]]) -> RateSource:
-    """Return what was found by kind; a kind that was measured more than once has the mean."""
+    """Return the rates by kind. A kind that was measured more than once gets the mean."""
     rates: dict[tuple[Quantity, str], list[Seconds]] = {}
     sizes: dict[tuple[Size, str], int] = {}
     for kinds, result in found:

@@ -1,4 +1,4 @@
-"""Measure one kind of work in a process of its own.
+"""Measure one kind of work in a separate process.
 
     python -m orchestrator.cost.calibration.measure SPEC
 
@@ -39,19 +39,19 @@ from orchestrator.cost.kinds import LIVE, reference_of
 
 @dataclass
 class _Points:
-    """When work was told to be so far, by the clock and by the CPU."""
+    """Wall and CPU times of the progress reports of a phase."""
 
     phase: str
     points: list[tuple[int, float, float]] = field(default_factory=list)
 
     def __call__(self, progress: Progress) -> None:
-        """Note a report of the phase."""
+        """Record a report of the phase."""
         if progress.phase == self.phase and progress.done:
             self.points.append((progress.done, time.perf_counter(), cpu_seconds()))
 
     @property
     def each(self) -> list[float] | None:
-        """Seconds of one, [wall, cpu], without the first report's; None from fewer than two."""
+        """Seconds per unit, [wall, cpu], after the first report; None with fewer than two."""
         if len(self.points) < 2:
             return None
         (begun, wall, cpu), (done, wall_then, cpu_then) = self.points[0], self.points[-1]
@@ -59,7 +59,7 @@ class _Points:
 
 
 def find_passes(config: TrialConfig, wanted: Sequence[Named]) -> tuple[CacheSpec, ...]:
-    """Return the passes of a configuration's own data that are so named.
+    """Return the passes with these names on a configuration's own data.
 
     An epoch that a calibration does not reach is left out.
     """
@@ -78,7 +78,7 @@ def find_passes(config: TrialConfig, wanted: Sequence[Named]) -> tuple[CacheSpec
 
 
 def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what was measured: `seconds` by quantity as [wall, cpu], `sizes` in bytes.
+    """Return the measurements: `seconds` by quantity as [wall, cpu], `sizes` in bytes.
 
     Args:
         spec: `config`; `passes` that are there or, where `make` holds, are made; `cache`, where
@@ -136,7 +136,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _made(config: TrialConfig, wanted: Sequence[Named], cache: Path) -> dict[str, Any]:
-    """Make a group of passes, and tell what a sample took."""
+    """Build a group of passes, and return the seconds per sample."""
     from chip_core.reference_cache.build import PHASE, build_shard
     from chip_core.reference_cache.finish import finish_cache
     from chip_core.utils.seeding import seed_process
@@ -153,7 +153,7 @@ def _made(config: TrialConfig, wanted: Sequence[Named], cache: Path) -> dict[str
 
 
 def _peak(machine: str) -> int:
-    """Return the most bytes that this process held of its device."""
+    """Return the peak memory of this process on its device, in bytes."""
     import torch
 
     if torch.cuda.is_available() and machine == torch.cuda.get_device_name():
@@ -162,13 +162,13 @@ def _peak(machine: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure what a file says; leave `found.json` in its folder."""
+    """Measure what a specification file describes, and write `found.json` to its folder."""
     file = Path(arguments[0])
     try:
         found = measure(json.loads(file.read_text(encoding="utf-8")), file.parent / "trial")
     except (TrialError, UserError) as error:
         found = {"error": str(error).splitlines()[0]}
-    except Exception as error:  # whatever a model, data or a user's own code raises
+    except Exception as error:  # of a model, data or a user's own code
         found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     write_json(file.parent / "found.json", found)
     return 0

@@ -1,7 +1,7 @@
-"""What Ray takes beside the trials: python -m orchestrator.cost.calibration.measure_ray FOLDER.
+"""Measure Ray's overhead: python -m orchestrator.cost.calibration.measure_ray FOLDER.
 
-Jobs that do nothing are run as a study's are. What the first of them takes with the start of Ray is
-once a run's; what each further one takes is a trial's, until its own work begins.
+Jobs that do nothing are run like a study's. The time of the first one with the start of Ray is the
+overhead per run; that of each further one is the overhead per trial before its own work begins.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.utils.files import write_json
 from orchestrator.executors.base import Event, Failed, Job
 
-_EVERY = 0.2  # seconds between two looks at the processes
+_EVERY = 0.2  # seconds between two readings of the processes
 _FURTHER = 3  # jobs after the first
 
 
 class Tree:
-    """CPU seconds of this process and of all below it; also of those that have ended."""
+    """CPU seconds of this process and its descendants, including those that have ended."""
 
     def __init__(self) -> None:
-        """Begin to look."""
+        """Start reading."""
         self._seen: dict[tuple[int, float], float] = {}
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -37,7 +37,7 @@ class Tree:
         self._thread.start()
 
     def seconds(self) -> float:
-        """Return what was computed until now."""
+        """Return the CPU seconds so far."""
         with self._lock:
             me = psutil.Process()
             for process in [me, *me.children(recursive=True)]:
@@ -47,7 +47,7 @@ class Tree:
             return sum(self._seen.values())
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop reading."""
         self._ended.set()
         self._thread.join()
 
@@ -57,13 +57,13 @@ class Tree:
 
 
 def nothing(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
-    """Be a trial that ends at once."""
+    """Run a trial that ends at once."""
     report(Progress(phase="start", done=0, total=1))
     write_json(job.folder / RESULT, asdict(TrialResult(steps=0, evaluations={}, seconds={})))
 
 
 def measure(folder: Path) -> dict[str, object]:
-    """Return the seconds [wall, cpu] of a run's own work, and of each trial's way to its worker."""
+    """Return the overhead per run and per trial, in seconds [wall, cpu]."""
     from orchestrator.executors.ray.tuner import RayTuneExecutor
 
     config = TrialConfig.model_validate({"model": "shapes"})  # nothing of it is loaded
@@ -98,7 +98,7 @@ def measure(folder: Path) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure in a folder; leave `found.json` there."""
+    """Measure in a folder, and write `found.json` there."""
     folder = Path(arguments[0])
     try:
         found = measure(folder)

@@ -1,4 +1,4 @@
-"""List the measurements of a calibration, each kind of work once."""
+"""List the measurements of a calibration, one per kind of work."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from orchestrator.cost.kinds import sampling_kind, score_kind
 from orchestrator.cost.machines import machine_of
 from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload
 
-#: Updates of a calibration's training; the first is not counted.
+#: Optimizer steps of a calibration's training; the first one is not counted.
 STEPS = 6
-#: Prompts of a calibration's round, for each pair that is trained on: not each gives one.
+#: Prompts of a calibration's round per pair that is trained on, since not each gives a pair.
 PROMPTS = 4
-#: Answers, at most so many batches of them.
+#: Largest number of batches of answers.
 BATCHES = 2
 #: Raised when what is measured changes.
 _FORMAT = 1
 
-#: A pass by what it is, whatever data it is of: kind, epoch, precision of hidden states.
+#: A pass independent of its data: kind, epoch, precision of hidden states.
 Named = tuple[str, int | None, str | None]
 
 
@@ -60,9 +60,9 @@ class Measurement:
 
 
 def measurements(work: Workload) -> list[Measurement]:
-    """Return what is to be measured of some work, each kind once; passes first.
+    """Return the measurements for a workload, one per kind, passes first.
 
-    What is read by a training to be measured and is not made by the study, is made too.
+    Passes that a measured training reads and that the study does not build are built, too.
     """
     trials = list(_of_trials(work))
     groups = [_of_pass(group) for group in work.passes]
@@ -78,7 +78,7 @@ def measurements(work: Workload) -> list[Measurement]:
 def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
     seen: set[str] = set()
     asked: set[str] = set()
-    # Trainings first: their answers are nearer to those of trained models.
+    # Trainings first, since their answers are more like those of trained models.
     for each in sorted(work.trials, key=lambda each: each.training is None):
         kind = each.training or each.start
         samples = each.training is not None and each.config.pairs.rounds > 0
@@ -114,7 +114,7 @@ def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
 
 
 def _may_be_asked(settings: Any) -> bool:
-    """Return whether answers cost nothing but time: a judge's are paid for."""
+    """Return whether answers cost nothing but time, that is, no judge is paid."""
     return settings.judge is None and not isinstance(
         find_benchmark(settings.name), ExternalBenchmark
     )
