@@ -1,1 +1,1 @@
-"""What every package may use."""
+"""Utilities for every package."""

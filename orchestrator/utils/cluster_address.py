@@ -1,4 +1,4 @@
-"""Whether anything listens where a user says that a Ray cluster does."""
+"""Check whether anything listens at the address of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _WAIT = 10.0  # seconds for a connection: Ray itself would try for minutes
 
 
 def check_address(address: str) -> None:
-    """Check an address before anything is started there.
+    """Check the address of a Ray cluster before anything is started there.
 
     Args:
-        address: "auto", which Ray itself looks for, or "host:port".
+        address: "auto", which Ray itself resolves, or "host:port".
 
     Raises:
-        UserError: nothing listens there, or it is of a protocol that is not supported.
+        UserError: nothing listens there, or its protocol is not supported.
     """
     if "://" in address:
         raise UserError(
@@ -33,6 +33,6 @@ def check_address(address: str) -> None:
 
 
 def no_cluster(address: str, error: Exception) -> UserError:
-    """Return what is told where there is no cluster."""
+    """Return the error for a missing cluster."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(f"no Ray cluster at the address {address}: {first}")

@@ -11,24 +11,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SHOWN_AFTER = 2.0  # seconds
-PLAIN_EVERY = 10.0  # seconds between lines where nobody watches
+PLAIN_EVERY = 10.0  # seconds between lines without a terminal
 
 
 class Step(Protocol):
-    """Tells how far something is."""
+    """Reports progress."""
 
     def __call__(self, done: int, of: int = 0) -> None:
-        """Tell how many are done, and of how many where that was not known."""
+        """Report how many are done, and the total if it was not known before."""
 
 
 @contextmanager
 def progress(console: Console, what: str, total: int = 0) -> Iterator[Step]:
-    """Yield what is to be called with the number done: a bar on a terminal, lines elsewhere.
+    """Yield a function to call with the number done: shows a bar on a terminal, lines elsewhere.
 
     Args:
         console: where it is shown.
-        what: is counted.
-        total: how many there are; 0 where each call says it.
+        what: what is counted.
+        total: the total; 0 if each call gives it.
     """
     began = time.monotonic()
     bar = Progress(

@@ -12,16 +12,16 @@ import orchestrator
 
 @dataclass(frozen=True, kw_only=True)
 class CodeVersion:
-    """The code that made a figure."""
+    """The version of the code that made a figure."""
 
     version: str
     commit: str | None  # None: not from a checkout
-    uncommitted: bool  # whether the checkout had changes that no commit has
+    uncommitted: bool  # whether the checkout had uncommitted changes
 
 
 @functools.cache
 def code_version() -> CodeVersion:
-    """Return the version of the code that runs."""
+    """Return the version of the running code."""
     folder = Path(orchestrator.__file__).parent
 
     def git(*words: str) -> str:
