@@ -28,18 +28,18 @@ from orchestrator.commands.studies import plan, report, run, status
 from orchestrator.commands.trials import diff, export, rm, show
 
 PROGRAM = "chip-ablate"
-#: What a file system says of a path or of permissions: nothing that a traceback would explain.
+#: Errors of paths and permissions, for which a traceback is of no use.
 _OF_FILES = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR,
     errno.EISDIR,
 }  # fmt: skip
-#: Columns that output is laid out for, where COLUMNS says so: with fewer nothing can be read.
+#: Range of COLUMNS that is respected; with fewer columns, output is unreadable.
 _LEAST_COLUMNS, _MOST_COLUMNS = 20, 10_000
 
 
 def program() -> NoReturn:
-    """Run the program as a process of its own; its exit code is `main`'s, whatever libraries do."""
-    code = 1  # of an error that nobody expected
+    """Run the program as a process whose exit code is `main`'s, whatever libraries do at exit."""
+    code = 1  # of an unexpected error
 
     end_without_libraries(lambda: code)
     try:
@@ -50,7 +50,7 @@ def program() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the program; errors of the user are one line each and exit code 2."""
+    """Run the program. A user error prints one line and gives exit code 2."""
     from chip_core.utils.errors import StorageError, UserError
 
     _mend_size()
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _mend_size() -> None:
-    """Forget a size of the terminal that nothing can be laid out for, such as COLUMNS=0."""
+    """Unset an unusable size of the terminal, such as COLUMNS=0."""
     for name, least in (("COLUMNS", _LEAST_COLUMNS), ("LINES", 1)):
         size = os.environ.get(name, "")
         usable = size.isascii() and size.isdigit() and least <= int(size[:9]) <= _MOST_COLUMNS
@@ -109,7 +109,7 @@ def _complain(text: str) -> None:
 
 
 def _join_seeds(arguments: list[str]) -> list[str]:
-    """Make `--seeds 0 1 2` one value: an option of click takes a fixed number of them."""
+    """Join `--seeds 0 1 2` to one value, since an option of click has a fixed number of them."""
     joined: list[str] = []
     index = 0
     while index < len(arguments):

@@ -70,14 +70,14 @@ def run_study(
     console: Console,
     **options: Any,
 ) -> Outcome:
-    """Run what is missing of a study and report the whole.
+    """Run what is missing of a study, and report all of it.
 
     Args:
         plan: the study's plan.
-        workdir: where ledger, trials and reports lie.
-        executor: makes the executor; asked only if something is to be run.
-        tracker: shows the runs.
-        console: where progress goes.
+        workdir: the work directory, with ledger, trials and reports.
+        executor: creates the executor; called only if something is to run.
+        tracker: tracker that shows the runs.
+        console: where the progress is displayed.
         **options: further fields of `StudyRun`: `limits`, `stop`, `trimmed`, `shown`.
 
     Raises:
@@ -104,13 +104,13 @@ class StudyRun:
     executor: Callable[[], Executor]
     tracker: Tracker
     console: Console
-    #: what the tracker's store was shown last; None: it is asked in any case
+    #: record of what the tracker's store was shown last; None: the store is always queried
     shown: ShownRecord | None = None
-    #: what of the plan is run, where a budget bounds it; the report is of the whole
+    #: the part of the plan within a budget, which is run; the report covers the whole plan
     trimmed: Trimmed | None = None
-    #: asked by Ctrl-C and SIGTERM while trials run; the executor looks at the same
+    #: stop request, made by Ctrl-C and SIGTERM while trials run, and checked by the executor
     stop: Stop = field(default_factory=Stop)
-    #: where the run stops, whatever is left
+    #: limits at which the run stops
     limits: Limits | None = None
 
     def run(self) -> Outcome:
@@ -179,7 +179,7 @@ class StudyRun:
     def _run_jobs(self, jobs: Jobs) -> tuple[bool, str | None]:
         """Run all phases; return whether the user interrupted them, and the limit they stopped at.
 
-        What fails otherwise is told the tracker, and raised.
+        Any other exception is recorded in the tracker and raised.
         """
         try:
             if jobs:
@@ -196,7 +196,7 @@ class StudyRun:
             self._recorder.stop("stopped by the user" if limit is None else f"stopped at {limit}")
             return limit is None, limit
         except BaseException as error:
-            # What failed may be what these write to; the next run sets it right.
+            # What failed may be the target of these writes; the next run corrects it.
             with suppress(UserError, OSError):
                 self._recorder.stop(reason_of(error))
                 self.tracker.close([], "FAILED", None)
@@ -205,7 +205,7 @@ class StudyRun:
 
     @property
     def _engines(self) -> Path:
-        """Where the log of a server lies that the study starts."""
+        """Folder for the log of the study's server."""
         return self.workdir / ENGINES / self.plan.study.name
 
     def _run_phases(self, executor: Executor, server: Path | None) -> None:
@@ -239,7 +239,7 @@ class StudyRun:
             phase.run(executor)
 
     def _note_passes(self, records: list[dict[str, Any]]) -> None:
-        """Write what became of reference passes, of earlier phases too, to the report's folder."""
+        """Write the records of reference passes, with earlier phases', to the report's folder."""
         if not records:
             return
         made = self._passes
@@ -291,7 +291,7 @@ class StudyRun:
         )
 
     def _report(self, there: WrittenReport | None) -> WrittenReport | None:
-        """Return the report, written anew where it has to be; None: a richer one is kept."""
+        """Return the report, rewritten if needed; None if a more complete one is kept."""
         plan, page = self.plan, self._folder / PAGE
         lost = lost_figures(plan, self._ledger) if page.exists() else []
         if lost:
@@ -303,7 +303,7 @@ class StudyRun:
 def _nothing_anew(
     plan: Plan, ledger: Ledger, storage: Path, made: WrittenReport, shown: ShownState
 ) -> Outcome:
-    """Return how a run ended that had nothing to run, to write or to show."""
+    """Return the outcome of a run without anything to run, write or show."""
     return Outcome(
         results=made.results,
         summarised=partial(_summary, plan, ledger, storage),
@@ -334,9 +334,9 @@ def _shown_mark(made: WrittenReport, failed: Mapping[str, str]) -> str:
 def check_startable(
     plan: Plan, workdir: Path, limits: Limits | None = None, address: str | None = None
 ) -> None:
-    """Check, before anything is written, what a work directory's first run would be refused for.
+    """Check, before anything is written, whether a first run in a work directory can start.
 
-    Later ones may have nothing to do, and then lack nothing: that is known under the study's lock.
+    Later runs may have nothing to do and then need nothing, which is known under the study's lock.
 
     Args:
         plan: the study's plan.
@@ -387,9 +387,9 @@ def check_ready(plan: Plan) -> None:
 
 
 def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
-    """Draw the rejected images of a study on them; neither that nor Ctrl-C here fails the study.
+    """Draw a study's rejected images, if it varies them. Errors and Ctrl-C here do not fail it.
 
-    The report takes in what lies in its folder.
+    The report includes the figure.
     """
     if not varies_rejected_images(plan):
         return
