@@ -95,7 +95,7 @@ def new(
 
 
 class _Asker:
-    """Asks until an answer is valid; without a terminal, names the option to use."""
+    """Asks until an answer is valid; at the end of input, names the option to use."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -125,7 +125,7 @@ class _Asker:
                 self._console.print(str(error), markup=False)
 
     def more(self, text: str) -> bool:
-        """Ask whether to continue; no without a terminal."""
+        """Ask whether to continue; no at the end of input."""
         from rich.prompt import Confirm
 
         try:

@@ -1,1 +1,1 @@
-"""Run jobs on Ray: Tune schedules them (tuner.py), Train runs each (slot.py)."""
+"""Run jobs on Ray: tuner.py (Tune) schedules, slot.py (Train) runs, session.py connects."""

@@ -73,7 +73,7 @@ class RayTuneExecutor:
         entry: function that a worker calls with the job, a report function, and one that returns
             whether it should stop.
         stop: stop request, checked while jobs run.
-        early_stopping: rule that cuts trainings.
+        early_stopping: rule that cuts trainings whose job `may_be_cut`.
         remote: storage for the workers' files, if not the work directory, which then no node needs
             to see.
     """
