@@ -83,7 +83,11 @@ def test_ctrl_c_once_leaves_a_checkpoint_and_the_command_goes_on(
     assert f" left; go on with: chip-ablate {' '.join(arguments)}" in told
     (trial,) = {path.parents[1] for path in curves if read_records(path)}
     # The untrained model, which is answered beside it on Ray, may be stopped too.
-    killed = {entry["job"]: entry for entry in ledger(tmp_path) if entry["event"] == "killed"}
+    killed = {
+        str(entry["fingerprint"])[:16]: entry
+        for entry in ledger(tmp_path)
+        if entry["event"] == "killed"
+    }
     end = killed[trial.name]
     step = int(str(end["reason"]).split()[3])
     assert end["reason"] == f"stopped after step {step} of {STEPS[executor]}"

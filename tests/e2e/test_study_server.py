@@ -77,7 +77,7 @@ def figures(workdir: Path) -> dict[str, Mapping[str, float]]:
     """What each trial came to, by its fingerprint."""
     ledger = Ledger(workdir)
     found = {}
-    for fingerprint in {str(entry["job"]) for entry in entries(workdir)}:
+    for fingerprint in {str(entry["fingerprint"]) for entry in entries(workdir)}:
         (scored,) = ledger[fingerprint].evaluations.values()
         assert scored.evaluation.metadata["parity"]["equal"] == 2
         found[fingerprint] = scored.evaluation.metrics
