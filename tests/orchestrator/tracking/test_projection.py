@@ -490,6 +490,7 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
     trial = plan.arms[0].trials[0]
     behind = BackgroundTracker(tracker, first_pause=0.01)
     behind.open(plan, [])
+    behind.confirm()
     with monkeypatch.context() as away:
 
         def refuse(*words: Any, **named: Any) -> None:
@@ -514,6 +515,7 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
     trial = plan.arms[0].trials[0]
     behind = BackgroundTracker(tracker, first_pause=0.01)
     behind.open(plan, [])
+    behind.confirm()
     made = tracker._store._client.create_run
     lost = []
 
