@@ -126,6 +126,7 @@ def test_one_metric_that_is_refused_stops_nothing(
     trial, other = plan.arms[0].trials
     behind = BackgroundTracker(tracker, first_pause=0.01)
     behind.open(plan, [])
+    behind.confirm()
     asked = refusing(tracker, monkeypatch, "lab/bad", "train/grad_norm")
     figures = {"lab/bad": 1.0, "lab/good": 2.0, "shapes/chair_i": 3.0}
     for done in (trial, other):
@@ -224,6 +225,7 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     monkeypatch.setattr(MlflowStore, "log_figures", failing)
     behind = BackgroundTracker(tracker, first_pause=0.01)
     behind.open(plan, [])
+    behind.confirm()
     behind.show(one)
     behind.show(other)
     behind.close([], "FINISHED", None)
