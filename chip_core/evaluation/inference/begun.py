@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.evaluation.inference.kv_cache import growing_cache
+from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, padded
 from chip_core.evaluation.inference.rows import Row, positions_in, positions_of
 from chip_core.evaluation.inference.shared import side_by_side, start_of
@@ -51,7 +51,7 @@ def _each_alone(model: Any, prompts: Sequence[Prompt], pad: int) -> Begun:
     logits = model(
         **as_held(batch, model),
         position_ids=positions,
-        past_key_values=cache,
+        **cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=1,
     ).logits
@@ -81,7 +81,7 @@ def _behind_a_beginning(model: Any, groups: Sequence[Sequence[Prompt]], pad: int
         position_ids=side_by_side(
             [own[..., :start] for own, start in zip(positions, starts, strict=True)]
         ),
-        past_key_values=cache,
+        **cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -107,7 +107,7 @@ def _behind_a_beginning(model: Any, groups: Sequence[Sequence[Prompt]], pad: int
         input_ids=ids,
         attention_mask=hidden[:, None],
         position_ids=from_ + place,
-        past_key_values=cache,
+        **cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=most,
     ).logits[:, -most:]

@@ -19,7 +19,7 @@ from chip_core.evaluation.inference.continuous import (
     inexactness,
 )
 from chip_core.evaluation.inference.encoder import Encoder
-from chip_core.evaluation.inference.kv_cache import growing_cache
+from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, padded
 from chip_core.evaluation.inference.rows import Chosen, Greedy
 from chip_core.evaluation.inference.sampling import Draws, Sampling
@@ -181,7 +181,9 @@ class Decoder:
                 pad=self._settings.pad_token_id,
             )
             if rows is not None:
-                return self._generate(prompts, vars(rows))
+                inputs = dict(vars(rows))
+                cache = inputs.pop("cache")
+                return self._generate(prompts, inputs, cache)
         return self._separate(prompts)
 
     def _separate(self, prompts: Sequence[Prompt]) -> list[Response]:
@@ -190,15 +192,20 @@ class Decoder:
         batch = padded(prompts, ids, device, pad=self._settings.pad_token_id)
         return self._generate(prompts, as_held(batch, self._model))
 
-    def _generate(self, prompts: Sequence[Prompt], inputs: dict[str, Any]) -> list[Response]:
+    def _generate(
+        self, prompts: Sequence[Prompt], inputs: dict[str, Any], cache: Any = None
+    ) -> list[Response]:
         start = inputs["input_ids"].shape[1]
         chooser = self._chooser()
         chosen = []
         if chooser is not None:
             chosen = [Chosen(chooser, prompts, start=start, ends=self._ends)]
         # An encoder-decoder needs a cache of two parts, which `generate` creates.
-        if self._decoding.num_beams == 1 and not self._model.config.is_encoder_decoder:
-            inputs.setdefault("past_key_values", growing_cache(self._model))
+        encoder_decoder = self._model.config.is_encoder_decoder
+        if cache is None and self._decoding.num_beams == 1 and not encoder_decoder:
+            cache = growing_cache(self._model)
+        if cache is not None:
+            inputs |= cache_argument(self._model, cache)
         made: Tensor = self._model.generate(
             **inputs,
             generation_config=self._settings,

@@ -7,6 +7,8 @@ others, in a `PlacedLayer` at a position of each row.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 import torch
@@ -16,6 +18,25 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 #: Tokens of room added to a full layer, which is copied once for them.
 STRIDE = 64
+
+
+def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
+    """Return the keyword argument with which a model's `forward` takes a cache.
+
+    transformers 5.24 calls it `cache`; earlier versions, and a model's own code, `past_key_values`.
+    """
+    return {_cache_name(model.__class__): cache}
+
+
+def returned_cache(output: Any) -> Any:
+    """Return the cache in a model's output."""
+    return output.cache if hasattr(output, "cache") else output.past_key_values
+
+
+@functools.cache
+def _cache_name(kind: type) -> str:
+    taken = inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+    return "cache" if "cache" in taken else "past_key_values"
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]

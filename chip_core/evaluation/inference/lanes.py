@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from transformers import Cache
 
 from chip_core.evaluation.inference.begun import Begun, begin
-from chip_core.evaluation.inference.kv_cache import STRIDE, PlacedLayer, Places
+from chip_core.evaluation.inference.kv_cache import STRIDE, PlacedLayer, Places, cache_argument
 from chip_core.evaluation.inference.rows import Row
 
 
@@ -113,7 +113,7 @@ class Lanes:
             input_ids=torch.tensor(ids, device=self._device),
             attention_mask=self._mask[..., :end],
             position_ids=self._positions,
-            past_key_values=self._cache,
+            **cache_argument(self._model, self._cache),
             use_cache=True,
         ).logits
         logits = logits.flatten(0, 1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from chip_core.evaluation.inference.kv_cache import cache_argument, returned_cache
 from chip_core.evaluation.inference.prompts import Prompt
 from chip_core.models.precision import as_held
 
@@ -92,7 +93,7 @@ def logits_alone(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tens
         out = model(
             input_ids=said,
             position_ids=positions_of(model, prompt)[..., -1:] + ahead,
-            past_key_values=out.past_key_values,
+            **cache_argument(model, returned_cache(out)),
             use_cache=True,
         )
         found.append(out.logits[0, -1].float())

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from chip_core.evaluation.inference.kv_cache import growing_cache
+from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, common_start, padded
 from chip_core.evaluation.inference.rows import next_logits, positions_of
 from chip_core.models.precision import as_held
@@ -38,7 +38,7 @@ class SharedRows:
     input_ids: Tensor  # (B, T)
     attention_mask: Tensor  # (B, T)
     position_ids: Tensor  # (B, T), with further leading axes for Qwen-VL
-    past_key_values: Any  # of the first part, a row for each of B
+    cache: Any  # of the first part, a row for each of B
 
 
 def share(
@@ -68,7 +68,7 @@ def share(
     model(
         **as_held(padded(firsts, begins, device, pad=pad), model),
         position_ids=side_by_side(begin_positions),
-        past_key_values=cache,
+        **cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -93,7 +93,7 @@ def share(
             ],
             dim=-1,
         ),
-        past_key_values=cache,
+        cache=cache,
     )
 
 
@@ -108,12 +108,12 @@ def sharing_inexactness(model: Any, groups: Sequence[Sequence[Prompt]]) -> float
         rows = share(model, few)
         if rows is None:
             return 0.0  # nothing is shared
-        done = rows.past_key_values.get_seq_length()
+        done = rows.cache.get_seq_length()
         logits = model(
             input_ids=rows.input_ids[:, done:],
             attention_mask=rows.attention_mask,
             position_ids=rows.position_ids[..., done:],
-            past_key_values=rows.past_key_values,
+            **cache_argument(model, rows.cache),
             use_cache=True,
         ).logits[:, -1]
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):

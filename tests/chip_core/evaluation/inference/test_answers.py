@@ -42,6 +42,12 @@ def test_the_batch_changes_no_answer_on_shapes(shapes: tuple[Any, Any]) -> None:
         assert generate(*shapes, items, max_new_tokens=32, batch_size=size) == alone
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_transformers_has_nothing_to_warn_of(shapes: tuple[Any, Any]) -> None:
+    for beams in (1, 2):  # by lanes, and by `generate`
+        assert len(generate(*shapes, asked(2), max_new_tokens=4, num_beams=beams)) == 2
+
+
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))
 def test_neither_batch_nor_sharing_changes_an_answer(family: str) -> None:
     model, processor = families.build(family)
@@ -100,7 +106,7 @@ def test_a_family_that_cannot_share_is_noticed_and_answers_all_the_same(
 
     @functools.wraps(plain)
     def off_from_a_cache(self: Any, *given: Any, **inputs: Any) -> Any:
-        cache = inputs.get("past_key_values")
+        cache = inputs.get("cache", inputs.get("past_key_values"))
         cached = cache is not None and cache.get_seq_length() > 0
         out = plain(self, *given, **inputs)
         if cached and inputs["input_ids"].shape[1] > 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, MistralConfig
@@ -12,7 +15,9 @@ from chip_core.evaluation.inference.kv_cache import (
     GrowingLayer,
     PlacedLayer,
     Places,
+    cache_argument,
     growing_cache,
+    returned_cache,
 )
 
 ROWS, HEADS, WIDTH = 3, 2, 4
@@ -115,3 +120,22 @@ def test_a_placed_layer_writes_each_row_where_it_has_room() -> None:
     held = layer.update(new := tokens(1, rows=2), new)
     assert torch.equal(torch.stack(held)[..., :10, :], expected[:, [2, 1], :, :10])
     assert torch.equal(held[0][:, :, 10:], new)
+
+
+class Named:
+    """A model of transformers since 5.24."""
+
+    def forward(self, input_ids: Any, cache: Any = None) -> None: ...
+
+
+class NamedBefore:
+    """A model of an earlier transformers."""
+
+    def forward(self, input_ids: Any, past_key_values: Any = None) -> None: ...
+
+
+def test_a_cache_goes_by_the_name_that_the_model_has_for_it() -> None:
+    assert cache_argument(Named(), 1) == {"cache": 1}
+    assert cache_argument(NamedBefore(), 1) == {"past_key_values": 1}
+    assert returned_cache(SimpleNamespace(cache=1)) == 1
+    assert returned_cache(SimpleNamespace(past_key_values=1)) == 1
