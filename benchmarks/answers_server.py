@@ -1,14 +1,17 @@
 """How fast a server on this machine answers, beside the generator of the trial's own process.
 
     python -m benchmarks.answers_server [--items 64] [--rounds 3] [--concurrency 8] [--json]
+    python -m benchmarks.answers_server --vllm PROGRAM
 
-`transformers serve` on 127.0.0.1, in fp32 on the CPU, has the embedded world's model, and takes
-turns with ways of answering the same questions here. All have one thread:
+`transformers serve`, or vLLM for CPUs if its program `vllm` is given, on 127.0.0.1, in fp32 on the
+CPU, has the embedded world's model, and takes turns with ways of answering the same questions here.
+All have one thread:
 
 - `here`: as a trial does by default, in batches of 64;
 - `here, one at a time`: what a server's own computing takes that answers one request after another;
 - `bare`: its requests made ready beforehand, one after another on one connection: its own pace;
-- `server`: as a trial does with `evaluation.generator: {kind: openai, server: transformers}`.
+- `server`: as a trial does with `evaluation.generator: {kind: openai, server: transformers}`, or
+  `server: vllm`.
 
 Then four arms' adapters, asked side by side, beside one arm that is asked four times the questions.
 Seconds are of the clock, CPU seconds those of this process and of the server's. `same answers`: how
@@ -21,13 +24,14 @@ import argparse
 import http.client
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.machine import describe
 from chip_core.config.generator import GeneratorConfig
@@ -61,19 +66,21 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=64, help="questions of a round, of each arm")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", type=int, default=8, help="requests at a time")
+    parser.add_argument("--vllm", type=Path, help="vLLM's program, which answers instead")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     machine = describe()
     world = BENCHMARKS["shapes"].items("report", data=None, protocol="official")
-    with tempfile.TemporaryDirectory() as name, served(Path(name)) as (url, server):
+    with tempfile.TemporaryDirectory() as name, served(Path(name), options.vllm) as server:
         found = {
             "benchmark": "answers_server",
             "machine": machine,
             "items": options.items,
             "concurrency": options.concurrency,
-            "one model": _one(world[: options.items], url, server, options),
-            "arms": _arms(world[: ARMS * options.items], url, server, options, Path(name)),
+            "server": server.kind,
+            "one model": _one(world[: options.items], server, options),
+            "arms": _arms(world[: ARMS * options.items], server, options, Path(name)),
         }
     if options.json:
         print(json.dumps(found))
@@ -83,19 +90,55 @@ def main() -> None:
             print(f"{part}: {way}: {figures}")
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that runs on this machine."""
+
+    kind: str  # of `evaluation.generator.server`
+    url: str
+    model: str  # what it calls the untrained model
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU seconds of its processes so far."""
+        found = 0.0
+        for each in (self.process, *self.process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                found += sum(each.cpu_times()[:2])
+        return found
+
+    def generator(self, concurrency: int) -> OpenAIGenerator:
+        """Return what asks it, as a trial does."""
+        settings = {
+            **{"kind": "openai", "server": self.kind, "version": "0", "base_url": self.url},
+            **{"concurrency": concurrency, "retries": 0, "model": self.model},
+        }
+        folder = Path(tempfile.mkdtemp())
+        return OpenAIGenerator(GeneratorConfig.model_validate(settings), folder)
+
+
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """Have transformers' server running; yield its URL and its process."""
+def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
+    """Start transformers' server, or vLLM, with one thread."""
     port = free_port()
-    program = Path(sys.executable).with_name("transformers")
+    place = ["--host", "127.0.0.1", "--port", str(port)]
+    if vllm is None:
+        kind, model = "transformers", str(MODEL_FOLDER)
+        program = Path(sys.executable).with_name("transformers")
+        command = [str(program), "serve", *place, "--device", "cpu", "--dtype", "float32"]
+        command += ["--log-level", "error"]
+    else:
+        kind, model = "vllm", str(_with_vllms_names(folder / "model"))
+        command = [str(vllm), "serve", model, *place, "--dtype", "float32", "--enforce-eager"]
+        command += ["--max-model-len", "256", "--enable-lora", "--max-loras", str(ARMS)]
     server = LocalServer(
-        [
-            *(str(program), "serve", "--host", "127.0.0.1", "--port", str(port)),
-            *("--device", "cpu", "--dtype", "float32", "--log-level", "error"),
-        ],
+        command,
         health=f"http://127.0.0.1:{port}/health",
         log=folder / "serve.log",
-        environment={"OMP_NUM_THREADS": "1"},
+        environment={
+            **{"OMP_NUM_THREADS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
+            **{"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
+        },
         patience=300,
     )
     try:
@@ -104,9 +147,23 @@ def served(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
             for each in psutil.Process().children(recursive=True)
             if str(port) in each.cmdline() and "-c" not in each.cmdline()
         ]
-        yield f"http://127.0.0.1:{port}/v1", process
+        yield Server(kind, f"http://127.0.0.1:{port}/v1", model, process)
     finally:
         server.stop()
+
+
+def _with_vllms_names(folder: Path) -> Path:
+    """Write the embedded model with the vision tower's weights named as vLLM 0.32 reads them.
+
+    They have the names of transformers 4, which folders from the hub have too.
+    """
+    shutil.copytree(MODEL_FOLDER, folder)
+    weights = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): weight
+        for name, weight in load_file(folder / "model.safetensors").items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @dataclass(frozen=True)
@@ -117,19 +174,17 @@ class Way:
     answer: Callable[[], Answers]
 
 
-def _one(
-    items: Sequence[Item], url: str, server: psutil.Process, options: argparse.Namespace
-) -> dict[str, Any]:
+def _one(items: Sequence[Item], server: Server, options: argparse.Namespace) -> dict[str, Any]:
     model = _base()
-    generator = _generator(url, options.concurrency)
-    requests = _requests(items, model)
+    generator = server.generator(options.concurrency)
+    requests = _requests(items, model, server)
     ways = [
         Way("here", lambda: _answered(TransformersGenerator(batch_size=64), items, model)),
         Way(
             "here, one at a time",
             lambda: _answered(TransformersGenerator(batch_size=1), items, model),
         ),
-        Way("bare", lambda: _bare(url, items, requests)),
+        Way("bare", lambda: _bare(server.url, items, requests)),
         Way("server", lambda: _answered(generator, items, model)),
     ]
     found = _rounds(ways, server, options.rounds, len(items))
@@ -144,12 +199,12 @@ def _one(
 
 
 def _arms(
-    items: Sequence[Item], url: str, server: psutil.Process, options: argparse.Namespace, at: Path
+    items: Sequence[Item], server: Server, options: argparse.Namespace, at: Path
 ) -> dict[str, Any]:
     """Answer a quarter of the items by each arm, side by side, and all of them by one."""
     models = [_arm(at / f"arm-{number}", number) for number in range(ARMS)]
-    generators = [_generator(url, options.concurrency // ARMS or 1) for _ in models]
-    alone = _generator(url, options.concurrency)
+    generators = [server.generator(options.concurrency // ARMS or 1) for _ in models]
+    alone = server.generator(options.concurrency)
     few = items[: options.items]
 
     def together() -> Answers:
@@ -178,7 +233,7 @@ def _arms(
 
 
 def _rounds(
-    ways: Sequence[Way], server: psutil.Process, rounds: int, items: int
+    ways: Sequence[Way], server: Server, rounds: int, items: int
 ) -> dict[str, dict[str, Any]]:
     """Let ways take turns; return each one's middle round."""
     taken: dict[str, list[tuple[float, float, float]]] = {way.name: [] for way in ways}
@@ -210,9 +265,8 @@ def _rounds(
     return found
 
 
-def _clocks(server: psutil.Process) -> tuple[float, float, float]:
-    theirs = server.cpu_times()
-    return time.perf_counter(), time.process_time(), theirs.user + theirs.system
+def _clocks(server: Server) -> tuple[float, float, float]:
+    return time.perf_counter(), time.process_time(), server.cpu_seconds()
 
 
 def _answered(generator: Any, items: Sequence[Item], model: AnsweringModel) -> Answers:
@@ -221,16 +275,6 @@ def _answered(generator: Any, items: Sequence[Item], model: AnsweringModel) -> A
         items, model, LONGEST, lambda made: said.update((item.id, a.text) for item, a in made)
     )
     return said
-
-
-def _generator(url: str, concurrency: int) -> OpenAIGenerator:
-    settings = GeneratorConfig.model_validate(
-        {
-            **{"kind": "openai", "server": "transformers", "version": "5", "base_url": url},
-            **{"concurrency": concurrency, "retries": 0},
-        }
-    )
-    return OpenAIGenerator(settings, Path(tempfile.mkdtemp()))
 
 
 def _base() -> AnsweringModel:
@@ -263,15 +307,15 @@ def _arm(folder: Path, seed: int) -> AnsweringModel:
     )
 
 
-def _requests(items: Sequence[Item], model: AnsweringModel) -> list[bytes]:
+def _requests(items: Sequence[Item], model: AnsweringModel, server: Server) -> list[bytes]:
     """Return the bodies that the generator sends."""
     from chip_core.evaluation.generators.openai import question_parts, request_keys
 
-    extra = request_keys("transformers", model, LONGEST)
+    extra = request_keys(server.kind, model, LONGEST)
     return [
         json.dumps(
             {
-                "model": model.base,
+                "model": server.model,
                 "messages": [{"role": "user", "content": question_parts(item)}],
                 **extra,
             }
