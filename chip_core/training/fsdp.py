@@ -1,8 +1,8 @@
 """FSDP2: weights, gradients and the optimizer's state sharded over the workers.
 
-Over all of them (`fsdp`), or over those of each machine (`hsdp`, hybrid sharding): then layers are
-gathered within a machine, and between machines pass gradients alone, of a worker's part, once an
-update.
+`fsdp` shards over all workers. `hsdp` (hybrid sharding) shards over the workers of each machine:
+layers are gathered within a machine, and machines exchange only the gradients of a worker's part,
+once per update.
 """
 
 from __future__ import annotations
@@ -193,24 +193,24 @@ class _Root(nn.Module):
 
 
 def _mesh(compute: Compute) -> DeviceMesh:
-    """Return how a training's workers lie: in a row, or under `hsdp` a row for each machine.
+    """Return the workers' mesh: one dimension, or under `hsdp` machines × workers of a machine.
 
     Raises:
-        TrialError: it is to be `hsdp`, and the machines have not equally many workers.
+        TrialError: under `hsdp`, the machines have different numbers of workers.
     """
     kind = compute.device.type
     if compute.parallelism != "hsdp":
         return init_device_mesh(kind, (torch.distributed.get_world_size(),))
-    # Rank by rank: not all that start workers number them machine by machine.
+    # With explicit ranks, since ranks need not be numbered machine by machine.
     machines, rank = equal_machines(compute.workers), compute.workers.rank
     groups = [_own_group(alike, rank) for alike in (list(zip(*machines, strict=True)), machines)]
     return DeviceMesh.from_group(groups, kind, mesh=torch.tensor(machines), mesh_dim_names=_HYBRID)
 
 
 def _own_group(groups: Sequence[Sequence[int]], rank: int) -> Any:
-    """Make process groups of ranks, and return the one that a rank is in; all come to each.
+    """Create process groups, which all workers do together, and return the group of a rank.
 
-    Those that a mesh makes by itself wait for minutes, and not as the others do.
+    The groups that a mesh creates itself have a shorter timeout than the workers' own.
     """
     made = [torch.distributed.new_group(list(ranks), timeout=PATIENCE) for ranks in groups]
     return next(group for ranks, group in zip(groups, made, strict=True) if rank in ranks)

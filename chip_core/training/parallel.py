@@ -3,8 +3,8 @@
 `ddp`: every worker holds the whole model, and gradients are averaged (in bf16,
 those that are added up beside the masters, masters.py). `fsdp` (fsdp.py): weights, gradients and
 the optimizer's state are sharded over the workers, and a layer's weights are gathered while it is
-computed. `hsdp` (fsdp.py too): they are sharded over the workers of one machine, and every machine
-holds all of them. Either way gradients are reduced once an update.
+computed. `hsdp` (fsdp.py too): they are sharded over the workers of one machine and replicated
+over machines. In every case, gradients are reduced once per update.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def choose_parallelism(
         workers: who share it.
 
     Raises:
-        TrialError: it is to be `hsdp`, and the machines have not equally many workers.
+        TrialError: under `hsdp`, the machines have different numbers of workers.
     """
     asked = config.engine.parallel
     if workers.alone:
@@ -89,10 +89,10 @@ def choose_parallelism(
 
 
 def equal_machines(workers: Workers) -> list[list[int]]:
-    """Return the ranks on each machine, equally many on each; all workers come here together.
+    """Return the ranks on each machine, the same number on each; all workers call this together.
 
     Raises:
-        TrialError: they are not equally many.
+        TrialError: the machines have different numbers of workers.
     """
     machines = workers.by_machine()
     counts = [len(ranks) for ranks in machines]
@@ -107,7 +107,7 @@ def equal_machines(workers: Workers) -> list[list[int]]:
 
 
 def shards_of(parallelism: Parallelism, workers: Workers) -> int:
-    """Return over how many workers each weight is sharded; all workers come here together."""
+    """Return over how many workers each weight is sharded; all workers call this together."""
     if parallelism == "hsdp":
         return len(equal_machines(workers)[0])
     return workers.size if parallelism == "fsdp" else 1

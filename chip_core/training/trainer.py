@@ -362,9 +362,9 @@ def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> Sing
 
 
 def _sharing(config: TrialConfig, compute: Compute) -> dict[str, str]:
-    """Return what became of hybrid sharding, asked for or chosen; all workers come here together.
+    """Return how hybrid sharding, requested or chosen, was done; all workers call this together.
 
-    It goes by where the workers lie, which no setting says.
+    It depends on the machines of the workers, which are in no setting.
     """
     found = compute.parallelism
     if found == "hsdp":
@@ -374,7 +374,7 @@ def _sharing(config: TrialConfig, compute: Compute) -> dict[str, str]:
     return {}
 
 
-#: What hybrid sharding is the same as, and where.
+#: Why hybrid sharding became another strategy.
 _ALIKE = {"fsdp": "all workers are on one machine", "ddp": "each worker is alone on its machine"}
 
 

@@ -161,10 +161,9 @@ class Workers:
 
 
 def _machine() -> str:
-    """Return what tells this process's machine from the others'.
+    """Return an identifier of this process's machine.
 
-    What started the processes numbers the machines: Ray Train and torchrun. A host's name alone may
-    be that of two containers.
+    Ray Train and torchrun number the machines. Two containers may have the same host name.
     """
     for name in ("NODE_RANK", "GROUP_RANK"):
         if name in os.environ:

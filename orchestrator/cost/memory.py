@@ -190,8 +190,8 @@ _KNOWN: dict[str, Estimated | None] = {}
 def workers_of_a_machine(engine: EngineConfig) -> int:
     """Return how many of a trial's workers are taken to lie on one machine.
 
-    As many as are equal on all of them: of this machine's GPUs where it has several, else of a
-    published one's.
+    The largest number that divides the workers evenly and is at most this machine's GPUs, if it has
+    several, or those of a published machine.
     """
     here = gpus() if engine.gpus_per_worker else 0
     most = here if here > 1 else GPUS_OF_A_MACHINE

@@ -36,7 +36,7 @@ def check_limits(limits: Limits, plan: Plan) -> None:
         )
 
 
-#: What holds the GPUs of a study's own server, beside the ids of jobs.
+#: Key of the study's own server among the running jobs' ids.
 _SERVER = "the study's server"
 
 

@@ -24,8 +24,8 @@ from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
 
 #: Seconds between two polls of scoring jobs, once no training is left.
 _EVERY = 0.1
-#: Seconds after which one more actor starts, where those that are there have not come to all jobs:
-#: it takes about as many to start, and rules score a trial in less.
+#: Seconds after which one more actor starts if the existing ones have not taken all jobs. An actor
+#: takes about as long to start, and rules score a trial in less.
 _ONE_MORE_AFTER = 3.0
 
 
@@ -79,7 +79,7 @@ class ScoringPool:
         self._left: deque[Job] = deque()
         self._running: list[_Scoring] = []
         self._idle: list[Any] = []
-        self._began = 0.0  # when the last one did
+        self._began = 0.0  # start of the last job
 
     def __enter__(self) -> ScoringPool:
         """Return itself."""
