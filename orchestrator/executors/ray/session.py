@@ -28,7 +28,7 @@ from orchestrator.jobs.placement import (
     trials_at_once,
 )
 from orchestrator.jobs.stopping import signals_kept
-from orchestrator.utils.cluster_address import check_address, no_cluster
+from orchestrator.utils.cluster_address import check_address, no_cluster_error
 
 #: Resource that every head node has one unit of. Tune does not place a driver without resources.
 HEAD_NODE = "node:__internal_head__"
@@ -329,7 +329,7 @@ def _connected(address: str) -> Iterator[None]:
                 runtime_env={"env_vars": forwarded(os.environ)},
             )
     except (OSError, RuntimeError, ValueError) as error:
-        raise no_cluster(address, error) from None
+        raise no_cluster_error(address, error) from None
     try:
         yield
     finally:
