@@ -118,7 +118,7 @@ def test_every_arm_and_seed_has_its_run_in_its_place(tracker, plan, run_all, sho
             assert tags["chip.version"]
 
 
-def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown):
+def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown, tmp_path):
     run_all(tracker, plan)
     seen = shown()
     run = seen.trial(plan.arms[0].trials[0])
@@ -134,11 +134,9 @@ def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown):
     ]
     assert seen.files(run) == ["config.json", "responses", "scores"]
     assert seen.files(run, "scores") == ["scores/report-shapes.json"]
-    table = json.loads(
-        Path(
-            seen.client.download_artifacts(run.info.run_id, "responses/report-shapes.json")
-        ).read_text()
-    )
+    responses = "responses/report-shapes.json"
+    file = seen.client.download_artifacts(run.info.run_id, responses, str(tmp_path))
+    table = json.loads(Path(file).read_text())
     assert table["columns"] == ["item", "prompt", "response", "truth"]
     assert len(table["data"]) == 50
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
