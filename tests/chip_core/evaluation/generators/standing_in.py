@@ -9,6 +9,7 @@ adapters, which it merges: transformers' server loads none itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -79,7 +80,7 @@ def main() -> None:
         merge_adapters(model).save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
         models[name] = str(folder / name)
-        print("loaded", name, flush=True)
+        print("loaded", name, adapter, flush=True)
 
     def asked(body: dict[str, Any]) -> tuple[int, Any]:
         name = body["model"]
@@ -91,6 +92,8 @@ def main() -> None:
             eos_token_id=body["stop_token_ids"],
             pad_token_id=body["stop_token_ids"][0],
         )
+        content = json.dumps(body["messages"][0]["content"])
+        print("asked", name, hashlib.sha256(content.encode()).hexdigest(), flush=True)
         given = {"messages": body["messages"], "max_tokens": body["max_tokens"]}
         given |= {"model": models[name], "generation_config": settings.to_json_string()}
         said = requests.post(f"{inner.url}/chat/completions", json=given, timeout=300)
