@@ -65,7 +65,7 @@ def through_the_tracker(folder: Path, uri: str | None, steps: int) -> dict[str, 
     for portion in range(PORTIONS):
         for trial in trials:
             grow(folders[trial.fingerprint], portion * steps // PORTIONS, steps // PORTIONS)
-        tracker.bring(tracker.study)
+        tracker.reconcile(tracker.study)
     for trial in trials:
         responses(folders[trial.fingerprint])
         tracker.show(

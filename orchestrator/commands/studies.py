@@ -93,7 +93,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     from orchestrator.storage.remote import checked_uri
     from orchestrator.tracking.background import BackgroundTracker
     from orchestrator.tracking.projection import MlflowTracker
-    from orchestrator.tracking.shown_state import ShownRecord
+    from orchestrator.tracking.records import StoreRecord
 
     options = _RunOptions(**{name: given.pop(name) for name in _RunOptions.__annotations__})
     _check_inline(options.executor, address=options.address, max_concurrent=options.max_concurrent)
@@ -108,8 +108,8 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     limits = options.limits(plan)
     check_startable(plan, workdir, limits, options.address)
     tracker = BackgroundTracker(MlflowTracker(workdir, options.tracking_uri))
-    shown = ShownRecord(workdir, plan.study.name, options.tracking_uri)
-    if not shown.untouched():
+    shown = StoreRecord(workdir, plan.study.name, options.tracking_uri)
+    if not shown.is_current():
         tracker.check()
     if options.storage is not None:
         checked_uri(options.storage)

@@ -24,8 +24,8 @@ from orchestrator.state.ledger import Ledger, TrialRecord, study_lock
 from orchestrator.state.search import all_trials
 from orchestrator.study.load import load_study
 from orchestrator.tracking.base import FinalSnapshot, Status, StudyView
-from orchestrator.tracking.final_snapshot import kept_snapshots
 from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.records import load_snapshots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +92,19 @@ def sync_study(kept: PlanSnapshot, workdir: Path, tracker: MlflowTracker) -> Syn
             )
             for trial in begun
         ]
-        tracker.bring(
+        tracker.reconcile(
             StudyView(
                 plan=plan,
                 began=kept.began,
-                trials={view.place: view for view in views},
+                trials={view.key: view for view in views},
                 ends=tuple(_ends(kept, plan, ledger, workdir)),
                 report=report_folder(workdir, kept.study),
             )
         )
-    refused, waiting = dict(tracker.refused()), tracker.waiting()
-    if waiting is not None:
-        refused |= {f"trial {name}": waiting.reason for name in waiting.trials}
+    state = tracker.state()
+    refused = dict(state.refused)
+    if state.pending is not None:
+        refused |= {f"trial {name}": state.pending.reason for name in state.pending.trials}
     return SyncResult(study=kept.study, trials=len(views), address=tracker.address, refused=refused)
 
 
@@ -115,7 +116,7 @@ def _status(record: TrialRecord, trial: Trial) -> Status:
 
 def _ends(kept: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path) -> list[FinalSnapshot]:
     """Return how the study's runs ended; an interrupted last one is derived from its trials."""
-    ends = kept_snapshots(workdir, plan)
+    ends = load_snapshots(workdir, plan)
     if ends and ends[-1].time >= kept.time:
         return ends
     summary = summarise(plan, ledger, load_scores(plan, ledger, workdir))

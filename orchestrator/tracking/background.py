@@ -5,12 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.plan.plan import Plan
 from orchestrator.tracking.address import StoreUnavailable
-from orchestrator.tracking.base import ArmView, Status, StudyView, Tracker, TrialView, Waiting
+from orchestrator.tracking.base import (
+    ArmView,
+    PendingRuns,
+    Status,
+    StudyView,
+    Tracker,
+    TrackingState,
+    TrialView,
+)
 from orchestrator.tracking.projection import MlflowTracker
 
 _LOG = logging.getLogger(__name__)
@@ -49,57 +57,58 @@ class BackgroundTracker(Tracker):
         self._begin_within, self._patience = begin_within, patience
         self._first_pause, self._longest_pause = first_pause, longest_pause
         self._changed = threading.Condition()
-        self._shown: object = object()  # the view that was brought; None: the store was checked
-        self._trouble: Exception | None = None  # of what was asked last
-        self._asked = 0  # how often something was tried
-        self._since = 0  # how often it had been when what is awaited was wanted
-        self._busy = self._hurry = self._stopped = False
-        self._awaited = False  # whether somebody waits for an answer, and raises what is wrong
-        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self._version = 1  # of what the store is brought to; without a study, it is only checked
+        self._tried = self._shown = 0  # versions that were tried last, and successfully
+        self._error: Exception | None = None  # of the last try
+        self._awaited: int | None = None  # version whose error `confirm` raises
+        self._retry_now = self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
 
     def check(self) -> None:
-        """Find out whether the store can be used, before anything is made.
+        """Check whether the store can be used, before anything is created.
 
         Raises:
-            UserError: the store is not away but wrong: the address is to be mended.
+            UserError: the store can never be used: its address is to be corrected.
         """
         with self._changed:
-            self._expect()
+            self._awaited = self._version
             self._thread.start()
             self.confirm()
 
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
-        """Begin to show a study, or go on with more of it."""
+        """Start to show a study, or continue with another plan of it."""
         with self._changed:
             if self.study is None:
-                self._expect()
+                self._awaited = self._version + 1
             super().open(plan, done, began)
             if not self._thread.is_alive() and not self._stopped:
                 self._thread.start()
 
     def confirm(self) -> None:
-        """Wait a while for whether the store can be used at all.
+        """Wait for a while until the store is known to be usable or not.
 
         Raises:
-            UserError: the store is not away but wrong.
+            UserError: the store can never be used: its address is to be corrected.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._asked > self._since, self._begin_within):
+            awaited = self._awaited or 0
+            if not self._changed.wait_for(lambda: self._tried >= awaited, self._begin_within):
                 _LOG.warning(
                     "the MLflow store %s has not answered in %.0f s; the study goes on, and its "
                     "runs are shown when it does",
                     self.address,
                     self._begin_within,
                 )
-            self._awaited = False
-            if self._trouble is not None and _is_wrong(self._trouble):
+            self._awaited = None
+            if self._error is not None and not isinstance(self._error, StoreUnavailable):
                 self._stop()
-                raise self._trouble
+                raise self._error
 
-    def bring(self, study: StudyView) -> None:
-        """Let the thread bring the store to this, soon."""
+    def reconcile(self, study: StudyView) -> None:
+        """Have the thread bring the store up to date with a study's view."""
         with self._changed:
             self.study = study
+            self._version += 1
             self._changed.notify_all()
 
     def close(
@@ -109,86 +118,79 @@ class BackgroundTracker(Tracker):
         report: Path | None,
         ended: float | None = None,
     ) -> None:
-        """Show the end, and wait until everything is shown or the store is known to be away."""
+        """Show the end, and wait until all is shown or the store is known to be unavailable."""
         with self._changed:
-            self._hurry = True
+            self._retry_now = True
             super().close(arms, status, report, ended)
-            once_more, answers = self._asked + self._busy + 1, self._tracker.answers
-            due = time.monotonic() + self._patience
-            while not (self._stopped or self._shown is self.study) and time.monotonic() < due:
-                self._changed.wait(1.0)
-                if self._trouble is not None and self._asked >= once_more:
+            completed, deadline = -1, 0.0
+            while not self._stopped and self._shown < self._version:
+                if self._error is not None and self._tried == self._version:
                     break
-                if self._tracker.answers > answers:
-                    answers, due = self._tracker.answers, time.monotonic() + self._patience
+                if self._tracker.store.completed_requests > completed:
+                    completed = self._tracker.store.completed_requests
+                    deadline = time.monotonic() + self._patience
+                elif time.monotonic() >= deadline:
+                    break
+                self._changed.wait(1.0)
             self._stop()
 
-    def waiting(self) -> Waiting | None:
-        """Return what could not be shown."""
+    def state(self) -> TrackingState:
+        """Return what could not be shown, what the store rejects, and where the arms are."""
         with self._changed:
-            left_out = self._tracker.waiting()
-            if self.study is None or self._shown is self.study:
-                return left_out
-            away = f"the MLflow store {self.address} does not answer"
-            brought, names = dict(self._tracker.brought), dict[str, None]()
-            for place, view in self.study.trials.items():
-                if view.status != "RUNNING" and brought.get(place) is not view:
-                    names[view.trial.name] = None
-            if left_out is not None:
-                away, names = left_out.reason, {**dict.fromkeys(left_out.trials), **names}
-            return Waiting(reason=str(self._trouble or away), trials=tuple(names))
-
-    def refused(self) -> Mapping[str, str]:
-        """Return what the store rejects, and why."""
-        return self._tracker.refused()
-
-    def compare_address(self) -> str | None:
-        """Return MLflow's compare page of the arms; None where there is none yet."""
-        return None if self.waiting() is not None else self._tracker.compare_address()
-
-    def _expect(self) -> None:
-        """Have `confirm` raise what goes wrong from now on."""
-        self._since, self._awaited = self._asked + self._busy, True
+            study = self.study
+            if study is None or self._shown == self._version:
+                return self._tracker.state()
+            shown, failures = dict(self._tracker.shown), dict(self._tracker.failures)
+            missing = [
+                view.trial.name
+                for key, view in study.trials.items()
+                if view.status != "RUNNING" and shown.get(key) is not view
+            ]
+            silent = f"the MLflow store {self.address} does not answer"
+            reason = str(self._error or next(iter(failures.values()), silent))
+            pending = PendingRuns(reason=reason, trials=tuple(dict.fromkeys([*failures, *missing])))
+            refused = self._tracker.store.refused
+            return TrackingState(pending=pending, refused=refused, compare=None)
 
     def _stop(self) -> None:
         self._stopped = True
         self._changed.notify_all()
 
-    def _work(self) -> None:
-        """Show what is new, until it is stopped."""
+    def _run(self) -> None:
+        """Bring the store up to date with each new version, until it is stopped."""
         pause = self._first_pause
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopped or self._shown is not self.study, self._follow_every
+                    lambda: self._stopped or self._shown < self._version,
+                    None if self.study is None else self._follow_every,
                 )
                 if self._stopped:
                     return
-                study, before, self._busy = self.study, self._trouble, True
-            error = None
-            try:
-                if study is not None:
-                    self._tracker.bring(study)
-                elif self._shown is not None:
-                    self._tracker.check()
-            except Exception as raised:  # an error of the tracker must not end the study
-                error = raised
+                study, version, previous = self.study, self._version, self._error
+            error = self._try(study)
             with self._changed:
-                self._trouble, self._busy = error, False
-                self._asked += 1
+                self._tried, self._error = version, error
                 self._changed.notify_all()
                 if error is None:
-                    pause, self._shown = self._first_pause, study
+                    pause, self._shown = self._first_pause, version
                     continue
-                if before is None and not (self._awaited and _is_wrong(error)):
+                raised = self._awaited is not None and not isinstance(error, StoreUnavailable)
+                if previous is None and not raised:
                     _LOG.warning(
                         "%s; the study goes on, its runs are brought up to date later", error
                     )
-                self._changed.wait_for(lambda: self._stopped or self._hurry, pause)
-                self._hurry = False
+                self._changed.wait_for(lambda: self._stopped or self._retry_now, pause)
+                self._retry_now = False
                 pause = min(2 * pause, self._longest_pause)
 
-
-def _is_wrong(error: Exception) -> bool:
-    """Return whether an error is permanent."""
-    return not isinstance(error, StoreUnavailable)
+    def _try(self, study: StudyView | None) -> Exception | None:
+        """Bring the store up to date once, and return what went wrong."""
+        try:
+            if study is None:
+                self._tracker.store.check()
+            else:
+                self._tracker.reconcile(study)
+        except Exception as error:  # an error of the tracker must not end the study
+            return error
+        return None

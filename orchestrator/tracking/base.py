@@ -13,7 +13,7 @@ from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.utils.version import CodeVersion
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-Place = tuple[str, str]  # a trial's arm and fingerprint
+TrialKey = tuple[str, str]  # a trial's arm and fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class TrialView:
     ended: float | None = None  # of its last attempt
 
     @property
-    def place(self) -> Place:
-        """Its place in the study: arm and fingerprint."""
+    def key(self) -> TrialKey:
+        """Its key in the study: arm and fingerprint."""
         return self.trial.arm, self.trial.fingerprint
 
 
@@ -70,18 +70,27 @@ class StudyView:
 
     plan: Plan
     began: float | None = None  # of its first run, in seconds since 1970; None: now
-    trials: Mapping[Place, TrialView]
+    trials: Mapping[TrialKey, TrialView]
     ends: tuple[FinalSnapshot, ...] = ()  # ends of its runs, in order; empty: it is running
     report: Path | None = None  # folder of its report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """What a tracker could not show."""
+class PendingRuns:
+    """What a tracker could not show yet."""
 
     reason: str
     trials: tuple[str, ...]  # names of trials
     study: bool = True  # whether the study's own run is not shown either
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingState:
+    """What became of a study in a store."""
+
+    pending: PendingRuns | None  # None: everything is shown but for what is refused
+    refused: Mapping[str, str]  # what the store rejects, and why; everything else is shown
+    compare: str | None  # address of the page that compares the arms, if there is one
 
 
 class Tracker(ABC):
@@ -96,7 +105,7 @@ class Tracker(ABC):
 
     def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
         """Start to show a study, which began at `began`, or continue with another plan of it."""
-        self.bring(StudyView(plan=plan, began=began, trials={view.place: view for view in done}))
+        self.reconcile(StudyView(plan=plan, began=began, trials={view.key: view for view in done}))
 
     @abstractmethod
     def confirm(self) -> None:
@@ -109,8 +118,8 @@ class Tracker(ABC):
     def show(self, view: TrialView) -> None:
         """Show a trial as running, or as ended."""
         assert self.study is not None, "open() comes first"
-        trials = {**self.study.trials, view.place: view}
-        self.bring(replace(self.study, trials=trials))
+        trials = {**self.study.trials, view.key: view}
+        self.reconcile(replace(self.study, trials=trials))
 
     def close(
         self,
@@ -122,20 +131,12 @@ class Tracker(ABC):
         """Show the end of a run, at `ended` or now, with the report's folder."""
         assert self.study is not None, "open() comes first"
         end = FinalSnapshot(time=time.time(), status=status, ended=ended, arms=tuple(arms))
-        self.bring(replace(self.study, ends=(end,), report=report))
+        self.reconcile(replace(self.study, ends=(end,), report=report))
 
     @abstractmethod
-    def bring(self, study: StudyView) -> None:
+    def reconcile(self, study: StudyView) -> None:
         """Bring the store up to date with a study's view, whatever it has."""
 
     @abstractmethod
-    def waiting(self) -> Waiting | None:
-        """Return what could not be shown; None if everything is shown."""
-
-    @abstractmethod
-    def refused(self) -> Mapping[str, str]:
-        """Return what the store rejects, and why. Everything else is shown."""
-
-    @abstractmethod
-    def compare_address(self) -> str | None:
-        """Return the address of the page that compares the arms; None if there is none."""
+    def state(self) -> TrackingState:
+        """Return what could not be shown, what the store rejects, and where the arms are."""

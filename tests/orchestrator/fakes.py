@@ -35,7 +35,7 @@ from orchestrator.executors.base import (
 from orchestrator.jobs.attempt import Cause
 from orchestrator.jobs.stopping import Stop
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
+from orchestrator.tracking.base import ArmView, Status, TrackingState, TrialView
 
 
 def result_of(job: Job) -> TrialResult:
@@ -193,14 +193,8 @@ class FakeTracker:
     ) -> None:
         self.arms, self.status = arms, status
 
-    def refused(self) -> dict[str, str]:
-        return {}
-
     def confirm(self) -> None:
         pass
 
-    def waiting(self) -> Waiting | None:
-        return None
-
-    def compare_address(self) -> str | None:
-        return None
+    def state(self) -> TrackingState:
+        return TrackingState(pending=None, refused={}, compare=None)

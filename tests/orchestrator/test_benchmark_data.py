@@ -27,7 +27,7 @@ from orchestrator.run import Outcome, check_startable, run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
-from orchestrator.tracking.address import tracking_uri
+from orchestrator.tracking.address import resolve_uri
 from orchestrator.tracking.projection import MlflowTracker
 
 from ..chip_core.evaluation import made
@@ -110,7 +110,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     metrics = set(outcome.summary.metrics)
     assert {"select/shapes/chair_i", "amber/accuracy", "pope/random/accuracy"} <= metrics
 
-    client = MlflowClient(tracking_uri(workdir, None))
+    client = MlflowClient(resolve_uri(workdir, None))
     experiment = client.get_experiment_by_name(plan.study.name)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

@@ -128,7 +128,7 @@ def _imported(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path)
     for line in ("win: chip | 50.0 |", "tie | 27.8 |", "lose: dpo | 22.2 |", "judged | 90.0 |"):
         assert line in text
     assert "<h2>Human evaluation</h2>" in (report / "report.html").read_text()
-    store = MlflowStore(tracker.address, workdir)
+    store = MlflowStore(workdir)
     store.open("small")
     (run,) = [run for run in store.runs() if run.tags["chip.kind"] == "study"]
     lines = csv.DictReader(io.StringIO((report / "humans.csv").read_text()))

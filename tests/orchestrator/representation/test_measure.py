@@ -99,7 +99,7 @@ def test_a_study_in_one_picture(
         table = (folder / "representation.md").read_text()
         assert "| chip | 2 |" in table and "left out: dpo, seed 1." in table
 
-    store = MlflowStore(f"sqlite:///{workdir.resolve()}/mlflow.db", workdir)
+    store = MlflowStore(workdir)
     store.open("small")
     runs = {run.tags["mlflow.runName"]: run.metrics for run in store.runs()}
     auc = "representation/probe_auc"

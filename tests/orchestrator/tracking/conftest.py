@@ -14,7 +14,7 @@ import pytest
 
 from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.tracking.address import tracking_uri
+from orchestrator.tracking.address import resolve_uri
 from orchestrator.tracking.base import TrialView
 from orchestrator.tracking.projection import MlflowTracker
 from orchestrator.utils.version import code_version
@@ -111,7 +111,7 @@ class Shown:
     def __init__(self, workdir: Path, study: str = "small") -> None:
         from mlflow.tracking import MlflowClient
 
-        self.client = MlflowClient(tracking_uri(workdir, None))
+        self.client = MlflowClient(resolve_uri(workdir, None))
         self.experiment = self.client.get_experiment_by_name(study)
         assert self.experiment is not None, f"no experiment {study}"
         self.runs = list(self.client.search_runs([self.experiment.experiment_id]))

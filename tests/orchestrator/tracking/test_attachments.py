@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan.plan import Plan
-from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.attachments import StudyAttachment, attach_files
 from orchestrator.tracking.base import ArmView, TrialView
 from orchestrator.tracking.client import MlflowStore, Run
-from orchestrator.tracking.names import spelled
+from orchestrator.tracking.names import encode_name
 from orchestrator.tracking.projection import MlflowTracker
 
 STUDY = """
@@ -25,7 +24,7 @@ benchmarks: {report: [shapes]}
 
 
 def runs_of(workdir: Path) -> dict[str, Run]:
-    store = MlflowStore(tracking_uri(workdir, None), workdir)
+    store = MlflowStore(workdir)
     store.open("small")
     return {run.tags["mlflow.runName"]: run for run in store.runs()}
 
@@ -69,7 +68,7 @@ def test_figures_lie_with_what_they_are_of(
     )
     assert attach_files(workdir, None, "small", attached) is None
     after = runs_of(workdir)
-    name = spelled("human/shapes/chip, a vs dpo/win")
+    name = encode_name("human/shapes/chip, a vs dpo/win")
     assert after["small"].metrics[name] == 50.0
     assert after["small"].tags[f"chip.name.{name[-16:]}"] == "human/shapes/chip, a vs dpo/win"
     assert after[arm.name].metrics["representation/probe_auc"] == 0.9

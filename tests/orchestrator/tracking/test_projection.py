@@ -22,11 +22,11 @@ from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
-from orchestrator.tracking.address import StoreUnavailable, tracking_uri
+from orchestrator.tracking.address import StoreUnavailable, resolve_uri
 from orchestrator.tracking.background import BackgroundTracker
 from orchestrator.tracking.base import ArmView, FinalSnapshot, StudyView, TrialView
 from orchestrator.tracking.client import MlflowStore
-from orchestrator.tracking.projection import UI, MlflowTracker, pages_of
+from orchestrator.tracking.projection import UI, MlflowTracker, ui_address
 
 from ..fakes import FakeExecutor
 from .conftest import running
@@ -175,8 +175,8 @@ def test_a_curve_is_sent_as_it_grows(tracker, plan, attempt, finish, shown):
     assert len(shown().history(shown().trial(trial), "train/loss")) == 2
     with (folder / "curves.jsonl").open("a") as file:
         file.write('ures": {"loss": 3.0, "grad_norm": Infinity}}\n')
-    tracker.bring(tracker.study)
-    tracker.bring(tracker.study)
+    tracker.reconcile(tracker.study)
+    tracker.reconcile(tracker.study)
     run = shown().trial(trial)
     assert run.info.status == "RUNNING"
     assert [p.step for p in shown().history(run, "train/loss")] == [1, 2, 3]
@@ -450,7 +450,7 @@ def test_an_arms_verdict_is_a_tag_until_it_is_none_any_more(workdir, plan, shown
 def test_the_compare_page_names_the_arms_runs(tracker, plan, shown, workdir):
     tracker.open(plan, [])
     tracker.close(arm_views(plan), "FINISHED", None)
-    address = urlsplit(tracker.compare_address())
+    address = urlsplit(tracker.state().compare)
     assert f"{address.scheme}://{address.netloc}" == UI
     route, _, query = address.fragment.partition("?")
     asked = {key: json.loads(value) for key, (value,) in parse_qs(query).items()}
@@ -464,7 +464,7 @@ def test_the_compare_page_names_the_arms_runs(tracker, plan, shown, workdir):
 
 def test_one_arm_is_compared_with_nothing(tracker, plan_of):
     tracker.open(plan_of(STUDY.replace("[dpo, chip]", "[dpo]")), [])
-    assert tracker.compare_address() is None
+    assert tracker.state().compare is None
 
 
 def test_the_pages_are_where_ui_serves_them_or_the_server_is():
@@ -472,8 +472,8 @@ def test_the_pages_are_where_ui_serves_them_or_the_server_is():
 
     defaults = {option.name: option.default for option in ui.params}
     assert f"http://{defaults['host']}:{defaults['port']}" == UI
-    assert pages_of("https://me:secret@host:1234/sub/") == "https://host:1234/sub"
-    assert pages_of("sqlite:///x.db") == UI
+    assert ui_address("https://me:secret@host:1234/sub/") == "https://host:1234/sub"
+    assert ui_address("sqlite:///x.db") == UI
 
 
 def test_a_deleted_experiment_is_restored(workdir, tracker, plan, run_all, shown):
@@ -496,13 +496,13 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
         def refuse(*words: Any, **named: Any) -> None:
             raise ConnectionError("nobody there")
 
-        away.setattr(tracker._store._client, "log_batch", refuse)
+        away.setattr(tracker.store._client, "log_batch", refuse)
         view: TrialView = finish(trial)
         behind.show(running(trial, [view.folders[0]]))
         behind.show(view)
         _until(lambda: "nobody there" in caplog.text)
     behind.close(arm_views(plan), "FINISHED", None)
-    assert behind.waiting() is None
+    assert behind.state().pending is None
     run = shown().trial(trial)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"objective": "dpo", "seed": "0"}
@@ -516,7 +516,7 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
     behind = BackgroundTracker(tracker, first_pause=0.01)
     behind.open(plan, [])
     behind.confirm()
-    made = tracker._store._client.create_run
+    made = tracker.store._client.create_run
     lost = []
 
     def unanswered(*words: Any, **named: Any) -> Any:
@@ -526,7 +526,7 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
             raise TimeoutError("no answer")
         return run
 
-    monkeypatch.setattr(tracker._store._client, "create_run", unanswered)
+    monkeypatch.setattr(tracker.store._client, "create_run", unanswered)
     behind.show(finish(trial))
     behind.close(arm_views(plan), "FINISHED", None)
     seen = shown()
@@ -542,12 +542,12 @@ def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
     views = [finish(trial, began=1000.0, ended=1010.0 + n) for n, trial in enumerate(plan.trials)]
     end = FinalSnapshot(time=0.0, status="FINISHED", ended=1020.0, arms=tuple(arm_views(plan)))
     study = StudyView(
-        plan=plan, began=999.0, trials={view.place: view for view in views}, ends=(end,)
+        plan=plan, began=999.0, trials={view.key: view for view in views}, ends=(end,)
     )
     whole = tmp_path / "whole"
     whole.mkdir()
     shutil.copyfile(migrated, whole / "mlflow.db")
-    MlflowTracker(whole).bring(study)
+    MlflowTracker(whole).reconcile(study)
 
     unanswered: set[str] = set()
     for name in WRITES:
@@ -569,7 +569,7 @@ def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
     while True:  # each try is heard once more
         tries += 1
         try:
-            tracker.bring(study)
+            tracker.reconcile(study)
             break
         except StoreUnavailable:
             assert tries < 200
@@ -717,14 +717,14 @@ def test_an_old_schema_says_how_to_mend_it(workdir, plan):
 
 def test_where_runs_are_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking_uri(tmp_path, None) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_uri(tmp_path, None) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
-    assert tracking_uri(tmp_path, None) == "http://there"
-    assert tracking_uri(tmp_path, "http://here") == "http://here"
+    assert resolve_uri(tmp_path, None) == "http://there"
+    assert resolve_uri(tmp_path, "http://here") == "http://here"
 
 
 def test_a_password_is_not_shown():
-    address = MlflowStore("postgresql://me:secret@host/db").address
+    address = MlflowStore(Path(), "postgresql://me:secret@host/db").address
     assert address == "postgresql://me:***@host/db"
 
 

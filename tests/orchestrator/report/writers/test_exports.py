@@ -42,7 +42,7 @@ def tracked(
         [trial_view(trial, ledger, made.workdir, study, "FINISHED") for trial in made.plan.trials],
     )
     tracker.close(arm_views(report.summary), "FINISHED", made.folder)
-    store = MlflowStore(tracker.address, made.workdir)
+    store = MlflowStore(made.workdir)
     store.open(study)
     return made, {run.tags["mlflow.runName"]: run for run in store.runs()}
 
