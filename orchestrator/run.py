@@ -53,8 +53,9 @@ from orchestrator.state.ledger import ENGINES, Ledger, study_lock
 from orchestrator.state.search import failures_of, resolve_search
 from orchestrator.storage.binding import exclusive_lease, storage_of
 from orchestrator.study.limits import Limits
-from orchestrator.tracking.base import Status, Tracker, TrackingState
 from orchestrator.tracking.records import StoreRecord, save_snapshot
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import Status, TrackingState
 from orchestrator.utils.cluster_address import check_address
 
 Jobs = list[tuple[Job, Trial, int]]

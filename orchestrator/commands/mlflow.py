@@ -47,12 +47,12 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
     from orchestrator.report.writers.terminal import tracking_lines
     from orchestrator.runner.sync import find_snapshots, sync_study
     from orchestrator.tracking.attachments import reattach_files
-    from orchestrator.tracking.projection import MlflowTracker
+    from orchestrator.tracking.projection import MlflowProjection
 
     done, problems = [], []
     for kept in find_snapshots(workdir, studies):
         try:
-            found = sync_study(kept, workdir, MlflowTracker(workdir, tracking_uri))
+            found = sync_study(kept, workdir, MlflowProjection(workdir, tracking_uri))
             reattach_files(workdir, tracking_uri, kept.study)
         except UserError as error:
             problems.append(str(error))

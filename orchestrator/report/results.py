@@ -21,7 +21,7 @@ from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.notes import particulars
 from orchestrator.report.summary import ArmRow, Figure, Summary
 from orchestrator.report.writers.exports import as_json
-from orchestrator.tracking.base import ArmView, PendingRuns, Status
+from orchestrator.tracking.views import ArmView, PendingRuns, Status
 
 WIDTH = 80  # columns of the terminal that tables are made for
 _ARM = 16

@@ -45,12 +45,6 @@ def attach_files(
 
     Runs are only added to; none is created, ended or superseded.
 
-    Args:
-        workdir: the work directory.
-        uri: the tracking URI; None: the same as for a run of the study.
-        study: the study's name.
-        attachment: what to show.
-
     Returns:
         a message for the user if the study has no run or the store is unavailable; else None.
 

@@ -61,16 +61,18 @@ class Point:
     step: int = 0
 
 
-@dataclass(kw_only=True)
 class Run:
     """A run in the store, updated with every write."""
 
-    id: str
-    status: str
-    started: int  # milliseconds since 1970
-    tags: dict[str, str]
-    params: dict[str, str]
-    latest: dict[str, Any]  # last value of each metric, with its step and timestamp
+    def __init__(self, run: Any) -> None:
+        """Copy a run of MLflow's."""
+        self.id: str = run.info.run_id
+        self.status: str = run.info.status
+        self.started: int = run.info.start_time  # milliseconds since 1970
+        self.tags: dict[str, str] = dict(run.data.tags)
+        self.params: dict[str, str] = dict(run.data.params)
+        #: last value of each metric, with its step and timestamp
+        self.latest = {metric.key: metric for metric in run.data.to_proto().metrics}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -142,11 +144,11 @@ class MlflowStore:
 
     def runs(self) -> list[Run]:
         """Return every active run of the experiment."""
-        runs, token = [], None
+        runs, token = list[Run](), None
         with self._request() as client:
             while token != "":
                 page = client.search_runs([self.experiment], max_results=1000, page_token=token)
-                runs += [_to_run(run) for run in page]
+                runs += map(Run, page)
                 token = page.token or ""
         return runs
 
@@ -155,10 +157,10 @@ class MlflowStore:
         start = None if began is None else _to_milliseconds(began)
         try:
             with self._request() as client:
-                return _to_run(client.create_run(self.experiment, start, _encode_tags(tags)))
+                return Run(client.create_run(self.experiment, start, _encode_tags(tags)))
         except StoreRefused:  # maybe because of a tag, which is then left out
             with self._request() as client:
-                run = _to_run(client.create_run(self.experiment, start))
+                run = Run(client.create_run(self.experiment, start))
         self.describe_run(run, tags)
         return run
 
@@ -260,13 +262,7 @@ class MlflowStore:
         self.completed_requests += 1
 
     def _log(self, run: Run, kind: str, entities: Iterable[Any]) -> None:
-        """Log metrics, params or tags, key by key if the store rejects them together.
-
-        Args:
-            run: the run that gets them.
-            kind: "metrics", "params" or "tags".
-            entities: MLflow's entities of that kind.
-        """
+        """Log "metrics", "params" or "tags", key by key if the store rejects them together."""
         noun = kind.removesuffix("s")
         allowed = (e for e in entities if (run.id, f"{noun} {e.key}") not in self._refused_entities)
         for batch in _batches(allowed, _MAX_ENTITIES[kind]):
@@ -371,14 +367,3 @@ def _batches(entities: Iterable[Any], max_entities: int) -> Iterator[list[Any]]:
 
 def _to_milliseconds(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def _to_run(run: Any) -> Run:
-    return Run(
-        id=run.info.run_id,
-        status=run.info.status,
-        started=run.info.start_time,
-        tags=dict(run.data.tags),
-        params=dict(run.data.params),
-        latest={metric.key: metric for metric in run.data.to_proto().metrics},
-    )

@@ -19,16 +19,6 @@ from urllib.parse import quote, urlsplit
 from orchestrator.plan.plan import BASE, Plan
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_server
 from orchestrator.tracking.artifacts import read_curve, stage_artifacts
-from orchestrator.tracking.base import (
-    ArmView,
-    FinalSnapshot,
-    PendingRuns,
-    StudyView,
-    Tracker,
-    TrackingState,
-    TrialKey,
-    TrialView,
-)
 from orchestrator.tracking.client import NAME, MlflowStore, Point, Run, encode_metrics
 from orchestrator.tracking.names import TAG, encode_name
 from orchestrator.tracking.runs import (
@@ -42,6 +32,15 @@ from orchestrator.tracking.runs import (
     arm_slot,
     run_specs,
     slot_of,
+)
+from orchestrator.tracking.views import (
+    ArmView,
+    FinalSnapshot,
+    PendingRuns,
+    StudyView,
+    TrackingState,
+    TrialKey,
+    TrialView,
 )
 from orchestrator.utils.version import CodeVersion
 
@@ -58,23 +57,23 @@ _MAX_COMPARED = 50  # arms in one address
 _LOG = logging.getLogger(__name__)
 
 
-class MlflowTracker(Tracker):
-    """Brings the runs of a study in MLflow up to date with its view."""
+class MlflowProjection:
+    """Brings the runs of a study in MLflow up to date with its view.
+
+    Every (arm, seed) has one active run, whatever happened before, and showing the same twice has
+    no effect. Runs that an earlier driver left RUNNING are continued or ended.
+    """
 
     def __init__(self, workdir: Path, uri: str | None = None) -> None:
         self.store = MlflowStore(workdir, uri)
-        self.address = self.store.address
         self._plan: Plan | None = None  # whose runs were matched; None: match again
         self._specs: dict[Slot, RunSpec] = {}
         self._runs: dict[Slot, Run] = {}
         self._trial_specs: dict[TrialKey, RunSpec] = {}
         self._began: float | None = None  # when the study did
-        self.shown: dict[TrialKey, TrialView] = {}
+        self._shown: dict[TrialKey, TrialView] = {}
         self._curve_ends: defaultdict[tuple[str, Path], int] = defaultdict(int)  # run, folder
-        self.failures: dict[str, str] = {}  # trials that could not be shown, and why
-
-    def confirm(self) -> None:
-        """Return at once: `open` has waited for the store."""
+        self._failures: dict[str, str] = {}  # trials that could not be shown, and why
 
     def reconcile(self, study: StudyView) -> None:
         """Bring MLflow up to date with a study's view, whatever it has.
@@ -85,14 +84,13 @@ class MlflowTracker(Tracker):
         Raises:
             UserError: the store cannot be used.
         """
-        self.study = study
         matched, self._plan = self._plan, None
         if matched is not study.plan:
             self._open_study(study)
         for key, view in study.trials.items():
-            if self.shown.get(key) is not view:
+            if self._shown.get(key) is not view:
                 self._show_trial(view)
-                self.shown[key] = view
+                self._shown[key] = view
             elif view.status == "RUNNING":
                 self._log_curves(self._trial_run(view), view)
         for end in study.ends[:-1]:
@@ -101,12 +99,25 @@ class MlflowTracker(Tracker):
             self._close_study(end, study.report)
         self._plan = study.plan
 
-    def state(self) -> TrackingState:
-        """Return what could not be shown, what MLflow rejects, and where it compares the arms."""
+    def state(
+        self, study: StudyView | None = None, error: Exception | None = None
+    ) -> TrackingState:
+        """Return what could not be shown, what MLflow rejects, and where it compares the arms.
+
+        Args:
+            study: a view that is not reconciled; None: the last one was.
+            error: why it is not; None: the store does not answer.
+        """
+        failures, shown = dict(self._failures), dict(self._shown)  # another thread may change them
+        silent = f"the MLflow store {self.store.address} does not answer"
+        reason = str(error or next(iter(failures.values()), silent))
+        if study is not None:
+            ended = ((k, view) for k, view in study.trials.items() if view.status != "RUNNING")
+            failures |= {view.trial.name: "" for k, view in ended if shown.get(k) is not view}
         pending = None
-        if self.failures:
-            reason = next(iter(self.failures.values()))
-            pending = PendingRuns(reason=reason, trials=tuple(self.failures), study=False)
+        if failures or study is not None:
+            trials = tuple(failures)
+            pending = PendingRuns(reason=reason, trials=trials, study=study is not None)
         compare = self._compare_address() if pending is None else None
         return TrackingState(pending=pending, refused=self.store.refused, compare=compare)
 
@@ -130,7 +141,7 @@ class MlflowTracker(Tracker):
         }
         self._began = study.began
         self._match_runs()
-        self.shown.clear()
+        self._shown.clear()
         executed = [view for view in study.trials.values() if view.reused_from is None]
         if coded := [view for view in executed if view.code is not None]:
             last = max(coded, key=lambda view: view.ended or 0.0)
@@ -171,11 +182,11 @@ class MlflowTracker(Tracker):
         except StoreUnavailable:
             raise
         except Exception as error:  # other trials are still shown
-            if str(error) not in self.failures.values():
+            if str(error) not in self._failures.values():
                 _LOG.warning("%s; the study goes on, and the rest of it is shown", error)
-            self.failures[name] = str(error)
+            self._failures[name] = str(error)
         else:
-            self.failures.pop(name, None)
+            self._failures.pop(name, None)
 
     def _update_trial(self, view: TrialView) -> None:
         """Bring a trial's run up to date. The status is set last and marks the run as complete."""
@@ -282,13 +293,9 @@ class MlflowTracker(Tracker):
 def delete_runs(
     workdir: Path, uri: str | None, study: str, fingerprints: Collection[str] | None
 ) -> int:
-    """Delete the runs of removed trials, or of a study. MLflow restores them until `mlflow gc`.
+    """Delete the runs of removed trials of a study; without fingerprints, all and the experiment.
 
-    Args:
-        workdir: the work directory.
-        uri: the tracking URI; None: the same as for a run.
-        study: name of the study.
-        fingerprints: trials whose runs are deleted; None: all runs and the experiment.
+    MLflow's pages can restore them until `mlflow gc`.
 
     Returns:
         the number of deleted runs.

@@ -20,8 +20,8 @@ from chip_core.utils.files import (
 from orchestrator.plan.plan import Plan
 from orchestrator.storage.download import artifacts_of
 from orchestrator.tracking.address import resolve_uri, sqlite_file, workdir_uri
-from orchestrator.tracking.base import ArmView, FinalSnapshot, Status, TrackingState
 from orchestrator.tracking.runs import arm_fingerprints, arm_key
+from orchestrator.tracking.views import ArmView, FinalSnapshot, Status, TrackingState
 
 
 def save_snapshot(
@@ -106,11 +106,7 @@ class StoreRecord:
         return bool(self._current())
 
     def load(self, digest: str) -> TrackingState | None:
-        """Return the store's state after the same was shown; None if it must be queried.
-
-        Args:
-            digest: a hash of what is to be shown.
-        """
+        """Return the store's state after what has this hash was shown; None if it has changed."""
         record = self._current()
         if record.get("mark") != digest:
             return None
@@ -118,7 +114,7 @@ class StoreRecord:
         return TrackingState(pending=None, refused=refused, compare=compare)
 
     def save(self, digest: str, state: TrackingState) -> None:
-        """Record that everything with this hash was shown, and the state of the store."""
+        """Record that what has this hash was shown, and the state of the store."""
         if files := self._measure_files():
             shown = {"compare": state.compare, "refused": state.refused}
             record = {"mark": digest, "state": files, **shown}

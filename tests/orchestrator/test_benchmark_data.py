@@ -28,10 +28,9 @@ from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
 from orchestrator.tracking.address import resolve_uri
-from orchestrator.tracking.projection import MlflowTracker
 
 from ..chip_core.evaluation import made
-from .fakes import FakeExecutor, FakeTracker
+from .fakes import FakeExecutor, FakeTracker, InlineTracker
 
 STUDY = """
 study: scored
@@ -75,7 +74,7 @@ def run(plan: Plan, workdir: Path) -> Outcome:
         plan,
         workdir=workdir,
         executor=InlineExecutor,
-        tracker=MlflowTracker(workdir, None),
+        tracker=InlineTracker(workdir, None),
         console=Console(quiet=True),
     )
 

@@ -23,10 +23,10 @@ from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import resolve_search
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
-from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import PendingRuns, TrackingState, TrialView
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.projection import MlflowProjection
 from orchestrator.tracking.records import StoreRecord
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import PendingRuns, TrackingState, TrialView
 
 from .conftest import STUDY
 from .fakes import FakeExecutor, FakeTracker
@@ -296,7 +296,7 @@ def test_commands_import_what_they_use(
         plan,
         workdir=workdir,
         executor=FakeExecutor,
-        tracker=BackgroundTracker(MlflowTracker(workdir)),
+        tracker=Tracker(MlflowProjection(workdir)),
         console=Console(quiet=True),
         shown=StoreRecord(workdir, "small", None),
     )

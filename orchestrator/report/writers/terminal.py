@@ -15,7 +15,7 @@ from rich.text import Text
 from orchestrator.report.formatting import counted
 from orchestrator.report.results import Grid, Outcome, Results
 from orchestrator.tracking.address import redact_uri
-from orchestrator.tracking.base import PendingRuns
+from orchestrator.tracking.views import PendingRuns
 
 
 def report_lines(results: Results, files: Sequence[Path]) -> Iterator[RenderableType]:

@@ -21,9 +21,9 @@ from orchestrator.human_eval.sheet import sheet_page
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.tracking.client import MlflowStore
-from orchestrator.tracking.projection import MlflowTracker
 
 from ...browser import Browser, browser, needs_browser, wait_for
+from ..fakes import InlineTracker
 
 pytestmark = [pytest.mark.e2e, needs_browser]
 
@@ -113,7 +113,7 @@ def test_forty_items_filled_in_saved_and_imported(
 
 def _imported(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path) -> None:
     """Import with the command; the figures stand in the report, in its CSV and in MLflow."""
-    tracker = MlflowTracker(workdir)
+    tracker = InlineTracker(workdir)
     tracker.open(plan, [])
     tracker.close([], "FINISHED", None)
     keys = workdir / "studies" / "small" / "human-keys"

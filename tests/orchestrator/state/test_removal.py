@@ -18,10 +18,10 @@ from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger, study_lock
 from orchestrator.state.removal import plan_removal, remove
 from orchestrator.tracking.client import MlflowStore
-from orchestrator.tracking.projection import MlflowTracker, delete_runs
+from orchestrator.tracking.projection import delete_runs
 
 from ..conftest import STUDY
-from ..fakes import FakeExecutor, FakeTracker
+from ..fakes import FakeExecutor, FakeTracker, InlineTracker
 
 PlanOf = Callable[..., Plan]
 
@@ -183,7 +183,7 @@ def test_mlflow_forgets_a_trial_or_all(
 ) -> None:
     plan = plan_of(STUDY.replace("[dpo, chip]", "[dpo]").replace("[0, 1]", "[0]"))
     executor = FakeExecutor()
-    tracker = MlflowTracker(with_store(tmp_path))
+    tracker = InlineTracker(with_store(tmp_path))
     run_study(
         plan,
         workdir=tmp_path,

@@ -9,10 +9,11 @@ import pytest
 
 from orchestrator.plan.plan import Plan
 from orchestrator.tracking.attachments import StudyAttachment, attach_files
-from orchestrator.tracking.base import ArmView, TrialView
 from orchestrator.tracking.client import MlflowStore, Run
 from orchestrator.tracking.names import encode_name
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.views import ArmView, TrialView
+
+from ..fakes import InlineTracker
 
 STUDY = """
 study: small
@@ -29,7 +30,7 @@ def runs_of(workdir: Path) -> dict[str, Run]:
     return {run.tags["mlflow.runName"]: run for run in store.runs()}
 
 
-def close(tracker: MlflowTracker, plan: Plan, metric: str) -> None:
+def close(tracker: InlineTracker, plan: Plan, metric: str) -> None:
     arms = [ArmView(arm=arm, figures={metric: 1.0}, status="FINISHED") for arm in plan.arms]
     tracker.close(arms, "FINISHED", None)
 
@@ -51,7 +52,7 @@ def plan(plan_of: Callable[..., Plan]) -> Plan:
 
 
 def test_figures_lie_with_what_they_are_of(
-    plan: Plan, tracker: MlflowTracker, workdir: Path, attempt: Callable[..., Path], tmp_path: Path
+    plan: Plan, tracker: InlineTracker, workdir: Path, attempt: Callable[..., Path], tmp_path: Path
 ) -> None:
     arm = plan.arms[1]
     trial = arm.trials[0]
@@ -80,7 +81,7 @@ def test_figures_lie_with_what_they_are_of(
     assert told.read_text() == "told"
 
     # A later run of the study leaves them where they are; it makes no new run of the arm.
-    again = MlflowTracker(workdir, None)
+    again = InlineTracker(workdir, None)
     again.open(plan, [])
     close(again, plan, "shapes/chair_i")
     assert runs_of(workdir)[arm.name].id == after[arm.name].id

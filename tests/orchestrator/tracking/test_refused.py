@@ -15,12 +15,12 @@ from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.terminal import tracking_lines
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable
-from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import ArmView, PendingRuns
 from orchestrator.tracking.client import MlflowStore, Point
 from orchestrator.tracking.names import RUN, encode_name
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import ArmView, PendingRuns
 
+from ..fakes import InlineTracker
 from .conftest import running
 
 STUDY = """
@@ -52,7 +52,7 @@ def arm_views(plan: Plan, figures: dict[str, float]) -> list[ArmView]:
 
 
 def refusing(
-    tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch, *keys: str
+    tracker: InlineTracker, monkeypatch: pytest.MonkeyPatch, *keys: str
 ) -> list[dict[str, Any]]:
     """Let a store refuse requests in which a key is, as a server does whose rules are narrower."""
     client = tracker.store._client
@@ -88,7 +88,7 @@ def test_all_of_a_study_with_odd_names_is_shown(tracker, plan, finish, shown, wo
         assert run.data.params[encode_name(FACTOR)] == "λ=1 / γ"
     assert tracker.state().refused == {}
     before = [(run.info.run_id, run.data.tags, run.data.metrics) for run in seen.runs]
-    again = MlflowTracker(workdir, None)
+    again = InlineTracker(workdir, None)
     again.open(plan, [view])
     again.close(arm_views(plan, ODD), "FINISHED", None)
     assert sorted(before) == sorted(
@@ -124,7 +124,8 @@ def test_one_metric_that_is_refused_stops_nothing(
     tracker, plan, finish, shown, monkeypatch, caplog
 ):
     trial, other = plan.arms[0].trials
-    behind = BackgroundTracker(tracker, first_pause=0.01)
+    behind = Tracker(tracker)
+    behind.first_pause = 0.01
     behind.open(plan, [])
     behind.confirm()
     asked = refusing(tracker, monkeypatch, "lab/bad", "train/grad_norm")
@@ -223,7 +224,8 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
         original(self, run, points)
 
     monkeypatch.setattr(MlflowStore, "log_points", failing)
-    behind = BackgroundTracker(tracker, first_pause=0.01)
+    behind = Tracker(tracker)
+    behind.first_pause = 0.01
     behind.open(plan, [])
     behind.confirm()
     behind.show(one)
@@ -240,7 +242,7 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     assert line == "the store says no; the study goes on, and the rest of it is shown"
 
     monkeypatch.setattr(MlflowStore, "log_points", original)
-    again = MlflowTracker(workdir)
+    again = InlineTracker(workdir)
     again.open(plan, [one, other])
     assert again.state().pending is None
     assert shown().trial(one.trial).data.metrics["m"] == 0.0

@@ -1,11 +1,9 @@
-"""Define what a tracker shows of a study's runs. The ledger is authoritative."""
+"""Define what MLflow is to show of a study's runs. The ledger is authoritative."""
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ TrialKey = tuple[str, str]  # a trial's arm and fingerprint
 
 @dataclass(frozen=True, kw_only=True)
 class TrialView:
-    """What a tracker shows of a trial that runs or has ended."""
+    """What is shown of a trial that runs or has ended."""
 
     trial: Trial
     status: Status
@@ -66,7 +64,7 @@ class FinalSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyView:
-    """All that a tracker shows of a study."""
+    """All that is shown of a study."""
 
     plan: Plan
     began: float | None = None  # of its first run, in seconds since 1970; None: now
@@ -77,7 +75,7 @@ class StudyView:
 
 @dataclass(frozen=True, kw_only=True)
 class PendingRuns:
-    """What a tracker could not show yet."""
+    """What could not be shown yet."""
 
     reason: str
     trials: tuple[str, ...]  # names of trials
@@ -91,52 +89,3 @@ class TrackingState:
     pending: PendingRuns | None  # None: everything is shown but for what is refused
     refused: Mapping[str, str]  # what the store rejects, and why; everything else is shown
     compare: str | None  # address of the page that compares the arms, if there is one
-
-
-class Tracker(ABC):
-    """Brings a store's runs of a study up to date with its view.
-
-    Every (arm, seed) has one active run, whatever happened before, and showing the same twice has
-    no effect. Runs that an earlier driver left RUNNING are continued or ended.
-    """
-
-    address: str  # the tracking URI, without a password
-    study: StudyView | None = None  # the current view
-
-    def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
-        """Start to show a study, which began at `began`, or continue with another plan of it."""
-        self.reconcile(StudyView(plan=plan, began=began, trials={view.key: view for view in done}))
-
-    @abstractmethod
-    def confirm(self) -> None:
-        """Wait for a while until what `open` began is there.
-
-        Raises:
-            UserError: the store can never be used: its address is to be mended.
-        """
-
-    def show(self, view: TrialView) -> None:
-        """Show a trial as running, or as ended."""
-        assert self.study is not None, "open() comes first"
-        trials = {**self.study.trials, view.key: view}
-        self.reconcile(replace(self.study, trials=trials))
-
-    def close(
-        self,
-        arms: Sequence[ArmView],
-        status: Status,
-        report: Path | None,
-        ended: float | None = None,
-    ) -> None:
-        """Show the end of a run, at `ended` or now, with the report's folder."""
-        assert self.study is not None, "open() comes first"
-        end = FinalSnapshot(time=time.time(), status=status, ended=ended, arms=tuple(arms))
-        self.reconcile(replace(self.study, ends=(end,), report=report))
-
-    @abstractmethod
-    def reconcile(self, study: StudyView) -> None:
-        """Bring the store up to date with a study's view, whatever it has."""
-
-    @abstractmethod
-    def state(self) -> TrackingState:
-        """Return what could not be shown, what the store rejects, and where the arms are."""
