@@ -8,9 +8,10 @@ import socket
 import sqlite3
 import stat
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -20,7 +21,7 @@ from chip_core.utils.files import is_full
 _CONNECT_SECONDS = 5.0
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 #: Default ports of network stores.
-_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_PORTS = {"https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 #: Error messages of databases that are busy, full or unreachable, which may be temporary.
 _TRANSIENT_ERRORS = (
     "is locked", "table is locked", "disk is full", "disk i/o error", "no space left",
@@ -91,6 +92,12 @@ def redact_text(text: str, uri: str) -> str:
 
 def _secret_spans(uri: str) -> Iterator[tuple[int, int]]:
     return (match.span(1) for pattern in _SECRETS for match in pattern.finditer(uri))
+
+
+def server_address(uri: str) -> str:
+    """Return a server's address without user, password and query."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
 
 def is_server(uri: str) -> bool:
@@ -171,12 +178,16 @@ def check_connection(uri: str) -> None:
         engine = create_engine(uri, poolclass=NullPool)  # imports the driver
     if file is not None:
         _check_file(file, created_folder=Path(uri.removeprefix("sqlite:///")).parent)
-        return
-    if scheme in _PORTS and parts.hostname and scheme not in urllib.request.getproxies():
-        address = parts.hostname, parts.port or _PORTS[scheme]
-        socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
-    if scheme in _DATABASES:
-        engine.connect().close()
+    elif scheme == "http":  # with TLS, only MLflow knows the trusted certificates
+        with suppress(urllib.error.HTTPError):  # it answers
+            health = f"{server_address(uri)}/health"
+            urllib.request.urlopen(health, timeout=_CONNECT_SECONDS).close()
+    elif scheme in _PORTS:
+        if parts.hostname and scheme not in urllib.request.getproxies():
+            address = parts.hostname, parts.port or _PORTS[scheme]
+            socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
+        if scheme in _DATABASES:
+            engine.connect().close()
 
 
 def _check_file(file: Path, *, created_folder: Path) -> None:

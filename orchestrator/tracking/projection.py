@@ -14,10 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from orchestrator.plan.plan import BASE, Plan
-from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_server
+from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_server, server_address
 from orchestrator.tracking.artifacts import read_curve, stage_artifacts
 from orchestrator.tracking.client import NAME, MlflowStore, Point, Run, encode_metrics
 from orchestrator.tracking.names import TAG, encode_name
@@ -128,7 +128,7 @@ class MlflowProjection:
             return None
         ids = quote(json.dumps(arms, separators=(",", ":")), safe=",")
         experiment = quote(json.dumps([self.store.experiment]))
-        pages = ui_address(self.store.uri)
+        pages = server_address(self.store.uri) if is_server(self.store.uri) else UI
         return f"{pages}/#/compare-runs?runs={ids}&experiments={experiment}"
 
     def _open_study(self, study: StudyView) -> None:
@@ -312,14 +312,6 @@ def delete_runs(
         runs = [run for run in trials if run.tags.get(FINGERPRINT) in fingerprints]
     store.delete_runs(runs, experiment=fingerprints is None)
     return len(runs)
-
-
-def ui_address(uri: str) -> str:
-    """Return the address of a store's pages without user and password; for a database, `UI`."""
-    if not is_server(uri):
-        return UI
-    server = urlsplit(uri)
-    return f"{server.scheme}://{server.netloc.rpartition('@')[2]}{server.path}".rstrip("/")
 
 
 def _precedence(run: Run) -> tuple[bool, bool, int, str]:

@@ -22,9 +22,9 @@ from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
-from orchestrator.tracking.address import StoreUnavailable, resolve_uri
-from orchestrator.tracking.client import MlflowStore
-from orchestrator.tracking.projection import UI, MlflowProjection, ui_address
+from orchestrator.tracking.address import StoreUnavailable, resolve_uri, server_address
+from orchestrator.tracking.client import MlflowStore, Point
+from orchestrator.tracking.projection import UI, MlflowProjection
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.views import ArmView, FinalSnapshot, StudyView, TrialView
 
@@ -158,6 +158,20 @@ def test_what_checkpoints_came_to_is_shown_by_step(tracker, plan, finish, shown)
     points = seen.history(seen.trial(trial), f"checkpoint/{name}")
     assert [(p.step, p.value, p.timestamp) for p in points] == [(2, 5.0, 2_000_000),
                                                                (4, 3.0, 2_000_000)]  # fmt: skip
+
+
+def test_checkpoints_that_are_half_there_are_completed(tracker, plan, finish, shown):
+    trial = plan.arms[0].trials[0]
+    name = "select/shapes/chair_i"
+    view = finish(trial, checkpoints={0: {name: 7.0}, 2: {name: 5.0}, 4: {name: 3.0}}, ended=2000.0)
+    tracker.open(plan, [])
+    tracker.show(running(trial, view.folders))
+    [run] = [run for run in tracker.store.runs() if run.tags["chip.kind"] == "trial"]
+    half = [Point(figures={f"checkpoint/{name}": 7.0}, time=2000.0)]
+    tracker.store.log_points(run, half)
+    tracker.show(view)
+    points = shown().history(shown().trial(trial), f"checkpoint/{name}")
+    assert [(p.step, p.value) for p in points] == [(0, 7.0), (2, 5.0), (4, 3.0)]
 
 
 def test_artifacts_lie_in_the_work_directory(tracker, plan, run_all, workdir):
@@ -472,8 +486,7 @@ def test_the_pages_are_where_ui_serves_them_or_the_server_is():
 
     defaults = {option.name: option.default for option in ui.params}
     assert f"http://{defaults['host']}:{defaults['port']}" == UI
-    assert ui_address("https://me:secret@host:1234/sub/") == "https://host:1234/sub"
-    assert ui_address("sqlite:///x.db") == UI
+    assert server_address("https://me:secret@host:1234/sub/") == "https://host:1234/sub"
 
 
 def test_a_deleted_experiment_is_restored(workdir, tracker, plan, run_all, shown):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,32 @@ def test_a_curve_of_long_names_goes_in_requests_that_are_small_enough(workdir, m
     assert len(sizes) == 2
     assert max(sizes) < 1_000_000
     assert [len(store._client.get_metric_history(run.id, n)) for n in names[:2]] == [50] * 2
+
+
+def test_a_curves_true_names_are_there_although_they_were_lost_once(
+    tracker, plan, attempt, shown, monkeypatch
+):
+    trial = plan.arms[0].trials[0]
+    folder = attempt(trial, steps=1)
+    point = {"step": 2, "time": 1002.0, "figures": {"right@1": 1.0}}
+    with (folder / "curves.jsonl").open("a") as file:
+        file.write(json.dumps(point) + "\n")
+    tracker.open(plan, [])
+    with monkeypatch.context() as lost:
+        original = tracker.store._client.log_batch
+
+        def log_batch(run_id: str, tags: Any = (), **entities: Any) -> None:
+            if any(tag.value == "train/right@1" for tag in tags):
+                raise ConnectionError("no answer")
+            original(run_id, tags=tags, **entities)
+
+        lost.setattr(tracker.store._client, "log_batch", log_batch)
+        with pytest.raises(StoreUnavailable):
+            tracker.show(running(trial, [folder]))
+    tracker.show(running(trial, [folder]))
+    name = encode_name("train/right@1")
+    data = shown().trial(trial).data
+    assert (data.metrics[name], data.tags[f"chip.name.{name[-16:]}"]) == (1.0, "train/right@1")
 
 
 def test_a_run_name_is_no_longer_than_its_column(tracker, plan, finish, shown):

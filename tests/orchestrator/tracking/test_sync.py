@@ -130,7 +130,7 @@ def test_a_study_that_was_stopped_is_shown_as_stopped(
 
 def test_a_study_without_a_server_is_whole_after_sync(plan: Plan, workdir: Path) -> None:
     tracker = run(plan, workdir, NOWHERE)
-    waiting = tracker.waiting()
+    waiting = tracker.state().pending
     assert waiting is not None
     assert sorted(waiting.trials) == sorted(["base", *(trial.name for trial in plan.trials[1:])])
     sync(workdir, None)
