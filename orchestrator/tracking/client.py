@@ -175,12 +175,10 @@ class MlflowStore:
 
         tags, params = tags or {}, params or {}
         texts = {key: value for key, value in tags.items() if value is not None}
-        new_tags = _encode_tags({**texts, **_true_names(params)})
-        self._log(run, "tags", (RunTag(k, v) for k, v in new_tags.items() if run.tags.get(k) != v))
-        new_params = {encode_name(k): encode_name(v, PARAM) for k, v in params.items()}
-        self._log(
-            run, "params", (Param(k, v) for k, v in new_params.items() if k not in run.params)
-        )
+        new_tags = _encode_tags({**texts, **_true_names(params)}).items()
+        new_params = {encode_name(k): encode_name(v, PARAM) for k, v in params.items()}.items()
+        self._log(run, "tags", (RunTag(k, v) for k, v in new_tags if run.tags.get(k) != v))
+        self._log(run, "params", (Param(k, v) for k, v in new_params if k not in run.params))
         for key in run.tags.keys() & {encode_name(key) for key in tags.keys() - texts.keys()}:
             with self._request() as client:
                 client.delete_tag(run.id, key)

@@ -160,7 +160,7 @@ class MlflowProjection:
             match = next(filter(spec.matches, candidates), None)
             if match is not None:
                 self._runs[slot] = match
-                tags = {**self._tags(spec), _SUPERSEDED_BY: None}
+                tags = {**self._spec_tags(spec), _SUPERSEDED_BY: None}
                 self.store.describe_run(match, tags, spec.params)
             elif slot[0] in ("study", "arm"):
                 self._create_run(spec)
@@ -190,8 +190,8 @@ class MlflowProjection:
 
     def _update_trial(self, view: TrialView) -> None:
         """Bring a trial's run up to date. The status is set last and marks the run as complete."""
-        run, tags, figures = self._trial_run(view), _tags(view), _figures(view)
-        if run.status == view.status != "RUNNING" and _has(run, tags, figures):
+        run, tags, figures = self._trial_run(view), _trial_tags(view), _trial_figures(view)
+        if run.status == view.status != "RUNNING" and _is_up_to_date(run, tags, figures):
             if view.status != "FINISHED":  # its driver may have died before the last points
                 self._log_curves(run, view)
             return
@@ -220,7 +220,7 @@ class MlflowProjection:
         """Show the arms' aggregates at the end of an earlier run, if they are missing."""
         since = int((end.ended or 0.0) * 1000)
         for view in end.arms:
-            latest = _own_metrics(self._runs[arm_slot(view.arm)])
+            latest = _aggregate_metrics(self._runs[arm_slot(view.arm)])
             if all(metric.timestamp < since for metric in latest.values()):
                 self._show_arm(view, end.ended)
 
@@ -243,7 +243,7 @@ class MlflowProjection:
         """Bring an arm's run up to date with its aggregates."""
         slot = arm_slot(view.arm)
         run, spec = self._runs[slot], self._specs[slot]
-        if not _own_metrics(run).keys() <= encode_metrics(view.figures).keys():
+        if not _aggregate_metrics(run).keys() <= encode_metrics(view.figures).keys():
             former, run = run, self._create_run(spec)  # a metric cannot be deleted
             for child, child_spec in self._specs.items():
                 if child_spec.parent == slot and child in self._runs:
@@ -258,12 +258,14 @@ class MlflowProjection:
 
     def _create_run(self, spec: RunSpec, began: float | None = None) -> Run:
         """Create a run of the plan, which began at `began` or with the study."""
-        run = self.store.create_run(self._tags(spec), self._began if spec.trial is None else began)
+        run = self.store.create_run(
+            self._spec_tags(spec), self._began if spec.trial is None else began
+        )
         self._runs[spec.slot] = run
         self.store.describe_run(run, params=spec.params)
         return run
 
-    def _tags(self, spec: RunSpec) -> dict[str, str]:
+    def _spec_tags(self, spec: RunSpec) -> dict[str, str]:
         return spec.tags("" if spec.parent is None else self._runs[spec.parent].id)
 
     def _supersede_run(self, run: Run, successor: str | None) -> None:
@@ -320,12 +322,12 @@ def _precedence(run: Run) -> tuple[bool, bool, int, str]:
     return superseded, run.status != "FINISHED", run.started, run.id
 
 
-def _own_metrics(run: Run) -> dict[str, Any]:
+def _aggregate_metrics(run: Run) -> dict[str, Any]:
     """Return an arm's latest metrics without attached ones."""
     return {key: last for key, last in run.latest.items() if not key.startswith(ATTACHED)}
 
 
-def _figures(view: TrialView) -> dict[str, float]:
+def _trial_figures(view: TrialView) -> dict[str, float]:
     if view.status == "RUNNING":
         return {}
     if view.reused_from is not None:
@@ -335,7 +337,7 @@ def _figures(view: TrialView) -> dict[str, float]:
     return {**view.metrics, **timing, **data}
 
 
-def _tags(view: TrialView) -> dict[str, str | None]:
+def _trial_tags(view: TrialView) -> dict[str, str | None]:
     code = _code_tags(view.code) if view.reused_from is None else {}
     outcome = {
         "chip.reason": view.reason,
@@ -372,7 +374,7 @@ def _table_tag(paths: Sequence[str]) -> str | None:
     return json.dumps(tables) if tables else None
 
 
-def _has(run: Run, tags: Mapping[str, str | None], figures: Mapping[str, float]) -> bool:
+def _is_up_to_date(run: Run, tags: Mapping[str, str | None], figures: Mapping[str, float]) -> bool:
     """Return whether a run has all of these."""
     return encode_metrics(figures).items() <= run.metrics.items() and all(
         run.tags.get(encode_name(name)) == (None if value is None else encode_name(value, TAG))
