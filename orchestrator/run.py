@@ -53,9 +53,9 @@ from orchestrator.state.ledger import ENGINES, Ledger, study_lock
 from orchestrator.state.search import failures_of, resolve_search
 from orchestrator.storage.binding import exclusive_lease, storage_of
 from orchestrator.study.limits import Limits
-from orchestrator.tracking.base import Status, Tracker
-from orchestrator.tracking.final_snapshot import keep_snapshot
-from orchestrator.tracking.shown_state import ShownRecord, ShownState
+from orchestrator.tracking.records import StoreRecord, save_snapshot
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import Status, TrackingState
 from orchestrator.utils.cluster_address import check_address
 
 Jobs = list[tuple[Job, Trial, int]]
@@ -107,7 +107,7 @@ class StudyRun:
     tracker: Tracker
     console: Console
     #: record of what the tracker's store was shown last; None: the store is always queried
-    shown: ShownRecord | None = None
+    shown: StoreRecord | None = None
     #: the part of the plan within a budget, which is run; the report covers the whole plan
     trimmed: Trimmed | None = None
     #: stop request, made by Ctrl-C and SIGTERM while trials run, and checked by the executor
@@ -171,11 +171,11 @@ class StudyRun:
         self._recorder = Recorder(plan, ledger, workdir, self.tracker, self.stop, kept.began)
         return jobs
 
-    def _shown_before(self, there: WrittenReport | None) -> ShownState | None:
+    def _shown_before(self, there: WrittenReport | None) -> TrackingState | None:
         """Return what the tracker was shown, where report and store need nothing anew."""
         if there is None or self.shown is None or lost_figures(self.plan, self._ledger):
             return None
-        return self.shown.shown(_shown_mark(there, failures_of(self.plan)))
+        return self.shown.load(_shown_mark(there, failures_of(self.plan)))
 
     def _run_jobs(self, jobs: Jobs, left: ExitStack) -> tuple[bool, str | None]:
         """Run all phases; return whether the user interrupted them, and the limit they stopped at.
@@ -279,14 +279,13 @@ class StudyRun:
         if failed or interrupted or limit:
             status = "KILLED" if interrupted or limit else "FAILED"
         arms, ended = arm_views(summary), last_ended(plan, ledger)
-        keep_snapshot(self.workdir, plan.study.name, arms, status, ended, since=self._planned_at)
+        save_snapshot(self.workdir, plan.study.name, arms, status, ended, since=self._planned_at)
         tracker.close(arms, status, self._folder, ended)
-        waiting, refused, compare = tracker.waiting(), tracker.refused(), tracker.compare_address()
-        complete = waiting is None and not interrupted and limit is None
+        tracked = tracker.state()
+        complete = tracked.pending is None and not interrupted and limit is None
         ended_well = complete and failed == failures_of(plan)
         if self.shown is not None and made is not None and made.mark is not None and ended_well:
-            state = ShownState(compare=compare, refused=refused)
-            self.shown.keep(_shown_mark(made, failed), state)
+            self.shown.save(_shown_mark(made, failed), tracked)
         return Outcome(
             results=results_of(summary) if made is None else made.results,
             summarised=partial(_given, summary),
@@ -295,10 +294,10 @@ class StudyRun:
             interrupted=interrupted,
             limit=limit,
             report=[] if made is None else list(made.files),
-            compare=compare,
+            compare=tracked.compare,
             held_back=self.stop.why,
-            waiting=waiting,
-            refused=refused,
+            waiting=tracked.pending,
+            refused=tracked.refused,
         )
 
     def _report(self, there: WrittenReport | None) -> WrittenReport | None:
@@ -312,7 +311,7 @@ class StudyRun:
 
 
 def _nothing_anew(
-    plan: Plan, ledger: Ledger, storage: Path, made: WrittenReport, shown: ShownState
+    plan: Plan, ledger: Ledger, storage: Path, made: WrittenReport, shown: TrackingState
 ) -> Outcome:
     """Return the outcome of a run without anything to run, write or show."""
     return Outcome(

@@ -91,9 +91,9 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     from orchestrator.run import check_rows, check_startable, run_study
     from orchestrator.storage.binding import bind_storage
     from orchestrator.storage.remote import checked_uri
-    from orchestrator.tracking.background import BackgroundTracker
-    from orchestrator.tracking.projection import MlflowTracker
-    from orchestrator.tracking.shown_state import ShownRecord
+    from orchestrator.tracking.projection import MlflowProjection
+    from orchestrator.tracking.records import StoreRecord
+    from orchestrator.tracking.tracker import Tracker
 
     options = _RunOptions(**{name: given.pop(name) for name in _RunOptions.__annotations__})
     _check_inline(options.executor, address=options.address, max_concurrent=options.max_concurrent)
@@ -107,9 +107,9 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     plan = _startable_plan(study, workdir, options, given)
     limits = options.limits(plan)
     check_startable(plan, workdir, limits, options.address)
-    tracker = BackgroundTracker(MlflowTracker(workdir, options.tracking_uri))
-    shown = ShownRecord(workdir, plan.study.name, options.tracking_uri)
-    if not shown.untouched():
+    tracker = Tracker(MlflowProjection(workdir, options.tracking_uri))
+    shown = StoreRecord(workdir, plan.study.name, options.tracking_uri)
+    if not shown.is_current():
         tracker.check()
     if options.storage is not None:
         checked_uri(options.storage)

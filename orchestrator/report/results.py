@@ -21,7 +21,7 @@ from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.notes import particulars
 from orchestrator.report.summary import ArmRow, Figure, Summary
 from orchestrator.report.writers.exports import as_json
-from orchestrator.tracking.base import ArmView, Status, Waiting
+from orchestrator.tracking.views import ArmView, PendingRuns, Status
 
 WIDTH = 80  # columns of the terminal that tables are made for
 _ARM = 16
@@ -90,7 +90,7 @@ class Outcome:
     report: Sequence[Path]
     compare: str | None = None  # address of MLflow's comparison of the arms
     held_back: str | None = None  # why no further trial was started
-    waiting: Waiting | None = None  # what is not yet in MLflow
+    waiting: PendingRuns | None = None  # what is not yet in MLflow
     refused: Mapping[str, str] = field(default_factory=dict)  # what MLflow rejects, and why
 
     @cached_property

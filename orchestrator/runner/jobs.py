@@ -27,7 +27,7 @@ from orchestrator.state.ledger import Ledger, TrialRecord, answers_of
 from orchestrator.state.search import SearchTrial, resolve_search
 from orchestrator.storage.binding import storage_of
 from orchestrator.storage.download import fetch_trials
-from orchestrator.tracking.base import Status, TrialView
+from orchestrator.tracking.views import Status, TrialView
 
 #: Reason of an attempt whose driver did not record its end.
 UNSEEN = "the driver of its study ended before it did"

@@ -27,11 +27,10 @@ from orchestrator.run import Outcome, check_startable, run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
-from orchestrator.tracking.address import tracking_uri
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.address import resolve_uri
 
 from ..chip_core.evaluation import made
-from .fakes import FakeExecutor, FakeTracker
+from .fakes import FakeExecutor, FakeTracker, InlineTracker
 
 STUDY = """
 study: scored
@@ -75,7 +74,7 @@ def run(plan: Plan, workdir: Path) -> Outcome:
         plan,
         workdir=workdir,
         executor=InlineExecutor,
-        tracker=MlflowTracker(workdir, None),
+        tracker=InlineTracker(workdir, None),
         console=Console(quiet=True),
     )
 
@@ -110,7 +109,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     metrics = set(outcome.summary.metrics)
     assert {"select/shapes/chair_i", "amber/accuracy", "pope/random/accuracy"} <= metrics
 
-    client = MlflowClient(tracking_uri(workdir, None))
+    client = MlflowClient(resolve_uri(workdir, None))
     experiment = client.get_experiment_by_name(plan.study.name)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

@@ -23,10 +23,10 @@ from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import resolve_search
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
-from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import TrialView, Waiting
-from orchestrator.tracking.projection import MlflowTracker
-from orchestrator.tracking.shown_state import ShownRecord
+from orchestrator.tracking.projection import MlflowProjection
+from orchestrator.tracking.records import StoreRecord
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import PendingRuns, TrackingState, TrialView
 
 from .conftest import STUDY
 from .fakes import FakeExecutor, FakeTracker
@@ -68,7 +68,7 @@ def run(
         executor=executor,
         tracker=tracker,
         console=Console(quiet=True),
-        shown=ShownRecord(workdir, plan.study.name, uri),
+        shown=StoreRecord(workdir, plan.study.name, uri),
     )
     return outcome, tracker
 
@@ -275,8 +275,9 @@ def test_what_waits_is_never_told_as_tracked(plan_of: PlanOf, tmp_path: Path) ->
     workdir = tmp_path / "runs"
 
     class Away(FileTracker):
-        def waiting(self) -> Waiting | None:
-            return Waiting(reason="away", trials=("base",))
+        def state(self) -> TrackingState:
+            pending = PendingRuns(reason="away", trials=("base",))
+            return replace(super().state(), pending=pending)
 
     first, _ = run(plan_of(), workdir, tracker=Away(workdir / "mlflow.db"))
     assert first.waiting is not None
@@ -295,9 +296,9 @@ def test_commands_import_what_they_use(
         plan,
         workdir=workdir,
         executor=FakeExecutor,
-        tracker=BackgroundTracker(MlflowTracker(workdir)),
+        tracker=Tracker(MlflowProjection(workdir)),
         console=Console(quiet=True),
-        shown=ShownRecord(workdir, "small", None),
+        shown=StoreRecord(workdir, "small", None),
     )
     before = times(workdir)
     script = (

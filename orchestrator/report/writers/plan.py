@@ -31,7 +31,7 @@ from orchestrator.state.integrity import ledger_of
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
 from orchestrator.study.design import layout_notes
-from orchestrator.tracking.names import EXPERIMENT, RUN, respelled
+from orchestrator.tracking.names import EXPERIMENT, RUN, encode_invalid
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -418,10 +418,10 @@ def mlflow_names(plan: Plan) -> dict[str, str]:
     params = dict.fromkeys(name for arm in plan.arms for name in (*arm.params, *arm.tuned))
     runs = [*(arm.name for arm in plan.arms), *(trial.name for trial in plan.trials)]
     return {
-        **respelled(study_metrics(plan)),
-        **respelled(params),
-        **respelled(runs, RUN),
-        **respelled([plan.study.name], EXPERIMENT),
+        **encode_invalid(study_metrics(plan)),
+        **encode_invalid(params),
+        **encode_invalid(runs, RUN),
+        **encode_invalid([plan.study.name], EXPERIMENT),
     }
 
 

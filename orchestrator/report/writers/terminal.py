@@ -14,8 +14,8 @@ from rich.text import Text
 
 from orchestrator.report.formatting import counted
 from orchestrator.report.results import Grid, Outcome, Results
-from orchestrator.tracking.address import shown_address
-from orchestrator.tracking.base import Waiting
+from orchestrator.tracking.address import redact_uri
+from orchestrator.tracking.views import PendingRuns
 
 
 def report_lines(results: Results, files: Sequence[Path]) -> Iterator[RenderableType]:
@@ -97,7 +97,7 @@ def same_command(given: Sequence[str] | None) -> str:
     """Return the given command, which also continues the run, without secrets in addresses."""
     if given is None:
         return "the same command"
-    return shlex.join(["chip-ablate", *(shown_address(word) for word in given)])
+    return shlex.join(["chip-ablate", *(redact_uri(word) for word in given)])
 
 
 def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
@@ -106,12 +106,12 @@ def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
     if workdir != _WORKDIR:
         words += ["--workdir", str(workdir)]
     if tracking_uri is not None:
-        words += ["--tracking-uri", shown_address(tracking_uri)]
+        words += ["--tracking-uri", redact_uri(tracking_uri)]
     return shlex.join(words)
 
 
 def tracking_lines(
-    waiting: Waiting | None, sync: str, refused: Mapping[str, str] | None = None
+    waiting: PendingRuns | None, sync: str, refused: Mapping[str, str] | None = None
 ) -> list[str]:
     """Return whether everything is tracked, else what is not, why, and the command to send it."""
     never = _never(refused) if refused else None
@@ -136,7 +136,7 @@ def _never(refused: Mapping[str, str]) -> str:
     )
 
 
-def untracked_json(waiting: Waiting | None, sync: str) -> dict[str, Any] | None:
+def untracked_json(waiting: PendingRuns | None, sync: str) -> dict[str, Any] | None:
     """Return what is not yet tracked as plain data; None if everything is."""
     if waiting is None:
         return None

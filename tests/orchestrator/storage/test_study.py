@@ -34,10 +34,9 @@ from orchestrator.storage.reference_cache import CACHE
 from orchestrator.storage.remote import Remote
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
-from orchestrator.tracking.projection import MlflowTracker
 
 from ..conftest import SHORT, TINY
-from ..fakes import FakeTracker
+from ..fakes import FakeTracker, InlineTracker
 from .conftest import BUCKET
 
 Run = Callable[..., Outcome]
@@ -109,7 +108,7 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv(NODE_CACHE, str(folder / "one"))
-        tracker = MlflowTracker(
+        tracker = InlineTracker(
             with_store(folder / "work")
         )  # before the storage is settled, as the command
         outcome = run(folder / "work", uri, tracker=tracker)

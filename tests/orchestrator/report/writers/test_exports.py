@@ -13,8 +13,8 @@ from orchestrator.report.writers.files import write_report
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.ledger import Ledger
 from orchestrator.tracking.client import MlflowStore, Run
-from orchestrator.tracking.projection import MlflowTracker
 
+from ...fakes import InlineTracker
 from ..conftest import GOALS, STUDY, Finished
 from ..reread import read_csv, read_tables
 
@@ -35,14 +35,14 @@ def tracked(
     made = finished(STUDY.replace("goal: minimize}", "smallest_difference: 4}"))
     report = made.report()
     write_report(report, made.folder)
-    tracker = MlflowTracker(with_store(made.workdir))
+    tracker = InlineTracker(with_store(made.workdir))
     ledger, study = Ledger(made.workdir), made.plan.study.name
     tracker.open(
         made.plan,
         [trial_view(trial, ledger, made.workdir, study, "FINISHED") for trial in made.plan.trials],
     )
     tracker.close(arm_views(report.summary), "FINISHED", made.folder)
-    store = MlflowStore(tracker.address, made.workdir)
+    store = MlflowStore(made.workdir)
     store.open(study)
     return made, {run.tags["mlflow.runName"]: run for run in store.runs()}
 
