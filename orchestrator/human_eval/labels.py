@@ -32,7 +32,7 @@ from orchestrator.human_eval.judge import (
 )
 from orchestrator.human_eval.pairs import find_arm, find_benchmark_settings, read_trial_answers
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.report.units import shown, shown_scale
+from orchestrator.report.units import shown_unit_scale, to_shown_unit
 from orchestrator.state.ledger import Ledger
 
 LABELS_KIND = "labels"
@@ -205,14 +205,14 @@ def labels_to_json(figures: LabelFigures) -> dict[str, Any]:
     """Return figures as plain data, in the unit in which the metric is shown."""
     info = figures.judge.info
     is_share = info.unit in ("percent", "fraction")
-    scale = 100.0 if is_share else shown_scale(info)
+    scale = 100.0 if is_share else shown_unit_scale(info)
     return {
         "kind": LABELS_KIND,
         "export": figures.export,
         "study": figures.study,
         "benchmark": figures.judge.benchmark,
         "metric": figures.judge.metric,
-        "unit": shown(info).unit,
+        "unit": to_shown_unit(info).unit,
         "goal": info.goal,
         "baseline": figures.baseline,
         "trials": dict(figures.trials),

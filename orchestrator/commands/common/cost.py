@@ -191,20 +191,20 @@ def _power(plan: Plan, ledger: Ledger, storage: Path, request: CostRequest) -> P
     """Return the power of seeds on the primary metric; None if unknown."""
     from orchestrator.cost.power import from_assumptions, from_runs
     from orchestrator.cost.workload import questions_of
-    from orchestrator.report.formatting import points_text
+    from orchestrator.report.formatting import format_difference_unit
     from orchestrator.report.outcomes import load_scores
-    from orchestrator.report.sections.power import testable
-    from orchestrator.report.summary import study_metrics, summarise
+    from orchestrator.report.sections.power import testable_comparisons
+    from orchestrator.report.summary import build_summary, study_metrics
 
     primary = plan.study.primary
     if primary is None or len(plan.compared) < 2:
         return None
     info = study_metrics(plan)[primary.metric]
-    unit, seeds = points_text(info), len(plan.study.seeds)
+    unit, seeds = format_difference_unit(info), len(plan.study.seeds)
     done = [trial for trial in plan.trials if ledger[trial.fingerprint].evaluations]
     if len(done) > len(plan.arms):  # else no arm has two seeds
-        summary = summarise(plan, ledger, load_scores(plan, ledger, storage))
-        found = [contrast for _, contrast in testable(summary, primary.metric)]
+        summary = build_summary(plan, ledger, load_scores(plan, ledger, storage))
+        found = [contrast for _, contrast in testable_comparisons(summary, primary.metric)]
         if found:
             trials = sum(not trial.untrained for trial in done)
             return from_runs(primary.metric, unit, seeds, found, trials)

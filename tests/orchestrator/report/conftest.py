@@ -16,7 +16,7 @@ from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.build import Report, make_report
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.summary import Summary, build_summary
 from orchestrator.state.ledger import Ledger
 
 STUDY = """
@@ -63,7 +63,9 @@ class Finished:
 
     @property
     def summary(self) -> Summary:
-        return summarise(self.plan, self.ledger, load_scores(self.plan, self.ledger, self.workdir))
+        return build_summary(
+            self.plan, self.ledger, load_scores(self.plan, self.ledger, self.workdir)
+        )
 
     @property
     def folder(self) -> Path:

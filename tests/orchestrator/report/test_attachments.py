@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from chip_core.utils.files import write_json
-from orchestrator.report.attachments import HUMANS, find_attachments
+from orchestrator.report.attachments import HUMANS_FOLDER, find_attachments
 from orchestrator.report.sections.human import human_metrics
 from orchestrator.report.sections.representation import representation_blocks
 from orchestrator.report.writers.files import write_report
-from orchestrator.report.writers.html import page
-from orchestrator.report.writers.latex import latex
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.writers.html import render_page
+from orchestrator.report.writers.latex import render_latex
+from orchestrator.report.writers.markdown import render_markdown
 
 from .conftest import Finished
 
@@ -89,7 +89,7 @@ def made(finished: Run) -> Finished:
     (study.folder / "figures").mkdir(parents=True)
     (study.folder / "figures/representation.png").write_bytes(PNG)
     write_json(study.folder / "representation.json", represented(study))
-    write_json(study.folder / HUMANS / "shapes-01234567.json", judged(study))
+    write_json(study.folder / HUMANS_FOLDER / "shapes-01234567.json", judged(study))
     return study
 
 
@@ -100,7 +100,7 @@ def table_rows(text: str, first: str) -> list[list[str]]:
 
 
 def test_markdown_has_both_with_their_figures(made: Finished) -> None:
-    text = markdown(made.report())
+    text = render_markdown(made.report())
     part = text.split("## Representation\n")[1].split("\n## ")[0]
     (row,) = table_rows(part, "chip, frozen")
     assert row == ["chip, frozen", "2", *(f"{k}.500 ([{k}.400, {k}.600])" for k in range(6))]
@@ -119,11 +119,11 @@ def test_markdown_has_both_with_their_figures(made: Finished) -> None:
 
 def test_page_and_latex_have_both_too(made: Finished) -> None:
     report = made.report()
-    text = page(report)
+    text = render_page(report)
     for name, title in (("representation", "Representation"), ("humans", "Human evaluation")):
         assert f'<a href="#{name}">{title}</a>' in text and f'<section id="{name}">' in text
     assert "50.0" in text.split('id="humans"')[1].split("</section>")[0]
-    written = latex(report)
+    written = render_latex(report)
     assert r"\section*{Human evaluation}" in written and r"\section*{Representation}" in written
     assert r"\includegraphics" in written.split(r"\section*{Representation}")[1]
     assert r"Krippendorff's $\alpha$ (nominal) = 0.61" in written
@@ -155,19 +155,19 @@ def test_csv_has_the_trackers_names_and_figures(made: Finished) -> None:
 def test_figures_of_other_trainings_are_told(made: Finished) -> None:
     found = judged(made)
     found["trials"]["chip, frozen, seed 1"] = "f" * 64
-    write_json(made.folder / HUMANS / "shapes-01234567.json", found)
-    text = markdown(made.report())
+    write_json(made.folder / HUMANS_FOLDER / "shapes-01234567.json", found)
+    text = render_markdown(made.report())
     said = "Made of other trainings than this report's (chip, frozen, seed 1)"
     assert text.count(said) == 1 and said in text.split("## Human evaluation")[1]
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"arms": ["a", "b"], "benchmark": "x"}'])
 def test_a_broken_file_is_told_and_fails_nothing(made: Finished, broken: str) -> None:
-    (made.folder / HUMANS / "shapes-01234567.json").write_text(broken)
+    (made.folder / HUMANS_FOLDER / "shapes-01234567.json").write_text(broken)
     (made.folder / "representation.json").write_text(broken)
     found = find_attachments(made.folder, made.plan)
     assert "humans.csv" not in found.tables and "representation.csv" not in found.tables
-    text = markdown(made.report())
+    text = render_markdown(made.report())
     assert "representation.json is of another version or broken" in text
     assert "shapes-01234567.json is of another version or broken" in text
 
@@ -185,5 +185,5 @@ def test_a_name_that_looks_like_markup_is_text(made: Finished) -> None:
     assert json.dumps(found)  # plain data
     write_json(made.folder / "representation.json", found)
     report = made.report()
-    assert "<script" not in page(report) and "<script" not in markdown(report)
+    assert "<script" not in render_page(report) and "<script" not in render_markdown(report)
     assert picture.name == "representation" and len(table.rows) == 2

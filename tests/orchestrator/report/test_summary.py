@@ -51,9 +51,9 @@ def test_trials_of_cells_that_are_gone_are_counted(
     finished: Run, plan_of: Callable[..., Plan]
 ) -> None:
     made = finished()
-    assert made.summary.gone == 0
+    assert made.summary.former_trials == 0
     made.plan = plan_of(STUDY.replace("[dpo, chip]", "[dpo, cmdpo]"))
-    assert made.summary.gone == 6  # chip's two cells, three seeds each
+    assert made.summary.former_trials == 6  # chip's two cells, three seeds each
 
 
 def test_an_undefined_figure_is_missing_and_not_0(finished: Run) -> None:

@@ -14,10 +14,10 @@ from chip_core.evaluation.task import MetricInfo
 from chip_core.results import Evaluation, TrialResult
 from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Trial
-from orchestrator.report.results import arm_views
-from orchestrator.report.units import shown, shown_scale
-from orchestrator.report.writers.exports import arms_csv, as_json, values_csv
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.results import build_arm_views
+from orchestrator.report.units import shown_unit_scale, to_shown_unit
+from orchestrator.report.writers.exports import arms_csv, summary_to_json, values_csv
+from orchestrator.report.writers.markdown import render_markdown
 from orchestrator.report.writers.plan import trial_table
 
 from .conftest import Finished
@@ -68,10 +68,13 @@ def made(finished: Callable[..., Finished], plan_of: Callable[..., object]) -> F
 
 def test_which_units_are_shown_otherwise() -> None:
     fraction = MetricInfo(unit="fraction", goal="minimize")
-    assert (shown(fraction), shown_scale(fraction)) == (replace(fraction, unit="percent"), 100.0)
+    assert (to_shown_unit(fraction), shown_unit_scale(fraction)) == (
+        replace(fraction, unit="percent"),
+        100.0,
+    )
     for unit in ("percent", "points", "words"):
         info = MetricInfo(unit=unit, goal="maximize")
-        assert (shown(info), shown_scale(info)) == (info, 1.0)
+        assert (to_shown_unit(info), shown_unit_scale(info)) == (info, 1.0)
 
 
 def test_a_fraction_is_in_percent_in_every_output(made: Finished) -> None:
@@ -94,16 +97,16 @@ def test_a_fraction_is_in_percent_in_every_output(made: Finished) -> None:
         float(line["value"]) for line in values
         if line["metric"] == ACCURACY and line["arm"] == "chip"
     ] == pytest.approx([80, 90])  # fmt: skip
-    text = markdown(made.report())
+    text = render_markdown(made.report())
     assert "| chip | 2 | 85.00 ± 7.07 | +20.00 |" in text.replace("**", "")
     assert "difference (points)" in text and f"{ACCURACY} % ↑" in text
-    found = json.loads(json.dumps(as_json(summary)))
+    found = json.loads(json.dumps(summary_to_json(summary)))
     assert found["arms"][2]["figures"][ACCURACY]["values"] == pytest.approx({"0": 80, "1": 90})
 
 
 def test_the_tracker_keeps_the_scorers_unit_and_differences_in_points(made: Finished) -> None:
     """A trial's own figure is the official one; its arm's mean stands beside it in charts."""
-    view = next(view for view in arm_views(made.summary) if view.arm.name == "chip")
+    view = next(view for view in build_arm_views(made.summary) if view.arm.name == "chip")
     trials = [made.ledger[trial.fingerprint].metrics(trial) for trial in view.arm.trials]
     assert [metrics[ACCURACY] for metrics in trials] == [0.8, 0.9]
     assert view.figures[ACCURACY] == pytest.approx(0.85)

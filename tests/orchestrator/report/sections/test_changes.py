@@ -10,7 +10,7 @@ import pytest
 from orchestrator.plan.plan import Trial
 from orchestrator.report.layout import ChangedItems
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.sections.changes import EACH_WAY, largest_changes
+from orchestrator.report.sections.changes import ITEMS_PER_DIRECTION, largest_changes
 
 from ..conftest import Finished
 
@@ -61,7 +61,9 @@ def test_a_few_each_way(finished: Run) -> None:
         return (item % 3 if trial.arm == ARM else 1.0), 3.0
 
     found = changes(finished(score=many))[ARM]
-    assert [change.better for change in found.items] == [True] * EACH_WAY + [False] * EACH_WAY
+    assert [change.better for change in found.items] == [True] * ITEMS_PER_DIRECTION + [
+        False
+    ] * ITEMS_PER_DIRECTION
 
 
 def test_a_unit_that_is_no_question_is_not_shown(finished: Run) -> None:

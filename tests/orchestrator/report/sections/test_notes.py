@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.report.sections.notes import notes
-from orchestrator.report.writers.latex import bare_table
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.sections.notes import build_notes
+from orchestrator.report.writers.latex import render_first_table
+from orchestrator.report.writers.markdown import render_markdown
 
 from ..conftest import STUDY, Finished, noisy
 
@@ -15,7 +15,7 @@ Run = Callable[..., Finished]
 
 
 def said(made: Finished) -> str:
-    return "\n".join(notes(made.summary))
+    return "\n".join(build_notes(made.summary))
 
 
 def test_what_every_report_says(finished: Run) -> None:
@@ -99,9 +99,9 @@ def test_the_arms_table_has_its_footnotes(finished: Run, blank_figures: None) ->
     assert f"evaluation report/shapes {mark}; behaviour number " in hashes
     # four arms of three seeds and the untrained model
     assert missing == "Not there, 1 of 13 trials: chip, trained, seed 2 (missing)."
-    first = markdown(report).split("## Arms against the baseline")[1].split("\n## ")[0]
+    first = render_markdown(report).split("## Arms against the baseline")[1].split("\n## ")[0]
     assert counts in first and missing in first
-    assert f"% {counts}" in bare_table(report)
+    assert f"% {counts}" in render_first_table(report)
 
 
 def test_without_a_declared_metric_the_footnotes_count_seeds(
@@ -111,7 +111,7 @@ def test_without_a_declared_metric_the_footnotes_count_seeds(
     report = finished(text).report()
     assert report.footnotes[0] == "n: 3 seeds an arm (0, 1, 2)."
     assert len(report.footnotes) == 2
-    assert report.footnotes[0] in markdown(report).split("## All figures")[1]
+    assert report.footnotes[0] in render_markdown(report).split("## All figures")[1]
 
 
 def test_who_answered_and_what_was_cut(finished: Run) -> None:

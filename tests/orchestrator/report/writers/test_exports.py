@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report.results import arm_views
+from orchestrator.report.results import build_arm_views
 from orchestrator.report.writers.files import write_report
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.ledger import Ledger
@@ -41,7 +41,7 @@ def tracked(
         made.plan,
         [trial_view(trial, ledger, made.workdir, study, "FINISHED") for trial in made.plan.trials],
     )
-    tracker.close(arm_views(report.summary), "FINISHED", made.folder)
+    tracker.close(build_arm_views(report.summary), "FINISHED", made.folder)
     store = MlflowStore(tracker.address, made.workdir)
     store.open(study)
     return made, {run.tags["mlflow.runName"]: run for run in store.runs()}
