@@ -22,7 +22,7 @@ from chip_core.evaluation.readiness import problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import make_private, write_json
 from orchestrator.cost import trimmed_trials
-from orchestrator.cost.budget import Trimmed
+from orchestrator.cost.budget import TrimmedPlan
 from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import reason_of
 from orchestrator.jobs.stopping import Stop
@@ -109,7 +109,7 @@ class StudyRun:
     #: record of what the tracker's store was shown last; None: the store is always queried
     shown: ShownRecord | None = None
     #: the part of the plan within a budget, which is run; the report covers the whole plan
-    trimmed: Trimmed | None = None
+    trimmed: TrimmedPlan | None = None
     #: stop request, made by Ctrl-C and SIGTERM while trials run, and checked by the executor
     stop: Stop = field(default_factory=Stop)
     #: limits at which the run stops

@@ -24,7 +24,7 @@ from orchestrator.executors import EXECUTORS, make_executor
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.cost.budget import Trimmed
+    from orchestrator.cost.budget import TrimmedPlan
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.plan.plan import Plan
     from orchestrator.report.results import RunOutcome
@@ -198,7 +198,7 @@ def _startable_plan(
 
 def _print_plan(
     plan: Plan, workdir: Path, console: Console, request: CostRequest, *, always: bool
-) -> Trimmed | None:
+) -> TrimmedPlan | None:
     """Print what will run, and what it costs if that was requested or has a budget.
 
     Returns:
@@ -253,7 +253,7 @@ def plan(
     """Show what would run, what is done, which cells are one trial, and what it will cost."""
     from rich.console import Console
 
-    from orchestrator.cost.render import cost_json, cost_lines
+    from orchestrator.cost.render import cost_lines, cost_to_json
     from orchestrator.plan.snapshot import require_same_file
     from orchestrator.report.writers.plan import (
         cache_lines,
@@ -270,7 +270,7 @@ def plan(
     require_same_file(made, workdir)
     found = study_cost(made, workdir, request, Console(stderr=True).print)
     if as_json:
-        print_json({**plan_to_json(made, workdir), "cost": cost_json(found)})
+        print_json({**plan_to_json(made, workdir), "cost": cost_to_json(found)})
         return
     console = Console()
     said = (

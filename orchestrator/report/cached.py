@@ -27,7 +27,7 @@ from chip_core.evaluation.readiness import sides
 from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
 from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
-from orchestrator.cost.trimmed_trials import LEFT_OUT
+from orchestrator.cost.trimmed_trials import TRIMMED_FILE
 from orchestrator.plan.contamination import OVERLAP
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.results import Results, build_results
@@ -133,7 +133,7 @@ def hash_inputs(
                 if fingerprint in trials or record.study == plan.study.name
             },
             "attempts": [_hash_attempt_files(trial, ledger, storage) for trial in trials.values()],
-            "notes": [_sha256(folder.parent / name) for name in (LEFT_OUT, OVERLAP)],
+            "notes": [_sha256(folder.parent / name) for name in (TRIMMED_FILE, OVERLAP)],
             "beside": {
                 name: _sha256(file)
                 for file in sorted(folder.rglob("[!.]*"))

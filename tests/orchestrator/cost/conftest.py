@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cost.rates import ANY, Quantity, Rates, RateSource, Seconds
-from orchestrator.cost.workload import Workload, workload
+from orchestrator.cost.rates import ANY_KIND, Quantity, Rates, RateSource, Seconds
+from orchestrator.cost.workload import Workload, build_workload
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 
@@ -41,7 +41,7 @@ def seconds(wall: float, cpu: float | None = None) -> Seconds:
 def known(**rates: float | Seconds) -> Rates:
     """Rates of every kind, by quantity; a number is both times."""
     found: dict[tuple[Quantity, str], Seconds] = {
-        (name, ANY): rate if isinstance(rate, Seconds) else seconds(rate)  # type: ignore[misc]
+        (name, ANY_KIND): rate if isinstance(rate, Seconds) else seconds(rate)  # type: ignore[misc]
         for name, rate in rates.items()
     }
     return Rates(sources=[RateSource(name="a test", rates=found)])
@@ -55,4 +55,4 @@ def small(plan_of: Callable[..., Plan]) -> Plan:
 @pytest.fixture
 def work_of(tmp_path: Path) -> Callable[[Plan], Workload]:
     """What is left of a plan in a work directory."""
-    return lambda plan: workload(plan, Ledger(tmp_path), tmp_path)
+    return lambda plan: build_workload(plan, Ledger(tmp_path), tmp_path)

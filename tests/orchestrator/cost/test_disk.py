@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chip_core.config.trial import TrialConfig
-from orchestrator.cost.memory import disk, sampled_bytes
+from orchestrator.cost.memory import estimate_disk, sampled_bytes
 
 SAVED = 1000  # bytes of a trained model
 
@@ -24,7 +24,7 @@ def trial(config: TrialConfig, rows: int | None = 100) -> Any:
 
 
 def told(trials: list[Any], at_once: int | None, tmp_path: Path, saved: int | None = SAVED) -> Any:
-    return disk(
+    return estimate_disk(
         SimpleNamespace(planned=(), trials=trials),  # type: ignore[arg-type]
         SimpleNamespace(size=lambda what, kind: None),  # type: ignore[arg-type]
         SimpleNamespace(  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from orchestrator.cost.kinds import (
     training_kind,
 )
 from orchestrator.cost.rates import RateSource
-from orchestrator.cost.recorded import recorded
+from orchestrator.cost.recorded import recorded_rates
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 
@@ -56,7 +56,7 @@ def told(small: Plan, tmp_path: Path) -> Callable[..., RateSource | None]:
         ledger = Ledger(tmp_path)
         for trial, each in zip(small.trials[1:], results, strict=False):
             ledger.finished(trial, "small", 1, f"trials/{trial.fingerprint}", each)
-        return recorded(small, ledger, tmp_path, here)
+        return recorded_rates(small, ledger, tmp_path, here)
 
     return made
 
@@ -74,7 +74,7 @@ def test_rounds_tell_what_an_answer_took_and_each_trainings_setup(
     )
     ledger, trial = Ledger(tmp_path), plan.trials[1]
     ledger.finished(trial, "small", 1, f"trials/{trial.fingerprint}", made)
-    found = recorded(plan, ledger, tmp_path, {HERE})
+    found = recorded_rates(plan, ledger, tmp_path, {HERE})
     assert found is not None and not found.sizes  # its pairs are not the data's rows
     assert found.rates["answer", sampling_kind(trial.config)] == seconds(0.2, 0.1)
     kind = training_kind(trial.config, LIVE, features=False)
@@ -131,7 +131,7 @@ def test_another_studys_trials_tell_by_their_folder(
     ledger, trial = Ledger(tmp_path), other.trials[1]
     write_json(tmp_path / "trials/x" / CONFIG, trial.config.model_dump(mode="json"))
     ledger.finished(trial, "other", 1, "trials/x", result())
-    found = recorded(small, ledger, tmp_path, {HERE})
+    found = recorded_rates(small, ledger, tmp_path, {HERE})
     assert found is not None
     kind = training_kind(small.trials[1].config, LIVE, features=False)
     assert found.rates["step", kind].wall == 1

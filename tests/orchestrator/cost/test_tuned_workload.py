@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.cost.workload import Workload, workload
+from orchestrator.cost.workload import Workload, build_workload
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import resolve_search
@@ -15,7 +15,7 @@ from ..tuned import STUDY, carry_out
 
 def of(plan: Plan, folder: Path) -> Workload:
     ledger = Ledger(folder)
-    return workload(resolve_search(plan, ledger), ledger, folder)
+    return build_workload(resolve_search(plan, ledger), ledger, folder)
 
 
 def test_seeds_that_wait_for_their_search_count(
