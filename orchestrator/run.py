@@ -300,10 +300,10 @@ class StudyRun:
             interrupted=interrupted,
             limit=limit,
             report=[] if made is None else list(made.files),
-            compare=compare,
-            held_back=self.stop.why,
+            comparison_url=compare,
+            drain_reason=self.stop.why,
             waiting=waiting,
-            refused=refused,
+            rejected_names=refused,
         )
 
     def _report(self, there: WrittenReport | None) -> WrittenReport | None:
@@ -328,8 +328,8 @@ def _nothing_anew(
         interrupted=False,
         limit=None,
         report=list(made.files),
-        compare=shown.compare,
-        refused=shown.refused,
+        comparison_url=shown.compare,
+        rejected_names=shown.refused,
     )
 
 

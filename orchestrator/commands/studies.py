@@ -233,8 +233,8 @@ def _outcome_json(
         "report": [str(path) for path in outcome.report],
         "tracking": tracking,
         "untracked": untracked_to_json(outcome.waiting, again),
-        "refused": dict(outcome.refused),
-        "compare": outcome.compare,
+        "refused": dict(outcome.rejected_names),
+        "compare": outcome.comparison_url,
     }
 
 

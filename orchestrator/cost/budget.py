@@ -120,23 +120,23 @@ def trim_plan(
             f"seed{'s' * (min_seeds > 1)} take {_format_amounts(amounts)}: give more, or ask for "
             "less"
         )
-    best = smallest, amounts
+    best_fit = smallest, amounts
     while high - low > 1:
         middle = (low + high) // 2
         reduced = _reduce_plan(plan, _first_arms(plan.arms, middle), min_seeds)
         amounts = amounts_of(reduced)
         if fits(amounts):
-            low, best = middle, (reduced, amounts)
+            low, best_fit = middle, (reduced, amounts)
         else:
             high = middle
-    return make_result(*best)
+    return make_result(*best_fit)
 
 
 def _bounded_amounts(estimate: Estimate, budget: Budget, prices: Prices) -> dict[str, float]:
-    known = budget_amounts(estimate, prices)
+    all_amounts = budget_amounts(estimate, prices)
     amounts = {}
     for name in budget.bounds:
-        value = known[name]
+        value = all_amounts[name]
         if value is None:
             raise UserError(_unknown_message(estimate, name, budget))
         amounts[name] = value
@@ -145,9 +145,9 @@ def _bounded_amounts(estimate: Estimate, budget: Budget, prices: Prices) -> dict
 
 def _unknown_message(estimate: Estimate, name: str, budget: Budget) -> str:
     if estimate.total.unknown:
-        first = sorted(estimate.total.unknown)[0]
+        first_unknown = sorted(estimate.total.unknown)[0]
         rest = len(estimate.total.unknown) - 1
-        reason = first + (f" and {rest} more" if rest else "")
+        reason = first_unknown + (f" and {rest} more" if rest else "")
         advice = "measure it by --calibrate, or give rates (docs/cost.md)"
     elif name == "price":
         reason, advice = "no price is given", "give --price-per-gpu-hour or --price-per-cpu-hour"

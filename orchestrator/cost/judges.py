@@ -78,35 +78,42 @@ class JudgeCosts:
         return sum(self.arms.values(), JudgeTokens())
 
 
-def estimate_judge_costs(trials: Sequence[TrialWork], places: DataPaths) -> JudgeCosts:
+def estimate_judge_costs(trials: Sequence[TrialWork], data_paths: DataPaths) -> JudgeCosts:
     """Estimate the judges' calls for the remaining trials, without any call.
 
     Args:
         trials: remaining work of the trials.
-        places: where the benchmarks' data are.
+        data_paths: where the benchmarks' data are.
     """
     costs = JudgeCosts()
-    known: dict[str, JudgeTokens | None] = {}
+    tokens_by_benchmark: dict[str, JudgeTokens | None] = {}
     for trial_work in trials:
         pairs = trial_work.config.pairs
-        if trial_work.training and pairs.rounds and pairs.judge and places.judge_replies is None:
+        if (
+            trial_work.training
+            and pairs.rounds
+            and pairs.judge
+            and data_paths.judge_replies is None
+        ):
             costs.unknown[f"pairs of {trial_work.trial.arm}"] = (
                 "answers that are sampled in its training, up to "
                 f"{pairs.rounds} rounds x {pairs.prompts or 'all'} prompts x {pairs.answers} a seed"
             )
         for key, questions in trial_work.questions.items():
             settings = questions.settings
-            if settings.judge is None or places.judge_replies is not None:
+            if settings.judge is None or data_paths.judge_replies is not None:
                 continue
             cache_key = f"{key} {settings.model_dump_json()}"
-            if cache_key not in known:
-                known[cache_key] = None
+            if cache_key not in tokens_by_benchmark:
+                tokens_by_benchmark[cache_key] = None
                 try:
                     side: Side = "select" if key.startswith("select/") else "report"
-                    known[cache_key] = _benchmark_tokens(side, settings, settings.judge, places)
+                    tokens_by_benchmark[cache_key] = _benchmark_tokens(
+                        side, settings, settings.judge, data_paths
+                    )
                 except (UserError, TrialError) as error:
                     costs.unknown[key] = str(error)
-            tokens = known[cache_key]
+            tokens = tokens_by_benchmark[cache_key]
             if tokens is not None:
                 arm = "base (untrained)" if trial_work.trial.arm == BASE else trial_work.trial.arm
                 costs.arms[arm] = costs.arms.get(arm, JudgeTokens()) + tokens.repeated(
@@ -131,7 +138,7 @@ class _CountingJudge:
 
 
 def _benchmark_tokens(
-    side: Side, settings: BenchmarkConfig, judge: JudgeConfig, places: DataPaths
+    side: Side, settings: BenchmarkConfig, judge: JudgeConfig, data_paths: DataPaths
 ) -> JudgeTokens:
     """Return the judge's tokens for one model's answers to a benchmark.
 
@@ -144,9 +151,9 @@ def _benchmark_tokens(
     if isinstance(benchmark, ExternalBenchmark):
         raise UserError("it is asked by a program of its own")
     max_new_tokens = decoding_of(settings, benchmark).max_new_tokens
-    min_requests = _collect_requests(side, settings, places, answer="No.", reply="correct")
+    min_requests = _collect_requests(side, settings, data_paths, answer="No.", reply="correct")
     max_requests = _collect_requests(
-        side, settings, places, answer=_filler_text(max_new_tokens), reply="incorrect"
+        side, settings, data_paths, answer=_filler_text(max_new_tokens), reply="incorrect"
     )
     bounds = [_max_reply_tokens(request, judge) for request in max_requests]
     replied = None if None in bounds else sum(bound for bound in bounds if bound is not None)
@@ -168,17 +175,17 @@ def _benchmark_tokens(
 
 
 def _collect_requests(
-    side: Side, settings: BenchmarkConfig, places: DataPaths, *, answer: str, reply: str
+    side: Side, settings: BenchmarkConfig, data_paths: DataPaths, *, answer: str, reply: str
 ) -> list[JudgeRequest]:
     """Return the calls that a benchmark makes if every answer is the same."""
     benchmark = find_benchmark(settings.name)
-    items, total = select_items(side, settings, benchmark, places)
+    items, total = select_items(side, settings, benchmark, data_paths)
     item_ids = frozenset(item.id for item in items)
     judge = _CountingJudge(reply)
     resources = open_resources(
         settings,
         benchmark.needs_of(items) - {"judge"},
-        places,
+        data_paths,
         only=item_ids if len(items) < total else None,
     )
     answers = [Answer(item=item.id, response=answer, fields=item.fields) for item in items]
@@ -186,7 +193,7 @@ def _collect_requests(
     with suppress(ValueError, ArithmeticError, LookupError, UserError):
         benchmark.score(
             answers,
-            data=places.data(settings.name),
+            data=data_paths.data(settings.name),
             protocol=settings.protocol,
             resources=replace(resources, judge=judge),
         )

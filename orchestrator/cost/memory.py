@@ -76,14 +76,16 @@ class DiskUsage:
     passes: int | None  # bytes of the reference passes to be made; None: not known
     models: int | None  # of the trained models
     checkpoints: int | None  # of trainings that run at a time
-    between: int | None  # of models that those keep until they end: of `score_at`, of rounds
+    intermediate_models: (
+        int | None
+    )  # of models that those keep until they end: of `score_at`, of rounds
     pairs: int | None  # of what rounds sample, which stays
     free: int
 
     @property
-    def known(self) -> int:
+    def known_bytes(self) -> int:
         """Bytes of what is known."""
-        parts = (self.passes, self.models, self.checkpoints, self.between, self.pairs)
+        parts = (self.passes, self.models, self.checkpoints, self.intermediate_models, self.pairs)
         return sum(part or 0 for part in parts)
 
 
@@ -93,16 +95,16 @@ class StepMemory:
 
     footprint: Footprint  # of one worker
     basis: str
-    adapted: bool  # whether adapters are trained
-    masters: bool  # whether weights are held in bf16, with masters of what is trained
-    states: float  # bytes of the optimizer's states, a trained weight
+    is_adapted: bool  # whether adapters are trained
+    has_masters: bool  # whether weights are held in bf16, with masters of what is trained
+    state_bytes: float  # bytes of the optimizer's states, a trained weight
 
     @property
     def saved(self) -> int:
         """Bytes of a trained model's folder: weights as they are held."""
         footprint = self.footprint
-        count = footprint.trained if self.adapted else footprint.trained + footprint.frozen
-        return (_BF16 if self.masters else _FP32) * count
+        count = footprint.trained if self.is_adapted else footprint.trained + footprint.frozen
+        return (_BF16 if self.has_masters else _FP32) * count
 
     def checkpoint(self, saved: int) -> int:
         """Return the bytes of a checkpoint: the masters, else the model; and the moments.
@@ -111,8 +113,8 @@ class StepMemory:
             saved: bytes of a trained model's folder.
         """
         trained = self.footprint.trained
-        weights = _FP32 * trained if self.masters else saved
-        return weights + round(self.states * trained)
+        weights = _FP32 * trained if self.has_masters else saved
+        return weights + round(self.state_bytes * trained)
 
 
 class MemoryEstimator:
@@ -141,28 +143,28 @@ class MemoryEstimator:
         engine = config.engine
         workers, machine = engine.workers_per_trial, workers_per_machine(engine)
         if engine.parallel in ("fsdp", "hsdp"):
-            parts = workers if engine.parallel == "fsdp" else machine
-            return self._estimate_sharded(config, parts, reference=reference)
+            shards = workers if engine.parallel == "fsdp" else machine
+            return self._estimate_sharded(config, shards, reference=reference)
         step = self._estimate_cached(config, reference=reference, spread=False)
         can_shard = engine.parallel == "auto" and config.model.quantize == "none" and workers > 1
         if not can_shard or not engine.gpus_per_worker or device is None:
             return step
-        for parts in sorted({machine, workers} - {1}):  # as `hsdp`, else as `fsdp`
+        for shards in sorted({machine, workers} - {1}):  # as `hsdp`, else as `fsdp`
             if step is not None and step.footprint.total > device:
-                step = self._estimate_sharded(config, parts, reference=reference)
+                step = self._estimate_sharded(config, shards, reference=reference)
         return step
 
     def _estimate_sharded(
-        self, config: TrialConfig, parts: int, *, reference: bool
+        self, config: TrialConfig, shards: int, *, reference: bool
     ) -> StepMemory | None:
         """Return what a worker's step takes where so many share each weight."""
-        step = self._estimate_cached(config, reference=reference, spread=parts > 1)
-        if step is None or parts == 1:
+        step = self._estimate_cached(config, reference=reference, spread=shards > 1)
+        if step is None or shards == 1:
             return step
         basis = step.basis
-        if parts < config.engine.workers_per_trial:
-            basis += f"; taken for {parts} workers a machine"
-        return replace(step, footprint=step.footprint.sharded(parts), basis=basis)
+        if shards < config.engine.workers_per_trial:
+            basis += f"; taken for {shards} workers a machine"
+        return replace(step, footprint=step.footprint.sharded(shards), basis=basis)
 
     def _estimate_cached(
         self, config: TrialConfig, *, reference: bool, spread: bool
@@ -222,9 +224,9 @@ def _estimate_step(config: TrialConfig, *, reference: bool, spread: bool) -> Ste
     return StepMemory(
         footprint=step_footprint,
         basis=rows.basis,
-        adapted=config.adapted,
-        masters=precision.master > 0,
-        states=precision.states,
+        is_adapted=config.adapted,
+        has_masters=precision.master > 0,
+        state_bytes=precision.states,
     )
 
 
@@ -406,8 +408,8 @@ def estimate_disk(
     models: int | None = 0
     running: list[int] = []
     checkpoints: int | None = 0
-    intermediate: list[int] = []
-    between: int | None = 0
+    intermediate_bytes: list[int] = []
+    intermediate_models: int | None = 0
     pairs: int | None = 0
     for kind, trials in _group_by_training(work).items():
         first_trial = trials[0]
@@ -423,15 +425,15 @@ def estimate_disk(
         for trial_work in trials:
             count = _count_intermediate_models(trial_work)
             if count and saved is None:
-                between = None
-            intermediate.append(count * (saved or 0))
+                intermediate_models = None
+            intermediate_bytes.append(count * (saved or 0))
             sampled = sampled_bytes(trial_work.config, trial_work.rows)
             pairs = None if pairs is None or sampled is None else pairs + sampled
     concurrent = at_once or len(work.trials)
     if checkpoints is not None:
         checkpoints = sum(sorted(running, reverse=True)[:concurrent])
-    if between is not None:
-        between = sum(sorted(intermediate, reverse=True)[:concurrent])
+    if intermediate_models is not None:
+        intermediate_models = sum(sorted(intermediate_bytes, reverse=True)[:concurrent])
     existing_folder = next(
         path for path in (storage.absolute(), *storage.absolute().parents) if path.exists()
     )
@@ -439,7 +441,7 @@ def estimate_disk(
         passes=None if None in sizes else sum(size or 0 for size in sizes),
         models=models,
         checkpoints=checkpoints,
-        between=between,
+        intermediate_models=intermediate_models,
         pairs=pairs,
         free=shutil.disk_usage(existing_folder).free,
     )

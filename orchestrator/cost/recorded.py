@@ -39,7 +39,7 @@ def recorded_rates(
         storage: where attempts lie.
         machines: the devices whose times count; None: any, as none of them is here.
     """
-    known = {trial.fingerprint: trial.config for trial in plan.trials}
+    planned_configs = {trial.fingerprint: trial.config for trial in plan.trials}
     times_by_key: dict[tuple[Quantity, str], list[Seconds]] = {}
     sizes: dict[tuple[Size, str], int] = {}
     trials, machine_names = 0, set[str]()
@@ -48,7 +48,7 @@ def recorded_rates(
             continue
         if machines is not None and record.machine not in machines:
             continue
-        config = known.get(fingerprint) or _read_config(record, storage)
+        config = planned_configs.get(fingerprint) or _read_config(record, storage)
         if config is None:
             continue
         rates = list(_trial_rates(config, record))

@@ -62,8 +62,8 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
             yield from _range_lines(cost)
         if estimate.total.unknown:
             names = sorted(estimate.total.unknown)
-            rest = f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-            yield Text(f"not known, and in no sum: {', '.join(names[:_MAX_LISTED])}{rest}")
+            rest_text = f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+            yield Text(f"not known, and in no sum: {', '.join(names[:_MAX_LISTED])}{rest_text}")
     yield from _judge_lines(cost.judges)
     for fit in cost.fits:
         if fit.bytes is not None:
@@ -75,7 +75,7 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
             ("reference passes", disk.passes),
             ("trained models", disk.models),
             ("checkpoints", disk.checkpoints),
-            ("models of running trainings", disk.between),
+            ("models of running trainings", disk.intermediate_models),
             ("sampled pairs", disk.pairs),
         )
         if size
@@ -92,7 +92,7 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
     if parts:
         line = f"disk: {', '.join(parts)}; {gigabytes(disk.free)} are free"
         line += f"; not known: {', '.join(unknown)}" if unknown else ""
-        yield Text(line, style="bold red" if disk.known > disk.free else "")
+        yield Text(line, style="bold red" if disk.known_bytes > disk.free else "")
     if cost.power is not None:
         yield from power_lines(cost.power, len(cost.plan.study.seeds))
 
@@ -276,7 +276,7 @@ def cost_to_json(cost_estimate: CostEstimate) -> dict[str, Any]:
             "passes": disk.passes,
             "models": disk.models,
             "checkpoints": disk.checkpoints,
-            "between": disk.between,
+            "between": disk.intermediate_models,
             "pairs": disk.pairs,
             "free": disk.free,
         },

@@ -188,11 +188,11 @@ def _comparison_sections(
 
 def _response_metrics(summary: Summary) -> list[str]:
     """Return the metrics drawn along a factor: the declared ones and their trade-offs."""
-    shown = summary.verdict_metrics or list(summary.metrics)[:1]
+    metrics = summary.verdict_metrics or list(summary.metrics)[:1]
     trade_offs = [
-        name for pair in coverage_pairs(summary) if set(pair) & set(shown) for name in pair
+        name for pair in coverage_pairs(summary) if set(pair) & set(metrics) for name in pair
     ]
-    return list(dict.fromkeys([*shown, *trade_offs]))[:MAX_PANELS]
+    return list(dict.fromkeys([*metrics, *trade_offs]))[:MAX_PANELS]
 
 
 def _make_section(

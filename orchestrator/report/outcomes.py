@@ -140,13 +140,13 @@ def _shared_items(rows: Sequence[Sequence[TrialScore]]) -> tuple[list[str], int]
     They are `[], 0` if a trial has no items or its ratio over the shared ones is undefined.
     """
     sets = [None if scores.items is None else set(scores.items) for row in rows for scores in row]
-    known = [items for items in sets if items is not None]
-    if len(known) < len(sets):
+    item_sets = [items for items in sets if items is not None]
+    if len(item_sets) < len(sets):
         return [], 0
-    shared = sorted(set.intersection(*known))
+    shared = sorted(set.intersection(*item_sets))
     if not all(_has_denominator(scores.items or {}, shared) for row in rows for scores in row):
         return [], 0
-    return shared, len(set.union(*known)) - len(shared)
+    return shared, len(set.union(*item_sets)) - len(shared)
 
 
 def _has_denominator(outcomes: ItemOutcomes, items: Sequence[str]) -> bool:

@@ -88,10 +88,10 @@ class RunOutcome:
     interrupted: bool
     limit: str | None  # limit that stopped it
     report: Sequence[Path]
-    compare: str | None = None  # address of MLflow's comparison of the arms
-    held_back: str | None = None  # why no further trial was started
+    comparison_url: str | None = None  # address of MLflow's comparison of the arms
+    drain_reason: str | None = None  # why no further trial was started
     waiting: Waiting | None = None  # what is not yet in MLflow
-    refused: Mapping[str, str] = field(default_factory=dict)  # what MLflow rejects, and why
+    rejected_names: Mapping[str, str] = field(default_factory=dict)  # what MLflow rejects, and why
 
     @cached_property
     def summary(self) -> Summary:

@@ -29,12 +29,15 @@ def scoring_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
 
 
 def _protocol_notes(metadata: list[Mapping[str, Any]]) -> Iterator[str]:
-    first = next(entry for entry in metadata if entry)
-    yield f"protocol {first['protocol']}, scorer {first['scorer']}"
-    if "half" in first:
-        yield f"of its {first['half']} half {first['limit']:,} of {first['of']:,} questions"
-    elif "of" in first:
-        yield f"a seeded subset of {first['limit']:,} of {first['of']:,} questions"
+    reference = next(entry for entry in metadata if entry)
+    yield f"protocol {reference['protocol']}, scorer {reference['scorer']}"
+    if "half" in reference:
+        yield (
+            f"of its {reference['half']} half {reference['limit']:,} of {reference['of']:,} "
+            "questions"
+        )
+    elif "of" in reference:
+        yield f"a seeded subset of {reference['limit']:,} of {reference['of']:,} questions"
     judges = [entry["judge"] for entry in metadata if "judge" in entry]
     if judges:
         yield f"judge {_describe_judge(judges)}"

@@ -58,7 +58,7 @@ def load_calibration(
 def calibrate(
     work: Workload,
     workdir: Path,
-    places: DataPaths,
+    data_paths: DataPaths,
     *,
     at_once: int,
     notify: MessageCallback,
@@ -69,7 +69,7 @@ def calibrate(
     Args:
         work: what is left of a study.
         workdir: the work directory; nothing but the results is left in it.
-        places: where benchmarks' data are.
+        data_paths: where benchmarks' data are.
         at_once: number of trials that will run at once; as many processes share the machine here.
         notify: called with what is being measured.
         executor: how the study is run; with Ray, its overhead is measured, too.
@@ -118,7 +118,7 @@ def calibrate(
             )
             for measurement in stage_measurements:
                 notify(f"calibrating: {measurement.name}")
-            results = _run_measurements(repeated, Path(temp_folder), places, run_count)
+            results = _run_measurements(repeated, Path(temp_folder), data_paths, run_count)
             for measurement in stage_measurements:
                 measurement_results = [
                     result for measured, result in results if measured is measurement
@@ -166,7 +166,7 @@ def _result_file(workdir: Path, measurement: Measurement, at_once: int) -> Path:
 
 
 def _run_measurements(
-    repeated: Sequence[Measurement], temp_folder: Path, places: DataPaths, at_once: int
+    repeated: Sequence[Measurement], temp_folder: Path, data_paths: DataPaths, at_once: int
 ) -> list[tuple[Measurement, dict[str, Any]]]:
     """Run measurements, `at_once` in parallel. Each slot has its own GPUs."""
     free: SimpleQueue[int] = SimpleQueue()
@@ -180,7 +180,7 @@ def _run_measurements(
                 repeated[number],
                 temp_folder,
                 number,
-                places,
+                data_paths,
                 slot,
                 is_repeat=number > repeated.index(repeated[number]),
             )
@@ -195,7 +195,7 @@ def _run_measurement(
     measurement: Measurement,
     temp_folder: Path,
     number: int,
-    places: DataPaths,
+    data_paths: DataPaths,
     slot: int,
     *,
     is_repeat: bool,
@@ -212,7 +212,7 @@ def _run_measurement(
         "untrained": measurement.untrained,
         "places": {
             name: path and str(path)
-            for name, path in asdict(places).items()
+            for name, path in asdict(data_paths).items()
             if name != "judge_cache"
         },
     }

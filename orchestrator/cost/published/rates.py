@@ -75,7 +75,7 @@ def published_rates(
         for key, value in _pass_rates(group, device, counter):
             rates.setdefault(key, value)
         sizes |= _row_sizes(group.config)
-    if not counter.known:
+    if not counter.has_counts:
         return None
     fast, slow = (
         RateSource(
@@ -111,7 +111,7 @@ class _OperationCounter:
         self._known: dict[str, _ModelCost | None] = {}
 
     @property
-    def known(self) -> bool:
+    def has_counts(self) -> bool:
         """Whether anything was counted."""
         return any(self._known.values())
 

@@ -81,10 +81,10 @@ def _draw_forest(
         axes.set_yticks(range(len(lines)), labels)
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        side = "left" if info.goal == "minimize" else "right"
+        better_side = "left" if info.goal == "minimize" else "right"
         axes.set_xlabel(
             f"difference in {metric_title(metric, info)}, {format_difference_unit(info)} (better: "
-            f"{side})"
+            f"{better_side})"
         )
         _draw_legend(axes, {verdict_tone(entry) for entry, _ in lines}, delta)
 

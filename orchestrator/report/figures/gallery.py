@@ -130,7 +130,7 @@ def _make_cell(
     )
 
 
-def draw_gallery(cells: Sequence[GalleryCell], out: Path) -> None:
+def draw_gallery(cells: Sequence[GalleryCell], path: Path) -> None:
     """Draw the figure: for each image a row of strategies and a row of the T series."""
     rows: list[list[GalleryCell]] = []
     for name in dict.fromkeys(cell.row for cell in cells):
@@ -139,17 +139,17 @@ def draw_gallery(cells: Sequence[GalleryCell], out: Path) -> None:
         rows.append([cell for cell in image_cells if cell not in series])
         if series:
             rows.append(series)
-    draw_rows(rows, out)
+    draw_rows(rows, path)
 
 
 def draw_rows(
-    rows: Sequence[Sequence[GalleryCell]], out: Path, metadata: Mapping[str, str] | None = None
+    rows: Sequence[Sequence[GalleryCell]], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Draw rows of pictures as one figure. The file appears only when it is complete.
 
     Args:
         rows: the pictures, row by row.
-        out: the file; its suffix selects the format.
+        path: the file; its suffix selects the format.
         metadata: text to store in the file.
 
     Raises:
@@ -167,10 +167,10 @@ def draw_rows(
     for row_axes, row in zip(grid, rows, strict=True):
         for axes, cell in zip(row_axes, row, strict=False):
             _draw_cell(axes, cell)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     figure.savefig(partial, metadata=metadata)
-    partial.replace(out)
+    partial.replace(path)
 
 
 def _draw_cell(axes: Any, cell: GalleryCell) -> None:
@@ -178,8 +178,8 @@ def _draw_cell(axes: Any, cell: GalleryCell) -> None:
     axes.set_axis_on()
     axes.set_xticks([])
     axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_linewidth(0.4)
+    for spine in axes.spines.values():
+        spine.set_linewidth(0.4)
     if cell.image is not None:
         picture = cell.image.copy()
         picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))

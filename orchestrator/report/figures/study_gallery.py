@@ -47,11 +47,11 @@ def draw_rejected_images(plan: Plan, folder: Path) -> Path:
     Raises:
         Exception: any error of the data, of a user's strategy or of the disk.
     """
-    out = folder / FIGURE_PATH
+    path = folder / FIGURE_PATH
     configs = _visual_configs(plan)
     content_hash = hashlib.sha256(" ".join(configs).encode()).hexdigest()
-    if _read_hash(out) == content_hash:
-        return out
+    if _read_hash(path) == content_hash:
+        return path
     config = next(iter(configs.values()))
     pairs = first_pairs(config.data, IMAGE_COUNT)
     if not pairs:
@@ -64,8 +64,8 @@ def draw_rejected_images(plan: Plan, folder: Path) -> Path:
         rows += [
             cells[start : start + COLUMN_COUNT] for start in range(0, len(cells), COLUMN_COUNT)
         ]
-    draw_rows(rows, out, metadata={_HASH_KEY: content_hash})
-    return out
+    draw_rows(rows, path, metadata={_HASH_KEY: content_hash})
+    return path
 
 
 def _visual_configs(plan: Plan) -> dict[str, TrialConfig]:

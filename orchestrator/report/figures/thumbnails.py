@@ -21,7 +21,7 @@ EncodedImage = tuple[str, bytes]
 
 
 def encode_item_images(
-    side: Side, settings: BenchmarkConfig, places: DataPaths, items: Iterable[str]
+    side: Side, settings: BenchmarkConfig, data_paths: DataPaths, items: Iterable[str]
 ) -> dict[str, tuple[EncodedImage, ...]]:
     """Return the available pictures of items, encoded.
 
@@ -30,13 +30,13 @@ def encode_item_images(
     Args:
         side: side of the benchmark.
         settings: settings of the benchmark.
-        places: where the benchmark's data are.
+        data_paths: where the benchmark's data are.
         items: ids of the items.
     """
     item_ids = set(items)
     selected: Sequence[Item] = ()
     with contextlib.suppress(Exception):  # its data are missing, or a user's benchmark raises
-        selected, _ = select_items(side, settings, find_benchmark(settings.name), places)
+        selected, _ = select_items(side, settings, find_benchmark(settings.name), data_paths)
     return {
         item.id: tuple(encoded for picture in item.pictures for encoded in _encode_picture(picture))
         for item in selected

@@ -48,12 +48,12 @@ def _draw_curves(
     if not curves:
         return None
     arms = [arm.name for arm in summary.plan.arms]
-    shown = arms[:MAX_ARMS]
+    drawn_arms = arms[:MAX_ARMS]
     baseline = summary.plan.baseline.name
-    if baseline not in shown:
-        shown = [baseline, *shown[:-1]]
+    if baseline not in drawn_arms:
+        drawn_arms = [baseline, *drawn_arms[:-1]]
 
-    names = [shorten_label(name) for name in shown]
+    names = [shorten_label(name) for name in drawn_arms]
     legend_columns = max(1, min(4, _LEGEND_WIDTH // (max(map(len, names)) + 6)))
 
     def draw(figure: Any) -> None:
@@ -64,7 +64,7 @@ def _draw_curves(
         handles: dict[str, Any] = {}
         for axes, (name, bands) in zip(grid.flat, curves.items(), strict=False):
             for band in bands:
-                if band.arm not in shown:
+                if band.arm not in drawn_arms:
                     continue
                 colour, _ = arm_style(arms.index(band.arm), baseline=band.arm == baseline)
                 axes.fill_between(
@@ -79,11 +79,11 @@ def _draw_curves(
             handles.values(), handles.keys(), loc="outside lower center", ncols=legend_columns
         )
 
-    caption += "" if len(shown) == len(arms) else f" {len(shown)} of {len(arms)} arms."
+    caption += "" if len(drawn_arms) == len(arms) else f" {len(drawn_arms)} of {len(arms)} arms."
     rows = -(-len(curves) // 2)
     return render_figure(
         figure_name,
         caption,
         draw,
-        height=2.0 * rows + 0.35 + 0.2 * -(-len(shown) // legend_columns),
+        height=2.0 * rows + 0.35 + 0.2 * -(-len(drawn_arms) // legend_columns),
     )

@@ -91,11 +91,11 @@ def _sort_by_gain(
     """Return (item, change, gain), the largest gain first. The gain is positive if better."""
     results = compared.results
     values = results.metric(metric).values
-    place = [entry.name for entry in results.arms].index(arm)
-    change: Array = values[place].mean(axis=0) - values[results.baseline_arm].mean(axis=0)
+    index = [entry.name for entry in results.arms].index(arm)
+    change: Array = values[index].mean(axis=0) - values[results.baseline_arm].mean(axis=0)
     gain = change if higher_is_better else -change
     order = np.argsort(-gain, kind="stable")
-    return [(compared.items[place], float(change[place]), float(gain[place])) for place in order]
+    return [(compared.items[index], float(change[index]), float(gain[index])) for index in order]
 
 
 def _select_extremes(changes: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:

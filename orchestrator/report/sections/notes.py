@@ -100,11 +100,11 @@ def _item_count_notes(summary: Summary) -> Iterator[str]:
             text = "benchmark items treated as fixed"
         metrics_by_text.setdefault(f"{metric.rpartition('/')[0]}: {text}", []).append(metric)
     for text, metrics in metrics_by_text.items():
-        benchmark, _, rest = text.partition(": ")
+        benchmark, _, count_text = text.partition(": ")
         benchmark_metrics = [
             metric for metric in summary.compared if metric.rpartition("/")[0] == benchmark
         ]
-        yield f"{benchmark if metrics == benchmark_metrics else join_names(metrics)}: {rest}."
+        yield f"{benchmark if metrics == benchmark_metrics else join_names(metrics)}: {count_text}."
 
 
 def _seed_correlation_notes(summary: Summary) -> Iterator[str]:

@@ -172,8 +172,8 @@ def _attempt_to_json(number: int, attempt: Attempt) -> dict[str, Any]:
 
 def _training_attempt(record: TrialRecord) -> Attempt | None:
     """Return the attempt that trained; for the untrained model, the last that finished."""
-    ended = [
+    finished = [
         attempt for _, attempt in sorted(record.history.items()) if attempt.outcome == "finished"
     ]
-    trained = [attempt for attempt in ended if attempt.folder == record.model]
-    return next(reversed(trained or ended), None)
+    trained = [attempt for attempt in finished if attempt.folder == record.model]
+    return next(reversed(trained or finished), None)

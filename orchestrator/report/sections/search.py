@@ -261,11 +261,11 @@ def _draw_table(tune: Tune, searches: Sequence[Search]) -> Table:
 
 def _draw_cell(search: Search, trial: SearchTrial) -> Cell:
     is_chosen = search.chosen is not None and search.chosen.number == trial.number
-    first = next(
+    first_trial = next(
         candidate for candidate in search.trials if candidate.fingerprint == trial.fingerprint
     )
-    if first.number != trial.number:
-        return Cell(text=f"as {first.number}")
+    if first_trial.number != trial.number:
+        return Cell(text=f"as {first_trial.number}")
     return Cell(text=_format_figure(search, trial), bold=is_chosen)
 
 

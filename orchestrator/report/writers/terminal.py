@@ -49,16 +49,18 @@ def result_lines(
         reason_text = f" at {outcome.limit}" if outcome.limit else ""
         remaining = format_count(outcome.results.left, "trial")
         yield _unwrapped_text(f"stopped{reason_text}: {remaining} left; go on with: {command}")
-    elif outcome.held_back is not None:
-        yield _unwrapped_text(f"nothing more was begun: {outcome.held_back}; go on with: {command}")
+    elif outcome.drain_reason is not None:
+        yield _unwrapped_text(
+            f"nothing more was begun: {outcome.drain_reason}; go on with: {command}"
+        )
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
     ui_command = shlex.join(["chip-ablate", "ui", "--workdir", str(workdir)])
     yield _unwrapped_text(f"runs: {tracking}  (see them: {ui_command})")
-    for line in tracking_lines(outcome.waiting, sync, outcome.refused):
+    for line in tracking_lines(outcome.waiting, sync, outcome.rejected_names):
         yield _unwrapped_text(line)
-    if outcome.compare is not None:
-        yield _unwrapped_text(f"arms side by side: {outcome.compare}")
+    if outcome.comparison_url is not None:
+        yield _unwrapped_text(f"arms side by side: {outcome.comparison_url}")
 
 
 def print_lines(console: Console, lines: Iterable[RenderableType]) -> None:
