@@ -28,7 +28,7 @@ def told(trials: list[Any], at_once: int | None, tmp_path: Path, saved: int | No
         SimpleNamespace(planned=(), trials=trials),  # type: ignore[arg-type]
         SimpleNamespace(size=lambda what, kind: None),  # type: ignore[arg-type]
         SimpleNamespace(  # type: ignore[arg-type]
-            of=lambda *_, **__: None if saved is None else SimpleNamespace(saved=saved)
+            estimate=lambda *_, **__: None if saved is None else SimpleNamespace(saved=saved)
         ),
         at_once=at_once,
         storage=tmp_path,
@@ -39,15 +39,15 @@ def test_models_of_score_at_are_there_while_their_training_runs(tmp_path: Path) 
     """Of 8 steps those after 2, 4 and 8 are kept; the last is the trial's own."""
     scored = trial(config_of(training={"score_at": (0.25, 0.5)}))
     found = told([scored, scored, trial(config_of())], 2, tmp_path)
-    assert (found.models, found.between, found.pairs) == (3 * SAVED, 2 * 2 * SAVED, 0)
-    assert found.known == 7 * SAVED
-    assert told([scored], None, tmp_path, saved=None).between is None
+    assert (found.models, found.intermediate_models, found.pairs) == (3 * SAVED, 2 * 2 * SAVED, 0)
+    assert found.known_bytes == 7 * SAVED
+    assert told([scored], None, tmp_path, saved=None).intermediate_models is None
 
 
 def test_shares_that_fall_on_one_step_are_one_model(tmp_path: Path) -> None:
     """0.5 and 0.55 of 8 steps are both 4."""
     scored = trial(config_of(training={"score_at": (0.5, 0.55, 1.0)}))
-    assert told([scored], None, tmp_path).between == SAVED
+    assert told([scored], None, tmp_path).intermediate_models == SAVED
 
 
 def test_rounds_keep_a_model_each_but_the_last_and_what_they_sampled(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_rounds_keep_a_model_each_but_the_last_and_what_they_sampled(tmp_path: P
     settings = {"rounds": 3, "prompts": 10, "answers": 5, "max_new_tokens": 20}
     rounds = trial(config_of(pairs=settings))
     found = told([rounds] * 2, None, tmp_path)
-    assert found.between == 2 * 2 * SAVED
+    assert found.intermediate_models == 2 * 2 * SAVED
     assert found.pairs == 2 * 3 * 10 * (3 * 48 * 48 + 7 * 20 * 5)
 
 
