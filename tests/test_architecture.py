@@ -125,7 +125,8 @@ def greeting():
         (
             "orchestrator/report/build.py",
             '        _make_section("power", ',
-            '        _make_section("greeting", "Greeting", greeting()),\n        _make_section("power", ',
+            '        _make_section("greeting", "Greeting", greeting()),\n'
+            '        _make_section("power", ',
         ),
         (
             "orchestrator/report/build.py",
