@@ -19,7 +19,7 @@ from orchestrator.state.ledger import Ledger
 from orchestrator.study.limits import Budget
 
 from ..fakes import FakeExecutor, FakeTracker
-from .conftest import SHORT, STUDY, known
+from .conftest import SHORT, STUDY, make_rates
 
 #: A trial is its 10 steps of a second.
 RATES = {"imports": 0, "model": 0, "row": 0, "setup": 0, "step": 1, "answer": 0, "score": 0}
@@ -33,16 +33,16 @@ def hours(seconds: float) -> Budget:
 def trimmed(tmp_path: Path) -> Callable[..., TrimmedPlan]:
     """Trim a plan, whose every trial takes 10 s."""
 
-    def made(plan: Plan, budget: Budget, **rates: float) -> TrimmedPlan:
+    def trim(plan: Plan, budget: Budget, **rates: float) -> TrimmedPlan:
         ledger = Ledger(tmp_path)
 
         def estimated(part: Plan) -> Estimate:
             work = build_workload(part, ledger, tmp_path)
-            return estimate_workload(work, known(**(rates or RATES)), at_once=1)
+            return estimate_workload(work, make_rates(**(rates or RATES)), at_once=1)
 
         return trim_plan(plan, budget, estimated, Prices(), ledger)
 
-    return made
+    return trim
 
 
 def test_what_fits_is_kept_whole(small: Plan, trimmed: Callable[..., TrimmedPlan]) -> None:

@@ -11,7 +11,7 @@ from orchestrator.cost.power import power_from_assumptions
 from orchestrator.cost.rates import ANY_KIND
 from orchestrator.cost.user_rates import Assumptions, UserRates, read_user_rates
 
-from .conftest import seconds
+from .conftest import make_seconds
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
@@ -22,14 +22,14 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert found.assumed == Assumptions(rate=5)
     source = found.source
     assert source is not None
-    assert source.rates["step", ANY_KIND] == seconds(3)
+    assert source.rates["step", ANY_KIND] == make_seconds(3)
     assert ("model", ANY_KIND) not in source.rates
 
 
 def test_a_given_start_is_all_of_it() -> None:
     source = UserRates(start=20).source
     assert source is not None
-    assert source.rates["model", ANY_KIND] == seconds(20)
+    assert source.rates["model", ANY_KIND] == make_seconds(20)
     assert {source.rates[name, ANY_KIND].wall for name in ("imports", "row", "setup")} == {0}  # type: ignore[index]
 
 

@@ -9,9 +9,9 @@ import pytest
 from orchestrator.analysis import Verdict, compare_with_baseline
 from orchestrator.plan.plan import Plan, Trial
 
-from .conftest import STUDY, Finished, noisy
+from .conftest import STUDY, FinishedStudy, noisy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 CHAIR = "shapes/chair_i"
 
 

@@ -18,7 +18,7 @@ from orchestrator.cost.calibration.measurements import STEPS, Measurement, list_
 from orchestrator.cost.workload import Workload
 from orchestrator.plan.plan import Plan
 
-from ..conftest import SHORT, STUDY, seconds
+from ..conftest import SHORT, STUDY, make_seconds
 
 WorkOf = Callable[[Plan], Workload]
 
@@ -26,15 +26,15 @@ WorkOf = Callable[[Plan], Workload]
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Measurement]:
     """Measure nothing: the n-th measurement finds n seconds of everything it is for."""
-    asked: list[Measurement] = []
+    measurements: list[Measurement] = []
 
-    def found(one: Measurement, place: Path, *_: Any, **__: Any) -> dict[str, Any]:
-        asked.append(one)
-        times = {name: [len(asked), len(asked) / 2] for name, _ in one.kinds}
-        return {"seconds": times, "sizes": {"memory": 100 * len(asked)}}
+    def measure(one: Measurement, place: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        measurements.append(one)
+        times = {name: [len(measurements), len(measurements) / 2] for name, _ in one.kinds}
+        return {"seconds": times, "sizes": {"memory": 100 * len(measurements)}}
 
-    monkeypatch.setattr(calibration, "_run_measurement", found)
-    return asked
+    monkeypatch.setattr(calibration, "_run_measurement", measure)
+    return measurements
 
 
 def test_each_kind_once_and_kept(
@@ -56,9 +56,9 @@ def test_each_kind_once_and_kept(
     for arm, wall in (("dpo, 1e-6", 1), ("chip, 1e-5", 2)):
         kind = by_arm[arm].training
         assert kind is not None
-        assert found.rates["step", kind] == seconds(wall, wall / 2)
+        assert found.rates["step", kind] == make_seconds(wall, wall / 2)
     # Both measured the start, which is one kind: the mean.
-    assert found.rates["model", work.trials[0].start] == seconds(1.5, 0.75)
+    assert found.rates["model", work.trials[0].start] == make_seconds(1.5, 0.75)
 
     calibrate(work, tmp_path, DataPaths(), at_once=1, notify=said.append)
     assert len(measured) == 2

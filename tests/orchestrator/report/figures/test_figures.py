@@ -16,9 +16,9 @@ from orchestrator.report.figures.training import draw_training
 from orchestrator.report.sections.costs import arm_costs
 from orchestrator.report.sections.training import load_training_curves
 
-from ..conftest import STUDY, Finished, noisy
+from ..conftest import STUDY, FinishedStudy, noisy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 CHAIR = "shapes/chair_i"
 WEIGHTS = (
     STUDY.replace("vision_encoder: [frozen, trained]", "objective.weights.segment: [0, 0.01, 1, 3]")

@@ -11,9 +11,9 @@ from orchestrator.report.results import build_arm_views
 from orchestrator.report.sections.answer import answer_sentence
 from orchestrator.report.sections.arms import verdict_table
 
-from ..conftest import STUDY, Finished, noisy
+from ..conftest import STUDY, FinishedStudy, noisy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 AGAINST = "n shapes/chair_i (lower is better), against objective = dpo, vision_encoder = frozen: "
 
 
@@ -192,6 +192,6 @@ def test_a_placebo_is_warned_of_where_it_would_have_been_an_effect_and_never_win
     assert not any(item.arm == "placebo" for item in _changed(loud))
 
 
-def _changed(run: Finished) -> list[ChangedItems]:
+def _changed(run: FinishedStudy) -> list[ChangedItems]:
     sections = run.report().sections
     return [one for part in sections for one in part.blocks if isinstance(one, ChangedItems)]

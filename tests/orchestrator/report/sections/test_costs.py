@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from orchestrator.report.sections.costs import arm_costs, cost_table
 
-from ..conftest import Finished
+from ..conftest import FinishedStudy
 
 
-def test_seconds_by_what_they_were_spent_on(finished: Callable[..., Finished]) -> None:
+def test_seconds_by_what_they_were_spent_on(finished: Callable[..., FinishedStudy]) -> None:
     made = finished(without=["chip, trained, seed 2"])
     found = {cost.name: cost for cost in arm_costs(made.plan, made.ledger)}
     cost = found["chip, trained"]

@@ -11,9 +11,9 @@ from orchestrator.report.sections.training import (
     picked_checkpoint_blocks,
 )
 
-from ..conftest import STUDY, Finished
+from ..conftest import STUDY, FinishedStudy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 
 
 def test_mean_and_range_over_seeds(finished: Run) -> None:
@@ -31,10 +31,10 @@ def test_a_training_that_went_on_has_its_beginning(finished: Run) -> None:
     made = finished(without=["dpo, frozen, seed 1"])
     trial = made.trial("dpo, frozen, seed 1")
     made.finish(trial)
-    whole = made.place(trial) / "curves.jsonl"
+    whole = made.attempt_folder(trial) / "curves.jsonl"
     points = [json.loads(line) for line in whole.read_text().splitlines()]
-    attempts = made.place(trial).parent
-    made.place(trial).rename(attempts / "attempt-2")
+    attempts = made.attempt_folder(trial).parent
+    made.attempt_folder(trial).rename(attempts / "attempt-2")
     made.ledger[trial.fingerprint].model = str((attempts / "attempt-2").relative_to(made.workdir))
     points[1]["figures"]["loss"] = 99.0  # cut off after step 2, which was done again
     (attempts / "attempt-1").mkdir()

@@ -11,13 +11,13 @@ from orchestrator.report.writers.exports import summary_to_json
 from orchestrator.report.writers.html import render_page
 from orchestrator.report.writers.markdown import render_markdown
 
-from ..conftest import Finished
+from ..conftest import FinishedStudy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 CHIP = "chip, trained"
 
 
-def how(trial: Trial) -> Mapping[str, Any]:
+def scoring_metadata(trial: Trial) -> Mapping[str, Any]:
     """30 answers a trial; of one arm 2 + seed cannot be read, and one reply of its judge."""
     plain = {"protocol": "corrected", "scorer": "shapes-1", "n": 30, "missing": 0}
     if trial.arm != CHIP or trial.seed is None:
@@ -29,7 +29,7 @@ def how(trial: Trial) -> Mapping[str, Any]:
 
 
 def test_counts_by_arm_with_examples(finished: Run, blank_figures: None) -> None:
-    made = finished(how=how)
+    made = finished(how=scoring_metadata)
     found = {one["arm"]: one for one in summary_to_json(made.summary)["unreadable"]}
     # seeds 0, 1, 2: 2 + 3 + 4 answers of 3 × 30, and a reply each
     assert (found[CHIP]["answers"], found[CHIP]["replies"], found[CHIP]["scored"]) == (9, 3, 90)

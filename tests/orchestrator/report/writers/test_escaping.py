@@ -22,9 +22,9 @@ from orchestrator.report.writers.markdown import escape_markdown as escape_markd
 from orchestrator.report.writers.markdown import render_markdown
 
 from ....browser import browser, needs_browser
-from ..conftest import STUDY, Finished
+from ..conftest import STUDY, FinishedStudy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 SCRIPT = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 LONG = "wordwithoutend" * 720  # 10 kB in one word
 RIGHT_TO_LEFT = "\u202eأرى قمرًا أحمر ונגמר"

@@ -14,10 +14,10 @@ from orchestrator.report.writers.exports import arms_csv, effects_csv, summary_t
 from orchestrator.report.writers.files import write_report
 from orchestrator.report.writers.markdown import render_markdown
 
-from ..conftest import STUDY, Finished
+from ..conftest import STUDY, FinishedStudy
 from ..reread import read_csv, read_tables
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 CHAIR = "shapes/chair_i"
 MORE = (
     STUDY.replace("goal: minimize}", "smallest_difference: 4}")
