@@ -33,10 +33,10 @@ def show(trial: str, workdir: Path, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from orchestrator.report.trial_facts import fact_lines, trial_facts
+    from orchestrator.report.trial_facts import collect_trial_facts, fact_lines
     from orchestrator.state.trial_lookup import find_trial
 
-    facts = trial_facts(workdir, find_trial(workdir, trial))
+    facts = collect_trial_facts(workdir, find_trial(workdir, trial))
     if as_json:
         print_json(facts)
         return

@@ -14,9 +14,9 @@ from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
 from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.results import arm_views
-from orchestrator.report.sections.provenance import last_ended
-from orchestrator.report.summary import summarise
+from orchestrator.report.results import build_arm_views
+from orchestrator.report.sections.provenance import last_end_time
+from orchestrator.report.summary import build_summary
 from orchestrator.report.writers.files import report_folder
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.integrity import inspect_plan
@@ -121,7 +121,7 @@ def _ends(kept: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path) -> list
     ends = load_snapshots(workdir, plan)
     if ends and ends[-1].time >= kept.time:
         return ends
-    summary = summarise(plan, ledger, load_scores(plan, ledger, workdir))
+    summary = build_summary(plan, ledger, load_scores(plan, ledger, workdir))
     states = {state for row in summary.rows for state in row.states.values()}
     status: Status = "FAILED" if "failed" in states else "FINISHED"
     return [
@@ -129,7 +129,7 @@ def _ends(kept: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path) -> list
         FinalSnapshot(
             time=time.time(),
             status="KILLED" if states & {"missing", "killed"} else status,
-            ended=last_ended(plan, ledger),
-            arms=tuple(arm_views(summary)),
+            ended=last_end_time(plan, ledger),
+            arms=tuple(build_arm_views(summary)),
         ),
     ]

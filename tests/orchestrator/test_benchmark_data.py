@@ -21,9 +21,9 @@ from orchestrator.plan.benchmark_identities import read_identities, save_identit
 from orchestrator.plan.contamination import Overlap, count_overlaps, read_overlap
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.summary import Summary, build_summary
 from orchestrator.report.writers.plan import evaluation_lines, readiness_lines
-from orchestrator.run import Outcome, check_startable, run_study
+from orchestrator.run import RunOutcome, check_startable, run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
@@ -69,7 +69,7 @@ def planned(tmp_path: Path, places: DataPaths, text: str = STUDY, **overrides: o
     return make_plan(study, places=places, seen=read_identities(tmp_path / "w", study.name))
 
 
-def run(plan: Plan, workdir: Path) -> Outcome:
+def run(plan: Plan, workdir: Path) -> RunOutcome:
     return run_study(
         plan,
         workdir=workdir,
@@ -81,7 +81,7 @@ def run(plan: Plan, workdir: Path) -> Outcome:
 
 def summary_of(plan: Plan, workdir: Path) -> Summary:
     ledger = Ledger(workdir)
-    return summarise(plan, ledger, load_scores(plan, ledger, workdir))
+    return build_summary(plan, ledger, load_scores(plan, ledger, workdir))
 
 
 def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(

@@ -16,7 +16,7 @@ from chip_core.utils.files import read_json, write_checksummed
 from orchestrator.executors.base import Executor
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report import cached
-from orchestrator.report.results import Outcome
+from orchestrator.report.results import RunOutcome
 from orchestrator.report.writers.files import report_folder
 from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger
@@ -60,7 +60,7 @@ def run(
     uri: str | None = None,
     tracker: FileTracker | None = None,
     executor: Callable[[], Executor] = FakeExecutor,
-) -> tuple[Outcome, FileTracker]:
+) -> tuple[RunOutcome, FileTracker]:
     tracker = tracker or FileTracker(workdir / "mlflow.db")
     outcome = run_study(
         plan,
@@ -89,7 +89,7 @@ def times(workdir: Path) -> dict[str, int]:
 def inputs(plan: Plan, workdir: Path) -> str:
     folder = report_folder(workdir, plan.study.name)
     own = read_json(folder.with_name("report.json"))["files"]
-    return cached.inputs_hash(plan, Ledger(workdir), workdir, folder, own)
+    return cached.hash_inputs(plan, Ledger(workdir), workdir, folder, own)
 
 
 def test_nothing_is_written_anew(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_every_shipped_study_has_a_hash(tmp_path: Path, monkeypatch: pytest.Monk
     for file in files:
         ledger = Ledger(tmp_path)
         plan = resolve_search(make_plan(load_study(file, StudyChanges())), ledger)
-        seen.add(cached.inputs_hash(plan, ledger, tmp_path, tmp_path / "report", {}))
+        seen.add(cached.hash_inputs(plan, ledger, tmp_path, tmp_path / "report", {}))
     assert len(seen) == len(files) > 5
 
 
@@ -225,13 +225,13 @@ def test_another_version_makes_it_anew(
     page = report_folder(workdir, "small") / "report.html"
     written = page.stat().st_mtime_ns
     monkeypatch.setattr("orchestrator.__version__", "99.0")
-    cached.code_hash.cache_clear()
+    cached.hash_code.cache_clear()
     try:
         assert inputs(plan_of(), workdir) != before
         run(plan_of(), workdir)
         assert page.stat().st_mtime_ns > written
     finally:
-        cached.code_hash.cache_clear()
+        cached.hash_code.cache_clear()
 
 
 def test_more_seeds_are_reported_and_then_the_study_alone(plan_of: PlanOf, tmp_path: Path) -> None:

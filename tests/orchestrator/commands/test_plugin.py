@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
-from orchestrator.report.writers.plan import plan_json, plan_lines
+from orchestrator.report.writers.plan import plan_lines, plan_to_json
 from orchestrator.tracking.names import encode_name
 
 from ..conftest import STUDY
@@ -118,7 +118,7 @@ def test_names_that_mlflow_does_not_take_are_told(
     assert (
         f"in MLflow '{name}' is called '{encode_name(name)}': it does not take that name" in lines
     )
-    assert plan_json(plan, tmp_path)["mlflow_names"] == {name: encode_name(name)}
+    assert plan_to_json(plan, tmp_path)["mlflow_names"] == {name: encode_name(name)}
 
 
 def test_names_that_mlflow_takes_are_not_mentioned(
@@ -126,4 +126,4 @@ def test_names_that_mlflow_takes_are_not_mentioned(
 ) -> None:
     plan = plan_of(STUDY.replace("[shapes]", "[shapes, {name: my_benchmarks:Colours}]"))
     assert not [line for line in plan_lines(plan, tmp_path) if "MLflow" in str(line)]
-    assert plan_json(plan, tmp_path)["mlflow_names"] == {}
+    assert plan_to_json(plan, tmp_path)["mlflow_names"] == {}

@@ -23,7 +23,7 @@ from chip_core.evaluation.task import Item, Picture
 from chip_core.representation.described import read_set
 from orchestrator.human_eval.sheet import _to_data_uri
 from orchestrator.report.figures.gallery import read_images
-from orchestrator.report.figures.thumbnails import encoded
+from orchestrator.report.figures.thumbnails import encode_image
 
 from ....chip_core.data import files, pictures
 
@@ -96,7 +96,7 @@ def represented(folder: Path, path: Path) -> Image.Image:
 
 
 def reported(folder: Path, path: Path) -> Image.Image:
-    kind, content = encoded(asked(folder, path))
+    kind, content = encode_image(asked(folder, path))
     assert kind == "image/png"  # it is small: nothing is lost
     return Image.open(io.BytesIO(content))
 
@@ -164,6 +164,6 @@ def test_a_picture_that_a_plug_in_makes_is_shown_as_one_that_is_read() -> None:
     item = Item(id="a", prompt="?", pictures=(Picture(key="a", read=lambda: half),))
     with pytest.raises(InterruptedError):
         Encoder(Processor()).encode([item])
-    shown += [Image.open(io.BytesIO(encoded(half)[1]))]
+    shown += [Image.open(io.BytesIO(encode_image(half)[1]))]
     shown += [Image.open(io.BytesIO(base64.b64decode(_to_data_uri(half).split(",")[1])))]
     assert [image.getpixel((0, 0)) for image in shown] == [pictures.HALF_RED] * 3
