@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths, JudgeConfig
 from chip_core.evaluation.items import decoding_of, find_benchmark, select_items
-from chip_core.evaluation.judge.limits import CHARACTERS, sent_tokens
+from chip_core.evaluation.judge.limits import CHARACTERS_PER_TOKEN, estimate_request_tokens
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, JudgeRequest
 from chip_core.evaluation.task import ExternalBenchmark, Side
@@ -146,7 +146,7 @@ def _of_benchmark(
     many = _requests(side, settings, places, answer=_words(longest), reply="incorrect")
     bounds = [_longest_reply(request, judge) for request in many]
     replied = None if None in bounds else sum(bound for bound in bounds if bound is not None)
-    sent = (sent_tokens(*few), sent_tokens(*many))
+    sent = (estimate_request_tokens(*few), estimate_request_tokens(*many))
     price = None
     if judge.price is not None:
         of_sent = [tokens * judge.price.input / _MILLION for tokens in sent]
@@ -189,7 +189,9 @@ def _requests(
 def _words(tokens: int) -> str:
     """Return an answer of so many tokens."""
     word = "thing "
-    return (word * (1 + tokens * CHARACTERS // len(word)))[: tokens * CHARACTERS]
+    return (word * (1 + tokens * CHARACTERS_PER_TOKEN // len(word)))[
+        : tokens * CHARACTERS_PER_TOKEN
+    ]
 
 
 def _longest_reply(request: JudgeRequest, judge: JudgeConfig) -> int | None:

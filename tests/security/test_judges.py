@@ -22,7 +22,7 @@ from chip_core.evaluation.judge import endpoint as endpoints
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.reading import read_json, read_objects
 from chip_core.evaluation.scorer import JudgeRequest
-from chip_core.evaluation.text import reply_numbers
+from chip_core.evaluation.text import reply_ratings
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.human_eval.replies import FORMAT, find_key, read_replies
 
@@ -66,7 +66,7 @@ BODIES: dict[str, Any] = {
     "a content of numbers": answering(5),
     "a content of lists": answering(["a"]),
     "a content of objects": answering({"a": 1}),
-    "a content too long": answering("x" * (endpoints.LONGEST_REPLY + 1)),
+    "a content too long": answering("x" * (endpoints.MAX_REPLY_LENGTH + 1)),
     "deep": b"[" * 100_000,
     "5,000 digits": b'{"choices": ' + b"9" * 5000 + b"}",
 }
@@ -174,9 +174,9 @@ def test_readers_take_any_text(reply: str) -> None:
     except objhal_judge.UnreadableReplyError as error:
         told.note(f"{KIND}, generated", str(error))
     assert len(llava_bench.read_officially(reply)) == 2
-    pair = reply_numbers.read_pair(reply)
+    pair = reply_ratings.read_pair(reply)
     assert pair is None or all(math.isfinite(rating) for rating in pair)
-    assert reply_numbers.read_rating(reply) in (None, *range(7))
+    assert reply_ratings.read_rating(reply) in (None, *range(7))
     assert hallusionbench_judge.verdict(reply) in (None, 0, 1, 2)
     assert hallusionbench_judge.same(reply) in (None, True, False)
 

@@ -29,7 +29,7 @@ from chip_core.evaluation.generators.base import (
 from chip_core.evaluation.generators.delivery import Delivery, Served
 from chip_core.evaluation.generators.parity import prompt_mark
 from chip_core.evaluation.inference.decoder import generation_settings
-from chip_core.evaluation.judge.endpoint import own_words
+from chip_core.evaluation.judge.endpoint import error_message
 from chip_core.evaluation.task import Decoding, Item, Picture, Response
 from chip_core.utils.errors import TrialError
 
@@ -206,7 +206,7 @@ class OpenAIGenerator(Generator):
 
     def words(self, error: Any) -> str:
         """Return the server's error message, without its key."""
-        said = own_words(error)
+        said = error_message(error)
         if self._key:
             said = said.replace(self._key, "[key]")
         return f', and says "{said[:_WORDS]}"' if said else ""

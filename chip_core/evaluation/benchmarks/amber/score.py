@@ -52,7 +52,13 @@ from chip_core.evaluation.scorer import (
     refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.language import lemma, nltk_problems, require, tags, words
+from chip_core.evaluation.text.language import (
+    lemmatize_noun,
+    nltk_problems,
+    require_tools,
+    tag_tokens,
+    tokenize_words,
+)
 from chip_core.evaluation.text.similarity import SpacySimilarity
 from chip_core.evaluation.unreadable import unreadable
 from chip_core.utils.errors import UserError
@@ -151,17 +157,17 @@ class _Nouns:
     """Counts the nouns of descriptions."""
 
     def __init__(self, folder: Path, similarity: Similarity | None, corrected: bool) -> None:
-        require(nltk_problems(), "amber")
+        require_tools(nltk_problems(), "amber")
         self._lists = _word_lists(folder)
         self._vocabulary = self._lists.vocabulary
         self._similarity = similarity or SpacySimilarity()
         self._corrected = corrected
 
     def count(self, question: _Question, response: str) -> Counts:
-        tokens = words(response)
+        tokens = tokenize_words(response)
         nouns = [
-            lemma(word.lower() if self._corrected else word)
-            for word, tag in zip(tokens, tags(tokens), strict=True)
+            lemmatize_noun(word.lower() if self._corrected else word)
+            for word, tag in zip(tokens, tag_tokens(tokens), strict=True)
             if tag.startswith("NN")
         ]
         picture: type[CorrectedPicture] | type[OfficialPicture] = (

@@ -34,7 +34,12 @@ from chip_core.evaluation.scorer import (
     refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.language import nltk_problems, require, singular, words
+from chip_core.evaluation.text.language import (
+    nltk_problems,
+    require_tools,
+    singularize_word,
+    tokenize_words,
+)
 from chip_core.utils.errors import UserError
 
 #: The pairs that the script reads as one word, even if they are not among its synonyms.
@@ -76,7 +81,7 @@ class ChairScorer:
     ) -> Scored:
         """Score captions; an image with two captions counts twice under `official`."""
         refuse_protocol(self, protocol)
-        require(nltk_problems(("punkt_tab",)), self.name)
+        require_tools(nltk_problems(("punkt_tab",)), self.name)
         corrected = protocol == "corrected"
         names, read = object_reader(data, corrected=corrected)
         if corrected:
@@ -143,12 +148,12 @@ def object_reader(data: Path, *, corrected: bool) -> tuple[ObjectNames, Callable
 
     def word_of(word: str) -> str:
         if not corrected:
-            return singular(word)
-        forms = (word, singular(word), word.removesuffix("s"))
+            return singularize_word(word)
+        forms = (word, singularize_word(word), word.removesuffix("s"))
         return next((form for form in forms if form in parts), word)
 
     def read(text: str) -> list[str]:
-        joined = names.join([word_of(word) for word in words(text.lower())])
+        joined = names.join([word_of(word) for word in tokenize_words(text.lower())])
         return [category[word] for word in names.objects(joined)]
 
     return names, read

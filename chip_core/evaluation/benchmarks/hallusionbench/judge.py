@@ -16,10 +16,10 @@ from chip_core.evaluation.benchmarks.hallusionbench.figures import (
     Question,
     needs_same,
 )
-from chip_core.evaluation.judge import asking
-from chip_core.evaluation.judge.asking import Part, Placeholder
+from chip_core.evaluation.judge import prompts
+from chip_core.evaluation.judge.prompts import Placeholder, PromptPart
 from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources
-from chip_core.evaluation.text.reply_words import Vocabulary, Word
+from chip_core.evaluation.text.reply_verdicts import VerdictWord, Vocabulary
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -29,7 +29,7 @@ VERDICT_FUNCTION, SAME_FUNCTION = "evaluate_by_chatgpt", "check_same_by_chatgpt"
 QUESTION, REFERENCE = Placeholder("question"), Placeholder("gt_answer_details")
 ANSWER, ORIGINAL = Placeholder("output_entry"), Placeholder("response2")
 
-VERDICT_PROMPT: tuple[Part, ...] = (
+VERDICT_PROMPT: tuple[PromptPart, ...] = (
     "You mark the answer to a question about an image that you do not see. Compare it with the "
     "reference. Reply with one word: correct if it does not contradict the reference, incorrect if "
     "it does, unclear if it does not commit itself.\n\nQuestion: ",
@@ -40,7 +40,7 @@ VERDICT_PROMPT: tuple[Part, ...] = (
     ANSWER,
     "\nYour word: ",
 )
-SAME_PROMPT: tuple[Part, ...] = (
+SAME_PROMPT: tuple[PromptPart, ...] = (
     "Two answers were given to two questions that you do not see. Taking both as true, do they "
     "contradict each other? Reply with one word: same if they do not, different if they do.\n\n"
     "First answer: ",
@@ -57,7 +57,7 @@ _ANSWERS = (
 )
 _VERDICTS = Vocabulary(
     words=(
-        Word(
+        VerdictWord(
             WRONG,
             r"(?<![^\W_])(?:in-?correct|inkorrekt\w*|unrichtig\w*|incorrecte?s?|incorrect[oa]s?|"
             r"erróne[oa]s?|erroné|erronée)(?![^\W_])|错误",
@@ -65,7 +65,7 @@ _VERDICTS = Vocabulary(
             r"equivocad[oa])(?![^\W_])|错(?!误)",
             RIGHT,
         ),
-        Word(
+        VerdictWord(
             UNCLEAR,
             r"(?<![^\W_])(?:unclear|ambiguous|undetermined|indeterminate|inconclusive|non-?committal|"
             r"unklar|uneindeutig|mehrdeutig|ambigue?|ambiguë|ambigu[oa]|incierto|"
@@ -73,7 +73,7 @@ _VERDICTS = Vocabulary(
             r"(?:clear|klar|eindeutig|claire?|clar[oa]))(?![^\W_])|"
             r"不清楚|不明确|不清晰|不确定|模糊|含糊",
         ),
-        Word(
+        VerdictWord(
             RIGHT,
             r"(?<![^\W_])(?:correct|korrekt\w*|richtig\w*|correcte?s?|correct[oa]s?)(?![^\W_])|正确",
             r"(?<![^\W_])(?:right|accurate|true|zutreffend|stimmt|exacte?|juste|vraie?|"
@@ -81,7 +81,7 @@ _VERDICTS = Vocabulary(
             WRONG,
         ),
     ),
-    apart=(
+    excluded=(
         r"(?<!is )(?<!not )(?<!is not )(?<!isn't )(?<!gives )(?<!give )(?<!gave )(?<!provides )"
         rf"(?<!provide )\b(?:the|a|its|their)\s+(?:correct|right|true|wrong|incorrect)\s+"
         rf"(?:{_ANSWERS})s?\b|"
@@ -112,14 +112,14 @@ _VERDICTS = Vocabulary(
 )
 _ALIKE = Vocabulary(
     words=(
-        Word(
+        VerdictWord(
             0,
             r"(?<![^\W_])(?:different|inconsistent|contradictory|unterschiedlich\w*|verschieden\w*|"
             r"widersprüchlich\w*|différente?s?|diferentes?|distint[oa]s?)(?![^\W_])|不同|不一致|不一样|矛盾",
             r"(?<![^\W_])(?:conflicting|incompatible)(?![^\W_])",
             1,
         ),
-        Word(
+        VerdictWord(
             1,
             r"(?<![^\W_])(?:same|identical|consistent|gleich\w*|dasselbe|identisch|konsistent|mêmes?|"
             r"identiques?|cohérentes?|mism[oa]s?|igual(?:es)?|idéntic[oa]s?|coherentes?)(?![^\W_])|"
@@ -128,7 +128,7 @@ _ALIKE = Vocabulary(
             0,
         ),
     ),
-    apart=(
+    excluded=(
         r"\bsame\s+(?:images?|maps?|figures?|questions?|pictures?|topics?|things?|objects?|subjects?|"
         r"persons?|years?|values?|scenes?|charts?|tables?|data|time|place|country|city|set)\b|"
         r"\b(?:two|these)\s+different\s+\w+|"
@@ -183,7 +183,7 @@ def judge(
         for answer in answers
         if "verdict" not in answer.fields
     ]
-    replies = asking.ask(resources, requests, "hallusionbench")
+    replies = prompts.ask_judge(resources, requests, "hallusionbench")
     read = verdict if corrected else official_verdict
     verdicts = {
         answer.item: read(replies[answer.item])
@@ -207,7 +207,7 @@ def judge(
     ]
     if corrected and resources.judge is None:
         requests = []  # those causes are left out
-    agreed = asking.ask(resources, requests, "hallusionbench")
+    agreed = prompts.ask_judge(resources, requests, "hallusionbench")
     judged = []
     for answer in answers:
         found = verdicts[answer.item]
@@ -278,19 +278,19 @@ class _Prompts:
         return self._request(f"{item}/same", self._of_same, texts)
 
     @cached_property
-    def _of_verdict(self) -> tuple[Part, ...]:
-        return asking.published_prompt(self.data, SCRIPT, VERDICT_FUNCTION) or VERDICT_PROMPT
+    def _of_verdict(self) -> tuple[PromptPart, ...]:
+        return prompts.read_published_prompt(self.data, SCRIPT, VERDICT_FUNCTION) or VERDICT_PROMPT
 
     @cached_property
-    def _of_same(self) -> tuple[Part, ...]:
-        return asking.published_prompt(self.data, SCRIPT, SAME_FUNCTION) or SAME_PROMPT
+    def _of_same(self) -> tuple[PromptPart, ...]:
+        return prompts.read_published_prompt(self.data, SCRIPT, SAME_FUNCTION) or SAME_PROMPT
 
     def _request(
-        self, item: str, parts: tuple[Part, ...], texts: dict[Placeholder, str]
+        self, item: str, parts: tuple[PromptPart, ...], texts: dict[Placeholder, str]
     ) -> JudgeRequest:
         return JudgeRequest(
             item=item,
-            messages=asking.user_message(asking.fill(parts, texts)),
+            messages=prompts.make_user_message(prompts.fill_prompt(parts, texts)),
             # The official script sets no temperature, for which the API's default is 1.
             temperature=0.0 if self.protocol == "corrected" else 1.0,
         )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.evaluation import figures, reading
-from chip_core.evaluation.judge import asking
+from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -34,7 +34,7 @@ from chip_core.evaluation.scorer import (
     refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.reply_numbers import read_pair
+from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -110,7 +110,7 @@ class LlavaBenchScorer:
             given = reading.answers_by_item(answers, questions, self.name)
             pairs = [(questions[item], given[item]) for item in questions if item in given]
         requests = [_request(question, answer.response) for question, answer in pairs]
-        replies = asking.ask(resources, requests, self.name)
+        replies = prompts.ask_judge(resources, requests, self.name)
         rated, failed = [], 0
         unread: list[Unreadable] = []
         for question, _ in pairs:

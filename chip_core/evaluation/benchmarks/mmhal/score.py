@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chip_core.evaluation import figures, reading
-from chip_core.evaluation.judge import asking
+from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -30,7 +30,7 @@ from chip_core.evaluation.scorer import (
     refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.reply_numbers import read_rating
+from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -124,7 +124,7 @@ class MmhalScorer:
             if corrected
             else _each_question(answers, questions)
         )
-        template = asking.published_template(data, SCRIPTS) or PROMPT
+        template = prompts.read_published_template(data, SCRIPTS) or PROMPT
         requests = [
             _request(item, questions[item][1], given[item], template)
             for item in questions
@@ -133,7 +133,7 @@ class MmhalScorer:
         ratings: dict[str, int] = {}
         failed = 0
         unread: list[Unreadable] = []
-        for item, reply in asking.ask(resources, requests, self.name).items():
+        for item, reply in prompts.ask_judge(resources, requests, self.name).items():
             rating = read_rating(reply or "") if corrected else read_officially(reply or "")
             failed += reply is None or rating is None
             if rating is not None:
@@ -192,7 +192,7 @@ def _request(item: str, row: reading.FileRow, answer: Answer, template: str) -> 
             "contents, question, reference answer, answer"
         )
     content = parts[0] + "".join(text + part for text, part in zip(texts, parts[1:], strict=True))
-    return JudgeRequest(item=item, messages=asking.user_message(content), max_tokens=512)
+    return JudgeRequest(item=item, messages=prompts.make_user_message(content), max_tokens=512)
 
 
 def _items(kinds: Mapping[str, str], ratings: Mapping[str, int]) -> dict[str, list[ItemOutcome]]:

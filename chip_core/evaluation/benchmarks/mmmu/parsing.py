@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from chip_core.evaluation.text.answers import marked, plain, said
+from chip_core.evaluation.text.answers import find_marked_answers, normalize_answer, strip_markup
 
 #: Stripped from both ends of a multiple-choice answer, one kind after the other.
 MARKS = (",", ".", "!", "?", ";", ":", "'")
@@ -57,8 +57,8 @@ def read_open(response: str) -> set[str | float]:
     They come from what the answer marks as its answer, if anything, without reasoning and marks; a
     number may be right before its unit (`5cm`).
     """
-    text = said(response)
-    text = plain((marked(text) or [text])[0])
+    text = normalize_answer(response)
+    text = strip_markup((find_marked_answers(text) or [text])[0])
     return parse_open(text) | parse_open(_UNIT.sub(" ", text)) if text else set()
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.judge.asking import published_template
+from chip_core.evaluation.judge.prompts import read_published_template
 from chip_core.evaluation.scorer import JudgeRequest
-from chip_core.evaluation.text.replies import without_reasoning
+from chip_core.evaluation.text.replies import strip_reasoning
 
 #: Where the benchmark publishes its own prompt.
 SCRIPT, VARIABLE = "eval_gpt_obj_halbench.py", "prompt_template"
@@ -38,7 +38,7 @@ class UnreadableReplyError(ValueError):
 
 def prompt_of(data: Path) -> str:
     """Return the published prompt if its script is in the benchmark's folder, else ours."""
-    return published_template(data, [SCRIPT], VARIABLE) or PROMPT
+    return read_published_template(data, [SCRIPT], VARIABLE) or PROMPT
 
 
 def request(prompt: str, item: str, question: str, answer: str) -> JudgeRequest:
@@ -89,7 +89,7 @@ def read_reply(reply: str | None) -> list[str]:
     """
     if reply is None:
         raise UnreadableReplyError("there is no reply of the judge")
-    text = without_reasoning(reply)
+    text = strip_reasoning(reply)
     if len(text) > _LONGEST:
         raise UnreadableReplyError("the judge's reply is too long for a list of names")
     text = _ESCAPED.sub(r"\1", _BOX.sub(r"\1", _FENCE.sub("", text))).translate(_QUOTES).strip()

@@ -47,7 +47,13 @@ from chip_core.evaluation.scorer import (
     refuse_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.language import NltkTagger, lemma, nltk_problems, require, words
+from chip_core.evaluation.text.language import (
+    NltkTagger,
+    lemmatize_noun,
+    nltk_problems,
+    require_tools,
+    tokenize_words,
+)
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -88,7 +94,7 @@ class ObjHalScorer:
         """Score descriptions; `chip` is `official`, which is the paper's own script."""
         refuse_protocol(self, protocol)
         corrected = protocol == "corrected"
-        require(nltk_problems(), self.name)
+        require_tools(nltk_problems(), self.name)
         if resources.judge is None:
             raise UserError(
                 "objhal: a judge is needed: --judge-replies FILE, or a judge in the study"
@@ -246,7 +252,7 @@ def _noun_runs(tokens: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _in_caption(caption: str, names: ObjectNames) -> list[str]:
-    joined = names.join([lemma(word) for word in words(caption.lower())])
+    joined = names.join([lemmatize_noun(word) for word in tokenize_words(caption.lower())])
     return [names.category[word] for word in names.objects(joined)]
 
 

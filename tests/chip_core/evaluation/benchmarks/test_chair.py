@@ -100,7 +100,7 @@ def test_a_word_with_a_hyphen_is_one_word(
     data: Path, monkeypatch: pytest.MonkeyPatch, corrected: bool
 ) -> None:
     """As NLTK splits; the singular form is "mini-bus", which is no object's name."""
-    monkeypatch.setattr(chair, "words", str.split)
+    monkeypatch.setattr(chair, "tokenize_words", str.split)
     _, read = chair.object_reader(data, corrected=corrected)
     assert read("Buses and mini-buses") == ["bus"]
 

@@ -19,7 +19,7 @@ from chip_core.evaluation.scorer import (
     Resources,
     Scored,
 )
-from chip_core.evaluation.text.reply_numbers import read_pair
+from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.utils.errors import UserError
 
 BENCH = SCORERS["llava_bench"]

@@ -20,7 +20,7 @@ from chip_core.evaluation.scorer import (
     Resources,
     Scored,
 )
-from chip_core.evaluation.text.reply_numbers import read_rating
+from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.utils.errors import UserError
 
 MMHAL = SCORERS["mmhal"]
