@@ -60,7 +60,7 @@ class Judge(Protocol):
 class Similarity(Protocol):
     """The similarity of two words in meaning: 1 for equal ones."""
 
-    def __call__(self, one: str, other: str) -> float:
+    def __call__(self, first: str, second: str) -> float:
         """Return the similarity of two words."""
 
 

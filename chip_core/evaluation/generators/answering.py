@@ -19,7 +19,7 @@ from chip_core.evaluation.generators.transformers import TransformersGenerator
 from chip_core.evaluation.inference.answer_files import (
     AnswerFile,
     answers_fingerprint,
-    previous_answers,
+    read_stored_answers,
 )
 from chip_core.evaluation.inference.external import run_external
 from chip_core.evaluation.items import asking_identity, decoding_of, find_benchmark, select_items
@@ -230,7 +230,7 @@ def _transformers(
     return TransformersGenerator(
         batch_size=context.batch_size,
         encodings=context.encodings,
-        asked=(questions.side, settings.name, str(data), settings.protocol),
+        namespace=(questions.side, settings.name, str(data), settings.protocol),
         workers=workers,
     )
 
@@ -315,8 +315,8 @@ def _before(
     other: Side = "report" if questions.side == "select" else "select"
     here, there = (file_name(side, questions.settings.name) for side in (questions.side, other))
     folders = [context.folder, *context.earlier]
-    found = previous_answers(folders, (here, there), marks, questions.items)
-    own = previous_answers([context.folder], (here,), marks[:1], questions.items)
+    found = read_stored_answers(folders, (here, there), marks, questions.items)
+    own = read_stored_answers([context.folder], (here,), marks[:1], questions.items)
     return found, set(own)
 
 

@@ -27,7 +27,7 @@ class TransformersGenerator(Generator):
         *,
         batch_size: int,
         encodings: Encodings | None = None,
-        asked: Hashable = None,
+        namespace: Hashable = None,
         workers: Workers | None = None,
     ) -> None:
         """Set up.
@@ -35,12 +35,12 @@ class TransformersGenerator(Generator):
         Args:
             batch_size: items answered together.
             encodings: prompts that the model's processor encoded in this process before.
-            asked: identifies the items' namespace, such as a benchmark.
+            namespace: identifies the items' namespace, such as a benchmark.
             workers: the workers that share the items; None: this process answers all.
         """
         self.identity: Mapping[str, str] = {}  # empty, as in earlier builds
         self.moved: tuple[int, int] = (0, 0)  # bf16: answers generated again, and differing
-        self._batch_size, self._encodings, self._asked = batch_size, encodings, asked
+        self._batch_size, self._encodings, self._namespace = batch_size, encodings, namespace
         self._workers = workers or Workers()
 
     def answer(
@@ -57,7 +57,7 @@ class TransformersGenerator(Generator):
             bf16=model.bf16,
             share_prefix=True,
             encodings=self._encodings,
-            asked=self._asked,
+            namespace=self._namespace,
         )
         made: dict[str, str] = {}
         batches = make_batches(
@@ -79,4 +79,4 @@ def _moved(decoder: Decoder, items: Sequence[Item], made: Mapping[str, str]) -> 
     """
     draw = random.Random(derived_seed("bf16"))
     again = draw.sample(list(items), min(_CHECKED, len(items)))
-    return len(again), sum(decoder.alone(item) != made[item.id] for item in again)
+    return len(again), sum(decoder.answer_alone(item) != made[item.id] for item in again)

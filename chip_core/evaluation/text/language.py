@@ -130,7 +130,7 @@ class NltkTagger:
         tokens = tokenize_words(text)
         lemmas = [lemmatize_noun(word.lower()) for word in tokens]
         return [
-            Token(text=word, tag=tag, lemmatize_noun=base)
+            Token(text=word, tag=tag, lemma=base)
             for word, base, tag in zip(tokens, lemmas, tag_tokens(lemmas), strict=True)
         ]
 
@@ -148,7 +148,7 @@ class SpacyTagger:
     def __call__(self, text: str) -> Sequence[Token]:
         """Return the text's tokens."""
         return [
-            Token(text=token.text, tag=token.tag_, lemmatize_noun=token.lemma_)
+            Token(text=token.text, tag=token.tag_, lemma=token.lemma_)
             for token in self._pipeline(text)
         ]
 

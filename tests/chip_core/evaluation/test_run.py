@@ -16,7 +16,7 @@ from chip_core.evaluate import evaluate
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generators.answering import answer
 from chip_core.evaluation.inference import Decoder
-from chip_core.evaluation.inference.answer_files import AnswerFile, previous_answers
+from chip_core.evaluation.inference.answer_files import AnswerFile, read_stored_answers
 from chip_core.evaluation.items import identity
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import problems
@@ -164,7 +164,7 @@ def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path: Path) -> None:
     a, b, c = (Item(id=name, prompt="is it?", pictures=()) for name in "abc")
 
     def before(mark: str, *items: Item) -> dict[str, str]:
-        found = previous_answers([tmp_path], ["report-shapes"], [mark * 64], items)
+        found = read_stored_answers([tmp_path], ["report-shapes"], [mark * 64], items)
         return {item: response.text for item, response in found.items()}
 
     with AnswerFile(tmp_path, "report-shapes", "m" * 64, 0) as file:

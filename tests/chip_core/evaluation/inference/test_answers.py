@@ -13,8 +13,8 @@ from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import Decoder, generate, make_batches, rows
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.inference.prompts import padded
-from chip_core.evaluation.inference.rows import NEAR, next_logits
-from chip_core.evaluation.inference.shared import EXACT, sharing_inexactness
+from chip_core.evaluation.inference.rows import NEAR_TIE_MARGIN, next_logits
+from chip_core.evaluation.inference.shared import MAX_LOGIT_ERROR, measure_sharing_error
 from chip_core.evaluation.task import Decoding, Item, Picture
 from chip_core.models import loading
 
@@ -69,7 +69,7 @@ def test_a_shared_picture_gives_the_logits_of_separate_rows(family: str) -> None
     items = families.items()
     groups = [encoder.encode(items[start : start + 4]) for start in (0, 4, 8)]
     with torch.inference_mode():
-        assert sharing_inexactness(model, groups) < 1e-5  # measured: 1e-7 to 2e-7 on all six
+        assert measure_sharing_error(model, groups) < 1e-5  # measured: 1e-7 to 2e-7 on all six
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -78,7 +78,7 @@ def test_a_prompt_made_from_anothers_is_what_the_processor_makes(family: str) ->
     items = families.items()[:4]
     encoder = Encoder(processor)
     together = encoder.encode(items)
-    assert encoder._composes  # it was tried and found equal, then used
+    assert encoder._can_compose  # it was tried and found equal, then used
     for item, prompt in zip(items, together, strict=True):
         (alone,) = Encoder(processor).encode([item])
         assert prompt.ids == alone.ids
@@ -118,7 +118,7 @@ def test_a_family_that_cannot_share_is_noticed_and_answers_all_the_same(
     decoder = Decoder(model, processor, decoding, bf16=False, share_prefix=True)
     made: dict[str, str] = {}
     for batch in make_batches(items, size=12):
-        made.update(zip((item.id for item in batch.items), decoder.answers(batch), strict=True))
+        made.update(zip((item.id for item in batch.items), decoder.generate_texts(batch), strict=True))
     assert [made[item.id] for item in items] == expected
     (note,) = decoder.notes
     assert note.startswith("pictures asked about more than once were computed for each question")
@@ -164,8 +164,8 @@ def test_rounding_stays_far_below_what_counts_as_near() -> None:
             batch = padded(prompts, [prompt.ids for prompt in prompts], torch.device("cpu"))
             together = model(**batch, use_cache=False).logits[:, -1]
             alone = torch.stack([next_logits(model, prompt) for prompt in prompts])
-        assert (together - alone).abs().max() / alone.abs().max() < NEAR / 50
-    assert EXACT < 1e-2
+        assert (together - alone).abs().max() / alone.abs().max() < NEAR_TIE_MARGIN / 50
+    assert MAX_LOGIT_ERROR < 1e-2
 
 
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))
@@ -216,7 +216,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
     model, processor = families.build("llava")
     items = families.items()
     expected = generate(model, processor, items, max_new_tokens=5, num_beams=2)
-    plain = Decoder._answers
+    plain = Decoder._answer_groups
     sizes = []
 
     def of_two_rows(self: Decoder, groups: Any) -> list[str]:
@@ -225,7 +225,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
             raise torch.cuda.OutOfMemoryError("no room")
         return plain(self, groups)
 
-    monkeypatch.setattr(Decoder, "_answers", of_two_rows)
+    monkeypatch.setattr(Decoder, "_answer_groups", of_two_rows)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert generate(model, processor, items, max_new_tokens=5, num_beams=2) == expected
     assert max(sizes) == 12

@@ -31,17 +31,17 @@ class Watching:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered: list[int] = []
         self.steps = 0
-        enter, step = Lanes.enter, Lanes.step
+        add, step = Lanes.add, Lanes.step
 
         def entering(lanes: Lanes, groups: Any, **more: Any) -> Any:
             self.entered.append(sum(map(len, groups)))
-            return enter(lanes, groups, **more)
+            return add(lanes, groups, **more)
 
         def stepping(lanes: Lanes) -> Any:
             self.steps += 1
             return step(lanes)
 
-        monkeypatch.setattr(Lanes, "enter", entering)
+        monkeypatch.setattr(Lanes, "add", entering)
         monkeypatch.setattr(Lanes, "step", stepping)
 
 
@@ -67,7 +67,7 @@ def test_answers_of_all_lengths_are_those_of_whole_batches(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ends that come often: questions of one picture leave one by one, others come in."""
-    monkeypatch.setattr(continuous, "LITTLE", 0)
+    monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 0)
     model, processor = loaded = families.build(family)
     items = families.items()
     watching = Watching(monkeypatch)
@@ -86,7 +86,7 @@ def test_answers_of_all_lengths_are_those_of_whole_batches(
 
 
 def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continuous, "LITTLE", 0)
+    monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 0)
     torch.set_num_threads(1)
     loaded = loading.load(ModelConfig(path="shapes"))
     items = list(BENCHMARKS["shapes"].items("report", data=None, protocol="official")[:48])
@@ -108,7 +108,9 @@ def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) 
     # A batch takes its first token's pass and then a step for each token but the last.
     assert watching.steps < sum(length - 1 for length in tokens)
     watching.entered.clear()
-    monkeypatch.setattr(continuous, "LITTLE", 8 * 2**20)  # as many bytes as eight rows take here
+    monkeypatch.setattr(
+        continuous, "SMALL_CACHE_BYTES", 8 * 2**20
+    )  # as many bytes as eight rows take here
     decoder = Decoder(*loaded, Decoding(max_new_tokens=32), bf16=False, share_prefix=True)
     told = list(decoder.stream(batches, size=8))
     assert {item.id: response for answers in told for item, response in answers} == texts
@@ -119,22 +121,22 @@ def test_what_does_not_fit_is_tried_with_half_the_rows(monkeypatch: pytest.Monke
     loaded = families.build("llava")
     items = families.items()
     expected = plain(loaded, items, 5)
-    enter, step = Lanes.enter, Lanes.step
+    add, step = Lanes.add, Lanes.step
     most, rows, stopped = 3, [], []
 
     def entering(lanes: Lanes, groups: Any, **more: Any) -> Any:
         rows.append(len(lanes.rows) + sum(map(len, groups)))
         if rows[-1] > max(most, 4 * (len(rows) == 1)):  # the trial has room
             raise torch.cuda.OutOfMemoryError("no room")
-        return enter(lanes, groups, **more)
+        return add(lanes, groups, **more)
 
     def stepping(lanes: Lanes) -> Any:
-        if len(rows) > 3 and not stopped and lanes.rows[0].said[1:]:
+        if len(rows) > 3 and not stopped and lanes.rows[0].answer_ids[1:]:
             stopped.append(len(lanes.rows))  # once in the middle, too
             raise torch.cuda.OutOfMemoryError("no room")
         return step(lanes)
 
-    monkeypatch.setattr(Lanes, "enter", entering)
+    monkeypatch.setattr(Lanes, "add", entering)
     monkeypatch.setattr(Lanes, "step", stepping)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert generate(*loaded, items, max_new_tokens=5) == expected
@@ -198,7 +200,7 @@ def picture(number: int) -> Image.Image:
 
 def test_positions_of_nobody_do_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamic RoPE takes its frequencies from the largest position of a batch."""
-    monkeypatch.setattr(continuous, "LITTLE", 0)
+    monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 0)
     loaded = families.build("llava")
     # Four pictures of two questions, then five of eight: three lanes stay empty while those are
     # answered, one after another.
@@ -238,13 +240,13 @@ def test_long_questions_of_one_picture_take_lanes_of_their_own(
     assert start is not None
     behind = [len(prompt.ids) - start for prompt in prompts]
     lanes: list[list[int]] = []
-    enter = Lanes.enter
+    add = Lanes.add
 
     def entering(self: Lanes, groups: Any, **more: Any) -> Any:
         lanes.append([len(group) for group in groups])
-        return enter(self, groups, **more)
+        return add(self, groups, **more)
 
-    monkeypatch.setattr(Lanes, "enter", entering)
-    monkeypatch.setattr(continuous, "BEHIND", sum(behind) - 1)
+    monkeypatch.setattr(Lanes, "add", entering)
+    monkeypatch.setattr(continuous, "MAX_LANE_TOKENS", sum(behind) - 1)
     assert generate(*loaded, items, max_new_tokens=6) == expected
     assert lanes[-2:] == [[3], [1]]

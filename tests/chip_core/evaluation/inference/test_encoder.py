@@ -50,13 +50,13 @@ def test_every_familys_prompts_are_its_processors(
     family: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, processor = families.build(family)
-    plain, calls = Encoder._whole, []
+    plain, calls = Encoder._encode_fully, []
 
     def counted(self: Encoder, item: Item, pictures: Sequence[Any]) -> Prompt:
         calls.append(item.id)
         return plain(self, item, pictures)
 
-    monkeypatch.setattr(Encoder, "_whole", counted)
+    monkeypatch.setattr(Encoder, "_encode_fully", counted)
     encoder, asked = Encoder(processor), items()
     made = [
         prompt
@@ -86,4 +86,4 @@ def test_what_is_not_the_processors_own_is_not_taken(monkeypatch: pytest.MonkeyP
     for item, prompt in zip(items(), whole, strict=True):
         (made,) = encoder.encode([item])
         assert torch.equal(made.pictures["pixel_values"], prompt.pictures["pixel_values"] + 1)
-    assert encoder._shows is False
+    assert encoder._can_process_alone is False
