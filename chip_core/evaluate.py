@@ -12,7 +12,7 @@ import torch
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.config.trial import EvaluationConfig, ModelConfig
-from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
+from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
 from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
 from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.scoring import score_answers
@@ -62,7 +62,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     config, trained = named_model(model, base, dtype)
     answering = answering or EvaluationConfig()
     lacking = [*model_problems(model, config, trained, base), *problems(asked, places)]
-    lacking += [*generator_problems(answering, asked, config), *lacking_here(answering)]
+    lacking += [*generator_problems(answering, asked, config), *missing_requirements(answering)]
     if lacking:
         raise ConfigError(lacking)
     report(Progress(phase="start", done=0, total=1))

@@ -15,7 +15,7 @@ from typing import Any
 from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
-from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
+from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
 from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
 from chip_core.evaluation.readiness import problems, ranker_problems, sides, unmet_requirements
 from chip_core.models import loading
@@ -130,7 +130,7 @@ class _Attempt:
                 raise TrialError(unmet[0])
         lacking = problems(config.benchmarks, context.places)
         lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
-        lacking += lacking_here(config.evaluation)
+        lacking += missing_requirements(config.evaluation)
         if context.trains:
             lacking += selection_problems(config) + ranker_problems(config, context.places)
         if lacking:

@@ -74,7 +74,7 @@ class Decoder:
         self._lanes_exact: dict[bool, bool] = {}  # whether lanes are exact, by picture sharing
         self._settings, self._end_tokens = generation_settings(model, processor.tokenizer, decoding)
         self.near_ties = 0  # decided so far
-        self.waited = 0.0  # seconds for prompts and pictures
+        self.wait_seconds = 0.0  # seconds for prompts and pictures
         self.notes: list[str] = []  # for the report
 
     def generate_texts(self, batch: Batch) -> list[str]:
@@ -141,7 +141,7 @@ class Decoder:
     def _encode(self, group: Sequence[Item]) -> list[Prompt]:
         began = time.perf_counter()
         prompts = self._encoder.encode(group)
-        self.waited += time.perf_counter() - began
+        self.wait_seconds += time.perf_counter() - began
         return prompts
 
     def _can_batch_continuously(self, groups: Sequence[Sequence[Item]]) -> bool:

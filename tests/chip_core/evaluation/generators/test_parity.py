@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chip_core.evaluate import evaluate
-from chip_core.evaluation.generators.delivery import whole_folder
+from chip_core.evaluation.generators.delivery import make_model_folder
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
@@ -54,7 +54,7 @@ def test_an_adapter_of_another_arm_or_without_effect_is_refused(
     tmp_path: Path, server: Server, arms: Arms
 ) -> None:
     other = arm_context(tmp_path / "other", arms[1])
-    place = whole_folder(other.answering_model, tmp_path / "other")
+    place = make_model_folder(other.answering_model, tmp_path / "other")
     context = arm_context(tmp_path / "a", arms[0])
     wrong = by_server(context, server.url, {context.weights: str(place)})
     with pytest.raises(TrialError, match=REFUSED):
