@@ -64,7 +64,12 @@ def score_trial(
             evaluations[key] = answered.evaluations[key]
             continue
         evaluations[key] = score_answers(
-            answered.answers[key], side, benchmark, folder=folder, places=places, report=report
+            answered.answers[key],
+            side,
+            benchmark,
+            folder=folder,
+            data_paths=places,
+            report_progress=report,
         )
         spans.end(f"score {key}")
     result = TrialResult(

@@ -152,7 +152,7 @@ class Scorer(Protocol):
 SCORERS: Registry[Scorer] = Registry("benchmark")
 
 
-def refuse_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
+def require_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
     """Raise if a scorer does not implement a protocol.
 
     Raises:

@@ -192,7 +192,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from chip_core.evaluation.items import find_benchmark
-    from chip_core.evaluation.unreadable import count_words, example_words
+    from chip_core.evaluation.unreadable import format_counts, format_example
 
     table = Table(box=None, pad_edge=False)
     for title in ("metric", "value", "unit"):
@@ -221,7 +221,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
             )
         if "unreadable" in metadata:
             yield Text(
-                f"{name}: {count_words(metadata['unreadable'])}, for instance", style="yellow"
+                f"{name}: {format_counts(metadata['unreadable'])}, for instance", style="yellow"
             )
             for example in metadata["unreadable"]["examples"]:
-                yield Text(f"  {example_words(example)}", style="dim")
+                yield Text(f"  {format_example(example)}", style="dim")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths, JudgeConfig
-from chip_core.evaluation.items import decoding_of, find_benchmark, select_items
+from chip_core.evaluation.items import find_benchmark, resolve_decoding, select_items
 from chip_core.evaluation.judge.limits import CHARACTERS_PER_TOKEN, estimate_request_tokens
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, JudgeRequest
@@ -141,7 +141,7 @@ def _of_benchmark(
         return JudgeTokens()
     if isinstance(benchmark, ExternalBenchmark):
         raise UserError("it is asked by a program of its own")
-    longest = decoding_of(settings, benchmark).max_new_tokens
+    longest = resolve_decoding(settings, benchmark).max_new_tokens
     few = _requests(side, settings, places, answer="No.", reply="correct")
     many = _requests(side, settings, places, answer=_words(longest), reply="incorrect")
     bounds = [_longest_reply(request, judge) for request in many]

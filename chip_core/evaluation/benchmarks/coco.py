@@ -100,7 +100,7 @@ class GroundTruth:
         """Return an image's categories; empty if the annotations have none."""
         return self.objects.get(image, frozenset())
 
-    def refuse_unknown(self, answers: Sequence[Answer], who: str) -> None:
+    def require_known(self, answers: Sequence[Answer], who: str) -> None:
         """Raise if an answer is about an image that the annotations do not have.
 
         Raises:

@@ -43,14 +43,14 @@ class BenchmarkSource:
 
 def rows_of(*names: str) -> Callable[[Path], int]:
     """Return a function that counts the rows of a benchmark's file, under one of several names."""
-    return lambda folder: len(reading.read_rows(reading.find(folder, names, folder.name)))
+    return lambda folder: len(reading.read_rows(reading.find_file(folder, names, folder.name)))
 
 
 def keys_of(*names: str) -> Callable[[Path], int]:
     """Return a function that counts the keys of a JSON file."""
 
     def count(folder: Path) -> int:
-        path = reading.find(folder, names, folder.name)
+        path = reading.find_file(folder, names, folder.name)
         found = reading.read_json(path)
         if not isinstance(found, dict):
             raise UserError(f"{path} must be a JSON object")
@@ -64,7 +64,7 @@ def _pope(folder: Path) -> int:
 
 
 def _scienceqa(folder: Path) -> int:
-    path = reading.find(folder, _scienceqa_names("pid_splits.json"), "scienceqa")
+    path = reading.find_file(folder, _scienceqa_names("pid_splits.json"), "scienceqa")
     splits = reading.read_json(path)
     if not isinstance(splits, dict) or not isinstance(splits.get("test"), list):
         raise UserError(f"{path} has no list 'test'")

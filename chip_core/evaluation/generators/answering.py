@@ -27,7 +27,12 @@ from chip_core.evaluation.inference.answer_files import (
     read_stored_answers,
 )
 from chip_core.evaluation.inference.external import run_external
-from chip_core.evaluation.items import asking_identity, decoding_of, find_benchmark, select_items
+from chip_core.evaluation.items import (
+    answering_identity,
+    find_benchmark,
+    resolve_decoding,
+    select_items,
+)
 from chip_core.evaluation.scoring import as_trial_error, file_name, write_scores
 from chip_core.evaluation.task import (
     Benchmark,
@@ -53,12 +58,12 @@ class InferenceContext:
     processor: Any
     weights: str  # an id unique to the weights: only their own answers are reused
     folder: Path  # gets answers/, responses/ and scores/
-    places: DataPaths
+    data_paths: DataPaths
     batch_size: int = 64  # items answered together
     encodings: Encodings | None = None  # of the same processor, kept by this process
     bf16: bool = False
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are reused
-    report: Callable[[Progress], None] = lambda progress: None
+    report_progress: Callable[[Progress], None] = lambda progress: None
     checkpoint_dir: Path | None = None  # a Hugging Face folder of the whole model, if there is one
     #: ids of the same weights under which earlier builds stored answers
     former_weights: Sequence[str] = ()
@@ -84,7 +89,7 @@ class InferenceContext:
         )
 
 
-def answer(
+def generate_answers(
     context: InferenceContext, side: Side, settings: BenchmarkConfig
 ) -> Answers | Evaluation:
     """Generate a model's answers to a benchmark, and store them in `responses/`.
@@ -106,7 +111,7 @@ def answer(
             return current_workers().awaited_from_rank0(
                 lambda: _run_external(context, side, settings, external)
             )
-        items, _ = select_items(side, settings, benchmark, context.places)
+        items, _ = select_items(side, settings, benchmark, context.data_paths)
     if not items:
         raise TrialError(f"{settings.name}: there are no questions")
     start = time.perf_counter()
@@ -143,7 +148,7 @@ class _QuestionSet:
     @property
     def decoding(self) -> Decoding:
         """How its answers are generated."""
-        return decoding_of(self.settings, self.benchmark)
+        return resolve_decoding(self.settings, self.benchmark)
 
     def subset(self, items: Sequence[Item]) -> _QuestionSet:
         """Return a copy with these items alone."""
@@ -158,20 +163,22 @@ class _GeneratedAnswers:
     metadata: dict[str, Any]
 
 
-def measure(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> None:
+def generate_reference_answers(
+    context: InferenceContext, side: Side, settings: BenchmarkConfig
+) -> None:
     """Compute and store transformers' answers with which another engine's answers are compared.
 
     An engine may need the device that the model is on, so this runs for all benchmarks first. It
     does nothing if transformers generates the answers.
 
     Raises:
-        TrialError: as in `answer`.
+        TrialError: as in `generate_answers`.
     """
     if context.generator is None:
         return
     with as_trial_error(settings.name):
         benchmark = find_benchmark(settings.name)
-        items, _ = select_items(side, settings, benchmark, context.places)
+        items, _ = select_items(side, settings, benchmark, context.data_paths)
     questions = _QuestionSet(side=side, settings=settings, benchmark=benchmark, items=items)
     current_workers().broadcast_from_rank0(lambda: _generate_reference(context, questions))
 
@@ -244,7 +251,7 @@ def _generate_with_engine(
 def _make_transformers_generator(
     context: InferenceContext, questions: _QuestionSet, workers: Workers | None = None
 ) -> TransformersGenerator:
-    settings, data = questions.settings, context.places.data(questions.settings.name)
+    settings, data = questions.settings, context.data_paths.data(questions.settings.name)
     return TransformersGenerator(
         batch_size=context.batch_size,
         encodings=context.encodings,
@@ -278,7 +285,7 @@ def _generate_missing(
 
     def answer_share() -> tuple[dict[str, Response], GenerationTiming]:
         missing = [item for item in items if item.id not in stored]
-        reporter = _ProgressReporter(context.report, phase, len(items), len(stored))
+        reporter = _ProgressReporter(context.report_progress, phase, len(items), len(stored))
         generated: dict[str, Response] = {}
 
         def store_answers(answers: Sequence[tuple[Item, Response]]) -> None:
@@ -320,7 +327,7 @@ def _compute_fingerprints(
 ) -> list[str]:
     """Return hashes of what decides answers besides the question: this build's, then others'."""
     decided_by = {
-        **asking_identity(questions.benchmark),
+        **answering_identity(questions.benchmark),
         # It was once autocast over weights in fp32, which gives other answers.
         "bf16": "held" if context.bf16 else False,
         "decoding": asdict(questions.decoding),
@@ -422,7 +429,7 @@ def _run_external(
 ) -> Evaluation:
     """Run the benchmark's own program on the model."""
     phase = f"answer {settings.name}"
-    context.report(Progress(phase=phase, done=0, total=1))
+    context.report_progress(Progress(phase=phase, done=0, total=1))
     result = run_external(
         benchmark,
         settings,
@@ -432,7 +439,7 @@ def _run_external(
         folder=context.folder,
         batch_size=context.batch_size,
     )
-    context.report(Progress(phase=phase, done=1, total=1))
+    context.report_progress(Progress(phase=phase, done=1, total=1))
     responses_file = f"responses/{file_name(side, settings.name)}.jsonl"
     write_atomically(context.folder / responses_file, "")  # the program has the responses
     return write_scores(context.folder, side, settings, benchmark, result.scored, result.metadata)

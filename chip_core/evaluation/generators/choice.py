@@ -11,7 +11,7 @@ from pathlib import Path
 from chip_core.config.generator import EvaluationConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluation.generators.base import Generator
-from chip_core.evaluation.items import decoding_of, find_benchmark
+from chip_core.evaluation.items import find_benchmark, resolve_decoding
 from chip_core.evaluation.readiness import sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.models import loading, own
@@ -115,7 +115,7 @@ def _unsupported_benchmarks(
                 f"{side}: {settings.name} asks by a program of its own, which evaluation.generator "
                 f"'{kind}' does not reach: leave one of the two out"
             )
-        elif (beams := decoding_of(settings, benchmark).num_beams) > 1:
+        elif (beams := resolve_decoding(settings, benchmark).num_beams) > 1:
             yield (
                 f"{side}: {settings.name} asks for {beams} beams, and generator '{kind}' answers "
                 "greedily alone: write num_beams: 1, or evaluation.generator: transformers"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.reading import first_of, read_objects
+from chip_core.evaluation.reading import get_first_value, read_objects
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import warn_once
 from chip_core.utils.files import append_record, without_checksum
@@ -144,8 +144,8 @@ class ReplayJudge:
         """
         replies = []
         for number, row in enumerate(read_objects(path), start=1):
-            reply = first_of(row, ("reply",), path, number)
-            item = str(first_of(row, ITEM_NAMES, path, number))
+            reply = get_first_value(row, ("reply",), path, number)
+            item = str(get_first_value(row, ITEM_NAMES, path, number))
             replies.append((item, reply if isinstance(reply, str) else None))
         return cls(replies)
 

@@ -23,7 +23,7 @@ def answering(folder: Path, **changes: Any) -> InferenceContext:
     """The embedded model, four items together."""
     torch.set_num_threads(1)
     model, processor = loading.load(ModelConfig(path="shapes"))
-    given = {"weights": "w", "places": DataPaths(), "batch_size": 4, **changes}
+    given = {"weights": "w", "data_paths": DataPaths(), "batch_size": 4, **changes}
     return InferenceContext(model=model, processor=processor, folder=folder, **given)
 
 
@@ -37,7 +37,7 @@ def answer_and_die(folder: str, batches: int) -> None:
         if told == batches:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    evaluate(answering(Path(folder), report=report), "report", SHAPES)
+    evaluate(answering(Path(folder), report_progress=report), "report", SHAPES)
 
 
 def work_in_a_group(rank: int, workers: int, store: str, folder: str, found: Any) -> None:

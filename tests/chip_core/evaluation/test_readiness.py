@@ -15,7 +15,7 @@ from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPa
 from chip_core.config.generator import EvaluationConfig
 from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.evaluation.items import find_benchmark, select_half, select_items
-from chip_core.evaluation.readiness import declared_overlaps, problems, shared_questions
+from chip_core.evaluation.readiness import find_declared_overlaps, find_shared_questions, problems
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture
 from chip_core.utils.errors import UserError
 
@@ -133,16 +133,16 @@ def test_a_half_is_part_of_the_evaluations_identity() -> None:
 )
 def test_what_stands_on_both_sides_is_refused(select: Any, report: Any, problem: str) -> None:
     benchmarks = both(select, report)
-    ((_, _, said),) = declared_overlaps(benchmarks)
+    ((_, _, said),) = find_declared_overlaps(benchmarks)
     assert problem in said
     assert any(problem in line for line in problems(benchmarks, DataPaths()))  # of a trial, too
 
 
 def test_what_stands_apart_is_not() -> None:
     halved = both({"name": "pope", "half": "select"}, {"name": "pope", "half": "report"})
-    assert not declared_overlaps(halved)
-    assert not declared_overlaps(both("shapes", "shapes"))
-    assert not shared_questions(both("shapes", "shapes"), DataPaths())
+    assert not find_declared_overlaps(halved)
+    assert not find_declared_overlaps(both("shapes", "shapes"))
+    assert not find_shared_questions(both("shapes", "shapes"), DataPaths())
 
 
 def test_the_half_of_the_other_side_is_no_configuration() -> None:
@@ -174,7 +174,9 @@ def test_the_same_question_on_both_sides_is_found_by_its_content(
     own = {"a": SaysItSplits(), "b": SaysItSplits(), "c": OtherPictures()}
     monkeypatch.setattr("chip_core.evaluation.readiness.find_benchmark", own.__getitem__)
     said = "its question report/1 is asked under `select`, too, by a: what was tuned on"
-    assert said in shared_questions(both("a", "a"), DataPaths())[0]  # says of itself that it splits
-    assert said in shared_questions(both("a", "b"), DataPaths())[0]  # under another name
-    assert not shared_questions(both("a", "c"), DataPaths())
+    assert (
+        said in find_shared_questions(both("a", "a"), DataPaths())[0]
+    )  # says of itself that it splits
+    assert said in find_shared_questions(both("a", "b"), DataPaths())[0]  # under another name
+    assert not find_shared_questions(both("a", "c"), DataPaths())
     assert any(said in line for line in problems(both("a", "a"), DataPaths()))

@@ -14,7 +14,7 @@ import pytest
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.evaluate import evaluate
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.generators.answering import answer
+from chip_core.evaluation.generators.answering import generate_answers
 from chip_core.evaluation.inference import Decoder
 from chip_core.evaluation.inference.answer_files import AnswerFile, read_stored_answers
 from chip_core.evaluation.items import identity
@@ -64,7 +64,7 @@ class Counting:
 
 def test_what_is_left_on_disk(tmp_path: Path) -> None:
     told: list[Progress] = []
-    found = evaluate(answering(tmp_path, report=told.append), "report", SHAPES)
+    found = evaluate(answering(tmp_path, report_progress=told.append), "report", SHAPES)
     scores = json.loads((tmp_path / found.scores).read_text())
     assert scores["how"] == found.metadata
     assert found.metadata["protocol"] == "official"
@@ -92,7 +92,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Progress] = []
-    whole = evaluate(answering(tmp_path / "whole", report=told.append), "report", SHAPES)
+    whole = evaluate(answering(tmp_path / "whole", report_progress=told.append), "report", SHAPES)
     made = told[2].done  # by the second time that answers are told
     killed = in_process(answer_and_die, str(tmp_path / "killed"), 2)
     assert killed.exitcode == -signal.SIGKILL
@@ -137,7 +137,7 @@ def test_answers_are_those_of_the_weights_on_either_side_of_a_benchmark(
         BenchmarkConfig.model_validate({"name": "pope", "max_new_tokens": 3, "limit": limit})
         for limit in (4, 6)
     )
-    answer(answering(tmp_path / "one", places=places), "select", few)
+    generate_answers(answering(tmp_path / "one", data_paths=places), "select", few)
     counting = Counting(monkeypatch)
     # By another mark of the same weights now, quoted, and with a larger limit.
     context = answering(
@@ -145,16 +145,16 @@ def test_answers_are_those_of_the_weights_on_either_side_of_a_benchmark(
         weights="their content",
         former_weights=["w"],
         earlier=[tmp_path / "one"],
-        places=places,
+        data_paths=places,
     )
-    found = answer(context, "report", more)
+    found = generate_answers(context, "report", more)
     assert len(counting.items) == 2 and found.metadata["taken_over"] == 4
     pace = found.metadata["pace"]
     assert pace["answers"] == 2 and 0 <= pace["waited"] <= 1
     assert pace["tokens_per_second"] == pytest.approx(3 * pace["answers_per_second"], rel=1e-3)
     # Three tokens end no answer here: what was taken over counts too.
     assert found.metadata["cut"] == {"answers": 6, "of": 6, "max_new_tokens": 3}
-    answer(context, "report", more)  # what lies there is neither made nor written again
+    generate_answers(context, "report", more)  # what lies there is neither made nor written again
     assert len(counting.items) == 2
     (file,) = (tmp_path / "two" / "answers").iterdir()
     assert len(read_records(file)) == 6
@@ -227,7 +227,7 @@ def test_no_reply_is_paid_for_twice_over_two_trials(
         )
         found = [
             evaluate(
-                answering(tmp_path / folder, places=places, weights=folder), "report", settings
+                answering(tmp_path / folder, data_paths=places, weights=folder), "report", settings
             )
             for folder in ("one", "two")
         ]
@@ -253,7 +253,7 @@ def test_what_could_not_be_read_is_counted_and_kept(
     made.pope(tmp_path, pictures=1)
     settings = BenchmarkConfig.model_validate({"name": "pope", "protocol": "corrected", "limit": 6})
     found = evaluate(
-        answering(tmp_path / "a", places=DataPaths(benchmark_data=tmp_path)), "report", settings
+        answering(tmp_path / "a", data_paths=DataPaths(benchmark_data=tmp_path)), "report", settings
     )
     unread = found.metadata["unreadable"]
     assert (unread["answers"], unread["replies"], found.metadata["missing"]) == (2, 0, 0)
@@ -268,7 +268,9 @@ def test_a_judges_failure_is_the_trials(tmp_path: Path) -> None:
     settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
     with pytest.raises(TrialError, match="mmhal: its answers are read by a judge and there is no"):
         evaluate(
-            answering(tmp_path / "a", places=DataPaths(benchmark_data=tmp_path)), "report", settings
+            answering(tmp_path / "a", data_paths=DataPaths(benchmark_data=tmp_path)),
+            "report",
+            settings,
         )
 
 
@@ -278,7 +280,7 @@ def test_replies_stand_in_for_a_judge(tmp_path: Path) -> None:
     made.write(replies, [{"image_id": f"id{n}", "reply": "Rating: 4"} for n in range(8)])
     settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
     places = DataPaths(benchmark_data=tmp_path, judge_replies=replies)
-    found = evaluate(answering(tmp_path / "a", places=places), "report", settings)
+    found = evaluate(answering(tmp_path / "a", data_paths=places), "report", settings)
     assert found.metrics["mmhal/score"] == 4.0
     assert found.metadata["judge"] == {"model": "replay"}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from chip_core.evaluation.unreadable import (
     LONGEST,
-    count_words,
     counts,
-    example_words,
+    format_counts,
+    format_example,
     unreadable,
 )
 
@@ -26,14 +26,14 @@ def test_counts_and_examples() -> None:
     assert (counted["answers"], counted["replies"]) == (7, 1)
     # of a, b, c, d, e, f…, g the places 0, 3 and 6
     assert [example["text"] for example in counted["examples"]] == ["a", "d", "g"]
-    assert count_words(counted) == (
+    assert format_counts(counted) == (
         "7 answers unreadable (counted as wrong), 1 judge reply unreadable (missing)"
     )
-    assert count_words(counts(found[:1])) == "1 answer unreadable (counted as wrong)"
-    assert count_words(counts(())) == ""
+    assert format_counts(counts(found[:1])) == "1 answer unreadable (counted as wrong)"
+    assert format_counts(counts(())) == ""
     assert len(counts(found)["examples"][2]["text"]) == 100
 
 
 def test_an_empty_text_is_said_to_be_empty() -> None:
-    assert example_words({"item": "3", "text": ""}) == "3: (empty)"
-    assert example_words({"item": "3", "text": "maybe"}) == "3: “maybe”"
+    assert format_example({"item": "3", "text": ""}) == "3: (empty)"
+    assert format_example({"item": "3", "text": "maybe"}) == "3: “maybe”"

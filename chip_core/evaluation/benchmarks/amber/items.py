@@ -25,16 +25,16 @@ class Amber(FileBenchmark):
         """Return the questions in the order of the query file."""
         folder = self._folder(data)
         within = [QUERIES, f"query/{QUERIES}", f"data/query/{QUERIES}", f"data/{QUERIES}"]
-        rows = reading.read_rows(reading.find(folder, within, "amber"))
+        rows = reading.read_rows(reading.find_file(folder, within, "amber"))
         names = ["annotations.json", "data/annotations.json"]
         described = {
             row.id("id")
-            for row in reading.read_rows(reading.find(folder, names, "amber"))
+            for row in reading.read_rows(reading.find_file(folder, names, "amber"))
             if row.text("type") == "generative"
         }
         pictures = Pictures([folder / "image", folder / "images", folder / "data" / "image"])
         items = []
-        for item, row in reading.by_item(rows, lambda row: row.id("id")):
+        for item, row in reading.iter_unique_rows(rows, lambda row: row.id("id")):
             describe = item in described
             suffix = YES_OR_NO if protocol == "chip" and not describe else ""
             items.append(

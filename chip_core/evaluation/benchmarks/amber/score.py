@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.benchmarks.amber import figures
+from chip_core.evaluation.benchmarks.amber import aggregation
 from chip_core.evaluation.benchmarks.amber.nouns import (
     SIMILAR,
     CorrectedPicture,
@@ -39,7 +39,7 @@ from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import (
     read_answers,
     read_json,
-    refuse_repeats,
+    require_unique_answers,
 )
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -49,7 +49,7 @@ from chip_core.evaluation.scorer import (
     Resources,
     Scored,
     Similarity,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
@@ -88,7 +88,7 @@ class AmberScorer:
     version = "amber-2"
     needs: frozenset[Need] = frozenset({"similarity", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
-    metrics: Mapping[str, MetricInfo] = figures.METRICS
+    metrics: Mapping[str, MetricInfo] = aggregation.METRICS
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `id` (or `item`) and `response`, as JSON or JSON lines."""
@@ -106,15 +106,15 @@ class AmberScorer:
 
         `chip` is the official reading of the answer after surrounding spaces are stripped.
         """
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         folder = data if (data / "annotations.json").exists() else data / "data"
         questions = _questions(folder / "annotations.json")
         asked = [_question(answer, number, questions) for number, answer in enumerate(answers, 1)]
         corrected = protocol == "corrected"
         if corrected:
-            refuse_repeats(answers, self.name)
+            require_unique_answers(answers, self.name)
         else:
-            _refuse_what_stops_the_script(answers, asked)
+            _check_script_input(answers, asked)
         pairs = [
             (question, answer.response.strip() if protocol == "chip" else answer.response)
             for question, answer in zip(asked, answers, strict=True)
@@ -137,9 +137,9 @@ class AmberScorer:
             if resources.only is None or item in resources.only
         }
         metrics = (
-            figures.corrected(items)
+            aggregation.corrected(items)
             if corrected
-            else figures.official(items, figures.published_type(done, held))
+            else aggregation.official(items, aggregation.published_type(done, held))
         )
         return Scored(
             metrics=metrics,
@@ -219,7 +219,7 @@ def _question(answer: Answer, number: int, questions: Mapping[str, _Question]) -
         ) from None
 
 
-def _refuse_what_stops_the_script(answers: Sequence[Answer], asked: Sequence[_Question]) -> None:
+def _check_script_input(answers: Sequence[Answer], asked: Sequence[_Question]) -> None:
     for number, (answer, question) in enumerate(zip(answers, asked, strict=True), start=1):
         if "id" in answer.fields:
             raise UserError(

@@ -29,14 +29,14 @@ class Chair(FileBenchmark):
         """Return the questions in the file's order."""
         folder = self._folder(data)
         pictures = Pictures(coco_folders(folder))
-        rows = reading.read_rows(reading.find(folder, self.questions, self.name))
+        rows = reading.read_rows(reading.find_file(folder, self.questions, self.name))
         return [
             Item(
                 id=item,
                 prompt=row.text("question") if row.has("question") else DESCRIBE,
                 pictures=(_picture(row, item, pictures),),
             )
-            for item, row in reading.by_item(rows, lambda row: row.id("image_id"))
+            for item, row in reading.iter_unique_rows(rows, lambda row: row.id("image_id"))
         ]
 
 

@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from chip_core.evaluation.aggregation import compute_metrics, compute_printed_metrics, make_outcome
 from chip_core.evaluation.benchmarks.coco import (
     ObjectNames,
     joined_words,
     read_ground_truth,
     read_names,
 )
-from chip_core.evaluation.figures import as_printed, outcome, plain
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import read_answers, refuse_repeats
+from chip_core.evaluation.reading import read_answers, require_unique_answers
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -31,7 +31,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
@@ -80,14 +80,14 @@ class ChairScorer:
         resources: Resources,
     ) -> Scored:
         """Score captions; an image with two captions counts twice under `official`."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         require_tools(nltk_problems(("punkt_tab",)), self.name)
         corrected = protocol == "corrected"
         names, read = object_reader(data, corrected=corrected)
         if corrected:
-            refuse_repeats(answers, self.name)
+            require_unique_answers(answers, self.name)
         else:
-            _refuse_what_stops_the_script(answers)
+            _check_script_input(answers)
         truth = read_ground_truth(
             resources.coco,
             (answer.item for answer in answers),
@@ -97,7 +97,7 @@ class ChairScorer:
             who=self.name,
         )
         if corrected:
-            truth.refuse_unknown(answers, self.name)
+            truth.require_known(answers, self.name)
         kept = [answer for answer in answers if not (corrected and "response" in answer.fields)]
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
         for answer in kept:
@@ -108,11 +108,11 @@ class ChairScorer:
                 ("chair_i", wrong, len(named)),
                 ("recall", len(there.intersection(named)), len(there)),
             ):
-                items[name].append(outcome(answer.item, numerator, denominator))
+                items[name].append(make_outcome(answer.item, numerator, denominator))
         metrics = (
-            plain(METRICS, items)
+            compute_metrics(METRICS, items)
             if corrected
-            else as_printed(METRICS, items, digits=1, who=self.name)
+            else compute_printed_metrics(METRICS, items, digits=1, scorer=self.name)
         )
         asked = resources.only or {answer.item for answer in answers}
         return Scored(
@@ -122,7 +122,7 @@ class ChairScorer:
         )
 
 
-def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
+def _check_script_input(answers: Sequence[Answer]) -> None:
     for number, answer in enumerate(answers, start=1):
         if "image_id" in answer.fields:
             raise UserError(

@@ -21,7 +21,7 @@ class HallusionBench(FileBenchmark):
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the file's order; some have no figure."""
         folder = self._folder(data)
-        path = reading.find(folder, ["HallusionBench.json"], "hallusionbench")
+        path = reading.find_file(folder, ["HallusionBench.json"], "hallusionbench")
         pictures = Pictures([folder / "hallusion_bench", folder])
         suffix = YES_OR_NO if protocol == "chip" else ""
         items = []

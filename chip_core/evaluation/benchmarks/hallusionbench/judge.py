@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.benchmarks.hallusionbench.figures import (
+from chip_core.evaluation.benchmarks.hallusionbench.aggregation import (
     RIGHT,
     UNCLEAR,
     WRONG,

@@ -27,10 +27,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation import figures, reading
-from chip_core.evaluation.benchmarks.hallusionbench import figures as counting
+from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.hallusionbench import aggregation as counting
 from chip_core.evaluation.benchmarks.hallusionbench import judge as judging
-from chip_core.evaluation.benchmarks.hallusionbench.figures import Question
+from chip_core.evaluation.benchmarks.hallusionbench.aggregation import Question
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -38,7 +38,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.utils.errors import UserError
@@ -89,14 +89,14 @@ class HallusionBenchScorer:
 
         `chip` is `official` with the paper's clean-up of an answer before it is judged.
         """
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
         rows = _benchmark(data, resources)
         corrected = protocol == "corrected"
         if corrected:
             reading.answers_by_item(answers, rows, self.name)
         else:
-            _refuse_repeats(answers)
+            _require_unique_answers(answers)
         questions = {
             answer.item: _question(answer.item, rows.get(answer.item, {}), answer.fields)
             if not corrected
@@ -116,14 +116,14 @@ class HallusionBenchScorer:
             items = counting.official_items(judged)
             values = counting.official_values(judged, items)
         return Scored(
-            metrics=figures.metrics(self.metrics, items, values),
+            metrics=aggregation.build_metrics(self.metrics, items, values),
             n=len(judged),
             missing=sum(item not in questions for item in rows) + failed,
             unreadable=tuple(unread),
         )
 
 
-def _refuse_repeats(answers: Sequence[Answer]) -> None:
+def _require_unique_answers(answers: Sequence[Answer]) -> None:
     for item, times in Counter(answer.item for answer in answers).items():
         if times > 1:
             raise UserError(
@@ -149,10 +149,10 @@ def _item(row: reading.FileRow) -> str:
 
 
 def _benchmark(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
-    rows = reading.read_rows(reading.find(data, ["HallusionBench.json"], "hallusionbench"))
+    rows = reading.read_rows(reading.find_file(data, ["HallusionBench.json"], "hallusionbench"))
     return {
         item: row.values
-        for item, row in reading.by_item(rows, _item)
+        for item, row in reading.iter_unique_rows(rows, _item)
         if resources.only is None or item in resources.only
     }
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chip_core.evaluation import figures, reading
+from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
@@ -31,7 +31,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.reply_ratings import read_pair
@@ -99,7 +99,7 @@ class LlavaBenchScorer:
         resources: Resources,
     ) -> Scored:
         """Let a judge rate the answers beside answers_gpt4.jsonl."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
         questions = _questions(data, resources)
         official = protocol == "official"
@@ -122,7 +122,7 @@ class LlavaBenchScorer:
             elif reply is not None:
                 unread.append(unreadable(question.item, reply, "reply"))
         return Scored(
-            metrics=figures.metrics(
+            metrics=aggregation.build_metrics(
                 self.metrics, _items(rated), _official(rated) if official else None
             ),
             n=len(rated),
@@ -148,7 +148,7 @@ def _questions(data: Path, resources: Resources) -> dict[str, _Question]:
     """Return the questions in order; the reference answers pair with them by position."""
 
     def rows(file: str) -> list[reading.FileRow]:
-        return reading.read_rows(reading.find(data, [file], "llava_bench"))
+        return reading.read_rows(reading.find_file(data, [file], "llava_bench"))
 
     asked, references = rows("questions.jsonl"), rows("answers_gpt4.jsonl")
     if len(asked) != len(references):
@@ -157,18 +157,20 @@ def _questions(data: Path, resources: Resources) -> dict[str, _Question]:
             "answers_gpt4.jsonl: the benchmark's files do not belong together"
         )
     contexts = {row.id("image"): row for row in rows("context.jsonl")}
-    rules_file = reading.find(data, ["rule.json"], "llava_bench")
+    rules_file = reading.find_file(data, ["rule.json"], "llava_bench")
     rules = reading.read_json(rules_file)
     found: dict[str, _Question] = {}
-    items = reading.by_item(asked, lambda row: row.id("question_id"))
+    items = reading.iter_unique_rows(asked, lambda row: row.id("question_id"))
     for (item, row), reference in zip(items, references, strict=True):
         category = row.text("category")
         rule = rules.get(f"llava_bench_{category}") if isinstance(rules, dict) else None
         if category not in CATEGORIES or not isinstance(rule, dict):
-            raise UserError(f"{row.place}: category '{category}' has no rule in {rules_file}")
+            raise UserError(f"{row.location}: category '{category}' has no rule in {rules_file}")
         if row.id("image") not in contexts:
-            raise UserError(f"{row.place}: context.jsonl says nothing of image {row.id('image')}")
-        told = reading.FileRow(place=f"{rules_file} llava_bench_{category}", values=rule)
+            raise UserError(
+                f"{row.location}: context.jsonl says nothing of image {row.id('image')}"
+            )
+        told = reading.FileRow(location=f"{rules_file} llava_bench_{category}", values=rule)
         found[item] = _Question(
             item=item,
             category=category,
@@ -217,7 +219,7 @@ def _items(rated: Sequence[_Rated]) -> dict[str, list[ItemOutcome]]:
             "reference_score": (10 * each.reference, 1.0),
         }
         for kind, share in shares.items():
-            outcome = figures.outcome(item, *share, group=category)
+            outcome = aggregation.make_outcome(item, *share, group=category)
             items[kind].append(outcome)
             items[f"{kind}/{category}"].append(outcome)
     return items

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation import figures
+from chip_core.evaluation import aggregation
 from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
 from chip_core.evaluation.reading import read_json, read_objects
 from chip_core.evaluation.scorer import Scored
@@ -222,7 +222,7 @@ def _scored(task: LmmsTask, results: Any, folder: Path) -> Scored:
     for row in _samples(task, folder) if task.rated else ():
         rating = row[RAW]
         items.append(
-            figures.outcome(
+            aggregation.make_outcome(
                 str(rating.get("question_id", row.get("doc_id"))),
                 float(rating["score"]),
                 group=str(rating.get("capabilities", "")),

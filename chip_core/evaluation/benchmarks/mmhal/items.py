@@ -27,14 +27,14 @@ class Mmhal(FileBenchmark):
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the template's order."""
         folder = self._folder(data)
-        rows = reading.read_rows(reading.find(folder, FILES, "mmhal"))
+        rows = reading.read_rows(reading.find_file(folder, FILES, "mmhal"))
         held: dict[str, Picture] = {}
         if (folder / WITH_PICTURES).is_file():
             for row in reading.read_rows(folder / WITH_PICTURES):
                 held[row.id("image_id")] = inside(row.id("image_id"), partial(row.text, "image"))
         pictures = Pictures([folder / "images", folder])
         items = []
-        for item, row in reading.by_item(rows, lambda row: row.id("image_id")):
+        for item, row in reading.iter_unique_rows(rows, lambda row: row.id("image_id")):
             shown = held.get(item)
             if shown is None:
                 file = Path(urlsplit(row.text("image_src")).path).name

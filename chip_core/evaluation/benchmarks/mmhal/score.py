@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from chip_core.evaluation import figures, reading
+from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
@@ -27,7 +27,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.reply_ratings import read_rating
@@ -115,7 +115,7 @@ class MmhalScorer:
         resources: Resources,
     ) -> Scored:
         """Let a judge rate the answers; `chip` is `official`, whose script is the paper's own."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
         questions = _questions(data, resources)
         corrected = protocol == "corrected"
@@ -142,7 +142,9 @@ class MmhalScorer:
                 unread.append(unreadable(item, reply, "reply"))
         items = _items({item: questions[item][0] for item in ratings}, ratings)
         return Scored(
-            metrics=figures.metrics(self.metrics, items, None if corrected else _official(items)),
+            metrics=aggregation.build_metrics(
+                self.metrics, items, None if corrected else _official(items)
+            ),
             n=len(ratings),
             missing=len(questions) - len(given) + failed,
             unreadable=tuple(unread),
@@ -158,8 +160,8 @@ def read_officially(reply: str) -> int:
 
 def _questions(data: Path, resources: Resources) -> dict[str, tuple[str, reading.FileRow]]:
     """Return each question's kind and row."""
-    rows = reading.read_rows(reading.find(data, FILES, "mmhal"))
-    found = reading.by_item(rows, lambda row: row.id("image_id"))
+    rows = reading.read_rows(reading.find_file(data, FILES, "mmhal"))
+    found = reading.iter_unique_rows(rows, lambda row: row.id("image_id"))
     return {
         item: (KINDS[place % len(KINDS)], row)
         for place, (item, row) in enumerate(found)
@@ -182,7 +184,7 @@ def _each_question(answers: Sequence[Answer], questions: Mapping[str, object]) -
 def _request(item: str, row: reading.FileRow, answer: Answer, template: str) -> JudgeRequest:
     contents = row.values.get("image_content")
     if not isinstance(contents, list) or not all(isinstance(name, str) for name in contents):
-        raise UserError(f"{row.place}: image_content must be a list of names")
+        raise UserError(f"{row.location}: image_content must be a list of names")
     said = answer.response.replace("Assistant:", "").strip()
     parts = template.split("{}")
     texts = [", ".join(contents), row.text("question"), row.text("gt_answer"), said]
@@ -198,7 +200,7 @@ def _request(item: str, row: reading.FileRow, answer: Answer, template: str) -> 
 def _items(kinds: Mapping[str, str], ratings: Mapping[str, int]) -> dict[str, list[ItemOutcome]]:
     def of(share: Mapping[str, int], kind: str | None = None) -> list[ItemOutcome]:
         return [
-            figures.outcome(item, number, group=kinds[item])
+            aggregation.make_outcome(item, number, group=kinds[item])
             for item, number in share.items()
             if kind in (None, kinds[item])
         ]

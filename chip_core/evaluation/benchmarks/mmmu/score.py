@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation import figures, reading
+from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.benchmarks.mmmu import parsing
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import refuse_repeats
+from chip_core.evaluation.reading import require_unique_answers
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -28,7 +28,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
@@ -93,7 +93,7 @@ class MmmuScorer:
         if pairs is None:
             return [_answer(row) for row in reading.read_rows(path)]
         rows = [
-            reading.FileRow(place=f"{path} '{item}'", values={"id": item, "response": said})
+            reading.FileRow(location=f"{path} '{item}'", values={"id": item, "response": said})
             for item, said in pairs
         ]
         return [
@@ -114,13 +114,13 @@ class MmmuScorer:
         A response to a multiple-choice question has `all_choices` and `index2ans` in its fields, or
         `options`; otherwise they are read from the benchmark's validation-*.parquet in `data`.
         """
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
         truths = _truths(data, resources)
         official = protocol == "official"
         if official:
             # The last of repeated final answers counts, as in any JSON object.
-            refuse_repeats(
+            require_unique_answers(
                 [answer for answer in answers if not answer.fields.get("final")], self.name
             )
             given = {answer.item: answer for answer in answers}
@@ -137,7 +137,9 @@ class MmmuScorer:
                 unread.append(unreadable(item, given[item].response))
         items = _items(questions, right, every=not official)
         return Scored(
-            metrics=figures.metrics(self.metrics, items, _official(items) if official else None),
+            metrics=aggregation.build_metrics(
+                self.metrics, items, _official(items) if official else None
+            ),
             n=len(right),
             missing=len(truths) - len(right),
             unreadable=tuple(unread),
@@ -211,15 +213,15 @@ def _answer(row: reading.FileRow) -> Answer:
         key: row.values[key] for key in ("all_choices", "index2ans", "options") if row.has(key)
     }
     if not isinstance(fields.get("all_choices", []), list) or not fields.get("all_choices", [""]):
-        raise UserError(f"{row.place}: all_choices must be a list of letters")
+        raise UserError(f"{row.location}: all_choices must be a list of letters")
     texts = fields.get("index2ans", {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise UserError(f"{row.place}: index2ans must give a text for each letter")
+        raise UserError(f"{row.location}: index2ans must give a text for each letter")
     return Answer(item=row.id("id", "item"), response=row.text("response"), fields=fields)
 
 
 def _truths(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
-    path = reading.find(data, ANSWERS, "mmmu")
+    path = reading.find_file(data, ANSWERS, "mmmu")
     truths = reading.read_json(path)
     if not isinstance(truths, dict):
         raise UserError(f"{path} must be a JSON object of id and answer")
@@ -293,7 +295,8 @@ def _items(
     """Return each metric's items; of a subject without answers only if `every` one is wanted."""
     of = {
         subject: [
-            figures.outcome(item, right[item], group=subject) for item in questions.get(subject, ())
+            aggregation.make_outcome(item, right[item], group=subject)
+            for item in questions.get(subject, ())
         ]
         for subject in SUBJECTS
     }

@@ -19,6 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chip_core.evaluation.aggregation import (
+    compute_metrics,
+    compute_printed_metrics,
+    compute_rate,
+    make_outcome,
+)
 from chip_core.evaluation.benchmarks.coco import (
     ObjectNames,
     joined_words,
@@ -32,9 +38,8 @@ from chip_core.evaluation.benchmarks.objhal.judge import (
     read_reply_as_script,
     request,
 )
-from chip_core.evaluation.figures import as_printed, outcome, plain, rate
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import first_of, read_objects, refuse_repeats
+from chip_core.evaluation.reading import get_first_value, read_objects, require_unique_answers
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -44,7 +49,7 @@ from chip_core.evaluation.scorer import (
     Resources,
     Scored,
     Tagger,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
@@ -92,7 +97,7 @@ class ObjHalScorer:
         resources: Resources,
     ) -> Scored:
         """Score descriptions; `chip` is `official`, which is the paper's own script."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         corrected = protocol == "corrected"
         require_tools(nltk_problems(), self.name)
         if resources.judge is None:
@@ -100,9 +105,9 @@ class ObjHalScorer:
                 "objhal: a judge is needed: --judge-replies FILE, or a judge in the study"
             )
         if corrected:
-            refuse_repeats(answers, self.name)
+            require_unique_answers(answers, self.name)
         else:
-            _refuse_what_stops_the_script(answers)
+            _check_script_input(answers)
         category = read_names(data / "synonyms_refine.txt", strip=True)
         pairs = [name for name in category if len(name.split(" ")) >= 2]
         names = ObjectNames(category=category, joined=joined_words(pairs))
@@ -115,7 +120,7 @@ class ObjHalScorer:
             who=self.name,
         )
         if corrected:
-            truth.refuse_unknown(answers, self.name)
+            truth.require_known(answers, self.name)
         questions = _questions(data)
         answers = [_plain(answer, questions) for answer in answers]
         listed, unread = _ask(answers, resources.judge, prompt_of(data), corrected)
@@ -134,16 +139,16 @@ class ObjHalScorer:
                 ("object_recall", len(right), len(there)),
                 ("average_length", _length(answer.response, corrected), 1),
             ):
-                items[name].append(outcome(answer.item, numerator, denominator))
+                items[name].append(make_outcome(answer.item, numerator, denominator))
         done = {
             answer.item for answer, found in zip(answers, listed, strict=True) if found is not None
         }
         asked = resources.only or questions.keys() | {answer.item for answer in answers}
         if corrected:
-            metrics = plain(METRICS, items)
+            metrics = compute_metrics(METRICS, items)
         else:
-            metrics = as_printed(METRICS, items, digits=2, who=self.name)
-            _refuse_all_wrong(items)
+            metrics = compute_printed_metrics(METRICS, items, digits=2, scorer=self.name)
+            _check_script_summary(items)
         return Scored(
             metrics=metrics,
             n=len(items["average_length"]),
@@ -153,19 +158,21 @@ class ObjHalScorer:
 
 
 def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
-    image = first_of(row, ("image_id", "item"), path, number)
+    image = get_first_value(row, ("image_id", "item"), path, number)
     try:
         image = int(image)
     except (TypeError, ValueError):
         raise UserError(f"{path}: row {number}: image_id {image!r} is no whole number") from None
-    text = first_of(row, ("text", "response", "answer"), path, number)
-    fields: dict[str, Any] = {"question": first_of(row, ("prompt", "question"), path, number)}
+    text = get_first_value(row, ("text", "response", "answer"), path, number)
+    fields: dict[str, Any] = {
+        "question": get_first_value(row, ("prompt", "question"), path, number)
+    }
     if not isinstance(text, str):
         fields["response"] = text
     return Answer(item=str(image), response=text if isinstance(text, str) else "", fields=fields)
 
 
-def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
+def _check_script_input(answers: Sequence[Answer]) -> None:
     for number, answer in enumerate(answers, start=1):
         if "response" in answer.fields:
             raise UserError(
@@ -270,9 +277,12 @@ def _questions(data: Path) -> dict[str, str]:
     }
 
 
-def _refuse_all_wrong(items: Mapping[str, Sequence[ItemOutcome]]) -> None:
+def _check_script_summary(items: Mapping[str, Sequence[ItemOutcome]]) -> None:
     """Raise if the script's summary, which prints the figures, divides by zero."""
-    if rate(items["object_hallucination"]) == 1 and rate(items["object_recall"]) == 0:
+    if (
+        compute_rate(items["object_hallucination"]) == 1
+        and compute_rate(items["object_recall"]) == 0
+    ):
         raise UserError(
             "objhal: every named object is wrong: the official summary divides by zero (its F1) "
             "and stops; --protocol corrected gives the figures"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chip_core.evaluation import figures, reading
+from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -28,7 +28,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import unreadable
@@ -105,7 +105,7 @@ class PopeScorer:
         resources: Resources,
     ) -> Scored:
         """Score answers of any of the splits against coco_pope_SPLIT.json in `data`."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
         questions = {split: _questions(data, split, resources) for split in SPLITS}
         labels = {
@@ -124,7 +124,7 @@ class PopeScorer:
                 official |= _official(split, found)
         scored = sum(pair.label is not None for found in pairs.values() for pair in found)
         return Scored(
-            metrics=figures.metrics(
+            metrics=aggregation.build_metrics(
                 self.metrics, items, official if protocol == "official" else None
             ),
             n=scored,
@@ -149,8 +149,10 @@ def read_officially(answer: str) -> str:
 
 def _questions(data: Path, split: str, resources: Resources) -> dict[str, _Question]:
     file = f"coco_pope_{split}.json"
-    path = reading.find(data, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
-    rows = reading.by_item(reading.read_rows(path), lambda row: f"{split}/{row.id('question_id')}")
+    path = reading.find_file(data, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
+    rows = reading.iter_unique_rows(
+        reading.read_rows(path), lambda row: f"{split}/{row.id('question_id')}"
+    )
     return {
         item: _Question(
             label="no" if row.text("label") == "no" else "yes", thing=_thing(row.values.get("text"))
@@ -229,7 +231,7 @@ def _items(split: str, pairs: Sequence[_Pair]) -> dict[str, list[ItemOutcome]]:
     labelled = [pair for pair in pairs if pair.label is not None]
     items = {
         f"{split}/{figure}": [
-            figures.outcome(
+            aggregation.make_outcome(
                 pair.item,
                 *share(pair.said == "yes", pair.label == "yes", pair.said == pair.label),
                 group=split,
@@ -239,7 +241,7 @@ def _items(split: str, pairs: Sequence[_Pair]) -> dict[str, list[ItemOutcome]]:
         for figure, share in shares.items()
     }
     items[f"{split}/yes_ratio"] = [
-        figures.outcome(pair.item, pair.said == "yes", group=split) for pair in pairs
+        aggregation.make_outcome(pair.item, pair.said == "yes", group=split) for pair in pairs
     ]
     return items
 

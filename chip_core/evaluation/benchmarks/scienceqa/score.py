@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation import figures, reading
+from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -32,7 +32,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
@@ -91,7 +91,7 @@ class ScienceQaScorer:
         # Imported here: its patterns take a tenth of a second to compile.
         from chip_core.evaluation.text.letters import read_letter
 
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
         problems = _problems(data, resources)
         official = protocol == "official"
@@ -112,7 +112,7 @@ class ScienceQaScorer:
             if answer is not None and letter is None:
                 unread.append(unreadable(item, answer.response))
             right = letter is not None and LETTERS.index(letter) == problem["answer"]
-            share = figures.outcome(item, right, group=problem["subject"])
+            share = aggregation.make_outcome(item, right, group=problem["subject"])
             items["accuracy"].append(share)
             if _shown(answer, problem) if official else problem["image"]:
                 items["image_accuracy"].append(share)
@@ -126,9 +126,12 @@ class ScienceQaScorer:
                     "scienceqa: no answered question has an image, and the official script divides "
                     "by their number; protocol corrected does not"
                 )
-            values = {name: _printed(figures.ratio(found, 100)) for name, found in items.items()}
+            values = {
+                name: _printed(aggregation.compute_ratio(found, 100))
+                for name, found in items.items()
+            }
         return Scored(
-            metrics=figures.metrics(self.metrics, items, values),
+            metrics=aggregation.build_metrics(self.metrics, items, values),
             n=len(scored),
             missing=len(problems) - len(given),
             unreadable=tuple(unread),
@@ -164,8 +167,8 @@ def _shown(answer: Answer | None, problem: Problem) -> bool:
 
 def _problems(data: Path, resources: Resources) -> dict[str, Problem]:
     """Return the problems of the test split."""
-    splits_file = reading.find(data, _places("pid_splits.json"), "scienceqa")
-    problems_file = reading.find(data, _places("problems.json"), "scienceqa")
+    splits_file = reading.find_file(data, _places("pid_splits.json"), "scienceqa")
+    problems_file = reading.find_file(data, _places("problems.json"), "scienceqa")
     splits, problems = reading.read_json(splits_file), reading.read_json(problems_file)
     if not isinstance(splits, dict) or not isinstance(splits.get("test"), list):
         raise UserError(f"{splits_file} has no list 'test'")

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome, percent
-from chip_core.evaluation.reading import first_of, read_objects
+from chip_core.evaluation.reading import get_first_value, read_objects
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -28,7 +28,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import (
     MetricInfo,
@@ -100,8 +100,8 @@ class EmbeddedScorer:
         """Read rows of `item` (such as `test/17`) and `response`, as a trial writes them."""
         return [
             Answer(
-                item=str(first_of(row, ("item",), path, number)),
-                response=str(first_of(row, ("response",), path, number)),
+                item=str(get_first_value(row, ("item",), path, number)),
+                response=str(get_first_value(row, ("response",), path, number)),
             )
             for number, row in enumerate(read_objects(path), start=1)
         ]
@@ -115,7 +115,7 @@ class EmbeddedScorer:
         resources: Resources,
     ) -> Scored:
         """Score answers to any of the embedded world's splits; `data` is not read."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         try:
             metrics = score([(answer.item, answer.response) for answer in answers])
         except ValueError as error:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chip_core.evaluation.benchmarks.hallusionbench import judge as judging
-from chip_core.evaluation.benchmarks.hallusionbench.figures import Judged, Question, cause
+from chip_core.evaluation.benchmarks.hallusionbench.aggregation import Judged, Question, cause
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,

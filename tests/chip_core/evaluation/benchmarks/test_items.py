@@ -15,7 +15,7 @@ from chip_core.data.image_files import READER
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.base import YES_OR_NO
 from chip_core.evaluation.conformance import conformance
-from chip_core.evaluation.items import decoding_of, find_benchmark, identity, select_items
+from chip_core.evaluation.items import find_benchmark, identity, resolve_decoding, select_items
 from chip_core.evaluation.outcomes import ItemOutcome, percent
 from chip_core.evaluation.readiness import problems
 from chip_core.evaluation.scorer import Answer, JudgeRequest, Resources, Scored
@@ -268,10 +268,10 @@ def test_a_limit_asks_a_seeded_subset(tmp_path: Path) -> None:
 
 def test_decoding_is_the_protocols_unless_it_is_set() -> None:
     amber = BENCHMARKS["amber"]
-    assert decoding_of(config("amber"), amber) == Decoding(max_new_tokens=512, num_beams=1)
-    paper = decoding_of(config("amber", protocol="chip"), amber)
+    assert resolve_decoding(config("amber"), amber) == Decoding(max_new_tokens=512, num_beams=1)
+    paper = resolve_decoding(config("amber", protocol="chip"), amber)
     assert paper == Decoding(max_new_tokens=256, num_beams=3)
-    own = decoding_of(config("amber", protocol="chip", num_beams=1, max_new_tokens=9), amber)
+    own = resolve_decoding(config("amber", protocol="chip", num_beams=1, max_new_tokens=9), amber)
     assert own == Decoding(max_new_tokens=9, num_beams=1)
 
 

@@ -111,7 +111,7 @@ def arm_context(folder: Path, arm: Path | None, **changes: Any) -> InferenceCont
     torch.set_num_threads(1)
     base = ModelConfig(path="shapes")
     model, processor = loading.load(base, trained=arm)
-    given = {"weights": "base" if arm is None else arm.name, "places": DataPaths(), **changes}
+    given = {"weights": "base" if arm is None else arm.name, "data_paths": DataPaths(), **changes}
     return InferenceContext(
         model=model,
         processor=processor,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from chip_core.config.trial import EvaluationConfig, TrialConfig
 from chip_core.evaluate import evaluate
-from chip_core.evaluation.generators.answering import measure
+from chip_core.evaluation.generators.answering import generate_reference_answers
 from chip_core.evaluation.generators.base import ServerLostError
 from chip_core.evaluation.generators.delivery import SERVED
 from chip_core.evaluation.generators.openai import OpenAIGenerator
@@ -50,7 +50,7 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
         folder = tmp_path / "there" / name
         context = by_server(arm_context(folder, arm), server.url)
         assert context.generator is not None
-        measure(context, "report", SIX)
+        generate_reference_answers(context, "report", SIX)
         found = evaluate(context, "report", SIX)
         context.generator.close()
         assert not (folder / SERVED).exists()  # merged weights are not left behind
@@ -101,7 +101,9 @@ def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_o
             if progress.phase == "check shapes" and progress.done == 2:
                 server.kill()
 
-        killed = by_server(arm_context(tmp_path / "killed", None, report=killing), server.url)
+        killed = by_server(
+            arm_context(tmp_path / "killed", None, report_progress=killing), server.url
+        )
         with pytest.raises(TrialError, match="start it again; answers that came are kept"):
             evaluate(killed, "report", SIX)
         left = kept(tmp_path / "killed")
@@ -109,7 +111,7 @@ def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_o
         server.start()
         told: list[Progress] = []
         context = arm_context(
-            tmp_path / "again", None, earlier=[tmp_path / "killed"], report=told.append
+            tmp_path / "again", None, earlier=[tmp_path / "killed"], report_progress=told.append
         )
         found = evaluate(by_server(context, server.url), "report", SIX)
         assert [each.done for each in told if each.phase == "check shapes"][0] == len(left)

@@ -18,7 +18,7 @@ from chip_core.config.generator import EvaluationConfig, GeneratorConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluate import evaluate
 from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
-from chip_core.evaluation.generators.answering import measure
+from chip_core.evaluation.generators.answering import generate_reference_answers
 from chip_core.evaluation.generators.delivery import Delivery, arm_name
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.vllm import VllmGenerator, find_program, serve_command
@@ -173,7 +173,7 @@ def test_vllm_answers_each_arm_as_transformers_does(tmp_path: Path, arms: Arms) 
         context.model.to("cuda")
         with open_generator(config, folder) as generator:
             context = replace(context, generator=generator, parity=config.parity)
-            measure(context, "report", SIX)
+            generate_reference_answers(context, "report", SIX)
             found = evaluate(context, "report", SIX)
         assert next(context.model.parameters()).device == torch.device("cuda:0")
         assert found.metadata["parity"]["equal"] == found.metadata["parity"]["items"] == 6

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
 
-from chip_core.evaluation import figures
+from chip_core.evaluation import aggregation
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.utils.errors import UserError
 
@@ -207,7 +207,7 @@ def official_values(
     says_yes = sum(_says_yes(each) for each in judged)
     is_yes = sum(each.question.truth for each in judged)
     values["yes_no_bias_pct_diff"] = says_yes / len(judged) - is_yes / len(judged)
-    values["yes_no_bias_fp_ratio"] = figures.ratio(items["yes_no_bias_fp_ratio"]) or 0.0
+    values["yes_no_bias_fp_ratio"] = aggregation.compute_ratio(items["yes_no_bias_fp_ratio"]) or 0.0
     return values
 
 
@@ -222,7 +222,7 @@ def _shown(judged: Iterable[Judged]) -> list[Judged]:
 
 def _questions(judged: Iterable[Judged], share: Callable[[Judged], float]) -> list[ItemOutcome]:
     return [
-        figures.outcome(each.question.item, share(each), group=each.question.part)
+        aggregation.make_outcome(each.question.item, share(each), group=each.question.part)
         for each in judged
     ]
 
@@ -240,7 +240,7 @@ def _sets(
 
 def _all_right(judged: Iterable[Judged], key: Callable[[Question], str]) -> list[ItemOutcome]:
     return [
-        figures.outcome(name, right == whole, group=part)
+        aggregation.make_outcome(name, right == whole, group=part)
         for name, part, right, whole in _sets(judged, key)
     ]
 
@@ -254,7 +254,7 @@ def _consistency(judged: Iterable[Judged]) -> dict[str, list[ItemOutcome]]:
     }
     return {
         f"consistency/{kind}": [
-            figures.outcome(name, holds(right, whole), group=part)
+            aggregation.make_outcome(name, holds(right, whole), group=part)
             for name, part, right, whole in counts
         ]
         for kind, holds in kinds.items()
@@ -267,7 +267,7 @@ def _bias(judged: Sequence[Judged]) -> dict[str, list[ItemOutcome]]:
             judged, lambda each: _says_yes(each) - each.question.truth
         ),
         "yes_no_bias_fp_ratio": [
-            figures.outcome(
+            aggregation.make_outcome(
                 each.question.item,
                 not each.right and not each.question.truth,
                 not each.right,
@@ -290,7 +290,7 @@ def _diagnosis(
     ]
     return {
         f"diagnosis/{kind}": [
-            figures.outcome(question.item, found == kind, found is not None, question.part)
+            aggregation.make_outcome(question.item, found == kind, found is not None, question.part)
             for question, found in causes
         ]
         for kind in CAUSES
