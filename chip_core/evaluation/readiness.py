@@ -207,8 +207,8 @@ def find_shared_questions(benchmarks: BenchmarksConfig, data_paths: DataPaths) -
             for one, reported_item in itertools.islice(candidates, _MAX_COMPARED):
                 if all(map(_is_same_picture, one.pictures, reported_item.pictures)):
                     sentences.append(
-                        f"{settings.name}: its question {reported_item.id} is asked under `select`, "
-                        f"too, by {other.name}: what was tuned on is not quoted"
+                        f"{settings.name}: its question {reported_item.id} is asked under "
+                        f"`select`, too, by {other.name}: what was tuned on is not quoted"
                     )
                     break
     return sentences

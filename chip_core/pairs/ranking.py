@@ -143,7 +143,7 @@ class CocoChair(Ranker):
         known = GroundTruth(objects={}, known=frozenset())
         if asked and self._coco is not None:
             known = read_ground_truth(
-                self._coco, asked, self._names, self._read, official=False, who="chair"
+                self._coco, asked, self._names, self._read, official=False, scorer="chair"
             )
         found = []
         for prompt, objects, image in zip(prompts, given, images, strict=True):

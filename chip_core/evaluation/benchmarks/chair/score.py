@@ -83,7 +83,7 @@ class ChairScorer:
         require_protocol(self, protocol)
         require_tools(nltk_problems(("punkt_tab",)), self.name)
         corrected = protocol == "corrected"
-        names, read = object_reader(data, corrected=corrected)
+        names, find_categories = object_reader(data, corrected=corrected)
         if corrected:
             require_unique_answers(answers, self.name)
         else:
@@ -92,21 +92,23 @@ class ChairScorer:
             resources.coco,
             (answer.item for answer in answers),
             names,
-            read,
+            find_categories,
             official=not corrected,
-            who=self.name,
+            scorer=self.name,
         )
         if corrected:
             truth.require_known(answers, self.name)
-        kept = [answer for answer in answers if not (corrected and "response" in answer.fields)]
+        scored_answers = [
+            answer for answer in answers if not (corrected and "response" in answer.fields)
+        ]
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
-        for answer in kept:
-            there, named = truth.of(answer.item), read(answer.response)
-            wrong = sum(category not in there for category in named)
+        for answer in scored_answers:
+            true_objects, mentions = truth.of(answer.item), find_categories(answer.response)
+            wrong_count = sum(category not in true_objects for category in mentions)
             for name, numerator, denominator in (
-                ("chair_s", wrong > 0, 1),
-                ("chair_i", wrong, len(named)),
-                ("recall", len(there.intersection(named)), len(there)),
+                ("chair_s", wrong_count > 0, 1),
+                ("chair_i", wrong_count, len(mentions)),
+                ("recall", len(true_objects.intersection(mentions)), len(true_objects)),
             ):
                 items[name].append(make_outcome(answer.item, numerator, denominator))
         metrics = (
@@ -114,11 +116,11 @@ class ChairScorer:
             if corrected
             else compute_printed_metrics(METRICS, items, digits=1, scorer=self.name)
         )
-        asked = resources.only or {answer.item for answer in answers}
+        expected_items = resources.only or {answer.item for answer in answers}
         return Scored(
             metrics=metrics,
-            n=len(kept),
-            missing=len(asked - {answer.item for answer in kept}),
+            n=len(scored_answers),
+            missing=len(expected_items - {answer.item for answer in scored_answers}),
         )
 
 
@@ -146,14 +148,14 @@ def object_reader(data: Path, *, corrected: bool) -> tuple[ObjectNames, Callable
     names = ObjectNames(category=category, joined=joined_words(pairs))
     parts = {word for name in (*category, *names.joined) for word in name.split()}
 
-    def word_of(word: str) -> str:
+    def normalize_word(word: str) -> str:
         if not corrected:
             return singularize_word(word)
-        forms = (word, singularize_word(word), word.removesuffix("s"))
-        return next((form for form in forms if form in parts), word)
+        candidates = (word, singularize_word(word), word.removesuffix("s"))
+        return next((form for form in candidates if form in parts), word)
 
     def read(text: str) -> list[str]:
-        joined = names.join([word_of(word) for word in tokenize_words(text.lower())])
+        joined = names.join([normalize_word(word) for word in tokenize_words(text.lower())])
         return [category[word] for word in names.objects(joined)]
 
     return names, read

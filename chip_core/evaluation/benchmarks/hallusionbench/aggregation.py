@@ -16,8 +16,8 @@ WRONG, RIGHT, UNCLEAR = 0, 1, 2
 #: Why a question failed: language overruled vision, vision itself failed, or it could be either.
 Cause = Literal["language_hallucination", "visual_illusion", "mixed"]
 CAUSES: tuple[Cause, ...] = ("language_hallucination", "visual_illusion", "mixed")
-_LANGUAGE, _SIGHT, _MIXED = CAUSES
-_pair, _figure = attrgetter("pair"), attrgetter("figure")
+_LANGUAGE_HALLUCINATION, _VISUAL_ILLUSION, _MIXED = CAUSES
+_get_pair, _get_figure = attrgetter("pair"), attrgetter("figure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class JudgedAnswer:
     """A question and the verdict on its answer."""
 
     question: Question
@@ -82,7 +82,7 @@ class Judged:
         return self.verdict == RIGHT or (self.verdict == UNCLEAR and self.question.text_only)
 
 
-def needs_same(question: Question, verdict: int, original: int | None) -> bool:
+def needs_agreement(question: Question, verdict: int, original: int | None) -> bool:
     """Whether the cause of a failure depends on the answer's agreement with the original's."""
     if question.original or verdict != WRONG or original is None:
         return False
@@ -91,7 +91,7 @@ def needs_same(question: Question, verdict: int, original: int | None) -> bool:
     return original == WRONG or (original == RIGHT and question.hard)
 
 
-def cause(judged: Judged, original: int | None) -> Cause | None:
+def classify_cause(judged: JudgedAnswer, original: int | None) -> Cause | None:
     """Return why a question failed; None if it did not.
 
     Args:
@@ -102,17 +102,25 @@ def cause(judged: Judged, original: int | None) -> Cause | None:
     if judged.right:
         return None
     if question.original:
-        return _SIGHT if question.category == "VD" else _LANGUAGE
+        return _VISUAL_ILLUSION if question.category == "VD" else _LANGUAGE_HALLUCINATION
     if question.category == "VD":
-        return _MIXED if needs_same(question, verdict, original) and judged.same else _SIGHT
+        return (
+            _MIXED
+            if needs_agreement(question, verdict, original) and judged.same
+            else _VISUAL_ILLUSION
+        )
     if original == WRONG:
-        return _LANGUAGE if verdict == WRONG and judged.same else _MIXED
+        return _LANGUAGE_HALLUCINATION if verdict == WRONG and judged.same else _MIXED
     # The answer to the text alone was right, or unclear: vision fails, unless an edited figure gets
     # the same answer as the text alone.
-    return _LANGUAGE if needs_same(question, verdict, original) and judged.same else _SIGHT
+    return (
+        _LANGUAGE_HALLUCINATION
+        if needs_agreement(question, verdict, original) and judged.same
+        else _VISUAL_ILLUSION
+    )
 
 
-def official_items(judged: Sequence[Judged]) -> dict[str, list[ItemOutcome]]:
+def official_items(judged: Sequence[JudgedAnswer]) -> dict[str, list[ItemOutcome]]:
     """Return each metric's items as the official script counts them.
 
     Raises:
@@ -126,56 +134,58 @@ def official_items(judged: Sequence[Judged]) -> dict[str, list[ItemOutcome]]:
                 "edited figure (figure_id 0) has none: the official script stops there"
             )
     return {
-        "q_acc": _all_right(judged, _pair),
-        "f_acc": _all_right(_shown(judged), _figure),
-        "easy_a_acc": _all_right((each for each in judged if not each.question.hard), _pair),
-        "hard_a_acc": _all_right((each for each in judged if each.question.hard), _pair),
-        "a_acc": _questions(judged, lambda each: each.right),
-        **_bias(judged),
-        **_consistency(_shown(judged)),
+        "q_acc": _set_outcomes(judged, _get_pair),
+        "f_acc": _set_outcomes(_with_figure(judged), _get_figure),
+        "easy_a_acc": _set_outcomes((each for each in judged if not each.question.hard), _get_pair),
+        "hard_a_acc": _set_outcomes((each for each in judged if each.question.hard), _get_pair),
+        "a_acc": _question_outcomes(judged, lambda each: each.right),
+        **_yes_no_bias(judged),
+        **_consistency(_with_figure(judged)),
         **_diagnosis(judged, originals),
     }
 
 
 def corrected_items(
-    judged: Sequence[Judged], benchmark: Iterable[Question]
+    judged: Sequence[JudgedAnswer], benchmark: Iterable[Question]
 ) -> dict[str, list[ItemOutcome]]:
     """Return each metric's items: sets of questions count if all of them have a verdict."""
     originals = {each.question.pair: each.verdict for each in judged if each.question.original}
-    there = {each.question.item for each in judged}
-    lacking = [question for question in benchmark if question.item not in there]
-    pairs = {question.pair for question in lacking}
-    shown = {question.figure for question in lacking}
-    whole_pairs = [each for each in judged if each.question.pair not in pairs]
-    whole_figures = _shown(each for each in judged if each.question.figure not in shown)
-    told = [
+    judged_ids = {each.question.item for each in judged}
+    unjudged = [question for question in benchmark if question.item not in judged_ids]
+    incomplete_pairs = {question.pair for question in unjudged}
+    incomplete_figures = {question.figure for question in unjudged}
+    complete_pairs = [each for each in judged if each.question.pair not in incomplete_pairs]
+    complete_figures = _with_figure(
+        each for each in judged if each.question.figure not in incomplete_figures
+    )
+    diagnosable = [
         each
         for each in judged
         if (each.question.original or each.question.pair in originals)
         and (
             each.same is not None
-            or not needs_same(each.question, each.verdict, originals[each.question.pair])
+            or not needs_agreement(each.question, each.verdict, originals[each.question.pair])
         )
     ]
     return {
-        "q_acc": _all_right(whole_pairs, _pair),
-        "f_acc": _all_right(whole_figures, _figure),
-        "easy_a_acc": _questions(
+        "q_acc": _set_outcomes(complete_pairs, _get_pair),
+        "f_acc": _set_outcomes(complete_figures, _get_figure),
+        "easy_a_acc": _question_outcomes(
             (each for each in judged if not each.question.hard), lambda each: each.right
         ),
-        "hard_a_acc": _questions(
+        "hard_a_acc": _question_outcomes(
             (each for each in judged if each.question.hard), lambda each: each.right
         ),
-        "a_acc": _questions(judged, lambda each: each.right),
+        "a_acc": _question_outcomes(judged, lambda each: each.right),
         # An unclear answer is neither a yes nor a no.
-        **_bias([each for each in judged if each.verdict != UNCLEAR]),
-        **_consistency(whole_figures),
-        **_diagnosis(told, originals),
+        **_yes_no_bias([each for each in judged if each.verdict != UNCLEAR]),
+        **_consistency(complete_figures),
+        **_diagnosis(diagnosable, originals),
     }
 
 
 def official_values(
-    judged: Sequence[Judged], items: Mapping[str, Sequence[ItemOutcome]]
+    judged: Sequence[JudgedAnswer], items: Mapping[str, Sequence[ItemOutcome]]
 ) -> dict[str, float]:
     """Return the figures as printed.
 
@@ -187,10 +197,10 @@ def official_values(
             if not any(
                 each.question.category == category and each.question.hard is hard for each in judged
             ):
-                what = "with edited figures" if hard else "without edited figures"
+                description = "with edited figures" if hard else "without edited figures"
                 raise UserError(
-                    f"hallusionbench: there are no answers to {category} questions {what}: the "
-                    "official script divides by their number; protocol corrected does not"
+                    f"hallusionbench: there are no answers to {category} questions {description}: "
+                    "the official script divides by their number; protocol corrected does not"
                 )
     if all(each.right for each in judged):
         raise UserError(
@@ -199,9 +209,12 @@ def official_values(
         )
     values = {
         name: round(
-            100 * sum(item.numerator for item in found) / sum(item.denominator for item in found), 4
+            100
+            * sum(item.numerator for item in outcomes)
+            / sum(item.denominator for item in outcomes),
+            4,
         )
-        for name, found in items.items()
+        for name, outcomes in items.items()
         if not name.startswith("yes_no_bias")
     }
     says_yes = sum(_says_yes(each) for each in judged)
@@ -211,59 +224,63 @@ def official_values(
     return values
 
 
-def _says_yes(each: Judged) -> bool:
+def _says_yes(each: JudgedAnswer) -> bool:
     """Whether the answer is a yes, derived from whether it is right."""
     return int(each.right) == each.question.truth
 
 
-def _shown(judged: Iterable[Judged]) -> list[Judged]:
+def _with_figure(judged: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
     return [each for each in judged if not each.question.text_only]
 
 
-def _questions(judged: Iterable[Judged], share: Callable[[Judged], float]) -> list[ItemOutcome]:
+def _question_outcomes(
+    judged: Iterable[JudgedAnswer], share: Callable[[JudgedAnswer], float]
+) -> list[ItemOutcome]:
     return [
         aggregation.make_outcome(each.question.item, share(each), group=each.question.part)
         for each in judged
     ]
 
 
-def _sets(
-    judged: Iterable[Judged], key: Callable[[Question], str]
+def _count_sets(
+    judged: Iterable[JudgedAnswer], key: Callable[[Question], str]
 ) -> list[tuple[str, str, int, int]]:
     """Return name, part, right and all of each set of questions."""
     counts: dict[str, tuple[str, int, int]] = {}
     for each in judged:
-        part, right, whole = counts.get(key(each.question), (each.question.part, 0, 0))
-        counts[key(each.question)] = (part, right + each.right, whole + 1)
+        part, right, total = counts.get(key(each.question), (each.question.part, 0, 0))
+        counts[key(each.question)] = (part, right + each.right, total + 1)
     return [(name, *count) for name, count in counts.items()]
 
 
-def _all_right(judged: Iterable[Judged], key: Callable[[Question], str]) -> list[ItemOutcome]:
+def _set_outcomes(
+    judged: Iterable[JudgedAnswer], key: Callable[[Question], str]
+) -> list[ItemOutcome]:
     return [
-        aggregation.make_outcome(name, right == whole, group=part)
-        for name, part, right, whole in _sets(judged, key)
+        aggregation.make_outcome(name, right == total, group=part)
+        for name, part, right, total in _count_sets(judged, key)
     ]
 
 
-def _consistency(judged: Iterable[Judged]) -> dict[str, list[ItemOutcome]]:
-    counts = _sets(judged, _figure)
+def _consistency(judged: Iterable[JudgedAnswer]) -> dict[str, list[ItemOutcome]]:
+    counts = _count_sets(judged, _get_figure)
     kinds: dict[str, Callable[[int, int], bool]] = {
-        "correct": lambda right, whole: right == whole,
-        "inconsistent": lambda right, whole: 0 < right < whole,
-        "wrong": lambda right, whole: right == 0,
+        "correct": lambda right, total: right == total,
+        "inconsistent": lambda right, total: 0 < right < total,
+        "wrong": lambda right, total: right == 0,
     }
     return {
         f"consistency/{kind}": [
-            aggregation.make_outcome(name, holds(right, whole), group=part)
-            for name, part, right, whole in counts
+            aggregation.make_outcome(name, holds(right, total), group=part)
+            for name, part, right, total in counts
         ]
         for kind, holds in kinds.items()
     }
 
 
-def _bias(judged: Sequence[Judged]) -> dict[str, list[ItemOutcome]]:
+def _yes_no_bias(judged: Sequence[JudgedAnswer]) -> dict[str, list[ItemOutcome]]:
     return {
-        "yes_no_bias_pct_diff": _questions(
+        "yes_no_bias_pct_diff": _question_outcomes(
             judged, lambda each: _says_yes(each) - each.question.truth
         ),
         "yes_no_bias_fp_ratio": [
@@ -279,19 +296,21 @@ def _bias(judged: Sequence[Judged]) -> dict[str, list[ItemOutcome]]:
 
 
 def _diagnosis(
-    judged: Iterable[Judged], originals: Mapping[str, int]
+    judged: Iterable[JudgedAnswer], originals: Mapping[str, int]
 ) -> dict[str, list[ItemOutcome]]:
     causes = [
         (
             each.question,
-            cause(each, None if each.question.original else originals[each.question.pair]),
+            classify_cause(each, None if each.question.original else originals[each.question.pair]),
         )
         for each in judged
     ]
     return {
         f"diagnosis/{kind}": [
-            aggregation.make_outcome(question.item, found == kind, found is not None, question.part)
-            for question, found in causes
+            aggregation.make_outcome(
+                question.item, found_cause == kind, found_cause is not None, question.part
+            )
+            for question, found_cause in causes
         ]
         for kind in CAUSES
     }

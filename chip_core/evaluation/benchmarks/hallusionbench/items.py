@@ -26,8 +26,8 @@ class HallusionBench(FileBenchmark):
         suffix = YES_OR_NO if protocol == "chip" else ""
         items = []
         for row in reading.read_rows(path):
-            shown = row.values.get("filename")
-            names = () if shown is None else (str(PurePosixPath(row.text("filename"))),)
+            filename = row.values.get("filename")
+            names = () if filename is None else (str(PurePosixPath(row.text("filename"))),)
             items.append(
                 Item(
                     id="_".join(row.id(key) for key in KEY),

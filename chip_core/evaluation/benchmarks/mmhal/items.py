@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from chip_core.evaluation import reading
-from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, inside
+from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, embedded_picture
 from chip_core.evaluation.benchmarks.mmhal.score import FILES, MmhalScorer
 from chip_core.evaluation.scorer import ProtocolName
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
@@ -31,7 +31,9 @@ class Mmhal(FileBenchmark):
         held: dict[str, Picture] = {}
         if (folder / WITH_PICTURES).is_file():
             for row in reading.read_rows(folder / WITH_PICTURES):
-                held[row.id("image_id")] = inside(row.id("image_id"), partial(row.text, "image"))
+                held[row.id("image_id")] = embedded_picture(
+                    row.id("image_id"), partial(row.text, "image")
+                )
         pictures = Pictures([folder / "images", folder])
         items = []
         for item, row in reading.iter_unique_rows(rows, lambda row: row.id("image_id")):

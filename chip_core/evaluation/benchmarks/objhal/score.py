@@ -33,10 +33,10 @@ from chip_core.evaluation.benchmarks.coco import (
 )
 from chip_core.evaluation.benchmarks.objhal.judge import (
     UnreadableReplyError,
-    prompt_of,
+    load_prompt,
+    make_request,
     read_reply,
     read_reply_as_script,
-    request,
 )
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import get_first_value, read_objects, require_unique_answers
@@ -70,7 +70,7 @@ METRICS: Mapping[str, MetricInfo] = {
 }
 
 #: The script sends no judge an answer of so few words, and assumes that it names no object.
-SHORT = 3
+MAX_UNASKED_WORDS = 3
 
 
 class ObjHalScorer:
@@ -85,7 +85,7 @@ class ObjHalScorer:
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `image_id` (or `item`), `question` and `answer`."""
         return [
-            _answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
+            _to_answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
         ]
 
     def score(
@@ -115,35 +115,39 @@ class ObjHalScorer:
             resources.coco,
             (answer.item for answer in answers),
             names,
-            lambda caption: _in_caption(caption, names),
+            lambda caption: _caption_categories(caption, names),
             official=not corrected,
-            who=self.name,
+            scorer=self.name,
         )
         if corrected:
             truth.require_known(answers, self.name)
-        questions = _questions(data)
-        answers = [_plain(answer, questions) for answer in answers]
-        listed, unread = _ask(answers, resources.judge, prompt_of(data), corrected)
+        questions = _load_questions(data)
+        answers = [_normalize_answer(answer, questions) for answer in answers]
+        listed, unreadable_replies = _list_objects(
+            answers, resources.judge, load_prompt(data), corrected
+        )
         tagger = resources.tagger or NltkTagger()
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
         for answer, objects in zip(answers, listed, strict=True):
             if objects is None:
                 continue
-            named = names.objects(_named(objects, names, tagger))
-            there = truth.of(answer.item)
-            wrong = sum(category[word] not in there for word in named)
-            right = {category[word] for word in named} & there
+            named = names.objects(_find_named(objects, names, tagger))
+            true_objects = truth.of(answer.item)
+            wrong_count = sum(category[word] not in true_objects for word in named)
+            named_true_objects = {category[word] for word in named} & true_objects
             for name, numerator, denominator in (
-                ("response_hallucination", wrong > 0, len(named) > 0),
-                ("object_hallucination", wrong, len(named)),
-                ("object_recall", len(right), len(there)),
-                ("average_length", _length(answer.response, corrected), 1),
+                ("response_hallucination", wrong_count > 0, len(named) > 0),
+                ("object_hallucination", wrong_count, len(named)),
+                ("object_recall", len(named_true_objects), len(true_objects)),
+                ("average_length", _count_words(answer.response, corrected), 1),
             ):
                 items[name].append(make_outcome(answer.item, numerator, denominator))
-        done = {
-            answer.item for answer, found in zip(answers, listed, strict=True) if found is not None
+        scored_items = {
+            answer.item
+            for answer, listed_objects in zip(answers, listed, strict=True)
+            if listed_objects is not None
         }
-        asked = resources.only or questions.keys() | {answer.item for answer in answers}
+        expected_items = resources.only or questions.keys() | {answer.item for answer in answers}
         if corrected:
             metrics = compute_metrics(METRICS, items)
         else:
@@ -152,12 +156,12 @@ class ObjHalScorer:
         return Scored(
             metrics=metrics,
             n=len(items["average_length"]),
-            missing=len(asked - done),
-            unreadable=tuple(unread),
+            missing=len(expected_items - scored_items),
+            unreadable=tuple(unreadable_replies),
         )
 
 
-def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
+def _to_answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
     image = get_first_value(row, ("image_id", "item"), path, number)
     try:
         image = int(image)
@@ -181,7 +185,7 @@ def _check_script_input(answers: Sequence[Answer]) -> None:
             )
 
 
-def _plain(answer: Answer, questions: Mapping[str, str]) -> Answer:
+def _normalize_answer(answer: Answer, questions: Mapping[str, str]) -> Answer:
     """Return an answer as the script reads it, with its question."""
     question = answer.fields.get("question", questions.get(answer.item, ""))
     return Answer(
@@ -191,7 +195,7 @@ def _plain(answer: Answer, questions: Mapping[str, str]) -> Answer:
     )
 
 
-def _ask(
+def _list_objects(
     answers: Sequence[Answer], judge: Judge, prompt: str, corrected: bool
 ) -> tuple[list[list[Any] | None], list[Unreadable]]:
     """Return the objects that the judge lists for each answer, None if it fails; unread replies.
@@ -199,27 +203,29 @@ def _ask(
     Raises:
         UserError: it fails where the official script would stop.
     """
-    shortest = 0 if corrected else SHORT
-    asked = [
-        index for index, answer in enumerate(answers) if len(answer.response.split()) > shortest
+    max_unasked_words = 0 if corrected else MAX_UNASKED_WORDS
+    asked_indices = [
+        index
+        for index, answer in enumerate(answers)
+        if len(answer.response.split()) > max_unasked_words
     ]
     replies = judge.ask(
         [
-            request(
+            make_request(
                 prompt,
                 answers[index].item,
                 answers[index].fields["question"],
                 answers[index].response,
             )
-            for index in asked
+            for index in asked_indices
         ]
     )
     listed: list[list[Any] | None] = [
         None if "response" in answer.fields else [] for answer in answers
     ]
     parse: Callable[[str | None], list[Any]] = read_reply if corrected else read_reply_as_script
-    unread: list[Unreadable] = []
-    for index, reply in zip(asked, replies, strict=True):
+    unreadable_replies: list[Unreadable] = []
+    for index, reply in zip(asked_indices, replies, strict=True):
         try:
             listed[index] = parse(reply)
         except UnreadableReplyError as error:
@@ -230,22 +236,22 @@ def _ask(
                 ) from None
             listed[index] = None
             if reply is not None:
-                unread.append(unreadable(answers[index].item, reply, "reply"))
-    return listed, unread
+                unreadable_replies.append(unreadable(answers[index].item, reply, "reply"))
+    return listed, unreadable_replies
 
 
-def _named(objects: Sequence[Any], names: ObjectNames, tagger: Tagger) -> list[str]:
+def _find_named(objects: Sequence[Any], names: ObjectNames, tagger: Tagger) -> list[str]:
     """Return the words for the listed objects, each once.
 
     From an object with a pair that is read as one word, only the pairs are taken; from any other,
     its runs of nouns.
     """
-    found: list[str] = []
-    for thing in objects:
-        tokens = tagger(f"a {thing}")
+    names_found: list[str] = []
+    for object_name in objects:
+        tokens = tagger(f"a {object_name}")
         pairs = names.join([token.lemma for token in tokens], pairs_only=True)
-        found += pairs or _noun_runs([(token.tag, token.lemma) for token in tokens])
-    return list(dict.fromkeys(found))
+        names_found += pairs or _noun_runs([(token.tag, token.lemma) for token in tokens])
+    return list(dict.fromkeys(names_found))
 
 
 def _noun_runs(tokens: Sequence[tuple[str, str]]) -> list[str]:
@@ -258,20 +264,20 @@ def _noun_runs(tokens: Sequence[tuple[str, str]]) -> list[str]:
     return [" ".join(run) for run in runs if run]
 
 
-def _in_caption(caption: str, names: ObjectNames) -> list[str]:
+def _caption_categories(caption: str, names: ObjectNames) -> list[str]:
     joined = names.join([lemmatize_noun(word) for word in tokenize_words(caption.lower())])
     return [names.category[word] for word in names.objects(joined)]
 
 
-def _length(response: str, corrected: bool) -> int:
+def _count_words(response: str, corrected: bool) -> int:
     """Return the number of an answer's words; the script ends a word at each single space."""
     return len(response.split() if corrected else response.strip().split(" "))
 
 
-def _questions(data: Path) -> dict[str, str]:
+def _load_questions(data: Path) -> dict[str, str]:
     """Return the benchmark's questions by image id, if the file exists."""
-    found = sorted(data.glob("obj_halbench_300*.jsonl"))
-    rows = read_objects(found[0]) if found else []
+    files = sorted(data.glob("obj_halbench_300*.jsonl"))
+    rows = read_objects(files[0]) if files else []
     return {
         str(row.get("image_id")): str(row.get("question", row.get("prompt", ""))) for row in rows
     }

@@ -31,8 +31,8 @@ def _names(reply: str) -> list[str] | None:
 
 READERS: dict[str, Callable[[str], Any]] = {
     "mmhal": read_rating,
-    "hallusionbench": hallusionbench.verdict,
-    "hallusionbench_same": hallusionbench.same,
+    "hallusionbench": hallusionbench.parse_verdict,
+    "hallusionbench_same": hallusionbench.parse_agreement,
     "objhal": _names,
     "llava_bench": read_pair,
 }
