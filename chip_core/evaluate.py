@@ -18,7 +18,7 @@ from chip_core.evaluation.generators.answering import (
     generate_answers,
     generate_reference_answers,
 )
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.evaluation.scoring import score_answers
 from chip_core.evaluation.task import Side
 from chip_core.models import loading
@@ -65,7 +65,10 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     asked = BenchmarksConfig(report=tuple(benchmarks))
     config, trained = named_model(model, base, dtype)
     answering = answering or EvaluationConfig()
-    lacking = [*model_problems(model, config, trained, base), *problems(asked, places)]
+    lacking = [
+        *model_problems(model, config, trained, base),
+        *find_benchmark_problems(asked, places),
+    ]
     lacking += [*generator_problems(answering, asked, config), *missing_requirements(answering)]
     if lacking:
         raise ConfigError(lacking)

@@ -22,10 +22,10 @@ from chip_core.evaluation.generators.answering import (
     generate_reference_answers,
 )
 from chip_core.evaluation.readiness import (
+    find_benchmark_problems,
     find_ranker_problems,
     find_unmet_requirements,
-    problems,
-    sides,
+    list_sides,
 )
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
@@ -137,7 +137,7 @@ class _Attempt:
             _check_workers(config, self._workers)
             if unmet := find_unmet_requirements(config):
                 raise TrialError(unmet[0])
-        lacking = problems(config.benchmarks, context.places)
+        lacking = find_benchmark_problems(config.benchmarks, context.places)
         lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
         lacking += missing_requirements(config.evaluation)
         if context.trains:
@@ -447,9 +447,9 @@ class _Attempt:
         evaluations: dict[str, Evaluation] = {}
         with open_generator(config.evaluation, folder, self._context.server) as generator:
             context = replace(context, generator=generator)
-            for side, benchmark in sides(config.benchmarks):
+            for side, benchmark in list_sides(config.benchmarks):
                 generate_reference_answers(context, side, benchmark)
-            for side, benchmark in sides(config.benchmarks):
+            for side, benchmark in list_sides(config.benchmarks):
                 key = f"{side}/{benchmark.name}"
                 made = generate_answers(context, side, benchmark)
                 if isinstance(made, Answers):

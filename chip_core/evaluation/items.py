@@ -124,7 +124,7 @@ def select_half(
     return halves[settings.half]
 
 
-def identity(settings: BenchmarkConfig, data_paths: DataPaths) -> dict[str, Any]:
+def benchmark_identity(settings: BenchmarkConfig, data_paths: DataPaths) -> dict[str, Any]:
     """Return what a fingerprint holds of a benchmark besides its settings.
 
     Its questions and truths count by content; pictures are assumed to be the published ones, and

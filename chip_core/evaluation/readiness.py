@@ -29,7 +29,7 @@ from chip_core.utils.errors import TrialError, UserError
 _MAX_LISTED = 3  # missing pictures that a message lists
 
 
-def sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
+def list_sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
     """Return each benchmark of a configuration with its side, `select` first."""
     return [
         *(("select", settings) for settings in benchmarks.select),
@@ -37,14 +37,14 @@ def sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
     ]
 
 
-def problems(benchmarks: BenchmarksConfig, data_paths: DataPaths) -> list[str]:
+def find_benchmark_problems(benchmarks: BenchmarksConfig, data_paths: DataPaths) -> list[str]:
     """Return what the benchmarks lack on this machine; empty if all can be scored.
 
     A question that is both tuned on and reported is one of these problems.
     """
     problems_found = [
         f"{settings.name}: {problem}"
-        for side, settings in sides(benchmarks)
+        for side, settings in list_sides(benchmarks)
         for problem in _find_side_problems(side, settings, data_paths)
     ]
     overlaps = [

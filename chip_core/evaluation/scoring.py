@@ -14,7 +14,7 @@ from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, Scored
 from chip_core.evaluation.task import Benchmark, Item, Side, metric_name
-from chip_core.evaluation.unreadable import counts
+from chip_core.evaluation.unreadable import count_unreadable
 from chip_core.results import Answers, Evaluation, Progress
 from chip_core.utils.errors import TrialError, UserError
 from chip_core.utils.files import read_records, write_json
@@ -131,7 +131,7 @@ def write_scores(
         **metadata,
     }
     if scored.unreadable:
-        metadata["unreadable"] = counts(scored.unreadable)
+        metadata["unreadable"] = count_unreadable(scored.unreadable)
     name = file_name(side, settings.name)
     scores = f"scores/{name}.json"
     write_json(

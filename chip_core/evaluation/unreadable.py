@@ -31,7 +31,7 @@ def unreadable(item: str, text: str, source: Source = "answer") -> Unreadable:
     return Unreadable(item=item, text=_truncate(_to_one_line(text), MAX_LENGTH), source=source)
 
 
-def counts(unreadable_texts: Sequence[Unreadable]) -> dict[str, Any]:
+def count_unreadable(unreadable_texts: Sequence[Unreadable]) -> dict[str, Any]:
     """Return how many answers and replies could not be read, with a few of them."""
     return {
         "answers": sum(entry.source == "answer" for entry in unreadable_texts),
@@ -60,10 +60,10 @@ def format_counts(counts_read: Mapping[str, Any]) -> str:
 
 def format_example(example: Mapping[str, str]) -> str:
     """Format one text that could not be read."""
-    return f"{example['item']}: {quoted(example['text'])}"
+    return f"{example['item']}: {quote(example['text'])}"
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Return a text in quotation marks, or `(empty)`."""
     return f"“{text}”" if text else "(empty)"
 

@@ -166,7 +166,7 @@ def _answering(given: Mapping[str, Any]) -> EvaluationConfig:
 
 
 def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:
-    from chip_core.evaluation.unreadable import counts
+    from chip_core.evaluation.unreadable import count_unreadable
 
     return {
         "model": model,
@@ -177,7 +177,7 @@ def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, 
                     metric.removeprefix(f"{name}/"): value
                     for metric, value in evaluation.metrics.items()
                 },
-                "unreadable": counts(()),
+                "unreadable": count_unreadable(()),
                 **evaluation.metadata,
                 "scores": str(out / evaluation.scores),
                 "responses": str(out / evaluation.responses),

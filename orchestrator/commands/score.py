@@ -136,14 +136,14 @@ def _resources(
 
 
 def _as_json(scorer: Scorer, scored: Scored, protocol: str, resources: Resources) -> dict[str, Any]:
-    from chip_core.evaluation.unreadable import counts
+    from chip_core.evaluation.unreadable import count_unreadable
 
     return {
         "benchmark": scorer.name,
         "metrics": scored.values,
         "n": scored.n,
         "missing": scored.missing,
-        "unreadable": counts(scored.unreadable),
+        "unreadable": count_unreadable(scored.unreadable),
         "protocol": protocol,
         "version": scorer.version,
         "judge": resources.judge.model if resources.judge else None,
@@ -157,7 +157,7 @@ def _show(scorer: Scorer, scored: Scored, protocol: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from chip_core.evaluation.unreadable import counts, format_counts, format_example
+    from chip_core.evaluation.unreadable import count_unreadable, format_counts, format_example
 
     table = Table(title=f"{scorer.name}, protocol {protocol} ({scorer.version})")
     table.add_column("metric")
@@ -172,7 +172,7 @@ def _show(scorer: Scorer, scored: Scored, protocol: str) -> None:
     console = Console()
     console.print(table)
     console.print(f"{scored.n} answers scored, {scored.missing} missing")
-    unread = counts(scored.unreadable)
+    unread = count_unreadable(scored.unreadable)
     if unread["examples"]:
         console.print(f"{format_counts(unread)}, for instance")
     for example in unread["examples"]:

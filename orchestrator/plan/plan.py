@@ -26,7 +26,7 @@ from chip_core.evaluation.readiness import (
     find_ranker_problems,
     find_replay_problems,
     find_unmet_requirements,
-    sides,
+    list_sides,
 )
 from chip_core.models import loading
 from chip_core.selection.rule import selection_problems
@@ -251,7 +251,7 @@ def _evaluations(
         f"{side}/{settings.name}": fingerprint(
             evaluation_identity(side, settings, contents[f"{side}/{settings.name}"], answering)
         )
-        for side, settings in sides(study.scored)
+        for side, settings in list_sides(study.scored)
     }
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from chip_core.config.fields import Shorthand
 from chip_core.config.trial import BenchmarksConfig
 from chip_core.evaluation.items import find_benchmark, find_settings_problems
-from chip_core.evaluation.readiness import find_declared_overlaps, sides
+from chip_core.evaluation.readiness import find_declared_overlaps, list_sides
 from chip_core.evaluation.task import metric_name
 from chip_core.utils.registry import suggestion
 from orchestrator.study.model import DeclaredMetric, PublishedFigures
@@ -29,7 +29,7 @@ def benchmark_goals(
         wrong: called with (key, problem).
     """
     goals: dict[str, Goal] = {}
-    for side, settings in sides(benchmarks):
+    for side, settings in list_sides(benchmarks):
         place = getattr(benchmarks, side).index(settings)
         key = f"benchmarks.{side}[{place}]"
         try:

@@ -12,7 +12,7 @@ from chip_core.config.generator import EvaluationConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluation.generators.base import Generator
 from chip_core.evaluation.items import find_benchmark, resolve_decoding
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.models import loading, own
 from chip_core.utils.files import read_json
@@ -105,7 +105,7 @@ def _unsupported_benchmarks(
     config: EvaluationConfig, benchmarks: BenchmarksConfig
 ) -> Iterator[str]:
     kind = config.generator.kind
-    for side, settings in sides(benchmarks):
+    for side, settings in list_sides(benchmarks):
         try:
             benchmark = find_benchmark(settings.name)
         except ValueError:

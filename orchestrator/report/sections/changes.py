@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.evaluation.task import Side
 from chip_core.utils.files import read_records
 from orchestrator.analysis.values import Array
@@ -186,7 +186,7 @@ def _with_images(found: Sequence[ChangedItems], metric: str, plan: Plan) -> list
     side, benchmark = _benchmark(metric)
     settings = next(
         chosen
-        for which, chosen in sides(plan.study.benchmarks)
+        for which, chosen in list_sides(plan.study.benchmarks)
         if (which, chosen.name) == (side, benchmark)
     )
     items = {row.item for one in found for row in one.items}

@@ -15,7 +15,11 @@ from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPa
 from chip_core.config.generator import EvaluationConfig
 from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.evaluation.items import find_benchmark, select_half, select_items
-from chip_core.evaluation.readiness import find_declared_overlaps, find_shared_questions, problems
+from chip_core.evaluation.readiness import (
+    find_benchmark_problems,
+    find_declared_overlaps,
+    find_shared_questions,
+)
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture
 from chip_core.utils.errors import UserError
 
@@ -135,7 +139,9 @@ def test_what_stands_on_both_sides_is_refused(select: Any, report: Any, problem:
     benchmarks = both(select, report)
     ((_, _, said),) = find_declared_overlaps(benchmarks)
     assert problem in said
-    assert any(problem in line for line in problems(benchmarks, DataPaths()))  # of a trial, too
+    assert any(
+        problem in line for line in find_benchmark_problems(benchmarks, DataPaths())
+    )  # of a trial, too
 
 
 def test_what_stands_apart_is_not() -> None:
@@ -179,4 +185,4 @@ def test_the_same_question_on_both_sides_is_found_by_its_content(
     )  # says of itself that it splits
     assert said in find_shared_questions(both("a", "b"), DataPaths())[0]  # under another name
     assert not find_shared_questions(both("a", "c"), DataPaths())
-    assert any(said in line for line in problems(both("a", "a"), DataPaths()))
+    assert any(said in line for line in find_benchmark_problems(both("a", "a"), DataPaths()))

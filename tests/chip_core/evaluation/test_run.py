@@ -17,9 +17,9 @@ from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generators.answering import generate_answers
 from chip_core.evaluation.inference import Decoder
 from chip_core.evaluation.inference.answer_files import AnswerFile, read_stored_answers
-from chip_core.evaluation.items import identity
+from chip_core.evaluation.items import benchmark_identity
 from chip_core.evaluation.outcomes import ItemOutcome, percent
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.evaluation.scorer import Scored
 from chip_core.evaluation.task import ExternalBenchmark, Item, MetricInfo, Response
 from chip_core.results import Progress
@@ -336,11 +336,11 @@ def test_another_program_gets_a_whole_model_and_gives_figures(
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     assert device == "cpu"
     assert not folder.exists()  # it was made for this alone
-    assert identity(settings, DataPaths())["tools"] == {"program": "stub 1.2"}
+    assert benchmark_identity(settings, DataPaths())["tools"] == {"program": "stub 1.2"}
     lies = evaluate(answering(tmp_path, checkpoint_dir=tmp_path), "report", settings)
     assert program.seen[1][0] == tmp_path
     assert lies.metrics == found.metrics
     limited = BenchmarksConfig(report=(BenchmarkConfig(name="program", limit=3),))
-    assert problems(limited, DataPaths()) == [
+    assert find_benchmark_problems(limited, DataPaths()) == [
         "program: takes no limit: its own program would ask the first questions, not a subset"
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chip_core.evaluation.unreadable import (
     LONGEST,
-    counts,
+    count_unreadable,
     format_counts,
     format_example,
     unreadable,
@@ -22,16 +22,16 @@ def test_counts_and_examples() -> None:
     """Seven answers, of which six differ, and one reply: first, middle and last are shown."""
     said = ["a", "b", "b", "c", "d", "e", "f" * 300]
     found = [unreadable(str(place), text) for place, text in enumerate(said)]
-    counted = counts([*found, unreadable("r", "g", "reply")])
+    counted = count_unreadable([*found, unreadable("r", "g", "reply")])
     assert (counted["answers"], counted["replies"]) == (7, 1)
     # of a, b, c, d, e, f…, g the places 0, 3 and 6
     assert [example["text"] for example in counted["examples"]] == ["a", "d", "g"]
     assert format_counts(counted) == (
         "7 answers unreadable (counted as wrong), 1 judge reply unreadable (missing)"
     )
-    assert format_counts(counts(found[:1])) == "1 answer unreadable (counted as wrong)"
-    assert format_counts(counts(())) == ""
-    assert len(counts(found)["examples"][2]["text"]) == 100
+    assert format_counts(count_unreadable(found[:1])) == "1 answer unreadable (counted as wrong)"
+    assert format_counts(count_unreadable(())) == ""
+    assert len(count_unreadable(found)["examples"][2]["text"]) == 100
 
 
 def test_an_empty_text_is_said_to_be_empty() -> None:

@@ -15,9 +15,14 @@ from chip_core.data.image_files import READER
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.base import YES_OR_NO
 from chip_core.evaluation.conformance import conformance
-from chip_core.evaluation.items import find_benchmark, identity, resolve_decoding, select_items
+from chip_core.evaluation.items import (
+    benchmark_identity,
+    find_benchmark,
+    resolve_decoding,
+    select_items,
+)
 from chip_core.evaluation.outcomes import ItemOutcome, percent
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.evaluation.scorer import Answer, JudgeRequest, Resources, Scored
 from chip_core.evaluation.task import Benchmark, Decoding, Item, MetricInfo, Picture, Side
 from chip_core.evaluation.text.similarity import TableSimilarity
@@ -281,12 +286,12 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     places = DataPaths(benchmark_data=tmp_path)
 
     def mark(**settings: object) -> dict[str, object]:
-        return identity(config("pope", **settings), places)
+        return benchmark_identity(config("pope", **settings), places)
 
     assert mark(num_beams=1) == mark()  # written out or not
     # how picture files are read counts where there are any
     assert mark()["pictures"] == READER
-    assert "pictures" not in identity(config("shapes"), DataPaths())
+    assert "pictures" not in benchmark_identity(config("shapes"), DataPaths())
     assert mark(num_beams=3) != mark()
     before = mark()
     file = tmp_path / "pope" / "coco_pope_random.json"
@@ -294,10 +299,10 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     assert mark() != before
     # a judge that is not asked is without effect; replies stand in place of who gives them
     assert mark()["judge"] is None
-    assert "judge" not in identity(config("mmhal", judge="gpt-4o"), places)
+    assert "judge" not in benchmark_identity(config("mmhal", judge="gpt-4o"), places)
     (tmp_path / "replies.jsonl").write_text("{}\n")
     replayed = DataPaths(benchmark_data=tmp_path, judge_replies=tmp_path / "replies.jsonl")
-    assert identity(config("mmhal"), replayed)["judge"] is not None
+    assert benchmark_identity(config("mmhal"), replayed)["judge"] is not None
 
 
 def test_all_that_is_missing_is_said_at_once(
@@ -319,7 +324,7 @@ def test_all_that_is_missing_is_said_at_once(
             ]
         }
     )
-    said = problems(asked, DataPaths(benchmark_data=tmp_path))
+    said = find_benchmark_problems(asked, DataPaths(benchmark_data=tmp_path))
     assert [line.partition(":")[0] for line in said] == [
         "pope", "mmhal", "llava_bench", "hallusionbench", "hallusionbench", "mmmu",
     ]  # fmt: skip
@@ -328,9 +333,16 @@ def test_all_that_is_missing_is_said_at_once(
     assert "OPENAI_API_KEY is not set" in said[2]
     assert said[3].startswith(f"hallusionbench: there is no folder {tmp_path}/hallusionbench")
     assert "'mmmu' knows no protocol 'chip': choices: corrected, official" in said[5]
-    (nowhere,) = problems(BenchmarksConfig.model_validate({"report": ["pope"]}), DataPaths())
+    (nowhere,) = find_benchmark_problems(
+        BenchmarksConfig.model_validate({"report": ["pope"]}), DataPaths()
+    )
     assert "--benchmark-data or CHIP_ABLATE_BENCHMARK_DATA" in nowhere
-    assert problems(BenchmarksConfig.model_validate({"report": ["shapes"]}), DataPaths()) == []
+    assert (
+        find_benchmark_problems(
+            BenchmarksConfig.model_validate({"report": ["shapes"]}), DataPaths()
+        )
+        == []
+    )
 
 
 def test_descriptions_need_language_tools_and_yes_or_no_does_not(
@@ -341,11 +353,11 @@ def test_descriptions_need_language_tools_and_yes_or_no_does_not(
     monkeypatch.setattr(resources, "nltk_problems", lambda: ["NLTK has no wordnet"])
     asked = BenchmarksConfig.model_validate({"report": ["amber"]})
     folder = made.amber(tmp_path, describe=False)
-    assert problems(asked, DataPaths(benchmark_data=tmp_path)) == []
+    assert find_benchmark_problems(asked, DataPaths(benchmark_data=tmp_path)) == []
     made.amber(tmp_path)
     (folder / "similarity.json").unlink()
     monkeypatch.setattr(resources, "spacy_problems", lambda model: [f"no {model}"])
-    said = problems(asked, DataPaths(benchmark_data=tmp_path))
+    said = find_benchmark_problems(asked, DataPaths(benchmark_data=tmp_path))
     assert said[0] == "amber: NLTK has no wordnet"
     assert said[1].startswith("amber: no en_core_web_lg (or ")
 
