@@ -17,7 +17,7 @@ _MAX_PICTURES = 20  # pictures that the check reads
 _REPORTED_ERRORS = (UserError, TrialError, ValueError)
 
 
-def conformance(
+def check_conformance(
     benchmark: Benchmark, *, data: Path | None = None, resources: Resources | None = None
 ) -> dict[str, str | None]:
     """Run all checks; return the problem of each, or None.

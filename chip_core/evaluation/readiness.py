@@ -2,8 +2,8 @@
 
 Benchmarks need their data, and a training may need packages that are not installed everywhere.
 Figures must not come from questions used to tune: no question may be under both `select` and
-`report`. This is checked from the configuration (`declared_overlaps`) and from the questions
-themselves (`shared_questions`), since a user's own benchmark may declare its splits wrongly.
+`report`. This is checked from the configuration (`find_declared_overlaps`) and from the questions
+themselves (`find_shared_questions`), since a user's own benchmark may declare its splits wrongly.
 """
 
 from __future__ import annotations
@@ -114,11 +114,11 @@ def _find_side_problems(
     except ValueError as error:
         yield str(error)
         return
-    setting_problems = list(find_settings_problems(settings, benchmark))
-    yield from setting_problems
+    settings_problems = list(find_settings_problems(settings, benchmark))
+    yield from settings_problems
     if isinstance(benchmark, ExternalBenchmark):
         yield from benchmark.problems()
-    if setting_problems or isinstance(benchmark, ExternalBenchmark):
+    if settings_problems or isinstance(benchmark, ExternalBenchmark):
         return
     folder = data_paths.data(settings.name)
     if "data" in benchmark.needs and (folder is None or not folder.is_dir()):
@@ -200,15 +200,16 @@ def find_shared_questions(benchmarks: BenchmarksConfig, data_paths: DataPaths) -
         reported = {
             _question_key(item): item for item in _load_items("report", settings, data_paths)
         }
-        for other, items in selected:
+        for selected_settings, items in selected:
             candidates = (
                 (item, reported[key]) for item in items if (key := _question_key(item)) in reported
             )
-            for one, reported_item in itertools.islice(candidates, _MAX_COMPARED):
-                if all(map(_is_same_picture, one.pictures, reported_item.pictures)):
+            for selected_item, reported_item in itertools.islice(candidates, _MAX_COMPARED):
+                if all(map(_is_same_picture, selected_item.pictures, reported_item.pictures)):
                     sentences.append(
                         f"{settings.name}: its question {reported_item.id} is asked under "
-                        f"`select`, too, by {other.name}: what was tuned on is not quoted"
+                        f"`select`, too, by {selected_settings.name}: what was tuned on is "
+                        "not quoted"
                     )
                     break
     return sentences

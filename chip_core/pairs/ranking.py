@@ -16,7 +16,7 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.pairs import PairsConfig
 from chip_core.data.source import SHAPES
-from chip_core.evaluation.benchmarks.chair.score import ChairScorer, object_reader
+from chip_core.evaluation.benchmarks.chair.score import ChairScorer, make_object_reader
 from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
 from chip_core.evaluation.benchmarks.mmhal.score import RATING_SCALE
 from chip_core.evaluation.benchmarks.shapes.score import EmbeddedScorer
@@ -111,7 +111,7 @@ class CocoChair(Ranker):
         needs = ChairScorer.needs
         self._coco = open_resources(BenchmarkConfig(name="chair"), needs, places).coco
         require_tools(nltk_problems(("punkt_tab",)), "chair")
-        self._names, self._read = object_reader(data, corrected=True)
+        self._names, self._read = make_object_reader(data, corrected=True)
         self._file = data / "synonyms.txt"
 
     @property
@@ -148,7 +148,7 @@ class CocoChair(Ranker):
         found = []
         for prompt, objects, image in zip(prompts, given, images, strict=True):
             if objects is None and image in known.known:
-                found.append(known.of(image))
+                found.append(known.get_objects(image))
             elif isinstance(objects, list) and all(isinstance(name, str) for name in objects):
                 category = self._names.category
                 found.append(

@@ -79,7 +79,7 @@ def read_names(file: Path, *, strip: bool) -> dict[str, str]:
     return names
 
 
-def joined_words(pairs: Iterable[str]) -> dict[str, str]:
+def build_joined_words(pairs: Iterable[str]) -> dict[str, str]:
     """Return the words as which pairs are read: names of objects, and COCO's special cases."""
     return {
         **{pair: pair for pair in (*pairs, *NON_OBJECTS)},
@@ -96,7 +96,7 @@ class GroundTruth:
     objects: Mapping[str, frozenset[str]]  # image id -> categories; only for the requested images
     known: frozenset[str]  # the requested images that the annotations have
 
-    def of(self, image: str) -> frozenset[str]:
+    def get_objects(self, image: str) -> frozenset[str]:
         """Return an image's categories; empty if the annotations have none."""
         return self.objects.get(image, frozenset())
 

@@ -25,7 +25,7 @@ class FileStatus:
     size: int = 0  # bytes
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all of its parts exist."""
         return self.parts >= self.file.parts or (self.path is not None and self.path.is_file())
 
@@ -49,13 +49,13 @@ class BenchmarkStatus:
             return "broken"
         complete = {status.file.use: True for status in self.files}
         for status in self.files:
-            complete[status.file.use] &= status.whole
+            complete[status.file.use] &= status.is_complete
         if complete["scoring"]:
             return "complete" if complete.get("asking", True) else "scoring only"
         return "incomplete" if any(status.path for status in self.files) else "absent"
 
 
-def status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
+def find_benchmark_status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
     """Return the state of benchmarks in a folder; of all benchmarks if none is named.
 
     Args:

@@ -402,7 +402,7 @@ class _ProgressReporter:
         self, report: Callable[[Progress], None], phase: str, total: int, stored: int
     ) -> None:
         self._report, self._phase, self._total, self._stored = report, phase, total, stored
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
         self._generated = self._tokens = 0
         report(Progress(phase=phase, done=stored, total=total))
 
@@ -416,7 +416,7 @@ class _ProgressReporter:
         self._generated += len(responses)
         self._tokens += sum(response.tokens or 0 for response in responses)
         done = min(self._stored + self._generated * share, self._total)
-        seconds = max(time.perf_counter() - self._began, 1e-9)
+        seconds = max(time.perf_counter() - self._start, 1e-9)
         rate = max(done - self._stored, 1) / seconds
         figures = {"items_per_second": rate, "seconds_left": (self._total - done) / rate}
         if self._tokens:  # a server may not report them

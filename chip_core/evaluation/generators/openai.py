@@ -264,7 +264,7 @@ class _BusyTimer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._began = self._since = time.perf_counter()
+        self._start = self._since = time.perf_counter()
         self._active = 0
         self.wait_seconds = self.seconds = 0.0
 
@@ -278,7 +278,7 @@ class _BusyTimer:
         with self._lock:
             self._active -= 1
             self._since = time.perf_counter()
-            self.seconds = self._since - self._began
+            self.seconds = self._since - self._start
 
 
 def question_parts(item: Item, url: Callable[[Picture], str] | None = None) -> list[dict[str, Any]]:

@@ -53,7 +53,8 @@ def compare_answers(
     Returns:
         `items`, `equal`, `least` (the declared share), `prompts` (`compared` by `by`: "ids" or
         "count"; `differ`), `adapter` if there is one (of answers that it changes, `differ`: how
-        many are `trained` and how many `bare`), and `first_differences` (see `_difference`).
+        many are `trained` and how many `bare`), and `first_differences` (see
+        `_find_first_difference`).
     """
     equal = [
         item

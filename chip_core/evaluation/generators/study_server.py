@@ -134,7 +134,7 @@ class StudyServer:
         """Start the server.
 
         Raises:
-            TrialError: it does not start, or `stopping` returned true meanwhile.
+            TrialError: it does not start, or `should_stop` returned true meanwhile.
         """
         make_private(self._folder)
         try:

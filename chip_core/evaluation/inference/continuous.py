@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-from chip_core.evaluation.inference.kv_cache import GrowingLayer, growing_cache
+from chip_core.evaluation.inference.kv_cache import GrowingLayer, make_growing_cache
 from chip_core.evaluation.inference.lanes import Lanes
 from chip_core.evaluation.inference.prompts import Prompt
-from chip_core.evaluation.inference.rows import Row, TokenChooser, logits_alone
+from chip_core.evaluation.inference.rows import Row, TokenChooser, compute_logits
 from chip_core.evaluation.inference.shared import shared_length
 from chip_core.models.adapters import is_adapted
 
@@ -220,7 +220,7 @@ def supports_continuous_batching(model: Any, settings: Any) -> bool:
     """
     if settings.num_beams > 1 or model.config.is_encoder_decoder:
         return False
-    if not all(type(layer) is GrowingLayer for layer in growing_cache(model).layers):
+    if not all(type(layer) is GrowingLayer for layer in make_growing_cache(model).layers):
         return False
     if getattr(model.generation_config, "stop_strings", None):
         return False  # `generate` below would lack the tokenizer that it needs for them
@@ -279,7 +279,7 @@ def measure_lane_error(model: Any, groups: Sequence[Sequence[Prompt]], padding: 
     )
     indices = [index for index, row in enumerate(rows) if row in rows_tried]
     exact = torch.stack(
-        [logits_alone(model, rows[index].prompt, rows[index].answer_ids) for index in indices],
+        [compute_logits(model, rows[index].prompt, rows[index].answer_ids) for index in indices],
         dim=1,
     )
     error = (

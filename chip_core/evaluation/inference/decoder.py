@@ -19,7 +19,7 @@ from chip_core.evaluation.inference.continuous import (
     supports_continuous_batching,
 )
 from chip_core.evaluation.inference.encoder import Encoder
-from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cache
+from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, pad_batch
 from chip_core.evaluation.inference.rows import ChosenTokens, GreedyChooser
 from chip_core.evaluation.inference.sampling import Sampling, SamplingChooser
@@ -139,9 +139,9 @@ class Decoder:
         self.near_ties += 0 if chooser is None else chooser.exact_count
 
     def _encode(self, group: Sequence[Item]) -> list[Prompt]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         prompts = self._encoder.encode(group)
-        self.wait_seconds += time.perf_counter() - began
+        self.wait_seconds += time.perf_counter() - start
         return prompts
 
     def _can_batch_continuously(self, groups: Sequence[Sequence[Item]]) -> bool:
@@ -207,13 +207,13 @@ class Decoder:
         chooser = self._make_chooser()
         processors = []
         if chooser is not None:
-            processors = [ChosenTokens(chooser, prompts, start=start, ends=self._end_tokens)]
+            processors = [ChosenTokens(chooser, prompts, start=start, end_tokens=self._end_tokens)]
         # An encoder-decoder needs a cache of two parts, which `generate` creates.
         encoder_decoder = self._model.config.is_encoder_decoder
         if cache is None and self._decoding.num_beams == 1 and not encoder_decoder:
-            cache = growing_cache(self._model)
+            cache = make_growing_cache(self._model)
         if cache is not None:
-            inputs |= cache_argument(self._model, cache)
+            inputs |= make_cache_argument(self._model, cache)
         generated: Tensor = self._model.generate(
             **inputs,
             generation_config=self._settings,

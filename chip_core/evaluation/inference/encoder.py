@@ -46,7 +46,7 @@ class _PromptLayout:
     raw: Sequence[int]  # its text's tokens, with one placeholder for the picture
     end: int  # number of its tokens up to and including the placeholder
     ids: Sequence[int]  # the prompt's first tokens, up to and including the picture
-    kinds: Mapping[str, Sequence[int]]
+    token_types: Mapping[str, Sequence[int]]
     vision_end: int
 
     def prompt(self, raw: Sequence[int], pictures: Inputs, item: str) -> Prompt | None:
@@ -57,7 +57,10 @@ class _PromptLayout:
         return Prompt(
             ids=[*self.ids, *rest],
             pictures=pictures,
-            kinds={name: [*kinds, *[0] * len(rest)] for name, kinds in self.kinds.items()},
+            token_types={
+                name: [*token_types, *[0] * len(rest)]
+                for name, token_types in self.token_types.items()
+            },
             vision_end=self.vision_end,
             item=item,
         )
@@ -235,7 +238,7 @@ class Encoder:
         return Prompt(
             ids=ids,
             pictures=encoded,
-            kinds=token_types,
+            token_types=token_types,
             vision_end=image_positions[-1] + 1 if image_positions else 0,
             item=item.id,
         )
@@ -257,7 +260,10 @@ def _find_layout(raw: Sequence[int], full_prompt: Prompt) -> _PromptLayout | Non
         raw=raw,
         end=end,
         ids=full_prompt.ids[:prefix_length],
-        kinds={name: kinds[:prefix_length] for name, kinds in full_prompt.kinds.items()},
+        token_types={
+            name: token_types[:prefix_length]
+            for name, token_types in full_prompt.token_types.items()
+        },
         vision_end=full_prompt.vision_end,
     )
 

@@ -52,14 +52,14 @@ def run_external(
         TrialError: the program failed.
         UserError: it is not installed.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     device = next(model.parameters()).device
-    out = folder / "programs" / settings.name
+    output_folder = folder / "programs" / settings.name
     with _plain_model_folder(model, processor, checkpoint_dir, folder) as model_folder:
         scored, metadata = benchmark.ask(
-            model_folder, folder=out, batch_size=batch_size, device=device.type
+            model_folder, folder=output_folder, batch_size=batch_size, device=device.type
         )
-    seconds = round(time.perf_counter() - began, 3)
+    seconds = round(time.perf_counter() - start, 3)
     return ExternalResult(scored=scored, metadata={**metadata, "seconds": seconds})
 
 

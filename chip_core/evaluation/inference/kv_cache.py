@@ -2,7 +2,7 @@
 
 transformers' DynamicLayer copies all keys and values of a layer for each token that it adds. Here
 tensors have room for the next tokens, and only those are written: in a `GrowingLayer` after all
-others, in a `PlacedLayer` at a position of each row.
+others, in a `IndexedLayer` at a position of each row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 STRIDE = 64
 
 
-def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
+def make_cache_argument(model: Any, cache: Any) -> dict[str, Any]:
     """Return the keyword argument with which a model's `forward` takes a cache.
 
     transformers 5.24 calls it `cache`; earlier versions, and a model's own code, `past_key_values`.
@@ -28,7 +28,7 @@ def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
     return {_cache_parameter(model.__class__): cache}
 
 
-def returned_cache(output: Any) -> Any:
+def get_returned_cache(output: Any) -> Any:
     """Return the cache in a model's output."""
     return output.cache if hasattr(output, "cache") else output.past_key_values
 
@@ -147,8 +147,8 @@ class IndexedLayer(DynamicLayer):  # type: ignore[misc]
         """
         if not self._buffers:
             self.lazy_initialization(like.keys, like.values)
-        held = self._buffers or [new[:0, :, :0] for new in (like.keys, like.values)]
-        self._buffers = [_enlarge(buffer, rows, columns) for buffer in held]
+        buffers = self._buffers or [new[:0, :, :0] for new in (like.keys, like.values)]
+        self._buffers = [_enlarge(buffer, rows, columns) for buffer in buffers]
         self._release_views()
 
     def write_prefix(self, rows: Tensor, computed: CacheLayerMixin) -> None:
@@ -197,28 +197,28 @@ def _enlarge(buffer: Tensor, rows: int, columns: int) -> Tensor:
     return enlarged
 
 
-def _copy_with_room(held: Tensor, tokens: int) -> Tensor:
+def _copy_with_room(tensor: Tensor, tokens: int) -> Tensor:
     """Return a copy (B, H, T, D) with room for `tokens` and `STRIDE` more."""
-    *rows, now, width = held.shape
-    buffer = held.new_empty(*rows, tokens + STRIDE, width)
-    buffer[..., :now, :] = held
+    *rows, now, width = tensor.shape
+    buffer = tensor.new_empty(*rows, tokens + STRIDE, width)
+    buffer[..., :now, :] = tensor
     return buffer
 
 
-def _select_with_room(held: Tensor, indices: Tensor) -> Tensor:
+def _select_with_room(tensor: Tensor, indices: Tensor) -> Tensor:
     """Return a copy of rows, with room for `STRIDE` more tokens, in one copy."""
-    _, heads, now, width = held.shape
-    buffer = held.new_empty(len(indices), heads, now + STRIDE, width)
-    torch.index_select(held, 0, indices.to(held.device), out=buffer[..., :now, :])
+    _, heads, now, width = tensor.shape
+    buffer = tensor.new_empty(len(indices), heads, now + STRIDE, width)
+    torch.index_select(tensor, 0, indices.to(tensor.device), out=buffer[..., :now, :])
     return buffer
 
 
-def growing_cache(model: Any) -> Cache:
+def make_growing_cache(model: Any) -> Cache:
     """Return an empty cache for a model, whose layers grow in place if all keep every token.
 
     If some do not (a sliding window), it is transformers' own.
     """
-    own = DynamicCache(config=model.config)
-    if not all(type(layer) is DynamicLayer for layer in own.layers):
-        return own
-    return Cache(layers=[GrowingLayer() for _ in own.layers])
+    default_cache = DynamicCache(config=model.config)
+    if not all(type(layer) is DynamicLayer for layer in default_cache.layers):
+        return default_cache
+    return Cache(layers=[GrowingLayer() for _ in default_cache.layers])

@@ -25,7 +25,7 @@ from chip_core.evaluation.inference.kv_cache import (
     STRIDE,
     CachePositions,
     IndexedLayer,
-    cache_argument,
+    make_cache_argument,
 )
 from chip_core.evaluation.inference.prefill import Prefilled, prefill
 from chip_core.evaluation.inference.rows import Row
@@ -122,7 +122,7 @@ class Lanes:
             input_ids=torch.tensor(ids, device=self._device),
             attention_mask=self._mask[..., :end],
             position_ids=self._positions,
-            **cache_argument(self._model, self._cache),
+            **make_cache_argument(self._model, self._cache),
             use_cache=True,
         ).logits
         logits = logits.flatten(0, 1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cache
+from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, pad_batch
 from chip_core.evaluation.inference.rows import Row, batch_positions, prompt_positions
 from chip_core.evaluation.inference.shared import shared_length, stack_positions
@@ -47,11 +47,11 @@ def _prefill_separate(model: Any, prompts: Sequence[Prompt], pad: int) -> Prefil
     device = next(model.parameters()).device
     batch = pad_batch(prompts, [prompt.ids for prompt in prompts], device, pad=pad)
     position_ids = batch_positions(model, batch)
-    cache = growing_cache(model)
+    cache = make_growing_cache(model)
     logits = model(
         **as_held(batch, model),
         position_ids=position_ids,
-        **cache_argument(model, cache),
+        **make_cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=1,
     ).logits
@@ -79,7 +79,7 @@ def _prefill_shared(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) ->
         for prompt, prefix_length in zip(first_prompts, prefix_lengths, strict=True)
     ]
     positions = [prompt_positions(model, prompt) for prompt in first_prompts]
-    cache = growing_cache(model)
+    cache = make_growing_cache(model)
     batch = pad_batch(first_prompts, prefixes, device, pad=pad)
     model(
         **as_held(batch, model),
@@ -89,7 +89,7 @@ def _prefill_shared(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) ->
                 for row, prefix_length in zip(positions, prefix_lengths, strict=True)
             ]
         ),
-        **cache_argument(model, cache),
+        **make_cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -123,7 +123,7 @@ def _prefill_shared(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) ->
         input_ids=ids,
         attention_mask=additive_mask[:, None],
         position_ids=first_positions + position_in_question,
-        **cache_argument(model, cache),
+        **make_cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=max_questions,
     ).logits[:, -max_questions:]

@@ -22,7 +22,7 @@ class Prompt:
 
     ids: list[int]
     pictures: Inputs  # pixel values and other inputs of the image processor
-    kinds: Mapping[str, list[int]]  # one entry a token: Qwen-VL's marks of its image tokens
+    token_types: Mapping[str, list[int]]  # one entry a token: Qwen-VL's marks of its image tokens
     vision_end: int  # tokens up to and including the last one of a picture; 0 without one
     item: str = ""  # the question's id, which seeds the sampling of its answer
 
@@ -49,11 +49,11 @@ def pad_batch(
             [[0] * (longest - len(row)) + [1] * len(row) for row in ids]
         ),
     }
-    for name in prompts[0].kinds:
+    for name in prompts[0].token_types:
         rows = []
         for prompt, row in zip(prompts, ids, strict=True):
-            kinds = (prompt.kinds[name] + [0] * len(row))[: len(row)]
-            rows.append([0] * (longest - len(row)) + kinds)
+            token_types = (prompt.token_types[name] + [0] * len(row))[: len(row)]
+            rows.append([0] * (longest - len(row)) + token_types)
         batch[name] = torch.tensor(rows)
     if any(prompt.pictures for prompt in prompts):
         pictures = [dict(prompt.pictures) for prompt in prompts if prompt.pictures]

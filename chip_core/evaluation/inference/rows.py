@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from chip_core.evaluation.inference.kv_cache import cache_argument, returned_cache
+from chip_core.evaluation.inference.kv_cache import get_returned_cache, make_cache_argument
 from chip_core.evaluation.inference.prompts import Prompt
 from chip_core.models.precision import as_held
 
@@ -44,7 +44,7 @@ class ChosenTokens(LogitsProcessor):  # type: ignore[misc]
     """Makes transformers' `generate` take the chosen tokens."""
 
     def __init__(
-        self, chooser: TokenChooser, prompts: Sequence[Prompt], *, start: int, ends: set[int]
+        self, chooser: TokenChooser, prompts: Sequence[Prompt], *, start: int, end_tokens: set[int]
     ) -> None:
         """Set up for one batch.
 
@@ -52,9 +52,9 @@ class ChosenTokens(LogitsProcessor):  # type: ignore[misc]
             chooser: chooses tokens.
             prompts: of the batch's rows.
             start: the index in the batch's ids at which the answers begin.
-            ends: tokens that end an answer.
+            end_tokens: tokens that end an answer.
         """
-        self._chooser, self._start, self._ends = chooser, start, ends
+        self._chooser, self._start, self._end_tokens = chooser, start, end_tokens
         self._rows = [Row(prompt=prompt) for prompt in prompts]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class ChosenTokens(LogitsProcessor):  # type: ignore[misc]
         open_rows = []
         for index, (row, ids) in enumerate(zip(self._rows, input_ids.tolist(), strict=True)):
             row.answer_ids = ids[self._start :]
-            if self._ends.isdisjoint(row.answer_ids):
+            if self._end_tokens.isdisjoint(row.answer_ids):
                 open_rows.append(index)
         if open_rows:
             indices = torch.tensor(open_rows, device=scores.device)
@@ -78,10 +78,10 @@ def next_logits(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tenso
 
     Tokens of the answer count as text, even one that stands for a picture.
     """
-    return logits_alone(model, prompt, answer)[-1]
+    return compute_logits(model, prompt, answer)[-1]
 
 
-def logits_alone(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tensor:
+def compute_logits(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tensor:
     """Return the logits after a prompt, and those after an answer if there is one, (1 or 2, V)."""
     device = next(model.parameters()).device
     output = model(**as_held(prompt.inputs(device), model), use_cache=True)
@@ -93,7 +93,7 @@ def logits_alone(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tens
         output = model(
             input_ids=answer_tensor,
             position_ids=prompt_positions(model, prompt)[..., -1:] + offsets,
-            **cache_argument(model, returned_cache(output)),
+            **make_cache_argument(model, get_returned_cache(output)),
             use_cache=True,
         )
         logits.append(output.logits[0, -1].float())
@@ -135,7 +135,7 @@ class GreedyChooser:
     def __call__(self, rows: Sequence[Row], scores: Tensor) -> list[int]:
         """Return each row's next token."""
         if self._exact:
-            for index in near_ties(scores).nonzero().flatten().tolist():
+            for index in find_near_ties(scores).nonzero().flatten().tolist():
                 exact_logits = next_logits(self._model, rows[index].prompt, rows[index].answer_ids)
                 scores[index] = exact_logits.masked_fill(scores[index].isinf(), -torch.inf)
                 self.exact_count += 1
@@ -143,7 +143,7 @@ class GreedyChooser:
         return tokens
 
 
-def near_ties(scores: Tensor) -> Tensor:
+def find_near_ties(scores: Tensor) -> Tensor:
     """Return which rows (N,) have two nearly equal best tokens."""
     best = scores.topk(2, dim=-1).values
     max_logits = scores.masked_fill(scores.isinf(), 0).abs().amax(-1)

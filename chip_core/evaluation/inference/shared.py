@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cache
+from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, common_length_of_all, pad_batch
 from chip_core.evaluation.inference.rows import next_logits, prompt_positions
 from chip_core.models.precision import as_held
@@ -72,11 +72,11 @@ def share_prefix_rows(
         for row, prefix_length in zip(positions, prefix_lengths, strict=True)
     ]
     # Beams reorder rows at each token, which copies all keys and values anyway.
-    cache = growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
+    cache = make_growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
     model(
         **as_held(pad_batch(first_prompts, prefixes, device, pad=pad), model),
         position_ids=stack_positions(prefix_positions),
-        **cache_argument(model, cache),
+        **make_cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -127,7 +127,7 @@ def measure_sharing_error(model: Any, groups: Sequence[Sequence[Prompt]]) -> flo
             input_ids=rows.input_ids[:, prefix_length:],
             attention_mask=rows.attention_mask,
             position_ids=rows.position_ids[..., prefix_length:],
-            **cache_argument(model, rows.cache),
+            **make_cache_argument(model, rows.cache),
             use_cache=True,
         ).logits[:, -1]
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
@@ -151,5 +151,5 @@ def stack_positions(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _pad_text(rows: Sequence[Sequence[int]], device: torch.device, pad: int) -> dict[str, Tensor]:
-    prompt = Prompt(ids=[], pictures={}, kinds={}, vision_end=0)
+    prompt = Prompt(ids=[], pictures={}, token_types={}, vision_end=0)
     return pad_batch([prompt] * len(rows), rows, device, pad=pad)

@@ -75,7 +75,7 @@ class ReplyCache:
         with self._lock:
             append_record(self._file, record)
 
-    def spent(self, model: str) -> tuple[int, int]:
+    def get_usage(self, model: str) -> tuple[int, int]:
         """Return the numbers of paid calls of a model, and of their tokens."""
         with self._lock:
             self._read_new_records()

@@ -100,7 +100,7 @@ class EndpointJudge:
     def _ask_live(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
         done = 0
 
-        def answer(request: JudgeRequest) -> str | None:
+        def answer_request(request: JudgeRequest) -> str | None:
             nonlocal done
             reply = self._get_reply(request)
             with self._lock:
@@ -109,7 +109,7 @@ class EndpointJudge:
             return reply
 
         with ThreadPoolExecutor(max_workers=self._settings.concurrency) as pool:
-            return list(pool.map(answer, requests))
+            return list(pool.map(answer_request, requests))
 
     def _ask_in_batches(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
         import openai
@@ -172,7 +172,7 @@ class EndpointJudge:
     def _check_budget(self, count: int) -> None:
         """Raise if calls that are not answered yet exceed the budget."""
         budget = self._settings.budget
-        calls, tokens = self._cache.spent(self.model)
+        calls, tokens = self._cache.get_usage(self.model)
         if budget.calls is not None and calls + count > budget.calls:
             raise TrialError(
                 self._prefix_message(
@@ -222,7 +222,7 @@ class EndpointJudge:
     ) -> Reply | None:
         budget = self._settings.budget
         with self._lock:
-            calls, tokens = self._cache.spent(self.model)
+            calls, tokens = self._cache.get_usage(self.model)
             if budget.calls is not None and calls + self._in_flight >= budget.calls:
                 self._stop_reason = self._prefix_message(
                     f"its budget of {budget.calls} calls is spent: raise judge.budget.calls"
@@ -367,8 +367,8 @@ def error_message(error: Any) -> str:
     text = body if isinstance(body, str) else "" if body is None else str(body)
     if text.lstrip().startswith("<"):
         return ""  # an HTML page of a proxy
-    flat = " ".join(text[: 4 * _MAX_MESSAGE_LENGTH].split())
-    return "".join(letter for letter in flat if letter.isprintable())
+    joined = " ".join(text[: 4 * _MAX_MESSAGE_LENGTH].split())
+    return "".join(character for character in joined if character.isprintable())
 
 
 def _find_refused_key(error: Any, parameters: Mapping[str, Any]) -> str | None:

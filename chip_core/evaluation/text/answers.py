@@ -1,7 +1,8 @@
 r"""Extract the text of an answer from its markup: JSON, tags, boxes, Markdown, LaTeX.
 
-Every reader of a model's own answers begins here: `marked` finds what an answer marks as its
-answer (`<answer>no</answer>`, `\boxed{B}`, `{"answer": "B"}`), `plain` removes markup.
+Every reader of a model's own answers begins here: `find_marked_answers` finds what an answer marks
+as its answer (`<answer>no</answer>`, `\boxed{B}`, `{"answer": "B"}`), `strip_markup` removes
+markup.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class _LetterReader:
     """Reads answers to one question.
 
     Args:
-        texts: each letter's text, normalised by `_normal`.
+        texts: each letter's text, normalised by `_normalize`.
     """
 
     def __init__(self, texts: Mapping[str, str]) -> None:

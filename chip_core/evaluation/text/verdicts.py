@@ -45,26 +45,26 @@ _MIN_STATEMENT_WORDS = 3  # words of a sentence that states something about what
 _MAX_CAPTION_WORDS = 10  # words of a caption that may be an answer
 
 
-def read_verdict(answer: str, thing: str | None = None) -> Verdict | None:
+def read_verdict(answer: str, object_name: str | None = None) -> Verdict | None:
     """Return the verdict of an answer to a yes/no question, or None.
 
     Args:
         answer: the answer.
-        thing: the object of the question, if it is known: "It is a vase, not a bottle." is decided
-            by it alone.
+        object_name: the object of the question, if it is known: "It is a vase, not a bottle." is
+            decided by it alone.
     """
     bare_verdict = _BARE_VERDICT.fullmatch(answer)
     if bare_verdict is not None:
         return "yes" if bare_verdict[1].lower() == "yes" else "no"
     text = normalize_answer(answer)
     for marked_text in find_marked_answers(text):
-        verdict = _read_text(strip_markup(marked_text), thing)
+        verdict = _read_text(strip_markup(marked_text), object_name)
         if verdict is not None:
             return verdict
-    return _read_text(strip_markup(text), thing)
+    return _read_text(strip_markup(text), object_name)
 
 
-def _read_text(text: str, thing: str | None) -> Verdict | None:
+def _read_text(text: str, object_name: str | None) -> Verdict | None:
     hesitation = _HESITATION.match(text)
     if hesitation is not None:
         text = text[hesitation.end() :]
@@ -80,7 +80,7 @@ def _read_text(text: str, thing: str | None) -> Verdict | None:
     if start is not None and (revised := _find_revision(text)) is not None:
         return revised
     if len(sentences) == 1:
-        return start or _read_statements(sentences, thing)
+        return start or _read_statements(sentences, object_name)
     end = _read_sentence(last)
     if start is not None and end not in (None, start):
         if patterns.CONCLUSION.match(last):
@@ -92,7 +92,9 @@ def _read_text(text: str, thing: str | None) -> Verdict | None:
         verdict for sentence in sentences[1:-1] if (verdict := _read_sentence(sentence)) is not None
     }
     return (
-        middle_verdicts.pop() if len(middle_verdicts) == 1 else _read_statements(sentences, thing)
+        middle_verdicts.pop()
+        if len(middle_verdicts) == 1
+        else _read_statements(sentences, object_name)
     )
 
 
@@ -210,20 +212,24 @@ def _find_revision(text: str) -> Verdict | None:
     return verdict
 
 
-def _read_statements(sentences: Sequence[str], thing: str | None) -> Verdict | None:
+def _read_statements(sentences: Sequence[str], object_name: str | None) -> Verdict | None:
     """Return what is said of the thing in question; else whether anything is said to be there."""
-    for sentence in sentences if thing else ():
+    for sentence in sentences if object_name else ():
         verdict = (
             None
             if patterns.UNDECIDED.search(sentence)
-            else _read_statement_about(sentence, thing or "")
+            else _read_statement_about(sentence, object_name or "")
         )
         if verdict is not None:
             return verdict
     presence = _read_presence(sentences)
-    if thing and presence == "yes" and not any(_may_refer_to(sentence) for sentence in sentences):
+    if (
+        object_name
+        and presence == "yes"
+        and not any(_may_refer_to(sentence) for sentence in sentences)
+    ):
         return None  # other things are seen: a description
-    return presence or (None if thing else _read_caption(sentences))
+    return presence or (None if object_name else _read_caption(sentences))
 
 
 def _may_refer_to(sentence: str) -> bool:
@@ -231,9 +237,10 @@ def _may_refer_to(sentence: str) -> bool:
     return not _ENGLISH.search(sentence) or _REFERENCE.search(sentence) is not None
 
 
-def _read_statement_about(sentence: str, thing: str) -> Verdict | None:
+def _read_statement_about(sentence: str, object_name: str) -> Verdict | None:
     """Return whether a sentence says that a thing is there; None if it does not name it."""
-    name = rf"\b(?:{patterns.SYNONYMS.get(thing.lower(), '(?!)')}|{re.escape(thing)}(?:e?s)?)\b"
+    synonyms = patterns.SYNONYMS.get(object_name.lower(), "(?!)")
+    name = rf"\b(?:{synonyms}|{re.escape(object_name)}(?:e?s)?)\b"
     sentence = patterns.FALSE_NEGATION.sub(" ", sentence)
     if re.search(rf"{patterns.DENIAL_PREFIX}(?:[\w-]+ ){{0,2}}{name}", sentence, re.IGNORECASE):
         return "no"

@@ -78,7 +78,7 @@ def detect_evaluation_type(answered: Set[int], groups: Mapping[int, str]) -> str
     return next((part for part, ids in parts.items() if ids and ids == answered), "a")
 
 
-def official(items: Items, kind: str) -> tuple[MetricOutcome, ...]:
+def compute_official_metrics(items: Items, kind: str) -> tuple[MetricOutcome, ...]:
     """Return what the script prints under an evaluation type, rounded as it rounds.
 
     Parts without answers have its figures too (0, and 100 for Hal), without items.
@@ -103,7 +103,7 @@ def official(items: Items, kind: str) -> tuple[MetricOutcome, ...]:
     return _make_metrics(values, items)
 
 
-def corrected(items: Items) -> tuple[MetricOutcome, ...]:
+def compute_corrected_metrics(items: Items) -> tuple[MetricOutcome, ...]:
     """Return plain ratios of sums over the answers, unrounded; None if there are none."""
     answered = {outcomes[0].group for outcomes in items.values()}
     descriptions = "generative" in answered or not answered

@@ -139,9 +139,9 @@ class AmberScorer:
             if resources.only is None or item in resources.only
         }
         metrics = (
-            aggregation.corrected(items)
+            aggregation.compute_corrected_metrics(items)
             if corrected
-            else aggregation.official(
+            else aggregation.compute_official_metrics(
                 items, aggregation.detect_evaluation_type(answered_ids, groups)
             )
         )

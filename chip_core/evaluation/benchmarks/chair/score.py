@@ -18,7 +18,7 @@ from pathlib import Path
 from chip_core.evaluation.aggregation import compute_metrics, compute_printed_metrics, make_outcome
 from chip_core.evaluation.benchmarks.coco import (
     ObjectNames,
-    joined_words,
+    build_joined_words,
     read_ground_truth,
     read_names,
 )
@@ -83,7 +83,7 @@ class ChairScorer:
         require_protocol(self, protocol)
         require_tools(nltk_problems(("punkt_tab",)), self.name)
         corrected = protocol == "corrected"
-        names, find_categories = object_reader(data, corrected=corrected)
+        names, find_categories = make_object_reader(data, corrected=corrected)
         if corrected:
             require_unique_answers(answers, self.name)
         else:
@@ -103,7 +103,10 @@ class ChairScorer:
         ]
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
         for answer in scored_answers:
-            true_objects, mentions = truth.of(answer.item), find_categories(answer.response)
+            true_objects, mentions = (
+                truth.get_objects(answer.item),
+                find_categories(answer.response),
+            )
             wrong_count = sum(category not in true_objects for category in mentions)
             for name, numerator, denominator in (
                 ("chair_s", wrong_count > 0, 1),
@@ -138,14 +141,16 @@ def _check_script_input(answers: Sequence[Answer]) -> None:
             )
 
 
-def object_reader(data: Path, *, corrected: bool) -> tuple[ObjectNames, Callable[[str], list[str]]]:
+def make_object_reader(
+    data: Path, *, corrected: bool
+) -> tuple[ObjectNames, Callable[[str], list[str]]]:
     """Return the objects' names, and a function that finds a text's categories, with repeats."""
     category = read_names(data / "synonyms.txt", strip=corrected)
     pairs = list(PAIRS)
     if corrected:
         category = {name.lower(): kind for name, kind in category.items()}
         pairs += [name for name in category if len(name.split()) == 2]
-    names = ObjectNames(category=category, joined=joined_words(pairs))
+    names = ObjectNames(category=category, joined=build_joined_words(pairs))
     parts = {word for name in (*category, *names.joined) for word in name.split()}
 
     def normalize_word(word: str) -> str:

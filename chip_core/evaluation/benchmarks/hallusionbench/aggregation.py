@@ -58,12 +58,12 @@ class Question:
         return self.figure_id == "0"
 
     @property
-    def text_only(self) -> bool:
+    def is_text_only(self) -> bool:
         """Whether there is no figure: an unclear answer is right then."""
         return self.category == "VS" and self.original
 
     @property
-    def hard(self) -> bool:
+    def is_edited(self) -> bool:
         """Whether its figure is edited."""
         return self.visual_input == "2"
 
@@ -77,9 +77,9 @@ class JudgedAnswer:
     same: bool | None = None  # whether the answer agrees with the original's; None: unknown
 
     @property
-    def right(self) -> bool:
+    def is_right(self) -> bool:
         """Whether it counts as right."""
-        return self.verdict == RIGHT or (self.verdict == UNCLEAR and self.question.text_only)
+        return self.verdict == RIGHT or (self.verdict == UNCLEAR and self.question.is_text_only)
 
 
 def needs_agreement(question: Question, verdict: int, original: int | None) -> bool:
@@ -88,7 +88,7 @@ def needs_agreement(question: Question, verdict: int, original: int | None) -> b
         return False
     if question.category == "VD":
         return original == RIGHT
-    return original == WRONG or (original == RIGHT and question.hard)
+    return original == WRONG or (original == RIGHT and question.is_edited)
 
 
 def classify_cause(judged: JudgedAnswer, original: int | None) -> Cause | None:
@@ -99,7 +99,7 @@ def classify_cause(judged: JudgedAnswer, original: int | None) -> Cause | None:
         original: the verdict on its pair's original, None for the original itself.
     """
     question, verdict = judged.question, judged.verdict
-    if judged.right:
+    if judged.is_right:
         return None
     if question.original:
         return _VISUAL_ILLUSION if question.category == "VD" else _LANGUAGE_HALLUCINATION
@@ -126,19 +126,25 @@ def official_items(judged: Sequence[JudgedAnswer]) -> dict[str, list[ItemOutcome
     Raises:
         UserError: a question's original is missing, at which the official script stops.
     """
-    originals = {each.question.pair: each.verdict for each in judged if each.question.original}
-    for each in judged:
-        if each.question.pair not in originals:
+    originals = {
+        answer.question.pair: answer.verdict for answer in judged if answer.question.original
+    }
+    for answer in judged:
+        if answer.question.pair not in originals:
             raise UserError(
-                f"hallusionbench: {each.question.item} has an answer and the same question without "
-                "edited figure (figure_id 0) has none: the official script stops there"
+                f"hallusionbench: {answer.question.item} has an answer and the same question "
+                "without edited figure (figure_id 0) has none: the official script stops there"
             )
     return {
         "q_acc": _set_outcomes(judged, _get_pair),
         "f_acc": _set_outcomes(_with_figure(judged), _get_figure),
-        "easy_a_acc": _set_outcomes((each for each in judged if not each.question.hard), _get_pair),
-        "hard_a_acc": _set_outcomes((each for each in judged if each.question.hard), _get_pair),
-        "a_acc": _question_outcomes(judged, lambda each: each.right),
+        "easy_a_acc": _set_outcomes(
+            (answer for answer in judged if not answer.question.is_edited), _get_pair
+        ),
+        "hard_a_acc": _set_outcomes(
+            (answer for answer in judged if answer.question.is_edited), _get_pair
+        ),
+        "a_acc": _question_outcomes(judged, lambda answer: answer.is_right),
         **_yes_no_bias(judged),
         **_consistency(_with_figure(judged)),
         **_diagnosis(judged, originals),
@@ -149,36 +155,40 @@ def corrected_items(
     judged: Sequence[JudgedAnswer], benchmark: Iterable[Question]
 ) -> dict[str, list[ItemOutcome]]:
     """Return each metric's items: sets of questions count if all of them have a verdict."""
-    originals = {each.question.pair: each.verdict for each in judged if each.question.original}
-    judged_ids = {each.question.item for each in judged}
+    originals = {
+        answer.question.pair: answer.verdict for answer in judged if answer.question.original
+    }
+    judged_ids = {answer.question.item for answer in judged}
     unjudged = [question for question in benchmark if question.item not in judged_ids]
     incomplete_pairs = {question.pair for question in unjudged}
     incomplete_figures = {question.figure for question in unjudged}
-    complete_pairs = [each for each in judged if each.question.pair not in incomplete_pairs]
+    complete_pairs = [answer for answer in judged if answer.question.pair not in incomplete_pairs]
     complete_figures = _with_figure(
-        each for each in judged if each.question.figure not in incomplete_figures
+        answer for answer in judged if answer.question.figure not in incomplete_figures
     )
     diagnosable = [
-        each
-        for each in judged
-        if (each.question.original or each.question.pair in originals)
+        answer
+        for answer in judged
+        if (answer.question.original or answer.question.pair in originals)
         and (
-            each.same is not None
-            or not needs_agreement(each.question, each.verdict, originals[each.question.pair])
+            answer.same is not None
+            or not needs_agreement(answer.question, answer.verdict, originals[answer.question.pair])
         )
     ]
     return {
         "q_acc": _set_outcomes(complete_pairs, _get_pair),
         "f_acc": _set_outcomes(complete_figures, _get_figure),
         "easy_a_acc": _question_outcomes(
-            (each for each in judged if not each.question.hard), lambda each: each.right
+            (answer for answer in judged if not answer.question.is_edited),
+            lambda answer: answer.is_right,
         ),
         "hard_a_acc": _question_outcomes(
-            (each for each in judged if each.question.hard), lambda each: each.right
+            (answer for answer in judged if answer.question.is_edited),
+            lambda answer: answer.is_right,
         ),
-        "a_acc": _question_outcomes(judged, lambda each: each.right),
+        "a_acc": _question_outcomes(judged, lambda answer: answer.is_right),
         # An unclear answer is neither a yes nor a no.
-        **_yes_no_bias([each for each in judged if each.verdict != UNCLEAR]),
+        **_yes_no_bias([answer for answer in judged if answer.verdict != UNCLEAR]),
         **_consistency(complete_figures),
         **_diagnosis(diagnosable, originals),
     }
@@ -193,16 +203,17 @@ def official_values(
         UserError: the official script divides by zero before it prints them.
     """
     for category in ("VD", "VS"):
-        for hard in (False, True):
+        for is_edited in (False, True):
             if not any(
-                each.question.category == category and each.question.hard is hard for each in judged
+                answer.question.category == category and answer.question.is_edited is is_edited
+                for answer in judged
             ):
-                description = "with edited figures" if hard else "without edited figures"
+                description = "with edited figures" if is_edited else "without edited figures"
                 raise UserError(
                     f"hallusionbench: there are no answers to {category} questions {description}: "
                     "the official script divides by their number; protocol corrected does not"
                 )
-    if all(each.right for each in judged):
+    if all(answer.is_right for answer in judged):
         raise UserError(
             "hallusionbench: no answer is wrong, and the official script divides by the number "
             "of wrong ones; protocol corrected does not"
@@ -217,28 +228,28 @@ def official_values(
         for name, outcomes in items.items()
         if not name.startswith("yes_no_bias")
     }
-    says_yes = sum(_says_yes(each) for each in judged)
-    is_yes = sum(each.question.truth for each in judged)
+    says_yes = sum(_says_yes(answer) for answer in judged)
+    is_yes = sum(answer.question.truth for answer in judged)
     values["yes_no_bias_pct_diff"] = says_yes / len(judged) - is_yes / len(judged)
     values["yes_no_bias_fp_ratio"] = aggregation.compute_ratio(items["yes_no_bias_fp_ratio"]) or 0.0
     return values
 
 
-def _says_yes(each: JudgedAnswer) -> bool:
+def _says_yes(answer: JudgedAnswer) -> bool:
     """Whether the answer is a yes, derived from whether it is right."""
-    return int(each.right) == each.question.truth
+    return int(answer.is_right) == answer.question.truth
 
 
 def _with_figure(judged: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
-    return [each for each in judged if not each.question.text_only]
+    return [answer for answer in judged if not answer.question.is_text_only]
 
 
 def _question_outcomes(
     judged: Iterable[JudgedAnswer], share: Callable[[JudgedAnswer], float]
 ) -> list[ItemOutcome]:
     return [
-        aggregation.make_outcome(each.question.item, share(each), group=each.question.part)
-        for each in judged
+        aggregation.make_outcome(answer.question.item, share(answer), group=answer.question.part)
+        for answer in judged
     ]
 
 
@@ -247,9 +258,9 @@ def _count_sets(
 ) -> list[tuple[str, str, int, int]]:
     """Return name, part, right and all of each set of questions."""
     counts: dict[str, tuple[str, int, int]] = {}
-    for each in judged:
-        part, right, total = counts.get(key(each.question), (each.question.part, 0, 0))
-        counts[key(each.question)] = (part, right + each.right, total + 1)
+    for answer in judged:
+        part, right_count, total = counts.get(key(answer.question), (answer.question.part, 0, 0))
+        counts[key(answer.question)] = (part, right_count + answer.is_right, total + 1)
     return [(name, *count) for name, count in counts.items()]
 
 
@@ -257,40 +268,40 @@ def _set_outcomes(
     judged: Iterable[JudgedAnswer], key: Callable[[Question], str]
 ) -> list[ItemOutcome]:
     return [
-        aggregation.make_outcome(name, right == total, group=part)
-        for name, part, right, total in _count_sets(judged, key)
+        aggregation.make_outcome(name, right_count == total, group=part)
+        for name, part, right_count, total in _count_sets(judged, key)
     ]
 
 
 def _consistency(judged: Iterable[JudgedAnswer]) -> dict[str, list[ItemOutcome]]:
     counts = _count_sets(judged, _get_figure)
     kinds: dict[str, Callable[[int, int], bool]] = {
-        "correct": lambda right, total: right == total,
-        "inconsistent": lambda right, total: 0 < right < total,
-        "wrong": lambda right, total: right == 0,
+        "correct": lambda right_count, total: right_count == total,
+        "inconsistent": lambda right_count, total: 0 < right_count < total,
+        "wrong": lambda right_count, total: right_count == 0,
     }
     return {
         f"consistency/{kind}": [
-            aggregation.make_outcome(name, holds(right, total), group=part)
-            for name, part, right, total in counts
+            aggregation.make_outcome(name, is_kind(right_count, total), group=part)
+            for name, part, right_count, total in counts
         ]
-        for kind, holds in kinds.items()
+        for kind, is_kind in kinds.items()
     }
 
 
 def _yes_no_bias(judged: Sequence[JudgedAnswer]) -> dict[str, list[ItemOutcome]]:
     return {
         "yes_no_bias_pct_diff": _question_outcomes(
-            judged, lambda each: _says_yes(each) - each.question.truth
+            judged, lambda answer: _says_yes(answer) - answer.question.truth
         ),
         "yes_no_bias_fp_ratio": [
             aggregation.make_outcome(
-                each.question.item,
-                not each.right and not each.question.truth,
-                not each.right,
-                each.question.part,
+                answer.question.item,
+                not answer.is_right and not answer.question.truth,
+                not answer.is_right,
+                answer.question.part,
             )
-            for each in judged
+            for answer in judged
         ],
     }
 
@@ -300,10 +311,12 @@ def _diagnosis(
 ) -> dict[str, list[ItemOutcome]]:
     causes = [
         (
-            each.question,
-            classify_cause(each, None if each.question.original else originals[each.question.pair]),
+            answer.question,
+            classify_cause(
+                answer, None if answer.question.original else originals[answer.question.pair]
+            ),
         )
-        for each in judged
+        for answer in judged
     ]
     return {
         f"diagnosis/{kind}": [

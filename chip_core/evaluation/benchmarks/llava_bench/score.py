@@ -217,12 +217,12 @@ def _make_request(question: _Question, answer: str) -> JudgeRequest:
 
 def _collect_items(rated: Sequence[_RatedAnswer]) -> dict[str, list[ItemOutcome]]:
     items: dict[str, list[ItemOutcome]] = {name: [] for name in LlavaBenchScorer.metrics}
-    for each in rated:
-        item, category = each.question.item, each.question.category
+    for rated_answer in rated:
+        item, category = rated_answer.question.item, rated_answer.question.category
         shares = {
-            "relative_score": (each.answer, each.reference),
-            "answer_score": (10 * each.answer, 1.0),
-            "reference_score": (10 * each.reference, 1.0),
+            "relative_score": (rated_answer.answer, rated_answer.reference),
+            "answer_score": (10 * rated_answer.answer, 1.0),
+            "reference_score": (10 * rated_answer.reference, 1.0),
         }
         for kind, share in shares.items():
             outcome = aggregation.make_outcome(item, *share, group=category)
@@ -235,13 +235,19 @@ def _compute_official(rated: Sequence[_RatedAnswer]) -> dict[str, float | None]:
     """Return the figures as printed: means to three decimals, then their ratio to one."""
     values: dict[str, float | None] = {}
     for category in (None, *CATEGORIES):
-        selected = [each for each in rated if category in (None, each.question.category)]
+        selected = [
+            rated_answer
+            for rated_answer in rated
+            if category in (None, rated_answer.question.category)
+        ]
         suffix = f"/{category}" if category else ""
         if not selected:
             values |= {f"{kind}{suffix}": None for kind in KINDS}
             continue
-        answer = round(sum(each.answer for each in selected) / len(selected), 3)
-        reference = round(sum(each.reference for each in selected) / len(selected), 3)
+        answer = round(sum(rated_answer.answer for rated_answer in selected) / len(selected), 3)
+        reference = round(
+            sum(rated_answer.reference for rated_answer in selected) / len(selected), 3
+        )
         if not reference or not math.isfinite(reference + answer):
             raise UserError(
                 f"llava_bench{suffix}: the mean ratings are {reference} (reference) and {answer}: "

@@ -28,20 +28,20 @@ class Mmhal(FileBenchmark):
         """Return the questions in the template's order."""
         folder = self._folder(data)
         rows = reading.read_rows(reading.find_file(folder, FILES, "mmhal"))
-        held: dict[str, Picture] = {}
+        embedded: dict[str, Picture] = {}
         if (folder / WITH_PICTURES).is_file():
             for row in reading.read_rows(folder / WITH_PICTURES):
-                held[row.id("image_id")] = embedded_picture(
+                embedded[row.id("image_id")] = embedded_picture(
                     row.id("image_id"), partial(row.text, "image")
                 )
         pictures = Pictures([folder / "images", folder])
         items = []
         for item, row in reading.iter_unique_rows(rows, lambda row: row.id("image_id")):
-            shown = held.get(item)
-            if shown is None:
+            file_name = embedded.get(item)
+            if file_name is None:
                 file = Path(urlsplit(row.text("image_src")).path).name
-                shown = pictures.file(file, f"{item}.jpg", f"{item}.png")
-            items.append(Item(id=item, prompt=row.text("question"), pictures=(shown,)))
+                file_name = pictures.file(file, f"{item}.jpg", f"{item}.png")
+            items.append(Item(id=item, prompt=row.text("question"), pictures=(file_name,)))
         return items
 
 

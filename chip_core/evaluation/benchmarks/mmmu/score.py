@@ -131,7 +131,7 @@ class MmmuScorer:
         random_generator = random.Random(SEED) if official else None
         is_right: dict[str, bool] = {}
         unreadable_answers: list[Unreadable] = []
-        for item in (item for found in questions.values() for item in found):
+        for item in (item for subject_items in questions.values() for item in subject_items):
             is_readable, is_right[item] = _judge_answer(
                 answers_by_id[item], truths[item], options, random_generator
             )
@@ -155,7 +155,7 @@ class _OptionReader:
         self._data = data
         self._options_by_item: dict[str, list[str]] | None = None
 
-    def of(self, answer: Answer) -> tuple[list[str], dict[str, str]]:
+    def get_options(self, answer: Answer) -> tuple[list[str], dict[str, str]]:
         """Return the letters of a question and the text of each.
 
         Raises:
@@ -287,12 +287,12 @@ def _judge_answer(
         # Imported here: its patterns take a tenth of a second to compile.
         from chip_core.evaluation.text.letters import read_letter
 
-        texts = dict.fromkeys(LETTERS, "") if is_final else dict(options.of(answer)[1])
+        texts = dict.fromkeys(LETTERS, "") if is_final else dict(options.get_options(answer)[1])
         choice = read_letter(response, texts)
         return choice is not None, parsing.is_choice_right(truths, choice)
     if is_final:
         return True, parsing.is_choice_right(truths, response)
-    choices, texts = options.of(answer)
+    choices, texts = options.get_options(answer)
     choice = parsing.parse_choice(response, choices, texts)
     is_readable = choice is not None
     if choice is None:

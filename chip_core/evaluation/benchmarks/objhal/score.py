@@ -27,7 +27,7 @@ from chip_core.evaluation.aggregation import (
 )
 from chip_core.evaluation.benchmarks.coco import (
     ObjectNames,
-    joined_words,
+    build_joined_words,
     read_ground_truth,
     read_names,
 )
@@ -110,7 +110,7 @@ class ObjHalScorer:
             _check_script_input(answers)
         category = read_names(data / "synonyms_refine.txt", strip=True)
         pairs = [name for name in category if len(name.split(" ")) >= 2]
-        names = ObjectNames(category=category, joined=joined_words(pairs))
+        names = ObjectNames(category=category, joined=build_joined_words(pairs))
         truth = read_ground_truth(
             resources.coco,
             (answer.item for answer in answers),
@@ -132,7 +132,7 @@ class ObjHalScorer:
             if objects is None:
                 continue
             named = names.objects(_find_named(objects, names, tagger))
-            true_objects = truth.of(answer.item)
+            true_objects = truth.get_objects(answer.item)
             wrong_count = sum(category[word] not in true_objects for word in named)
             named_true_objects = {category[word] for word in named} & true_objects
             for name, numerator, denominator in (

@@ -120,8 +120,8 @@ class ScienceQaScorer:
             items["accuracy"].append(outcome)
             if _has_image(answer, problem) if official else problem["image"]:
                 items["image_accuracy"].append(outcome)
-            for part, holds in PARTS.items():
-                if holds(problem):
+            for part, is_in_part in PARTS.items():
+                if is_in_part(problem):
                     items[part].append(outcome)
         values = None
         if official:
@@ -178,7 +178,7 @@ def _load_problems(data: Path, resources: Resources) -> dict[str, Problem]:
         raise UserError(f"{splits_file} has no list 'test'")
     if not isinstance(problems, dict):
         raise UserError(f"{problems_file} must be a JSON object of id and problem")
-    found: dict[str, Problem] = {}
+    test_problems: dict[str, Problem] = {}
     for item in map(str, splits["test"]):
         problem = problems.get(item)
         if not isinstance(problem, dict) or not all(key in problem for key in FIELDS):
@@ -186,8 +186,8 @@ def _load_problems(data: Path, resources: Resources) -> dict[str, Problem]:
                 f"{problems_file}: problem '{item}' must be there with {', '.join(FIELDS)}"
             )
         if resources.only is None or item in resources.only:
-            found[item] = problem
-    return found
+            test_problems[item] = problem
+    return test_problems
 
 
 def _possible_paths(file: str) -> list[str]:

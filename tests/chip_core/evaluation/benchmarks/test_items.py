@@ -14,7 +14,7 @@ from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPa
 from chip_core.data.image_files import READER
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.base import YES_OR_NO
-from chip_core.evaluation.conformance import conformance
+from chip_core.evaluation.conformance import check_conformance
 from chip_core.evaluation.items import (
     benchmark_identity,
     find_benchmark,
@@ -145,7 +145,7 @@ def test_every_benchmark_with_a_folder_conforms(
         resources = replace(resources, judge=StubJudge(JUDGED[name]))
     if "coco" in BENCHMARKS[name].needs:
         resources = replace(resources, coco=tmp_path / "coco" / "annotations")
-    found = conformance(BENCHMARKS[name], data=folder, resources=resources)
+    found = check_conformance(BENCHMARKS[name], data=folder, resources=resources)
     assert {what: problem for what, problem in found.items() if problem is not None} == {}
     assert len(found) == 10
 
@@ -155,7 +155,7 @@ def test_the_embedded_world_conforms() -> None:
         def items(self, side: Side, *, data: Path | None, protocol: str) -> Sequence[Item]:
             return super().items(side, data=data, protocol=protocol)[:30]  # type: ignore[no-any-return]
 
-    found = conformance(Few())
+    found = check_conformance(Few())
     assert {what: problem for what, problem in found.items() if problem is not None} == {}
 
 
@@ -200,7 +200,7 @@ class Own(Benchmark):
 
 
 def test_a_users_own_conforms() -> None:
-    assert set(conformance(Own()).values()) == {None}
+    assert set(check_conformance(Own()).values()) == {None}
 
 
 class Twice(Own):
@@ -243,7 +243,7 @@ class Crashing(Own):
     ],
 )
 def test_what_is_wrong_is_found(broken: type[Own], check: str, problem: str) -> None:
-    assert re.match(problem, conformance(broken())[check] or "")
+    assert re.match(problem, check_conformance(broken())[check] or "")
 
 
 def config(name: str, **settings: object) -> BenchmarkConfig:

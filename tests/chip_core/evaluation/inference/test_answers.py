@@ -82,7 +82,7 @@ def test_a_prompt_made_from_anothers_is_what_the_processor_makes(family: str) ->
     for item, prompt in zip(items, together, strict=True):
         (alone,) = Encoder(processor).encode([item])
         assert prompt.ids == alone.ids
-        assert prompt.kinds == alone.kinds
+        assert prompt.token_types == alone.token_types
         assert prompt.vision_end == alone.vision_end
 
 
@@ -152,12 +152,15 @@ def test_a_near_tie_is_decided_alike_whatever_the_batch(monkeypatch: pytest.Monk
         return generate(model, processor, items, max_new_tokens=6, batch_size=size)
 
     assert made(1) == made(7) == made(12)
-    monkeypatch.setattr(rows, "near_ties", lambda scores: torch.zeros(len(scores)))
+    monkeypatch.setattr(rows, "find_near_ties", lambda scores: torch.zeros(len(scores)))
     assert made(1) != made(12)  # so the tie is what was decided
 
 
 def test_rounding_stays_far_below_what_counts_as_near() -> None:
-    """Batched and alone, logits differ by about 1e-7 of the largest: a thousandth of `NEAR`."""
+    """Batched and alone, logits differ by about 1e-7 of the largest.
+
+    That is a thousandth of `NEAR_TIE_MARGIN`.
+    """
     for family in ("llava", "qwen2_5_vl"):
         model, processor = families.build(family)
         items = families.items()

@@ -15,9 +15,9 @@ from chip_core.evaluation.inference.kv_cache import (
     CachePositions,
     GrowingLayer,
     IndexedLayer,
-    cache_argument,
-    growing_cache,
-    returned_cache,
+    get_returned_cache,
+    make_cache_argument,
+    make_growing_cache,
 )
 
 ROWS, HEADS, WIDTH = 3, 2, 4
@@ -88,9 +88,9 @@ def test_rows_that_are_chosen_have_room_for_the_next_tokens() -> None:
 
 def test_only_layers_that_keep_every_token_grow_in_place() -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2}
-    full = growing_cache(Configured(LlamaConfig(**sizes)))
+    full = make_growing_cache(Configured(LlamaConfig(**sizes)))
     assert [type(layer) for layer in full.layers] == [GrowingLayer, GrowingLayer]
-    sliding = growing_cache(Configured(MistralConfig(**sizes, sliding_window=16)))
+    sliding = make_growing_cache(Configured(MistralConfig(**sizes, sliding_window=16)))
     assert isinstance(sliding, DynamicCache)
     assert not any(isinstance(layer, GrowingLayer) for layer in sliding.layers)
 
@@ -135,7 +135,7 @@ class NamedBefore:
 
 
 def test_a_cache_goes_by_the_name_that_the_model_has_for_it() -> None:
-    assert cache_argument(Named(), 1) == {"cache": 1}
-    assert cache_argument(NamedBefore(), 1) == {"past_key_values": 1}
-    assert returned_cache(SimpleNamespace(cache=1)) == 1
-    assert returned_cache(SimpleNamespace(past_key_values=1)) == 1
+    assert make_cache_argument(Named(), 1) == {"cache": 1}
+    assert make_cache_argument(NamedBefore(), 1) == {"past_key_values": 1}
+    assert get_returned_cache(SimpleNamespace(cache=1)) == 1
+    assert get_returned_cache(SimpleNamespace(past_key_values=1)) == 1
