@@ -56,8 +56,8 @@ def sharing_problems(configs: Sequence[TrialConfig]) -> list[str]:
     if rank == 0:
         return [
             f"{condition}, and no arm trains an adapter on its language model alone "
-            "(language_model: lora, the other parts frozen), which is all that one server can hold: write serves: "
-            "trial"
+            "(language_model: lora, the other parts frozen), which is all that one server can "
+            "hold: write serves: trial"
         ]
     problem = rank_problem(rank)
     return [] if problem is None else [f"{condition}: {problem}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chip_core.evaluation.unreadable import (
-    LONGEST,
+    MAX_LENGTH,
     count_unreadable,
     format_counts,
     format_example,
@@ -15,7 +15,7 @@ def test_a_text_is_cut_and_on_one_line() -> None:
     assert unreadable("1", "it\n is\tso").text == "it is so"
     assert unreadable("1", "a\x1b[2Jb\ud800\u202ec").text == "a\ufffd[2Jb\ufffd\ufffdc"
     long = unreadable("1", "x" * 10_000).text
-    assert (len(long), long[-1]) == (LONGEST, "…")
+    assert (len(long), long[-1]) == (MAX_LENGTH, "…")
 
 
 def test_counts_and_examples() -> None:

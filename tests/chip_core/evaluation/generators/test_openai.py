@@ -15,7 +15,7 @@ from chip_core.config.trial import EvaluationConfig, TrialConfig
 from chip_core.evaluate import evaluate
 from chip_core.evaluation.generators.answering import generate_reference_answers
 from chip_core.evaluation.generators.base import ServerLostError
-from chip_core.evaluation.generators.delivery import SERVED
+from chip_core.evaluation.generators.delivery import SERVED_FOLDER
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.task import Decoding, Item, Picture
 from chip_core.results import Progress
@@ -53,7 +53,7 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
         generate_reference_answers(context, "report", SIX)
         found = evaluate(context, "report", SIX)
         context.generator.close()
-        assert not (folder / SERVED).exists()  # merged weights are not left behind
+        assert not (folder / SERVED_FOLDER).exists()  # merged weights are not left behind
         assert said(folder) == said(tmp_path / "here" / name)
         assert found.metrics == expected.metrics
         parity = found.metadata["parity"]
@@ -87,7 +87,7 @@ def test_a_trial_is_answered_by_a_server_with_all_that_it_trained(
     metadata = found.evaluations["report/shapes"].metadata
     assert metadata["parity"]["adapter"]["trained"] == metadata["parity"]["adapter"]["differ"]
     assert (tmp_path / "a" / "model" / "trained_parts.safetensors").exists()
-    assert not (tmp_path / "a" / SERVED).exists()
+    assert not (tmp_path / "a" / SERVED_FOLDER).exists()
 
 
 def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_once(

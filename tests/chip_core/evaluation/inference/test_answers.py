@@ -12,7 +12,7 @@ from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import Decoder, generate, make_batches, rows
 from chip_core.evaluation.inference.encoder import Encoder
-from chip_core.evaluation.inference.prompts import padded
+from chip_core.evaluation.inference.prompts import pad_batch
 from chip_core.evaluation.inference.rows import NEAR_TIE_MARGIN, next_logits
 from chip_core.evaluation.inference.shared import MAX_LOGIT_ERROR, measure_sharing_error
 from chip_core.evaluation.task import Decoding, Item, Picture
@@ -166,7 +166,7 @@ def test_rounding_stays_far_below_what_counts_as_near() -> None:
         items = families.items()
         prompts = [Encoder(processor).encode([item])[0] for item in items]
         with torch.inference_mode():
-            batch = padded(prompts, [prompt.ids for prompt in prompts], torch.device("cpu"))
+            batch = pad_batch(prompts, [prompt.ids for prompt in prompts], torch.device("cpu"))
             together = model(**batch, use_cache=False).logits[:, -1]
             alone = torch.stack([next_logits(model, prompt) for prompt in prompts])
         assert (together - alone).abs().max() / alone.abs().max() < NEAR_TIE_MARGIN / 50
@@ -178,7 +178,7 @@ def test_a_row_alone_goes_on_as_if_read_in_one_go(family: str) -> None:
     model, processor = families.build(family)
     (prompt,) = Encoder(processor).encode(families.items()[:1])
     answer = processor.tokenizer("a red dog on the car")["input_ids"]
-    whole = padded([prompt], [[*prompt.ids, *answer]], torch.device("cpu"))
+    whole = pad_batch([prompt], [[*prompt.ids, *answer]], torch.device("cpu"))
     with torch.inference_mode():
         expected = model(**whole, use_cache=False).logits[0, -1]
         assert torch.allclose(next_logits(model, prompt, answer), expected, atol=1e-6)

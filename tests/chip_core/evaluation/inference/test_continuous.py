@@ -12,7 +12,10 @@ from PIL import Image
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import Decoder, continuous, generate, make_batches
-from chip_core.evaluation.inference.continuous import can_continue, inexactness
+from chip_core.evaluation.inference.continuous import (
+    measure_lane_error,
+    supports_continuous_batching,
+)
 from chip_core.evaluation.inference.decoder import generation_settings
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.inference.lanes import Lanes
@@ -57,9 +60,9 @@ def test_lanes_give_the_logits_of_rows_alone(family: str) -> None:
     groups = [encoder.encode(items[start : start + 4]) for start in (0, 4, 8)]
     alone = [[prompt] for group in groups for prompt in group[:3]]
     with torch.inference_mode():  # measured: 1e-7 to 3e-7 on all
-        assert inexactness(model, groups, 0) < 1e-5
-        assert inexactness(model, groups[1:], 0) < 1e-5
-        assert inexactness(model, alone[::4], 0) < 1e-5
+        assert measure_lane_error(model, groups, 0) < 1e-5
+        assert measure_lane_error(model, groups[1:], 0) < 1e-5
+        assert measure_lane_error(model, alone[::4], 0) < 1e-5
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -158,9 +161,9 @@ def test_what_a_models_own_settings_want_beside_is_left_to_transformers(
 ) -> None:
     model, processor = loaded = families.build("llava")
     settings, _ = generation_settings(model, processor.tokenizer, Decoding(max_new_tokens=5))
-    assert can_continue(model, settings)
+    assert supports_continuous_batching(model, settings)
     model.generation_config.update(**wanted)
-    assert not can_continue(model, settings)
+    assert not supports_continuous_batching(model, settings)
     watching = Watching(monkeypatch)
     items = families.items()[:4]
     assert generate(*loaded, items, max_new_tokens=5) == plain(loaded, items, 5)
@@ -171,14 +174,14 @@ def test_strings_that_end_answers_are_left_to_transformers() -> None:
     model, processor = families.build("llava")
     settings, _ = generation_settings(model, processor.tokenizer, Decoding(max_new_tokens=5))
     model.generation_config.stop_strings = ["dog"]
-    assert not can_continue(model, settings)
+    assert not supports_continuous_batching(model, settings)
 
 
 def test_beams_are_left_to_transformers() -> None:
     model, processor = families.build("llava")
     decoding = Decoding(max_new_tokens=5, num_beams=2)
     settings, _ = generation_settings(model, processor.tokenizer, decoding)
-    assert not can_continue(model, settings)
+    assert not supports_continuous_batching(model, settings)
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -236,7 +239,7 @@ def test_long_questions_of_one_picture_take_lanes_of_their_own(
     items = families.items()[:4]
     expected = plain(loaded, items, 6)
     prompts = Encoder(loaded[1]).encode(items)
-    start = continuous.start_of(prompts)
+    start = continuous.shared_length(prompts)
     assert start is not None
     behind = [len(prompt.ids) - start for prompt in prompts]
     lanes: list[list[int]] = []

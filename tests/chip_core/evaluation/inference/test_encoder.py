@@ -36,7 +36,11 @@ def items(texts: Sequence[str] = TEXTS) -> list[Item]:
 
 
 def same(one: Prompt, other: Prompt) -> None:
-    assert (one.ids, one.kinds, one.vision_end) == (other.ids, other.kinds, other.vision_end)
+    assert (one.ids, one.token_types, one.vision_end) == (
+        other.ids,
+        other.token_types,
+        other.vision_end,
+    )
     assert one.item == other.item
     assert one.pictures.keys() == other.pictures.keys()
     for name, value in one.pictures.items():
