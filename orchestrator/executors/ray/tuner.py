@@ -488,7 +488,7 @@ class StopWaiting(NotRestored, tune.Stopper):  # type: ignore[misc]
         return self._monitor.only_waiting
 
 
-class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]
+class NoticeOfWaiting(NotRestored, tune.Callback):  # type: ignore[misc]
     """Reports what trials without a place wait for. They keep waiting, as a cluster may grow.
 
     A trial of several workers has a slot at once, in which it waits until Train has placed them.

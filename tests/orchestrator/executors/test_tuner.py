@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError
 
 from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
@@ -20,7 +22,7 @@ from chip_core.utils.files import write_json
 from orchestrator.executors.base import Event, Failed, Finished, Job, Started
 from orchestrator.executors.ray import session, tuner
 from orchestrator.executors.ray.slot import PAYLOAD, metrics_of
-from orchestrator.executors.ray.tuner import NoticeOfWaiting, RayTuneExecutor
+from orchestrator.executors.ray.tuner import NoticeOfWaiting, RayTuneExecutor, StopWaiting
 
 #: As Ray 2.60 words it, shortened: two processes of one node, of which one was killed.
 KILLED = OutOfMemoryError(
@@ -148,6 +150,13 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
         look.on_step_begin(0, [first, second, third])
         [line] = told_until(now + 65)
         assert line.startswith("dpo, seed 0: no place yet after 60 s") and "no node is that" in line
+
+
+def test_tune_writes_its_state_without_ours() -> None:
+    """Tune pickles callbacks and stoppers for a restore; a monitor holds locks."""
+    monitor = SimpleNamespace(lock=threading.RLock())
+    for part in (NoticeOfWaiting(monitor), StopWaiting(monitor)):
+        assert vars(cloudpickle.loads(cloudpickle.dumps(part))) == {}
 
 
 def test_workers_that_wait_for_their_places_are_told_of(
