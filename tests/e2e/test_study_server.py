@@ -17,7 +17,7 @@ from chip_core.evaluation.generators.study_server import ADDRESS_FILE
 from chip_core.utils.files import read_records
 from orchestrator.state.ledger import Ledger
 
-from ..chip_core.evaluation.generators.standing_in import REAL, write_program
+from ..chip_core.evaluation.generators.fake_vllm import REAL, write_program
 
 PROGRAM_VARIABLE = Path(sys.executable).parent / "chip-ablate"
 STUDY = """
@@ -104,7 +104,7 @@ def test_arms_on_ray_share_a_server_which_ends_with_a_study_that_is_killed(
 
     soon(answers_an_arm, program)
     begun = [psutil.Process(program.pid), *psutil.Process(program.pid).children(recursive=True)]
-    serving = [each for each in begun if "standing_in" in " ".join(each.cmdline())]
+    serving = [each for each in begun if "fake_vllm" in " ".join(each.cmdline())]
     assert serving
     program.kill()
     program.communicate()

@@ -23,7 +23,7 @@ from chip_core.evaluation.readiness import (
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture
 from chip_core.utils.errors import UserError
 
-from . import made
+from . import benchmark_files
 from .benchmarks.test_items import Own
 
 
@@ -41,7 +41,7 @@ def picture(key: str, colour: str = "red") -> Picture:
 
 def test_halves_are_disjoint_whole_and_by_picture(tmp_path: Path) -> None:
     places = DataPaths(benchmark_data=tmp_path)
-    made.pope(tmp_path, pictures=16)
+    benchmark_files.write_pope(tmp_path, pictures=16)
     benchmark = find_benchmark("pope")
 
     def half(which: str, **settings: Any) -> list[Item]:
@@ -90,7 +90,7 @@ def test_what_cannot_be_halved_is_told() -> None:
 
 def test_a_set_of_hallusionbench_is_never_cut(tmp_path: Path) -> None:
     benchmark = BENCHMARKS["hallusionbench"]
-    folder = made.hallusionbench(tmp_path)
+    folder = benchmark_files.write_hallusionbench(tmp_path)
     items = benchmark.items("report", data=folder, protocol="official")
     for item in items:
         category, subcategory, number, _, _ = item.id.split("_")

@@ -26,7 +26,7 @@ from orchestrator.runner.engine import opened_engine
 from orchestrator.runner.jobs import jobs_for
 from orchestrator.state.ledger import Ledger
 
-from ...chip_core.evaluation.generators.standing_in import QUICK, REAL, write_program
+from ...chip_core.evaluation.generators.fake_vllm import QUICK, REAL, write_program
 from ..conftest import SHORT, TINY
 from ..fakes import FakeExecutor, FakeTracker
 
@@ -74,7 +74,7 @@ class Killing(InlineExecutor):
 def kill_server(log: Path) -> int:
     """Kill what writes to a log, with all that it started."""
     for process in psutil.Process().children(recursive=True):
-        if "standing_in" in " ".join(process.cmdline()) and "-c" not in process.cmdline():
+        if "fake_vllm" in " ".join(process.cmdline()) and "-c" not in process.cmdline():
             process.send_signal(signal.SIGKILL)
             return process.pid
     raise AssertionError(f"no server: {log.read_text()}")

@@ -25,8 +25,8 @@ from chip_core.evaluation.task import Decoding, Item
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_json
 
-from .real import arm_context
-from .standing_in import QUICK, write_program
+from .fake_vllm import QUICK, write_program
+from .real_server import arm_context
 
 SETTINGS = GeneratorConfig.model_validate({"kind": "vllm", "serves": "study", "retries": 0})
 

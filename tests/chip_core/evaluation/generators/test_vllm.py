@@ -26,7 +26,7 @@ from chip_core.evaluation.task import Decoding, Item
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
-from .real import SIX, arm_context, free_port, make_arm, settings
+from .real_server import SIX, arm_context, free_port, make_arm, settings
 
 Arms = tuple[Path, Path]
 
