@@ -37,8 +37,8 @@ class _ConformanceChecks:
         self._benchmark = benchmark
         self._data = data
         self._resources = resources
-        known = sorted(benchmark.protocols)
-        self._protocol: ProtocolName = "corrected" if "corrected" in known else known[0]
+        protocols = sorted(benchmark.protocols)
+        self._protocol: ProtocolName = "corrected" if "corrected" in protocols else protocols[0]
 
     def run_all(self) -> Iterator[tuple[str, str | None]]:
         yield (

@@ -114,7 +114,7 @@ def select_half(
                     f"{settings.name}: picture {picture.key} is in both halves: let the "
                     "benchmark's `group` return the same for all items that show it"
                 )
-    empty_halves = [half for half, found in halves.items() if not found]
+    empty_halves = [half for half, half_items in halves.items() if not half_items]
     if empty_halves:
         raise UserError(
             f"{settings.name}: nothing is in its {empty_halves[0]} half: it has too few groups of "

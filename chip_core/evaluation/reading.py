@@ -104,7 +104,7 @@ def find_file(data: Path, names: Sequence[str], benchmark: str) -> Path:
 
 
 def answers_by_item(
-    answers: Sequence[Answer], known: Collection[str], benchmark: str
+    answers: Sequence[Answer], known_items: Collection[str], benchmark: str
 ) -> dict[str, Answer]:
     """Return answers by item, under `corrected`: each item at most once, and known.
 
@@ -113,7 +113,7 @@ def answers_by_item(
     """
     require_answers(answers, benchmark)
     for answer in answers:
-        if answer.item not in known:
+        if answer.item not in known_items:
             raise UserError(
                 f"{benchmark}: '{answer.item}' is the id of no question of the benchmark"
             )

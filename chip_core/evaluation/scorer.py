@@ -159,8 +159,8 @@ def require_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
         UserError: the protocols that it implements.
     """
     if protocol not in scorer.protocols:
-        known = ", ".join(name for name in PROTOCOLS if name in scorer.protocols)
+        choices = ", ".join(name for name in PROTOCOLS if name in scorer.protocols)
         raise UserError(
             f"{scorer.name}: protocol {protocol} is not known here (the paper says nothing of it): "
-            f"choose from {known}"
+            f"choose from {choices}"
         )

@@ -182,7 +182,7 @@ def _read_annotations(
     find_categories: Callable[[str], Sequence[str]],
 ) -> GroundTruth:
     objects: dict[str, set[str]] = defaultdict(set)
-    known: set[str] = set()
+    known_ids: set[str] = set()
     categories: dict[Any, str] = {}
     for file in files:  # one at a time: the largest is half a gigabyte
         content = read_json(file)
@@ -190,12 +190,12 @@ def _read_annotations(
             categories.update(
                 (category["id"], category["name"]) for category in content.get("categories", ())
             )
-            known.update(str(image["id"]) for image in content.get("images", ()))
+            known_ids.update(str(image["id"]) for image in content.get("images", ()))
             for row in content["annotations"]:
                 image = str(row["image_id"])
                 if image not in image_ids:
                     continue
-                known.add(image)
+                known_ids.add(image)
                 if "caption" in row:
                     objects[image].update(find_categories(row["caption"]))
                 else:
@@ -204,7 +204,7 @@ def _read_annotations(
             raise UserError(f"{file}: not COCO's annotations ({error!r})") from None
     return GroundTruth(
         objects={image: frozenset(categories_found) for image, categories_found in objects.items()},
-        known=frozenset(known & image_ids),
+        known=frozenset(known_ids & image_ids),
     )
 
 

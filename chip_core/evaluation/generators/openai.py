@@ -140,9 +140,9 @@ class OpenAIGenerator(Generator):
         """Refuse a question that a server would tokenize differently from transformers here."""
         special_tokens = SpecialTokens(model.processor)
         for item in items:
-            if found := special_tokens.within(item.prompt):
+            if marks := special_tokens.within(item.prompt):
                 raise TrialError(
-                    f"item {item.id} holds {found[0]}, a mark of the model, which a server reads "
+                    f"item {item.id} holds {marks[0]}, a mark of the model, which a server reads "
                     "as what it does and not as text: answer this benchmark by "
                     "evaluation.generator: transformers"
                 )

@@ -63,20 +63,20 @@ def compare_answers(
     ]
     differing = [item for item in answered.items if item not in equal]
     prompts = _compare_prompts(answered, model)
-    found = {
+    comparison = {
         "items": len(answered.items),
         "equal": len(equal),
         "least": config.share,
         "prompts": prompts,
     }
     if answered.bare is not None:
-        found["adapter"] = _compare_adapter(answered, answered.bare)
+        comparison["adapter"] = _compare_adapter(answered, answered.bare)
     if not prompts["differ"]:
-        found["first_differences"] = [
+        comparison["first_differences"] = [
             _find_first_difference(answered, item, model, decoding)
             for item in differing[:_MAX_DIFFERENCES]
         ]
-    return found
+    return comparison
 
 
 def check_parity(parity: Mapping[str, Any], benchmark: str, label: str) -> None:
@@ -127,12 +127,12 @@ def _compare_prompts(answered: ParityAnswers, model: AnsweringModel) -> dict[str
             differing.append(
                 f"item {item.id}: {len(prompt.ids)} here, {engine_response.prompt_tokens} there"
             )
-    found: dict[str, Any] = {"compared": compared, "differ": len(differing)}
+    comparison: dict[str, Any] = {"compared": compared, "differ": len(differing)}
     if methods:
-        found["by"] = "count" if "count" in methods else "ids"
+        comparison["by"] = "count" if "count" in methods else "ids"
     if differing:
-        found["example"] = differing[0]
-    return found
+        comparison["example"] = differing[0]
+    return comparison
 
 
 def _compare_adapter(answered: ParityAnswers, bare: Mapping[str, Response]) -> dict[str, int]:

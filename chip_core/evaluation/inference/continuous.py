@@ -169,18 +169,18 @@ class _WaitingGroups:
 
         Reading one prompt after the other would take longer than leaving rows empty for a while.
         """
-        taken: list[list[Row]] = []
+        groups: list[list[Row]] = []
         room = size - active
         if active and room < max(1, size // 4):
-            return taken
-        while self and (len(self._next[0]) <= room or not (active or taken)):
-            if sum(map(len, taken)) + len(self._next[0]) > MAX_PREFILL_ROWS and taken:
+            return groups
+        while self and (len(self._next[0]) <= room or not (active or groups)):
+            if sum(map(len, groups)) + len(self._next[0]) > MAX_PREFILL_ROWS and groups:
                 break
-            if taken and (len(taken[0]) == 1) != (len(self._next[0]) == 1):
+            if groups and (len(groups[0]) == 1) != (len(self._next[0]) == 1):
                 break  # they are read by another method
-            taken.append(self._next.popleft())
-            room -= len(taken[-1])
-        return taken
+            groups.append(self._next.popleft())
+            room -= len(groups[-1])
+        return groups
 
     def put_back(self, groups: Sequence[Sequence[Row]], size: int) -> None:
         """Restart rows from their prompts, at most `size` of a picture at a time."""

@@ -149,8 +149,8 @@ class Encoder:
             inputs: the result of `_process_pictures` for them, if there is one.
         """
         key = self._layout_key(pictures, full_prompt.pictures)
-        known = self._layouts.get(key)
-        if known is None:
+        known_layout = self._layouts.get(key)
+        if known_layout is None:
             if self._can_process_alone is not False and (
                 inputs is not None or self._layouts_checked < _MAX_LAYOUT_CHECKS
             ):
@@ -165,7 +165,7 @@ class Encoder:
             if layout is not None:
                 _store(self._layouts, key, layout)
         elif self._can_compose is None:
-            composed = known.prompt(self._tokenize_text(item), full_prompt.pictures, item.id)
+            composed = known_layout.prompt(self._tokenize_text(item), full_prompt.pictures, item.id)
             if composed is not None:
                 self._can_compose = composed == full_prompt
 

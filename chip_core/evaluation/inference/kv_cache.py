@@ -56,26 +56,29 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             # Nothing to copy yet, and a prompt that is never continued needs no room.
             self.keys, self.values, self._buffers = key_states, value_states, None
             return self.keys, self.values
-        before = self.keys.shape[-2]
-        after = before + key_states.shape[-2]
-        if not self._has_room(after):
-            self._buffers = (_copy_with_room(self.keys, after), _copy_with_room(self.values, after))
+        old_length = self.keys.shape[-2]
+        new_length = old_length + key_states.shape[-2]
+        if not self._has_room(new_length):
+            self._buffers = (
+                _copy_with_room(self.keys, new_length),
+                _copy_with_room(self.values, new_length),
+            )
         assert self._buffers is not None
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[..., before:after, :] = new
-        self.keys, self.values = (buffer[..., :after, :] for buffer in self._buffers)
+            buffer[..., old_length:new_length, :] = new
+        self.keys, self.values = (buffer[..., :new_length, :] for buffer in self._buffers)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows (of B), each as often as it occurs, with room for the next tokens."""
         if not self.is_initialized or self.get_seq_length() == 0:
             return
-        now = self.keys.shape[-2]
+        length = self.keys.shape[-2]
         self._buffers = (
             _select_with_room(self.keys, indices),
             _select_with_room(self.values, indices),
         )
-        self.keys, self.values = (buffer[..., :now, :] for buffer in self._buffers)
+        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
 
     def _has_room(self, tokens: int) -> bool:
         """Return whether keys and values are the beginning of a tensor with room for `tokens`.
@@ -83,10 +86,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         They are not if they were set from outside, for example by a selection of rows.
         """
         return self._buffers is not None and all(
-            held.data_ptr() == buffer.data_ptr()
-            and held.shape[:-2] == buffer.shape[:-2]
+            tensor.data_ptr() == buffer.data_ptr()
+            and tensor.shape[:-2] == buffer.shape[:-2]
             and buffer.shape[-2] >= tokens
-            for held, buffer in zip((self.keys, self.values), self._buffers, strict=True)
+            for tensor, buffer in zip((self.keys, self.values), self._buffers, strict=True)
         )
 
 
@@ -199,17 +202,17 @@ def _enlarge(buffer: Tensor, rows: int, columns: int) -> Tensor:
 
 def _copy_with_room(tensor: Tensor, tokens: int) -> Tensor:
     """Return a copy (B, H, T, D) with room for `tokens` and `STRIDE` more."""
-    *rows, now, width = tensor.shape
+    *rows, length, width = tensor.shape
     buffer = tensor.new_empty(*rows, tokens + STRIDE, width)
-    buffer[..., :now, :] = tensor
+    buffer[..., :length, :] = tensor
     return buffer
 
 
 def _select_with_room(tensor: Tensor, indices: Tensor) -> Tensor:
     """Return a copy of rows, with room for `STRIDE` more tokens, in one copy."""
-    _, heads, now, width = tensor.shape
-    buffer = tensor.new_empty(len(indices), heads, now + STRIDE, width)
-    torch.index_select(tensor, 0, indices.to(tensor.device), out=buffer[..., :now, :])
+    _, heads, length, width = tensor.shape
+    buffer = tensor.new_empty(len(indices), heads, length + STRIDE, width)
+    torch.index_select(tensor, 0, indices.to(tensor.device), out=buffer[..., :length, :])
     return buffer
 
 

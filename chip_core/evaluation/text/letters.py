@@ -79,9 +79,9 @@ class _LetterReader:
             return option
         text = _remove_questions(self._remove_option_list(_ANSWER_PREFIX.sub("", text)))
         rejected = self._find_rejected(text)
-        for chosen in (self._find_decided(text, rejected), self._find_leading(text, rejected)):
-            if chosen is not None:
-                return chosen or None
+        for choice in (self._find_decided(text, rejected), self._find_leading(text, rejected)):
+            if choice is not None:
+                return choice or None
         return self._find_labelled_text(text) or self._find_mentioned(text, rejected)
 
     def _find_mentioned(self, text: str, rejected: set[str]) -> str | None:
@@ -90,9 +90,9 @@ class _LetterReader:
         first, last = (sentences[0], sentences[-1]) if sentences else ("", "")
         letters = [set(self._iter_mentions(part)) - rejected for part in (last, text)]
         texts = [self._find_option_texts(part) - rejected for part in (text, last, first)]
-        for chosen in letters if letters[-1] else texts:
-            if len(chosen) == 1:
-                return chosen.pop()
+        for candidates in letters if letters[-1] else texts:
+            if len(candidates) == 1:
+                return candidates.pop()
         remaining = self._texts.keys() - rejected
         return remaining.pop() if rejected and len(remaining) == 1 and not letters[-1] else None
 

@@ -129,20 +129,20 @@ def _read_sentence(sentence: str) -> Verdict | None:
     if not clauses:
         return None
     lead = patterns.LEAD_IN.match(sentence)
-    rest = sentence if lead is None else sentence[lead.end() :].strip(_EDGE_CHARACTERS)
-    if not patterns.UNDECIDED.match(clauses[0]) and not patterns.UNDECIDED.match(rest):
-        first_clause = _CLAUSE.split(rest)[0].strip(_EDGE_CHARACTERS)
+    remaining = sentence if lead is None else sentence[lead.end() :].strip(_EDGE_CHARACTERS)
+    if not patterns.UNDECIDED.match(clauses[0]) and not patterns.UNDECIDED.match(remaining):
+        first_clause = _CLAUSE.split(remaining)[0].strip(_EDGE_CHARACTERS)
         first_verdict = _read_clause(clauses[0], loose=True) or (
             _read_clause(first_clause, loose=True) if first_clause else None
         )
         if first_verdict is not None:
             return first_verdict
-        false_negation = patterns.FALSE_NEGATION.match(rest)
+        false_negation = patterns.FALSE_NEGATION.match(remaining)
         if false_negation is not None:
-            rest = rest[false_negation.end() :].strip(_EDGE_CHARACTERS)
-        if patterns.LEADING_YES.match(rest):
+            remaining = remaining[false_negation.end() :].strip(_EDGE_CHARACTERS)
+        if patterns.LEADING_YES.match(remaining):
             return "yes"
-        if patterns.LEADING_NO.match(rest) and not patterns.OTHER_THINGS.match(rest):
+        if patterns.LEADING_NO.match(remaining) and not patterns.OTHER_THINGS.match(remaining):
             return "no"
     for clause in clauses[1:]:
         lead = patterns.LEAD_IN.match(clause)

@@ -253,8 +253,8 @@ def parse_verdict(reply: str | None) -> int | None:
 
 def parse_agreement(reply: str | None) -> bool | None:
     """Read whether a reply finds two answers the same; None if it says neither or both."""
-    found = _AGREEMENT.read(reply or "")
-    return None if found is None else found == 1
+    verdict = _AGREEMENT.read(reply or "")
+    return None if verdict is None else verdict == 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,8 @@ def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, st
         choices: letters to choose from.
         options: each letter's text.
     """
-    for mark in MARKS:
-        response = response.strip(mark)
+    for character in MARKS:
+        response = response.strip(character)
     text = f" {response} "
     positions = {letter: text.rfind(f"({letter})") for letter in choices}
     if not _is_any_found(positions):

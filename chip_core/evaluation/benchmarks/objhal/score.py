@@ -131,13 +131,13 @@ class ObjHalScorer:
         for answer, objects in zip(answers, listed, strict=True):
             if objects is None:
                 continue
-            named = names.objects(_find_named(objects, names, tagger))
+            named_words = names.objects(_find_named(objects, names, tagger))
             true_objects = truth.get_objects(answer.item)
-            wrong_count = sum(category[word] not in true_objects for word in named)
-            named_true_objects = {category[word] for word in named} & true_objects
+            wrong_count = sum(category[word] not in true_objects for word in named_words)
+            named_true_objects = {category[word] for word in named_words} & true_objects
             for name, numerator, denominator in (
-                ("response_hallucination", wrong_count > 0, len(named) > 0),
-                ("object_hallucination", wrong_count, len(named)),
+                ("response_hallucination", wrong_count > 0, len(named_words) > 0),
+                ("object_hallucination", wrong_count, len(named_words)),
                 ("object_recall", len(named_true_objects), len(true_objects)),
                 ("average_length", _count_words(answer.response, corrected), 1),
             ):

@@ -211,7 +211,11 @@ def _pair_by_id(
     # Imported here: its patterns take a tenth of a second to compile.
     from chip_core.evaluation.text.verdicts import read_verdict
 
-    questions_by_id = {item: asked for split in SPLITS for item, asked in questions[split].items()}
+    questions_by_id = {
+        item: split_question
+        for split in SPLITS
+        for item, split_question in questions[split].items()
+    }
     answers_by_id = reading.answers_by_item(answers, questions_by_id, "pope")
     pairs: dict[str, list[_LabelledAnswer]] = {}
     for item, question in questions_by_id.items():
