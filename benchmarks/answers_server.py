@@ -144,7 +144,7 @@ def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
             **{"OMP_NUM_THREADS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
             **{"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
         },
-        patience=900,  # vLLM takes a minute, and three on a busy machine
+        start_timeout=900,  # vLLM takes a minute, and three on a busy machine
     )
     try:
         (process,) = [

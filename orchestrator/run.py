@@ -18,7 +18,7 @@ from rich.text import Text
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.source import SHAPES
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import make_private, write_json
 from orchestrator.cost import trimmed_trials
@@ -396,7 +396,7 @@ def check_ready(plan: Plan) -> None:
     Raises:
         ConfigError: what they lack, all of it.
     """
-    lacking = problems(plan.study.benchmarks, plan.places) + plan.lacking
+    lacking = find_benchmark_problems(plan.study.benchmarks, plan.places) + plan.lacking
     if lacking:
         raise ConfigError(lacking)
 

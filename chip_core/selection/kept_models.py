@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.generators.answering import InferenceContext, answer
+from chip_core.evaluation.generators.answering import InferenceContext, generate_answers
 from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading
 from chip_core.results import MODEL, TRAINED, Answers, Progress, file_hashes
@@ -219,7 +219,7 @@ class Picker:
         )
         figures: dict[str, float] = {}
         for benchmark in self.config.benchmarks.select:
-            made = answer(asked, "select", benchmark)
+            made = generate_answers(asked, "select", benchmark)
             if isinstance(made, Answers):
                 score = partial(
                     score_answers,
@@ -227,8 +227,8 @@ class Picker:
                     "select",
                     benchmark,
                     folder=place,
-                    places=self.context.places,
-                    report=self.report,
+                    data_paths=self.context.places,
+                    report_progress=self.report,
                 )
                 made = current_workers().awaited_from_rank0(score)
             figures |= made.metrics

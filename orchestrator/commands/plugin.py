@@ -96,14 +96,14 @@ def _kind(loaded: Any) -> str:
 
 
 def _benchmark(name: str, places: DataPaths) -> dict[str, str | None]:
-    from chip_core.evaluation.conformance import conformance
+    from chip_core.evaluation.conformance import check_conformance
     from chip_core.evaluation.items import find_benchmark
     from chip_core.evaluation.judge.cache import ReplayJudge
     from chip_core.evaluation.scorer import Resources
 
     benchmark = find_benchmark(name)
     judge = ReplayJudge([]) if "judge" in benchmark.needs else None
-    return conformance(benchmark, data=places.data(name), resources=Resources(judge=judge))
+    return check_conformance(benchmark, data=places.data(name), resources=Resources(judge=judge))
 
 
 def _metric_names(name: str) -> list[str]:

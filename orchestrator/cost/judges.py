@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths, JudgeConfig
-from chip_core.evaluation.items import decoding_of, find_benchmark, select_items
-from chip_core.evaluation.judge.limits import CHARACTERS, sent_tokens
+from chip_core.evaluation.items import find_benchmark, resolve_decoding, select_items
+from chip_core.evaluation.judge.limits import CHARACTERS_PER_TOKEN, estimate_request_tokens
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, JudgeRequest
 from chip_core.evaluation.task import ExternalBenchmark, Side
@@ -150,14 +150,14 @@ def _benchmark_tokens(
         return JudgeTokens()
     if isinstance(benchmark, ExternalBenchmark):
         raise UserError("it is asked by a program of its own")
-    max_new_tokens = decoding_of(settings, benchmark).max_new_tokens
+    max_new_tokens = resolve_decoding(settings, benchmark).max_new_tokens
     min_requests = _collect_requests(side, settings, data_paths, answer="No.", reply="correct")
     max_requests = _collect_requests(
         side, settings, data_paths, answer=_filler_text(max_new_tokens), reply="incorrect"
     )
     bounds = [_max_reply_tokens(request, judge) for request in max_requests]
     replied = None if None in bounds else sum(bound for bound in bounds if bound is not None)
-    sent = (sent_tokens(*min_requests), sent_tokens(*max_requests))
+    sent = (estimate_request_tokens(*min_requests), estimate_request_tokens(*max_requests))
     price = None
     if judge.price is not None:
         sent_prices = [tokens * judge.price.input / _MILLION for tokens in sent]
@@ -205,7 +205,9 @@ def _collect_requests(
 def _filler_text(tokens: int) -> str:
     """Return an answer of so many tokens."""
     word = "thing "
-    return (word * (1 + tokens * CHARACTERS // len(word)))[: tokens * CHARACTERS]
+    return (word * (1 + tokens * CHARACTERS_PER_TOKEN // len(word)))[
+        : tokens * CHARACTERS_PER_TOKEN
+    ]
 
 
 def _max_reply_tokens(request: JudgeRequest, judge: JudgeConfig) -> int | None:

@@ -11,7 +11,7 @@ from chip_core import data as preference_data
 from chip_core.config.benchmark import BenchmarkConfig
 from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.evaluation.items import find_benchmark, select_items
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import shard_count
 from chip_core.reference_cache.spec import CacheSpec, build_config, group_specs
@@ -176,7 +176,7 @@ def _trial_work(
             if training is None or side != "select"
             else times_asked(config, training_steps(config, rows)),
         )
-        for side, settings in sides(config.benchmarks)
+        for side, settings in list_sides(config.benchmarks)
         if f"{side}/{settings.name}" in missing
     }
     return TrialWork(
@@ -219,7 +219,7 @@ def _build_works(planned: list[PlannedCache]) -> list[CacheBuildWork]:
 def count_questions(plan: Plan) -> dict[str, int | None]:
     """Return how many questions each benchmark asks a model, by "report/shapes"."""
     counts: dict[str, int | None] = {}
-    for side, settings in sides(plan.study.benchmarks):
+    for side, settings in list_sides(plan.study.benchmarks):
         key = f"{side}/{settings.name}"
         counts[key] = None
         benchmark = find_benchmark(settings.name)

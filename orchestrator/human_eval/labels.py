@@ -305,7 +305,7 @@ def _answer_id(trial: Trial, item: str) -> str:
 def _read_label_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the rows of a file, each with its place."""
     if file.suffix.lower() != ".csv":
-        yield from ((row.place, row.values) for row in read_rows(file))
+        yield from ((row.location, row.values) for row in read_rows(file))
         return
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:

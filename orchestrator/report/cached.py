@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 import chip_core
 import orchestrator
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
 from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
@@ -177,7 +177,7 @@ def _picture_folder_times(plan: Plan) -> list[Any]:
     folders = (
         []
         if data is None
-        else [data / settings.name for _, settings in sides(plan.study.benchmarks)]
+        else [data / settings.name for _, settings in list_sides(plan.study.benchmarks)]
     )
     times = []
     for folder in folders:

@@ -29,7 +29,7 @@ from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
 from orchestrator.tracking.address import resolve_uri
 
-from ..chip_core.evaluation import made
+from ..chip_core.evaluation import benchmark_files
 from .fakes import FakeExecutor, FakeTracker, InlineTracker
 
 STUDY = """
@@ -57,8 +57,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     if shared.is_dir():
         root.mkdir()
         (root / "nltk_data").symlink_to(shared)
-    made.amber(root, pictures=1, describe=shared.is_dir())
-    made.pope(root, pictures=1)
+    benchmark_files.write_amber(root, pictures=1, describe=shared.is_dir())
+    benchmark_files.write_pope(root, pictures=1)
     return root
 
 
@@ -250,16 +250,16 @@ def pairs(tmp_path: Path, data: Path) -> Iterator[Path]:
 
     folder = tmp_path / "pairs"
     folder.mkdir()
-    shown = made.scenes(6)
-    made.picture(folder / "COCO_train2014_000000000001.png", shown[4])
+    shown = benchmark_files.draw_scenes(6)
+    benchmark_files.save_picture(folder / "COCO_train2014_000000000001.png", shown[4])
     with Image.open(data / "amber" / "image" / "AMBER_1.png") as image:
         image.resize((96, 96)).save(folder / "scaled.jpg", quality=90)
-    made.picture(folder / "own.png", shown[5])
+    benchmark_files.save_picture(folder / "own.png", shown[5])
     rows = [
         {"id": name, "image": name, "prompt": "what?", "chosen": "a", "rejected": "b"}
         for name in ("COCO_train2014_000000000001.png", "scaled.jpg", "own.png")
     ]
-    made.write(folder / "pairs.jsonl", rows)
+    benchmark_files.write_rows(folder / "pairs.jsonl", rows)
     yield folder / "pairs.jsonl"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.evaluation.task import Side
 from chip_core.utils.files import read_records
 from orchestrator.analysis.values import Array
@@ -194,7 +194,7 @@ def _add_images(tables: Sequence[ChangedItems], metric: str, plan: Plan) -> list
     side, benchmark = _split_metric(metric)
     settings = next(
         candidate
-        for settings_side, candidate in sides(plan.study.benchmarks)
+        for settings_side, candidate in list_sides(plan.study.benchmarks)
         if (settings_side, candidate.name) == (side, benchmark)
     )
     items = {row.item for table in tables for row in table.items}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chip_core.evaluation.unreadable import quoted
+from chip_core.evaluation.unreadable import quote
 from orchestrator.report.formatting import format_count
 from orchestrator.report.layout import Block, Table, TextBlock, make_columns, text_row
 from orchestrator.report.summary import UNTRAINED, Summary
@@ -61,7 +61,7 @@ def _example_table(counts: Sequence[UnreadCount]) -> Table:
     rows = [
         text_row(
             count.benchmark, trial, example["item"], _SOURCE_NAMES[example["source"]],
-            quoted(example["text"]),
+            quote(example["text"]),
         )
         for count in counts
         for trial, example in count.examples

@@ -14,7 +14,7 @@ from rich.text import Text
 from chip_core.data import asks_of
 from chip_core.evaluation.generators.sharing import is_servable, is_shared
 from chip_core.evaluation.items import find_benchmark, select_items
-from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.readiness import find_benchmark_problems, list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import store_folder
 from chip_core.reference_cache.size import gigabytes
@@ -244,7 +244,7 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     """Yield the questions per benchmark, how they are answered and scored, and the time so far."""
     counts: dict[str, int | None] = {}
     parts = []
-    for side, settings in sides(plan.study.benchmarks):
+    for side, settings in list_sides(plan.study.benchmarks):
         key = f"{side}/{settings.name}"
         if isinstance(find_benchmark(settings.name), ExternalBenchmark):
             counts[key] = None
@@ -298,7 +298,7 @@ def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
     ledger = ledger_of(plan, workdir)
     if all(ledger[trial.fingerprint].done(trial) for trial in plan.trials):
         return
-    for problem in problems(plan.study.benchmarks, plan.places) + plan.lacking:
+    for problem in find_benchmark_problems(plan.study.benchmarks, plan.places) + plan.lacking:
         yield Text(f"cannot run yet: {problem}", style="bold red")
 
 
@@ -376,7 +376,7 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
         plugin_names = [*config.objective.active_custom]
         if config.objective.needs_rejected_image:
             plugin_names.append(config.rejected_image.strategy)
-        plugin_names += [settings.name for _, settings in sides(plan.study.benchmarks)]
+        plugin_names += [settings.name for _, settings in list_sides(plan.study.benchmarks)]
         if config.pairs.rounds:
             plugin_names.append(config.pairs.ranker)
         for name in filter(plugins.is_plugin, plugin_names):
@@ -390,7 +390,7 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
                 f"{_key_clause(pair_judge.api_key_env)}"
             )
             yield TrustWarning(kind="judge", target=target, sentence=sentence)
-    for _, settings in sides(plan.study.benchmarks):
+    for _, settings in list_sides(plan.study.benchmarks):
         judge = settings.judge
         if judge is not None and judge.base_url is not None and plan.places.judge_replies is None:
             sentence = (

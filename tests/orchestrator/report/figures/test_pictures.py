@@ -17,7 +17,7 @@ from chip_core.config.trial import DataConfig, Transparency
 from chip_core.data.preferences import first_pairs, load_pairs
 from chip_core.data.rejected_images.images import as_rgb
 from chip_core.data.source import SourceRow, open_source
-from chip_core.evaluation.benchmarks.base import Pictures, inside
+from chip_core.evaluation.benchmarks.base import Pictures, embedded_picture
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.task import Item, Picture
 from chip_core.representation.described import read_set
@@ -79,11 +79,13 @@ def asked(folder: Path, path: Path) -> Image.Image:
 
 
 def asked_of_bytes(folder: Path, path: Path) -> Image.Image:
-    return inside("a picture", path.read_bytes).read()
+    return embedded_picture("a picture", path.read_bytes).read()
 
 
 def asked_of_base64(folder: Path, path: Path) -> Image.Image:
-    return inside("a picture", lambda: base64.b64encode(path.read_bytes()).decode()).read()
+    return embedded_picture(
+        "a picture", lambda: base64.b64encode(path.read_bytes()).decode()
+    ).read()
 
 
 def in_a_gallery(folder: Path, path: Path) -> Image.Image:

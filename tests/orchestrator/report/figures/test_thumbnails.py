@@ -8,13 +8,13 @@ from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from orchestrator.report.figures.thumbnails import encode_item_images
 from orchestrator.report.sections.changes import _split_metric
 
-from ....chip_core.evaluation import made
+from ....chip_core.evaluation import benchmark_files
 
 POPE = BenchmarkConfig(name="pope")
 
 
 def test_pictures_are_read_from_the_benchmarks_files(tmp_path: Path) -> None:
-    made.pope(tmp_path, pictures=2)
+    benchmark_files.write_pope(tmp_path, pictures=2)
     places = DataPaths(benchmark_data=tmp_path)
     found = encode_item_images("report", POPE, places, ["random/1", "random/0"])
     assert list(found) == ["random/1"]  # there is no question 0
@@ -23,7 +23,7 @@ def test_pictures_are_read_from_the_benchmarks_files(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_is_gone_fails_nothing(tmp_path: Path) -> None:
-    made.pope(tmp_path, pictures=1)
+    benchmark_files.write_pope(tmp_path, pictures=1)
     places = DataPaths(benchmark_data=tmp_path)
     for file in tmp_path.glob("**/*.png"):
         file.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from chip_core.evaluation.unreadable import counts, unreadable
+from chip_core.evaluation.unreadable import count_unreadable, unreadable
 from orchestrator.plan.plan import Trial
 from orchestrator.report.writers.exports import summary_to_json
 from orchestrator.report.writers.html import render_page
@@ -25,7 +25,7 @@ def scoring_metadata(trial: Trial) -> Mapping[str, Any]:
     found = [
         unreadable(f"test/{place}", f"<b>hm</b> | *{place}*") for place in range(2 + trial.seed)
     ]
-    return {**plain, "unreadable": counts([*found, unreadable("test/9", "", "reply")])}
+    return {**plain, "unreadable": count_unreadable([*found, unreadable("test/9", "", "reply")])}
 
 
 def test_counts_by_arm_with_examples(finished: Run, blank_figures: None) -> None:
