@@ -172,7 +172,7 @@ def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -
     if isinstance(made, Evaluation):
         return made
     answers = made
-    return current_workers().awaited_from_rank0(
+    return current_workers().wait_for_rank0(
         lambda: score_answers(
             answers,
             side,

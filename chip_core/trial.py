@@ -85,7 +85,7 @@ def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResu
     context = TrialContext(folder=folder, **options)
     answer_trial(config, context)
     scoring = replace(context, began=None, began_cpu=None)
-    return current_workers().awaited_from_rank0(lambda: score_trial(config, scoring))
+    return current_workers().wait_for_rank0(lambda: score_trial(config, scoring))
 
 
 def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
@@ -137,10 +137,10 @@ class _Attempt:
             raise TrialError("; ".join(lacking))  # before the training, not after it
         self._device = device_of(config)
         self._report(Progress(phase="start", done=0, total=1))
-        loading.import_libraries(adapters=config.adapted)
+        loading.import_libraries(adapters=config.has_adapters)
         self._spans.end("imports")
         seed_process(config.seed, config.engine.threads)
-        if self._workers.first:
+        if self._workers.is_main:
             write_json(folder / CONFIG, config.model_dump(mode="json"))
         trained, trained_model = self._take_over()
         trains, pairs = context.trains and trained is None, None
@@ -200,10 +200,12 @@ class _Attempt:
             found: list[_Model] = []
 
             def load() -> None:
-                first = self._workers.first
+                first = self._workers.is_main
                 found.append(self._whole(trained_model, empty, train=True) if first else empty)
 
-            self._workers.each(load)  # workers that wait for the first one receive its error
+            self._workers.gather_results(
+                load
+            )  # workers that wait for the first one receive its error
             (loaded,) = found
         self._spans.end("model")
         return loaded
@@ -213,7 +215,7 @@ class _Attempt:
         config, device = self._config, self._device
         asked = config.engine.parallel
         may = asked in SHARDED or (asked == "auto" and device.type == "cuda")
-        if self._workers.alone or not may or config.model.quantize != "none":
+        if self._workers.is_single or not may or config.model.quantize != "none":
             return None
         model, processor = loading.load_empty(config.model, attention=config.engine.attention)
         model = attach_adapters(model, config)
@@ -258,7 +260,7 @@ class _Attempt:
 
     def _sampled_pairs(self, loaded: _Model) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs."""
-        if not self._workers.alone:
+        if not self._workers.is_single:
             raise TrialError(
                 f"pairs.rounds: one worker samples a model, and {self._workers.size} are here"
             )
@@ -309,8 +311,8 @@ class _Attempt:
                 keep=lambda step: self._keep(step, loaded),
             )
         del trainer  # frees the optimizer's state and the reference
-        save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.first)
-        if workers.first:
+        save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.is_main)
+        if workers.is_main:
             kept_models.gather(folder, scored[:-1])
         self._spans.end("train")
         self._spans.seconds["first_step"] = done.first_step
@@ -320,13 +322,13 @@ class _Attempt:
             data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut, **self._data},
             notes=[*self._notes, *done.notes],
             engine=done.engine,
-            files=model_files(folder / MODEL) if workers.first else {},
+            files=model_files(folder / MODEL) if workers.is_main else {},
             kept=list(scored),
             training=training_fingerprint(config),
         )
-        if workers.first:
+        if workers.is_main:
             write_trained(folder, trained)
-        workers.wait()
+        workers.barrier()
         for attempt in (folder, *context.earlier):
             remove_all(attempt)  # of the checkpoints: the model is saved
             kept_models.remove_all(attempt)
@@ -347,10 +349,10 @@ class _Attempt:
         training = training_fingerprint(self._config)
         if self._workers.broadcast_from_rank0(lambda: kept_models.is_whole(place, training)):
             return  # an earlier attempt saved it
-        save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.first)
-        if self._workers.first:
+        save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.is_main)
+        if self._workers.is_main:
             kept_models.note(place, training)
-        self._workers.wait()
+        self._workers.barrier()
 
     def _resumable(self, steps: Sequence[int]) -> bool:
         """Return whether earlier checkpoints can be used; all models kept until then must exist."""
@@ -463,7 +465,7 @@ class _Attempt:
             machine=machine_kind(self._device.type),
             files=workers.broadcast_from_rank0(lambda: file_hashes(folder, told)),
         )
-        if workers.first:
+        if workers.is_main:
             write_answered(folder, answered)
         return answered
 

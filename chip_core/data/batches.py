@@ -27,7 +27,7 @@ from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_
 from chip_core.objectives.parts import COLUMNS, VIEWS, Behind, Response, behind
 from chip_core.objectives.segments import changed_tokens
 from chip_core.utils.errors import TrialError
-from chip_core.utils.seeding import derived_seed, generator
+from chip_core.utils.seeding import derive_seed, make_generator
 from chip_core.utils.workers import Workers
 
 
@@ -91,7 +91,7 @@ class PairEncoder:
         mean = getattr(image_processor, "image_mean", None)
         self._rejected_images = RejectedImages(
             config.rejected_image,
-            seed=derived_seed("corruption", config.seed) if per_trial else 0,
+            seed=derive_seed("corruption", config.seed) if per_trial else 0,
             **({} if mean is None else {"image_mean": mean}),
         )
 
@@ -285,7 +285,7 @@ class PairEncoder:
             return pair
         size = getattr(getattr(self._processor, "image_processor", None), "size", None) or {}
         sides = [size[name] for name in ("width", "height") if name in size and size[name]]
-        seed = derived_seed("augment", self._config.seed, pair.id, epoch)
+        seed = derive_seed("augment", self._config.seed, pair.id, epoch)
         both = (sides[0], sides[1]) if len(sides) == 2 else None
         own = pair.own_image
         return replace(
@@ -417,7 +417,7 @@ class CutCount:
     def state_dict(self) -> dict[str, Any]:
         """Return the counts of all workers as plain data for a checkpoint."""
         everyone = {
-            key: cut for own in self._workers.gathered(self._tokens) for key, cut in own.items()
+            key: cut for own in self._workers.all_gather(self._tokens) for key, cut in own.items()
         }
         return {"cut": [[*key, tokens] for key, tokens in everyone.items()]}
 
@@ -433,7 +433,7 @@ def batch_order(pairs: int, *, batch_size: int, epochs: int, seed: int) -> Itera
     order with the same seed.
     """
     for epoch in range(epochs):
-        order = torch.randperm(pairs, generator=generator("order", seed, epoch)).tolist()
+        order = torch.randperm(pairs, generator=make_generator("order", seed, epoch)).tolist()
         for start in range(0, pairs - batch_size + 1, batch_size):
             yield order[start : start + batch_size]
 

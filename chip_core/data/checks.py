@@ -14,8 +14,8 @@ from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem
-from chip_core.utils.errors import brief
-from chip_core.utils.machine import cores
+from chip_core.utils.errors import first_line
+from chip_core.utils.machine import cpu_count
 from chip_core.utils.threads import map_values
 
 
@@ -114,7 +114,7 @@ def threads_for(rows: int, sharing: int = 1) -> int:
         rows: how many there are.
         sharing: how many processes of this machine check as many at the same time.
     """
-    return 1 if rows < _MANY else max(1, min(_MOST_THREADS, cores() // sharing))
+    return 1 if rows < _MANY else max(1, min(_MOST_THREADS, cpu_count() // sharing))
 
 
 def image_sizes(images: Images | None) -> list[tuple[int, int]] | str:
@@ -214,5 +214,5 @@ class ProcessorChecker:
         try:
             self._processor(images=[image], text=[text], return_tensors="pt")
         except Exception as error:  # a family's processor may raise anything
-            return brief(error)
+            return first_line(error)
         return None

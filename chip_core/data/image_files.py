@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from chip_core.config.trial import Transparency
 from chip_core.data.rows import ImageRef, RowError
-from chip_core.utils.errors import brief
+from chip_core.utils.errors import first_line
 
 #: Pillow's own bound; an image's header is checked before a pixel is decoded.
 MAX_PIXELS = 89_478_485
@@ -138,7 +138,7 @@ def open_image(source: Path | bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise RowError(f"the image is none of {', '.join(_KINDS)}") from None
     except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image cannot be read ({brief(error)})") from None
+        raise RowError(f"the image cannot be read ({first_line(error)})") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
@@ -181,7 +181,7 @@ def decoded(image: Image.Image) -> Image.Image:
             image.load()
         return image
     except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image is broken ({brief(error)})") from None
+        raise RowError(f"the image is broken ({first_line(error)})") from None
 
 
 def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
@@ -245,7 +245,7 @@ def _rgb(image: Image.Image, transparency: Transparency) -> Image.Image:
             warnings.simplefilter("ignore")
             return to_rgb(_upright(image), transparency)
     except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image is broken ({brief(error)})") from None
+        raise RowError(f"the image is broken ({first_line(error)})") from None
 
 
 def _rgba(image: Image.Image) -> Image.Image:

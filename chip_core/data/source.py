@@ -25,8 +25,8 @@ from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, RowLocation, check_texts
 from chip_core.data.special_tokens import may_hold_special_tokens
 from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
-from chip_core.utils.errors import ConfigError, brief
-from chip_core.utils.files import expand_path, sha256_of
+from chip_core.utils.errors import ConfigError, first_line
+from chip_core.utils.files import expand_path, file_sha256
 
 SHAPES = "shapes"
 
@@ -277,11 +277,11 @@ def identity(data: DataConfig) -> dict[str, Any]:
     if is_hub_name(data.source):
         return {"hub": data.source, "revision": data.revision or "main", "format": data.format}
     source = open_source(data)
-    files = [[file.name, sha256_of(file)] for file in shards(data)]
+    files = [[file.name, file_sha256(file)] for file in shards(data)]
     images = hashlib.sha256()
     seen: set[tuple[str, str]] = set()
     for path, file in source.image_files():
-        key = (path, "none" if file is None else sha256_of(file))
+        key = (path, "none" if file is None else file_sha256(file))
         if key not in seen:
             seen.add(key)
             images.update("\0".join((*key, "")).encode("utf-8", "surrogatepass"))
@@ -317,7 +317,7 @@ def _hub_tables(data: DataConfig) -> list[Table]:
             table = HubTable(dataset, data.source)
             files = _json_files(data, split) if table.times else []
         except Exception as error:  # the hub, the network or a loader may raise anything
-            what = brief(error)
+            what = first_line(error)
             raise ConfigError(
                 [f"{data.source}, split {split}, cannot be loaded ({what})"]
             ) from None
@@ -387,5 +387,5 @@ def unreachable(
     except ValueError:  # an impossible name: reported when it is loaded
         return None
     except Exception as error:  # the network may raise anything
-        return brief(error)
+        return first_line(error)
     return None

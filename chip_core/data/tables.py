@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 from chip_core.data.files import cache_folder
 from chip_core.data.rows import RowError, RowLocation
-from chip_core.utils.errors import ConfigError, brief
-from chip_core.utils.files import sha256_of
+from chip_core.utils.errors import ConfigError, first_line
+from chip_core.utils.files import file_sha256
 
 _ROWS = 16  # rows of an Arrow batch, and rows that determine a JSON-lines file's columns
 _BUFFER = 2**20  # bytes of a column that are read from a parquet file at a time
@@ -84,7 +84,7 @@ class ParquetTable:
             # Neither mapped nor prefetched: everything read would stay in this process's memory.
             self._parquet = parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
-            raise ConfigError([f"{file} cannot be read as parquet ({brief(error)})"]) from None
+            raise ConfigError([f"{file} cannot be read as parquet ({first_line(error)})"]) from None
         self.kinds = {field.name: _arrow_kind(field.type) for field in self._parquet.schema_arrow}
         self._copy: Any = None
         self._starts: list[int] = []
@@ -131,7 +131,7 @@ class ParquetTable:
     def _open_copy(self) -> Any:
         import pyarrow as pa
 
-        copy = cache_folder() / "data" / f"{sha256_of(self._file)}.arrow"
+        copy = cache_folder() / "data" / f"{file_sha256(self._file)}.arrow"
         if not copy.exists():
             partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.partial")
             try:
@@ -144,7 +144,9 @@ class ParquetTable:
                 with suppress(OSError):
                     partial.unlink()
                 raise ConfigError(
-                    [f"{copy.parent} cannot be written ({brief(error)}): set CHIP_ABLATE_CACHE"]
+                    [
+                        f"{copy.parent} cannot be written ({first_line(error)}): set CHIP_ABLATE_CACHE"
+                    ]
                 ) from None
         return pa.ipc.open_file(pa.memory_map(str(copy)))
 
@@ -156,7 +158,7 @@ class ParquetTable:
             try:
                 batch = next(batches, None)
             except (OSError, pa.ArrowException) as error:
-                raise ConfigError([f"{self._file} is damaged ({brief(error)})"]) from None
+                raise ConfigError([f"{self._file} is damaged ({first_line(error)})"]) from None
             if batch is None:
                 return
             yield batch
@@ -190,7 +192,7 @@ class LinesTable:
             else:
                 self._find_values()
         except OSError as error:
-            raise ConfigError([f"{file} cannot be read ({brief(error)})"]) from None
+            raise ConfigError([f"{file} cannot be read ({first_line(error)})"]) from None
         self.kinds = self._kinds_of(range(min(len(self), _ROWS)))
 
     def names_no_image(self, columns: Sequence[str]) -> bool:
@@ -383,7 +385,7 @@ class HubTable:
 def _json_fault(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.pos}"
-    return brief(error)
+    return first_line(error)
 
 
 def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:

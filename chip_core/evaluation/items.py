@@ -13,8 +13,8 @@ from chip_core.evaluation.resources import resource_identity
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, ExternalBenchmark, Item, Side
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError
-from chip_core.utils.files import sha256_of
-from chip_core.utils.registry import suggestion
+from chip_core.utils.files import file_sha256
+from chip_core.utils.registry import suggest
 
 #: Raised whenever a code change affects which questions are used or how they are answered.
 BEHAVIOUR = 2
@@ -27,7 +27,7 @@ def find_benchmark(name: str) -> Benchmark:
         ValueError: there is none; one line that names similar ones.
     """
     if plugins.is_plugin(name):
-        loaded = plugins.load(name)
+        loaded = plugins.load_plugin(name)
         made: Benchmark = loaded() if isinstance(loaded, type) else loaded
         if not isinstance(made, Benchmark):
             raise ValueError(
@@ -36,7 +36,7 @@ def find_benchmark(name: str) -> Benchmark:
             )
         return made
     if name not in BENCHMARKS:
-        known = suggestion(name, [*BENCHMARKS, "module:attr"])
+        known = suggest(name, [*BENCHMARKS, "module:attr"])
         raise ValueError(f"unknown benchmark '{name}': {known}")
     return BENCHMARKS[name]
 
@@ -79,7 +79,9 @@ def select_items(
     Raises:
         UserError: a file of the benchmark is missing or broken, or it cannot be halved.
     """
-    items = benchmark.items(side, data=places.data(settings.name), protocol=settings.protocol)
+    items = benchmark.items(
+        side, data=places.benchmark_folder(settings.name), protocol=settings.protocol
+    )
     whole = len(items)
     if settings.half is not None:
         items = select_half(items, settings, benchmark)
@@ -161,8 +163,8 @@ def asking_identity(benchmark: Benchmark) -> dict[str, Any]:
 
 def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: DataPaths) -> list[list[str]]:
     try:
-        named = benchmark.files(places.data(settings.name))
-        return sorted([file.name, sha256_of(file)] for file in named)
+        named = benchmark.files(places.benchmark_folder(settings.name))
+        return sorted([file.name, file_sha256(file)] for file in named)
     except OSError as error:
         raise UserError(
             f"{settings.name}: {error.filename} cannot be read ({error.strerror})"

@@ -61,7 +61,7 @@ def ranker_problems(config: TrialConfig, places: DataPaths) -> list[str]:
         judged = BenchmarkConfig(name="pairs", judge=pairs.judge)
         lacking = resource_problems(judged, frozenset({"judge"}), places)
     elif pairs.ranker == "chair" and config.data.source != SHAPES:
-        data = places.data("chair")
+        data = places.benchmark_folder("chair")
         names = (data or Path("DIR/chair")) / "synonyms.txt"
         if data is None or not names.is_file():
             lacking.append(
@@ -112,7 +112,7 @@ def _problems(side: Side, settings: BenchmarkConfig, places: DataPaths) -> Itera
         yield from benchmark.problems()
     if wrong or isinstance(benchmark, ExternalBenchmark):
         return
-    data = places.data(settings.name)
+    data = places.benchmark_folder(settings.name)
     if "data" in benchmark.needs and (data is None or not data.is_dir()):
         yield (
             f"there is no folder {data} (`chip-ablate data status` says what goes there)"

@@ -14,7 +14,7 @@ from chip_core.evaluation.task import Benchmark
 from chip_core.evaluation.text.language import nltk_problems, spacy_problems
 from chip_core.evaluation.text.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
 from chip_core.utils.errors import TrialError, UserError
-from chip_core.utils.files import sha256_of
+from chip_core.utils.files import file_sha256
 
 #: A table of word similarities in a benchmark's folder, in place of spaCy's vectors.
 TABLE = "similarity.json"
@@ -60,7 +60,7 @@ def resource_problems(
         offer_nltk_data(places)
         problems += nltk_problems()
     if "similarity" in needs and similarity_table(settings, places) is None:
-        wanted = (places.data(settings.name) or Path("DIR") / settings.name) / TABLE
+        wanted = (places.benchmark_folder(settings.name) or Path("DIR") / settings.name) / TABLE
         problems += [f"{lack} (or {wanted})" for lack in spacy_problems(SPACY_VECTORS)]
     if "coco" in needs and coco_folder(places) is None:
         problems.append(
@@ -94,23 +94,23 @@ def resource_identity(
     found: dict[str, Any] = {}
     if "similarity" in benchmark.needs:
         table = similarity_table(settings, places)
-        found["similarity"] = SPACY_VECTORS if table is None else sha256_of(table)
+        found["similarity"] = SPACY_VECTORS if table is None else file_sha256(table)
     if "coco" in benchmark.needs:
         folder = coco_folder(places)
         files = [] if folder is None else sorted(folder.glob("*_*2014.json"))
-        found["coco"] = [[file.name, sha256_of(file)] for file in files]
+        found["coco"] = [[file.name, file_sha256(file)] for file in files]
     if "judge" not in benchmark.needs:
         found["judge"] = None  # a configured judge has no effect
     elif places.judge_replies is not None:
         if not places.judge_replies.is_file():
             raise UserError(f"--judge-replies: no file {places.judge_replies}")
-        found["judge"] = {"replies": sha256_of(places.judge_replies)}  # in place of the model
+        found["judge"] = {"replies": file_sha256(places.judge_replies)}  # in place of the model
     return found
 
 
 def similarity_table(settings: BenchmarkConfig, places: DataPaths) -> Path | None:
     """Return the benchmark's own table of word similarities, or None."""
-    folder = places.data(settings.name)
+    folder = places.benchmark_folder(settings.name)
     file = None if folder is None else folder / TABLE
     return file if file is not None and file.is_file() else None
 

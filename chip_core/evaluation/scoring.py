@@ -72,7 +72,7 @@ def score_answers(
                 Answer(item=item.id, response=text, fields=item.fields)
                 for item, text in zip(items, responses, strict=True)
             ],
-            data=places.data(settings.name),
+            data=places.benchmark_folder(settings.name),
             protocol=settings.protocol,
             resources=resources,
         )

@@ -30,9 +30,9 @@ from chip_core.models.parts import (
     trained_parts,
 )
 from chip_core.models.shards import is_sharded, put_weights, whole_weights
-from chip_core.utils.errors import DiskFullError, TrialError, UnfitError, brief
-from chip_core.utils.files import room_for, sync_files
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.errors import DiskFullError, TrialError, UnfitError, first_line
+from chip_core.utils.files import convert_disk_full, sync_files
+from chip_core.utils.seeding import derive_seed
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_PARTS = "trained_parts.safetensors"
@@ -58,7 +58,7 @@ def attach_adapters(model: Any, config: TrialConfig) -> Any:
         TrialError: a target of `lora.targets` is not a linear layer of the decoder, or a part that
             gets adapters has no linear layer.
     """
-    if not config.adapted:
+    if not config.has_adapters:
         return model
     import peft
 
@@ -70,7 +70,7 @@ def attach_adapters(model: Any, config: TrialConfig) -> Any:
         target_modules=_adapted_linears(model, config),
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed("lora", config.seed))
+        torch.manual_seed(derive_seed("lora", config.seed))
         return _adapted(model, settings).eval()
 
 
@@ -189,7 +189,7 @@ def save_model(
     if write:
         shutil.rmtree(partial, ignore_errors=True)
     try:
-        with room_for("the trained model", folder.parent):
+        with convert_disk_full("the trained model", folder.parent):
             write_weights(model, partial, config, write=write)
             if write:
                 processor.save_pretrained(partial)
@@ -286,7 +286,7 @@ def with_adapter(base: Any, folder: Path) -> Any:
         _name_as_in_model(settings, base, layout, weights)
         model = _adapted(base, settings)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
-        reason = brief(error)
+        reason = first_line(error)
         homeless = [name for name in weights if not layout.is_layers(name)]
         if not homeless:
             raise TrialError(
@@ -333,7 +333,7 @@ def _settings(folder: Path) -> Any:
             raise ValueError("it names no peft_type")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrialError(
-            f"{folder / ADAPTER_CONFIG} cannot be read ({brief(error)}): "
+            f"{folder / ADAPTER_CONFIG} cannot be read ({first_line(error)}): "
             "save the adapter again with PEFT"
         ) from None
     settings.inference_mode = True
@@ -471,5 +471,5 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise TrialError(f"{file} cannot be read ({brief(error)}): copy it again") from None
+        raise TrialError(f"{file} cannot be read ({first_line(error)}): copy it again") from None
     return weights

@@ -20,7 +20,7 @@ from chip_core.models.processing import (
     template_problem,
 )
 from chip_core.shapes import MODEL_FOLDER
-from chip_core.utils.errors import TrialError, UnfitError, brief
+from chip_core.utils.errors import TrialError, UnfitError, first_line
 from chip_core.utils.files import expand_path, read_json
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def problem(model: ModelConfig) -> str | None:
         config = read_json(folder / "config.json")
         model_type = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        return f"{folder}/config.json cannot be read ({brief(error)}): not a Hugging Face model"
+        return (
+            f"{folder}/config.json cannot be read ({first_line(error)}): not a Hugging Face model"
+        )
     if not isinstance(model_type, str):
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
     if model_type in own.CONVERTERS:
@@ -92,7 +94,7 @@ def problem(model: ModelConfig) -> str | None:
             with safe_open(file, framework="numpy"):
                 pass
         except (OSError, SafetensorError) as error:
-            return f"{file} cannot be read ({brief(error)}): copy the weights again"
+            return f"{file} cannot be read ({first_line(error)}): copy the weights again"
     # The embedded model's type is known, and planning it needs no transformers.
     if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not own_code:
         fault = template_problem(folder, model_type)
@@ -233,7 +235,9 @@ def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any
                 **kind,
             )
     except (OSError, ImportError, ValueError, RuntimeError) as error:
-        raise TrialError(f"{source} cannot be loaded ({brief(error)}): {_advice(error)}") from None
+        raise TrialError(
+            f"{source} cannot be loaded ({first_line(error)}): {_advice(error)}"
+        ) from None
     skip_unread_layers(empty)
     return empty.eval(), _processor(source, options)
 
@@ -320,7 +324,9 @@ def load_whole(
     except torch.OutOfMemoryError:
         raise
     except (OSError, ImportError, ValueError, RuntimeError) as error:
-        raise TrialError(f"{source} cannot be loaded ({brief(error)}): {_advice(error)}") from None
+        raise TrialError(
+            f"{source} cannot be loaded ({first_line(error)}): {_advice(error)}"
+        ) from None
     finally:
         logging.set_verbosity(told)
     if quantize == "nf4":

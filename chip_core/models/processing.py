@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.models import own
-from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.files import read_json
 
 #: The settings that a composed processor reads from a folder's processor_config.json.
@@ -216,7 +216,7 @@ def template_problem(folder: Path, model_type: str) -> str | None:
         if broken.is_file():
             read_json(broken)
     except (OSError, ValueError) as error:
-        what = brief(error)
+        what = first_line(error)
         return f"has a {broken.name} that cannot be read ({what}): copy it again"
     return _chosen(_in_folder(folder), {}, _image_token(folder, model_type))[1]
 
@@ -299,7 +299,7 @@ def _fault(template: str, tokens: Mapping[str, str], image: str | None) -> str |
     try:
         shown = _rendered(template, [{"type": "image"}, words], tokens)
     except Exception as error:  # a template is a program
-        what = brief(error)
+        what = first_line(error)
         return (
             f"has a chat template that fails on a question with an image ({what}): put the one of "
             "the family's instruction-tuned model into chat_template.jinja"

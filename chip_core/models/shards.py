@@ -42,10 +42,10 @@ class WeightsFromRank0:
         Raises:
             TrialError: another worker's model differs from rank 0's.
         """
-        self._model, self._first, self._device = model, workers.first, device
+        self._model, self._first, self._device = model, workers.is_main, device
         self._told = workers.broadcast_from_rank0(lambda: _described(model))
         self._given: set[str] = set()
-        workers.each(self._check)
+        workers.gather_results(self._check)
 
     @torch.no_grad()
     def give(self, part: nn.Module) -> None:

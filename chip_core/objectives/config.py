@@ -13,7 +13,7 @@ from pydantic import AfterValidator, WithJsonSchema, model_validator
 from chip_core.config.fields import Section, Shorthand, figure
 from chip_core.objectives.methods import METHODS, MethodConfig, Settings, resolve
 from chip_core.objectives.parts import VIEWS, Declared, Method, Quantity, Reads, Scope
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 
 Term = Literal["response", "segment", "token", "visual", "anchor"]
 Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo", "rdpo", "chairdpo"]
@@ -88,7 +88,7 @@ PRESETS = (*get_args(Preset), *(name for name in METHODS if ":" not in name))
 
 def _known_preset(name: str) -> str:
     if name not in PRESETS:
-        raise ValueError(f"unknown level '{name}': {suggestion(name, PRESETS)}")
+        raise ValueError(f"unknown level '{name}': {suggest(name, PRESETS)}")
     return name
 
 

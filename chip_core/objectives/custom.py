@@ -43,7 +43,7 @@ def load_term(name: str) -> CustomTerm:
     Raises:
         ValueError: it cannot be imported, is not a function, or needs something unknown.
     """
-    term = plugins.load(name)
+    term = plugins.load_plugin(name)
     if not callable(term):
         raise ValueError(f"'{name}' is no function: see docs/plugins.md")
     unknown = sorted(needs(term) - NEEDS)

@@ -33,7 +33,7 @@ from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, epochs_re
 from chip_core.training.policy import Policy, spread
 from chip_core.training.reference import LiveSource, ReferenceSource, TrainingReference
 from chip_core.training.states import ResponseStates
-from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.workers import Workers
 
 
@@ -86,7 +86,7 @@ def open_stores(
     for spec in available.passes:
         folder = store_folder(available.cache, spec.key)
         found: list[ReferenceCacheStore] = []
-        problems = workers.each(partial(_problem, spot_check, spec, folder, found))
+        problems = workers.gather_results(partial(_problem, spot_check, spec, folder, found))
         problem = next((each for each in problems if each is not None), None)
         if problem is None:
             stores.append((spec, found[0]))
@@ -276,7 +276,7 @@ class SpotCheck:
         try:
             states = self._policy.states(given.to(self._device))
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-            what = brief(error)
+            what = first_line(error)
             raise BrokenStoreError(f"the model cannot be given them ({what})") from None
         gap = _apart(_of(states, rejected), _of(self._states[epoch], rejected))
         if not gap <= _STATES[self._config.model.dtype]:

@@ -41,9 +41,9 @@ from chip_core.utils.errors import (
     printable,
 )
 from chip_core.utils.files import (
+    convert_disk_full,
     hash_file,
     read_json,
-    room_for,
     sync_files,
     sync_folder,
     write_json,
@@ -123,13 +123,13 @@ class Checkpointer:
             NonFiniteLossError: a weight is not a number, and any resumed training would fail.
             DiskFullError: it does not fit; its files are removed, and older checkpoints stay.
         """
-        self._workers.each(lambda: _check_finite(self._model, step))
+        self._workers.gather_results(lambda: _check_finite(self._model, step))
         whole = folder / CHECKPOINTS / f"step-{step:08d}"
         partial = whole.with_name(f".{whole.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        self._workers.wait()
+        self._workers.barrier()
         try:
-            with room_for(f"the checkpoint after step {step}", folder):
+            with convert_disk_full(f"the checkpoint after step {step}", folder):
                 self._write(partial, whole, step)
         except DiskFullError:
             shutil.rmtree(partial, ignore_errors=True)
@@ -152,7 +152,7 @@ class Checkpointer:
             names, state["optimizer"] = save_shards(
                 shards, self._updated(), optimizer=self._optimizer
             )
-            own = self._workers.each(lambda: {n: _facts(shards / n) for n in names})
+            own = self._workers.gather_results(lambda: {n: _facts(shards / n) for n in names})
             facts = {f"{SHARDS}/{name}": each for part in own for name, each in part.items()}
         else:
             facts, state["optimizer"] = {}, saved_state(self._optimizer)
@@ -164,7 +164,7 @@ class Checkpointer:
             with suppress(FileNotFoundError):
                 partial.replace(whole)
                 sync_folder(whole.parent)
-            self._workers.wait()
+            self._workers.barrier()
 
     def _complete(
         self,
@@ -251,7 +251,7 @@ class Checkpointer:
 
     def _agreed(self, problem: str | None) -> str | None:
         """Return the first problem of any worker, so that all workers skip a checkpoint or none."""
-        return next((each for each in self._workers.gathered(problem) if each is not None), None)
+        return next((each for each in self._workers.all_gather(problem) if each is not None), None)
 
     def _load(self, checkpoint: Path) -> str | None:
         """Resume from a complete checkpoint; return why it cannot be used, or None."""

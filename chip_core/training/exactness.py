@@ -17,7 +17,7 @@ from chip_core.models.precision import dtype_of, in_fp32
 from chip_core.models.shards import has_weights
 from chip_core.training.policy import Policy
 from chip_core.training.states import lying, pad, response_states
-from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.workers import Workers
 
 ON = "on"
@@ -64,11 +64,11 @@ def share_prefixes(
     """
     workers = workers or Workers()
     here = has_weights(policy)
-    workers.each(lambda: _check_head(policy, batch) if here else None)
+    workers.gather_results(lambda: _check_head(policy, batch) if here else None)
     if wanted == "off":
         yield "off (engine.prefix_sharing: off)"
         return
-    fused = all(workers.each(lambda: not here or can_fuse(policy.head.weight)))
+    fused = all(workers.gather_results(lambda: not here or can_fuse(policy.head.weight)))
     reason = _anyones_problem(policy, batch, workers, fused=fused)
     if fused and reason is not None:
         _log.warning("attention of packed rows is not fused: %s", reason)
@@ -89,7 +89,7 @@ def _anyones_problem(
     policy: Policy, batch: PairBatch, workers: Workers, *, fused: bool
 ) -> str | None:
     here = has_weights(policy)
-    problems = workers.each(
+    problems = workers.gather_results(
         lambda: prefix_sharing_problem(policy, batch, fused=fused) if here else None
     )
     return next((each for each in problems if each is not None), None)
@@ -114,7 +114,7 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = Fa
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model not made for packed rows may raise anything
-        return brief(error)
+        return first_line(error)
     for place, what in enumerate(_MEASURED):
         differences = [(_apart(shared[place], true[place]), _TOLERANCE[true[place].dtype], "")]
         if bf16:
@@ -155,7 +155,7 @@ def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
             raise
         except Exception as error:  # a compiler may raise anything
             raise TrialError(
-                f"engine.compile: layers: {brief(error)}: write engine.compile: off"
+                f"engine.compile: layers: {first_line(error)}: write engine.compile: off"
             ) from error
         distances = [_apart(*each) for each in zip(made, true, strict=True)]
         for what, distance, limit in zip(_MEASURED, distances, limits, strict=True):

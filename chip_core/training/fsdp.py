@@ -35,7 +35,7 @@ from chip_core.training.optimizer.masters import Masters
 from chip_core.training.parallel import Compute, SingleProcessStrategy, equal_machines
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveSource, rounded
-from chip_core.utils.workers import PATIENCE
+from chip_core.utils.workers import BARRIER_TIMEOUT
 
 #: Share of the free memory that weights, gradients and states may take.
 _ROOM = 0.7
@@ -59,7 +59,7 @@ class FSDPStrategy(SingleProcessStrategy):
         self._root = _shard(policy, compute)
         short = not _room_for_gradients(self._root, device)
         # Alike for all: they meet as often.
-        self._each_pass = workers.sums({"short": float(short)}, device)["short"] > 0
+        self._each_pass = workers.all_reduce({"short": float(short)}, device)["short"] > 0
 
     def reference(self) -> LiveSource:
         """Return the policy as it is now, as the reference."""
@@ -212,7 +212,7 @@ def _own_group(groups: Sequence[Sequence[int]], rank: int) -> Any:
 
     The groups that a mesh creates itself have a shorter timeout than the workers' own.
     """
-    made = [torch.distributed.new_group(list(ranks), timeout=PATIENCE) for ranks in groups]
+    made = [torch.distributed.new_group(list(ranks), timeout=BARRIER_TIMEOUT) for ranks in groups]
     return next(group for ranks, group in zip(groups, made, strict=True) if rank in ranks)
 
 
@@ -246,7 +246,7 @@ def _shard(policy: Policy, compute: Compute) -> Any:
         reduce_dtype=torch.float32 if bf16 else None, cast_forward_inputs=False
     )
     root: Any = _Root(policy)
-    everywhere = all(workers.each(lambda: has_weights(policy)))
+    everywhere = all(workers.gather_results(lambda: has_weights(policy)))
     given = None if everywhere else WeightsFromRank0(root, workers, compute.device)
     # What is within a layer comes before it. A layer is spread as soon as it is given.
     layers = [each for each in policy.modules() if isinstance(each, GradientCheckpointingLayer)]

@@ -66,7 +66,7 @@ def choose_parallelism(
         TrialError: under `hsdp`, the machines have different numbers of workers.
     """
     asked = config.engine.parallel
-    if workers.alone:
+    if workers.is_single:
         return "single"
     if asked == "hsdp":
         machines = equal_machines(workers)
@@ -78,9 +78,9 @@ def choose_parallelism(
     if device.type != "cuda" or config.model.quantize != "none":  # 4 bits are not spread
         return "ddp"
     room, needed = _ROOM * torch.cuda.mem_get_info(device)[0], bytes_needed(model, config)
-    counts = [len(ranks) for ranks in workers.by_machine()]
+    counts = [len(ranks) for ranks in workers.ranks_by_machine()]
     equal = counts[0] if len(set(counts)) == 1 else 0
-    short = workers.sums(
+    short = workers.all_reduce(
         {"gpu": float(needed > room), "machine": float(needed > equal * room)}, device
     )
     if not short["gpu"]:
@@ -94,7 +94,7 @@ def equal_machines(workers: Workers) -> list[list[int]]:
     Raises:
         TrialError: the machines have different numbers of workers.
     """
-    machines = workers.by_machine()
+    machines = workers.ranks_by_machine()
     counts = [len(ranks) for ranks in machines]
     if len(set(counts)) > 1:
         raise TrialError(

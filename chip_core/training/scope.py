@@ -17,7 +17,7 @@ from torch import Tensor
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, batch_facts
-from chip_core.utils.seeding import generator
+from chip_core.utils.seeding import make_generator
 from chip_core.utils.workers import Workers
 
 #: Returns the columns of a batch's pairs; see `Policy.table_columns`.
@@ -76,7 +76,7 @@ class GlobalBatchScope:
                 tokens += int(batch.chosen.mask.sum())
                 for number, place in enumerate(batch.places):
                     rows[place] = {name: column[number] for name, column in values.items()}
-        everyone = self._workers.gathered((tokens, rows))
+        everyone = self._workers.all_gather((tokens, rows))
         # In the order of the data, independent of the worker that computed a pair.
         known = dict(sorted(entry for _, own in everyone for entry in own.items()))
         names = next(iter(known.values())).keys()
@@ -108,6 +108,6 @@ class GlobalBatchScope:
         self._state = dict(state)
 
     def _facts(self, table: BatchTable, step: int) -> BatchFacts:
-        draw = generator("kept pairs", self._config.seed, step)
+        draw = make_generator("kept pairs", self._config.seed, step)
         facts, self._after = batch_facts(self._config.objective, table, self._state, draw=draw)
         return facts

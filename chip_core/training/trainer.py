@@ -40,7 +40,7 @@ from chip_core.training.policy import Policy, chunk_of
 from chip_core.training.reference import NoReference, ReferenceCaches, TrainingReference
 from chip_core.training.scope import GlobalBatchScope
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
-from chip_core.utils.files import JsonlWriter, read_records, record_line, write_bytes
+from chip_core.utils.files import JsonlWriter, format_record, read_records, write_bytes
 
 #: torch's message if the machine's own memory cannot hold a tensor.
 _NO_MEMORY = "can't allocate memory"
@@ -200,7 +200,7 @@ class Trainer:
         trained = set_trained(self.model, config, encoder_alone=resumed.step < alone)
         first_step = 0.0
         scored = config.training.scored_steps(steps)[:-1]
-        write = self.compute.workers.first
+        write = self.compute.workers.is_main
         with _curves(self.folder, resumed, write=write) as spool, _memory_told():
             for step, share in enumerate(shares, start=resumed.step + 1):
                 if step == alone + 1:
@@ -248,7 +248,7 @@ class Trainer:
         sums = _numbers(self._accumulate(step, share, loader))
         sums["stop"] = float(stop())
         # Summed, these are the same for all workers.
-        sums = self.compute.workers.sums(sums, self.compute.device)
+        sums = self.compute.workers.all_reduce(sums, self.compute.device)
         tokens, stopping = sums.pop("tokens"), sums.pop("stop") > 0
         figures = {name: value / self.config.training.batch_size for name, value in sums.items()}
         if not math.isfinite(figures["loss"]):
@@ -316,7 +316,7 @@ class Trainer:
     ) -> Iterator[tuple[PairBatch, ReferenceScores, Facts]]:
         """Yield each pass's batch, on the device, with the reference's scores and the facts."""
         source, device = self.reference.source, self.compute.device
-        alone = self.compute.workers.alone and len(share) == 1
+        alone = self.compute.workers.is_single and len(share) == 1
         if self.scope.scope is None or alone:
             for _ in share:
                 batch = self.reference.attach_features(loader.next()).to(device)
@@ -369,7 +369,7 @@ def _sharing(config: TrialConfig, compute: Compute) -> dict[str, str]:
     found = compute.parallelism
     if found == "hsdp":
         return {"parallel": f"hsdp ({shards_of(found, compute.workers)} workers a machine)"}
-    if config.engine.parallel == "hsdp" and not compute.workers.alone:
+    if config.engine.parallel == "hsdp" and not compute.workers.is_single:
         return {"parallel": f"{found} (hsdp, and {_ALIKE[found]})"}
     return {}
 
@@ -433,7 +433,7 @@ def _curves(folder: Path, resumed: Resumed, *, write: bool) -> Iterator[JsonlWri
         yield None
         return
     earlier = [] if resumed.folder is None else read_records(resumed.folder / CURVES)
-    kept = [record_line(record) for record in earlier if record["step"] <= resumed.step]
+    kept = [format_record(record) for record in earlier if record["step"] <= resumed.step]
     write_bytes(folder / CURVES, b"".join(kept))
     spool = JsonlWriter(folder / CURVES)
     try:

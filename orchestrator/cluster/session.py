@@ -247,7 +247,7 @@ def bundle_submission(study: str, recipe: str | None, folder: Path) -> Submissio
         return SubmissionBundle(folder=folder, study=file.name, recipe=_own_recipe(recipe, folder))
     named = str(recipes.read_yaml(file).get("recipe", ""))
     own = file.parent / named
-    if named not in recipes.names() and own.is_file():
+    if named not in recipes.recipe_names() and own.is_file():
         inside = PurePosixPath(named)
         if inside.is_absolute() or ".." in inside.parts:
             raise UserError(
@@ -261,9 +261,9 @@ def bundle_submission(study: str, recipe: str | None, folder: Path) -> Submissio
 
 
 def _own_recipe(recipe: str, folder: Path) -> str:
-    if recipe in recipes.names():
+    if recipe in recipes.recipe_names():
         return recipe
-    source = recipes.find(recipe)
+    source = recipes.find_recipe(recipe)
     if (folder / expand_path(recipe).name).exists():
         raise UserError(f"--recipe: {recipe}: is named as the study's file: rename it")
     shutil.copyfile(source, folder / source.name)

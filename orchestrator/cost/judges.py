@@ -177,7 +177,7 @@ def _requests(
     with suppress(ValueError, ArithmeticError, LookupError, UserError):
         benchmark.score(
             answers,
-            data=places.data(settings.name),
+            data=places.benchmark_folder(settings.name),
             protocol=settings.protocol,
             resources=replace(resources, judge=judge),
         )

@@ -154,7 +154,7 @@ def _model(config: TrialConfig) -> dict[str, Any]:
     return {
         **model,
         "language_model": config.language_model,
-        "lora": config.lora.model_dump(mode="json") if config.adapted else None,
+        "lora": config.lora.model_dump(mode="json") if config.has_adapters else None,
         # Omitted if empty, so that older recorded timings keep their kind.
         **({"adapted": beside} if beside else {}),
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.generators.sharing import is_servable, is_shared
-from chip_core.utils.machine import cores, cpu_name, device_name, gpus
+from chip_core.utils.machine import cpu_count, cpu_name, device_name, gpu_count
 from orchestrator.cost.workload import TrialWork
 
 
@@ -14,7 +14,7 @@ def machine_of(config: TrialConfig) -> str | None:
     """Return the device that a trial would run on here; None if there is none."""
     engine = config.engine
     if engine.device == "cuda" or (engine.device == "auto" and engine.gpus_per_worker > 0):
-        return device_name("cuda") if gpus() else None
+        return device_name("cuda") if gpu_count() else None
     return cpu_name()  # Ray hides the GPUs from a worker that asks for none
 
 
@@ -48,10 +48,10 @@ def places_for(work: Sequence[TrialWork], held: int = 0) -> int | None:
     for each in work:
         engine, slots = (
             each.config.engine,
-            cores() // (each.config.engine.cpus_per_worker * each.processes),
+            cpu_count() // (each.config.engine.cpus_per_worker * each.processes),
         )
         if engine.gpus_per_worker:
-            free = max(0, gpus() - held)
+            free = max(0, gpu_count() - held)
             slots = min(slots, int(free / (engine.gpus_per_worker * each.processes)))
         fewest = slots if fewest is None else min(fewest, slots)
     return fewest or None

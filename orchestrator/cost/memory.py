@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chip_core.config.trial import EngineConfig, TrialConfig
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.data.source import SHAPES
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import expand_path
-from chip_core.utils.machine import gpus
+from chip_core.utils.machine import gpu_count
 from orchestrator.cost.machines import machine_of
 from orchestrator.cost.published.devices import GPUS_OF_A_MACHINE
 from orchestrator.cost.rates import Rates
@@ -193,7 +193,7 @@ def workers_of_a_machine(engine: EngineConfig) -> int:
     The largest number that divides the workers evenly and is at most this machine's GPUs, if it has
     several, or those of a published machine.
     """
-    here = gpus() if engine.gpus_per_worker else 0
+    here = gpu_count() if engine.gpus_per_worker else 0
     most = here if here > 1 else GPUS_OF_A_MACHINE
     workers = engine.workers_per_trial
     return max(count for count in range(1, most + 1) if workers % count == 0)
@@ -216,7 +216,7 @@ def _estimated(config: TrialConfig, *, reference: bool, spread: bool) -> Estimat
     return Estimated(
         footprint=made,
         basis=rows.basis,
-        adapted=config.adapted,
+        adapted=config.has_adapters,
         masters=precision.master > 0,
         states=precision.states,
     )
@@ -355,7 +355,7 @@ def _with(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConfig | Non
     for key, value in settings.items():
         set_key(tree, key, value)
     try:
-        return trial_config(tree, "a change")
+        return parse_trial_config(tree, "a change")
     except ConfigError:
         return None
 

@@ -18,7 +18,7 @@ from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.outcomes import MetricInfo
 from chip_core.evaluation.task import metric_name
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.analysis.prediction_powered import (
     MeanEstimate,
     PredictionPowered,
@@ -88,9 +88,7 @@ def judge_values(
         metric = primary.metric
     short = next(iter(infos)) if metric is None else metric.removeprefix(prefix)
     if short not in infos:
-        raise UserError(
-            f"--metric: {benchmark} has no metric '{short}': {suggestion(short, infos)}"
-        )
+        raise UserError(f"--metric: {benchmark} has no metric '{short}': {suggest(short, infos)}")
     outcomes = {
         fingerprint: scores[prefix + short].items
         for fingerprint, scores in load_scores(plan, ledger, storage).items()

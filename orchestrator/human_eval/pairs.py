@@ -14,7 +14,7 @@ from chip_core.config.trial import BenchmarkConfig
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Side
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.state.ledger import Ledger
 
@@ -143,9 +143,7 @@ def find_arm(plan: Plan, name: str) -> Arm:
         if name == arm.name:
             return arm
     names = [arm.name for arm in plan.arms]
-    raise UserError(
-        f"--arms: study {plan.study.name} has no arm '{name}': {suggestion(name, names)}"
-    )
+    raise UserError(f"--arms: study {plan.study.name} has no arm '{name}': {suggest(name, names)}")
 
 
 def find_scored(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
@@ -162,7 +160,7 @@ def find_scored(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
     if name not in known:
         raise UserError(
             f"--benchmark: study {plan.study.name} has no benchmark '{name}': "
-            f"{suggestion(name, known)}"
+            f"{suggest(name, known)}"
         )
     return known[name]
 

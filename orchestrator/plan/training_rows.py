@@ -27,7 +27,7 @@ from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, DataSource, is_local, open_source
 from chip_core.pairs.prompts import check_prompts, open_prompts
 from chip_core.utils.errors import ConfigError, warn_once
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
 from orchestrator.utils.progress import progress
 
@@ -174,7 +174,7 @@ def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
             for file in table.files
             for state in [os.stat(file)]
         ]
-        images = {path: file and sha256_of(file) for path, file in source.image_files()}
+        images = {path: file and file_sha256(file) for path, file in source.image_files()}
         decided_by["images"] = sorted(images.items())
     return fingerprint(decided_by)[:32]
 

@@ -26,7 +26,7 @@ import orchestrator
 from chip_core.evaluation.readiness import sides
 from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.cost.trimmed_trials import LEFT_OUT
 from orchestrator.plan.contamination import OVERLAP
 from orchestrator.plan.plan import Plan, Trial
@@ -66,7 +66,7 @@ def find_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Writ
         raw = read_checksummed(_mark_file(folder))
         files = {str(name): str(sha256) for name, sha256 in raw["files"].items()}
         results = Results.read(raw["results"])
-        whole = all(sha256_of(folder / name) == sha256 for name, sha256 in files.items())
+        whole = all(file_sha256(folder / name) == sha256 for name, sha256 in files.items())
         if not whole or raw["inputs"] != inputs_hash(plan, ledger, storage, folder, files):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -90,7 +90,7 @@ def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> W
     mark = None
     # A report with warnings is not reused, so that they are shown again.
     if warning_count() == before:
-        files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in written}
+        files = {file.relative_to(folder).as_posix(): file_sha256(file) for file in written}
         with suppress(TypeError, ValueError):  # if JSON has no such type, the report is not reused
             inputs = inputs_hash(plan, ledger, storage, folder, files)
             kept = {"inputs": inputs, "files": files, "results": results.kept()}
@@ -188,7 +188,7 @@ def _mark_file(folder: Path) -> Path:
 
 def _sha256(file: Path) -> str | None:
     try:
-        return sha256_of(file)
+        return file_sha256(file)
     except OSError:
         return None
 

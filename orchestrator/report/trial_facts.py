@@ -14,7 +14,7 @@ from rich.text import Text
 
 from chip_core.results import CONFIG, CURVES, MODEL
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import without_checksum
+from chip_core.utils.files import parse_checksummed
 from orchestrator.jobs.attempt import TRACEBACK
 from orchestrator.plan.snapshot import plan_snapshots
 from orchestrator.report.formatting import NOTHING
@@ -172,7 +172,7 @@ def _config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
     for folder in [*([record.model] if record.model else []), *reversed(hashes)]:
         file = workdir / folder / CONFIG
         try:
-            found = without_checksum(file.read_bytes())
+            found = parse_checksummed(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError):

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from chip_core.utils.errors import UserError, printable
-from chip_core.utils.files import is_full
+from chip_core.utils.files import is_disk_full
 
 _CONNECT_SECONDS = 5.0
 #: Default ports of network stores.
@@ -213,7 +213,7 @@ def _check_file(file: Path, *, makes: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
-        if is_full(error):
+        if is_disk_full(error):
             raise
         raise WrongAddress(f"{above}: {error.strerror}") from None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.results import CONFIG, CURVES
-from chip_core.utils.files import without_checksum
+from chip_core.utils.files import parse_checksummed
 from orchestrator.tracking.client import MlflowStore, Point, Run
 
 _SAMPLE = 50  # responses shown per benchmark
@@ -65,7 +65,7 @@ def _points(text: bytes) -> Iterator[Point]:
     for line in text.split(b"\n"):
         # Incomplete or damaged lines are left out; the ledger is authoritative.
         with suppress(ValueError, KeyError, TypeError):
-            point = without_checksum(line)
+            point = parse_checksummed(line)
             yield Point(
                 step=int(point["step"]),
                 milliseconds=int(point["time"] * 1000),
@@ -79,7 +79,7 @@ def _table(path: Path) -> dict[str, Any] | None:
     with path.open("rb") as file:
         for line in itertools.islice(file, _SAMPLE):
             with suppress(ValueError):
-                rows.append(without_checksum(line))
+                rows.append(parse_checksummed(line))
     if not rows:
         return None
     columns = list(rows[0])

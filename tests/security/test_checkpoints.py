@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from chip_core import recipes
 from chip_core.config.trial import ModelConfig, TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.models import loading
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.trained import read_trained
@@ -169,7 +169,7 @@ def test_models_by_hypothesis(tmp_path: Path, data: st.DataObject) -> None:
 
 @pytest.fixture
 def config() -> TrialConfig:
-    return trial_config(recipes.read_yaml(recipes.find("shapes")), "test")
+    return parse_trial_config(recipes.read_yaml(recipes.find_recipe("shapes")), "test")
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def strategy_class(name: str) -> StrategyClass:
     """
     if not plugins.is_plugin(name):
         return REJECTED_IMAGES[name]
-    found = plugins.load(name)
+    found = plugins.load_plugin(name)
     if not (isinstance(found, type) and issubclass(found, (ImageStrategy, PixelStrategy))):
         raise ConfigError(
             [

@@ -23,7 +23,7 @@ from chip_core.data.rejected_images.base import (
 )
 from chip_core.data.rejected_images.images import as_rgb, bounded, same_pixels
 from chip_core.utils.errors import TrialError
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,4 +176,4 @@ class RejectedImages:
         key = ("rejected_image", self._config.strategy, *self._strategy.key(), self._seed, sample)
         if self._config.redraw == "each_epoch":
             key = (*key, "epoch", epoch)
-        return derived_seed(*key)
+        return derive_seed(*key)

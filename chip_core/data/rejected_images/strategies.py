@@ -40,7 +40,7 @@ from chip_core.data.rejected_images.base import (
     Traits,
 )
 from chip_core.data.rejected_images.images import content_boxes, other_image
-from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.files import expand_path
 
 if TYPE_CHECKING:
@@ -382,7 +382,7 @@ def _pipeline(folder: str) -> Any:
             folder, local_files_only=True, use_safetensors=True, **checker
         )
     except (OSError, ValueError, ImportError) as error:
-        reason = brief(error)
+        reason = first_line(error)
         raise TrialError(f"rejected_image.inpaint.path: {folder}: {reason}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

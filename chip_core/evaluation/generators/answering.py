@@ -98,7 +98,7 @@ def answer(
         benchmark = find_benchmark(settings.name)
         if isinstance(benchmark, ExternalBenchmark):
             asker = benchmark
-            return current_workers().awaited_from_rank0(
+            return current_workers().wait_for_rank0(
                 lambda: _by_itself(context, side, settings, asker)
             )
         items, _ = select_items(side, settings, benchmark, context.places)
@@ -119,7 +119,7 @@ def answer(
         for item, text in zip(items, responses, strict=True)
     ]
     lines = f"responses/{file_name(side, settings.name)}.jsonl"
-    if current_workers().first:
+    if current_workers().is_main:
         write_atomically(context.folder / lines, "".join(json.dumps(row) + "\n" for row in rows))
     return Answers(items=len(rows), responses=lines, metadata=metadata)
 
@@ -194,7 +194,7 @@ def _responses(
         own = _transformers(context, questions, workers)
         made = _answered(context, questions, own, phase, workers)
     else:
-        made = workers.awaited_from_rank0(lambda: _by_engine(context, questions, engine, phase))
+        made = workers.wait_for_rank0(lambda: _by_engine(context, questions, engine, phase))
     return [made.answers[item.id].text for item in questions.items], made.metadata
 
 
@@ -226,7 +226,7 @@ def _by_engine(
 def _transformers(
     context: InferenceContext, questions: _Questions, workers: Workers | None = None
 ) -> TransformersGenerator:
-    settings, data = questions.settings, context.places.data(questions.settings.name)
+    settings, data = questions.settings, context.places.benchmark_folder(questions.settings.name)
     return TransformersGenerator(
         batch_size=context.batch_size,
         encodings=context.encodings,
@@ -267,7 +267,7 @@ def _answered(
             clock.tell([response for _, response in answers], share=workers.size)
 
         with AnswerFile(context.folder, name, marks[0], workers.rank) as file:
-            if workers.first:
+            if workers.is_main:
                 file.add(
                     (item, before[item.id])
                     for item in items
@@ -276,7 +276,7 @@ def _answered(
             pace = generator.answer(left, context.answering_model, questions.decoding, tell)
         return made, pace
 
-    shares = workers.each(own_share)
+    shares = workers.gather_results(own_share)
     answers = dict(before)
     for share, _ in shares:
         answers.update(share)

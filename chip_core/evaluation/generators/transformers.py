@@ -11,7 +11,7 @@ from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace
 from chip_core.evaluation.inference.batches import make_batches
 from chip_core.evaluation.inference.decoder import Decoder
 from chip_core.evaluation.task import Decoding, Item
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 from chip_core.utils.workers import Workers
 
 _CHECKED = 16  # answers that are generated again alone in bf16
@@ -67,7 +67,7 @@ class TransformersGenerator(Generator):
             tell(answers)
             made.update((item.id, response.text) for item, response in answers)
         pace = Pace(seconds=time.perf_counter() - began, waited=decoder.waited, notes=decoder.notes)
-        if model.bf16 and self._workers.first:
+        if model.bf16 and self._workers.is_main:
             self.moved = _moved(decoder, [item for item in items if item.id in made], made)
         return pace
 
@@ -77,6 +77,6 @@ def _moved(decoder: Decoder, items: Sequence[Item], made: Mapping[str, str]) -> 
 
     In bf16 an answer depends on the rest of its batch.
     """
-    draw = random.Random(derived_seed("bf16"))
+    draw = random.Random(derive_seed("bf16"))
     again = draw.sample(list(items), min(_CHECKED, len(items)))
     return len(again), sum(decoder.alone(item) != made[item.id] for item in again)

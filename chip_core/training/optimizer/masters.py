@@ -73,7 +73,7 @@ class Masters:
     @torch.no_grad()
     def average(self, trained: Sequence[nn.Parameter], workers: Workers) -> None:
         """Average gradients over workers that each hold the whole model, summed in fp32."""
-        if workers.alone:
+        if workers.is_single:
             return
         for piece in _pieces(self._with_gradient(trained)):
             gradients = [self._gradient(weight) for weight in piece]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.cluster.config import ClusterFile, Problem
 
 #: Name -> the names below it; None: these are unknown, or the user's own.
@@ -90,4 +90,4 @@ def _unknown(given: Any, known: Tree | None, where: str) -> Iterator[Problem]:
             if key in known:
                 yield from _unknown(value, known[key], f"{where}.{key}")
             else:
-                yield Problem(key=f"{where}.{key}", what=f"unknown key: {suggestion(key, known)}")
+                yield Problem(key=f"{where}.{key}", what=f"unknown key: {suggest(key, known)}")

@@ -213,7 +213,7 @@ def trained_as(config: TrialConfig) -> Literal["lora", "full"]:
     """Return how a trial trains what most of its time goes to."""
     whole = {"full", "trained", "staged"}
     large = (config.language_model, config.vision_encoder)  # a projector is small
-    if config.language_model == "lora" or (config.adapted and whole.isdisjoint(large)):
+    if config.language_model == "lora" or (config.has_adapters and whole.isdisjoint(large)):
         return "lora"
     return "full"
 

@@ -77,7 +77,7 @@ def test_a_training_takes_its_share_of_the_cores(
     source: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "_MANY", ROWS)
-    monkeypatch.setattr(checks, "cores", lambda: 4)
+    monkeypatch.setattr(checks, "cpu_count", lambda: 4)
     asked: list[int] = []
 
     def counted(*given: Any, threads: int, **held: Any) -> Any:
@@ -91,7 +91,7 @@ def test_a_training_takes_its_share_of_the_cores(
 
 
 def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "cores", lambda: 16)
+    monkeypatch.setattr(checks, "cpu_count", lambda: 16)
     assert [threads_for(rows) for rows in (1, 1_999, 2_000, 83_000)] == [1, 1, 8, 8]
     assert [threads_for(83_000, sharing) for sharing in (2, 4, 8, 32)] == [8, 4, 2, 1]
 

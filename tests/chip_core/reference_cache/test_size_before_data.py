@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from chip_core import recipes
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.reference_cache.size import USUAL_RESPONSE, estimated_bytes
 from chip_core.reference_cache.spec import CacheSpec, cache_specs
 
 
 def specs(**settings: object) -> tuple[TrialConfig, dict[str, CacheSpec]]:
-    tree = recipes.read_yaml(recipes.find("llava-1.6-7b"))
+    tree = recipes.read_yaml(recipes.find_recipe("llava-1.6-7b"))
     for key, value in settings.items():
         set_key(tree, key.replace("__", "."), value)
-    config = trial_config(tree, "llava-1.6-7b")
+    config = parse_trial_config(tree, "llava-1.6-7b")
     return config, {one.kind: one for one in cache_specs(config, {}, {})}
 
 

@@ -55,7 +55,7 @@ def test_ahead_or_not_the_batches_are_the_same_to_the_bit(
         one, other = here.next(), ahead.next()
         assert one.places == other.places == portion.places
         assert one.epoch == other.epoch == epoch
-        assert (one.void, one.cut) == (other.void, other.cut)
+        assert (one.void, one.truncated) == (other.void, other.cut)
         assert len(tensors(one)) > 10
         for a, b in zip(tensors(one), tensors(other), strict=True):
             assert torch.equal(a, b)

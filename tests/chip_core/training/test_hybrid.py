@@ -28,7 +28,7 @@ from chip_core.training.parallel import (
 )
 from chip_core.training.trainer import _sharing
 from chip_core.utils.errors import TrialError
-from chip_core.utils.workers import PATIENCE, Workers
+from chip_core.utils.workers import BARRIER_TIMEOUT, Workers
 
 from .test_parallel import alone, compare, goes_on, helper, launched, prepared
 
@@ -178,27 +178,27 @@ class Lying(Workers):
         super().__init__(size=len(machines))
         object.__setattr__(self, "machines", machines)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return list(self.machines)  # type: ignore[attr-defined]
 
-    def sums(self, values: Any, device: Any) -> dict[str, float]:
+    def all_reduce(self, values: Any, device: Any) -> dict[str, float]:
         return {name: value * self.size for name, value in values.items()}
 
 
 def test_machines_are_told_by_who_started_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Train's number, else torchrun's, else the host's name."""
-    from chip_core.utils.workers import _machine
+    from chip_core.utils.workers import _machine_id
 
     for name in ("NODE_RANK", "GROUP_RANK"):
         monkeypatch.delenv(name, raising=False)
-    host = _machine()
+    host = _machine_id()
     assert host
     monkeypatch.setenv("GROUP_RANK", "1")
-    torchrun = _machine()
+    torchrun = _machine_id()
     monkeypatch.setenv("NODE_RANK", "0")
-    assert len({host, torchrun, _machine()}) == 3
-    assert Workers().by_machine() == [[0]]
-    assert Lying("b", "a", "b", "a").by_machine() == [[0, 2], [1, 3]]
+    assert len({host, torchrun, _machine_id()}) == 3
+    assert Workers().ranks_by_machine() == [[0]]
+    assert Lying("b", "a", "b", "a").ranks_by_machine() == [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize(
@@ -285,4 +285,4 @@ def test_the_workers_that_share_a_weight_are_those_of_one_machine(
     weight = next(iter(strategy._root.parameters()))  # type: ignore[attr-defined]
     assert weight.device_mesh.mesh_dim_names == ("replicate", "shard")
     assert shard_group(weight) is weight.device_mesh.get_group("shard")
-    assert waits == [PATIENCE, PATIENCE]  # for one another as long as all workers do
+    assert waits == [BARRIER_TIMEOUT, BARRIER_TIMEOUT]  # for one another as long as all workers do

@@ -167,7 +167,7 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
             model = model.to(getattr(torch, case.dtype))
     model = attach_adapters(model, config)
     folder = out / case.name
-    if case.apart and not workers.first:
+    if case.apart and not workers.is_main:
         folder = out / "elsewhere" / case.name
     trained = train(
         config,
@@ -178,14 +178,14 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
         compute=Compute(workers=workers, parallelism=case.kind),  # type: ignore[arg-type]
         resume_from=out / case.resume if case.resume else None,
     )
-    save_model(model, processor, folder / "model", config, write=workers.first)
+    save_model(model, processor, folder / "model", config, write=workers.is_main)
     return trained
 
 
 def loaded(case: Case, config: TrialConfig, folder: Path, workers: Workers) -> tuple[Any, Any]:
     """Return (model, processor) as a trial has them: of all workers, or of the first alone."""
     source = config.model.model_copy(update={"path": str(folder)})
-    if case.loads == "all" or workers.first:
+    if case.loads == "all" or workers.is_main:
         return loading.load(source)
     model, processor = loading.load_empty(source)
     assert all(parameter.is_meta for parameter in model.parameters())

@@ -260,7 +260,7 @@ def test_many_rows_are_shared_and_progress_is_shown(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "_MANY", 100)
-    monkeypatch.setattr(checks, "cores", lambda: 2)
+    monkeypatch.setattr(checks, "cpu_count", lambda: 2)
     monkeypatch.setattr("orchestrator.utils.progress.SHOWN_AFTER", 0.0)
     monkeypatch.setattr("orchestrator.utils.progress.PLAIN_EVERY", 0.0)
     size, makers = ImageReader.size, set[str]()

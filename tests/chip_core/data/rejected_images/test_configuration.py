@@ -14,7 +14,7 @@ from PIL import Image
 from chip_core.config.identity import fingerprint, inert_keys, training_identity
 from chip_core.config.strategies import STRATEGIES, NoParameters
 from chip_core.config.trial import RejectedImageConfig, TrialConfig
-from chip_core.config.validation import key_problem, trial_config
+from chip_core.config.validation import key_problem, parse_trial_config
 from chip_core.data.rejected_images import REJECTED_IMAGES, RejectedImages
 from chip_core.data.rejected_images.conformance import conformance, sample_image
 from chip_core.recipes import parse_yaml
@@ -78,7 +78,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def trial(rejected_image: Any) -> TrialConfig:
-    return trial_config({"model": "shapes", "rejected_image": rejected_image}, "x.yaml")
+    return parse_trial_config({"model": "shapes", "rejected_image": rejected_image}, "x.yaml")
 
 
 def mark(rejected_image: Any) -> str:

@@ -19,7 +19,7 @@ from chip_core.data.rejected_images.images import as_rgb, bounded, content_boxes
 from chip_core.data.rejected_images.strategies import signal_share
 from chip_core.shapes.processor import build_processor
 from chip_core.utils.errors import TrialError
-from chip_core.utils.seeding import generator
+from chip_core.utils.seeding import make_generator
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def test_the_draw_is_the_one_that_recorded_figures_were_made_with() -> None:
     # The key is (strategy, timestep, seed, sample); redraw and the released schedule add nothing.
     config = RejectedImageConfig(strategy="diffusion", diffusion={"timestep": 300})
     pixels = torch.ones(1, 3, 4, 4)
-    draw = generator("rejected_image", "diffusion", 300, 7, "train/5")
+    draw = make_generator("rejected_image", "diffusion", 300, 7, "train/5")
     signal, spread = diffusion_coefficients(300)
     expected = signal * pixels + spread * torch.randn(pixels.shape, generator=draw)
     made = RejectedImages(config, seed=7).corrupt(pixels, sample="train/5", epoch=2)

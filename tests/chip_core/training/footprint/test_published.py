@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 
 from chip_core import recipes
 from chip_core.config.trial import ModelConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.training.footprint.published import HEADS, MODELS, config_of, image_size
 
 #: Millions of parameters, as the models' pages on the hub show them; of Muffin docs/muffin.md.
@@ -33,7 +33,10 @@ def test_a_models_parameters_are_as_many_as_published(name: str) -> None:
 
 
 def test_every_recipes_model_is_known() -> None:
-    made = [trial_config(recipes.read_yaml(recipes.find(name)), name) for name in recipes.names()]
+    made = [
+        parse_trial_config(recipes.read_yaml(recipes.find_recipe(name)), name)
+        for name in recipes.recipe_names()
+    ]
     assert {one.model.path for one in made} - {"shapes"} <= set(MODELS)
 
 
