@@ -102,8 +102,8 @@ def _train(
         raise UserError("--cache: reference_cache is off: set it to fp32 or bf16")
     if workers.is_main:
         _check_folders(config, out, resume)
-        if config.objective.caution is not None:
-            print(f"chip_core: caution: {config.objective.caution}", file=sys.stderr)
+        if config.objective.warning is not None:
+            print(f"chip_core: caution: {config.objective.warning}", file=sys.stderr)
     workers.barrier()  # another process could mistake the first one's files for an earlier trial
 
     def told(progress: Progress) -> None:

@@ -73,8 +73,12 @@ class Shorthand(Section):
         """Allow the bare string in the JSON schema, too."""
         section = handler(core_schema)
         definition = handler.resolve_ref_schema(section)
-        string_schema = {key: value for key, value in definition["properties"][cls.shorthand].items()
-                if key not in ("default", "title")}  # fmt: skip
+        properties = definition["properties"]
+        string_schema = {
+            key: value
+            for key, value in properties[cls.shorthand].items()
+            if key not in ("default", "title")
+        }
         return {"anyOf": [string_schema, section]}
 
 

@@ -529,7 +529,7 @@ class TrialConfig(Section):
         objective, unavailable = self.objective, []
         if objective.needs_rejected_image and self.rejected_image.strategy == "given":
             unavailable.append("a rejected image (rejected_image is given)")
-        unavailable += ["other"] if objective.needs_other else []
+        unavailable += ["other"] if objective.needs_third_response else []
         unavailable += ["second_image"] if objective.reads_image("second_image") else []
         unavailable += objective.fields
         if unavailable:

@@ -215,7 +215,8 @@ def _describe_problem(problem: Any, model: type[BaseModel], location: list[Any])
     if kind == "value_error":
         return printable(str(problem["ctx"]["error"]), max_length=_MAX_CHECK_LENGTH)
     message = _PYTHON_TERMS.sub(lambda match: _YAML_TERMS[match[1]], problem["msg"])
-    return f"{message[0].lower()}{message[1:]}, not {_format_value(value)}{_correction_hint(kind, value)}"
+    written = _format_value(value)
+    return f"{message[0].lower()}{message[1:]}, not {written}{_correction_hint(kind, value)}"
 
 
 def _format_value(value: Any) -> str:

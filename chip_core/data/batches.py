@@ -24,7 +24,7 @@ from chip_core.data.rejected_images.images import as_rgb
 from chip_core.data.rows import RowError
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses, padded, stack_inputs
-from chip_core.objectives.parts import COLUMNS, VIEWS, Behind, Response, behind
+from chip_core.objectives.parts import COLUMNS, VIEWS, Prefix, Response, view_prefix
 from chip_core.objectives.segments import changed_tokens
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import derive_seed, make_generator
@@ -104,7 +104,7 @@ class PairEncoder:
 
     def batch(self, places: Sequence[int], epoch: int = 0) -> PairBatch:
         """Encode and pad pairs, given by their indices in the data, of an epoch counted from 0."""
-        prompts: dict[Behind, list[_Prompt]] = {}
+        prompts: dict[Prefix, list[_Prompt]] = {}
         answers: dict[str, list[_Marked]] = {}
         pairs: list[PreferencePair] = []
         void = 0
@@ -118,16 +118,20 @@ class PairEncoder:
                 prompts.setdefault(which, []).append(prompt)
             marked = {"chosen": encoded.chosen, "rejected": encoded.rejected}
             for side, (response, _) in marked.items():
-                room = self._config.training.max_length - len(asked[behind(side, sides=True)].ids)
+                room = self._config.training.max_length - len(
+                    asked[view_prefix(side, separate_images=True)].ids
+                )
                 if 0 < room < len(response.ids):
                     cut.append((encoded.pair.id, side, len(response.ids) - room))
             for view in self._views:
                 if view not in marked:
-                    marked[view] = self._under(encoded, asked[behind(view, sides=True)], view)
+                    marked[view] = self._under(
+                        encoded, asked[view_prefix(view, separate_images=True)], view
+                    )
             for view, of_view in marked.items():
                 answers.setdefault(view, []).append(of_view)
         sides = any(pair.own_image is not None for pair in pairs)
-        lying = {view: behind(view, sides=sides) for view in answers}
+        lying = {view: view_prefix(view, separate_images=sides) for view in answers}
         responses = {view: self._responses(prompts[lying[view]], answers[view]) for view in answers}
         stacked = {
             which: self._stacked(under)
@@ -150,13 +154,13 @@ class PairEncoder:
             fields=self._numbers(pairs),
         )
 
-    def _asked(self, encoded: _EncodedPair, epoch: int) -> tuple[dict[Behind, _Prompt], bool]:
+    def _asked(self, encoded: _EncodedPair, epoch: int) -> tuple[dict[Prefix, _Prompt], bool]:
         """Return the prompts of a pair's responses, and whether a rejected image is a true one.
 
         For the rejected response they are the pair's if the row has one image for both.
         """
         pair = encoded.pair
-        asked: dict[Behind, _Prompt] = {
+        asked: dict[Prefix, _Prompt] = {
             ("image", False): encoded.prompt,
             ("image", True): encoded.own,
         }

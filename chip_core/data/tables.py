@@ -145,7 +145,8 @@ class ParquetTable:
                     partial.unlink()
                 raise ConfigError(
                     [
-                        f"{copy.parent} cannot be written ({first_line(error)}): set CHIP_ABLATE_CACHE"
+                        f"{copy.parent} cannot be written ({first_line(error)}): "
+                        "set CHIP_ABLATE_CACHE"
                     ]
                 ) from None
         return pa.ipc.open_file(pa.memory_map(str(copy)))

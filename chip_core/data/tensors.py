@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from chip_core.objectives.parts import VIEWS, Behind, Image, behind
+from chip_core.objectives.parts import VIEWS, Image, Prefix, view_prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +159,9 @@ class PairBatch:
             named["rejected_image"] = self.rejected_image
         return {view: named[view] for view in VIEWS if view in named}
 
-    def behind(self, view: str) -> Behind:
+    def behind(self, view: str) -> Prefix:
         """Return the prefix of a view's responses."""
-        return behind(view, sides=bool(self.own))
+        return view_prefix(view, separate_images=bool(self.own))
 
     def prompts_of(self, image: Image, own: bool = False) -> Prompts:
         """Return the prompts with an image; `own`: with the rejected responses' own image."""

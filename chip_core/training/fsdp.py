@@ -27,7 +27,7 @@ from chip_core.models.adapters import without_adapter
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.precision import dtype_of
 from chip_core.models.shards import WeightsFromRank0, has_weights, local_part, whole
-from chip_core.objectives.global_batch import Facts
+from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import Reads
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
@@ -79,7 +79,7 @@ class FSDPStrategy(SingleProcessStrategy):
         batch: PairBatch,
         reference: ReferenceScores,
         head: OutputHead | None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> BatchObjective:
         """Return the objective of this worker's pairs."""
         loss, terms, chosen, rejected = self._root(batch, reference, head, facts)
@@ -177,7 +177,7 @@ class _Root(nn.Module):
         batch: PairBatch,
         reference: ReferenceScores,
         head: OutputHead | None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None, Tensor | None]:
         result = self.policy(batch, reference, head, facts)
         return result.loss, result.terms, result.chosen_reward, result.rejected_reward

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.memory import bytes_needed
-from chip_core.objectives.global_batch import Facts
+from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.optimizer.masters import Masters
@@ -139,7 +139,7 @@ class SingleProcessStrategy:
         batch: PairBatch,
         reference: ReferenceScores,
         head: OutputHead | None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> BatchObjective:
         """Return the objective of this worker's pairs; `facts` are of the global batch."""
         result: BatchObjective = self.policy(batch, reference, head, facts)
@@ -192,7 +192,7 @@ class DDPStrategy(SingleProcessStrategy):
         batch: PairBatch,
         reference: ReferenceScores,
         head: OutputHead | None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> BatchObjective:
         """Return the objective of this worker's pairs."""
         result: BatchObjective = self._wrapped(batch, reference, head, facts)

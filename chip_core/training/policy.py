@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Responses
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.forms import objective_of
-from chip_core.objectives.global_batch import Facts, table_columns
+from chip_core.objectives.forms import compute_objective
+from chip_core.objectives.global_batch import FactsSource, table_columns
 from chip_core.objectives.head import (
-    CHUNK,
+    DEFAULT_CHUNK,
     OutputHead,
-    best_other,
+    best_other_tokens,
     chunk_size,
     head_scores,
     token_logits,
@@ -47,7 +47,7 @@ class Policy(nn.Module):
         objective: ObjectiveConfig,
         *,
         prefix_sharing: bool = False,
-        logits_chunk: int = CHUNK,
+        logits_chunk: int = DEFAULT_CHUNK,
     ) -> None:
         """Wrap a model.
 
@@ -68,7 +68,7 @@ class Policy(nn.Module):
         batch: PairBatch,
         reference: ReferenceScores,
         reference_head: OutputHead | None = None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> BatchObjective:
         """Return the objective of each pair.
 
@@ -80,7 +80,7 @@ class Policy(nn.Module):
         """
         views = self._scored(batch, reference, reference_head)
         inputs = Inputs(views=views, fields=batch.fields, facts=facts)
-        return objective_of(self.objective, inputs)
+        return compute_objective(self.objective, inputs)
 
     @torch.no_grad()
     def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
@@ -158,7 +158,9 @@ class Policy(nn.Module):
                 values = token_logits(hidden[view], of.ids[of.places], self.head)
                 found[view]["logits"] = spread(values, of)
             if "best_other" in reads[view]:
-                ids = best_other(hidden[view], of.ids[of.places], self.head, self.logits_chunk)
+                ids = best_other_tokens(
+                    hidden[view], of.ids[of.places], self.head, self.logits_chunk
+                )
                 of_best = head_scores(hidden[view], ids, self.head, chunk=self.logits_chunk)
                 found[view]["best_other"] = spread(of_best.logps, of)
         if keep_hidden:

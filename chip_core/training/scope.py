@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
-from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, batch_facts
+from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, compute_batch_facts
 from chip_core.utils.seeding import make_generator
 from chip_core.utils.workers import Workers
 
@@ -54,7 +54,7 @@ class GlobalBatchScope:
         def facts(table: BatchTable) -> BatchFacts:
             columns = {name: values.cpu()[order] for name, values in table.columns.items()}
             known = self._facts(replace(table, columns=columns), step)
-            return known.of(order.argsort()).to(self._device)
+            return known.select(order.argsort()).to(self._device)
 
         return facts
 
@@ -91,7 +91,7 @@ class GlobalBatchScope:
         facts = self._facts(table, step)
         order = {place: number for number, place in enumerate(known)}
         return [
-            facts.of(torch.tensor([order[place] for place in batch.places])).to(self._device)
+            facts.select(torch.tensor([order[place] for place in batch.places])).to(self._device)
             for batch, _ in batches
         ]
 
@@ -109,5 +109,7 @@ class GlobalBatchScope:
 
     def _facts(self, table: BatchTable, step: int) -> BatchFacts:
         draw = make_generator("kept pairs", self._config.seed, step)
-        facts, self._after = batch_facts(self._config.objective, table, self._state, draw=draw)
+        facts, self._after = compute_batch_facts(
+            self._config.objective, table, self._state, generator=draw
+        )
         return facts

@@ -29,7 +29,7 @@ from chip_core.models.packing import Packing, Span, is_fused
 from chip_core.models.parts import without_head
 from chip_core.models.precision import as_held
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
-from chip_core.objectives.parts import VIEWS, Behind, Image, Response
+from chip_core.objectives.parts import VIEWS, Image, Prefix, Response
 
 _IMAGES: tuple[Image, ...] = ("image", "rejected_image", "second_image")
 _RESPONSES: tuple[Response, ...] = ("chosen", "rejected", "other")
@@ -116,7 +116,7 @@ def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> 
     """
     responses = batch.responses
     wanted = lying(responses if views is None else views)
-    together: dict[Behind, list[str]] = {}
+    together: dict[Prefix, list[str]] = {}
     for view in wanted:
         together.setdefault(batch.behind(view), []).append(view)
     parts = [

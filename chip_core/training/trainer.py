@@ -20,7 +20,7 @@ from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models.layers import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
-from chip_core.objectives.global_batch import Facts
+from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.results import CURVES
 from chip_core.training.batches import Loader, Share, TrainingBatches
@@ -313,7 +313,7 @@ class Trainer:
 
     def _passes(
         self, step: int, share: Share, loader: Loader
-    ) -> Iterator[tuple[PairBatch, ReferenceScores, Facts]]:
+    ) -> Iterator[tuple[PairBatch, ReferenceScores, FactsSource]]:
         """Yield each pass's batch, on the device, with the reference's scores and the facts."""
         source, device = self.reference.source, self.compute.device
         alone = self.compute.workers.is_single and len(share) == 1

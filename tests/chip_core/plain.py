@@ -9,7 +9,7 @@ import torch
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.objectives import ObjectiveConfig
-from chip_core.objectives.forms import objective_of
+from chip_core.objectives.forms import compute_objective
 from chip_core.objectives.from_logits import PairLogits, batch_from_logits
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import COLUMNS, VIEWS
@@ -22,7 +22,7 @@ from chip_core.training.states import PaddedRows, pad
 def batch_objective(config: ObjectiveConfig, **views: ResponseScores | None) -> BatchObjective:
     """Return the objective of views by name; None: it is not there."""
     given = {view: scores for view, scores in views.items() if scores is not None}
-    return objective_of(config, Inputs(views=given))
+    return compute_objective(config, Inputs(views=given))
 
 
 def rows(batch: PairBatch, what: str) -> PaddedRows:

@@ -64,7 +64,7 @@ class Further:
 def asks_of(objective: ObjectiveConfig) -> Asks:
     """Return what an objective needs of each row."""
     return Asks(
-        other=objective.needs_other,
+        other=objective.needs_third_response,
         second_image=objective.reads_image("second_image"),
         columns=objective.fields,
     )

@@ -31,7 +31,7 @@ from chip_core.models.packing import Packing, Span, packed_attention
 from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
 from chip_core.models.precision import as_held, quantized_weights
 from chip_core.objectives.head import OutputHead, chunk_size, head_scores
-from chip_core.objectives.parts import VIEWS, behind
+from chip_core.objectives.parts import VIEWS, view_prefix
 from chip_core.training.states import lying
 
 FP32 = 4  # bytes
@@ -78,7 +78,7 @@ class RowShape:
 
     def behind(self, views: Collection[str]) -> int:
         """Return how many prompts, each with an image, a pair's responses lie behind."""
-        return len({behind(view, sides=self.sides) for view in views})
+        return len({view_prefix(view, separate_images=self.sides) for view in views})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +314,7 @@ class _Step:
         for view in lying(views):
             # Without prefix sharing a pass a response: as many tokens.
             alone = self._config.engine.prefix_sharing == "off"
-            name = view if alone else behind(view, sides=shape.sides)
+            name = view if alone else view_prefix(view, separate_images=shape.sides)
             together[name] = (*together.get(name, ()), shape.response(view))
         spans = tuple(
             Span(prompt=shape.prompt, responses=responses)

@@ -63,7 +63,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
                 f"one trial for {len(arm.cells)} cells: {arm.name}: {'; '.join(arm.reasons)}"
             )
     yield from map(Text, mlflow_name_lines(mlflow_names(plan)))
-    for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
+    for caution in dict.fromkeys(arm.trials[0].config.objective.warning for arm in plan.arms):
         if caution is not None:
             yield Text(f"caution: {caution}", style="yellow")
 

@@ -411,7 +411,7 @@ def test_a_store_that_one_worker_cannot_use_none_does(
     class Other(Workers):
         said: ClassVar[str | None] = None
 
-        def each(self, make: Any) -> list[Any]:
+        def gather_results(self, make: Any) -> list[Any]:
             return [make(), type(self).said]
 
     class Broken(Other):

@@ -390,7 +390,7 @@ class OneOther(Workers):
 
     said: Any = None
 
-    def each(self, make: Callable[[], Any]) -> list[Any]:
+    def gather_results(self, make: Callable[[], Any]) -> list[Any]:
         return [make(), type(self).said]
 
 
