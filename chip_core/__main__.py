@@ -190,7 +190,7 @@ def _stores(
     from chip_core.reference_cache.build import ensure_caches
     from chip_core.reference_cache.spec import AvailableCaches, cache_specs, samples_read
 
-    samples = data.count(config.data)
+    samples = data.count_rows(config.data)
     passes = tuple(
         one
         for one in cache_specs(config, loading.identity(config.model), data.identity(config.data))

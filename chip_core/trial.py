@@ -148,7 +148,7 @@ class _Attempt:
             # Data first: a bad row is reported before a large model is loaded.
             pairs = checked_pairs(config, self._report)
             self._spans.end("check data")
-        self._encodings = ENCODINGS.of(loading.content_key(config.model))
+        self._encodings = ENCODINGS.for_model(loading.content_key(config.model))
         loaded = self._load(trained_model, train=trains)
         if trains:
             if config.pairs.rounds:

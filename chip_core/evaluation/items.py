@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
-from chip_core.data.image_files import READER
+from chip_core.data.image_files import READER_VERSION
 from chip_core.evaluation.resources import resource_identity
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, ExternalBenchmark, Item, Side
 from chip_core.utils import plugins
@@ -157,7 +157,7 @@ def asking_identity(benchmark: Benchmark) -> dict[str, Any]:
 
     Pictures are files if a benchmark has a folder of its own; other benchmarks draw them.
     """
-    reads = {"pictures": READER} if "data" in benchmark.needs else {}
+    reads = {"pictures": READER_VERSION} if "data" in benchmark.needs else {}
     return {"answers": BEHAVIOUR, **reads}
 
 

@@ -18,7 +18,7 @@ import torch
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.encodings import ENCODINGS
-from chip_core.data.formats.further import Asks, asks_of
+from chip_core.data.formats.extra_columns import RowRequirements, row_requirements
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
@@ -259,7 +259,9 @@ class BuildGroup:
         self._alone = all(spec.of_features for spec in passes)
         self._epoch = next((spec.epoch for spec in passes if spec.of_rejected_image), None) or 0
         self._device = next(model.parameters()).device
-        encodings = ENCODINGS.of(loading.content_key(config.model))  # also for the following trials
+        encodings = ENCODINGS.for_model(
+            loading.content_key(config.model)
+        )  # also for the following trials
         self._encoder = PairEncoder(
             processor,
             config.model_copy(update={"objective": objective}),
@@ -304,9 +306,9 @@ class BuildGroup:
         return self._of[spec.key]
 
 
-def _asks(passes: Sequence[CacheSpec], config: TrialConfig) -> Asks:
+def _asks(passes: Sequence[CacheSpec], config: TrialConfig) -> RowRequirements:
     """Return the further cells that a group needs; its passes may have several objectives."""
-    own = asks_of(config.objective)
+    own = row_requirements(config.objective)
     read = {part for spec in passes for view in spec.reads for part in VIEWS[view]}
     return replace(
         own,

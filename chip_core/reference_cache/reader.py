@@ -18,7 +18,7 @@ from torch import Tensor
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair
-from chip_core.data.tensors import PairBatch, Prompts, Responses, sent
+from chip_core.data.tensors import PairBatch, Prompts, Responses, to_device
 from chip_core.models.parts import trained_parts
 from chip_core.models.shards import has_weights
 from chip_core.models.tower import is_frozen
@@ -252,10 +252,10 @@ class SpotCheck:
         if said is None:  # the objective does not read this side of a store that has more
             one: Reads = {spec.view: frozenset([quantity])}
             said = getattr(self._policy.reference_scores(batch, one).views[spec.view], quantity)
-        ids = store.rows(batch.places, "chosen.ids")
+        ids = store.rows(batch.indices, "chosen.ids")
         if ids.tolist() != responses.ids[responses.mask].tolist():
             raise BrokenStoreError("its responses are not the data's")
-        stored = store.rows(batch.places, "chosen.logps").to(said.device)
+        stored = store.rows(batch.indices, "chosen.logps").to(said.device)
         gap = float((stored - said[responses.mask]).abs().mean())
         if not gap <= _LOGPS[self._config.model.dtype]:
             raise BrokenStoreError(
@@ -312,11 +312,11 @@ class StoredFeatures:
     def attach(self, batch: PairBatch) -> PairBatch:
         """Return a batch, on the CPU, with its images' features."""
         if self.images is not None:
-            batch = replace(batch, prompts=_with(self.images, batch.places, batch.prompts))
+            batch = replace(batch, prompts=_with(self.images, batch.indices, batch.prompts))
         of_epoch = None if None in self.rejected_images else batch.epoch
         store, prompts = self.rejected_images.get(of_epoch), batch.rejected_image_prompts
         if store is not None and prompts is not None:
-            batch = replace(batch, rejected_image_prompts=_with(store, batch.places, prompts))
+            batch = replace(batch, rejected_image_prompts=_with(store, batch.indices, prompts))
         return batch
 
 
@@ -370,7 +370,7 @@ class StoredReference:
             said = _read(
                 store,
                 view if text and quantity == "logps" else "chosen",
-                batch.places,
+                batch.indices,
                 batch.responses[view],
                 hidden=self._hidden and text and quantity == "logps",
             )
@@ -380,7 +380,7 @@ class StoredReference:
         views = {view: ResponseReference(**said) for view, said in known.items()}
         if missing:
             assert self._live is not None
-            computed = self._live.scores_of(batch.only(missing), missing).views
+            computed = self._live.scores_of(batch.select_views(missing), missing).views
             for view, rest in computed.items():
                 own = known.get(view, {})
                 views[view] = replace(rest, **own) if own else rest
@@ -408,4 +408,4 @@ def _read(
             "was trained on; remove that folder and run again"
         )
     names = ("logps", "hidden") if hidden else ("logps",)
-    return {name: spread(sent(column(name), device), responses) for name in names}
+    return {name: spread(to_device(column(name), device), responses) for name in names}

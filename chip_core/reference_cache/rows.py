@@ -69,7 +69,7 @@ class ImageFeatures:
         """
         pixels = self._prompts(batch).images["pixel_values"]
         if pixels.ndim != 4 or len(pixels) != len(batch):
-            yield from map(self._alone, batch.places)
+            yield from map(self._alone, batch.indices)
             return
         together = self._computed(self._prompts(batch))
         split = {name: values.chunk(len(batch)) for name, values in together.items()}
@@ -146,9 +146,9 @@ class ResponseLogps:
     def _texts(self, place: int) -> list[str]:
         """Return the responses of a pair that the pass covers."""
         kinds = {VIEWS[view][1] for view in self._spec.reads}
-        texts = dict(zip(("chosen", "rejected"), self._pairs.responses(place), strict=True))
+        texts = dict(zip(("chosen", "rejected"), self._pairs.response_texts(place), strict=True))
         if "other" in kinds:
-            texts["other"] = self._pairs.other(place) or ""
+            texts["other"] = self._pairs.third_response(place) or ""
         return [text for kind, text in texts.items() if kind in kinds]
 
     def rows(self, batch: PairBatch) -> Iterator[CacheRow]:

@@ -167,7 +167,7 @@ def _responses(data: DataConfig) -> Iterator[tuple[str, str]]:
         from chip_core.data.preferences import ShapesPairs
 
         pairs = ShapesPairs(data.limit)
-        yield from (pairs.responses(index) for index in range(len(pairs)))
+        yield from (pairs.response_texts(index) for index in range(len(pairs)))
         return
     for _, row in open_source(data).scan():
         if not isinstance(row, RowError):

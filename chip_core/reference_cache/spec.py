@@ -20,7 +20,7 @@ from chip_core.config.identity import (
     rejected_image_identity,
 )
 from chip_core.config.trial import BEHAVIOUR, TrialConfig
-from chip_core.data.formats.further import asks_of
+from chip_core.data.formats.extra_columns import row_requirements
 from chip_core.data.rejected_images import strategy_class
 from chip_core.models.loading import projector_in_tower
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
@@ -156,7 +156,7 @@ def cache_specs(
     visual = config.objective.needs_rejected_image
     # If rows without their own rejected image are skipped, the pairs are others.
     skipped: dict[str, Any] = {"given": True} if visual and traits.needs_given else {}
-    asked = asks_of(config.objective).names
+    asked = row_requirements(config.objective).names
     skipped |= {"asked": asked} if asked else {}
     common = {
         "format": FORMAT,

@@ -100,7 +100,7 @@ class _Prompt:
 
 
 def _prompt(marks: SpecialTokens, item: DescribedImage) -> _Prompt:
-    processor, (asked,) = marks.hidden(item.prompt)
+    processor, (asked,) = marks.hide(item.prompt)
     content = [{"type": "image"}, {"type": "text", "text": asked}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True

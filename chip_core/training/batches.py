@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import CutCount, PairEncoder, batch_order, count_steps
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.utils.errors import TrialError
@@ -165,7 +165,7 @@ class TrainingBatches:
         processor: Any,
         pairs: Pairs,
         workers: Workers,
-        encodings: Encodings | None = None,
+        encodings: EncodingCache | None = None,
     ) -> None:
         """Count the steps; encode nothing yet.
 

@@ -143,7 +143,7 @@ class Policy(nn.Module):
             of_reference, trained = self._divergent(reference, scored, hidden)
             scores = head_scores(
                 torch.cat([hidden[view] for view in scored]),
-                torch.cat([of.ids[of.places] for of in scored.values()]),
+                torch.cat([of.ids[of.token_indices] for of in scored.values()]),
                 self.head,
                 reference_hidden=of_reference,
                 reference_head=reference_head,
@@ -155,11 +155,11 @@ class Policy(nn.Module):
             kl = {} if scores.kl is None else _by_kind(scores.kl, scored)
         for view, of in responses.items():
             if "logits" in reads[view]:
-                values = token_logits(hidden[view], of.ids[of.places], self.head)
+                values = token_logits(hidden[view], of.ids[of.token_indices], self.head)
                 found[view]["logits"] = spread(values, of)
             if "best_other" in reads[view]:
                 ids = best_other_tokens(
-                    hidden[view], of.ids[of.places], self.head, self.logits_chunk
+                    hidden[view], of.ids[of.token_indices], self.head, self.logits_chunk
                 )
                 of_best = head_scores(hidden[view], ids, self.head, chunk=self.logits_chunk)
                 found[view]["best_other"] = spread(of_best.logps, of)
@@ -181,7 +181,7 @@ class Policy(nn.Module):
         known = {view: reference.views.get(view) for view in ("rejected", "chosen")}
         of_reference = torch.cat(
             [
-                said.hidden[scored[view].places]
+                said.hidden[scored[view].token_indices]
                 for view, said in known.items()
                 if said is not None and said.hidden is not None
             ]
@@ -206,7 +206,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
         """Return log p of each response token, (B, C), from the states that predict it, (N, D)."""
-        ids = responses.ids[responses.places]
+        ids = responses.ids[responses.token_indices]
         scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
         return spread(scores.logps, responses)
 
@@ -232,14 +232,14 @@ def chunk_of(model: Any, config: TrialConfig, device: torch.device) -> int:
 def spread(values: Tensor, responses: Responses) -> Tensor:
     """Return values of responses' tokens at their positions, (N, …) to (B, C, …); 0 elsewhere."""
     whole = values.new_zeros((*responses.mask.shape, *values.shape[1:]))
-    return whole.index_put(responses.places, values)
+    return whole.index_put(responses.token_indices, values)
 
 
 def _by_kind(values: Tensor, responses: dict[str, Responses]) -> dict[str, Tensor]:
     """Split values, which cover the first of all positions, into (B, C) for each kind."""
     parted, start = {}, 0
     for kind, of in responses.items():
-        length = len(of.places[0])
+        length = len(of.token_indices[0])
         if start < len(values):
             parted[kind] = spread(values[start : start + length], of)
         start += length

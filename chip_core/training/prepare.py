@@ -9,7 +9,7 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
-from chip_core.data.formats.further import Asks, asks_of
+from chip_core.data.formats.extra_columns import RowRequirements, row_requirements
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.source import SHAPES
@@ -20,7 +20,7 @@ from chip_core.utils.workers import current_workers
 
 
 def checked_pairs(
-    config: TrialConfig, report: Callable[[Progress], None], asks: Asks | None = None
+    config: TrialConfig, report: Callable[[Progress], None], asks: RowRequirements | None = None
 ) -> Pairs:
     """Load the pairs, and report the rows checked about once a second.
 
@@ -47,9 +47,9 @@ def checked_pairs(
         config.data,
         on_row,
         rejected_images=given and config.objective.needs_rejected_image,
-        asks=asks_of(config.objective) if asks is None else asks,
+        requirements=row_requirements(config.objective) if asks is None else asks,
         model=ProcessorChecker(loading.processor_of(config.model)) if own else None,
-        sharing=current_workers().size,
+        processes=current_workers().size,
     )
 
 

@@ -49,7 +49,7 @@ class GlobalBatchScope:
             batch: the pass.
             step: counted from 1.
         """
-        order = torch.tensor(batch.places).argsort()  # the order of the data, as in `gather`
+        order = torch.tensor(batch.indices).argsort()  # the order of the data, as in `gather`
 
         def facts(table: BatchTable) -> BatchFacts:
             columns = {name: values.cpu()[order] for name, values in table.columns.items()}
@@ -74,7 +74,7 @@ class GlobalBatchScope:
             values = {name: column.tolist() for name, column in said.items()}
             if counts:
                 tokens += int(batch.chosen.mask.sum())
-                for number, place in enumerate(batch.places):
+                for number, place in enumerate(batch.indices):
                     rows[place] = {name: column[number] for name, column in values.items()}
         everyone = self._workers.all_gather((tokens, rows))
         # In the order of the data, independent of the worker that computed a pair.
@@ -91,7 +91,7 @@ class GlobalBatchScope:
         facts = self._facts(table, step)
         order = {place: number for number, place in enumerate(known)}
         return [
-            facts.select(torch.tensor([order[place] for place in batch.places])).to(self._device)
+            facts.select(torch.tensor([order[place] for place in batch.indices])).to(self._device)
             for batch, _ in batches
         ]
 

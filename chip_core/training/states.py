@@ -24,7 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.data.tensors import PairBatch, Prompts, Responses, is_by_token, sent, stack_inputs
+from chip_core.data.tensors import (
+    PairBatch,
+    Prompts,
+    Responses,
+    is_per_token,
+    stack_inputs,
+    to_device,
+)
 from chip_core.models.packing import Packing, Span, is_fused
 from chip_core.models.parts import without_head
 from chip_core.models.precision import as_held
@@ -63,13 +70,13 @@ def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
     device, inputs = prompts.ids.device, prompts.inputs
     # Computed on the host, to avoid waiting for the device.
     prompts, responses = prompts.on_host, responses.on_host
-    behind = responses.behind
+    behind = responses.without_leading
     ids = torch.cat([prompts.ids, behind.ids], 1)
     mask = torch.cat([prompts.mask, behind.mask], 1)
     # Tokens move left over the padding between prompt and response, in the same order.
     length = int(mask.sum(1).max())
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :length]
-    rows, columns = responses.places
+    rows, columns = responses.token_indices
     first = prompts.mask.sum(1, keepdim=True) - 1  # the prompt's last token predicts the first
     more = behind.ids.shape[1]
     predicting = first + torch.arange(more, device=ids.device)
@@ -77,16 +84,16 @@ def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
         predicting = torch.cat([_before(responses.leading), predicting], 1)
     ids = ids.gather(1, order)
     return PaddedRows(
-        input_ids=sent(ids, device),
+        input_ids=to_device(ids, device),
         host_ids=ids,
-        attention_mask=sent(mask.gather(1, order).long(), device),
+        attention_mask=to_device(mask.gather(1, order).long(), device),
         inputs={
-            name: sent(torch.nn.functional.pad(value, (0, more)).gather(1, order), device)
-            if is_by_token(name)
+            name: to_device(torch.nn.functional.pad(value, (0, more)).gather(1, order), device)
+            if is_per_token(name)
             else inputs[name]
             for name, value in prompts.inputs.items()
         },
-        predicting=(sent(rows, device), sent(predicting[rows, columns], device)),
+        predicting=(to_device(rows, device), to_device(predicting[rows, columns], device)),
     )
 
 
@@ -118,16 +125,16 @@ def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> 
     wanted = lying(responses if views is None else views)
     together: dict[Prefix, list[str]] = {}
     for view in wanted:
-        together.setdefault(batch.behind(view), []).append(view)
+        together.setdefault(batch.prefix(view), []).append(view)
     parts = [
-        pack_prompts(batch.prompts_of(*behind), [responses[view] for view in under], model)
+        pack_prompts(batch.select_prompts(*behind), [responses[view] for view in under], model)
         for behind, under in together.items()
     ]
     if len(parts) == 1:
         return parts[0]
     lengths = [part.input_ids.shape[1] for part in parts]
     starts = [sum(lengths[:number]) for number in range(len(parts))]
-    by_token = {name for name in parts[0].inputs if is_by_token(name)}
+    by_token = {name for name in parts[0].inputs if is_per_token(name)}
     inputs = stack_inputs(
         [{k: v for k, v in part.inputs.items() if k not in by_token} for part in parts], tokens=0
     )
@@ -152,7 +159,7 @@ def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -
     device, inputs = prompts.ids.device, prompts.inputs
     # Computed on the host, to avoid waiting for the device.
     prompts, responses = prompts.on_host, [part.on_host for part in responses]
-    behind = [part.behind for part in responses]
+    behind = [part.without_leading for part in responses]
     masks = [prompts.mask, *(part.mask for part in behind)]
     mask = torch.cat(masks, 1)
     ids = torch.cat([prompts.ids, *(part.ids for part in behind)], 1)
@@ -165,17 +172,17 @@ def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -
         before = [last, lying[:, :-1]]
         if part.leading is not None:
             before.insert(0, places.gather(1, _before(part.leading)))
-        predicting.append(sent(torch.cat(before, 1)[part.mask], device))
+        predicting.append(to_device(torch.cat(before, 1)[part.mask], device))
         start += own.ids.shape[1]
     lengths = torch.stack([part.sum(1) for part in masks], 1).tolist()
     more = (0, ids.shape[1] - prompts.ids.shape[1])
     return PackedRow(
-        input_ids=sent(ids[mask][None], device),
+        input_ids=to_device(ids[mask][None], device),
         host_ids=ids[mask][None],
-        positions=sent(positions[..., mask].unsqueeze(-2), device),
+        positions=to_device(positions[..., mask].unsqueeze(-2), device),
         inputs={
-            name: sent(torch.nn.functional.pad(value, more)[mask][None], device)
-            if is_by_token(name)
+            name: to_device(torch.nn.functional.pad(value, more)[mask][None], device)
+            if is_per_token(name)
             else inputs[name]
             for name, value in prompts.inputs.items()
         },
@@ -200,7 +207,7 @@ def _positions(prompts: Prompts, responses: Sequence[Responses], model: Any) -> 
         known = {
             name: value
             for name, value in prompts.inputs.items()
-            if "grid" in name or is_by_token(name)
+            if "grid" in name or is_per_token(name)
         }
         of_prompt, _ = index(prompts.ids, attention_mask=prompts.mask.long(), **known)
         largest = of_prompt.masked_fill(~prompts.mask, 0).amax((0, 2))
@@ -261,7 +268,7 @@ def response_states(
         found = _packed(inner, batch, wanted)
     else:
         found = {
-            view: _padded(inner, batch.prompts_of(*batch.behind(view)), responses[view])
+            view: _padded(inner, batch.select_prompts(*batch.prefix(view)), responses[view])
             # The rejected image first, as ever: the order of passes is the order of sums.
             for view in sorted(wanted, key=lambda view: view != "rejected_image")
         }
@@ -284,8 +291,8 @@ def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
 
 
 def _packed(inner: Any, batch: PairBatch, views: Sequence[str]) -> dict[str, Tensor]:
-    behind = dict.fromkeys(batch.behind(view) for view in views)  # in the order of the row
-    prompts = [batch.prompts_of(*which) for which in behind]
+    behind = dict.fromkeys(batch.prefix(view) for view in views)  # in the order of the row
+    prompts = [batch.select_prompts(*which) for which in behind]
     with inject_cached_features(inner, _features(inner, prompts)):
         return dict(zip(views, _of_row(inner, pack(batch, inner, views)), strict=True))
 
@@ -305,7 +312,7 @@ def _features(inner: Any, prompts: Sequence[Prompts]) -> Features | None:
 def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
     packing, device = Packing(row.spans), row.input_ids.device
     if is_fused(inner):
-        packing.lay_out(lambda value: sent(value, device))
+        packing.lay_out(lambda value: to_device(value, device))
     with counted_on_host(inner, row.host_ids):
         hidden: Tensor = inner(
             input_ids=row.input_ids,

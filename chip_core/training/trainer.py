@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models.layers import keep_activations, recompute_layers
@@ -83,7 +83,7 @@ class Trainer:
         folder: Path,
         compute: Compute | None = None,
         caches: ReferenceCaches | None = None,
-        encodings: Encodings | None = None,
+        encodings: EncodingCache | None = None,
     ) -> None:
         """Build the components.
 
@@ -149,7 +149,11 @@ class Trainer:
                 model=model,
                 optimizer=self.optimizer,
                 masters=self.masters,
-                stateful={"schedule": self.schedule, "encoder": self.batches.cut, **carried},
+                stateful={
+                    "schedule": self.schedule,
+                    "encoder": self.batches.cut,
+                    **carried,
+                },
                 workers=workers,
             )
             self._within = stack.pop_all()
@@ -416,7 +420,7 @@ def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, Tensor | flo
         margin = chosen - rejected
         parts |= {"reward/margin": margin, "reward/accuracy": (margin > 0).float()}
     sums = {name: value.detach().double().sum() for name, value in parts.items()}
-    return {**sums, "void": float(batch.void), "tokens": float(batch.tokens)}
+    return {**sums, "void": float(batch.void_count), "tokens": float(batch.tokens)}
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def _of_trials(
 
     @cache
     def count(data: str) -> int | None:
-        return preference_data.count(DataConfig.model_validate_json(data))
+        return preference_data.count_rows(DataConfig.model_validate_json(data))
 
     known: dict[tuple[object, ...], tuple[CacheSpec, ...]] = {}
     for trial in plan.trials:

@@ -89,7 +89,7 @@ def plain_loss(
             with torch.set_grad_enabled(grad):
                 given[who] = {
                     view: _alone(
-                        model, batch.prompts_of(*batch.behind(view)), batch.responses[view], row
+                        model, batch.select_prompts(*batch.prefix(view)), batch.responses[view], row
                     )
                     for view in views
                 }
@@ -113,7 +113,7 @@ def _pair(
         fields.setdefault(column, {})[key] = value.tolist()
     for by_view in logits.values():
         for view, rows in by_view.items():
-            start = int(batch.prompts_of(*batch.behind(view)).mask[row].sum())
+            start = int(batch.select_prompts(*batch.prefix(view)).mask[row].sum())
             # The truth knows one prompt: what another is longer by, or shorter, is not looked at.
             kept = rows[start - 1 :]
             by_view[view] = torch.cat([kept.new_zeros(length - 1, kept.shape[1]), kept])

@@ -12,7 +12,7 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.generator import ParityConfig
 from chip_core.config.trial import ModelConfig
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace
 from chip_core.evaluation.generators.parity import Answered, check, compare, draw_sample
 from chip_core.evaluation.generators.transformers import TransformersGenerator
@@ -50,7 +50,7 @@ class InferenceContext:
     folder: Path  # gets answers/, responses/ and scores/
     places: DataPaths
     batch_size: int = 64  # items answered together
-    encodings: Encodings | None = None  # of the same processor, kept by this process
+    encodings: EncodingCache | None = None  # of the same processor, kept by this process
     bf16: bool = False
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are reused
     report: Callable[[Progress], None] = lambda progress: None

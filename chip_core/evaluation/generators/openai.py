@@ -133,7 +133,7 @@ class OpenAIGenerator(Generator):
         """Refuse a question that a server would tokenize differently from transformers here."""
         marks = SpecialTokens(model.processor)
         for item in items:
-            if held := marks.within(item.prompt):
+            if held := marks.find(item.prompt):
                 raise TrialError(
                     f"item {item.id} holds {held[0]}, a mark of the model, which a server reads as "
                     "what it does and not as text: answer this benchmark by "

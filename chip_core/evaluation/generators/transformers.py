@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Hashable, Mapping, Sequence
 
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace, Tell
 from chip_core.evaluation.inference.batches import make_batches
 from chip_core.evaluation.inference.decoder import Decoder
@@ -26,7 +26,7 @@ class TransformersGenerator(Generator):
         self,
         *,
         batch_size: int,
-        encodings: Encodings | None = None,
+        encodings: EncodingCache | None = None,
         asked: Hashable = None,
         workers: Workers | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.evaluation.inference.batches import Batch
 from chip_core.evaluation.inference.continuous import (
     Continuous,
@@ -40,7 +40,7 @@ class Decoder:
         *,
         bf16: bool,
         share_prefix: bool,
-        encodings: Encodings | None = None,
+        encodings: EncodingCache | None = None,
         asked: Hashable = None,
         sampling: Sampling | None = None,
     ) -> None:

@@ -53,7 +53,9 @@ def rows_of_trial(found: Any, config: TrialConfig) -> Rows:
     if not is_hub_name(config.data.source):
         try:
             lengths = list(islice(response_tokens(config), _SAMPLE))
-            sides = config.data.source != SHAPES and open_source(config.data).has_sides(_SAMPLE)
+            sides = config.data.source != SHAPES and open_source(config.data).has_separate_images(
+                _SAMPLE
+            )
         except ConfigError:
             lengths = None
     room = max(1, config.training.max_length - image.tokens - QUESTION)

@@ -84,7 +84,7 @@ def run_here(payload: JobPayload) -> Outcome:
 
     if not payload.job.config.engine.fresh_process:
         BASE_MODELS.keep()
-        ENCODINGS.keep()
+        ENCODINGS.enable()
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_PRODUCTS))
 
     ends: list[Outcome] = []

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.data import asks_of
+from chip_core.data import row_requirements
 from chip_core.evaluation.generators.sharing import is_servable, is_shared
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import problems, sides
@@ -72,7 +72,7 @@ def _asked_lines(plan: Plan) -> Iterator[Text]:
     """Yield what objectives need in rows besides image, prompt, chosen and rejected."""
     asked: dict[tuple[str, ...], list[str]] = {}
     for arm in plan.arms:
-        names = tuple(asks_of(arm.trials[0].config.objective).names)
+        names = tuple(row_requirements(arm.trials[0].config.objective).names)
         if names:
             asked.setdefault(names, []).append(arm.name)
     for names, arms in asked.items():

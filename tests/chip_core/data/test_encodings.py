@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from chip_core.data.encodings import OVERHEAD, Encodings, KeptEncodings
+from chip_core.data.encodings import ENTRY_OVERHEAD, EncodingCache, ProcessEncodings
 
 
 def encoder(made: list[str], name: str, floats: int) -> Callable[[], Sequence[Tensor]]:
@@ -20,7 +20,7 @@ def encoder(made: list[str], name: str, floats: int) -> Callable[[], Sequence[Te
 
 def test_what_fits_is_encoded_once_and_the_rest_each_time() -> None:
     made: list[str] = []
-    encodings = Encodings(2 * (OVERHEAD + 400))  # of two entries of 100 numbers in fp32
+    encodings = EncodingCache(2 * (ENTRY_OVERHEAD + 400))  # of two entries of 100 numbers in fp32
     for _ in range(2):
         for name in ("a", "b", "c"):
             encodings.get(name, encoder(made, name, 100), lambda tensors: tensors)
@@ -28,7 +28,7 @@ def test_what_fits_is_encoded_once_and_the_rest_each_time() -> None:
 
 
 def test_nothing_is_kept_before_it_is_asked_for() -> None:
-    kept = KeptEncodings()
+    kept = ProcessEncodings()
     assert kept.of("model") is None
     kept.keep()
     assert kept.of("model") is kept.of("model") is not None
@@ -37,7 +37,7 @@ def test_nothing_is_kept_before_it_is_asked_for() -> None:
 
 
 def test_those_of_another_model_are_dropped() -> None:
-    kept = KeptEncodings()
+    kept = ProcessEncodings()
     kept.keep()
     first = kept.of("model")
     assert kept.of("other") is not first

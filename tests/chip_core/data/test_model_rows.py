@@ -100,7 +100,7 @@ def test_a_training_begins_with_the_same(qwen: Path, rows: Path) -> None:
         checked_pairs(config("fail"), lambda progress: None)
     pairs = checked_pairs(config("skip"), lambda progress: None)
     assert [pair.id for pair in pairs] == ["pair-0", "long", "text"]
-    assert [bad.place.row for bad in pairs.skipped] == list(REFUSED)
+    assert [bad.location.row for bad in pairs.skipped] == list(REFUSED)
 
 
 def test_only_odd_sizes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +112,9 @@ def test_only_odd_sizes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         tried.append(image.size)
         return "no"
 
-    monkeypatch.setattr(rows, "_tried", note)
+    monkeypatch.setattr(rows, "_try_processor", note)
     sizes = [(64, 64), (64, 1280), (1281, 64), (63, 64), (63, 64)]
-    assert [rows._refusal(*size) for size in sizes] == [None, None, "no", "no", "no"]
+    assert [rows._size_error(*size) for size in sizes] == [None, None, "no", "no", "no"]
     assert tried == [(1281, 64), (63, 64)]  # each once
 
 

@@ -45,10 +45,10 @@ SEQUENCE: list[dict[str, Any]] = [
 @pytest.fixture
 def kept() -> Iterator[None]:
     BASE_MODELS.keep()
-    ENCODINGS.keep()
+    ENCODINGS.enable()
     yield
     BASE_MODELS.forget()
-    ENCODINGS.forget()
+    ENCODINGS.disable()
 
 
 def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
@@ -65,7 +65,7 @@ def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
 def test_trials_one_after_another_equal_trials_by_themselves(tmp_path: Path, kept: None) -> None:
     together = [left(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
     BASE_MODELS.forget()
-    ENCODINGS.forget()
+    ENCODINGS.disable()
     alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
     assert together == alone + alone[:2]  # the first two come again
     assert together[0] != together[2]
@@ -108,7 +108,7 @@ def test_files_that_are_mapped_as_they_are_give_the_same_figures(
     settings = {"model": str(folder), "vision_encoder": "trained"}
     together = [left(settings, tmp_path / f"warm-{n}") for n in range(2)]
     BASE_MODELS.forget()
-    ENCODINGS.forget()
+    ENCODINGS.disable()
     assert together == 2 * [left(settings, tmp_path / "alone")]
 
 
@@ -124,7 +124,7 @@ def test_thirty_trials_equal_trials_by_themselves_and_hold_no_more_memory(
         free_memory()
         held.append(psutil.Process().memory_info().rss)
     BASE_MODELS.forget()
-    ENCODINGS.forget()
+    ENCODINGS.disable()
     alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
     assert together == alone * 6
     # MiB: 456 after the third, 510 after the fourth, the first in bf16, for which oneDNN compiles

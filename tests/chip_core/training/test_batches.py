@@ -53,7 +53,7 @@ def test_ahead_or_not_the_batches_are_the_same_to_the_bit(
     ahead = Loader(encoder.batch, SCHEDULE, processes=processes)
     for portion, epoch in SCHEDULE:
         one, other = here.next(), ahead.next()
-        assert one.places == other.places == portion.places
+        assert one.indices == other.places == portion.places
         assert one.epoch == other.epoch == epoch
         assert (one.void, one.truncated) == (other.void, other.cut)
         assert len(tensors(one)) > 10
@@ -129,7 +129,7 @@ def test_a_rounds_portions_are_of_like_length(workers: int) -> None:
 
 def test_more_workers_than_pairs() -> None:
     divided = portions([4, 2], micro_batch=8, workers=3)
-    assert [(rounds[0].places, rounds[0].counts) for rounds in divided] == [
+    assert [(rounds[0].indices, rounds[0].counts) for rounds in divided] == [
         ((4,), True),
         ((2,), True),
         ((4,), False),

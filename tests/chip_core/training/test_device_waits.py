@@ -92,7 +92,7 @@ def test_the_count_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         here = torch.arange(6)
         assert here.tolist() and bool(here[1]) and int(here.sum()) == 15  # not of the device
         assert not counted.waits
-        there = tensors.sent(here, DEVICE) * 1
+        there = tensors.to_device(here, DEVICE) * 1
         there.tolist(), int(there.sum()), bool(there[1]), there[there > 2], there.nonzero()  # noqa: B018
         assert torch.equal(there, there)
     assert sum(counted.waits.values()) == 6, counted.places

@@ -113,7 +113,7 @@ class Stored:
             return torch.nn.utils.rnn.pad_sequence(one_by_one, batch_first=True)
 
         def response(what: str) -> ResponseReference | None:
-            known = [self._known[place].views.get(what) for place in batch.places]
+            known = [self._known[place].views.get(what) for place in batch.indices]
             if known[0] is None:
                 return None
             hidden = None if known[0].hidden is None else padded([k.hidden for k in known])

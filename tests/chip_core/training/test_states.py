@@ -10,7 +10,7 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.data.tensors import PairBatch, Prompts, Responses, padded
+from chip_core.data.tensors import PairBatch, Prompts, Responses, pad_rows
 from chip_core.models.packing import Span
 from chip_core.models.parts import without_head
 from chip_core.training.states import counted_on_host, pack, pad
@@ -19,21 +19,21 @@ from .. import families
 
 
 def prompts(*rows: list[int]) -> Prompts:
-    ids, mask = padded(rows, 0)
+    ids, mask = pad_rows(rows, 0)
     kinds = torch.where(ids == 9, 1, 0)  # 9 stands for an image's token
     inputs = {"pixel_values": torch.arange(len(rows)), "mm_token_type_ids": kinds}
     return Prompts(ids=ids, mask=mask, inputs=inputs)
 
 
 def responses(*rows: list[int]) -> Responses:
-    ids, mask = padded(rows, 0)
+    ids, mask = pad_rows(rows, 0)
     return Responses(ids=ids, mask=mask, changed=torch.zeros_like(mask))
 
 
 PROMPTS = prompts([9, 11, 12], [9, 21])
 CHOSEN, REJECTED = responses([13], [22, 23]), responses([14, 15], [24])
 BATCH = PairBatch(
-    places=(4, 2), epoch=0, prompts=PROMPTS, chosen=CHOSEN, rejected=REJECTED,
+    indices=(4, 2), epoch=0, prompts=PROMPTS, chosen=CHOSEN, rejected=REJECTED,
     rejected_image_prompts=None, rejected_image=None,
 )  # fmt: skip
 

@@ -61,7 +61,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     monkeypatch.setattr(slot.tune, "report", reports.append)
     yield reports
     BASE_MODELS.forget()
-    ENCODINGS.forget()
+    ENCODINGS.disable()
 
 
 def payload(folder: Path, entry: str, **engine: Any) -> JobPayload:
@@ -134,7 +134,7 @@ def test_tune_ends_a_training_at_its_report(
     assert end.value.code == 0  # Tune's own way out: nothing is told of the job, and no traceback
     assert not (tmp_path / "j" / TRACEBACK).exists()
     BASE_MODELS.forget()
-    ENCODINGS.forget()
+    ENCODINGS.disable()
 
 
 def test_a_process_for_each_trial_keeps_no_base_model(
