@@ -155,7 +155,7 @@ def weights_mark(
         trained: the PEFT folder that is applied to it.
         mark: returns the identifier of that folder.
     """
-    base = loading.base_weights(config)
+    base = loading.base_weights_id(config)
     return base if trained is None else f"{base} {mark(trained)}"
 
 

@@ -20,7 +20,7 @@ from chip_core.evaluation.generators.answering import InferenceContext, answer, 
 from chip_core.evaluation.readiness import problems, ranker_problems, sides, unmet_requirements
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
-from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
+from chip_core.models.memory import available_bytes, check_memory, required_bytes, weights_fit
 from chip_core.models.parts import unread_note
 from chip_core.pairs.rounds import Rounds, drop_models
 from chip_core.reference_cache.reader import CacheReader
@@ -255,8 +255,8 @@ class _Attempt:
         parts = shards_of(parallelism, self._workers)
         caches = self._context.caches
         computed = caches is None or not caches.covers(config)
-        needed = bytes_needed(model, config, reference=computed)
-        check_room(needed // parts, room_for(model, device), config)
+        needed = required_bytes(model, config, reference=computed)
+        check_memory(needed // parts, available_bytes(model, device), config)
 
     def _sampled_pairs(self, loaded: _Model) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs."""
@@ -485,7 +485,7 @@ def _weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list
     """Return an identifier of the weights that answer, and those of earlier versions for them."""
     if trained_model is not None:
         return weights_content(trained_model), [weights_fingerprint(trained_model)]
-    return loading.base_weights(config.model), []
+    return loading.base_weights_id(config.model), []
 
 
 def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from chip_core.data.tensors import PairBatch
 from chip_core.models.layers import compiled_layers
 from chip_core.models.packing import can_fuse, packed_attention
-from chip_core.models.precision import dtype_of, in_fp32
+from chip_core.models.precision import compute_in_fp32, dtype_of
 from chip_core.models.shards import has_weights
 from chip_core.training.policy import Policy
 from chip_core.training.states import lying, pad, response_states
@@ -187,7 +187,7 @@ def _measured(
     for vector in vectors:
         vector.requires_grad_(True)
     try:
-        fp32 = nullcontext(vectors) if as_held else in_fp32(policy.model, vectors)
+        fp32 = nullcontext(vectors) if as_held else compute_in_fp32(policy.model, vectors)
         with torch.enable_grad(), fp32 as leaves:
             states = response_states(policy.model, batch, prefix_sharing=shared)
             hidden = torch.cat([states.views[view] for view in lying(states.views)])
@@ -210,7 +210,7 @@ def _apart(one: Tensor, other: Tensor) -> float:
 def _check_head(policy: Policy, batch: PairBatch) -> None:
     """Check that logits are only the product of hidden states and output head."""
     rows = pad(batch.prompts, batch.chosen)
-    with in_fp32(policy.model):
+    with compute_in_fp32(policy.model):
         logits = policy.model(
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,

@@ -26,7 +26,7 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import without_adapter
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.precision import dtype_of
-from chip_core.models.shards import WeightsFromRank0, has_weights, local_part, whole
+from chip_core.models.shards import WeightsFromRank0, gather_whole, has_weights, local_part
 from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import Reads
@@ -100,7 +100,7 @@ class FSDPStrategy(SingleProcessStrategy):
             # is spread keeps the marks that it had when it was spread.
             if id(parameter) not in kept:
                 parameter.grad = None
-        norm: Tensor = whole(super().clip_grad_norm(trained, limit))
+        norm: Tensor = gather_whole(super().clip_grad_norm(trained, limit))
         return norm
 
     def average(self, masters: Masters, trained: Sequence[nn.Parameter]) -> None:
@@ -252,7 +252,7 @@ def _shard(policy: Policy, compute: Compute) -> Any:
     layers = [each for each in policy.modules() if isinstance(each, GradientCheckpointingLayer)]
     for module in [*reversed(layers), root]:
         if given is not None:
-            given.give(module)
+            given.send(module)
         fully_shard(module, mesh=mesh, mp_policy=precision)
     register_fsdp_forward_method(root, "reference_scores")
     register_fsdp_forward_method(root, "table_columns")

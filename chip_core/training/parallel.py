@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
-from chip_core.models.memory import bytes_needed
+from chip_core.models.memory import required_bytes
 from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
@@ -77,7 +77,7 @@ def choose_parallelism(
         return asked
     if device.type != "cuda" or config.model.quantize != "none":  # 4 bits are not spread
         return "ddp"
-    room, needed = _ROOM * torch.cuda.mem_get_info(device)[0], bytes_needed(model, config)
+    room, needed = _ROOM * torch.cuda.mem_get_info(device)[0], required_bytes(model, config)
     counts = [len(ranks) for ranks in workers.ranks_by_machine()]
     equal = counts[0] if len(set(counts)) == 1 else 0
     short = workers.all_reduce(

@@ -48,7 +48,7 @@ def checked_pairs(
         on_row,
         rejected_images=given and config.objective.needs_rejected_image,
         requirements=row_requirements(config.objective) if asks is None else asks,
-        model=ProcessorChecker(loading.processor_of(config.model)) if own else None,
+        model=ProcessorChecker(loading.load_processor_only(config.model)) if own else None,
         processes=current_workers().size,
     )
 

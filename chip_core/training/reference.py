@@ -105,10 +105,10 @@ class LiveReference:
     @property
     def head(self) -> OutputHead | None:
         """The output head before training; None: the policy's own, which is frozen."""
-        weight = self.original.of(self._head.weight)
+        weight = self.original.original_value(self._head.weight)
         if weight is None:
             return None
-        bias = None if self._head.bias is None else self.original.of(self._head.bias)
+        bias = None if self._head.bias is None else self.original.original_value(self._head.bias)
         return OutputHead(weight=weight, bias=bias)
 
     def scores(self, batch: PairBatch) -> ReferenceScores:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from chip_core.models.shards import is_spread
+from chip_core.models.shards import is_dtensor
 from chip_core.training.optimizer.int8_states import put_state, saved_state
 from chip_core.utils.errors import UnfitError
 
@@ -71,7 +71,7 @@ def save_shards(
     rest: dict[int, dict[str, Any]] = {}
     for number, (name, parameter) in enumerate(names.items()):
         for entry, value in state["state"].get(number, {}).items():
-            if isinstance(value, Tensor) and (is_spread(value) or value.shape == parameter.shape):
+            if isinstance(value, Tensor) and (is_dtensor(value) or value.shape == parameter.shape):
                 tensors[f"optimizer.{name}.{entry}"] = value
             else:
                 rest.setdefault(number, {})[entry] = value
@@ -134,7 +134,7 @@ def _failing_as_it_did() -> Iterator[None]:
 def _empty(found: Any, parameter: Tensor) -> Tensor:
     """Return a tensor for what was saved, spread as a parameter is."""
     whole = torch.empty(found.size, dtype=found.properties.dtype, device="meta")
-    if not is_spread(parameter):
+    if not is_dtensor(parameter):
         return torch.zeros_like(whole, device=parameter.device)
     from torch.distributed.tensor import zeros
 

@@ -33,8 +33,8 @@ from chip_core.data.tensors import (
     to_device,
 )
 from chip_core.models.packing import Packing, Span, is_fused
-from chip_core.models.parts import without_head
-from chip_core.models.precision import as_held
+from chip_core.models.parts import get_base_decoder
+from chip_core.models.precision import match_dtype
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
 from chip_core.objectives.parts import VIEWS, Image, Prefix, Response
 
@@ -261,7 +261,7 @@ def response_states(
             its own pass.
         views: those that are computed; None: all that the batch has.
     """
-    inner = without_head(model)
+    inner = get_base_decoder(model)
     responses = batch.responses
     wanted = lying(responses if views is None else views)
     if prefix_sharing:
@@ -285,7 +285,7 @@ def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
             use_cache=False,
-            **as_held(rows.inputs, inner),
+            **match_dtype(rows.inputs, inner),
         ).last_hidden_state
     return hidden[rows.predicting]
 
@@ -312,7 +312,7 @@ def _features(inner: Any, prompts: Sequence[Prompts]) -> Features | None:
 def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
     packing, device = Packing(row.spans), row.input_ids.device
     if is_fused(inner):
-        packing.lay_out(lambda value: to_device(value, device))
+        packing.prepare_fused(lambda value: to_device(value, device))
     with counted_on_host(inner, row.host_ids):
         hidden: Tensor = inner(
             input_ids=row.input_ids,
@@ -321,7 +321,7 @@ def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
             position_ids=row.positions,
             packing=packing,
             use_cache=False,
-            **as_held(row.inputs, inner),
+            **match_dtype(row.inputs, inner),
         ).last_hidden_state
     return tuple(hidden[0, places] for places in row.predicting)
 

@@ -211,7 +211,7 @@ def _processor(model: ModelConfig, where: str) -> Any:
     if broken is not None:
         raise UserError(f"{where}: {broken}")
     try:
-        return loading.processor_of(model)
+        return loading.load_processor_only(model)
     except TrialError as error:
         raise UserError(f"{where}: {error}") from None
 

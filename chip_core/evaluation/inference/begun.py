@@ -16,7 +16,7 @@ from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cach
 from chip_core.evaluation.inference.prompts import Prompt, padded
 from chip_core.evaluation.inference.rows import Row, positions_in, positions_of
 from chip_core.evaluation.inference.shared import side_by_side, start_of
-from chip_core.models.precision import as_held
+from chip_core.models.precision import match_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def _each_alone(model: Any, prompts: Sequence[Prompt], pad: int) -> Begun:
     positions = positions_in(model, batch)
     cache = growing_cache(model)
     logits = model(
-        **as_held(batch, model),
+        **match_dtype(batch, model),
         position_ids=positions,
         **cache_argument(model, cache),
         use_cache=True,
@@ -77,7 +77,7 @@ def _behind_a_beginning(model: Any, groups: Sequence[Sequence[Prompt]], pad: int
     cache = growing_cache(model)
     batch = padded(firsts, begins, device, pad=pad)
     model(
-        **as_held(batch, model),
+        **match_dtype(batch, model),
         position_ids=side_by_side(
             [own[..., :start] for own, start in zip(positions, starts, strict=True)]
         ),
@@ -98,7 +98,7 @@ def _behind_a_beginning(model: Any, groups: Sequence[Sequence[Prompt]], pad: int
     own = (owner[:, :, None] == owner[:, None, :]) & (place[:, :, None] >= place[:, None, :])
     tokens = ids.shape[1]
     seen = torch.cat([before[:, None].expand(-1, tokens, -1), own], dim=-1)
-    dtype = model.get_input_embeddings().weight.dtype  # fp32 within `in_fp32`
+    dtype = model.get_input_embeddings().weight.dtype  # fp32 within `compute_in_fp32`
     hidden = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(
         ~seen, torch.finfo(dtype).min
     )

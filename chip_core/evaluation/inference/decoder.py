@@ -25,7 +25,7 @@ from chip_core.evaluation.inference.rows import Chosen, Greedy
 from chip_core.evaluation.inference.sampling import Draws, Sampling
 from chip_core.evaluation.inference.shared import EXACT, share, sharing_inexactness
 from chip_core.evaluation.task import Decoding, Item, Response
-from chip_core.models.precision import as_held, in_fp32
+from chip_core.models.precision import compute_in_fp32, match_dtype
 from chip_core.utils.errors import TrialError
 
 
@@ -148,7 +148,7 @@ class Decoder:
             return False
         if shares not in self._exact:
             few = [self._encoded(group[:2]) for group in groups[:2]]
-            with in_fp32(self._model):
+            with compute_in_fp32(self._model):
                 off = inexactness(self._model, few, self._settings.pad_token_id)
             self._exact[shares] = off <= EXACT
         return self._exact[shares]
@@ -190,7 +190,7 @@ class Decoder:
         device = next(self._model.parameters()).device
         ids = [prompt.ids for prompt in prompts]
         batch = padded(prompts, ids, device, pad=self._settings.pad_token_id)
-        return self._generate(prompts, as_held(batch, self._model))
+        return self._generate(prompts, match_dtype(batch, self._model))
 
     def _generate(
         self, prompts: Sequence[Prompt], inputs: dict[str, Any], cache: Any = None
@@ -246,7 +246,7 @@ class Decoder:
     def _may_share(self, groups: Sequence[Sequence[Prompt]]) -> bool:
         """Return whether this family's rows can share a picture, tested on the first batch."""
         if self._shares is None:
-            with in_fp32(self._model):
+            with compute_in_fp32(self._model):
                 off = sharing_inexactness(self._model, groups)
             self._shares = off <= EXACT
             if not self._shares:

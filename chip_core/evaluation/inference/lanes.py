@@ -166,7 +166,7 @@ class Lanes:
         _, questions, width = begun.seen.shape
         if self._cache is None:
             self._cache = Cache(layers=[PlacedLayer(self._places) for _ in begun.cache.layers])
-            dtype = self._model.get_input_embeddings().weight.dtype  # fp32 within `in_fp32`
+            dtype = self._model.get_input_embeddings().weight.dtype  # fp32 within `compute_in_fp32`
             self._mask = torch.empty((0, 1, 0, 0), dtype=dtype, device=self._device)
             self._positions = begun.positions[..., :0, :0]
         rows, had = len(self._lanes), self._mask.shape

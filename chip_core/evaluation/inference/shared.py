@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, common_start, padded
 from chip_core.evaluation.inference.rows import next_logits, positions_of
-from chip_core.models.precision import as_held
+from chip_core.models.precision import match_dtype
 
 #: Largest difference of logits from those of separate rows, as a share of the largest logit. A
 #: family that handles a cache wrongly is off by more than a hundredth.
@@ -66,7 +66,7 @@ def share(
     # Beams reorder rows at each token, which copies all keys and values anyway.
     cache = growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
     model(
-        **as_held(padded(firsts, begins, device, pad=pad), model),
+        **match_dtype(padded(firsts, begins, device, pad=pad), model),
         position_ids=side_by_side(begin_positions),
         **cache_argument(model, cache),
         use_cache=True,

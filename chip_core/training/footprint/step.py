@@ -28,8 +28,8 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import recompute_layers
 from chip_core.models.packing import Packing, Span, packed_attention
-from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
-from chip_core.models.precision import as_held, quantized_weights
+from chip_core.models.parts import get_base_decoder, is_adapter, set_trained, trained_parts
+from chip_core.models.precision import match_dtype, quantized_weights
 from chip_core.objectives.head import OutputHead, chunk_size, head_scores
 from chip_core.objectives.parts import VIEWS, view_prefix
 from chip_core.training.states import lying
@@ -248,7 +248,7 @@ class _Step:
 
     def _given(self, views: Collection[str]) -> list[Tensor]:
         """Return the images of a batch as they come, in fp32, and those of one row together."""
-        inner = without_head(self._model)
+        inner = get_base_decoder(self._model)
         images = [self._shape.pairs] * self._shape.behind(views)
         made = [_pictures(inner.config, each, self._shape.tiles) for each in [*images, sum(images)]]
         return [each["pixel_values"] for each in made if each is not None]
@@ -326,7 +326,7 @@ class _Step:
 
     def _features(self, views: Collection[str]) -> Tensor | None:
         """Return what the image tower and the projector make of the images, (tokens, D)."""
-        inner = without_head(self._model)
+        inner = get_base_decoder(self._model)
         images = self._shape.pairs * self._shape.behind(views)
         given = _pictures(inner.config, images, self._shape.tiles)
         if given is None:
@@ -334,7 +334,7 @@ class _Step:
             if note not in self._notes:
                 self._notes.append(note)
             return None
-        given["pixel_values"] = as_held({"": given["pixel_values"]}, self._model)[""]
+        given["pixel_values"] = match_dtype({"": given["pixel_values"]}, self._model)[""]
         made = inner.get_image_features(**given)
         made = getattr(made, "pooler_output", made)
         if isinstance(made, (list, tuple)):

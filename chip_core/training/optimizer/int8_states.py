@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chip_core.models.shards import is_spread, shard_like
+from chip_core.models.shards import is_dtensor, shard_like
 
 BLOCK = 256
 _CODES, _SCALE, _WIDE = "_codes", "_scale", "_wide"
@@ -109,7 +109,7 @@ def _plain(entries: Mapping[str, Any]) -> dict[str, Any]:
         held = _local(value)
         if not hasattr(held, "codes"):
             plain[name] = value
-        elif not is_spread(value):
+        elif not is_dtensor(value):
             plain[name + _CODES], plain[name + _SCALE] = held.codes, held.scale
         elif value.numel() // len(value) % BLOCK == 0:  # blocks end with the rows
             plain[name + _CODES] = _like(value, held.codes, value.shape)
@@ -122,7 +122,7 @@ def _plain(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _local(value: Any) -> Any:
-    return value.to_local() if is_spread(value) else value
+    return value.to_local() if is_dtensor(value) else value
 
 
 def _like(spread: Any, part: Tensor, shape: torch.Size) -> Tensor:
@@ -136,4 +136,4 @@ def _like(spread: Any, part: Tensor, shape: torch.Size) -> Tensor:
 
 def _spread(value: Any, like: Tensor) -> Any:
     """Return an entry, sharded as a tensor of the same size is."""
-    return value if is_spread(value) else shard_like(value.view(like.shape), like)
+    return value if is_dtensor(value) else shard_like(value.view(like.shape), like)

@@ -83,7 +83,7 @@ def run_here(payload: JobPayload) -> Outcome:
     from chip_core.models.base_models import BASE_MODELS
 
     if not payload.job.config.engine.fresh_process:
-        BASE_MODELS.keep()
+        BASE_MODELS.enable()
         ENCODINGS.enable()
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_PRODUCTS))
 

@@ -104,7 +104,7 @@ def test_a_training_begins_with_the_same(qwen: Path, rows: Path) -> None:
 
 
 def test_only_odd_sizes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor = loading.processor_of(TrialConfig(model="shapes").model)
+    processor = loading.load_processor_only(TrialConfig(model="shapes").model)
     rows = ProcessorChecker(processor)
     tried: list[tuple[int, int]] = []
 

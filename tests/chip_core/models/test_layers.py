@@ -148,7 +148,7 @@ def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return sequences(*given[:5], scale)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-    monkeypatch.setattr("chip_core.models.packing._HALF", (torch.float32,))
+    monkeypatch.setattr("chip_core.models.packing._HALF_DTYPES", (torch.float32,))
 
 
 @pytest.mark.parametrize(

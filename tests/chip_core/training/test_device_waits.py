@@ -12,7 +12,7 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.models.precision import hold
+from chip_core.models.precision import convert_weights
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.training.trainer import _figures
@@ -40,7 +40,7 @@ def step(
     """A micro-batch of three pairs: reference, forward, backward, figures."""
     model, processor = families.build("llava")
     if not autocast:
-        hold(model, config.model.dtype)
+        convert_weights(model, config.model.dtype)
     model = attach_adapters(model, config)
     set_trained(model, config)
     policy = Policy(model, config.objective)

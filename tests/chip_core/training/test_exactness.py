@@ -23,7 +23,7 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import recompute_layers
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.models.precision import hold
+from chip_core.models.precision import convert_weights
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import read_result
 from chip_core.training.exactness import ON, prefix_sharing_problem, share_prefixes
@@ -66,9 +66,9 @@ def built(family: str, held: str = "fp32") -> tuple[Any, Any]:
 def as_held(model: Any, held: str) -> Any:
     """Hold weights in fp32, in bf16, or `rounded`: in fp32 what bf16 holds."""
     if held != "fp32":
-        hold(model, "bf16")
+        convert_weights(model, "bf16")
     model.as_in_bf16 = held != "fp32"
-    return model if held == "bf16" else hold(model, "fp32")
+    return model if held == "bf16" else convert_weights(model, "fp32")
 
 
 EACH = [
@@ -291,7 +291,7 @@ def test_what_is_exact_is_on_for_as_long_as_it_is_asked(policy: Policy, pair: Pa
     with share_prefixes(policy, pair) as outcome:
         assert outcome == ON
         assert policy.prefix_sharing
-        assert kind(policy) == packing.NAME
+        assert kind(policy) == packing.PACKED_ATTENTION
         assert marks == [parameter.requires_grad for parameter in policy.parameters()]
         assert all(parameter.grad is None for parameter in policy.parameters())
     assert not policy.prefix_sharing

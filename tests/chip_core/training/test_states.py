@@ -12,7 +12,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch, Prompts, Responses, pad_rows
 from chip_core.models.packing import Span
-from chip_core.models.parts import without_head
+from chip_core.models.parts import get_base_decoder
 from chip_core.training.states import counted_on_host, pack, pad
 
 from .. import families
@@ -100,7 +100,7 @@ CONFIG = TrialConfig.model_validate({"model": "x"})
 def made(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     model, processor = families.build(request.param)
     batch = PairEncoder(processor, CONFIG, families.pairs()).batch(range(3))
-    return without_head(model), pad(batch.prompts, batch.chosen)
+    return get_base_decoder(model), pad(batch.prompts, batch.chosen)
 
 
 def states(inner: Any, rows: Any) -> torch.Tensor:
@@ -121,7 +121,7 @@ def test_states_are_transformers_own(made: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_another_number_of_tokens_than_of_features_is_refused(family: str) -> None:
     model, processor = families.build(family)
-    inner = without_head(model)
+    inner = get_base_decoder(model)
     batch = PairEncoder(processor, CONFIG, families.pairs()).batch(range(3))
     rows = pad(batch.prompts, batch.chosen)
     fewer = rows.host_ids.clone()

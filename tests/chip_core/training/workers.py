@@ -33,7 +33,7 @@ from chip_core.config.trial import TrialConfig  # noqa: E402
 from chip_core.data.preferences import Pairs, PreferencePair  # noqa: E402
 from chip_core.models import loading  # noqa: E402
 from chip_core.models.adapters import attach_adapters, save_model  # noqa: E402
-from chip_core.models.precision import hold  # noqa: E402
+from chip_core.models.precision import convert_weights  # noqa: E402
 from chip_core.training import fsdp  # noqa: E402
 from chip_core.training.parallel import Compute  # noqa: E402
 from chip_core.training.trainer import TrainingResult  # noqa: E402
@@ -162,7 +162,7 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
     else:
         model, processor = families.build(case.family)
         if case.dtype == "bfloat16":
-            model = hold(model, "bf16")
+            model = convert_weights(model, "bf16")
         else:
             model = model.to(getattr(torch, case.dtype))
     model = attach_adapters(model, config)

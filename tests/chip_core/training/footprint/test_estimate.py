@@ -18,7 +18,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.preferences import PreferencePair
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.parts import is_adapter, trained_parts
-from chip_core.models.precision import DTYPES, hold
+from chip_core.models.precision import DTYPES, convert_weights
 from chip_core.training.footprint.estimate import footprint, operations
 from chip_core.training.footprint.step import RowShape
 from chip_core.training.trainer import Trainer
@@ -75,7 +75,7 @@ def taken(config: TrialConfig, family: str, folder: Path) -> tuple[Taken, RowSha
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(found, dtype=torch.float32).eval()
     model = attach_adapters(model, config)
-    model = hold(model, config.model.dtype)
+    model = convert_weights(model, config.model.dtype)
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
     given = pairs()
     with Trainer(config, model=model, processor=processor, pairs=given, folder=folder) as trainer:

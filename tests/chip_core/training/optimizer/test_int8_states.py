@@ -15,7 +15,7 @@ from torch import nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import set_trained
-from chip_core.models.precision import hold
+from chip_core.models.precision import convert_weights
 from chip_core.training.checkpoint import Checkpointer
 from chip_core.training.optimizer.adamw import learning_rates, make_optimizer
 from chip_core.training.optimizer.int8_states import put_state, saved_state
@@ -46,7 +46,7 @@ class Trained:
     """A model with one large weight among its trained ones, its masters and their optimizer."""
 
     def __init__(self, *, sharded: bool = False) -> None:
-        model = hold(families.build("llava")[0], "bf16")
+        model = convert_weights(families.build("llava")[0], "bf16")
         layer = model.get_decoder().layers[0].mlp
         layer.gate_proj = nn.Linear(256, 64, bias=False).bfloat16()
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ from torch import nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import set_trained
-from chip_core.models.precision import hold
+from chip_core.models.precision import convert_weights
 from chip_core.training.optimizer import masters as module
 from chip_core.training.optimizer.adamw import make_optimizer
 from chip_core.training.optimizer.masters import Masters
@@ -37,7 +37,7 @@ def configured(gradients: str, lr: float = 1e-3) -> TrialConfig:
 
 @pytest.fixture
 def model() -> Any:
-    return hold(families.build("llava")[0], "bf16")
+    return convert_weights(families.build("llava")[0], "bf16")
 
 
 def gradients(trained: list[nn.Parameter], step: int) -> list[torch.Tensor]:
