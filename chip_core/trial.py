@@ -50,14 +50,14 @@ from chip_core.trained import (
 )
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import (
-    SHARDED,
+    SHARDED_PARALLELISMS,
     Compute,
     Parallelism,
     choose_parallelism,
     equal_machines,
-    shards_of,
+    shard_count,
 )
-from chip_core.training.prepare import checked_pairs, device_of
+from chip_core.training.prepare import load_checked_pairs, resolve_device
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
@@ -135,7 +135,7 @@ class _Attempt:
             lacking += selection_problems(config) + ranker_problems(config, context.places)
         if lacking:
             raise TrialError("; ".join(lacking))  # before the training, not after it
-        self._device = device_of(config)
+        self._device = resolve_device(config)
         self._report(Progress(phase="start", done=0, total=1))
         loading.import_libraries(adapters=config.has_adapters)
         self._spans.end("imports")
@@ -146,7 +146,7 @@ class _Attempt:
         trains, pairs = context.trains and trained is None, None
         if trains and not config.pairs.rounds:
             # Data first: a bad row is reported before a large model is loaded.
-            pairs = checked_pairs(config, self._report)
+            pairs = load_checked_pairs(config, self._report)
             self._spans.end("check data")
         self._encodings = ENCODINGS.for_model(loading.content_key(config.model))
         loaded = self._load(trained_model, train=trains)
@@ -194,7 +194,7 @@ class _Attempt:
     def _load(self, trained_model: Path | None, *, train: bool) -> _Model:
         """Load the model that is trained or that answers, and move it to its device."""
         empty = self._empty() if train else None
-        if empty is None or empty.parallelism not in SHARDED:
+        if empty is None or empty.parallelism not in SHARDED_PARALLELISMS:
             loaded = self._whole(trained_model, empty, train=train)
         else:
             found: list[_Model] = []
@@ -214,7 +214,7 @@ class _Attempt:
         """Return the model without its weights if it may be sharded, else None."""
         config, device = self._config, self._device
         asked = config.engine.parallel
-        may = asked in SHARDED or (asked == "auto" and device.type == "cuda")
+        may = asked in SHARDED_PARALLELISMS or (asked == "auto" and device.type == "cuda")
         if self._workers.is_single or not may or config.model.quantize != "none":
             return None
         model, processor = loading.load_empty(config.model, attention=config.engine.attention)
@@ -243,7 +243,7 @@ class _Attempt:
             else:
                 parallelism = empty.parallelism
         # A model that will be sharded is moved there whole too, if it fits: checks are fast there.
-        if parallelism not in SHARDED or weights_fit(model, device):
+        if parallelism not in SHARDED_PARALLELISMS or weights_fit(model, device):
             model.to(device)
         return _Model(model=model, processor=processor, parallelism=parallelism)
 
@@ -252,7 +252,7 @@ class _Attempt:
         config, device = self._config, self._device
         if device.type != "cuda":
             return
-        parts = shards_of(parallelism, self._workers)
+        parts = shard_count(parallelism, self._workers)
         caches = self._context.caches
         computed = caches is None or not caches.covers(config)
         needed = required_bytes(model, config, reference=computed)
@@ -333,7 +333,7 @@ class _Attempt:
             remove_all(attempt)  # of the checkpoints: the model is saved
             kept_models.remove_all(attempt)
         drop_models(folder)
-        if parallelism not in SHARDED:
+        if parallelism not in SHARDED_PARALLELISMS:
             return loaded, trained
         context.share()  # its weights are sharded over the workers
         model, _ = loading.load(

@@ -43,8 +43,8 @@ from chip_core.reference_cache.size import BYTES, check_room, has_room
 from chip_core.reference_cache.spec import BuildShard, CacheSpec, group_specs
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.training.exactness import compile_exactly, share_prefixes
-from chip_core.training.policy import Policy, chunk_of
-from chip_core.training.prepare import checked_pairs, device_of
+from chip_core.training.policy import Policy, logits_chunk_size
+from chip_core.training.prepare import load_checked_pairs, resolve_device
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_json
 from chip_core.utils.seeding import seed_process
@@ -139,7 +139,7 @@ def build_shard(
         TrialError: the data or the model cannot be read, or there is not enough space.
     """
     report(Progress(phase="start", done=0, total=1))
-    pairs = checked_pairs(config, report, _asks(passes, config))
+    pairs = load_checked_pairs(config, report, _asks(passes, config))
     missing = _missing(passes, cache, range(part, shard_count(len(pairs)), parts))
     if not missing.shards and not missing.heads:
         return len(pairs)
@@ -185,7 +185,7 @@ def _write(
     report: Report,
 ) -> None:
     model, processor = loading.load(config.model, attention=config.engine.attention)
-    device = device_of(config)
+    device = resolve_device(config)
     group = BuildGroup(passes, config, model.eval().to(device), processor, pairs)
     weights = model.get_output_embeddings()
     heads = len(missing.heads) * weights.weight.numel() * BYTES[config.model.dtype]
@@ -272,7 +272,7 @@ class BuildGroup:
         self._policy = Policy(
             model,
             objective,
-            logits_chunk=chunk_of(model, config, self._device),
+            logits_chunk=logits_chunk_size(model, config, self._device),
         )
         self._of: dict[str, ImageFeatures | ResponseLogps] = {}
         for spec in passes:

@@ -30,8 +30,8 @@ from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import field_of
 from chip_core.reference_cache.shards import ReferenceCacheStore
 from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, epochs_reached
-from chip_core.training.policy import Policy, spread
-from chip_core.training.reference import LiveSource, ReferenceSource, TrainingReference
+from chip_core.training.policy import Policy, scatter_tokens
+from chip_core.training.reference import LiveReferenceSource, ReferenceSource, TrainingReference
 from chip_core.training.states import ResponseStates
 from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.workers import Workers
@@ -123,7 +123,7 @@ class OpenStores:
     whole: Sequence[tuple[CacheSpec, ReferenceCacheStore]]
     notes: tuple[str, ...]
 
-    def reference(self, live: Callable[[], LiveSource]) -> TrainingReference:
+    def reference(self, live: Callable[[], LiveReferenceSource]) -> TrainingReference:
         """Return the reference that the training reads.
 
         Args:
@@ -150,7 +150,7 @@ class OpenStores:
             and not (VIEWS[view][0] == "rejected_image" and reached <= set(epochs))
             for (view, _), epochs in stores.items()
         )
-        computed: LiveSource | None = None
+        computed: LiveReferenceSource | None = None
         mode = "stored"
         if missing:
             computed = live()
@@ -334,7 +334,7 @@ class StoredReference:
         *,
         head: OutputHead | None,
         hidden: bool,
-        live: LiveSource | None,
+        live: LiveReferenceSource | None,
     ) -> None:
         """Create a training's reference.
 
@@ -380,7 +380,7 @@ class StoredReference:
         views = {view: ResponseReference(**said) for view, said in known.items()}
         if missing:
             assert self._live is not None
-            computed = self._live.scores_of(batch.select_views(missing), missing).views
+            computed = self._live.score_views(batch.select_views(missing), missing).views
             for view, rest in computed.items():
                 own = known.get(view, {})
                 views[view] = replace(rest, **own) if own else rest
@@ -408,4 +408,4 @@ def _read(
             "was trained on; remove that folder and run again"
         )
     names = ("logps", "hidden") if hidden else ("logps",)
-    return {name: spread(to_device(column(name), device), responses) for name in names}
+    return {name: scatter_tokens(to_device(column(name), device), responses) for name in names}

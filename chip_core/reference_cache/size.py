@@ -20,7 +20,7 @@ from chip_core.models import own
 from chip_core.models.loading import local_folder
 from chip_core.objectives.parts import VIEWS
 from chip_core.reference_cache.spec import CacheSpec
-from chip_core.training.footprint.published import HEADS
+from chip_core.training.footprint.published import HEAD_SHAPES
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import read_json
 
@@ -100,7 +100,7 @@ def _shape(model: ModelConfig) -> tuple[int, int] | None:
     """Return (width, vocabulary) of a model that is on this machine."""
     file = _file(model, "config.json")
     if file is None:
-        return HEADS.get(model.path)
+        return HEAD_SHAPES.get(model.path)
     try:
         raw = read_json(file)
         text: dict[str, Any] = raw.get("text_config") or raw

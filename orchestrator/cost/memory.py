@@ -160,7 +160,7 @@ class MemoryEstimator:
         basis = found.basis
         if parts < config.engine.workers_per_trial:
             basis += f"; taken for {parts} workers a machine"
-        return replace(found, footprint=found.footprint.sharded(parts), basis=basis)
+        return replace(found, footprint=found.footprint.per_worker(parts), basis=basis)
 
     def _kept(self, config: TrialConfig, *, reference: bool, spread: bool) -> Estimated | None:
         engine = config.engine
@@ -200,19 +200,19 @@ def workers_of_a_machine(engine: EngineConfig) -> int:
 
 
 def _estimated(config: TrialConfig, *, reference: bool, spread: bool) -> Estimated | None:
-    from chip_core.training.footprint.estimate import footprint, precision_of
-    from chip_core.training.footprint.published import config_of
+    from chip_core.training.footprint.estimate import estimate_footprint, training_precision
+    from chip_core.training.footprint.published import load_model_config
     from orchestrator.cost.published.rows import rows_of_trial
 
     try:
-        found = config_of(config.model)
+        found = load_model_config(config.model)
         if found is None:
             return None
         rows = rows_of_trial(found, config)
-        made = footprint(found, config, rows.longest, stored=not reference, spread=spread)
+        made = estimate_footprint(found, config, rows.longest, stored=not reference, sharded=spread)
     except (ValueError, AttributeError, TrialError):  # an unsupported model family
         return None
-    precision = precision_of(config)
+    precision = training_precision(config)
     return Estimated(
         footprint=made,
         basis=rows.basis,

@@ -187,11 +187,16 @@ def manifest(folder: Path, config: TrialConfig, **changes: Any) -> None:
         path.name: {"bytes": path.stat().st_size, "sha256": checkpoints.hash_file(path)}
         for path in place.iterdir()
     }
-    said = {"format": 1, "step": 2, "training": checkpoints._training(config), "files": held}
+    said = {
+        "format": 1,
+        "step": 2,
+        "training": checkpoints._training_fingerprint(config),
+        "files": held,
+    }
     (place / "manifest.json").write_text(json.dumps({**said, **changes}))
 
 
-def restore(folder: Path, config: TrialConfig) -> checkpoints.Resumed:
+def restore(folder: Path, config: TrialConfig) -> checkpoints.ResumePoint:
     kept: dict[str, Any] = {"model": torch.nn.Module(), "optimizer": None, "stateful": {}}
     return checkpoints.Checkpointer(config, **kept).restore(folder)
 

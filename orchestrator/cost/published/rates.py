@@ -127,17 +127,17 @@ class _Counter:
 
 
 def _counted(config: TrialConfig) -> _Model | None:
-    from chip_core.training.footprint.estimate import operations
-    from chip_core.training.footprint.published import config_of
+    from chip_core.training.footprint.estimate import estimate_operations
+    from chip_core.training.footprint.published import load_model_config
     from orchestrator.cost.published.rows import rows_of_trial
 
     one = config.model_copy(update={"engine": config.engine.model_copy(update={"micro_batch": 1})})
     try:
-        found = config_of(config.model)
+        found = load_model_config(config.model)
         if found is None:
             return None
         shape = rows_of_trial(found, one).usual
-        made = operations(found, one, shape)
+        made = estimate_operations(found, one, shape)
     except (ValueError, AttributeError, TrialError):  # a family that this is not made for
         return None
     text = found.get_text_config()

@@ -35,7 +35,7 @@ class Rows:
         shape = self.longest
         how = "as in a sample of the data" if self.sampled else "taken for data that is not here"
         return (
-            f"{'two images' if shape.sides else 'an image'} of {shape.image:,} tokens, "
+            f"{'two images' if shape.separate_images else 'an image'} of {shape.image:,} tokens, "
             f"{shape.text} of question, responses of up to "
             f"{max(shape.chosen, shape.rejected):,} ({how})"
         )
@@ -68,7 +68,7 @@ def rows_of_trial(found: Any, config: TrialConfig) -> Rows:
             chosen=min(room, max(1, round(chosen))),
             rejected=min(room, max(1, round(rejected))),
             tiles=image.tiles,
-            sides=sides,
+            separate_images=sides,
         )
 
     if not lengths:

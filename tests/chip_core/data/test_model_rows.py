@@ -15,7 +15,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
 from chip_core.data.preferences import load_pairs
 from chip_core.models import loading
-from chip_core.training.prepare import checked_pairs
+from chip_core.training.prepare import load_checked_pairs
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from orchestrator.cli import main
@@ -97,8 +97,8 @@ def test_a_training_begins_with_the_same(qwen: Path, rows: Path) -> None:
         )
 
     with pytest.raises(TrialError, match="^5 of 8 rows are bad: .*a.jsonl line 2: an image of 20"):
-        checked_pairs(config("fail"), lambda progress: None)
-    pairs = checked_pairs(config("skip"), lambda progress: None)
+        load_checked_pairs(config("fail"), lambda progress: None)
+    pairs = load_checked_pairs(config("skip"), lambda progress: None)
     assert [pair.id for pair in pairs] == ["pair-0", "long", "text"]
     assert [bad.location.row for bad in pairs.skipped] == list(REFUSED)
 

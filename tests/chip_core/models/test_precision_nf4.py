@@ -21,7 +21,7 @@ from chip_core.models.base_models import BASE_MODELS
 from chip_core.models.memory import required_bytes
 from chip_core.models.precision import NF4_BYTES, compute_in_fp32
 from chip_core.results import read_result
-from chip_core.training.footprint.estimate import footprint
+from chip_core.training.footprint.estimate import estimate_footprint
 from chip_core.training.footprint.step import RowShape
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
@@ -174,7 +174,7 @@ def test_the_estimate_counts_half_a_byte_and_scales() -> None:
         {"model": {"path": "x", "dtype": "bf16"}, "language_model": "lora"}
     )
     four = whole.model_copy(update={"model": whole.model.model_copy(update={"quantize": "nf4"})})
-    sizes = [footprint(found, each, shape, stored=True) for each in (whole, four)]
+    sizes = [estimate_footprint(found, each, shape, stored=True) for each in (whole, four)]
     text = found.text_config
     attention = (
         2 * text.hidden_size * text.head_dim * (text.num_attention_heads + text.num_key_value_heads)

@@ -39,7 +39,7 @@ from chip_core.reference_cache.spec import (
 )
 from chip_core.results import CURVES, Progress, TrialResult
 from chip_core.training.policy import Policy
-from chip_core.training.prepare import checked_pairs
+from chip_core.training.prepare import load_checked_pairs
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
@@ -420,7 +420,7 @@ def test_a_store_that_one_worker_cannot_use_none_does(
     config = configured(objective="dpo")
     stores = offered(config, tmp_path / "cache")
     model, processor = loading.load(config.model)
-    pairs = checked_pairs(config, lambda _: None)
+    pairs = load_checked_pairs(config, lambda _: None)
     policy = Policy(model, config.objective)
     for workers, opened in ((Other(size=2), 1), (Broken(size=2), 0)):
         found = CacheReader(stores).open(

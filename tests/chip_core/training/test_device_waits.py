@@ -15,7 +15,7 @@ from chip_core.models.parts import set_trained
 from chip_core.models.precision import convert_weights
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
-from chip_core.training.trainer import _figures
+from chip_core.training.trainer import _batch_figures
 
 from .. import families
 from ..counting import Counted, counting
@@ -57,7 +57,7 @@ def step(
             said = reference.scores(batch) if live else stored
             result = policy(batch, said, reference.head)
             result.loss.sum().backward()
-            _figures(result, batch)
+            _batch_figures(result, batch)
     return counted
 
 

@@ -26,7 +26,7 @@ from chip_core.models.parts import set_trained
 from chip_core.models.precision import convert_weights
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import read_result
-from chip_core.training.exactness import ON, prefix_sharing_problem, share_prefixes
+from chip_core.training.exactness import SHARING_ON, prefix_sharing_problem, share_prefixes
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, ReferenceSource
 from chip_core.trial import run_trial
@@ -289,7 +289,7 @@ def kind(policy: Policy) -> str:
 def test_what_is_exact_is_on_for_as_long_as_it_is_asked(policy: Policy, pair: PairBatch) -> None:
     marks = [parameter.requires_grad for parameter in policy.parameters()]
     with share_prefixes(policy, pair) as outcome:
-        assert outcome == ON
+        assert outcome == SHARING_ON
         assert policy.prefix_sharing
         assert kind(policy) == packing.PACKED_ATTENTION
         assert marks == [parameter.requires_grad for parameter in policy.parameters()]
@@ -402,4 +402,4 @@ def test_where_one_worker_cannot_share_prefixes_none_does(policy: Policy, pair: 
         assert sharing == "off (its GPU rounds otherwise)"
         assert not policy.prefix_sharing
     with share_prefixes(policy, pair, "auto", OneOther(size=2)) as sharing:
-        assert sharing == ON
+        assert sharing == SHARING_ON

@@ -24,9 +24,9 @@ from chip_core.training.parallel import (
     Parallelism,
     choose_parallelism,
     equal_machines,
-    shards_of,
+    shard_count,
 )
-from chip_core.training.trainer import _sharing
+from chip_core.training.trainer import _describe_sharding
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import BARRIER_TIMEOUT, Workers
 
@@ -150,7 +150,7 @@ def test_between_machines_pass_the_gradients_of_an_update_once(
     group: None, monkeypatch: pytest.MonkeyPatch, short: bool
 ) -> None:
     """Where memory is short, gradients are reduced within a machine in each pass."""
-    monkeypatch.setattr(fsdp, "_room_for_gradients", lambda root, device: not short)
+    monkeypatch.setattr(fsdp, "_fits_gradients", lambda root, device: not short)
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
     strategy, batch = prepared(config, "hsdp")
     reference = strategy.reference()
@@ -215,14 +215,14 @@ def test_what_hybrid_sharding_comes_to(machines: str, kind: Parallelism, shards:
     config = TrialConfig.model_validate({"model": "shapes", "engine": {"parallel": "hsdp"}})
     workers = Lying(*machines)
     assert choose_parallelism(config, nn.Linear(1, 1), torch.device("cpu"), workers) == kind
-    assert shards_of(kind, workers) == shards
+    assert shard_count(kind, workers) == shards
     told = {
         "hsdp": {"parallel": "hsdp (2 workers a machine)"},
         "fsdp": {"parallel": "fsdp (hsdp, and all workers are on one machine)"},
         "ddp": {"parallel": "ddp (hsdp, and each worker is alone on its machine)"},
         "single": {},
     }
-    assert _sharing(config, Compute(workers=workers, parallelism=kind)) == told[kind]
+    assert _describe_sharding(config, Compute(workers=workers, parallelism=kind)) == told[kind]
 
 
 def test_unequal_machines_are_refused() -> None:

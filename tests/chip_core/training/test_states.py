@@ -13,7 +13,7 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch, Prompts, Responses, pad_rows
 from chip_core.models.packing import Span
 from chip_core.models.parts import get_base_decoder
-from chip_core.training.states import counted_on_host, pack, pad
+from chip_core.training.states import count_images_on_host, pack, pad
 
 from .. import families
 
@@ -113,7 +113,7 @@ def states(inner: Any, rows: Any) -> torch.Tensor:
 def test_states_are_transformers_own(made: tuple[Any, Any]) -> None:
     inner, rows = made
     own = states(inner, rows)
-    with counted_on_host(inner, rows.host_ids):
+    with count_images_on_host(inner, rows.host_ids):
         assert torch.equal(states(inner, rows), own)
     assert "get_placeholder_mask" not in vars(inner)
 
@@ -127,5 +127,8 @@ def test_another_number_of_tokens_than_of_features_is_refused(family: str) -> No
     fewer = rows.host_ids.clone()
     place = (fewer == inner.config.image_token_id).nonzero()[0].tolist()
     fewer[place[0], place[1]] = 0
-    with counted_on_host(inner, fewer), pytest.raises(ValueError, match=r"has \d+ image tokens"):
+    with (
+        count_images_on_host(inner, fewer),
+        pytest.raises(ValueError, match=r"has \d+ image tokens"),
+    ):
         states(inner, rows)

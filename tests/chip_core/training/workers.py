@@ -155,7 +155,7 @@ def scored_pairs() -> list[PreferencePair]:
 
 def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
     """Train; leave curves, checkpoints and the model in a folder of the case's name."""
-    fsdp._room_for_gradients = lambda root, device: case.changes != "each_pass"
+    fsdp._fits_gradients = lambda root, device: case.changes != "each_pass"
     config = configured(case)
     if case.loads:
         model, processor = loaded(case, config, out / "files" / case.family, workers)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from chip_core.training.footprint.estimate import operations
-from chip_core.training.footprint.published import config_of
+from chip_core.training.footprint.estimate import estimate_operations
+from chip_core.training.footprint.published import load_model_config
 from orchestrator.cli import main
 from orchestrator.commands.common.remote_run import _options
 from orchestrator.cost.memory import MemoryEstimator, changes_that_fit, workers_of_a_machine
@@ -41,8 +41,8 @@ def test_a_step_is_its_operations_over_the_share_of_the_peak(
     assert trial.training is not None
     engine = trial.config.engine.model_copy(update={"micro_batch": 1})
     one = trial.config.model_copy(update={"engine": engine})
-    sizes = config_of(one.model)
-    made = operations(sizes, one, rows_of_trial(sizes, one).usual)
+    sizes = load_model_config(one.model)
+    made = estimate_operations(sizes, one, rows_of_trial(sizes, one).usual)
     # The reference is computed in the step; the model is in fp32 and trained in whole.
     needed = 16 * (made.step + made.forward)
     share = UTILIZATION["full"]
