@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -19,9 +20,12 @@ from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem
+from chip_core.data.verified_images import Size, VerifiedImages
 from chip_core.utils.errors import first_line
 from chip_core.utils.machine import cpu_count
 from chip_core.utils.threads import map_values
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +47,10 @@ class RowChecker(Protocol):
 
 MAX_SHOWN_ROWS = 10  # bad rows listed in a line
 
-#: Rows from which on several threads decode images; fewer rows are fast with one.
+#: Rows from which on several threads decode images, and their sizes are kept for the next check;
+#: fewer rows are fast without.
 _MIN_ROWS_FOR_THREADS = 2000
-_MAX_THREADS = 8  # reading rows in one takes as long as decoding in so many
+_MAX_THREADS = 8  # reading rows in parsed takes as long as decoding in so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ def check_rows(
         threads: how many decode images; 1: only this one.
     """
     parsed_rows = _parse_rows(source, rejected_images, requirements or RowRequirements())
-    for (index, parsed), sizes in map_values(image_sizes, parsed_rows, threads):
+    for (index, parsed), sizes in iter_sizes(source, parsed_rows, threads):
         try:
             if isinstance(parsed, RowError) or isinstance(sizes, str):
                 raise RowError(str(parsed if isinstance(parsed, RowError) else sizes))
@@ -124,12 +129,34 @@ def decode_threads(rows: int, processes: int = 1) -> int:
     )
 
 
-def image_sizes(images: RowImages | None) -> list[tuple[int, int]] | str:
+def iter_sizes(
+    source: DataSource, rows: Iterable[tuple[K, RowImages | None]], threads: int
+) -> Iterator[tuple[K, list[Size] | str]]:
+    """Yield each row's key with the size of each of its images, or why parsed is bad.
+
+    Args:
+        source: where the rows are from. If it has many, images that an earlier check on this
+            machine decoded are not decoded again.
+        rows: a key of each row, and its images; None: it has none.
+        threads: how many decode images; 1: only this parsed.
+    """
+    if len(source) < _MIN_ROWS_FOR_THREADS:
+        yield from map_values(_sizes, rows, threads)
+        return
+    verified = VerifiedImages([file for table in source.tables for file in table.files])
+    try:
+        yield from map_values(partial(_sizes, verified=verified), rows, threads)
+    finally:
+        verified.save()
+
+
+def _sizes(images: RowImages | None, verified: VerifiedImages | None = None) -> list[Size] | str:
     """Return the size of each image of a row, fully decoded, or why one is bad."""
-    sizes = []
+    sizes: list[Size] = []
     for name, ref in () if images is None else images.refs:
+        reader: ImageReader = images.reader  # type: ignore[union-attr]
         try:
-            sizes.append(images.reader.size(ref))  # type: ignore[union-attr]
+            sizes.append(reader.size(ref) if verified is None else verified.size(reader, ref))
         except RowError as error:
             return f"{name}: {error}" if name else str(error)
     return sizes

@@ -34,8 +34,8 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     Without --live no machine is asked.
     """
     from chip_core.utils.errors import ConfigError
-    from orchestrator.cluster.check import check_cluster, with_problems
-    from orchestrator.cluster.checks.capacity import need_of
+    from orchestrator.cluster.check import add_problems, check_cluster
+    from orchestrator.cluster.checks.capacity import study_resource_need
     from orchestrator.study.load import find_study, load_study
     from orchestrator.study.model import StudyChanges
 
@@ -43,13 +43,15 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     if recipe is not None and study is None:
         raise click.UsageError("--recipe is of a study: give --study, too")
     if study is not None:
-        need = need_of(load_study(find_study(study), StudyChanges(recipe=recipe), elsewhere=True))
+        need = study_resource_need(
+            load_study(find_study(study), StudyChanges(recipe=recipe), elsewhere=True)
+        )
     checked = check_cluster(file, need)
     if live and not checked.problems:
         from orchestrator.cluster.checks.live import live_problems
-        from orchestrator.cluster.head import head_of
+        from orchestrator.cluster.head import find_head
 
-        checked = with_problems(checked, live_problems(checked.file, head_of(checked.file)))
+        checked = add_problems(checked, live_problems(checked.file, find_head(checked.file)))
     if as_json:
         print_json(_as_json(checked))
         return 2 if checked.problems else 0
@@ -83,7 +85,7 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
 
     Without JOB it is the last one that was submitted from here; with --cluster, by anyone.
     """
-    from orchestrator.cluster.session import find_job, stop_job, watch
+    from orchestrator.cluster.session import find_job, stop_job, watch_job
 
     head, found = find_job(job, file, workdir)
     if stop:
@@ -93,21 +95,22 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
         else:
             click.echo(f"{found.job} is asked to stop; chip-ablate attach {found.job} looks on")
         return 0
-    return watch(head, found, print_json if as_json else None)
+    return watch_job(head, found, print_json if as_json else None)
 
 
 def _as_json(checked: ClusterCheck) -> dict[str, Any]:
     return {
         "file": str(checked.file.path),
-        "problems": [{"key": each.key, "what": each.what} for each in checked.problems],
-        "room": None if checked.room is None else vars(checked.room),
+        "problems": [{"key": each.key, "what": each.message} for each in checked.problems],
+        "room": None if checked.capacity is None else vars(checked.capacity),
     }
 
 
 def _good_lines(checked: ClusterCheck, study: str | None) -> list[str]:
     lines = [f"{checked.file.path}: nothing is wrong with it"]
-    if checked.room is not None:
+    if checked.capacity is not None:
         lines.append(
-            f"{study}: {checked.room.at_once} trials at once; room for {checked.room.slots} workers"
+            f"{study}: {checked.capacity.at_once} trials at once; room for "
+            f"{checked.capacity.slots} workers"
         )
     return lines

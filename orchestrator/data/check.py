@@ -22,7 +22,7 @@ from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.segments import changed_positions
 from chip_core.utils.errors import TrialError, UserError
-from orchestrator.utils.progress import progress
+from orchestrator.utils.progress import track_progress
 
 _NAMED = 3  # files that are listed
 
@@ -85,7 +85,7 @@ def check_data(
     asks = RowRequirements() if objective is None else row_requirements(objective)
     taken = None if model is None else ProcessorChecker(_processor(model, where))
     split = _words() if taken is None else taken.special_tokens.ids
-    with progress(console, "files opened") as opened:  # their number is not known yet
+    with track_progress(console, "files opened") as opened:  # their number is not known yet
         source = open_source(data, opened)
     report = DataReport(
         source=data.source,
@@ -95,7 +95,7 @@ def check_data(
         unit="words" if model is None else "tokens",
         asked=asks.names,
     )
-    with progress(console, "rows checked", len(source)) as step:
+    with track_progress(console, "rows checked", len(source)) as step:
         threads = decode_threads(len(source))
         rows = check_rows(source, requirements=asks, model=taken, threads=threads)
         for done, checked in enumerate(rows, start=1):

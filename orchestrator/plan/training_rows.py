@@ -29,7 +29,7 @@ from chip_core.pairs.prompts import check_prompts, open_prompts
 from chip_core.utils.errors import ConfigError, warn_once
 from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
-from orchestrator.utils.progress import progress
+from orchestrator.utils.progress import track_progress
 
 KEPT = Path("cache", "rows")  # in a work directory
 
@@ -141,7 +141,7 @@ def _checked(wanted: _Wanted, console: Console) -> tuple[int, list[BadRow]]:
     """
     source = open_prompts(wanted.data)[0] if wanted.prompts else open_source(wanted.data)
     bad = []
-    with progress(console, "rows checked", len(source)) as step:
+    with track_progress(console, "rows checked", len(source)) as step:
         for done, row in enumerate(_looked_at(wanted, source), start=1):
             if isinstance(row, BadRow):
                 bad.append(row)

@@ -74,7 +74,8 @@ class _Line:
     progress: Progress | None = None
     loss: float | None = None
     began: float = 0.0
-    worked_from: float = 0.0  # when the model was loaded and the work started
+    worked_from: float = 0.0  # when the model was loaded and the work was first reported
+    worked_share: float = 0.0  # what was done of it by then
     ended: float = 0.0
     reason: str = ""
     told: float = 0.0
@@ -101,7 +102,7 @@ class _Line:
         kind, _, benchmark = progress.phase.partition(" ")
         weight = _WEIGHTS.get(kind, 1.0)
         if progress.phase not in _BEFORE:
-            self.worked_from = self.worked_from or time.monotonic()
+            first, self.worked_from = not self.worked_from, self.worked_from or time.monotonic()
             # Scoring waits for the judge's replies, so both count as one phase.
             phase = f"score {benchmark}" if kind == "judge" else progress.phase
             now, before = weight * progress.done / max(progress.total, 1), self.phases.get(phase, 0)
@@ -109,6 +110,7 @@ class _Line:
                 # The benchmark is answered again, after a further step.
                 self.phases[f"{phase}, {len(self.phases)}"] = before
             self.phases[phase] = now
+            self.worked_share = self.share() if first else self.worked_share
         self.loss = progress.figures.get("loss", self.loss)
 
 
@@ -157,9 +159,10 @@ class Board:
     def eta(self, line: _Line) -> float | None:
         """Return the remaining seconds of a running trial; None if it is too early to tell."""
         share = line.share()
-        if share < 0.02:
+        done = share - line.worked_share
+        if done < 0.02:
             return None
-        return (time.monotonic() - line.worked_from) * (1 - share) / share
+        return (time.monotonic() - line.worked_from) * (1 - share) / done
 
     def overall_eta(self, *, passes: bool = False) -> float | None:
         """Return the remaining seconds of all trials, from the share done so far.

@@ -27,7 +27,7 @@ from orchestrator.state.cache_plan import USES, cache_folder
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.binding import storage_of
 from orchestrator.storage.reference_cache import CACHE, ReferenceCacheStore, jobs_folder
-from orchestrator.utils.progress import progress
+from orchestrator.utils.progress import track_progress
 
 #: whole: usable. broken: unusable. half-made: left by an interrupted build, which the next build
 #: continues. being made: by a running process.
@@ -89,7 +89,7 @@ def verify_caches(stores: Sequence[CacheEntry], console: Console, storage: Path)
     whole = [kept for kept in stores if kept.state == "whole"]
     total = sum(kept.bytes for kept in whole)
     done = 0
-    with progress(console, "bytes checked", total) as step:
+    with track_progress(console, "bytes checked", total) as step:
         for kept in whole:
             try:
                 caches.verify(kept.folder, again=True)

@@ -28,7 +28,7 @@ from orchestrator.jobs.placement import (
     trials_at_once,
 )
 from orchestrator.jobs.stopping import signals_kept
-from orchestrator.utils.cluster_address import check_address, no_cluster
+from orchestrator.utils.cluster_address import check_address, no_cluster_error
 
 #: Resource that every head node has one unit of. Tune does not place a driver without resources.
 HEAD_NODE = "node:__internal_head__"
@@ -202,10 +202,14 @@ def request_of(job: Job) -> ResourceRequest:
     return ResourceRequest(workers=job.workers, each=resources_of(job.config.engine))
 
 
-def place_wanted(resources: Mapping[str, float]) -> str | None:
-    """Describe the resources that a slot requests, and what is free in the cluster.
+def place_wanted(resources: Mapping[str, float], workers: int = 1) -> str | None:
+    """Describe the resources that a trial's workers request, and what is free in the cluster.
 
-    None: no placement group is pending, so the slot's process starts.
+    None: no placement group is pending, so their processes start.
+
+    Args:
+        resources: of each worker, or of the trial's slot.
+        workers: how many request them.
     """
     groups = placement_group_table().values()
     if not any(group["state"] == "PENDING" for group in groups):
@@ -214,7 +218,10 @@ def place_wanted(resources: Mapping[str, float]) -> str | None:
     of = ", ".join(f"{free.get(name, 0):g} of {there.get(name, 0):g} {name}" for name in resources)
     large = any(fitting(node, resources) for node in living_nodes())
     none = "" if large else ", and no node is that large"
-    return f"it asks for {amounts(resources)} on one node, free in all are {of}{none}"
+    asks = f"it asks for {amounts(resources)} on one node"
+    if workers > 1:
+        asks = f"its {workers} workers ask for {amounts(resources)} each"
+    return f"{asks}, free in all are {of}{none}"
 
 
 def living_nodes() -> list[dict[str, float]]:
@@ -322,7 +329,7 @@ def _connected(address: str) -> Iterator[None]:
                 runtime_env={"env_vars": forwarded(os.environ)},
             )
     except (OSError, RuntimeError, ValueError) as error:
-        raise no_cluster(address, error) from None
+        raise no_cluster_error(address, error) from None
     try:
         yield
     finally:

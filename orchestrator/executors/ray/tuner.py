@@ -209,7 +209,7 @@ class RayTuneExecutor:
                     # A new folder each time: Tune takes a second run in one as part of the first.
                     storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
                     verbose=0,
-                    callbacks=[callback, NoticeOfWaiting()],
+                    callbacks=[callback, NoticeOfWaiting(monitor)],
                     stop=StopWaiting(monitor),
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
@@ -488,11 +488,15 @@ class StopWaiting(NotRestored, tune.Stopper):  # type: ignore[misc]
         return self._monitor.only_waiting
 
 
-class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]
-    """Reports what trials without a place wait for. They keep waiting, as a cluster may grow."""
+class NoticeOfWaiting(NotRestored, tune.Callback):  # type: ignore[misc]
+    """Reports what trials without a place wait for. They keep waiting, as a cluster may grow.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Store the clock."""
+    A trial of several workers has a slot at once, in which it waits until Train has placed them.
+    """
+
+    def __init__(self, monitor: JobMonitor, clock: Callable[[], float] = time.monotonic) -> None:
+        """Store the monitor and the clock."""
+        self._monitor = monitor
         self._clock = clock
         self._since: dict[str, float] = {}
         self._due = TOLD_AFTER
@@ -500,7 +504,7 @@ class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Report waiting trials after a minute, and again each time that has doubled."""
         now = self._clock()
-        waiting = [trial for trial in trials if trial.status == Trial.PENDING]
+        waiting = [trial for trial in trials if self._is_waiting(trial)]
         self._since = {each.trial_id: self._since.get(each.trial_id, now) for each in waiting}
         seconds = now - min(self._since.values(), default=now)
         if seconds < TOLD_AFTER:
@@ -508,12 +512,24 @@ class NoticeOfWaiting(tune.Callback):  # type: ignore[misc]
         if seconds < self._due:
             return
         self._due = 2 * seconds
-        config = waiting[0].config
-        wanted = place_wanted(slot_resources(config).required_resources)
+        first = waiting[0]
+        payload: JobPayload = first.config[PAYLOAD]
+        if first.status == Trial.PENDING:
+            wanted = place_wanted(slot_resources(first.config).required_resources)
+        else:
+            wanted = place_wanted(payload.resources, payload.job.workers)
         if wanted is None:
             return
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         warn_once(
-            f"{config[PAYLOAD].job.name}{more}: no place yet after {seconds:.0f} s: {wanted}: "
+            f"{payload.job.name}{more}: no place yet after {seconds:.0f} s: {wanted}: "
             "wait until there is, or stop by Ctrl-C"
         )
+
+    def _is_waiting(self, trial: Any) -> bool:
+        """Return whether a trial, or its workers, have no place."""
+        if trial.status != Trial.RUNNING:
+            return bool(trial.status == Trial.PENDING)
+        job: Job = trial.config[PAYLOAD].job
+        running = self._monitor.running.get(job.id)
+        return job.workers > 1 and running is not None and running.place is None

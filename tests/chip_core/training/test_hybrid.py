@@ -252,7 +252,7 @@ def test_auto_is_hybrid_where_a_machine_holds_the_model(
     config, model = TrialConfig.model_validate({"model": "shapes"}), nn.Linear(1, 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
     monkeypatch.setattr(
-        "chip_core.training.parallel.bytes_needed", lambda model, config: 0.8 * 1000 * gpus
+        "chip_core.training.parallel.required_bytes", lambda model, config: 0.8 * 1000 * gpus
     )
     found = choose_parallelism(config, model, torch.device("cuda"), Lying(*machines))
     assert found == kind

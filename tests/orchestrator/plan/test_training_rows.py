@@ -84,7 +84,7 @@ def text(*objectives: str) -> str:
 
 def check(plan: Plan, workdir: Path, console: Console | None = None) -> None:
     """Check all of a plan's trainings as a process of its own does."""
-    training_rows._valid_rows.clear()
+    training_rows._good.clear()
     configs = [trial.config for arm in plan.arms for trial in arm.trials]
     check_training_rows(plan, configs, workdir, console or Console(quiet=True))
     keep_checked(plan, workdir)
@@ -261,8 +261,8 @@ def test_many_rows_are_shared_and_progress_is_shown(
 ) -> None:
     monkeypatch.setattr(checks, "_MIN_ROWS_FOR_THREADS", 100)
     monkeypatch.setattr(checks, "cpu_count", lambda: 2)
-    monkeypatch.setattr("orchestrator.utils.progress.SHOWN_AFTER", 0.0)
-    monkeypatch.setattr("orchestrator.utils.progress.PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("orchestrator.utils.progress.SHOW_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.utils.progress.PLAIN_INTERVAL", 0.0)
     size, makers = ImageReader.size, set[str]()
 
     def sized(reader: ImageReader, ref: Any) -> tuple[int, int]:

@@ -200,7 +200,7 @@ def test_a_machine_of_several_gpus_is_taken_for_the_others(
 ) -> None:
     engine = on_gpu.trials[1].config.engine.model_copy(update={"workers_per_trial": 8})
     for here, machine in ((0, 8), (1, 8), (2, 2), (3, 2), (4, 4)):
-        monkeypatch.setattr("orchestrator.cost.memory.gpus", lambda here=here: here)
+        monkeypatch.setattr("orchestrator.cost.memory.gpu_count", lambda here=here: here)
         assert workers_of_a_machine(engine) == machine
 
 
