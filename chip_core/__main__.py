@@ -188,13 +188,13 @@ def _stores(
     from chip_core import data
     from chip_core.models import loading
     from chip_core.reference_cache.build import ensure_caches
-    from chip_core.reference_cache.spec import AvailableCaches, cache_specs, samples_read
+    from chip_core.reference_cache.spec import AvailableCaches, cache_specs, count_samples_read
 
     samples = data.count_rows(config.data)
     passes = tuple(
         one
         for one in cache_specs(config, loading.identity(config.model), data.identity(config.data))
-        if samples is None or samples_read(one, config, samples) > 0
+        if samples is None or count_samples_read(one, config, samples) > 0
     )
     ensure_caches(passes, config, cache=cache, report=report)
     return AvailableCaches(cache=cache, passes=passes)

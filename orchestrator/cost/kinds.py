@@ -133,7 +133,7 @@ def cache_build_kind(config: TrialConfig, group: Sequence[CacheSpec]) -> str:
         config: that they are made with.
         group: the passes.
     """
-    drawn = any(one.of_rejected_image for one in group)
+    drawn = any(one.is_rejected_image for one in group)
     return _hash(
         "pass",
         model=_model(config),

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.size import format_bytes
 from orchestrator.cost.budget import Trimmed, amounts
 from orchestrator.cost.estimate import Cost, Estimate
 from orchestrator.cost.judges import JudgeCosts, JudgeTokens
@@ -70,7 +70,7 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
             yield from _fit_lines(fit)
     disk = estimated.disk
     parts = [
-        f"{what} {gigabytes(size)}"
+        f"{what} {format_bytes(size)}"
         for what, size in (
             ("reference passes", disk.passes),
             ("trained models", disk.models),
@@ -90,7 +90,7 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
         if size is None
     ]
     if parts:
-        line = f"disk: {', '.join(parts)}; {gigabytes(disk.free)} are free"
+        line = f"disk: {', '.join(parts)}; {format_bytes(disk.free)} are free"
         line += f"; not known: {', '.join(lacking)}" if lacking else ""
         yield Text(line, style="bold red" if disk.known > disk.free else "")
     if estimated.power is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from chip_core.config.trial import TrialConfig
 from chip_core.data.files import is_hub_name
 from chip_core.data.source import SHAPES, open_source
-from chip_core.reference_cache.size import USUAL_RESPONSE, response_tokens
+from chip_core.reference_cache.size import USUAL_RESPONSE_TOKENS, iter_response_tokens
 from chip_core.training.footprint.published import image_size
 from chip_core.training.footprint.step import RowShape
 from chip_core.utils.errors import ConfigError
@@ -52,7 +52,7 @@ def rows_of_trial(found: Any, config: TrialConfig) -> Rows:
     lengths, sides = None, False
     if not is_hub_name(config.data.source):
         try:
-            lengths = list(islice(response_tokens(config), _SAMPLE))
+            lengths = list(islice(iter_response_tokens(config), _SAMPLE))
             sides = config.data.source != SHAPES and open_source(config.data).has_separate_images(
                 _SAMPLE
             )
@@ -73,7 +73,7 @@ def rows_of_trial(found: Any, config: TrialConfig) -> Rows:
 
     if not lengths:
         return Rows(
-            usual=shape(USUAL_RESPONSE, USUAL_RESPONSE),
+            usual=shape(USUAL_RESPONSE_TOKENS, USUAL_RESPONSE_TOKENS),
             longest=shape(LONGEST, LONGEST),
             sampled=False,
         )

@@ -17,7 +17,7 @@ from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import store_folder
-from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.size import format_bytes
 from chip_core.selection.rule import selection_words, times_asked
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, printable
@@ -85,7 +85,7 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
     for title in ("reference pass", "samples", "size", "state", "trials"):
         table.add_column(title, justify="right" if title in ("samples", "size") else "left")
     for planned in passes:
-        size = "?" if planned.bytes is None else gigabytes(planned.bytes)
+        size = "?" if planned.bytes is None else format_bytes(planned.bytes)
         about = "" if planned.state == "cached" or planned.bytes is None else "about "
         table.add_row(
             Text(planned.one.name),
