@@ -29,16 +29,16 @@ def test_what_fits_is_encoded_once_and_the_rest_each_time() -> None:
 
 def test_nothing_is_kept_before_it_is_asked_for() -> None:
     kept = ProcessEncodings()
-    assert kept.of("model") is None
-    kept.keep()
-    assert kept.of("model") is kept.of("model") is not None
-    kept.forget()
-    assert kept.of("model") is None
+    assert kept.for_model("model") is None
+    kept.enable()
+    assert kept.for_model("model") is kept.for_model("model") is not None
+    kept.disable()
+    assert kept.for_model("model") is None
 
 
 def test_those_of_another_model_are_dropped() -> None:
     kept = ProcessEncodings()
-    kept.keep()
-    first = kept.of("model")
-    assert kept.of("other") is not first
-    assert kept.of("model") is not first
+    kept.enable()
+    first = kept.for_model("model")
+    assert kept.for_model("other") is not first
+    assert kept.for_model("model") is not first

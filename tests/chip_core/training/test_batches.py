@@ -57,13 +57,16 @@ def test_ahead_or_not_the_batches_are_the_same_to_the_bit(
     ahead = BatchLoader(encoder.batch, SCHEDULE, processes=processes)
     for portion, epoch in SCHEDULE:
         one, other = here.next_batch(), ahead.next_batch()
-        assert one.indices == other.places == portion.indices
+        assert one.indices == other.indices == portion.indices
         assert one.epoch == other.epoch == epoch
-        assert (one.void, one.truncated) == (other.void, other.cut)
+        assert (one.void_count, one.cut_responses) == (
+            other.void_count,
+            other.cut_responses,
+        )
         assert len(tensors(one)) > 10
         for a, b in zip(tensors(one), tensors(other), strict=True):
             assert torch.equal(a, b)
-    assert here.waited > 0
+    assert here.wait_seconds > 0
 
 
 @pytest.mark.parametrize("processes", [0, 1])
