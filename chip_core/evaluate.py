@@ -162,7 +162,7 @@ def weights_mark(
         trained: the PEFT folder that is applied to it.
         mark: returns the identifier of that folder.
     """
-    base = loading.base_weights(config)
+    base = loading.base_weights_id(config)
     return base if trained is None else f"{base} {mark(trained)}"
 
 
@@ -179,7 +179,7 @@ def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -
     if isinstance(made, Evaluation):
         return made
     answers = made
-    return current_workers().awaited_from_rank0(
+    return current_workers().wait_for_rank0(
         lambda: score_answers(
             answers,
             side,

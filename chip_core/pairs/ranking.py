@@ -33,7 +33,7 @@ from chip_core.shapes.captions import compare
 from chip_core.shapes.world import scene_of
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, describe_error
-from chip_core.utils.files import sha256_of
+from chip_core.utils.files import file_sha256
 
 #: The judge's prompt, sent with the image.
 PROMPT = (
@@ -102,7 +102,7 @@ class CocoChair(Ranker):
         Raises:
             UserError: they are missing, or NLTK's data are.
         """
-        data = places.data("chair")
+        data = places.benchmark_folder("chair")
         if data is None:
             raise UserError(
                 "ranker chair reads objects' names from chair/synonyms.txt: say where by "
@@ -117,7 +117,7 @@ class CocoChair(Ranker):
     @property
     def identity(self) -> Mapping[str, Any]:
         """Its version and the list of names."""
-        return {"ranker": "chair", "version": ChairScorer.version, "names": sha256_of(self._file)}
+        return {"ranker": "chair", "version": ChairScorer.version, "names": file_sha256(self._file)}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of absent objects, then by the image's objects that are named."""
@@ -179,7 +179,7 @@ class JudgeRanker(Ranker):
         self._judge: ReplayJudge | EndpointJudge
         if places.judge_replies is not None:
             self._judge = ReplayJudge.from_file(places.judge_replies)
-            self._of: dict[str, Any] = {"replies": sha256_of(places.judge_replies)}
+            self._of: dict[str, Any] = {"replies": file_sha256(places.judge_replies)}
         elif settings.judge is not None and places.judge_cache is not None:
             self._judge = EndpointJudge(
                 settings.judge, ReplyCache(places.judge_cache), on_reply=self._on_reply
@@ -239,7 +239,7 @@ class RuleRanker(Ranker):
             UserError: it cannot be imported, or has no source file.
         """
         self._name, self._source = name, plugins.source_hash(name)
-        self._function = plugins.load(name)
+        self._function = plugins.load_plugin(name)
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -191,7 +191,7 @@ class Picker:
         pick = pick_point(self.config, points)
         last = " of the last round" if self.config.pairs.rounds > 1 else ""
         model = self._whole(pick.step, end)
-        workers.wait()  # all workers have read it
+        workers.barrier()  # all workers have read it
         trained = replace(
             trained,
             mark=mark_of(trained.mark, pick.step),
@@ -200,10 +200,10 @@ class Picker:
             picked=as_json(pick, points),
             notes=[*trained.notes, f"the model after step {pick.step} of {end}{last}: {pick.why}"],
         )
-        if workers.first:
+        if workers.is_main:
             write_trained(folder, trained)
             leave_picked(folder)
-        workers.wait()
+        workers.barrier()
         self.spans.end("pick")
         return model, trained
 
@@ -230,7 +230,7 @@ class Picker:
                     data_paths=self.context.places,
                     report_progress=self.report,
                 )
-                made = current_workers().awaited_from_rank0(score)
+                made = current_workers().wait_for_rank0(score)
             figures |= made.metrics
         self.spans.end(f"select after step {step}")
         return Point(step=step, figures=figures)

@@ -63,7 +63,7 @@ def check(
 
     from chip_core import recipes
     from chip_core.config.trial import DataConfig, ModelConfig
-    from chip_core.config.validation import trial_config
+    from chip_core.config.validation import parse_trial_config
     from orchestrator.data.check import check_data, data_json, data_lines
 
     if model is not None and recipe is not None:
@@ -71,11 +71,11 @@ def check(
     read = None
     if objective is not None:
         tree = {"model": "shapes", "objective": objective}
-        read = trial_config(tree, "--objective").objective
+        read = parse_trial_config(tree, "--objective").objective
     named = None if model is None else ModelConfig(path=model)
     if recipe is not None:
-        file = recipes.find(recipe)
-        named = trial_config(recipes.read_yaml(file), str(file)).model
+        file = recipes.find_recipe(recipe)
+        named = parse_trial_config(recipes.read_yaml(file), str(file)).model
     source = DataConfig(source=path, format=layout, split=split, limit=limit, image_root=image_root)
     where = "--model" if recipe is None else f"{recipe}: model.path"
     found = check_data(

@@ -126,7 +126,7 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
     from pydantic import ValidationError
 
     from chip_core.config.benchmark import BenchmarkConfig
-    from chip_core.config.validation import explain, set_key
+    from chip_core.config.validation import explain_errors, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
     try:
         asked = [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
     except ValidationError as error:
-        raise ConfigError(explain(error, BenchmarkConfig, "--set")) from None
+        raise ConfigError(explain_errors(error, BenchmarkConfig, "--set")) from None
     if asked[0].half == "select":
         raise ConfigError(["--set: half: select is tuned on, and this is quoted: write report"])
     return asked
@@ -153,7 +153,7 @@ def _answering(given: Mapping[str, Any]) -> EvaluationConfig:
     from pydantic import ValidationError
 
     from chip_core.config.trial import EvaluationConfig
-    from chip_core.config.validation import explain, set_key
+    from chip_core.config.validation import explain_errors, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {_ANSWERING[:-1]: {}}
@@ -162,7 +162,7 @@ def _answering(given: Mapping[str, Any]) -> EvaluationConfig:
     try:
         return EvaluationConfig.model_validate(tree[_ANSWERING[:-1]])
     except ValidationError as error:
-        raise ConfigError(explain(error, EvaluationConfig, "--set", _ANSWERING)) from None
+        raise ConfigError(explain_errors(error, EvaluationConfig, "--set", _ANSWERING)) from None
 
 
 def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:

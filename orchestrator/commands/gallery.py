@@ -105,7 +105,7 @@ def _rejected_image_settings(
     from pydantic import ValidationError
 
     from chip_core.config.trial import RejectedImageConfig
-    from chip_core.config.validation import explain, key_problem, set_key
+    from chip_core.config.validation import explain_errors, key_problem, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
@@ -123,5 +123,5 @@ def _rejected_image_settings(
     try:
         RejectedImageConfig.model_validate({**settings, **painted})
     except ValidationError as error:
-        raise ConfigError(explain(error, RejectedImageConfig, "--set")) from None
+        raise ConfigError(explain_errors(error, RejectedImageConfig, "--set")) from None
     return settings

@@ -64,7 +64,10 @@ def new(
         ask("question", "Which question is it to answer?", str) if question is None else question
     )
     base = recipe or ask(
-        "recipe", f"Which recipe? A file, or one of {', '.join(recipes.names())}", str, "shapes"
+        "recipe",
+        f"Which recipe? A file, or one of {', '.join(recipes.recipe_names())}",
+        str,
+        "shapes",
     )
     read = [parse_factor(text) for text in factors]
     while not read or (not factors and ask.more("Another factor?")):

@@ -54,7 +54,7 @@ def check(
     data = places_of(benchmark_data)
     names: dict[str, str] = {}  # of metrics, as MLflow has to spell them
     try:
-        loaded = plugins.load(name)
+        loaded = plugins.load_plugin(name)
         kind = _kind(loaded)
         if given and kind != "strategy":
             raise UserError(f"--set: {name} is a {kind}, and only a strategy has parameters")
@@ -103,7 +103,9 @@ def _benchmark(name: str, places: DataPaths) -> dict[str, str | None]:
 
     benchmark = find_benchmark(name)
     judge = ReplayJudge([]) if "judge" in benchmark.needs else None
-    return check_conformance(benchmark, data=places.data(name), resources=Resources(judge=judge))
+    return check_conformance(
+        benchmark, data=places.benchmark_folder(name), resources=Resources(judge=judge)
+    )
 
 
 def _metric_names(name: str) -> list[str]:
@@ -124,12 +126,12 @@ def _strategy(name: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str | 
     from pydantic import ValidationError
 
     from chip_core.config.trial import RejectedImageConfig
-    from chip_core.config.validation import explain
+    from chip_core.config.validation import explain_errors
     from chip_core.data.rejected_images.conformance import conformance
     from chip_core.utils.errors import ConfigError
 
     try:
         config = RejectedImageConfig.model_validate({"strategy": name, "parameters": dict(given)})
     except ValidationError as error:
-        raise ConfigError(explain(error, RejectedImageConfig, "--set")) from None
+        raise ConfigError(explain_errors(error, RejectedImageConfig, "--set")) from None
     yield from conformance(config).items()

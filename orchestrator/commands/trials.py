@@ -166,7 +166,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
 
 
 def _removal_lines(going: Removal) -> list[str]:
-    from chip_core.reference_cache.size import gigabytes
+    from chip_core.reference_cache.size import format_bytes
     from chip_core.utils.registry import join_names
 
     names = [f"{name} ({fingerprint[:8]})" for fingerprint, name in going.trials.items()]
@@ -175,7 +175,7 @@ def _removal_lines(going: Removal) -> list[str]:
     lines = [f"{len(names)} {'trial' if len(names) == 1 else 'trials'}: {listed or 'none'}{more}"]
     if going.study is not None:
         lines.append(f"the reports, figures and experiment of study {going.study}")
-    lines.append(f"{gigabytes(going.bytes)} in {len(going.folders)} folders")
+    lines.append(f"{format_bytes(going.bytes)} in {len(going.folders)} folders")
     if going.shared:
         others = sorted({study for studies in going.shared.values() for study in studies})
         lines.append(f"{len(going.shared)} of its trials stay: {join_names(others)} has them too")

@@ -193,7 +193,7 @@ def _collect_requests(
     with suppress(ValueError, ArithmeticError, LookupError, UserError):
         benchmark.score(
             answers,
-            data=data_paths.data(settings.name),
+            data=data_paths.benchmark_folder(settings.name),
             protocol=settings.protocol,
             resources=replace(resources, judge=judge),
         )

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.size import format_bytes
 from orchestrator.cost.budget import TrimmedPlan, budget_amounts
 from orchestrator.cost.estimate import Cost, Estimate
 from orchestrator.cost.judges import JudgeCosts, JudgeTokens
@@ -70,7 +70,7 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
             yield from _fit_lines(fit)
     disk = cost.disk
     parts = [
-        f"{label} {gigabytes(size)}"
+        f"{label} {format_bytes(size)}"
         for label, size in (
             ("reference passes", disk.passes),
             ("trained models", disk.models),
@@ -90,7 +90,7 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
         if size is None
     ]
     if parts:
-        line = f"disk: {', '.join(parts)}; {gigabytes(disk.free)} are free"
+        line = f"disk: {', '.join(parts)}; {format_bytes(disk.free)} are free"
         line += f"; not known: {', '.join(unknown)}" if unknown else ""
         yield Text(line, style="bold red" if disk.known_bytes > disk.free else "")
     if cost.power is not None:

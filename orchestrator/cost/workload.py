@@ -107,7 +107,7 @@ def build_workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
 
     @cache
     def rows(data: str) -> int | None:
-        return preference_data.count(DataConfig.model_validate_json(data))
+        return preference_data.count_rows(DataConfig.model_validate_json(data))
 
     trials = [
         _trial_work(

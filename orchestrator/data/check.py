@@ -14,10 +14,10 @@ from rich.text import Text
 
 from chip_core.config.trial import DataConfig, ModelConfig
 from chip_core.data import problem
-from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows, threads_for
-from chip_core.data.formats.further import Asks, asks_of
+from chip_core.data.checks import ProcessorChecker, ValidRow, check_rows, decode_threads
+from chip_core.data.formats.extra_columns import RowRequirements, row_requirements
 from chip_core.data.rows import BadRow
-from chip_core.data.source import SHAPES, open_source, unreachable
+from chip_core.data.source import SHAPES, hub_error, open_source
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.segments import changed_positions
@@ -82,22 +82,22 @@ def check_data(
     broken = problem(data)
     if broken is not None:
         raise UserError(broken)
-    asks = Asks() if objective is None else asks_of(objective)
+    asks = RowRequirements() if objective is None else row_requirements(objective)
     taken = None if model is None else ProcessorChecker(_processor(model, where))
-    split = _words() if taken is None else taken.marks.ids
+    split = _words() if taken is None else taken.special_tokens.ids
     with track_progress(console, "files opened") as opened:  # their number is not known yet
         source = open_source(data, opened)
     report = DataReport(
         source=data.source,
         format=source.format.name,
         files=len(source.tables),
-        read=[table.place(0).file for table in source.tables if len(table)][:_NAMED],
+        read=[table.location(0).file for table in source.tables if len(table)][:_NAMED],
         unit="words" if model is None else "tokens",
         asked=asks.names,
     )
     with track_progress(console, "rows checked", len(source)) as step:
-        threads = threads_for(len(source))
-        rows = check_rows(source, asks=asks, model=taken, threads=threads)
+        threads = decode_threads(len(source))
+        rows = check_rows(source, requirements=asks, model=taken, threads=threads)
         for done, checked in enumerate(rows, start=1):
             if isinstance(checked, BadRow):
                 report.bad.append(checked)
@@ -154,8 +154,8 @@ def data_json(report: DataReport) -> dict[str, Any]:
         "figures": summary(report),
         "bad": [
             {
-                "file": row.place.file,
-                row.place.unit: row.place.row,
+                "file": row.location.file,
+                row.location.unit: row.location.row,
                 "reason": row.reason,
             }
             for row in report.bad
@@ -176,11 +176,11 @@ def summary(report: DataReport) -> dict[str, dict[str, float]]:
     }
 
 
-def _note(report: DataReport, checked: GoodRow, split: Split, *, in_tokens: bool) -> None:
+def _note(report: DataReport, checked: ValidRow, split: Split, *, in_tokens: bool) -> None:
     texts = checked.row.texts
     report.good += 1
     report.rejected_images += checked.row.rejected_image is not None
-    report.sides += checked.row.sides
+    report.sides += checked.row.separate_images
     parts = {name: split(getattr(texts, name)) for name in ("prompt", "chosen", "rejected")}
     for name in parts:
         report.add(f"{name}, characters", len(getattr(texts, name)))
@@ -211,7 +211,7 @@ def _processor(model: ModelConfig, where: str) -> Any:
     if broken is not None:
         raise UserError(f"{where}: {broken}")
     try:
-        return loading.processor_of(model)
+        return loading.load_processor_only(model)
     except TrialError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -222,7 +222,7 @@ def _away(model: ModelConfig) -> str | None:
 
     if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
         return None
-    away = unreachable("model", model.path, model.revision)
+    away = hub_error("model", model.path, model.revision)
     if away is None:
         return None
     return (

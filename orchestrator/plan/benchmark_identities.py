@@ -10,7 +10,7 @@ from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation import items as benchmark_items
 from chip_core.evaluation.readiness import list_sides
 from chip_core.utils.errors import UserError, warn_once
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.study.model import Study
 
 Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
@@ -70,11 +70,11 @@ def ranker_names(places: DataPaths, seen: Identities) -> Mapping[str, Any]:
 
     If the list is not here, it is that of an earlier run, or empty.
     """
-    folder = places.data("chair")
+    folder = places.benchmark_folder("chair")
     file = None if folder is None else folder / "synonyms.txt"
     if file is None or not file.is_file():
         return seen.get(RANKER, {})
-    return {"names": sha256_of(file)}
+    return {"names": file_sha256(file)}
 
 
 def _identity(

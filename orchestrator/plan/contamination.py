@@ -135,7 +135,9 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
         source = open_source(data)
         rows = [entry for _, entry in source.scan() if isinstance(entry, SourceRow)]
         images = [(row, row.image) for row in rows]
-        images += [(row, row.rejected_image) for row in rows if row.sides and row.rejected_image]
+        images += [
+            (row, row.rejected_image) for row in rows if row.separate_images and row.rejected_image
+        ]
         shared = find_shared_images(
             ((image.path or f"row {row.index}", _reader(row, image)) for row, image in images),
             ((name, picture.read) for name, picture in pictures.items()),
@@ -160,7 +162,7 @@ def _reader(row: SourceRow, image: ImageRef) -> Callable[[], Image.Image | None]
 
 def _small(row: SourceRow, image: ImageRef) -> Image.Image | None:
     try:
-        return row.images.small(image)
+        return row.images.read_small(image)
     except RowError:
         return None  # reported when the rows are checked
 

@@ -18,7 +18,7 @@ from chip_core.config.identity import (
     untrained_identity,
 )
 from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, TrialConfig
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.generators import generator_problems
 from chip_core.evaluation.generators.sharing import sharing_problems
@@ -344,7 +344,7 @@ def _sections(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialConfig:
     """Validate a tree, and set the study's benchmarks and first seed."""
-    config = trial_config(tree, source or study.source)
+    config = parse_trial_config(tree, source or study.source)
     return config.model_copy(update={"benchmarks": study.scored, "seed": study.seeds[0]})
 
 

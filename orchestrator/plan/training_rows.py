@@ -17,17 +17,17 @@ from rich.console import Console
 
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig, TrialConfig
-from chip_core.data import asks_of
-from chip_core.data.checks import bad_rows_line, check_rows, threads_for
+from chip_core.data import row_requirements
+from chip_core.data.checks import check_rows, decode_threads, format_bad_rows
 from chip_core.data.files import is_hub_name
-from chip_core.data.formats.further import Asks
-from chip_core.data.image_files import READER
+from chip_core.data.formats.extra_columns import RowRequirements
+from chip_core.data.image_files import READER_VERSION
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, DataSource, is_local, open_source
 from chip_core.pairs.prompts import check_prompts, open_prompts
 from chip_core.utils.errors import ConfigError, warn_once
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
 from orchestrator.utils.progress import track_progress
 
@@ -43,7 +43,7 @@ class _Wanted:
 
     data: DataConfig
     prompts: bool  # whether they are prompts for a model: `pairs.rounds`
-    asks: Asks = Asks()
+    asks: RowRequirements = RowRequirements()
     given: bool = False  # whether each row needs its own rejected image
 
     @property
@@ -86,7 +86,7 @@ def check_training_rows(
             continue
         if bad:
             out = {"leave_out": "of the file"} if wanted.prompts else {}
-            problems.append(f"data.source: {bad_rows_line(bad, rows, **out)}")
+            problems.append(f"data.source: {format_bad_rows(bad, rows, **out)}")
         else:
             _good.setdefault(mark, set()).add(wanted.asked)
     if problems:
@@ -117,8 +117,8 @@ def _wanted(configs: Iterable[TrialConfig]) -> list[_Wanted]:
         key = (data.model_dump_json(), rounds)
         before = found.get(key, _Wanted(data=data, prompts=rounds))
         if not rounds:
-            asks, needs_given = asks_of(config.objective), _needs_given(config)
-            asks = Asks(
+            asks, needs_given = row_requirements(config.objective), _needs_given(config)
+            asks = RowRequirements(
                 other=asks.other or before.asks.other,
                 second_image=asks.second_image or before.asks.second_image,
                 columns=tuple(dict.fromkeys((*before.asks.columns, *asks.columns))),
@@ -150,10 +150,12 @@ def _checked(wanted: _Wanted, console: Console) -> tuple[int, list[BadRow]]:
 
 
 def _looked_at(wanted: _Wanted, source: DataSource) -> Iterator[object]:
-    threads = threads_for(len(source))
+    threads = decode_threads(len(source))
     if wanted.prompts:
         return check_prompts(wanted.data, threads)
-    return check_rows(source, rejected_images=wanted.given, asks=wanted.asks, threads=threads)
+    return check_rows(
+        source, rejected_images=wanted.given, requirements=wanted.asks, threads=threads
+    )
 
 
 def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
@@ -164,7 +166,7 @@ def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
         "limit": data.limit,
         "format": data.format,
         "prompts": wanted.prompts,
-        "reader": READER,
+        "reader": READER_VERSION,
     }
     if is_hub_name(data.source):  # its identity holds the name alone
         source = open_source(data)
@@ -174,7 +176,7 @@ def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
             for file in table.files
             for state in [os.stat(file)]
         ]
-        images = {path: file and sha256_of(file) for path, file in source.image_files()}
+        images = {path: file and file_sha256(file) for path, file in source.image_files()}
         decided_by["images"] = sorted(images.items())
     return fingerprint(decided_by)[:32]
 

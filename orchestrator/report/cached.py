@@ -26,7 +26,7 @@ import orchestrator
 from chip_core.evaluation.readiness import list_sides
 from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.cost.trimmed_trials import TRIMMED_FILE
 from orchestrator.plan.contamination import OVERLAP
 from orchestrator.plan.plan import Plan, Trial
@@ -68,7 +68,7 @@ def find_cached_report(
         raw = read_checksummed(_index_file(folder))
         files = {str(name): str(sha256) for name, sha256 in raw["files"].items()}
         results = Results.from_json(raw["results"])
-        is_complete = all(sha256_of(folder / name) == sha256 for name, sha256 in files.items())
+        is_complete = all(file_sha256(folder / name) == sha256 for name, sha256 in files.items())
         if not is_complete or raw["inputs"] != hash_inputs(plan, ledger, storage, folder, files):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -92,7 +92,7 @@ def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> W
     content_hash = None
     # A report with warnings is not reused, so that they are shown again.
     if warning_count() == warnings_before:
-        files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in written}
+        files = {file.relative_to(folder).as_posix(): file_sha256(file) for file in written}
         with suppress(TypeError, ValueError):  # if JSON has no such type, the report is not reused
             inputs = hash_inputs(plan, ledger, storage, folder, files)
             index = {"inputs": inputs, "files": files, "results": results.to_json()}
@@ -193,7 +193,7 @@ def _index_file(folder: Path) -> Path:
 
 def _sha256(file: Path) -> str | None:
     try:
-        return sha256_of(file)
+        return file_sha256(file)
     except OSError:
         return None
 

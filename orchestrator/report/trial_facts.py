@@ -14,7 +14,7 @@ from rich.text import Text
 
 from chip_core.results import CONFIG, CURVES, MODEL
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import without_checksum
+from chip_core.utils.files import parse_checksummed
 from orchestrator.jobs.attempt import TRACEBACK
 from orchestrator.plan.snapshot import plan_snapshots
 from orchestrator.report.formatting import NO_VALUE
@@ -180,7 +180,7 @@ def _read_config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
     for folder in [*([record.model] if record.model else []), *reversed(hashes)]:
         file = workdir / folder / CONFIG
         try:
-            config = without_checksum(file.read_bytes())
+            config = parse_checksummed(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError):

@@ -18,7 +18,7 @@ from chip_core.reference_cache.folder import (
     shard_count,
     store_folder,
 )
-from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.size import format_bytes
 from chip_core.reference_cache.spec import AvailableCaches, BuildShard, build_config, group_specs
 from chip_core.utils.errors import StorageError
 from chip_core.utils.files import JsonlWriter
@@ -185,7 +185,7 @@ class CacheBuild:
         _say(
             self._console,
             f"reference pass '{planned.one.name}': {rows} samples, "
-            f"{gigabytes(planned.bytes or 0)}, {taken:.0f} s{rounded}",
+            f"{format_bytes(planned.bytes or 0)}, {taken:.0f} s{rounded}",
         )
 
     def _record(self, planned: PlannedCache) -> dict[str, Any]:

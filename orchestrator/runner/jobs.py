@@ -199,7 +199,9 @@ def longest_first(
     if plan.study.early_stopping is not None:
         return list(jobs)
     ranks = {trial.fingerprint: rank for arm in plan.arms for rank, trial in enumerate(arm.trials)}
-    rows = functools.cache(lambda data: preference_data.count(DataConfig.model_validate_json(data)))
+    rows = functools.cache(
+        lambda data: preference_data.count_rows(DataConfig.model_validate_json(data))
+    )
 
     def place(each: tuple[Job, Trial, int]) -> tuple[int, int, int]:
         job, trial, _ = each

@@ -20,7 +20,7 @@ from chip_core.reference_cache.folder import (
     partial_folder,
     remove,
 )
-from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.size import format_bytes
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.utils.files import read_records
 from orchestrator.state.cache_plan import USES, cache_folder
@@ -146,13 +146,13 @@ def cache_lines(stores: Sequence[CacheEntry], storage: Path) -> Iterator[Rendera
             Text(kept.what),
             kept.folder.name[:8],
             "—" if kept.samples is None else str(kept.samples),
-            gigabytes(kept.bytes),
+            format_bytes(kept.bytes),
             f"{kept.age:.0f} days ago" if kept.age >= 1 else "today",
             Text(f"{kept.state}{broken}"),
             Text(_studies(kept)),
         )
     yield table
-    yield Text(f"{gigabytes(sum(kept.bytes for kept in stores))} in {cache}")
+    yield Text(f"{format_bytes(sum(kept.bytes for kept in stores))} in {cache}")
 
 
 def cache_json(stores: Sequence[CacheEntry]) -> list[dict[str, Any]]:

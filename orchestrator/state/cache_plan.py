@@ -15,12 +15,12 @@ from chip_core.reference_cache.folder import (
     Manifest,
     store_folder,
 )
-from chip_core.reference_cache.size import NoRoomError, check_room, estimated_bytes
+from chip_core.reference_cache.size import DiskSpaceError, check_disk_space, estimate_store_bytes
 from chip_core.reference_cache.spec import (
-    KINDS,
+    PASS_KINDS,
     CacheSpec,
     cache_specs,
-    samples_read,
+    count_samples_read,
     with_hidden,
 )
 from chip_core.results import MODEL
@@ -67,7 +67,7 @@ class PlannedCache:
 
     def decide(self) -> bool:
         """Decide whether to build a missing pass, set its state and return the decision."""
-        often = _WORTH_FEATURES if self.one.of_features else _WORTH
+        often = _WORTH_FEATURES if self.one.is_features else _WORTH
         worth = self.reads >= often * (self.samples or 1)
         self.state = "to make" if worth else "in the step"
         return worth
@@ -97,7 +97,7 @@ def plan_caches(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedCache]
     for planned in kept:
         if planned.state != "cached":
             planned.decide()
-            planned.bytes = estimated_bytes(planned.one, planned.config, planned.samples)
+            planned.bytes = estimate_store_bytes(planned.one, planned.config, planned.samples)
     return kept
 
 
@@ -115,8 +115,8 @@ def require_disk_space(passes: list[PlannedCache], storage: Path) -> None:
     what = ", ".join(f"'{planned.one.name}'" for planned in wanted)
     try:
         needed = sum(planned.bytes or 0 for planned in wanted)
-        check_room(cache_folder(storage), needed, f"the reference passes {what}")
-    except NoRoomError as error:
+        check_disk_space(cache_folder(storage), needed, f"the reference passes {what}")
+    except DiskSpaceError as error:
         raise UserError(str(error)) from None
 
 
@@ -127,7 +127,7 @@ def _of_trials(
 
     @cache
     def count(data: str) -> int | None:
-        return preference_data.count(DataConfig.model_validate_json(data))
+        return preference_data.count_rows(DataConfig.model_validate_json(data))
 
     known: dict[tuple[object, ...], tuple[CacheSpec, ...]] = {}
     for trial in plan.trials:
@@ -170,7 +170,7 @@ def _of_trials(
 def _reads(one: CacheSpec, config: TrialConfig, samples: int | None) -> float:
     """Return how many samples of a pass a trial reads, in epochs if `samples` is None."""
     if samples is not None:
-        return samples_read(one, config, samples)
+        return count_samples_read(one, config, samples)
     if config.training.max_steps is not None:
         return 0  # it may be less than an epoch
     return 1 if one.epoch is not None else config.training.epochs
@@ -190,7 +190,7 @@ def _served(found: dict[str, PlannedCache], caches: ReferenceCacheStore) -> list
             host.reads += planned.reads
             if host.one.key not in found:
                 kept.append(host)
-    return sorted(kept, key=lambda planned: KINDS.index(planned.one.kind))
+    return sorted(kept, key=lambda planned: PASS_KINDS.index(planned.one.kind))
 
 
 def _host(

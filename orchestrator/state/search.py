@@ -17,7 +17,7 @@ from typing import Any
 
 from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.evaluation.readiness import list_sides
 from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.plan.plan import Arm, Blocked, Plan, Trial
@@ -197,7 +197,7 @@ def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
     """
     study = plan.study
     tune.check(study.benchmarks, (*study.seeds, *study.placebo_seeds))
-    asked = study.benchmarks.selecting
+    asked = study.benchmarks.select_only
     answering = plan.base.config.evaluation
     evaluations = {
         f"{side}/{settings.name}": fingerprint(
@@ -296,7 +296,7 @@ def _with(config: TrialConfig, values: Mapping[str, Any], source: str) -> TrialC
     tree = config.model_dump(mode="json")
     for key, value in values.items():
         set_key(tree, key, value)
-    return trial_config(tree, source)
+    return parse_trial_config(tree, source)
 
 
 def values_text(values: Mapping[str, Any]) -> str:

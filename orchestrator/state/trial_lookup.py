@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.storage.download import whole_attempt
 
@@ -67,7 +67,7 @@ def _one(workdir: Path, name: str, known: Mapping[str, TrialRecord], kind: str) 
     ]
     if not found:
         choices = [trial_name(record) for record in known.values()]
-        raise UserError(f"no {kind} '{name}' in {workdir}: {suggestion(name, choices)}")
+        raise UserError(f"no {kind} '{name}' in {workdir}: {suggest(name, choices)}")
     if len(found) > 1:
         which = ", ".join(
             f"{fingerprint[:16]} ({trial_name(known[fingerprint])}, "

@@ -22,9 +22,9 @@ from chip_core.reference_cache.folder import (
     commit,
     parse_manifest,
     partial_folder,
-    plain,
-    require_whole,
+    require_complete,
     stat,
+    to_json_types,
     verify,
 )
 from chip_core.utils.files import write_bytes
@@ -63,7 +63,9 @@ class ReferenceCacheStore:
         if not found:
             raise BrokenStoreError("it is not there")
         manifest = parse_manifest(next(iter(found.values())))
-        return require_whole(manifest, identity, lambda name: there.get(f"{_key(folder)}/{name}"))
+        return require_complete(
+            manifest, identity, lambda name: there.get(f"{_key(folder)}/{name}")
+        )
 
     def verify(
         self, folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
@@ -78,7 +80,7 @@ class ReferenceCacheStore:
             StorageError: the storage cannot be read.
         """
         if self.remote is None:
-            return verify(folder, identity, again=again)
+            return verify(folder, identity, rehash=again)
         return self.stat(folder, identity)
 
     def commit(
@@ -170,7 +172,7 @@ class ReferenceCacheStore:
             if facts is None or there.get(f"{_key(partial)}/{name}") != facts.bytes:
                 raise BrokenStoreError(f"{name} was not made")
             files[name] = facts
-        manifest = Manifest(identity=plain(identity), rows=rows, files=files, made=made)
+        manifest = Manifest(identity=to_json_types(identity), rows=rows, files=files, made=made)
         remote.remove([f"{_key(folder)}/{MANIFEST}"])  # first, that of a broken cache
         for name in names:
             remote.copy(f"{_key(partial)}/{name}", f"{_key(folder)}/{name}")

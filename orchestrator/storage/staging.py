@@ -171,15 +171,15 @@ class StagedWorkspace:
             StorageError: it cannot be copied.
         """
         workers = current_workers()
-        if workers.first:
+        if workers.is_main:
             self.uploader.copy()
-        workers.wait()
+        workers.barrier()
         if not (self.folder / TRAINED).exists():
             with _locked(_beside(self.here, ".bring")), self.uploader.waiting():
                 key = self._below(self.folder, self.here)
                 self._fetch(f"{key}/{MODEL}", weights=True)
                 self._remote.get(f"{key}/{TRAINED}", self.folder / TRAINED)
-        workers.wait()
+        workers.barrier()
 
     def drop_what_is_past(self) -> None:
         """Remove earlier attempts' files from the storage if this one has the trained model.

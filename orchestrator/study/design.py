@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from chip_core.utils.errors import printable
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.metrics import Wrong
 from orchestrator.study.model import Cell, Design, Factor, Pattern, Study, level_text, matches
 from orchestrator.study.schema import StudyFile
@@ -292,7 +292,7 @@ def _when(written: StudyFile, grid: Grid, wrong: Wrong) -> dict[str, tuple[Patte
     for name, given in written.when.items():
         where = f"when.{name}"
         if name not in grid.levels:
-            wrong(where, f"unknown factor: {suggestion(name, grid.levels)}")
+            wrong(where, f"unknown factor: {suggest(name, grid.levels)}")
             continue
         if isinstance(given, list):
             patterns = _take_patterns(given, where, grid, wrong)
@@ -326,15 +326,13 @@ def _pattern(given: Mapping[str, Any], grid: Grid, where: str, wrong: Wrong) -> 
     pattern = {}
     for name, value in given.items():
         if name not in grid.levels:
-            wrong(f"{where}.{name}", f"unknown factor: {suggestion(name, grid.levels)}")
+            wrong(f"{where}.{name}", f"unknown factor: {suggest(name, grid.levels)}")
             continue
         labels = [level_text(entry) for entry in (value if isinstance(value, list) else [value])]
         known = grid.levels[name]
         unknown = [label for label in labels if known and label not in known]
         for label in unknown:
-            wrong(
-                f"{where}.{name}", f"unknown level '{printable(label)}': {suggestion(label, known)}"
-            )
+            wrong(f"{where}.{name}", f"unknown level '{printable(label)}': {suggest(label, known)}")
         if not unknown:
             pattern[name] = frozenset(labels)
     return pattern

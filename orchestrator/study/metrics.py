@@ -13,7 +13,7 @@ from chip_core.config.trial import BenchmarksConfig
 from chip_core.evaluation.items import find_benchmark, find_settings_problems
 from chip_core.evaluation.readiness import find_declared_overlaps, list_sides
 from chip_core.evaluation.task import metric_name
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.model import DeclaredMetric, PublishedFigures
 
 Goal = Literal["minimize", "maximize"]
@@ -135,5 +135,5 @@ def _declared(
 
 def _unknown(metric: str, goals: Mapping[str, Goal]) -> str:
     reported = [name for name in goals if not name.startswith("select/")]
-    listed = suggestion(metric, reported) if reported else "add a benchmark under `benchmarks:`"
+    listed = suggest(metric, reported) if reported else "add a benchmark under `benchmarks:`"
     return f"unknown metric '{metric}': {listed}"

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chip_core.config.benchmark import BenchmarksConfig
 from chip_core.config.trial import LARGEST_SEED, SHORTHANDS, TrialConfig
-from chip_core.config.validation import explain, key_problem, set_key
+from chip_core.config.validation import explain_errors, key_problem, set_key
 from chip_core.evaluation.items import find_benchmark
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.metrics import Goal, Wrong
 from orchestrator.study.model import Factor
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values, seed_problem
@@ -171,7 +171,7 @@ def _check_values(key: str, space: Values | Range, base: Mapping[str, Any], wron
         except ValidationError as error:
             names = range(len(values)) if isinstance(space, Values) else ("low", "high")
             where = f"tune.keys.{key}[{names[place]}]"
-            for line in explain(error, TrialConfig, ""):
+            for line in explain_errors(error, TrialConfig, ""):
                 path, _, sentence = line.removeprefix(": ").partition(": ")
                 wrong(where, sentence or path)
 
@@ -201,7 +201,7 @@ def _metric(
 def _unknown(metric: str, known: Mapping[str, Any], goals: Mapping[str, Goal]) -> str:
     if not known:
         return f"'{metric}' chooses nothing: add a benchmark under `benchmarks.select` first"
-    choices = suggestion(metric, known)
+    choices = suggest(metric, known)
     if metric in goals:
         return f"'{metric}' is of `report`, which chooses nothing: name one of `select`: {choices}"
     return f"unknown metric '{metric}': {choices}"

@@ -38,7 +38,7 @@ def variant_name(study: str, changes: StudyChanges) -> str:
 
 def recipe_name(recipe: str) -> str:
     """Return the name of a recipe, given its name or its file."""
-    return recipe if recipe in recipes.names() else Path(recipe).stem
+    return recipe if recipe in recipes.recipe_names() else Path(recipe).stem
 
 
 def merge_seeds(own: Sequence[int], given: Sequence[int]) -> list[int]:
@@ -61,7 +61,7 @@ def variant_problems(
         conditional: names of the factors with a condition.
     """
     recipe = changes.recipe
-    shipped = recipes.names()
+    shipped = recipes.recipe_names()
     if recipe is not None and recipe not in shipped and recipe_name(recipe) in shipped:
         yield (
             f"--recipe: {recipe}: has the name of a shipped recipe, whose variant would be taken "

@@ -106,7 +106,7 @@ def cost_request(
     """
     from pydantic import ValidationError
 
-    from chip_core.config.validation import explain
+    from chip_core.config.validation import explain_errors
     from chip_core.utils.errors import ConfigError
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.cost.user_rates import read_user_rates
@@ -129,7 +129,7 @@ def cost_request(
         try:
             bounds = Budget.model_validate(each_once("--budget", budget))
         except ValidationError as error:
-            raise ConfigError(explain(error, Budget, "--budget")) from None
+            raise ConfigError(explain_errors(error, Budget, "--budget")) from None
     return CostRequest(
         user_rates=read_user_rates(rates, flags),
         executor="inline" if executor == "inline" else "ray",

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chip_core.results import Progress
 from chip_core.trial_context import throttled
-from chip_core.utils.machine import cores, memory_share
+from chip_core.utils.machine import cpu_count, memory_share
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.job_process import LARGEST_SHARE, JobPayload, Outcome, run_job
 from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
@@ -75,7 +75,7 @@ class ScoringPool:
             payload: makes what travels of a job.
         """
         self._monitor, self._payload = monitor, payload
-        self._most = cores()
+        self._most = cpu_count()
         self._left: deque[Job] = deque()
         self._running: list[_Scoring] = []
         self._idle: list[Any] = []

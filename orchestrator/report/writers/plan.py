@@ -11,13 +11,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.data import asks_of
+from chip_core.data import row_requirements
 from chip_core.evaluation.generators.sharing import is_servable, is_shared
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import find_benchmark_problems, list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import store_folder
-from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.size import format_bytes
 from chip_core.selection.rule import selection_words, times_asked
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, printable
@@ -63,7 +63,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
                 f"one trial for {len(arm.cells)} cells: {arm.name}: {'; '.join(arm.reasons)}"
             )
     yield from map(Text, mlflow_name_lines(mlflow_names(plan)))
-    for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
+    for caution in dict.fromkeys(arm.trials[0].config.objective.warning for arm in plan.arms):
         if caution is not None:
             yield Text(f"caution: {caution}", style="yellow")
 
@@ -72,7 +72,7 @@ def _row_field_lines(plan: Plan) -> Iterator[Text]:
     """Yield what objectives need in rows besides image, prompt, chosen and rejected."""
     arms_by_fields: dict[tuple[str, ...], list[str]] = {}
     for arm in plan.arms:
-        names = tuple(asks_of(arm.trials[0].config.objective).names)
+        names = tuple(row_requirements(arm.trials[0].config.objective).names)
         if names:
             arms_by_fields.setdefault(names, []).append(arm.name)
     for names, arms in arms_by_fields.items():
@@ -85,7 +85,7 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
     for title in ("reference pass", "samples", "size", "state", "trials"):
         table.add_column(title, justify="right" if title in ("samples", "size") else "left")
     for planned in passes:
-        size = "?" if planned.bytes is None else gigabytes(planned.bytes)
+        size = "?" if planned.bytes is None else format_bytes(planned.bytes)
         prefix = "" if planned.state == "cached" or planned.bytes is None else "about "
         table.add_row(
             Text(planned.one.name),

@@ -13,7 +13,7 @@ from PIL import Image
 from chip_core.config.benchmark import DataPaths
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.trial import DataConfig, TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.evaluation import readiness
 from chip_core.evaluation.benchmarks.chair import score as chair
 from chip_core.evaluation.judge import EndpointJudge
@@ -125,7 +125,9 @@ def test_what_a_ranker_lacks_is_told_before_a_model_is_loaded(
 
 def test_rounds_ranked_by_a_judge_name_one() -> None:
     with pytest.raises(ConfigError, match="pairs.judge: ranker is judge: name one"):
-        trial_config({"model": "shapes", "pairs": {"rounds": 1, "ranker": "judge"}}, "study.yaml")
+        parse_trial_config(
+            {"model": "shapes", "pairs": {"rounds": 1, "ranker": "judge"}}, "study.yaml"
+        )
 
 
 def test_a_judge_rates_each_answer(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def drawn_of_a_study(folder: Path, path: Path) -> Image.Image:
 def compared(folder: Path, path: Path) -> Image.Image:
     (row,) = (row for _, row in open_source(_pairs(folder, path, transparency="drop")).scan())
     assert isinstance(row, SourceRow)
-    return row.images.small(row.image)
+    return row.images.read_small(row.image)
 
 
 def asked(folder: Path, path: Path) -> Image.Image:
