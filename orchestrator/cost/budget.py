@@ -37,7 +37,7 @@ class Trimmed:
     def sentence(self) -> str:
         """What is said of it, on the terminal and in the report."""
         if not self.trials:
-            return f"budget ({self.budget.words}): everything fits: {_amounts(self.takes)}"
+            return f"budget ({self.budget.description}): everything fits: {_amounts(self.takes)}"
         parts = []
         if self.seeds:
             some = "seed" if len(self.seeds) == 1 else "seeds"
@@ -46,7 +46,7 @@ class Trimmed:
             some = "the arm" if len(self.arms) == 1 else f"{len(self.arms)} arms:"
             parts.append(f"{some} {'; '.join(self.arms)}")
         return (
-            f"left out for the budget ({self.budget.words}): {', and '.join(parts)}: "
+            f"left out for the budget ({self.budget.description}): {', and '.join(parts)}: "
             f"{len(self.trials)} trials; all would take {_amounts(self.needed)}, what is kept "
             f"{_amounts(self.takes)}"
         )
@@ -85,7 +85,8 @@ def trim(
     """
     if plan.study.tune is not None:
         raise UserError(
-            f"budget ({budget.words}): holds for no study with `tune:`: leave the budget out, or "
+            f"budget ({budget.description}): holds for no study with `tune:`: leave the budget "
+            "out, or "
             "bound the search by tune.trials and the seeds by --seeds"
         )
 
@@ -115,7 +116,7 @@ def trim(
     takes = taken(smallest)
     if not fits(takes):
         raise UserError(
-            f"budget ({budget.words}): too small: the baseline and one arm with {least} "
+            f"budget ({budget.description}): too small: the baseline and one arm with {least} "
             f"seed{'s' * (least > 1)} take {_amounts(takes)}: give more, or ask for less"
         )
     best = smallest, takes
@@ -151,7 +152,7 @@ def _unknown(found: Estimate, name: str, budget: Budget) -> str:
         why, what = "no price is given", "give --price-per-gpu-hour or --price-per-cpu-hour"
     else:
         why, what = "how many trials run at a time", "give --max-concurrent"
-    return f"budget ({budget.words}): what the study takes is not known ({why}): {what}"
+    return f"budget ({budget.description}): what the study takes is not known ({why}): {what}"
 
 
 def _trimmed(
@@ -173,7 +174,7 @@ def _trimmed(
         trials=tuple(
             trial.fingerprint
             for trial in plan.trials
-            if trial.fingerprint not in runs and not ledger[trial.fingerprint].done(trial)
+            if trial.fingerprint not in runs and not ledger[trial.fingerprint].is_done(trial)
         ),
         needed=needed,
         takes=takes,

@@ -20,7 +20,7 @@ from chip_core.evaluation.scorer import Answer, JudgeRequest
 from chip_core.evaluation.task import ExternalBenchmark, Side
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.cost.workload import TrialWork
-from orchestrator.plan.plan import BASE
+from orchestrator.plan.plan import BASE_ARM
 
 _MILLION = 1e6
 
@@ -108,7 +108,7 @@ def judge_costs(trials: Sequence[TrialWork], places: DataPaths) -> JudgeCosts:
                     found.unknown[key] = str(error)
             tokens = known[mark]
             if tokens is not None:
-                arm = "base (untrained)" if each.trial.arm == BASE else each.trial.arm
+                arm = "base (untrained)" if each.trial.arm == BASE_ARM else each.trial.arm
                 found.arms[arm] = found.arms.get(arm, JudgeTokens()) + tokens.asked(asked.times)
     return found
 

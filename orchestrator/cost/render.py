@@ -20,7 +20,7 @@ from orchestrator.cost.published.devices import DEVICES, EAGER_SOURCE, UTILIZATI
 from orchestrator.cost.published.rates import NAME, trained_as
 from orchestrator.cost.rates import Seconds
 from orchestrator.cost.study_cost import CostEstimate
-from orchestrator.plan.plan import BASE
+from orchestrator.plan.plan import BASE_ARM
 
 _LISTED = 4  # unknown things that are named
 
@@ -404,7 +404,7 @@ def _by_arm(estimated: CostEstimate, of: Estimate | None = None) -> dict[str, tu
     costs = estimated.estimate if of is None else of
     found: dict[str, tuple[int, Cost]] = {}
     for each in estimated.work.trials:
-        name = "base (untrained)" if each.trial.arm == BASE else each.trial.arm
+        name = "base (untrained)" if each.trial.arm == BASE_ARM else each.trial.arm
         trials, cost = found.get(name, (0, Cost()))
         cost.add(costs.trials[each.trial.fingerprint])
         found[name] = trials + 1, cost

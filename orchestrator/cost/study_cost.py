@@ -130,7 +130,7 @@ def estimate_study_cost(
         given=request.given,
         fits=tuple(fits(work, rates, estimator, at_once=slots, given=request.memory, say=speaks)),
         disk=disk(work, rates, estimator, at_once=slots, storage=storage),
-        judges=judge_costs(work.trials, plan.places),
+        judges=judge_costs(work.trials, plan.data_paths),
         problems=found.problems,
         trimmed=trimmed,
         budget_problem=budget_problem,
@@ -199,6 +199,11 @@ class _RateFinder:
         way = "inline" if self._request.elsewhere else self._request.way
         self.problems.update(
             calibrate(
-                work, self._storage, self._plan.places, at_once=self._slots, say=self._say, way=way
+                work,
+                self._storage,
+                self._plan.data_paths,
+                at_once=self._slots,
+                say=self._say,
+                way=way,
             )
         )

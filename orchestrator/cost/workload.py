@@ -28,8 +28,8 @@ from orchestrator.cost.kinds import (
 )
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.cache_plan import PlannedCache, plan_caches
-from orchestrator.state.ledger import Ledger, answers_of
-from orchestrator.state.search import expected
+from orchestrator.state.ledger import Ledger, find_answers
+from orchestrator.state.search import assume_recipe_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class CacheBuildWork:
     @property
     def name(self) -> str:
         """Display name."""
-        return " + ".join(planned.one.name for planned in self.group)
+        return " + ".join(planned.spec.name for planned in self.group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +96,13 @@ def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
 
     While an arm searches, its choice is unknown: its seeds count with the recipe's settings.
     """
-    plan = expected(plan)
+    plan = assume_recipe_settings(plan)
     planned = plan_caches(plan, ledger, storage)
     read: dict[str, list[CacheSpec]] = {}
     for each in planned:
         if each.state != "in the step":
             for fingerprint in each.trials:
-                read.setdefault(fingerprint, []).append(each.one)
+                read.setdefault(fingerprint, []).append(each.spec)
     questions = questions_of(plan)
 
     @cache
@@ -112,7 +112,7 @@ def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
     trials = [
         _of_trial(trial, ledger, storage, tuple(read.get(trial.fingerprint, ())), questions, rows)
         for trial in plan.trials
-        if not ledger[trial.fingerprint].done(trial)
+        if not ledger[trial.fingerprint].is_done(trial)
         and not ledger[trial.fingerprint].is_cut(plan.study.early_stopping)
     ]
     return Workload(passes=tuple(_groups(planned)), trials=tuple(trials), planned=tuple(planned))
@@ -148,10 +148,10 @@ def _of_trial(
     rows_of: object,
 ) -> TrialWork:
     config, record = trial.config, ledger[trial.fingerprint]
-    answered = answers_of(trial, record, storage) is not None
+    answered = find_answers(trial, record, storage) is not None
     trained = record.model is not None and (storage / record.model / MODEL).is_dir()
     training, rows = None, None
-    missing = set(record.missing(trial))
+    missing = set(record.missing_evaluations(trial))
     if not trial.untrained and not trained and not answered:
         missing = set(trial.evaluations)  # trained anew: everything is scored
         features = any(one.kind == "features" for one in caches)
@@ -183,11 +183,11 @@ def _of_trial(
 
 
 def _groups(planned: list[PlannedCache]) -> list[CacheBuildWork]:
-    by_key = {each.one.key: each for each in planned if each.state == "to make"}
+    by_key = {each.spec.key: each for each in planned if each.state == "to make"}
     found = []
-    for group in group_specs([each.one for each in by_key.values()]):
+    for group in group_specs([each.spec for each in by_key.values()]):
         of_group = tuple(by_key[one.key] for one in group)
-        config = build_config([(each.one, each.config) for each in of_group])
+        config = build_config([(each.spec, each.config) for each in of_group])
         samples = of_group[0].samples
         found.append(
             CacheBuildWork(
@@ -211,7 +211,7 @@ def questions_of(plan: Plan) -> dict[str, int | None]:
         if isinstance(benchmark, ExternalBenchmark):
             continue
         try:
-            found[key] = len(select_items(side, settings, benchmark, plan.places)[0])
+            found[key] = len(select_items(side, settings, benchmark, plan.data_paths)[0])
         except UserError:
             continue
     return found

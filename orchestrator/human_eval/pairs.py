@@ -154,7 +154,7 @@ def find_scored(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
     Raises:
         UserError: the study has no such benchmark.
     """
-    chosen = plan.study.scored
+    chosen = plan.study.scored_benchmarks
     known: dict[str, tuple[Side, BenchmarkConfig]] = {
         **{settings.name: ("report", settings) for settings in chosen.report},
         **{f"select/{settings.name}": ("select", settings) for settings in chosen.select},

@@ -28,12 +28,17 @@ from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
 from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
 from orchestrator.cost.trimmed_trials import LEFT_OUT
-from orchestrator.plan.contamination import OVERLAP
+from orchestrator.plan.contamination import OVERLAP_FILE
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.results import Results, results_of
 from orchestrator.report.summary import Summary, study_metrics
 from orchestrator.report.writers.files import PAGE, artifact_folder, report_folder
-from orchestrator.state.integrity import attempts_of, kept_report_notice, ledger_of, lost_figures
+from orchestrator.state.integrity import (
+    attempt_folders,
+    kept_report_notice,
+    read_ledger,
+    trials_with_lost_figures,
+)
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import all_trials
 
@@ -120,7 +125,7 @@ def inputs_hash(
             "base": plan.base,
             "trials": list(trials.values()),
             "identities": plan.identities,
-            "places": plan.places,
+            "places": plan.data_paths,
             "benchmarks": plan.benchmarks,
             "metrics": study_metrics(plan),
             "records": {
@@ -129,7 +134,7 @@ def inputs_hash(
                 if mark in trials or record.study == plan.study.name
             },
             "attempts": [_attempt_files(trial, ledger, storage) for trial in trials.values()],
-            "notes": [_sha256(folder.parent / name) for name in (LEFT_OUT, OVERLAP)],
+            "notes": [_sha256(folder.parent / name) for name in (LEFT_OUT, OVERLAP_FILE)],
             "beside": {
                 name: _sha256(file)
                 for file in sorted(folder.rglob("[!.]*"))
@@ -155,7 +160,7 @@ def code_hash() -> str:
 
 def _attempt_files(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, str | None]:
     """Return path -> sha256 of the files read of a trial: curves, scores, answers."""
-    files = [folder / CURVES for folder in attempts_of(storage, trial).values()]
+    files = [folder / CURVES for folder in attempt_folders(storage, trial).values()]
     evaluations = ledger[trial.fingerprint].evaluations
     for scored in (evaluations[m] for m in trial.evaluations.values() if m in evaluations):
         folder, found = storage / scored.folder, scored.evaluation
@@ -168,7 +173,7 @@ def _pictures(plan: Plan) -> list[Any]:
 
     A benchmark's identity covers its files; pictures may be added later.
     """
-    data = plan.places.benchmark_data
+    data = plan.data_paths.benchmark_data
     folders = (
         []
         if data is None
@@ -233,11 +238,11 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
         its files, each with its artifact folder in the study's run; none if no trial has figures
         yet or the existing report is more complete.
     """
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):
         return []
     folder = report_folder(workdir, plan.study.name)
-    lost = lost_figures(plan, ledger)
+    lost = trials_with_lost_figures(plan, ledger)
     if lost and (folder / PAGE).exists():
         warn_once(kept_report_notice(folder / PAGE, plan, workdir, lost))
         return []

@@ -80,7 +80,7 @@ def compare_scores(
         return None
     rows = [[scores for _, scores in found] for _, found in arms]
     items, dropped = _shared_items(rows)
-    declared = {entry.metric: entry.smallest_difference for entry in plan.study.declared}
+    declared = {entry.metric: entry.smallest_difference for entry in plan.study.declared_metrics}
     results = StudyResults(
         arms=tuple(
             StudyArm(

@@ -114,7 +114,7 @@ class Summary:
     @property
     def decided(self) -> list[str]:
         """The metrics that get a verdict, the primary first."""
-        return [entry.metric for entry in self.plan.study.declared]
+        return [entry.metric for entry in self.plan.study.declared_metrics]
 
     def role(self, metric: str) -> Role | None:
         """Return the role that the study file declares for a metric."""
@@ -150,7 +150,7 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
                 main=main_effects(kept[entry.metric].results, entry.metric),
                 interactions=interactions(kept[entry.metric].results, entry.metric),
             )
-            for entry in plan.study.declared
+            for entry in plan.study.declared_metrics
             if entry.metric in kept
         },
         gone=_gone(plan, ledger),
@@ -167,8 +167,8 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
     """
     study = plan.study
     sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
-        ("report", study.scored.report),
-        ("select", study.scored.select),
+        ("report", study.scored_benchmarks.report),
+        ("select", study.scored_benchmarks.select),
     ]
     found = {
         metric_name(side, settings.name, metric): info
@@ -176,7 +176,7 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
         for settings in chosen
         for metric, info in find_benchmark(settings.name).metrics.items()
     }
-    return {**{entry.metric: found[entry.metric] for entry in study.declared}, **found}
+    return {**{entry.metric: found[entry.metric] for entry in study.declared_metrics}, **found}
 
 
 def _row(
@@ -216,13 +216,13 @@ def _state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> State:
     if trial.blocked is not None:
         return "failed" if trial.blocked.failed else "missing"
     record = ledger[trial.fingerprint]
-    if record.done(trial):
+    if record.is_done(trial):
         return "done"
     if record.is_cut(rule):
         return "cut"
     if record.failure is None:
         return "missing"
-    return "killed" if record.killed else "failed"
+    return "killed" if record.is_killed else "failed"
 
 
 def _gone(plan: Plan, ledger: Ledger) -> int:

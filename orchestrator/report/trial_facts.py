@@ -15,14 +15,14 @@ from rich.text import Text
 from chip_core.results import CONFIG, CURVES, MODEL
 from chip_core.utils.errors import warn_once
 from chip_core.utils.files import without_checksum
-from orchestrator.jobs.attempt import TRACEBACK
-from orchestrator.plan.snapshot import plan_snapshots
+from orchestrator.jobs.attempt import TRACEBACK_FILE
+from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.report.formatting import NOTHING
 from orchestrator.report.sections.provenance import code_text, when
-from orchestrator.state.integrity import is_changed
+from orchestrator.state.integrity import is_file_changed
 from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.trial_lookup import trial_name
-from orchestrator.storage.binding import storage_of
+from orchestrator.storage.binding import find_storage
 
 _TOLD_FIRST = ("protocol", "scorer", "judge", "n", "missing")
 
@@ -35,7 +35,7 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
         fingerprint: the full fingerprint of the trial.
     """
     record = Ledger(workdir)[fingerprint]
-    wanting = [plan for plan in plan_snapshots(workdir) if fingerprint in plan.trials]
+    wanting = [plan for plan in iter_plan_snapshots(workdir) if fingerprint in plan.trials]
     known = wanting[0].trials[fingerprint] if wanting else None
     return {
         "fingerprint": fingerprint,
@@ -82,7 +82,7 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
 
 
 def _model(workdir: Path, folder: str) -> str:
-    remote = storage_of(workdir)
+    remote = find_storage(workdir)
     return f"{workdir if remote is None else remote.uri}/{folder}/{MODEL}"
 
 
@@ -143,7 +143,7 @@ def _attempt_table(facts: Mapping[str, Any]) -> Table:
 
 def _attempt(workdir: Path, fingerprint: str, number: int, attempt: Attempt) -> dict[str, Any]:
     folder = workdir / "trials" / fingerprint[:16] / f"attempt-{number}"
-    left = [folder / name for name in (CONFIG, CURVES, TRACEBACK) if (folder / name).is_file()]
+    left = [folder / name for name in (CONFIG, CURVES, TRACEBACK_FILE) if (folder / name).is_file()]
     code = attempt.code
     return {
         "number": number,
@@ -177,7 +177,7 @@ def _config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
             continue
         except (OSError, ValueError):
             found = None
-        if found is not None and not is_changed(file, hashes.get(folder)):
+        if found is not None and not is_file_changed(file, hashes.get(folder)):
             return found
         warn_once(f"{file} is not as it was written: the configuration is not shown")
         return None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chip_core.utils.errors import UserError, printable
-from orchestrator.storage.download import artifacts_of
+from orchestrator.storage.download import artifact_uri
 from orchestrator.tracking.address import (
     StoreRefused,
     StoreUnavailable,
@@ -129,7 +129,7 @@ class MlflowStore:
                 self.experiment = known.experiment_id
             elif make:
                 # A database without a server would store artifacts in the current folder.
-                place = None if self._workdir is None else artifacts_of(self._workdir)
+                place = None if self._workdir is None else artifact_uri(self._workdir)
                 self.experiment = self._client.create_experiment(name, place)
             if known is not None and make and not there:
                 self._client.restore_experiment(self.experiment)

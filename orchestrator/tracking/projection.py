@@ -24,9 +24,9 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from chip_core.utils.files import parse_json
-from orchestrator.plan.plan import BASE, PLACEBO, Arm, Plan, Trial
-from orchestrator.state.search import searches_of
-from orchestrator.study.model import level_text
+from orchestrator.plan.plan import BASE_ARM, PLACEBO_ARM, Arm, Plan, Trial
+from orchestrator.state.search import plan_searches
+from orchestrator.study.model import format_level
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_server
 from orchestrator.tracking.artifacts import Curve, stage
 from orchestrator.tracking.base import (
@@ -232,7 +232,7 @@ class MlflowTracker(Tracker):
         for view in end.arms:
             self._aggregate(view, end.ended)
         for slot, run in self._current.items():
-            if run.status == "RUNNING" and slot[0] in ("trial", "search", BASE):
+            if run.status == "RUNNING" and slot[0] in ("trial", "search", BASE_ARM):
                 self._store.set_status(run, "KILLED", end.ended)
             elif slot in statuses or (run.status == "RUNNING" and slot[0] == "arm"):
                 self._store.set_status(run, statuses.get(slot, end.status), end.ended)
@@ -350,8 +350,8 @@ def run_specs(plan: Plan) -> Iterator[RunSpec]:
         return run(slot, parent, trial.name, tags, holds, {} if trial.untrained else params, trial)
 
     yield run(STUDY, None, plan.study.name, {"mlflow.note.content": plan.study.question})
-    yield of_trial(plan.base, (BASE, "", ""), STUDY, {})
-    searches = {search.arm.name: search for search in searches_of(plan)}
+    yield of_trial(plan.base, (BASE_ARM, "", ""), STUDY, {})
+    searches = {search.arm.name: search for search in plan_searches(plan)}
     for arm in plan.arms:
         slot, key = arm_slot(arm), arm_key(arm)
         known = [trial for trial in arm.trials if trial.blocked is None]
@@ -360,8 +360,8 @@ def run_specs(plan: Plan) -> Iterator[RunSpec]:
         search = searches.get(arm.name)
         chosen = None if search is None or search.chosen is None else search.chosen.fingerprint
         for draw in () if search is None else search.trials:
-            tags = {SEED: str(draw.seed), "chip.chosen": level_text(draw.fingerprint == chosen)}
-            yield of_trial(draw, ("search", key, str(draw.number)), slot, draw.text, **tags)
+            tags = {SEED: str(draw.seed), "chip.chosen": format_level(draw.fingerprint == chosen)}
+            yield of_trial(draw, ("search", key, str(draw.number)), slot, draw.value_texts, **tags)
         for trial in known:
             yield of_trial(trial, ("trial", key, str(trial.seed)), slot, arm.tuned)
 
@@ -372,7 +372,7 @@ def arm_key(arm: Arm) -> str:
         ",".join(f"{factor}={level}" for factor, level in sorted(cell.items()))
         for cell in arm.cells
     )
-    key = PLACEBO if arm.placebo else "|".join(cells)
+    key = PLACEBO_ARM if arm.placebo else "|".join(cells)
     if len(key) <= _LONGEST_KEY:
         return spelled(key, TAG)  # it is looked up by its tag
     mark = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]

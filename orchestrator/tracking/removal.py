@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from orchestrator.plan.plan import BASE
+from orchestrator.plan.plan import BASE_ARM
 from orchestrator.tracking.client import store_of
 from orchestrator.tracking.projection import FINGERPRINT, slot_of
 
@@ -34,7 +34,7 @@ def forget_runs(
         run
         for run in store.runs()
         if fingerprints is None
-        or (run.tags.get(FINGERPRINT) in fingerprints and slot_of(run)[0] in ("trial", BASE))
+        or (run.tags.get(FINGERPRINT) in fingerprints and slot_of(run)[0] in ("trial", BASE_ARM))
     ]
     for run in going:
         store.delete_run(run)

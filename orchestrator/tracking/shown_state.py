@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from chip_core.utils.files import read_checksummed, write_checksummed
-from orchestrator.storage.download import artifacts_of
+from orchestrator.storage.download import artifact_uri
 from orchestrator.tracking.address import own_uri, sqlite_file, tracking_uri
 
 _FILE = "shown.json"  # in a study's folder
@@ -95,7 +95,7 @@ class ShownRecord:
             with suppress(FileNotFoundError):
                 file = self._database.with_name(self._database.name + end).stat()
                 found.append([end, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns])
-        place = None if self._workdir is None else urlsplit(artifacts_of(self._workdir))
+        place = None if self._workdir is None else urlsplit(artifact_uri(self._workdir))
         if place is not None and place.scheme == "file":
             files = Path(unquote(place.path)).rglob("*")
             sizes = [file.stat().st_size for file in files if file.is_file()]

@@ -17,8 +17,8 @@ from chip_core.utils.errors import StorageError
 from orchestrator.cluster.checks.versions import differences, here
 from orchestrator.cluster.config import SETTINGS, ClusterFile, Problem
 from orchestrator.cluster.head import Head
-from orchestrator.jobs.placement import DRIVER
-from orchestrator.storage.remote import Remote
+from orchestrator.jobs.placement import DRIVER_RESOURCE
+from orchestrator.storage.remote import RemoteStorage
 
 MARK = "CHIP-ABLATE-LIVE "  # before the JSON, since Ray may print, too
 WAIT = 120.0  # seconds for a machine's answer
@@ -64,10 +64,10 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
             if not machine["head"] and has < said:
                 what = f"has {has:g} {name}, and {SETTINGS}.worker says {said:g}: write what it has"
                 yield Problem(key=where, what=what)
-        offers = machine["resources"].get(DRIVER, 0)
+        offers = machine["resources"].get(DRIVER_RESOURCE, 0)
         if machine["head"] != bool(offers):
             what = "offers no" if machine["head"] else "is a worker and offers"
-            yield Problem(key=where, what=f"{what} {DRIVER}: see the start commands")
+            yield Problem(key=where, what=f"{what} {DRIVER_RESOURCE}: see the start commands")
     expected = cluster.content.get("min_workers") if cluster.provider == "local" else None
     up = sum(not machine["head"] for machine in machines)
     if isinstance(expected, int) and up < expected:
@@ -88,7 +88,7 @@ def look(place: str) -> list[dict[str, Any]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    remote, mark = Remote(place), f".seen-{secrets.token_hex(8)}"
+    remote, mark = RemoteStorage(place), f".seen-{secrets.token_hex(8)}"
     remote.write(mark, b"")
     try:
 
@@ -124,7 +124,7 @@ def look(place: str) -> list[dict[str, Any]]:
         ray.shutdown()
 
 
-def _sees(remote: Remote, mark: str) -> bool:
+def _sees(remote: RemoteStorage, mark: str) -> bool:
     try:
         return bool(remote.read([mark]))
     except StorageError:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from chip_core.utils.errors import UserError
 from orchestrator.cluster.checks.start_commands import LISTS
 from orchestrator.cluster.config import LOCAL, SETTINGS, ClusterFile, Problem
-from orchestrator.storage.remote import checked_uri
+from orchestrator.storage.remote import validate_uri
 
 #: Folders that are local to each machine.
 _OWN = ("/tmp", "/var/tmp", "/dev", "/run", "/root", "/proc", "/sys", "/opt", "/usr", "/etc")
@@ -27,7 +27,7 @@ def storage_problems(cluster: ClusterFile) -> Iterator[Problem]:
         )
     if settings.storage is not None:
         try:
-            checked_uri(settings.storage)
+            validate_uri(settings.storage)
         except UserError as error:
             what = str(error).removeprefix("--storage: ")
             yield Problem(key=f"{SETTINGS}.storage", what=what)

@@ -19,7 +19,7 @@ import psutil  # type: ignore[import-untyped]
 from chip_core.config.trial import TrialConfig
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.utils.files import write_json
-from orchestrator.executors.base import Event, Failed, Job
+from orchestrator.executors.base import Job, JobEvent, JobFailed
 
 _EVERY = 0.2  # seconds between two readings of the processes
 _FURTHER = 3  # jobs after the first
@@ -73,8 +73,8 @@ def measure(folder: Path) -> dict[str, object]:
     ]
     failed: list[str] = []
 
-    def listen(event: Event) -> None:
-        if isinstance(event, Failed):
+    def listen(event: JobEvent) -> None:
+        if isinstance(event, JobFailed):
             failed.append(event.reason)
 
     runner = RayTuneExecutor(
@@ -82,7 +82,7 @@ def measure(folder: Path) -> dict[str, object]:
     )
     tree, points = Tree(), []
     points.append((time.perf_counter(), 0.0))
-    with runner.opened(jobs):
+    with runner.open(jobs):
         for some in (jobs[:1], jobs[1:]):
             runner.run(some, listen)
             points.append((time.perf_counter(), tree.seconds()))

@@ -125,7 +125,7 @@ def _of_pass(work: CacheBuildWork) -> Measurement:
         name=f"reference pass {work.name}",
         config=_shortened(work.config, set()),
         make=True,
-        passes=tuple(_named(planned.one) for planned in work.group),
+        passes=tuple(_named(planned.spec) for planned in work.group),
         untrained=True,
         kinds=(("sample", work.kind),),
     )

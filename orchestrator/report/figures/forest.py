@@ -59,7 +59,9 @@ def _forest(
         lines = lines[:MOST]
     info = summary.metrics[metric]
     delta = next(
-        entry.smallest_difference for entry in summary.plan.study.declared if entry.metric == metric
+        entry.smallest_difference
+        for entry in summary.plan.study.declared_metrics
+        if entry.metric == metric
     )
 
     # An interaction is named after two effects, which go on a line each.

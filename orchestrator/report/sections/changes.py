@@ -190,7 +190,7 @@ def _with_images(found: Sequence[ChangedItems], metric: str, plan: Plan) -> list
         if (which, chosen.name) == (side, benchmark)
     )
     items = {row.item for one in found for row in one.items}
-    images = item_images(side, settings, plan.places, items)
+    images = item_images(side, settings, plan.data_paths, items)
     return [
         replace(
             one, items=tuple(replace(row, images=images.get(row.item, ())) for row in one.items)

@@ -17,7 +17,7 @@ from orchestrator.report.formatting import (
 )
 from orchestrator.report.sections.search import CAUTION
 from orchestrator.report.summary import Summary
-from orchestrator.study.design import layout_notes
+from orchestrator.study.design import iter_layout_notes
 
 
 def notes(summary: Summary) -> list[str]:
@@ -46,7 +46,7 @@ def _general(summary: Summary) -> Iterator[str]:
     )
     deltas = [
         f"{plain(entry.smallest_difference)} for {entry.metric}"
-        for entry in study.declared
+        for entry in study.declared_metrics
         if entry.smallest_difference is not None
     ]
     if deltas:
@@ -144,7 +144,7 @@ def _contrast_notes(summary: Summary) -> Iterator[str]:
 
 def _rows(summary: Summary) -> Iterator[str]:
     """Yield notes on merged cells, on scoring and on missing trials and figures."""
-    for note in layout_notes(summary.plan.study):
+    for note in iter_layout_notes(summary.plan.study):
         yield f"Cells: {note}."
     for arm in summary.plan.arms:
         if len(arm.cells) > 1:
@@ -181,7 +181,7 @@ def _cut(summary: Summary) -> Iterator[str]:
         if (count := sum(state == "cut" for state in row.states.values()))
     ]
     whose = "the baseline's and the placebo's" if summary.plan.study.placebo else "the baseline's"
-    yield f"Early stopping: {rule.words}; {whose} trainings are never cut." + (
+    yield f"Early stopping: {rule.description}; {whose} trainings are never cut." + (
         f" Cut: {listed(cut)}. A cut training gives no figures. Differences with these arms are no "
         "fair comparison: which of their seeds are left, the rule chose."
         if cut

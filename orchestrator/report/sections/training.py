@@ -19,7 +19,7 @@ from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.layout import Table, TextBlock, columns, text_row
 from orchestrator.report.summary import Summary
-from orchestrator.state.integrity import is_changed
+from orchestrator.state.integrity import is_file_changed
 from orchestrator.state.ledger import Ledger
 
 #: The training figures that are drawn: key in curves.jsonl -> heading.
@@ -66,7 +66,7 @@ def _curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, f
     found: dict[str, dict[int, float]] = {name: {} for name in SHOWN}
     trained = storage / model
     noted = [one.files.get(CURVES) for one in record.history.values() if one.folder == model]
-    if any(is_changed(trained / CURVES, sha256) for sha256 in noted):
+    if any(is_file_changed(trained / CURVES, sha256) for sha256 in noted):
         warn_once(
             f"{trial.name}: {trained / CURVES} is not as it was written: its training curve is "
             "drawn from what is left of it"
@@ -149,7 +149,7 @@ def _of_rules(plan: Plan) -> list[str]:
             named[settings.pick.metric] = None
         if settings.pick.constraint is not None:
             named[settings.pick.constraint.metric] = None
-    declared = (f"select/{entry.metric}" for entry in plan.study.declared)
+    declared = (f"select/{entry.metric}" for entry in plan.study.declared_metrics)
     return list(dict.fromkeys([*named, *declared]))[:_MOST]
 
 

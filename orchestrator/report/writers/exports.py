@@ -179,7 +179,9 @@ def _effect(found: Comparison) -> dict[str, Any]:
 
 
 def _delta(summary: Summary, metric: str) -> float | None:
-    declared = {entry.metric: entry.smallest_difference for entry in summary.plan.study.declared}
+    declared = {
+        entry.metric: entry.smallest_difference for entry in summary.plan.study.declared_metrics
+    }
     return declared.get(metric)
 
 

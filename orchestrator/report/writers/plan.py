@@ -27,28 +27,28 @@ from orchestrator.report.sections.search import search_json, search_lines
 from orchestrator.report.summary import study_metrics
 from orchestrator.report.units import shown, shown_scale
 from orchestrator.state.cache_plan import PlannedCache, cache_folder, plan_caches
-from orchestrator.state.integrity import ledger_of
+from orchestrator.state.integrity import read_ledger
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
-from orchestrator.study.design import layout_notes
+from orchestrator.study.design import iter_layout_notes
 from orchestrator.tracking.names import EXPERIMENT, RUN, respelled
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Yield what a run would do."""
-    study, ledger = plan.study, ledger_of(plan, workdir)
+    study, ledger = plan.study, read_ledger(plan, workdir)
     yield Text(f"study {study.name}", style="bold")
     if study.question:
         yield Text(study.question)
     cells = sum(len(arm.cells) for arm in plan.arms)
     trained = {trial.fingerprint: trial for arm in plan.arms for trial in arm.trials}.values()
-    done = sum(ledger[trial.fingerprint].done(trial) for trial in trained)
+    done = sum(ledger[trial.fingerprint].is_done(trial) for trial in trained)
     line = f"{cells} cells, {len(plan.arms)} arms, seeds {' '.join(map(str, study.seeds))}: "
     line += f"{len(trained)} trials, {done} done, {len(trained) - done} to run"
-    if not ledger[plan.base.fingerprint].done(plan.base):
+    if not ledger[plan.base.fingerprint].is_done(plan.base):
         line += ", and the untrained model to score"
     yield Text(line)
-    for note in layout_notes(study):
+    for note in iter_layout_notes(study):
         yield Text(note)
     yield from _asked_lines(plan)
     for words in dict.fromkeys(selection_words(arm.trials[0].config) for arm in plan.arms):
@@ -88,7 +88,7 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
         size = "?" if planned.bytes is None else gigabytes(planned.bytes)
         about = "" if planned.state == "cached" or planned.bytes is None else "about "
         table.add_row(
-            Text(planned.one.name),
+            Text(planned.spec.name),
             "?" if planned.samples is None else str(planned.samples),
             "—" if planned.state == "in the step" else f"{about}{size}",
             planned.state,
@@ -99,14 +99,14 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
 
 def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Yield the table of the reference passes that a run would build or read, if any."""
-    passes = plan_caches(plan, ledger_of(plan, workdir), workdir)
+    passes = plan_caches(plan, read_ledger(plan, workdir), workdir)
     if passes:
         yield cache_table(passes)
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Yield the progress of a study."""
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     states = [state(trial, ledger[trial.fingerprint]) for trial in plan.trials]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
     yield Text(f"study {plan.study.name}: {counts}", style="bold")
@@ -115,7 +115,7 @@ def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
 
 def trial_table(plan: Plan, workdir: Path) -> Table:
     """Return a table of all trials with their state and primary metric."""
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     primary = plan.study.primary
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "arm", "seed", "state", "attempts"):
@@ -155,14 +155,14 @@ def _waits(trial: Trial) -> str:
 
 def state(trial: Trial, record: TrialRecord) -> str:
     """Return a trial's state in words."""
-    if record.done(trial):
+    if record.is_done(trial):
         return "done"
     if record.cut is not None:
         return record.failure or "cut by early stopping"
     if record.failure is not None:
-        return f"{'killed' if record.killed else 'failed'}: {record.failure}"
+        return f"{'killed' if record.is_killed else 'failed'}: {record.failure}"
     if record.model is not None or (trial.untrained and record.evaluations):
-        missing = record.missing(trial)
+        missing = record.missing_evaluations(trial)
         answered = all(trial.evaluations[key] in record.answers for key in missing)
         return f"{'answered, ' if answered else ''}to score: {', '.join(missing)}"
     return "to run"
@@ -170,7 +170,7 @@ def state(trial: Trial, record: TrialRecord) -> str:
 
 def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
     """Return a study's plan and progress as plain data."""
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     passes = plan_caches(plan, ledger, workdir)
     return {
         "study": plan.study.name,
@@ -178,7 +178,7 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "recipe": plan.study.recipe,
         "seeds": list(plan.study.seeds),
         "design": plan.study.design,
-        "notes": list(layout_notes(plan.study)),
+        "notes": list(iter_layout_notes(plan.study)),
         "trusted": trust_warnings_json(plan),
         "mlflow_names": mlflow_names(plan),
         "arms": [
@@ -194,8 +194,8 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         ],
         "passes": [
             {
-                "pass": planned.one.name,
-                "hash": store_folder(cache_folder(workdir), planned.one.key).name,
+                "pass": planned.spec.name,
+                "hash": store_folder(cache_folder(workdir), planned.spec.key).name,
                 "samples": planned.samples,
                 "bytes": planned.bytes,
                 "state": planned.state,
@@ -235,7 +235,7 @@ def _search(trial: Trial) -> dict[str, Any] | None:
     """Return a search trial's arm, number and drawn values; None for other trials."""
     if not isinstance(trial, SearchTrial):
         return None
-    return {"of": trial.of, "number": trial.number, "values": dict(trial.values)}
+    return {"of": trial.arm_name, "number": trial.number, "values": dict(trial.values)}
 
 
 def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
@@ -249,7 +249,9 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
             parts.append(f"{key} its program's own")
             continue
         try:
-            asked, whole = select_items(side, settings, find_benchmark(settings.name), plan.places)
+            asked, whole = select_items(
+                side, settings, find_benchmark(settings.name), plan.data_paths
+            )
         except UserError:
             counted[key] = None
             parts.append(f"{key} unknown")
@@ -267,7 +269,7 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     for trial in (*plan.trials, *held):
         record = ledger[trial.fingerprint]
         trains = not trial.untrained and record.model is None
-        for key in record.missing(trial):
+        for key in record.missing_evaluations(trial):
             again = trains and key.startswith("select/")
             if trial.evaluations[key] in record.answers:
                 made += counted[key] or 0
@@ -293,10 +295,10 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
 
 def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
     """Yield what benchmarks and trainings lack, if anything is left to run."""
-    ledger = ledger_of(plan, workdir)
-    if all(ledger[trial.fingerprint].done(trial) for trial in plan.trials):
+    ledger = read_ledger(plan, workdir)
+    if all(ledger[trial.fingerprint].is_done(trial) for trial in plan.trials):
         return
-    for problem in problems(plan.study.benchmarks, plan.places) + plan.lacking:
+    for problem in problems(plan.study.benchmarks, plan.data_paths) + plan.missing_requirements:
         yield Text(f"cannot run yet: {problem}", style="bold red")
 
 
@@ -381,7 +383,7 @@ def _trusted(plan: Plan) -> Iterator[TrustWarning]:
             sentence = f"trusted: the code {name} is run, with all your rights"
             yield TrustWarning(kind="plug-in", what=name, sentence=sentence)
         ranks = config.pairs.judge if config.pairs.rounds else None
-        if ranks is not None and plan.places.judge_replies is None:
+        if ranks is not None and plan.data_paths.judge_replies is None:
             what = ranks.base_url or "OpenAI"
             sentence = (
                 f"trusted: {what} is sent the data's prompts and pictures and the model's answers"
@@ -390,7 +392,11 @@ def _trusted(plan: Plan) -> Iterator[TrustWarning]:
             yield TrustWarning(kind="judge", what=what, sentence=sentence)
     for _, settings in sides(plan.study.benchmarks):
         judge = settings.judge
-        if judge is not None and judge.base_url is not None and plan.places.judge_replies is None:
+        if (
+            judge is not None
+            and judge.base_url is not None
+            and plan.data_paths.judge_replies is None
+        ):
             sentence = (
                 f"trusted: {judge.base_url} is sent the answers to {settings.name}"
                 f"{_key(judge.api_key_env)}"

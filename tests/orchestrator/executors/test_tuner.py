@@ -17,10 +17,10 @@ from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.utils.errors import reset_warnings
 from chip_core.utils.files import write_json
-from orchestrator.executors.base import Event, Failed, Finished, Job, Started
+from orchestrator.executors.base import Job, JobEvent, JobFailed, JobFinished, JobStarted
 from orchestrator.executors.ray import session, tuner
-from orchestrator.executors.ray.slot import PAYLOAD, metrics_of
-from orchestrator.executors.ray.tuner import NoticeOfWaiting, RayTuneExecutor
+from orchestrator.executors.ray.slot import PAYLOAD_KEY, progress_metrics
+from orchestrator.executors.ray.tuner import RayTuneExecutor, WaitingNotice
 
 #: As Ray 2.60 words it, shortened: two processes of one node, of which one was killed.
 KILLED = OutOfMemoryError(
@@ -54,13 +54,13 @@ class FirstRunIsKilled:
             pid += 1
             trial = SimpleNamespace(config=config)
             self._callback.on_trial_start(0, [], trial)
-            report = metrics_of(Progress(phase="train", done=1, total=4))
+            report = progress_metrics(Progress(phase="train", done=1, total=4))
             self._callback.on_trial_result(
                 0, [], trial, {**report, "pid": pid, "node_ip": "192.0.2.1"}
             )
             if self.runs == 2:
                 result = TrialResult(steps=4, evaluations={}, seconds={})
-                write_json(config[PAYLOAD].job.folder / RESULT, asdict(result))
+                write_json(config[PAYLOAD_KEY].job.folder / RESULT, asdict(result))
                 self._callback.on_trial_complete(0, [], trial)
         if self.runs == 1:
             raise RuntimeError("Caught unexpected exception") from KILLED
@@ -73,14 +73,14 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
     def connected(address: str | None, jobs: list[Job]) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(tuner, "session", connected)
-    monkeypatch.setattr(tuner, "at_once", lambda *given: 2)
-    monkeypatch.setattr(tuner, "living_nodes", lambda: [])
+    monkeypatch.setattr(tuner, "connect_ray", connected)
+    monkeypatch.setattr(tuner, "count_concurrent_jobs", lambda *given: 2)
+    monkeypatch.setattr(tuner, "alive_node_resources", lambda: [])
     monkeypatch.setattr("ray.tune.Tuner", FirstRunIsKilled)
     FirstRunIsKilled.runs = 0
-    events: list[Event] = []
+    events: list[JobEvent] = []
 
-    def retry(failed: Failed) -> Job:
+    def retry(failed: JobFailed) -> Job:
         name = f"{failed.job.id}-2"
         return replace(failed.job, id=name, folder=tmp_path / name)
 
@@ -88,17 +88,17 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
     RayTuneExecutor(workdir=tmp_path / "work").run(jobs, events.append, retry)
 
     # The third had no slot in the first run; both of the first come again, before it.
-    started = [event.job.id for event in events if isinstance(event, Started)]
+    started = [event.job.id for event in events if isinstance(event, JobStarted)]
     assert sorted(started[:2]) == ["bystander", "large"]
     assert sorted(started[2:4]) == ["bystander-2", "large-2"] and started[4:] == ["later"]
-    failed = {event.job.id: event for event in events if isinstance(event, Failed)}
+    failed = {event.job.id: event for event in events if isinstance(event, JobFailed)}
     assert {name: (event.cause, event.from_outside) for name, event in failed.items()} == {
         "bystander": ("worker_lost", True),
         "large": ("memory", True),
     }
     assert failed["large"].reason == "the worker process died (its machine ran out of memory)"
     assert "Ray killed another trial for memory" in failed["bystander"].reason
-    ended = {event.job.id for event in events if isinstance(event, Finished)}
+    ended = {event.job.id for event in events if isinstance(event, JobFinished)}
     assert ended == {"bystander-2", "large-2", "later"}
 
 
@@ -116,10 +116,10 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
     monkeypatch.setattr(session, "placement_group_table", lambda: {"1": group})
     payload = SimpleNamespace(job=job(tmp_path, "dpo, seed 0"), resources=wanted)
     first, second, third = (
-        SimpleNamespace(trial_id=name, status=status, config={PAYLOAD: payload})
+        SimpleNamespace(trial_id=name, status=status, config={PAYLOAD_KEY: payload})
         for name, status in (("1", "RUNNING"), ("2", "PENDING"), ("3", "PENDING"))
     )
-    look = NoticeOfWaiting(clock=lambda: now)
+    look = WaitingNotice(clock=lambda: now)
 
     def told_until(seconds: float) -> list[str]:
         nonlocal now

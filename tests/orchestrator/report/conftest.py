@@ -129,8 +129,8 @@ class Finished:
             responses="responses/report-shapes.jsonl",
             metadata=dict(how(trial)) if how else {},
         )
-        self.ledger.started(trial, self.plan.study.name, 1)
-        self.ledger.finished(
+        self.ledger.record_start(trial, self.plan.study.name, 1)
+        self.ledger.record_result(
             trial,
             self.plan.study.name,
             1,

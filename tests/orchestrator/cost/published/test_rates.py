@@ -12,7 +12,7 @@ import pytest
 from chip_core.training.footprint.estimate import operations
 from chip_core.training.footprint.published import config_of
 from orchestrator.cli import main
-from orchestrator.commands.common.remote_run import _options
+from orchestrator.commands.common.remote_run import _format_options
 from orchestrator.cost.memory import MemoryEstimator, changes_that_fit, workers_of_a_machine
 from orchestrator.cost.published.devices import DEVICES, RESERVED, UTILIZATION
 from orchestrator.cost.published.rates import published
@@ -263,5 +263,5 @@ def test_a_run_that_cannot_fit_ends_before_anything_is_made(
 
 
 def test_a_cluster_is_told_of_the_device() -> None:
-    options = list(_options(None, (), (), (), {"device": "h100-80gb", "gpus": 8}))
+    options = list(_format_options(None, (), (), (), {"device": "h100-80gb", "gpus": 8}))
     assert options == ["--device", "h100-80gb", "--gpus", "8"]
