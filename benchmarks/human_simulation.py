@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from orchestrator.human_eval.preference import human_figures
+from orchestrator.human_eval.preference import compute_human_figures
 from orchestrator.human_eval.replies import Judgement, Verdict
 
 ITEMS, TIES = 60, 0.3
@@ -39,7 +39,7 @@ def main(studies: int) -> None:
         for sd in (0.0, 0.1, 0.25):
             with_seeds = items_alone = 0
             for _ in range(studies):
-                found = human_figures(study(random, seeds, sd)).preference
+                found = compute_human_figures(study(random, seeds, sd)).preference
                 assert found is not None and found.p is not None and found.over_items is not None
                 with_seeds += found.p < 0.05
                 items_alone += not found.over_items[0] <= 0 <= found.over_items[1]

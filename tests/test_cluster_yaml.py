@@ -12,7 +12,7 @@ import yaml
 
 from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.checks.capacity import ResourceNeed
-from orchestrator.cluster.checks.node_types import node_types
+from orchestrator.cluster.checks.node_types import list_node_types
 
 ROOT = Path(__file__).parent.parent
 FILES = ("cluster.yaml", "clusters/aws.yaml", "clusters/gcp.yaml")
@@ -48,8 +48,8 @@ def test_nothing_is_wrong_with_it_but_the_places_to_fill_in(file: str, tmp_path:
     checked = check_cluster(mine, need)
     assert checked.lines == []
     # Two machines of 4 GPUs, each of 16 CPUs; eight of one GPU, and of 8 or 12 CPUs.
-    assert checked.room is not None
-    assert (checked.room.slots, checked.room.at_once) == (8, 8)
+    assert checked.capacity is not None
+    assert (checked.capacity.slots, checked.capacity.at_once) == (8, 8)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -76,7 +76,7 @@ def test_pages_are_on_loopback_and_drivers_on_the_head_alone(file: str, tmp_path
     mine.write_text(filled_in(file))
     places = {
         kind.head: (kind.resources.get("chip_driver"), kind.resources.get("CPU"))
-        for kind in node_types(check_cluster(mine).file)
+        for kind in list_node_types(check_cluster(mine).file)
     }
     assert places[True] == (64, 0)
     assert places[False][0] is None

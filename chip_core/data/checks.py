@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -14,9 +15,12 @@ from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem
+from chip_core.data.verified_images import Size, VerifiedImages
 from chip_core.utils.errors import brief
 from chip_core.utils.machine import cores
 from chip_core.utils.threads import map_values
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ class RowChecker(Protocol):
 
 SHOWN = 10  # bad rows listed in a line
 
-#: Rows from which on several threads decode images; fewer rows are fast with one.
+#: Rows from which on several threads decode images, and their sizes are kept for the next check;
+#: fewer rows are fast without.
 _MANY = 2000
 _MOST_THREADS = 8  # reading rows in one takes as long as decoding in so many
 
@@ -77,7 +82,7 @@ def check_rows(
         threads: how many decode images; 1: only this one.
     """
     read = _read_rows(source, rejected_images, asks or Asks())
-    for (index, one), sizes in map_values(image_sizes, read, threads):
+    for (index, one), sizes in sizes_of(source, read, threads):
         try:
             if isinstance(one, RowError) or isinstance(sizes, str):
                 raise RowError(str(one if isinstance(one, RowError) else sizes))
@@ -117,12 +122,34 @@ def threads_for(rows: int, sharing: int = 1) -> int:
     return 1 if rows < _MANY else max(1, min(_MOST_THREADS, cores() // sharing))
 
 
-def image_sizes(images: Images | None) -> list[tuple[int, int]] | str:
+def sizes_of(
+    source: DataSource, rows: Iterable[tuple[K, Images | None]], threads: int
+) -> Iterator[tuple[K, list[Size] | str]]:
+    """Yield each row's key with the size of each of its images, or why one is bad.
+
+    Args:
+        source: where the rows are from. If it has many, images that an earlier check on this
+            machine decoded are not decoded again.
+        rows: a key of each row, and its images; None: it has none.
+        threads: how many decode images; 1: only this one.
+    """
+    if len(source) < _MANY:
+        yield from map_values(_sizes, rows, threads)
+        return
+    verified = VerifiedImages([file for table in source.tables for file in table.files])
+    try:
+        yield from map_values(partial(_sizes, verified=verified), rows, threads)
+    finally:
+        verified.save()
+
+
+def _sizes(images: Images | None, verified: VerifiedImages | None = None) -> list[Size] | str:
     """Return the size of each image of a row, fully decoded, or why one is bad."""
-    sizes = []
+    sizes: list[Size] = []
     for name, ref in () if images is None else images.refs:
+        reader: ImageReader = images.reader  # type: ignore[union-attr]
         try:
-            sizes.append(images.reader.size(ref))  # type: ignore[union-attr]
+            sizes.append(reader.size(ref) if verified is None else verified.size(reader, ref))
         except RowError as error:
             return f"{name}: {error}" if name else str(error)
     return sizes

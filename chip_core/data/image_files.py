@@ -65,6 +65,21 @@ class ImageReader:
         """
         return read_image(self._source(ref), self._transparency)
 
+    def content(self, ref: ImageRef) -> bytes:
+        """Return the bytes of an image's file.
+
+        Raises:
+            RowError: there is no image, or it is too large, unreadable or outside the folder.
+        """
+        source = self._source(ref)
+        if isinstance(source, bytes):
+            return source
+        try:
+            _check_size(source.stat().st_size)
+            return source.read_bytes()
+        except OSError as error:
+            raise RowError(f"the image cannot be read ({brief(error)})") from None
+
     def small(self, ref: ImageRef) -> Image.Image:
         """Return the image on white; a JPEG is scaled down, which is faster.
 
@@ -123,9 +138,7 @@ def open_image(source: Path | bytes) -> Image.Image:
         RowError: its kind is not supported, or it is broken or larger than the bounds.
     """
     try:
-        size = source.stat().st_size if isinstance(source, Path) else len(source)
-        if size > MAX_BYTES:
-            raise RowError(f"the image has {size} bytes, more than {MAX_BYTES}")
+        _check_size(source.stat().st_size if isinstance(source, Path) else len(source))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bad image is reported as a bad row
             image = Image.open(
@@ -144,6 +157,12 @@ def open_image(source: Path | bytes) -> Image.Image:
         image.close()
         raise RowError(f"the image has {width} x {height} pixels, more than {MAX_PIXELS}")
     return image
+
+
+def _check_size(size: int) -> None:
+    """Raise RowError if an image's file is larger than the bound, in bytes."""
+    if size > MAX_BYTES:
+        raise RowError(f"the image has {size} bytes, more than {MAX_BYTES}")
 
 
 def inside(root: Path, path: str) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig
 from chip_core.data import identity as data_identity
-from chip_core.data.checks import SHOWN, Images, image_sizes
+from chip_core.data.checks import SHOWN, Images, sizes_of
 from chip_core.data.formats import FORMATS, Format, find_format
 from chip_core.data.formats.base import (
     CHOSEN_IMAGE_COLUMNS,
@@ -26,7 +26,6 @@ from chip_core.data.source import SHAPES, DataSource, open_source
 from chip_core.evaluation.task import Item, Picture
 from chip_core.shapes import captions, world
 from chip_core.utils.errors import ConfigError, TrialError
-from chip_core.utils.threads import map_values
 
 SPLIT = "train"  # of the embedded world: no benchmark uses it
 
@@ -82,7 +81,7 @@ def check_prompts(data: DataConfig, threads: int = 1) -> Iterator[BadRow | None]
             else:
                 yield (index, None), Images(reader=row.images, refs=(("", row.image),))
 
-    for (index, wrong), sizes in map_values(image_sizes, read(), threads):
+    for (index, wrong), sizes in sizes_of(source, read(), threads):
         reason = sizes if isinstance(sizes, str) else wrong
         yield None if reason is None else BadRow(place=source.place(index), reason=reason)
 

@@ -8,13 +8,16 @@ from orchestrator.analysis.effects import (
     Comparison,
     Verdict,
     benjamini_hochberg,
+    compare_with_baseline,
     holm,
     interactions,
     main_effects,
-    verdicts,
 )
 from orchestrator.analysis.power import SeedsNeeded, detectable_difference, seeds_needed
-from orchestrator.analysis.prediction_powered import PredictionPowered, prediction_powered_mean
+from orchestrator.analysis.prediction_powered import (
+    PredictionPoweredEstimate,
+    prediction_powered_mean,
+)
 from orchestrator.analysis.results import MetricResults, StudyArm, StudyResults
 from orchestrator.analysis.values import pseudo_values
 from orchestrator.analysis.variance import report_pool, seed_correlation
@@ -23,12 +26,13 @@ __all__ = [
     "Comparison",
     "Contrast",
     "MetricResults",
-    "PredictionPowered",
+    "PredictionPoweredEstimate",
     "SeedsNeeded",
     "StudyArm",
     "StudyResults",
     "Verdict",
     "benjamini_hochberg",
+    "compare_with_baseline",
     "contrast",
     "detectable_difference",
     "holm",
@@ -39,5 +43,4 @@ __all__ = [
     "report_pool",
     "seed_correlation",
     "seeds_needed",
-    "verdicts",
 ]

@@ -12,18 +12,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from orchestrator.analysis.values import Array, Mask, checked_cells
+from orchestrator.analysis.values import Array, Mask, validate_cells
 from orchestrator.analysis.variance import (
-    LEAST_BLOCK,
-    Spread,
-    checked_mask,
-    residual_square,
-    seed_spread,
+    MIN_BLOCK_CELLS,
+    VarianceEstimate,
+    pool_seed_variance,
+    residual_mean_square,
+    validate_mask,
 )
 
 #: What an interval covers. `seeds_only`: no item outcomes, so items are taken as fixed.
 #: `estimate_only`: neither seeds nor items, so there is no interval at all.
-Kind = Literal["seeds_and_items", "items_only", "seeds_only", "estimate_only"]
+ContrastKind = Literal["seeds_and_items", "items_only", "seeds_only", "estimate_only"]
 
 _GUARD_LEVEL = 0.90
 
@@ -38,7 +38,7 @@ class Contrast:
     """
 
     estimate: float
-    kind: Kind
+    kind: ContrastKind
     v_seed: float | None
     v_item: float
     v_res: float | None
@@ -60,14 +60,14 @@ class Contrast:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes to show with the figure."""
-        said = {
+        conditions = {
             "items only: this says nothing of training variance": self.kind == "items_only",
             "benchmark items treated as fixed": self.kind == "seeds_only",
             "one seed and no item outcomes: no interval": self.kind == "estimate_only",
             "a cell has one seed: its seed variance is borrowed from the others": self.borrowed,
             "these cells scatter more between seeds than the others": self.guard,
         }
-        return tuple(note for note, holds in said.items() if holds)
+        return tuple(note for note, holds in conditions.items() if holds)
 
 
 def contrast(
@@ -100,43 +100,45 @@ def contrast(
         ValueError: the cells are not such arrays, the weights do not fit them, do not add up to 0
             or are all 0, `pool` is no mask, `delta` is not above 0 or `alpha` not between 0 and 1.
     """
-    cells = checked_cells(values)
-    w = _checked_weights(weights, len(cells))
+    cells = validate_cells(values)
+    w = _validate_weights(weights, len(cells))
     if delta is not None and not (np.isfinite(delta) and delta > 0):
         raise ValueError(f"delta is {delta}: give a difference above 0, or None")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}: give a probability, such as 0.05")
     seeds = np.array([len(cell) for cell in cells])
     used = w != 0
-    pooled = checked_mask(pool, len(cells)) & (seeds > 1)
-    block = blocked and int(pooled.sum()) >= LEAST_BLOCK and len(set(seeds[pooled | used])) == 1
+    pooled = validate_mask(pool, len(cells)) & (seeds > 1)
+    use_block = (
+        blocked and int(pooled.sum()) >= MIN_BLOCK_CELLS and len(set(seeds[pooled | used])) == 1
+    )
 
     units = cells[0].shape[1]
-    noise = _rounding(cells, w)
+    noise = _rounding_variance(cells, w)
     estimate = float(sum(w[c] * cells[c].mean() for c in np.flatnonzero(w)))
     by_unit: Array = np.sum([w[c] * cells[c].mean(axis=0) for c in np.flatnonzero(w)], axis=0)
-    v_item = _clean(float(by_unit.var(ddof=1)) / units, noise) if units > 1 else 0.0
-    training = _seed_part(cells, w, pooled, block, noise)
-    variance, df = _combined(training, v_item, units)
+    v_item = _zero_below_noise(float(by_unit.var(ddof=1)) / units, noise) if units > 1 else 0.0
+    training = _estimate_seed_component(cells, w, pooled, use_block, noise)
+    variance, df = _combine_variances(training, v_item, units)
     se = None if variance is None else variance**0.5
     shares = (w / np.abs(w).max()) ** 2
     shares /= shares.sum()
     tested = training is not None and bool(se)
     return Contrast(
         estimate=estimate,
-        kind=_kind(training, units),
+        kind=_contrast_kind(training, units),
         v_seed=training.variance if training else None,
         v_item=v_item,
         v_res=training.residual if training else None,
         variance=variance,
         se=se,
         df=df,
-        p=2 * _t_above(abs(estimate) / se, df) if tested and se else None,
-        p_equivalence=_equivalence(estimate, se, df, delta) if tested and se else None,
-        interval=_interval(estimate, se, df, alpha),
+        p=2 * _t_survival(abs(estimate) / se, df) if tested and se else None,
+        p_equivalence=_equivalence_p(estimate, se, df, delta) if tested and se else None,
+        interval=_t_interval(estimate, se, df, alpha),
         guard=training is not None and training.guard,
         seed_share=max(variance - v_item, 0.0) / variance if tested and variance else None,
-        blocked=block,
+        blocked=use_block,
         borrowed=training is not None and bool((seeds[used] == 1).any()),
         pooled=int(pooled.sum()),
         seeds=float(1 / (shares / seeds).sum()),
@@ -145,45 +147,54 @@ def contrast(
     )
 
 
-class _SeedPart(NamedTuple):
+class _SeedComponent(NamedTuple):
     variance: float  # V_seed
     residual: float  # V_res
     df: float
     guard: bool
 
 
-def _seed_part(
-    cells: list[Array], w: Array, pooled: Mask, block: bool, noise: float
-) -> _SeedPart | None:
+def _estimate_seed_component(
+    cells: list[Array], w: Array, pooled: Mask, use_block: bool, noise: float
+) -> _SeedComponent | None:
     """Return the seeds' part of the variance; None if no pooled cell has two seeds."""
     means = [cell.mean(axis=1) for cell in cells]
     used = w != 0
 
-    def spread_over(mask: Mask) -> Spread | None:
-        return seed_spread([means[c] for c in np.flatnonzero(mask)], blocked=block)
+    def spread_over(mask: Mask) -> VarianceEstimate | None:
+        return pool_seed_variance([means[c] for c in np.flatnonzero(mask)], blocked=use_block)
 
     shared = spread_over(pooled)
     if shared is None:
         return None
     inflation = float(sum(w[c] ** 2 / len(means[c]) for c in np.flatnonzero(w)))  # K
-    chosen = Spread(inflation * shared.variance, shared.df)
+    chosen = VarianceEstimate(inflation * shared.variance, shared.df)
     outside = pooled & ~used
-    others = spread_over(outside if outside.sum() > 1 else pooled)
-    own = _own_spread(means, w, block)
+    other_cells = spread_over(outside if outside.sum() > 1 else pooled)
+    contrast_cells = _contrast_seed_variance(means, w, use_block)
     guard = False
-    if own is not None and others is not None and own.variance > max(chosen.variance, noise):
+    if (
+        contrast_cells is not None
+        and other_cells is not None
+        and contrast_cells.variance > max(chosen.variance, noise)
+    ):
         # The cells do not share the pool's variance if their own would be rare among the others.
         from scipy import stats
 
-        limit = float(stats.f.ppf(_GUARD_LEVEL, own.df, others.df))
-        guard = own.variance > inflation * others.variance * limit
-    if guard and own is not None:
-        chosen = own
-    residual = _residual(cells, w, pooled, block)
-    return _SeedPart(_clean(chosen.variance, noise), _clean(residual, noise), chosen.df, guard)
+        limit = float(stats.f.ppf(_GUARD_LEVEL, contrast_cells.df, other_cells.df))
+        guard = contrast_cells.variance > inflation * other_cells.variance * limit
+    if guard and contrast_cells is not None:
+        chosen = contrast_cells
+    residual = _residual_variance(cells, w, pooled, use_block)
+    return _SeedComponent(
+        _zero_below_noise(chosen.variance, noise),
+        _zero_below_noise(residual, noise),
+        chosen.df,
+        guard,
+    )
 
 
-def _checked_weights(weights: ArrayLike, cells: int) -> Array:
+def _validate_weights(weights: ArrayLike, cells: int) -> Array:
     w = np.asarray(weights, dtype=np.float64)
     if w.shape != (cells,) or not np.isfinite(w).all():
         raise ValueError(f"weights of shape {w.shape} for {cells} cells: give one for each")
@@ -194,50 +205,54 @@ def _checked_weights(weights: ArrayLike, cells: int) -> Array:
     return w
 
 
-def _rounding(cells: list[Array], w: Array) -> float:
+def _rounding_variance(cells: list[Array], w: Array) -> float:
     """Return the variance that rounding alone can make of constant values."""
     scale = np.abs(w).sum() * max(float(np.abs(cell).max()) for cell in cells)
     return float((32 * np.finfo(np.float64).eps * scale) ** 2)
 
 
-def _clean(variance: float, noise: float) -> float:
+def _zero_below_noise(variance: float, noise: float) -> float:
     return variance if variance > noise else 0.0
 
 
-def _own_spread(means: list[Array], w: Array, block: bool) -> Spread | None:
+def _contrast_seed_variance(
+    means: list[Array], w: Array, use_block: bool
+) -> VarianceEstimate | None:
     """Return V_own and d_own; None if a cell of the contrast has one seed."""
     cells = np.flatnonzero(w)
     if any(len(means[c]) == 1 for c in cells):
         return None
-    if block:
+    if use_block:
         by_seed: Array = np.sum([w[c] * means[c] for c in cells], axis=0)
-        return Spread(float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
+        return VarianceEstimate(float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
     parts = np.array([w[c] ** 2 * means[c].var(ddof=1) / len(means[c]) for c in cells])
     if not parts.any():
-        return Spread(0.0, 1.0)
-    freedom = np.array([len(means[c]) - 1 for c in cells])
+        return VarianceEstimate(0.0, 1.0)
+    dofs = np.array([len(means[c]) - 1 for c in cells])
     shares = parts / parts.sum()  # Welch's degrees of freedom
-    return Spread(float(parts.sum()), float(1 / (shares**2 / freedom).sum()))
+    return VarianceEstimate(float(parts.sum()), float(1 / (shares**2 / dofs).sum()))
 
 
-def _residual(cells: list[Array], w: Array, pooled: Mask, block: bool) -> float:
+def _residual_variance(cells: list[Array], w: Array, pooled: Mask, use_block: bool) -> float:
     """Return V_res: the seed-by-item noise that is part of both V_seed and V_item."""
     units = cells[0].shape[1]
-    if block:
+    if use_block:
         difference: Array = np.sum([w[c] * cells[c] for c in np.flatnonzero(w)], axis=0)
-        return residual_square(difference) / float(units * len(difference))
+        return residual_mean_square(difference) / float(units * len(difference))
     total = 0.0
     for c in np.flatnonzero(w):
         if len(cells[c]) > 1:
-            square = residual_square(cells[c])
+            square = residual_mean_square(cells[c])
         else:
-            square = float(np.mean([residual_square(cells[p]) for p in np.flatnonzero(pooled)]))
+            square = float(
+                np.mean([residual_mean_square(cells[p]) for p in np.flatnonzero(pooled)])
+            )
         total += float(w[c]) ** 2 * square / (units * len(cells[c]))
     return total
 
 
-def _combined(
-    training: _SeedPart | None, v_item: float, units: int
+def _combine_variances(
+    training: _SeedComponent | None, v_item: float, units: int
 ) -> tuple[float | None, float | None]:
     """Return V and its degrees of freedom, each None if undefined."""
     if training is None:
@@ -260,25 +275,27 @@ def satterthwaite(
     return np.maximum(1.0, df)
 
 
-def _kind(training: _SeedPart | None, units: int) -> Kind:
+def _contrast_kind(training: _SeedComponent | None, units: int) -> ContrastKind:
     if training is None:
         return "items_only" if units > 1 else "estimate_only"
     return "seeds_and_items" if units > 1 else "seeds_only"
 
 
-def _equivalence(estimate: float, se: float, df: float | None, delta: float | None) -> float | None:
+def _equivalence_p(
+    estimate: float, se: float, df: float | None, delta: float | None
+) -> float | None:
     """Return the larger one-sided p of "at or below −delta" and "at or above delta"."""
-    return None if delta is None else _t_above((delta - abs(estimate)) / se, df)
+    return None if delta is None else _t_survival((delta - abs(estimate)) / se, df)
 
 
-def _t_above(value: float, df: float | None) -> float:
+def _t_survival(value: float, df: float | None) -> float:
     """Return the probability that Student's t is above a value."""
     from scipy import stats  # takes half a second, and most commands do not need it
 
     return float(stats.t.sf(value, df))
 
 
-def _interval(
+def _t_interval(
     estimate: float, se: float | None, df: float | None, alpha: float
 ) -> tuple[float, float] | None:
     if not se or df is None:

@@ -30,10 +30,10 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     """
 
     def adjust(ascending: Array) -> Array:
-        left = np.arange(len(ascending), 0, -1)  # tests not yet decided
-        return np.maximum.accumulate(ascending * left)
+        remaining = np.arange(len(ascending), 0, -1)  # tests not yet decided
+        return np.maximum.accumulate(ascending * remaining)
 
-    return _adjusted(p, adjust)
+    return _adjust_p_values(p, adjust)
 
 
 def benjamini_hochberg(p: Sequence[float | None]) -> list[float | None]:
@@ -47,20 +47,22 @@ def benjamini_hochberg(p: Sequence[float | None]) -> list[float | None]:
     """
     from scipy.stats import false_discovery_control  # about a CPU second to import: not for `plan`
 
-    return _adjusted(p, lambda ascending: np.asarray(false_discovery_control(ascending)))
+    return _adjust_p_values(p, lambda ascending: np.asarray(false_discovery_control(ascending)))
 
 
-def _adjusted(p: Sequence[float | None], adjust: Callable[[Array], Array]) -> list[float | None]:
-    given = np.array([np.nan if value is None else value for value in p], dtype=np.float64)
-    known = np.flatnonzero(~np.isnan(given))
-    if ((given[known] < 0) | (given[known] > 1)).any():
+def _adjust_p_values(
+    p: Sequence[float | None], adjust: Callable[[Array], Array]
+) -> list[float | None]:
+    p_values = np.array([np.nan if value is None else value for value in p], dtype=np.float64)
+    known = np.flatnonzero(~np.isnan(p_values))
+    if ((p_values[known] < 0) | (p_values[known] > 1)).any():
         raise ValueError("a p-value is not between 0 and 1")
-    order = known[np.argsort(given[known], kind="stable")]
-    adjusted: list[float | None] = [None] * len(given)
+    order = known[np.argsort(p_values[known], kind="stable")]
+    adjusted: list[float | None] = [None] * len(p_values)
     if not len(order):
         return adjusted
-    for place, value in zip(order, np.minimum(adjust(given[order]), 1.0), strict=True):
-        adjusted[place] = float(value)
+    for index, value in zip(order, np.minimum(adjust(p_values[order]), 1.0), strict=True):
+        adjusted[index] = float(value)
     return adjusted
 
 
@@ -95,7 +97,9 @@ class Comparison:
     placebo: bool = False  # the arms differ only in seeds: an effect is a false positive
 
 
-def verdicts(results: StudyResults, metric: str, *, alpha: float = 0.05) -> tuple[Comparison, ...]:
+def compare_with_baseline(
+    results: StudyResults, metric: str, *, alpha: float = 0.05
+) -> tuple[Comparison, ...]:
     """Compare every other arm with the baseline. A placebo, the last, is a separate family.
 
     (docs/statistics.md, "Verdicts" and "A placebo")
@@ -108,20 +112,20 @@ def verdicts(results: StudyResults, metric: str, *, alpha: float = 0.05) -> tupl
     Raises:
         ValueError: there is no such metric, or its values are not such as `contrast` takes.
     """
-    base = results.baseline_arm
-    asked: list[_Question] = []
-    placebos: list[_Question] = []
-    for place, arm in enumerate(results.arms):
-        if place != base:
+    baseline = results.baseline_arm
+    specs: list[_ContrastSpec] = []
+    placebo_specs: list[_ContrastSpec] = []
+    for index, arm in enumerate(results.arms):
+        if index != baseline:
             weights = np.zeros(len(results.arms))
-            weights[place], weights[base] = 1.0, -1.0
-            changes = _changes(results, arm)
-            question = _Question(arm.name, changes, 1, 1, weights)
-            (placebos if arm.placebo else asked).append(question)
-    apart = _answer(results, metric, placebos, alpha)
+            weights[index], weights[baseline] = 1.0, -1.0
+            changes = _changed_factors(results, arm)
+            spec = _ContrastSpec(arm.name, changes, 1, 1, weights)
+            (placebo_specs if arm.placebo else specs).append(spec)
+    placebo_comparisons = _compare_family(results, metric, placebo_specs, alpha)
     return (
-        *_answer(results, metric, asked, alpha),
-        *(replace(entry, placebo=True) for entry in apart),
+        *_compare_family(results, metric, specs, alpha),
+        *(replace(entry, placebo=True) for entry in placebo_comparisons),
     )
 
 
@@ -132,19 +136,24 @@ def main_effects(
 
     This is the mean difference over the combinations of the other factors in which both cells
     exist. Two cells that are one trial cannot differ, and are left out.
-    (docs/statistics.md, "Effects"; arguments and errors as `verdicts`)
+    (docs/statistics.md, "Effects"; arguments and errors as `compare_with_baseline`)
     """
-    asked = []
-    for factor, (first, *rest) in results.factors.items():
-        for level in rest:
+    specs = []
+    for factor, (baseline_level, *other_levels) in results.factors.items():
+        for level in other_levels:
             pairs = [
-                tuple(results.arm_of.get(_with(others, {factor: to})) for to in (first, level))
-                for others in _others(results, {factor: (first, level)})
+                tuple(
+                    results.arm_by_cell.get(_add_levels(others, {factor: target}))
+                    for target in (baseline_level, level)
+                )
+                for others in _other_factor_cells(results, {factor: (baseline_level, level)})
             ]
-            weights, used = _average(pairs, (-1.0, 1.0), len(results.arms))
-            name = f"{factor}: {first} → {level}"
-            asked.append(_Question(name, {factor: (first, level)}, used, len(pairs), weights))
-    return _answer(results, metric, asked, alpha)
+            weights, used = _average_weights(pairs, (-1.0, 1.0), len(results.arms))
+            name = f"{factor}: {baseline_level} → {level}"
+            specs.append(
+                _ContrastSpec(name, {factor: (baseline_level, level)}, used, len(pairs), weights)
+            )
+    return _compare_family(results, metric, specs, alpha)
 
 
 def interactions(
@@ -155,26 +164,32 @@ def interactions(
     This is the mean, over complete squares of four different trials, of the effect at the other's
     new level minus the effect at the baseline's. "Better" means that the two changes together do
     better than the sum of their effects.
-    (docs/statistics.md, "Effects"; arguments and errors as `verdicts`)
+    (docs/statistics.md, "Effects"; arguments and errors as `compare_with_baseline`)
     """
-    asked = []
-    for one, two in itertools.combinations(results.factors, 2):
-        (from_one, *to_one), (from_two, *to_two) = results.factors[one], results.factors[two]
-        for a, b in itertools.product(to_one, to_two):
-            changes = {one: (from_one, a), two: (from_two, b)}
-            corners = list(itertools.product((from_one, a), (from_two, b)))
+    specs = []
+    for first, second in itertools.combinations(results.factors, 2):
+        (first_baseline, *first_levels), (second_baseline, *second_levels) = (
+            results.factors[first],
+            results.factors[second],
+        )
+        for a, b in itertools.product(first_levels, second_levels):
+            changes = {first: (first_baseline, a), second: (second_baseline, b)}
+            corners = list(itertools.product((first_baseline, a), (second_baseline, b)))
             squares = [
-                tuple(results.arm_of.get(_with(others, {one: x, two: y})) for x, y in corners)
-                for others in _others(results, changes)
+                tuple(
+                    results.arm_by_cell.get(_add_levels(others, {first: x, second: y}))
+                    for x, y in corners
+                )
+                for others in _other_factor_cells(results, changes)
             ]
-            weights, used = _average(squares, (1.0, -1.0, -1.0, 1.0), len(results.arms))
-            name = f"{one}: {from_one} → {a} × {two}: {from_two} → {b}"
-            asked.append(_Question(name, changes, used, len(squares), weights))
-    return _answer(results, metric, asked, alpha)
+            weights, used = _average_weights(squares, (1.0, -1.0, -1.0, 1.0), len(results.arms))
+            name = f"{first}: {first_baseline} → {a} × {second}: {second_baseline} → {b}"
+            specs.append(_ContrastSpec(name, changes, used, len(squares), weights))
+    return _compare_family(results, metric, specs, alpha)
 
 
 @dataclass(frozen=True)
-class _Question:
+class _ContrastSpec:
     name: str
     changes: Mapping[str, tuple[str, str]]
     used: int
@@ -182,115 +197,129 @@ class _Question:
     weights: Array
 
 
-def _changes(results: StudyResults, arm: StudyArm) -> dict[str, tuple[str, str]]:
+def _changed_factors(results: StudyResults, arm: StudyArm) -> dict[str, tuple[str, str]]:
     """Return the factors in which all cells of an arm differ from all of the baseline's."""
-    base = results.arms[results.baseline_arm]
+    baseline = results.arms[results.baseline_arm]
     changes = {}
     for factor, level in results.baseline.items():
-        ours = [cell[factor] for cell in arm.cells if factor in cell]
-        if ours and not {cell.get(factor) for cell in base.cells} & set(ours):
-            changes[factor] = (level, ours[0])
+        arm_levels = [cell[factor] for cell in arm.cells if factor in cell]
+        if arm_levels and not {cell.get(factor) for cell in baseline.cells} & set(arm_levels):
+            changes[factor] = (level, arm_levels[0])
     return changes
 
 
 _Cell = frozenset[tuple[str, str]]
 
 
-def _others(results: StudyResults, changes: Mapping[str, tuple[str, str]]) -> list[_Cell]:
+def _other_factor_cells(
+    results: StudyResults, changes: Mapping[str, tuple[str, str]]
+) -> list[_Cell]:
     """Return the combinations of the other factors that any of the cells in question has."""
-    found = {
+    cells = {
         frozenset(item for item in cell.items() if item[0] not in changes): None
         for arm in results.arms
         for cell in arm.cells
         if all(cell.get(factor) in levels for factor, levels in changes.items())
     }
-    return list(found)
+    return list(cells)
 
 
-def _with(others: _Cell, levels: Mapping[str, str]) -> _Cell:
+def _add_levels(others: _Cell, levels: Mapping[str, str]) -> _Cell:
     return others | frozenset(levels.items())
 
 
-def _average(
+def _average_weights(
     groups: Sequence[tuple[int | None, ...]], signs: tuple[float, ...], arms: int
 ) -> tuple[Array, int]:
     """Return weights (C,) of the mean signed sum over groups of distinct arms, and their number."""
     complete = [group for group in groups if None not in group and len(set(group)) == len(signs)]
     weights = np.zeros(arms)
     for group in complete:
-        for place, sign in zip(group, signs, strict=True):
-            weights[place] += sign
+        for index, sign in zip(group, signs, strict=True):
+            weights[index] += sign
     return weights / max(len(complete), 1), len(complete)
 
 
-def _answer(
-    results: StudyResults, metric: str, asked: Sequence[_Question], alpha: float
+def _compare_family(
+    results: StudyResults, metric: str, specs: Sequence[_ContrastSpec], alpha: float
 ) -> tuple[Comparison, ...]:
     """Estimate one family of comparisons, correct its p-values and give the verdicts."""
-    declared = results.metric(metric)
-    found = [
-        _contrast(results, metric, question.weights, alpha) if question.weights.any() else None
-        for question in asked
+    metric_results = results.metric(metric)
+    contrasts = [
+        _estimate_contrast(results, metric, spec.weights, alpha) if spec.weights.any() else None
+        for spec in specs
     ]
     correct = benjamini_hochberg if results.exploratory else holm
-    p = correct([None if one is None else one.p for one in found])
-    p_equivalence = correct([None if one is None else one.p_equivalence for one in found])
+    p = correct([None if estimate is None else estimate.p for estimate in contrasts])
+    p_equivalence = correct(
+        [None if estimate is None else estimate.p_equivalence for estimate in contrasts]
+    )
     return tuple(
         Comparison(
-            name=question.name,
-            changes=question.changes,
-            used=question.used,
-            combinations=question.combinations,
-            weights=tuple(question.weights.tolist()) if one is not None else (),
-            contrast=one,
-            p_adjusted=p_one,
-            p_equivalence_adjusted=p_other,
-            verdict=_verdict(one, p_one, p_other, declared.goal == "maximize", alpha),
+            name=spec.name,
+            changes=spec.changes,
+            used=spec.used,
+            combinations=spec.combinations,
+            weights=tuple(spec.weights.tolist()) if estimate is not None else (),
+            contrast=estimate,
+            p_adjusted=p_value,
+            p_equivalence_adjusted=p_equivalence_value,
+            verdict=_decide_verdict(
+                estimate, p_value, p_equivalence_value, metric_results.goal == "maximize", alpha
+            ),
         )
-        for question, one, p_one, p_other in zip(asked, found, p, p_equivalence, strict=True)
+        for spec, estimate, p_value, p_equivalence_value in zip(
+            specs, contrasts, p, p_equivalence, strict=True
+        )
     )
 
 
-def _contrast(results: StudyResults, metric: str, weights: Array, alpha: float) -> Contrast:
-    declared = results.metric(metric)
+def _estimate_contrast(
+    results: StudyResults, metric: str, weights: Array, alpha: float
+) -> Contrast:
+    metric_results = results.metric(metric)
     # A placebo's seeds form no block with the others', and it must not change other figures.
-    shown = [place for place, arm in enumerate(results.arms) if weights[place] or not arm.placebo]
-    arms = [results.arms[place] for place in shown]
-    values = [declared.values[place] for place in shown]
-    weights = weights[shown]
+    indices = [index for index, arm in enumerate(results.arms) if weights[index] or not arm.placebo]
+    arms = [results.arms[index] for index in indices]
+    values = [metric_results.values[index] for index in indices]
+    weights = weights[indices]
     pool = report_pool(values, weights, collapsed=[arm.collapsed for arm in arms])
-    needed = [
+    seed_sets = [
         arm.seeds
-        for arm, kept, weight in zip(arms, pool, weights, strict=True)
-        if weight or (kept and len(arm.seeds) > 1)
+        for arm, in_pool, weight in zip(arms, pool, weights, strict=True)
+        if weight or (in_pool and len(arm.seeds) > 1)
     ]
     return contrast(
         values,
         weights,
-        blocked=results.common_random_numbers and len(set(needed)) == 1,
+        blocked=results.common_random_numbers and len(set(seed_sets)) == 1,
         pool=pool,
-        delta=declared.smallest_difference,
+        delta=metric_results.smallest_difference,
         alpha=alpha,
     )
 
 
-def _verdict(
-    found: Contrast | None, p: float | None, p_equivalence: float | None, more: bool, alpha: float
+def _decide_verdict(
+    estimate: Contrast | None,
+    p: float | None,
+    p_equivalence: float | None,
+    higher_is_better: bool,
+    alpha: float,
 ) -> Verdict:
-    """Return the verdict; `more` is whether a higher figure is better."""
-    if found is None:
+    """Return the verdict; `higher_is_better` is whether a higher figure is better."""
+    if estimate is None:
         return Verdict.NOT_ESTIMABLE
-    if found.v_seed is None or found.v_res is None:
-        return Verdict.ITEMS_ONLY if found.kind == "items_only" else Verdict.NO_TEST
+    if estimate.v_seed is None or estimate.v_res is None:
+        return Verdict.ITEMS_ONLY if estimate.kind == "items_only" else Verdict.NO_TEST
     if p is None:
         return Verdict.NO_TEST
-    within = p_equivalence is not None and p_equivalence < alpha
+    is_equivalent = p_equivalence is not None and p_equivalence < alpha
     if p < alpha:
-        if (found.estimate > 0) == more:
-            return Verdict.BETTER_BELOW_DELTA if within else Verdict.BETTER
-        return Verdict.WORSE_BELOW_DELTA if within else Verdict.WORSE
-    if within:
+        if (estimate.estimate > 0) == higher_is_better:
+            return Verdict.BETTER_BELOW_DELTA if is_equivalent else Verdict.BETTER
+        return Verdict.WORSE_BELOW_DELTA if is_equivalent else Verdict.WORSE
+    if is_equivalent:
         return Verdict.NO_CLEAR_DIFFERENCE
-    if max(found.v_seed - found.v_res, 0.0) >= max(found.v_item - found.v_res, 0.0):
+    if max(estimate.v_seed - estimate.v_res, 0.0) >= max(estimate.v_item - estimate.v_res, 0.0):
         return Verdict.TOO_FEW_SEEDS
     return Verdict.TOO_FEW_ITEMS

@@ -53,7 +53,7 @@ class MeanEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionPowered:
+class PredictionPoweredEstimate:
     """A judge's mean, its correction by human labels, and the mean of the labels alone."""
 
     corrected: MeanEstimate
@@ -71,7 +71,7 @@ def prediction_powered_mean(
     judged: ArrayLike | None = None,
     *,
     paired: bool = False,
-) -> PredictionPowered:
+) -> PredictionPoweredEstimate:
     """Estimate the mean that people would give all items.
 
     Args:
@@ -84,64 +84,73 @@ def prediction_powered_mean(
     Raises:
         ValueError: the arrays do not fit, are empty or not finite, or an item is named twice.
     """
-    every = _vector(items, "items")
-    chosen = np.asarray(labelled)
-    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+    item_values = _to_vector(items, "items")
+    indices = np.asarray(labelled)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError("labelled is no list of places in items")
-    if len(np.unique(chosen)) < len(chosen) or not ((chosen >= 0) & (chosen < len(every))).all():
+    if (
+        len(np.unique(indices)) < len(indices)
+        or not ((indices >= 0) & (indices < len(item_values))).all()
+    ):
         raise ValueError("labelled names an item twice, or one that is not there")
-    y = _vector(labels, "labels")
-    own = every[chosen]
-    f = own if judged is None else _vector(judged, "judged")
-    if not len(chosen) == len(y) == len(f):
-        raise ValueError(f"{len(chosen)} labelled items, {len(y)} labels, {len(f)} judged")
-    rest = np.delete(every, chosen)
-    n, whole = len(y), len(every)
-    g = f - n / whole * own
-    power = _power(y, g, own, every)
+    y = _to_vector(labels, "labels")
+    labelled_values = item_values[indices]
+    f = labelled_values if judged is None else _to_vector(judged, "judged")
+    if not len(indices) == len(y) == len(f):
+        raise ValueError(f"{len(indices)} labelled items, {len(y)} labels, {len(f)} judged")
+    unlabelled_values = np.delete(item_values, indices)
+    n, item_count = len(y), len(item_values)
+    g = f - n / item_count * labelled_values
+    power = _tune_power(y, g, labelled_values, item_values)
     residual = y - power * g
-    value = float(residual.mean() + power * rest.sum() / whole)
+    value = float(residual.mean() + power * unlabelled_values.sum() / item_count)
     interval = None
     if n > 2 and y.min() < y.max():  # labels that are all alike tell of no spread
-        pseudo = _pseudo_labels(np.concatenate([every, f, y]), paired)
+        pseudo = _make_pseudo_labels(np.concatenate([item_values, f, y]), paired)
         pseudo = replace(pseudo, mean=pseudo.mean - power * float(g.mean()))
-        interval = _interval(value, residual, pseudo, power * rest / whole)
-    return PredictionPowered(
+        interval = _corrected_interval(
+            value, residual, pseudo, power * unlabelled_values / item_count
+        )
+    return PredictionPoweredEstimate(
         corrected=MeanEstimate(value=value, interval=interval),
-        raw=plain_mean(every),
-        labels_only=plain_mean(y),
+        raw=sample_mean(item_values),
+        labels_only=sample_mean(y),
         power=power,
         labelled=n,
-        items=whole,
+        items=item_count,
     )
 
 
-def plain_mean(values: ArrayLike) -> MeanEstimate:
+def sample_mean(values: ArrayLike) -> MeanEstimate:
     """Return the mean of (n,) values with its t interval."""
-    each = _vector(values, "values")
-    mean, n = float(each.mean()), len(each)
-    variance = float(each.var(ddof=1)) / n if n > 1 else 0.0
+    vector = _to_vector(values, "values")
+    mean, n = float(vector.mean()), len(vector)
+    variance = float(vector.var(ddof=1)) / n if n > 1 else 0.0
     return MeanEstimate(
-        value=mean, interval=_around(mean, variance, n - 1) if variance > 0 else None
+        value=mean, interval=_t_interval(mean, variance, n - 1) if variance > 0 else None
     )
 
 
-def _power(y: Array, g: Array, own: Array, every: Array) -> float:
+def _tune_power(y: Array, g: Array, labelled_values: Array, item_values: Array) -> float:
     """Return λ; 0 if the judge gives all items the same value, or all are labelled."""
-    n, whole = len(y), len(every)
-    share = 1 - n / whole
-    if n < 3 or not share:
+    n, item_count = len(y), len(item_values)
+    unlabelled_share = 1 - n / item_count
+    if n < 3 or not unlabelled_share:
         return 0.0
     # var(g), with the part due to f̄ computed over all items, which is more precise.
-    of_answers = max(0.0, float(g.var(ddof=1) - (share * own).var(ddof=1)))
-    spread = of_answers + (share**2 + n * share / whole) * float(every.var(ddof=1))
-    if spread == 0:
+    answer_variance = max(
+        0.0, float(g.var(ddof=1) - (unlabelled_share * labelled_values).var(ddof=1))
+    )
+    judge_variance = answer_variance + (
+        unlabelled_share**2 + n * unlabelled_share / item_count
+    ) * float(item_values.var(ddof=1))
+    if judge_variance == 0:
         return 0.0
-    return min(1.0, max(0.0, float(np.cov(y, g)[0, 1]) / spread))
+    return min(1.0, max(0.0, float(np.cov(y, g)[0, 1]) / judge_variance))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pseudo:
+class _PseudoLabels:
     """Pseudo-labels, or their residuals once the judge's part is subtracted."""
 
     count: float
@@ -149,41 +158,46 @@ class _Pseudo:
     squares: float  # Σ(value − mean)²
 
 
-def _pseudo_labels(values: Array, paired: bool) -> _Pseudo:
+def _make_pseudo_labels(values: Array, paired: bool) -> _PseudoLabels:
     """Return the pseudo-labels on the scale that people and judge used."""
     low, high = float(values.min()), float(values.max())
-    at_ends = 0.5 if paired else 2.0  # the others lie in the middle
-    return _Pseudo(
+    end_weight = 0.5 if paired else 2.0  # the others lie in the middle
+    return _PseudoLabels(
         count=1.0 if paired else 2.0,
         mean=(low + high) / 2,
-        squares=at_ends * ((high - low) / 2) ** 2,
+        squares=end_weight * ((high - low) / 2) ** 2,
     )
 
 
-def _interval(value: float, residual: Array, pseudo: _Pseudo, others: Array) -> tuple[float, float]:
+def _corrected_interval(
+    value: float, residual: Array, pseudo: _PseudoLabels, contributions: Array
+) -> tuple[float, float]:
     """Return the interval from the labelled items' residuals and the others' contributions."""
     n, m = len(residual), pseudo.count
-    mean, freedom = float(residual.mean()), n - 2
+    mean, residual_df = float(residual.mean()), n - 2
     squares = float(((residual - mean) ** 2).sum()) + pseudo.squares
     squares += n * m / (n + m) * (pseudo.mean - mean) ** 2
-    of_labelled = squares / ((freedom + m) * (n + m))
-    of_others = len(others) * float(others.var(ddof=1)) if len(others) > 1 else 0.0
-    variance = of_labelled + of_others
-    df = variance**2 / (
-        of_labelled**2 / freedom + (of_others**2 / (len(others) - 1) if of_others else 0.0)
+    labelled_variance = squares / ((residual_df + m) * (n + m))
+    other_variance = (
+        len(contributions) * float(contributions.var(ddof=1)) if len(contributions) > 1 else 0.0
     )
-    return _around(value, variance, df)
+    variance = labelled_variance + other_variance
+    df = variance**2 / (
+        labelled_variance**2 / residual_df
+        + (other_variance**2 / (len(contributions) - 1) if other_variance else 0.0)
+    )
+    return _t_interval(value, variance, df)
 
 
-def _around(mean: float, variance: float, df: float) -> tuple[float, float]:
+def _t_interval(mean: float, variance: float, df: float) -> tuple[float, float]:
     from scipy.stats import t  # takes half a second, and most commands do not need it
 
     half = float(t.ppf(1 - _ALPHA / 2, df)) * math.sqrt(variance)
     return mean - half, mean + half
 
 
-def _vector(given: ArrayLike, name: str) -> Array:
-    values = np.asarray(given, dtype=np.float64)
+def _to_vector(data: ArrayLike, name: str) -> Array:
+    values = np.asarray(data, dtype=np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"{name} is no list of finite numbers, or empty")
     return values

@@ -91,14 +91,14 @@ class StudyResults:
     @property
     def baseline_arm(self) -> int:
         """Index of the baseline among the arms."""
-        return self.arm_of[frozenset(self.baseline.items())]
+        return self.arm_by_cell[frozenset(self.baseline.items())]
 
     @cached_property
-    def arm_of(self) -> Mapping[frozenset[tuple[str, str]], int]:
+    def arm_by_cell(self) -> Mapping[frozenset[tuple[str, str]], int]:
         """Cell (its items) -> index of its arm."""
         return {
-            frozenset(cell.items()): place
-            for place, arm in enumerate(self.arms)
+            frozenset(cell.items()): index
+            for index, arm in enumerate(self.arms)
             for cell in arm.cells
         }
 

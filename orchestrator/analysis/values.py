@@ -31,24 +31,24 @@ def pseudo_values(num: ArrayLike, den: ArrayLike | None = None) -> Array:
         ValueError: not two-dimensional, empty, not of one shape or not finite; a denominator is
             negative, or a seed's denominators are all 0.
     """
-    numerators = _table(num, "num")
+    numerators = _to_table(num, "num")
     if den is None:
         return numerators.copy()
-    denominators = _table(den, "den")
+    denominators = _to_table(den, "den")
     if denominators.shape != numerators.shape:
         raise ValueError(f"den has shape {denominators.shape} and num {numerators.shape}")
     if (denominators < 0).any():
         raise ValueError("den is negative somewhere: a denominator counts, it cannot be below 0")
-    whole = denominators.sum(axis=1, keepdims=True)
-    if not whole.all():
-        empty = np.flatnonzero(whole == 0).tolist()
+    totals = denominators.sum(axis=1, keepdims=True)
+    if not totals.all():
+        empty = np.flatnonzero(totals == 0).tolist()
         raise ValueError(f"den is 0 on every unit of row {empty}: the ratio there is undefined")
-    ratio = numerators.sum(axis=1, keepdims=True) / whole
-    values: Array = ratio + (numerators - ratio * denominators) / (whole / numerators.shape[1])
+    ratio = numerators.sum(axis=1, keepdims=True) / totals
+    values: Array = ratio + (numerators - ratio * denominators) / (totals / numerators.shape[1])
     return values
 
 
-def checked_cells(values: Sequence[ArrayLike]) -> list[Array]:
+def validate_cells(values: Sequence[ArrayLike]) -> list[Array]:
     """Return the cells' values as (S_c, N) arrays with the same N.
 
     Raises:
@@ -56,15 +56,15 @@ def checked_cells(values: Sequence[ArrayLike]) -> list[Array]:
     """
     if not len(values):
         raise ValueError("values is empty: give at least one cell")
-    cells = [_table(cell, f"values[{place}]") for place, cell in enumerate(values)]
+    cells = [_to_table(cell, f"values[{index}]") for index, cell in enumerate(values)]
     units = sorted({cell.shape[1] for cell in cells})
     if len(units) > 1:
         raise ValueError(f"cells differ in their number of units: {units}: keep those all have")
     return cells
 
 
-def _table(given: ArrayLike, name: str) -> Array:
-    table = np.asarray(given, dtype=np.float64)
+def _to_table(data: ArrayLike, name: str) -> Array:
+    table = np.asarray(data, dtype=np.float64)
     if table.ndim != 2:
         raise ValueError(f"{name} has {table.ndim} dimensions: give (seeds, units)")
     if not table.size:

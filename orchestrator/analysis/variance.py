@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from orchestrator.analysis.values import Array, Mask, checked_cells
+from orchestrator.analysis.values import Array, Mask, validate_cells
 
-_LEAST_OTHERS = 2
+_MIN_OTHER_CELLS = 2
 
 
 def report_pool(
@@ -40,34 +40,36 @@ def report_pool(
     Raises:
         ValueError: the values are not such arrays, or a mask or the weights do not fit them.
     """
-    cells = checked_cells(values)
+    cells = validate_cells(values)
     used = np.asarray(weights, dtype=np.float64) != 0
-    broken = np.zeros(len(cells), dtype=bool) if collapsed is None else np.asarray(collapsed, bool)
-    if used.shape != (len(cells),) or broken.shape != (len(cells),) or not used.any():
+    collapsed_mask = (
+        np.zeros(len(cells), dtype=bool) if collapsed is None else np.asarray(collapsed, bool)
+    )
+    if used.shape != (len(cells),) or collapsed_mask.shape != (len(cells),) or not used.any():
         raise ValueError(f"weights or collapsed do not fit {len(cells)} cells: give one for each")
     means = np.array([cell.mean() for cell in cells])
-    seeded = np.array([len(cell) > 1 for cell in cells])
-    middle = float(means[used].mean())
-    near = (means >= middle / 2) & (means <= middle * 2) & ~broken
-    others = near & ~used & seeded
-    if middle < point or others.sum() < _LEAST_OTHERS:
+    has_seeds = np.array([len(cell) > 1 for cell in cells])
+    contrast_mean = float(means[used].mean())
+    is_near = (means >= contrast_mean / 2) & (means <= contrast_mean * 2) & ~collapsed_mask
+    others = is_near & ~used & has_seeds
+    if contrast_mean < point or others.sum() < _MIN_OTHER_CELLS:
         return np.ones(len(cells), dtype=np.bool_)
-    kept: Mask = near | used
-    return kept
+    selected: Mask = is_near | used
+    return selected
 
 
 #: With fewer cells, a block has too few degrees of freedom for removing the seed means to pay.
-LEAST_BLOCK = 4
+MIN_BLOCK_CELLS = 4
 
 
-class Spread(NamedTuple):
+class VarianceEstimate(NamedTuple):
     """A variance of seed means and its degrees of freedom."""
 
     variance: float
     df: float
 
 
-def seed_spread(means: Sequence[Array], *, blocked: bool) -> Spread | None:
+def pool_seed_variance(means: Sequence[Array], *, blocked: bool) -> VarianceEstimate | None:
     """Return the pooled variance between seeds, s²_p.
 
     Args:
@@ -79,15 +81,15 @@ def seed_spread(means: Sequence[Array], *, blocked: bool) -> Spread | None:
     """
     if blocked:
         grid = np.stack(means)
-        freedom = float((grid.shape[0] - 1) * (grid.shape[1] - 1))
-        squares = _interaction_squares(grid)
+        df = float((grid.shape[0] - 1) * (grid.shape[1] - 1))
+        squares = _interaction_sum_of_squares(grid)
     else:
-        freedom = float(sum(len(mean) - 1 for mean in means))
+        df = float(sum(len(mean) - 1 for mean in means))
         squares = sum(float(((mean - mean.mean()) ** 2).sum()) for mean in means)
-    return Spread(squares / freedom, freedom) if freedom else None
+    return VarianceEstimate(squares / df, df) if df else None
 
 
-def residual_square(values: Array) -> float:
+def residual_mean_square(values: Array) -> float:
     """Return the residual mean square of (S, N) values, S ≥ 2, beyond seed and unit effects.
 
     With a single unit it is 0.
@@ -95,7 +97,7 @@ def residual_square(values: Array) -> float:
     seeds, units = values.shape
     if units == 1:
         return 0.0
-    return _interaction_squares(values) / float((seeds - 1) * (units - 1))
+    return _interaction_sum_of_squares(values) / float((seeds - 1) * (units - 1))
 
 
 def seed_correlation(values: Sequence[ArrayLike], pool: ArrayLike | None = None) -> float | None:
@@ -116,18 +118,18 @@ def seed_correlation(values: Sequence[ArrayLike], pool: ArrayLike | None = None)
     Raises:
         ValueError: `values` are not such arrays, or `pool` is no mask of the cells.
     """
-    cells = checked_cells(values)
-    mask = checked_mask(pool, len(cells))
-    means = [cell.mean(axis=1) for cell, kept in zip(cells, mask, strict=True) if kept]
+    cells = validate_cells(values)
+    mask = validate_mask(pool, len(cells))
+    means = [cell.mean(axis=1) for cell, selected in zip(cells, mask, strict=True) if selected]
     if len(means) < 2 or len({len(mean) for mean in means}) > 1 or len(means[0]) < 2:
         return None
-    inside = seed_spread(means, blocked=True)
-    whole = seed_spread(means, blocked=False)
-    assert inside is not None and whole is not None
-    return 1.0 - inside.variance / whole.variance if whole.variance > 0 else None
+    blocked = pool_seed_variance(means, blocked=True)
+    unblocked = pool_seed_variance(means, blocked=False)
+    assert blocked is not None and unblocked is not None
+    return 1.0 - blocked.variance / unblocked.variance if unblocked.variance > 0 else None
 
 
-def checked_mask(pool: ArrayLike | None, cells: int) -> Mask:
+def validate_mask(pool: ArrayLike | None, cells: int) -> Mask:
     """Return a mask (C,) of booleans; None is all.
 
     Raises:
@@ -141,7 +143,7 @@ def checked_mask(pool: ArrayLike | None, cells: int) -> Mask:
     return mask
 
 
-def _interaction_squares(table: Array) -> float:
+def _interaction_sum_of_squares(table: Array) -> float:
     """Return Σ(x_ab − x̄_a − x̄_b + x̄)² of a table."""
-    rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
-    return float((rest**2).sum())
+    residuals = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+    return float((residuals**2).sum())

@@ -10,13 +10,13 @@ from chip_core.utils.errors import ConfigError
 from orchestrator.cluster.checks.capacity import (
     Capacity,
     ResourceNeed,
-    capacity,
     capacity_problems,
+    compute_capacity,
     driver_problems,
 )
 from orchestrator.cluster.checks.network import network_problems, placeholder_problems
 from orchestrator.cluster.checks.node_config import node_config_problems
-from orchestrator.cluster.checks.node_types import node_type_problems, node_types
+from orchestrator.cluster.checks.node_types import list_node_types, node_type_problems
 from orchestrator.cluster.checks.schema import schema_problems
 from orchestrator.cluster.checks.start_commands import command_problems
 from orchestrator.cluster.checks.storage import storage_problems
@@ -43,7 +43,7 @@ class ClusterCheck:
 
     file: ClusterFile
     problems: tuple[Problem, ...]
-    room: Capacity | None  # None: no study was given, or it does not fit
+    capacity: Capacity | None  # None: no study was given, or it does not fit
 
     @property
     def lines(self) -> list[str]:
@@ -62,31 +62,31 @@ def check_cluster(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
         ConfigError: it cannot be read, or is not a mapping.
     """
     cluster = read_cluster(path)
-    problems = tuple(dict.fromkeys(_problems(cluster, need)))
-    found = None
+    problems = tuple(dict.fromkeys(_iter_problems(cluster, need)))
+    cluster_capacity = None
     if need is not None and not problems:
-        found = capacity(node_types(cluster), need)
-    return ClusterCheck(file=cluster, problems=problems, room=found)
+        cluster_capacity = compute_capacity(list_node_types(cluster), need)
+    return ClusterCheck(file=cluster, problems=problems, capacity=cluster_capacity)
 
 
-def require_good(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
+def require_valid(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
     """Check a cluster file, and require that it has no problems.
 
     Raises:
         ConfigError: lists all problems of the file.
     """
-    checked = check_cluster(path, need)
-    if checked.problems:
-        raise ConfigError(checked.lines)
-    return checked
+    check = check_cluster(path, need)
+    if check.problems:
+        raise ConfigError(check.lines)
+    return check
 
 
-def with_problems(checked: ClusterCheck, more: Iterable[Problem]) -> ClusterCheck:
+def add_problems(check: ClusterCheck, problems: Iterable[Problem]) -> ClusterCheck:
     """Return a check with further problems."""
-    return replace(checked, problems=(*checked.problems, *more))
+    return replace(check, problems=(*check.problems, *problems))
 
 
-def _problems(cluster: ClusterFile, need: ResourceNeed | None) -> Iterator[Problem]:
+def _iter_problems(cluster: ClusterFile, need: ResourceNeed | None) -> Iterator[Problem]:
     for rule in _RULES:
         yield from rule(cluster)
     if need is not None:

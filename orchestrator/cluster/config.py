@@ -13,8 +13,8 @@ from chip_core.config.validation import explain
 from chip_core.recipes import read_yaml
 
 #: Key of the settings. Ray ignores `metadata`.
-SETTINGS = "metadata.chip_ablate"
-LOCAL = "local"  # the provider of existing machines
+SETTINGS_KEY = "metadata.chip_ablate"
+LOCAL_PROVIDER = "local"  # the provider of existing machines
 
 
 class Versions(BaseModel):
@@ -55,11 +55,11 @@ class Problem:
     """A problem of a cluster file."""
 
     key: str  # dotted, with [index] for lists
-    what: str  # what is wrong, and what to do
+    message: str  # what is wrong, and what to do
 
     def line(self, path: Path) -> str:
         """Return the problem as a line of text."""
-        return f"{path}: {self.key}: {self.what}"
+        return f"{path}: {self.key}: {self.message}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +78,13 @@ class ClusterFile:
 
     def section(self, key: str) -> Mapping[str, Any]:
         """Return a mapping of the file, empty if there is none."""
-        found = self.content.get(key)
-        return found if isinstance(found, dict) else {}
+        value = self.content.get(key)
+        return value if isinstance(value, dict) else {}
 
     def commands(self, key: str) -> list[str]:
         """Return a list of commands of the file, empty if there is none."""
-        found = self.content.get(key)
-        return [str(entry) for entry in found] if isinstance(found, list) else []
+        value = self.content.get(key)
+        return [str(entry) for entry in value] if isinstance(value, list) else []
 
 
 def read_cluster(path: Path) -> ClusterFile:
@@ -95,20 +95,20 @@ def read_cluster(path: Path) -> ClusterFile:
     """
     content = read_yaml(path)
     metadata = content.get("metadata")
-    written = metadata.get("chip_ablate") if isinstance(metadata, dict) else None
-    if written is None:
-        what = "is missing: say venv, shared and workdir (see cluster.yaml)"
-        missing = Problem(key=SETTINGS, what=what)
+    raw_settings = metadata.get("chip_ablate") if isinstance(metadata, dict) else None
+    if raw_settings is None:
+        message = "is missing: say venv, shared and workdir (see cluster.yaml)"
+        missing = Problem(key=SETTINGS_KEY, message=message)
         return ClusterFile(path=path, content=content, settings=None, problems=(missing,))
     try:
-        settings = Settings.model_validate(written)
+        settings = Settings.model_validate(raw_settings)
     except ValidationError as error:
-        lines = explain(error, Settings, "", prefix=f"{SETTINGS}.")
-        problems = tuple(_problem(line) for line in lines)
+        lines = explain(error, Settings, "", prefix=f"{SETTINGS_KEY}.")
+        problems = tuple(_parse_problem(line) for line in lines)
         return ClusterFile(path=path, content=content, settings=None, problems=problems)
     return ClusterFile(path=path, content=content, settings=settings)
 
 
-def _problem(line: str) -> Problem:
-    key, _, what = line.removeprefix(": ").partition(": ")
-    return Problem(key=key, what=what)
+def _parse_problem(line: str) -> Problem:
+    key, _, message = line.removeprefix(": ").partition(": ")
+    return Problem(key=key, message=message)

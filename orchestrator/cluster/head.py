@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.utils.errors import UserError
-from orchestrator.cluster.checks.start_commands import HEAD, TOKEN, ray_start
-from orchestrator.cluster.config import LOCAL, ClusterFile
+from orchestrator.cluster.checks.start_commands import HEAD_COMMANDS, TOKEN_FILE, find_ray_start
+from orchestrator.cluster.config import LOCAL_PROVIDER, ClusterFile
 
-DASHBOARD = 8265  # Ray's default port
-PAGES = 5000  # MLflow's
+DASHBOARD_PORT = 8265  # Ray's default port
+MLFLOW_PORT = 5000  # MLflow's
 
 
-class Unreachable(UserError):
+class UnreachableError(UserError):
     """The head does not answer now, but may later."""
 
 
@@ -49,11 +49,11 @@ class Head:
         }
         if self.proxy is not None:
             options["ProxyCommand"] = self.proxy
-        words = ["ssh"]
+        arguments = ["ssh"]
         if self.key is not None:
-            words += ["-i", str(self.key), "-o", "IdentitiesOnly=yes"]
-        return words + [
-            word for name, value in options.items() for word in ("-o", f"{name}={value}")
+            arguments += ["-i", str(self.key), "-o", "IdentitiesOnly=yes"]
+        return arguments + [
+            argument for name, value in options.items() for argument in ("-o", f"{name}={value}")
         ]
 
     @property
@@ -73,21 +73,23 @@ class Head:
             UserError: the command fails.
         """
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 [*self.ssh, self.host, command],
                 capture_output=True, text=True, check=False, timeout=timeout,
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise Unreachable(f"{self.host}: no answer within {timeout:g} s") from None
-        if done.returncode == 255:  # ssh's own
-            raise Unreachable(f"{self.host}: {_last(done.stderr) or 'ssh gets no connection'}")
-        if done.returncode:
-            raise UserError(
-                f"{self.host}: `{command}` failed with exit code {done.returncode}: "
-                f"{_last(done.stderr) or _last(done.stdout)}"
+            raise UnreachableError(f"{self.host}: no answer within {timeout:g} s") from None
+        if result.returncode == 255:  # ssh's own
+            raise UnreachableError(
+                f"{self.host}: {_last_line(result.stderr) or 'ssh gets no connection'}"
             )
-        return done.stdout
+        if result.returncode:
+            raise UserError(
+                f"{self.host}: `{command}` failed with exit code {result.returncode}: "
+                f"{_last_line(result.stderr) or _last_line(result.stdout)}"
+            )
+        return result.stdout
 
     def token(self) -> str:
         """Return the token that the cluster was started with.
@@ -96,10 +98,12 @@ class Head:
             Unreachable: ssh gets no connection.
             UserError: there is none: the cluster is not up.
         """
-        found = self.run(f"cat {TOKEN} 2>/dev/null || true").strip()
-        if not found:
-            raise UserError(f"{self.host}: no token in {TOKEN}: bring the cluster up with `ray up`")
-        return found
+        token = self.run(f"cat {TOKEN_FILE} 2>/dev/null || true").strip()
+        if not token:
+            raise UserError(
+                f"{self.host}: no token in {TOKEN_FILE}: bring the cluster up with `ray up`"
+            )
+        return token
 
     @contextlib.contextmanager
     def tunnel(self) -> Iterator[int]:
@@ -116,7 +120,7 @@ class Head:
             start_new_session=True,  # Ctrl-C is ours
         )  # fmt: skip
         try:
-            _await(process, port, self.host)
+            _wait_for_tunnel(process, port, self.host)
             yield port
         finally:
             process.terminate()
@@ -143,27 +147,28 @@ class Head:
 
     def tunnel_commands(self, venv: str, workdir: str) -> dict[str, str]:
         """Return the commands that open tunnels to the web pages, by page."""
-        words = ["ssh"] + ([] if self.key is None else ["-i", str(self.key)])
-        way = shlex.join(words)
+        arguments = ["ssh"] + ([] if self.key is None else ["-i", str(self.key)])
+        ssh_command = shlex.join(arguments)
         return {
-            "dashboard": f"{way} -N -L {DASHBOARD}:127.0.0.1:{self.dashboard} {self.host}",
-            "MLflow": f"{way} -t -L {PAGES}:127.0.0.1:{PAGES} {self.host} "
-            f"{venv}/bin/chip-ablate ui --workdir {shlex.quote(workdir)} --port {PAGES}",
+            "dashboard": f"{ssh_command} -N -L {DASHBOARD_PORT}:127.0.0.1:{self.dashboard} "
+            f"{self.host}",
+            "MLflow": f"{ssh_command} -t -L {MLFLOW_PORT}:127.0.0.1:{MLFLOW_PORT} {self.host} "
+            f"{venv}/bin/chip-ablate ui --workdir {shlex.quote(workdir)} --port {MLFLOW_PORT}",
         }
 
     def _rsync(self, source: str, target: str) -> None:
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 ["rsync", "-rt", "--rsh", shlex.join(self.ssh), source, target],
                 capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except FileNotFoundError:
             raise UserError("rsync is not on this machine: install it") from None
-        if done.returncode:
-            raise Unreachable(f"{source} cannot be copied: {_last(done.stderr)}")
+        if result.returncode:
+            raise UnreachableError(f"{source} cannot be copied: {_last_line(result.stderr)}")
 
 
-def head_of(cluster: ClusterFile) -> Head:
+def find_head(cluster: ClusterFile) -> Head:
     """Return the head of a running cluster.
 
     Raises:
@@ -171,24 +176,24 @@ def head_of(cluster: ClusterFile) -> Head:
     """
     content, address = cluster.content, ""
     auth = cluster.section("auth")
-    if cluster.provider == LOCAL:
+    if cluster.provider == LOCAL_PROVIDER:
         provider = cluster.section("provider")
         address = str(provider.get("external_head_ip") or provider.get("head_ip"))
     else:
-        auth, address = _asked(dict(content), cluster.path)
-    start = ray_start(cluster, HEAD)
-    port = start.option("--dashboard-port") if start else None
+        auth, address = _query_cloud(dict(content), cluster.path)
+    ray_start = find_ray_start(cluster, HEAD_COMMANDS)
+    port = ray_start.option("--dashboard-port") if ray_start else None
     key = auth.get("ssh_private_key")
     return Head(
         user=str(auth.get("ssh_user", "ubuntu")),
         address=address,
         key=None if key is None else Path(str(key)).expanduser(),
         proxy=auth.get("ssh_proxy_command"),
-        dashboard=int(port) if port else DASHBOARD,
+        dashboard=int(port) if port else DASHBOARD_PORT,
     )
 
 
-def _asked(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
+def _query_cloud(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
     """Query a cloud for the head's address, and for the key that Ray created for it."""
     from ray.autoscaler.sdk import bootstrap_config, get_head_node_ip
 
@@ -196,8 +201,10 @@ def _asked(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
         auth: dict[str, Any] = bootstrap_config(content)["auth"]
         return auth, str(get_head_node_ip(str(path)))
     except Exception as error:  # of a cloud's client
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: no running head: {first}: bring it up with `ray up`") from None
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path}: no running head: {first_line}: bring it up with `ray up`"
+        ) from None
 
 
 def _free_port() -> int:
@@ -206,18 +213,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _await(process: subprocess.Popen[bytes], port: int, host: str) -> None:
+def _wait_for_tunnel(process: subprocess.Popen[bytes], port: int, host: str) -> None:
     for _ in range(600):
         if process.poll() is not None:
             assert process.stderr is not None
-            told = _last(process.stderr.read().decode(errors="replace"))
-            raise Unreachable(f"{host}: {told or 'the tunnel closed'}")
+            message = _last_line(process.stderr.read().decode(errors="replace"))
+            raise UnreachableError(f"{host}: {message or 'the tunnel closed'}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise Unreachable(f"{host}: no tunnel within 30 s")
+    raise UnreachableError(f"{host}: no tunnel within 30 s")
 
 
-def _last(text: str) -> str:
+def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import psutil  # type: ignore[import-untyped]
 
-LOOK_EVERY = 30.0  # seconds
+POLL_INTERVAL = 30.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +22,15 @@ class Activity:
 
     jobs: int  # running or pending jobs
     machines: int  # machines other than the head
-    people: int  # users that are logged in
+    users: int  # users that are logged in
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Return whether nothing keeps the head up."""
-        return not (self.jobs or self.machines or self.people)
+        return not (self.jobs or self.machines or self.users)
 
 
-def activity() -> Activity:
+def query_activity() -> Activity:
     """Query the activity of this machine's cluster.
 
     Raises:
@@ -44,7 +44,7 @@ def activity() -> Activity:
     return Activity(
         jobs=sum(not job.status.is_terminal() for job in jobs),
         machines=max(0, len(nodes) - 1),
-        people=len(psutil.users()),
+        users=len(psutil.users()),
     )
 
 
@@ -52,7 +52,7 @@ def stop_when_idle(
     seconds: float,
     command: str,
     *,
-    look: Callable[[], Activity] = activity,
+    query: Callable[[], Activity] = query_activity,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -63,20 +63,20 @@ def stop_when_idle(
     Args:
         seconds: how long it must be idle without a break.
         command: shell command that stops the machine.
-        look: returns what keeps the head up.
+        query: returns what keeps the head up.
         sleep: waits some seconds.
         now: a clock, in seconds.
 
     Raises:
         CalledProcessError: the command failed.
     """
-    since = now()
-    while now() - since < seconds:
-        sleep(min(LOOK_EVERY, seconds))
+    last_active = now()
+    while now() - last_active < seconds:
+        sleep(min(POLL_INTERVAL, seconds))
         try:
-            idle = look().idle
+            idle = query().is_idle
         except Exception:  # of Ray's clients if Ray is gone
             idle = True
         if not idle:
-            since = now()
+            last_active = now()
     subprocess.run(["/bin/sh", "-c", command], check=True)

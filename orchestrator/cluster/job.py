@@ -21,17 +21,23 @@ from aiohttp import ClientError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from chip_core.utils.errors import UserError
-from orchestrator.cluster.head import Head, Unreachable
+from orchestrator.cluster.head import Head, UnreachableError
 
-Say = Callable[[str], None]
+TextCallback = Callable[[str], None]
 #: Ray stops the job with SIGINT, like Ctrl-C, and gives it time to write its files.
-_STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
+_STOP_ENVIRONMENT = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
 #: Exceptions of a lost connection: of ssh, of HTTP and of Ray's client.
-_LOST = (Unreachable, OSError, ClientError, requests.RequestException, RuntimeError)
-STOPPED = 130  # exit code of a stopped command
+_CONNECTION_ERRORS = (
+    UnreachableError,
+    OSError,
+    ClientError,
+    requests.RequestException,
+    RuntimeError,
+)
+STOPPED_EXIT_CODE = 130  # exit code of a stopped command
 #: Seconds until the next try; the last value is repeated.
-WAITS = (1.0, 2.0, 5.0, 10.0, 30.0)
-PATIENCE = 1800.0  # seconds without a connection until giving up
+RETRY_WAITS = (1.0, 2.0, 5.0, 10.0, 30.0)
+RECONNECT_TIMEOUT = 1800.0  # seconds without a connection until giving up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,7 @@ class SubmittedJob:
 
 
 @contextlib.contextmanager
-def connected(head: Head) -> Iterator[JobSubmissionClient]:
+def connect(head: Head) -> Iterator[JobSubmissionClient]:
     """Connect to the cluster's job server through a tunnel, with its token.
 
     Raises:
@@ -67,7 +73,7 @@ def connected(head: Head) -> Iterator[JobSubmissionClient]:
         try:
             client = JobSubmissionClient(f"http://127.0.0.1:{port}", headers=headers)
         except (ConnectionError, requests.RequestException):
-            raise Unreachable(
+            raise UnreachableError(
                 f"{head.host}: Ray does not run there: bring it up with `ray up`"
             ) from None
         except RuntimeError as error:
@@ -75,13 +81,13 @@ def connected(head: Head) -> Iterator[JobSubmissionClient]:
         yield client
 
 
-def new_job(study: str) -> str:
+def make_job_name(study: str) -> str:
     """Return a name for a job of a study."""
-    plain = "".join(letter if letter.isalnum() else "-" for letter in study)[:40]
-    return f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    safe_name = "".join(character if character.isalnum() else "-" for character in study)[:40]
+    return f"{safe_name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def submit(
+def submit_job(
     head: Head, job: SubmittedJob, *, venv: str, arguments: Sequence[str], files: Path
 ) -> None:
     """Send a job's files and start it.
@@ -100,21 +106,28 @@ def submit(
     head.send(files, job.folder)
     command = shlex.join([f"{venv}/bin/chip-ablate", *arguments])
     # Messages go to the log, the results to a file that can be fetched.
-    entry = f"cd {shlex.quote(job.folder)} && exec {command} --json > result.json"
-    with connected(head) as client:
+    entrypoint = f"cd {shlex.quote(job.folder)} && exec {command} --json > result.json"
+    with connect(head) as client:
         try:
             client.submit_job(
-                entrypoint=entry,
+                entrypoint=entrypoint,
                 submission_id=job.job,
                 metadata=job.as_json,
-                runtime_env={"env_vars": dict(_STOPPING)},
+                runtime_env={"env_vars": dict(_STOP_ENVIRONMENT)},
             )
         except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"{head.host}: the job was not taken: {first}") from None
+            first_line = str(error).strip().splitlines()[0]
+            raise UserError(f"{head.host}: the job was not taken: {first_line}") from None
 
 
-def follow(head: Head, job: str, write: Say, say: Say, *, patience: float = PATIENCE) -> JobDetails:
+def follow_job(
+    head: Head,
+    job: str,
+    write: TextCallback,
+    notify: TextCallback,
+    *,
+    reconnect_timeout: float = RECONNECT_TIMEOUT,
+) -> JobDetails:
     """Print a job's log until it has ended, and return the job's details.
 
     A lost connection is reopened. No part of the log is printed twice or left out.
@@ -123,74 +136,76 @@ def follow(head: Head, job: str, write: Say, say: Say, *, patience: float = PATI
         head: of the cluster.
         job: its name.
         write: called with the log's text.
-        say: called with messages about the connection.
-        patience: seconds without a connection until giving up.
+        notify: called with messages about the connection.
+        reconnect_timeout: seconds without a connection until giving up.
 
     Raises:
         Unreachable: there was no connection for that long. The job may still run.
         UserError: the cluster knows no such job.
     """
-    seen, tries, since = 0, 0, time.monotonic()
+    offset, tries, last_contact = 0, 0, time.monotonic()
     while True:
         try:
-            with connected(head) as client:
-                _require(client, job)
+            with connect(head) as client:
+                _get_job_details(client, job)
                 tries = 0
-                for text in _log(client, job, seen):
-                    write(text)
-                    seen += len(text)
-                    since = time.monotonic()
+                for chunk in _tail_log(client, job, offset):
+                    write(chunk)
+                    offset += len(chunk)
+                    last_contact = time.monotonic()
                 details = client.get_job_info(job)
                 if details.status.is_terminal():
                     return details
-        except _LOST as error:
-            if isinstance(error, UserError) and not isinstance(error, Unreachable):
+        except _CONNECTION_ERRORS as error:
+            if isinstance(error, UserError) and not isinstance(error, UnreachableError):
                 raise
-            if time.monotonic() - since > patience:
-                raise Unreachable(f"{error}: the job may go on: chip-ablate attach {job}") from None
-            wait = WAITS[min(tries, len(WAITS) - 1)]
+            if time.monotonic() - last_contact > reconnect_timeout:
+                raise UnreachableError(
+                    f"{error}: the job may go on: chip-ablate attach {job}"
+                ) from None
+            wait = RETRY_WAITS[min(tries, len(RETRY_WAITS) - 1)]
             tries += 1
-            say(f"connection lost ({_first_line(error)}); trying again in {wait:g} s")
+            notify(f"connection lost ({_first_line(error)}); trying again in {wait:g} s")
             time.sleep(wait)
 
 
-def stop(head: Head, job: str) -> bool:
+def request_stop(head: Head, job: str) -> bool:
     """Ask a job to stop, and return whether it was running.
 
     Raises:
         Unreachable: there is no connection.
         UserError: the cluster knows no such job.
     """
-    with connected(head) as client:
-        _require(client, job)
+    with connect(head) as client:
+        _get_job_details(client, job)
         return bool(client.stop_job(job))
 
 
-def latest(head: Head) -> SubmittedJob:
+def find_latest_job(head: Head) -> SubmittedJob:
     """Return the latest job of this program.
 
     Raises:
         Unreachable: there is no connection.
         UserError: there is none.
     """
-    with connected(head) as client:
-        ours = [each for each in client.list_jobs() if _is_ours(each)]
-    if not ours:
+    with connect(head) as client:
+        own_jobs = [details for details in client.list_jobs() if _is_own_job(details)]
+    if not own_jobs:
         raise UserError(f"{head.host}: no job of chip-ablate there: run one with --cluster")
-    newest = max(ours, key=lambda each: each.start_time or 0)
+    newest = max(own_jobs, key=lambda details: details.start_time or 0)
     return SubmittedJob(**newest.metadata)
 
 
-def find_submitted(head: Head, job: str) -> SubmittedJob:
+def find_submitted_job(head: Head, job: str) -> SubmittedJob:
     """Return a job by its name.
 
     Raises:
         Unreachable: there is no connection.
         UserError: the cluster knows no such job.
     """
-    with connected(head) as client:
-        details = _require(client, job)
-    if not _is_ours(details):
+    with connect(head) as client:
+        details = _get_job_details(client, job)
+    if not _is_own_job(details):
         raise UserError(f"{job}: is no job of chip-ablate")
     return SubmittedJob(**details.metadata)
 
@@ -199,15 +214,19 @@ def exit_code(details: JobDetails) -> int:
     """Return the exit code of a job's command; for a stopped one, that of Ctrl-C."""
     if details.status == JobStatus.SUCCEEDED:
         return 0
-    return STOPPED if details.status == JobStatus.STOPPED else int(details.driver_exit_code or 1)
+    return (
+        STOPPED_EXIT_CODE
+        if details.status == JobStatus.STOPPED
+        else int(details.driver_exit_code or 1)
+    )
 
 
-def _is_ours(details: JobDetails) -> bool:
+def _is_own_job(details: JobDetails) -> bool:
     metadata = details.metadata or {}
     return set(metadata) == set(SubmittedJob.__dataclass_fields__)
 
 
-def _require(client: JobSubmissionClient, job: str) -> JobDetails:
+def _get_job_details(client: JobSubmissionClient, job: str) -> JobDetails:
     try:
         return client.get_job_info(job)
     except RuntimeError as error:
@@ -218,20 +237,20 @@ def _require(client: JobSubmissionClient, job: str) -> JobDetails:
         raise
 
 
-def _log(client: JobSubmissionClient, job: str, seen: int) -> Iterator[str]:
+def _tail_log(client: JobSubmissionClient, job: str, offset: int) -> Iterator[str]:
     """Yield a job's log from a character on, as it grows, until the job has ended."""
     tail: Any = client.tail_job_logs(job)
 
-    async def more() -> str | None:
-        found: str | None = await anext(tail, None)
-        return found
+    async def next_chunk() -> str | None:
+        chunk: str | None = await anext(tail, None)
+        return chunk
 
     with asyncio.Runner() as runner:  # on Ctrl-C it cancels the task, then raises
-        while (text := runner.run(more())) is not None:
-            skipped = min(seen, len(text))
-            seen -= skipped
-            if text[skipped:]:
-                yield text[skipped:]
+        while (chunk := runner.run(next_chunk())) is not None:
+            skipped = min(offset, len(chunk))
+            offset -= skipped
+            if chunk[skipped:]:
+                yield chunk[skipped:]
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,26 +16,26 @@ import click
 from chip_core import recipes
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import expand_path, read_checksummed, write_checksummed
-from orchestrator.cluster.check import require_good
-from orchestrator.cluster.checks.capacity import need_of
+from orchestrator.cluster.check import require_valid
+from orchestrator.cluster.checks.capacity import study_resource_need
 from orchestrator.cluster.config import ClusterFile, read_cluster
-from orchestrator.cluster.head import Head, Unreachable, head_of
+from orchestrator.cluster.head import Head, UnreachableError, find_head
 from orchestrator.cluster.job import (
-    STOPPED,
+    STOPPED_EXIT_CODE,
     SubmittedJob,
     exit_code,
-    find_submitted,
-    follow,
-    latest,
-    new_job,
-    stop,
-    submit,
+    find_latest_job,
+    find_submitted_job,
+    follow_job,
+    make_job_name,
+    request_stop,
+    submit_job,
 )
 from orchestrator.study.load import find_study, load_study
 from orchestrator.study.model import StudyChanges
 
-JOBS = "jobs"  # in the work directory: jobs submitted from here
-RESULT = "result.json"  # in a job's folder: output of its command
+JOBS_FOLDER = "jobs"  # in the work directory: jobs submitted from here
+RESULT_FILE = "result.json"  # in a job's folder: output of its command
 
 #: Called with results as JSON data.
 OnResults = Callable[[dict[str, Any]], None]
@@ -70,37 +70,37 @@ def run_on_cluster(
         UserError: the cluster cannot be reached, or refuses the job.
     """
     loaded = load_study(find_study(study), changes, is_remote=True)
-    checked = require_good(file, need_of(loaded))
-    assert checked.room is not None and checked.file.settings is not None, "what is good has both"
-    settings, head = checked.file.settings, head_of(checked.file)
-    name = new_job(loaded.name)
+    check = require_valid(file, study_resource_need(loaded))
+    assert check.capacity is not None and check.file.settings is not None, "what is good has both"
+    settings, head = check.file.settings, find_head(check.file)
+    name = make_job_name(loaded.name)
     job = SubmittedJob(
         job=name,
         cluster=str(file.absolute()),
         study=loaded.name,
         workdir=settings.workdir,
-        folder=f"{settings.workdir}/{JOBS}/{name}",
-        local=str(_local(workdir, checked.file, loaded.name)),
+        folder=f"{settings.workdir}/{JOBS_FOLDER}/{name}",
+        local=str(_local_folder(workdir, check.file, loaded.name)),
     )
-    named = settings.storage is not None and "--storage" not in options
-    storage = ["--storage", str(settings.storage)] if named else []
-    at_once = max_concurrent or checked.room.at_once
+    adds_storage = settings.storage is not None and "--storage" not in options
+    storage = ["--storage", str(settings.storage)] if adds_storage else []
+    concurrent_trials = max_concurrent or check.capacity.at_once
     with tempfile.TemporaryDirectory() as folder:
         bundle = bundle_submission(study, changes.recipe, Path(folder))
         arguments = [
             "run", bundle.study, *([] if bundle.recipe is None else ["--recipe", bundle.recipe]),
             *options, *storage, "--address", "auto", "--workdir", settings.workdir,
-            "--max-concurrent", str(at_once),
+            "--max-concurrent", str(concurrent_trials),
         ]  # fmt: skip
-        submit(head, job, venv=settings.venv, arguments=arguments, files=bundle.folder)
-    keep(job, workdir)
-    _say(f"{job.job} runs on {head.host}; it goes on whatever becomes of this command")
+        submit_job(head, job, venv=settings.venv, arguments=arguments, files=bundle.folder)
+    record_job(job, workdir)
+    _echo(f"{job.job} runs on {head.host}; it goes on whatever becomes of this command")
     for page, command in head.tunnel_commands(settings.venv, settings.workdir).items():
-        _say(f"{page}: {command}")
-    return watch(head, job, on_results)
+        _echo(f"{page}: {command}")
+    return watch_job(head, job, on_results)
 
 
-def watch(head: Head, job: SubmittedJob, on_results: OnResults | None = None) -> int:
+def watch_job(head: Head, job: SubmittedJob, on_results: OnResults | None = None) -> int:
     """Follow a job until it has ended, fetch its report and call `on_results`.
 
     Returns:
@@ -111,14 +111,14 @@ def watch(head: Head, job: SubmittedJob, on_results: OnResults | None = None) ->
         UserError: the cluster knows no such job.
     """
     try:
-        details = follow(head, job.job, _write, _say)
+        details = follow_job(head, job.job, _write_log, _echo)
     except KeyboardInterrupt:
-        _say(f"the job goes on: chip-ablate attach {job.job} looks on, --stop ends it")
-        return STOPPED
-    _say(f"{job.job}: {str(details.status.value).lower()}")
-    found = _fetched(head, job)
-    if on_results is not None and found is not None:
-        on_results(found)
+        _echo(f"the job goes on: chip-ablate attach {job.job} looks on, --stop ends it")
+        return STOPPED_EXIT_CODE
+    _echo(f"{job.job}: {str(details.status.value).lower()}")
+    results = _fetch_results(head, job)
+    if on_results is not None and results is not None:
+        on_results(results)
     return exit_code(details)
 
 
@@ -136,27 +136,27 @@ def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, S
     """
     if file is not None:
         cluster = read_cluster(file)
-        head = head_of(cluster)
-        found = latest(head) if job is None else find_submitted(head, job)
+        head = find_head(cluster)
+        record = find_latest_job(head) if job is None else find_submitted_job(head, job)
         return head, SubmittedJob(
-            **{**found.as_json, "local": str(_local(workdir, cluster, found.study))}
+            **{**record.as_json, "local": str(_local_folder(workdir, cluster, record.study))}
         )
-    kept = sorted((workdir / JOBS).glob("*.json"), key=lambda path: path.stat().st_mtime)
-    wanted = [path for path in kept if job is None or path.stem == job]
-    if not wanted:
-        what = (
+    records = sorted((workdir / JOBS_FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime)
+    matches = [path for path in records if job is None or path.stem == job]
+    if not matches:
+        reason = (
             "no job was submitted from here"
             if job is None
             else f"no job {job} was submitted from here"
         )
-        raise UserError(f"{workdir}: {what}: name its --cluster FILE, or the --workdir")
+        raise UserError(f"{workdir}: {reason}: name its --cluster FILE, or the --workdir")
     try:
-        found = SubmittedJob(**read_checksummed(wanted[-1]))
+        record = SubmittedJob(**read_checksummed(matches[-1]))
     except (OSError, ValueError, TypeError):
         raise UserError(
-            f"{wanted[-1]}: is not as it was written: remove it, and name the --cluster FILE"
+            f"{matches[-1]}: is not as it was written: remove it, and name the --cluster FILE"
         ) from None
-    return head_of(read_cluster(Path(found.cluster))), found
+    return find_head(read_cluster(Path(record.cluster))), record
 
 
 def stop_job(head: Head, job: SubmittedJob) -> None:
@@ -165,44 +165,44 @@ def stop_job(head: Head, job: SubmittedJob) -> None:
     Raises:
         UserError: it does not run.
     """
-    if not stop(head, job.job):
+    if not request_stop(head, job.job):
         raise UserError(
             f"{job.job}: does not run any more: chip-ablate attach {job.job} fetches it"
         )
 
 
-def keep(job: SubmittedJob, workdir: Path) -> None:
+def record_job(job: SubmittedJob, workdir: Path) -> None:
     """Record a job, so that `attach` finds it."""
-    folder = workdir / JOBS
+    folder = workdir / JOBS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     write_checksummed(folder / f"{job.job}.json", job.as_json)
 
 
-def _fetched(head: Head, job: SubmittedJob) -> dict[str, Any] | None:
+def _fetch_results(head: Head, job: SubmittedJob) -> dict[str, Any] | None:
     """Fetch report and result, and return the result with the report's paths on this machine."""
     local = Path(job.local)
     source = f"{job.workdir}/studies/{job.study}/report"
     with tempfile.TemporaryDirectory() as folder:
         head.fetch(job.folder, Path(folder))
         try:
-            found = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
+            results = json.loads((Path(folder) / RESULT_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None  # the study ended without a result, for a reason in the log
-    if not isinstance(found, dict):
+    if not isinstance(results, dict):
         return None
     try:
         head.fetch(source, local / "report")
-    except Unreachable as error:
-        raise Unreachable(f"{error}: chip-ablate attach {job.job} tries again") from None
-    _say(f"report: {local / 'report' / 'report.html'}")
-    if isinstance(found.get("report"), list):
-        found["report"] = [
-            str(path).replace(source, str(local / "report")) for path in found["report"]
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}: chip-ablate attach {job.job} tries again") from None
+    _echo(f"report: {local / 'report' / 'report.html'}")
+    if isinstance(results.get("report"), list):
+        results["report"] = [
+            str(path).replace(source, str(local / "report")) for path in results["report"]
         ]
-    return found
+    return results
 
 
-def _local(workdir: Path, cluster: ClusterFile, study: str) -> Path:
+def _local_folder(workdir: Path, cluster: ClusterFile, study: str) -> Path:
     """Return the folder for a study's report. The study's name may come from the cluster."""
     name = str(cluster.content.get("cluster_name", "cluster"))
     for part in (name, study):
@@ -211,12 +211,12 @@ def _local(workdir: Path, cluster: ClusterFile, study: str) -> Path:
     return workdir.absolute() / "clusters" / name / study
 
 
-def _write(text: str) -> None:
+def _write_log(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
 
 
-def _say(text: str) -> None:
+def _echo(text: str) -> None:
     click.echo(text, err=True)
 
 
@@ -244,23 +244,25 @@ def bundle_submission(study: str, recipe: str | None, folder: Path) -> Submissio
     file = find_study(study)
     shutil.copyfile(file, folder / file.name)
     if recipe is not None:
-        return SubmissionBundle(folder=folder, study=file.name, recipe=_own_recipe(recipe, folder))
-    named = str(recipes.read_yaml(file).get("recipe", ""))
-    own = file.parent / named
-    if named not in recipes.names() and own.is_file():
-        inside = PurePosixPath(named)
-        if inside.is_absolute() or ".." in inside.parts:
+        return SubmissionBundle(
+            folder=folder, study=file.name, recipe=_bundle_recipe(recipe, folder)
+        )
+    recipe_name = str(recipes.read_yaml(file).get("recipe", ""))
+    recipe_file = file.parent / recipe_name
+    if recipe_name not in recipes.names() and recipe_file.is_file():
+        relative_path = PurePosixPath(recipe_name)
+        if relative_path.is_absolute() or ".." in relative_path.parts:
             raise UserError(
-                f"{file}: recipe: {named} does not lie below the study file, and so does not "
+                f"{file}: recipe: {recipe_name} does not lie below the study file, and so does not "
                 "travel with it to the cluster: move it there"
             )
-        target = folder / inside
+        target = folder / relative_path
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(own, target)
+        shutil.copyfile(recipe_file, target)
     return SubmissionBundle(folder=folder, study=file.name, recipe=None)
 
 
-def _own_recipe(recipe: str, folder: Path) -> str:
+def _bundle_recipe(recipe: str, folder: Path) -> str:
     if recipe in recipes.names():
         return recipe
     source = recipes.find(recipe)

@@ -34,8 +34,8 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     Without --live no machine is asked.
     """
     from chip_core.utils.errors import ConfigError
-    from orchestrator.cluster.check import check_cluster, with_problems
-    from orchestrator.cluster.checks.capacity import need_of
+    from orchestrator.cluster.check import add_problems, check_cluster
+    from orchestrator.cluster.checks.capacity import study_resource_need
     from orchestrator.study.load import find_study, load_study
     from orchestrator.study.model import StudyChanges
 
@@ -43,15 +43,15 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     if recipe is not None and study is None:
         raise click.UsageError("--recipe is of a study: give --study, too")
     if study is not None:
-        requirements = need_of(
+        requirements = study_resource_need(
             load_study(find_study(study), StudyChanges(recipe=recipe), is_remote=True)
         )
     report = check_cluster(file, requirements)
     if live and not report.problems:
         from orchestrator.cluster.checks.live import live_problems
-        from orchestrator.cluster.head import head_of
+        from orchestrator.cluster.head import find_head
 
-        report = with_problems(report, live_problems(report.file, head_of(report.file)))
+        report = add_problems(report, live_problems(report.file, find_head(report.file)))
     if as_json:
         print_json(_check_json(report))
         return 2 if report.problems else 0
@@ -91,7 +91,7 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
 
     Without JOB it is the last one that was submitted from here; with --cluster, by anyone.
     """
-    from orchestrator.cluster.session import find_job, stop_job, watch
+    from orchestrator.cluster.session import find_job, stop_job, watch_job
 
     head, submission = find_job(job, file, workdir)
     if stop:
@@ -103,21 +103,22 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
                 f"{submission.job} is asked to stop; chip-ablate attach {submission.job} looks on"
             )
         return 0
-    return watch(head, submission, print_json if as_json else None)
+    return watch_job(head, submission, print_json if as_json else None)
 
 
 def _check_json(report: ClusterCheck) -> dict[str, Any]:
     return {
         "file": str(report.file.path),
-        "problems": [{"key": problem.key, "what": problem.what} for problem in report.problems],
-        "room": None if report.room is None else vars(report.room),
+        "problems": [{"key": problem.key, "what": problem.message} for problem in report.problems],
+        "room": None if report.capacity is None else vars(report.capacity),
     }
 
 
 def _success_lines(report: ClusterCheck, study: str | None) -> list[str]:
     lines = [f"{report.file.path}: nothing is wrong with it"]
-    if report.room is not None:
+    if report.capacity is not None:
         lines.append(
-            f"{study}: {report.room.at_once} trials at once; room for {report.room.slots} workers"
+            f"{study}: {report.capacity.at_once} trials at once; room for "
+            f"{report.capacity.slots} workers"
         )
     return lines

@@ -15,7 +15,7 @@ from orchestrator.commands.common.param_types import IntegerType, PathType, Text
 if TYPE_CHECKING:
     from orchestrator.human_eval.assignment import SheetKey
     from orchestrator.human_eval.judge import JudgeValues
-    from orchestrator.human_eval.pairs import Pool
+    from orchestrator.human_eval.pairs import AnswerPool
     from orchestrator.plan.plan import Plan
 
 _METRIC_OPTION = click.option(
@@ -87,14 +87,16 @@ def export_sheets(
     from chip_core.utils.errors import UserError
     from chip_core.utils.files import write_atomically, write_private_json
     from orchestrator.human_eval.assignment import draw_sheets
-    from orchestrator.human_eval.pairs import answer_pool, item_images
-    from orchestrator.human_eval.sheet import sheet_page
+    from orchestrator.human_eval.pairs import load_answer_pool, load_item_images
+    from orchestrator.human_eval.sheet import render_sheet
     from orchestrator.state.integrity import read_ledger
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty: name a new folder")
     plan = load_plan(study, workdir=workdir, **changes)
-    pool = answer_pool(plan, read_ledger(plan, workdir), workdir, arms=arms, benchmark=benchmark)
+    pool = load_answer_pool(
+        plan, read_ledger(plan, workdir), workdir, arms=arms, benchmark=benchmark
+    )
     key = draw_sheets(
         pool,
         study=plan.study.name,
@@ -103,13 +105,13 @@ def export_sheets(
         overlap=overlap,
         seed=seed,
     )
-    images = item_images(
+    images = load_item_images(
         pool, {entry.item for sheet in key.sheets for entry in sheet}, plan.data_paths
     )
     sheets = []
     for number in range(1, len(key.sheets) + 1):
         sheets.append(out / f"sheet-{number}.html")
-        write_atomically(sheets[-1], sheet_page(key, number, pool, images))
+        write_atomically(sheets[-1], render_sheet(key, number, pool, images))
     for file in (_keys_folder(workdir, key.study) / f"{key.export}.json", out / "key.json"):
         write_private_json(file, key.as_json())
     question_count = len({entry.item for sheet in key.sheets for entry in sheet})
@@ -159,9 +161,13 @@ def import_replies(
 ) -> None:
     """Read the FILES that annotators saved; figures go to the report and to MLflow."""
     from chip_core.utils.errors import UserError
-    from orchestrator.human_eval.comparison import as_json as comparison_json
-    from orchestrator.human_eval.comparison import compare, metrics, write_comparison
-    from orchestrator.human_eval.replies import find_key, read_replies
+    from orchestrator.human_eval.comparison import (
+        build_comparison,
+        comparison_metrics,
+        write_comparison,
+    )
+    from orchestrator.human_eval.comparison import comparison_to_json as comparison_json
+    from orchestrator.human_eval.replies import find_sheet_key, read_replies
     from orchestrator.report.writers.files import report_folder
     from orchestrator.tracking.client import check_store
 
@@ -169,12 +175,12 @@ def import_replies(
     check_store(workdir, tracking_uri)
     name = plan.study.name
     replies = read_replies(files)
-    key = find_key(_keys_folder(workdir, name), key_file, replies[0].export, files)
+    key = find_sheet_key(_keys_folder(workdir, name), key_file, replies[0].export, files)
     if key.study != name:
         raise UserError(f"{files[0]} is of study {key.study}, not of {name}: name that study")
-    comparison = compare(key, replies, _find_judge(plan, workdir, key, metric))
+    comparison = build_comparison(key, replies, _find_judge(plan, workdir, key, metric))
     written = write_comparison(comparison, report_folder(workdir, name))
-    note = _attach_figures(plan, workdir, tracking_uri, metrics(comparison), written)
+    note = _attach_figures(plan, workdir, tracking_uri, comparison_metrics(comparison), written)
     if as_json:
         paths = [str(path) for path in written]
         print_json({**comparison_json(comparison), "written": paths, "note": note})
@@ -215,7 +221,7 @@ def draw_answers(
     """Write single answers of random items to a CSV whose column `label` people fill in."""
     from chip_core.utils.errors import UserError
     from chip_core.utils.files import write_atomically
-    from orchestrator.human_eval.judge import judge_values
+    from orchestrator.human_eval.judge import load_judge_values
     from orchestrator.human_eval.labels import draw_labels
     from orchestrator.state.integrity import read_ledger
 
@@ -223,7 +229,7 @@ def draw_answers(
         raise UserError(f"--out: {out} is there already: name a new file")
     plan = load_plan(study, workdir=workdir, **changes)
     ledger = read_ledger(plan, workdir)
-    judge = judge_values(plan, ledger, workdir, benchmark=benchmark, metric=metric)
+    judge = load_judge_values(plan, ledger, workdir, benchmark=benchmark, metric=metric)
     text, item_count = draw_labels(plan, ledger, workdir, judge, arms=arms, items=items, seed=seed)
     write_atomically(out, text)
     if as_json:
@@ -254,8 +260,8 @@ def import_labels(
 ) -> None:
     """Correct a judge's figures by the labels in FILES; they go to the report and to MLflow."""
     from orchestrator.human_eval.comparison import write_labels
-    from orchestrator.human_eval.judge import judge_values
-    from orchestrator.human_eval.labels import label_figures, labels_json, read_labels
+    from orchestrator.human_eval.judge import load_judge_values
+    from orchestrator.human_eval.labels import compute_label_figures, labels_to_json, read_labels
     from orchestrator.report.sections.human import human_metrics
     from orchestrator.report.writers.files import report_folder
     from orchestrator.state.integrity import read_ledger
@@ -264,10 +270,10 @@ def import_labels(
     plan = load_plan(study, workdir=workdir, **changes)
     check_store(workdir, tracking_uri)
     ledger = read_ledger(plan, workdir)
-    judge = judge_values(plan, ledger, workdir, benchmark=benchmark, metric=metric)
-    figures = label_figures(plan, judge, read_labels(files, plan, judge))
+    judge = load_judge_values(plan, ledger, workdir, benchmark=benchmark, metric=metric)
+    figures = compute_label_figures(plan, judge, read_labels(files, plan, judge))
     written = write_labels(figures, report_folder(workdir, plan.study.name))
-    figures_json = labels_json(figures)
+    figures_json = labels_to_json(figures)
     note = _attach_figures(plan, workdir, tracking_uri, human_metrics(figures_json), written)
     if as_json:
         print_json({**figures_json, "written": [str(path) for path in written], "note": note})
@@ -277,21 +283,21 @@ def import_labels(
 
 def _find_judge(
     plan: Plan, workdir: Path, key: SheetKey, metric: str | None
-) -> tuple[JudgeValues, Pool] | None:
+) -> tuple[JudgeValues, AnswerPool] | None:
     """Return a judge's values and the pairs of an export; None if the judge has none of them.
 
     Raises:
         UserError: a metric was named, and it has no values.
     """
     from chip_core.utils.errors import UserError
-    from orchestrator.human_eval.judge import judge_values
-    from orchestrator.human_eval.pairs import answer_pool
+    from orchestrator.human_eval.judge import load_judge_values
+    from orchestrator.human_eval.pairs import load_answer_pool
     from orchestrator.state.integrity import read_ledger
 
     try:
         ledger = read_ledger(plan, workdir)
-        pool = answer_pool(plan, ledger, workdir, arms=key.arms, benchmark=key.benchmark)
-        judge = judge_values(plan, ledger, workdir, benchmark=key.benchmark, metric=metric)
+        pool = load_answer_pool(plan, ledger, workdir, arms=key.arms, benchmark=key.benchmark)
+        judge = load_judge_values(plan, ledger, workdir, benchmark=key.benchmark, metric=metric)
     except UserError:
         if metric is not None:
             raise

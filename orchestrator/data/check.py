@@ -22,7 +22,7 @@ from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.segments import changed_positions
 from chip_core.utils.errors import TrialError, UserError
-from orchestrator.utils.progress import progress
+from orchestrator.utils.progress import track_progress
 
 _MAX_LISTED_FILES = 3  # files that are listed
 
@@ -85,7 +85,7 @@ def check_data(
     columns = Asks() if objective is None else asks_of(objective)
     checker = None if model is None else ProcessorChecker(_load_processor(model, model_source))
     tokenize = _whitespace_tokenizer() if checker is None else checker.marks.ids
-    with progress(console, "files opened") as report_opened:  # their number is not known yet
+    with track_progress(console, "files opened") as report_opened:  # their number is not known yet
         source = open_source(data, report_opened)
     report = DataReport(
         source=data.source,
@@ -95,7 +95,7 @@ def check_data(
         unit="words" if model is None else "tokens",
         asked=columns.names,
     )
-    with progress(console, "rows checked", len(source)) as step:
+    with track_progress(console, "rows checked", len(source)) as step:
         threads = threads_for(len(source))
         rows = check_rows(source, asks=columns, model=checker, threads=threads)
         for done_count, checked in enumerate(rows, start=1):

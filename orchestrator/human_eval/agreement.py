@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-DRAWS = 2000  # of the bootstrap
+BOOTSTRAP_DRAWS = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,33 +30,36 @@ class Agreement:
     units: int  # with two judgements or more
 
 
-def agreement(units: Iterable[Sequence[Hashable]], *, seed: int = 0) -> Agreement:
+def krippendorff_alpha(units: Iterable[Sequence[Hashable]], *, seed: int = 0) -> Agreement:
     """Return α of units, each given as its values, whoever gave them.
 
     α is undefined if no unit has two values, or if only one value was ever used.
     """
     counts = [Counter(values) for values in units if len(values) >= 2]
-    names = sorted({value for count in counts for value in count}, key=str)
-    table = np.array([[float(count[name]) for name in names] for count in counts])
+    categories = sorted({value for count in counts for value in count}, key=str)
+    table = np.array([[float(count[category]) for category in categories] for count in counts])
     if not counts:
         return Agreement(alpha=None, interval=None, units=0)
     alpha = _alpha(table)
     if alpha is None or len(counts) < 2:
         return Agreement(alpha=alpha, interval=None, units=len(counts))
-    random = np.random.default_rng(seed)
-    drawn = [_alpha(table[random.integers(len(table), size=len(table))]) for _ in range(DRAWS)]
-    defined = [value for value in drawn if value is not None]
+    generator = np.random.default_rng(seed)
+    bootstrap = [
+        _alpha(table[generator.integers(len(table), size=len(table))])
+        for _ in range(BOOTSTRAP_DRAWS)
+    ]
+    defined = [value for value in bootstrap if value is not None]
     low, high = np.quantile(defined, [0.025, 0.975])
     return Agreement(alpha=alpha, interval=(float(low), float(high)), units=len(counts))
 
 
 def _alpha(table: NDArray[np.float64]) -> float | None:
     """Return α of counts (units, values), each row with a sum of two or more."""
-    size = table.sum(axis=1, keepdims=True)
+    sizes = table.sum(axis=1, keepdims=True)
     totals = table.sum(axis=0)  # n_c: a row's pairs over (m − 1) sum to its counts
-    whole = totals.sum()
-    same = (table * (table - 1) / (size - 1)).sum()
-    expected = whole**2 - (totals**2).sum()
+    total = totals.sum()
+    agreeing = (table * (table - 1) / (sizes - 1)).sum()
+    expected = total**2 - (totals**2).sum()
     if expected == 0:
         return None
-    return float(1 - (whole - 1) * (whole - same) / expected)
+    return float(1 - (total - 1) * (total - agreeing) / expected)

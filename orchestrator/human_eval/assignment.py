@@ -12,9 +12,9 @@ from typing import Any
 
 from chip_core.utils.errors import UserError
 from chip_core.utils.seeding import derived_seed
-from orchestrator.human_eval.pairs import Pair, Pool
+from orchestrator.human_eval.pairs import AnswerPair, AnswerPool
 
-FORMAT = "chip-ablate human key 1"
+KEY_FORMAT = "chip-ablate human key 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class SheetKey:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain data."""
-        return {"format": FORMAT, "export": self.export, **asdict(self)}
+        return {"format": KEY_FORMAT, "export": self.export, **asdict(self)}
 
 
 def read_sheet_key(raw: Mapping[str, Any]) -> SheetKey:
@@ -56,19 +56,19 @@ def read_sheet_key(raw: Mapping[str, Any]) -> SheetKey:
     Raises:
         KeyError, TypeError, ValueError: it is not a key, or was changed.
     """
-    if raw["format"] != FORMAT:
+    if raw["format"] != KEY_FORMAT:
         raise ValueError("another format")
-    rest = {name: value for name, value in raw.items() if name not in ("format", "export")}
-    first, second = rest["arms"]
-    sheets = tuple(tuple(SheetEntry(**entry) for entry in sheet) for sheet in rest["sheets"])
-    key = SheetKey(**{**rest, "arms": (first, second), "sheets": sheets})
+    fields = {name: value for name, value in raw.items() if name not in ("format", "export")}
+    first, second = fields["arms"]
+    sheets = tuple(tuple(SheetEntry(**entry) for entry in sheet) for sheet in fields["sheets"])
+    key = SheetKey(**{**fields, "arms": (first, second), "sheets": sheets})
     if key.export != raw["export"]:
         raise ValueError("it was changed after the export")
     return key
 
 
 def draw_sheets(
-    pool: Pool, *, study: str, items: int, annotators: int, overlap: int | None, seed: int
+    pool: AnswerPool, *, study: str, items: int, annotators: int, overlap: int | None, seed: int
 ) -> SheetKey:
     """Sample items and distribute them over sheets.
 
@@ -88,17 +88,17 @@ def draw_sheets(
         UserError: the arms' answers are all the same, or the numbers do not fit.
     """
     random = Random(derived_seed("humans", seed, pool.benchmark, *pool.arms))
-    chosen = _choose(pool, items, random)
+    chosen = _choose_pairs(pool, items, random)
     if not chosen:
         raise UserError(
             f"{pool.arms[0]} and {pool.arms[1]} give the same answer to every item of "
             f"{pool.benchmark}: there is nothing to prefer"
         )
-    shared = _shared(len(chosen), annotators, overlap)
-    on_sheets: list[list[Pair]] = [list(chosen[:shared]) for _ in range(annotators)]
-    for place, pair in enumerate(chosen[shared:]):
-        on_sheets[place % annotators].append(pair)
-    if not all(on_sheets):
+    shared_count = _shared_count(len(chosen), annotators, overlap)
+    sheet_pairs: list[list[AnswerPair]] = [list(chosen[:shared_count]) for _ in range(annotators)]
+    for index, pair in enumerate(chosen[shared_count:]):
+        sheet_pairs[index % annotators].append(pair)
+    if not all(sheet_pairs):
         raise UserError(
             f"--items: {len(chosen)} items for {annotators} annotators leave a sheet empty: "
             "ask fewer annotators, or raise --items or --overlap"
@@ -111,13 +111,13 @@ def draw_sheets(
         trials=pool.trials,
         pairs=len(pool.pairs),
         same=sum(not pair.differs for pair in pool.pairs),
-        sheets=tuple(_sheet(pairs, random) for pairs in on_sheets),
+        sheets=tuple(_shuffle_sheet(pairs, random) for pairs in sheet_pairs),
     )
 
 
-def _choose(pool: Pool, items: int, random: Random) -> list[Pair]:
+def _choose_pairs(pool: AnswerPool, items: int, random: Random) -> list[AnswerPair]:
     """Return pairs of different items, the seeds about equally often."""
-    by_item: dict[str, list[Pair]] = {}
+    by_item: dict[str, list[AnswerPair]] = {}
     for pair in pool.pairs:
         if pair.differs:
             by_item.setdefault(pair.item, []).append(pair)
@@ -132,7 +132,7 @@ def _choose(pool: Pool, items: int, random: Random) -> list[Pair]:
     return chosen
 
 
-def _shared(items: int, annotators: int, overlap: int | None) -> int:
+def _shared_count(items: int, annotators: int, overlap: int | None) -> int:
     if annotators == 1:
         return items
     if overlap is None:
@@ -142,11 +142,11 @@ def _shared(items: int, annotators: int, overlap: int | None) -> int:
     return overlap
 
 
-def _sheet(pairs: Sequence[Pair], random: Random) -> tuple[SheetEntry, ...]:
+def _shuffle_sheet(pairs: Sequence[AnswerPair], random: Random) -> tuple[SheetEntry, ...]:
     ordered = list(pairs)
     random.shuffle(ordered)
     offset = random.randrange(2)
-    sides = [(place + offset) % 2 for place in range(len(ordered))]
+    sides = [(index + offset) % 2 for index in range(len(ordered))]
     random.shuffle(sides)
     return tuple(
         SheetEntry(item=pair.item, seed=pair.seed, left=side)

@@ -12,14 +12,14 @@ from orchestrator.human_eval.assignment import SheetKey
 from orchestrator.human_eval.judge import (
     CorrectedPreference,
     JudgeValues,
-    agreement_json,
+    agreement_to_json,
     correct_preference,
-    figures_json,
+    figures_to_json,
 )
-from orchestrator.human_eval.labels import LabelFigures, labels_json
-from orchestrator.human_eval.pairs import Pool
-from orchestrator.human_eval.preference import HumanFigures, human_figures
-from orchestrator.human_eval.replies import SheetReplies, judgements
+from orchestrator.human_eval.labels import LabelFigures, labels_to_json
+from orchestrator.human_eval.pairs import AnswerPool
+from orchestrator.human_eval.preference import HumanFigures, compute_human_figures
+from orchestrator.human_eval.replies import SheetReplies, decode_judgements
 from orchestrator.report.attachments import HUMANS
 from orchestrator.report.sections.human import human_blocks, human_metrics, human_title
 from orchestrator.report.writers.markdown import section_text
@@ -42,10 +42,10 @@ class HumanComparison:
         return f"{self.key.benchmark.replace('/', '-').replace(':', '-')}-{self.key.export[:8]}"
 
 
-def compare(
+def build_comparison(
     key: SheetKey,
     replies: Sequence[SheetReplies],
-    judge: tuple[JudgeValues, Pool] | None = None,
+    judge: tuple[JudgeValues, AnswerPool] | None = None,
 ) -> HumanComparison:
     """Compute the figures from the replies to an export.
 
@@ -57,37 +57,37 @@ def compare(
     Raises:
         UserError: a sheet does not belong to the export.
     """
-    made = judgements(key, replies)
-    judged = {saved.sheet: sum(choice is not None for choice in saved.choices) for saved in replies}
+    judgements = decode_judgements(key, replies)
+    judged = {sheet.sheet: sum(choice is not None for choice in sheet.choices) for sheet in replies}
     return HumanComparison(
         key=key,
-        figures=human_figures(made),
+        figures=compute_human_figures(judgements),
         sheets={
             number: (judged.get(number, 0), len(entries))
             for number, entries in enumerate(key.sheets, start=1)
         },
-        judge=None if judge is None else correct_preference(*judge, made),
+        judge=None if judge is None else correct_preference(*judge, judgements),
     )
 
 
 def write_comparison(comparison: HumanComparison, report: Path) -> list[Path]:
     """Write a comparison into a study's report folder; return the files."""
-    return _write(as_json(comparison), comparison.name, report)
+    return _write_figures(comparison_to_json(comparison), comparison.name, report)
 
 
-def write_labels(found: LabelFigures, report: Path) -> list[Path]:
+def write_labels(figures: LabelFigures, report: Path) -> list[Path]:
     """Write labels' figures into a study's report folder; return the files."""
-    return _write(labels_json(found), found.name, report)
+    return _write_figures(labels_to_json(figures), figures.name, report)
 
 
-def _write(found: dict[str, Any], name: str, report: Path) -> list[Path]:
-    files = [report / HUMANS / f"{name}.{kind}" for kind in ("json", "md")]
-    write_checksummed(files[0], found)
-    write_atomically(files[1], section_text(human_title(found), human_blocks(found)))
+def _write_figures(figures: dict[str, Any], name: str, report: Path) -> list[Path]:
+    files = [report / HUMANS / f"{name}.{extension}" for extension in ("json", "md")]
+    write_checksummed(files[0], figures)
+    write_atomically(files[1], section_text(human_title(figures), human_blocks(figures)))
     return files
 
 
-def as_json(comparison: HumanComparison) -> dict[str, Any]:
+def comparison_to_json(comparison: HumanComparison) -> dict[str, Any]:
     """Return a comparison as plain data.
 
     Shares are in percent and preferences in points, of the second arm; α is unscaled.
@@ -97,12 +97,12 @@ def as_json(comparison: HumanComparison) -> dict[str, Any]:
     for name in _SHARES:
         if figures[name] is not None:
             figures[name]["value"] *= 100
-            figures[name]["interval"] = _percent(figures[name]["interval"])
+            figures[name]["interval"] = _interval_to_percent(figures[name]["interval"])
     preference = figures["preference"]
     if preference is not None:
         preference["value"] *= 100
-        preference["over_items"] = _percent(preference["over_items"])
-        preference["over_seeds"] = _percent(preference["over_seeds"])
+        preference["over_items"] = _interval_to_percent(preference["over_items"])
+        preference["over_seeds"] = _interval_to_percent(preference["over_seeds"])
         preference["by_seed"] = {
             str(seed): 100 * value for seed, value in preference["by_seed"].items()
         }
@@ -123,16 +123,16 @@ def as_json(comparison: HumanComparison) -> dict[str, Any]:
         if comparison.judge is None
         else {
             "metric": comparison.judge.metric,
-            "agreement": agreement_json(comparison.judge.agreement),
-            **figures_json(comparison.judge.figures, 100, (-1, 1)),
+            "agreement": agreement_to_json(comparison.judge.agreement),
+            **figures_to_json(comparison.judge.figures, 100, (-1, 1)),
         },
     }
 
 
-def metrics(comparison: HumanComparison) -> dict[str, float]:
+def comparison_metrics(comparison: HumanComparison) -> dict[str, float]:
     """Return the figures for a tracker: `human/BENCHMARK/SECOND vs FIRST/win`, …"""
-    return human_metrics(as_json(comparison))
+    return human_metrics(comparison_to_json(comparison))
 
 
-def _percent(interval: Sequence[float] | None) -> list[float] | None:
+def _interval_to_percent(interval: Sequence[float] | None) -> list[float] | None:
     return None if interval is None else [100 * bound for bound in interval]

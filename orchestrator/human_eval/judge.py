@@ -21,11 +21,11 @@ from chip_core.utils.errors import UserError
 from chip_core.utils.registry import suggestion
 from orchestrator.analysis.prediction_powered import (
     MeanEstimate,
-    PredictionPowered,
+    PredictionPoweredEstimate,
     prediction_powered_mean,
 )
-from orchestrator.human_eval.pairs import Pool, find_scored
-from orchestrator.human_eval.preference import WORTH, wilson
+from orchestrator.human_eval.pairs import AnswerPool, find_benchmark_settings
+from orchestrator.human_eval.preference import VERDICT_VALUES, wilson_interval
 from orchestrator.human_eval.replies import Judgement
 from orchestrator.plan.plan import Plan
 from orchestrator.report.outcomes import load_scores
@@ -61,10 +61,10 @@ class CorrectedPreference:
 
     metric: str
     agreement: JudgeAgreement
-    figures: PredictionPowered
+    figures: PredictionPoweredEstimate
 
 
-def judge_values(
+def load_judge_values(
     plan: Plan, ledger: Ledger, storage: Path, *, benchmark: str, metric: str | None
 ) -> JudgeValues:
     """Return the outcomes of a benchmark's items, answer by answer.
@@ -80,43 +80,51 @@ def judge_values(
     Raises:
         UserError: there is no such benchmark or metric, or it has no outcomes of items.
     """
-    side, settings = find_scored(plan, benchmark)
+    side, settings = find_benchmark_settings(plan, benchmark)
     infos = find_benchmark(settings.name).metrics
     prefix = metric_name(side, settings.name, "")
     primary = plan.study.primary
     if metric is None and primary is not None and primary.metric.startswith(prefix):
         metric = primary.metric
-    short = next(iter(infos)) if metric is None else metric.removeprefix(prefix)
-    if short not in infos:
+    short_name = next(iter(infos)) if metric is None else metric.removeprefix(prefix)
+    if short_name not in infos:
         raise UserError(
-            f"--metric: {benchmark} has no metric '{short}': {suggestion(short, infos)}"
+            f"--metric: {benchmark} has no metric '{short_name}': {suggestion(short_name, infos)}"
         )
     outcomes = {
-        fingerprint: scores[prefix + short].items
+        fingerprint: scores[prefix + short_name].items
         for fingerprint, scores in load_scores(plan, ledger, storage).items()
-        if prefix + short in scores
+        if prefix + short_name in scores
     }
     values = {
-        fingerprint: {item: top / below for item, (top, below) in items.items() if below}
+        fingerprint: {
+            item: numerator / denominator
+            for item, (numerator, denominator) in items.items()
+            if denominator
+        }
         for fingerprint, items in outcomes.items()
         if items
     }
     if not values:
         raise UserError(
-            f"study {plan.study.name}: {prefix + short} has no outcomes of items yet: run the "
+            f"study {plan.study.name}: {prefix + short_name} has no outcomes of items yet: run the "
             "study first, or name another --metric"
         )
     return JudgeValues(
         benchmark=benchmark,
-        metric=prefix + short,
-        info=infos[short],
+        metric=prefix + short_name,
+        info=infos[short_name],
         values=values,
-        means=all(below == 1 for items in outcomes.values() for _, below in (items or {}).values()),
+        means=all(
+            denominator == 1
+            for items in outcomes.values()
+            for _, denominator in (items or {}).values()
+        ),
     )
 
 
 def correct_preference(
-    judge: JudgeValues, pool: Pool, made: Sequence[Judgement]
+    judge: JudgeValues, pool: AnswerPool, judgements: Sequence[Judgement]
 ) -> CorrectedPreference | None:
     """Return the judge's corrected win less lose over all items on which answers differ.
 
@@ -124,67 +132,69 @@ def correct_preference(
     no verdict on anything that people judged.
     """
     first, second = pool.arms
-    better = 1.0 if judge.info.goal == "maximize" else -1.0
+    direction = 1.0 if judge.info.goal == "maximize" else -1.0
     verdicts: dict[str, dict[int, float]] = {}
     for pair in pool.pairs:
-        ours, theirs = (
+        second_value, first_value = (
             judge.values.get(pool.trials[f"{arm}, seed {pair.seed}"], {}).get(pair.item)
             for arm in (second, first)
         )
-        if pair.differs and ours is not None and theirs is not None:
-            sign = better * float((ours > theirs) - (ours < theirs))
+        if pair.differs and second_value is not None and first_value is not None:
+            sign = direction * float((second_value > first_value) - (second_value < first_value))
             verdicts.setdefault(pair.item, {})[pair.seed] = sign
-    both = [
+    matched = [
         (choice, verdicts[choice.item][choice.seed])
-        for choice in made
+        for choice in judgements
         if choice.verdict != "cant_tell" and choice.seed in verdicts.get(choice.item, {})
     ]
-    if not both:
+    if not matched:
         return None
     labels: dict[str, list[float]] = {}
     judged: dict[str, list[float]] = {}
-    for choice, sign in both:
-        labels.setdefault(choice.item, []).append(WORTH[choice.verdict])
+    for choice, sign in matched:
+        labels.setdefault(choice.item, []).append(VERDICT_VALUES[choice.verdict])
         judged.setdefault(choice.item, []).append(sign)
     return CorrectedPreference(
         metric=judge.metric,
-        agreement=judge_agreement([(choice.verdict, _VERDICTS[sign]) for choice, sign in both]),
-        figures=correct(
-            {item: fmean(of_seeds.values()) for item, of_seeds in verdicts.items()},
-            {item: fmean(given) for item, given in labels.items()},
-            {item: fmean(given) for item, given in judged.items()},
+        agreement=compute_agreement(
+            [(choice.verdict, _VERDICTS[sign]) for choice, sign in matched]
+        ),
+        figures=correct_mean(
+            {item: fmean(seed_values.values()) for item, seed_values in verdicts.items()},
+            {item: fmean(values) for item, values in labels.items()},
+            {item: fmean(values) for item, values in judged.items()},
             paired=True,
         ),
     )
 
 
-def correct(
-    every: Mapping[str, float],
+def correct_mean(
+    values: Mapping[str, float],
     labels: Mapping[str, float],
     judged: Mapping[str, float],
     *,
     paired: bool,
-) -> PredictionPowered:
+) -> PredictionPoweredEstimate:
     """Return a judge's mean over items, and its correction by some items' labels.
 
     Args:
-        every: item -> the judge's value, the mean over its answers.
+        values: item -> the judge's value, the mean over its answers.
         labels: item -> people's value of its labelled answers.
         judged: item -> the judge's value of the same answers.
         paired: whether these are differences of two answers.
     """
-    places = {item: place for place, item in enumerate(sorted(every))}
-    some = sorted(labels)
+    indices = {item: index for index, item in enumerate(sorted(values))}
+    labelled = sorted(labels)
     return prediction_powered_mean(
-        [every[item] for item in places],
-        [places[item] for item in some],
-        [labels[item] for item in some],
-        [judged[item] for item in some],
+        [values[item] for item in indices],
+        [indices[item] for item in labelled],
+        [labels[item] for item in labelled],
+        [judged[item] for item in labelled],
         paired=paired,
     )
 
 
-def judge_agreement(pairs: Sequence[tuple[Hashable, Hashable]]) -> JudgeAgreement:
+def compute_agreement(pairs: Sequence[tuple[Hashable, Hashable]]) -> JudgeAgreement:
     """Return how far people and a judge agree, from (people's value, the judge's) of each answer.
 
     κ = (p_o − p_e)/(1 − p_e), where p_o is the share of equal values, p_e the share expected by
@@ -192,47 +202,47 @@ def judge_agreement(pairs: Sequence[tuple[Hashable, Hashable]]) -> JudgeAgreemen
     37–46).
     """
     n = len(pairs)
-    same = sum(one == other for one, other in pairs) / n
-    ours, theirs = (Counter(pair[side] for pair in pairs) for side in (0, 1))
-    chance = sum(ours[value] * theirs[value] for value in ours) / n**2
+    share = sum(human == judge for human, judge in pairs) / n
+    human_counts, judge_counts = (Counter(pair[side] for pair in pairs) for side in (0, 1))
+    chance = sum(human_counts[value] * judge_counts[value] for value in human_counts) / n**2
     return JudgeAgreement(
-        share=same,
-        interval=wilson(same, n),
-        kappa=None if chance == 1 else (same - chance) / (1 - chance),
+        share=share,
+        interval=wilson_interval(share, n),
+        kappa=None if chance == 1 else (share - chance) / (1 - chance),
         judgements=n,
     )
 
 
-def figures_json(
-    found: PredictionPowered, scale: float, bounds: tuple[float, float] | None
+def figures_to_json(
+    estimate: PredictionPoweredEstimate, scale: float, bounds: tuple[float, float] | None
 ) -> dict[str, Any]:
     """Return figures as plain data, times `scale`, clipped to the possible values."""
 
     def cut(value: float) -> float:
         return value if bounds is None else min(max(value, bounds[0]), bounds[1])
 
-    def shown(one: MeanEstimate) -> dict[str, Any]:
-        interval = one.interval
+    def shown(mean: MeanEstimate) -> dict[str, Any]:
+        interval = mean.interval
         return {
-            "value": scale * cut(one.value),
+            "value": scale * cut(mean.value),
             "interval": None if interval is None else [scale * cut(bound) for bound in interval],
         }
 
     return {
-        "corrected": shown(found.corrected),
-        "raw": shown(found.raw),
-        "labels_only": shown(found.labels_only),
-        "power": found.power,
-        "labelled": found.labelled,
-        "items": found.items,
+        "corrected": shown(estimate.corrected),
+        "raw": shown(estimate.raw),
+        "labels_only": shown(estimate.labels_only),
+        "power": estimate.power,
+        "labelled": estimate.labelled,
+        "items": estimate.items,
     }
 
 
-def agreement_json(found: JudgeAgreement) -> dict[str, Any]:
+def agreement_to_json(agreement: JudgeAgreement) -> dict[str, Any]:
     """Return agreement as plain data, in percent; κ is unscaled."""
     return {
-        "value": 100 * found.share,
-        "interval": [100 * bound for bound in found.interval],
-        "kappa": found.kappa,
-        "judgements": found.judgements,
+        "value": 100 * agreement.share,
+        "interval": [100 * bound for bound in agreement.interval],
+        "kappa": agreement.kappa,
+        "judgements": agreement.judgements,
     }

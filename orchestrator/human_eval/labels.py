@@ -21,22 +21,22 @@ from typing import Any
 from chip_core.evaluation.reading import read_rows
 from chip_core.utils.errors import UserError
 from chip_core.utils.seeding import derived_seed
-from orchestrator.analysis.prediction_powered import PredictionPowered
+from orchestrator.analysis.prediction_powered import PredictionPoweredEstimate
 from orchestrator.human_eval.judge import (
     JudgeAgreement,
     JudgeValues,
-    agreement_json,
-    correct,
-    figures_json,
-    judge_agreement,
+    agreement_to_json,
+    compute_agreement,
+    correct_mean,
+    figures_to_json,
 )
-from orchestrator.human_eval.pairs import find_arm, find_scored, trial_answers
+from orchestrator.human_eval.pairs import find_arm, find_benchmark_settings, read_trial_answers
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.report.units import shown, shown_scale
 from orchestrator.state.ledger import Ledger
 
-KIND = "labels"
-COLUMNS = ("id", "item", "question", "answer", "label")
+LABELS_KIND = "labels"
+LABEL_COLUMNS = ("id", "item", "question", "answer", "label")
 
 #: arm -> item -> seed -> people's labels of that answer
 Labels = Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]
@@ -48,8 +48,8 @@ class LabelledArm:
 
     arm: str
     agreement: JudgeAgreement
-    figures: PredictionPowered
-    difference: PredictionPowered | None
+    figures: PredictionPoweredEstimate
+    difference: PredictionPoweredEstimate | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +87,17 @@ def draw_labels(
     Raises:
         UserError: there is no such arm, or no item to which all arms have judged answers.
     """
-    side, settings = find_scored(plan, judge.benchmark)
+    side, settings = find_benchmark_settings(plan, judge.benchmark)
     chosen = [find_arm(plan, name) for name in arms] or list(plan.arms)
     answers: dict[str, Mapping[str, tuple[str, str]]] = {}
-    for trial in _trials(chosen):
-        found = trial_answers(trial, f"{side}/{settings.name}", ledger, storage) or {}
+    for trial in _iter_trials(chosen):
+        trial_responses = (
+            read_trial_answers(trial, f"{side}/{settings.name}", ledger, storage) or {}
+        )
         judged = judge.values.get(trial.fingerprint, {})
-        answers[trial.fingerprint] = {item: said for item, said in found.items() if item in judged}
+        answers[trial.fingerprint] = {
+            item: answer for item, answer in trial_responses.items() if item in judged
+        }
     seeds: dict[str, list[Sequence[Trial]]] = {}  # item -> trials of each seed, one per arm
     for trials in zip(*(arm.trials for arm in chosen), strict=True):
         for item in set.intersection(
@@ -109,14 +113,14 @@ def draw_labels(
     order = random.sample(sorted(seeds), len(seeds))[:items]
     rows = [
         (_answer_id(trial, item), item, *answers[trial.fingerprint][item], "")
-        for place, item in enumerate(order)
-        for trial in seeds[item][place % len(seeds[item])]
+        for index, item in enumerate(order)
+        for trial in seeds[item][index % len(seeds[item])]
     ]
     random.shuffle(rows)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([COLUMNS, *rows])
-    return out.getvalue(), len(order)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([LABEL_COLUMNS, *rows])
+    return buffer.getvalue(), len(order)
 
 
 def read_labels(files: Sequence[Path], plan: Plan, judge: JudgeValues) -> Labels:
@@ -130,26 +134,26 @@ def read_labels(files: Sequence[Path], plan: Plan, judge: JudgeValues) -> Labels
     """
     known = {
         _answer_id(trial, item): (trial, item)
-        for trial in _trials(plan.arms)
+        for trial in _iter_trials(plan.arms)
         for item in judge.values.get(trial.fingerprint, {})
     }
-    names = {trial.name: trial for trial in _trials(plan.arms)}
+    names = {trial.name: trial for trial in _iter_trials(plan.arms)}
     labels: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for place, row in (entry for file in files for entry in _rows(file)):
-        given = row.get("label")
-        if given is None or str(given).strip() == "":
+    for location, row in (entry for file in files for entry in _read_label_rows(file)):
+        raw_label = row.get("label")
+        if raw_label is None or str(raw_label).strip() == "":
             continue
-        label = _label(given, judge, place)
-        trial, item = _answer(row, known, names, place)
+        label = _parse_label(raw_label, judge, location)
+        trial, item = _find_answer(row, known, names, location)
         assert trial.seed is not None
-        of_item = labels.setdefault(trial.arm, {}).setdefault(item, {})
-        of_item.setdefault(trial.seed, []).append(label)
+        item_labels = labels.setdefault(trial.arm, {}).setdefault(item, {})
+        item_labels.setdefault(trial.seed, []).append(label)
     if not labels:
         raise UserError(f"{files[0]}: no row has a label yet: fill in the column `label`")
     return labels
 
 
-def label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> LabelFigures:
+def compute_label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> LabelFigures:
     """Return each arm's figure by the judge, corrected by labels, and its difference.
 
     Raises:
@@ -160,17 +164,17 @@ def label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> LabelFigure
             f"--metric: {judge.metric} is a ratio of sums, and labels correct means of items: "
             "name another"
         )
-    trials = {(trial.arm, trial.seed): trial for trial in _trials(plan.arms)}
-    arms: dict[str, _Arm] = {}
+    trials = {(trial.arm, trial.seed): trial for trial in _iter_trials(plan.arms)}
+    arms: dict[str, _ArmValues] = {}
     unjudged = 0
     for arm in plan.arms:
-        made = _labelled(arm, judge, labels.get(arm.name, {}))
-        unjudged += made.unjudged
-        if made.pairs:
-            arms[arm.name] = made
+        arm_values = _collect_arm_values(arm, judge, labels.get(arm.name, {}))
+        unjudged += arm_values.unjudged
+        if arm_values.pairs:
+            arms[arm.name] = arm_values
     if not arms:
         raise UserError(f"{judge.metric} has no value of any answer that was labelled")
-    base = arms.get(plan.baseline.name)
+    baseline = arms.get(plan.baseline.name)
     text = repr(sorted((arm, sorted(items.items())) for arm, items in labels.items()))
     return LabelFigures(
         study=plan.study.name,
@@ -186,98 +190,111 @@ def label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> LabelFigure
         arms=tuple(
             LabelledArm(
                 arm=name,
-                agreement=judge_agreement(arm.pairs),
-                figures=correct(arm.every, arm.labels, arm.judged, paired=False),
-                difference=None if base is None or arm is base else _difference(arm, base),
+                agreement=compute_agreement(arm.pairs),
+                figures=correct_mean(arm.values, arm.labels, arm.judged, paired=False),
+                difference=None
+                if baseline is None or arm is baseline
+                else _difference_from_baseline(arm, baseline),
             )
             for name, arm in arms.items()
         ),
     )
 
 
-def labels_json(found: LabelFigures) -> dict[str, Any]:
+def labels_to_json(figures: LabelFigures) -> dict[str, Any]:
     """Return figures as plain data, in the unit in which the metric is shown."""
-    info = found.judge.info
-    shares = info.unit in ("percent", "fraction")
-    scale = 100.0 if shares else shown_scale(info)
+    info = figures.judge.info
+    is_share = info.unit in ("percent", "fraction")
+    scale = 100.0 if is_share else shown_scale(info)
     return {
-        "kind": KIND,
-        "export": found.export,
-        "study": found.study,
-        "benchmark": found.judge.benchmark,
-        "metric": found.judge.metric,
+        "kind": LABELS_KIND,
+        "export": figures.export,
+        "study": figures.study,
+        "benchmark": figures.judge.benchmark,
+        "metric": figures.judge.metric,
         "unit": shown(info).unit,
         "goal": info.goal,
-        "baseline": found.baseline,
-        "trials": dict(found.trials),
-        "unjudged": found.unjudged,
+        "baseline": figures.baseline,
+        "trials": dict(figures.trials),
+        "unjudged": figures.unjudged,
         "arms": [
             {
                 "arm": arm.arm,
-                "agreement": agreement_json(arm.agreement),
-                **figures_json(arm.figures, scale, (0, 1) if shares else None),
+                "agreement": agreement_to_json(arm.agreement),
+                **figures_to_json(arm.figures, scale, (0, 1) if is_share else None),
                 "difference": None
                 if arm.difference is None
-                else figures_json(arm.difference, scale, (-1, 1) if shares else None),
+                else figures_to_json(arm.difference, scale, (-1, 1) if is_share else None),
             }
-            for arm in found.arms
+            for arm in figures.arms
         ],
     }
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Arm:
+class _ArmValues:
     """An arm's values by item."""
 
-    every: Mapping[str, float]  # the judge's, the mean over seeds
+    values: Mapping[str, float]  # the judge's, the mean over seeds
     labels: Mapping[str, float]  # people's, the mean over labelled answers
     judged: Mapping[str, float]  # the judge's of the same answers
     pairs: Sequence[tuple[float, float]]  # of each label: people's and the judge's
     unjudged: int
 
 
-def _labelled(
+def _collect_arm_values(
     arm: Arm, judge: JudgeValues, labels: Mapping[str, Mapping[int, Sequence[float]]]
-) -> _Arm:
+) -> _ArmValues:
     values = {trial.seed: judge.values.get(trial.fingerprint, {}) for trial in arm.trials}
-    every: dict[str, list[float]] = {}
-    for of_seed in values.values():
-        for item, value in of_seed.items():
-            every.setdefault(item, []).append(value)
-    people: dict[str, float] = {}
+    item_values: dict[str, list[float]] = {}
+    for seed_values in values.values():
+        for item, value in seed_values.items():
+            item_values.setdefault(item, []).append(value)
+    people_labels: dict[str, float] = {}
     judged: dict[str, float] = {}
     pairs: list[tuple[float, float]] = []
     unjudged = 0
     for item, seeds in labels.items():
-        both = {seed: given for seed, given in seeds.items() if item in values[seed]}
-        unjudged += sum(len(given) for seed, given in seeds.items() if seed not in both)
-        if both:
-            people[item] = fmean(fmean(given) for given in both.values())
-            judged[item] = fmean(values[seed][item] for seed in both)
-            pairs += [(label, values[seed][item]) for seed in both for label in both[seed]]
-    return _Arm(
-        every={item: fmean(found) for item, found in every.items()},
-        labels=people,
+        judged_seeds = {
+            seed: seed_labels for seed, seed_labels in seeds.items() if item in values[seed]
+        }
+        unjudged += sum(
+            len(seed_labels) for seed, seed_labels in seeds.items() if seed not in judged_seeds
+        )
+        if judged_seeds:
+            people_labels[item] = fmean(fmean(seed_labels) for seed_labels in judged_seeds.values())
+            judged[item] = fmean(values[seed][item] for seed in judged_seeds)
+            pairs += [
+                (label, values[seed][item]) for seed in judged_seeds for label in judged_seeds[seed]
+            ]
+    return _ArmValues(
+        values={item: fmean(all_values) for item, all_values in item_values.items()},
+        labels=people_labels,
         judged=judged,
         pairs=pairs,
         unjudged=unjudged,
     )
 
 
-def _difference(arm: _Arm, base: _Arm) -> PredictionPowered | None:
+def _difference_from_baseline(
+    arm: _ArmValues, baseline: _ArmValues
+) -> PredictionPoweredEstimate | None:
     """Return the arm's figure less the baseline's, over the items that both have."""
-    shared = arm.labels.keys() & base.labels.keys()
+    shared = arm.labels.keys() & baseline.labels.keys()
     if not shared:
         return None
-    return correct(
-        {item: arm.every[item] - base.every[item] for item in arm.every.keys() & base.every.keys()},
-        {item: arm.labels[item] - base.labels[item] for item in shared},
-        {item: arm.judged[item] - base.judged[item] for item in shared},
+    return correct_mean(
+        {
+            item: arm.values[item] - baseline.values[item]
+            for item in arm.values.keys() & baseline.values.keys()
+        },
+        {item: arm.labels[item] - baseline.labels[item] for item in shared},
+        {item: arm.judged[item] - baseline.judged[item] for item in shared},
         paired=True,
     )
 
 
-def _trials(arms: Sequence[Arm]) -> Iterator[Trial]:
+def _iter_trials(arms: Sequence[Arm]) -> Iterator[Trial]:
     return (trial for arm in arms for trial in arm.trials if trial.blocked is None)
 
 
@@ -285,49 +302,49 @@ def _answer_id(trial: Trial, item: str) -> str:
     return hashlib.sha256(f"{trial.fingerprint} {item}".encode()).hexdigest()[:16]
 
 
-def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_label_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the rows of a file, each with its place."""
     if file.suffix.lower() != ".csv":
         yield from ((row.place, row.values) for row in read_rows(file))
         return
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            for number, row in enumerate(csv.DictReader(opened), start=2):
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            for number, row in enumerate(csv.DictReader(stream), start=2):
                 yield f"{file} row {number}", row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as CSV ({error})") from None
 
 
-def _label(given: Any, judge: JudgeValues, place: str) -> float:
-    shares = judge.info.unit in ("percent", "fraction")
-    wanted = "a number from 0 to 1" if shares else "a number"
+def _parse_label(raw: Any, judge: JudgeValues, location: str) -> float:
+    is_share = judge.info.unit in ("percent", "fraction")
+    expected = "a number from 0 to 1" if is_share else "a number"
     try:
-        label = float(given)
+        label = float(raw)
     except (TypeError, ValueError, OverflowError):
         label = math.nan
-    if not math.isfinite(label) or (shares and not 0 <= label <= 1):
-        raise UserError(f"{place}: label {str(given)[:40]!r}: {judge.metric} takes {wanted}")
+    if not math.isfinite(label) or (is_share and not 0 <= label <= 1):
+        raise UserError(f"{location}: label {str(raw)[:40]!r}: {judge.metric} takes {expected}")
     return label
 
 
-def _answer(
+def _find_answer(
     row: Mapping[str, Any],
     known: Mapping[str, tuple[Trial, str]],
     names: Mapping[str, Trial],
-    place: str,
+    location: str,
 ) -> tuple[Trial, str]:
     """Return the trial and item of the answer that a row labels."""
     if row.get("id"):
         if str(row["id"]) not in known:
             raise UserError(
-                f"{place}: no answer of this study has the id {str(row['id'])[:40]!r}: it was "
+                f"{location}: no answer of this study has the id {str(row['id'])[:40]!r}: it was "
                 "drawn from another study, or the study has changed since"
             )
         return known[str(row["id"])]
-    lacking = [key for key in ("item", "arm", "seed") if row.get(key) in (None, "")]
-    if lacking:
-        raise UserError(f"{place}: there is no id, and no {lacking[0]}")
+    missing_columns = [key for key in ("item", "arm", "seed") if row.get(key) in (None, "")]
+    if missing_columns:
+        raise UserError(f"{location}: there is no id, and no {missing_columns[0]}")
     name = f"{row['arm']}, seed {row['seed']}"
     if name not in names:
-        raise UserError(f"{place}: the study has no trial '{name}'")
+        raise UserError(f"{location}: the study has no trial '{name}'")
     return names[name], str(row["item"])

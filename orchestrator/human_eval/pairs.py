@@ -20,7 +20,7 @@ from orchestrator.state.ledger import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class AnswerPair:
     """Two arms' answers to one item, both trained with the same seed."""
 
     item: str
@@ -36,14 +36,14 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool:
+class AnswerPool:
     """All pairs of answers that two arms gave on a benchmark."""
 
     arms: tuple[str, str]
     side: Side
     settings: BenchmarkConfig
     seeds: tuple[int, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[AnswerPair, ...]
     trials: Mapping[str, str]  # "ARM, seed N" -> fingerprint
 
     @property
@@ -52,9 +52,9 @@ class Pool:
         return self.settings.name if self.side == "report" else f"select/{self.settings.name}"
 
 
-def answer_pool(
+def load_answer_pool(
     plan: Plan, ledger: Ledger, storage: Path, *, arms: tuple[str, str], benchmark: str
-) -> Pool:
+) -> AnswerPool:
     """Return two arms' answers on a benchmark, for every seed that both have.
 
     Args:
@@ -75,29 +75,40 @@ def answer_pool(
             "--arms: a placebo has seeds of its own, and answers of one seed are compared: name "
             "two other arms"
         )
-    side, settings = find_scored(plan, benchmark)
+    side, settings = find_benchmark_settings(plan, benchmark)
     key = f"{side}/{settings.name}"
     seeds: list[int] = []
     trials: dict[str, str] = {}
-    pairs: list[Pair] = []
-    for one, other in zip(first.trials, second.trials, strict=True):
-        left, right = (trial_answers(trial, key, ledger, storage) for trial in (one, other))
-        if not left or not right:
+    pairs: list[AnswerPair] = []
+    for first_trial, second_trial in zip(first.trials, second.trials, strict=True):
+        first_answers, second_answers = (
+            read_trial_answers(trial, key, ledger, storage) for trial in (first_trial, second_trial)
+        )
+        if not first_answers or not second_answers:
             continue
-        assert one.seed is not None and one.seed == other.seed
-        seeds.append(one.seed)
-        trials |= {one.name: one.fingerprint, other.name: other.fingerprint}
+        assert first_trial.seed is not None and first_trial.seed == second_trial.seed
+        seeds.append(first_trial.seed)
+        trials |= {
+            first_trial.name: first_trial.fingerprint,
+            second_trial.name: second_trial.fingerprint,
+        }
         pairs += [
-            Pair(item=item, seed=one.seed, prompt=prompt, first=answer, second=right[item][1])
-            for item, (prompt, answer) in left.items()
-            if item in right
+            AnswerPair(
+                item=item,
+                seed=first_trial.seed,
+                prompt=prompt,
+                first=answer,
+                second=second_answers[item][1],
+            )
+            for item, (prompt, answer) in first_answers.items()
+            if item in second_answers
         ]
     if not pairs:
         raise UserError(
             f"study {plan.study.name}: no seed of which both arms have answers to {benchmark}: "
             "run the study first, or name its --workdir"
         )
-    return Pool(
+    return AnswerPool(
         arms=(first.name, second.name),
         side=side,
         settings=settings,
@@ -107,8 +118,8 @@ def answer_pool(
     )
 
 
-def item_images(
-    pool: Pool, items: Iterable[str], places: DataPaths
+def load_item_images(
+    pool: AnswerPool, items: Iterable[str], places: DataPaths
 ) -> dict[str, list[Image.Image]]:
     """Return the images of some items.
 
@@ -120,17 +131,19 @@ def item_images(
     Raises:
         UserError: the benchmark no longer has an item.
     """
-    wanted = set(items)
-    asked, _ = select_items(pool.side, pool.settings, find_benchmark(pool.settings.name), places)
-    found = {
+    item_ids = set(items)
+    selected, _ = select_items(pool.side, pool.settings, find_benchmark(pool.settings.name), places)
+    images = {
         entry.id: [picture.read() for picture in entry.pictures]
-        for entry in asked
-        if entry.id in wanted
+        for entry in selected
+        if entry.id in item_ids
     }
-    if len(found) < len(wanted):
-        lost = sorted(wanted - found.keys())[0]
-        raise UserError(f"{pool.benchmark} has no item {lost} any more: run the study again")
-    return found
+    if len(images) < len(item_ids):
+        missing_item = sorted(item_ids - images.keys())[0]
+        raise UserError(
+            f"{pool.benchmark} has no item {missing_item} any more: run the study again"
+        )
+    return images
 
 
 def find_arm(plan: Plan, name: str) -> Arm:
@@ -148,16 +161,16 @@ def find_arm(plan: Plan, name: str) -> Arm:
     )
 
 
-def find_scored(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
+def find_benchmark_settings(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
     """Return the side of a study's benchmark, and the benchmark's settings.
 
     Raises:
         UserError: the study has no such benchmark.
     """
-    chosen = plan.study.scored_benchmarks
+    scored = plan.study.scored_benchmarks
     known: dict[str, tuple[Side, BenchmarkConfig]] = {
-        **{settings.name: ("report", settings) for settings in chosen.report},
-        **{f"select/{settings.name}": ("select", settings) for settings in chosen.select},
+        **{settings.name: ("report", settings) for settings in scored.report},
+        **{f"select/{settings.name}": ("select", settings) for settings in scored.select},
     }
     if name not in known:
         raise UserError(
@@ -167,7 +180,7 @@ def find_scored(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
     return known[name]
 
 
-def trial_answers(
+def read_trial_answers(
     trial: Trial, key: str, ledger: Ledger, storage: Path
 ) -> dict[str, tuple[str, str]] | None:
     """Return item -> (prompt, response); None if the trial has none.

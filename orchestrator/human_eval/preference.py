@@ -25,13 +25,13 @@ from statistics import fmean, variance
 
 from scipy.stats import norm, t
 
-from orchestrator.human_eval.agreement import Agreement, agreement
+from orchestrator.human_eval.agreement import Agreement, krippendorff_alpha
 from orchestrator.human_eval.replies import Judgement
 
 Interval = tuple[float, float]
 _ALPHA = 0.05
 #: The contribution of a verdict to win less lose.
-WORTH = {"win": 1.0, "lose": -1.0, "tie": 0.0}
+VERDICT_VALUES = {"win": 1.0, "lose": -1.0, "tie": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,39 +69,41 @@ class HumanFigures:
     chose_a: Share | None  # of the decided: 0.5 if the side does not matter
 
 
-def human_figures(choices: Sequence[Judgement]) -> HumanFigures:
+def compute_human_figures(choices: Sequence[Judgement]) -> HumanFigures:
     """Return the figures of people's choices; shares are None if there is nothing to count."""
     by_item: dict[str, list[Judgement]] = {}
     for choice in choices:
         by_item.setdefault(choice.item, []).append(choice)
-    told = {
-        item: kept
-        for item, made in by_item.items()
-        if (kept := [choice for choice in made if choice.verdict != "cant_tell"])
+    judged = {
+        item: selected
+        for item, item_choices in by_item.items()
+        if (selected := [choice for choice in item_choices if choice.verdict != "cant_tell"])
     }
     decided = {
-        item: kept
-        for item, made in told.items()
-        if (kept := [choice for choice in made if choice.chose_a is not None])
+        item: selected
+        for item, item_choices in judged.items()
+        if (selected := [choice for choice in item_choices if choice.chose_a is not None])
     }
 
     def share_of(verdict: str) -> Share | None:
-        return _share(told.values(), lambda choice: choice.verdict == verdict)
+        return _estimate_share(judged.values(), lambda choice: choice.verdict == verdict)
 
     return HumanFigures(
         choices=len(choices),
         items=len(by_item),
-        judged=_share(by_item.values(), lambda choice: choice.verdict != "cant_tell"),
+        judged=_estimate_share(by_item.values(), lambda choice: choice.verdict != "cant_tell"),
         win=share_of("win"),
         tie=share_of("tie"),
         lose=share_of("lose"),
-        preference=_preference(told),
-        agreement=agreement([[choice.verdict for choice in made] for made in told.values()]),
-        chose_a=_share(decided.values(), lambda choice: choice.chose_a is True),
+        preference=_estimate_preference(judged),
+        agreement=krippendorff_alpha(
+            [[choice.verdict for choice in item_choices] for item_choices in judged.values()]
+        ),
+        chose_a=_estimate_share(decided.values(), lambda choice: choice.chose_a is True),
     )
 
 
-def wilson(share: float, n: int, alpha: float = _ALPHA) -> Interval:
+def wilson_interval(share: float, n: int, alpha: float = _ALPHA) -> Interval:
     """Return Wilson's score interval of a share of n."""
     z = float(norm.ppf(1 - alpha / 2))
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -109,26 +111,26 @@ def wilson(share: float, n: int, alpha: float = _ALPHA) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _share(
+def _estimate_share(
     items: Iterable[Sequence[Judgement]], counts: Callable[[Judgement], bool]
 ) -> Share | None:
-    shares = [fmean(counts(choice) for choice in made) for made in items]
+    shares = [fmean(counts(choice) for choice in item_choices) for item_choices in items]
     if not shares:
         return None
     value = fmean(shares)
-    return Share(value=value, interval=wilson(value, len(shares)), items=len(shares))
+    return Share(value=value, interval=wilson_interval(value, len(shares)), items=len(shares))
 
 
-def _preference(told: Mapping[str, Sequence[Judgement]]) -> Preference | None:
-    if not told:
+def _estimate_preference(judged: Mapping[str, Sequence[Judgement]]) -> Preference | None:
+    if not judged:
         return None
     by_seed: dict[int, list[float]] = {}
-    for made in told.values():
-        value = fmean(WORTH[choice.verdict] for choice in made)
-        by_seed.setdefault(made[0].seed, []).append(value)
-    values = [value for of_seed in by_seed.values() for value in of_seed]
+    for item_choices in judged.values():
+        value = fmean(VERDICT_VALUES[choice.verdict] for choice in item_choices)
+        by_seed.setdefault(item_choices[0].seed, []).append(value)
+    values = [value for seed_values in by_seed.values() for value in seed_values]
     n, mean = len(values), fmean(values)
-    means = {seed: fmean(of_seed) for seed, of_seed in sorted(by_seed.items())}
+    means = {seed: fmean(seed_values) for seed, seed_values in sorted(by_seed.items())}
     v_item = variance(values) / n if n > 1 else 0.0
     over_items = _t_interval(mean, v_item, n - 1) if v_item > 0 else None
     over_seeds, p = None, None

@@ -12,9 +12,9 @@ from chip_core.utils.errors import UserError
 from chip_core.utils.files import read_json
 from orchestrator.human_eval.assignment import SheetKey, read_sheet_key
 
-FORMAT = "chip-ablate human replies 1"
+REPLIES_FORMAT = "chip-ablate human replies 1"
 #: Valid ids of an export, which name the key's file: no path that leaves its folder.
-_EXPORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_EXPORT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 CHOICES = ("a", "b", "tie", "cant_tell")
 
 #: Of the second arm against the first.
@@ -49,43 +49,45 @@ def read_replies(files: Sequence[Path]) -> list[SheetReplies]:
     Raises:
         UserError: a file is not a saved sheet, or they are of more than one export.
     """
-    read = [_read(file) for file in files]
-    for replies in read:
-        if replies.export != read[0].export:
+    sheets = [_read_sheet(file) for file in files]
+    for sheet in sheets:
+        if sheet.export != sheets[0].export:
             raise UserError(
-                f"{replies.file} is of export {replies.export}, {read[0].file} of export "
-                f"{read[0].export}: import one export at a time"
+                f"{sheet.file} is of export {sheet.export}, {sheets[0].file} of export "
+                f"{sheets[0].export}: import one export at a time"
             )
     by_sheet: dict[int, SheetReplies] = {}
-    for replies in read:
-        other = by_sheet.setdefault(replies.sheet, replies)
-        if other is not replies:
+    for sheet in sheets:
+        other = by_sheet.setdefault(sheet.sheet, sheet)
+        if other is not sheet:
             raise UserError(
-                f"{other.file} and {replies.file} are both sheet {replies.sheet}: "
+                f"{other.file} and {sheet.file} are both sheet {sheet.sheet}: "
                 "give the one that counts"
             )
-    return read
+    return sheets
 
 
-def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path]) -> SheetKey:
+def find_sheet_key(
+    folder: Path, key_file: Path | None, export: str, files: Sequence[Path]
+) -> SheetKey:
     """Return the key of an export.
 
     Args:
         folder: the study's folder of keys.
-        given: a key file to use instead.
+        key_file: a key file to use instead.
         export: the export's id.
         files: the saved sheets, for the message.
 
     Raises:
         UserError: there is no such key, or it belongs to another export.
     """
-    path = folder / f"{export}.json" if given is None else given
+    path = folder / f"{export}.json" if key_file is None else key_file
     if not path.exists():
         raise UserError(
             f"{files[0]} is of export {export}, which this study does not know: name its --key, "
             "or the --workdir it was exported from"
-            if given is None
-            else f"--key: no file {given}"
+            if key_file is None
+            else f"--key: no file {key_file}"
         )
     try:
         key = read_sheet_key(read_json(path))
@@ -99,51 +101,51 @@ def find_key(folder: Path, given: Path | None, export: str, files: Sequence[Path
     return key
 
 
-def judgements(key: SheetKey, replies: Sequence[SheetReplies]) -> list[Judgement]:
+def decode_judgements(key: SheetKey, replies: Sequence[SheetReplies]) -> list[Judgement]:
     """Return every choice that was made, without open questions.
 
     Raises:
         UserError: a sheet does not belong to the export.
     """
-    found = []
-    for saved in replies:
-        if not 1 <= saved.sheet <= len(key.sheets):
-            raise UserError(f"{saved.file}: export {key.export} has no sheet {saved.sheet}")
-        entries = key.sheets[saved.sheet - 1]
-        if len(entries) != len(saved.choices):
+    decoded = []
+    for sheet in replies:
+        if not 1 <= sheet.sheet <= len(key.sheets):
+            raise UserError(f"{sheet.file}: export {key.export} has no sheet {sheet.sheet}")
+        entries = key.sheets[sheet.sheet - 1]
+        if len(entries) != len(sheet.choices):
             raise UserError(
-                f"{saved.file} has {len(saved.choices)} choices, sheet {saved.sheet} has "
+                f"{sheet.file} has {len(sheet.choices)} choices, sheet {sheet.sheet} has "
                 f"{len(entries)} questions: it was changed"
             )
-        for entry, choice in zip(entries, saved.choices, strict=True):
+        for entry, choice in zip(entries, sheet.choices, strict=True):
             if choice is not None:
-                found.append(
+                decoded.append(
                     Judgement(
                         item=entry.item,
                         seed=entry.seed,
-                        sheet=saved.sheet,
-                        verdict=_verdict(choice, entry.left),
+                        sheet=sheet.sheet,
+                        verdict=_decode_verdict(choice, entry.left),
                         chose_a=None if choice in ("tie", "cant_tell") else choice == "a",
                     )
                 )
-    return found
+    return decoded
 
 
-def _verdict(choice: str, left: int) -> Verdict:
+def _decode_verdict(choice: str, left: int) -> Verdict:
     if choice == "tie":
         return "tie"
     if choice == "cant_tell":
         return "cant_tell"
-    chosen = left if choice == "a" else 1 - left
-    return "win" if chosen == 1 else "lose"
+    chosen_arm = left if choice == "a" else 1 - left
+    return "win" if chosen_arm == 1 else "lose"
 
 
-def _read(file: Path) -> SheetReplies:
+def _read_sheet(file: Path) -> SheetReplies:
     try:
         raw: Any = read_json(file)
-        if raw["format"] != FORMAT:
+        if raw["format"] != REPLIES_FORMAT:
             raise ValueError("another format")
-        if not _EXPORT.fullmatch(str(raw["export"])):
+        if not _EXPORT_ID.fullmatch(str(raw["export"])):
             raise ValueError("the export's name is none")
         choices = tuple(raw["choices"])
         if any(choice is not None and choice not in CHOICES for choice in choices):

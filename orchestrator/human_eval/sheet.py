@@ -12,11 +12,11 @@ from PIL import Image
 
 from chip_core.data.image_files import to_rgb
 from orchestrator.human_eval.assignment import SheetKey
-from orchestrator.human_eval.pairs import Pool
+from orchestrator.human_eval.pairs import AnswerPool
 
 _PAGE = Path(__file__).with_name("sheet.html")
-_SIDE = 768  # pixels of an image's longest side
-_LOSSLESS = 128  # pixels up to which an image is not compressed with loss
+_MAX_SIDE = 768  # pixels of an image's longest side
+_LOSSLESS_SIDE = 128  # pixels up to which an image is not compressed with loss
 #: `</script>` and `<!--` would end the data's element; the line separators end old scripts' lines.
 _ESCAPES = {
     "<": "\\u003c",
@@ -27,8 +27,8 @@ _ESCAPES = {
 }
 
 
-def sheet_page(
-    key: SheetKey, number: int, pool: Pool, images: Mapping[str, Sequence[Image.Image]]
+def render_sheet(
+    key: SheetKey, number: int, pool: AnswerPool, images: Mapping[str, Sequence[Image.Image]]
 ) -> str:
     """Return sheet `number` (from 1) as a page.
 
@@ -38,30 +38,30 @@ def sheet_page(
     entries = []
     for entry in key.sheets[number - 1]:
         pair = answers[entry.item, entry.seed]
-        shown = (pair.first, pair.second)
+        responses = (pair.first, pair.second)
         entries.append(
             {
-                "images": [_data_uri(image) for image in images[entry.item]],
+                "images": [_to_data_uri(image) for image in images[entry.item]],
                 "question": pair.prompt,
-                "a": shown[entry.left],
-                "b": shown[1 - entry.left],
+                "a": responses[entry.left],
+                "b": responses[1 - entry.left],
             }
         )
     data = {"export": key.export, "sheet": number, "entries": entries}
     text = json.dumps(data, ensure_ascii=False)
-    for mark, escape in _ESCAPES.items():
-        text = text.replace(mark, escape)
+    for character, escape in _ESCAPES.items():
+        text = text.replace(character, escape)
     return _PAGE.read_text(encoding="utf-8").replace("{{data}}", text)
 
 
-def _data_uri(image: Image.Image) -> str:
-    out = io.BytesIO()
-    small = to_rgb(image).copy()
-    if max(image.size) <= _LOSSLESS:
-        kind = "png"
-        small.save(out, "PNG", optimize=True)
+def _to_data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    copy = to_rgb(image).copy()
+    if max(image.size) <= _LOSSLESS_SIDE:
+        media_type = "png"
+        copy.save(buffer, "PNG", optimize=True)
     else:
-        kind = "jpeg"
-        small.thumbnail((_SIDE, _SIDE))
-        small.save(out, "JPEG", quality=88)
-    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+        media_type = "jpeg"
+        copy.thumbnail((_MAX_SIDE, _MAX_SIDE))
+        copy.save(buffer, "JPEG", quality=88)
+    return f"data:image/{media_type};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -29,7 +29,7 @@ from chip_core.pairs.prompts import check_prompts, open_prompts
 from chip_core.utils.errors import ConfigError, warn_once
 from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
 from orchestrator.plan.plan import Plan
-from orchestrator.utils.progress import progress
+from orchestrator.utils.progress import track_progress
 
 CHECKED_ROWS_FOLDER = Path("cache", "rows")  # in a work directory
 
@@ -155,7 +155,7 @@ def _check_rows(requirement: _RowRequirements, console: Console) -> tuple[int, l
         open_prompts(requirement.data)[0] if requirement.prompts else open_source(requirement.data)
     )
     bad_rows = []
-    with progress(console, "rows checked", len(source)) as step:
+    with track_progress(console, "rows checked", len(source)) as step:
         for done_count, row in enumerate(_iter_checked_rows(requirement, source), start=1):
             if isinstance(row, BadRow):
                 bad_rows.append(row)

@@ -10,7 +10,7 @@ from typing import Literal
 from chip_core.config.trial import BenchmarkConfig
 from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import MetricInfo, Side, metric_name
-from orchestrator.analysis import Comparison, interactions, main_effects, verdicts
+from orchestrator.analysis import Comparison, compare_with_baseline, interactions, main_effects
 from orchestrator.cost.trimmed_trials import trimmed_notes
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import ComparedScores, Loaded, compare_scores
@@ -130,7 +130,7 @@ def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
     found = {metric: compare_scores(plan, loaded, metric, info) for metric, info in metrics.items()}
     kept = {metric: entry for metric, entry in found.items() if entry is not None}
     differences = {
-        metric: {entry.name: entry for entry in verdicts(one.results, metric)}
+        metric: {entry.name: entry for entry in compare_with_baseline(one.results, metric)}
         for metric, one in kept.items()
     }
     scales = {metric: shown_scale(info) for metric, info in metrics.items()}

@@ -75,7 +75,8 @@ class _TrialLine:
     progress: Progress | None = None
     loss: float | None = None
     started_at: float = 0.0
-    work_started_at: float = 0.0  # when the model was loaded and the work started
+    work_started_at: float = 0.0  # when the model was loaded and the work was first reported
+    initial_fraction: float = 0.0  # what was done of it by then
     ended_at: float = 0.0
     reason: str = ""
     printed_at: float = 0.0
@@ -104,6 +105,7 @@ class _TrialLine:
         kind, _, benchmark = progress.phase.partition(" ")
         weight = _PHASE_WEIGHTS.get(kind, 1.0)
         if progress.phase not in _SETUP_PHASES:
+            is_first = not self.work_started_at
             self.work_started_at = self.work_started_at or time.monotonic()
             # Scoring waits for the judge's replies, so both count as one phase.
             phase = f"score {benchmark}" if kind == "judge" else progress.phase
@@ -119,6 +121,7 @@ class _TrialLine:
                 # The benchmark is answered again, after a further step.
                 self.phases[f"{phase}, {len(self.phases)}"] = previous
             self.phases[phase] = current
+            self.initial_fraction = self.fraction_done() if is_first else self.initial_fraction
         self.loss = progress.figures.get("loss", self.loss)
 
 
@@ -167,9 +170,10 @@ class Board:
     def eta(self, line: _TrialLine) -> float | None:
         """Return the remaining seconds of a running trial; None if it is too early to tell."""
         fraction = line.fraction_done()
-        if fraction < 0.02:
+        done = fraction - line.initial_fraction
+        if done < 0.02:
             return None
-        return (time.monotonic() - line.work_started_at) * (1 - fraction) / fraction
+        return (time.monotonic() - line.work_started_at) * (1 - fraction) / done
 
     def overall_eta(self, *, passes: bool = False) -> float | None:
         """Return the remaining seconds of all trials, from the share done so far.

@@ -27,7 +27,7 @@ from orchestrator.state.cache_plan import USES_FILE, cache_folder
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.binding import find_storage
 from orchestrator.storage.reference_cache import CACHE_KEY, ReferenceCacheStore, jobs_folder
-from orchestrator.utils.progress import progress
+from orchestrator.utils.progress import track_progress
 
 #: whole: usable. broken: unusable. half-made: left by an interrupted build, which the next build
 #: continues. being made: by a running process.
@@ -91,7 +91,7 @@ def verify_caches(entries: Sequence[CacheEntry], console: Console, storage: Path
     whole_entries = [entry for entry in entries if entry.state == "whole"]
     total_bytes = sum(entry.bytes for entry in whole_entries)
     done_bytes = 0
-    with progress(console, "bytes checked", total_bytes) as step:
+    with track_progress(console, "bytes checked", total_bytes) as step:
         for entry in whole_entries:
             try:
                 caches.verify(entry.folder, again=True)

@@ -6,7 +6,7 @@ import socket
 
 from chip_core.utils.errors import UserError
 
-_WAIT = 10.0  # seconds for a connection: Ray itself would try for minutes
+_CONNECT_TIMEOUT = 10.0  # seconds for a connection: Ray itself would try for minutes
 
 
 def check_address(address: str) -> None:
@@ -27,12 +27,12 @@ def check_address(address: str) -> None:
     if not host:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=_WAIT).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise no_cluster(address, error) from None
+        raise no_cluster_error(address, error) from None
 
 
-def no_cluster(address: str, error: Exception) -> UserError:
+def no_cluster_error(address: str, error: Exception) -> UserError:
     """Return the error for a missing cluster."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"no Ray cluster at the address {address}: {first}")
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"no Ray cluster at the address {address}: {first_line}")

@@ -10,11 +10,11 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SHOWN_AFTER = 2.0  # seconds
-PLAIN_EVERY = 10.0  # seconds between lines without a terminal
+SHOW_AFTER_SECONDS = 2.0  # seconds
+PLAIN_INTERVAL = 10.0  # seconds between lines without a terminal
 
 
-class Step(Protocol):
+class ProgressCallback(Protocol):
     """Reports progress."""
 
     def __call__(self, done: int, of: int = 0) -> None:
@@ -22,15 +22,17 @@ class Step(Protocol):
 
 
 @contextmanager
-def progress(console: Console, what: str, total: int = 0) -> Iterator[Step]:
+def track_progress(
+    console: Console, description: str, total: int = 0
+) -> Iterator[ProgressCallback]:
     """Yield a function to call with the number done: shows a bar on a terminal, lines elsewhere.
 
     Args:
         console: where it is shown.
-        what: what is counted.
+        description: what is counted.
         total: the total; 0 if each call gives it.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,27 +41,31 @@ def progress(console: Console, what: str, total: int = 0) -> Iterator[Step]:
         console=console,
         transient=True,
     )
-    task = bar.add_task(what, total=total)
-    told, started = began, False
+    task = bar.add_task(description, total=total)
+    last_report, bar_started = start_time, False
 
     def step(done: int, of: int = 0) -> None:
-        nonlocal told, started, total
+        nonlocal last_report, bar_started, total
         total = of or total
         now = time.monotonic()
-        if now - began < SHOWN_AFTER or done >= total:
+        if now - start_time < SHOW_AFTER_SECONDS or done >= total:
             return
         if console.is_terminal:
-            if not started:
+            if not bar_started:
                 bar.start()
-                started = True
+                bar_started = True
             bar.update(task, completed=done, total=total)
-        elif now - told >= (PLAIN_EVERY if told > began else SHOWN_AFTER):
-            told = now
-            left = (now - began) / max(done, 1) * (total - done)
-            console.print(f"{what}: {done} of {total}, {left:.0f} s left", highlight=False)
+        elif now - last_report >= (
+            PLAIN_INTERVAL if last_report > start_time else SHOW_AFTER_SECONDS
+        ):
+            last_report = now
+            remaining = (now - start_time) / max(done, 1) * (total - done)
+            console.print(
+                f"{description}: {done} of {total}, {remaining:.0f} s left", highlight=False
+            )
 
     try:
         yield step
     finally:
-        if started:
+        if bar_started:
             bar.stop()

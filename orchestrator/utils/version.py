@@ -24,9 +24,9 @@ def code_version() -> CodeVersion:
     """Return the version of the running code."""
     folder = Path(orchestrator.__file__).parent
 
-    def git(*words: str) -> str:
+    def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *words],
+            ["git", "-C", str(folder), *arguments],
             check=True,
             capture_output=True,
             text=True,
@@ -34,13 +34,13 @@ def code_version() -> CodeVersion:
             stdin=subprocess.DEVNULL,
         ).stdout.strip()
 
-    commit, changed = None, ""
+    commit, changed_files = None, ""
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # not a venv inside another checkout
         commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", ".", "../chip_core")
+        changed_files = git("status", "--porcelain", "--untracked-files=no", ".", "../chip_core")
     except (OSError, subprocess.SubprocessError):
         pass
     return CodeVersion(
-        version=orchestrator.__version__, commit=commit, uncommitted=bool(commit and changed)
+        version=orchestrator.__version__, commit=commit, uncommitted=bool(commit and changed_files)
     )

@@ -87,7 +87,7 @@ class Machine:
             self._unshare = subprocess.Popen(
                 [*UNSHARE, "sh", "-ec", script], stdin=subprocess.PIPE, stdout=log, stderr=log
             )
-        self.pid = _child(self._unshare.pid)
+        self.pid = child(self._unshare.pid)
         _run("ip", "link", "add", self._link, "type", "veth", "peer", "name", "eth0",
              "netns", str(self.pid))  # fmt: skip
         _run("ip", "link", "set", self._link, "master", "bridge0", "up")
@@ -170,7 +170,8 @@ def _until_ssh(ip: str) -> None:
     raise TimeoutError(f"no sshd at {ip}")
 
 
-def _child(pid: int) -> int:
+def child(pid: int) -> int:
+    """Return the process id of a process's first child, once it has one."""
     for _ in range(200):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         if children:

@@ -83,7 +83,7 @@ def main(*kinds: str) -> None:
         run = Run(head, "hsdp", workers=WORKERS, parallel="hsdp", reference="off")
         lost = run.lose(second)
         until(lambda: "worker process died" in run.said, PATIENCE)
-        run.process.send_signal(signal.SIGINT)
+        run.interrupt()
         assert run.ends() == 130, run.said
         run = Run(head, "hsdp", workers=CPUS, parallel="hsdp", reference="off")
         assert run.ends() == 0, run.said
@@ -128,6 +128,10 @@ class Run:
         for line in self.process.stdout:
             self.said += line
             print(line, end="", file=sys.stderr, flush=True)
+
+    def interrupt(self) -> None:
+        """Stop it as Ctrl-C does: nsenter, which waits for it, passes no signal on."""
+        os.kill(machines.child(self.process.pid), signal.SIGINT)
 
     def ends(self) -> int:
         """Wait for its end and return its exit code."""

@@ -24,7 +24,7 @@ from chip_core.evaluation.reading import read_json, read_objects
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.evaluation.text import reply_numbers
 from chip_core.utils.errors import TrialError, UserError
-from orchestrator.human_eval.replies import FORMAT, find_key, read_replies
+from orchestrator.human_eval.replies import REPLIES_FORMAT, find_sheet_key, read_replies
 
 from ..chip_core.evaluation.judge.server import BatchEndpoints, Handler, serving
 from . import told
@@ -216,7 +216,7 @@ def test_options_that_are_written_as_python(options: str) -> None:
 
 
 SHEET: dict[str, Any] = {
-    "format": FORMAT, "export": "abc", "sheet": 1, "annotator": "a", "choices": ["a"]
+    "format": REPLIES_FORMAT, "export": "abc", "sheet": 1, "annotator": "a", "choices": ["a"]
 }  # fmt: skip
 SHEETS: dict[str, bytes | dict[str, Any]] = {
     "nothing": b"",
@@ -248,4 +248,4 @@ def test_sheets_of_people(tmp_path: Path, name: str) -> None:
 def test_keys_of_sheets(tmp_path: Path, text: str) -> None:
     (tmp_path / "abc.json").write_text(text)
     files = [tmp_path / "sheet.json"]
-    told.refused("sheets", lambda: find_key(tmp_path, None, "abc", files), UserError)
+    told.refused("sheets", lambda: find_sheet_key(tmp_path, None, "abc", files), UserError)

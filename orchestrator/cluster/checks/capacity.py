@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from chip_core.config.trial import EngineConfig
 from chip_core.config.validation import set_key
-from orchestrator.cluster.checks.node_types import NodeType, node_types
-from orchestrator.cluster.config import LOCAL, SETTINGS, ClusterFile, Problem
+from orchestrator.cluster.checks.node_types import NodeType, list_node_types
+from orchestrator.cluster.config import LOCAL_PROVIDER, SETTINGS_KEY, ClusterFile, Problem
 from orchestrator.jobs.placement import (
     DRIVER_RESOURCE,
     ResourceRequest,
@@ -40,16 +40,16 @@ class Capacity:
     at_once: int  # trials
 
 
-def need_of(study: Study) -> ResourceNeed:
+def study_resource_need(study: Study) -> ResourceNeed:
     """Return the resources of a study's largest trial."""
     engines = []
     for levels in [(), *((level,) for factor in study.factors for level in factor.levels)]:
-        tree = {"engine": dict(study.base.get("engine", {}))}
+        config = {"engine": dict(study.base.get("engine", {}))}
         for level in levels:
             for key, value in level.overrides.items():
                 if key.startswith("engine."):
-                    set_key(tree, key, value)
-        engines.append(EngineConfig.model_validate(tree["engine"]))
+                    set_key(config, key, value)
+        engines.append(EngineConfig.model_validate(config["engine"]))
     largest = EngineConfig(
         gpus_per_worker=max(engine.gpus_per_worker for engine in engines),
         cpus_per_worker=max(engine.cpus_per_worker for engine in engines),
@@ -61,12 +61,12 @@ def need_of(study: Study) -> ResourceNeed:
     )
 
 
-def capacity(kinds: Sequence[NodeType], need: ResourceNeed) -> Capacity:
+def compute_capacity(kinds: Sequence[NodeType], need: ResourceNeed) -> Capacity:
     """Return how many trials run at once on a cluster grown to its largest.
 
     A trial is placed on one machine if one is large enough, else on several.
     """
-    nodes = [kind.resources for kind in kinds for _ in range(kind.most)]
+    nodes = [kind.resources for kind in kinds for _ in range(kind.max_count)]
     drivers = sum(node.get(DRIVER_RESOURCE, 0) for node in nodes)
     return Capacity(
         slots=sum(count_fitting_workers(node, need.per_worker) for node in nodes),
@@ -76,20 +76,20 @@ def capacity(kinds: Sequence[NodeType], need: ResourceNeed) -> Capacity:
 
 def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
     """Yield node types that would place drivers wrongly."""
-    for kind in node_types(cluster):
-        places = kind.resources.get(DRIVER_RESOURCE, 0)
+    for kind in list_node_types(cluster):
+        drivers = kind.resources.get(DRIVER_RESOURCE, 0)
         key = f"{kind.key}.resources.{DRIVER_RESOURCE}"
-        if kind.head and places < 1:
+        if kind.head and drivers < 1:
             yield Problem(
-                key="head_start_ray_commands" if cluster.provider == LOCAL else key,
-                what=f"the head offers no {DRIVER_RESOURCE}: drivers of trials would take what "
+                key="head_start_ray_commands" if cluster.provider == LOCAL_PROVIDER else key,
+                message=f"the head offers no {DRIVER_RESOURCE}: drivers of trials would take what "
                 "their "
                 f"workers wait for. Offer 64: --resources='{{\"{DRIVER_RESOURCE}\": 64}}'",
             )
-        if not kind.head and places:
+        if not kind.head and drivers:
             yield Problem(
-                key="worker_start_ray_commands" if cluster.provider == LOCAL else key,
-                what=f"a worker offers {DRIVER_RESOURCE}: a trial's driver would die with that "
+                key="worker_start_ray_commands" if cluster.provider == LOCAL_PROVIDER else key,
+                message=f"a worker offers {DRIVER_RESOURCE}: a trial's driver would die with that "
                 "machine: "
                 "offer it on the head alone",
             )
@@ -97,26 +97,33 @@ def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
 
 def capacity_problems(cluster: ClusterFile, need: ResourceNeed) -> Iterator[Problem]:
     """Yield reasons why a study's trials would wait for ever."""
-    kinds = node_types(cluster)
+    kinds = list_node_types(cluster)
     workers = [kind for kind in kinds if not kind.head]
-    unsaid = [kind for kind in workers if not kind.resources.get("CPU")]
-    for kind in unsaid:
-        key = f"{SETTINGS}.worker" if cluster.provider == LOCAL else f"{kind.key}.resources"
-        yield Problem(key=key, what="does not say what a worker has: write {CPU: …, GPU: …}")
-    if unsaid:
+    undeclared = [kind for kind in workers if not kind.resources.get("CPU")]
+    for kind in undeclared:
+        key = (
+            f"{SETTINGS_KEY}.worker"
+            if cluster.provider == LOCAL_PROVIDER
+            else f"{kind.key}.resources"
+        )
+        yield Problem(key=key, message="does not say what a worker has: write {CPU: …, GPU: …}")
+    if undeclared:
         return
-    found = capacity(kinds, need)
-    if found.slots >= need.num_workers:
+    available = compute_capacity(kinds, need)
+    if available.slots >= need.num_workers:
         return
-    there = "; ".join(f"{kind.most} × {_words(kind.resources)}" for kind in workers)
+    machines = "; ".join(
+        f"{kind.max_count} × {_format_resources(kind.resources)}" for kind in workers
+    )
     yield Problem(
         key=workers[0].key if workers else "available_node_types",
-        what=f"a trial has {need.num_workers} worker(s) of {format_resources(need.per_worker)} "
-        "each, and room is for "
-        f"{found.slots} ({there or 'no workers'}): take larger or more machines, or lower "
+        message=f"a trial has {need.num_workers} worker(s) of {format_resources(need.per_worker)} "
+        "each, and room is "
+        "for "
+        f"{available.slots} ({machines or 'no workers'}): take larger or more machines, or lower "
         "engine.workers_per_trial, engine.gpus_per_worker or engine.cpus_per_worker",
     )
 
 
-def _words(resources: Mapping[str, float]) -> str:
+def _format_resources(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from chip_core.utils.errors import StorageError
-from orchestrator.cluster.checks.versions import differences, here
-from orchestrator.cluster.config import SETTINGS, ClusterFile, Problem
+from orchestrator.cluster.checks.versions import local_versions, version_differences
+from orchestrator.cluster.config import SETTINGS_KEY, ClusterFile, Problem
 from orchestrator.cluster.head import Head
 from orchestrator.jobs.placement import DRIVER_RESOURCE
 from orchestrator.storage.remote import RemoteStorage
 
-MARK = "CHIP-ABLATE-LIVE "  # before the JSON, since Ray may print, too
-WAIT = 120.0  # seconds for a machine's answer
+OUTPUT_PREFIX = "CHIP-ABLATE-LIVE "  # before the JSON, since Ray may print, too
+ANSWER_TIMEOUT = 120.0  # seconds for a machine's answer
 
 
 def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
@@ -33,53 +33,58 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
     """
     assert cluster.settings is not None, "a file without settings is refused before"
     settings = cluster.settings
-    place = settings.storage or settings.shared
-    assert place is not None, "a file without storage is refused before"
-    told = head.run(
+    storage = settings.storage or settings.shared
+    assert storage is not None, "a file without storage is refused before"
+    output = head.run(
         f"RAY_AUTH_MODE=token {settings.venv}/bin/python -m orchestrator.cluster.checks.live "
-        f"{shlex.quote(place)}",
-        timeout=WAIT + 60,
+        f"{shlex.quote(storage)}",
+        timeout=ANSWER_TIMEOUT + 60,
     )
-    (line,) = (line for line in told.splitlines() if line.startswith(MARK))
-    machines: list[dict[str, Any]] = json.loads(line.removeprefix(MARK))
+    (line,) = (line for line in output.splitlines() if line.startswith(OUTPUT_PREFIX))
+    machines: list[dict[str, Any]] = json.loads(line.removeprefix(OUTPUT_PREFIX))
     for machine in machines:
-        where = f"machine {machine['address']}"
+        key = f"machine {machine['address']}"
         if "error" in machine:
-            yield Problem(key=where, what=f"does not answer: {machine['error']}")
+            yield Problem(key=key, message=f"does not answer: {machine['error']}")
             continue
-        for what, name in differences(machine["versions"]):
-            yield Problem(key=where, what=f"{name} is {what}")
+        for message, name in version_differences(machine["versions"]):
+            yield Problem(key=key, message=f"{name} is {message}")
         if not machine["shared"]:
             yield Problem(
-                key=where,
-                what=f"does not see in {place} what the head wrote there: "
+                key=key,
+                message=f"does not see in {storage} what the head wrote there: "
                 + (
                     "mount the shared storage on it"
                     if settings.storage is None
                     else "give it what lets it in"
                 ),
             )
-        for name, said in settings.worker.items():
-            has = machine["resources"].get(name, 0)
-            if not machine["head"] and has < said:
-                what = f"has {has:g} {name}, and {SETTINGS}.worker says {said:g}: write what it has"
-                yield Problem(key=where, what=what)
-        offers = machine["resources"].get(DRIVER_RESOURCE, 0)
-        if machine["head"] != bool(offers):
-            what = "offers no" if machine["head"] else "is a worker and offers"
-            yield Problem(key=where, what=f"{what} {DRIVER_RESOURCE}: see the start commands")
+        for name, declared in settings.worker.items():
+            amount = machine["resources"].get(name, 0)
+            if not machine["head"] and amount < declared:
+                message = (
+                    f"has {amount:g} {name}, and {SETTINGS_KEY}.worker says {declared:g}: "
+                    "write what it has"
+                )
+                yield Problem(key=key, message=message)
+        drivers = machine["resources"].get(DRIVER_RESOURCE, 0)
+        if machine["head"] != bool(drivers):
+            message = "offers no" if machine["head"] else "is a worker and offers"
+            yield Problem(key=key, message=f"{message} {DRIVER_RESOURCE}: see the start commands")
     expected = cluster.content.get("min_workers") if cluster.provider == "local" else None
-    up = sum(not machine["head"] for machine in machines)
-    if isinstance(expected, int) and up < expected:
-        what = f"{up} of {expected} workers are up: see `ray exec {cluster.path}` with "
-        yield Problem(key="min_workers", what=f"{what}'tail /tmp/ray/session_latest/logs/monitor*'")
+    running = sum(not machine["head"] for machine in machines)
+    if isinstance(expected, int) and running < expected:
+        message = f"{running} of {expected} workers are up: see `ray exec {cluster.path}` with "
+        yield Problem(
+            key="min_workers", message=f"{message}'tail /tmp/ray/session_latest/logs/monitor*'"
+        )
 
 
-def look(place: str) -> list[dict[str, Any]]:
+def query_machines(storage: str) -> list[dict[str, Any]]:
     """Query each machine of the cluster whose head this machine is.
 
     Args:
-        place: the storage, a folder or a URI; a file is written there, and removed.
+        storage: the storage, a folder or a URI; a file is written there, and removed.
 
     Raises:
         StorageError: it cannot be written.
@@ -88,23 +93,23 @@ def look(place: str) -> list[dict[str, Any]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    remote, mark = RemoteStorage(place), f".seen-{secrets.token_hex(8)}"
-    remote.write(mark, b"")
+    remote, probe_file = RemoteStorage(storage), f".seen-{secrets.token_hex(8)}"
+    remote.write(probe_file, b"")
     try:
 
         @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-        def tell() -> dict[str, Any]:
-            return {"versions": here(), "shared": _sees(remote, mark)}
+        def probe() -> dict[str, Any]:
+            return {"versions": local_versions(), "shared": _can_read(remote, probe_file)}
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        asked = [
-            tell.options(
+        answers = [
+            probe.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote()
             for node in nodes
         ]
-        found = []
-        for node, answer in zip(nodes, asked, strict=True):
+        machines = []
+        for node, answer in zip(nodes, answers, strict=True):
             resources = node["Resources"]
             machine = {
                 "address": node["NodeManagerAddress"],
@@ -114,22 +119,22 @@ def look(place: str) -> list[dict[str, Any]]:
                 },
             }
             try:
-                machine |= ray.get(answer, timeout=WAIT)
+                machine |= ray.get(answer, timeout=ANSWER_TIMEOUT)
             except Exception as error:  # Ray raises various errors for a lost machine
                 machine["error"] = (str(error).splitlines() or [type(error).__name__])[0]
-            found.append(machine)
-        return found
+            machines.append(machine)
+        return machines
     finally:
-        remote.remove([mark])
+        remote.remove([probe_file])
         ray.shutdown()
 
 
-def _sees(remote: RemoteStorage, mark: str) -> bool:
+def _can_read(remote: RemoteStorage, probe_file: str) -> bool:
     try:
-        return bool(remote.read([mark]))
+        return bool(remote.read([probe_file]))
     except StorageError:
         return False
 
 
 if __name__ == "__main__":
-    print(f"\n{MARK}{json.dumps(look(sys.argv[1]))}", flush=True)
+    print(f"\n{OUTPUT_PREFIX}{json.dumps(query_machines(sys.argv[1]))}", flush=True)

@@ -33,47 +33,49 @@ def schema_problems(cluster: ClusterFile) -> Iterator[Problem]:
         key=lambda error: [str(part) for part in error.absolute_path],
     )
     for error in errors:
-        yield from _told(error)
+        yield from _violation_problems(error)
     if not errors:
-        yield from _refused(dict(cluster.content))
+        yield from _refusal_problems(dict(cluster.content))
 
 
-def _told(error: Any) -> Iterator[Problem]:
-    where = _dotted(error.absolute_path)
+def _violation_problems(error: Any) -> Iterator[Problem]:
+    path = _format_path(error.absolute_path)
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = error.schema.get("properties", {})
         for key in sorted(set(map(str, error.instance)) - set(known)):
-            dotted = f"{where}.{key}" if where else key
-            yield Problem(key=dotted, what=f"unknown key: {suggestion(key, known)}")
+            key_path = f"{path}.{key}" if path else key
+            yield Problem(key=key_path, message=f"unknown key: {suggestion(key, known)}")
     elif error.validator == "required":
         for key in error.validator_value:
             if key not in error.instance:
-                yield Problem(key=f"{where}.{key}" if where else key, what="is missing: add it")
+                yield Problem(key=f"{path}.{key}" if path else key, message="is missing: add it")
     else:
-        yield Problem(key=where or "the file", what=f"{error.message}: see {_HELP}")
+        yield Problem(key=path or "the file", message=f"{error.message}: see {_SCHEMA_URL}")
 
 
-_HELP = "https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html"
+_SCHEMA_URL = "https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html"
 
 
-def _refused(content: dict[str, Any]) -> Iterator[Problem]:
+def _refusal_problems(content: dict[str, Any]) -> Iterator[Problem]:
     """Yield why Ray refuses a file that fits its schema. Ray gives the first reason only."""
-    said = io.StringIO()
+    output = io.StringIO()
     logger = logging.getLogger("ray")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             fillout_defaults(copy.deepcopy(content))
     except Exception as error:  # Ray has no class of its own for it
-        lines = [line for line in (*str(error).splitlines(), *said.getvalue().splitlines()) if line]
+        lines = [
+            line for line in (*str(error).splitlines(), *output.getvalue().splitlines()) if line
+        ]
         reason = lines[0].strip() if lines else type(error).__name__
-        yield Problem(key="the file", what=f"Ray refuses it: {reason}: see {_HELP}")
+        yield Problem(key="the file", message=f"Ray refuses it: {reason}: see {_SCHEMA_URL}")
     finally:
         logger.setLevel(level)
 
 
-def _dotted(path: Any) -> str:
+def _format_path(path: Any) -> str:
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"

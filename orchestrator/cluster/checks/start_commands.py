@@ -10,23 +10,30 @@ from dataclasses import dataclass
 
 from orchestrator.cluster.config import ClusterFile, Problem
 
-HEAD, WORKER = "head_start_ray_commands", "worker_start_ray_commands"
+HEAD_COMMANDS, WORKER_COMMANDS = "head_start_ray_commands", "worker_start_ray_commands"
 #: Lists of commands that run over ssh in a login shell.
-LISTS = (
+COMMAND_LISTS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
-    HEAD, WORKER,
+    HEAD_COMMANDS, WORKER_COMMANDS,
 )  # fmt: skip
-TOKEN = "~/.ray/auth_token"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TOKEN_FILE = "~/.ray/auth_token"
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 #: Programs of the virtual environment, which a login shell's PATH need not have.
-_OURS = re.compile(r"^(ray|chip-ablate|python[0-9.]*|pip[0-9.]*|mlflow)$")
-_ENDS = re.compile(r"^(;|&&|\|\||\||&|\(|\)|!|then|do|else|fi|done|\{|\})$")
-_BEFORE = ("if", "sudo", "exec", "env", "nohup", "setsid")  # words that run the command after them
+_VENV_PROGRAM = re.compile(r"^(ray|chip-ablate|python[0-9.]*|pip[0-9.]*|mlflow)$")
+_SEPARATOR = re.compile(r"^(;|&&|\|\||\||&|\(|\)|!|then|do|else|fi|done|\{|\})$")
+_PREFIX_WORDS = (
+    "if",
+    "sudo",
+    "exec",
+    "env",
+    "nohup",
+    "setsid",
+)  # words that run the command after them
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class ProgramCall:
     """One program of a command."""
 
     key: str  # where it stands in the file
@@ -49,167 +56,173 @@ class Call:
         return None
 
 
-def calls(cluster: ClusterFile, *lists: str) -> Iterator[Call]:
+def iter_calls(cluster: ClusterFile, *lists: str) -> Iterator[ProgramCall]:
     """Yield the programs of a file's commands. An invalid shell command yields none."""
     for name in lists:
         for index, text in enumerate(cluster.commands(name)):
             try:
-                words = _words(text)
+                words = _split_words(text)
             except ValueError:
                 continue
-            yield from _calls(f"{name}[{index}]", words)
+            yield from _parse_calls(f"{name}[{index}]", words)
 
 
-def ray_start(cluster: ClusterFile, name: str) -> Call | None:
+def find_ray_start(cluster: ClusterFile, name: str) -> ProgramCall | None:
     """Return the `ray start` of a list of commands, or None."""
-    for call in calls(cluster, name):
+    for call in iter_calls(cluster, name):
         if call.name == "ray" and call.arguments[:1] == ("start",):
             return call
     return None
 
 
-def declared_resources(call: Call | None) -> dict[str, float]:
+def declared_resources(call: ProgramCall | None) -> dict[str, float]:
     """Return the resources that a `ray start` declares."""
     if call is None:
         return {}
-    found: dict[str, float] = {}
+    resources: dict[str, float] = {}
     for option, name in (("--num-cpus", "CPU"), ("--num-gpus", "GPU")):
         value = call.option(option)
         if value is not None and value.isdigit():
-            found[name] = float(value)
+            resources[name] = float(value)
     try:
         extra = json.loads(call.option("--resources") or "{}")
-        return found | {str(name): float(amount) for name, amount in extra.items()}
+        return resources | {str(name): float(amount) for name, amount in extra.items()}
     except (AttributeError, TypeError, ValueError):
-        return found  # reported by `_wrong_resources`
+        return resources  # reported by `_resource_problems`
 
 
 def command_problems(cluster: ClusterFile) -> Iterator[Problem]:
     """Yield the problems of the commands: paths, the token, open ports."""
-    for name in LISTS:
+    for name in COMMAND_LISTS:
         for index, text in enumerate(cluster.commands(name)):
             try:
-                _words(text)
+                _split_words(text)
             except ValueError as error:
-                yield Problem(key=f"{name}[{index}]", what=f"is no shell command ({error}): {text}")
-    for call in calls(cluster, *LISTS):
-        if _OURS.match(call.program):
+                yield Problem(
+                    key=f"{name}[{index}]", message=f"is no shell command ({error}): {text}"
+                )
+    for call in iter_calls(cluster, *COMMAND_LISTS):
+        if _VENV_PROGRAM.match(call.program):
             yield Problem(
                 key=call.key,
-                what=f"'{call.program}' is looked for on the PATH of a login shell: write the "
+                message=f"'{call.program}' is looked for on the PATH of a login shell: write the "
                 f"absolute path, VENV/bin/{call.program}",
             )
-    head, worker = ray_start(cluster, HEAD), ray_start(cluster, WORKER)
-    for key, start in ((HEAD, head), (WORKER, worker)):
+    head, worker = find_ray_start(cluster, HEAD_COMMANDS), find_ray_start(cluster, WORKER_COMMANDS)
+    for key, start in ((HEAD_COMMANDS, head), (WORKER_COMMANDS, worker)):
         if start is None:
-            yield Problem(key=key, what="no command is `ray start`: see cluster.yaml")
+            yield Problem(key=key, message="no command is `ray start`: see cluster.yaml")
             continue
         if start.environment.get("RAY_AUTH_MODE") != "token":
             yield Problem(
                 key=start.key,
-                what="`ray start` lets in whoever reaches its ports: put RAY_AUTH_MODE=token "
+                message="`ray start` lets in whoever reaches its ports: put RAY_AUTH_MODE=token "
                 "before it",
             )
-        yield from _wrong_resources(start)
+        yield from _resource_problems(start)
     if head is not None:
         yield from _head_problems(head)
     if worker is not None and not (worker.option("--address") or "").startswith("$RAY_HEAD_IP"):
         yield Problem(
-            key=worker.key, what="`ray start` of a worker needs --address=$RAY_HEAD_IP:PORT"
+            key=worker.key, message="`ray start` of a worker needs --address=$RAY_HEAD_IP:PORT"
         )
     for key in ("image", "head_image", "worker_image"):
         if cluster.section("docker").get(key):
             yield Problem(
                 key=f"docker.{key}",
-                what="`run --cluster` reaches machines, not containers on them: install into "
+                message="`run --cluster` reaches machines, not containers on them: install into "
                 "metadata.chip_ablate.venv of the machines, and drop it",
             )
     yield from _token_problems(cluster)
-    yield from _open_pages(cluster)
+    yield from _mlflow_problems(cluster)
 
 
-def _head_problems(head: Call) -> Iterator[Problem]:
+def _head_problems(head: ProgramCall) -> Iterator[Problem]:
     if "--head" not in head.arguments:
-        yield Problem(key=head.key, what="`ray start` of the head needs --head")
+        yield Problem(key=head.key, message="`ray start` of the head needs --head")
     if head.option("--autoscaling-config") is None:
-        what = "without --autoscaling-config=~/ray_bootstrap_config.yaml no worker is ever started"
-        yield Problem(key=head.key, what=f"{what}: add it")
+        message = (
+            "without --autoscaling-config=~/ray_bootstrap_config.yaml no worker is ever started"
+        )
+        yield Problem(key=head.key, message=f"{message}: add it")
     host = head.option("--dashboard-host")
-    if host is not None and host not in LOOPBACK:
+    if host is not None and host not in LOOPBACK_HOSTS:
         yield Problem(
             key=head.key,
-            what=f"--dashboard-host={host} opens the dashboard, which runs what it is sent, to "
+            message=f"--dashboard-host={host} opens the dashboard, which runs what it is sent, to "
             "the network: write 127.0.0.1, and tunnel to it (ray dashboard FILE)",
         )
 
 
-def _wrong_resources(start: Call) -> Iterator[Problem]:
-    written = start.option("--resources")
-    if written is None:
+def _resource_problems(start: ProgramCall) -> Iterator[Problem]:
+    value = start.option("--resources")
+    if value is None:
         return
     try:
-        whole = json.loads(written)
-        fine = all(float(amount) >= 0 for amount in whole.values())
+        resources = json.loads(value)
+        is_valid = all(float(amount) >= 0 for amount in resources.values())
     except (AttributeError, TypeError, ValueError):
-        fine = False
-    if not fine:
+        is_valid = False
+    if not is_valid:
         example = '{"chip_driver": 64}'
-        what = f"--resources={written} is no JSON of names and amounts: write '{example}'"
-        yield Problem(key=start.key, what=what)
+        message = f"--resources={value} is no JSON of names and amounts: write '{example}'"
+        yield Problem(key=start.key, message=message)
 
 
 def _token_problems(cluster: ClusterFile) -> Iterator[Problem]:
-    mounted = TOKEN in cluster.section("file_mounts")
-    made = any(
+    is_mounted = TOKEN_FILE in cluster.section("file_mounts")
+    is_generated = any(
         call.name == "ray" and call.arguments[:1] == ("get-auth-token",)
         and "--generate" in call.arguments
-        for call in calls(cluster, HEAD, "head_setup_commands", "setup_commands")
+        for call in iter_calls(cluster, HEAD_COMMANDS, "head_setup_commands", "setup_commands")
     )  # fmt: skip
-    if not mounted and not made:
+    if not is_mounted and not is_generated:
         yield Problem(
-            key=HEAD,
-            what="nothing makes a token: before `ray start` write "
+            key=HEAD_COMMANDS,
+            message="nothing makes a token: before `ray start` write "
             "VENV/bin/ray get-auth-token --generate >/dev/null",
         )
     synced = cluster.content.get("cluster_synced_files")
-    if not mounted and not (isinstance(synced, list) and TOKEN in synced):
+    if not is_mounted and not (isinstance(synced, list) and TOKEN_FILE in synced):
         yield Problem(
-            key="cluster_synced_files", what=f"workers get no token: write [{TOKEN}] here"
+            key="cluster_synced_files", message=f"workers get no token: write [{TOKEN_FILE}] here"
         )
 
 
-def _open_pages(cluster: ClusterFile) -> Iterator[Problem]:
+def _mlflow_problems(cluster: ClusterFile) -> Iterator[Problem]:
     """Yield MLflow servers that listen on more than loopback."""
-    for call in calls(cluster, *LISTS):
-        pages = call.name == "mlflow" or call.arguments[:1] == ("ui",) or "mlflow" in call.arguments
+    for call in iter_calls(cluster, *COMMAND_LISTS):
+        is_mlflow = (
+            call.name == "mlflow" or call.arguments[:1] == ("ui",) or "mlflow" in call.arguments
+        )
         host = call.option("--host")
-        if pages and host is not None and host not in LOOPBACK:
+        if is_mlflow and host is not None and host not in LOOPBACK_HOSTS:
             yield Problem(
                 key=call.key,
-                what=f"--host {host} opens MLflow, which asks nobody who they are, to the "
+                message=f"--host {host} opens MLflow, which asks nobody who they are, to the "
                 "network: write 127.0.0.1, and tunnel to it",
             )
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
     lexer.commenters, lexer.whitespace_split = "", True
     return list(lexer)
 
 
-def _calls(key: str, words: list[str]) -> Iterator[Call]:
+def _parse_calls(key: str, words: list[str]) -> Iterator[ProgramCall]:
     exported: dict[str, str] = {}
     current: list[str] = []
     for word in [*words, ";"]:
-        if not _ENDS.match(word):
+        if not _SEPARATOR.match(word):
             current.append(word)
             continue
-        environment, (program, *arguments) = _taken(current)
+        environment, (program, *arguments) = _split_assignments(current)
         current = []
         if program == "export":
-            exported |= _taken(arguments)[0]
+            exported |= _split_assignments(arguments)[0]
         elif program:
-            yield Call(
+            yield ProgramCall(
                 key=key,
                 program=program,
                 arguments=tuple(arguments),
@@ -217,12 +230,12 @@ def _calls(key: str, words: list[str]) -> Iterator[Call]:
             )
 
 
-def _taken(words: list[str]) -> tuple[dict[str, str], list[str]]:
+def _split_assignments(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return the assignments before a program, and the program with its arguments."""
     environment = {}
     for index, word in enumerate(words):
         if _ASSIGNMENT.match(word):
             name, _, environment[name] = word.partition("=")
-        elif word not in _BEFORE:
+        elif word not in _PREFIX_WORDS:
             return environment, words[index:]
     return environment, [""]

@@ -6,12 +6,23 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from chip_core.utils.errors import UserError
-from orchestrator.cluster.checks.start_commands import LISTS
-from orchestrator.cluster.config import LOCAL, SETTINGS, ClusterFile, Problem
+from orchestrator.cluster.checks.start_commands import COMMAND_LISTS
+from orchestrator.cluster.config import LOCAL_PROVIDER, SETTINGS_KEY, ClusterFile, Problem
 from orchestrator.storage.remote import validate_uri
 
 #: Folders that are local to each machine.
-_OWN = ("/tmp", "/var/tmp", "/dev", "/run", "/root", "/proc", "/sys", "/opt", "/usr", "/etc")
+_LOCAL_FOLDERS = (
+    "/tmp",
+    "/var/tmp",
+    "/dev",
+    "/run",
+    "/root",
+    "/proc",
+    "/sys",
+    "/opt",
+    "/usr",
+    "/etc",
+)
 
 
 def storage_problems(cluster: ClusterFile) -> Iterator[Problem]:
@@ -21,16 +32,17 @@ def storage_problems(cluster: ClusterFile) -> Iterator[Problem]:
         return
     if (settings.shared is None) == (settings.storage is None):
         yield Problem(
-            key=SETTINGS,
-            what="say where all machines find what one of them wrote: `shared`, a folder that each "
+            key=SETTINGS_KEY,
+            message="say where all machines find what one of them wrote: `shared`, a folder that "
+            "each "
             "mounts, or `storage`, a URI such as s3://BUCKET/FOLDER; one of the two",
         )
     if settings.storage is not None:
         try:
             validate_uri(settings.storage)
         except UserError as error:
-            what = str(error).removeprefix("--storage: ")
-            yield Problem(key=f"{SETTINGS}.storage", what=what)
+            message = str(error).removeprefix("--storage: ")
+            yield Problem(key=f"{SETTINGS_KEY}.storage", message=message)
     if settings.shared is not None:
         yield from _shared_problems(cluster, settings.shared, settings.workdir)
 
@@ -39,27 +51,29 @@ def _shared_problems(cluster: ClusterFile, mounted: str, work: str) -> Iterator[
     shared, workdir = PurePosixPath(mounted), PurePosixPath(work)
     if not workdir.is_relative_to(shared):
         yield Problem(
-            key=f"{SETTINGS}.workdir",
-            what=f"{workdir} does not lie in {shared} (`shared`), so each machine would have its "
+            key=f"{SETTINGS_KEY}.workdir",
+            message=f"{workdir} does not lie in {shared} (`shared`), so each machine would have "
+            "its "
             "own: move it there",
         )
-    own = [folder for folder in _OWN if shared.is_relative_to(folder)]
-    if own or shared == PurePosixPath("/"):
+    local_folders = [folder for folder in _LOCAL_FOLDERS if shared.is_relative_to(folder)]
+    if local_folders or shared == PurePosixPath("/"):
         yield Problem(
-            key=f"{SETTINGS}.shared",
-            what=f"{shared}: each machine has its own {own[0] if own else '/'}: mount shared "
+            key=f"{SETTINGS_KEY}.shared",
+            message=f"{shared}: each machine has its own "
+            f"{local_folders[0] if local_folders else '/'}: mount shared "
             "storage elsewhere (/mnt/…)",
         )
-    if cluster.provider != LOCAL and not _is_mounted(cluster, str(shared)):
+    if cluster.provider != LOCAL_PROVIDER and not _is_mounted(cluster, str(shared)):
         yield Problem(
-            key=f"{SETTINGS}.shared",
-            what=f"no command mounts {shared} on new machines: add one to setup_commands",
+            key=f"{SETTINGS_KEY}.shared",
+            message=f"no command mounts {shared} on new machines: add one to setup_commands",
         )
 
 
 def _is_mounted(cluster: ClusterFile, path: str) -> bool:
     """Return whether a command that every machine runs mounts the path."""
-    everywhere = [name for name in LISTS if not name.startswith(("head_", "worker_"))]
+    everywhere = [name for name in COMMAND_LISTS if not name.startswith(("head_", "worker_"))]
     return any(
         "mount" in command and path in command
         for name in everywhere

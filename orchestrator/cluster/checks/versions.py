@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 import orchestrator
-from orchestrator.cluster.checks.start_commands import LISTS
-from orchestrator.cluster.config import SETTINGS, ClusterFile, Problem
+from orchestrator.cluster.checks.start_commands import COMMAND_LISTS
+from orchestrator.cluster.config import SETTINGS_KEY, ClusterFile, Problem
 
 _PINNED = re.compile(r"(?<![\w-])(ray|chip-ablate)(?:\[[^\]]*\])?==(\d[\w.]*)")
 
 
-def here() -> dict[str, str]:
+def local_versions() -> dict[str, str]:
     """Return this machine's versions."""
     return {
         "python": platform.python_version(),
@@ -27,35 +27,40 @@ def version_problems(cluster: ClusterFile) -> Iterator[Problem]:
     """Yield differences between the cluster's versions in the file and this machine's."""
     if cluster.settings is None:
         return
-    said = cluster.settings.versions
-    if said is None:
-        written = ", ".join(f"{name}: {number}" for name, number in here().items())
-        yield Problem(key=f"{SETTINGS}.versions", what=f"is missing: write {{{written}}}")
+    declared = cluster.settings.versions
+    if declared is None:
+        example = ", ".join(f"{name}: {number}" for name, number in local_versions().items())
+        yield Problem(key=f"{SETTINGS_KEY}.versions", message=f"is missing: write {{{example}}}")
     else:
-        there = {"python": said.python, "ray": said.ray, "chip-ablate": said.chip_ablate}
-        for what, key in differences(there):
-            yield Problem(key=f"{SETTINGS}.versions.{key}", what=what)
-    for name in LISTS:
+        remote_versions = {
+            "python": declared.python,
+            "ray": declared.ray,
+            "chip-ablate": declared.chip_ablate,
+        }
+        for message, key in version_differences(remote_versions):
+            yield Problem(key=f"{SETTINGS_KEY}.versions.{key}", message=message)
+    for name in COMMAND_LISTS:
         for index, command in enumerate(cluster.commands(name)):
             for package, number in _PINNED.findall(command):
-                if number != here()[package]:
+                if number != local_versions()[package]:
                     yield Problem(
                         key=f"{name}[{index}]",
-                        what=f"installs {package} {number}, and here is {here()[package]}: "
+                        message=f"installs {package} {number}, and here is "
+                        f"{local_versions()[package]}: "
                         "install the same on both sides",
                     )
 
 
-def differences(there: dict[str, str]) -> Iterator[tuple[str, str]]:
+def version_differences(remote_versions: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Yield (sentence, name) for each version that does not match this machine's.
 
     Python's patch version may differ.
     """
-    for name, mine in here().items():
-        its = there[name]
-        same = _minor(its) == _minor(mine) if name == "python" else its == mine
-        if not same:
-            yield (f"{its}, and here is {name} {mine}: install the same on both sides", name)
+    for name, local in local_versions().items():
+        remote = remote_versions[name]
+        is_equal = _minor(remote) == _minor(local) if name == "python" else remote == local
+        if not is_equal:
+            yield (f"{remote}, and here is {name} {local}: install the same on both sides", name)
 
 
 def _minor(number: str) -> tuple[str, ...]:

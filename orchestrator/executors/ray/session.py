@@ -28,7 +28,7 @@ from orchestrator.jobs.placement import (
     worker_resources,
 )
 from orchestrator.jobs.stopping import restore_signal_handlers
-from orchestrator.utils.cluster_address import check_address, no_cluster
+from orchestrator.utils.cluster_address import check_address, no_cluster_error
 
 #: Resource that every head node has one unit of. Tune does not place a driver without resources.
 HEAD_NODE_RESOURCE = "node:__internal_head__"
@@ -222,10 +222,14 @@ def job_request(job: Job) -> ResourceRequest:
     )
 
 
-def describe_pending_request(resources: Mapping[str, float]) -> str | None:
-    """Describe the resources that a slot requests, and what is free in the cluster.
+def describe_pending_request(resources: Mapping[str, float], workers: int = 1) -> str | None:
+    """Describe the resources that a trial's workers request, and what is free in the cluster.
 
-    None: no placement group is pending, so the slot's process starts.
+    None: no placement group is pending, so their processes start.
+
+    Args:
+        resources: of each worker, or of the trial's slot.
+        workers: how many request them.
     """
     groups = placement_group_table().values()
     if not any(group["state"] == "PENDING" for group in groups):
@@ -236,8 +240,11 @@ def describe_pending_request(resources: Mapping[str, float]) -> str | None:
     )
     is_placeable = any(count_fitting_workers(node, resources) for node in alive_node_resources())
     suffix = "" if is_placeable else ", and no node is that large"
-    return (
-        f"it asks for {format_resources(resources)} on one node, free in all are "
+    asks = (
+        f"it asks for {format_resources(resources)} on one node"
+    if workers > 1:
+        asks = f"its {workers} workers ask for {amounts(resources)} each"
+    return f"{asks}, free in all are "
         f"{availability}{suffix}"
     )
 
@@ -354,7 +361,7 @@ def _connect_to_cluster(address: str) -> Iterator[None]:
                 runtime_env={"env_vars": forwarded_environment(os.environ)},
             )
     except (OSError, RuntimeError, ValueError) as error:
-        raise no_cluster(address, error) from None
+        raise no_cluster_error(address, error) from None
     try:
         yield
     finally:

@@ -224,7 +224,7 @@ class RayTuneExecutor:
                     # A new folder each time: Tune takes a second run in one as part of the first.
                     storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
                     verbose=0,
-                    callbacks=[callback, WaitingNotice()],
+                    callbacks=[callback, WaitingNotice(monitor)],
                     stop=WaitingTrialsStopper(monitor),
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
@@ -515,11 +515,15 @@ class WaitingTrialsStopper(NoStateMixin, tune.Stopper):  # type: ignore[misc]
         return self._monitor.has_only_waiting
 
 
-class WaitingNotice(tune.Callback):  # type: ignore[misc]
-    """Reports what trials without a place wait for. They keep waiting, as a cluster may grow."""
+class WaitingNotice(NoStateMixin, tune.Callback):  # type: ignore[misc]
+    """Reports what trials without a place wait for. They keep waiting, as a cluster may grow.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Store the clock."""
+    A trial of several workers has a slot at once, in which it waits until Train has placed them.
+    """
+
+    def __init__(self, monitor: JobMonitor, clock: Callable[[], float] = time.monotonic) -> None:
+        """Store the monitor and the clock."""
+        self._monitor = monitor
         self._clock = clock
         self._waiting_since: dict[str, float] = {}
         self._next_notice = NOTICE_AFTER
@@ -527,7 +531,7 @@ class WaitingNotice(tune.Callback):  # type: ignore[misc]
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Report waiting trials after a minute, and again each time that has doubled."""
         now = self._clock()
-        waiting = [trial for trial in trials if trial.status == Trial.PENDING]
+        waiting = [trial for trial in trials if self._is_waiting(trial)]
         self._waiting_since = {
             trial.trial_id: self._waiting_since.get(trial.trial_id, now) for trial in waiting
         }
@@ -537,13 +541,27 @@ class WaitingNotice(tune.Callback):  # type: ignore[misc]
         if seconds < self._next_notice:
             return
         self._next_notice = 2 * seconds
-        config = waiting[0].config
-        request_text = describe_pending_request(slot_resources(config).required_resources)
+        first = waiting[0]
+        payload: JobPayload = first.config[PAYLOAD_KEY]
+        if first.status == Trial.PENDING:
+            request_text = describe_pending_request(slot_resources(first.config).required_resources)
+        else:
+            request_text = describe_pending_request(payload.resources, payload.job.workers)
         if request_text is None:
             return
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         warn_once(
-            f"{config[PAYLOAD_KEY].job.name}{more}: no place yet after {seconds:.0f} s: "
+            f"{payload.job.name}{more}: no place yet after {seconds:.0f} s: "
             f"{request_text}: "
             "wait until there is, or stop by Ctrl-C"
+        )
+
+    def _is_waiting(self, trial: Any) -> bool:
+        """Return whether a trial, or its workers, have no place."""
+        if trial.status != Trial.RUNNING:
+            return bool(trial.status == Trial.PENDING)
+        job: Job = trial.config[PAYLOAD_KEY].job
+        running_job = self._monitor.running.get(job.id)
+        return (
+            job.num_workers > 1 and running_job is not None and running_job.placement_group is None
         )

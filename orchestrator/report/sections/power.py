@@ -58,7 +58,7 @@ def power_blocks(summary: Summary) -> list[Table | TextBlock]:
                 "uncertain seed variance leaves.",
                 columns=columns("arm", "seeds needed", text=(0, 1)),
                 rows=tuple(
-                    text_row(entry.name, seeds_needed(one, delta, family=family).words)
+                    text_row(entry.name, seeds_needed(one, delta, family=family).text)
                     for entry, one in open_arms
                 ),
             )

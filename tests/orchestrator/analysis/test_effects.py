@@ -6,12 +6,12 @@ from orchestrator.analysis import (
     StudyArm,
     StudyResults,
     Verdict,
+    compare_with_baseline,
     contrast,
     holm,
     interactions,
     main_effects,
     report_pool,
-    verdicts,
 )
 
 RNG = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def turned(mean, spread=0.1):
 
 def test_arms_against_the_baseline():
     metric = figures(around(50), turned(53), turned(47), around(50.01))
-    found = verdicts(study(metric), "m")
+    found = compare_with_baseline(study(metric), "m")
     assert [one.name for one in found] == ["dpo, trained", "chip, frozen", "chip, trained"]
     assert found[0].changes == {"encoder": ("frozen", "trained")}
     assert found[2].changes == {"objective": ("dpo", "chip"), "encoder": ("frozen", "trained")}
@@ -62,19 +62,19 @@ def test_arms_against_the_baseline():
 
 def test_goal_turns_better_into_worse():
     rows = (around(50), turned(53), turned(47), around(50))
-    found = verdicts(study(figures(*rows, goal="minimize")), "m")
+    found = compare_with_baseline(study(figures(*rows, goal="minimize")), "m")
     assert [one.verdict for one in found[:2]] == [Verdict.WORSE, Verdict.BETTER]
 
 
 def test_verdicts_with_a_smallest_difference():
     rows = (around(50), turned(53), turned(47), around(50.01))
-    wide = verdicts(study(figures(*rows, smallest_difference=5.0)), "m")
+    wide = compare_with_baseline(study(figures(*rows, smallest_difference=5.0)), "m")
     assert [one.verdict for one in wide] == [
         Verdict.BETTER_BELOW_DELTA,
         Verdict.WORSE_BELOW_DELTA,
         Verdict.NO_CLEAR_DIFFERENCE,
     ]
-    slim = verdicts(study(figures(*rows, smallest_difference=0.05)), "m")
+    slim = compare_with_baseline(study(figures(*rows, smallest_difference=0.05)), "m")
     assert [one.verdict for one in slim] == [
         Verdict.BETTER,
         Verdict.WORSE,
@@ -89,7 +89,7 @@ def test_too_few_items_where_seeds_agree():
     metric = MetricResults(
         goal="maximize", numerators=tuple(np.tile(row, (3, 1)) for row in answers), scale=100
     )
-    found = verdicts(study(metric), "m")
+    found = compare_with_baseline(study(metric), "m")
     assert {one.verdict for one in found} == {Verdict.TOO_FEW_ITEMS}
 
 
@@ -97,15 +97,18 @@ def test_one_seed_everywhere_has_an_interval_and_no_better_or_worse():
     arms = tuple(arm(o, e, seeds=(0,)) for o in ("dpo", "chip") for e in ("frozen", "trained"))
     right = [np.zeros((1, 40)), np.ones((1, 40)), RNG.integers(0, 2, (1, 40)), np.ones((1, 40))]
     metric = MetricResults(goal="maximize", numerators=tuple(right), smallest_difference=0.01)
-    found = verdicts(study(metric, arms), "m")
+    found = compare_with_baseline(study(metric, arms), "m")
     assert {one.verdict for one in found} == {Verdict.ITEMS_ONLY}
     assert all(one.p_adjusted is None for one in found)
     assert found[1].contrast.interval is not None
-    assert verdicts(study(figures([1], [2], [3], [4]), arms), "m")[0].verdict is Verdict.NO_TEST
+    assert (
+        compare_with_baseline(study(figures([1], [2], [3], [4]), arms), "m")[0].verdict
+        is Verdict.NO_TEST
+    )
 
 
 def test_no_test_where_nothing_varies():
-    found = verdicts(study(figures([5] * 3, [6] * 3, [5] * 3, [5] * 3)), "m")
+    found = compare_with_baseline(study(figures([5] * 3, [6] * 3, [5] * 3, [5] * 3)), "m")
     assert {one.verdict for one in found} == {Verdict.NO_TEST}
 
 
@@ -119,8 +122,8 @@ def test_a_missing_p_is_not_counted_in_the_family():
 
 def test_exploratory_corrects_by_the_false_discovery_rate():
     metric = figures(around(50, 1), turned(53, 1), turned(47, 1), around(52, 1))
-    strict = verdicts(study(metric), "m")
-    loose = verdicts(study(metric, exploratory=True), "m")
+    strict = compare_with_baseline(study(metric), "m")
+    loose = compare_with_baseline(study(metric, exploratory=True), "m")
     assert [one.p_adjusted for one in loose] != [one.p_adjusted for one in strict]
     pairs = zip(loose, strict, strict=True)
     assert all(one.p_adjusted <= other.p_adjusted for one, other in pairs)
@@ -179,7 +182,7 @@ def test_cells_that_are_one_trial_are_no_pair():
     assert weight.weights == (0.0, -1.0, 1.0)  # under dpo it can have no effect
     assert (weight.used, weight.combinations) == (1, 2)
     assert interactions(results, "m")[0].verdict is Verdict.NOT_ESTIMABLE
-    assert verdicts(results, "m")[1].changes == {"objective": ("dpo", "chip")}
+    assert compare_with_baseline(results, "m")[1].changes == {"objective": ("dpo", "chip")}
 
 
 def test_a_factor_with_three_levels_is_compared_level_by_level():
@@ -197,17 +200,17 @@ def test_a_factor_with_three_levels_is_compared_level_by_level():
 def test_seeds_that_are_not_the_same_are_not_blocked():
     rows = (around(50), turned(53), turned(47), around(50))
     other = (*GRID[:3], arm("chip", "trained", seeds=(0, 1, 3)))
-    assert verdicts(study(figures(*rows)), "m")[0].contrast.blocked
-    assert not verdicts(study(figures(*rows), other), "m")[0].contrast.blocked
+    assert compare_with_baseline(study(figures(*rows)), "m")[0].contrast.blocked
+    assert not compare_with_baseline(study(figures(*rows), other), "m")[0].contrast.blocked
     plain = study(figures(*rows), common_random_numbers=False)
-    assert not verdicts(plain, "m")[0].contrast.blocked
+    assert not compare_with_baseline(plain, "m")[0].contrast.blocked
 
 
 def test_the_reports_pool_is_used():
     arms = (*GRID, arm("other", "frozen"), arm("third", "frozen", collapsed=True))
     rows = (around(50), turned(52), turned(47), around(50), around(5, 3), turned(50, 40))
     metric = figures(*rows)
-    found = verdicts(study(metric, arms), "m")[0]
+    found = compare_with_baseline(study(metric, arms), "m")[0]
     mask = report_pool(metric.values, found.weights, collapsed=[False] * 5 + [True])
     assert mask.tolist() == [True] * 4 + [False] * 2
     assert found.contrast == contrast(metric.values, found.weights, blocked=True, pool=mask)
@@ -233,7 +236,7 @@ def test_results_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="one of the two"):
         study(MetricResults(goal="maximize"))
     with pytest.raises(ValueError, match="did you mean 'm'|choices: m"):
-        verdicts(study(rows), "mm")
+        compare_with_baseline(study(rows), "mm")
 
 
 def test_a_placebo_is_a_family_of_its_own_and_changes_no_other_comparison():
@@ -241,9 +244,9 @@ def test_a_placebo_is_a_family_of_its_own_and_changes_no_other_comparison():
     placebo = StudyArm(name="placebo", cells=(), seeds=(10, 11, 12), placebo=True)
     without = study(figures(*rows))
     having = study(figures(*rows, turned(50, 1)), (*GRID, placebo))
-    *others, own = verdicts(having, "m")
+    *others, own = compare_with_baseline(having, "m")
     assert tuple(others) != () and not any(one.placebo for one in others)
-    for one, other in zip(others, verdicts(without, "m"), strict=True):
+    for one, other in zip(others, compare_with_baseline(without, "m"), strict=True):
         assert one.contrast == other.contrast and one.p_adjusted == other.p_adjusted
     assert own.placebo and own.changes == {} and own.p_adjusted == own.contrast.p
     assert own.contrast.estimate == pytest.approx(0.0)

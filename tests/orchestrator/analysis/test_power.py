@@ -25,7 +25,7 @@ def test_seeds_needed_by_hand():
     assert found.likely == wanted
     assert found.low < found.likely < found.high
     assert not found.items_forbid
-    assert found.words == f"about {wanted} seeds ({found.low} to {found.high})"
+    assert found.text == f"about {wanted} seeds ({found.low} to {found.high})"
     assert detectable_difference(SEEDS, 7) == pytest.approx(reach(7))
 
 
@@ -39,7 +39,7 @@ def test_more_comparisons_and_smaller_targets_need_more_seeds():
     assert seeds_needed(SEEDS, 4, family=5).likely > seeds_needed(SEEDS, 4).likely
     assert seeds_needed(SEEDS, 2).likely > seeds_needed(SEEDS, 4).likely
     assert seeds_needed(SEEDS, 4, power=0.5).likely < seeds_needed(SEEDS, 4).likely
-    assert seeds_needed(SEEDS, 0.01).words == "more than 1000 seeds"
+    assert seeds_needed(SEEDS, 0.01).text == "more than 1000 seeds"
 
 
 def test_items_and_residual_are_counted_once():
@@ -55,7 +55,7 @@ def test_items_and_residual_are_counted_once():
 def test_where_items_forbid_it_no_number_of_seeds_suffices():
     found = replace(SEEDS, v_seed=0.5, v_item=1.0, v_res=0.0, units=500)
     # I = 1: about 1.96 + 0.84 = 2.8 standard errors with endless seeds
-    assert seeds_needed(found, 2.7).words == "no number of seeds suffices; more items"
+    assert seeds_needed(found, 2.7).text == "no number of seeds suffices; more items"
     assert not seeds_needed(found, 2.9).items_forbid
 
 
@@ -64,7 +64,13 @@ def test_what_cannot_be_answered_is_refused():
     for ask in (lambda: seeds_needed(one_seed, 1), lambda: detectable_difference(one_seed, 3)):
         with pytest.raises(ValueError, match="no seed variance"):
             ask()
-    for wrong in ({"target": 0}, {"target": math.nan}, {"family": 0}, {"most": 1}, {"power": 1.0}):
+    for wrong in (
+        {"target": 0},
+        {"target": math.nan},
+        {"family": 0},
+        {"max_seeds": 1},
+        {"power": 1.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             seeds_needed(SEEDS, **{"target": 1, **wrong})
     with pytest.raises(ValueError, match="fewer than two"):

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from chip_core.utils.errors import ConfigError
-from orchestrator.cluster.check import check_cluster, require_good
-from orchestrator.cluster.checks.capacity import ResourceNeed, capacity, need_of
+from orchestrator.cluster.check import check_cluster, require_valid
+from orchestrator.cluster.checks.capacity import ResourceNeed, compute_capacity, study_resource_need
 from orchestrator.cluster.checks.node_config import known_keys
 from orchestrator.cluster.checks.node_types import NodeType
-from orchestrator.cluster.checks.start_commands import HEAD, calls
+from orchestrator.cluster.checks.start_commands import HEAD_COMMANDS, iter_calls
 from orchestrator.cluster.config import ClusterFile
 from orchestrator.study.model import Study
 
@@ -34,7 +34,7 @@ def good(name: str) -> Tree:
 def problems(tree: Tree, folder: Path, need: ResourceNeed | None = None) -> list[tuple[str, str]]:
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(tree))
-    return [(each.key, each.what) for each in check_cluster(path, need).problems]
+    return [(each.key, each.message) for each in check_cluster(path, need).problems]
 
 
 def replaced(tree: Tree, key: str, old: str, new: str) -> None:
@@ -234,7 +234,7 @@ def test_everything_is_told_at_once(tmp_path: Path) -> None:
         spoil(tree)
     assert len(problems(tree, tmp_path)) == 1 + 1 + 3 + 1
     with pytest.raises(ConfigError) as raised:
-        require_good(tmp_path / "cluster.yaml")
+        require_valid(tmp_path / "cluster.yaml")
     assert len(raised.value.problems) == 6
     assert all(line.startswith(f"{tmp_path}/cluster.yaml: ") for line in raised.value.problems)
 
@@ -339,7 +339,7 @@ def test_node_types_that_cannot_be(tmp_path: Path) -> None:
 
 
 def kind(most: int, *, head: bool = False, **resources: float) -> NodeType:
-    return NodeType(key="k", head=head, most=most, resources=resources)
+    return NodeType(key="k", head=head, max_count=most, resources=resources)
 
 
 HEAD_KIND = kind(1, head=True, CPU=0, chip_driver=64)
@@ -364,14 +364,18 @@ def test_room_by_the_arithmetic(
     workers: int, each: dict[str, float], trials: int, slots: int, at_once: int
 ) -> None:
     kinds = [HEAD_KIND, kind(1, CPU=8, GPU=4), kind(1, CPU=8, GPU=3)]
-    found = capacity(kinds, ResourceNeed(num_workers=workers, per_worker=each, trials=trials))
+    found = compute_capacity(
+        kinds, ResourceNeed(num_workers=workers, per_worker=each, trials=trials)
+    )
     assert (found.slots, found.at_once) == (slots, at_once)
 
 
 def test_drivers_places_bound_what_runs_at_once() -> None:
     kinds = [kind(1, head=True, CPU=0, chip_driver=2), kind(4, CPU=8, GPU=1)]
     assert (
-        capacity(kinds, ResourceNeed(num_workers=1, per_worker={"CPU": 1.0}, trials=40)).at_once
+        compute_capacity(
+            kinds, ResourceNeed(num_workers=1, per_worker={"CPU": 1.0}, trials=40)
+        ).at_once
         == 2
     )
 
@@ -394,8 +398,12 @@ def test_machines_of_ones_own_must_say_what_they_have(tmp_path: Path) -> None:
 
 
 def test_what_a_study_needs_is_its_largest_trial(load: Callable[..., Study]) -> None:
-    assert need_of(load()) == ResourceNeed(num_workers=1, per_worker={"CPU": 1.0}, trials=4 * 2)
-    found = need_of(load(overrides={"engine.workers_per_trial": 2, "engine.gpus_per_worker": 1}))
+    assert study_resource_need(load()) == ResourceNeed(
+        num_workers=1, per_worker={"CPU": 1.0}, trials=4 * 2
+    )
+    found = study_resource_need(
+        load(overrides={"engine.workers_per_trial": 2, "engine.gpus_per_worker": 1})
+    )
     assert (found.num_workers, found.per_worker) == (2, {"CPU": 1.0, "GPU": 1.0})
 
 
@@ -404,8 +412,10 @@ def test_programs_of_a_command_are_read_as_a_shell_does() -> None:
         "umask 077; A=1 B='x y' /v/ray start --head --port 6379 && { ray stop || "
         "C=2 setsid nohup python3 -c 1 >log 2>&1 & }"
     )
-    tree = {HEAD: [text]}
-    found = list(calls(ClusterFile(path=Path("c"), content=tree, settings=None), HEAD))
+    tree = {HEAD_COMMANDS: [text]}
+    found = list(
+        iter_calls(ClusterFile(path=Path("c"), content=tree, settings=None), HEAD_COMMANDS)
+    )
     assert [call.program for call in found] == ["umask", "/v/ray", "ray", "python3"]
     assert found[1].environment == {"A": "1", "B": "x y"}
     assert found[1].option("--port") == "6379"

@@ -128,8 +128,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         names = sorted(path.name for path in given.pop("files").iterdir())
         found.append({"head": head.host, "job": job, "files": names, **given})
 
-    monkeypatch.setattr(session, "submit", submit)
-    monkeypatch.setattr(session, "watch", lambda head, job, as_json: 1)
+    monkeypatch.setattr(session, "submit_job", submit)
+    monkeypatch.setattr(session, "watch_job", lambda head, job, as_json: 1)
     return found
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.idle import LOOK_EVERY, Activity, stop_when_idle
+from orchestrator.cluster.idle import POLL_INTERVAL, Activity, stop_when_idle
 
-IDLE = Activity(jobs=0, machines=0, people=0)
+IDLE = Activity(jobs=0, machines=0, users=0)
 
 
 class Clock:
@@ -35,9 +35,9 @@ class Clock:
     ("seen", "looks"),
     [
         ([IDLE], 4),  # 120 s in looks of 30 s
-        ([IDLE, IDLE, Activity(jobs=1, machines=0, people=0), IDLE], 3 + 4),
-        ([Activity(jobs=0, machines=1, people=0)] * 5 + [IDLE], 5 + 4),
-        ([Activity(jobs=0, machines=0, people=1), IDLE], 1 + 4),
+        ([IDLE, IDLE, Activity(jobs=1, machines=0, users=0), IDLE], 3 + 4),
+        ([Activity(jobs=0, machines=1, users=0)] * 5 + [IDLE], 5 + 4),
+        ([Activity(jobs=0, machines=0, users=1), IDLE], 1 + 4),
         ([ConnectionError("Ray is gone")], 4),
     ],
 )
@@ -47,7 +47,7 @@ def test_it_stops_after_the_time_without_a_break(
     clock = Clock(seen)
     mark = tmp_path / "stopped"
     stop_when_idle(
-        4 * LOOK_EVERY, f"touch {mark}", look=clock.look, sleep=clock.sleep, now=clock.now
+        4 * POLL_INTERVAL, f"touch {mark}", query=clock.look, sleep=clock.sleep, now=clock.now
     )
     assert clock.looks == looks
     assert mark.exists()

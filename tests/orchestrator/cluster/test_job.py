@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus
 
 from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.cluster import job, session
-from orchestrator.cluster.head import Head, Unreachable
+from orchestrator.cluster.head import Head, UnreachableError
 from orchestrator.cluster.job import SubmittedJob
 from orchestrator.cluster.session import bundle_submission
 from orchestrator.commands.common import output
@@ -43,7 +43,7 @@ class Server:
         assert head is HEAD
         self.connections += 1
         if self.connections <= len(self.shown) and self.shown[self.connections - 1] < 0:
-            raise Unreachable("no route to host")
+            raise UnreachableError("no route to host")
         yield self
 
     def get_job_info(self, name: str) -> Any:
@@ -76,7 +76,7 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
     def made(*arguments: Any, **options: Any) -> Server:
         found = Server(*arguments, **options)
-        monkeypatch.setattr(job, "connected", found.connected)
+        monkeypatch.setattr(job, "connect", found.connected)
         monkeypatch.setattr(job.time, "sleep", lambda seconds: None)
         return found
 
@@ -91,7 +91,7 @@ def test_the_log_is_whole_and_once_however_often_the_connection_is_lost(
     there = server(chunks, shown)
     written: list[str] = []
     said: list[str] = []
-    details = job.follow(HEAD, JOB.job, written.append, said.append)
+    details = job.follow_job(HEAD, JOB.job, written.append, said.append)
     assert "".join(written) == "".join(chunks)
     assert details.status == JobStatus.SUCCEEDED
     assert there.connections == len(shown) + 1
@@ -120,7 +120,7 @@ def test_ctrl_c_ends_the_looking_on_at_once(server: Callable[..., Server]) -> No
     there.tail_job_logs = waits  # type: ignore[method-assign]
     written: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        job.follow(HEAD, JOB.job, written.append, written.append)
+        job.follow_job(HEAD, JOB.job, written.append, written.append)
     assert written == ["one\n"]
     assert there.connections == 1
 
@@ -132,8 +132,8 @@ def test_it_is_given_up_after_its_patience(
     clock = iter(range(0, 100_000, 700))
     monkeypatch.setattr(job.time, "monotonic", lambda: float(next(clock)))
     said: list[str] = []
-    with pytest.raises(Unreachable, match="the job may go on: chip-ablate attach encoder-1"):
-        job.follow(HEAD, JOB.job, said.append, said.append)
+    with pytest.raises(UnreachableError, match="the job may go on: chip-ablate attach encoder-1"):
+        job.follow_job(HEAD, JOB.job, said.append, said.append)
     assert len(said) == 2  # after 700 s and 1,400 s; at 2,100 s its 1,800 s are over
 
 
@@ -142,17 +142,17 @@ def test_a_job_that_the_cluster_does_not_know_is_told_at_once(
 ) -> None:
     server(["x"], [])
     with pytest.raises(UserError, match="gone: the cluster knows no such job"):
-        job.follow(HEAD, "gone", print, print)
+        job.follow_job(HEAD, "gone", print, print)
     with pytest.raises(UserError, match="no such job"):
-        job.stop(HEAD, "gone")
+        job.request_stop(HEAD, "gone")
 
 
 def test_a_job_is_found_on_the_cluster_and_other_programs_jobs_are_not(
     server: Callable[..., Server],
 ) -> None:
     server([], [])
-    assert job.latest(HEAD) == JOB
-    assert job.find_submitted(HEAD, JOB.job) == JOB
+    assert job.find_latest_job(HEAD) == JOB
+    assert job.find_submitted_job(HEAD, JOB.job) == JOB
 
 
 def test_what_is_submitted_runs_there_with_its_files(
@@ -163,7 +163,7 @@ def test_what_is_submitted_runs_there_with_its_files(
     monkeypatch.setattr(Head, "send", lambda self, source, target: sent.append((source, target)))
     there.submit_job = lambda **given: sent.append(given)  # type: ignore[attr-defined]
     arguments = ["run", "it's.yaml", "--set", "a=b c"]
-    job.submit(HEAD, JOB, venv="/v", arguments=arguments, files=tmp_path)
+    job.submit_job(HEAD, JOB, venv="/v", arguments=arguments, files=tmp_path)
     assert sent[0] == (tmp_path, "/w/jobs/encoder-1")
     assert sent[1]["entrypoint"] == (
         "cd /w/jobs/encoder-1 && exec /v/bin/chip-ablate run 'it'\"'\"'s.yaml' --set 'a=b c' "
@@ -211,7 +211,7 @@ def test_the_report_is_fetched_and_the_exit_code_is_the_studys(
 
     @output.json_option()  # which leaves standard output to results
     def looks_on(*, as_json: bool) -> int:
-        return session.watch(HEAD, mine, output.print_json)
+        return session.watch_job(HEAD, mine, output.print_json)
 
     assert looks_on(as_json=True) == code
     printed = capsys.readouterr()
@@ -244,8 +244,8 @@ def test_ctrl_c_leaves_the_job_running(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "follow", interrupted)
-    assert session.watch(HEAD, JOB) == 130
+    monkeypatch.setattr(session, "follow_job", interrupted)
+    assert session.watch_job(HEAD, JOB) == 130
     assert "the job goes on: chip-ablate attach encoder-1" in capsys.readouterr().err
 
 
@@ -255,7 +255,7 @@ def test_attach_finds_the_last_job_that_was_submitted_from_here(tmp_path: Path) 
     cluster = tmp_path / "c.yaml"
     cluster.write_text("provider: {type: local, head_ip: 10.0.0.9, worker_ips: []}\n")
     for name in ("a-1", "b-2"):
-        session.keep(
+        session.record_job(
             SubmittedJob(**{**JOB.as_json, "job": name, "cluster": str(cluster)}), tmp_path
         )
     head, found = session.find_job(None, None, tmp_path)
@@ -272,12 +272,12 @@ def test_a_name_from_the_cluster_does_not_leave_the_folder(
     server([], [])
     cluster = tmp_path / "c.yaml"
     cluster.write_text("provider: {type: local, head_ip: 10.0.0.9, worker_ips: []}\n")
-    monkeypatch.setattr(session, "head_of", lambda file: HEAD)
+    monkeypatch.setattr(session, "find_head", lambda file: HEAD)
     assert session.find_job(None, cluster, tmp_path)[1].local == str(
         tmp_path / "clusters/cluster/encoder"
     )
     odd = SubmittedJob(**{**JOB.as_json, "study": study})
-    monkeypatch.setattr(session, "latest", lambda head: odd)
+    monkeypatch.setattr(session, "find_latest_job", lambda head: odd)
     with pytest.raises(UserError, match="is no name of a folder"):
         session.find_job(None, cluster, tmp_path)
 
@@ -296,11 +296,11 @@ def test_a_tokens_refusal_is_told_and_not_tried_again(
     monkeypatch.setattr(Head, "tunnel", tunnel)
     monkeypatch.setattr(job, "JobSubmissionClient", refused)
     with pytest.raises(UserError, match="u@10.0.0.1: Authentication failed: Forbidden$"):
-        job.follow(HEAD, "x", print, print)
+        job.follow_job(HEAD, "x", print, print)
     monkeypatch.setattr(
         job, "JobSubmissionClient", lambda *_, **__: (_ for _ in ()).throw(requests.Timeout())
     )
-    with pytest.raises(Unreachable, match="Ray does not run there"), job.connected(HEAD):
+    with pytest.raises(UnreachableError, match="Ray does not run there"), job.connect(HEAD):
         pass
 
 

@@ -162,10 +162,10 @@ def test_progress_is_told_when_it_takes_long(
     monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
     def shown(after: float) -> str:
-        monkeypatch.setattr(progress, "SHOWN_AFTER", after)
+        monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", after)
         out = io.StringIO()
         console = Console(file=out, force_terminal=terminal, width=80)
-        with progress.progress(console, "rows checked", 10) as step:
+        with progress.track_progress(console, "rows checked", 10) as step:
             step(4)
             step(10)
         return out.getvalue()
@@ -176,8 +176,8 @@ def test_progress_is_told_when_it_takes_long(
 
 
 def test_how_many_there_are_may_be_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SHOWN_AFTER", 0.0)
+    monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", 0.0)
     out = io.StringIO()
-    with progress.progress(Console(file=out, width=80), "files opened") as step:
+    with progress.track_progress(Console(file=out, width=80), "files opened") as step:
         step(1, 4)
     assert out.getvalue().startswith("files opened: 1 of 4, ")

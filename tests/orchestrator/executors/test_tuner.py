@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,16 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError
 
-from chip_core.config.trial import ModelConfig, TrialConfig
+from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.utils.errors import reset_warnings
 from chip_core.utils.files import write_json
 from orchestrator.executors.base import Job, JobEvent, JobFailed, JobFinished, JobStarted
 from orchestrator.executors.ray import session, tuner
 from orchestrator.executors.ray.slot import PAYLOAD_KEY, progress_metrics
-from orchestrator.executors.ray.tuner import RayTuneExecutor, WaitingNotice
+from orchestrator.executors.ray.tuner import RayTuneExecutor, WaitingNotice, WaitingTrialsStopper
 
 #: As Ray 2.60 words it, shortened: two processes of one node, of which one was killed.
 KILLED = OutOfMemoryError(
@@ -30,8 +32,9 @@ KILLED = OutOfMemoryError(
 )
 
 
-def job(folder: Path, name: str) -> Job:
-    config = TrialConfig(model=ModelConfig(path="shapes"))
+def job(folder: Path, name: str, workers: int = 1) -> Job:
+    engine = EngineConfig(workers_per_trial=workers)
+    config = TrialConfig(model=ModelConfig(path="shapes"), engine=engine)
     return Job(id=name, name=name, config=config, folder=folder / name)
 
 
@@ -119,7 +122,7 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
         SimpleNamespace(trial_id=name, status=status, config={PAYLOAD_KEY: payload})
         for name, status in (("1", "RUNNING"), ("2", "PENDING"), ("3", "PENDING"))
     )
-    look = WaitingNotice(clock=lambda: now)
+    look = WaitingNotice(SimpleNamespace(running={}), clock=lambda: now)
 
     def told_until(seconds: float) -> list[str]:
         nonlocal now
@@ -147,3 +150,45 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
         look.on_step_begin(0, [first, second, third])
         [line] = told_until(now + 65)
         assert line.startswith("dpo, seed 0: no place yet after 60 s") and "no node is that" in line
+
+
+def test_tune_writes_its_state_without_ours() -> None:
+    """Tune pickles callbacks and stoppers for a restore; a monitor holds locks."""
+    monitor = SimpleNamespace(lock=threading.RLock())
+    for part in (WaitingNotice(monitor), WaitingTrialsStopper(monitor)):
+        assert vars(cloudpickle.loads(cloudpickle.dumps(part))) == {}
+
+
+def test_workers_that_wait_for_their_places_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The slot of a trial of several workers runs at once; its workers may not."""
+    reset_warnings()
+    now, there = 0.0, {"CPU": 2.0}
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr("ray.available_resources", lambda: there)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
+    monkeypatch.setattr(session, "placement_group_table", lambda: {"1": {"state": "PENDING"}})
+    alone, four = job(tmp_path, "alone"), job(tmp_path, "four", workers=4)
+    trials = [
+        SimpleNamespace(
+            trial_id=each.name,
+            status="RUNNING",
+            config={PAYLOAD_KEY: SimpleNamespace(job=each, resources={"CPU": 1.0})},
+        )
+        for each in (alone, four)
+    ]
+    running = {each.id: SimpleNamespace(placement_group=None) for each in (alone, four)}
+    look = WaitingNotice(SimpleNamespace(running=running), clock=lambda: now)
+    with caplog.at_level(logging.WARNING):
+        for now in range(0, 65, 5):  # noqa: B007  the clock's
+            look.on_step_begin(0, trials)
+        assert [record.getMessage() for record in caplog.records] == [
+            "four: no place yet after 60 s: its 4 workers ask for 1 CPU each, free in all are 2 of "
+            "2 CPU: wait until there is, or stop by Ctrl-C"
+        ]
+        caplog.clear()
+        running[four.id].placement_group = "their placement group"
+        for now in range(65, 600, 5):  # noqa: B007
+            look.on_step_begin(0, trials)
+        assert not caplog.records

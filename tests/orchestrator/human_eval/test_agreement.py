@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.human_eval.agreement import agreement
+from orchestrator.human_eval.agreement import krippendorff_alpha
 
 
 def test_a_case_worked_by_hand() -> None:
@@ -13,7 +13,7 @@ def test_a_case_worked_by_hand() -> None:
     # Coincidences, each ordered pair weighted 1/(m − 1): aa 2/1 = 2; ab 1, ba 1; bb 3·2/2 = 3.
     # n_a = 2 + 1 = 3, n_b = 1 + 3 = 4, n = 7. Disagreements observed: 2. Σ_{c≠k} n_c·n_k = 2·12.
     # α = 1 − (7 − 1)·2/24 = 0.5.
-    found = agreement([["a", "a"], ["a", "b"], ["b", "b", "b"], ["a"]])
+    found = krippendorff_alpha([["a", "a"], ["a", "b"], ["b", "b", "b"], ["a"]])
     assert found.alpha == pytest.approx(0.5, abs=1e-15)
     assert found.units == 3
 
@@ -27,22 +27,22 @@ def test_four_observers_twelve_units_with_missing() -> None:
     columns = zip(*(row.replace(" ", "") for row in observers), strict=True)
     units = [[value for value in column if value != "."] for column in columns]
     assert len(units) == 12
-    found = agreement(units)
+    found = krippendorff_alpha(units)
     assert found.alpha == pytest.approx(1 - 39 * 8 / 1216)
     assert found.units == 11
 
 
 def test_agreement_and_chance() -> None:
-    assert agreement([["a", "a"], ["b", "b"]]).alpha == 1.0
+    assert krippendorff_alpha([["a", "a"], ["b", "b"]]).alpha == 1.0
     # Two observers who never agree, in equal shares: o_ab + o_ba = 4, n = 4, Σ n_c·n_k = 8:
     # α = 1 − 3·4/8 = −0.5.
-    assert agreement([["a", "b"], ["b", "a"]]).alpha == pytest.approx(-0.5)
+    assert krippendorff_alpha([["a", "b"], ["b", "a"]]).alpha == pytest.approx(-0.5)
     random = np.random.default_rng(1)
-    found = agreement(random.integers(3, size=(600, 3)).tolist())
+    found = krippendorff_alpha(random.integers(3, size=(600, 3)).tolist())
     assert found.alpha == pytest.approx(0.0, abs=0.06)
     assert found.interval is not None and found.interval[0] < found.alpha < found.interval[1]
 
 
 @pytest.mark.parametrize("units", [[], [["a"], ["b"]], [["a", "a"], ["a", "a"]]])
 def test_undefined_where_nothing_can_disagree(units: list[list[str]]) -> None:
-    assert agreement(units).alpha is None
+    assert krippendorff_alpha(units).alpha is None

@@ -17,10 +17,15 @@ from chip_core.utils.errors import UserError
 from orchestrator.analysis import prediction_powered_mean
 from orchestrator.cli import main
 from orchestrator.human_eval.assignment import draw_sheets
-from orchestrator.human_eval.comparison import as_json, compare
-from orchestrator.human_eval.judge import JudgeValues, judge_agreement, judge_values
-from orchestrator.human_eval.labels import draw_labels, label_figures, labels_json, read_labels
-from orchestrator.human_eval.pairs import answer_pool
+from orchestrator.human_eval.comparison import build_comparison, comparison_to_json
+from orchestrator.human_eval.judge import JudgeValues, compute_agreement, load_judge_values
+from orchestrator.human_eval.labels import (
+    compute_label_figures,
+    draw_labels,
+    labels_to_json,
+    read_labels,
+)
+from orchestrator.human_eval.pairs import load_answer_pool
 from orchestrator.human_eval.replies import SheetReplies
 from orchestrator.plan.plan import Plan
 from orchestrator.report.attachments import find_attachments
@@ -49,7 +54,7 @@ def ledger(plan: Plan, answered: Callable[..., Ledger]) -> Ledger:
 
 @pytest.fixture
 def judge(plan: Plan, ledger: Ledger, workdir: Path) -> JudgeValues:
-    return judge_values(plan, ledger, workdir, benchmark="shapes", metric="hal")
+    return load_judge_values(plan, ledger, workdir, benchmark="shapes", metric="hal")
 
 
 def filled(text: str, label: Callable[[Mapping[str, str]], object], file: Path) -> Path:
@@ -63,15 +68,15 @@ def filled(text: str, label: Callable[[Mapping[str, str]], object], file: Path) 
 
 def test_agreement_is_cohens_kappa() -> None:
     # 3 of 4 the same: p_o .75; p_e = 2/4·3/4 + 2/4·1/4 = .5; κ = .25/.5
-    found = judge_agreement([(1, 1), (1, 1), (0, 0), (0, 1)])
+    found = compute_agreement([(1, 1), (1, 1), (0, 0), (0, 1)])
     assert (found.share, found.kappa, found.judgements) == (0.75, 0.5, 4)
-    assert judge_agreement([(1, 1), (1, 1)]).kappa is None
+    assert compute_agreement([(1, 1), (1, 1)]).kappa is None
 
 
 def test_choices_on_sheets_correct_the_judges_win_less_lose(
     plan: Plan, ledger: Ledger, judge: JudgeValues, workdir: Path
 ) -> None:
-    pool = answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
+    pool = load_answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
     key = draw_sheets(pool, study="small", items=20, annotators=1, overlap=None, seed=0)
     verdicts: dict[tuple[str, int], int] = {
         (item, seed): int(hal("dpo", seed)[item] - hal("chip", seed)[item])  # lower is better
@@ -90,7 +95,7 @@ def test_choices_on_sheets_correct_the_judges_win_less_lose(
     reply = SheetReplies(
         file=Path("r.json"), export=key.export, sheet=1, annotator="x", choices=tuple(choices)
     )
-    found = as_json(compare(key, [reply], (judge, pool)))["judge"]
+    found = comparison_to_json(build_comparison(key, [reply], (judge, pool)))["judge"]
     same = sum(people[at] == verdicts[at] for at in people)
     assert same == 17
     assert found["agreement"]["value"] == 100 * same / 20
@@ -110,7 +115,7 @@ def test_choices_on_sheets_correct_the_judges_win_less_lose(
     assert found["corrected"]["interval"] == pytest.approx(
         [100 * bound for bound in expected.corrected.interval]
     )
-    assert as_json(compare(key, [reply]))["judge"] is None
+    assert comparison_to_json(build_comparison(key, [reply]))["judge"] is None
 
 
 def test_answers_are_drawn_blind_and_in_pairs(
@@ -145,7 +150,7 @@ def test_labels_correct_each_arm_and_the_difference(
 
     file = filled(text, label, tmp_path / "labels.csv")
     labels = read_labels([file], plan, judge)
-    found = labels_json(label_figures(plan, judge, labels))
+    found = labels_to_json(compute_label_figures(plan, judge, labels))
     assert (found["metric"], found["unit"], found["baseline"]) == ("shapes/hal", "percent", "dpo")
     dpo, chip = found["arms"]
     assert (dpo["arm"], dpo["raw"]["value"], chip["raw"]["value"]) == ("dpo", 50, 25)
@@ -195,7 +200,7 @@ def test_labels_correct_each_arm_and_the_difference(
     ]
     lines = tmp_path / "labels.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    twice = labels_json(label_figures(plan, judge, read_labels([lines], plan, judge)))
+    twice = labels_to_json(compute_label_figures(plan, judge, read_labels([lines], plan, judge)))
     assert twice["arms"][1]["corrected"] == chip["corrected"]
     assert twice["arms"][1]["agreement"]["judgements"] == 2 * chip["agreement"]["judgements"]
 
@@ -226,7 +231,7 @@ def test_a_metric_without_outcomes_or_name_is_refused(
 ) -> None:
     for metric, said in (("hall", "no metric 'hall'.*hal"), (None, "chair_i has no outcomes")):
         with pytest.raises(UserError, match=said):
-            judge_values(plan, ledger, workdir, benchmark="shapes", metric=metric)
+            load_judge_values(plan, ledger, workdir, benchmark="shapes", metric=metric)
 
 
 def test_the_commands(

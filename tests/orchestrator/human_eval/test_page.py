@@ -14,10 +14,10 @@ import pytest
 from chip_core.config.benchmark import DataPaths
 from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets
-from orchestrator.human_eval.comparison import compare
-from orchestrator.human_eval.pairs import Pool, answer_pool, item_images
-from orchestrator.human_eval.replies import find_key, read_replies
-from orchestrator.human_eval.sheet import sheet_page
+from orchestrator.human_eval.comparison import build_comparison
+from orchestrator.human_eval.pairs import AnswerPool, load_answer_pool, load_item_images
+from orchestrator.human_eval.replies import find_sheet_key, read_replies
+from orchestrator.human_eval.sheet import render_sheet
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.tracking.client import MlflowStore
@@ -36,19 +36,19 @@ HOSTILE = {
 
 
 @pytest.fixture
-def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> Pool:
+def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> AnswerPool:
     def answers(arm: str, seed: int) -> dict[str, str]:
         told = {f"test/{number}": f"{arm}, seed {seed}" for number in range(60)}
         return {**told, **HOSTILE} if arm == "chip" else told
 
     ledger = answered(plan, answers)
-    return answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
+    return load_answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
 
 
-def page_of(key: SheetKey, pool: Pool, folder: Path) -> Path:
-    images = item_images(pool, {entry.item for entry in key.sheets[0]}, DataPaths())
+def page_of(key: SheetKey, pool: AnswerPool, folder: Path) -> Path:
+    images = load_item_images(pool, {entry.item for entry in key.sheets[0]}, DataPaths())
     page = folder / "sheet-1.html"
-    page.write_text(sheet_page(key, 1, pool, images), encoding="utf-8")
+    page.write_text(render_sheet(key, 1, pool, images), encoding="utf-8")
     return page
 
 
@@ -67,7 +67,7 @@ def press_for_arms(key: SheetKey, verdicts: str) -> str:
 
 
 def test_forty_items_filled_in_saved_and_imported(
-    pool: Pool, plan: Plan, study: Path, tmp_path: Path, workdir: Path
+    pool: AnswerPool, plan: Plan, study: Path, tmp_path: Path, workdir: Path
 ) -> None:
     key = draw_sheets(pool, study="small", items=40, annotators=1, overlap=None, seed=3)
     verdicts = "w" * 18 + "l" * 8 + "t" * 10 + "c" * 4
@@ -92,7 +92,7 @@ def test_forty_items_filled_in_saved_and_imported(
     replies = read_replies([file])
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / f"{key.export}.json").write_text(json.dumps(key.as_json()))
-    found = compare(find_key(tmp_path / "keys", None, key.export, [file]), replies)
+    found = build_comparison(find_sheet_key(tmp_path / "keys", None, key.export, [file]), replies)
     figures = found.figures
     # 40 choices, 4 of them "can't tell": 36 items; 18 win, 8 lose, 10 tie.
     assert found.sheets == {1: (40, 40)} and figures.choices == 40
@@ -139,9 +139,9 @@ def _imported(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path)
     assert {name: run.metrics[name] for name in written} == written
 
 
-def test_hostile_answers_are_text_and_the_layout_stays(pool: Pool, tmp_path: Path) -> None:
+def test_hostile_answers_are_text_and_the_layout_stays(pool: AnswerPool, tmp_path: Path) -> None:
     hostile = tuple(pair for pair in pool.pairs if pair.item in HOSTILE)
-    few = Pool(**{**vars(pool), "pairs": hostile})
+    few = AnswerPool(**{**vars(pool), "pairs": hostile})
     key = draw_sheets(few, study="small", items=4, annotators=1, overlap=None, seed=0)
     page = page_of(key, few, tmp_path)
     with browser(tmp_path) as window:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies
 from scipy.stats import t
 
-from orchestrator.human_eval.preference import human_figures, wilson
+from orchestrator.human_eval.preference import compute_human_figures, wilson_interval
 from orchestrator.human_eval.replies import Judgement, Verdict
 
 Z = 1.959963984540054
@@ -37,7 +37,7 @@ def test_items_are_the_unit() -> None:
         *judged("4", "win", "cant_tell"),  # d 1; half of it could be judged
         *judged("5", "cant_tell"),  # judged by nobody
     ]
-    found = human_figures(made)
+    found = compute_human_figures(made)
     assert found.choices == 9 and found.items == 5
     assert found.win is not None and found.win.items == 4
     assert found.win.value == pytest.approx((0.75 + 0 + 0 + 1) / 4)
@@ -67,7 +67,7 @@ def test_training_seeds_widen_the_interval() -> None:
         *judged("5", "tie", seed=1),
         *judged("6", "lose", seed=1),
     ]
-    found = human_figures(made).preference
+    found = compute_human_figures(made).preference
     assert found is not None
     assert found.by_seed == pytest.approx({0: 2 / 3, 1: -1 / 3})
     items = t.ppf(0.975, 5) * math.sqrt(17 / 180)
@@ -77,14 +77,14 @@ def test_training_seeds_widen_the_interval() -> None:
 
 
 def test_nothing_judged() -> None:
-    found = human_figures(judged("1", "cant_tell", "cant_tell"))
+    found = compute_human_figures(judged("1", "cant_tell", "cant_tell"))
     assert found.win is None and found.preference is None and found.agreement.alpha is None
     assert found.judged is not None and found.judged.value == 0.0
-    assert human_figures([]).judged is None
+    assert compute_human_figures([]).judged is None
 
 
 def test_all_alike_gives_no_interval_of_width_nothing() -> None:
-    found = human_figures([*judged("1", "win"), *judged("2", "win")]).preference
+    found = compute_human_figures([*judged("1", "win"), *judged("2", "win")]).preference
     assert found is not None and found.value == 1.0
     assert found.over_items is None and found.over_seeds is None
 
@@ -92,17 +92,17 @@ def test_all_alike_gives_no_interval_of_width_nothing() -> None:
 def test_wilson_by_hand() -> None:
     # p = .4, n = 10, z² = 3.841459: middle (.4 + .19207295)/(1.3841459) = .42775332,
     # half z/1.3841459·√(.024 + 3.841459/400) = 1.41601 · .18331 = .25957
-    low, high = wilson(0.4, 10)
+    low, high = wilson_interval(0.4, 10)
     assert (low, high) == pytest.approx((0.16818, 0.68733), abs=2e-5)
     # With no success: z²/(n + z²) above, 0 below.
-    assert wilson(0.0, 20) == pytest.approx((0.0, Z**2 / (20 + Z**2)))
+    assert wilson_interval(0.0, 20) == pytest.approx((0.0, Z**2 / (20 + Z**2)))
 
 
 @given(strategies.floats(0, 1), strategies.integers(1, 500))
 def test_wilson_holds_the_share_and_mirrors(share: float, n: int) -> None:
-    low, high = wilson(share, n)
+    low, high = wilson_interval(share, n)
     assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
-    assert wilson(1 - share, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+    assert wilson_interval(1 - share, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
 
 
 def test_seeds_that_differ_are_not_taken_for_a_difference_of_the_arms() -> None:
@@ -119,7 +119,7 @@ def test_seeds_that_differ_are_not_taken_for_a_difference_of_the_arms() -> None:
                 verdict: Verdict = "win" if drawn < 0.35 + lean / 2 else "lose"
                 verdict = "tie" if drawn > 0.7 else verdict
                 made += judged(f"{seed}/{item}", verdict, seed=seed)
-        found = human_figures(made).preference
+        found = compute_human_figures(made).preference
         assert found is not None and found.p is not None and found.over_items is not None
         seeds += found.p < 0.05
         wrong += not found.over_items[0] <= 0 <= found.over_items[1]

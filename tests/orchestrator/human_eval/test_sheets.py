@@ -15,9 +15,9 @@ from chip_core.config.benchmark import DataPaths
 from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets, read_sheet_key
-from orchestrator.human_eval.pairs import Pool, answer_pool, item_images
-from orchestrator.human_eval.replies import find_key, judgements, read_replies
-from orchestrator.human_eval.sheet import sheet_page
+from orchestrator.human_eval.pairs import AnswerPool, load_answer_pool, load_item_images
+from orchestrator.human_eval.replies import decode_judgements, find_sheet_key, read_replies
+from orchestrator.human_eval.sheet import render_sheet
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 
@@ -31,24 +31,24 @@ def answers(arm: str, seed: int) -> dict[str, str]:
 
 
 @pytest.fixture
-def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> Pool:
+def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> AnswerPool:
     ledger = answered(plan, answers)
-    return answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
+    return load_answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
 
 
-def draw(pool: Pool, **changes: Any) -> SheetKey:
+def draw(pool: AnswerPool, **changes: Any) -> SheetKey:
     wanted = {"items": 40, "annotators": 1, "overlap": None, "seed": 0, **changes}
     return draw_sheets(pool, study="small", **wanted)
 
 
-def test_same_answers_are_counted_and_not_asked(pool: Pool) -> None:
+def test_same_answers_are_counted_and_not_asked(pool: AnswerPool) -> None:
     key = draw(pool, items=100)
     assert (key.pairs, key.same) == (120, 24)  # 60 items × 2 seeds; 12 × 2
     assert sorted(entry.item for entry in key.sheets[0]) == sorted(ITEMS[12:])
     assert Counter(entry.seed for entry in key.sheets[0]) == {0: 24, 1: 24}
 
 
-def test_overlap_and_balance(pool: Pool) -> None:
+def test_overlap_and_balance(pool: AnswerPool) -> None:
     key = draw(pool, items=40, annotators=3, overlap=10)
     assert [len(sheet) for sheet in key.sheets] == [20, 20, 20]  # 10 shared + 30/3
     times = Counter(entry.item for sheet in key.sheets for entry in sheet)
@@ -59,15 +59,15 @@ def test_overlap_and_balance(pool: Pool) -> None:
     assert len(orders) == 3
 
 
-def test_the_seed_decides_the_draws(pool: Pool) -> None:
+def test_the_seed_decides_the_draws(pool: AnswerPool) -> None:
     assert draw(pool) == draw(pool)
     assert draw(pool).sheets != draw(pool, seed=1).sheets
     assert draw(pool).export != draw(pool, seed=1).export
 
 
-def test_a_sheet_does_not_tell_the_arms(pool: Pool) -> None:
+def test_a_sheet_does_not_tell_the_arms(pool: AnswerPool) -> None:
     key = draw(pool, items=5)
-    page = sheet_page(key, 1, pool, item_images(pool, ITEMS, DataPaths()))
+    page = render_sheet(key, 1, pool, load_item_images(pool, ITEMS, DataPaths()))
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     for entry, asked in zip(data["entries"], key.sheets[0], strict=True):
         arms = ("dpo", "chip")
@@ -80,20 +80,20 @@ def test_a_sheet_does_not_tell_the_arms(pool: Pool) -> None:
         assert outside not in page
 
 
-def test_an_answer_cannot_leave_its_place(pool: Pool) -> None:
+def test_an_answer_cannot_leave_its_place(pool: AnswerPool) -> None:
     pairs = tuple(
         pair.__class__(**{**vars(pair), "first": "</script><script>alert(1)</script><!--"})
         for pair in pool.pairs
     )
-    hostile = Pool(**{**vars(pool), "pairs": pairs})
+    hostile = AnswerPool(**{**vars(pool), "pairs": pairs})
     key = draw(hostile, items=1)
-    page = sheet_page(key, 1, hostile, item_images(hostile, ITEMS, DataPaths()))
+    page = render_sheet(key, 1, hostile, load_item_images(hostile, ITEMS, DataPaths()))
     assert page.count("</script>") == 2 and "<!--" not in page
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert "</script><script>alert(1)</script><!--" in data["entries"][0].values()
 
 
-def test_a_key_reads_back_and_a_changed_one_does_not(pool: Pool) -> None:
+def test_a_key_reads_back_and_a_changed_one_does_not(pool: AnswerPool) -> None:
     key = draw(pool)
     raw = json.loads(json.dumps(key.as_json()))
     assert read_sheet_key(raw) == key
@@ -114,10 +114,10 @@ def saved(key: SheetKey, sheet: int, choices: list[str | None], file: Path) -> P
     return file
 
 
-def test_choices_become_verdicts_of_the_second_arm(pool: Pool, tmp_path: Path) -> None:
+def test_choices_become_verdicts_of_the_second_arm(pool: AnswerPool, tmp_path: Path) -> None:
     key = draw(pool, items=4)
     choices: list[str | None] = ["a", "b", "tie", None]
-    made = judgements(key, read_replies([saved(key, 1, choices, tmp_path / "r.json")]))
+    made = decode_judgements(key, read_replies([saved(key, 1, choices, tmp_path / "r.json")]))
     lefts = [entry.left for entry in key.sheets[0]]
     assert [choice.verdict for choice in made] == [
         "win" if lefts[0] == 1 else "lose",  # A was chosen, and is the arm on the left
@@ -138,17 +138,19 @@ def test_choices_become_verdicts_of_the_second_arm(pool: Pool, tmp_path: Path) -
     ],
 )
 def test_what_is_no_sheet_is_refused(
-    pool: Pool, tmp_path: Path, changes: dict[str, Any], said: str
+    pool: AnswerPool, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     key = draw(pool, items=4)
     file = saved(key, 1, ["a"] * 4, tmp_path / "r.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(UserError, match=said) as raised:
-        judgements(key, read_replies([file]))
+        decode_judgements(key, read_replies([file]))
     assert "\n" not in str(raised.value) and str(file) in str(raised.value)
 
 
-def test_sheets_of_two_exports_or_twice_the_same_are_refused(pool: Pool, tmp_path: Path) -> None:
+def test_sheets_of_two_exports_or_twice_the_same_are_refused(
+    pool: AnswerPool, tmp_path: Path
+) -> None:
     key, other = draw(pool), draw(pool, seed=1)
     one = saved(key, 1, ["a"] * 40, tmp_path / "1.json")
     two = saved(other, 1, ["a"] * 40, tmp_path / "2.json")
@@ -158,9 +160,9 @@ def test_sheets_of_two_exports_or_twice_the_same_are_refused(pool: Pool, tmp_pat
         read_replies([one, saved(key, 1, [None] * 40, tmp_path / "3.json")])
     (tmp_path / "key.json").write_text(json.dumps(other.as_json()))
     with pytest.raises(UserError, match="name the key that was written with the sheets"):
-        find_key(tmp_path, tmp_path / "key.json", key.export, [one])
+        find_sheet_key(tmp_path, tmp_path / "key.json", key.export, [one])
     with pytest.raises(UserError, match="does not know"):
-        find_key(tmp_path, None, key.export, [one])
+        find_sheet_key(tmp_path, None, key.export, [one])
 
 
 @pytest.mark.parametrize(
@@ -175,13 +177,13 @@ def test_unknown_names(
     plan: Plan, workdir: Path, arms: tuple[str, str], benchmark: str, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        answer_pool(plan, Ledger(workdir), workdir, arms=arms, benchmark=benchmark)
+        load_answer_pool(plan, Ledger(workdir), workdir, arms=arms, benchmark=benchmark)
 
 
 def test_a_placebo_is_paired_with_no_arm(plan: Plan, workdir: Path) -> None:
     placebo = replace(plan.arms[0], name="placebo", placebo=True)
     with pytest.raises(UserError, match="a placebo has seeds of its own"):
-        answer_pool(
+        load_answer_pool(
             replace(plan, arms=(*plan.arms, placebo)),
             Ledger(workdir),
             workdir,
@@ -192,7 +194,7 @@ def test_a_placebo_is_paired_with_no_arm(plan: Plan, workdir: Path) -> None:
 
 def test_nothing_to_prefer(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> None:
     ledger = answered(plan, lambda arm, seed: {"test/1": "a star"})
-    pool = answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
+    pool = load_answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
     with pytest.raises(UserError, match="the same answer to every item"):
         draw(pool)
 

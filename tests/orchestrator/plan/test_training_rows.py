@@ -261,8 +261,8 @@ def test_many_rows_are_shared_and_progress_is_shown(
 ) -> None:
     monkeypatch.setattr(checks, "_MANY", 100)
     monkeypatch.setattr(checks, "cores", lambda: 2)
-    monkeypatch.setattr("orchestrator.utils.progress.SHOWN_AFTER", 0.0)
-    monkeypatch.setattr("orchestrator.utils.progress.PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("orchestrator.utils.progress.SHOW_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.utils.progress.PLAIN_INTERVAL", 0.0)
     size, makers = ImageReader.size, set[str]()
 
     def sized(reader: ImageReader, ref: Any) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.analysis import Verdict, verdicts
+from orchestrator.analysis import Verdict, compare_with_baseline
 from orchestrator.plan.plan import Plan, Trial
 
 from .conftest import STUDY, Finished, noisy
@@ -26,7 +26,7 @@ def test_a_difference_is_of_item_outcomes_and_has_its_verdict(finished: Run) -> 
     assert rows["chip, frozen"].difference == pytest.approx(
         rows["chip, frozen"].mean - rows["dpo, frozen"].mean
     )
-    again = verdicts(summary.compared[CHAIR].results, CHAIR)
+    again = compare_with_baseline(summary.compared[CHAIR].results, CHAIR)
     assert [entry.p_adjusted for entry in again] == [
         rows[name].comparison.p_adjusted
         for name in ("dpo, trained", "chip, frozen", "chip, trained")

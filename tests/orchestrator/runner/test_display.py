@@ -33,6 +33,26 @@ class Shown:
     seed: int | None = 0
 
 
+def test_what_was_done_before_the_first_report_took_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remaining time is known with the second report, by what was done since the first."""
+    now = 5.0
+    monkeypatch.setattr("orchestrator.runner.display.time.monotonic", lambda: now)
+    config = TrialConfig(
+        model=ModelConfig(path="shapes"), benchmarks={"report": [{"name": "shapes"}]}
+    )
+    job = Job(id="j", name="dpo, seed 0", config=config, folder=tmp_path)
+    board = Board([(job, Shown(), 1)])
+    board.take(Started(job=job))
+    board.take(Progressed(job=job, progress=Progress(phase="train", done=30, total=60)))
+    assert board.eta(board.lines["j"]) is None
+    now = 15.0
+    board.take(Progressed(job=job, progress=Progress(phase="train", done=36, total=60)))
+    # Of 4 (training) + 1 + 0.1, 2.4 are done, 0.4 of them in these 10 s; 2.7 are left.
+    assert board.eta(board.lines["j"]) == pytest.approx(10 * 2.7 / 0.4)
+
+
 def test_files_that_are_copied_are_no_share_of_a_trial(tmp_path: Path) -> None:
     config = TrialConfig(
         model=ModelConfig(path="shapes"), benchmarks={"report": [{"name": "shapes"}]}

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from chip_core.utils.errors import UserError
-from orchestrator.cluster.checks.live import MARK, live_problems
-from orchestrator.cluster.checks.versions import here
+from orchestrator.cluster.checks.live import OUTPUT_PREFIX, live_problems
+from orchestrator.cluster.checks.versions import local_versions
 from orchestrator.cluster.config import ClusterFile, Settings
-from orchestrator.cluster.head import Head, Unreachable, head_of
+from orchestrator.cluster.head import Head, UnreachableError, find_head
 
 HEAD = Head(user="u", address="10.0.0.1", key=None, proxy="nc %h %p", dashboard=8265)
 FILE = ClusterFile(
@@ -28,7 +28,7 @@ def machine(*, head: bool = False, **changed: Any) -> dict[str, Any]:
         "address": "10.0.0.1" if head else "10.0.0.2",
         "head": head,
         "resources": {"chip_driver": 64.0} if head else {"CPU": 16.0},
-        "versions": here(),
+        "versions": local_versions(),
         "shared": True,
         **changed,
     }
@@ -39,10 +39,10 @@ def told(machines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> lis
 
     def run(self: Head, command: str, timeout: float = 0) -> str:
         commands.append(command)
-        return f"a word of Ray's\n{MARK}{json.dumps(machines)}\n"
+        return f"a word of Ray's\n{OUTPUT_PREFIX}{json.dumps(machines)}\n"
 
     monkeypatch.setattr(Head, "run", run)
-    found = [(problem.key, problem.what) for problem in live_problems(FILE, HEAD)]
+    found = [(problem.key, problem.message) for problem in live_problems(FILE, HEAD)]
     assert commands == [
         "RAY_AUTH_MODE=token /v/bin/python -m orchestrator.cluster.checks.live /mnt/s"
     ]
@@ -56,8 +56,11 @@ def test_a_good_cluster_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"versions": {**here(), "ray": "2.9.0"}}, "ray is 2.9.0, and here is ray 2."),
-        ({"versions": {**here(), "python": "3.9.1"}}, "python is 3.9.1, and here is python 3."),
+        ({"versions": {**local_versions(), "ray": "2.9.0"}}, "ray is 2.9.0, and here is ray 2."),
+        (
+            {"versions": {**local_versions(), "python": "3.9.1"}},
+            "python is 3.9.1, and here is python 3.",
+        ),
         ({"shared": False}, "does not see in /mnt/s what the head wrote there"),
         ({"resources": {"CPU": 16.0, "chip_driver": 4.0}}, "is a worker and offers chip_driver"),
         ({"resources": {"CPU": 8.0}}, "has 8 CPU, and metadata.chip_ablate.worker says 16"),
@@ -87,12 +90,12 @@ def answered(code: int, out: str = "", err: str = "") -> Any:
 
 def test_what_ssh_says_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", answered(255, err="noise\nPermission denied\n"))
-    with pytest.raises(Unreachable, match="^u@10.0.0.1: Permission denied$"):
+    with pytest.raises(UnreachableError, match="^u@10.0.0.1: Permission denied$"):
         HEAD.run("true")
     monkeypatch.setattr(subprocess, "run", answered(3, out="no room"))
     with pytest.raises(UserError, match="`df` failed with exit code 3: no room") as raised:
         HEAD.run("df")
-    assert not isinstance(raised.value, Unreachable)
+    assert not isinstance(raised.value, UnreachableError)
     monkeypatch.setattr(subprocess, "run", answered(0, out=""))
     with pytest.raises(UserError, match="no token in ~/.ray/auth_token: bring the cluster up"):
         HEAD.token()
@@ -101,7 +104,7 @@ def test_what_ssh_says_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_head_of_machines_of_ones_own_is_in_their_file() -> None:
-    found = head_of(
+    found = find_head(
         ClusterFile(
             path=Path("c.yaml"),
             content={

@@ -21,7 +21,7 @@ from chip_core.evaluation.benchmarks.base import Pictures, inside
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.task import Item, Picture
 from chip_core.representation.described import read_set
-from orchestrator.human_eval.sheet import _data_uri
+from orchestrator.human_eval.sheet import _to_data_uri
 from orchestrator.report.figures.gallery import read_images
 from orchestrator.report.figures.thumbnails import encoded
 
@@ -102,7 +102,7 @@ def reported(folder: Path, path: Path) -> Image.Image:
 
 
 def on_a_sheet(folder: Path, path: Path) -> Image.Image:
-    mark, content = _data_uri(asked(folder, path)).split(",")
+    mark, content = _to_data_uri(asked(folder, path)).split(",")
     assert mark == "data:image/png;base64"
     return Image.open(io.BytesIO(base64.b64decode(content)))
 
@@ -165,5 +165,5 @@ def test_a_picture_that_a_plug_in_makes_is_shown_as_one_that_is_read() -> None:
     with pytest.raises(InterruptedError):
         Encoder(Processor()).encode([item])
     shown += [Image.open(io.BytesIO(encoded(half)[1]))]
-    shown += [Image.open(io.BytesIO(base64.b64decode(_data_uri(half).split(",")[1])))]
+    shown += [Image.open(io.BytesIO(base64.b64decode(_to_data_uri(half).split(",")[1])))]
     assert [image.getpixel((0, 0)) for image in shown] == [pictures.HALF_RED] * 3

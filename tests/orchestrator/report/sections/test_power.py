@@ -36,7 +36,7 @@ def test_with_a_delta_the_seeds_that_open_arms_need(finished: Run) -> None:
     by_arm = {row.cells[0].text: row.cells[1].text for row in needed.rows}
     one = next(row for row in summary.rows if row.name == "dpo, trained")
     contrast = one.figures["shapes/chair_i"].comparison.contrast
-    assert by_arm["dpo, trained"] == seeds_needed(contrast, 2, family=3).words
+    assert by_arm["dpo, trained"] == seeds_needed(contrast, 2, family=3).text
     assert "chip, frozen" not in by_arm  # it has its answer
 
 
