@@ -36,7 +36,7 @@ class ResourceNeed(ResourceRequest):
 class Capacity:
     """The capacity of a cluster for a study."""
 
-    count_slots: int  # workers that fit on the whole cluster, grown to its largest
+    slots: int  # workers that fit on the whole cluster, grown to its largest
     at_once: int  # trials
 
 

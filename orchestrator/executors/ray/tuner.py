@@ -546,7 +546,7 @@ class WaitingNotice(NoStateMixin, tune.Callback):  # type: ignore[misc]
         if first.status == Trial.PENDING:
             request_text = describe_pending_request(slot_resources(first.config).required_resources)
         else:
-            request_text = describe_pending_request(payload.resources, payload.job.workers)
+            request_text = describe_pending_request(payload.resources, payload.job.num_workers)
         if request_text is None:
             return
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
