@@ -9,8 +9,8 @@ from pathlib import Path
 from chip_core.config.trial import EngineConfig, ModelConfig
 from chip_core.models import loading
 from chip_core.representation.described import DescribedImage
-from chip_core.representation.geometry import Basis, Figure, common_basis, figures
-from chip_core.representation.states import Reading, Representations, represent
+from chip_core.representation.geometry import Basis, Figure, common_basis, compute_figures
+from chip_core.representation.states import Reading, Representations, compute_representations
 from chip_core.results import MODEL
 from chip_core.trained import check_model
 from chip_core.utils.errors import TrialError, UserError
@@ -100,7 +100,7 @@ def read_models(
         basis = common_basis(vectors)
     except ValueError as error:
         raise UserError(f"no common picture: {error}") from None
-    own = {place: figures([found]) for place, found in enumerate(vectors)}
+    own = {place: compute_figures([found]) for place, found in enumerate(vectors)}
     return (
         RepresentationResults(
             set_name=set_name,
@@ -112,7 +112,7 @@ def read_models(
                 RepresentationRow(
                     name=name,
                     seeds=tuple(sources[place].seed for place in places),
-                    figures=figures([vectors[place] for place in places])
+                    figures=compute_figures([vectors[place] for place in places])
                     if len(places) > 1
                     else own[places[0]],
                     by_seed=tuple(
@@ -156,11 +156,11 @@ def _read(
         model, processor = loading.load(
             source.model, attention=source.engine.attention, trained=source.trained
         )
-        return represent(model.to(device), processor, described, reading, on_item)
+        return compute_representations(model.to(device), processor, described, reading, on_item)
     except TrialError as error:
         raise UserError(f"{name}: {error}") from None
 
 
 def _points(basis: Basis, found: Representations) -> dict[str, list[list[float]]]:
     kinds = {"image": found.image, "true": found.true, "hallucinated": found.hallucinated}
-    return {kind: basis.place(vectors).tolist() for kind, vectors in kinds.items()}
+    return {kind: basis.project(vectors).tolist() for kind, vectors in kinds.items()}

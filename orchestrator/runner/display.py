@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.results import Progress
-from chip_core.selection.rule import times_asked
+from chip_core.selection.rule import count_select_runs
 from orchestrator.executors.base import (
     COPYING,
     Answered,
@@ -85,7 +85,7 @@ class _Line:
         """Start with a new job."""
         self.job, self.whole = job, 1.0
         if job.shard is None:
-            asked = times_asked(job.config) if job.trains else 1
+            asked = count_select_runs(job.config) if job.trains else 1
             benchmarks = asked * len(job.config.benchmarks.select)
             benchmarks += len(job.config.benchmarks.report)
             self.whole = benchmarks * (_SCORING if job.scores else 1.0 + _SCORING)

@@ -16,7 +16,7 @@ from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chip_core.results import Progress
-from chip_core.trial_context import throttled
+from chip_core.trial_context import throttle
 from chip_core.utils.machine import cpu_count, memory_share
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.job_process import LARGEST_SHARE, JobPayload, Outcome, run_job
@@ -38,7 +38,7 @@ class Scorer:
         told: SimpleQueue[Progress | Outcome] = SimpleQueue()
 
         def work() -> None:
-            told.put(run_job(payload, throttled(told.put)))
+            told.put(run_job(payload, throttle(told.put)))
 
         threading.Thread(target=work, name="job", daemon=True).start()
         while True:

@@ -47,8 +47,8 @@ class GalleryCell:
 
 def scenes(count: int) -> list[GalleryImage]:
     """Return images of the embedded world's training split."""
-    drawn = [world.scene("train", index) for index in range(count)]
-    return [GalleryImage(id=scene.id, image=world.draw(scene)) for scene in drawn]
+    drawn = [world.make_scene("train", index) for index in range(count)]
+    return [GalleryImage(id=scene.id, image=world.draw_scene(scene)) for scene in drawn]
 
 
 def read_images(paths: Iterable[Path]) -> list[GalleryImage]:

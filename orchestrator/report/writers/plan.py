@@ -18,7 +18,7 @@ from chip_core.evaluation.readiness import problems, sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import store_folder
 from chip_core.reference_cache.size import format_bytes
-from chip_core.selection.rule import selection_words, times_asked
+from chip_core.selection.rule import count_select_runs, describe_selection
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, printable
 from orchestrator.plan.plan import Plan, Trial
@@ -51,7 +51,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     for note in layout_notes(study):
         yield Text(note)
     yield from _asked_lines(plan)
-    for words in dict.fromkeys(selection_words(arm.trials[0].config) for arm in plan.arms):
+    for words in dict.fromkeys(describe_selection(arm.trials[0].config) for arm in plan.arms):
         if words is not None:
             yield Text(words)
     yield from trust_warning_lines(plan)
@@ -272,7 +272,7 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
             if trial.evaluations[key] in record.answers:
                 made += counted[key] or 0
             else:
-                left += (counted[key] or 0) * (times_asked(trial.config) if again else 1)
+                left += (counted[key] or 0) * (count_select_runs(trial.config) if again else 1)
     if left:
         line += f"; {left:,} answers to make"
     if made:

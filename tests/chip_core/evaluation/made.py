@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from chip_core.shapes.world import SHAPES, Scene, draw, scene
+from chip_core.shapes.world import SHAPES, Scene, draw_scene, make_scene
 
 
 def scenes(number: int) -> list[Scene]:
-    return [scene("test", index) for index in range(number)]
+    return [make_scene("test", index) for index in range(number)]
 
 
 def write(path: Path, value: Any) -> None:
@@ -30,12 +30,12 @@ def write(path: Path, value: Any) -> None:
 
 def picture(path: Path, shown: Scene) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw(shown).save(path)
+    draw_scene(shown).save(path)
 
 
 def encoded(shown: Scene) -> str:
     held = io.BytesIO()
-    draw(shown).save(held, "PNG")
+    draw_scene(shown).save(held, "PNG")
     return base64.b64encode(held.getvalue()).decode()
 
 
@@ -127,7 +127,7 @@ def hallusionbench(root: Path) -> Path:
     rows = []
     for figure, name in enumerate((None, "./VS/chart/0_1.png", "./VS/chart/0_2.png")):
         if name is not None:
-            picture(folder / "hallusion_bench" / name, scene("test", figure))
+            picture(folder / "hallusion_bench" / name, make_scene("test", figure))
         rows.append(
             {
                 "category": "VS",
@@ -185,7 +185,7 @@ def scienceqa(root: Path) -> Path:
         "grade": "grade3",
         "subject": "natural science",
     }
-    picture(folder / "images" / "test" / "4" / "image.png", scene("test", 0))
+    picture(folder / "images" / "test" / "4" / "image.png", make_scene("test", 0))
     write(
         folder / "problems.json", {"4": problem, "5": {**problem, "image": None, "hint": "Look."}}
     )
@@ -195,7 +195,7 @@ def scienceqa(root: Path) -> Path:
 
 def llava_bench(root: Path) -> Path:
     folder = root / "llava_bench"
-    picture(folder / "images" / "001.jpg", scene("test", 0))
+    picture(folder / "images" / "001.jpg", make_scene("test", 0))
     rows = [
         {"question_id": number, "image": "001.jpg", "text": "what do you see?", "category": kind}
         for number, kind in enumerate(("conv", "detail", "complex"))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from chip_core.evaluation.overlap import coco_number, count_shared, image_signature, same_picture
-from chip_core.shapes.world import draw, scene
+from chip_core.shapes.world import draw_scene, make_scene
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_cocos_number(name: str, number: int | None) -> None:
 
 def photo(index: int) -> Image.Image:
     """A larger picture with gradients, as photographs have them."""
-    shown = draw(scene("test", index)).resize((320, 240), Image.Resampling.BICUBIC)
+    shown = draw_scene(make_scene("test", index)).resize((320, 240), Image.Resampling.BICUBIC)
     shade = Image.linear_gradient("L").rotate(37 * index).resize((320, 240)).convert("RGB")
     return Image.blend(shown, shade, 0.4)
 

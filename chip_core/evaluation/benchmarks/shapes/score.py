@@ -33,8 +33,8 @@ from chip_core.evaluation.scorer import (
 from chip_core.evaluation.task import (
     MetricInfo,
 )
-from chip_core.shapes.captions import compare
-from chip_core.shapes.world import scene_of
+from chip_core.shapes.captions import compare_caption
+from chip_core.shapes.world import scene_from_id
 from chip_core.utils.errors import UserError
 
 METRICS: Mapping[str, MetricInfo] = {
@@ -61,7 +61,7 @@ def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
 
     chair_i, chair_s, hal, cover = [], [], [], []
     for item, response in answers:
-        found = compare(scene_of(item), response)
+        found = compare_caption(scene_from_id(item), response)
         chair_i.append(_outcome(item, found.invented, found.mentions))
         chair_s.append(_outcome(item, found.invented > 0, 1))
         hal.append(_outcome(item, found.invented + found.miscoloured > 0, 1))
@@ -80,7 +80,7 @@ def truth(item: str) -> str:
     Raises:
         ValueError: the id names no scene.
     """
-    return ", ".join(f"a {thing.colour} {thing.shape}" for thing in scene_of(item).things)
+    return ", ".join(f"a {thing.colour} {thing.shape}" for thing in scene_from_id(item).things)
 
 
 def _outcome(item: str, numerator: float, denominator: float) -> ItemOutcome:
