@@ -57,7 +57,7 @@ def row(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         set_key(tree, key, value)
     config = parse_trial_config(tree, name)
     stored = config.training.augment == "off"
-    made = MemoryEstimator(count=True).of(config, reference=not stored)
+    made = MemoryEstimator(count=True).estimate(config, reference=not stored)
     assert made is not None
     worker = made.footprint
     return {
@@ -67,7 +67,7 @@ def row(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         "parts": dict(worker.parts),
         "basis": made.basis,
         "notes": list(worker.notes),
-        "fits": [device.name for device in DEVICES.values() if worker.total <= device.room],
+        "fits": [device.name for device in DEVICES.values() if worker.total <= device.usable_bytes],
     }
 
 

@@ -12,9 +12,13 @@ import torch
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.config.trial import EvaluationConfig, ModelConfig
-from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
+from chip_core.evaluation.generators.answering import (
+    InferenceContext,
+    generate_answers,
+    generate_reference_answers,
+)
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.evaluation.scoring import score_answers
 from chip_core.evaluation.task import Side
 from chip_core.models import loading
@@ -61,8 +65,11 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     requested = BenchmarksConfig(report=tuple(benchmarks))
     config, trained = resolve_model(model, base, dtype)
     answering = answering or EvaluationConfig()
-    missing = [*model_problems(model, config, trained, base), *problems(requested, places)]
-    missing += [*generator_problems(answering, requested, config), *lacking_here(answering)]
+    missing = [
+        *model_problems(model, config, trained, base),
+        *find_benchmark_problems(requested, places),
+    ]
+    missing += [*generator_problems(answering, requested, config), *missing_requirements(answering)]
     if missing:
         raise ConfigError(missing)
     report(Progress(phase="start", done=0, total=1))
@@ -74,10 +81,10 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         weights=weights_id(config, trained, weights_content),
         former_weights=[weights_id(config, trained)],
         folder=folder,
-        places=places,
+        data_paths=places,
         batch_size=batch_size,
         bf16=dtype == "bf16",
-        report=report,
+        report_progress=report,
         checkpoint_dir=None if trained is not None else loading.local_folder(config.path),
         parity=answering.parity,
         base=config,
@@ -86,7 +93,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     with open_generator(answering, folder) as generator:
         context = replace(context, generator=generator)
         for settings in benchmarks:
-            measure(context, "report", settings)
+            generate_reference_answers(context, "report", settings)
         return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
 
 
@@ -170,7 +177,7 @@ def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -
     Raises:
         TrialError: something that the benchmark needs is missing, or its judge does not reply.
     """
-    result = answer(context, side, settings)
+    result = generate_answers(context, side, settings)
     if isinstance(result, Evaluation):
         return result
     answers = result
@@ -180,7 +187,7 @@ def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -
             side,
             settings,
             folder=context.folder,
-            places=context.places,
-            report=context.report,
+            data_paths=context.data_paths,
+            report_progress=context.report_progress,
         )
     )

@@ -15,9 +15,18 @@ from typing import Any
 from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
-from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
-from chip_core.evaluation.readiness import problems, ranker_problems, sides, unmet_requirements
+from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
+from chip_core.evaluation.generators.answering import (
+    InferenceContext,
+    generate_answers,
+    generate_reference_answers,
+)
+from chip_core.evaluation.readiness import (
+    find_benchmark_problems,
+    find_ranker_problems,
+    find_unmet_requirements,
+    list_sides,
+)
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
 from chip_core.models.memory import available_bytes, check_memory, required_bytes, weights_fit
@@ -126,13 +135,13 @@ class _Attempt:
         config, context, folder = self._config, self._context, self._context.folder
         if context.trains:  # one worker scores
             _check_workers(config, self._workers)
-            if unmet_problems := unmet_requirements(config):
+            if unmet_problems := find_unmet_requirements(config):
                 raise TrialError(unmet_problems[0])
-        missing = problems(config.benchmarks, context.places)
+        missing = find_benchmark_problems(config.benchmarks, context.places)
         missing += generator_problems(config.evaluation, config.benchmarks, config.model)
-        missing += lacking_here(config.evaluation)
+        missing += missing_requirements(config.evaluation)
         if context.trains:
-            missing += selection_problems(config) + ranker_problems(config, context.places)
+            missing += selection_problems(config) + find_ranker_problems(config, context.places)
         if missing:
             raise TrialError("; ".join(missing))  # before the training, not after it
         self._device = resolve_device(config)
@@ -418,12 +427,12 @@ class _Attempt:
             processor=processor,
             weights=weights,
             folder=folder,
-            places=self._context.places,
+            data_paths=self._context.places,
             batch_size=config.engine.generation_batch,
             encodings=self._encodings,
             bf16=config.model.dtype == "bf16",
             earlier=earlier,
-            report=self._report,
+            report_progress=self._report,
             checkpoint_dir=_checkpoint_dir(config, model_folder),
             parity=config.evaluation.parity,
             base=config.model,
@@ -459,11 +468,11 @@ class _Attempt:
         evaluations: dict[str, Evaluation] = {}
         with open_generator(config.evaluation, folder, self._context.server) as generator:
             context = replace(context, generator=generator)
-            for side, benchmark in sides(config.benchmarks):
-                measure(context, side, benchmark)
-            for side, benchmark in sides(config.benchmarks):
+            for side, benchmark in list_sides(config.benchmarks):
+                generate_reference_answers(context, side, benchmark)
+            for side, benchmark in list_sides(config.benchmarks):
                 key = f"{side}/{benchmark.name}"
-                result = answer(context, side, benchmark)
+                result = generate_answers(context, side, benchmark)
                 if isinstance(result, Answers):
                     answers[key] = result
                 else:

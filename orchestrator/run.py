@@ -18,11 +18,11 @@ from rich.text import Text
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.source import SHAPES
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import make_private, write_json
 from orchestrator.cost import trimmed_trials
-from orchestrator.cost.budget import Trimmed
+from orchestrator.cost.budget import TrimmedPlan
 from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import reason_of
 from orchestrator.jobs.stopping import Stop
@@ -31,16 +31,16 @@ from orchestrator.plan.contamination import count_overlaps, restore_overlaps
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.plan.snapshot import require_same_file, save_plan_snapshot
 from orchestrator.plan.training_rows import check_training_rows, keep_checked
-from orchestrator.report.cached import WrittenReport, find_report, rewrite_report
+from orchestrator.report.cached import WrittenReport, find_cached_report, rewrite_report
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.results import Outcome, arm_views, results_of
-from orchestrator.report.sections.provenance import last_ended
-from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.results import RunOutcome, build_arm_views, build_results
+from orchestrator.report.sections.provenance import last_end_time
+from orchestrator.report.summary import Summary, build_summary
 from orchestrator.report.writers.files import (
-    PAGE,
+    PAGE_FILE,
+    check_report_folder,
     report_folder,
-    require_room_for_report,
 )
 from orchestrator.runner.engine import opened_engine
 from orchestrator.runner.jobs import iter_phases, jobs_for, longest_first, refresh_plan
@@ -53,9 +53,9 @@ from orchestrator.state.ledger import ENGINES, Ledger, study_lock
 from orchestrator.state.search import failures_of, resolve_search
 from orchestrator.storage.binding import exclusive_lease, storage_of
 from orchestrator.study.limits import Limits
-from orchestrator.tracking.base import Status, Tracker
-from orchestrator.tracking.final_snapshot import keep_snapshot
-from orchestrator.tracking.shown_state import ShownRecord, ShownState
+from orchestrator.tracking.records import StoreRecord, save_snapshot
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import Status, TrackingState
 from orchestrator.utils.cluster_address import check_address
 
 Jobs = list[tuple[Job, Trial, int]]
@@ -71,7 +71,7 @@ def run_study(
     tracker: Tracker,
     console: Console,
     **options: Any,
-) -> Outcome:
+) -> RunOutcome:
     """Run what is missing of a study, and report all of it.
 
     Args:
@@ -107,21 +107,21 @@ class StudyRun:
     tracker: Tracker
     console: Console
     #: record of what the tracker's store was shown last; None: the store is always queried
-    shown: ShownRecord | None = None
+    shown: StoreRecord | None = None
     #: the part of the plan within a budget, which is run; the report covers the whole plan
-    trimmed: Trimmed | None = None
+    trimmed: TrimmedPlan | None = None
     #: stop request, made by Ctrl-C and SIGTERM while trials run, and checked by the executor
     stop: Stop = field(default_factory=Stop)
     #: limits at which the run stops
     limits: Limits | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         """Run what is missing; see `run_study`."""
         study = self.plan.study.name
         _check_writable(self.workdir)
         self._folder = report_folder(self.workdir, study)
         self._passes: dict[str, dict[str, Any]] = {}  # what became of reference passes, by hash
-        require_room_for_report(self._folder)  # now, and not after the trials
+        check_report_folder(self._folder)  # now, and not after the trials
         lease = exclusive_lease(storage_of(self.workdir), self.workdir)
         with study_lock(self.workdir, study), lease, ExitStack() as left:
             self._ledger = Ledger(self.workdir)
@@ -129,7 +129,7 @@ class StudyRun:
             there = None
             if not jobs:
                 _draw_gallery(self.plan, self._folder, self.console)
-                there = find_report(self.plan, self._ledger, self.workdir, self._folder)
+                there = find_cached_report(self.plan, self._ledger, self.workdir, self._folder)
                 before = self._shown_before(there)
                 if there is not None and before is not None:
                     return _nothing_anew(self.plan, self._ledger, self.workdir, there, before)
@@ -171,11 +171,11 @@ class StudyRun:
         self._recorder = Recorder(plan, ledger, workdir, self.tracker, self.stop, kept.began)
         return jobs
 
-    def _shown_before(self, there: WrittenReport | None) -> ShownState | None:
+    def _shown_before(self, there: WrittenReport | None) -> TrackingState | None:
         """Return what the tracker was shown, where report and store need nothing anew."""
         if there is None or self.shown is None or lost_figures(self.plan, self._ledger):
             return None
-        return self.shown.shown(_shown_mark(there, failures_of(self.plan)))
+        return self.shown.load(_shown_mark(there, failures_of(self.plan)))
 
     def _run_jobs(self, jobs: Jobs, left: ExitStack) -> tuple[bool, str | None]:
         """Run all phases; return whether the user interrupted them, and the limit they stopped at.
@@ -265,7 +265,7 @@ class StudyRun:
 
     def _conclude(
         self, there: WrittenReport | None, interrupted: bool, limit: str | None
-    ) -> Outcome:
+    ) -> RunOutcome:
         """Write the report, show the study, and return how it ended."""
         plan, ledger, tracker, recorder = self.plan, self._ledger, self.tracker, self._recorder
         failed = {**recorder.failed, **failures_of(plan)}
@@ -273,37 +273,41 @@ class StudyRun:
         summary = None if made is None else made.summary
         if summary is None:  # the report was there, or is kept as it was
             summary = _summary(plan, ledger, self.workdir)
-        if not summary.left:
+        if not summary.remaining:
             limit = None  # its last trial ended there
         status: Status = "FINISHED"
         if failed or interrupted or limit:
             status = "KILLED" if interrupted or limit else "FAILED"
-        arms, ended = arm_views(summary), last_ended(plan, ledger)
-        keep_snapshot(self.workdir, plan.study.name, arms, status, ended, since=self._planned_at)
+        arms, ended = build_arm_views(summary), last_end_time(plan, ledger)
+        save_snapshot(self.workdir, plan.study.name, arms, status, ended, since=self._planned_at)
         tracker.close(arms, status, self._folder, ended)
-        waiting, refused, compare = tracker.waiting(), tracker.refused(), tracker.compare_address()
-        complete = waiting is None and not interrupted and limit is None
+        tracked = tracker.state()
+        complete = tracked.pending is None and not interrupted and limit is None
         ended_well = complete and failed == failures_of(plan)
-        if self.shown is not None and made is not None and made.mark is not None and ended_well:
-            state = ShownState(compare=compare, refused=refused)
-            self.shown.keep(_shown_mark(made, failed), state)
-        return Outcome(
-            results=results_of(summary) if made is None else made.results,
-            summarised=partial(_given, summary),
+        if (
+            self.shown is not None
+            and made is not None
+            and made.content_hash is not None
+            and ended_well
+        ):
+            self.shown.save(_shown_mark(made, failed), tracked)
+        return RunOutcome(
+            results=build_results(summary) if made is None else made.results,
+            make_summary=partial(_given, summary),
             executed=recorder.executed,
             failed=failed,
             interrupted=interrupted,
             limit=limit,
             report=[] if made is None else list(made.files),
-            compare=compare,
-            held_back=self.stop.why,
-            waiting=waiting,
-            refused=refused,
+            comparison_url=tracked.compare,
+            drain_reason=self.stop.why,
+            waiting=tracked.pending,
+            rejected_names=tracked.refused,
         )
 
     def _report(self, there: WrittenReport | None) -> WrittenReport | None:
         """Return the report, rewritten if needed; None if a more complete one is kept."""
-        plan, page = self.plan, self._folder / PAGE
+        plan, page = self.plan, self._folder / PAGE_FILE
         lost = lost_figures(plan, self._ledger) if page.exists() else []
         if lost:
             warn_once(kept_report_notice(page, plan, self.workdir, lost))
@@ -312,24 +316,24 @@ class StudyRun:
 
 
 def _nothing_anew(
-    plan: Plan, ledger: Ledger, storage: Path, made: WrittenReport, shown: ShownState
-) -> Outcome:
+    plan: Plan, ledger: Ledger, storage: Path, made: WrittenReport, shown: TrackingState
+) -> RunOutcome:
     """Return the outcome of a run without anything to run, write or show."""
-    return Outcome(
+    return RunOutcome(
         results=made.results,
-        summarised=partial(_summary, plan, ledger, storage),
+        make_summary=partial(_summary, plan, ledger, storage),
         executed=0,
         failed=failures_of(plan),
         interrupted=False,
         limit=None,
         report=list(made.files),
-        compare=shown.compare,
-        refused=shown.refused,
+        comparison_url=shown.compare,
+        rejected_names=shown.refused,
     )
 
 
 def _summary(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
-    return summarise(plan, ledger, load_scores(plan, ledger, storage))
+    return build_summary(plan, ledger, load_scores(plan, ledger, storage))
 
 
 def _given(summary: Summary) -> Summary:
@@ -338,7 +342,7 @@ def _given(summary: Summary) -> Summary:
 
 def _shown_mark(made: WrittenReport, failed: Mapping[str, str]) -> str:
     """Return a hash of what a tracker is shown when nothing is left to run."""
-    text = json.dumps([made.mark, dict(failed)])
+    text = json.dumps([made.content_hash, dict(failed)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -392,7 +396,7 @@ def check_ready(plan: Plan) -> None:
     Raises:
         ConfigError: what they lack, all of it.
     """
-    lacking = problems(plan.study.benchmarks, plan.places) + plan.lacking
+    lacking = find_benchmark_problems(plan.study.benchmarks, plan.places) + plan.lacking
     if lacking:
         raise ConfigError(lacking)
 

@@ -113,7 +113,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
             from orchestrator.tracking.client import MlflowStore
 
             made = tmp_path_factory.mktemp("mlflow")
-            MlflowStore(f"sqlite:///{made}/mlflow.db", made).open("template")
+            MlflowStore(made).open("template")
             folder.mkdir()
             with (
                 contextlib.closing(sqlite3.connect(made / "mlflow.db")) as database,

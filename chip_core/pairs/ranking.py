@@ -16,18 +16,18 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.pairs import PairsConfig
 from chip_core.data.source import SHAPES
-from chip_core.evaluation.benchmarks.chair.score import ChairScorer, object_reader
+from chip_core.evaluation.benchmarks.chair.score import ChairScorer, make_object_reader
 from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
 from chip_core.evaluation.benchmarks.mmhal.score import RATING_SCALE
 from chip_core.evaluation.benchmarks.shapes.score import EmbeddedScorer
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
-from chip_core.evaluation.judge.asking import ask
 from chip_core.evaluation.judge.cache import ReplayJudge
+from chip_core.evaluation.judge.prompts import ask_judge
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import JudgeRequest, Resources
 from chip_core.evaluation.task import Item
-from chip_core.evaluation.text.language import nltk_problems, require
-from chip_core.evaluation.text.reply_numbers import read_rating
+from chip_core.evaluation.text.language import nltk_problems, require_tools
+from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.results import Progress
 from chip_core.shapes.captions import compare_caption
 from chip_core.shapes.world import scene_from_id
@@ -110,8 +110,8 @@ class CocoChair(Ranker):
             )
         needs = ChairScorer.needs
         self._coco = open_resources(BenchmarkConfig(name="chair"), needs, places).coco
-        require(nltk_problems(("punkt_tab",)), "chair")
-        self._names, self._read = object_reader(data, corrected=True)
+        require_tools(nltk_problems(("punkt_tab",)), "chair")
+        self._names, self._read = make_object_reader(data, corrected=True)
         self._file = data / "synonyms.txt"
 
     @property
@@ -145,12 +145,12 @@ class CocoChair(Ranker):
         ground_truth = GroundTruth(objects={}, known=frozenset())
         if missing_images and self._coco is not None:
             ground_truth = read_ground_truth(
-                self._coco, missing_images, self._names, self._read, official=False, who="chair"
+                self._coco, missing_images, self._names, self._read, official=False, scorer="chair"
             )
         truths = []
         for prompt, objects, image in zip(prompts, row_objects, images, strict=True):
             if objects is None and image in ground_truth.known:
-                truths.append(ground_truth.of(image))
+                truths.append(ground_truth.get_objects(image))
             elif isinstance(objects, list) and all(isinstance(name, str) for name in objects):
                 category = self._names.category
                 truths.append(
@@ -222,7 +222,7 @@ class JudgeRanker(Ranker):
             for prompt, texts in batch
             for number, text in enumerate(texts)
         ]
-        replies = ask(Resources(judge=self._judge), requests, "ranker judge")
+        replies = ask_judge(Resources(judge=self._judge), requests, "ranker judge")
         ratings = {item: read_rating(reply or "") for item, reply in replies.items()}
         rated = [
             [ratings[f"{prompt.id}#{number}"] for number, _ in enumerate(texts)]

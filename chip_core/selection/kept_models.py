@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.generators.answering import InferenceContext, answer
+from chip_core.evaluation.generators.answering import InferenceContext, generate_answers
 from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading
 from chip_core.results import MODEL, TRAINED, Answers, Progress, file_hashes
@@ -224,7 +224,7 @@ class Picker:
         )
         figures: dict[str, float] = {}
         for benchmark in self.config.benchmarks.select:
-            scored = answer(context, "select", benchmark)
+            scored = generate_answers(context, "select", benchmark)
             if isinstance(scored, Answers):
                 score = partial(
                     score_answers,
@@ -232,8 +232,8 @@ class Picker:
                     "select",
                     benchmark,
                     folder=folder,
-                    places=self.context.places,
-                    report=self.report,
+                    data_paths=self.context.places,
+                    report_progress=self.report,
                 )
                 scored = current_workers().wait_for_rank0(score)
             figures |= scored.metrics

@@ -107,11 +107,11 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
     """
     from rich.console import Console
 
-    from chip_core.evaluation.benchmarks.status import status as look
+    from chip_core.evaluation.benchmarks.status import find_benchmark_status
     from orchestrator.data.status import status_json, status_lines
 
     data = places_of(benchmark_data).benchmark_data
-    found = look(names, data)
+    found = find_benchmark_status(names, data)
     if as_json:
         print_json(status_json(found, data))
     else:

@@ -166,7 +166,7 @@ def _answering(given: Mapping[str, Any]) -> EvaluationConfig:
 
 
 def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:
-    from chip_core.evaluation.unreadable import counts
+    from chip_core.evaluation.unreadable import count_unreadable
 
     return {
         "model": model,
@@ -177,7 +177,7 @@ def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, 
                     metric.removeprefix(f"{name}/"): value
                     for metric, value in evaluation.metrics.items()
                 },
-                "unreadable": counts(()),
+                "unreadable": count_unreadable(()),
                 **evaluation.metadata,
                 "scores": str(out / evaluation.scores),
                 "responses": str(out / evaluation.responses),
@@ -192,7 +192,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from chip_core.evaluation.items import find_benchmark
-    from chip_core.evaluation.unreadable import count_words, example_words
+    from chip_core.evaluation.unreadable import format_counts, format_example
 
     table = Table(box=None, pad_edge=False)
     for title in ("metric", "value", "unit"):
@@ -221,7 +221,7 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
             )
         if "unreadable" in metadata:
             yield Text(
-                f"{name}: {count_words(metadata['unreadable'])}, for instance", style="yellow"
+                f"{name}: {format_counts(metadata['unreadable'])}, for instance", style="yellow"
             )
             for example in metadata["unreadable"]["examples"]:
-                yield Text(f"  {example_words(example)}", style="dim")
+                yield Text(f"  {format_example(example)}", style="dim")

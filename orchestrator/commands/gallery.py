@@ -63,11 +63,11 @@ def gallery(
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is no format of a figure")
     settings = _rejected_image_settings(overrides, series=timesteps is not None)
-    shown = pictures.read_images(images) if images else pictures.scenes(3)
+    shown = pictures.read_images(images) if images else pictures.make_scenes(3)
     alone = [settings["strategy"]] if "strategy" in settings else None
     series = pictures.TIMESTEPS if alone in (None, ["diffusion"]) else ()
     steps = series if timesteps is None else timesteps
-    cells = pictures.gallery_cells(
+    cells = pictures.make_gallery_cells(
         shown, timesteps=steps, settings=settings, strategies=alone, seed=seed
     )
     try:

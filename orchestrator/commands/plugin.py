@@ -48,7 +48,7 @@ def check(
     from chip_core.utils import plugins
     from chip_core.utils.errors import UserError
     from orchestrator.report.writers.plan import mlflow_name_lines
-    from orchestrator.tracking.names import respelled
+    from orchestrator.tracking.names import encode_invalid
 
     given = each_once("--set", parameters)
     data = places_of(benchmark_data)
@@ -62,7 +62,7 @@ def check(
             raise UserError(f"--benchmark-data: {name} is a {kind}, and reads no benchmark's files")
         if kind == "benchmark":
             checks = _benchmark(name, data)
-            names = respelled(_metric_names(name))
+            names = encode_invalid(_metric_names(name))
         else:
             checks = dict(_strategy(name, given) if kind == "strategy" else _term(name))
     except ValueError as error:
@@ -96,14 +96,14 @@ def _kind(loaded: Any) -> str:
 
 
 def _benchmark(name: str, places: DataPaths) -> dict[str, str | None]:
-    from chip_core.evaluation.conformance import conformance
+    from chip_core.evaluation.conformance import check_conformance
     from chip_core.evaluation.items import find_benchmark
     from chip_core.evaluation.judge.cache import ReplayJudge
     from chip_core.evaluation.scorer import Resources
 
     benchmark = find_benchmark(name)
     judge = ReplayJudge([]) if "judge" in benchmark.needs else None
-    return conformance(
+    return check_conformance(
         benchmark, data=places.benchmark_folder(name), resources=Resources(judge=judge)
     )
 

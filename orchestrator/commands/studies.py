@@ -24,10 +24,10 @@ from orchestrator.executors import EXECUTORS, make_executor
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.cost.budget import Trimmed
+    from orchestrator.cost.budget import TrimmedPlan
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.plan.plan import Plan
-    from orchestrator.report.results import Outcome
+    from orchestrator.report.results import RunOutcome
     from orchestrator.state.ledger import Ledger
     from orchestrator.study.limits import Limits
 
@@ -87,13 +87,18 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
 
     from orchestrator.executors.base import ExecutorSettings
     from orchestrator.jobs.stopping import Stop
-    from orchestrator.report.writers.terminal import result_lines, same_command, show, sync_command
+    from orchestrator.report.writers.terminal import (
+        print_lines,
+        result_lines,
+        resume_command,
+        sync_command,
+    )
     from orchestrator.run import check_rows, check_startable, run_study
     from orchestrator.storage.binding import bind_storage
     from orchestrator.storage.remote import checked_uri
-    from orchestrator.tracking.background import BackgroundTracker
-    from orchestrator.tracking.projection import MlflowTracker
-    from orchestrator.tracking.shown_state import ShownRecord
+    from orchestrator.tracking.projection import MlflowProjection
+    from orchestrator.tracking.records import StoreRecord
+    from orchestrator.tracking.tracker import Tracker
 
     options = _RunOptions(**{name: given.pop(name) for name in _RunOptions.__annotations__})
     _check_inline(options.executor, address=options.address, max_concurrent=options.max_concurrent)
@@ -107,9 +112,9 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
     plan = _startable_plan(study, workdir, options, given)
     limits = options.limits(plan)
     check_startable(plan, workdir, limits, options.address)
-    tracker = BackgroundTracker(MlflowTracker(workdir, options.tracking_uri))
-    shown = ShownRecord(workdir, plan.study.name, options.tracking_uri)
-    if not shown.untouched():
+    tracker = Tracker(MlflowProjection(workdir, options.tracking_uri))
+    shown = StoreRecord(workdir, plan.study.name, options.tracking_uri)
+    if not shown.is_current():
         tracker.check()
     if options.storage is not None:
         checked_uri(options.storage)
@@ -140,9 +145,9 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given:
         limits=limits,
         stop=stop,
     )
-    command = same_command(click.get_current_context().find_root().obj)
+    command = resume_command(click.get_current_context().find_root().obj)
     again = sync_command(plan.study.name, workdir, options.tracking_uri)
-    show(console, result_lines(outcome, workdir, tracker.address, command, again))
+    print_lines(console, result_lines(outcome, workdir, tracker.address, command, again))
     if as_json:
         print_json(_outcome_json(outcome, command, again, tracker.address))
     if outcome.interrupted:
@@ -193,7 +198,7 @@ def _startable_plan(
 
 def _print_plan(
     plan: Plan, workdir: Path, console: Console, request: CostRequest, *, always: bool
-) -> Trimmed | None:
+) -> TrimmedPlan | None:
     """Print what will run, and what it costs if that was requested or has a budget.
 
     Returns:
@@ -214,9 +219,9 @@ def _print_plan(
 
 
 def _outcome_json(
-    outcome: Outcome, command: str, again: str, tracking: str | None
+    outcome: RunOutcome, command: str, again: str, tracking: str | None
 ) -> dict[str, Any]:
-    from orchestrator.report.writers.terminal import untracked_json
+    from orchestrator.report.writers.terminal import untracked_to_json
 
     return {
         **outcome.results.data,
@@ -227,9 +232,9 @@ def _outcome_json(
         "go_on": command,
         "report": [str(path) for path in outcome.report],
         "tracking": tracking,
-        "untracked": untracked_json(outcome.waiting, again),
-        "refused": dict(outcome.refused),
-        "compare": outcome.compare,
+        "untracked": untracked_to_json(outcome.waiting, again),
+        "refused": dict(outcome.rejected_names),
+        "compare": outcome.comparison_url,
     }
 
 
@@ -248,12 +253,12 @@ def plan(
     """Show what would run, what is done, which cells are one trial, and what it will cost."""
     from rich.console import Console
 
-    from orchestrator.cost.render import cost_json, cost_lines
+    from orchestrator.cost.render import cost_lines, cost_to_json
     from orchestrator.plan.snapshot import require_same_file
     from orchestrator.report.writers.plan import (
         cache_lines,
-        plan_json,
         plan_lines,
+        plan_to_json,
         readiness_lines,
         trial_table,
     )
@@ -265,7 +270,7 @@ def plan(
     require_same_file(made, workdir)
     found = study_cost(made, workdir, request, Console(stderr=True).print)
     if as_json:
-        print_json({**plan_json(made, workdir), "cost": cost_json(found)})
+        print_json({**plan_to_json(made, workdir), "cost": cost_to_json(found)})
         return
     console = Console()
     said = (
@@ -285,11 +290,11 @@ def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Show how far a study is: each trial's state, attempts and figures."""
     from rich.console import Console
 
-    from orchestrator.report.writers.plan import plan_json, status_lines, trial_table
+    from orchestrator.report.writers.plan import plan_to_json, status_lines, trial_table
 
     made = planned(study, workdir=workdir, **changes)
     if as_json:
-        print_json(plan_json(made, workdir))
+        print_json(plan_to_json(made, workdir))
         return
     console = Console()
     for line in status_lines(made, workdir):
@@ -306,8 +311,8 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     from chip_core.utils.errors import UserError
     from orchestrator.plan.snapshot import require_same_file
     from orchestrator.report.cached import rewrite_report
-    from orchestrator.report.writers.files import PAGE, report_folder
-    from orchestrator.report.writers.terminal import report_lines, show
+    from orchestrator.report.writers.files import PAGE_FILE, report_folder
+    from orchestrator.report.writers.terminal import print_lines, report_lines
     from orchestrator.state.integrity import kept_report_notice, ledger_of, lost_figures
 
     made = planned(study, workdir=workdir, **changes)
@@ -315,14 +320,14 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     ledger = ledger_of(made, workdir)
     folder = report_folder(workdir, made.study.name)
     lost = lost_figures(made, ledger)
-    if lost and (folder / PAGE).exists():
-        raise UserError(kept_report_notice(folder / PAGE, made, workdir, lost))
+    if lost and (folder / PAGE_FILE).exists():
+        raise UserError(kept_report_notice(folder / PAGE_FILE, made, workdir, lost))
     _require_results(made, ledger)
     found = rewrite_report(made, ledger, workdir, folder)
     if as_json:
         print_json({**found.results.data, "report": [str(path) for path in found.files]})
         return
-    show(Console(), report_lines(found.results, found.files))
+    print_lines(Console(), report_lines(found.results, found.files))
 
 
 def _check_inline(executor: str, **of_ray: Any) -> None:

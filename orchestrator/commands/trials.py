@@ -33,10 +33,10 @@ def show(trial: str, workdir: Path, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from orchestrator.report.trial_facts import fact_lines, trial_facts
+    from orchestrator.report.trial_facts import collect_trial_facts, fact_lines
     from orchestrator.state.trial_lookup import find_trial
 
-    facts = trial_facts(workdir, find_trial(workdir, trial))
+    facts = collect_trial_facts(workdir, find_trial(workdir, trial))
     if as_json:
         print_json(facts)
         return
@@ -126,7 +126,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
     while a study runs. The study file is left alone.
     """
     from orchestrator.state.removal import no_running_study, plan_removal, remove
-    from orchestrator.tracking.removal import forget_runs
+    from orchestrator.tracking.projection import delete_runs
 
     plan_removal(workdir, what)  # what is not there is told before a lock is made
     with no_running_study(workdir):
@@ -137,7 +137,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
             click.echo("nothing was removed", err=True)
             return 1
         runs = sum(
-            forget_runs(
+            delete_runs(
                 workdir, tracking_uri, study, None if study == going.study else going.trials
             )
             for study in going.shown_by

@@ -48,7 +48,7 @@ def status_json(found: Sequence[BenchmarkStatus], folder: Path | None) -> dict[s
                 "files": [
                     {
                         "name": held.file.names[0],
-                        "there": held.whole,
+                        "there": held.is_complete,
                         "path": None if held.path is None else str(held.path),
                         "parts": held.parts,
                         "parts_published": held.file.parts,
@@ -78,14 +78,14 @@ def _counted(benchmark: BenchmarkStatus) -> str:
 
 
 def _file(held: FileStatus) -> Iterator[Text]:
-    word, style = ("there", "green") if held.whole else ("missing", "yellow")
-    if held.path is not None and not held.whole:
+    word, style = ("there", "green") if held.is_complete else ("missing", "yellow")
+    if held.path is not None and not held.is_complete:
         word = "in part"
     name = held.file.names[0]
     if held.path is not None and held.path.is_file() and held.file.parts == 1:
         name = held.path.name
     yield Text.assemble("  ", (f"{word:8}", style), f" {name}, for {held.file.use}{_size(held)}")
-    if not held.whole:
+    if not held.is_complete:
         yield Text(f"           from {held.file.source}")
 
 

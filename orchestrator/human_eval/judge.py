@@ -42,7 +42,7 @@ class JudgeValues:
     metric: str  # "mmhal/hallucination_rate"
     info: MetricInfo
     values: Mapping[str, Mapping[str, float]]  # trial's fingerprint -> item -> value
-    means: bool  # whether the metric is their mean; else a ratio of sums
+    is_mean: bool  # whether the metric is their mean; else a ratio of sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def load_judge_values(
         metric=prefix + short_name,
         info=infos[short_name],
         values=values,
-        means=all(
+        is_mean=all(
             denominator == 1
             for items in outcomes.values()
             for _, denominator in (items or {}).values()

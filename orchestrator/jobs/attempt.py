@@ -61,12 +61,12 @@ def execute(
             began_cpu=began_cpu,
         )
         return score_trial(job.config, context, answers=job.answers)
-    from chip_core.evaluation.generators.delivery import drop_served
+    from chip_core.evaluation.generators.delivery import remove_served_files
     from chip_core.trial import answer_trial
     from chip_core.utils.workers import current_workers
 
     for earlier in job.earlier:
-        drop_served(earlier)
+        remove_served_files(earlier)
     context = TrialContext(
         folder=job.folder,
         report=report,

@@ -8,7 +8,7 @@ from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation import items as benchmark_items
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.utils.errors import UserError, warn_once
 from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.study.model import Study
@@ -30,7 +30,7 @@ def identities(study: Study, places: DataPaths, seen: Identities) -> dict[str, M
         f"{side}/{settings.name}": _identity(
             settings, places, seen.get(f"{side}/{settings.name}", {})
         )
-        for side, settings in sides(study.benchmarks)
+        for side, settings in list_sides(study.benchmarks)
     }
 
 
@@ -89,7 +89,7 @@ def _identity(
     else:
         seen = {}
     try:
-        return benchmark_items.identity(settings, places)
+        return benchmark_items.benchmark_identity(settings, places)
     except UserError:
         return seen or {**current, "files": None}  # reported before it runs
 

@@ -19,8 +19,8 @@ from chip_core.data.files import is_hub_name
 from chip_core.data.rows import ImageRef, RowError
 from chip_core.data.source import SHAPES, SourceRow, open_source
 from chip_core.evaluation.items import find_benchmark, select_items
-from chip_core.evaluation.overlap import count_shared
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.overlap import find_shared_images
+from chip_core.evaluation.readiness import list_sides
 from chip_core.utils.errors import ConfigError, TrialError, UserError, warn_once
 from chip_core.utils.files import parse_json, read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
@@ -115,7 +115,7 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
 
     side, settings = next(
         (side, settings)
-        for side, settings in sides(plan.study.benchmarks)
+        for side, settings in list_sides(plan.study.benchmarks)
         if f"{side}/{settings.name}" == key
     )
     items, _ = select_items(side, settings, find_benchmark(settings.name), plan.places)
@@ -138,7 +138,7 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
         images += [
             (row, row.rejected_image) for row in rows if row.separate_images and row.rejected_image
         ]
-        shared = count_shared(
+        shared = find_shared_images(
             ((image.path or f"row {row.index}", _reader(row, image)) for row, image in images),
             ((name, picture.read) for name, picture in pictures.items()),
         )

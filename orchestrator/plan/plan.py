@@ -23,10 +23,10 @@ from chip_core.data.source import SHAPES
 from chip_core.evaluation.generators import generator_problems
 from chip_core.evaluation.generators.sharing import sharing_problems
 from chip_core.evaluation.readiness import (
-    ranker_problems,
-    replay_problems,
-    sides,
-    unmet_requirements,
+    find_ranker_problems,
+    find_replay_problems,
+    find_unmet_requirements,
+    list_sides,
 )
 from chip_core.models import loading
 from chip_core.selection.rule import selection_problems
@@ -124,10 +124,10 @@ class Plan:
     def lacking(self) -> list[str]:
         """What trainings and benchmarks need and is missing, each with what to do."""
         trained = (trial.config for trial in self.trials if not trial.untrained)
-        found = [problem for config in trained for problem in unmet_requirements(config)]
+        found = [problem for config in trained for problem in find_unmet_requirements(config)]
         for arm in self.arms:  # the same for all of its seeds
-            found += ranker_problems(arm.trials[0].config, self.places)
-            found += replay_problems(arm.trials[0].config, self.places)
+            found += find_ranker_problems(arm.trials[0].config, self.places)
+            found += find_replay_problems(arm.trials[0].config, self.places)
         for model in {trial.config.model: None for trial in self.trials}:
             evaluation = self.base.config.evaluation
             found += generator_problems(evaluation, self.study.benchmarks, model)
@@ -251,7 +251,7 @@ def _evaluations(
         f"{side}/{settings.name}": fingerprint(
             evaluation_identity(side, settings, contents[f"{side}/{settings.name}"], answering)
         )
-        for side, settings in sides(study.scored)
+        for side, settings in list_sides(study.scored)
     }
 
 

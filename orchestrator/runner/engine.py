@@ -58,8 +58,8 @@ def opened_engine(
                 folder,
                 rank=rank,
                 devices=devices,
-                stopping=lambda: stop.asked,
-                lost=stop.drain,
+                should_stop=lambda: stop.asked,
+                on_lost=stop.drain,
             )
             opened.enter_context(server)
         except (TrialError, OSError) as error:

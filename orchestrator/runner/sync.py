@@ -14,18 +14,18 @@ from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
 from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.results import arm_views
-from orchestrator.report.sections.provenance import last_ended
-from orchestrator.report.summary import summarise
+from orchestrator.report.results import build_arm_views
+from orchestrator.report.sections.provenance import last_end_time
+from orchestrator.report.summary import build_summary
 from orchestrator.report.writers.files import report_folder
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.integrity import inspect_plan
 from orchestrator.state.ledger import Ledger, TrialRecord, study_lock
 from orchestrator.state.search import all_trials
 from orchestrator.study.load import load_study
-from orchestrator.tracking.base import FinalSnapshot, Status, StudyView
-from orchestrator.tracking.final_snapshot import kept_snapshots
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.projection import MlflowProjection
+from orchestrator.tracking.records import load_snapshots
+from orchestrator.tracking.views import FinalSnapshot, Status, StudyView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,13 @@ def find_snapshots(workdir: Path, names: Sequence[str]) -> list[PlanSnapshot]:
     return found if names else kept
 
 
-def sync_study(kept: PlanSnapshot, workdir: Path, tracker: MlflowTracker) -> SyncResult:
+def sync_study(kept: PlanSnapshot, workdir: Path, projection: MlflowProjection) -> SyncResult:
     """Show everything that ledger, attempts and report folder have of a study.
 
     Args:
         kept: snapshot of the study's last run.
         workdir: the work directory.
-        tracker: tracker that shows it.
+        projection: the projection to a store.
 
     Raises:
         UserError: its file is gone or invalid, the study is being run, or the store
@@ -92,19 +92,22 @@ def sync_study(kept: PlanSnapshot, workdir: Path, tracker: MlflowTracker) -> Syn
             )
             for trial in begun
         ]
-        tracker.bring(
+        projection.reconcile(
             StudyView(
                 plan=plan,
                 began=kept.began,
-                trials={view.place: view for view in views},
+                trials={view.key: view for view in views},
                 ends=tuple(_ends(kept, plan, ledger, workdir)),
                 report=report_folder(workdir, kept.study),
             )
         )
-    refused, waiting = dict(tracker.refused()), tracker.waiting()
-    if waiting is not None:
-        refused |= {f"trial {name}": waiting.reason for name in waiting.trials}
-    return SyncResult(study=kept.study, trials=len(views), address=tracker.address, refused=refused)
+    state = projection.state()
+    refused = dict(state.refused)
+    if state.pending is not None:
+        refused |= {f"trial {name}": state.pending.reason for name in state.pending.trials}
+    return SyncResult(
+        study=kept.study, trials=len(views), address=projection.store.address, refused=refused
+    )
 
 
 def _status(record: TrialRecord, trial: Trial) -> Status:
@@ -115,10 +118,10 @@ def _status(record: TrialRecord, trial: Trial) -> Status:
 
 def _ends(kept: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path) -> list[FinalSnapshot]:
     """Return how the study's runs ended; an interrupted last one is derived from its trials."""
-    ends = kept_snapshots(workdir, plan)
+    ends = load_snapshots(workdir, plan)
     if ends and ends[-1].time >= kept.time:
         return ends
-    summary = summarise(plan, ledger, load_scores(plan, ledger, workdir))
+    summary = build_summary(plan, ledger, load_scores(plan, ledger, workdir))
     states = {state for row in summary.rows for state in row.states.values()}
     status: Status = "FAILED" if "failed" in states else "FINISHED"
     return [
@@ -126,7 +129,7 @@ def _ends(kept: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path) -> list
         FinalSnapshot(
             time=time.time(),
             status="KILLED" if states & {"missing", "killed"} else status,
-            ended=last_ended(plan, ledger),
-            arms=tuple(arm_views(summary)),
+            ended=last_end_time(plan, ledger),
+            arms=tuple(build_arm_views(summary)),
         ),
     ]

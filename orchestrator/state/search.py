@@ -18,7 +18,7 @@ from typing import Any
 from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import parse_trial_config, set_key
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.plan.plan import Arm, Blocked, Plan, Trial
 from orchestrator.state.ledger import Ledger
@@ -205,7 +205,7 @@ def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
                 side, settings, plan.benchmarks[f"{side}/{settings.name}"], answering
             )
         )
-        for side, settings in sides(asked)
+        for side, settings in list_sides(asked)
     }
     draws = tune.draws()
     found, problems = [], []

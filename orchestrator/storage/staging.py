@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.pairs.rounds import ROUNDS
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
@@ -253,7 +253,9 @@ class StagedWorkspace:
 def _judged(job: Job) -> bool:
     """Return whether a job may use a judge: in scoring, during training, or for its pairs."""
     config = job.config
-    judged = {side for side, benchmark in sides(config.benchmarks) if benchmark.judge is not None}
+    judged = {
+        side for side, benchmark in list_sides(config.benchmarks) if benchmark.judge is not None
+    }
     if job.scores:
         return bool(judged)
     along = bool(config.training.score_at) and "select" in judged

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from chip_core.config.fields import Shorthand
 from chip_core.config.trial import BenchmarksConfig
-from chip_core.evaluation.items import find_benchmark, settings_problems
-from chip_core.evaluation.readiness import declared_overlaps, sides
+from chip_core.evaluation.items import find_benchmark, find_settings_problems
+from chip_core.evaluation.readiness import find_declared_overlaps, list_sides
 from chip_core.evaluation.task import metric_name
 from chip_core.utils.registry import suggest
 from orchestrator.study.model import DeclaredMetric, PublishedFigures
@@ -29,7 +29,7 @@ def benchmark_goals(
         wrong: called with (key, problem).
     """
     goals: dict[str, Goal] = {}
-    for side, settings in sides(benchmarks):
+    for side, settings in list_sides(benchmarks):
         place = getattr(benchmarks, side).index(settings)
         key = f"benchmarks.{side}[{place}]"
         try:
@@ -37,11 +37,11 @@ def benchmark_goals(
         except ValueError as error:
             wrong(key, str(error))
             continue
-        for problem in settings_problems(settings, benchmark):
+        for problem in find_settings_problems(settings, benchmark):
             wrong(key, problem)
         for metric, info in benchmark.metrics.items():
             goals[metric_name(side, settings.name, metric)] = info.goal
-    for side, settings, problem in declared_overlaps(benchmarks):
+    for side, settings, problem in find_declared_overlaps(benchmarks):
         wrong(f"benchmarks.{side}[{getattr(benchmarks, side).index(settings)}]", problem)
     return goals
 

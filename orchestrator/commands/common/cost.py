@@ -131,15 +131,15 @@ def cost_request(
         except ValidationError as error:
             raise ConfigError(explain_errors(error, Budget, "--budget")) from None
     return CostRequest(
-        given=read_user_rates(rates, flags),
-        way="inline" if executor == "inline" else "ray",
+        user_rates=read_user_rates(rates, flags),
+        executor="inline" if executor == "inline" else "ray",
         max_concurrent=max_concurrent,
-        elsewhere=address is not None,
+        on_cluster=address is not None,
         device=None if device is None else DEVICES[device],
         gpus=gpus or 1,
         calibrate=calibrate,
         budget=bounds,
-        looks=looks,
+        dry_run=looks,
     )
 
 
@@ -175,41 +175,43 @@ def require_room(plan: Plan, workdir: Path, request: CostRequest) -> None:
 
     if not any(wants_gpu(trial.config) for trial in plan.trials):
         return
-    if request.elsewhere and request.memory is None:
+    if request.on_cluster and request.device_gib is None:
         return
-    from orchestrator.cost.memory import MemoryEstimator, fits
+    from orchestrator.cost.memory import MemoryEstimator, estimate_fits
     from orchestrator.cost.rates import Rates
-    from orchestrator.cost.workload import workload
+    from orchestrator.cost.workload import build_workload
     from orchestrator.state.integrity import ledger_of
 
-    work = workload(plan, ledger_of(plan, workdir), workdir)
+    work = build_workload(plan, ledger_of(plan, workdir), workdir)
     estimator = MemoryEstimator(count=True)
-    require_fit(fits(work, Rates(), estimator, at_once=None, given=request.memory))
+    require_fit(
+        estimate_fits(work, Rates(), estimator, at_once=None, device_gib=request.device_gib)
+    )
 
 
 def _power(plan: Plan, ledger: Ledger, storage: Path, request: CostRequest) -> PowerEstimate | None:
     """Return the power of seeds on the primary metric; None if unknown."""
-    from orchestrator.cost.power import from_assumptions, from_runs
-    from orchestrator.cost.workload import questions_of
-    from orchestrator.report.formatting import points_text
+    from orchestrator.cost.power import power_from_assumptions, power_from_runs
+    from orchestrator.cost.workload import count_questions
+    from orchestrator.report.formatting import format_difference_unit
     from orchestrator.report.outcomes import load_scores
-    from orchestrator.report.sections.power import testable
-    from orchestrator.report.summary import study_metrics, summarise
+    from orchestrator.report.sections.power import testable_comparisons
+    from orchestrator.report.summary import build_summary, study_metrics
 
     primary = plan.study.primary
     if primary is None or len(plan.compared) < 2:
         return None
     info = study_metrics(plan)[primary.metric]
-    unit, seeds = points_text(info), len(plan.study.seeds)
+    unit, seeds = format_difference_unit(info), len(plan.study.seeds)
     done = [trial for trial in plan.trials if ledger[trial.fingerprint].evaluations]
     if len(done) > len(plan.arms):  # else no arm has two seeds
-        summary = summarise(plan, ledger, load_scores(plan, ledger, storage))
-        found = [contrast for _, contrast in testable(summary, primary.metric)]
+        summary = build_summary(plan, ledger, load_scores(plan, ledger, storage))
+        found = [contrast for _, contrast in testable_comparisons(summary, primary.metric)]
         if found:
             trials = sum(not trial.untrained for trial in done)
-            return from_runs(primary.metric, unit, seeds, found, trials)
-    items = questions_of(plan).get(f"report/{primary.metric.rpartition('/')[0]}")
+            return power_from_runs(primary.metric, unit, seeds, found, trials)
+    items = count_questions(plan).get(f"report/{primary.metric.rpartition('/')[0]}")
     if not items or info.unit != "percent":
         return None
-    assumed = request.given.assumed
-    return from_assumptions(primary.metric, unit, seeds, items, len(plan.compared), assumed)
+    assumed = request.user_rates.assumed
+    return power_from_assumptions(primary.metric, unit, seeds, items, len(plan.compared), assumed)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import parse_trial_config
 from chip_core.data.batches import PairEncoder
-from chip_core.evaluation.readiness import unmet_requirements
+from chip_core.evaluation.readiness import find_unmet_requirements
 from chip_core.models import layers
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import compiled_layers, recompute_layers
@@ -277,12 +277,12 @@ def test_what_does_not_go_together_is_refused_in_a_line(beside: dict[str, Any], 
 def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = config_of(engine={"compile": "layers"})
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
-    assert unmet_requirements(wanted) == []
+    assert find_unmet_requirements(wanted) == []
     monkeypatch.setattr("shutil.which", lambda name: None)
-    (line,) = unmet_requirements(wanted)
+    (line,) = find_unmet_requirements(wanted)
     assert re.match(r"engine.compile is layers, and there is no C\+\+ compiler here \(.*\): ", line)
     monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
-    (line,) = unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
+    (line,) = find_unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
     assert line.startswith("engine.compile is layers, and triton is not installed here")
 
 

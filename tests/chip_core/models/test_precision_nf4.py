@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from chip_core.config.identity import fingerprint, untrained_identity
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.readiness import unmet_requirements
+from chip_core.evaluation.readiness import find_unmet_requirements
 from chip_core.export import export_model
 from chip_core.models import loading
 from chip_core.models.base_models import BASE_MODELS
@@ -205,7 +205,7 @@ def test_without_its_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(
             f"{module}.find_spec", lambda name: None if name == "bitsandbytes" else find(name)
         )
-    (line,) = unmet_requirements(config_of())
+    (line,) = find_unmet_requirements(config_of())
     assert "pip install 'chip-ablate[nf4]'" in line and "\n" not in line
     with pytest.raises(TrialError, match="bitsandbytes is not installed here"):
         loading.load(config_of().model)

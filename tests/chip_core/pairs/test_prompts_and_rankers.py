@@ -17,7 +17,7 @@ from chip_core.config.validation import parse_trial_config
 from chip_core.evaluation import readiness
 from chip_core.evaluation.benchmarks.chair import score as chair
 from chip_core.evaluation.judge import EndpointJudge
-from chip_core.evaluation.readiness import ranker_problems
+from chip_core.evaluation.readiness import find_ranker_problems
 from chip_core.evaluation.task import Item
 from chip_core.pairs import ranking
 from chip_core.pairs.prompts import read_prompts
@@ -105,7 +105,7 @@ def test_what_a_ranker_lacks_is_told_before_a_model_is_loaded(
 ) -> None:
     def lacking(source: str, places: DataPaths, **pairs: Any) -> list[str]:
         tree = {"model": "shapes", "data": {"source": source}, "pairs": {"rounds": 1, **pairs}}
-        return ranker_problems(TrialConfig.model_validate(tree), places)
+        return find_ranker_problems(TrialConfig.model_validate(tree), places)
 
     monkeypatch.setattr(readiness, "nltk_problems", lambda packages: [])
     places = DataPaths(benchmark_data=tmp_path)
