@@ -69,7 +69,7 @@ def run_on_cluster(
         ConfigError: the study or the cluster file is invalid, or the trials do not fit.
         UserError: the cluster cannot be reached, or refuses the job.
     """
-    loaded = load_study(find_study(study), changes, elsewhere=True)
+    loaded = load_study(find_study(study), changes, is_remote=True)
     check = require_valid(file, study_resource_need(loaded))
     assert check.capacity is not None and check.file.settings is not None, "what is good has both"
     settings, head = check.file.settings, find_head(check.file)

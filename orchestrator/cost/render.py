@@ -20,7 +20,7 @@ from orchestrator.cost.published.devices import DEVICES, EAGER_SOURCE, UTILIZATI
 from orchestrator.cost.published.rates import SOURCE_NAME, training_mode
 from orchestrator.cost.rates import Seconds
 from orchestrator.cost.study_cost import CostEstimate
-from orchestrator.plan.plan import BASE
+from orchestrator.plan.plan import BASE_ARM
 
 _MAX_LISTED = 4  # unknown things that are named
 
@@ -425,7 +425,7 @@ def _group_by_arm(
     costs = cost_estimate.estimate if estimate is None else estimate
     by_arm: dict[str, tuple[int, Cost]] = {}
     for trial_work in cost_estimate.work.trials:
-        name = "base (untrained)" if trial_work.trial.arm == BASE else trial_work.trial.arm
+        name = "base (untrained)" if trial_work.trial.arm == BASE_ARM else trial_work.trial.arm
         trials, cost = by_arm.get(name, (0, Cost()))
         cost.add(costs.trials[trial_work.trial.fingerprint])
         by_arm[name] = trials + 1, cost

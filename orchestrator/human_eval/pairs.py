@@ -167,7 +167,7 @@ def find_benchmark_settings(plan: Plan, name: str) -> tuple[Side, BenchmarkConfi
     Raises:
         UserError: the study has no such benchmark.
     """
-    scored = plan.study.scored
+    scored = plan.study.scored_benchmarks
     settings_by_name: dict[str, tuple[Side, BenchmarkConfig]] = {
         **{settings.name: ("report", settings) for settings in scored.report},
         **{f"select/{settings.name}": ("select", settings) for settings in scored.select},

@@ -28,12 +28,17 @@ from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
 from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.cost.trimmed_trials import TRIMMED_FILE
-from orchestrator.plan.contamination import OVERLAP
+from orchestrator.plan.contamination import OVERLAP_FILE
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.results import Results, build_results
 from orchestrator.report.summary import Summary, study_metrics
 from orchestrator.report.writers.files import PAGE_FILE, artifact_folder, report_folder
-from orchestrator.state.integrity import attempts_of, kept_report_notice, ledger_of, lost_figures
+from orchestrator.state.integrity import (
+    attempt_folders,
+    kept_report_notice,
+    read_ledger,
+    trials_with_lost_figures,
+)
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import all_trials
 
@@ -124,7 +129,7 @@ def hash_inputs(
             "base": plan.base,
             "trials": list(trials.values()),
             "identities": plan.identities,
-            "places": plan.places,
+            "places": plan.data_paths,
             "benchmarks": plan.benchmarks,
             "metrics": study_metrics(plan),
             "records": {
@@ -133,7 +138,7 @@ def hash_inputs(
                 if fingerprint in trials or record.study == plan.study.name
             },
             "attempts": [_hash_attempt_files(trial, ledger, storage) for trial in trials.values()],
-            "notes": [_sha256(folder.parent / name) for name in (TRIMMED_FILE, OVERLAP)],
+            "notes": [_sha256(folder.parent / name) for name in (TRIMMED_FILE, OVERLAP_FILE)],
             "beside": {
                 name: _sha256(file)
                 for file in sorted(folder.rglob("[!.]*"))
@@ -160,7 +165,7 @@ def hash_code() -> str:
 
 def _hash_attempt_files(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, str | None]:
     """Return path -> sha256 of the files read of a trial: curves, scores, answers."""
-    files = [folder / CURVES for folder in attempts_of(storage, trial).values()]
+    files = [folder / CURVES for folder in attempt_folders(storage, trial).values()]
     evaluations = ledger[trial.fingerprint].evaluations
     for scored in (evaluations[m] for m in trial.evaluations.values() if m in evaluations):
         folder, evaluation = storage / scored.folder, scored.evaluation
@@ -173,7 +178,7 @@ def _picture_folder_times(plan: Plan) -> list[Any]:
 
     A benchmark's identity covers its files; pictures may be added later.
     """
-    data = plan.places.benchmark_data
+    data = plan.data_paths.benchmark_data
     folders = (
         []
         if data is None
@@ -238,11 +243,11 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
         its files, each with its artifact folder in the study's run; none if no trial has figures
         yet or the existing report is more complete.
     """
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):
         return []
     folder = report_folder(workdir, plan.study.name)
-    lost_trials = lost_figures(plan, ledger)
+    lost_trials = trials_with_lost_figures(plan, ledger)
     if lost_trials and (folder / PAGE_FILE).exists():
         warn_once(kept_report_notice(folder / PAGE_FILE, plan, workdir, lost_trials))
         return []

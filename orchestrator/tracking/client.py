@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chip_core.utils.errors import UserError, printable
-from orchestrator.storage.download import artifacts_of
+from orchestrator.storage.download import artifact_uri
 from orchestrator.tracking.address import (
     StoreRefused,
     StoreUnavailable,
@@ -120,7 +120,7 @@ class MlflowStore:
                 self.experiment = found.experiment_id
             else:
                 # A database without a server would store artifacts in the current folder.
-                location = None if self._workdir is None else artifacts_of(self._workdir)
+                location = None if self._workdir is None else artifact_uri(self._workdir)
                 self.experiment = client.create_experiment(name, location)
             if deleted:
                 client.restore_experiment(self.experiment)

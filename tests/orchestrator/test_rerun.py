@@ -205,12 +205,12 @@ def test_what_lies_beside_changes_it(plan_of: PlanOf, tmp_path: Path) -> None:
     scores = attempt / scored.evaluation.scores
     scores.write_text(scores.read_text() + "\n")
     changed()
-    Ledger(workdir).started(trial, "small", 2)
+    Ledger(workdir).record_start(trial, "small", 2)
     changed()
-    Ledger(workdir).removed(trial.fingerprint)
+    Ledger(workdir).record_removal(trial.fingerprint)
     changed()
     data = tmp_path / "data"
-    plan = replace(plan, places=replace(plan.places, benchmark_data=data))
+    plan = replace(plan, data_paths=replace(plan.data_paths, benchmark_data=data))
     changed()
     (data / "shapes" / "images").mkdir(parents=True)
     changed()

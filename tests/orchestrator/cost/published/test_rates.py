@@ -12,7 +12,7 @@ import pytest
 from chip_core.training.footprint.estimate import estimate_operations
 from chip_core.training.footprint.published import load_model_config
 from orchestrator.cli import main
-from orchestrator.commands.common.remote_run import _options
+from orchestrator.commands.common.remote_run import _format_options
 from orchestrator.cost.memory import MemoryEstimator, find_fitting_changes, workers_per_machine
 from orchestrator.cost.published.devices import DEVICES, RESERVED_GIB, UTILIZATION
 from orchestrator.cost.published.rates import published_rates
@@ -263,5 +263,5 @@ def test_a_run_that_cannot_fit_ends_before_anything_is_made(
 
 
 def test_a_cluster_is_told_of_the_device() -> None:
-    options = list(_options(None, (), (), (), {"device": "h100-80gb", "gpus": 8}))
+    options = list(_format_options(None, (), (), (), {"device": "h100-80gb", "gpus": 8}))
     assert options == ["--device", "h100-80gb", "--gpus", "8"]
