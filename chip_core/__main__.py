@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        config = configuration(options.recipe, options.changes)
+        config = load_configuration(options.recipe, options.changes)
         with join_workers() as workers:
             return _train(config, options.out, options.resume, options.cache, workers)
     except (UserError, TrialError) as error:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
+def load_configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     """Return a recipe's configuration with `key=value` changes.
 
     Raises:
@@ -70,9 +70,9 @@ def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     problems = []
     for change in changes:
         key, equals, text = change.partition("=")
-        complaint = key_problem(key) if equals else "is no key=value: write optimizer.lr=1e-6"
-        if complaint is not None:
-            problems.append(f"--set {change}: {complaint}")
+        problem = key_problem(key) if equals else "is no key=value: write optimizer.lr=1e-6"
+        if problem is not None:
+            problems.append(f"--set {change}: {problem}")
         else:
             set_key(tree, key, recipes.parse_yaml(text, f"--set {key}"))
     if problems:
@@ -89,13 +89,15 @@ def _train(
     from chip_core.models import loading
     from chip_core.trial import run_trial
 
-    broken = {
+    problems_by_key = {
         "model.path": loading.problem(config.model),
         "data.source": data.problem(config.data),
         "objective": data.objective_problem(config.data, config.objective),
         "training.label_rule": loading.label_rule_problem(config),
     }
-    problems = [f"{key}: {what}" for key, what in broken.items() if what is not None]
+    problems = [
+        f"{key}: {problem}" for key, problem in problems_by_key.items() if problem is not None
+    ]
     if problems:
         raise ConfigError(problems)
     if cache is not None and config.reference_cache == "off":
@@ -106,17 +108,17 @@ def _train(
             print(f"chip_core: caution: {config.objective.warning}", file=sys.stderr)
     workers.barrier()  # another process could mistake the first one's files for an earlier trial
 
-    def told(progress: Progress) -> None:
+    def print_progress(progress: Progress) -> None:
         figures = " ".join(f"{name}={value:.4g}" for name, value in progress.figures.items())
         print(f"{progress.phase} {progress.done}/{progress.total} {figures}".rstrip(), flush=True)
 
-    report = told if workers.is_main else lambda progress: None
+    report = print_progress if workers.is_main else lambda progress: None
     caches = None
     if cache is not None:
         if workers.is_main:
-            _stores(config, cache, report)
+            _prepare_caches(config, cache, report)
         workers.barrier()
-        caches = _stores(config, cache, report)
+        caches = _prepare_caches(config, cache, report)
     result = run_trial(
         config,
         folder=out,
@@ -163,25 +165,25 @@ def _check_settings(config: TrialConfig, folder: Path) -> None:
     if not (folder / MODEL).is_dir():
         return
     try:
-        written = read_json(folder / CONFIG)
+        recorded = read_json(folder / CONFIG)
         # Models trained before this setting existed dropped transparency.
-        written["data"] = {"transparency": "drop", **written["data"]}
-        earlier = TrialConfig.model_validate(written)
+        recorded["data"] = {"transparency": "drop", **recorded["data"]}
+        earlier = TrialConfig.model_validate(recorded)
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(
             f"--resume: {folder} holds a model, and no {CONFIG} that says which"
         ) from None
     settings = [
         training_identity(
-            made, made.model.model_dump(), made.data.model_dump(exclude={"transparency"})
+            variant, variant.model.model_dump(), variant.data.model_dump(exclude={"transparency"})
         )
-        for made in (earlier, config)
+        for variant in (earlier, config)
     ]
     if settings[0] != settings[1]:
         raise UserError(f"--resume: {folder} holds a model trained with other settings")
 
 
-def _stores(
+def _prepare_caches(
     config: TrialConfig, cache: Path, report: Callable[[Progress], None]
 ) -> AvailableCaches:
     """Return the trial's reference passes; compute those that are missing."""
@@ -192,9 +194,9 @@ def _stores(
 
     samples = data.count_rows(config.data)
     passes = tuple(
-        one
-        for one in cache_specs(config, loading.identity(config.model), data.identity(config.data))
-        if samples is None or count_samples_read(one, config, samples) > 0
+        spec
+        for spec in cache_specs(config, loading.identity(config.model), data.identity(config.data))
+        if samples is None or count_samples_read(spec, config, samples) > 0
     )
     ensure_caches(passes, config, cache=cache, report=report)
     return AvailableCaches(cache=cache, passes=passes)

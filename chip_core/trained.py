@@ -59,8 +59,8 @@ def read_trained(folder: Path) -> TrainedModel | None:
 
 def has_model(folder: Path) -> bool:
     """Return whether an attempt left a model that it recorded as complete."""
-    there = (folder / MODEL).is_dir() or (folder / PICKED).is_dir()
-    return there and (folder / TRAINED).exists()
+    exists = (folder / MODEL).is_dir() or (folder / PICKED).is_dir()
+    return exists and (folder / TRAINED).exists()
 
 
 def model_files(model: Path) -> dict[str, str]:
@@ -109,10 +109,11 @@ def check_model(model: Path, config: TrialConfig | None = None) -> None:
     Raises:
         TrialError: it is another.
     """
-    why = model_problem(model, config)
-    if why is not None:
+    problem = model_problem(model, config)
+    if problem is not None:
         raise TrialError(
-            f"{why}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` trains "
+            f"{problem}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` "
+            "trains "
             "it again"
         )
 
@@ -153,8 +154,8 @@ def weights_content(model: Path) -> str:
     the training's settings is hashed instead.
     """
     trained = read_trained(model.parent) if model.name == MODEL else None
-    known = trained is not None and trained.files and trained.training
-    files = trained.files if known and trained is not None else model_files(model)
-    settings = trained.training if known and trained is not None else ""
-    kept = {name: mark for name, mark in files.items() if not settings or name != ADAPTER_CONFIG}
-    return fingerprint({"files": kept, "training": settings})
+    is_recorded = trained is not None and trained.files and trained.training
+    files = trained.files if is_recorded and trained is not None else model_files(model)
+    settings = trained.training if is_recorded and trained is not None else ""
+    hashed = {name: mark for name, mark in files.items() if not settings or name != ADAPTER_CONFIG}
+    return fingerprint({"files": hashed, "training": settings})

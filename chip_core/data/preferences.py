@@ -92,7 +92,7 @@ class ShapesPairs(Pairs):
 
     def response_texts(self, index: int) -> tuple[str, str]:
         """Return a pair's chosen and rejected response without drawing its image."""
-        scene = world.scene("train", index)
+        scene = world.make_scene("train", index)
         return captions.faithful_caption(scene), captions.rejected_caption(scene)
 
 

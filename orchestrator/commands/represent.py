@@ -79,7 +79,7 @@ def represent(
 
     STUDY is a study, all of whose trained models are read, or a model's folder or hub name.
     """
-    from chip_core.representation.described import read_set
+    from chip_core.representation.described import read_described_images
     from chip_core.representation.states import Reading
     from orchestrator.report.cached import refresh_report
     from orchestrator.report.writers.files import artifact_folder, report_folder
@@ -91,7 +91,7 @@ def represent(
     from orchestrator.tracking.client import check_store
 
     reading = Reading(pool=pool, layer=layer, alone=alone)
-    described_images = read_set(set_name, items)
+    described_images = read_described_images(set_name, items)
     plan, missing = None, list[str]()
     if _is_model(study):
         sources = [_model_source(study)]

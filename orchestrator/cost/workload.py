@@ -16,7 +16,7 @@ from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import shard_count
 from chip_core.reference_cache.spec import CacheSpec, build_config, group_specs
 from chip_core.results import MODEL
-from chip_core.selection.rule import times_asked
+from chip_core.selection.rule import count_select_runs
 from chip_core.utils.errors import UserError
 from orchestrator.cost.kinds import (
     answer_kind,
@@ -174,7 +174,7 @@ def _trial_work(
             questions=question_counts[f"{side}/{settings.name}"],
             times=1
             if training is None or side != "select"
-            else times_asked(config, training_steps(config, rows)),
+            else count_select_runs(config, training_steps(config, rows)),
         )
         for side, settings in list_sides(config.benchmarks)
         if f"{side}/{settings.name}" in missing

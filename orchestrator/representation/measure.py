@@ -9,8 +9,8 @@ from pathlib import Path
 from chip_core.config.trial import EngineConfig, ModelConfig
 from chip_core.models import loading
 from chip_core.representation.described import DescribedImage
-from chip_core.representation.geometry import Basis, Figure, common_basis, figures
-from chip_core.representation.states import Reading, Representations, represent
+from chip_core.representation.geometry import Basis, Figure, common_basis, compute_figures
+from chip_core.representation.states import Reading, Representations, compute_representations
 from chip_core.results import MODEL
 from chip_core.trained import check_model
 from chip_core.utils.errors import TrialError, UserError
@@ -106,7 +106,7 @@ def read_models(
         basis = common_basis(representations)
     except ValueError as error:
         raise UserError(f"no common picture: {error}") from None
-    model_figures = {index: figures([found]) for index, found in enumerate(representations)}
+    model_figures = {index: compute_figures([found]) for index, found in enumerate(representations)}
     return (
         RepresentationResults(
             set_name=set_name,
@@ -118,7 +118,7 @@ def read_models(
                 RepresentationRow(
                     name=name,
                     seeds=tuple(sources[index].seed for index in indices),
-                    figures=figures([representations[index] for index in indices])
+                    figures=compute_figures([representations[index] for index in indices])
                     if len(indices) > 1
                     else model_figures[indices[0]],
                     by_seed=tuple(
@@ -166,7 +166,9 @@ def _read_model(
         model, processor = loading.load(
             source.model, attention=source.engine.attention, trained=source.trained
         )
-        return represent(model.to(device), processor, described_images, reading, report_item)
+        return compute_representations(
+            model.to(device), processor, described_images, reading, report_item
+        )
     except TrialError as error:
         raise UserError(f"{name}: {error}") from None
 
@@ -177,4 +179,4 @@ def _project_points(basis: Basis, representations: Representations) -> dict[str,
         "true": representations.true,
         "hallucinated": representations.hallucinated,
     }
-    return {kind: basis.place(vectors).tolist() for kind, vectors in kinds.items()}
+    return {kind: basis.project(vectors).tolist() for kind, vectors in kinds.items()}

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.results import Progress
-from chip_core.selection.rule import times_asked
+from chip_core.selection.rule import count_select_runs
 from orchestrator.executors.base import (
     COPYING_PHASE,
     Job,
@@ -86,7 +86,7 @@ class _TrialLine:
         """Start with a new job."""
         self.job, self.total_weight = job, 1.0
         if job.shard is None:
-            evaluations = times_asked(job.config) if job.is_training else 1
+            evaluations = count_select_runs(job.config) if job.is_training else 1
             benchmarks = evaluations * len(job.config.benchmarks.select)
             benchmarks += len(job.config.benchmarks.report)
             self.total_weight = benchmarks * (

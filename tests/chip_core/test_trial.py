@@ -84,11 +84,11 @@ def test_of_workers_that_spread_a_model_the_first_alone_loads_it(
     config = shapes_config(engine__parallel=parallel, language_model="lora")
     attempt = _Attempt(config, TrialContext(folder=tmp_path))
     attempt._workers, attempt._device = Joined(rank=rank, size=4), torch.device("cpu")
-    loaded = attempt._load(None, train=True)
+    loaded = attempt._load_model(None, train=True)
     assert has_weights(loaded.model) == loads
     assert loaded.parallelism == ("ddp" if parallel == "auto" else parallel)
     assert any(".lora_A." in name for name, _ in loaded.model.named_parameters())
-    assert has_weights(attempt._load(None, train=False).model)  # who answers has it whole
+    assert has_weights(attempt._load_model(None, train=False).model)  # who answers has it whole
 
 
 def test_the_seed_changes_the_figures(shapes_config: Configured, tmp_path: Path) -> None:

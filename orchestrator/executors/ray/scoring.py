@@ -16,7 +16,7 @@ from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chip_core.results import Progress
-from chip_core.trial_context import throttled
+from chip_core.trial_context import throttle
 from chip_core.utils.machine import cpu_count, memory_share
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.job_process import MAX_MEMORY_SHARE, JobOutcome, JobPayload, run_job
@@ -38,7 +38,7 @@ class ScoringActor:
         reports: SimpleQueue[Progress | JobOutcome] = SimpleQueue()
 
         def run_and_report() -> None:
-            reports.put(run_job(payload, throttled(reports.put)))
+            reports.put(run_job(payload, throttle(reports.put)))
 
         threading.Thread(target=run_and_report, name="job", daemon=True).start()
         while True:

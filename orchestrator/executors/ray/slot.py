@@ -18,7 +18,7 @@ from ray.util import get_current_placement_group
 from ray.util.queue import Empty, Queue
 
 from chip_core.results import Progress
-from chip_core.trial_context import REPORT_EVERY, throttled
+from chip_core.trial_context import REPORT_EVERY, throttle
 from chip_core.utils.machine import free_memory, import_and_freeze, memory_share
 from chip_core.utils.workers import BARRIER_TIMEOUT
 from orchestrator.executors.ray.job_process import (
@@ -91,7 +91,7 @@ def run_in_slot(payload: JobPayload) -> JobOutcome:
 
     def train_loop_per_worker() -> None:
         # In local mode within Tune nothing of ray.train may be called (Ray 2.60).
-        outcomes.append(run_job(payload, throttled(report_to_tune)))
+        outcomes.append(run_job(payload, throttle(report_to_tune)))
 
     trainer = TorchTrainer(
         train_loop_per_worker,
@@ -164,7 +164,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     is_first = train.get_context().get_world_rank() == 0
     if is_first:
         config[REPORTS_KEY].put({PLACEMENT_GROUP_KEY: get_current_placement_group()})
-    outcome = run_job(payload, throttled(send_progress) if is_first else lambda progress: None)
+    outcome = run_job(payload, throttle(send_progress) if is_first else lambda progress: None)
     if outcome.cause is not None:
         raise WorkerFailed(outcome)
 

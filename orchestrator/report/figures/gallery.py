@@ -47,8 +47,8 @@ class GalleryCell:
 
 def make_scenes(count: int) -> list[GalleryImage]:
     """Return images of the embedded world's training split."""
-    scenes = [world.scene("train", index) for index in range(count)]
-    return [GalleryImage(id=scene.id, image=world.draw(scene)) for scene in scenes]
+    scenes = [world.make_scene("train", index) for index in range(count)]
+    return [GalleryImage(id=scene.id, image=world.draw_scene(scene)) for scene in scenes]
 
 
 def read_images(paths: Iterable[Path]) -> list[GalleryImage]:

@@ -18,7 +18,7 @@ from chip_core.evaluation.readiness import find_benchmark_problems, list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import store_folder
 from chip_core.reference_cache.size import format_bytes
-from chip_core.selection.rule import selection_words, times_asked
+from chip_core.selection.rule import count_select_runs, describe_selection
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, printable
 from orchestrator.plan.plan import Plan, Trial
@@ -51,7 +51,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     for note in iter_layout_notes(study):
         yield Text(note)
     yield from _row_field_lines(plan)
-    for selection in dict.fromkeys(selection_words(arm.trials[0].config) for arm in plan.arms):
+    for selection in dict.fromkeys(describe_selection(arm.trials[0].config) for arm in plan.arms):
         if selection is not None:
             yield Text(selection)
     yield from trust_warning_lines(plan)
@@ -276,7 +276,9 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
             if trial.evaluations[key] in record.answers:
                 to_score += counts[key] or 0
             else:
-                to_answer += (counts[key] or 0) * (times_asked(trial.config) if is_repeated else 1)
+                to_answer += (counts[key] or 0) * (
+                    count_select_runs(trial.config) if is_repeated else 1
+                )
     if to_answer:
         line += f"; {to_answer:,} answers to make"
     if to_score:

@@ -81,7 +81,7 @@ def test_chair_ranks_by_what_a_row_or_coco_says_is_there(
 ) -> None:
     for module in (chair, ranking):  # words between spaces: NLTK's data may not be here
         monkeypatch.setattr(module, "nltk_problems", lambda *packages: [])
-    monkeypatch.setattr(chair, "words", lambda text: re.findall(r"\w+", text))
+    monkeypatch.setattr(chair, "tokenize_words", lambda text: re.findall(r"\w+", text))
     (tmp_path / "chair").mkdir()
     (tmp_path / "coco").mkdir()
     coco_cases.synonyms(tmp_path / "chair", "synonyms.txt")
@@ -89,7 +89,9 @@ def test_chair_ranks_by_what_a_row_or_coco_says_is_there(
     ranker = open_ranker(PairsConfig(), "x.jsonl", DataPaths(benchmark_data=tmp_path))
     answers = [["A puppy and two buses.", "A dog with a man.", "Nothing."]]
     # Image 1 shows a dog, a person and, by a caption, a traffic light.
-    expected = [[Score(value=-1, further=1), Score(value=0, further=2), Score(value=0, further=0)]]
+    expected = [
+        [Score(value=-1, tie_break=1), Score(value=0, tie_break=2), Score(value=0, tie_break=0)]
+    ]
     assert ranker.rank(asked(tmp_path, image_id=1), answers) == expected
     assert ranker.rank(asked(tmp_path, objects=["Puppy", "man"]), answers) == expected
     with pytest.raises(UserError, match="what is in its image is not known: give a list"):

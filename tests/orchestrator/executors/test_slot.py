@@ -16,7 +16,7 @@ from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.models.base_models import BASE_MODELS
 from chip_core.results import Progress
-from chip_core.trial_context import REPORT_EVERY, throttled
+from chip_core.trial_context import REPORT_EVERY, throttle
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StorageError
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray import slot
@@ -159,7 +159,7 @@ def test_a_process_for_each_trial_keeps_no_base_model(
 def test_progress_is_told_once_a_phase_and_then_at_intervals() -> None:
     now = 0.0
     told: list[int] = []
-    report = throttled(lambda progress: told.append(progress.done), clock=lambda: now)
+    report = throttle(lambda progress: told.append(progress.done), clock=lambda: now)
     for step in range(1, 5):
         report(Progress(phase="train", done=step, total=9))
         now += 0.4 * REPORT_EVERY
