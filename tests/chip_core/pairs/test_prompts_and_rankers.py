@@ -81,7 +81,7 @@ def test_chair_ranks_by_what_a_row_or_coco_says_is_there(
 ) -> None:
     for module in (chair, ranking):  # words between spaces: NLTK's data may not be here
         monkeypatch.setattr(module, "nltk_problems", lambda *packages: [])
-    monkeypatch.setattr(chair, "words", lambda text: re.findall(r"\w+", text))
+    monkeypatch.setattr(chair, "tokenize_words", lambda text: re.findall(r"\w+", text))
     (tmp_path / "chair").mkdir()
     (tmp_path / "coco").mkdir()
     coco_cases.synonyms(tmp_path / "chair", "synonyms.txt")

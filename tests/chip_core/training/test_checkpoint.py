@@ -326,7 +326,7 @@ def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(
         raise Cut
 
     with monkeypatch.context() as patched:
-        patched.setattr("chip_core.trial.answer", stopped)
+        patched.setattr("chip_core.trial.generate_answers", stopped)
         with pytest.raises(Cut):
             run_trial(config, folder=tmp_path / "one")
         weights = (tmp_path / "one" / "model" / "model.safetensors").read_bytes()
