@@ -39,6 +39,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from benchmarks.machine import describe
@@ -50,6 +51,7 @@ from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.generators.transformers import TransformersGenerator
 from chip_core.evaluation.generators.vllm import free_port
+from chip_core.evaluation.generators.vllm import version as version_of
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models import loading
 from chip_core.models.adapters import decoder_linears
@@ -79,6 +81,7 @@ def main() -> None:
             "items": options.items,
             "concurrency": options.concurrency,
             "server": server.kind,
+            "version": server.version,
             "one model": _one(world[: options.items], server, options),
             "arms": _arms(world[: ARMS * options.items], server, options, Path(name)),
         }
@@ -95,6 +98,7 @@ class Server:
     """A server that runs on this machine."""
 
     kind: str  # of `evaluation.generator.server`
+    version: str
     url: str
     model: str  # what it calls the untrained model
     process: psutil.Process
@@ -123,12 +127,13 @@ def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
     port = free_port()
     place = ["--host", "127.0.0.1", "--port", str(port)]
     if vllm is None:
-        kind, model = "transformers", str(MODEL_FOLDER)
+        kind, model, version = "transformers", str(MODEL_FOLDER), transformers.__version__
         program = Path(sys.executable).with_name("transformers")
         command = [str(program), "serve", *place, "--device", "cpu", "--dtype", "float32"]
         command += ["--log-level", "error"]
     else:
         kind, model = "vllm", str(_with_vllms_names(folder / "model"))
+        version = version_of(str(vllm))
         command = [str(vllm), "serve", model, *place, "--dtype", "float32", "--enforce-eager"]
         command += ["--max-model-len", "256", "--enable-lora", "--max-loras", str(ARMS)]
     server = LocalServer(
@@ -139,7 +144,7 @@ def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
             **{"OMP_NUM_THREADS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
             **{"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
         },
-        patience=300,
+        start_timeout=900,  # vLLM takes a minute, and three on a busy machine
     )
     try:
         (process,) = [
@@ -147,7 +152,7 @@ def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
             for each in psutil.Process().children(recursive=True)
             if str(port) in each.cmdline() and "-c" not in each.cmdline()
         ]
-        yield Server(kind, f"http://127.0.0.1:{port}/v1", model, process)
+        yield Server(kind, version, f"http://127.0.0.1:{port}/v1", model, process)
     finally:
         server.stop()
 
@@ -209,18 +214,14 @@ def _arms(
 
     def together() -> Answers:
         with ThreadPoolExecutor(ARMS) as pool:
-            said = pool.map(lambda pair: _answered(*pair), [
-                (generator, few, model) for generator, model in zip(generators, models, strict=True)
-            ])  # fmt: skip
-            return {
-                f"{model.weights} {item}": text
-                for model, answers in zip(models, said, strict=True)
-                for item, text in answers.items()
-            }
+            said = pool.map(
+                lambda arm: _named(arm[0], few, arm[1]), zip(models, generators, strict=True)
+            )
+            return {key: text for answers in said for key, text in answers.items()}
 
     ways = [
         Way("four arms", together),
-        Way("one arm, four times the items", lambda: _answered(alone, items, models[0])),
+        Way("one arm, four times the items", lambda: _named(models[0], items, alone)),
     ]
     for way in ways:  # the server loads the merged models
         way.answer()
@@ -275,6 +276,12 @@ def _answered(generator: Any, items: Sequence[Item], model: AnsweringModel) -> A
         items, model, LONGEST, lambda made: said.update((item.id, a.text) for item, a in made)
     )
     return said
+
+
+def _named(model: AnsweringModel, items: Sequence[Item], generator: Any) -> Answers:
+    """Return an arm's answers by its name and the item's."""
+    said = _answered(generator, items, model)
+    return {f"{model.weights} {item}": text for item, text in said.items()}
 
 
 def _base() -> AnsweringModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ def _artifacts(client: Any, run: str, clocks: bool) -> dict[str, str]:
             if entry.is_dir:
                 folders.append(entry.path)
             elif clocks or entry.path.startswith(("responses/", "scores/")):
-                content = Path(client.download_artifacts(run, entry.path)).read_bytes()
+                with tempfile.TemporaryDirectory() as folder:
+                    file = client.download_artifacts(run, entry.path, folder)
+                    content = Path(file).read_bytes()
                 if not clocks and entry.path.endswith(".json"):
                     content = json.dumps(_without_seconds(json.loads(content))).encode()
                 found[entry.path] = hashlib.sha256(content).hexdigest()

@@ -160,7 +160,8 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
     from orchestrator.executors.inline import InlineExecutor
     from orchestrator.executors.ray.tuner import RayTuneExecutor
     from orchestrator.run import run_study
-    from orchestrator.tracking.projection import MlflowTracker
+    from orchestrator.tracking.projection import MlflowProjection
+    from orchestrator.tracking.tracker import Tracker
 
     file = work / "grid.yaml"
     file.write_text(yaml.safe_dump(STUDY), encoding="utf-8")
@@ -194,7 +195,7 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
         plan,
         workdir=work,
         executor=lambda: executor,
-        tracker=MlflowTracker(work, None),
+        tracker=Tracker(MlflowProjection(work)),
         console=Console(file=io.StringIO()),
     )
     spent, wall = between(before, clock()), time.perf_counter() - began

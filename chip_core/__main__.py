@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from chip_core import recipes
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import key_problem, set_key, trial_config
+from chip_core.config.validation import key_problem, parse_trial_config, set_key
 from chip_core.utils.errors import ConfigError, TrialError, UserError
 from chip_core.utils.machine import cpu_seconds
 from chip_core.utils.workers import Workers, join_workers
@@ -65,7 +65,7 @@ def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     Raises:
         ConfigError: every problem at once.
     """
-    file = recipes.find(recipe)
+    file = recipes.find_recipe(recipe)
     tree = recipes.read_yaml(file)
     problems = []
     for change in changes:
@@ -77,7 +77,7 @@ def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
             set_key(tree, key, recipes.parse_yaml(text, f"--set {key}"))
     if problems:
         raise ConfigError(problems)
-    return trial_config(tree, "--set" if changes else str(file))
+    return parse_trial_config(tree, "--set" if changes else str(file))
 
 
 def _train(
@@ -100,22 +100,22 @@ def _train(
         raise ConfigError(problems)
     if cache is not None and config.reference_cache == "off":
         raise UserError("--cache: reference_cache is off: set it to fp32 or bf16")
-    if workers.first:
+    if workers.is_main:
         _check_folders(config, out, resume)
-        if config.objective.caution is not None:
-            print(f"chip_core: caution: {config.objective.caution}", file=sys.stderr)
-    workers.wait()  # another process could mistake the first one's files for an earlier trial
+        if config.objective.warning is not None:
+            print(f"chip_core: caution: {config.objective.warning}", file=sys.stderr)
+    workers.barrier()  # another process could mistake the first one's files for an earlier trial
 
     def told(progress: Progress) -> None:
         figures = " ".join(f"{name}={value:.4g}" for name, value in progress.figures.items())
         print(f"{progress.phase} {progress.done}/{progress.total} {figures}".rstrip(), flush=True)
 
-    report = told if workers.first else lambda progress: None
+    report = told if workers.is_main else lambda progress: None
     caches = None
     if cache is not None:
-        if workers.first:
+        if workers.is_main:
             _stores(config, cache, report)
-        workers.wait()
+        workers.barrier()
         caches = _stores(config, cache, report)
     result = run_trial(
         config,
@@ -126,7 +126,7 @@ def _train(
         began_cpu=began_cpu,
         caches=caches,
     )
-    if workers.first:
+    if workers.is_main:
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
         print(json.dumps({"folder": str(out), "steps": result.steps, "metrics": result.metrics}))
@@ -188,13 +188,13 @@ def _stores(
     from chip_core import data
     from chip_core.models import loading
     from chip_core.reference_cache.build import ensure_caches
-    from chip_core.reference_cache.spec import AvailableCaches, cache_specs, samples_read
+    from chip_core.reference_cache.spec import AvailableCaches, cache_specs, count_samples_read
 
-    samples = data.count(config.data)
+    samples = data.count_rows(config.data)
     passes = tuple(
         one
         for one in cache_specs(config, loading.identity(config.model), data.identity(config.data))
-        if samples is None or samples_read(one, config, samples) > 0
+        if samples is None or count_samples_read(one, config, samples) > 0
     )
     ensure_caches(passes, config, cache=cache, report=report)
     return AvailableCaches(cache=cache, passes=passes)

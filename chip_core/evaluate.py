@@ -12,9 +12,13 @@ import torch
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.config.trial import EvaluationConfig, ModelConfig
-from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
+from chip_core.evaluation.generators.answering import (
+    InferenceContext,
+    generate_answers,
+    generate_reference_answers,
+)
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.evaluation.scoring import score_answers
 from chip_core.evaluation.task import Side
 from chip_core.models import loading
@@ -61,8 +65,11 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     asked = BenchmarksConfig(report=tuple(benchmarks))
     config, trained = named_model(model, base, dtype)
     answering = answering or EvaluationConfig()
-    lacking = [*model_problems(model, config, trained, base), *problems(asked, places)]
-    lacking += [*generator_problems(answering, asked, config), *lacking_here(answering)]
+    lacking = [
+        *model_problems(model, config, trained, base),
+        *find_benchmark_problems(asked, places),
+    ]
+    lacking += [*generator_problems(answering, asked, config), *missing_requirements(answering)]
     if lacking:
         raise ConfigError(lacking)
     report(Progress(phase="start", done=0, total=1))
@@ -74,10 +81,10 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         weights=weights_mark(config, trained, weights_content),
         former_weights=[weights_mark(config, trained)],
         folder=folder,
-        places=places,
+        data_paths=places,
         batch_size=batch_size,
         bf16=dtype == "bf16",
-        report=report,
+        report_progress=report,
         checkpoint_dir=None if trained is not None else loading.local_folder(config.path),
         parity=answering.parity,
         base=config,
@@ -86,7 +93,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     with open_generator(answering, folder) as generator:
         context = replace(context, generator=generator)
         for settings in benchmarks:
-            measure(context, "report", settings)
+            generate_reference_answers(context, "report", settings)
         return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
 
 
@@ -155,7 +162,7 @@ def weights_mark(
         trained: the PEFT folder that is applied to it.
         mark: returns the identifier of that folder.
     """
-    base = loading.base_weights(config)
+    base = loading.base_weights_id(config)
     return base if trained is None else f"{base} {mark(trained)}"
 
 
@@ -168,17 +175,17 @@ def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -
     Raises:
         TrialError: something that the benchmark needs is missing, or its judge does not reply.
     """
-    made = answer(context, side, settings)
+    made = generate_answers(context, side, settings)
     if isinstance(made, Evaluation):
         return made
     answers = made
-    return current_workers().awaited_from_rank0(
+    return current_workers().wait_for_rank0(
         lambda: score_answers(
             answers,
             side,
             settings,
             folder=context.folder,
-            places=context.places,
-            report=context.report,
+            data_paths=context.data_paths,
+            report_progress=context.report_progress,
         )
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 
 #: Files in a trial's folder.
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
@@ -152,7 +152,7 @@ def read_answered(folder: Path) -> AnsweredTrial | None:
             key: Evaluation.from_json(value) for key, value in raw["evaluations"].items()
         }
         answered = AnsweredTrial(**raw)
-        whole = all(sha256_of(folder / name) == mark for name, mark in answered.files.items())
+        whole = all(file_sha256(folder / name) == mark for name, mark in answered.files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return answered if whole else None
@@ -177,4 +177,4 @@ def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return name -> sha256 of those of the named files that exist in a folder."""
-    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
+    return {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}

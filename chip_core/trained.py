@@ -17,7 +17,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models import ADAPTER_CONFIG
 from chip_core.results import MODEL, TRAINED
 from chip_core.utils.errors import TrialError
-from chip_core.utils.files import read_checksummed, sha256_of, sync_folder, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, sync_folder, write_checksummed
 
 #: The picked model, while it replaces the models that it was picked from.
 PICKED = f".{MODEL}.picked"
@@ -66,7 +66,7 @@ def has_model(folder: Path) -> bool:
 def model_files(model: Path) -> dict[str, str]:
     """Return path -> sha256 of the files that are read from a model's folder."""
     files = sorted(path for path in model.rglob("*") if path.is_file() and path.suffix != ".md")
-    return {path.relative_to(model).as_posix(): sha256_of(path) for path in files}
+    return {path.relative_to(model).as_posix(): file_sha256(path) for path in files}
 
 
 def training_fingerprint(config: TrialConfig) -> str:
@@ -91,7 +91,7 @@ def model_problem(model: Path, config: TrialConfig | None = None) -> str | None:
     for name, expected in trained.files.items():
         path = model / name
         try:
-            found = sha256_of(path)
+            found = file_sha256(path)
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
         if found != expected:

@@ -15,12 +15,21 @@ from typing import Any
 from chip_core.config.trial import TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.data.preferences import Pairs
-from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
-from chip_core.evaluation.readiness import problems, ranker_problems, sides, unmet_requirements
+from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
+from chip_core.evaluation.generators.answering import (
+    InferenceContext,
+    generate_answers,
+    generate_reference_answers,
+)
+from chip_core.evaluation.readiness import (
+    find_benchmark_problems,
+    find_ranker_problems,
+    find_unmet_requirements,
+    list_sides,
+)
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
-from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
+from chip_core.models.memory import available_bytes, check_memory, required_bytes, weights_fit
 from chip_core.models.parts import unread_note
 from chip_core.pairs.rounds import Rounds, drop_models
 from chip_core.reference_cache.reader import CacheReader
@@ -50,14 +59,14 @@ from chip_core.trained import (
 )
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import (
-    SHARDED,
+    SHARDED_PARALLELISMS,
     Compute,
     Parallelism,
     choose_parallelism,
     equal_machines,
-    shards_of,
+    shard_count,
 )
-from chip_core.training.prepare import checked_pairs, device_of
+from chip_core.training.prepare import load_checked_pairs, resolve_device
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
@@ -85,7 +94,7 @@ def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResu
     context = TrialContext(folder=folder, **options)
     answer_trial(config, context)
     scoring = replace(context, began=None, began_cpu=None)
-    return current_workers().awaited_from_rank0(lambda: score_trial(config, scoring))
+    return current_workers().wait_for_rank0(lambda: score_trial(config, scoring))
 
 
 def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
@@ -126,29 +135,29 @@ class _Attempt:
         config, context, folder = self._config, self._context, self._context.folder
         if context.trains:  # one worker scores
             _check_workers(config, self._workers)
-            if unmet := unmet_requirements(config):
+            if unmet := find_unmet_requirements(config):
                 raise TrialError(unmet[0])
-        lacking = problems(config.benchmarks, context.places)
+        lacking = find_benchmark_problems(config.benchmarks, context.places)
         lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
-        lacking += lacking_here(config.evaluation)
+        lacking += missing_requirements(config.evaluation)
         if context.trains:
-            lacking += selection_problems(config) + ranker_problems(config, context.places)
+            lacking += selection_problems(config) + find_ranker_problems(config, context.places)
         if lacking:
             raise TrialError("; ".join(lacking))  # before the training, not after it
-        self._device = device_of(config)
+        self._device = resolve_device(config)
         self._report(Progress(phase="start", done=0, total=1))
-        loading.import_libraries(adapters=config.adapted)
+        loading.import_libraries(adapters=config.has_adapters)
         self._spans.end("imports")
         seed_process(config.seed, config.engine.threads)
-        if self._workers.first:
+        if self._workers.is_main:
             write_json(folder / CONFIG, config.model_dump(mode="json"))
         trained, trained_model = self._take_over()
         trains, pairs = context.trains and trained is None, None
         if trains and not config.pairs.rounds:
             # Data first: a bad row is reported before a large model is loaded.
-            pairs = checked_pairs(config, self._report)
+            pairs = load_checked_pairs(config, self._report)
             self._spans.end("check data")
-        self._encodings = ENCODINGS.of(loading.content_key(config.model))
+        self._encodings = ENCODINGS.for_model(loading.content_key(config.model))
         loaded = self._load(trained_model, train=trains)
         if trains:
             if config.pairs.rounds:
@@ -194,16 +203,18 @@ class _Attempt:
     def _load(self, trained_model: Path | None, *, train: bool) -> _Model:
         """Load the model that is trained or that answers, and move it to its device."""
         empty = self._empty() if train else None
-        if empty is None or empty.parallelism not in SHARDED:
+        if empty is None or empty.parallelism not in SHARDED_PARALLELISMS:
             loaded = self._whole(trained_model, empty, train=train)
         else:
             found: list[_Model] = []
 
             def load() -> None:
-                first = self._workers.first
+                first = self._workers.is_main
                 found.append(self._whole(trained_model, empty, train=True) if first else empty)
 
-            self._workers.each(load)  # workers that wait for the first one receive its error
+            self._workers.gather_results(
+                load
+            )  # workers that wait for the first one receive its error
             (loaded,) = found
         self._spans.end("model")
         return loaded
@@ -212,8 +223,8 @@ class _Attempt:
         """Return the model without its weights if it may be sharded, else None."""
         config, device = self._config, self._device
         asked = config.engine.parallel
-        may = asked in SHARDED or (asked == "auto" and device.type == "cuda")
-        if self._workers.alone or not may or config.model.quantize != "none":
+        may = asked in SHARDED_PARALLELISMS or (asked == "auto" and device.type == "cuda")
+        if self._workers.is_single or not may or config.model.quantize != "none":
             return None
         model, processor = loading.load_empty(config.model, attention=config.engine.attention)
         model = attach_adapters(model, config)
@@ -241,7 +252,7 @@ class _Attempt:
             else:
                 parallelism = empty.parallelism
         # A model that will be sharded is moved there whole too, if it fits: checks are fast there.
-        if parallelism not in SHARDED or weights_fit(model, device):
+        if parallelism not in SHARDED_PARALLELISMS or weights_fit(model, device):
             model.to(device)
         return _Model(model=model, processor=processor, parallelism=parallelism)
 
@@ -250,15 +261,15 @@ class _Attempt:
         config, device = self._config, self._device
         if device.type != "cuda":
             return
-        parts = shards_of(parallelism, self._workers)
+        parts = shard_count(parallelism, self._workers)
         caches = self._context.caches
         computed = caches is None or not caches.covers(config)
-        needed = bytes_needed(model, config, reference=computed)
-        check_room(needed // parts, room_for(model, device), config)
+        needed = required_bytes(model, config, reference=computed)
+        check_memory(needed // parts, available_bytes(model, device), config)
 
     def _sampled_pairs(self, loaded: _Model) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs."""
-        if not self._workers.alone:
+        if not self._workers.is_single:
             raise TrialError(
                 f"pairs.rounds: one worker samples a model, and {self._workers.size} are here"
             )
@@ -309,8 +320,8 @@ class _Attempt:
                 keep=lambda step: self._keep(step, loaded),
             )
         del trainer  # frees the optimizer's state and the reference
-        save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.first)
-        if workers.first:
+        save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.is_main)
+        if workers.is_main:
             kept_models.gather(folder, scored[:-1])
         self._spans.end("train")
         self._spans.seconds["first_step"] = done.first_step
@@ -320,18 +331,18 @@ class _Attempt:
             data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut, **self._data},
             notes=[*self._notes, *done.notes],
             engine=done.engine,
-            files=model_files(folder / MODEL) if workers.first else {},
+            files=model_files(folder / MODEL) if workers.is_main else {},
             kept=list(scored),
             training=training_fingerprint(config),
         )
-        if workers.first:
+        if workers.is_main:
             write_trained(folder, trained)
-        workers.wait()
+        workers.barrier()
         for attempt in (folder, *context.earlier):
             remove_all(attempt)  # of the checkpoints: the model is saved
             kept_models.remove_all(attempt)
         drop_models(folder)
-        if parallelism not in SHARDED:
+        if parallelism not in SHARDED_PARALLELISMS:
             return loaded, trained
         context.share()  # its weights are sharded over the workers
         model, _ = loading.load(
@@ -347,10 +358,10 @@ class _Attempt:
         training = training_fingerprint(self._config)
         if self._workers.broadcast_from_rank0(lambda: kept_models.is_whole(place, training)):
             return  # an earlier attempt saved it
-        save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.first)
-        if self._workers.first:
+        save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.is_main)
+        if self._workers.is_main:
             kept_models.note(place, training)
-        self._workers.wait()
+        self._workers.barrier()
 
     def _resumable(self, steps: Sequence[int]) -> bool:
         """Return whether earlier checkpoints can be used; all models kept until then must exist."""
@@ -401,12 +412,12 @@ class _Attempt:
             processor=processor,
             weights=weights,
             folder=folder,
-            places=self._context.places,
+            data_paths=self._context.places,
             batch_size=config.engine.generation_batch,
             encodings=self._encodings,
             bf16=config.model.dtype == "bf16",
             earlier=earlier,
-            report=self._report,
+            report_progress=self._report,
             checkpoint_dir=_checkpoint_dir(config, model_folder),
             parity=config.evaluation.parity,
             base=config.model,
@@ -438,11 +449,11 @@ class _Attempt:
         evaluations: dict[str, Evaluation] = {}
         with open_generator(config.evaluation, folder, self._context.server) as generator:
             context = replace(context, generator=generator)
-            for side, benchmark in sides(config.benchmarks):
-                measure(context, side, benchmark)
-            for side, benchmark in sides(config.benchmarks):
+            for side, benchmark in list_sides(config.benchmarks):
+                generate_reference_answers(context, side, benchmark)
+            for side, benchmark in list_sides(config.benchmarks):
                 key = f"{side}/{benchmark.name}"
-                made = answer(context, side, benchmark)
+                made = generate_answers(context, side, benchmark)
                 if isinstance(made, Answers):
                     answers[key] = made
                 else:
@@ -463,7 +474,7 @@ class _Attempt:
             machine=machine_kind(self._device.type),
             files=workers.broadcast_from_rank0(lambda: file_hashes(folder, told)),
         )
-        if workers.first:
+        if workers.is_main:
             write_answered(folder, answered)
         return answered
 
@@ -483,7 +494,7 @@ def _weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list
     """Return an identifier of the weights that answer, and those of earlier versions for them."""
     if trained_model is not None:
         return weights_content(trained_model), [weights_fingerprint(trained_model)]
-    return loading.base_weights(config.model), []
+    return loading.base_weights_id(config.model), []
 
 
 def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:

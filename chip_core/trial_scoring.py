@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.readiness import find_benchmark_problems, list_sides
 from chip_core.evaluation.scoring import score_answers
 from chip_core.results import (
     CONFIG,
@@ -48,7 +48,7 @@ def score_trial(
             f"{answers}: its answers are not as they were written: run the study again, and what "
             "is left of them is taken over"
         )
-    lacking = problems(config.benchmarks, places)
+    lacking = find_benchmark_problems(config.benchmarks, places)
     if lacking:
         raise TrialError("; ".join(lacking))
     same = answers.absolute() == folder.absolute()
@@ -58,13 +58,18 @@ def score_trial(
             write_bytes(folder / name, (answers / name).read_bytes())
     evaluations: dict[str, Evaluation] = {}
     spans.end("read answers")
-    for side, benchmark in sides(config.benchmarks):
+    for side, benchmark in list_sides(config.benchmarks):
         key = f"{side}/{benchmark.name}"
         if key in answered.evaluations:
             evaluations[key] = answered.evaluations[key]
             continue
         evaluations[key] = score_answers(
-            answered.answers[key], side, benchmark, folder=folder, places=places, report=report
+            answered.answers[key],
+            side,
+            benchmark,
+            folder=folder,
+            data_paths=places,
+            report_progress=report,
         )
         spans.end(f"score {key}")
     result = TrialResult(

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from chip_core.utils.exit import end_without_libraries
+from chip_core.utils.exit import exit_before_native_cleanup
 from orchestrator import __version__
 from orchestrator.commands.cache import cache
 from orchestrator.commands.cluster import attach, cluster
@@ -41,7 +41,7 @@ def program() -> NoReturn:
     """Run the program as a process whose exit code is `main`'s, whatever libraries do at exit."""
     code = 1  # of an unexpected error
 
-    end_without_libraries(lambda: code)
+    exit_before_native_cleanup(lambda: code)
     try:
         main()
     except SystemExit as error:
@@ -83,9 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        from chip_core.utils.files import is_full
+        from chip_core.utils.files import is_disk_full
 
-        if is_full(error):
+        if is_disk_full(error):
             problem = "the disk is full: free some space"
         elif error.filename is not None and error.errno in _PATH_ERRNOS:
             problem = f"cannot be used ({error.strerror}): mend it"

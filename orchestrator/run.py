@@ -18,11 +18,11 @@ from rich.text import Text
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.source import SHAPES
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import make_private, write_json
 from orchestrator.cost import trimmed_trials
-from orchestrator.cost.budget import Trimmed
+from orchestrator.cost.budget import TrimmedPlan
 from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import failure_reason
 from orchestrator.jobs.stopping import StopRequest
@@ -31,16 +31,16 @@ from orchestrator.plan.contamination import count_overlaps, recount_damaged_over
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.plan.snapshot import require_same_study_file, save_plan_snapshot
 from orchestrator.plan.training_rows import check_training_rows, save_checked_rows
-from orchestrator.report.cached import WrittenReport, find_report, rewrite_report
+from orchestrator.report.cached import WrittenReport, find_cached_report, rewrite_report
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.results import Outcome, arm_views, results_of
-from orchestrator.report.sections.provenance import last_ended
-from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.results import RunOutcome, build_arm_views, build_results
+from orchestrator.report.sections.provenance import last_end_time
+from orchestrator.report.summary import Summary, build_summary
 from orchestrator.report.writers.files import (
-    PAGE,
+    PAGE_FILE,
+    check_report_folder,
     report_folder,
-    require_room_for_report,
 )
 from orchestrator.runner.engine import run_study_server
 from orchestrator.runner.jobs import iter_phases, make_jobs, refresh_plan, sort_longest_first
@@ -53,9 +53,9 @@ from orchestrator.state.ledger import ENGINES_FOLDER, Ledger, lock_study
 from orchestrator.state.search import resolve_search, search_failures
 from orchestrator.storage.binding import exclusive_lease, find_storage
 from orchestrator.study.limits import Limits
-from orchestrator.tracking.base import Status, Tracker
-from orchestrator.tracking.final_snapshot import keep_snapshot
-from orchestrator.tracking.shown_state import ShownRecord, ShownState
+from orchestrator.tracking.records import StoreRecord, save_snapshot
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import Status, TrackingState
 from orchestrator.utils.cluster_address import check_address
 
 TrialJobs = list[tuple[Job, Trial, int]]
@@ -71,7 +71,7 @@ def run_study(
     tracker: Tracker,
     console: Console,
     **options: Any,
-) -> Outcome:
+) -> RunOutcome:
     """Run what is missing of a study, and report all of it.
 
     Args:
@@ -107,15 +107,15 @@ class StudyRun:
     tracker: Tracker
     console: Console
     #: record of what the tracker's store was shown last; None: the store is always queried
-    shown_record: ShownRecord | None = None
+    shown_record: StoreRecord | None = None
     #: the part of the plan within a budget, which is run; the report covers the whole plan
-    trimmed: Trimmed | None = None
+    trimmed: TrimmedPlan | None = None
     #: stop request, made by Ctrl-C and SIGTERM while trials run, and checked by the executor
     stop: StopRequest = field(default_factory=StopRequest)
     #: limits at which the run stops
     limits: Limits | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         """Run what is missing; see `run_study`."""
         study = self.plan.study.name
         _check_writable(self.workdir)
@@ -123,7 +123,7 @@ class StudyRun:
         self._cache_records: dict[
             str, dict[str, Any]
         ] = {}  # what became of reference passes, by hash
-        require_room_for_report(self._report_folder)  # now, and not after the trials
+        check_report_folder(self._report_folder)  # now, and not after the trials
         lease = exclusive_lease(find_storage(self.workdir), self.workdir)
         with lock_study(self.workdir, study), lease, ExitStack() as cleanup:
             self._ledger = Ledger(self.workdir)
@@ -131,7 +131,7 @@ class StudyRun:
             existing_report = None
             if not jobs:
                 _draw_gallery(self.plan, self._report_folder, self.console)
-                existing_report = find_report(
+                existing_report = find_cached_report(
                     self.plan, self._ledger, self.workdir, self._report_folder
                 )
                 shown_state = self._find_shown_state(existing_report)
@@ -177,7 +177,7 @@ class StudyRun:
         self._recorder = Recorder(plan, ledger, workdir, self.tracker, self.stop, snapshot.began)
         return jobs
 
-    def _find_shown_state(self, existing_report: WrittenReport | None) -> ShownState | None:
+    def _find_shown_state(self, existing_report: WrittenReport | None) -> TrackingState | None:
         """Return what the tracker was shown, where report and store need nothing anew."""
         if (
             existing_report is None
@@ -185,7 +185,7 @@ class StudyRun:
             or trials_with_lost_figures(self.plan, self._ledger)
         ):
             return None
-        return self.shown_record.shown(
+        return self.shown_record.load(
             _shown_state_hash(existing_report, search_failures(self.plan))
         )
 
@@ -288,7 +288,7 @@ class StudyRun:
 
     def _conclude(
         self, existing_report: WrittenReport | None, interrupted: bool, limit: str | None
-    ) -> Outcome:
+    ) -> RunOutcome:
         """Write the report, show the study, and return how it ended."""
         plan, ledger, tracker, recorder = self.plan, self._ledger, self.tracker, self._recorder
         failures = {**recorder.failures, **search_failures(plan)}
@@ -296,42 +296,41 @@ class StudyRun:
         summary = None if report is None else report.summary
         if summary is None:  # the report was there, or is kept as it was
             summary = _summarise(plan, ledger, self.workdir)
-        if not summary.left:
+        if not summary.remaining:
             limit = None  # its last trial ended there
         status: Status = "FINISHED"
         if failures or interrupted or limit:
             status = "KILLED" if interrupted or limit else "FAILED"
-        arms, ended = arm_views(summary), last_ended(plan, ledger)
-        keep_snapshot(self.workdir, plan.study.name, arms, status, ended, since=self._planned_at)
+        arms, ended = build_arm_views(summary), last_end_time(plan, ledger)
+        save_snapshot(self.workdir, plan.study.name, arms, status, ended, since=self._planned_at)
         tracker.close(arms, status, self._report_folder, ended)
-        waiting, refused, compare = tracker.waiting(), tracker.refused(), tracker.compare_address()
-        is_complete = waiting is None and not interrupted and limit is None
+        tracked = tracker.state()
+        is_complete = tracked.pending is None and not interrupted and limit is None
         is_as_expected = is_complete and failures == search_failures(plan)
         if (
             self.shown_record is not None
             and report is not None
-            and report.mark is not None
+            and report.content_hash is not None
             and is_as_expected
         ):
-            state = ShownState(compare=compare, refused=refused)
-            self.shown_record.keep(_shown_state_hash(report, failures), state)
-        return Outcome(
-            results=results_of(summary) if report is None else report.results,
-            summarised=partial(_return_summary, summary),
+            self.shown_record.save(_shown_state_hash(report, failures), tracked)
+        return RunOutcome(
+            results=build_results(summary) if report is None else report.results,
+            make_summary=partial(_return_summary, summary),
             executed=recorder.executed_count,
             failed=failures,
             interrupted=interrupted,
             limit=limit,
             report=[] if report is None else list(report.files),
-            compare=compare,
-            held_back=self.stop.drain_reason,
-            waiting=waiting,
-            refused=refused,
+            comparison_url=tracked.compare,
+            drain_reason=self.stop.drain_reason,
+            waiting=tracked.pending,
+            rejected_names=tracked.refused,
         )
 
     def _write_report(self, existing_report: WrittenReport | None) -> WrittenReport | None:
         """Return the report, rewritten if needed; None if a more complete one is kept."""
-        plan, page = self.plan, self._report_folder / PAGE
+        plan, page = self.plan, self._report_folder / PAGE_FILE
         lost_trials = trials_with_lost_figures(plan, self._ledger) if page.exists() else []
         if lost_trials:
             warn_once(kept_report_notice(page, plan, self.workdir, lost_trials))
@@ -342,24 +341,24 @@ class StudyRun:
 
 
 def _unchanged_outcome(
-    plan: Plan, ledger: Ledger, storage: Path, report: WrittenReport, shown_state: ShownState
-) -> Outcome:
+    plan: Plan, ledger: Ledger, storage: Path, report: WrittenReport, shown_state: TrackingState
+) -> RunOutcome:
     """Return the outcome of a run without anything to run, write or show."""
-    return Outcome(
+    return RunOutcome(
         results=report.results,
-        summarised=partial(_summarise, plan, ledger, storage),
+        make_summary=partial(_summarise, plan, ledger, storage),
         executed=0,
         failed=search_failures(plan),
         interrupted=False,
         limit=None,
         report=list(report.files),
-        compare=shown_state.compare,
-        refused=shown_state.refused,
+        comparison_url=shown_state.compare,
+        rejected_names=shown_state.refused,
     )
 
 
 def _summarise(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
-    return summarise(plan, ledger, load_scores(plan, ledger, storage))
+    return build_summary(plan, ledger, load_scores(plan, ledger, storage))
 
 
 def _return_summary(summary: Summary) -> Summary:
@@ -368,7 +367,7 @@ def _return_summary(summary: Summary) -> Summary:
 
 def _shown_state_hash(report: WrittenReport, failures: Mapping[str, str]) -> str:
     """Return a hash of what a tracker is shown when nothing is left to run."""
-    text = json.dumps([report.mark, dict(failures)])
+    text = json.dumps([report.content_hash, dict(failures)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -426,7 +425,9 @@ def check_requirements(plan: Plan) -> None:
     Raises:
         ConfigError: what they lack, all of it.
     """
-    missing = problems(plan.study.benchmarks, plan.data_paths) + plan.missing_requirements
+    missing = (
+        find_benchmark_problems(plan.study.benchmarks, plan.data_paths) + plan.missing_requirements
+    )
     if missing:
         raise ConfigError(missing)
 

@@ -23,7 +23,7 @@ from chip_core.evaluation.inference import Decoder, make_batches
 from chip_core.evaluation.inference.answer_files import (
     AnswerFile,
     answers_fingerprint,
-    previous_answers,
+    read_stored_answers,
 )
 from chip_core.evaluation.inference.sampling import Sampling
 from chip_core.evaluation.task import Decoding, Item, Picture
@@ -93,7 +93,7 @@ def sample(
             "sampling": asdict(drawn),
         }
     )
-    answers = previous_answers([folder / FOLDER], [_NAME], [mark], items)
+    answers = read_stored_answers([folder / FOLDER], [_NAME], [mark], items)
     decoder = Decoder(
         sampled.model,
         sampled.processor,
@@ -109,7 +109,7 @@ def sample(
             left = {item.id for item in batch.items} - answers.keys()
             if not left:
                 continue
-            made = zip(batch.items, decoder.responses(batch), strict=True)
+            made = zip(batch.items, decoder.generate_responses(batch), strict=True)
             new = [(item, response) for item, response in made if item.id in left]
             file.add(new)
             answers.update((item.id, response) for item, response in new)

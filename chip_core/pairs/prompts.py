@@ -11,13 +11,13 @@ from PIL import Image
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig
 from chip_core.data import identity as data_identity
-from chip_core.data.checks import SHOWN, Images, sizes_of
+from chip_core.data.checks import MAX_SHOWN_ROWS, RowImages, iter_sizes
 from chip_core.data.formats import FORMATS, Format, find_format
 from chip_core.data.formats.base import (
     CHOSEN_IMAGE_COLUMNS,
     first_image,
-    own_id,
-    prompt_text,
+    row_id,
+    strip_image_placeholder,
     text_cell,
 )
 from chip_core.data.image_files import ImageReader
@@ -48,13 +48,15 @@ def read_prompts(data: DataConfig) -> list[Item]:
         try:
             item = _item(source, layout, index, seen)
         except RowError as error:
-            bad.append(f"{source.place(index)}: {error}")
+            bad.append(f"{source.location(index)}: {error}")
             continue
         seen.add(item.id)
         items.append(item)
     if bad:
-        more = [f"{data.source}: … and {len(bad) - SHOWN} more"] * (len(bad) > SHOWN)
-        raise ConfigError([*bad[:SHOWN], *more])
+        more = [f"{data.source}: … and {len(bad) - MAX_SHOWN_ROWS} more"] * (
+            len(bad) > MAX_SHOWN_ROWS
+        )
+        raise ConfigError([*bad[:MAX_SHOWN_ROWS], *more])
     if not items:
         raise ConfigError([f"{data.source} holds no prompt: give rows of image and prompt"])
     return items
@@ -72,18 +74,18 @@ def check_prompts(data: DataConfig, threads: int = 1) -> Iterator[BadRow | None]
     """
     source, layout = open_prompts(data)
 
-    def read() -> Iterator[tuple[tuple[int, str | None], Images | None]]:
+    def read() -> Iterator[tuple[tuple[int, str | None], RowImages | None]]:
         for index in range(len(source)):
             try:
                 row = _prompt_row(source, layout, index)
             except RowError as error:
                 yield (index, str(error)), None
             else:
-                yield (index, None), Images(reader=row.images, refs=(("", row.image),))
+                yield (index, None), RowImages(reader=row.images, refs=(("", row.image),))
 
-    for (index, wrong), sizes in sizes_of(source, read(), threads):
+    for (index, wrong), sizes in iter_sizes(source, read(), threads):
         reason = sizes if isinstance(sizes, str) else wrong
-        yield None if reason is None else BadRow(place=source.place(index), reason=reason)
+        yield None if reason is None else BadRow(location=source.location(index), reason=reason)
 
 
 def open_prompts(data: DataConfig) -> tuple[DataSource, Format]:
@@ -130,9 +132,9 @@ class _PromptRow:
 def _prompt_row(source: DataSource, layout: Format, index: int) -> _PromptRow:
     raw, images = source.raw(index)
     if layout.name == "jsonl" and "chosen" not in raw:
-        prompt, name = prompt_text(text_cell(raw, "prompt", "question")), own_id(raw)
+        prompt, name = strip_image_placeholder(text_cell(raw, "prompt", "question")), row_id(raw)
     else:
-        texts = layout.texts(raw)
+        texts = layout.parse_texts(raw)
         prompt, name = texts.prompt, texts.id
     check_text("prompt", prompt)
     image = _image(layout, raw)
@@ -154,7 +156,7 @@ def _item(source: DataSource, layout: Format, index: int, seen: set[str]) -> Ite
 
 def _image(layout: Format, raw: Mapping[str, Any]) -> ImageRef:
     """Return the image of a prompt: the pair's image, or the chosen response's own."""
-    image = layout.image(raw)
+    image = layout.parse_image(raw)
     return image if image != ImageRef() else first_image(raw, *CHOSEN_IMAGE_COLUMNS)
 
 
@@ -162,21 +164,21 @@ def _picture(
     source: DataSource, layout: Format, index: int, image: ImageRef, images: ImageReader
 ) -> Picture:
     if image.data is None and image.path is not None:
-        file = images.file(image.path)
+        file = images.resolve_file(image.path)
         return Picture(key=str(file), read=lambda: _read(source, index, image, images), file=file)
 
     def read() -> Image.Image:
         raw, _ = source.raw(index)  # its bytes are not in memory until then
         return _read(source, index, _image(layout, raw), images)
 
-    return Picture(key=str(source.place(index)), read=read)
+    return Picture(key=str(source.location(index)), read=read)
 
 
 def _read(source: DataSource, index: int, image: ImageRef, images: ImageReader) -> Image.Image:
     try:
         return images.read(image)
     except RowError as error:
-        raise TrialError(f"{source.place(index)}: {error}") from None
+        raise TrialError(f"{source.location(index)}: {error}") from None
 
 
 def _plain(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

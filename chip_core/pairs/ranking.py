@@ -16,24 +16,24 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.pairs import PairsConfig
 from chip_core.data.source import SHAPES
-from chip_core.evaluation.benchmarks.chair.score import ChairScorer, object_reader
+from chip_core.evaluation.benchmarks.chair.score import ChairScorer, make_object_reader
 from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
 from chip_core.evaluation.benchmarks.mmhal.score import RATING_SCALE
 from chip_core.evaluation.benchmarks.shapes.score import EmbeddedScorer
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
-from chip_core.evaluation.judge.asking import ask
 from chip_core.evaluation.judge.cache import ReplayJudge
+from chip_core.evaluation.judge.prompts import ask_judge
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import JudgeRequest, Resources
 from chip_core.evaluation.task import Item
-from chip_core.evaluation.text.language import nltk_problems, require
-from chip_core.evaluation.text.reply_numbers import read_rating
+from chip_core.evaluation.text.language import nltk_problems, require_tools
+from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.results import Progress
 from chip_core.shapes.captions import compare
 from chip_core.shapes.world import scene_of
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, describe_error
-from chip_core.utils.files import sha256_of
+from chip_core.utils.files import file_sha256
 
 #: The judge's prompt, sent with the image.
 PROMPT = (
@@ -102,7 +102,7 @@ class CocoChair(Ranker):
         Raises:
             UserError: they are missing, or NLTK's data are.
         """
-        data = places.data("chair")
+        data = places.benchmark_folder("chair")
         if data is None:
             raise UserError(
                 "ranker chair reads objects' names from chair/synonyms.txt: say where by "
@@ -110,14 +110,14 @@ class CocoChair(Ranker):
             )
         needs = ChairScorer.needs
         self._coco = open_resources(BenchmarkConfig(name="chair"), needs, places).coco
-        require(nltk_problems(("punkt_tab",)), "chair")
-        self._names, self._read = object_reader(data, corrected=True)
+        require_tools(nltk_problems(("punkt_tab",)), "chair")
+        self._names, self._read = make_object_reader(data, corrected=True)
         self._file = data / "synonyms.txt"
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """Its version and the list of names."""
-        return {"ranker": "chair", "version": ChairScorer.version, "names": sha256_of(self._file)}
+        return {"ranker": "chair", "version": ChairScorer.version, "names": file_sha256(self._file)}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of absent objects, then by the image's objects that are named."""
@@ -143,12 +143,12 @@ class CocoChair(Ranker):
         known = GroundTruth(objects={}, known=frozenset())
         if asked and self._coco is not None:
             known = read_ground_truth(
-                self._coco, asked, self._names, self._read, official=False, who="chair"
+                self._coco, asked, self._names, self._read, official=False, scorer="chair"
             )
         found = []
         for prompt, objects, image in zip(prompts, given, images, strict=True):
             if objects is None and image in known.known:
-                found.append(known.of(image))
+                found.append(known.get_objects(image))
             elif isinstance(objects, list) and all(isinstance(name, str) for name in objects):
                 category = self._names.category
                 found.append(
@@ -179,7 +179,7 @@ class JudgeRanker(Ranker):
         self._judge: ReplayJudge | EndpointJudge
         if places.judge_replies is not None:
             self._judge = ReplayJudge.from_file(places.judge_replies)
-            self._of: dict[str, Any] = {"replies": sha256_of(places.judge_replies)}
+            self._of: dict[str, Any] = {"replies": file_sha256(places.judge_replies)}
         elif settings.judge is not None and places.judge_cache is not None:
             self._judge = EndpointJudge(
                 settings.judge, ReplyCache(places.judge_cache), on_reply=self._on_reply
@@ -220,7 +220,7 @@ class JudgeRanker(Ranker):
             for prompt, texts in part
             for number, text in enumerate(texts)
         ]
-        replies = ask(Resources(judge=self._judge), requests, "ranker judge")
+        replies = ask_judge(Resources(judge=self._judge), requests, "ranker judge")
         ratings = {item: read_rating(reply or "") for item, reply in replies.items()}
         rated = [
             [ratings[f"{prompt.id}#{number}"] for number, _ in enumerate(texts)]
@@ -239,7 +239,7 @@ class RuleRanker(Ranker):
             UserError: it cannot be imported, or has no source file.
         """
         self._name, self._source = name, plugins.source_hash(name)
-        self._function = plugins.load(name)
+        self._function = plugins.load_plugin(name)
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -46,8 +46,8 @@ from chip_core.training.parallel import Compute
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import PhaseTimer, TrialContext
 from chip_core.utils.errors import TrialError, UserError
-from chip_core.utils.files import sha256_of
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.files import file_sha256
+from chip_core.utils.seeding import derive_seed
 
 ROUNDS = "rounds"  # folder within an attempt's
 
@@ -167,7 +167,7 @@ class Rounds:
                 _portion(prompts, config, number),
                 config.pairs,
                 ranker,
-                seed=derived_seed("round", config.seed, number),
+                seed=derive_seed("round", config.seed, number),
                 folder=folder,
                 known={"model": model, "prompts": prompts_identity(config.data), "round": number},
                 report=told,
@@ -241,7 +241,7 @@ def drop_models(folder: Path) -> None:
 
 
 def _content(file: Path) -> str | None:
-    return sha256_of(file) if file.is_file() else None
+    return file_sha256(file) if file.is_file() else None
 
 
 def _portion(prompts: Sequence[Item], config: TrialConfig, number: int) -> list[Item]:
@@ -250,7 +250,7 @@ def _portion(prompts: Sequence[Item], config: TrialConfig, number: int) -> list[
     if asked is None:
         return list(prompts)
     order = list(prompts)
-    random.Random(derived_seed("prompts", config.seed)).shuffle(order)
+    random.Random(derive_seed("prompts", config.seed)).shuffle(order)
     begin = (number - 1) * asked
     return [order[(begin + place) % len(order)] for place in range(min(asked, len(order)))]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from chip_core.data.image_files import inside, read_image
+from chip_core.data.image_files import read_image, resolve_inside
 from chip_core.data.rows import RowError
 from chip_core.shapes.captions import faithful_caption, partner_caption, question
 from chip_core.shapes.world import SPLIT_SIZES, draw, scene
@@ -98,7 +98,7 @@ def _row(line: str, where: str, folder: Path) -> DescribedImage:
     if lacking:
         raise UserError(f"{where}: {_listed(lacking)} is missing or no text")
     try:
-        path = inside(folder.resolve(), row["image"])
+        path = resolve_inside(folder.resolve(), row["image"])
     except RowError as error:
         raise UserError(f"{where}: {error}") from None
     return DescribedImage(

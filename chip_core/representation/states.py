@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chip_core.data.special_tokens import SpecialTokens
-from chip_core.models.precision import as_held
+from chip_core.models.precision import match_dtype
 from chip_core.representation.described import DescribedImage
 from chip_core.utils.errors import TrialError
 
@@ -100,7 +100,7 @@ class _Prompt:
 
 
 def _prompt(marks: SpecialTokens, item: DescribedImage) -> _Prompt:
-    processor, (asked,) = marks.hidden(item.prompt)
+    processor, (asked,) = marks.hide(item.prompt)
     content = [{"type": "image"}, {"type": "text", "text": asked}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
@@ -127,7 +127,7 @@ def _states(
         output_hidden_states=True,
         use_cache=False,
         logits_to_keep=1,
-        **as_held(given, model),
+        **match_dtype(given, model),
     ).hidden_states
     layer = reading.layer + len(states) if reading.layer < 0 else reading.layer
     if not 0 <= layer < len(states):

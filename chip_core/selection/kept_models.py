@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.generators.answering import InferenceContext, answer
+from chip_core.evaluation.generators.answering import InferenceContext, generate_answers
 from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading
 from chip_core.results import MODEL, TRAINED, Answers, Progress, file_hashes
@@ -191,7 +191,7 @@ class Picker:
         pick = pick_point(self.config, points)
         last = " of the last round" if self.config.pairs.rounds > 1 else ""
         model = self._whole(pick.step, end)
-        workers.wait()  # all workers have read it
+        workers.barrier()  # all workers have read it
         trained = replace(
             trained,
             mark=mark_of(trained.mark, pick.step),
@@ -200,10 +200,10 @@ class Picker:
             picked=as_json(pick, points),
             notes=[*trained.notes, f"the model after step {pick.step} of {end}{last}: {pick.why}"],
         )
-        if workers.first:
+        if workers.is_main:
             write_trained(folder, trained)
             leave_picked(folder)
-        workers.wait()
+        workers.barrier()
         self.spans.end("pick")
         return model, trained
 
@@ -219,7 +219,7 @@ class Picker:
         )
         figures: dict[str, float] = {}
         for benchmark in self.config.benchmarks.select:
-            made = answer(asked, "select", benchmark)
+            made = generate_answers(asked, "select", benchmark)
             if isinstance(made, Answers):
                 score = partial(
                     score_answers,
@@ -227,10 +227,10 @@ class Picker:
                     "select",
                     benchmark,
                     folder=place,
-                    places=self.context.places,
-                    report=self.report,
+                    data_paths=self.context.places,
+                    report_progress=self.report,
                 )
-                made = current_workers().awaited_from_rank0(score)
+                made = current_workers().wait_for_rank0(score)
             figures |= made.metrics
         self.spans.end(f"select after step {step}")
         return Point(step=step, figures=figures)

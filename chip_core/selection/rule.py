@@ -12,7 +12,7 @@ from typing import Any
 from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import MetricInfo, metric_name
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 
 #: Folders of a trial: kept models and their answers, each by its step.
 KEPT, SELECTION = "kept", "selection"
@@ -64,7 +64,7 @@ def selection_problems(config: TrialConfig) -> list[str]:
         named["training.pick.constraint.metric"] = pick.constraint.metric
     return [
         f"{key}: unknown metric '{metric}', or not of `select`, which alone picks: "
-        f"{suggestion(metric, known)}"
+        f"{suggest(metric, known)}"
         for key, metric in named.items()
         if metric is not None and metric not in known
     ]
@@ -83,7 +83,7 @@ def selection_words(config: TrialConfig) -> str | None:
     if settings.pick.constraint is not None:
         bound = settings.pick.constraint
         rule += f", of those with {bound.metric} at most {bound.max_drop:g} worse than untrained"
-    if not config.evaluation.own:
+    if not config.evaluation.in_process:
         rule += "; transformers answers `select` there, whatever evaluation.generator says"
     return f"models are scored on `select` {after}; {rule}"
 

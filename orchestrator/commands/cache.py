@@ -39,7 +39,7 @@ def cache(
     """List the reference passes that are kept: what, how large, last used, by which studies."""
     from rich.console import Console
 
-    from chip_core.reference_cache.size import gigabytes
+    from chip_core.reference_cache.size import format_bytes
     from orchestrator.state.cache import (
         cache_json,
         cache_lines,
@@ -60,12 +60,12 @@ def cache(
         console.print(line)
     pruned = prunable_caches(entries, older_than) if prunes else []
     if pruned:
-        size = gigabytes(sum(entry.bytes for entry in pruned))
+        size = format_bytes(sum(entry.bytes for entry in pruned))
         names = ", ".join(entry.folder.name[:8] for entry in pruned)
         if not yes and not click.confirm(f"remove {names} ({size})?", err=as_json):
             pruned = []
         freed_bytes = prune_caches(pruned, workdir)
-        console.print(f"removed {len(pruned)}, {gigabytes(freed_bytes)} freed", highlight=False)
+        console.print(f"removed {len(pruned)}, {format_bytes(freed_bytes)} freed", highlight=False)
     elif prunes:
         console.print("nothing to remove")
     if as_json:

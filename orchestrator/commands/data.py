@@ -65,7 +65,7 @@ def check(
 
     from chip_core import recipes
     from chip_core.config.trial import DataConfig, ModelConfig
-    from chip_core.config.validation import trial_config
+    from chip_core.config.validation import parse_trial_config
     from orchestrator.data.check import check_data, data_json, data_lines
 
     if model is not None and recipe is not None:
@@ -73,11 +73,11 @@ def check(
     objective_config = None
     if objective is not None:
         tree = {"model": "shapes", "objective": objective}
-        objective_config = trial_config(tree, "--objective").objective
+        objective_config = parse_trial_config(tree, "--objective").objective
     model_config = None if model is None else ModelConfig(path=model)
     if recipe is not None:
-        file = recipes.find(recipe)
-        model_config = trial_config(recipes.read_yaml(file), str(file)).model
+        file = recipes.find_recipe(recipe)
+        model_config = parse_trial_config(recipes.read_yaml(file), str(file)).model
     source = DataConfig(source=path, format=layout, split=split, limit=limit, image_root=image_root)
     model_source = "--model" if recipe is None else f"{recipe}: model.path"
     report = check_data(
@@ -113,11 +113,11 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
     """
     from rich.console import Console
 
-    from chip_core.evaluation.benchmarks.status import status as look
+    from chip_core.evaluation.benchmarks.status import find_benchmark_status
     from orchestrator.data.status import status_json, status_lines
 
     data = resolve_data_paths(benchmark_data).benchmark_data
-    statuses = look(names, data)
+    statuses = find_benchmark_status(names, data)
     if as_json:
         print_json(status_json(statuses, data))
     else:

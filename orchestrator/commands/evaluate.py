@@ -138,7 +138,7 @@ def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[Bench
     from pydantic import ValidationError
 
     from chip_core.config.benchmark import BenchmarkConfig
-    from chip_core.config.validation import explain, set_key
+    from chip_core.config.validation import explain_errors, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
@@ -154,7 +154,7 @@ def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[Bench
     try:
         settings = [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
     except ValidationError as error:
-        raise ConfigError(explain(error, BenchmarkConfig, "--set")) from None
+        raise ConfigError(explain_errors(error, BenchmarkConfig, "--set")) from None
     if settings[0].half == "select":
         raise ConfigError(["--set: half: select is tuned on, and this is quoted: write report"])
     return settings
@@ -165,7 +165,7 @@ def _parse_evaluation(overrides: Mapping[str, Any]) -> EvaluationConfig:
     from pydantic import ValidationError
 
     from chip_core.config.trial import EvaluationConfig
-    from chip_core.config.validation import explain, set_key
+    from chip_core.config.validation import explain_errors, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {_EVALUATION_PREFIX[:-1]: {}}
@@ -174,13 +174,15 @@ def _parse_evaluation(overrides: Mapping[str, Any]) -> EvaluationConfig:
     try:
         return EvaluationConfig.model_validate(tree[_EVALUATION_PREFIX[:-1]])
     except ValidationError as error:
-        raise ConfigError(explain(error, EvaluationConfig, "--set", _EVALUATION_PREFIX)) from None
+        raise ConfigError(
+            explain_errors(error, EvaluationConfig, "--set", _EVALUATION_PREFIX)
+        ) from None
 
 
 def _evaluations_json(
     model: str, out: Path, evaluations: Mapping[str, Evaluation]
 ) -> dict[str, Any]:
-    from chip_core.evaluation.unreadable import counts
+    from chip_core.evaluation.unreadable import count_unreadable
 
     return {
         "model": model,
@@ -191,7 +193,7 @@ def _evaluations_json(
                     metric.removeprefix(f"{name}/"): value
                     for metric, value in evaluation.metrics.items()
                 },
-                "unreadable": counts(()),
+                "unreadable": count_unreadable(()),
                 **evaluation.metadata,
                 "scores": str(out / evaluation.scores),
                 "responses": str(out / evaluation.responses),
@@ -206,7 +208,7 @@ def _evaluation_lines(evaluations: Mapping[str, Evaluation]) -> Iterator[Rendera
     from rich.text import Text
 
     from chip_core.evaluation.items import find_benchmark
-    from chip_core.evaluation.unreadable import count_words, example_words
+    from chip_core.evaluation.unreadable import format_counts, format_example
 
     table = Table(box=None, pad_edge=False)
     for title in ("metric", "value", "unit"):
@@ -235,7 +237,7 @@ def _evaluation_lines(evaluations: Mapping[str, Evaluation]) -> Iterator[Rendera
             )
         if "unreadable" in metadata:
             yield Text(
-                f"{name}: {count_words(metadata['unreadable'])}, for instance", style="yellow"
+                f"{name}: {format_counts(metadata['unreadable'])}, for instance", style="yellow"
             )
             for example in metadata["unreadable"]["examples"]:
-                yield Text(f"  {example_words(example)}", style="dim")
+                yield Text(f"  {format_example(example)}", style="dim")

@@ -63,11 +63,11 @@ def gallery(
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is no format of a figure")
     settings = _parse_rejected_image(overrides, series=timesteps is not None)
-    pictures_read = pictures.read_images(images) if images else pictures.scenes(3)
+    pictures_read = pictures.read_images(images) if images else pictures.make_scenes(3)
     strategies = [settings["strategy"]] if "strategy" in settings else None
     series = pictures.TIMESTEPS if strategies in (None, ["diffusion"]) else ()
     steps = series if timesteps is None else timesteps
-    cells = pictures.gallery_cells(
+    cells = pictures.make_gallery_cells(
         pictures_read, timesteps=steps, settings=settings, strategies=strategies, seed=seed
     )
     try:
@@ -105,7 +105,7 @@ def _parse_rejected_image(overrides: Sequence[tuple[str, Any]], *, series: bool)
     from pydantic import ValidationError
 
     from chip_core.config.trial import RejectedImageConfig
-    from chip_core.config.validation import explain, key_problem, set_key
+    from chip_core.config.validation import explain_errors, key_problem, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
@@ -123,5 +123,5 @@ def _parse_rejected_image(overrides: Sequence[tuple[str, Any]], *, series: bool)
     try:
         RejectedImageConfig.model_validate({**settings, **implied})
     except ValidationError as error:
-        raise ConfigError(explain(error, RejectedImageConfig, "--set")) from None
+        raise ConfigError(explain_errors(error, RejectedImageConfig, "--set")) from None
     return settings

@@ -47,12 +47,12 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
     from orchestrator.report.writers.terminal import tracking_lines
     from orchestrator.runner.sync import find_snapshots, sync_study
     from orchestrator.tracking.attachments import reattach_files
-    from orchestrator.tracking.projection import MlflowTracker
+    from orchestrator.tracking.projection import MlflowProjection
 
     results, problems = [], []
     for snapshot in find_snapshots(workdir, studies):
         try:
-            result = sync_study(snapshot, workdir, MlflowTracker(workdir, tracking_uri))
+            result = sync_study(snapshot, workdir, MlflowProjection(workdir, tracking_uri))
             reattach_files(workdir, tracking_uri, snapshot.study)
         except UserError as error:
             problems.append(str(error))
@@ -76,11 +76,11 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
 def ui(workdir: Path, port: int, host: str) -> int:
     """Open MLflow's pages on a work directory."""
     from chip_core.utils.errors import UserError
-    from orchestrator.tracking.address import own_uri
+    from orchestrator.tracking.address import workdir_uri
 
     if not (workdir / "mlflow.db").exists():
         raise UserError(f"no runs in {workdir}: run a study first, or name its --workdir")
-    uri = own_uri(workdir)
+    uri = workdir_uri(workdir)
     _check_database(uri)
     _check_port_free(host, port)
     command = [
@@ -117,12 +117,12 @@ def _check_database(uri: str) -> None:
     Raises:
         UserError: they cannot.
     """
-    from orchestrator.tracking.address import StoreUnavailable, check_reachable, told
+    from orchestrator.tracking.address import StoreUnavailable, check_connection, explain_error
 
     try:
-        check_reachable(uri)
+        check_connection(uri)
     except Exception as error:  # as a store's
-        store_error = told(error, uri)
+        store_error = explain_error(error, uri)
         if not isinstance(store_error, StoreUnavailable):  # else a study writes to it just now
             raise store_error from None
 

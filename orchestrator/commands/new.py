@@ -69,7 +69,10 @@ def new(
         ask("question", "Which question is it to answer?", str) if question is None else question
     )
     recipe_name = recipe or ask(
-        "recipe", f"Which recipe? A file, or one of {', '.join(recipes.names())}", str, "shapes"
+        "recipe",
+        f"Which recipe? A file, or one of {', '.join(recipes.recipe_names())}",
+        str,
+        "shapes",
     )
     parsed_factors = [parse_factor(text) for text in factors]
     while not parsed_factors or (not factors and ask.confirm("Another factor?")):

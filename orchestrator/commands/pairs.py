@@ -147,7 +147,7 @@ def _parse_settings(given: dict[str, Any], changes: dict[str, Any]) -> Any:
     from pydantic import ValidationError
 
     from chip_core.config.pairs import PairsConfig
-    from chip_core.config.validation import explain, set_key
+    from chip_core.config.validation import explain_errors, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
@@ -158,4 +158,4 @@ def _parse_settings(given: dict[str, Any], changes: dict[str, Any]) -> Any:
     try:
         return PairsConfig.model_validate({**tree, **given})
     except ValidationError as error:
-        raise ConfigError(explain(error, PairsConfig, "--rank or --set")) from None
+        raise ConfigError(explain_errors(error, PairsConfig, "--rank or --set")) from None

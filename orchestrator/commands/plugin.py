@@ -48,13 +48,13 @@ def check(
     from chip_core.utils import plugins
     from chip_core.utils.errors import UserError
     from orchestrator.report.writers.plan import mlflow_name_lines
-    from orchestrator.tracking.names import respelled
+    from orchestrator.tracking.names import encode_invalid
 
     parameter_values = unique_values("--set", parameters)
     data_path = resolve_data_paths(benchmark_data)
     metric_names: dict[str, str] = {}  # of metrics, as MLflow has to spell them
     try:
-        loaded = plugins.load(name)
+        loaded = plugins.load_plugin(name)
         kind = _plugin_kind(loaded)
         if parameter_values and kind != "strategy":
             raise UserError(f"--set: {name} is a {kind}, and only a strategy has parameters")
@@ -66,7 +66,7 @@ def check(
             raise UserError(f"--benchmark-data: {name} is a {kind}, and reads no benchmark's files")
         if kind == "benchmark":
             checks = _check_benchmark(name, data_path)
-            metric_names = respelled(_metric_names(name))
+            metric_names = encode_invalid(_metric_names(name))
         else:
             checks = dict(
                 _check_strategy(name, parameter_values)
@@ -108,14 +108,16 @@ def _plugin_kind(loaded: Any) -> str:
 
 
 def _check_benchmark(name: str, data_paths: DataPaths) -> dict[str, str | None]:
-    from chip_core.evaluation.conformance import conformance
+    from chip_core.evaluation.conformance import check_conformance
     from chip_core.evaluation.items import find_benchmark
     from chip_core.evaluation.judge.cache import ReplayJudge
     from chip_core.evaluation.scorer import Resources
 
     benchmark = find_benchmark(name)
     judge = ReplayJudge([]) if "judge" in benchmark.needs else None
-    return conformance(benchmark, data=data_paths.data(name), resources=Resources(judge=judge))
+    return check_conformance(
+        benchmark, data=data_paths.benchmark_folder(name), resources=Resources(judge=judge)
+    )
 
 
 def _metric_names(name: str) -> list[str]:
@@ -136,7 +138,7 @@ def _check_strategy(name: str, parameters: Mapping[str, Any]) -> Iterator[tuple[
     from pydantic import ValidationError
 
     from chip_core.config.trial import RejectedImageConfig
-    from chip_core.config.validation import explain
+    from chip_core.config.validation import explain_errors
     from chip_core.data.rejected_images.conformance import conformance
     from chip_core.utils.errors import ConfigError
 
@@ -145,5 +147,5 @@ def _check_strategy(name: str, parameters: Mapping[str, Any]) -> Iterator[tuple[
             {"strategy": name, "parameters": dict(parameters)}
         )
     except ValidationError as error:
-        raise ConfigError(explain(error, RejectedImageConfig, "--set")) from None
+        raise ConfigError(explain_errors(error, RejectedImageConfig, "--set")) from None
     yield from conformance(config).items()

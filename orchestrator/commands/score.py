@@ -65,7 +65,7 @@ def score(
 ) -> None:
     """Score answers to BENCHMARK that exist already, of whatever model."""
     from chip_core.evaluation.judge.cache import ReplayJudge
-    from chip_core.evaluation.scorer import SCORERS, refuse_protocol
+    from chip_core.evaluation.scorer import SCORERS, require_protocol
     from chip_core.utils.errors import TrialError, UserError
 
     try:
@@ -86,7 +86,7 @@ def score(
         raise click.UsageError(f"--data is missing: the folder of {benchmark}'s own files")
     if data is not None and not data.is_dir():
         raise UserError(f"--data: there is no folder {data}")
-    refuse_protocol(scorer, protocol)
+    require_protocol(scorer, protocol)
     resources = _make_resources(
         scorer,
         judge=ReplayJudge.from_file(judge_replies) if judge_replies else None,
@@ -138,14 +138,14 @@ def _make_resources(
 def _scores_json(
     scorer: Scorer, scored: Scored, protocol: str, resources: Resources
 ) -> dict[str, Any]:
-    from chip_core.evaluation.unreadable import counts
+    from chip_core.evaluation.unreadable import count_unreadable
 
     return {
         "benchmark": scorer.name,
         "metrics": scored.values,
         "n": scored.n,
         "missing": scored.missing,
-        "unreadable": counts(scored.unreadable),
+        "unreadable": count_unreadable(scored.unreadable),
         "protocol": protocol,
         "version": scorer.version,
         "judge": resources.judge.model if resources.judge else None,
@@ -159,7 +159,7 @@ def _print_scores(scorer: Scorer, scored: Scored, protocol: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from chip_core.evaluation.unreadable import count_words, counts, example_words
+    from chip_core.evaluation.unreadable import count_unreadable, format_counts, format_example
 
     table = Table(title=f"{scorer.name}, protocol {protocol} ({scorer.version})")
     table.add_column("metric")
@@ -174,8 +174,8 @@ def _print_scores(scorer: Scorer, scored: Scored, protocol: str) -> None:
     console = Console()
     console.print(table)
     console.print(f"{scored.n} answers scored, {scored.missing} missing")
-    unreadable = counts(scored.unreadable)
+    unreadable = count_unreadable(scored.unreadable)
     if unreadable["examples"]:
-        console.print(f"{count_words(unreadable)}, for instance")
+        console.print(f"{format_counts(unreadable)}, for instance")
     for example in unreadable["examples"]:
-        console.print(Text(f"  {example_words(example)}", style="dim"))
+        console.print(Text(f"  {format_example(example)}", style="dim"))

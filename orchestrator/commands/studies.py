@@ -30,10 +30,10 @@ from orchestrator.executors import EXECUTORS, make_executor
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.cost.budget import Trimmed
+    from orchestrator.cost.budget import TrimmedPlan
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.plan.plan import Plan
-    from orchestrator.report.results import Outcome
+    from orchestrator.report.results import RunOutcome
     from orchestrator.state.ledger import Ledger
     from orchestrator.study.limits import Limits
 
@@ -95,13 +95,18 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
 
     from orchestrator.executors.base import ExecutorSettings
     from orchestrator.jobs.stopping import StopRequest
-    from orchestrator.report.writers.terminal import result_lines, same_command, show, sync_command
+    from orchestrator.report.writers.terminal import (
+        print_lines,
+        result_lines,
+        resume_command,
+        sync_command,
+    )
     from orchestrator.run import check_can_start, check_remaining_rows, run_study
     from orchestrator.storage.binding import bind_storage
     from orchestrator.storage.remote import validate_uri
-    from orchestrator.tracking.background import BackgroundTracker
-    from orchestrator.tracking.projection import MlflowTracker
-    from orchestrator.tracking.shown_state import ShownRecord
+    from orchestrator.tracking.projection import MlflowProjection
+    from orchestrator.tracking.records import StoreRecord
+    from orchestrator.tracking.tracker import Tracker
 
     run_options = _RunOptions(**{name: options.pop(name) for name in _RunOptions.__annotations__})
     _check_inline(
@@ -117,9 +122,9 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
     plan = _make_startable_plan(study, workdir, run_options, options)
     limits = run_options.limits(plan)
     check_can_start(plan, workdir, limits, run_options.address)
-    tracker = BackgroundTracker(MlflowTracker(workdir, run_options.tracking_uri))
-    shown_record = ShownRecord(workdir, plan.study.name, run_options.tracking_uri)
-    if not shown_record.untouched():
+    tracker = Tracker(MlflowProjection(workdir, run_options.tracking_uri))
+    shown_record = StoreRecord(workdir, plan.study.name, run_options.tracking_uri)
+    if not shown_record.is_current():
         tracker.check()
     if run_options.storage is not None:
         validate_uri(run_options.storage)
@@ -150,9 +155,9 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
         limits=limits,
         stop=stop,
     )
-    command = same_command(click.get_current_context().find_root().obj)
+    command = resume_command(click.get_current_context().find_root().obj)
     sync_hint = sync_command(plan.study.name, workdir, run_options.tracking_uri)
-    show(console, result_lines(outcome, workdir, tracker.address, command, sync_hint))
+    print_lines(console, result_lines(outcome, workdir, tracker.address, command, sync_hint))
     if as_json:
         print_json(_outcome_json(outcome, command, sync_hint, tracker.address))
     if outcome.interrupted:
@@ -205,7 +210,7 @@ def _make_startable_plan(
 
 def _print_plan(
     plan: Plan, workdir: Path, console: Console, request: CostRequest, *, always: bool
-) -> Trimmed | None:
+) -> TrimmedPlan | None:
     """Print what will run, and what it costs if that was requested or has a budget.
 
     Returns:
@@ -226,9 +231,9 @@ def _print_plan(
 
 
 def _outcome_json(
-    outcome: Outcome, command: str, sync_hint: str, tracking: str | None
+    outcome: RunOutcome, command: str, sync_hint: str, tracking: str | None
 ) -> dict[str, Any]:
-    from orchestrator.report.writers.terminal import untracked_json
+    from orchestrator.report.writers.terminal import untracked_to_json
 
     return {
         **outcome.results.data,
@@ -239,9 +244,9 @@ def _outcome_json(
         "go_on": command,
         "report": [str(path) for path in outcome.report],
         "tracking": tracking,
-        "untracked": untracked_json(outcome.waiting, sync_hint),
-        "refused": dict(outcome.refused),
-        "compare": outcome.compare,
+        "untracked": untracked_to_json(outcome.waiting, sync_hint),
+        "refused": dict(outcome.rejected_names),
+        "compare": outcome.comparison_url,
     }
 
 
@@ -260,12 +265,12 @@ def plan(
     """Show what would run, what is done, which cells are one trial, and what it will cost."""
     from rich.console import Console
 
-    from orchestrator.cost.render import cost_json, cost_lines
+    from orchestrator.cost.render import cost_lines, cost_to_json
     from orchestrator.plan.snapshot import require_same_study_file
     from orchestrator.report.writers.plan import (
         cache_lines,
-        plan_json,
         plan_lines,
+        plan_to_json,
         readiness_lines,
         trial_table,
     )
@@ -279,7 +284,7 @@ def plan(
     require_same_study_file(study_plan, workdir)
     cost = estimate_cost(study_plan, workdir, request, Console(stderr=True).print)
     if as_json:
-        print_json({**plan_json(study_plan, workdir), "cost": cost_json(cost)})
+        print_json({**plan_to_json(study_plan, workdir), "cost": cost_to_json(cost)})
         return
     console = Console()
     lines = (
@@ -299,11 +304,11 @@ def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Show how far a study is: each trial's state, attempts and figures."""
     from rich.console import Console
 
-    from orchestrator.report.writers.plan import plan_json, status_lines, trial_table
+    from orchestrator.report.writers.plan import plan_to_json, status_lines, trial_table
 
     study_plan = load_plan(study, workdir=workdir, **changes)
     if as_json:
-        print_json(plan_json(study_plan, workdir))
+        print_json(plan_to_json(study_plan, workdir))
         return
     console = Console()
     for line in status_lines(study_plan, workdir):
@@ -320,8 +325,8 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     from chip_core.utils.errors import UserError
     from orchestrator.plan.snapshot import require_same_study_file
     from orchestrator.report.cached import rewrite_report
-    from orchestrator.report.writers.files import PAGE, report_folder
-    from orchestrator.report.writers.terminal import report_lines, show
+    from orchestrator.report.writers.files import PAGE_FILE, report_folder
+    from orchestrator.report.writers.terminal import print_lines, report_lines
     from orchestrator.state.integrity import (
         kept_report_notice,
         read_ledger,
@@ -333,14 +338,14 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     ledger = read_ledger(study_plan, workdir)
     folder = report_folder(workdir, study_plan.study.name)
     lost_trials = trials_with_lost_figures(study_plan, ledger)
-    if lost_trials and (folder / PAGE).exists():
-        raise UserError(kept_report_notice(folder / PAGE, study_plan, workdir, lost_trials))
+    if lost_trials and (folder / PAGE_FILE).exists():
+        raise UserError(kept_report_notice(folder / PAGE_FILE, study_plan, workdir, lost_trials))
     _require_results(study_plan, ledger)
     written = rewrite_report(study_plan, ledger, workdir, folder)
     if as_json:
         print_json({**written.results.data, "report": [str(path) for path in written.files]})
         return
-    show(Console(), report_lines(written.results, written.files))
+    print_lines(Console(), report_lines(written.results, written.files))
 
 
 def _check_inline(executor: str, **ray_options: Any) -> None:

@@ -33,10 +33,10 @@ def show(trial: str, workdir: Path, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from orchestrator.report.trial_facts import fact_lines, trial_facts
+    from orchestrator.report.trial_facts import collect_trial_facts, fact_lines
     from orchestrator.state.trial_lookup import find_trial
 
-    facts = trial_facts(workdir, find_trial(workdir, trial))
+    facts = collect_trial_facts(workdir, find_trial(workdir, trial))
     if as_json:
         print_json(facts)
         return
@@ -126,7 +126,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
     while a study runs. The study file is left alone.
     """
     from orchestrator.state.removal import apply_removal, lock_all_studies, plan_removal
-    from orchestrator.tracking.removal import forget_runs
+    from orchestrator.tracking.projection import delete_runs
 
     plan_removal(workdir, what)  # what is not there is told before a lock is made
     with lock_all_studies(workdir):
@@ -137,7 +137,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
             click.echo("nothing was removed", err=True)
             return 1
         runs = sum(
-            forget_runs(
+            delete_runs(
                 workdir, tracking_uri, study, None if study == removal.study else removal.trials
             )
             for study in removal.studies
@@ -166,7 +166,7 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
 
 
 def _removal_lines(removal: Removal) -> list[str]:
-    from chip_core.reference_cache.size import gigabytes
+    from chip_core.reference_cache.size import format_bytes
     from chip_core.utils.registry import join_names
 
     names = [f"{name} ({fingerprint[:8]})" for fingerprint, name in removal.trials.items()]
@@ -177,7 +177,7 @@ def _removal_lines(removal: Removal) -> list[str]:
     ]
     if removal.study is not None:
         lines.append(f"the reports, figures and experiment of study {removal.study}")
-    lines.append(f"{gigabytes(removal.bytes)} in {len(removal.folders)} folders")
+    lines.append(f"{format_bytes(removal.bytes)} in {len(removal.folders)} folders")
     if removal.shared:
         holders = sorted({study for studies in removal.shared.values() for study in studies})
         lines.append(

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from chip_core.config.trial import DataConfig, ModelConfig
 from chip_core.data import problem
-from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows, threads_for
-from chip_core.data.formats.further import Asks, asks_of
+from chip_core.data.checks import ProcessorChecker, ValidRow, check_rows, decode_threads
+from chip_core.data.formats.extra_columns import RowRequirements, row_requirements
 from chip_core.data.rows import BadRow
-from chip_core.data.source import SHAPES, open_source, unreachable
+from chip_core.data.source import SHAPES, hub_error, open_source
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.segments import changed_positions
@@ -82,22 +82,22 @@ def check_data(
     data_problem = problem(data)
     if data_problem is not None:
         raise UserError(data_problem)
-    columns = Asks() if objective is None else asks_of(objective)
+    columns = RowRequirements() if objective is None else row_requirements(objective)
     checker = None if model is None else ProcessorChecker(_load_processor(model, model_source))
-    tokenize = _whitespace_tokenizer() if checker is None else checker.marks.ids
+    tokenize = _whitespace_tokenizer() if checker is None else checker.special_tokens.ids
     with track_progress(console, "files opened") as report_opened:  # their number is not known yet
         source = open_source(data, report_opened)
     report = DataReport(
         source=data.source,
         format=source.format.name,
         files=len(source.tables),
-        read=[table.place(0).file for table in source.tables if len(table)][:_MAX_LISTED_FILES],
+        read=[table.location(0).file for table in source.tables if len(table)][:_MAX_LISTED_FILES],
         unit="words" if model is None else "tokens",
         asked=columns.names,
     )
     with track_progress(console, "rows checked", len(source)) as step:
-        threads = threads_for(len(source))
-        rows = check_rows(source, asks=columns, model=checker, threads=threads)
+        threads = decode_threads(len(source))
+        rows = check_rows(source, requirements=columns, model=checker, threads=threads)
         for done_count, checked in enumerate(rows, start=1):
             if isinstance(checked, BadRow):
                 report.bad.append(checked)
@@ -156,8 +156,8 @@ def data_json(report: DataReport) -> dict[str, Any]:
         "figures": summarise_figures(report),
         "bad": [
             {
-                "file": row.place.file,
-                row.place.unit: row.place.row,
+                "file": row.location.file,
+                row.location.unit: row.location.row,
                 "reason": row.reason,
             }
             for row in report.bad
@@ -179,12 +179,12 @@ def summarise_figures(report: DataReport) -> dict[str, dict[str, float]]:
 
 
 def _add_row(
-    report: DataReport, good_row: GoodRow, tokenize: Tokenizer, *, in_tokens: bool
+    report: DataReport, good_row: ValidRow, tokenize: Tokenizer, *, in_tokens: bool
 ) -> None:
     texts = good_row.row.texts
     report.good += 1
     report.rejected_images += good_row.row.rejected_image is not None
-    report.sides += good_row.row.sides
+    report.sides += good_row.row.separate_images
     units = {name: tokenize(getattr(texts, name)) for name in ("prompt", "chosen", "rejected")}
     for name in units:
         report.add(f"{name}, characters", len(getattr(texts, name)))
@@ -215,7 +215,7 @@ def _load_processor(model: ModelConfig, model_source: str) -> Any:
     if model_problem is not None:
         raise UserError(f"{model_source}: {model_problem}")
     try:
-        return loading.processor_of(model)
+        return loading.load_processor_only(model)
     except TrialError as error:
         raise UserError(f"{model_source}: {error}") from None
 
@@ -226,7 +226,7 @@ def _hub_problem(model: ModelConfig) -> str | None:
 
     if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
         return None
-    reason = unreachable("model", model.path, model.revision)
+    reason = hub_error("model", model.path, model.revision)
     if reason is None:
         return None
     return (

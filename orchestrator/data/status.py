@@ -48,7 +48,7 @@ def status_json(statuses: Sequence[BenchmarkStatus], folder: Path | None) -> dic
                 "files": [
                     {
                         "name": file_status.file.names[0],
-                        "there": file_status.whole,
+                        "there": file_status.is_complete,
                         "path": None if file_status.path is None else str(file_status.path),
                         "parts": file_status.parts,
                         "parts_published": file_status.file.parts,
@@ -78,8 +78,8 @@ def _format_count(benchmark: BenchmarkStatus) -> str:
 
 
 def _file_lines(file_status: FileStatus) -> Iterator[Text]:
-    state, style = ("there", "green") if file_status.whole else ("missing", "yellow")
-    if file_status.path is not None and not file_status.whole:
+    state, style = ("there", "green") if file_status.is_complete else ("missing", "yellow")
+    if file_status.path is not None and not file_status.is_complete:
         state = "in part"
     name = file_status.file.names[0]
     if file_status.path is not None and file_status.path.is_file() and file_status.file.parts == 1:
@@ -89,7 +89,7 @@ def _file_lines(file_status: FileStatus) -> Iterator[Text]:
         (f"{state:8}", style),
         f" {name}, for {file_status.file.use}{_format_size(file_status)}",
     )
-    if not file_status.whole:
+    if not file_status.is_complete:
         yield Text(f"           from {file_status.file.source}")
 
 

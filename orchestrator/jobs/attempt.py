@@ -16,8 +16,8 @@ from chip_core.utils.errors import (
     UserError,
     printable,
 )
-from chip_core.utils.files import is_full
-from chip_core.utils.machine import cpu_seconds, import_frozen
+from chip_core.utils.files import is_disk_full
+from chip_core.utils.machine import cpu_seconds, import_and_freeze
 from orchestrator.jobs.job import Job
 
 #: File with a failed job's traceback, in its folder.
@@ -40,14 +40,14 @@ def execute_job(
     # Imported here, since they import torch and more, which only a worker needs. A process that
     # builds caches trains later on.
     if job.answers is None:
-        import_frozen("chip_core.reference_cache.build", "chip_core.trial")
+        import_and_freeze("chip_core.reference_cache.build", "chip_core.trial")
     if job.shard is not None:
         from chip_core.reference_cache.build import run_shard
         from chip_core.trial_context import stop_on_request
 
         report_progress = stop_on_request(stop, report)
         return run_shard(job.shard, job.config, folder=job.folder, report=report_progress)
-    import_frozen("chip_core.trial_scoring")
+    import_and_freeze("chip_core.trial_scoring")
     from chip_core.trial_context import TrialContext
     from chip_core.trial_scoring import score_trial
 
@@ -61,12 +61,12 @@ def execute_job(
             began_cpu=start_cpu_seconds,
         )
         return score_trial(job.config, context, answers=job.answers)
-    from chip_core.evaluation.generators.delivery import drop_served
+    from chip_core.evaluation.generators.delivery import remove_served_files
     from chip_core.trial import answer_trial
     from chip_core.utils.workers import current_workers
 
     for earlier in job.earlier_attempts:
-        drop_served(earlier)
+        remove_served_files(earlier)
     context = TrialContext(
         folder=job.folder,
         report=report,
@@ -96,7 +96,7 @@ def failure_cause(error: BaseException) -> Cause:
         return "stopped"
     if isinstance(error, MemoryFullError | MemoryError):
         return "memory"
-    if is_full(error):
+    if is_disk_full(error):
         return "disk"
     return "worker_lost" if isinstance(error, StorageError) else "trial_error"
 
@@ -106,7 +106,7 @@ def failure_reason(error: BaseException) -> str:
     first_line = printable((str(error).strip().splitlines() or [""])[0])
     if isinstance(error, (TrialError, UserError)) and first_line:
         return first_line
-    if is_full(error):
+    if is_disk_full(error):
         return f"a disk is full ({first_line}): free some space and run the study again"
     return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
 

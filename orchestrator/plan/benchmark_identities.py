@@ -8,9 +8,9 @@ from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation import items as benchmark_items
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.utils.errors import UserError, warn_once
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.study.model import Study
 
 Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
@@ -32,7 +32,7 @@ def benchmark_identities(
         f"{side}/{settings.name}": _benchmark_identity(
             settings, data_paths, known_identities.get(f"{side}/{settings.name}", {})
         )
-        for side, settings in sides(study.benchmarks)
+        for side, settings in list_sides(study.benchmarks)
     }
 
 
@@ -73,11 +73,11 @@ def ranker_identity(data_paths: DataPaths, known_identities: Identities) -> Mapp
 
     If the list is not here, it is that of an earlier run, or empty.
     """
-    folder = data_paths.data("chair")
+    folder = data_paths.benchmark_folder("chair")
     file = None if folder is None else folder / "synonyms.txt"
     if file is None or not file.is_file():
         return known_identities.get(RANKER_KEY, {})
-    return {"names": sha256_of(file)}
+    return {"names": file_sha256(file)}
 
 
 def _benchmark_identity(
@@ -92,7 +92,7 @@ def _benchmark_identity(
     else:
         known_identities = {}
     try:
-        return benchmark_items.identity(settings, data_paths)
+        return benchmark_items.benchmark_identity(settings, data_paths)
     except UserError:
         return known_identities or {**code_identity, "files": None}  # reported before it runs
 

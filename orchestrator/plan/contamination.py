@@ -19,8 +19,8 @@ from chip_core.data.files import is_hub_name
 from chip_core.data.rows import ImageRef, RowError
 from chip_core.data.source import SHAPES, SourceRow, open_source
 from chip_core.evaluation.items import find_benchmark, select_items
-from chip_core.evaluation.overlap import count_shared
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.overlap import find_shared_images
+from chip_core.evaluation.readiness import list_sides
 from chip_core.utils.errors import ConfigError, TrialError, UserError, warn_once
 from chip_core.utils.files import parse_json, read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
@@ -115,7 +115,7 @@ def _count_overlap(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Ove
 
     side, settings = next(
         (side, settings)
-        for side, settings in sides(plan.study.benchmarks)
+        for side, settings in list_sides(plan.study.benchmarks)
         if f"{side}/{settings.name}" == key
     )
     items, _ = select_items(side, settings, find_benchmark(settings.name), plan.data_paths)
@@ -135,8 +135,10 @@ def _count_overlap(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Ove
         source = open_source(data)
         rows = [entry for _, entry in source.scan() if isinstance(entry, SourceRow)]
         images = [(row, row.image) for row in rows]
-        images += [(row, row.rejected_image) for row in rows if row.sides and row.rejected_image]
-        shared = count_shared(
+        images += [
+            (row, row.rejected_image) for row in rows if row.separate_images and row.rejected_image
+        ]
+        shared = find_shared_images(
             (
                 (image.path or f"row {row.index}", _image_reader(row, image))
                 for row, image in images
@@ -163,7 +165,7 @@ def _image_reader(row: SourceRow, image: ImageRef) -> Callable[[], Image.Image |
 
 def _read_thumbnail(row: SourceRow, image: ImageRef) -> Image.Image | None:
     try:
-        return row.images.small(image)
+        return row.images.read_small(image)
     except RowError:
         return None  # reported when the rows are checked
 

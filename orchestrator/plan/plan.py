@@ -18,15 +18,15 @@ from chip_core.config.identity import (
     untrained_identity,
 )
 from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, TrialConfig
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.generators import generator_problems
 from chip_core.evaluation.generators.sharing import sharing_problems
 from chip_core.evaluation.readiness import (
-    ranker_problems,
-    replay_problems,
-    sides,
-    unmet_requirements,
+    find_ranker_problems,
+    find_replay_problems,
+    find_unmet_requirements,
+    list_sides,
 )
 from chip_core.models import loading
 from chip_core.selection.rule import selection_problems
@@ -128,10 +128,10 @@ class Plan:
     def missing_requirements(self) -> list[str]:
         """What trainings and benchmarks need and is missing, each with what to do."""
         configs = (trial.config for trial in self.trials if not trial.untrained)
-        problems = [problem for config in configs for problem in unmet_requirements(config)]
+        problems = [problem for config in configs for problem in find_unmet_requirements(config)]
         for arm in self.arms:  # the same for all of its seeds
-            problems += ranker_problems(arm.trials[0].config, self.data_paths)
-            problems += replay_problems(arm.trials[0].config, self.data_paths)
+            problems += find_ranker_problems(arm.trials[0].config, self.data_paths)
+            problems += find_replay_problems(arm.trials[0].config, self.data_paths)
         for model in {trial.config.model: None for trial in self.trials}:
             evaluation = self.base.config.evaluation
             problems += generator_problems(evaluation, self.study.benchmarks, model)
@@ -257,7 +257,7 @@ def _evaluation_fingerprints(
         f"{side}/{settings.name}": fingerprint(
             evaluation_identity(side, settings, benchmarks[f"{side}/{settings.name}"], evaluation)
         )
-        for side, settings in sides(study.scored_benchmarks)
+        for side, settings in list_sides(study.scored_benchmarks)
     }
 
 
@@ -362,7 +362,7 @@ def _copy_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _validate_config(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialConfig:
     """Validate a tree, and set the study's benchmarks and first seed."""
-    config = trial_config(tree, source or study.source)
+    config = parse_trial_config(tree, source or study.source)
     return config.model_copy(update={"benchmarks": study.scored_benchmarks, "seed": study.seeds[0]})
 
 

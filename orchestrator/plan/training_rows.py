@@ -17,17 +17,17 @@ from rich.console import Console
 
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig, TrialConfig
-from chip_core.data import asks_of
-from chip_core.data.checks import bad_rows_line, check_rows, threads_for
+from chip_core.data import row_requirements
+from chip_core.data.checks import check_rows, decode_threads, format_bad_rows
 from chip_core.data.files import is_hub_name
-from chip_core.data.formats.further import Asks
-from chip_core.data.image_files import READER
+from chip_core.data.formats.extra_columns import RowRequirements
+from chip_core.data.image_files import READER_VERSION
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, DataSource, is_local, open_source
 from chip_core.pairs.prompts import check_prompts, open_prompts
 from chip_core.utils.errors import ConfigError, warn_once
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
 from orchestrator.utils.progress import track_progress
 
@@ -43,7 +43,7 @@ class _RowRequirements:
 
     data: DataConfig
     prompts: bool  # whether they are prompts for a model: `pairs.rounds`
-    columns: Asks = Asks()
+    columns: RowRequirements = RowRequirements()
     needs_rejected_image: bool = False  # whether each row needs its own rejected image
 
     @property
@@ -92,7 +92,7 @@ def check_training_rows(
             continue
         if bad_rows:
             line_options = {"leave_out": "of the file"} if requirement.prompts else {}
-            problems.append(f"data.source: {bad_rows_line(bad_rows, rows, **line_options)}")
+            problems.append(f"data.source: {format_bad_rows(bad_rows, rows, **line_options)}")
         else:
             _passed_checks.setdefault(rows_hash, set()).add(requirement.check_names)
     if problems:
@@ -125,8 +125,11 @@ def _row_requirements(configs: Iterable[TrialConfig]) -> list[_RowRequirements]:
         key = (data.model_dump_json(), rounds)
         requirement = requirements.get(key, _RowRequirements(data=data, prompts=rounds))
         if not rounds:
-            asks, needs_rejected_image = asks_of(config.objective), _needs_rejected_image(config)
-            asks = Asks(
+            asks, needs_rejected_image = (
+                row_requirements(config.objective),
+                _needs_rejected_image(config),
+            )
+            asks = RowRequirements(
                 other=asks.other or requirement.columns.other,
                 second_image=asks.second_image or requirement.columns.second_image,
                 columns=tuple(dict.fromkeys((*requirement.columns.columns, *asks.columns))),
@@ -164,13 +167,13 @@ def _check_rows(requirement: _RowRequirements, console: Console) -> tuple[int, l
 
 
 def _iter_checked_rows(requirement: _RowRequirements, source: DataSource) -> Iterator[object]:
-    threads = threads_for(len(source))
+    threads = decode_threads(len(source))
     if requirement.prompts:
         return check_prompts(requirement.data, threads)
     return check_rows(
         source,
         rejected_images=requirement.needs_rejected_image,
-        asks=requirement.columns,
+        requirements=requirement.columns,
         threads=threads,
     )
 
@@ -183,7 +186,7 @@ def _rows_hash(identity: Mapping[str, Any], requirement: _RowRequirements) -> st
         "limit": data.limit,
         "format": data.format,
         "prompts": requirement.prompts,
-        "reader": READER,
+        "reader": READER_VERSION,
     }
     if is_hub_name(data.source):  # its identity holds the name alone
         source = open_source(data)
@@ -193,7 +196,7 @@ def _rows_hash(identity: Mapping[str, Any], requirement: _RowRequirements) -> st
             for file in table.files
             for state in [os.stat(file)]
         ]
-        images = {path: file and sha256_of(file) for path, file in source.image_files()}
+        images = {path: file and file_sha256(file) for path, file in source.image_files()}
         hashed["images"] = sorted(images.items())
     return fingerprint(hashed)[:32]
 

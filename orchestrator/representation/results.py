@@ -12,7 +12,7 @@ from chip_core.representation.states import Reading
 from chip_core.utils.files import write_atomically, write_checksummed
 from orchestrator.report.figures.representation import draw_representation
 from orchestrator.report.sections.representation import representation_blocks
-from orchestrator.report.writers.markdown import section_text
+from orchestrator.report.writers.markdown import render_section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def results_markdown(results: RepresentationResults) -> str:
     """Return the figures as a section of a report."""
     data = results_json(results)
     blocks = representation_blocks(data, b"", results.name)
-    return section_text("Representations of images, true and hallucinated descriptions", blocks)
+    return render_section("Representations of images, true and hallucinated descriptions", blocks)
 
 
 def tracker_metrics(

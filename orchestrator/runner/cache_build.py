@@ -18,7 +18,7 @@ from chip_core.reference_cache.folder import (
     shard_count,
     store_folder,
 )
-from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.size import format_bytes
 from chip_core.reference_cache.spec import AvailableCaches, BuildShard, build_config, group_specs
 from chip_core.utils.errors import StorageError
 from chip_core.utils.files import JsonlWriter
@@ -188,7 +188,7 @@ class CacheBuild:
         _print_line(
             self._console,
             f"reference pass '{planned.spec.name}': {rows} samples, "
-            f"{gigabytes(planned.bytes or 0)}, {seconds:.0f} s{suffix}",
+            f"{format_bytes(planned.bytes or 0)}, {seconds:.0f} s{suffix}",
         )
 
     def _record(self, planned: PlannedCache) -> dict[str, Any]:

@@ -58,8 +58,8 @@ def run_study_server(
                 folder,
                 rank=rank,
                 devices=devices,
-                stopping=lambda: stop.is_requested,
-                lost=stop.drain,
+                should_stop=lambda: stop.is_requested,
+                on_lost=stop.drain,
             )
             stack.enter_context(server)
         except (TrialError, OSError) as error:

@@ -13,7 +13,7 @@ from chip_core.config.trial import BenchmarkConfig, DataConfig, TrialConfig
 from chip_core.results import MODEL
 from chip_core.trained import has_model, model_problem
 from chip_core.utils.errors import warn_once
-from orchestrator.cost.workload import steps_of
+from orchestrator.cost.workload import training_steps
 from orchestrator.executors.base import Job
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import (
@@ -27,7 +27,7 @@ from orchestrator.state.ledger import Ledger, TrialRecord, find_answers
 from orchestrator.state.search import SearchTrial, resolve_search
 from orchestrator.storage.binding import find_storage
 from orchestrator.storage.download import fetch_trials
-from orchestrator.tracking.base import Status, TrialView
+from orchestrator.tracking.views import Status, TrialView
 
 #: Reason of an attempt whose driver did not record its end.
 UNRECORDED_END = "the driver of its study ended before it did"
@@ -201,7 +201,9 @@ def sort_longest_first(
     if plan.study.early_stopping is not None:
         return list(jobs)
     ranks = {trial.fingerprint: rank for arm in plan.arms for rank, trial in enumerate(arm.trials)}
-    rows = functools.cache(lambda data: preference_data.count(DataConfig.model_validate_json(data)))
+    rows = functools.cache(
+        lambda data: preference_data.count_rows(DataConfig.model_validate_json(data))
+    )
 
     def sort_key(entry: tuple[Job, Trial, int]) -> tuple[int, int, int]:
         job, trial, _ = entry
@@ -209,7 +211,7 @@ def sort_longest_first(
         if rank < 0 or not job.is_training:  # the untrained model and the trials of a search
             return rank, 0, 0
         # The number of rows of hub data may be unknown here: then all are taken to have as many.
-        steps = steps_of(config, rows(config.data.model_dump_json())) or 1
+        steps = training_steps(config, rows(config.data.model_dump_json())) or 1
         views = steps * config.training.batch_size * len(config.objective.policy_reads)
         parts = (config.vision_encoder, config.projector, config.language_model)
         return rank, -views, -sum(part != "frozen" for part in parts)

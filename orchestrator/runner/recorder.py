@@ -21,7 +21,8 @@ from orchestrator.runner.jobs import next_attempt, trial_view
 from orchestrator.runner.retries import next_retry
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import all_trials
-from orchestrator.tracking.base import Status, Tracker
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import Status
 
 
 class Recorder:

@@ -14,18 +14,18 @@ from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
 from orchestrator.plan.snapshot import PlanSnapshot, iter_plan_snapshots
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.results import arm_views
-from orchestrator.report.sections.provenance import last_ended
-from orchestrator.report.summary import summarise
+from orchestrator.report.results import build_arm_views
+from orchestrator.report.sections.provenance import last_end_time
+from orchestrator.report.summary import build_summary
 from orchestrator.report.writers.files import report_folder
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.integrity import inspect_plan
 from orchestrator.state.ledger import Ledger, TrialRecord, lock_study
 from orchestrator.state.search import all_trials
 from orchestrator.study.load import load_study
-from orchestrator.tracking.base import FinalSnapshot, Status, StudyView
-from orchestrator.tracking.final_snapshot import kept_snapshots
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.projection import MlflowProjection
+from orchestrator.tracking.records import load_snapshots
+from orchestrator.tracking.views import FinalSnapshot, Status, StudyView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,13 @@ def find_snapshots(workdir: Path, names: Sequence[str]) -> list[PlanSnapshot]:
     return selected if names else snapshots
 
 
-def sync_study(snapshot: PlanSnapshot, workdir: Path, tracker: MlflowTracker) -> SyncResult:
+def sync_study(snapshot: PlanSnapshot, workdir: Path, projection: MlflowProjection) -> SyncResult:
     """Show everything that ledger, attempts and report folder have of a study.
 
     Args:
         snapshot: snapshot of the study's last run.
         workdir: the work directory.
-        tracker: tracker that shows it.
+        projection: the projection to a store.
 
     Raises:
         UserError: its file is gone or invalid, the study is being run, or the store
@@ -104,20 +104,21 @@ def sync_study(snapshot: PlanSnapshot, workdir: Path, tracker: MlflowTracker) ->
             )
             for trial in started_trials
         ]
-        tracker.bring(
+        projection.reconcile(
             StudyView(
                 plan=plan,
                 began=snapshot.began,
-                trials={view.place: view for view in views},
+                trials={view.key: view for view in views},
                 ends=tuple(_final_snapshots(snapshot, plan, ledger, workdir)),
                 report=report_folder(workdir, snapshot.study),
             )
         )
-    refused, waiting = dict(tracker.refused()), tracker.waiting()
-    if waiting is not None:
-        refused |= {f"trial {name}": waiting.reason for name in waiting.trials}
+    state = projection.state()
+    refused = dict(state.refused)
+    if state.pending is not None:
+        refused |= {f"trial {name}": state.pending.reason for name in state.pending.trials}
     return SyncResult(
-        study=snapshot.study, trials=len(views), address=tracker.address, refused=refused
+        study=snapshot.study, trials=len(views), address=projection.store.address, refused=refused
     )
 
 
@@ -131,10 +132,10 @@ def _final_snapshots(
     snapshot: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path
 ) -> list[FinalSnapshot]:
     """Return how the study's runs ended; an interrupted last one is derived from its trials."""
-    snapshots = kept_snapshots(workdir, plan)
+    snapshots = load_snapshots(workdir, plan)
     if snapshots and snapshots[-1].time >= snapshot.time:
         return snapshots
-    summary = summarise(plan, ledger, load_scores(plan, ledger, workdir))
+    summary = build_summary(plan, ledger, load_scores(plan, ledger, workdir))
     states = {state for row in summary.rows for state in row.states.values()}
     status: Status = "FAILED" if "failed" in states else "FINISHED"
     return [
@@ -142,7 +143,7 @@ def _final_snapshots(
         FinalSnapshot(
             time=time.time(),
             status="KILLED" if states & {"missing", "killed"} else status,
-            ended=last_ended(plan, ledger),
-            arms=tuple(arm_views(summary)),
+            ended=last_end_time(plan, ledger),
+            arms=tuple(build_arm_views(summary)),
         ),
     ]

@@ -20,7 +20,7 @@ from chip_core.reference_cache.folder import (
     partial_folder,
     remove,
 )
-from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.size import format_bytes
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.utils.files import read_records
 from orchestrator.state.cache_plan import USES_FILE, cache_folder
@@ -148,13 +148,13 @@ def cache_lines(entries: Sequence[CacheEntry], storage: Path) -> Iterator[Render
             Text(entry.name),
             entry.folder.name[:8],
             "—" if entry.samples is None else str(entry.samples),
-            gigabytes(entry.bytes),
+            format_bytes(entry.bytes),
             f"{entry.age_days:.0f} days ago" if entry.age_days >= 1 else "today",
             Text(f"{entry.state}{problem}"),
             Text(_format_studies(entry)),
         )
     yield table
-    yield Text(f"{gigabytes(sum(entry.bytes for entry in entries))} in {cache}")
+    yield Text(f"{format_bytes(sum(entry.bytes for entry in entries))} in {cache}")
 
 
 def cache_json(entries: Sequence[CacheEntry]) -> list[dict[str, Any]]:

@@ -15,12 +15,12 @@ from chip_core.reference_cache.folder import (
     Manifest,
     store_folder,
 )
-from chip_core.reference_cache.size import NoRoomError, check_room, estimated_bytes
+from chip_core.reference_cache.size import DiskSpaceError, check_disk_space, estimate_store_bytes
 from chip_core.reference_cache.spec import (
-    KINDS,
+    PASS_KINDS,
     CacheSpec,
     cache_specs,
-    samples_read,
+    count_samples_read,
     with_hidden,
 )
 from chip_core.results import MODEL
@@ -67,7 +67,7 @@ class PlannedCache:
 
     def decide_build(self) -> bool:
         """Decide whether to build a missing pass, set its state and return the decision."""
-        min_reads = _MIN_FEATURE_READS if self.spec.of_features else _MIN_READS
+        min_reads = _MIN_FEATURE_READS if self.spec.is_features else _MIN_READS
         is_worthwhile = self.reads >= min_reads * (self.samples or 1)
         self.state = "to make" if is_worthwhile else "in the step"
         return is_worthwhile
@@ -97,7 +97,7 @@ def plan_caches(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedCache]
     for planned in merged:
         if planned.state != "cached":
             planned.decide_build()
-            planned.bytes = estimated_bytes(planned.spec, planned.config, planned.samples)
+            planned.bytes = estimate_store_bytes(planned.spec, planned.config, planned.samples)
     return merged
 
 
@@ -115,8 +115,8 @@ def require_disk_space(planned_caches: list[PlannedCache], storage: Path) -> Non
     names = ", ".join(f"'{planned.spec.name}'" for planned in missing_caches)
     try:
         needed_bytes = sum(planned.bytes or 0 for planned in missing_caches)
-        check_room(cache_folder(storage), needed_bytes, f"the reference passes {names}")
-    except NoRoomError as error:
+        check_disk_space(cache_folder(storage), needed_bytes, f"the reference passes {names}")
+    except DiskSpaceError as error:
         raise UserError(str(error)) from None
 
 
@@ -127,7 +127,7 @@ def _iter_trial_specs(
 
     @cache
     def sample_count(data: str) -> int | None:
-        return preference_data.count(DataConfig.model_validate_json(data))
+        return preference_data.count_rows(DataConfig.model_validate_json(data))
 
     specs_by_key: dict[tuple[object, ...], tuple[CacheSpec, ...]] = {}
     for trial in plan.trials:
@@ -170,7 +170,7 @@ def _iter_trial_specs(
 def _samples_read(spec: CacheSpec, config: TrialConfig, samples: int | None) -> float:
     """Return how many samples of a pass a trial reads, in epochs if `samples` is None."""
     if samples is not None:
-        return samples_read(spec, config, samples)
+        return count_samples_read(spec, config, samples)
     if config.training.max_steps is not None:
         return 0  # it may be less than an epoch
     return 1 if spec.epoch is not None else config.training.epochs
@@ -192,7 +192,7 @@ def _merge_served(
             host.reads += planned.reads
             if host.spec.key not in planned_by_key:
                 merged.append(host)
-    return sorted(merged, key=lambda planned: KINDS.index(planned.spec.kind))
+    return sorted(merged, key=lambda planned: PASS_KINDS.index(planned.spec.kind))
 
 
 def _find_host(

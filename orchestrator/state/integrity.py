@@ -15,7 +15,7 @@ from pathlib import Path
 from chip_core.evaluation.task import metric_name
 from chip_core.results import MODEL, read_answered, read_result
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import read_lines, sha256_of
+from chip_core.utils.files import file_sha256, read_lines
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.ledger import Ledger, ScoredBenchmark
 from orchestrator.state.search import resolve_search
@@ -123,7 +123,7 @@ def result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | No
         path = folder / name
         try:
             if name in scored.files:
-                is_intact = sha256_of(path) == scored.files[name]
+                is_intact = file_sha256(path) == scored.files[name]
             elif name == evaluation.scores:
                 is_intact = _matches_ledger(path, key, scored)
             else:  # recorded by a version without hashes
@@ -138,7 +138,7 @@ def result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | No
 def is_file_changed(path: Path, expected: str | None) -> bool:
     """Return whether a file is gone or changed. Without a recorded hash the answer is no."""
     try:
-        return expected is not None and sha256_of(path) != expected
+        return expected is not None and file_sha256(path) != expected
     except OSError:
         return True
 

@@ -20,11 +20,11 @@ from typing import Any, Literal
 from chip_core.results import AnsweredTrial, Evaluation, TrialResult, read_answered
 from chip_core.utils.errors import UserError, printable, warn_once
 from chip_core.utils.files import (
-    Line,
+    JsonlLine,
     append_record,
-    blank_line,
+    check_target_path,
+    erase_line,
     read_lines,
-    require_place,
     write_atomically,
 )
 from orchestrator.plan.plan import Trial
@@ -136,7 +136,7 @@ class Ledger:
         self._records: dict[str, TrialRecord] = {}
         self._removed_attempts: dict[str, int] = {}  # of removed trials, to continue their numbers
         self.lost_trials: dict[str, str] = {}  # fingerprint -> name of trials with lost figures
-        self.damaged_lines: list[Line] = []  # damaged lines
+        self.damaged_lines: list[JsonlLine] = []  # damaged lines
         self.reload()
 
     def reload(self) -> None:
@@ -156,7 +156,7 @@ class Ledger:
         for line in lines:
             if line.record is not None and _is_valid_entry(line.record):
                 self._apply(line.record)
-            elif not line.cut:
+            elif not line.truncated:
                 self.damaged_lines.append(line)
                 warn_once(
                     f"{self._file}: line {line.number} is not as it was written: it is left out; "
@@ -171,7 +171,7 @@ class Ledger:
                     self._file.with_name("ledger.bad.jsonl"),
                     {"line": line.number, "text": line.text.decode("utf-8", "backslashreplace")},
                 )
-                blank_line(self._file, line)
+                erase_line(self._file, line)
             except OSError as error:
                 raise self._write_error(error) from error
 
@@ -443,7 +443,7 @@ def lock_study(workdir: Path, study: str) -> Iterator[None]:
     """
     folder = workdir / "ledger"
     path = folder / f"{study}.lock"
-    require_place(path)
+    check_target_path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:

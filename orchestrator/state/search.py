@@ -17,8 +17,8 @@ from typing import Any
 
 from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import set_key, trial_config
-from chip_core.evaluation.readiness import sides
+from chip_core.config.validation import parse_trial_config, set_key
+from chip_core.evaluation.readiness import list_sides
 from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.plan.plan import Arm, Blocked, Plan, Trial
 from orchestrator.state.ledger import Ledger
@@ -202,7 +202,7 @@ def _make_search_trials(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchT
     """
     study = plan.study
     tune.check(study.benchmarks, (*study.seeds, *study.placebo_seeds))
-    select_benchmarks = study.benchmarks.selecting
+    select_benchmarks = study.benchmarks.select_only
     evaluation = plan.base.config.evaluation
     evaluations = {
         f"{side}/{settings.name}": fingerprint(
@@ -210,7 +210,7 @@ def _make_search_trials(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchT
                 side, settings, plan.benchmarks[f"{side}/{settings.name}"], evaluation
             )
         )
-        for side, settings in sides(select_benchmarks)
+        for side, settings in list_sides(select_benchmarks)
     }
     draws = tune.make_draws()
     arm_draws, problems = [], []
@@ -306,7 +306,7 @@ def _override_config(config: TrialConfig, values: Mapping[str, Any], source: str
     tree = config.model_dump(mode="json")
     for key, value in values.items():
         set_key(tree, key, value)
-    return trial_config(tree, source)
+    return parse_trial_config(tree, source)
 
 
 def format_values(values: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.storage.download import fetch_trained_attempt
 
@@ -69,7 +69,7 @@ def _find_fingerprint(
     ]
     if not matches:
         choices = [trial_name(record) for record in records.values()]
-        raise UserError(f"no {kind} '{name}' in {workdir}: {suggestion(name, choices)}")
+        raise UserError(f"no {kind} '{name}' in {workdir}: {suggest(name, choices)}")
     if len(matches) > 1:
         choices_text = ", ".join(
             f"{fingerprint[:16]} ({trial_name(records[fingerprint])}, "

@@ -22,9 +22,9 @@ from chip_core.reference_cache.folder import (
     commit,
     parse_manifest,
     partial_folder,
-    plain,
-    require_whole,
+    require_complete,
     stat,
+    to_json_types,
     verify,
 )
 from chip_core.utils.files import write_bytes
@@ -63,7 +63,7 @@ class ReferenceCacheStore:
         if not contents:
             raise BrokenStoreError("it is not there")
         manifest = parse_manifest(next(iter(contents.values())))
-        return require_whole(
+        return require_complete(
             manifest, identity, lambda name: remote_sizes.get(f"{_cache_key(folder)}/{name}")
         )
 
@@ -80,17 +80,11 @@ class ReferenceCacheStore:
             StorageError: the storage cannot be read.
         """
         if self.remote is None:
-            return verify(folder, identity, again=again)
+            return verify(folder, identity, rehash=again)
         return self.stat(folder, identity)
 
     def commit(
-        self,
-        folder: Path,
-        *,
-        identity: Mapping[str, Any],
-        rows: int,
-        names: list[str],
-        made: Any,
+        self, folder: Path, *, identity: Mapping[str, Any], rows: int, names: list[str], made: Any
     ) -> Manifest:
         """Commit a finished cache; see chip_core.reference_cache.folder.commit.
 
@@ -174,7 +168,7 @@ class ReferenceCacheStore:
             if facts is None or remote_sizes.get(f"{_cache_key(partial)}/{name}") != facts.bytes:
                 raise BrokenStoreError(f"{name} was not made")
             files[name] = facts
-        manifest = Manifest(identity=plain(identity), rows=rows, files=files, made=made)
+        manifest = Manifest(identity=to_json_types(identity), rows=rows, files=files, made=made)
         remote.remove([f"{_cache_key(folder)}/{MANIFEST}"])  # first, that of a broken cache
         for name in names:
             remote.copy(f"{_cache_key(partial)}/{name}", f"{_cache_key(folder)}/{name}")

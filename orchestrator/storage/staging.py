@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.pairs.rounds import ROUNDS
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
@@ -173,15 +173,15 @@ class StagedWorkspace:
             StorageError: it cannot be copied.
         """
         workers = current_workers()
-        if workers.first:
+        if workers.is_main:
             self.uploader.copy()
-        workers.wait()
+        workers.barrier()
         if not (self.folder / TRAINED).exists():
             with _lock_file(_sibling(self.root, ".bring")), self.uploader.pause():
                 key = self._relative_key(self.folder, self.root)
                 self._fetch(f"{key}/{MODEL}", weights=True)
                 self._remote.get(f"{key}/{TRAINED}", self.folder / TRAINED)
-        workers.wait()
+        workers.barrier()
 
     def remove_obsolete_files(self) -> None:
         """Remove earlier attempts' files from the storage if this one has the trained model.
@@ -258,7 +258,7 @@ def _uses_judge(job: Job) -> bool:
     """Return whether a job may use a judge: in scoring, during training, or for its pairs."""
     config = job.config
     judged_sides = {
-        side for side, benchmark in sides(config.benchmarks) if benchmark.judge is not None
+        side for side, benchmark in list_sides(config.benchmarks) if benchmark.judge is not None
     }
     if job.is_scoring:
         return bool(judged_sides)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from chip_core.utils.errors import printable
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.metrics import ProblemReporter
 from orchestrator.study.model import Cell, Design, Factor, Pattern, Study, format_level, matches
 from orchestrator.study.schema import StudyFile
@@ -171,8 +171,9 @@ def iter_layout_notes(study: Study) -> Iterator[str]:
         baseline_text = ", ".join(f"{factor} = {level}" for factor, level in study.baseline.items())
         description = {
             "one_at_a_time": f"{baseline_text}, and each cell that differs from it in one factor",
-            "leave_one_out": f"{baseline_text}, and each factor put back to its first level in "
-            "turn",
+            "leave_one_out": (
+                f"{baseline_text}, and each factor put back to its first level in turn"
+            ),
             "cells": "the cells that the file lists",
         }[study.design]
         yield f"design {study.design}: {description}"
@@ -324,7 +325,7 @@ def _parse_conditions(
     for name, raw_patterns in study_file.when.items():
         key_path = f"when.{name}"
         if name not in grid.levels:
-            report_problem(key_path, f"unknown factor: {suggestion(name, grid.levels)}")
+            report_problem(key_path, f"unknown factor: {suggest(name, grid.levels)}")
             continue
         if isinstance(raw_patterns, list):
             patterns = _parse_patterns(raw_patterns, key_path, grid, report_problem)
@@ -368,7 +369,7 @@ def _parse_pattern(
     pattern = {}
     for name, value in raw_pattern.items():
         if name not in grid.levels:
-            report_problem(f"{key_path}.{name}", f"unknown factor: {suggestion(name, grid.levels)}")
+            report_problem(f"{key_path}.{name}", f"unknown factor: {suggest(name, grid.levels)}")
             continue
         labels = [format_level(entry) for entry in (value if isinstance(value, list) else [value])]
         known_levels = grid.levels[name]
@@ -376,7 +377,7 @@ def _parse_pattern(
         for label in unknown_labels:
             report_problem(
                 f"{key_path}.{name}",
-                f"unknown level '{printable(label)}': {suggestion(label, known_levels)}",
+                f"unknown level '{printable(label)}': {suggest(label, known_levels)}",
             )
         if not unknown_labels:
             pattern[name] = frozenset(labels)
@@ -479,6 +480,6 @@ def _check_baseline_levels(baseline: Cell, grid: Grid, report_problem: ProblemRe
         if len(grid.levels[name]) > 1 and level == grid.levels[name][0]:
             report_problem(
                 f"baseline.{name}",
-                f"leave_one_out takes the first level, '{level}', for the factor left out, and "
-                "the baseline for the whole: put another level first",
+                f"leave_one_out takes the first level, '{level}', for the factor left out, and the "
+                "baseline for the whole: put another level first",
             )

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 import orchestrator
 from chip_core import data, recipes
 from chip_core.config.trial import LARGEST_SEED, BenchmarksConfig
-from chip_core.config.validation import key_problem, set_key, trial_config
+from chip_core.config.validation import key_problem, parse_trial_config, set_key
 from chip_core.models import loading
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import expand_path
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.design import parse_layout
 from orchestrator.study.metrics import (
     DeclaredFile,
@@ -55,8 +55,10 @@ def find_study(name: str) -> Path:
     if path.parent == Path("ablations") and path.stem in shipped:
         return shipped[path.stem]  # the path in the README, from any folder
     if os.path.isdir(path):
-        raise ConfigError([f"{name}: is a folder: {recipes.files_in(path, 'study file')}"])
-    raise ConfigError([f"{name}: no such study file: {suggestion(name, shipped)}"])
+        raise ConfigError(
+            [f"{name}: is a folder: {recipes.suggest_yaml_files(path, 'study file')}"]
+        )
+    raise ConfigError([f"{name}: no such study file: {suggest(name, shipped)}"])
 
 
 def is_study(name: str) -> bool:
@@ -168,7 +170,7 @@ def _load_recipe(
     """Return the checked recipe as a tree, with the command line's overrides."""
     name = changes.recipe or study_file.recipe
     try:
-        file = recipes.find(name, None if changes.recipe else path.parent)
+        file = recipes.find_recipe(name, None if changes.recipe else path.parent)
         tree = recipes.read_yaml(file)
     except ConfigError as error:
         prefix = "--recipe" if changes.recipe else f"{path}: recipe"
@@ -180,7 +182,7 @@ def _load_recipe(
         )
         return {}
     try:
-        config = trial_config(tree, str(file))
+        config = parse_trial_config(tree, str(file))
     except ConfigError as error:
         problems.extend(error.problems)
         return {}
@@ -190,7 +192,7 @@ def _load_recipe(
         if key_problem(key) is None:
             set_key(tree, key, value)
     try:
-        config = trial_config(tree, "--set")
+        config = parse_trial_config(tree, "--set")
     except ConfigError as error:
         problems.extend(error.problems)
         return {}

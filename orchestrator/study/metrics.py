@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from chip_core.config.fields import Shorthand
 from chip_core.config.trial import BenchmarksConfig
-from chip_core.evaluation.items import find_benchmark, settings_problems
-from chip_core.evaluation.readiness import declared_overlaps, sides
+from chip_core.evaluation.items import find_benchmark, find_settings_problems
+from chip_core.evaluation.readiness import find_declared_overlaps, list_sides
 from chip_core.evaluation.task import metric_name
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.model import DeclaredMetric, PublishedFigures
 
 Goal = Literal["minimize", "maximize"]
@@ -29,7 +29,7 @@ def metric_goals(
         report_problem: called with (key, problem).
     """
     goals: dict[str, Goal] = {}
-    for side, settings in sides(benchmarks):
+    for side, settings in list_sides(benchmarks):
         index = getattr(benchmarks, side).index(settings)
         key = f"benchmarks.{side}[{index}]"
         try:
@@ -37,11 +37,11 @@ def metric_goals(
         except ValueError as error:
             report_problem(key, str(error))
             continue
-        for problem in settings_problems(settings, benchmark):
+        for problem in find_settings_problems(settings, benchmark):
             report_problem(key, problem)
         for metric, info in benchmark.metrics.items():
             goals[metric_name(side, settings.name, metric)] = info.goal
-    for side, settings, problem in declared_overlaps(benchmarks):
+    for side, settings, problem in find_declared_overlaps(benchmarks):
         report_problem(f"benchmarks.{side}[{getattr(benchmarks, side).index(settings)}]", problem)
     return goals
 
@@ -143,7 +143,7 @@ def _parse_metric(
 def _unknown_metric_problem(metric: str, goals: Mapping[str, Goal]) -> str:
     reported_metrics = [name for name in goals if not name.startswith("select/")]
     choices = (
-        suggestion(metric, reported_metrics)
+        suggest(metric, reported_metrics)
         if reported_metrics
         else "add a benchmark under `benchmarks:`"
     )

@@ -110,7 +110,7 @@ class Study:
     @property
     def scored_benchmarks(self) -> BenchmarksConfig:
         """The benchmarks that score the study's seeds: with `tune:`, only those of `report`."""
-        return self.benchmarks if self.tune is None else self.benchmarks.reporting
+        return self.benchmarks if self.tune is None else self.benchmarks.report_only
 
     @property
     def declared_metrics(self) -> tuple[DeclaredMetric, ...]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chip_core import recipes
 from chip_core.config.trial import BenchmarksConfig, EvaluationConfig
-from chip_core.config.validation import explain
+from chip_core.config.validation import explain_errors
 from orchestrator.study.early_stopping import EarlyStopping
 from orchestrator.study.editor_schema import FactorsSchema, Seeds
 from orchestrator.study.limits import Budget, Limits
@@ -28,7 +28,7 @@ class StudyFile(BaseModel):
     recipe: str = Field(
         "shapes",
         description="the base configuration: a shipped recipe's name, or a file beside the study",
-        examples=recipes.names(),
+        examples=recipes.recipe_names(),
     )
     # A list of levels, or levels by name: checked with the recipe.
     factors: Annotated[dict[str, Any], FactorsSchema] = Field(
@@ -94,7 +94,7 @@ def read_study_file(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
     try:
         return StudyFile.model_validate(raw), [], frozenset()
     except ValidationError as error:
-        problems = explain(error, StudyFile, str(path))
+        problems = explain_errors(error, StudyFile, str(path))
         invalid_keys = frozenset(str(problem["loc"][0]) for problem in error.errors())
     valid_values = {key: value for key, value in raw.items() if key not in invalid_keys}
     required_defaults = {"study": "unnamed", "factors": {}}

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chip_core.config.benchmark import BenchmarksConfig
 from chip_core.config.trial import LARGEST_SEED, SHORTHANDS, TrialConfig
-from chip_core.config.validation import explain, key_problem, set_key
+from chip_core.config.validation import explain_errors, key_problem, set_key
 from chip_core.evaluation.items import find_benchmark
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.metrics import Goal, ProblemReporter
 from orchestrator.study.model import Factor
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values, seed_problem
@@ -189,7 +189,7 @@ def _check_values(
         except ValidationError as error:
             names = range(len(values)) if isinstance(space, Values) else ("low", "high")
             key_path = f"tune.keys.{key}[{names[index]}]"
-            for line in explain(error, TrialConfig, ""):
+            for line in explain_errors(error, TrialConfig, ""):
                 path, _, sentence = line.removeprefix(": ").partition(": ")
                 report_problem(key_path, sentence or path)
 
@@ -230,7 +230,7 @@ def _unknown_metric_problem(
 ) -> str:
     if not select_metrics:
         return f"'{metric}' chooses nothing: add a benchmark under `benchmarks.select` first"
-    choices = suggestion(metric, select_metrics)
+    choices = suggest(metric, select_metrics)
     if metric in goals:
         return f"'{metric}' is of `report`, which chooses nothing: name one of `select`: {choices}"
     return f"unknown metric '{metric}': {choices}"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from chip_core.config.benchmark import BenchmarksConfig
 from chip_core.evaluation.task import metric_name
 from chip_core.utils.errors import ConfigError
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 
 _SIGNIFICANT_DIGITS = (
     4  # significant digits of a drawn number, so that the value shown is the one tried
@@ -120,7 +120,7 @@ class Tune:
             return tuple(sorted(grid, key=self._draw_order)[: self.trials])
         return tuple(
             {
-                key: values.draw(derived_seed("tune", self.seed, key, number))
+                key: values.draw(derive_seed("tune", self.seed, key, number))
                 for key, values in self.keys.items()
             }
             for number in range(self.trials)
@@ -141,9 +141,7 @@ class Tune:
             raise ConfigError(problems)
 
     def _draw_order(self, values: Mapping[str, Any]) -> int:
-        return derived_seed(
-            "tune", self.seed, *(f"{key}={values[key]!r}" for key in sorted(values))
-        )
+        return derive_seed("tune", self.seed, *(f"{key}={values[key]!r}" for key in sorted(values)))
 
 
 def metric_problem(metric: SelectMetric, benchmarks: BenchmarksConfig) -> str | None:

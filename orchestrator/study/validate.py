@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from chip_core import data
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import explain, key_problem, set_key
+from chip_core.config.validation import explain_errors, key_problem, set_key
 from chip_core.models import loading
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.early_stopping import TRAINING_METRICS, EarlyStopping
 from orchestrator.study.editor_schema import STUDY_SECTIONS
 from orchestrator.study.metrics import Goal, ProblemReporter
@@ -93,7 +93,7 @@ def _iter_level_problems(level: Level, base_tree: dict[str, Any]) -> Iterator[st
     try:
         config = TrialConfig.model_validate(tree)
     except ValidationError as error:
-        for line in explain(error, TrialConfig, ""):
+        for line in explain_errors(error, TrialConfig, ""):
             path, _, sentence = line.removeprefix(": ").partition(": ")
             yield sentence or path
         return
@@ -135,7 +135,7 @@ def check_early_stopping(
             "holds for no study with `tune:`: draws of one arm would cut those of another, and "
             "every arm is to have the same search: leave one of the two out",
         )
-    choices = suggestion(rule.metric, TRAINING_METRICS)
+    choices = suggest(rule.metric, TRAINING_METRICS)
     key = "early_stopping.metric"
     if rule.metric in goals and rule.metric.startswith("select/"):
         report_problem(

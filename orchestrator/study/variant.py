@@ -38,7 +38,7 @@ def variant_name(study: str, changes: StudyChanges) -> str:
 
 def recipe_name(recipe: str) -> str:
     """Return the name of a recipe, given its name or its file."""
-    return recipe if recipe in recipes.names() else Path(recipe).stem
+    return recipe if recipe in recipes.recipe_names() else Path(recipe).stem
 
 
 def merge_seeds(study_seeds: Sequence[int], command_line_seeds: Sequence[int]) -> list[int]:
@@ -61,7 +61,7 @@ def iter_variant_problems(
         conditional_factors: names of the factors with a condition.
     """
     recipe = changes.recipe
-    shipped_recipes = recipes.names()
+    shipped_recipes = recipes.recipe_names()
     if (
         recipe is not None
         and recipe not in shipped_recipes

@@ -75,10 +75,10 @@ def test_of_workers_that_spread_a_model_the_first_alone_loads_it(
     shapes_config: Configured, tmp_path: Path, parallel: str, rank: int, loads: bool
 ) -> None:
     class Joined(Workers):
-        def each(self, make: Callable[[], Any]) -> list[Any]:
+        def gather_results(self, make: Callable[[], Any]) -> list[Any]:
             return [make()] * self.size
 
-        def gathered(self, value: Any) -> list[Any]:
+        def all_gather(self, value: Any) -> list[Any]:
             return ["one machine"] * 2 + ["another"] * 2
 
     config = shapes_config(engine__parallel=parallel, language_model="lora")

@@ -48,7 +48,7 @@ def recipe(stall_after: float, workers: int = 1) -> str:
     """
     from chip_core import recipes
 
-    text = recipes.find("shapes").read_text()
+    text = recipes.find_recipe("shapes").read_text()
     for old, new in (
         ("batch_size: 16", "batch_size: 2"),
         ("max_steps: 60", f"max_steps: {STEPS}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,7 +36,15 @@ from orchestrator.executors.base import (
 from orchestrator.jobs.attempt import Cause
 from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
+from orchestrator.tracking.projection import MlflowProjection
+from orchestrator.tracking.views import (
+    ArmView,
+    FinalSnapshot,
+    Status,
+    StudyView,
+    TrackingState,
+    TrialView,
+)
 
 
 def result_of(job: Job) -> TrialResult:
@@ -195,14 +204,41 @@ class FakeTracker:
     ) -> None:
         self.arms, self.status = arms, status
 
-    def refused(self) -> dict[str, str]:
-        return {}
+    def confirm(self) -> None:
+        pass
+
+    def state(self) -> TrackingState:
+        return TrackingState(pending=None, refused={}, compare=None)
+
+
+class InlineTracker(MlflowProjection):
+    """Projects each change at once, without a thread."""
+
+    study: StudyView
+
+    @property
+    def address(self) -> str:
+        return self.store.address
+
+    def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
+        self._update(StudyView(plan=plan, began=began, trials={view.key: view for view in done}))
 
     def confirm(self) -> None:
         pass
 
-    def waiting(self) -> Waiting | None:
-        return None
+    def show(self, view: TrialView) -> None:
+        self._update(replace(self.study, trials={**self.study.trials, view.key: view}))
 
-    def compare_address(self) -> str | None:
-        return None
+    def close(
+        self,
+        arms: Sequence[ArmView],
+        status: Status,
+        report: Path | None,
+        ended: float | None = None,
+    ) -> None:
+        end = FinalSnapshot(time=time.time(), status=status, ended=ended, arms=tuple(arms))
+        self._update(replace(self.study, ends=(end,), report=report))
+
+    def _update(self, study: StudyView) -> None:
+        self.study = study
+        self.reconcile(study)

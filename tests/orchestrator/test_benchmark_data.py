@@ -21,17 +21,16 @@ from orchestrator.plan.benchmark_identities import read_identities, save_identit
 from orchestrator.plan.contamination import Overlap, count_overlaps, read_overlaps
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.summary import Summary, build_summary
 from orchestrator.report.writers.plan import evaluation_lines, readiness_lines
-from orchestrator.run import Outcome, check_can_start, run_study
+from orchestrator.run import RunOutcome, check_can_start, run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
-from orchestrator.tracking.address import tracking_uri
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.address import resolve_uri
 
-from ..chip_core.evaluation import made
-from .fakes import FakeExecutor, FakeTracker
+from ..chip_core.evaluation import benchmark_files
+from .fakes import FakeExecutor, FakeTracker, InlineTracker
 
 STUDY = """
 study: scored
@@ -58,8 +57,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     if shared.is_dir():
         root.mkdir()
         (root / "nltk_data").symlink_to(shared)
-    made.amber(root, pictures=1, describe=shared.is_dir())
-    made.pope(root, pictures=1)
+    benchmark_files.write_amber(root, pictures=1, describe=shared.is_dir())
+    benchmark_files.write_pope(root, pictures=1)
     return root
 
 
@@ -72,19 +71,19 @@ def planned(tmp_path: Path, places: DataPaths, text: str = STUDY, **overrides: o
     )
 
 
-def run(plan: Plan, workdir: Path) -> Outcome:
+def run(plan: Plan, workdir: Path) -> RunOutcome:
     return run_study(
         plan,
         workdir=workdir,
         executor=InlineExecutor,
-        tracker=MlflowTracker(workdir, None),
+        tracker=InlineTracker(workdir, None),
         console=Console(quiet=True),
     )
 
 
 def summary_of(plan: Plan, workdir: Path) -> Summary:
     ledger = Ledger(workdir)
-    return summarise(plan, ledger, load_scores(plan, ledger, workdir))
+    return build_summary(plan, ledger, load_scores(plan, ledger, workdir))
 
 
 def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
@@ -112,7 +111,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     metrics = set(outcome.summary.metrics)
     assert {"select/shapes/chair_i", "amber/accuracy", "pope/random/accuracy"} <= metrics
 
-    client = MlflowClient(tracking_uri(workdir, None))
+    client = MlflowClient(resolve_uri(workdir, None))
     experiment = client.get_experiment_by_name(plan.study.name)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
@@ -253,16 +252,16 @@ def pairs(tmp_path: Path, data: Path) -> Iterator[Path]:
 
     folder = tmp_path / "pairs"
     folder.mkdir()
-    shown = made.scenes(6)
-    made.picture(folder / "COCO_train2014_000000000001.png", shown[4])
+    shown = benchmark_files.draw_scenes(6)
+    benchmark_files.save_picture(folder / "COCO_train2014_000000000001.png", shown[4])
     with Image.open(data / "amber" / "image" / "AMBER_1.png") as image:
         image.resize((96, 96)).save(folder / "scaled.jpg", quality=90)
-    made.picture(folder / "own.png", shown[5])
+    benchmark_files.save_picture(folder / "own.png", shown[5])
     rows = [
         {"id": name, "image": name, "prompt": "what?", "chosen": "a", "rejected": "b"}
         for name in ("COCO_train2014_000000000001.png", "scaled.jpg", "own.png")
     ]
-    made.write(folder / "pairs.jsonl", rows)
+    benchmark_files.write_rows(folder / "pairs.jsonl", rows)
     yield folder / "pairs.jsonl"
 
 

@@ -18,8 +18,8 @@ from chip_core.trained import TrainedModel, write_trained
 from chip_core.utils.errors import UserError
 from orchestrator.executors.base import Job
 from orchestrator.plan.plan import Plan
-from orchestrator.report.writers.files import PAGE, report_folder
-from orchestrator.run import Outcome, run_study
+from orchestrator.report.writers.files import PAGE_FILE, report_folder
+from orchestrator.run import RunOutcome, run_study
 from orchestrator.runner.jobs import make_jobs
 from orchestrator.state.ledger import Ledger, lock_study
 from orchestrator.utils.version import code_version
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 def run(
     plan: Plan, workdir: Path, executor: FakeExecutor | None = None
-) -> tuple[Outcome, FakeExecutor, FakeTracker]:
+) -> tuple[RunOutcome, FakeExecutor, FakeTracker]:
     executor, tracker = executor or FakeExecutor(), FakeTracker()
     outcome = run_study(
         plan,
@@ -62,7 +62,7 @@ def test_a_study_runs_once(plan_of: PlanOf, tmp_path: Path) -> None:
 
 
 def test_the_report_is_written_while_the_executor_closes(plan_of: PlanOf, tmp_path: Path) -> None:
-    page, seen = report_folder(tmp_path / "runs", "small") / PAGE, list[bool]()
+    page, seen = report_folder(tmp_path / "runs", "small") / PAGE_FILE, list[bool]()
 
     class Closing(FakeExecutor):
         @contextmanager

@@ -108,7 +108,7 @@ def cost_request(
     """
     from pydantic import ValidationError
 
-    from chip_core.config.validation import explain
+    from chip_core.config.validation import explain_errors
     from chip_core.utils.errors import ConfigError
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.cost.user_rates import read_user_rates
@@ -131,17 +131,17 @@ def cost_request(
         try:
             bounds = Budget.model_validate(unique_values("--budget", budget))
         except ValidationError as error:
-            raise ConfigError(explain(error, Budget, "--budget")) from None
+            raise ConfigError(explain_errors(error, Budget, "--budget")) from None
     return CostRequest(
-        given=read_user_rates(rates, given_rates),
-        way="inline" if executor == "inline" else "ray",
+        user_rates=read_user_rates(rates, given_rates),
+        executor="inline" if executor == "inline" else "ray",
         max_concurrent=max_concurrent,
-        elsewhere=address is not None,
+        on_cluster=address is not None,
         device=None if device is None else DEVICES[device],
         gpus=gpus or 1,
         calibrate=calibrate,
         budget=bounds,
-        looks=is_preview,
+        dry_run=is_preview,
     )
 
 
@@ -177,45 +177,47 @@ def require_device_memory(plan: Plan, workdir: Path, request: CostRequest) -> No
 
     if not any(wants_gpu(trial.config) for trial in plan.trials):
         return
-    if request.elsewhere and request.memory is None:
+    if request.on_cluster and request.device_gib is None:
         return
-    from orchestrator.cost.memory import MemoryEstimator, fits
+    from orchestrator.cost.memory import MemoryEstimator, estimate_fits
     from orchestrator.cost.rates import Rates
-    from orchestrator.cost.workload import workload
+    from orchestrator.cost.workload import build_workload
     from orchestrator.state.integrity import read_ledger
 
-    work = workload(plan, read_ledger(plan, workdir), workdir)
+    work = build_workload(plan, read_ledger(plan, workdir), workdir)
     estimator = MemoryEstimator(count=True)
-    require_fit(fits(work, Rates(), estimator, at_once=None, given=request.memory))
+    require_fit(
+        estimate_fits(work, Rates(), estimator, at_once=None, device_gib=request.device_gib)
+    )
 
 
 def _estimate_power(
     plan: Plan, ledger: Ledger, storage: Path, request: CostRequest
 ) -> PowerEstimate | None:
     """Return the power of seeds on the primary metric; None if unknown."""
-    from orchestrator.cost.power import from_assumptions, from_runs
-    from orchestrator.cost.workload import questions_of
-    from orchestrator.report.formatting import points_text
+    from orchestrator.cost.power import power_from_assumptions, power_from_runs
+    from orchestrator.cost.workload import count_questions
+    from orchestrator.report.formatting import format_difference_unit
     from orchestrator.report.outcomes import load_scores
-    from orchestrator.report.sections.power import testable
-    from orchestrator.report.summary import study_metrics, summarise
+    from orchestrator.report.sections.power import testable_comparisons
+    from orchestrator.report.summary import build_summary, study_metrics
 
     primary = plan.study.primary
     if primary is None or len(plan.compared_arms) < 2:
         return None
     info = study_metrics(plan)[primary.metric]
-    unit, seeds = points_text(info), len(plan.study.seeds)
+    unit, seeds = format_difference_unit(info), len(plan.study.seeds)
     scored_trials = [trial for trial in plan.trials if ledger[trial.fingerprint].evaluations]
     if len(scored_trials) > len(plan.arms):  # else no arm has two seeds
-        summary = summarise(plan, ledger, load_scores(plan, ledger, storage))
-        contrasts = [contrast for _, contrast in testable(summary, primary.metric)]
+        summary = build_summary(plan, ledger, load_scores(plan, ledger, storage))
+        contrasts = [contrast for _, contrast in testable_comparisons(summary, primary.metric)]
         if contrasts:
             trials = sum(not trial.untrained for trial in scored_trials)
-            return from_runs(primary.metric, unit, seeds, contrasts, trials)
-    items = questions_of(plan).get(f"report/{primary.metric.rpartition('/')[0]}")
+            return power_from_runs(primary.metric, unit, seeds, contrasts, trials)
+    items = count_questions(plan).get(f"report/{primary.metric.rpartition('/')[0]}")
     if not items or info.unit != "percent":
         return None
-    assumptions = request.given.assumed
-    return from_assumptions(
+    assumptions = request.user_rates.assumed
+    return power_from_assumptions(
         primary.metric, unit, seeds, items, len(plan.compared_arms), assumptions
     )

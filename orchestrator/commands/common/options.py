@@ -96,9 +96,9 @@ def resolve_data_paths(
     """
     from chip_core.config.benchmark import DataPaths
     from chip_core.utils.errors import ConfigError
-    from chip_core.utils.files import Kind, expand_path, path_problem
+    from chip_core.utils.files import PathKind, expand_path, path_problem
 
-    kinds: dict[str, tuple[Path | None, Kind]] = {
+    kinds: dict[str, tuple[Path | None, PathKind]] = {
         "benchmark_data": (benchmark_data, "folder"),
         "judge_replies": (judge_replies, "file"),
     }

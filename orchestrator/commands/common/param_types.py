@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from chip_core.utils.files import Kind, expand_path, path_problem
+from chip_core.utils.files import PathKind, expand_path, path_problem
 
 #: Above any hours, seconds or money that are meant, below what arithmetic overflows at.
 MAX_NUMBER = 1e9
@@ -133,7 +133,7 @@ class PathType(click.ParamType[Any]):
 
     def __init__(
         self,
-        kind: Kind = "any",
+        kind: PathKind = "any",
         *,
         exists: bool = False,
         is_local: bool = True,

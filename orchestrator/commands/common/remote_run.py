@@ -43,7 +43,7 @@ def run_remotely(
     """
     from orchestrator.cluster.session import run_on_cluster
     from orchestrator.study.model import StudyChanges
-    from orchestrator.tracking.address import check_written, told
+    from orchestrator.tracking.address import explain_error, validate_uri
 
     for option, is_given, reason in (
         ("--executor inline", executor == "inline", "a cluster has Ray"),
@@ -55,11 +55,9 @@ def run_remotely(
             raise click.UsageError(f"{option} does not go with --cluster: {reason}")
     values = {name: value for name, value in forwarded.items() if value is not None}
     try:
-        check_written(
-            values.get("tracking_uri", "http://there")
-        )  # files and drivers are the head's
+        validate_uri(values.get("tracking_uri", "http://there"))  # files and drivers are the head's
     except ValueError as error:
-        raise told(error, values["tracking_uri"]) from None
+        raise explain_error(error, values["tracking_uri"]) from None
     return run_on_cluster(
         cluster,
         study,

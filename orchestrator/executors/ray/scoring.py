@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chip_core.results import Progress
 from chip_core.trial_context import throttled
-from chip_core.utils.machine import cores, memory_share
+from chip_core.utils.machine import cpu_count, memory_share
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.job_process import MAX_MEMORY_SHARE, JobOutcome, JobPayload, run_job
 from orchestrator.executors.ray.monitor import DIED_REASON, OUT_OF_MEMORY_REASON, JobMonitor
@@ -75,7 +75,7 @@ class ScoringPool:
             payload: makes what travels of a job.
         """
         self._monitor, self._payload = monitor, payload
-        self._max_actors = cores()
+        self._max_actors = cpu_count()
         self._queue: deque[Job] = deque()
         self._running: list[_ScoringJob] = []
         self._idle: list[Any] = []

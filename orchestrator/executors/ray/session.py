@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util import placement_group_table
 
 from chip_core.utils.errors import UserError
-from chip_core.utils.machine import cores, gpus
+from chip_core.utils.machine import cpu_count, gpu_count
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import create_private_token
 from orchestrator.jobs.placement import (
@@ -366,7 +366,7 @@ def _connect_to_cluster(address: str) -> Iterator[None]:
 
 
 def _local_resources() -> dict[str, float]:
-    return {"CPU": float(cores()), "GPU": float(gpus())}
+    return {"CPU": float(cpu_count()), "GPU": float(gpu_count())}
 
 
 @contextlib.contextmanager

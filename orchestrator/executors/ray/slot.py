@@ -19,8 +19,8 @@ from ray.util.queue import Empty, Queue
 
 from chip_core.results import Progress
 from chip_core.trial_context import REPORT_EVERY, throttled
-from chip_core.utils.machine import free_memory, import_frozen, memory_share
-from chip_core.utils.workers import PATIENCE
+from chip_core.utils.machine import free_memory, import_and_freeze, memory_share
+from chip_core.utils.workers import BARRIER_TIMEOUT
 from orchestrator.executors.ray.job_process import (
     MAX_MEMORY_SHARE,
     JobOutcome,
@@ -75,7 +75,7 @@ def run_slot(config: dict[str, Any]) -> None:
 
 def run_in_slot(payload: JobPayload) -> JobOutcome:
     """Run a job of one worker in this process, by Ray Train's local mode."""
-    import_frozen("ray.train.torch")
+    import_and_freeze("ray.train.torch")
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -83,8 +83,8 @@ def run_in_slot(payload: JobPayload) -> JobOutcome:
     from chip_core.models.base_models import BASE_MODELS
 
     if not payload.job.config.engine.fresh_process:
-        BASE_MODELS.keep()
-        ENCODINGS.keep()
+        BASE_MODELS.enable()
+        ENCODINGS.enable()
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_PRIMITIVE_CACHE_CAPACITY))
 
     outcomes: list[JobOutcome] = []
@@ -116,7 +116,7 @@ def run_workers(payload: JobPayload) -> JobOutcome:
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={PAYLOAD_KEY: payload, REPORTS_KEY: reports},
-        torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
+        torch_config=TorchConfig(timeout_s=int(BARRIER_TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=payload.job.num_workers,
             use_gpu=payload.resources.get("GPU", 0) > 0,

@@ -325,13 +325,13 @@ def test_a_prompt_shows_its_picture_and_says_which_tokens_are_its(
     assert "pixel_values" in batch.prompts.inputs and "pixel_values" in asked.pictures
     assert asked.vision_end > 0
     kinds = [name for name in batch.prompts.inputs if name.endswith("token_type_ids")]
-    assert kinds == list(asked.kinds)
+    assert kinds == list(asked.token_types)
     if model.config.model_type not in ("qwen2_5_vl", "qwen3_vl"):
         return
     assert kinds == ["mm_token_type_ids"]
     assert torch.equal(batch.prompts.inputs["mm_token_type_ids"] == 1, shown)
     images = [token == processor.image_token_id for token in asked.ids]
-    assert [kind == 1 for kind in asked.kinds["mm_token_type_ids"]] == images
+    assert [kind == 1 for kind in asked.token_types["mm_token_type_ids"]] == images
     given: list[Any] = []
     model.register_forward_pre_hook(lambda _, __, inputs: given.append(inputs), with_kwargs=True)
     represent(model, processor, [described], Reading())

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.data.batches import PairEncoder
-from chip_core.evaluation.readiness import unmet_requirements
+from chip_core.evaluation.readiness import find_unmet_requirements
 from chip_core.models import layers
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import compiled_layers, recompute_layers
@@ -148,7 +148,7 @@ def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return sequences(*given[:5], scale)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-    monkeypatch.setattr("chip_core.models.packing._HALF", (torch.float32,))
+    monkeypatch.setattr("chip_core.models.packing._HALF_DTYPES", (torch.float32,))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_decoder_without_known_layers_is_refused() -> None:
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused_in_a_line(beside: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        trial_config({"model": "x", **beside}, "trial")
+        parse_trial_config({"model": "x", **beside}, "trial")
     (line,) = refused.value.problems
     assert line == told
 
@@ -277,12 +277,12 @@ def test_what_does_not_go_together_is_refused_in_a_line(beside: dict[str, Any], 
 def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = config_of(engine={"compile": "layers"})
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
-    assert unmet_requirements(wanted) == []
+    assert find_unmet_requirements(wanted) == []
     monkeypatch.setattr("shutil.which", lambda name: None)
-    (line,) = unmet_requirements(wanted)
+    (line,) = find_unmet_requirements(wanted)
     assert re.match(r"engine.compile is layers, and there is no C\+\+ compiler here \(.*\): ", line)
     monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
-    (line,) = unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
+    (line,) = find_unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
     assert line.startswith("engine.compile is layers, and triton is not installed here")
 
 

@@ -13,11 +13,11 @@ from PIL import Image
 from chip_core.config.benchmark import DataPaths
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.trial import DataConfig, TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.evaluation import readiness
 from chip_core.evaluation.benchmarks.chair import score as chair
 from chip_core.evaluation.judge import EndpointJudge
-from chip_core.evaluation.readiness import ranker_problems
+from chip_core.evaluation.readiness import find_ranker_problems
 from chip_core.evaluation.task import Item
 from chip_core.pairs import ranking
 from chip_core.pairs.prompts import read_prompts
@@ -103,7 +103,7 @@ def test_what_a_ranker_lacks_is_told_before_a_model_is_loaded(
 ) -> None:
     def lacking(source: str, places: DataPaths, **pairs: Any) -> list[str]:
         tree = {"model": "shapes", "data": {"source": source}, "pairs": {"rounds": 1, **pairs}}
-        return ranker_problems(TrialConfig.model_validate(tree), places)
+        return find_ranker_problems(TrialConfig.model_validate(tree), places)
 
     monkeypatch.setattr(readiness, "nltk_problems", lambda packages: [])
     places = DataPaths(benchmark_data=tmp_path)
@@ -125,7 +125,9 @@ def test_what_a_ranker_lacks_is_told_before_a_model_is_loaded(
 
 def test_rounds_ranked_by_a_judge_name_one() -> None:
     with pytest.raises(ConfigError, match="pairs.judge: ranker is judge: name one"):
-        trial_config({"model": "shapes", "pairs": {"rounds": 1, "ranker": "judge"}}, "study.yaml")
+        parse_trial_config(
+            {"model": "shapes", "pairs": {"rounds": 1, "ranker": "judge"}}, "study.yaml"
+        )
 
 
 def test_a_judge_rates_each_answer(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from chip_core.config.identity import inert_keys, training_identity
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.readiness import unmet_requirements
+from chip_core.evaluation.readiness import find_unmet_requirements
 from chip_core.reference_cache.spec import cache_specs
 from chip_core.results import Progress, TrialResult, read_result
 from chip_core.selection.kept_models import folder_of
@@ -240,7 +240,7 @@ def test_several_workers_are_refused_before_anything_is_run(
     config = settings(shapes_config).model_copy(
         update={"engine": shapes_config(engine__workers_per_trial=2).engine}
     )
-    (told,) = unmet_requirements(config)
+    (told,) = find_unmet_requirements(config)
     assert told.startswith("pairs.rounds is 2, and one worker samples a model: write engine.")
     with pytest.raises(TrialError, match="this trial has 1|one worker samples a model"):
         run_trial(config, folder=tmp_path)

@@ -16,7 +16,7 @@ from chip_core.utils.files import write_json
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.snapshot import iter_plan_snapshots
-from orchestrator.report.trial_facts import trial_facts
+from orchestrator.report.trial_facts import collect_trial_facts
 from orchestrator.run import run_study
 from orchestrator.state.compare import compare_plans
 from orchestrator.state.ledger import Ledger
@@ -97,7 +97,7 @@ def test_show_for_people(ran: tuple[Path, Plan], capsys: pytest.CaptureFixture[s
 def test_show_has_a_failure_and_its_reason(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of()
     run(plan, tmp_path, **{"dpo, frozen, seed 0": "no memory"})
-    found = trial_facts(tmp_path, find_trial(tmp_path, "dpo, frozen, seed 0"))
+    found = collect_trial_facts(tmp_path, find_trial(tmp_path, "dpo, frozen, seed 0"))
     assert (found["failure"], found["figures"], found["config"]) == ("no memory", {}, None)
     (attempt,) = found["attempts"]
     assert (attempt["outcome"], attempt["reason"]) == ("failed", "no memory")

@@ -54,7 +54,7 @@ def _steps(job: Job, report: Report, stop: Stop) -> None:
 def _answers(job: Job, report: Report, stop: Stop) -> None:
     """Answer; and, as the next step, score that."""
     report(Progress(phase="start", done=0, total=1))
-    if not current_workers().first:
+    if not current_workers().is_main:
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     step = "scoring" if job.is_scoring else "answering"
@@ -110,7 +110,7 @@ def _waits(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="train", done=1, total=9, figures={"loss": 1.0}))
     while not stop():
         time.sleep(0.05)
-    if current_workers().first:
+    if current_workers().is_main:
         (job.folder / "checkpoint").touch()
     raise StoppedError("stopped after step 1 of 9")
 
@@ -144,17 +144,17 @@ def _second_fails(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     workers = current_workers()
     assert workers.size == 2
-    if not workers.first:
+    if not workers.is_main:
         raise TrialError("row 7 is bad")
-    workers.wait()
+    workers.barrier()
 
 
 def _second_dies(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     workers = current_workers()
-    if not workers.first:
+    if not workers.is_main:
         os.kill(os.getpid(), signal.SIGKILL)
-    workers.wait()
+    workers.barrier()
 
 
 def _silent(job: Job, report: Report, stop: Stop) -> None:
@@ -181,13 +181,13 @@ def _shares(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     workers = current_workers()
     assert workers.size == 2 and job.share_files is not None
-    if workers.first:
+    if workers.is_main:
         (job.folder / "model").mkdir()
         (job.folder / "model" / "model.safetensors").write_bytes(b"weights")
         write_json(job.folder / "trained.json", {})
     job.share_files()
     assert (job.folder / "model" / "model.safetensors").read_bytes() == b"weights"
-    folders = workers.gathered(str(job.folder))
+    folders = workers.all_gather(str(job.folder))
     assert len(set(folders)) == 2, folders
-    if workers.first:
+    if workers.is_main:
         write_json(job.folder / RESULT, asdict(TrialResult(steps=1, evaluations={}, seconds={})))

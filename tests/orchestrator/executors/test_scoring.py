@@ -25,7 +25,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(scoring, "time", clock)
-    monkeypatch.setattr(scoring, "cores", lambda: 2)
+    monkeypatch.setattr(scoring, "cpu_count", lambda: 2)
     monkeypatch.setattr(scoring, "_create_actor", Actor)
     monkeypatch.setattr(ScoringPool, "_process_reports", lambda self, each: None)
     stop = SimpleNamespace(is_requested=False)

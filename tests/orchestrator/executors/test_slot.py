@@ -66,8 +66,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr(slot.tune, "report", reports.append)
     yield reports
-    BASE_MODELS.forget()
-    ENCODINGS.forget()
+    BASE_MODELS.disable()
+    ENCODINGS.disable()
 
 
 def payload(folder: Path, entry: str, **engine: Any) -> JobPayload:
@@ -141,15 +141,15 @@ def test_tune_ends_a_training_at_its_report(
         run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well")})
     assert end.value.code == 0  # Tune's own way out: nothing is told of the job, and no traceback
     assert not (tmp_path / "j" / TRACEBACK_FILE).exists()
-    BASE_MODELS.forget()
-    ENCODINGS.forget()
+    BASE_MODELS.disable()
+    ENCODINGS.disable()
 
 
 def test_a_process_for_each_trial_keeps_no_base_model(
     tmp_path: Path, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(BASE_MODELS, "keep", lambda: asked.append(True))
+    monkeypatch.setattr(BASE_MODELS, "enable", lambda: asked.append(True))
     run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well", fresh_process=True)})
     assert asked == []
     run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well")})

@@ -12,7 +12,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.state.compare import compare_plans
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import plan_searches, resolve_search
-from orchestrator.tracking.projection import arm_key
+from orchestrator.tracking.runs import arm_key
 
 from ..conftest import STUDY
 from ..tuned import STUDY as TUNED

@@ -106,7 +106,7 @@ def test_the_engine_that_answers_is_of_evaluations_alone(plan_of: PlanOf) -> Non
     assert {trial.config.evaluation.generator.kind for trial in by_vllm.trials} == {"openai"}
     assert by_vllm.missing_requirements == []
     (trusted,) = trust_warnings(by_vllm)
-    assert trusted.what == "http://127.0.0.1:8000/v1"
+    assert trusted.target == "http://127.0.0.1:8000/v1"
     beams = text.replace("report: [shapes]", "report: [{name: shapes, num_beams: 3}]")
     (line,) = plan_of(beams).missing_requirements
     assert line.startswith("benchmarks.report: shapes asks for 3 beams, and generator 'openai' ")

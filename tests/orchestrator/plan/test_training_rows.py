@@ -259,8 +259,8 @@ def test_fetched_rows_are_known_by_their_files(
 def test_many_rows_are_shared_and_progress_is_shown(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "_MANY", 100)
-    monkeypatch.setattr(checks, "cores", lambda: 2)
+    monkeypatch.setattr(checks, "_MIN_ROWS_FOR_THREADS", 100)
+    monkeypatch.setattr(checks, "cpu_count", lambda: 2)
     monkeypatch.setattr("orchestrator.utils.progress.SHOW_AFTER_SECONDS", 0.0)
     monkeypatch.setattr("orchestrator.utils.progress.PLAIN_INTERVAL", 0.0)
     size, makers = ImageReader.size, set[str]()

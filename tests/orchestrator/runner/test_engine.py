@@ -26,7 +26,7 @@ from orchestrator.runner.engine import run_study_server
 from orchestrator.runner.jobs import make_jobs
 from orchestrator.state.ledger import Ledger
 
-from ...chip_core.evaluation.generators.standing_in import QUICK, REAL, write_program
+from ...chip_core.evaluation.generators.fake_vllm import QUICK, REAL, write_program
 from ..conftest import SHORT, TINY
 from ..fakes import FakeExecutor, FakeTracker
 
@@ -74,7 +74,7 @@ class Killing(InlineExecutor):
 def kill_server(log: Path) -> int:
     """Kill what writes to a log, with all that it started."""
     for process in psutil.Process().children(recursive=True):
-        if "standing_in" in " ".join(process.cmdline()) and "-c" not in process.cmdline():
+        if "fake_vllm" in " ".join(process.cmdline()) and "-c" not in process.cmdline():
             process.send_signal(signal.SIGKILL)
             return process.pid
     raise AssertionError(f"no server: {log.read_text()}")
@@ -84,7 +84,7 @@ def kill_server(log: Path) -> int:
 def test_arms_are_answered_by_one_server_which_dies_and_is_started_again(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(vllm.PROGRAM, str(write_program(tmp_path, REAL)))
+    monkeypatch.setenv(vllm.PROGRAM_VARIABLE, str(write_program(tmp_path, REAL)))
     plan = plan_of(STUDY, overrides=ADAPTERS)
     said = [str(line) for line in evaluation_lines(plan, Ledger(tmp_path / "runs"))]
     assert any(line.startswith("answers: one server for 2 arms and the untrained") for line in said)
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_the_server_with_the_study(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = write_program(tmp_path, QUICK)
-    monkeypatch.setenv(vllm.PROGRAM, str(program))
+    monkeypatch.setenv(vllm.PROGRAM_VARIABLE, str(program))
     executor = Watching(dies_before="base")
     plan = plan_of(STUDY, overrides=ADAPTERS)
     outcome = run_study(
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_the_server_with_the_study(
 def test_what_keeps_the_server_from_its_start_is_one_line(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(vllm.PROGRAM, str(write_program(tmp_path, QUICK)))
+    monkeypatch.setenv(vllm.PROGRAM_VARIABLE, str(write_program(tmp_path, QUICK)))
     plan = plan_of(STUDY, overrides=ADAPTERS)
     jobs = [job for job, _, _ in make_jobs(plan, Ledger(tmp_path), tmp_path)]
     where = "^evaluation.generator.serves is study: "

@@ -16,8 +16,8 @@ from orchestrator.commands.studies import _merge_limits
 from orchestrator.executors.base import Job, JobEvent, JobFailed, JobProgressed, JobStarted
 from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan
-from orchestrator.report.writers.terminal import result_lines, same_command
-from orchestrator.run import Outcome, run_study
+from orchestrator.report.writers.terminal import result_lines, resume_command
+from orchestrator.run import RunOutcome, run_study
 from orchestrator.runner.jobs import make_jobs
 from orchestrator.runner.limits import LimitedExecutor
 from orchestrator.state.ledger import Ledger
@@ -35,7 +35,7 @@ FIRST, SECOND = "dpo, frozen, seed 0", "dpo, trained, seed 0"  # of 9 trials wit
 
 def run(
     plan: Plan, workdir: Path, limits: Limits | None, **given: object
-) -> tuple[Outcome, FakeExecutor, FakeTracker]:
+) -> tuple[RunOutcome, FakeExecutor, FakeTracker]:
     executor, tracker = FakeExecutor(**given), FakeTracker()  # type: ignore[arg-type]
     stop = executor.stop
     outcome = run_study(
@@ -55,7 +55,7 @@ def test_failures_stop_a_run_and_the_next_one_goes_on(plan_of: PlanOf, tmp_path:
     outcome, executor, tracker = run(plan_of(), tmp_path, Limits(max_failures=2), failures=failures)
     assert executor.names == ["base", FIRST, SECOND]
     assert outcome.limit == "max_failures 2"
-    assert outcome.summary.left == 8  # of 9, the base is done
+    assert outcome.summary.remaining == 8  # of 9, the base is done
     assert tracker.status == "KILLED"
     told = [str(line) for line in result_lines(outcome, tmp_path, "there", "again", "sync")]
     assert "stopped at max_failures 2: 8 trials left; go on with: again" in told
@@ -155,7 +155,7 @@ def test_gpu_hours_are_those_too_that_a_studys_server_holds(
 
 def run_timed(
     plan: Plan, workdir: Path, limits: Limits, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Outcome, FakeTracker]:
+) -> tuple[RunOutcome, FakeTracker]:
     """Run a study by the clock of its trials."""
     executor, tracker = Working(), FakeTracker()
     executor.clock = Clock()
@@ -191,7 +191,7 @@ def test_a_limit_that_the_last_trial_ends_at_stops_nothing(
 ) -> None:
     run(plan_of(), tmp_path, None, failures={SECOND: "once"})
     outcome, tracker = run_timed(plan_of(), tmp_path, Limits(max_hours=1.0), monkeypatch)
-    assert (outcome.executed, outcome.summary.left) == (1, 0)
+    assert (outcome.executed, outcome.summary.remaining) == (1, 0)
     assert (outcome.limit, tracker.status) == (None, "FINISHED")
 
 
@@ -214,11 +214,11 @@ def test_the_command_lines_limits_take_the_place_of_the_files(
 
 def test_the_command_to_go_on_is_the_one_that_was_given_without_its_secrets() -> None:
     given = ["run", "encoder", "--set", "optimizer.betas=[0.9, 0.99]", "--tracking-uri"]
-    assert same_command([*given, "http://me:secret@there"]) == (
+    assert resume_command([*given, "http://me:secret@there"]) == (
         "chip-ablate run encoder --set 'optimizer.betas=[0.9, 0.99]' --tracking-uri "
         "'http://me:***@there'"
     )
-    assert same_command(None) == "the same command"
+    assert resume_command(None) == "the same command"
 
 
 def test_an_attempt_that_is_tried_again_counts_no_failure(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_an_attempt_that_is_tried_again_counts_no_failure(plan_of: PlanOf, tmp_p
     outcome, executor, _ = run(plan_of(), tmp_path, limits, lost={FIRST: ["worker_lost"]})
     assert outcome.limit is None
     assert executor.names.count(FIRST) == 2
-    assert outcome.summary.left == 0
+    assert outcome.summary.remaining == 0
 
 
 def test_progress_of_a_pass_counts_no_failure(plan_of: PlanOf, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_retries_of_a_run_come_to_an_end(plan_of: PlanOf, tmp_path: Path) -> Non
 def test_a_full_disk_lets_nothing_more_begin(plan_of: PlanOf, tmp_path: Path) -> None:
     outcome, _, tracker = run(plan_of(), tmp_path, FakeExecutor(lost={BAD: ["disk"]}))
     assert outcome.failed == {BAD: "it died"}
-    assert outcome.held_back == "a disk is full"
+    assert outcome.drain_reason == "a disk is full"
     assert tracker.status == "FAILED"
 
 

@@ -17,7 +17,7 @@ from chip_core.utils.files import read_records
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.snapshot import load_plan_snapshot
-from orchestrator.run import Outcome, run_study
+from orchestrator.run import RunOutcome, run_study
 from orchestrator.state.integrity import read_ledger
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.binding import bind_storage
@@ -31,7 +31,7 @@ PlanOf = Callable[..., Plan]
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-def run(plan: Plan, workdir: Path, **failures: str) -> tuple[Outcome, list[str]]:
+def run(plan: Plan, workdir: Path, **failures: str) -> tuple[RunOutcome, list[str]]:
     reset_warnings()
     executor = FakeExecutor(failures=failures)
     outcome = run_study(
@@ -100,7 +100,7 @@ def test_a_bad_ledger_line_is_told_kept_aside_and_found_again(
     outcome, executed = run(plan, workdir)
     assert executed == []
     assert figures(plan, Ledger(workdir)) == whole
-    assert not outcome.summary.left
+    assert not outcome.summary.remaining
     assert not Ledger(workdir).damaged_lines
     (aside,) = read_records(workdir / "ledger" / "ledger.bad.jsonl")
     assert aside == {"line": 4, "text": BAD[bad].decode("utf-8", "backslashreplace")}
@@ -273,7 +273,7 @@ def test_a_finished_trial_whose_folder_is_gone_is_told_and_made_again(
     assert set(states.values()) == {"done"}
     outcome, executed = run(plan, workdir)
     assert executed == [trial.name]
-    assert not outcome.summary.left
+    assert not outcome.summary.remaining
     assert figures(plan, Ledger(workdir)) == whole
 
 

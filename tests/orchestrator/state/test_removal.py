@@ -18,11 +18,10 @@ from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger, lock_study
 from orchestrator.state.removal import apply_removal, plan_removal
 from orchestrator.tracking.client import MlflowStore
-from orchestrator.tracking.projection import MlflowTracker
-from orchestrator.tracking.removal import forget_runs
+from orchestrator.tracking.projection import delete_runs
 
 from ..conftest import STUDY
-from ..fakes import FakeExecutor, FakeTracker
+from ..fakes import FakeExecutor, FakeTracker, InlineTracker
 
 PlanOf = Callable[..., Plan]
 
@@ -184,7 +183,7 @@ def test_mlflow_forgets_a_trial_or_all(
 ) -> None:
     plan = plan_of(STUDY.replace("[dpo, chip]", "[dpo]").replace("[0, 1]", "[0]"))
     executor = FakeExecutor()
-    tracker = MlflowTracker(with_store(tmp_path))
+    tracker = InlineTracker(with_store(tmp_path))
     run_study(
         plan,
         workdir=tmp_path,
@@ -194,16 +193,16 @@ def test_mlflow_forgets_a_trial_or_all(
     )
 
     def kinds() -> list[str]:
-        store = MlflowStore(tracker.address)
+        store = MlflowStore(tmp_path)
         store.open("small")
         return sorted(run.tags["chip.kind"] for run in store.runs())
 
     assert kinds() == ["arm", "arm", "base", "study", "trial", "trial"]
     mark = plan.arms[0].trials[0].fingerprint
-    assert forget_runs(tmp_path, None, "small", {mark}) == 1
+    assert delete_runs(tmp_path, None, "small", {mark}) == 1
     assert kinds() == ["arm", "arm", "base", "study", "trial"]
-    assert forget_runs(tmp_path, None, "unknown", None) == 0
-    assert forget_runs(tmp_path, None, "small", None) == 5
-    assert forget_runs(tmp_path, None, "small", None) == 0  # deleted already
-    assert forget_runs(tmp_path / "empty", None, "small", None) == 0
+    assert delete_runs(tmp_path, None, "unknown", None) == 0
+    assert delete_runs(tmp_path, None, "small", None) == 5
+    assert delete_runs(tmp_path, None, "small", None) == 0  # deleted already
+    assert delete_runs(tmp_path / "empty", None, "small", None) == 0
     assert not (tmp_path / "empty").exists()

@@ -16,7 +16,7 @@ from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.snapshot import iter_plan_snapshots
-from orchestrator.run import Outcome, run_study
+from orchestrator.run import RunOutcome, run_study
 from orchestrator.runner.jobs import trial_folder
 from orchestrator.state.compare import compare_plans
 from orchestrator.state.ledger import Ledger
@@ -41,7 +41,7 @@ def distance(job: Job) -> float | None:
 
 def run(
     plan: Plan, workdir: Path, executor: FakeExecutor | None = None
-) -> tuple[Outcome, FakeExecutor, FakeTracker]:
+) -> tuple[RunOutcome, FakeExecutor, FakeTracker]:
     executor, tracker = executor or FakeExecutor(), FakeTracker()
     outcome = run_study(
         plan,

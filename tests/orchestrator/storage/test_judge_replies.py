@@ -29,10 +29,10 @@ def test_each_machine_has_what_all_were_told(remote: RemoteStorage, tmp_path: Pa
             reply("said 0"),
             reply("said 1"),
         ]
-        assert cache.spent("judge") == (2, 14)  # each counted once
+        assert cache.get_usage("judge") == (2, 14)  # each counted once
     third = JudgeReplies(remote, tmp_path / "third")
     third.pull()
-    assert ReplyCache(third.folder).spent("judge") == (2, 14)
+    assert ReplyCache(third.folder).get_usage("judge") == (2, 14)
 
 
 def test_a_file_that_grows_is_not_copied_at_every_look(

@@ -22,7 +22,7 @@ from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.report.results import Outcome
+from orchestrator.report.results import RunOutcome
 from orchestrator.report.writers.files import report_folder
 from orchestrator.run import CACHE_RECORDS_FILE, run_study
 from orchestrator.state.cache import list_caches, prunable_caches, prune_caches, verify_caches
@@ -34,13 +34,12 @@ from orchestrator.storage.reference_cache import CACHE_KEY
 from orchestrator.storage.remote import RemoteStorage
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
-from orchestrator.tracking.projection import MlflowTracker
 
 from ..conftest import SHORT, TINY
-from ..fakes import FakeTracker
+from ..fakes import FakeTracker, InlineTracker
 from .conftest import BUCKET
 
-Run = Callable[..., Outcome]
+Run = Callable[..., RunOutcome]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def run(plan: Plan) -> Run:
     """Run the study inline."""
 
-    def ran(workdir: Path, uri: str | None = None, **options: Any) -> Outcome:
+    def ran(workdir: Path, uri: str | None = None, **options: Any) -> RunOutcome:
         remote, stop = bind_storage(workdir, uri), options.pop("stop", None) or StopRequest()
         return run_study(
             plan,
@@ -84,7 +83,7 @@ class Finished:
 
     folder: Path  # which has all of it but an S3 storage
     uri: str
-    outcome: Outcome
+    outcome: RunOutcome
 
     @property
     def work(self) -> Path:
@@ -109,7 +108,7 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv(NODE_CACHE_VARIABLE, str(folder / "one"))
-        tracker = MlflowTracker(
+        tracker = InlineTracker(
             with_store(folder / "work")
         )  # before the storage is settled, as the command
         outcome = run(folder / "work", uri, tracker=tracker)
@@ -186,7 +185,7 @@ def test_another_driver_finds_what_is_done(
 ) -> None:
     # another machine's, with nothing but the URI
     outcome = run(tmp_path / "another", finished.uri)
-    assert outcome.executed == 0 and not outcome.summary.left
+    assert outcome.executed == 0 and not outcome.summary.remaining
     assert figures(tmp_path / "another") == figures(finished.work)
 
 
@@ -217,7 +216,7 @@ def test_a_training_goes_on_elsewhere(
     assert any(key.endswith("state.pt") for key in left)
     machine("another")
     outcome = run(tmp_path / "work", uri)
-    assert not outcome.failed and not outcome.summary.left
+    assert not outcome.failed and not outcome.summary.remaining
     assert {mark: metrics for mark, (metrics, _) in figures(tmp_path / "work").items()} == {
         mark: metrics for mark, (metrics, _) in figures(plain).items()
     }

@@ -22,9 +22,9 @@ from orchestrator.executors.base import (
     RetryPolicy,
 )
 from orchestrator.plan.plan import Plan
-from orchestrator.report.sections.notes import notes
-from orchestrator.report.writers.plan import state
-from orchestrator.run import Outcome, run_study
+from orchestrator.report.sections.notes import build_notes
+from orchestrator.report.writers.plan import trial_state
+from orchestrator.run import RunOutcome, run_study
 from orchestrator.runner.jobs import make_jobs
 from orchestrator.state.cache_plan import plan_caches
 from orchestrator.state.ledger import Ledger
@@ -142,7 +142,7 @@ class Cutting(FakeExecutor):
                 left.extend(more() or ())
 
 
-def run(plan: Plan, workdir: Path) -> tuple[Outcome, Cutting, FakeTracker]:
+def run(plan: Plan, workdir: Path) -> tuple[RunOutcome, Cutting, FakeTracker]:
     executor, tracker = Cutting(), FakeTracker()
     outcome = run_study(
         plan,
@@ -162,7 +162,7 @@ def test_a_cut_trial_has_no_figures_and_is_said_to_be_cut(plan_of: PlanOf, tmp_p
     row = next(row for row in outcome.summary.rows if row.name == "chip")
     assert row.states == {0: "done", 1: "cut"}
     assert row.figures["shapes/chair_i"].n == 1
-    [said] = [note for note in notes(outcome.summary) if note.startswith("Early stopping")]
+    [said] = [note for note in build_notes(outcome.summary) if note.startswith("Early stopping")]
     assert "Cut: chip (1 seed of 2)" in said
     assert "no fair comparison" in said
     [view] = [view for view in tracker.ended if view.trial.name == LOSER]
@@ -176,7 +176,7 @@ def test_a_cut_trial_has_no_figures_and_is_said_to_be_cut(plan_of: PlanOf, tmp_p
     record = Ledger(tmp_path)[trial.fingerprint]
     assert record.history[1].outcome == "cut"
     assert not record.is_done(trial)
-    assert state(trial, record) == WHY
+    assert trial_state(trial, record) == WHY
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -65,7 +65,7 @@ def test_which_studies_are_on_rejected_images(plan_of: PlanOf, factor: str, vari
 
 
 def titles(plan: Plan) -> list[str]:
-    return list(study_gallery._titles(study_gallery._visual(plan).values()))
+    return list(study_gallery._settings_by_title(study_gallery._visual_configs(plan).values()))
 
 
 def test_each_setting_stands_once_named_by_what_tells_it_apart(plan_of: PlanOf) -> None:
@@ -157,7 +157,7 @@ def test_it_shows_the_studys_own_images(plan_of: PlanOf, tmp_path: Path) -> None
 
 def test_what_a_strategy_lacks_is_on_its_picture(tmp_path: Path) -> None:
     pair = first_pairs(DataConfig(source=str(write_pairs(tmp_path))), 1)[0]
-    cell = study_gallery._cell(pair, "given", RejectedImageConfig(strategy="given"), [pair])
+    cell = study_gallery._make_cell(pair, "given", RejectedImageConfig(strategy="given"), [pair])
     assert cell.image is None
     assert "has no rejected image of its own" in str(cell.note)
 

@@ -1,7 +1,7 @@
 """Programs that start as vLLM does: a quick one that answers nothing, and one that really answers.
 
-    python -m tests.chip_core.evaluation.generators.standing_in --version
-    python -m tests.chip_core.evaluation.generators.standing_in serve MODEL --host … --port …
+    python -m tests.chip_core.evaluation.generators.fake_vllm --version
+    python -m tests.chip_core.evaluation.generators.fake_vllm serve MODEL --host … --port …
 
 The second is transformers' own server in fp32 on the CPU behind vLLM's names, key and endpoints for
 adapters, which it merges: transformers' server loads none itself.
@@ -9,6 +9,7 @@ adapters, which it merges: transformers' server loads none itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -44,7 +45,7 @@ server.serve_forever()
 #: Really answers.
 REAL = """#!/bin/sh
 [ "$1" = --version ] && echo 0.0.2 && exit
-PYTHONPATH={root} exec {python} -m tests.chip_core.evaluation.generators.standing_in "$@"
+PYTHONPATH={root} exec {python} -m tests.chip_core.evaluation.generators.fake_vllm "$@"
 """
 
 
@@ -66,7 +67,7 @@ def main() -> None:
     from chip_core.models import loading
     from chip_core.models.adapters import merge_adapters
 
-    from .real import Server
+    from .real_server import Server
 
     torch.set_num_threads(1)
     base, named = sys.argv[2], dict(zip(sys.argv, sys.argv[1:], strict=False))
@@ -79,7 +80,7 @@ def main() -> None:
         merge_adapters(model).save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
         models[name] = str(folder / name)
-        print("loaded", name, flush=True)
+        print("loaded", name, adapter, flush=True)
 
     def asked(body: dict[str, Any]) -> tuple[int, Any]:
         name = body["model"]
@@ -91,6 +92,8 @@ def main() -> None:
             eos_token_id=body["stop_token_ids"],
             pad_token_id=body["stop_token_ids"][0],
         )
+        content = json.dumps(body["messages"][0]["content"])
+        print("asked", name, hashlib.sha256(content.encode()).hexdigest(), flush=True)
         given = {"messages": body["messages"], "max_tokens": body["max_tokens"]}
         given |= {"model": models[name], "generation_config": settings.to_json_string()}
         said = requests.post(f"{inner.url}/chat/completions", json=given, timeout=300)

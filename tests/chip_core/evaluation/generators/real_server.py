@@ -27,9 +27,9 @@ SIX = BenchmarkConfig.model_validate({"name": "shapes", "limit": 6, "max_new_tok
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
         return port
 
 
@@ -111,7 +111,7 @@ def arm_context(folder: Path, arm: Path | None, **changes: Any) -> InferenceCont
     torch.set_num_threads(1)
     base = ModelConfig(path="shapes")
     model, processor = loading.load(base, trained=arm)
-    given = {"weights": "base" if arm is None else arm.name, "places": DataPaths(), **changes}
+    given = {"weights": "base" if arm is None else arm.name, "data_paths": DataPaths(), **changes}
     return InferenceContext(
         model=model,
         processor=processor,
@@ -124,7 +124,7 @@ def arm_context(folder: Path, arm: Path | None, **changes: Any) -> InferenceCont
     )
 
 
-def by_server(
+def with_server(
     context: InferenceContext,
     url: str,
     served: dict[str, str] | None = None,
@@ -135,7 +135,7 @@ def by_server(
     return replace(context, generator=generator)
 
 
-def copy_of_the_model(folder: Path, **texts: str) -> Path:
+def copy_model(folder: Path, **texts: str) -> Path:
     """The embedded model's folder, with other files."""
     folder.mkdir(parents=True)
     for file in MODEL_FOLDER.iterdir():
