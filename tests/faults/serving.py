@@ -38,10 +38,6 @@ from chip_core.evaluation.generators.openai import question_parts
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.files import read_lines, read_records
-<<<<<<< .merge_file_e9nhoV
-=======
-from tests.chip_core.evaluation.generators.fake_vllm import REAL, write_program
->>>>>>> .merge_file_qOMg6R
 from tests.faults.link import Asked, Link
 
 ROOT = Path(__file__).parents[2]
