@@ -87,15 +87,15 @@ class Watched:
         self._marks: dict[str, dict[str, dict[str, float]]] = {}
         self.jobs: list[dict[str, Any]] = []
 
-    def opened(self, jobs: Sequence[Job]) -> Any:
+    def open(self, jobs: Sequence[Job]) -> Any:
         """As the executor's."""
         return self._executor.open(jobs)
 
-    def slots(self, job: Job) -> int:
+    def count_slots(self, job: Job) -> int:
         """Return 1: a pass in parts has a start-up each."""
         return 1
 
-    def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+    def reserve_gpus(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
         """As the executor's."""
         return self._executor.reserve_gpus(gpus)
 

@@ -50,7 +50,7 @@ MAX_SHOWN_ROWS = 10  # bad rows listed in a line
 #: Rows from which on several threads decode images, and their sizes are kept for the next check;
 #: fewer rows are fast without.
 _MIN_ROWS_FOR_THREADS = 2000
-_MAX_THREADS = 8  # reading rows in parsed takes as long as decoding in so many
+_MAX_THREADS = 8  # reading rows in one takes as long as decoding in so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +132,13 @@ def decode_threads(rows: int, processes: int = 1) -> int:
 def iter_sizes(
     source: DataSource, rows: Iterable[tuple[K, RowImages | None]], threads: int
 ) -> Iterator[tuple[K, list[Size] | str]]:
-    """Yield each row's key with the size of each of its images, or why parsed is bad.
+    """Yield each row's key with the size of each of its images, or why one is bad.
 
     Args:
         source: where the rows are from. If it has many, images that an earlier check on this
             machine decoded are not decoded again.
         rows: a key of each row, and its images; None: it has none.
-        threads: how many decode images; 1: only this parsed.
+        threads: how many decode images; 1: only this one.
     """
     if len(source) < _MIN_ROWS_FOR_THREADS:
         yield from map_values(_find_sizes, rows, threads)

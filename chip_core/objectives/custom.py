@@ -99,12 +99,12 @@ def term_needs(term: Any) -> frozenset[str]:
     """Return what a term needs beyond log-probabilities.
 
     Raises:
-        ValueError: `term_needs` is not a collection of names.
+        ValueError: `needs` is not a collection of names.
     """
     declared = getattr(term, "needs", ())
     names = (declared,) if isinstance(declared, str) else declared
     if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"`term_needs` is {declared!r}: write names, such as {{'divergence'}}")
+        raise ValueError(f"`needs` is {declared!r}: write names, such as {{'divergence'}}")
     return frozenset(names)
 
 

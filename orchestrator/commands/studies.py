@@ -149,7 +149,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
         workdir=workdir,
         executor=lambda: make_executor(run_options.executor, settings),
         tracker=tracker,
-        shown=shown_record,
+        shown_record=shown_record,
         console=console,
         trimmed=trimmed,
         limits=limits,

@@ -78,11 +78,11 @@ class RemoteJobChannel(JobChannel):
             self._thread.start()
 
     def send_file(self, job: Job, name: str, text: str = "") -> None:
-        """Write a file to a job's folder; see `JobChannel.send_file_file`."""
+        """Write a file to a job's folder; see `JobChannel.send_file`."""
         self._remote.write(f"{self._job_key(job)}/{name}", text.encode())
 
     def collect(self, job: Job) -> None:
-        """Fetch everything that a job left; see `JobChannel.collectct`."""
+        """Fetch everything that a job left; see `JobChannel.collect`."""
         with self._lock:
             self._jobs.pop(job.id, None)
         fetch_folder(self._remote, self._workdir, self._job_key(job))

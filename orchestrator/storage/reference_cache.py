@@ -84,13 +84,7 @@ class ReferenceCacheStore:
         return self.stat(folder, identity)
 
     def commit(
-        self,
-        folder: Path,
-        *,
-        identity: Mapping[str, Any],
-        rows: int,
-        names: list[str],
-        build_info: Any,
+        self, folder: Path, *, identity: Mapping[str, Any], rows: int, names: list[str], made: Any
     ) -> Manifest:
         """Commit a finished cache; see chip_core.reference_cache.folder.commit.
 
@@ -99,8 +93,8 @@ class ReferenceCacheStore:
             StorageError: the storage cannot be written.
         """
         if self.remote is None:
-            return commit(folder, identity=identity, rows=rows, names=names, made=build_info)
-        return self._commit_remote(self.remote, folder, identity, rows, names, build_info)
+            return commit(folder, identity=identity, rows=rows, names=names, made=made)
+        return self._commit_remote(self.remote, folder, identity, rows, names, made)
 
     def remove(self, folder: Path) -> None:
         """Remove a cache from the storage, its manifest first, so that it no longer exists.
@@ -164,7 +158,7 @@ class ReferenceCacheStore:
         identity: Mapping[str, Any],
         rows: int,
         names: list[str],
-        build_info: Any,
+        made: Any,
     ) -> Manifest:
         partial = partial_folder(folder)
         remote_sizes = remote.sizes(_cache_key(partial))
@@ -174,9 +168,7 @@ class ReferenceCacheStore:
             if facts is None or remote_sizes.get(f"{_cache_key(partial)}/{name}") != facts.bytes:
                 raise BrokenStoreError(f"{name} was not made")
             files[name] = facts
-        manifest = Manifest(
-            identity=to_json_types(identity), rows=rows, files=files, made=build_info
-        )
+        manifest = Manifest(identity=to_json_types(identity), rows=rows, files=files, made=made)
         remote.remove([f"{_cache_key(folder)}/{MANIFEST}"])  # first, that of a broken cache
         for name in names:
             remote.copy(f"{_cache_key(partial)}/{name}", f"{_cache_key(folder)}/{name}")

@@ -149,14 +149,14 @@ class MlflowProjection:
 
     def _match_runs(self) -> None:
         """Match the store's runs with the plan's, and create those of the study and the arms."""
-        found: dict[Slot, list[Run]] = defaultdict(list)
+        runs: dict[Slot, list[Run]] = defaultdict(list)
         for run in self.store.runs():
             if KIND in run.tags:
-                found[slot_of(run)].append(run)
+                runs[slot_of(run)].append(run)
         self._runs = {}
         self._curve_ends.clear()
         for slot, spec in self._specs.items():
-            candidates = sorted(found.pop(slot, []), key=_precedence)
+            candidates = sorted(runs.pop(slot, []), key=_precedence)
             match = next(filter(spec.matches, candidates), None)
             if match is not None:
                 self._runs[slot] = match
@@ -167,7 +167,7 @@ class MlflowProjection:
             for run in candidates:
                 if run is not match:
                     self._supersede_run(run, spec.fingerprint)
-        for run in chain.from_iterable(found.values()):
+        for run in chain.from_iterable(runs.values()):
             self._supersede_run(run, None)
 
     def _show_trial(self, view: TrialView) -> None:

@@ -81,13 +81,13 @@ class FakeExecutor:
     at_once: int = 1
     stop: StopRequest = field(default_factory=StopRequest)
 
-    def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+    def open(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def slots(self, job: Job) -> int:
+    def count_slots(self, job: Job) -> int:
         return self.at_once
 
-    def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+    def reserve_gpus(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
         return nullcontext(())
 
     def run(

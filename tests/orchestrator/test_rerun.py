@@ -68,7 +68,7 @@ def run(
         executor=executor,
         tracker=tracker,
         console=Console(quiet=True),
-        shown=StoreRecord(workdir, plan.study.name, uri),
+        shown_record=StoreRecord(workdir, plan.study.name, uri),
     )
     return outcome, tracker
 
@@ -298,7 +298,7 @@ def test_commands_import_what_they_use(
         executor=FakeExecutor,
         tracker=Tracker(MlflowProjection(workdir)),
         console=Console(quiet=True),
-        shown=StoreRecord(workdir, "small", None),
+        shown_record=StoreRecord(workdir, "small", None),
     )
     before = times(workdir)
     script = (

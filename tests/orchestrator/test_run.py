@@ -66,7 +66,7 @@ def test_the_report_is_written_while_the_executor_closes(plan_of: PlanOf, tmp_pa
 
     class Closing(FakeExecutor):
         @contextmanager
-        def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
+        def open(self, jobs: Sequence[Job]) -> Iterator[None]:
             yield
             due = time.monotonic() + 60
             while not page.exists() and time.monotonic() < due:
@@ -80,7 +80,7 @@ def test_the_report_is_written_while_the_executor_closes(plan_of: PlanOf, tmp_pa
 def test_what_closing_an_executor_raises_is_raised(plan_of: PlanOf, tmp_path: Path) -> None:
     class Broken(FakeExecutor):
         @contextmanager
-        def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
+        def open(self, jobs: Sequence[Job]) -> Iterator[None]:
             yield
             raise RuntimeError("it does not close")
 

@@ -28,7 +28,8 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(scoring, "cpu_count", lambda: 2)
     monkeypatch.setattr(scoring, "_create_actor", Actor)
     monkeypatch.setattr(ScoringPool, "_process_reports", lambda self, each: None)
-    monitor: Any = SimpleNamespace(begin=lambda job: None, stop=SimpleNamespace(asked=False))
+    stop = SimpleNamespace(is_requested=False)
+    monitor: Any = SimpleNamespace(on_start=lambda job: None, stop=stop)
     made = ScoringPool(monitor, payload=lambda job: job)
     made.clock = clock  # type: ignore[attr-defined]
     return made

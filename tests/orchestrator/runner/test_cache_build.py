@@ -97,12 +97,12 @@ class Inline(InlineExecutor):
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make passes as they are made, and of trials what they leave, without a training."""
-    really = inline.execute
+    really = inline.execute_job
 
     def execute(job: Job, *given: Any) -> Any:
         return leave_result(job) if job.shard is None else really(job, *given)
 
-    monkeypatch.setattr(inline, "execute", execute)
+    monkeypatch.setattr(inline, "execute_job", execute)
 
 
 def losses(workdir: Path) -> dict[str, list[float]]:

@@ -44,11 +44,11 @@ def test_what_was_done_before_the_first_report_took_no_time(
     )
     job = Job(id="j", name="dpo, seed 0", config=config, folder=tmp_path)
     board = Board([(job, Shown(), 1)])
-    board.take(JobStarted(job=job))
-    board.take(JobProgressed(job=job, progress=Progress(phase="train", done=30, total=60)))
+    board.on_event(JobStarted(job=job))
+    board.on_event(JobProgressed(job=job, progress=Progress(phase="train", done=30, total=60)))
     assert board.eta(board.lines["j"]) is None
     now = 15.0
-    board.take(JobProgressed(job=job, progress=Progress(phase="train", done=36, total=60)))
+    board.on_event(JobProgressed(job=job, progress=Progress(phase="train", done=36, total=60)))
     # Of 4 (training) + 1 + 0.1, 2.4 are done, 0.4 of them in these 10 s; 2.7 are left.
     assert board.eta(board.lines["j"]) == pytest.approx(10 * 2.7 / 0.4)
 
@@ -141,7 +141,7 @@ def test_answers_along_a_training_count_at_each_of_its_models() -> None:
     training = {"score_at": [0.5, 1.0]}
     asked = {"model": "shapes", "training": training, "benchmarks": {"select": ["shapes"]}}
     job: Any = SimpleNamespace(
-        shard=None, config=TrialConfig.model_validate(asked), scores=False, trains=True
+        shard=None, config=TrialConfig.model_validate(asked), is_scoring=False, is_training=True
     )
     trial: Any = None
     line = _TrialLine(job=job, trial=trial)

@@ -131,7 +131,7 @@ def test_gpu_hours_are_those_too_that_a_studys_server_holds(
     jobs = [job for job, _, _ in make_jobs(plan_of(), Ledger(tmp_path), tmp_path)]
 
     class Serving(Working):
-        def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+        def reserve_gpus(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
             return nullcontext([str(number) for number in range(gpus)])
 
     def until(limit: float, *, gpus: int, started: float) -> tuple[list[str], str | None]:
