@@ -55,7 +55,7 @@ from chip_core.evaluation.generators.transformers import TransformersGenerator
 from chip_core.evaluation.generators.vllm import free_port, read_version
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models import loading
-from chip_core.models.adapters import decoder_linears
+from chip_core.models.adapters import find_decoder_linears
 from chip_core.shapes import MODEL_FOLDER
 
 ARMS = 4
@@ -317,7 +317,7 @@ def _arm(folder: Path, seed: int) -> AnsweringModel:
 
     base = ModelConfig(path="shapes")
     model, processor = loading.load(base)
-    targets = decoder_linears(model, LoraConfig(targets=("q_proj", "v_proj")))
+    targets = find_decoder_linears(model, LoraConfig(targets=("q_proj", "v_proj")))
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -44,7 +44,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import DTYPES
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
@@ -245,7 +245,7 @@ def exact(setting: Setting, dtype: str, limit: float) -> dict[str, Any]:
     policy = Policy(model, config.objective)
     batch = setting.workload.batch(visual=True).to(setting.device)
     found: dict[bool, tuple[Tensor, Tensor]] = {}
-    with packed_attention(model):
+    with use_packed_attention(model):
         for shared in (False, True):
             policy.prefix_sharing = shared
             live = policy.reference_scores(batch)

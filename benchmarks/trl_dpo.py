@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.workload import Workload
 from chip_core.data.tensors import PairBatch, Prompts, Responses
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.training.policy import Policy
 
@@ -116,7 +116,7 @@ def losses_apart(workload: Workload, steps: int, rate: float) -> dict[str, Any]:
         batch = as_pairs(inputs, workload)
         return ours(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
 
-    with packed_attention(policy), packed_attention(reference):
+    with use_packed_attention(policy), use_packed_attention(reference):
         ours.prefix_sharing = frozen.prefix_sharing = True
         batches = [collated(theirs, place, workload) for place in range(steps)]
         curves = [

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from chip_core import recipes
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import key_problem, parse_trial_config, set_key
+from chip_core.config.validation import find_key_problem, parse_trial_config, set_key
 from chip_core.utils.errors import ConfigError, TrialError, UserError
 from chip_core.utils.machine import cpu_seconds
 from chip_core.utils.workers import Workers, join_workers
@@ -70,7 +70,7 @@ def load_configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     problems = []
     for change in changes:
         key, equals, text = change.partition("=")
-        problem = key_problem(key) if equals else "is no key=value: write optimizer.lr=1e-6"
+        problem = find_key_problem(key) if equals else "is no key=value: write optimizer.lr=1e-6"
         if problem is not None:
             problems.append(f"--set {change}: {problem}")
         else:
@@ -90,10 +90,10 @@ def _train(
     from chip_core.trial import run_trial
 
     problems_by_key = {
-        "model.path": loading.problem(config.model),
-        "data.source": data.problem(config.data),
-        "objective": data.objective_problem(config.data, config.objective),
-        "training.label_rule": loading.label_rule_problem(config),
+        "model.path": loading.find_model_problem(config.model),
+        "data.source": data.find_source_problem(config.data),
+        "objective": data.find_objective_problem(config.data, config.objective),
+        "training.label_rule": loading.find_label_rule_problem(config),
     }
     problems = [
         f"{key}: {problem}" for key, problem in problems_by_key.items() if problem is not None
@@ -190,12 +190,14 @@ def _prepare_caches(
     from chip_core import data
     from chip_core.models import loading
     from chip_core.reference_cache.build import ensure_caches
-    from chip_core.reference_cache.spec import AvailableCaches, cache_specs, count_samples_read
+    from chip_core.reference_cache.spec import AvailableCaches, count_samples_read, list_cache_specs
 
     samples = data.count_rows(config.data)
     passes = tuple(
         spec
-        for spec in cache_specs(config, loading.identity(config.model), data.identity(config.data))
+        for spec in list_cache_specs(
+            config, loading.identity(config.model), data.identity(config.data)
+        )
         if samples is None or count_samples_read(spec, config, samples) > 0
     )
     ensure_caches(passes, config, cache=cache, report=report)

@@ -23,7 +23,7 @@ from chip_core.evaluation.scoring import score_answers
 from chip_core.evaluation.task import Side
 from chip_core.models import loading
 from chip_core.results import Evaluation, Progress
-from chip_core.trained import check_model, weights_content, weights_fingerprint
+from chip_core.trained import check_model, get_weights_fingerprint, hash_weights_content
 from chip_core.utils.errors import ConfigError, UserError
 from chip_core.utils.files import read_json
 from chip_core.utils.workers import current_workers
@@ -66,7 +66,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     config, trained = resolve_model(model, base, dtype)
     answering = answering or EvaluationConfig()
     missing = [
-        *model_problems(model, config, trained, base),
+        *find_model_problems(model, config, trained, base),
         *find_benchmark_problems(requested, places),
     ]
     missing += [*generator_problems(answering, requested, config), *missing_requirements(answering)]
@@ -78,14 +78,14 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     context = InferenceContext(
         model=loaded,
         processor=processor,
-        weights=weights_id(config, trained, weights_content),
-        former_weights=[weights_id(config, trained)],
+        weights=make_weights_id(config, trained, hash_weights_content),
+        former_weights=[make_weights_id(config, trained)],
         folder=folder,
         data_paths=places,
         batch_size=batch_size,
         bf16=dtype == "bf16",
         report_progress=report,
-        checkpoint_dir=None if trained is not None else loading.local_folder(config.path),
+        checkpoint_dir=None if trained is not None else loading.find_local_folder(config.path),
         parity=answering.parity,
         base=config,
         trained=trained,
@@ -128,7 +128,7 @@ def resolve_model(
     return ModelConfig(path=str(path), dtype=dtype), folder
 
 
-def model_problems(
+def find_model_problems(
     model: str, config: ModelConfig, trained: Path | None, base: str | None
 ) -> list[str]:
     """Return what is wrong with a named model, without loading it.
@@ -136,9 +136,9 @@ def model_problems(
     Raises:
         TrialError: it is a trained model whose files have changed.
     """
-    if (folder := trained or loading.local_folder(config.path)) is not None:
+    if (folder := trained or loading.find_local_folder(config.path)) is not None:
         check_model(folder)
-    problem = loading.problem(config)
+    problem = loading.find_model_problem(config)
     if problem is not None and trained is not None and base is None:
         problem = f"its base model: {problem}; where it lies elsewhere, give it by --base"
     return [] if problem is None else [f"{model}: {problem}"]
@@ -146,16 +146,16 @@ def model_problems(
 
 def _is_same_model(first: str, second: str) -> bool:
     """Return whether two names mean the same model; local folders are compared by path."""
-    folders = [loading.local_folder(name) for name in (first, second)]
+    folders = [loading.find_local_folder(name) for name in (first, second)]
     if None in folders:
         return first == second
     return len({folder.resolve() for folder in folders if folder is not None}) == 1
 
 
-def weights_id(
+def make_weights_id(
     config: ModelConfig,
     trained: Path | None,
-    fingerprint_folder: Callable[[Path], str] = weights_fingerprint,
+    fingerprint_folder: Callable[[Path], str] = get_weights_fingerprint,
 ) -> str:
     """Return an identifier of a named model's weights.
 
@@ -164,7 +164,7 @@ def weights_id(
         trained: the PEFT folder that is applied to it.
         fingerprint_folder: returns the identifier of that folder.
     """
-    base = loading.base_weights_id(config)
+    base = loading.make_base_weights_id(config)
     return base if trained is None else f"{base} {fingerprint_folder(trained)}"
 
 

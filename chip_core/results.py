@@ -155,7 +155,7 @@ def read_answered(folder: Path) -> AnsweredTrial | None:
         }
         answered = AnsweredTrial(**raw)
         is_complete = all(
-            file_sha256(folder / name) == mark for name, mark in answered.files.items()
+            file_sha256(folder / name) == sha256 for name, sha256 in answered.files.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -179,6 +179,6 @@ def _from_json_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"metadata" if key == "how" else key: value for key, value in {**raw}.items()}
 
 
-def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return name -> sha256 of those of the named files that exist in a folder."""
     return {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}

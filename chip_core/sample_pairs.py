@@ -12,13 +12,13 @@ from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import model_identity
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.trial import DataConfig
-from chip_core.evaluate import model_problems, resolve_model, weights_id
+from chip_core.evaluate import find_model_problems, make_weights_id, resolve_model
 from chip_core.models import loading
 from chip_core.pairs.make import SampledModel, SamplingResult, make_pairs
 from chip_core.pairs.prompts import prompts_identity, read_prompts
 from chip_core.pairs.ranking import open_ranker
 from chip_core.results import Progress
-from chip_core.trained import weights_fingerprint
+from chip_core.trained import get_weights_fingerprint
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.seeding import seed_process
 
@@ -58,7 +58,7 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
         TrialError: the model cannot be loaded, or a judge does not reply.
     """
     config, trained = resolve_model(model, base, dtype)
-    missing = model_problems(model, config, trained, base)
+    missing = find_model_problems(model, config, trained, base)
     if missing:
         raise ConfigError(missing)
     report(Progress(phase="start", done=0, total=1))
@@ -68,7 +68,7 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
     known: dict[str, Any] = {
         "model": {
             **model_identity(config, loading.identity(config)),
-            **({} if trained is None else {"adapter": weights_fingerprint(trained)}),
+            **({} if trained is None else {"adapter": get_weights_fingerprint(trained)}),
         },
         "prompts": prompts_identity(prompts),
     }
@@ -77,7 +77,7 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
     sampled = SampledModel(
         model=loaded,
         processor=processor,
-        weights=weights_id(config, trained),
+        weights=make_weights_id(config, trained),
         bf16=dtype == "bf16",
         batch_size=batch_size,
     )

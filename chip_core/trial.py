@@ -29,8 +29,13 @@ from chip_core.evaluation.readiness import (
 )
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
-from chip_core.models.memory import available_bytes, check_memory, required_bytes, weights_fit
-from chip_core.models.parts import unread_note
+from chip_core.models.memory import (
+    check_memory,
+    estimate_required_bytes,
+    get_available_bytes,
+    has_room_for_weights,
+)
+from chip_core.models.parts import describe_unread_modules
 from chip_core.pairs.rounds import Rounds, remove_round_models
 from chip_core.reference_cache.reader import CacheReader
 from chip_core.results import (
@@ -41,20 +46,20 @@ from chip_core.results import (
     Evaluation,
     Progress,
     TrialResult,
-    file_hashes,
+    hash_files,
     write_answered,
 )
 from chip_core.selection import kept_models
-from chip_core.selection.rule import SELECTION, selection_problems, step_name
+from chip_core.selection.rule import SELECTION, find_selection_problems, format_step_name
 from chip_core.trained import (
     TrainedModel,
     adopt_model,
     check_model,
-    model_files,
-    model_problem,
-    training_fingerprint,
-    weights_content,
-    weights_fingerprint,
+    compute_training_fingerprint,
+    find_model_problem,
+    get_weights_fingerprint,
+    hash_model_files,
+    hash_weights_content,
     write_trained,
 )
 from chip_core.training.checkpoint import remove_all
@@ -63,8 +68,8 @@ from chip_core.training.parallel import (
     Compute,
     Parallelism,
     choose_parallelism,
-    equal_machines,
-    shard_count,
+    count_weight_shards,
+    require_equal_machines,
 )
 from chip_core.training.prepare import load_checked_pairs, resolve_device
 from chip_core.training.trainer import Trainer
@@ -141,7 +146,9 @@ class _Attempt:
         missing += generator_problems(config.evaluation, config.benchmarks, config.model)
         missing += missing_requirements(config.evaluation)
         if context.trains:
-            missing += selection_problems(config) + find_ranker_problems(config, context.places)
+            missing += find_selection_problems(config) + find_ranker_problems(
+                config, context.places
+            )
         if missing:
             raise TrialError("; ".join(missing))  # before the training, not after it
         self._device = resolve_device(config)
@@ -157,7 +164,7 @@ class _Attempt:
             # Data first: a bad row is reported before a large model is loaded.
             pairs = load_checked_pairs(config, self._report)
             self._timer.end("check data")
-        self._encodings = ENCODINGS.for_model(loading.content_key(config.model))
+        self._encodings = ENCODINGS.for_model(loading.make_content_key(config.model))
         loaded = self._load_model(trained_model, train=trains)
         if trains:
             if config.pairs.rounds:
@@ -187,7 +194,7 @@ class _Attempt:
 
         def problem() -> str | None:
             kept_models.keep_only_picked(resumed_folder)
-            return model_problem(resumed_folder / MODEL, config)
+            return find_model_problem(resumed_folder / MODEL, config)
 
         reason = self._workers.broadcast_from_rank0(problem)
         if reason is not None:
@@ -252,7 +259,7 @@ class _Attempt:
         parallelism: Parallelism = "single"
         if train:
             model = attach_adapters(model, config)
-            note = unread_note(model, config)
+            note = describe_unread_modules(model, config)
             self._notes += [] if note is None else [note]
             if empty is None:
                 parallelism = choose_parallelism(config, model, device, self._workers)
@@ -260,7 +267,7 @@ class _Attempt:
             else:
                 parallelism = empty.parallelism
         # A model that will be sharded is moved there whole too, if it fits: checks are fast there.
-        if parallelism not in SHARDED_PARALLELISMS or weights_fit(model, device):
+        if parallelism not in SHARDED_PARALLELISMS or has_room_for_weights(model, device):
             model.to(device)
         return _LoadedModel(model=model, processor=processor, parallelism=parallelism)
 
@@ -269,11 +276,11 @@ class _Attempt:
         config, device = self._config, self._device
         if device.type != "cuda":
             return
-        shards = shard_count(parallelism, self._workers)
+        shards = count_weight_shards(parallelism, self._workers)
         caches = self._context.caches
         is_computed = caches is None or not caches.covers(config)
-        required = required_bytes(model, config, reference=is_computed)
-        check_memory(required // shards, available_bytes(model, device), config)
+        required = estimate_required_bytes(model, config, reference=is_computed)
+        check_memory(required // shards, get_available_bytes(model, device), config)
 
     def _sampled_pairs(self, loaded: _LoadedModel) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs."""
@@ -342,9 +349,9 @@ class _Attempt:
             data={"pairs": len(pairs), "skipped": len(pairs.skipped), **result.cut, **self._data},
             notes=[*self._notes, *result.notes],
             engine=result.engine,
-            files=model_files(folder / MODEL) if workers.is_main else {},
+            files=hash_model_files(folder / MODEL) if workers.is_main else {},
             kept=list(scored_steps),
-            training=training_fingerprint(config),
+            training=compute_training_fingerprint(config),
         )
         if workers.is_main:
             write_trained(folder, trained)
@@ -365,8 +372,8 @@ class _Attempt:
 
     def _save_kept_model(self, step: int, loaded: _LoadedModel) -> None:
         """Save the model after a step; all workers call this together."""
-        folder = kept_models.kept_folder(self._context.folder, step)
-        training = training_fingerprint(self._config)
+        folder = kept_models.make_kept_folder(self._context.folder, step)
+        training = compute_training_fingerprint(self._config)
         if self._workers.broadcast_from_rank0(lambda: kept_models.is_complete(folder, training)):
             return  # an earlier attempt saved it
         save_model(
@@ -382,7 +389,7 @@ class _Attempt:
         if first is None:
             return False
         attempts = list(dict.fromkeys([first, *context.earlier]))
-        training = training_fingerprint(self._config)
+        training = compute_training_fingerprint(self._config)
         missing_step = self._workers.broadcast_from_rank0(
             lambda: kept_models.adopt_kept_models(attempts, context.folder, steps, training)
         )
@@ -459,7 +466,7 @@ class _Attempt:
             former_weights=former_weights,
         )
         if trained is not None and trained.picked:  # it has already answered `select`
-            selection_folder = Path(SELECTION, step_name(trained.picked["step"]))
+            selection_folder = Path(SELECTION, format_step_name(trained.picked["step"]))
             select_folders = [
                 attempt / selection_folder for attempt in (folder, *self._context.earlier)
             ]
@@ -493,7 +500,7 @@ class _Attempt:
             picked={} if trained is None else trained.picked,
             cpu=self._timer.cpu,
             machine=machine_kind(self._device.type),
-            files=workers.broadcast_from_rank0(lambda: file_hashes(folder, result_files)),
+            files=workers.broadcast_from_rank0(lambda: hash_files(folder, result_files)),
         )
         if workers.is_main:
             write_answered(folder, answered)
@@ -508,17 +515,17 @@ def _check_workers(config: TrialConfig, workers: Workers) -> None:
             f"study on Ray, or `torchrun --nproc-per-node {requested} -m chip_core train`"
         )
     if config.engine.parallel == "hsdp":
-        equal_machines(workers)  # before anything is read
+        require_equal_machines(workers)  # before anything is read
 
 
 def _weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list[str]]:
     """Return an identifier of the weights that answer, and those of earlier versions for them."""
     if trained_model is not None:
-        return weights_content(trained_model), [weights_fingerprint(trained_model)]
-    return loading.base_weights_id(config.model), []
+        return hash_weights_content(trained_model), [get_weights_fingerprint(trained_model)]
+    return loading.make_base_weights_id(config.model), []
 
 
 def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:
     """Return a complete Hugging Face folder of the weights that answer, if there is one."""
-    folder = trained_model or loading.local_folder(config.model.path)
+    folder = trained_model or loading.find_local_folder(config.model.path)
     return None if folder is None or (folder / loading.ADAPTER_CONFIG).exists() else folder

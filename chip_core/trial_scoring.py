@@ -13,7 +13,7 @@ from chip_core.results import (
     CURVES,
     Evaluation,
     TrialResult,
-    file_hashes,
+    hash_files,
     read_answered,
     write_result,
 )
@@ -82,7 +82,7 @@ def score_trial(
         cpu={**answered.cpu, **timer.cpu} if is_same_folder else timer.cpu,
         machine=answered.machine,
         picked=answered.picked if is_same_folder else {},
-        files=file_hashes(folder, _iter_result_files(evaluations)),
+        files=hash_files(folder, _iter_result_files(evaluations)),
     )
     write_result(folder, result)
     return result

@@ -22,7 +22,7 @@ from chip_core.config.trial import (
     ModelConfig,
     TrialConfig,
 )
-from chip_core.data.rejected_images import strategy_class
+from chip_core.data.rejected_images import find_strategy
 from chip_core.objectives.config import TERMS
 from chip_core.utils import plugins
 
@@ -42,7 +42,7 @@ _LEGACY_OPTIMIZER_DEFAULTS = {"states": "fp32"}
 _SCALAR_TYPES = frozenset({str, int, float, bool, type(None)})
 
 
-def inert_keys(config: TrialConfig) -> dict[str, str]:
+def find_inert_keys(config: TrialConfig) -> dict[str, str]:
     """Return key path -> why it has no effect; a path stands for everything below it."""
     reasons: dict[str, str] = {}
     if config.data.source == "shapes":
@@ -50,7 +50,7 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
             reasons[f"data.{key}"] = "data.source is shapes"
     if config.pairs.rounds == 0:
         reasons["pairs"] = "pairs.rounds is 0"
-    objective, objective_reasons = _inert_objective_keys(config)
+    objective, objective_reasons = _find_inert_objective_keys(config)
     reasons |= objective_reasons
     reasons |= _reference_cache_reasons(config, objective)
     if config.language_model != "lora":
@@ -74,13 +74,13 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
             reasons[f"rejected_image.{name}"] = f"rejected_image is {strategy}"
     if not plugins.is_plugin(strategy):
         reasons["rejected_image.parameters"] = f"rejected_image is {strategy}"
-    if not strategy_class(strategy).traits.random:
+    if not find_strategy(strategy).traits.random:
         reasons["rejected_image.corruption_seed"] = f"{strategy} draws nothing at random"
         reasons["rejected_image.redraw"] = f"{strategy} draws nothing at random"
     return reasons
 
 
-def _inert_objective_keys(config: TrialConfig) -> tuple[str, dict[str, str]]:
+def _find_inert_objective_keys(config: TrialConfig) -> tuple[str, dict[str, str]]:
     """Return the objective's name, and its keys without effect, with the reason of each."""
     objective, inert = config.objective, dict[str, str]()
     active = objective.active_terms
@@ -127,7 +127,7 @@ def training_identity(
         model: the model's own identity (chip_core.models.loading.identity).
         data: the data's own identity (chip_core.data.identity).
     """
-    inert = inert_keys(config)
+    inert = find_inert_keys(config)
     identity = _hashed_fields(config, inert, "")
     del identity["benchmarks"], identity["evaluation"]
     # Replaced by the active terms, however preset and terms were written.
@@ -169,7 +169,7 @@ def data_identity(config: TrialConfig, data: Mapping[str, Any]) -> dict[str, Any
         config: the trial.
         data: the data's own identity (chip_core.data.identity).
     """
-    return _data_fields(config, data, inert_keys(config))
+    return _data_fields(config, data, find_inert_keys(config))
 
 
 def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str,
         config: the trial.
         epoch: counted from 0; None if they are the same in every epoch.
     """
-    inert = inert_keys(config)
+    inert = find_inert_keys(config)
     identity = _hashed_fields(config.rejected_image, inert, "rejected_image.") | _strategy_identity(
         config
     )
@@ -255,7 +255,7 @@ def _data_fields(
 def _strategy_identity(config: TrialConfig) -> dict[str, Any]:
     """Return the strategy's identity of its settings, and the source hash of a user's own code."""
     name, settings = config.rejected_image.strategy, config.rejected_image.settings
-    strategy = strategy_class(name)
+    strategy = find_strategy(name)
     if plugins.is_plugin(name):
         source = plugins.source_hash(name)
         return {"parameters": strategy.identity(settings), "source": source}

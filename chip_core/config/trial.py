@@ -103,7 +103,7 @@ class DataConfig(Section):
     )
 
 
-def _plugin_section(name: str) -> type[Section]:
+def _load_plugin_section(name: str) -> type[Section]:
     """Return the settings section of a user's own strategy."""
     strategy = plugins.load_plugin(name)
     section = getattr(strategy, "parameters", None)
@@ -118,7 +118,7 @@ def _plugin_section(name: str) -> type[Section]:
 
 def _validate_strategy(name: str) -> str:
     if plugins.is_plugin(name):
-        _plugin_section(name)
+        _load_plugin_section(name)
     elif name not in STRATEGIES:
         raise ValueError(f"unknown level '{name}': {suggest(name, [*STRATEGIES, 'module:attr'])}")
     return name
@@ -163,7 +163,7 @@ class RejectedImageConfig(Shorthand):
         if not plugins.is_plugin(name):
             return value
         try:
-            return _plugin_section(name).model_validate(dict(value)).model_dump(mode="json")
+            return _load_plugin_section(name).model_validate(dict(value)).model_dump(mode="json")
         except ValidationError as error:
             raise ValueError(_format_error(error)) from None
 
@@ -182,7 +182,7 @@ class RejectedImageConfig(Shorthand):
     def settings(self) -> Section:
         """The settings of the chosen strategy."""
         if plugins.is_plugin(self.strategy):
-            return _plugin_section(self.strategy).model_validate(dict(self.parameters))
+            return _load_plugin_section(self.strategy).model_validate(dict(self.parameters))
         section: Section = getattr(self, self.strategy, NoParameters())
         return section
 

@@ -151,7 +151,7 @@ def preset_beta(preset: Any) -> dict[str, float]:
     return {} if beta is None else {"beta": beta}
 
 
-def key_problem(path: str) -> str | None:
+def find_key_problem(path: str) -> str | None:
     """Return what is wrong with a dotted key of the configuration; None if it exists."""
     model: type[BaseModel] | None = TrialConfig
     parents: list[str] = []

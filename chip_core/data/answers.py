@@ -77,11 +77,11 @@ def encode_response(
             f"the response {text[:40]!r} changes how the tokens of its prompt are spelled: leave "
             "the pair out"
         )
-    positions = _scored_positions(labels)
+    positions = _find_scored_positions(labels)
     text_positions = (
         positions
         if rule == "clean"
-        else _scored_positions(processor.labels(conversation, "clean")[1])
+        else _find_scored_positions(processor.labels(conversation, "clean")[1])
     )
     end = positions[-1] + 1 if positions else len(prompt)
     return EncodedResponse(
@@ -91,5 +91,5 @@ def encode_response(
     )
 
 
-def _scored_positions(labels: list[int]) -> list[int]:
+def _find_scored_positions(labels: list[int]) -> list[int]:
     return [position for position, label in enumerate(labels) if label != -100]

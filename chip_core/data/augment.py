@@ -35,7 +35,7 @@ def augment_image(image: Image.Image, size: tuple[int, int] | None, seed: int) -
         seed: of this draw alone.
     """
     rng = Random(seed)
-    image = image.crop(_random_crop(image.size, rng))
+    image = image.crop(_draw_crop(image.size, rng))
     image = image.resize(size or image.size, Image.Resampling.BILINEAR)
     if rng.random() < 0.5:
         image = ImageOps.mirror(image)
@@ -48,7 +48,7 @@ def augment_image(image: Image.Image, size: tuple[int, int] | None, seed: int) -
     return image
 
 
-def _random_crop(size: tuple[int, int], rng: Random) -> tuple[int, int, int, int]:
+def _draw_crop(size: tuple[int, int], rng: Random) -> tuple[int, int, int, int]:
     """Return a random crop (left, top, right, bottom)."""
     width, height = size
     for _ in range(_MAX_TRIES):
@@ -56,9 +56,12 @@ def _random_crop(size: tuple[int, int], rng: Random) -> tuple[int, int, int, int
         bounds = (math.log(_ASPECT_RANGE[0]), math.log(_ASPECT_RANGE[1]))
         aspect = math.exp(_interpolate(bounds, rng.random()))
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        left, top = rng.random(), rng.random()
+        left_share, top_share = rng.random(), rng.random()
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            x, y = int(left * (width - crop_width + 1)), int(top * (height - crop_height + 1))
+            x, y = (
+                int(left_share * (width - crop_width + 1)),
+                int(top_share * (height - crop_height + 1)),
+            )
             return x, y, x + crop_width, y + crop_height
     # Too long or too wide for any crop: as much of the middle as the aspect allows.
     crop_width = min(width, max(1, round(height * _ASPECT_RANGE[1])))
@@ -71,7 +74,7 @@ def _interpolate(bounds: tuple[float, float], fraction: float) -> float:
     return bounds[0] + (bounds[1] - bounds[0]) * fraction
 
 
-def _affine(image: Image.Image, *rows: float) -> Image.Image:
+def _apply_affine(image: Image.Image, *rows: float) -> Image.Image:
     return image.transform(
         image.size, Image.Transform.AFFINE, rows, Image.Resampling.BILINEAR, fillcolor=_FILL
     )
@@ -84,9 +87,9 @@ OPERATIONS: tuple[Callable[[Image.Image, int], Image.Image], ...] = (
     lambda image, sign: ImageOps.equalize(image),
     lambda image, sign: ImageEnhance.Brightness(image).enhance(_FACTOR),
     lambda image, sign: ImageEnhance.Sharpness(image).enhance(_FACTOR),
-    lambda image, sign: _affine(image, 1, sign * _SHEAR, 0, 0, 1, 0),
-    lambda image, sign: _affine(image, 1, 0, 0, sign * _SHEAR, 1, 0),
-    lambda image, sign: _affine(image, 1, 0, sign * _SHIFT, 0, 1, 0),
-    lambda image, sign: _affine(image, 1, 0, 0, 0, 1, sign * _SHIFT),
+    lambda image, sign: _apply_affine(image, 1, sign * _SHEAR, 0, 0, 1, 0),
+    lambda image, sign: _apply_affine(image, 1, 0, 0, sign * _SHEAR, 1, 0),
+    lambda image, sign: _apply_affine(image, 1, 0, sign * _SHIFT, 0, 1, 0),
+    lambda image, sign: _apply_affine(image, 1, 0, 0, 0, 1, sign * _SHIFT),
     lambda image, sign: image.rotate(sign * _ROTATION, Image.Resampling.BILINEAR, fillcolor=_FILL),
 )

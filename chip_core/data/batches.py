@@ -22,10 +22,10 @@ from chip_core.data.answers import (
 )
 from chip_core.data.augment import augment_image
 from chip_core.data.encodings import EncodingCache
-from chip_core.data.formats.extra_columns import sentence_ends
+from chip_core.data.formats.extra_columns import find_sentence_ends
 from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.data.rejected_images import RejectedImageMaker
-from chip_core.data.rejected_images.images import as_rgb
+from chip_core.data.rejected_images.images import to_rgb_image
 from chip_core.data.rows import RowError
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses, pad_rows, stack_inputs
@@ -107,7 +107,7 @@ class PairEncoder:
             "rejected_image" in self._images and self._rejected_images.traits.void_where is not None
         )
 
-    def batch(self, indices: Sequence[int], epoch: int = 0) -> PairBatch:
+    def encode_batch(self, indices: Sequence[int], epoch: int = 0) -> PairBatch:
         """Encode and pad pairs, given by their indices in the data, of an epoch counted from 0."""
         prompts: dict[Prefix, list[_Prompt]] = {}
         answers: dict[str, list[_MarkedResponse]] = {}
@@ -117,7 +117,7 @@ class PairEncoder:
         for index in indices:
             encoded = self._get_encoded(index, epoch)
             pairs.append(encoded.pair)
-            pair_prompts, is_void = self._response_prompts(encoded, epoch)
+            pair_prompts, is_void = self._encode_prompts(encoded, epoch)
             void_count += is_void
             for prefix, prompt in pair_prompts.items():
                 prompts.setdefault(prefix, []).append(prompt)
@@ -165,7 +165,7 @@ class PairEncoder:
             fields=self._stack_fields(pairs),
         )
 
-    def _response_prompts(
+    def _encode_prompts(
         self, encoded: _EncodedPair, epoch: int
     ) -> tuple[dict[Prefix, _Prompt], bool]:
         """Return the prompts of a pair's responses, and whether a rejected image is a true one.
@@ -236,13 +236,13 @@ class PairEncoder:
                 if response is None or isinstance(value, float):
                     rows.append(torch.tensor(value, dtype=torch.float32))
                     continue
-                token_scores = self._scores_by_token(pair, getattr(pair, response), value)
+                token_scores = self._spread_scores(pair, getattr(pair, response), value)
                 rows.append(torch.tensor(token_scores, dtype=torch.float32))
             stack = torch.stack if response is None else _pad_scores
             numbers[name] = stack(rows)
         return numbers
 
-    def _scores_by_token(
+    def _spread_scores(
         self, pair: PreferencePair, text: str, sentences: Sequence[tuple[str, float]]
     ) -> list[float]:
         """Return each token's number: of the sentence it begins in; end tokens get the last one."""
@@ -250,7 +250,7 @@ class PairEncoder:
         if hasattr(self._processor, "labels") or not tokenizer.is_fast:
             raise TrialError("scores of sentences need a fast tokenizer, and one end of sequence")
         try:
-            ends = sentence_ends(text, [sentence for sentence, _ in sentences], "a score")
+            ends = find_sentence_ends(text, [sentence for sentence, _ in sentences], "a score")
         except RowError as error:
             raise TrialError(f"pair {pair.id}: {error}") from None
         processor, (hidden_text,) = self._special_tokens.hide(text)
@@ -321,16 +321,18 @@ class PairEncoder:
         own_image = pair.own_image
         return replace(
             pair,
-            image=augment_image(as_rgb(pair.image), image_size, seed),
+            image=augment_image(to_rgb_image(pair.image), image_size, seed),
             own_image=None
             if own_image is None
-            else augment_image(as_rgb(own_image), image_size, seed),
+            else augment_image(to_rgb_image(own_image), image_size, seed),
         )
 
     def _encode_prompt(self, pair: PreferencePair, image: Any) -> _Prompt:
         processor, (hidden_prompt,) = self._special_tokens.hide(pair.prompt)
         text = processor.apply_chat_template(
-            [_question(hidden_prompt)], add_generation_prompt=True, **training_template(processor)
+            [_make_question(hidden_prompt)],
+            add_generation_prompt=True,
+            **training_template(processor),
         )
         encoded = processor(images=[image], text=[text], return_tensors="pt")
         ids = encoded.pop("input_ids")[0].tolist()
@@ -362,7 +364,9 @@ class PairEncoder:
     def _encode_answer(self, pair: PreferencePair, prompt: _Prompt, text: str) -> EncodedResponse:
         rule = self._config.training.label_rule
         processor, (hidden_prompt, hidden_text) = self._special_tokens.hide(pair.prompt, text)
-        return encode_response(processor, _question(hidden_prompt), prompt.ids, hidden_text, rule)
+        return encode_response(
+            processor, _make_question(hidden_prompt), prompt.ids, hidden_text, rule
+        )
 
     def _find_changed_tokens(
         self, prompt: _Prompt, chosen: EncodedResponse, rejected: EncodedResponse
@@ -425,7 +429,7 @@ class PairEncoder:
         return 0 if token is None else token
 
 
-def _question(prompt: str) -> Mapping[str, Any]:
+def _make_question(prompt: str) -> Mapping[str, Any]:
     """Return a question, with its image, as a message."""
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     return {"role": "user", "content": content}
@@ -467,7 +471,9 @@ class CutCount:
         self._tokens = {(sample, side): tokens for sample, side, tokens in state["cut"]}
 
 
-def batch_order(pairs: int, *, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
+def iter_batch_indices(
+    pairs: int, *, batch_size: int, epochs: int, seed: int
+) -> Iterator[list[int]]:
     """Yield the indices of each global batch; an incomplete last one is left out.
 
     The order depends only on (seed, epoch): every cell of a study sees the same data in the same

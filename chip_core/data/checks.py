@@ -19,7 +19,7 @@ from chip_core.data.formats.extra_columns import (
 from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
-from chip_core.data.special_tokens import SpecialTokens, special_token_problem
+from chip_core.data.special_tokens import SpecialTokens, describe_special_token
 from chip_core.data.verified_images import Size, VerifiedImages
 from chip_core.utils.errors import first_line
 from chip_core.utils.machine import cpu_count
@@ -110,9 +110,9 @@ def format_bad_rows(
         skip_option: how to leave them out.
     """
     shown = "; ".join(str(row) for row in bad[:MAX_SHOWN_ROWS])
-    more = f"; and {len(bad) - MAX_SHOWN_ROWS} more" if len(bad) > MAX_SHOWN_ROWS else ""
+    suffix = f"; and {len(bad) - MAX_SHOWN_ROWS} more" if len(bad) > MAX_SHOWN_ROWS else ""
     return (
-        f"{len(bad)} of {rows} rows are bad: {shown}{more}: mend them, or leave them out "
+        f"{len(bad)} of {rows} rows are bad: {shown}{suffix}: mend them, or leave them out "
         f"{skip_option} (`chip-ablate data check` lists all)"
     )
 
@@ -141,16 +141,18 @@ def iter_sizes(
         threads: how many decode images; 1: only this one.
     """
     if len(source) < _MIN_ROWS_FOR_THREADS:
-        yield from map_values(_sizes, rows, threads)
+        yield from map_values(_find_sizes, rows, threads)
         return
     verified = VerifiedImages([file for table in source.tables for file in table.files])
     try:
-        yield from map_values(partial(_sizes, verified=verified), rows, threads)
+        yield from map_values(partial(_find_sizes, verified=verified), rows, threads)
     finally:
         verified.save()
 
 
-def _sizes(images: RowImages | None, verified: VerifiedImages | None = None) -> list[Size] | str:
+def _find_sizes(
+    images: RowImages | None, verified: VerifiedImages | None = None
+) -> list[Size] | str:
     """Return the size of each image of a row, fully decoded, or why one is bad."""
     sizes: list[Size] = []
     for name, ref in () if images is None else images.refs:
@@ -220,9 +222,9 @@ class ProcessorChecker:
         extra = extra or ExtraCells()
         texts |= {"other": extra.other, "second_prompt": extra.second_prompt}
         for name, text in texts.items():
-            token = None if text is None else self.special_tokens.unencodable_token(text)
+            token = None if text is None else self.special_tokens.find_unencodable(text)
             if token is not None:
-                raise RowError(f"{name} {special_token_problem(token)}")
+                raise RowError(f"{name} {describe_special_token(token)}")
         for width, height in sizes:
             size_error = self._size_error(width, height)
             if size_error is not None:

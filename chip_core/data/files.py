@@ -68,7 +68,7 @@ def find_data_files(data: DataConfig) -> list[Path]:
     return files
 
 
-def cache_folder() -> Path:
+def get_cache_folder() -> Path:
     """Return the folder for copies of data: $CHIP_ABLATE_CACHE, or the user's cache folder."""
     configured = os.environ.get("CHIP_ABLATE_CACHE")
     if configured:

@@ -54,7 +54,7 @@ class ImageReader:
             width, height = image.size
             image.draft("RGB", (1, 1))
             _decode_rgb(image, "drop")  # only decoded, not used
-            is_rotated = _orientation(image) in (5, 6, 7, 8)
+            is_rotated = _get_orientation(image) in (5, 6, 7, 8)
         return (height, width) if is_rotated else (width, height)
 
     def read(self, ref: ImageRef) -> Image.Image:
@@ -247,7 +247,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
             image = _to_unsigned(image)
         if image.mode == "F" and not _is_finite(image):
             raise ValueError("a pixel is not a finite number")
-        largest = _extrema(image)[1]
+        largest = _get_extrema(image)[1]
         white = next((value for value in white_values if largest <= value), largest)
     scale = 255 / white
     grey = image.point(lambda value: value * scale).convert("L")
@@ -302,7 +302,7 @@ def _decode_transparent_value(image: Image.Image) -> None:
 
 def _to_unsigned(image: Image.Image) -> Image.Image:
     """Return an image of mode I with unsigned values; Pillow reads the upper half as negative."""
-    if _extrema(image)[0] >= 0:
+    if _get_extrema(image)[0] >= 0:
         return image
     import numpy as np
 
@@ -315,7 +315,7 @@ def _is_finite(image: Image.Image) -> bool:
     return math.isfinite(mean)
 
 
-def _extrema(image: Image.Image) -> tuple[float, float]:
+def _get_extrema(image: Image.Image) -> tuple[float, float]:
     """Return the smallest and the largest value of a grey image."""
     low, high = image.getextrema()
     return float(low), float(high)  # type: ignore[arg-type]
@@ -326,7 +326,7 @@ def _is_wide(image: Image.Image) -> bool:
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:
-    if _orientation(image) in (None, 1):
+    if _get_orientation(image) in (None, 1):
         return image
     try:
         return ImageOps.exif_transpose(image)
@@ -334,7 +334,7 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
         return image
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _get_orientation(image: Image.Image) -> int | None:
     """Return a loaded image's EXIF orientation."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)

@@ -12,13 +12,13 @@ from PIL import Image
 from chip_core.config.trial import DataConfig
 from chip_core.data.checks import RowChecker, check_rows, decode_threads, format_bad_rows
 from chip_core.data.formats.extra_columns import RowRequirements, Score, parse_extra_cells
-from chip_core.data.rejected_images.images import same_pixels
+from chip_core.data.rejected_images.images import has_same_pixels
 from chip_core.data.rows import BadRow, RowError
 from chip_core.data.source import SHAPES, DataSource, SourceRow, is_local, open_source
 from chip_core.shapes import captions, world
 from chip_core.utils.errors import ConfigError, TrialError
 
-MAX_PREVIEW_ROWS = 64  # rows that `first_pairs` reads at most
+MAX_PREVIEW_ROWS = 64  # rows that `load_first_pairs` reads at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class ShapesPairs(Pairs):
     def __getitem__(self, index: int) -> PreferencePair:  # type: ignore[override]
         if not 0 <= index < self._length:
             raise IndexError(index)
-        pair = captions.preference_pair("train", index)
+        pair = captions.make_preference_pair("train", index)
         return PreferencePair(
             id=pair.id,
             image=pair.image,
@@ -93,7 +93,7 @@ class ShapesPairs(Pairs):
     def response_texts(self, index: int) -> tuple[str, str]:
         """Return a pair's chosen and rejected response without drawing its image."""
         scene = world.make_scene("train", index)
-        return captions.faithful_caption(scene), captions.rejected_caption(scene)
+        return captions.make_faithful_caption(scene), captions.make_rejected_caption(scene)
 
 
 class SourcePairs(Pairs):
@@ -212,7 +212,7 @@ def load_pairs(
     return pairs
 
 
-def first_pairs(config: DataConfig, count: int) -> list[PreferencePair]:
+def load_first_pairs(config: DataConfig, count: int) -> list[PreferencePair]:
     """Return the first valid pairs with different pictures, without reading further rows.
 
     Args:
@@ -224,7 +224,7 @@ def first_pairs(config: DataConfig, count: int) -> list[PreferencePair]:
     """
     pairs: list[PreferencePair] = []
     for pair in _iter_first_pairs(config, MAX_PREVIEW_ROWS):
-        if not any(same_pixels(pair.image, other.image) for other in pairs):
+        if not any(has_same_pixels(pair.image, other.image) for other in pairs):
             pairs.append(pair)
         if len(pairs) == count:
             break

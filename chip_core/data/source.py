@@ -20,12 +20,12 @@ from chip_core.data.files import (
     find_data_files,
     is_hub_name,
 )
-from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
+from chip_core.data.formats import FORMATS, Format, find_format, find_rejected_image
 from chip_core.data.formats.base import (
     CHOSEN_IMAGE_COLUMNS,
     REJECTED_IMAGE_COLUMNS,
     SECOND_IMAGE_COLUMNS,
-    first_image,
+    find_first_image,
 )
 from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, RowLocation, check_texts
@@ -84,7 +84,7 @@ class DataSource:
 
     def scan(self) -> Iterator[tuple[int, SourceRow | RowError]]:
         """Yield each row with its number, in order; for a bad row the reason."""
-        for index, shard, read in self._readers():
+        for index, shard, read in self._iter_readers():
             try:
                 yield index, self._row(index, shard, read())
             except RowError as error:
@@ -114,7 +114,7 @@ class DataSource:
         A text with what may be a special token of a model's family was tokenized differently; the
         chosen response's own image was ignored.
         """
-        for _, _, read in self._readers((*self.format.text_columns, *CHOSEN_IMAGE_COLUMNS)):
+        for _, _, read in self._iter_readers((*self.format.text_columns, *CHOSEN_IMAGE_COLUMNS)):
             try:
                 raw = read()
                 texts, has_chosen_image = self.format.parse_texts(raw), _has_chosen_image(raw)
@@ -133,14 +133,14 @@ class DataSource:
 
     def has_separate_images(self, rows: int) -> bool:
         """Return whether one of the first rows has an image of the chosen response's own."""
-        first = itertools.islice(self._readers(CHOSEN_IMAGE_COLUMNS), rows)
+        first = itertools.islice(self._iter_readers(CHOSEN_IMAGE_COLUMNS), rows)
         for _, _, read in first:
             with suppress(RowError):  # reported when the rows are checked
                 if _has_chosen_image(read()):
                     return True
         return False
 
-    def image_files(self) -> Iterator[tuple[str, Path | None]]:
+    def iter_image_files(self) -> Iterator[tuple[str, Path | None]]:
         """Yield each image path, and its file if it exists."""
         columns = (
             *self.format.image_columns,
@@ -150,14 +150,14 @@ class DataSource:
         )
         if all(table.has_no_image_paths(columns) for table in self.tables):
             return
-        for _, shard, read in self._readers(columns):
+        for _, shard, read in self._iter_readers(columns):
             try:
                 raw = read()
                 refs = (
                     self.format.parse_image(raw),
-                    first_image(raw, *CHOSEN_IMAGE_COLUMNS),
-                    rejected_image(raw),
-                    first_image(raw, *SECOND_IMAGE_COLUMNS),
+                    find_first_image(raw, *CHOSEN_IMAGE_COLUMNS),
+                    find_rejected_image(raw),
+                    find_first_image(raw, *SECOND_IMAGE_COLUMNS),
                 )
             except RowError:
                 continue  # reported when the rows are checked
@@ -169,7 +169,7 @@ class DataSource:
                 except RowError:
                     yield ref.path, None
 
-    def _readers(
+    def _iter_readers(
         self, columns: tuple[str, ...] | None = None
     ) -> Iterator[tuple[int, int, RowReader]]:
         index = 0
@@ -181,8 +181,11 @@ class DataSource:
                 index += 1
 
     def _row(self, index: int, shard: int, raw: Mapping[str, Any]) -> SourceRow:
-        texts, rejected = self.format.parse_texts(raw), rejected_image(raw)
-        image, chosen_image = self.format.parse_image(raw), first_image(raw, *CHOSEN_IMAGE_COLUMNS)
+        texts, rejected = self.format.parse_texts(raw), find_rejected_image(raw)
+        image, chosen_image = (
+            self.format.parse_image(raw),
+            find_first_image(raw, *CHOSEN_IMAGE_COLUMNS),
+        )
         if chosen_image != ImageRef():
             if image != ImageRef():
                 raise RowError("image and chosen_image: leave image out, or chosen_image")
@@ -209,7 +212,7 @@ class DataSource:
 
 
 def _has_chosen_image(raw: Mapping[str, Any]) -> bool:
-    return first_image(raw, *CHOSEN_IMAGE_COLUMNS) != ImageRef()
+    return find_first_image(raw, *CHOSEN_IMAGE_COLUMNS) != ImageRef()
 
 
 def open_source(
@@ -225,11 +228,11 @@ def open_source(
         ConfigError: there is no such file, it cannot be read, or its columns fit no format.
     """
     if is_hub_name(data.source):
-        return DataSource(data, _hub_tables(data))
+        return DataSource(data, _open_hub_tables(data))
     tables: list[Table] = []
     files = find_data_files(data)
     for file in files:
-        tables.append(_file_table(file))
+        tables.append(_open_file_table(file))
         on_file(len(tables), len(files))
     return DataSource(data, tables)
 
@@ -245,7 +248,7 @@ def is_local(data: DataConfig) -> bool:
     return (Path(config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(name)}").is_dir()
 
 
-def problem(data: DataConfig) -> str | None:
+def find_source_problem(data: DataConfig) -> str | None:
     """Return what is wrong with a source before anything is started; None if nothing.
 
     Its rows are not checked, and a hub name is not looked up.
@@ -288,7 +291,7 @@ def identity(data: DataConfig) -> dict[str, Any]:
     files = [[file.name, file_sha256(file)] for file in find_data_files(data)]
     images = hashlib.sha256()
     seen: set[tuple[str, str]] = set()
-    for path, file in source.image_files():
+    for path, file in source.iter_image_files():
         key = (path, "none" if file is None else file_sha256(file))
         if key not in seen:
             seen.add(key)
@@ -301,17 +304,17 @@ def identity(data: DataConfig) -> dict[str, Any]:
     }
 
 
-def _file_table(file: Path) -> Table:
+def _open_file_table(file: Path) -> Table:
     if file.suffix.lower() in PARQUET_SUFFIXES:
         return ParquetTable(file, file.name)
     return JsonTable(file, file.name)
 
 
-def _hub_tables(data: DataConfig) -> list[Table]:
+def _open_hub_tables(data: DataConfig) -> list[Table]:
     from datasets import load_dataset
 
     split = data.split or "train"
-    network_error = hub_error("dataset", data.source, data.revision)
+    network_error = find_hub_error("dataset", data.source, data.revision)
     if network_error is not None and not is_local(data):
         raise ConfigError(
             [
@@ -319,11 +322,11 @@ def _hub_tables(data: DataConfig) -> list[Table]:
                 "among this machine's data sets: check the name and the network, or name a file"
             ]
         )
-    with _offline() if network_error is not None else nullcontext():
+    with _hub_offline() if network_error is not None else nullcontext():
         try:
             dataset = load_dataset(data.source, split=split, revision=data.revision)
             table = HubTable(dataset, data.source)
-            files = _json_files(data, split) if table.has_times else []
+            files = _download_json_files(data, split) if table.has_times else []
         except Exception as error:  # the hub, the network or a loader may raise anything
             reason = first_line(error)
             raise ConfigError(
@@ -334,7 +337,7 @@ def _hub_tables(data: DataConfig) -> list[Table]:
     return [JsonTable(file, data.source, is_download=True) for file in files] or [table]
 
 
-def _json_files(data: DataConfig, split: str) -> list[Path]:
+def _download_json_files(data: DataConfig, split: str) -> list[Path]:
     """Return a hub data set's JSON files, downloaded; none if it has other files."""
     from datasets import DownloadManager, load_dataset_builder
 
@@ -348,7 +351,7 @@ def _json_files(data: DataConfig, split: str) -> list[Path]:
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def _hub_offline() -> Iterator[None]:
     """Let `datasets` read its cache without waiting half a minute for the network."""
     from datasets import config
 
@@ -383,7 +386,7 @@ def _select_format(data: DataConfig, tables: list[Table]) -> Format:
 _HUB_TIMEOUT = 5.0  # to wait for an answer
 
 
-def hub_error(
+def find_hub_error(
     kind: Literal["dataset", "model"], name: str, revision: str | None = None
 ) -> str | None:
     """Return why the hub cannot be reached for a name; None if it answers, whatever the answer."""

@@ -58,7 +58,7 @@ class SpecialTokens:
         """Return the special tokens in a text."""
         return [match.group() for match in self._pattern.finditer(text)]
 
-    def unencodable_token(self, text: str) -> str | None:
+    def find_unencodable(self, text: str) -> str | None:
         """Return a special token in a text that the tokenizer cannot write as text, or None."""
         tokens = self.find(text)
         if not tokens:
@@ -75,7 +75,7 @@ class SpecialTokens:
                 return token
         return None
 
-    def ids(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         """Return a text's ids, with special tokens as text."""
         if self.find(text):
             return self._encode_as_text(text)
@@ -99,9 +99,9 @@ class SpecialTokens:
         hidden_texts = []
         for text in texts:
             if self._pattern.search(text):
-                token = self.unencodable_token(text)
+                token = self.find_unencodable(text)
                 if token is not None:
-                    raise TrialError(f"{preview_text(text)} {special_token_problem(token)}")
+                    raise TrialError(f"{shorten_text(text)} {describe_special_token(token)}")
                 char, original = next(stand_in_chars), text.strip()
                 stand_ins[char] = original
                 text = text.replace(original, char, 1)  # a template may strip surrounding space
@@ -237,14 +237,14 @@ class _StandInTokenizer:
         ]
 
 
-def special_token_problem(token: str) -> str:
+def describe_special_token(token: str) -> str:
     """Return what is wrong with a text that contains a special token."""
     return (
         f"holds {token}, a mark of the model that its tokenizer cannot write as text: take it out"
     )
 
 
-def preview_text(text: str) -> str:
+def shorten_text(text: str) -> str:
     """Return a text's beginning for a message."""
     return f"the text {text[:40]!r}{'…' if len(text) > 40 else ''}"
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from chip_core.data.files import cache_folder
+from chip_core.data.files import get_cache_folder
 from chip_core.data.rows import RowError, RowLocation
 from chip_core.utils.errors import ConfigError, first_line
 from chip_core.utils.files import file_sha256
@@ -85,7 +85,9 @@ class ParquetTable:
             self._parquet = parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise ConfigError([f"{file} cannot be read as parquet ({first_line(error)})"]) from None
-        self.kinds = {field.name: _column_kind(field.type) for field in self._parquet.schema_arrow}
+        self.kinds = {
+            field.name: _get_column_kind(field.type) for field in self._parquet.schema_arrow
+        }
         self._copy: Any = None
         self._starts: list[int] = []
 
@@ -114,9 +116,9 @@ class ParquetTable:
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[RowReader]:
         """Yield a reader for each row; only a few rows are in memory at a time."""
         present = None if columns is None else [name for name in columns if name in self.kinds]
-        for batch in self._batches(present):
+        for batch in self._iter_batches(present):
             for row in range(batch.num_rows):
-                yield partial(_arrow_row, batch, row)
+                yield partial(_read_arrow_row, batch, row)
 
     def read(self, index: int) -> Mapping[str, Any]:
         """Return one row from the memory-mapped copy."""
@@ -126,18 +128,18 @@ class ParquetTable:
             for batch_index in range(self._copy.num_record_batches):
                 self._starts.append(self._starts[-1] + self._copy.get_batch(batch_index).num_rows)
         batch_index = bisect_right(self._starts, index) - 1
-        return _arrow_row(self._copy.get_batch(batch_index), index - self._starts[batch_index])
+        return _read_arrow_row(self._copy.get_batch(batch_index), index - self._starts[batch_index])
 
     def _open_copy(self) -> Any:
         import pyarrow as pa
 
-        copy = cache_folder() / "data" / f"{file_sha256(self._file)}.arrow"
+        copy = get_cache_folder() / "data" / f"{file_sha256(self._file)}.arrow"
         if not copy.exists():
             partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.partial")
             try:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 with pa.ipc.new_file(str(partial), self._parquet.schema_arrow) as out:
-                    for batch in self._batches(None):
+                    for batch in self._iter_batches(None):
                         out.write_batch(batch)
                 partial.replace(copy)
             except OSError as error:
@@ -151,7 +153,7 @@ class ParquetTable:
                 ) from None
         return pa.ipc.open_file(pa.memory_map(str(copy)))
 
-    def _batches(self, columns: Sequence[str] | None) -> Iterator[Any]:
+    def _iter_batches(self, columns: Sequence[str] | None) -> Iterator[Any]:
         import pyarrow as pa
 
         batches = self._parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
@@ -360,7 +362,7 @@ class HubTable:
         self.name, self._dataset = name, dataset.with_format("arrow")
         self.files = [Path(entry["filename"]) for entry in dataset.cache_files]
         schema = self._dataset.data.schema
-        self.kinds = {field.name: _column_kind(field.type) for field in schema}
+        self.kinds = {field.name: _get_column_kind(field.type) for field in schema}
         #: Whether a column holds dates or times, also nested ones.
         self.has_times = any(_has_time_values(field.type) for field in schema)
 
@@ -382,7 +384,7 @@ class HubTable:
 
     def read(self, index: int) -> Mapping[str, Any]:
         """Return one row."""
-        return _arrow_row(self._dataset[index], 0)
+        return _read_arrow_row(self._dataset[index], 0)
 
 
 def _describe_json_error(error: Exception) -> str:
@@ -391,7 +393,7 @@ def _describe_json_error(error: Exception) -> str:
     return first_line(error)
 
 
-def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:
+def _read_arrow_row(batch: Any, row: int) -> Mapping[str, Any]:
     """Return one row of an Arrow batch or table as plain data."""
     raw: dict[str, Any] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -402,11 +404,11 @@ def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:
     return raw
 
 
-def _column_kind(kind: Any) -> str:
+def _get_column_kind(kind: Any) -> str:
     from pyarrow import types
 
     if types.is_dictionary(kind):
-        return _column_kind(kind.value_type)
+        return _get_column_kind(kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return "string"
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from chip_core.data.files import cache_folder
+from chip_core.data.files import get_cache_folder
 from chip_core.data.image_files import READER_VERSION, ImageReader
 from chip_core.data.rows import ImageRef
 from chip_core.utils.errors import UserError
@@ -44,7 +44,7 @@ class VerifiedImages:
             [str(READER_VERSION), PIL.__version__, *(str(file.absolute()) for file in files)]
         )
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        self._file = cache_folder() / "images" / f"{name}.npy"
+        self._file = get_cache_folder() / "images" / f"{name}.npy"
         self._sizes: dict[bytes, Size] = {}
         with suppress(OSError, ValueError, EOFError):  # else they are decoded again
             for digest, (width, height) in np.load(self._file).astype(_ROW).tolist():

@@ -27,14 +27,14 @@ from chip_core.models.fit import (
     WeightMatch,
     find_layout,
     format_names,
-    layouts,
+    list_layouts,
 )
 from chip_core.models.parts import (
+    find_projector_linears,
+    find_tower_linears,
+    group_parameters,
     is_adapter,
-    named_parts,
-    projector_linears,
-    tower_linears,
-    trained_parts,
+    select_trained_parameters,
 )
 from chip_core.models.shards import gather_weights, is_sharded, load_weights
 from chip_core.utils.errors import DiskFullError, TrialError, UnfitError, first_line
@@ -74,24 +74,24 @@ def attach_adapters(model: Any, config: TrialConfig) -> Any:
         lora_alpha=config.lora.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=_adapted_layer_names(model, config),
+        target_modules=_find_adapted_layers(model, config),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("lora", config.seed))
         return _wrap_with_adapter(model, settings).eval()
 
 
-def _adapted_layer_names(model: Any, config: TrialConfig) -> list[str]:
+def _find_adapted_layers(model: Any, config: TrialConfig) -> list[str]:
     """Return the full names of the linear layers that get an adapter."""
-    names = decoder_linears(model, config.lora) if config.language_model == "lora" else []
+    names = find_decoder_linears(model, config.lora) if config.language_model == "lora" else []
     if config.vision_encoder == "lora":
-        names += tower_linears(model)
+        names += find_tower_linears(model)
     if config.projector == "lora":
-        names += projector_linears(model)
+        names += find_projector_linears(model)
     return names
 
 
-def decoder_linears(model: Any, config: LoraConfig) -> list[str]:
+def find_decoder_linears(model: Any, config: LoraConfig) -> list[str]:
     """Return the full names of the decoder's linear layers that get an adapter.
 
     Full names, because their last components would match layers of the vision encoder too.
@@ -132,7 +132,7 @@ class OriginalModel:
         self._keeps_adapter = config.pairs.rounds > 1
         self._copies: dict[nn.Parameter, Tensor] = {
             parameter: parameter.detach().clone()
-            for parameters in trained_parts(model, config).values()
+            for parameters in select_trained_parameters(model, config).values()
             for name, parameter in parameters.items()
             if self._keeps_adapter or not is_adapter(name)
         }
@@ -145,7 +145,7 @@ class OriginalModel:
             for name, parameter in module.named_parameters()
             if parameter in self._copies
         }
-        with nullcontext() if self._keeps_adapter else without_adapter(self._model):
+        with nullcontext() if self._keeps_adapter else disable_adapter(self._model):
             return torch.func.functional_call(module, copies, args, kwargs)
 
     def original_value(self, parameter: nn.Parameter) -> Tensor | None:
@@ -154,7 +154,7 @@ class OriginalModel:
 
 
 @contextmanager
-def without_adapter(model: Any) -> Iterator[None]:
+def disable_adapter(model: Any) -> Iterator[None]:
     """Disable a model's adapter, if it has one."""
     if not is_adapted(model):
         yield
@@ -220,7 +220,7 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
     if is_sharded(model):
         # Of an adapted model, only the weights to write are gathered; the rest are the base
         # model's.
-        names = _saved_names(model, config) if is_adapted(model) else None
+        names = _find_saved_names(model, config) if is_adapted(model) else None
         weights = gather_weights(model, keep=write, names=names)
     if not write:
         return
@@ -234,7 +234,7 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
         .detach()
         .cpu()
         .contiguous()
-        for parameters in trained_parts(model.get_base_model(), config).values()
+        for parameters in select_trained_parameters(model.get_base_model(), config).values()
         for name, parameter in parameters.items()
         if not is_adapter(name)
     }
@@ -242,9 +242,9 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
         save_file(full_parts, folder / TRAINED_PARTS, metadata={"format": "pt"})
 
 
-def _saved_names(model: Any, config: TrialConfig) -> set[str]:
+def _find_saved_names(model: Any, config: TrialConfig) -> set[str]:
     """Return the names of the weights of an adapted model's state dict that its folder holds."""
-    parts = trained_parts(model.get_base_model(), config).values()
+    parts = select_trained_parameters(model.get_base_model(), config).values()
     full_names = {PEFT_PREFIX + name for part in parts for name in part}
     return full_names | {name for name in model.state_dict() if is_adapter(name)}
 
@@ -271,7 +271,7 @@ def read_adapter(model: Any, folder: Path) -> None:
     )
 
 
-def with_adapter(base: Any, folder: Path) -> Any:
+def load_adapter(base: Any, folder: Path) -> Any:
     """Return a base model with a folder's adapter and trained parts.
 
     Raises:
@@ -406,7 +406,7 @@ def _rename_layers(settings: Any, base: Any, layout: Layout, weights: Mapping[st
     settings_layout = next(
         (
             candidate
-            for candidate in (layout, *layouts(base))
+            for candidate in (layout, *list_layouts(base))
             if select_targets(candidate) == adapted_layers
         ),
         layout,
@@ -472,7 +472,7 @@ def _match_full_parts(base: Any, folder: Path) -> dict[str, Tensor]:
         layout,
         required={
             name: parameter
-            for parameters in named_parts(base).values()
+            for parameters in group_parameters(base).values()
             if names & parameters.keys()
             for name, parameter in parameters.items()
             if not is_adapter(name)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.parts import trained_parts
+from chip_core.models.parts import select_trained_parameters
 from chip_core.utils.machine import total_memory
 
 #: Bytes. torch's own allocations begin at a multiple of it. Some kernels add in another order for
@@ -100,7 +100,7 @@ class MappedWeights:
         offsets, size = {}, 0
         for name, weight in weights.items():
             offsets[name] = size
-            size += -(-_byte_count(weight) // _ALIGNMENT) * _ALIGNMENT
+            size += -(-_count_bytes(weight) // _ALIGNMENT) * _ALIGNMENT
         if size == 0 or not hasattr(os, "memfd_create"):
             return
         descriptor = os.memfd_create("weights")
@@ -128,7 +128,7 @@ def _find_locations(
     for name, weight in weights.items():
         address = weight.data_ptr()
         for begin, end, offset, file in regions:
-            if begin <= address < address + _byte_count(weight) <= end and weight.is_contiguous():
+            if begin <= address < address + _count_bytes(weight) <= end and weight.is_contiguous():
                 file_offset = offset + address - begin
                 is_aligned = file_offset % weight.element_size() == 0
                 yield name, _FileLocation(file=file, offset=file_offset) if is_aligned else None
@@ -141,7 +141,7 @@ def _view_as_tensor(memory: mmap.mmap, offset: int, weight: Tensor) -> Tensor:
     return view
 
 
-def _byte_count(weight: Tensor) -> int:
+def _count_bytes(weight: Tensor) -> int:
     return weight.numel() * weight.element_size()
 
 
@@ -193,12 +193,12 @@ class BaseModelCache:
         if self._kept is None or self._kept.key != key:
             self._kept = None  # never hold two
             model, processor = load()
-            if _model_bytes(model) > _MAX_MEMORY_SHARE * total_memory():
+            if _count_model_bytes(model) > _MAX_MEMORY_SHARE * total_memory():
                 return model, processor
             mapped = MappedWeights(model)
             self._kept = _KeptModel(key=key, model=model, processor=processor, mapped=mapped)
         model, mapped = self._kept.model, self._kept.mapped
-        trained = {} if config is None else trained_parts(model, config)
+        trained = {} if config is None else select_trained_parameters(model, config)
         trained_weights = {
             name: weight for weights in trained.values() for name, weight in weights.items()
         }
@@ -210,7 +210,7 @@ class BaseModelCache:
         return copy.deepcopy(model, copies), copy.deepcopy(self._kept.processor)
 
 
-def _model_bytes(model: Any) -> int:
+def _count_model_bytes(model: Any) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 

@@ -125,7 +125,7 @@ class Layout:
         )
 
 
-def layouts(model: Any) -> list[Layout]:
+def list_layouts(model: Any) -> list[Layout]:
     """Return the layouts that files of a model may have, today's first.
 
     Modules of adapters are ignored.
@@ -139,7 +139,7 @@ def layouts(model: Any) -> list[Layout]:
 def find_layout(model: Any, file_names: Iterable[str]) -> Layout:
     """Return the layout that knows most of the names in a file; today's if no other knows more."""
     file_names = list(file_names)
-    return max(layouts(model), key=lambda layout: sum(map(layout.known_depth, file_names)))
+    return max(list_layouts(model), key=lambda layout: sum(map(layout.known_depth, file_names)))
 
 
 class WeightMatch:
@@ -173,7 +173,7 @@ class WeightMatch:
                 (
                     name
                     for parameters in (required, others)
-                    for name in _candidate_names(file_name, layout, prefix)
+                    for name in _find_candidates(file_name, layout, prefix)
                     if name in parameters and name not in self.weights
                 ),
                 None,
@@ -274,7 +274,7 @@ def format_names(names: Sequence[str]) -> str:
     return ", ".join([*names[:_MAX_SHOWN_NAMES], *(["…"] if len(names) > _MAX_SHOWN_NAMES else [])])
 
 
-def _candidate_names(file_name: str, layout: Layout, prefix: str) -> list[str]:
+def _find_candidates(file_name: str, layout: Layout, prefix: str) -> list[str]:
     """Return the places that a name in a file may mean, the likeliest first."""
     name = prefix + layout.model_name(
         _MODULES_TO_SAVE_PATTERN.sub("", _ADAPTER_NAME_PATTERN.sub(r"\1", file_name))

@@ -66,14 +66,14 @@ _RECOMPILE_LIMIT_ERROR = "FailOnRecompileLimitHit"
 
 
 @contextmanager
-def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None]:
+def compile_layers(model: Any, backend: Backend | None = None) -> Iterator[None]:
     """Compile a decoder's layers while the context is open, and restore them afterwards.
 
     Layers that are recomputed in the backward pass run the compiled code again.
 
     Args:
-        model: within `packed_attention` if its rows are packed; with the trained parameters marked,
-            and recomputation set.
+        model: within `use_packed_attention` if its rows are packed; with the trained parameters
+            marked, and recomputation set.
         backend: of torch.compile; None: `INDUCTOR`.
 
     Raises:

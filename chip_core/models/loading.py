@@ -14,10 +14,10 @@ from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.models import ADAPTER_CONFIG as ADAPTER_CONFIG
 from chip_core.models import own, remote
 from chip_core.models.processing import (
+    find_template_problem,
     load_processor,
     read_source_json,
     set_template,
-    template_problem,
 )
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError, UnfitError, first_line
@@ -35,7 +35,7 @@ _EXTRA_TEMPLATES_GLOB = "additional_chat_templates/*.jinja"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def local_folder(path: str) -> Path | None:
+def find_local_folder(path: str) -> Path | None:
     """Return the folder that a model path refers to; None for a hub name."""
     if path == "shapes":
         return MODEL_FOLDER
@@ -46,14 +46,14 @@ def local_folder(path: str) -> Path | None:
     return folder
 
 
-def problem(model: ModelConfig) -> str | None:
+def find_model_problem(model: ModelConfig) -> str | None:
     """Return what is wrong with a model's folder before anything is started; None if nothing.
 
     A hub name is not checked here.
     """
-    folder = local_folder(model.path)
+    folder = find_local_folder(model.path)
     if folder is None:
-        return remote.revision_problem(model)
+        return remote.find_revision_problem(model)
     if not os.path.isdir(folder):
         return f"no folder {folder}: name a folder with a Hugging Face model, or a hub name"
     if (folder / ADAPTER_CONFIG).exists():
@@ -84,7 +84,7 @@ def problem(model: ModelConfig) -> str | None:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return f"no *.safetensors in {folder}: convert the weights with save_pretrained"
-    missing = _missing_shards(folder)
+    missing = _find_missing_shards(folder)
     if missing:
         return f"{folder} lacks {', '.join(missing)}: copy the folder again"
     from safetensors import SafetensorError, safe_open
@@ -97,18 +97,18 @@ def problem(model: ModelConfig) -> str | None:
             return f"{file} cannot be read ({first_line(error)}): copy the weights again"
     # The embedded model's type is known, and planning it needs no transformers.
     if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not has_own_code:
-        template_error = template_problem(folder, model_type)
+        template_error = find_template_problem(folder, model_type)
         if template_error is not None:
             return f"{folder} {template_error}"
     return None
 
 
-def projector_in_tower(model: ModelConfig) -> bool:
+def has_projector_in_tower(model: ModelConfig) -> bool:
     """Return whether a model's vision tower holds a part of its projector.
 
     A hub name is not checked and counts as False.
     """
-    folder = local_folder(model.path)
+    folder = find_local_folder(model.path)
     if folder is None:
         return False
     try:
@@ -118,13 +118,13 @@ def projector_in_tower(model: ModelConfig) -> bool:
     return isinstance(raw, dict) and raw.get("model_type") in PROJECTOR_IN_TOWER
 
 
-def label_rule_problem(config: TrialConfig) -> str | None:
+def find_label_rule_problem(config: TrialConfig) -> str | None:
     """Return what is wrong with a configuration's label rule for its model; None if nothing.
 
     A hub name, or a folder with problems of its own, is not checked.
     """
-    rule, folder = config.training.label_rule, local_folder(config.model.path)
-    if rule == "clean" or folder is None or problem(config.model) is not None:
+    rule, folder = config.training.label_rule, find_local_folder(config.model.path)
+    if rule == "clean" or folder is None or find_model_problem(config.model) is not None:
         return None
     model_type = read_json(folder / "config.json")["model_type"]
     if model_type in own.LABEL_RULE_FAMILIES:
@@ -137,7 +137,7 @@ def label_rule_problem(config: TrialConfig) -> str | None:
 
 def identity(model: ModelConfig) -> dict[str, Any]:
     """Return what a fingerprint includes of a model: its content, not its location."""
-    folder = local_folder(model.path)
+    folder = find_local_folder(model.path)
     if folder is None:
         code = {"code": "its own"} if model.trust_remote_code else {}
         return {"hub": model.path, "revision": model.revision or "main", **code}
@@ -153,7 +153,7 @@ def identity(model: ModelConfig) -> dict[str, Any]:
     return {"content": digest.hexdigest(), **code}
 
 
-def base_weights_id(model: ModelConfig) -> str:
+def make_base_weights_id(model: ModelConfig) -> str:
     """Return an identifier of an untrained model's weights."""
     return json.dumps(identity(model), sort_keys=True)
 
@@ -179,7 +179,7 @@ def load(
     Raises:
         TrialError: it cannot be loaded completely.
     """
-    from chip_core.models.adapters import with_adapter
+    from chip_core.models.adapters import load_adapter
     from chip_core.models.base_models import BASE_MODELS
     from chip_core.models.tower import skip_unread_layers
 
@@ -199,11 +199,11 @@ def load(
         BASE_MODELS.move_off_gpu()
         loaded, processor = read_model()
     else:
-        key = (attention, model.dtype, model.quantize, content_key(model))
+        key = (attention, model.dtype, model.quantize, make_content_key(model))
         loaded, processor = BASE_MODELS.get(key, read_model, config)
     if is_adapter:
         assert trained is not None
-        loaded = with_adapter(loaded, trained)
+        loaded = load_adapter(loaded, trained)
     return loaded.eval(), processor
 
 
@@ -240,19 +240,19 @@ def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any
             )
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         raise TrialError(
-            f"{source} cannot be loaded ({first_line(error)}): {_loading_advice(error)}"
+            f"{source} cannot be loaded ({first_line(error)}): {_suggest_fix(error)}"
         ) from None
     skip_unread_layers(empty)
     return empty.eval(), _load_processor(source, options)
 
 
-def content_key(model: ModelConfig) -> Hashable:
+def make_content_key(model: ModelConfig) -> Hashable:
     """Return a key that is equal for models with the same files, within this process."""
-    state = _folder_state(local_folder(model.path))
+    state = _get_folder_state(find_local_folder(model.path))
     return model.path, model.revision, model.trust_remote_code, state
 
 
-def _folder_state(folder: Path | None) -> tuple[tuple[str, int, int], ...]:
+def _get_folder_state(folder: Path | None) -> tuple[tuple[str, int, int], ...]:
     """Return a value that changes when a file of a model's folder changes."""
     files = [] if folder is None else sorted(folder.iterdir())
     stats = [(file.name, file.stat()) for file in files if file.is_file()]
@@ -306,14 +306,14 @@ def load_complete(
     from transformers.utils import logging
 
     from chip_core.models.fit import check_finite
-    from chip_core.models.precision import DTYPES, disable_repacking, nf4_config
+    from chip_core.models.precision import DTYPES, disable_repacking, make_nf4_config
 
     own.register()
     model_options: dict[str, Any] = (
         {} if attention == "auto" else {"attn_implementation": attention}
     )
     if quantize == "nf4":
-        model_options["quantization_config"] = nf4_config(source, DTYPES[dtype], **options)
+        model_options["quantization_config"] = make_nf4_config(source, DTYPES[dtype], **options)
     logging.disable_progress_bar()  # nobody reads a bar for each load of each trial
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it reports a misfit as a table; ours is one line
@@ -331,7 +331,7 @@ def load_complete(
         raise
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         raise TrialError(
-            f"{source} cannot be loaded ({first_line(error)}): {_loading_advice(error)}"
+            f"{source} cannot be loaded ({first_line(error)}): {_suggest_fix(error)}"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -342,7 +342,7 @@ def load_complete(
     return loaded
 
 
-def _loading_advice(error: Exception) -> str:
+def _suggest_fix(error: Exception) -> str:
     """Return what to do about a model that transformers does not load."""
     for model_type, command in own.CONVERTERS.items():
         if model_type in str(error):
@@ -435,10 +435,10 @@ def _validate_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
     Raises:
         TrialError: something is wrong with it.
     """
-    source_problem = problem(model)
+    source_problem = find_model_problem(model)
     if source_problem is not None:
         raise TrialError(source_problem)
-    folder = local_folder(model.path)
+    folder = find_local_folder(model.path)
     source = model.path if folder is None else str(folder)
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     if folder is None and model.revision is not None:
@@ -479,7 +479,7 @@ def _is_image_text_to_text(model_type: str) -> bool:
     return model_type in KNOWN
 
 
-def _missing_shards(folder: Path) -> list[str]:
+def _find_missing_shards(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return []

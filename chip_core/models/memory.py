@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.parts import is_adapter, trained_parts
+from chip_core.models.parts import is_adapter, select_trained_parameters
 from chip_core.utils.errors import TrialError
 
 _BYTES_PER_VALUE = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -17,7 +17,7 @@ _MAX_FREE_SHARE = (
 )
 
 
-def required_bytes(model: Any, config: TrialConfig, *, reference: bool = True) -> int:
+def estimate_required_bytes(model: Any, config: TrialConfig, *, reference: bool = True) -> int:
     """Return the bytes of weights, gradients, optimizer and reference, without activations.
 
     Weights are in `model.dtype`. Each trained one has a gradient, AdamW's two moments and, if it is
@@ -40,22 +40,22 @@ def required_bytes(model: Any, config: TrialConfig, *, reference: bool = True) -
     update_bytes = gradient_bytes + 2 * _BYTES_PER_VALUE[config.optimizer.states]
     if config.model.dtype == "bf16":
         update_bytes += _BYTES_PER_VALUE["fp32"]
-    for parameters in trained_parts(model, config).values():
+    for parameters in select_trained_parameters(model, config).values():
         for name, parameter in parameters.items():
             copy_bytes = weight_bytes if reference and not is_adapter(name) else 0
             total += (update_bytes + copy_bytes) * parameter.numel()
     return total
 
 
-def weights_fit(model: Any, device: torch.device) -> bool:
+def has_room_for_weights(model: Any, device: torch.device) -> bool:
     """Return whether a model's weights alone, in their dtypes, fit a device."""
     if device.type != "cuda":
         return True
     weight_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
-    return weight_bytes <= _MAX_FREE_SHARE * available_bytes(model, device)
+    return weight_bytes <= _MAX_FREE_SHARE * get_available_bytes(model, device)
 
 
-def available_bytes(model: Any, device: torch.device) -> int:
+def get_available_bytes(model: Any, device: torch.device) -> int:
     """Return the bytes that a model may take on a GPU, its weights already there included."""
     free: int = torch.cuda.mem_get_info(device)[0]
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -67,7 +67,7 @@ def check_memory(needed: int, free: int, config: TrialConfig) -> None:
     """Check that a training fits a device.
 
     Args:
-        needed: bytes, from `required_bytes`.
+        needed: bytes, from `estimate_required_bytes`.
         free: free bytes of the device.
         config: the trial, for the advice on what to change.
 

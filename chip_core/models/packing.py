@@ -115,7 +115,7 @@ def is_fused(model: Any) -> bool:
 
 
 @contextmanager
-def packed_attention(model: Any, *, fused: bool = False) -> Iterator[None]:
+def use_packed_attention(model: Any, *, fused: bool = False) -> Iterator[None]:
     """Let a model's decoder read packed rows while the context is open.
 
     Other calls of the model in the meantime are computed as before.

@@ -20,7 +20,7 @@ _TOWER_PROJECTORS = ("merger", "deepstack_merger_list")
 _UNREAD_ATTRIBUTE = "last_layer_unread"
 
 
-def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
+def group_parameters(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
     """Return the parameters of `vision_encoder`, `projector` and `language_model`, by name.
 
     Everything that belongs to neither of the others is the projector's. The output head is the
@@ -53,7 +53,7 @@ def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
     return parts
 
 
-def tower_layers(model: Any) -> dict[str, nn.Module]:
+def find_tower_layers(model: Any) -> dict[str, nn.Module]:
     """Return the vision encoder's layers by their names in the base model, in order."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -66,13 +66,13 @@ def tower_layers(model: Any) -> dict[str, nn.Module]:
     }
 
 
-def unread_modules(model: Any) -> list[str]:
+def find_unread_modules(model: Any) -> list[str]:
     """Return the modules of the vision encoder's layers that are unused and get no gradient.
 
     LLaVA and related models read a hidden state before the last (`vision_feature_layer`): the
     layers after it by name, otherwise modules of the last layer that a tower names itself.
     """
-    names = list(tower_layers(model))
+    names = list(find_tower_layers(model))
     tower = model.get_encoder(modality="image")
     feature_layer = getattr(model.config, "vision_feature_layer", None)
     if feature_layer is not None:
@@ -84,9 +84,9 @@ def unread_modules(model: Any) -> list[str]:
     ]
 
 
-def unread_note(model: Any, config: TrialConfig) -> str | None:
+def describe_unread_modules(model: Any, config: TrialConfig) -> str | None:
     """Return a note on the vision encoder's layers that get no gradient."""
-    unread = [] if config.vision_encoder == "frozen" else unread_modules(model)
+    unread = [] if config.vision_encoder == "frozen" else find_unread_modules(model)
     if not unread:
         return None
     missing = "no adapter" if config.vision_encoder == "lora" else "no gradient"
@@ -96,7 +96,7 @@ def unread_note(model: Any, config: TrialConfig) -> str | None:
     )
 
 
-def tower_linears(model: Any) -> list[str]:
+def find_tower_linears(model: Any) -> list[str]:
     """Return the full names of the linear layers of the vision encoder's attention and MLPs.
 
     Those with unused output are left out: their adapters would get no gradient.
@@ -104,11 +104,11 @@ def tower_linears(model: Any) -> list[str]:
     Raises:
         TrialError: there are none.
     """
-    layers = tuple(f"{name}." for name in tower_layers(model))
-    unread = tuple(f"{name}." for name in unread_modules(model))
+    layers = tuple(f"{name}." for name in find_tower_layers(model))
+    unread = tuple(f"{name}." for name in find_unread_modules(model))
     names = [
         name
-        for name in _linear_names(model, "vision_encoder")
+        for name in _find_linears(model, "vision_encoder")
         if name.startswith(layers) and not f"{name}.".startswith(unread)
     ]
     if not names:
@@ -119,20 +119,20 @@ def tower_linears(model: Any) -> list[str]:
     return names
 
 
-def projector_linears(model: Any) -> list[str]:
+def find_projector_linears(model: Any) -> list[str]:
     """Return the full names of the projector's linear layers.
 
     Raises:
         TrialError: there are none.
     """
-    names = _linear_names(model, "projector")
+    names = _find_linears(model, "projector")
     if not names:
         raise TrialError("projector: lora: it has no linear layer: write frozen, or trained")
     return names
 
 
-def _linear_names(model: Any, part: Part) -> list[str]:
-    weights = {id(parameter) for parameter in named_parts(model)[part].values()}
+def _find_linears(model: Any, part: Part) -> list[str]:
+    weights = {id(parameter) for parameter in group_parameters(model)[part].values()}
     return [
         name
         for name, module in model.named_modules()
@@ -161,10 +161,12 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def trained_parts(model: Any, config: TrialConfig) -> dict[Part, dict[str, nn.Parameter]]:
+def select_trained_parameters(
+    model: Any, config: TrialConfig
+) -> dict[Part, dict[str, nn.Parameter]]:
     """Return the parameters that a configuration trains, by part and name; no part is empty."""
     trained: dict[Part, dict[str, nn.Parameter]] = {}
-    for part, parameters in named_parts(model).items():
+    for part, parameters in group_parameters(model).items():
         mode = getattr(config, part)
         if mode == "frozen":
             continue
@@ -190,7 +192,7 @@ def set_trained(
     """
     trained = [
         parameter
-        for part, parameters in trained_parts(model, config).items()
+        for part, parameters in select_trained_parameters(model, config).items()
         if part == "vision_encoder" or not encoder_alone
         for parameter in parameters.values()
     ]

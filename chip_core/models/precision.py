@@ -26,7 +26,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
+def get_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype that a model computes in: that of its weights."""
     return next(model.parameters()).dtype
 
@@ -76,7 +76,7 @@ def compute_in_fp32(
         Stand-ins for the leaves, whose gradients are fp32. For a model in fp32 or higher, the
         leaves themselves.
     """
-    if dtype_of(model) != torch.bfloat16:
+    if get_dtype(model) != torch.bfloat16:
         yield list(leaves)
         return
     stand_ins = {id(leaf): leaf.detach().float().requires_grad_() for leaf in leaves}
@@ -134,7 +134,7 @@ class _FP32Weight(nn.Module):
         return weight.float() if self._stand_in[0] is None else self._stand_in[0]
 
 
-def nf4_config(source: str, dtype: torch.dtype, **options: Any) -> Any:
+def make_nf4_config(source: str, dtype: torch.dtype, **options: Any) -> Any:
     """Return transformers' quantization settings for a model's decoder linear layers.
 
     Vision encoder, projector and output head stay as they are: they are a small part of a model,
@@ -160,7 +160,7 @@ def nf4_config(source: str, dtype: torch.dtype, **options: Any) -> Any:
             AutoConfig.from_pretrained(source, **options),
             trust_remote_code=bool(options.get("trust_remote_code")),
         )
-    quantized = {id(weight) for weight in quantized_weights(meta_model)}
+    quantized = {id(weight) for weight in find_quantized_weights(meta_model)}
     others = [
         name
         for name, module in meta_model.named_modules()
@@ -175,7 +175,7 @@ def nf4_config(source: str, dtype: torch.dtype, **options: Any) -> Any:
     )
 
 
-def quantized_weights(model: Any) -> list[Tensor]:
+def find_quantized_weights(model: Any) -> list[Tensor]:
     """Return the weights that are stored in 4 bits: the decoder's linear layers, without adapters.
 
     Args:

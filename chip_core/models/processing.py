@@ -101,7 +101,7 @@ def compose_processor(
     """
     from transformers.processing_utils import ProcessorMixin
 
-    family = _processor_class(model_type)
+    family = _find_processor_class(model_type)
     if "video_processor" not in family.get_attributes():
         return family(image_processor=image_processor, tokenizer=tokenizer, **settings)
     module = importlib.import_module(family.__module__)
@@ -174,7 +174,7 @@ def _uses_torchvision(image_processor: Any) -> bool:
     )
 
 
-def _processor_class(model_type: str) -> Any:
+def _find_processor_class(model_type: str) -> Any:
     import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
@@ -218,7 +218,7 @@ _NO_TEMPLATE = (
 StoredTemplate = Any
 
 
-def template_problem(folder: Path, model_type: str) -> str | None:
+def find_template_problem(folder: Path, model_type: str) -> str | None:
     """Return what is wrong with the chat templates of a model's folder; None if nothing.
 
     A file that cannot be read is reported when the model is loaded.
@@ -232,7 +232,9 @@ def template_problem(folder: Path, model_type: str) -> str | None:
     except (OSError, ValueError) as error:
         reason = first_line(error)
         return f"has a {legacy_file.name} that cannot be read ({reason}): copy it again"
-    return _choose_template(_iter_folder_templates(folder), {}, _image_token(folder, model_type))[1]
+    return _choose_template(
+        _iter_folder_templates(folder), {}, _find_image_token(folder, model_type)
+    )[1]
 
 
 def set_template(processor: Any, read: Callable[[str], Any]) -> str | None:
@@ -273,7 +275,7 @@ def _choose_template(
         if not templates:
             continue
         problems_by_name = {
-            name: _template_error(text, tokens, image) for name, text in templates.items()
+            name: _find_template_problem(text, tokens, image) for name, text in templates.items()
         }
         usable = [name for name, problem in problems_by_name.items() if problem is None]
         if DEFAULT_TEMPLATE not in usable and len(usable) == 1:  # the others have other uses
@@ -314,7 +316,9 @@ def _templates_by_name(stored: StoredTemplate) -> dict[str, str]:
     }
 
 
-def _template_error(template: str, tokens: Mapping[str, str], image: str | None) -> str | None:
+def _find_template_problem(
+    template: str, tokens: Mapping[str, str], image: str | None
+) -> str | None:
     """Return what is wrong with a template; None if it shows an image."""
     text_part = {"type": "text", "text": "What is this?"}
     try:
@@ -384,7 +388,7 @@ def _iter_folder_templates(folder: Path) -> Iterator[StoredTemplate]:
     yield _read_json_key(folder / "tokenizer_config.json")
 
 
-def _image_token(folder: Path, model_type: str) -> str | None:
+def _find_image_token(folder: Path, model_type: str) -> str | None:
     """Return what a folder's template writes for an image; None if unknown."""
     default = _IMAGE_TOKENS.get(model_type)
     configured = (

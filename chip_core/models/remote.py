@@ -25,7 +25,7 @@ _COMMIT_PATTERN = re.compile(r"[0-9a-f]{40}")
 _AUTO_CLASS = "AutoModelForImageTextToText"
 
 
-def revision_problem(model: ModelConfig) -> str | None:
+def find_revision_problem(model: ModelConfig) -> str | None:
     """Return what is wrong with running a hub name's code; None if nothing."""
     if not model.trust_remote_code or _COMMIT_PATTERN.fullmatch(model.revision or ""):
         return None
@@ -59,7 +59,7 @@ def check_own_code(source: str, **options: Any) -> None:
             content = None if path is None else read_json(Path(path))
         except (OSError, ValueError):
             continue  # reported when it is loaded
-        for class_name in _auto_map_classes(content):
+        for class_name in _list_auto_map_classes(content):
             if "--" in class_name:
                 raise TrialError(
                     f"{source}: {name} names code of another place "
@@ -68,7 +68,7 @@ def check_own_code(source: str, **options: Any) -> None:
                 )
 
 
-def _auto_map_classes(content: Any) -> list[str]:
+def _list_auto_map_classes(content: Any) -> list[str]:
     """Return the class names of a file's `auto_map`."""
     auto_map = content.get("auto_map") if isinstance(content, dict) else None
     values = auto_map.values() if isinstance(auto_map, dict) else ()

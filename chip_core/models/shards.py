@@ -155,18 +155,18 @@ def gather_weights(
     return weights
 
 
-def local_weight(weight: Tensor) -> Tensor:
+def get_local_weight(weight: Tensor) -> Tensor:
     """Return this worker's part of a weight, sharded or not, sharing its memory."""
-    return local_part(weight) if is_dtensor(weight) else weight.detach()
+    return get_local_part(weight) if is_dtensor(weight) else weight.detach()
 
 
-def local_part(shard: Tensor) -> Tensor:
+def get_local_part(shard: Tensor) -> Tensor:
     """Return this worker's part of a sharded weight, sharing its memory, without a graph."""
     part: Tensor = shard.detach().to_local()  # type: ignore[attr-defined]
     return part
 
 
-def shard_group(shard: Tensor) -> Any:
+def get_shard_group(shard: Tensor) -> Any:
     """Return the process group of the workers that hold one another part of a weight each.
 
     Not of all workers where several of them hold the same part: a mesh's last dimension.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.parts import named_parts, tower_layers, unread_modules
+from chip_core.models.parts import find_tower_layers, find_unread_modules, group_parameters
 from chip_core.models.precision import match_dtype
 
 #: Field of the output -> (rows, …): the images' tiles or patches, concatenated. An entry of a list
@@ -26,17 +26,17 @@ Features = Mapping[str, Tensor]
 _TENSOR_LAYERS = ("CLIPEncoderLayer", "SiglipEncoderLayer")
 
 
-def tower_of(model: Any) -> Any:
+def get_tower(model: Any) -> Any:
     """Return a model's vision tower."""
     return model.get_encoder(modality="image")
 
 
 def is_frozen(model: Any, config: TrialConfig) -> bool:
     """Return whether nothing within the tower is ever trained; a projector may be within it."""
-    tower_ids = {id(parameter) for parameter in tower_of(model).parameters()}
+    tower_ids = {id(parameter) for parameter in get_tower(model).parameters()}
     return not any(
         id(parameter) in tower_ids
-        for part, parameters in named_parts(model).items()
+        for part, parameters in group_parameters(model).items()
         if getattr(config, part) != "frozen"
         for parameter in parameters.values()
     )
@@ -45,14 +45,14 @@ def is_frozen(model: Any, config: TrialConfig) -> bool:
 def skip_unread_layers(model: Any) -> None:
     """Replace the tower's layers whose output is unused by ones that return their input.
 
-    Nothing reads that output (`unread_modules`): LLaVA reads its tower's last hidden state but one.
-    Their weights stay in place, and are saved with the others.
+    Nothing reads that output (`find_unread_modules`): LLaVA reads its tower's last hidden state but
+    one. Their weights stay in place, and are saved with the others.
 
     Args:
         model: without adapters; copies of it skip them too.
     """
-    layers = tower_layers(model)
-    for name in unread_modules(model):
+    layers = find_tower_layers(model)
+    for name in find_unread_modules(model):
         kind = type(layers.get(name))
         # A class of the same name in a model's own code may return something else.
         if kind.__module__.startswith("transformers.") and kind.__name__ in _TENSOR_LAYERS:
@@ -64,7 +64,7 @@ def _identity_forward(hidden_states: Tensor, *others: Any, **options: Any) -> Te
 
 
 @torch.no_grad()
-def tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def compute_tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the parts of the tower's output for images that the model reads.
 
     Args:
@@ -72,7 +72,7 @@ def tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
         inputs: pixel values and the like, as the model takes them, without the tokens' inputs.
     """
     features: dict[str, Tensor] = {}
-    tower = tower_of(model)
+    tower = get_tower(model)
     forward = tower.forward
 
     def record_forward(*args: Any, **options: Any) -> Any:
@@ -89,7 +89,7 @@ def inject_cached_features(model: Any, features: Features | None) -> Iterator[No
     if features is None:
         yield
         return
-    with _replace_forward(tower_of(model), lambda *args, **options: _CachedOutput(features)):
+    with _replace_forward(get_tower(model), lambda *args, **options: _CachedOutput(features)):
         yield
 
 

@@ -15,10 +15,10 @@ from chip_core.data.checks import MAX_SHOWN_ROWS, RowImages, iter_sizes
 from chip_core.data.formats import FORMATS, Format, find_format
 from chip_core.data.formats.base import (
     CHOSEN_IMAGE_COLUMNS,
-    first_image,
-    row_id,
+    find_first_image,
+    read_row_id,
+    read_text_cell,
     strip_image_placeholder,
-    text_cell,
 )
 from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef, RowError, check_text
@@ -115,7 +115,7 @@ def prompts_identity(prompts: DataConfig) -> dict[str, Any]:
 def _scene_item(index: int) -> Item:
     name = f"{SPLIT}/{index}"
     picture = Picture(key=name, read=lambda: world.draw_scene(world.make_scene(SPLIT, index)))
-    return Item(id=name, prompt=captions.scene_question(SPLIT, index), pictures=(picture,))
+    return Item(id=name, prompt=captions.get_question(SPLIT, index), pictures=(picture,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,10 @@ class _PromptRow:
 def _prompt_row(source: DataSource, layout: Format, index: int) -> _PromptRow:
     raw, images = source.raw(index)
     if layout.name == "jsonl" and "chosen" not in raw:
-        prompt, name = strip_image_placeholder(text_cell(raw, "prompt", "question")), row_id(raw)
+        prompt, name = (
+            strip_image_placeholder(read_text_cell(raw, "prompt", "question")),
+            read_row_id(raw),
+        )
     else:
         texts = layout.parse_texts(raw)
         prompt, name = texts.prompt, texts.id
@@ -157,7 +160,7 @@ def _make_item(source: DataSource, layout: Format, index: int, ids: set[str]) ->
 def _prompt_image(layout: Format, raw: Mapping[str, Any]) -> ImageRef:
     """Return the image of a prompt: the pair's image, or the chosen response's own."""
     image = layout.parse_image(raw)
-    return image if image != ImageRef() else first_image(raw, *CHOSEN_IMAGE_COLUMNS)
+    return image if image != ImageRef() else find_first_image(raw, *CHOSEN_IMAGE_COLUMNS)
 
 
 def _make_picture(

@@ -30,7 +30,7 @@ from chip_core.evaluation.text.language import nltk_problems, require_tools
 from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.results import Progress
 from chip_core.shapes.captions import compare_caption
-from chip_core.shapes.world import scene_from_id
+from chip_core.shapes.world import parse_scene_id
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, describe_error
 from chip_core.utils.files import file_sha256
@@ -87,7 +87,7 @@ class ShapesChair(Ranker):
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of absent objects, then by the scene's objects that are named."""
         findings = [
-            [compare_caption(scene_from_id(prompt.id), text) for text in texts]
+            [compare_caption(parse_scene_id(prompt.id), text) for text in texts]
             for prompt, texts in zip(prompts, answers, strict=True)
         ]
         return [[Score(value=-f.invented, tie_break=f.covered) for f in row] for row in findings]

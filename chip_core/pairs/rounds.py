@@ -34,11 +34,11 @@ from chip_core.results import CHECKPOINTS, MODEL, SAMPLED, Progress
 from chip_core.selection import kept_models
 from chip_core.trained import (
     TrainedModel,
+    compute_training_fingerprint,
+    find_model_problem,
     has_model,
-    model_files,
-    model_problem,
+    hash_model_files,
     read_trained,
-    training_fingerprint,
     write_trained,
 )
 from chip_core.training.checkpoint import remove_all
@@ -128,7 +128,7 @@ class Rounds:
         """Return the last round that, like those before it, has a complete model; 0 if none has."""
         for number in range(1, self.config.pairs.rounds):
             folder = self._round_folder(number)
-            if not has_model(folder) or model_problem(folder / MODEL, self.config) is not None:
+            if not has_model(folder) or find_model_problem(folder / MODEL, self.config) is not None:
                 return number - 1
         return self.config.pairs.rounds - 1
 
@@ -147,7 +147,7 @@ class Rounds:
         if number == 1:
             model = model_identity(config.model, loading.identity(config.model))
         else:
-            model = {"files": fingerprint(model_files(self._round_folder(number - 1) / MODEL))}
+            model = {"files": fingerprint(hash_model_files(self._round_folder(number - 1) / MODEL))}
         rounds = config.pairs.rounds
         previous_hash = _content_hash(folder / PAIRS)
 
@@ -233,8 +233,8 @@ class Rounds:
             TrainedModel(
                 steps=result.steps,
                 seconds=self.timer.seconds["train"],
-                files=model_files(folder / MODEL),
-                training=training_fingerprint(config),
+                files=hash_model_files(folder / MODEL),
+                training=compute_training_fingerprint(config),
             ),
         )
         remove_all(folder)

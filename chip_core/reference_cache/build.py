@@ -30,7 +30,7 @@ from chip_core.reference_cache.folder import (
     Manifest,
     build_lock,
     partial_folder,
-    recorded_file,
+    read_recorded_file,
     shard_count,
     shard_name,
     shard_rows,
@@ -43,7 +43,7 @@ from chip_core.reference_cache.size import BYTES_PER_VALUE, check_disk_space, ha
 from chip_core.reference_cache.spec import BuildShard, CacheSpec, group_specs
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.training.exactness import compile_exactly, share_prefixes
-from chip_core.training.policy import Policy, logits_chunk_size
+from chip_core.training.policy import Policy, get_logits_chunk_size
 from chip_core.training.prepare import load_checked_pairs, resolve_device
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_json
@@ -167,12 +167,12 @@ def _find_missing(passes: Sequence[CacheSpec], cache: Path, shard_numbers: range
     for spec in passes:
         partial = partial_folder(store_folder(cache, spec.key))
         for number in shard_numbers:
-            if recorded_file(partial, shard_name(number)) is None:
+            if read_recorded_file(partial, shard_name(number)) is None:
                 missing.shards.setdefault(number, []).append(spec)
         if (
             shard_numbers.start == 0
             and spec.hidden is not None
-            and recorded_file(partial, HEAD_FILE) is None
+            and read_recorded_file(partial, HEAD_FILE) is None
         ):
             missing.heads.append(spec)
     return missing
@@ -268,7 +268,7 @@ class BuildGroup:
         self._epoch = next((spec.epoch for spec in passes if spec.is_rejected_image), None) or 0
         self._device = next(model.parameters()).device
         encodings = ENCODINGS.for_model(
-            loading.content_key(config.model)
+            loading.make_content_key(config.model)
         )  # also for the following trials
         self._encoder = PairEncoder(
             processor,
@@ -280,7 +280,7 @@ class BuildGroup:
         self._policy = Policy(
             model,
             objective,
-            logits_chunk=logits_chunk_size(model, config, self._device),
+            logits_chunk=get_logits_chunk_size(model, config, self._device),
         )
         self._computers: dict[str, ImageFeatures | ResponseLogps] = {}
         for spec in passes:
@@ -307,7 +307,7 @@ class BuildGroup:
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         """Return some samples as a batch, on the device."""
-        return self._encoder.batch(indices, self._epoch).to(self._device)
+        return self._encoder.encode_batch(indices, self._epoch).to(self._device)
 
     def computer_of(self, spec: CacheSpec) -> ImageFeatures | ResponseLogps:
         """Return the object that computes a pass's rows."""

@@ -190,7 +190,7 @@ def verify(
     verified = {} if rehash else _read_verified_marks(folder)
     try:
         marks = {name: _file_mark(folder / name) for name in manifest.files}
-        unverified = [name for name, mark in marks.items() if verified.get(name) != mark]
+        unverified = [name for name, file_mark in marks.items() if verified.get(name) != file_mark]
         with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the GIL
             hashes = list(pool.map(lambda name: hash_file(folder / name), unverified))
     except OSError as error:
@@ -222,7 +222,7 @@ def commit(
     partial = partial_folder(folder)
     files = {}
     for name in names:
-        facts = recorded_file(partial, name)
+        facts = read_recorded_file(partial, name)
         if facts is None:
             raise BrokenStoreError(f"{name} was not made")
         files[name] = facts
@@ -251,7 +251,7 @@ def record_file(partial: Path, name: str) -> None:
     )
 
 
-def recorded_file(partial: Path, name: str) -> FileFacts | None:
+def read_recorded_file(partial: Path, name: str) -> FileFacts | None:
     """Return a file's facts if it is in a partial folder and complete, else None.
 
     Its sha256 is computed if this machine has not done so since it was written.
@@ -323,7 +323,7 @@ def build_lock(folder: Path, on_wait: Callable[[str], None] = lambda owner: None
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        on_wait(lock_owner(folder) or "another process")
+        on_wait(read_lock_owner(folder) or "another process")
         lock.acquire(poll_interval=_POLL_INTERVAL)
     try:
         write_atomically(_owner_file(folder), f"process {os.getpid()} on {socket.gethostname()}")
@@ -335,7 +335,7 @@ def build_lock(folder: Path, on_wait: Callable[[str], None] = lambda owner: None
         lock.release()
 
 
-def lock_owner(folder: Path) -> str | None:
+def read_lock_owner(folder: Path) -> str | None:
     """Return who is building a store: `process 17 on HOST`; None if nobody is."""
     if not _lock_file(folder).exists():
         return None

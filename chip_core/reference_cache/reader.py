@@ -19,7 +19,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair
 from chip_core.data.tensors import PairBatch, Prompts, Responses, to_device
-from chip_core.models.parts import trained_parts
+from chip_core.models.parts import select_trained_parameters
 from chip_core.models.shards import has_weights
 from chip_core.models.tower import is_frozen
 from chip_core.objectives.head import OutputHead
@@ -185,7 +185,7 @@ def _stored_head(
     """Return the reference's output head; None if the policy's own is frozen."""
     assert text_store is not None
     head_weight = policy.model.get_output_embeddings().weight
-    trained = trained_parts(policy.model, config).values()
+    trained = select_trained_parameters(policy.model, config).values()
     if not any(head_weight is parameter for part in trained for parameter in part.values()):
         return None
     tensors: dict[str, Tensor] = {
@@ -237,7 +237,7 @@ class SpotCheck:
         if epoch not in self._batches:
             # A separate encoder, because the training's counts the responses that it cuts.
             encoder = PairEncoder(self._processor, self._config, self._pairs)
-            self._batches[epoch] = encoder.batch(sorted({0, len(self._pairs) - 1}), epoch)
+            self._batches[epoch] = encoder.encode_batch(sorted({0, len(self._pairs) - 1}), epoch)
         if spec.is_features:
             self._verify_features(spec, store, epoch)
         else:
@@ -273,14 +273,14 @@ class SpotCheck:
             raise BrokenStoreError("what is trained lies within the tower")
         batch = self._batches[epoch]
         if epoch not in self._states:
-            self._states[epoch] = self._policy.states(batch.to(self._device))
+            self._states[epoch] = self._policy.compute_states(batch.to(self._device))
         is_rejected = spec.is_rejected_image
         with_features = StoredFeatures(
             images=None if is_rejected else store,
             rejected_images={None: store} if is_rejected else {},
         ).attach(batch)
         try:
-            states = self._policy.states(with_features.to(self._device))
+            states = self._policy.compute_states(with_features.to(self._device))
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             reason = first_line(error)
             raise BrokenStoreError(f"the model cannot be given them ({reason})") from None

@@ -13,11 +13,11 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import Pairs
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses
-from chip_core.models.tower import is_frozen, tower_features
+from chip_core.models.tower import compute_tower_features, is_frozen
 from chip_core.objectives.parts import VIEWS
 from chip_core.objectives.terms import ResponseReference
 from chip_core.reference_cache.shards import CacheRow
-from chip_core.reference_cache.size import bytes_per_token
+from chip_core.reference_cache.size import count_bytes_per_token
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.training.policy import Policy
 from chip_core.utils.errors import TrialError
@@ -77,7 +77,7 @@ class ImageFeatures:
             yield {name: values[row] for name, values in split.items()}
 
     def _compute_single(self, index: int) -> dict[str, Tensor]:
-        batch = self._encoder.batch([index], self._spec.epoch or 0)
+        batch = self._encoder.encode_batch([index], self._spec.epoch or 0)
         return self._compute_columns(self._select_prompts(batch.to(self._device)))
 
     def _select_prompts(self, batch: PairBatch) -> Prompts:
@@ -88,7 +88,7 @@ class ImageFeatures:
 
     def _compute_columns(self, prompts: Prompts) -> dict[str, Tensor]:
         """Return the columns of some images, concatenated."""
-        features = tower_features(self._model, prompts.images)
+        features = compute_tower_features(self._model, prompts.images)
         return {feature_column(field): value.cpu() for field, value in features.items()}
 
 
@@ -129,9 +129,9 @@ class ResponseLogps:
         for start in range(0, len(indices), 1000):
             part = indices[start : start + 1000]
             texts = [text for index in part for text in self._response_texts(index)]
-            ids = [self._special_tokens.ids(text) for text in texts]
+            ids = [self._special_tokens.tokenize(text) for text in texts]
             tokens += sum(map(len, ids)) + len(ids)  # with an end token each
-        return tokens * bytes_per_token(self._spec, self._policy.head.weight.shape[1])
+        return tokens * count_bytes_per_token(self._spec, self._policy.head.weight.shape[1])
 
     def max_bytes(self, indices: Sequence[int], max_length: int) -> int:
         """Return an upper bound of the samples' bytes, without reading them.
@@ -141,7 +141,7 @@ class ResponseLogps:
             max_length: tokens that a sequence has at most; responses are cut to it.
         """
         tokens = len({VIEWS[view][1] for view in self._spec.reads}) * len(indices) * max_length
-        return tokens * bytes_per_token(self._spec, self._policy.head.weight.shape[1])
+        return tokens * count_bytes_per_token(self._spec, self._policy.head.weight.shape[1])
 
     def _response_texts(self, index: int) -> list[str]:
         """Return the responses of a pair that the pass covers."""
@@ -178,7 +178,9 @@ class ResponseLogps:
         for _, responses, reference in groups:
             assert reference.hidden is not None and reference.logps is not None
             rounded = reference.hidden[responses.mask].bfloat16()
-            difference = (self._policy.logps(rounded, responses) - reference.logps)[responses.mask]
+            difference = (self._policy.compute_logps(rounded, responses) - reference.logps)[
+                responses.mask
+            ]
             largest = max(largest, float(difference.abs().max()))
         return largest
 

@@ -17,7 +17,7 @@ from chip_core.config.trial import DataConfig, ModelConfig, TrialConfig
 from chip_core.data.rows import RowError
 from chip_core.data.source import SHAPES, open_source
 from chip_core.models import own
-from chip_core.models.loading import local_folder
+from chip_core.models.loading import find_local_folder
 from chip_core.objectives.parts import VIEWS
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.training.footprint.published import HEAD_SHAPES
@@ -36,7 +36,7 @@ USUAL_RESPONSE_TOKENS = 160
 _CHARS_PER_TOKEN = 4.0  # characters per token, if the tokenizer is not available
 
 
-def bytes_per_token(spec: CacheSpec, width: int) -> int:
+def count_bytes_per_token(spec: CacheSpec, width: int) -> int:
     """Return the bytes that a pass stores per token of a response.
 
     Args:
@@ -55,11 +55,11 @@ def estimate_store_bytes(spec: CacheSpec, config: TrialConfig, samples: int | No
         samples: how many pairs the data has; None: not known yet.
     """
     if spec.is_features:
-        image = _image_feature_bytes(config.model)
+        image = _estimate_image_bytes(config.model)
         return None if samples is None or image is None else samples * image
-    shape = _model_shape(config.model)
+    shape = _read_model_shape(config.model)
     if samples is None:
-        samples = published_rows(config.data)
+        samples = get_published_rows(config.data)
     if samples is None or shape is None:
         return None
     width, vocabulary = shape
@@ -73,7 +73,7 @@ def estimate_store_bytes(spec: CacheSpec, config: TrialConfig, samples: int | No
     response_indices = [int(VIEWS[view][1] == "rejected") for view in spec.reads]
     tokens = fmean(sum(pair[position] for position in response_indices) for pair in lengths)
     head = 0 if spec.hidden is None else BYTES_PER_VALUE[config.model.dtype] * width * vocabulary
-    return round(samples * tokens * bytes_per_token(spec, width)) + head
+    return round(samples * tokens * count_bytes_per_token(spec, width)) + head
 
 
 def iter_response_tokens(config: TrialConfig) -> Iterator[tuple[float, float]]:
@@ -90,13 +90,13 @@ def iter_response_tokens(config: TrialConfig) -> Iterator[tuple[float, float]]:
         yield count(chosen), count(rejected)
 
 
-def published_rows(data: DataConfig) -> int | None:
+def get_published_rows(data: DataConfig) -> int | None:
     """Return the number of pairs of public data that planning does not open; None if unknown."""
     count = PUBLISHED_ROWS.get(data.source)
     return count if count is None or data.limit is None else min(count, data.limit)
 
 
-def _model_shape(model: ModelConfig) -> tuple[int, int] | None:
+def _read_model_shape(model: ModelConfig) -> tuple[int, int] | None:
     """Return (width, vocabulary) of a model that is on this machine."""
     file = _find_model_file(model, "config.json")
     if file is None:
@@ -106,12 +106,12 @@ def _model_shape(model: ModelConfig) -> tuple[int, int] | None:
         text: dict[str, Any] = raw.get("text_config") or raw
         return int(text["hidden_size"]), int(text["vocab_size"])
     except KeyError:
-        return _default_shape(file.parent)
+        return _read_default_shape(file.parent)
     except (OSError, ValueError, TypeError, AttributeError):
         return None  # reported when the model is loaded
 
 
-def _default_shape(folder: Path) -> tuple[int, int] | None:
+def _read_default_shape(folder: Path) -> tuple[int, int] | None:
     """Return (width, vocabulary) of a configuration that leaves them to its family's defaults."""
     from transformers import AutoConfig
 
@@ -123,7 +123,7 @@ def _default_shape(folder: Path) -> tuple[int, int] | None:
         return None
 
 
-def _image_feature_bytes(model: ModelConfig) -> int | None:
+def _estimate_image_bytes(model: ModelConfig) -> int | None:
     """Return the size of an image's features, if every image has the same number of patches."""
     file = _find_model_file(model, "config.json")
     if file is None:
@@ -152,7 +152,7 @@ def _make_token_counter(model: ModelConfig) -> Any:
 
 def _find_model_file(model: ModelConfig, name: str) -> Path | None:
     """Return a model's file if it is on this machine."""
-    folder = local_folder(model.path)
+    folder = find_local_folder(model.path)
     if folder is None:
         from huggingface_hub import try_to_load_from_cache
 

@@ -21,8 +21,8 @@ from chip_core.config.identity import (
 )
 from chip_core.config.trial import BEHAVIOUR, TrialConfig
 from chip_core.data.formats.extra_columns import row_requirements
-from chip_core.data.rejected_images import strategy_class
-from chip_core.models.loading import projector_in_tower
+from chip_core.data.rejected_images import find_strategy
+from chip_core.models.loading import has_projector_in_tower
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
 from chip_core.reference_cache.folder import FORMAT
 
@@ -137,7 +137,7 @@ class BuildShard:
     of: int
 
 
-def cache_specs(
+def list_cache_specs(
     config: TrialConfig, model: Mapping[str, Any], data: Mapping[str, Any]
 ) -> tuple[CacheSpec, ...]:
     """Return the passes that a trial reads; it may have none.
@@ -152,7 +152,7 @@ def cache_specs(
     if config.training.augment != "off":
         return ()  # every epoch of every seed has other images, so none is read twice
     engine, image = config.engine, config.rejected_image
-    traits = strategy_class(image.strategy).traits
+    traits = find_strategy(image.strategy).traits
     visual = config.objective.needs_rejected_image
     # If rows without their own rejected image are skipped, the pairs are others.
     row_filter: dict[str, Any] = {"given": True} if visual and traits.needs_given else {}
@@ -227,7 +227,7 @@ def _stores_features(config: TrialConfig) -> bool:
     engine = config.engine
     if config.vision_encoder != "frozen" or engine.feature_cache == "off":
         return False
-    trains_in_tower = config.projector != "frozen" and projector_in_tower(config.model)
+    trains_in_tower = config.projector != "frozen" and has_projector_in_tower(config.model)
     if engine.feature_cache == "auto" and trains_in_tower:
         return False  # training within the tower changes its output
     on_gpu = engine.gpus_per_worker > 0 or engine.device == "cuda"

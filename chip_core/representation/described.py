@@ -11,7 +11,7 @@ from PIL import Image
 
 from chip_core.data.image_files import read_image, resolve_inside
 from chip_core.data.rows import RowError
-from chip_core.shapes.captions import faithful_caption, partner_caption, scene_question
+from chip_core.shapes.captions import get_question, make_faithful_caption, make_partner_caption
 from chip_core.shapes.world import SPLIT_SIZES, draw_scene, make_scene
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import parse_json
@@ -53,15 +53,15 @@ def read_described_images(source: str, items: int) -> list[DescribedImage]:
             f"--descriptions: {source} cannot be read ({reason}): "
             f"name a JSON-lines file, or {SHAPES}"
         ) from None
-    found: list[DescribedImage] = []
+    items_read: list[DescribedImage] = []
     for number, line in enumerate(lines, start=1):
-        if line.strip() and len(found) < items:
-            found.append(_row(line, f"{source}:{number}", file.parent))
-    if len(found) < 2:
+        if line.strip() and len(items_read) < items:
+            items_read.append(_parse_row(line, f"{source}:{number}", file.parent))
+    if len(items_read) < 2:
         raise UserError(
-            f"--descriptions: {source} holds {len(found)} items: two are needed at least"
+            f"--descriptions: {source} holds {len(items_read)} items: two are needed at least"
         )
-    return found
+    return items_read
 
 
 def _scene_images(items: int) -> list[DescribedImage]:
@@ -72,35 +72,35 @@ def _scene_images(items: int) -> list[DescribedImage]:
     found: list[DescribedImage] = []
     for index in range(SPLIT_SIZES["test"]):
         shown = make_scene("test", index)
-        hallucinated = partner_caption(shown)
+        hallucinated = make_partner_caption(shown)
         if hallucinated is not None and len(found) < items:
             found.append(
                 DescribedImage(
                     id=shown.id,
                     image=lambda shown=shown: draw_scene(shown),  # type: ignore[misc]
-                    prompt=scene_question("test", index),
-                    true=faithful_caption(shown),
+                    prompt=get_question("test", index),
+                    true=make_faithful_caption(shown),
                     hallucinated=hallucinated,
                 )
             )
     return found
 
 
-def _row(line: str, where: str, folder: Path) -> DescribedImage:
+def _parse_row(line: str, location: str, folder: Path) -> DescribedImage:
     try:
         row: Any = parse_json(line)
     except ValueError:
         row = None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: no JSON object")
-    wanted = ("image", "true", "hallucinated")
-    lacking = [name for name in wanted if not isinstance(row.get(name), str) or not row[name]]
-    if lacking:
-        raise UserError(f"{where}: {_quote_names(lacking)} is missing or no text")
+        raise UserError(f"{location}: no JSON object")
+    required = ("image", "true", "hallucinated")
+    missing = [name for name in required if not isinstance(row.get(name), str) or not row[name]]
+    if missing:
+        raise UserError(f"{location}: {_quote_names(missing)} is missing or no text")
     try:
         path = resolve_inside(folder.resolve(), row["image"])
     except RowError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{location}: {error}") from None
     return DescribedImage(
         id=str(row.get("id", path.stem)),
         image=lambda: _read_image(path),

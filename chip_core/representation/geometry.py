@@ -73,7 +73,9 @@ def compute_figures(models: Sequence[Representations], *, seed: int = 0) -> dict
     for name in model_distances[0]:
         values = np.mean([distances[name] for distances in model_distances], axis=0)
         results[name] = _make_figure(float(values.mean()), counts @ values / items)
-    probes = [probe_auc(model.true, model.hallucinated, counts, seed=seed) for model in models]
+    probes = [
+        compute_probe_auc(model.true, model.hallucinated, counts, seed=seed) for model in models
+    ]
     results["probe_auc"] = _make_figure(
         float(np.mean([value for value, _ in probes])),
         np.mean([draws for _, draws in probes], axis=0),
@@ -81,7 +83,7 @@ def compute_figures(models: Sequence[Representations], *, seed: int = 0) -> dict
     return results
 
 
-def probe_auc(
+def compute_probe_auc(
     true: Vectors, hallucinated: Vectors, counts: NDArray[np.int64], *, seed: int = 0
 ) -> tuple[float, NDArray[np.float64]]:
     """Return how well a linear probe separates the two kinds on held-out items.
@@ -131,7 +133,7 @@ class Basis:
         return projected
 
 
-def common_basis(models: Sequence[Representations]) -> Basis:
+def compute_common_basis(models: Sequence[Representations]) -> Basis:
     """Return the first three principal components of all vectors of all models together.
 
     An axis's sign makes its largest entry positive, so that it is the same in every run.

@@ -74,7 +74,7 @@ def compute_representations(
         prompt = _encode_prompt(special_tokens, item)
         texts = {"true": item.true, "hallucinated": item.hallucinated}
         for name, text in texts.items():
-            answer = special_tokens.ids(text)
+            answer = special_tokens.tokenize(text)
             if not answer:
                 raise TrialError(f"{item.id}: its {name} description has no tokens")
             if name == "true" or not reading.alone:

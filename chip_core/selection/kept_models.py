@@ -20,26 +20,26 @@ from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.generators.answering import InferenceContext, generate_answers
 from chip_core.evaluation.scoring import score_answers
 from chip_core.models import loading
-from chip_core.results import MODEL, TRAINED, Answers, Progress, file_hashes
+from chip_core.results import MODEL, TRAINED, Answers, Progress, hash_files
 from chip_core.selection.rule import (
     KEPT,
     SELECTION,
     ScoredCheckpoint,
     as_json,
+    format_step_name,
     needs_untrained,
     pick_checkpoint,
-    step_name,
 )
-from chip_core.trained import PICKED, TrainedModel, model_files, write_trained
+from chip_core.trained import PICKED, TrainedModel, hash_model_files, write_trained
 from chip_core.training.checkpoint import list_checkpoints
 from chip_core.trial_context import PhaseTimer, TrialContext
 from chip_core.utils.files import read_checksummed, sync_folder, write_bytes, write_checksummed
 from chip_core.utils.workers import current_workers
 
 
-def kept_folder(trial: Path, step: int) -> Path:
+def make_kept_folder(trial: Path, step: int) -> Path:
     """Return the folder of the model after a step."""
-    kept = trial / KEPT / step_name(step)
+    kept = trial / KEPT / format_step_name(step)
     kept.parent.mkdir(parents=True, exist_ok=True)
     return kept
 
@@ -49,9 +49,9 @@ def write_note(model: Path, training: str) -> None:
 
     Args:
         model: its folder.
-        training: `training_fingerprint` of its configuration.
+        training: `compute_training_fingerprint` of its configuration.
     """
-    write_checksummed(_note_file(model), {"files": model_files(model), "training": training})
+    write_checksummed(_note_file(model), {"files": hash_model_files(model), "training": training})
 
 
 def is_complete(model: Path, training: str, note_file: Path | None = None) -> bool:
@@ -68,7 +68,7 @@ def is_complete(model: Path, training: str, note_file: Path | None = None) -> bo
         is_same_training = note["training"] == training
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return is_same_training and bool(files) and file_hashes(model, files) == files
+    return is_same_training and bool(files) and hash_files(model, files) == files
 
 
 def adopt_kept_models(
@@ -91,7 +91,7 @@ def adopt_kept_models(
     checkpoints = [path for attempt in attempts for path in list_checkpoints(attempt)]
     newest = max((int(path.name.rpartition("-")[2]) for path in checkpoints), default=0)
     for step in (step for step in steps if step <= newest):
-        name = step_name(step)
+        name = format_step_name(step)
         notes = {
             attempt / subfolder / name: attempt / KEPT / f"{name}.json"
             for attempt in attempts
@@ -103,7 +103,7 @@ def adopt_kept_models(
         if complete_model is None:
             shutil.rmtree(folder / KEPT, ignore_errors=True)
             return step
-        kept = kept_folder(folder, step)
+        kept = make_kept_folder(folder, step)
         write_bytes(_note_file(kept), notes[complete_model].read_bytes())
         complete_model.replace(kept)
     return None
@@ -112,7 +112,7 @@ def adopt_kept_models(
 def move_kept_models(folder: Path, steps: Sequence[int]) -> None:
     """Move kept models into the folder of the training's own model, which must exist."""
     for step in steps:
-        kept_folder(folder, step).replace(folder / MODEL / step_name(step))
+        make_kept_folder(folder, step).replace(folder / MODEL / format_step_name(step))
 
 
 def remove_all(attempt: Path) -> None:
@@ -120,18 +120,20 @@ def remove_all(attempt: Path) -> None:
     shutil.rmtree(attempt / KEPT, ignore_errors=True)
 
 
-def step_mark(mark: str, step: int) -> str:
+def make_step_id(weights_id: str, step: int) -> str:
     """Return an identifier of the weights after a step of a training."""
-    return f"{mark} after {step}"
+    return f"{weights_id} after {step}"
 
 
-def step_files(files: Mapping[str, str], step: int, end: int) -> dict[str, str]:
+def select_step_files(files: Mapping[str, str], step: int, end: int) -> dict[str, str]:
     """Return the files of the model after a step, among those of the folder that holds all."""
     if step == end:
-        return {name: mark for name, mark in files.items() if not name.startswith("step-")}
-    prefix = f"{step_name(step)}/"
+        return {name: sha256 for name, sha256 in files.items() if not name.startswith("step-")}
+    prefix = f"{format_step_name(step)}/"
     return {
-        name.removeprefix(prefix): mark for name, mark in files.items() if name.startswith(prefix)
+        name.removeprefix(prefix): sha256
+        for name, sha256 in files.items()
+        if name.startswith(prefix)
     }
 
 
@@ -147,7 +149,7 @@ def keep_only_picked(folder: Path) -> None:
         return
     if not picked:
         return
-    model, step_folder = folder / MODEL, folder / MODEL / step_name(picked["step"])
+    model, step_folder = folder / MODEL, folder / MODEL / format_step_name(picked["step"])
     picked_folder, dropped = folder / PICKED, folder / f".{MODEL}.dropped"
     if step_folder.is_dir():
         shutil.rmtree(picked_folder, ignore_errors=True)
@@ -196,8 +198,8 @@ class Picker:
         workers.barrier()  # all workers have read it
         trained = replace(
             trained,
-            mark=step_mark(trained.mark, pick.step),
-            files=step_files(trained.files, pick.step, end),
+            mark=make_step_id(trained.mark, pick.step),
+            files=select_step_files(trained.files, pick.step, end),
             kept=[],
             picked=as_json(pick, points),
             notes=[
@@ -212,14 +214,16 @@ class Picker:
         self.timer.end("pick")
         return model, trained
 
-    def _score_step(self, step: int, end: int, mark: str) -> ScoredCheckpoint:
+    def _score_step(self, step: int, end: int, weights_id: str) -> ScoredCheckpoint:
         """Answer `select` with the model after a step, and score the answers."""
-        folder = self.context.folder / SELECTION / step_name(step)
+        folder = self.context.folder / SELECTION / format_step_name(step)
         context = self.make_context(
             self._load_step(step, end),
-            step_mark(mark, step),
+            make_step_id(weights_id, step),
             folder=folder,
-            earlier=[attempt / SELECTION / step_name(step) for attempt in self.context.earlier],
+            earlier=[
+                attempt / SELECTION / format_step_name(step) for attempt in self.context.earlier
+            ],
             model_folder=self._kept_folder(step, end),
         )
         figures: dict[str, float] = {}
@@ -254,4 +258,4 @@ class Picker:
         if step == 0:
             return None
         folder = self.context.folder / MODEL
-        return folder if step == end else folder / step_name(step)
+        return folder if step == end else folder / format_step_name(step)

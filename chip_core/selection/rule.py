@@ -34,7 +34,7 @@ class Pick:
     reason: str
 
 
-def step_name(step: int) -> str:
+def format_step_name(step: int) -> str:
     """Return the name of a checkpoint's folder."""
     return f"step-{step:08d}"
 
@@ -53,7 +53,7 @@ def select_metrics(config: TrialConfig) -> dict[str, MetricInfo]:
     return selectable
 
 
-def selection_problems(config: TrialConfig) -> list[str]:
+def find_selection_problems(config: TrialConfig) -> list[str]:
     """Return what is wrong with the scoring at intermediate steps; empty if nothing."""
     if not config.training.score_at:
         return []
@@ -128,7 +128,9 @@ def pick_checkpoint(config: TrialConfig, points: Sequence[ScoredCheckpoint]) -> 
         return Pick(step=end.step, reason=f"the training's end: {metric} is defined nowhere")
     suffix = ""
     if rule.constraint is not None:
-        drops = _metric_drops(points, rule.constraint.metric, metrics[rule.constraint.metric])
+        drops = _compute_metric_drops(
+            points, rule.constraint.metric, metrics[rule.constraint.metric]
+        )
         comparable = [point for point in candidates if point.step in drops]
         eligible = [point for point in comparable if drops[point.step] <= rule.constraint.max_drop]
         bound = (
@@ -151,7 +153,7 @@ def pick_checkpoint(config: TrialConfig, points: Sequence[ScoredCheckpoint]) -> 
     return Pick(step=best.step, reason=f"the best {metric}, {best.figures[metric]:.4g}{suffix}")
 
 
-def _metric_drops(
+def _compute_metric_drops(
     points: Sequence[ScoredCheckpoint], metric: str, info: MetricInfo
 ) -> dict[int, float]:
     """Return how much worse than the untrained model each is, in points of a rate, by step."""

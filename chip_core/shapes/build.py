@@ -36,7 +36,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from chip_core.shapes.captions import compare_caption, corpus_caption, scene_question
+from chip_core.shapes.captions import compare_caption, get_question, make_corpus_caption
 from chip_core.shapes.processor import PATCH_SIZE, build_processor
 from chip_core.shapes.world import (
     COLOURS,
@@ -46,8 +46,8 @@ from chip_core.shapes.world import (
     SPLIT_SIZES,
     Scene,
     draw_scene,
+    make_practice_sheet,
     make_scene,
-    practice_sheet,
 )
 
 SEED = 0
@@ -136,7 +136,7 @@ def train_vision_tower(model: LlavaForConditionalGeneration, processor: LlavaPro
     label_ids = {name: index for index, name in enumerate((*SHAPES, "nothing"))}
 
     def compute_loss(step: int) -> Tensor:
-        sheets = [practice_sheet(step * BATCH_SIZE + i) for i in range(BATCH_SIZE)]
+        sheets = [make_practice_sheet(step * BATCH_SIZE + i) for i in range(BATCH_SIZE)]
         shapes = torch.full((BATCH_SIZE, GRID * GRID), label_ids["nothing"])
         colours = torch.full((BATCH_SIZE, GRID * GRID), -100)
         for row, sheet in enumerate(sheets):
@@ -162,7 +162,7 @@ def train_captioner(model: LlavaForConditionalGeneration, processor: LlavaProces
 
     def compute_loss(step: int) -> Tensor:
         scenes = [make_scene("corpus", step * BATCH_SIZE + i) for i in range(BATCH_SIZE)]
-        answers = [corpus_caption(item) + processor.tokenizer.eos_token for item in scenes]
+        answers = [make_corpus_caption(item) + processor.tokenizer.eos_token for item in scenes]
         batch = processor(
             images=[draw_scene(item) for item in scenes],
             text=[p + a for p, a in zip(_prompts(scenes, processor), answers, strict=True)],
@@ -229,7 +229,7 @@ def _prompts(scenes: Sequence[Scene], processor: LlavaProcessor) -> list[str]:
                     "role": "user",
                     "content": [
                         {"type": "image"},
-                        {"type": "text", "text": scene_question(shown.split, shown.index)},
+                        {"type": "text", "text": get_question(shown.split, shown.index)},
                     ],
                 }
             ],

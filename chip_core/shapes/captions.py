@@ -79,7 +79,7 @@ class ShapesPair:
     rejected: str
 
 
-def preference_pair(split: str, index: int) -> ShapesPair:
+def make_preference_pair(split: str, index: int) -> ShapesPair:
     """Return the preference pair of one scene; the same arguments always give the same pair.
 
     Raises:
@@ -89,23 +89,23 @@ def preference_pair(split: str, index: int) -> ShapesPair:
     return ShapesPair(
         id=shown.id,
         image=draw_scene(shown),
-        question=scene_question(split, index),
-        chosen=faithful_caption(shown),
-        rejected=rejected_caption(shown),
+        question=get_question(split, index),
+        chosen=make_faithful_caption(shown),
+        rejected=make_rejected_caption(shown),
     )
 
 
-def scene_question(split: str, index: int) -> str:
+def get_question(split: str, index: int) -> str:
     """Return the question about a scene."""
     return _pick_style(split, index).question
 
 
-def faithful_caption(scene: Scene) -> str:
+def make_faithful_caption(scene: Scene) -> str:
     """Return the caption that names everything in the scene and nothing else."""
     return _format_caption(_group_partners(scene), _pick_style(scene.split, scene.index))
 
 
-def corpus_caption(scene: Scene) -> str:
+def make_corpus_caption(scene: Scene) -> str:
     """Return the caption that the base is trained on: it may name a missing partner by habit."""
     random = make_rng("habit", scene.split, scene.index)
     groups = _group_partners(scene)
@@ -117,7 +117,7 @@ def corpus_caption(scene: Scene) -> str:
     return _format_caption(groups, _pick_style(scene.split, scene.index))
 
 
-def rejected_caption(scene: Scene) -> str:
+def make_rejected_caption(scene: Scene) -> str:
     """Return the faithful caption with one object that is not in the scene.
 
     If a partner is missing, it is mostly that partner, otherwise another absent shape in its place;
@@ -145,7 +145,7 @@ def rejected_caption(scene: Scene) -> str:
     return _format_caption(groups, _pick_style(scene.split, scene.index))
 
 
-def partner_caption(scene: Scene) -> str | None:
+def make_partner_caption(scene: Scene) -> str | None:
     """Return the faithful caption with a missing partner added; None if none is missing.
 
     It is the first lone shape's usual partner, in a colour drawn for the scene.
@@ -185,7 +185,7 @@ def compare_caption(scene: Scene, text: str) -> Findings:
     )
 
 
-def caption_vocabulary() -> list[str]:
+def list_vocabulary() -> list[str]:
     """Return every word and mark in questions and captions, sorted."""
     texts = [
         " ".join((style.question, style.opening, style.together, style.alone)) for style in STYLES

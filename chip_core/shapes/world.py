@@ -119,14 +119,14 @@ def make_scene(split: str, index: int) -> Scene:
     _check_index(split, index)
     random = make_rng("scene", split, index)
     while True:
-        drawn = Scene(
+        candidate = Scene(
             split, index, _make_things(random, split), _jitter_colour((238, 238, 234), 10, random)
         )
-        if _split_for(drawn) == split:
-            return drawn
+        if _split_for(candidate) == split:
+            return candidate
 
 
-def scene_from_id(item: str) -> Scene:
+def parse_scene_id(item: str) -> Scene:
     """Return the scene of an item id such as `test/17`.
 
     Raises:
@@ -149,7 +149,7 @@ def draw_scene(scene: Scene) -> Image.Image:
     return image.reduce(_SUPERSAMPLING)
 
 
-def practice_sheet(index: int) -> Scene:
+def make_practice_sheet(index: int) -> Scene:
     """Return a crowded scene (5–9 objects, no habits) for training the vision tower.
 
     It is in no split, because it is crowded; shapes may repeat here.
@@ -273,7 +273,7 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, i
         pen.polygon([at(x, y) for x, y in _OUTLINES[thing.shape]], fill=thing.tint)
 
 
-def _star_outline() -> list[tuple[float, float]]:
+def _make_star_outline() -> list[tuple[float, float]]:
     points = []
     for corner in range(10):
         radius, angle = (1.1, 0.45)[corner % 2], math.pi * corner / 5
@@ -286,7 +286,7 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "diamond": [(0, -1.1), (0.8, 0), (0, 1.1), (-0.8, 0)],
     "triangle": [(0, -1), (1, 0.9), (-1, 0.9)],
     "heart": [(-0.95, -0.2), (0.95, -0.2), (0, 1)],
-    "star": _star_outline(),
+    "star": _make_star_outline(),
     "cross": [
         *((-0.35, -1), (0.35, -1), (0.35, -0.35), (1, -0.35), (1, 0.35), (0.35, 0.35)),
         *((0.35, 1), (-0.35, 1), (-0.35, 0.35), (-1, 0.35), (-1, -0.35), (-0.35, -0.35)),

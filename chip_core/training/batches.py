@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.batches import CutCount, PairEncoder, batch_order, count_steps
+from chip_core.data.batches import CutCount, PairEncoder, count_steps, iter_batch_indices
 from chip_core.data.encodings import EncodingCache
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
@@ -206,7 +206,7 @@ class TrainingBatches:
             index: len(self._pairs[index].chosen) + len(self._pairs[index].rejected)
             for index in next(self._batch_indices())
         }
-        return self._encoder.batch([min(lengths, key=lambda index: lengths[index])])
+        return self._encoder.encode_batch([min(lengths, key=lambda index: lengths[index])])
 
     def shares(self, steps_done: int) -> list[StepPortions]:
         """Return this worker's portions of each step's global batch.
@@ -238,11 +238,11 @@ class TrainingBatches:
         if processes is None:
             processes = DEFAULT_LOADER_PROCESSES if device.type == "cuda" else 0
         portions_in_order = [portion for share in shares for portion in share]
-        return BatchLoader(self._encoder.batch, portions_in_order, processes=processes)
+        return BatchLoader(self._encoder.encode_batch, portions_in_order, processes=processes)
 
     def _batch_indices(self) -> Iterator[list[int]]:
         settings = self._config.training
-        return batch_order(
+        return iter_batch_indices(
             len(self._pairs),
             batch_size=settings.batch_size,
             epochs=settings.epochs,

@@ -28,8 +28,8 @@ from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import write_weights
 from chip_core.models.loading import read_weights
-from chip_core.models.parts import trained_parts
-from chip_core.models.shards import is_sharded, local_weight
+from chip_core.models.parts import select_trained_parameters
+from chip_core.models.shards import get_local_weight, is_sharded
 from chip_core.results import CHECKPOINTS
 from chip_core.training.optimizer.int8_states import get_optimizer_state, load_optimizer_state
 from chip_core.training.optimizer.masters import MasterWeights, read_masters, write_masters
@@ -153,7 +153,7 @@ class Checkpointer:
                 shards, self._updated_parameters(), optimizer=self._optimizer
             )
             worker_facts = self._workers.gather_results(
-                lambda: {name: _file_facts(shards / name) for name in names}
+                lambda: {name: _get_file_facts(shards / name) for name in names}
             )
             facts = {
                 f"{SHARDS}/{name}": entry
@@ -195,14 +195,14 @@ class Checkpointer:
             else:
                 write_masters(self._updated_parameters(), partial / MASTERS)
             for path in sorted(file for file in partial.rglob("*") if file.is_file()):
-                files[path.relative_to(partial).as_posix()] = _file_facts(path)
+                files[path.relative_to(partial).as_posix()] = _get_file_facts(path)
         torch.save(state, partial / STATE)
-        files[STATE] = _file_facts(partial / STATE)
+        files[STATE] = _get_file_facts(partial / STATE)
         manifest = {
             "format": SHARDED_FORMAT if facts else WHOLE_FORMAT,
             "step": step,
             "data_position": {"batches": step, "pairs": step * config.training.batch_size},
-            "training": _training_fingerprint(config),
+            "training": _compute_training_fingerprint(config),
             "files": files,
         }
         write_json(partial / MANIFEST, manifest)
@@ -233,7 +233,7 @@ class Checkpointer:
         )
         for index, name in candidates:
             checkpoint = folders[index] / CHECKPOINTS / name
-            problem = self._first_problem(checkpoint_problem(checkpoint, self._config))
+            problem = self._first_problem(find_checkpoint_problem(checkpoint, self._config))
             if problem is None:
                 problem = self._load(checkpoint)
             if problem is not None:
@@ -249,7 +249,7 @@ class Checkpointer:
         """Return the parameters that the optimizer updates, by weight name, in its order."""
         return {
             name: weight if self._masters is None else self._masters.master_of(weight)
-            for weights in trained_parts(self._model, self._config).values()
+            for weights in select_trained_parameters(self._model, self._config).values()
             for name, weight in weights.items()
         }
 
@@ -316,7 +316,7 @@ class Checkpointer:
 
 def _check_finite(model: Any, step: int) -> None:
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(local_weight(parameter)).all():
+        if parameter.requires_grad and not torch.isfinite(get_local_weight(parameter)).all():
             raise NonFiniteLossError(f"{name} is not finite after step {step}")
 
 
@@ -325,7 +325,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / CHECKPOINTS).glob("step-*"))
 
 
-def checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None:
+def find_checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None:
     """Return why a checkpoint cannot be used for a training, or None."""
     try:
         manifest = _read_manifest(checkpoint)
@@ -333,7 +333,7 @@ def checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None:
             return (
                 f"its format is {manifest['format']}, known are {WHOLE_FORMAT} and {SHARDED_FORMAT}"
             )
-        if manifest["training"] != _training_fingerprint(config):
+        if manifest["training"] != _compute_training_fingerprint(config):
             return "it is of another training (model, data, objective or settings differ)"
         for name, expected in manifest["files"].items():
             path = checkpoint / name
@@ -384,7 +384,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     return manifest
 
 
-def _training_fingerprint(config: TrialConfig) -> str:
+def _compute_training_fingerprint(config: TrialConfig) -> str:
     """Return the fingerprint of the settings that change a training's figures."""
     locations = {"path": config.model.path}, {"source": config.data.source}
     return fingerprint(training_identity(config, *locations))
@@ -411,5 +411,5 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _file_facts(path: Path) -> dict[str, Any]:
+def _get_file_facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": hash_file(path)}

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.data.tensors import PairBatch
-from chip_core.models.layers import compiled_layers
-from chip_core.models.packing import can_fuse, packed_attention
-from chip_core.models.precision import compute_in_fp32, dtype_of
+from chip_core.models.layers import compile_layers
+from chip_core.models.packing import can_fuse, use_packed_attention
+from chip_core.models.precision import compute_in_fp32, get_dtype
 from chip_core.models.shards import has_weights
 from chip_core.training.policy import Policy
-from chip_core.training.states import pad, response_states, row_order
+from chip_core.training.states import compute_response_states, pad, sort_views
 from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.workers import Workers
 
@@ -77,7 +77,7 @@ def share_prefixes(
         _log.warning("prefix sharing is off: %s", reason)
         yield f"off ({reason})"
         return
-    with packed_attention(policy.model, fused=fused):
+    with use_packed_attention(policy.model, fused=fused):
         policy.prefix_sharing = True
         try:
             yield SHARING_ON_FUSED if fused else SHARING_ON
@@ -90,12 +90,14 @@ def _first_worker_problem(
 ) -> str | None:
     is_loaded = has_weights(policy)
     problems = workers.gather_results(
-        lambda: prefix_sharing_problem(policy, batch, fused=fused) if is_loaded else None
+        lambda: find_prefix_sharing_problem(policy, batch, fused=fused) if is_loaded else None
     )
     return next((problem for problem in problems if problem is not None), None)
 
 
-def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = False) -> str | None:
+def find_prefix_sharing_problem(
+    policy: Policy, batch: PairBatch, *, fused: bool = False
+) -> str | None:
     """Return why a model cannot share prefixes exactly, or None.
 
     Args:
@@ -103,9 +105,9 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = Fa
         batch: one pair to test with.
         fused: whether attention is one call a layer.
     """
-    bf16 = dtype_of(policy) == torch.bfloat16
+    bf16 = get_dtype(policy) == torch.bfloat16
     try:
-        with packed_attention(policy.model, fused=fused):
+        with use_packed_attention(policy.model, fused=fused):
             reference = _measure(policy, batch, shared=False)
             shared = _measure(policy, batch, shared=True)
             if bf16:
@@ -118,14 +120,14 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = Fa
     for index, quantity in enumerate(_QUANTITIES):
         differences = [
             (
-                _relative_distance(shared[index], reference[index]),
+                _compute_distance(shared[index], reference[index]),
                 _TOLERANCE[reference[index].dtype],
                 "",
             )
         ]
         if bf16:
-            separate = _relative_distance(reference_in_bf16[index], reference[index])
-            distance = _relative_distance(shared_in_bf16[index], reference[index])
+            separate = _compute_distance(reference_in_bf16[index], reference[index])
+            distance = _compute_distance(shared_in_bf16[index], reference[index])
             differences.append((distance, _BF16_FACTOR * separate, " in bf16"))
         for distance, limit, suffix in differences:
             if not distance <= limit:  # NaN counts as a difference
@@ -151,13 +153,13 @@ def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
     uncompiled = _measure(policy, batch, shared=shared, native=True)
     limits = [_TOLERANCE.get(part.dtype, 0.0) for part in uncompiled]
     reference = uncompiled
-    if dtype_of(policy) == torch.bfloat16:
+    if get_dtype(policy) == torch.bfloat16:
         reference = _measure(policy, batch, shared=shared)
         limits = [
-            _BF16_FACTOR * _relative_distance(*tensors)
+            _BF16_FACTOR * _compute_distance(*tensors)
             for tensors in zip(uncompiled, reference, strict=True)
         ]
-    with compiled_layers(policy.model):
+    with compile_layers(policy.model):
         try:
             compiled = _measure(policy, batch, shared=shared, native=True)
         except (torch.OutOfMemoryError, TrialError):
@@ -167,7 +169,7 @@ def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
                 f"engine.compile: layers: {first_line(error)}: write engine.compile: off"
             ) from error
         distances = [
-            _relative_distance(*tensors) for tensors in zip(compiled, reference, strict=True)
+            _compute_distance(*tensors) for tensors in zip(compiled, reference, strict=True)
         ]
         for quantity, distance, limit in zip(_QUANTITIES, distances, limits, strict=True):
             if not distance <= limit:
@@ -201,8 +203,8 @@ def _measure(
     try:
         fp32 = nullcontext(vectors) if native else compute_in_fp32(policy.model, vectors)
         with torch.enable_grad(), fp32 as leaves:
-            states = response_states(policy.model, batch, prefix_sharing=shared)
-            hidden = torch.cat([states.views[view] for view in row_order(states.views)])
+            states = compute_response_states(policy.model, batch, prefix_sharing=shared)
+            hidden = torch.cat([states.views[view] for view in sort_views(states.views)])
             # Fixed weights without a pattern: nothing cancels, and no random number is drawn.
             coefficients = (
                 torch.arange(hidden.numel(), device=hidden.device).cos().view(hidden.shape)
@@ -217,9 +219,9 @@ def _measure(
     return hidden.detach(), torch.cat([part for part in gradients if part is not None])
 
 
-def _relative_distance(one: Tensor, other: Tensor) -> float:
-    one, other = one.double(), other.double()
-    return float((one - other).norm() / other.norm())
+def _compute_distance(value: Tensor, reference: Tensor) -> float:
+    value, reference = value.double(), reference.double()
+    return float((value - reference).norm() / reference.norm())
 
 
 @torch.no_grad()
@@ -234,9 +236,9 @@ def _check_head(policy: Policy, batch: PairBatch) -> None:
             logits_to_keep=2,
             **rows.inputs,
         ).logits[0, -2]  # the position that predicts the last token
-        states = response_states(policy.model, batch, prefix_sharing=False)
+        states = compute_response_states(policy.model, batch, prefix_sharing=False)
         computed = nn.functional.linear(states.chosen[-1], policy.head.weight, policy.head.bias)
-    if not _relative_distance(computed, logits) <= 1e-4:
+    if not _compute_distance(computed, logits) <= 1e-4:
         raise TrialError(
             "the model's logits are not its last hidden states times its output head (it scales "
             "or caps them): such a model cannot be trained"

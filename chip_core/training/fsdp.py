@@ -23,16 +23,16 @@ from torch.distributed.fsdp import (
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
-from chip_core.models.adapters import without_adapter
-from chip_core.models.parts import is_adapter, trained_parts
-from chip_core.models.precision import dtype_of
-from chip_core.models.shards import WeightsFromRank0, gather_whole, has_weights, local_part
+from chip_core.models.adapters import disable_adapter
+from chip_core.models.parts import is_adapter, select_trained_parameters
+from chip_core.models.precision import get_dtype
+from chip_core.models.shards import WeightsFromRank0, gather_whole, get_local_part, has_weights
 from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import Reads
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.optimizer.masters import MasterWeights
-from chip_core.training.parallel import Compute, SingleProcessStrategy, equal_machines
+from chip_core.training.parallel import Compute, SingleProcessStrategy, require_equal_machines
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReferenceSource, round_hidden
 from chip_core.utils.workers import BARRIER_TIMEOUT
@@ -120,8 +120,8 @@ class ShardedReference:
         self._model = root.policy.model
         self._rounds_hidden = config.reference_precision == "bf16"
         self._originals = {
-            parameter: local_part(parameter).clone()
-            for parameters in trained_parts(self._model, config).values()
+            parameter: get_local_part(parameter).clone()
+            for parameters in select_trained_parameters(self._model, config).values()
             for name, parameter in parameters.items()
             if not is_adapter(name)
         }
@@ -143,7 +143,7 @@ class ShardedReference:
     @torch.no_grad()
     def score_views(self, batch: PairBatch, reads: Reads | None) -> ReferenceScores:
         """Return what `scores` says of some views, and compute no more; None: of all."""
-        with self._with_originals(), without_adapter(self._model):
+        with self._with_originals(), disable_adapter(self._model):
             scores: ReferenceScores = self._root.reference_scores(batch, reads)
             # The root's weights would stay together, the old ones, for the next pass.
             self._root.reshard()
@@ -159,7 +159,7 @@ class ShardedReference:
 
     def _swap_weights(self) -> None:
         for parameter, original in self._originals.items():
-            current = local_part(parameter)
+            current = get_local_part(parameter)
             swapped = original.clone()
             original.copy_(current)
             current.copy_(swapped)
@@ -202,7 +202,7 @@ def _make_mesh(compute: Compute) -> DeviceMesh:
     if compute.parallelism != "hsdp":
         return init_device_mesh(device_type, (torch.distributed.get_world_size(),))
     # With explicit ranks, since ranks need not be numbered machine by machine.
-    machines, rank = equal_machines(compute.workers), compute.workers.rank
+    machines, rank = require_equal_machines(compute.workers), compute.workers.rank
     groups = [_create_group(axis, rank) for axis in (list(zip(*machines, strict=True)), machines)]
     return DeviceMesh.from_group(
         groups, device_type, mesh=torch.tensor(machines), mesh_dim_names=_HYBRID_DIMENSIONS
@@ -231,7 +231,7 @@ def _fits_gradients(root: nn.Module, device: torch.device) -> bool:
     trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
     # Added up in fp32, whatever the weights are held in.
     whole_gradient = 4 * sum(parameter.numel() for parameter in trained)
-    sharded_bytes = 4 * 4 * sum(local_part(parameter).numel() for parameter in trained)
+    sharded_bytes = 4 * 4 * sum(get_local_part(parameter).numel() for parameter in trained)
     free: int = torch.cuda.mem_get_info(device)[0]
     return whole_gradient + sharded_bytes <= _MAX_MEMORY_SHARE * free
 
@@ -245,7 +245,7 @@ def _shard_policy(policy: Policy, compute: Compute) -> Any:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     mesh, workers = _make_mesh(compute), compute.workers
-    bf16 = dtype_of(policy) == torch.bfloat16
+    bf16 = get_dtype(policy) == torch.bfloat16
     precision = MixedPrecisionPolicy(
         reduce_dtype=torch.float32 if bf16 else None, cast_forward_inputs=False
     )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
-from chip_core.models.memory import required_bytes
+from chip_core.models.memory import estimate_required_bytes
 from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
@@ -69,7 +69,7 @@ def choose_parallelism(
     if workers.is_single:
         return "single"
     if requested == "hsdp":
-        machines = equal_machines(workers)
+        machines = require_equal_machines(workers)
         if len(machines) == 1:
             return "fsdp"
         return "ddp" if len(machines) == workers.size else "hsdp"
@@ -79,7 +79,7 @@ def choose_parallelism(
         return "ddp"
     available, required = (
         _MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0],
-        required_bytes(model, config),
+        estimate_required_bytes(model, config),
     )
     counts = [len(ranks) for ranks in workers.ranks_by_machine()]
     workers_per_machine = counts[0] if len(set(counts)) == 1 else 0
@@ -95,7 +95,7 @@ def choose_parallelism(
     return "hsdp" if len(counts) > 1 and not exceeds["machine"] else "fsdp"
 
 
-def equal_machines(workers: Workers) -> list[list[int]]:
+def require_equal_machines(workers: Workers) -> list[list[int]]:
     """Return the ranks on each machine, the same number on each; all workers call this together.
 
     Raises:
@@ -113,10 +113,10 @@ def equal_machines(workers: Workers) -> list[list[int]]:
     return machines
 
 
-def shard_count(parallelism: Parallelism, workers: Workers) -> int:
+def count_weight_shards(parallelism: Parallelism, workers: Workers) -> int:
     """Return over how many workers each weight is sharded; all workers call this together."""
     if parallelism == "hsdp":
-        return len(equal_machines(workers)[0])
+        return len(require_equal_machines(workers)[0])
     return workers.size if parallelism == "fsdp" else 1
 
 

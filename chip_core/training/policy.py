@@ -35,7 +35,7 @@ from chip_core.objectives.terms import (
     ResponseReference,
     ResponseScores,
 )
-from chip_core.training.states import ResponseStates, response_states
+from chip_core.training.states import ResponseStates, compute_response_states
 
 
 class Policy(nn.Module):
@@ -141,7 +141,7 @@ class Policy(nn.Module):
         """
         views = [view for view in reads if view in batch.responses]
         responses = {view: batch.responses[view] for view in views}
-        hidden = self.states(batch, views=views).views
+        hidden = self.compute_states(batch, views=views).views
         scores_by_view: dict[str, dict[str, Tensor]] = {view: {} for view in views}
         scored = {view: response for view, response in responses.items() if "logps" in reads[view]}
         kl: dict[str, Tensor] = {}
@@ -216,15 +216,19 @@ class Policy(nn.Module):
         return ReferenceScores(views=views)
 
     @torch.no_grad()
-    def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
+    def compute_logps(self, hidden: Tensor, responses: Responses) -> Tensor:
         """Return log p of each response token, (B, C), from the states that predict it, (N, D)."""
         ids = responses.ids[responses.token_indices]
         scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
         return scatter_tokens(scores.logps, responses)
 
-    def states(self, batch: PairBatch, views: Collection[str] | None = None) -> ResponseStates:
+    def compute_states(
+        self, batch: PairBatch, views: Collection[str] | None = None
+    ) -> ResponseStates:
         """Return the hidden states that predict a batch's responses, of `views` or (None) all."""
-        return response_states(self.model, batch, prefix_sharing=self.prefix_sharing, views=views)
+        return compute_response_states(
+            self.model, batch, prefix_sharing=self.prefix_sharing, views=views
+        )
 
     @property
     def head(self) -> OutputHead:
@@ -233,7 +237,7 @@ class Policy(nn.Module):
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
 
-def logits_chunk_size(model: Any, config: TrialConfig, device: torch.device) -> int:
+def get_logits_chunk_size(model: Any, config: TrialConfig, device: torch.device) -> int:
     """Return for how many positions a model on this device holds logits at the same time."""
     memory = None
     if device.type == "cuda":

@@ -11,7 +11,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
 from chip_core.data.formats.extra_columns import RowRequirements, row_requirements
 from chip_core.data.preferences import Pairs, load_pairs
-from chip_core.data.rejected_images import strategy_class
+from chip_core.data.rejected_images import find_strategy
 from chip_core.data.source import SHAPES
 from chip_core.models import loading
 from chip_core.results import Progress
@@ -43,7 +43,7 @@ def load_checked_pairs(
             last_report = time.monotonic()
             report(Progress(phase="check data", done=done, total=total))
 
-    needs_given = strategy_class(config.rejected_image.strategy).traits.needs_given
+    needs_given = find_strategy(config.rejected_image.strategy).traits.needs_given
     has_files = (
         config.data.source != SHAPES
     )  # the embedded world's pairs need no check by the processor

@@ -35,7 +35,12 @@ from chip_core.data.tensors import (
 from chip_core.models.packing import Packing, Span, is_fused
 from chip_core.models.parts import get_base_decoder
 from chip_core.models.precision import match_dtype
-from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
+from chip_core.models.tower import (
+    Features,
+    compute_tower_features,
+    inject_cached_features,
+    join_features,
+)
 from chip_core.objectives.parts import VIEWS, Image, Prefix, Response
 
 _IMAGES: tuple[Image, ...] = ("image", "rejected_image", "second_image")
@@ -107,7 +112,7 @@ _ROW_ORDER = sorted(
 )
 
 
-def row_order(views: Collection[str]) -> list[str]:
+def sort_views(views: Collection[str]) -> list[str]:
     """Return views in their order in a packed row."""
     return [view for view in _ROW_ORDER if view in views]
 
@@ -123,10 +128,10 @@ def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> 
         views: those that are wanted; None: all that the batch has.
 
     Returns:
-        the row; `predicting` has the views in the order of `row_order`.
+        the row; `predicting` has the views in the order of `sort_views`.
     """
     responses = batch.responses
-    row_views = row_order(responses if views is None else views)
+    row_views = sort_views(responses if views is None else views)
     views_by_prefix: dict[Prefix, list[str]] = {}
     for view in row_views:
         views_by_prefix.setdefault(batch.prefix(view), []).append(view)
@@ -255,7 +260,7 @@ class ResponseStates:
         return self.views.get("rejected_image")
 
 
-def response_states(
+def compute_response_states(
     model: Any,
     batch: PairBatch,
     *,
@@ -268,13 +273,13 @@ def response_states(
         model: the policy or a reference, with or without adapters.
         batch: on the model's device.
         prefix_sharing: whether one packed row is computed, in which the responses under an image
-            follow one prompt; the model must be within `packed_attention`. Else each response has
-            its own pass.
+            follow one prompt; the model must be within `use_packed_attention`. Else each response
+            has its own pass.
         views: those that are computed; None: all that the batch has.
     """
     base = get_base_decoder(model)
     responses = batch.responses
-    row_views = row_order(responses if views is None else views)
+    row_views = sort_views(responses if views is None else views)
     if prefix_sharing:
         states = _packed_states(base, batch, row_views)
     else:
@@ -314,7 +319,7 @@ def _join_features(base: Any, prompts: Sequence[Prompts]) -> Features | None:
         return None
     return join_features(
         [
-            tower_features(base, part.images) if part.features is None else part.features
+            compute_tower_features(base, part.images) if part.features is None else part.features
             for part in prompts
         ]
     )

@@ -26,7 +26,11 @@ from chip_core.results import CURVES
 from chip_core.training.batches import BatchLoader, StepPortions, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, ResumePoint, remove_after
 from chip_core.training.exactness import compile_exactly, share_prefixes
-from chip_core.training.optimizer.adamw import encoder_only_steps, learning_rates, make_optimizer
+from chip_core.training.optimizer.adamw import (
+    count_encoder_steps,
+    get_learning_rates,
+    make_optimizer,
+)
 from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.training.parallel import (
     SHARDED_PARALLELISMS,
@@ -34,9 +38,9 @@ from chip_core.training.parallel import (
     DDPStrategy,
     ReplicatedStrategy,
     SingleProcessStrategy,
-    shard_count,
+    count_weight_shards,
 )
-from chip_core.training.policy import Policy, logits_chunk_size
+from chip_core.training.policy import Policy, get_logits_chunk_size
 from chip_core.training.reference import NoReference, ReferenceCaches, TrainingReference
 from chip_core.training.scope import GlobalBatchScope
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
@@ -113,7 +117,7 @@ class Trainer:
         if config.engine.gradient_checkpointing:
             recompute_layers(model)
         set_trained(model, config)
-        chunk = logits_chunk_size(model, config, self.compute.device)
+        chunk = get_logits_chunk_size(model, config, self.compute.device)
         self.policy = Policy(model, config.objective, logits_chunk=chunk)
         with ExitStack() as stack:
             probe = self.batches.shortest_pair().to(next(model.parameters()).device)
@@ -200,7 +204,7 @@ class Trainer:
                 resumed = self.checkpointer.restore(resume_from, earlier)
         shares = self.batches.shares(resumed.step)
         loader = self.batches.loader(shares, self.compute.device)
-        encoder_steps = encoder_only_steps(config, steps)
+        encoder_steps = count_encoder_steps(config, steps)
         trained = set_trained(self.model, config, encoder_alone=resumed.step < encoder_steps)
         first_step = 0.0
         scored_steps = config.training.scored_steps(steps)[:-1]
@@ -263,7 +267,7 @@ class Trainer:
         void = figures.pop("void")
         if self.batches.may_be_void:
             figures["rejected_image/void"] = void
-        figures |= learning_rates(self.optimizer, self.schedule, self.config)
+        figures |= get_learning_rates(self.optimizer, self.schedule, self.config)
         figures["grad_norm"] = self._update(step, trained)
         self.schedule.step()
         self.scope.commit()
@@ -383,7 +387,10 @@ def _describe_sharding(config: TrialConfig, compute: Compute) -> dict[str, str]:
     """
     parallelism = compute.parallelism
     if parallelism == "hsdp":
-        return {"parallel": f"hsdp ({shard_count(parallelism, compute.workers)} workers a machine)"}
+        return {
+            "parallel": f"hsdp ({count_weight_shards(parallelism, compute.workers)} workers a "
+            "machine)"
+        }
     if config.engine.parallel == "hsdp" and not compute.workers.is_single:
         return {"parallel": f"{parallelism} (hsdp, and {_EQUIVALENT_REASONS[parallelism]})"}
     return {}

@@ -38,7 +38,7 @@ def expand_path(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def path_problem(path: Path, kind: PathKind = "any", *, exists: bool = False) -> str | None:
+def find_path_problem(path: Path, kind: PathKind = "any", *, exists: bool = False) -> str | None:
     """Return why a path can be neither read nor created; None if it can, as far as is known.
 
     Args:
@@ -258,7 +258,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def convert_disk_full(what: str, folder: Path) -> Iterator[None]:
+def convert_disk_full(purpose: str, folder: Path) -> Iterator[None]:
     """Turn an error from a full disk into one line.
 
     Raises:
@@ -270,7 +270,8 @@ def convert_disk_full(what: str, folder: Path) -> Iterator[None]:
         if not is_disk_full(error) and _free_bytes(folder) >= _MIN_FREE_BYTES:
             raise
         raise DiskFullError(
-            f"no room for {what}: the disk of {folder} is full: free some space and run the study "
+            f"no room for {purpose}: the disk of {folder} is full: free some space and run the "
+            "study "
             "again"
         ) from None
 

@@ -105,13 +105,13 @@ def _parse_rejected_image(overrides: Sequence[tuple[str, Any]], *, series: bool)
     from pydantic import ValidationError
 
     from chip_core.config.trial import RejectedImageConfig
-    from chip_core.config.validation import explain_errors, key_problem, set_key
+    from chip_core.config.validation import explain_errors, find_key_problem, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
     for key, value in unique_values("--set", overrides).items():
         full_key = f"rejected_image.{key.removeprefix('rejected_image.')}"
-        problem = key_problem(full_key)
+        problem = find_key_problem(full_key)
         if problem is not None:
             raise ConfigError([f"--set: {key}: {problem}"])
         if full_key.split(".")[1] in ("corruption_seed", "redraw"):

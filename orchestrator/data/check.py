@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.config.trial import DataConfig, ModelConfig
-from chip_core.data import problem
+from chip_core.data import find_source_problem
 from chip_core.data.checks import ProcessorChecker, ValidRow, check_rows, decode_threads
 from chip_core.data.formats.extra_columns import RowRequirements, row_requirements
 from chip_core.data.rows import BadRow
-from chip_core.data.source import SHAPES, hub_error, open_source
+from chip_core.data.source import SHAPES, find_hub_error, open_source
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.segments import changed_positions
@@ -79,12 +79,12 @@ def check_data(
     """
     if data.source == SHAPES:
         raise UserError("shapes: the embedded world's pairs are drawn: there is nothing to check")
-    data_problem = problem(data)
+    data_problem = find_source_problem(data)
     if data_problem is not None:
         raise UserError(data_problem)
     columns = RowRequirements() if objective is None else row_requirements(objective)
     checker = None if model is None else ProcessorChecker(_load_processor(model, model_source))
-    tokenize = _whitespace_tokenizer() if checker is None else checker.special_tokens.ids
+    tokenize = _whitespace_tokenizer() if checker is None else checker.special_tokens.tokenize
     with track_progress(console, "files opened") as report_opened:  # their number is not known yet
         source = open_source(data, report_opened)
     report = DataReport(
@@ -209,8 +209,8 @@ def _load_processor(model: ModelConfig, model_source: str) -> Any:
     Raises:
         UserError: it cannot be loaded.
     """
-    model_problem = loading.problem(model)
-    if model_problem is None and loading.local_folder(model.path) is None:
+    model_problem = loading.find_model_problem(model)
+    if model_problem is None and loading.find_local_folder(model.path) is None:
         model_problem = _hub_problem(model)
     if model_problem is not None:
         raise UserError(f"{model_source}: {model_problem}")
@@ -226,7 +226,7 @@ def _hub_problem(model: ModelConfig) -> str | None:
 
     if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
         return None
-    reason = hub_error("model", model.path, model.revision)
+    reason = find_hub_error("model", model.path, model.revision)
     if reason is None:
         return None
     return (

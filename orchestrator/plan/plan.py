@@ -12,8 +12,8 @@ from chip_core import data as preference_data
 from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import (
     evaluation_identity,
+    find_inert_keys,
     fingerprint,
-    inert_keys,
     training_identity,
     untrained_identity,
 )
@@ -29,7 +29,7 @@ from chip_core.evaluation.readiness import (
     list_sides,
 )
 from chip_core.models import loading
-from chip_core.selection.rule import selection_problems
+from chip_core.selection.rule import find_selection_problems
 from chip_core.utils.errors import ConfigError
 from orchestrator.plan import benchmark_identities
 from orchestrator.study.model import Cell, Level, Study
@@ -340,7 +340,7 @@ def _selection_problems(study: Study, config: TrialConfig) -> list[str]:
             "training.score_at: an arm that searches (`tune`) is judged by the ends of trainings: "
             "leave out one of the two"
         ]
-    return selection_problems(config)
+    return find_selection_problems(config)
 
 
 def _cell_config(study: Study, cell: Cell, levels: Iterable[Level]) -> TrialConfig:
@@ -463,7 +463,7 @@ def _merge_reasons(study: Study, cells: Sequence[Cell], config: TrialConfig) -> 
     """Return why the cells of one arm give the same training."""
     if len(cells) == 1:
         return ()
-    inert = inert_keys(config)
+    inert = find_inert_keys(config)
     reasons: list[str] = []
     for factor in study.factors:
         if len({cell.get(factor.name) for cell in cells}) == 1:

@@ -22,7 +22,7 @@ from chip_core.data.checks import check_rows, decode_threads, format_bad_rows
 from chip_core.data.files import is_hub_name
 from chip_core.data.formats.extra_columns import RowRequirements
 from chip_core.data.image_files import READER_VERSION
-from chip_core.data.rejected_images import strategy_class
+from chip_core.data.rejected_images import find_strategy
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, DataSource, is_local, open_source
 from chip_core.pairs.prompts import check_prompts, open_prompts
@@ -144,7 +144,7 @@ def _row_requirements(configs: Iterable[TrialConfig]) -> list[_RowRequirements]:
 
 
 def _needs_rejected_image(config: TrialConfig) -> bool:
-    needs_image: bool = strategy_class(config.rejected_image.strategy).traits.needs_given
+    needs_image: bool = find_strategy(config.rejected_image.strategy).traits.needs_given
     return needs_image and config.objective.needs_rejected_image
 
 
@@ -196,7 +196,7 @@ def _rows_hash(identity: Mapping[str, Any], requirement: _RowRequirements) -> st
             for file in table.files
             for state in [os.stat(file)]
         ]
-        images = {path: file and file_sha256(file) for path, file in source.image_files()}
+        images = {path: file and file_sha256(file) for path, file in source.iter_image_files()}
         hashed["images"] = sorted(images.items())
     return fingerprint(hashed)[:32]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from chip_core.config.trial import EngineConfig, ModelConfig
 from chip_core.models import loading
 from chip_core.representation.described import DescribedImage
-from chip_core.representation.geometry import Basis, Figure, common_basis, compute_figures
+from chip_core.representation.geometry import Basis, Figure, compute_common_basis, compute_figures
 from chip_core.representation.states import Reading, Representations, compute_representations
 from chip_core.results import MODEL
 from chip_core.trained import check_model
@@ -103,7 +103,7 @@ def read_models(
     for index, source in enumerate(sources):
         rows.setdefault(source.row, []).append(index)
     try:
-        basis = common_basis(representations)
+        basis = compute_common_basis(representations)
     except ValueError as error:
         raise UserError(f"no common picture: {error}") from None
     model_figures = {index: compute_figures([found]) for index, found in enumerate(representations)}

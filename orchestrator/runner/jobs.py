@@ -11,7 +11,7 @@ from typing import Any
 from chip_core import data as preference_data
 from chip_core.config.trial import BenchmarkConfig, DataConfig, TrialConfig
 from chip_core.results import MODEL
-from chip_core.trained import has_model, model_problem
+from chip_core.trained import find_model_problem, has_model
 from chip_core.utils.errors import warn_once
 from orchestrator.cost.workload import training_steps
 from orchestrator.executors.base import Job
@@ -111,7 +111,7 @@ def make_jobs(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Tria
         if (
             model is not None
             and not is_remote
-            and (problem := model_problem(model, trial.config)) is not None
+            and (problem := find_model_problem(model, trial.config)) is not None
         ):
             warn_once(f"{trial.name}: {problem}: it is trained again")
             model = None

@@ -16,8 +16,8 @@ from chip_core.reference_cache.folder import (
     BrokenStoreError,
     Manifest,
     build_lock,
-    lock_owner,
     partial_folder,
+    read_lock_owner,
     remove,
 )
 from chip_core.reference_cache.size import format_bytes
@@ -185,7 +185,7 @@ def _inspect_cache(
     total_bytes = sum(sizes.get(name, 0) for name in names)
     built_at = max((path.stat().st_mtime for path in _existing_folders(folder)), default=None)
     is_partial = partial.name in sizes
-    if lock_owner(folder) is not None:
+    if read_lock_owner(folder) is not None:
         return CacheEntry(
             folder=folder, state="being made", name="?", bytes=total_bytes, built_at=built_at
         )

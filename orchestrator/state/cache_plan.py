@@ -19,8 +19,8 @@ from chip_core.reference_cache.size import DiskSpaceError, check_disk_space, est
 from chip_core.reference_cache.spec import (
     PASS_KINDS,
     CacheSpec,
-    cache_specs,
     count_samples_read,
+    list_cache_specs,
     with_hidden,
 )
 from chip_core.results import MODEL
@@ -159,7 +159,7 @@ def _iter_trial_specs(
             config.engine.model_dump_json(),
         )
         if key not in specs_by_key:
-            specs_by_key[key] = cache_specs(
+            specs_by_key[key] = list_cache_specs(
                 config, plan.identity(config.model), plan.identity(config.data)
             )
         samples = sample_count(config.data.model_dump_json())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chip_core.config.identity import fingerprint
 from chip_core.results import CHECKPOINTS, CONFIG, MODEL, TRAINED
-from chip_core.trained import model_problem
+from chip_core.trained import find_model_problem
 from chip_core.utils.errors import UserError
 from orchestrator.storage.binding import find_storage
 from orchestrator.storage.remote import RemoteStorage
@@ -108,7 +108,9 @@ def fetch_trained_attempt(workdir: Path, folder: str) -> Path:
             f"{remote.uri}/{folder}: no trained model is there any more: run its study again"
         ) from None
     fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)
-    if model_problem(root / folder / MODEL) is not None:  # this machine's copy, or the storage's
+    if (
+        find_model_problem(root / folder / MODEL) is not None
+    ):  # this machine's copy, or the storage's
         shutil.rmtree(root / folder / MODEL)
         fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)
     return root / folder

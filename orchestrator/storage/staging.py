@@ -26,9 +26,9 @@ from chip_core.reference_cache.folder import (
     verify,
 )
 from chip_core.results import CHECKPOINTS, MODEL, TRAINED, Progress
-from chip_core.selection.rule import KEPT, step_name
+from chip_core.selection.rule import KEPT, format_step_name
 from chip_core.trained import read_trained
-from chip_core.training.checkpoint import checkpoint_problem
+from chip_core.training.checkpoint import find_checkpoint_problem
 from chip_core.utils.workers import current_workers
 from orchestrator.jobs.job import COPYING_PHASE, STOP_FILE, Job
 from orchestrator.storage.download import FileCallback, fetch_folder, node_cache_folder
@@ -201,7 +201,7 @@ class StagedWorkspace:
             own_key = self._relative_key(self.folder, self.root)
             self._remote.remove_all(f"{own_key}/{KEPT}")
             for checkpoint in trained.picked["points"]:
-                self._remote.remove_all(f"{own_key}/{MODEL}/{step_name(checkpoint['step'])}")
+                self._remote.remove_all(f"{own_key}/{MODEL}/{format_step_name(checkpoint['step'])}")
 
     def _relative_key(self, path: Path, root: Path | None = None) -> str:
         return path.absolute().relative_to(root or self._workdir).as_posix()
@@ -227,7 +227,7 @@ class StagedWorkspace:
         for attempt in dict.fromkeys([folder, *job.earlier_attempts]):
             for checkpoint in sorted((self.local_path(attempt) / CHECKPOINTS).glob("step-*"))[::-1]:
                 self._fetch(self._relative_key(checkpoint, self.root), on_file, weights=True)
-                if checkpoint_problem(checkpoint, job.config) is None:
+                if find_checkpoint_problem(checkpoint, job.config) is None:
                     return
 
     def _fetch_cache(self, key: str, identity: Mapping[str, Any], on_file: FileCallback) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 import orchestrator
 from chip_core import data, recipes
 from chip_core.config.trial import LARGEST_SEED, BenchmarksConfig
-from chip_core.config.validation import key_problem, parse_trial_config, set_key
+from chip_core.config.validation import find_key_problem, parse_trial_config, set_key
 from chip_core.models import loading
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import expand_path
@@ -189,7 +189,7 @@ def _load_recipe(
     if study_file.evaluation is not None:
         tree["evaluation"] = study_file.evaluation.model_dump(mode="json", exclude_unset=True)
     for key, value in sorted(changes.overrides.items()):  # the order in the variant's name
-        if key_problem(key) is None:
+        if find_key_problem(key) is None:
             set_key(tree, key, value)
     try:
         config = parse_trial_config(tree, "--set")
@@ -199,10 +199,10 @@ def _load_recipe(
     if is_remote:
         return tree
     for key, problem in (
-        ("model.path", loading.problem(config.model)),
-        ("data.source", data.problem(config.data)),
-        ("objective", data.objective_problem(config.data, config.objective)),
-        ("training.label_rule", loading.label_rule_problem(config)),
+        ("model.path", loading.find_model_problem(config.model)),
+        ("data.source", data.find_source_problem(config.data)),
+        ("objective", data.find_objective_problem(config.data, config.objective)),
+        ("training.label_rule", loading.find_label_rule_problem(config)),
     ):
         if problem is not None:
             problems.append(f"{_key_origin(key, changes, file)}: {problem}")

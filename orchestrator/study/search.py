@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chip_core.config.benchmark import BenchmarksConfig
 from chip_core.config.trial import LARGEST_SEED, SHORTHANDS, TrialConfig
-from chip_core.config.validation import explain_errors, key_problem, set_key
+from chip_core.config.validation import explain_errors, find_key_problem, set_key
 from chip_core.evaluation.items import find_benchmark
 from chip_core.utils.registry import suggest
 from orchestrator.study.metrics import Goal, ProblemReporter
@@ -140,7 +140,7 @@ def _parse_space(
 def _tune_key_problem(
     key: str, factors: Sequence[Factor], overrides: Mapping[str, Any]
 ) -> str | None:
-    problem = key_problem(key)
+    problem = find_key_problem(key)
     if problem is not None:
         return problem
     section = key.split(".")[0]

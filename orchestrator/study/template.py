@@ -11,7 +11,7 @@ import yaml
 
 from chip_core import recipes
 from chip_core.config.trial import BenchmarkConfig, BenchmarksConfig
-from chip_core.config.validation import key_problem
+from chip_core.config.validation import find_key_problem
 from chip_core.utils.errors import UserError
 from orchestrator.study.editor_schema import STUDY_SECTIONS
 from orchestrator.study.json_schema import schema_comment
@@ -43,7 +43,7 @@ def parse_factor(text: str) -> tuple[str, list[Any]]:
     key = key.strip()
     if not separator or not levels.strip():
         raise UserError(f"'{text}' is no factor: write a key and its levels, objective=dpo,chip")
-    problem = key_problem(key)
+    problem = find_key_problem(key)
     if problem is not None:
         raise UserError(problem)
     if key.split(".")[0] in STUDY_SECTIONS:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from chip_core import data
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import explain_errors, key_problem, set_key
+from chip_core.config.validation import explain_errors, find_key_problem, set_key
 from chip_core.models import loading
 from chip_core.utils.registry import suggest
 from orchestrator.study.early_stopping import TRAINING_METRICS, EarlyStopping
@@ -67,7 +67,7 @@ def parse_factors(
                 Level(name=format_level(value), overrides={name: value}) for value in raw_levels
             ]
             keys = [name]
-        unknown_keys = [key_error for dotted in keys if (key_error := key_problem(dotted))]
+        unknown_keys = [key_error for dotted in keys if (key_error := find_key_problem(dotted))]
         problems.extend(f"{source}: {key}: {key_error}" for key_error in unknown_keys)
         forbidden_keys = [dotted for dotted in keys if dotted.split(".")[0] in STUDY_SECTIONS]
         problems.extend(
@@ -99,12 +99,12 @@ def _iter_level_problems(level: Level, base_tree: dict[str, Any]) -> Iterator[st
         return
     sections = {dotted.split(".")[0] for dotted in level.overrides}
     for problem in (
-        loading.problem(config.model) if "model" in sections else None,
-        data.problem(config.data) if "data" in sections else None,
-        data.objective_problem(config.data, config.objective)
+        loading.find_model_problem(config.model) if "model" in sections else None,
+        data.find_source_problem(config.data) if "data" in sections else None,
+        data.find_objective_problem(config.data, config.objective)
         if sections & {"data", "objective"}
         else None,
-        loading.label_rule_problem(config) if sections & {"model", "training"} else None,
+        loading.find_label_rule_problem(config) if sections & {"model", "training"} else None,
     ):
         if problem is not None:
             yield problem

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from chip_core import recipes
-from chip_core.config.validation import key_problem
+from chip_core.config.validation import find_key_problem
 from orchestrator.study.model import Factor, StudyChanges, format_level
 
 _MAX_VALUE_LENGTH, _MAX_NAME_LENGTH = 60, 160  # a folder's name has 255 at most
@@ -72,7 +72,7 @@ def iter_variant_problems(
             "for this one's: rename the file"
         )
     for key in changes.overrides:
-        problem = _FIXED_KEYS.get(key.split(".")[0]) or key_problem(key)
+        problem = _FIXED_KEYS.get(key.split(".")[0]) or find_key_problem(key)
         if problem is not None:
             yield f"--set: {key}: {problem}"
     for factor in factors:

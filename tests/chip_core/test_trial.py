@@ -18,9 +18,9 @@ from chip_core.shapes import MODEL_FOLDER
 from chip_core.trained import (
     TrainedModel,
     adopt_model,
+    get_weights_fingerprint,
+    hash_weights_content,
     read_trained,
-    weights_content,
-    weights_fingerprint,
     write_trained,
 )
 from chip_core.trial import _Attempt, run_trial
@@ -54,7 +54,7 @@ def test_two_runs_agree_to_the_bit(shapes_config: Configured, tmp_path: Path) ->
     assert weights[0] == weights[1]
     content, marks = (
         {mark(folder / "model") for folder in folders}
-        for mark in (weights_content, weights_fingerprint)
+        for mark in (hash_weights_content, get_weights_fingerprint)
     )
     assert (len(content), len(marks)) == (1, 2)  # answers of the one are answers of the other
     assert read_result(folders[0]) == results[0]
@@ -320,7 +320,7 @@ def test_a_model_is_whole_in_one_of_two_folders_at_any_time(tmp_path: Path) -> N
     write_trained(tmp_path / "two", trained)  # as where it was killed before the move
     assert read_trained(tmp_path / "two") is None
     assert adopt_model(tmp_path / "one", tmp_path / "two") == trained
-    assert weights_fingerprint(tmp_path / "two" / "model") == trained.mark
+    assert get_weights_fingerprint(tmp_path / "two" / "model") == trained.mark
 
 
 def test_what_a_benchmark_lacks_is_said_before_the_training(

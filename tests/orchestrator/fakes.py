@@ -17,7 +17,7 @@ from chip_core.results import (
     Evaluation,
     Progress,
     TrialResult,
-    file_hashes,
+    hash_files,
     write_answered,
     write_result,
 )
@@ -170,7 +170,7 @@ def leave_result(job: Job) -> TrialResult:
             metrics.append({"name": "chair_i", "value": value, "items": items})
         write_json(job.folder / evaluation.scores, {"metrics": metrics})
     scores = [evaluation.scores for evaluation in result.evaluations.values()]
-    result = replace(result, files=file_hashes(job.folder, scores))
+    result = replace(result, files=hash_files(job.folder, scores))
     write_result(job.folder, result)
     return result
 

@@ -161,7 +161,7 @@ def test_models_by_hypothesis(tmp_path: Path, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 5))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (folder / name).write_bytes(content[: data.draw(st.integers(1, len(content)))])
-    said = loading.problem(ModelConfig(path=str(folder)))
+    said = loading.find_model_problem(ModelConfig(path=str(folder)))
     (folder / name).write_bytes(good)
     if said is not None:
         told.note(f"{KIND}, generated", said)
@@ -190,7 +190,7 @@ def manifest(folder: Path, config: TrialConfig, **changes: Any) -> None:
     said = {
         "format": 1,
         "step": 2,
-        "training": checkpoints._training_fingerprint(config),
+        "training": checkpoints._compute_training_fingerprint(config),
         "files": held,
     }
     (place / "manifest.json").write_text(json.dumps({**said, **changes}))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from chip_core.data.formats import jsonl, rlaif_v, rlhf_v, trl
-from chip_core.data.formats.base import CHOSEN_IMAGE_COLUMNS, ColumnKinds, Format, rejected_image
+from chip_core.data.formats.base import (
+    CHOSEN_IMAGE_COLUMNS,
+    ColumnKinds,
+    Format,
+    find_rejected_image,
+)
 
 #: Name -> format, in the order in which they are tried.
 FORMATS = {entry.name: entry for entry in (rlhf_v.FORMAT, rlaif_v.FORMAT, jsonl.FORMAT, trl.FORMAT)}
 
-__all__ = ["FORMATS", "Format", "Kinds", "find_format", "rejected_image"]
+__all__ = ["FORMATS", "Format", "Kinds", "find_format", "find_rejected_image"]
 
 
 def find_format(kinds: ColumnKinds) -> Format | None:

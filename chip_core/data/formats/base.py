@@ -33,30 +33,30 @@ class Format:
     parse_image: Callable[[RawRow], ImageRef]
 
 
-def rejected_image(raw: RawRow) -> ImageRef | None:
+def find_rejected_image(raw: RawRow) -> ImageRef | None:
     """Return a row's rejected image, in any format; None if there is none or the cell is empty."""
     for column in REJECTED_IMAGE_COLUMNS:
-        ref = image_cell(raw, column)
+        ref = read_image_cell(raw, column)
         if ref != ImageRef():
             return ref
     return None
 
 
-def text_cell(raw: RawRow, *columns: str) -> str:
+def read_text_cell(raw: RawRow, *columns: str) -> str:
     """Return the text of the first of the columns that exists."""
     for column in columns:
         value = raw.get(column)
         if value is None:
             continue
         if isinstance(value, date | time):
-            raise time_error(column)
+            raise make_time_error(column)
         if not isinstance(value, str):
             raise RowError(f"{column} is of type {type(value).__name__}, not text")
         return value
     raise RowError(f"no {' or '.join(columns)}")
 
 
-def time_error(column: str) -> RowError:
+def make_time_error(column: str) -> RowError:
     """Return the error for a text that was stored as a point in time."""
     return RowError(
         f"{column} is a date or a time, not text, and how it was written is not known any more: "
@@ -86,7 +86,7 @@ def strip_image_placeholder(text: str) -> str:
     return text.replace(IMAGE_PLACEHOLDER, "").strip() if count else text
 
 
-def row_id(raw: RawRow) -> str | None:
+def read_row_id(raw: RawRow) -> str | None:
     """Return the row's own id as text."""
     for column in ("id", "idx"):
         value = raw.get(column)
@@ -99,15 +99,15 @@ def row_id(raw: RawRow) -> str | None:
     return None
 
 
-def first_image(raw: RawRow, *columns: str) -> ImageRef:
+def find_first_image(raw: RawRow, *columns: str) -> ImageRef:
     """Return the image of the first of the columns that has one."""
     return next(
-        (ref for ref in (image_cell(raw, name) for name in columns) if ref != ImageRef()),
+        (ref for ref in (read_image_cell(raw, name) for name in columns) if ref != ImageRef()),
         ImageRef(),
     )
 
 
-def image_cell(raw: RawRow, column: str) -> ImageRef:
+def read_image_cell(raw: RawRow, column: str) -> ImageRef:
     """Return the image in a column: bytes, a path, {bytes, path}, or a list of one of these."""
     value = raw.get(column)
     if isinstance(value, list):

@@ -18,10 +18,10 @@ from chip_core.config.trial import DataConfig
 from chip_core.data.formats.base import (
     SECOND_IMAGE_COLUMNS,
     RawRow,
-    first_image,
+    find_first_image,
     parse_json_cell,
+    read_text_cell,
     strip_image_placeholder,
-    text_cell,
 )
 from chip_core.data.formats.trl import parse_response
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, check_text
@@ -70,7 +70,7 @@ def row_requirements(objective: ObjectiveConfig) -> RowRequirements:
     )
 
 
-def objective_problem(data: DataConfig, objective: ObjectiveConfig) -> str | None:
+def find_objective_problem(data: DataConfig, objective: ObjectiveConfig) -> str | None:
     """Return why a source cannot have what an objective needs; None if it may have it."""
     names = row_requirements(objective).names
     if not names or data.source != "shapes":
@@ -93,11 +93,11 @@ def parse_extra_cells(raw: RawRow, requirements: RowRequirements) -> ExtraCells:
         other = _parse_third_response(raw)
         check_text("other", other)
     if requirements.second_image:
-        second_image = first_image(raw, *SECOND_IMAGE_COLUMNS)
+        second_image = find_first_image(raw, *SECOND_IMAGE_COLUMNS)
         if second_image == ImageRef():
             raise RowError("no second_image, which the objective reads")
         if raw.get("second_prompt") is not None:
-            second_prompt = strip_image_placeholder(text_cell(raw, "second_prompt"))
+            second_prompt = strip_image_placeholder(read_text_cell(raw, "second_prompt"))
             check_text("second_prompt", second_prompt)
     scores = {
         f"{column}/{key}" if key else column: value
@@ -128,10 +128,10 @@ def check_sentences(texts: PreferenceTexts, extra: ExtraCells) -> None:
         column, _, key = name.partition("/")
         response = COLUMNS[column][key]
         text = extra.other if response == "other" else getattr(texts, str(response))
-        sentence_ends(text or "", [sentence for sentence, _ in value], f"{column}.{key}")
+        find_sentence_ends(text or "", [sentence for sentence, _ in value], f"{column}.{key}")
 
 
-def sentence_ends(text: str, sentences: Sequence[str], name: str) -> list[int]:
+def find_sentence_ends(text: str, sentences: Sequence[str], name: str) -> list[int]:
     """Return the end position of each sentence of a response.
 
     Args:

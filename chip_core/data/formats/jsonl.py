@@ -6,7 +6,7 @@ from chip_core.data.formats.base import (
     ColumnKinds,
     Format,
     RawRow,
-    first_image,
+    find_first_image,
 )
 from chip_core.data.formats.trl import parse_text_columns
 from chip_core.data.rows import ImageRef, PreferenceTexts
@@ -32,7 +32,7 @@ def _parse_texts(raw: RawRow) -> PreferenceTexts:
 
 
 def _parse_image(raw: RawRow) -> ImageRef:
-    return first_image(raw, *IMAGE_COLUMNS)
+    return find_first_image(raw, *IMAGE_COLUMNS)
 
 
 FORMAT = Format(

@@ -8,13 +8,13 @@ from chip_core.data.formats.base import (
     ColumnKinds,
     Format,
     RawRow,
-    first_image,
-    image_cell,
+    find_first_image,
+    make_time_error,
     parse_json_cell,
-    row_id,
+    read_image_cell,
+    read_row_id,
+    read_text_cell,
     strip_image_placeholder,
-    text_cell,
-    time_error,
 )
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError
 
@@ -30,7 +30,7 @@ def _parse_texts(raw: RawRow) -> PreferenceTexts:
     if cell is None:
         raise RowError("no text")
     if isinstance(cell, date | time):
-        raise time_error("text")
+        raise make_time_error("text")
     is_json_text = isinstance(cell, str)
     if isinstance(cell, str):
         cell = parse_json_cell(cell, "text")
@@ -39,19 +39,19 @@ def _parse_texts(raw: RawRow) -> PreferenceTexts:
     if not isinstance(cell, dict):
         raise RowError("text is no JSON object of question, chosen, rejected")
     return PreferenceTexts(
-        id=row_id(raw),
-        prompt=strip_image_placeholder(text_cell(cell, "question")),
-        chosen=text_cell(cell, "chosen"),
-        rejected=text_cell(cell, "rejected"),
+        id=read_row_id(raw),
+        prompt=strip_image_placeholder(read_text_cell(cell, "question")),
+        chosen=read_text_cell(cell, "chosen"),
+        rejected=read_text_cell(cell, "rejected"),
         read_differently=not is_json_text,
     )
 
 
 def parse_image(raw: RawRow) -> ImageRef:
     """Return the image in `image` or `images`, or the path in `image_path` if they have none."""
-    ref = first_image(raw, "image", "images")
+    ref = find_first_image(raw, "image", "images")
     if ref == ImageRef() and isinstance(raw.get("image_path"), str):
-        return image_cell(raw, "image_path")
+        return read_image_cell(raw, "image_path")
     return ref
 
 

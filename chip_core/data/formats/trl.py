@@ -15,12 +15,12 @@ from chip_core.data.formats.base import (
     ColumnKinds,
     Format,
     RawRow,
-    first_image,
+    find_first_image,
+    make_time_error,
     parse_json_cell,
-    row_id,
+    read_row_id,
+    read_text_cell,
     strip_image_placeholder,
-    text_cell,
-    time_error,
 )
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError
 
@@ -48,10 +48,10 @@ def parse_text_columns(raw: RawRow, *prompt: str) -> PreferenceTexts:
     if is_conversation_json(raw.get("chosen")):
         return parse_messages(raw)
     return PreferenceTexts(
-        id=row_id(raw),
-        prompt=strip_image_placeholder(text_cell(raw, *prompt)),
-        chosen=text_cell(raw, "chosen"),
-        rejected=text_cell(raw, "rejected"),
+        id=read_row_id(raw),
+        prompt=strip_image_placeholder(read_text_cell(raw, *prompt)),
+        chosen=read_text_cell(raw, "chosen"),
+        rejected=read_text_cell(raw, "rejected"),
     )
 
 
@@ -80,7 +80,7 @@ def parse_messages(raw: RawRow) -> PreferenceTexts:
     elif prompt_messages is None:
         raise RowError("no prompt, and chosen and rejected do not begin alike")
     return PreferenceTexts(
-        id=row_id(raw),
+        id=read_row_id(raw),
         prompt=strip_image_placeholder(
             _single_message_text(prompt_messages, "user", prompt_column or "prompt")
         ),
@@ -132,7 +132,7 @@ def _parse_conversation(raw: RawRow, column: str) -> list[_Message]:
     if value is None:
         raise RowError(f"no {column}")
     if isinstance(value, date | time):
-        raise time_error(column)
+        raise make_time_error(column)
     if isinstance(value, str):
         if not is_conversation_json(value):
             return [_plain_message(value)]
@@ -177,7 +177,7 @@ def _parse_content(content: Any, column: str) -> tuple[str, int]:
     if isinstance(content, str):
         return content, 0
     if isinstance(content, date | time):
-        raise time_error(column)
+        raise make_time_error(column)
     if isinstance(content, dict):
         content = [content]
     if not isinstance(content, list):
@@ -190,7 +190,7 @@ def _parse_content(content: Any, column: str) -> tuple[str, int]:
         elif kind == "text":
             text = part.get("text")
             if isinstance(text, date | time):
-                raise time_error(column)
+                raise make_time_error(column)
             if not isinstance(text, str):
                 raise RowError(f"{column} holds a part of type 'text' without a text")
             texts.append(text)
@@ -222,7 +222,7 @@ def _single_message_text(messages: list[_Message], role: str, column: str) -> st
 
 
 def _parse_image(raw: RawRow) -> ImageRef:
-    return first_image(raw, "images", "image")
+    return find_first_image(raw, "images", "image")
 
 
 FORMAT = Format(

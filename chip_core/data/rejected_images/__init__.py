@@ -14,7 +14,7 @@ from chip_core.data.rejected_images.base import (
     Source,
     Strategy,
     Traits,
-    strategy_class,
+    find_strategy,
 )
 from chip_core.data.rejected_images.maker import RejectedImage, RejectedImageMaker
 from chip_core.data.rejected_images.strategies import (
@@ -30,7 +30,7 @@ from chip_core.data.rejected_images.strategies import (
     Occlusion,
     RandomImage,
     Rotate,
-    diffusion_coefficients,
+    compute_diffusion_coefficients,
 )
 
 __all__ = [
@@ -55,6 +55,6 @@ __all__ = [
     "Source",
     "Strategy",
     "Traits",
-    "diffusion_coefficients",
-    "strategy_class",
+    "compute_diffusion_coefficients",
+    "find_strategy",
 ]

@@ -113,7 +113,7 @@ StrategyClass = type[Strategy[Any]]
 REJECTED_IMAGES: Registry[StrategyClass] = Registry("rejected-image strategy")
 
 
-def strategy_class(name: str) -> StrategyClass:
+def find_strategy(name: str) -> StrategyClass:
     """Return the strategy of a name, built in or `module:attr`.
 
     Raises:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from chip_core.config.trial import RejectedImageConfig
-from chip_core.data.rejected_images.images import MAX_WORKING_PIXELS, as_rgb, same_pixels
+from chip_core.data.rejected_images.images import MAX_WORKING_PIXELS, has_same_pixels, to_rgb_image
 from chip_core.data.rejected_images.maker import RejectedImage, RejectedImageMaker
 from chip_core.utils.errors import ConfigError, TrialError, describe_error
 
@@ -93,7 +93,9 @@ def conformance(config: RejectedImageConfig) -> dict[str, str | None]:
 
 
 def _check_same_key(harness: StrategyHarness) -> str | None:
-    if not same_pixels(harness.make_rejected(seed=3).image, harness.make_rejected(seed=3).image):
+    if not has_same_pixels(
+        harness.make_rejected(seed=3).image, harness.make_rejected(seed=3).image
+    ):
         return "two draws of one key differ"
     return None
 
@@ -110,7 +112,7 @@ def _check_other_keys(harness: StrategyHarness) -> str | None:
     for key, image in others.items():
         # `random` has five other images to draw from: another key may hit the same one.
         if (
-            same_pixels(reference, image) == harness.traits.random
+            has_same_pixels(reference, image) == harness.traits.random
             and not harness.traits.needs_others
         ):
             if harness.traits.random:
@@ -118,13 +120,13 @@ def _check_other_keys(harness: StrategyHarness) -> str | None:
             return f"declared fixed, and another {key} gives another image"
     if harness.traits.needs_others:
         drawn = [harness.make_rejected(seed=seed).image for seed in range(12)]
-        if all(same_pixels(drawn[0], image) for image in drawn):
+        if all(has_same_pixels(drawn[0], image) for image in drawn):
             return "twelve seeds draw one image"
     return None
 
 
 def _check_redraw_once(harness: StrategyHarness) -> str | None:
-    if not same_pixels(
+    if not has_same_pixels(
         harness.make_rejected(redraw="once").image,
         harness.make_rejected(epoch=1, redraw="once").image,
     ):
@@ -150,9 +152,9 @@ def _check_modes(harness: StrategyHarness) -> str | None:
         image = _convert_mode(plain, mode)
         rejected, from_rgb = (
             harness.make_from_image(image).image,
-            harness.make_from_image(as_rgb(image)).image,
+            harness.make_from_image(to_rgb_image(image)).image,
         )
-        if rejected.mode != "RGB" or not same_pixels(rejected, from_rgb):
+        if rejected.mode != "RGB" or not has_same_pixels(rejected, from_rgb):
             return f"mode {mode} gives another image than the same one in RGB"
     return None
 
@@ -167,7 +169,7 @@ def _check_void(harness: StrategyHarness) -> str | None:
     ]
     for image in cases:
         rejected = harness.make_from_image(image)
-        if rejected.void != same_pixels(rejected.image, image):
+        if rejected.void != has_same_pixels(rejected.image, image):
             other = "" if rejected.void else "not "
             return f"void is {rejected.void}, and the image is {other}another"
         if rejected.void and harness.traits.void_where is None:
@@ -181,7 +183,7 @@ def _check_side_effects(harness: StrategyHarness) -> str | None:
     image = sample_image(3)
     before = image.copy(), random.getstate(), torch.get_rng_state()
     harness.make_from_image(image)
-    if not same_pixels(image, before[0]):
+    if not has_same_pixels(image, before[0]):
         return "the true image is changed in place"
     if random.getstate() != before[1] or not torch.equal(torch.get_rng_state(), before[2]):
         return "the process's own random numbers are drawn from"

@@ -18,7 +18,7 @@ MAX_WORKING_PIXELS = 2**24
 Box = tuple[int, int, int, int]
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+def to_rgb_image(image: Image.Image) -> Image.Image:
     """Return an image in RGB, with transparent parts on white; images that were read already are.
 
     Raises:
@@ -40,7 +40,7 @@ def limit_pixels(image: Image.Image, max_pixels: int = MAX_WORKING_PIXELS) -> Im
     return image.resize((width, max(1, min(int(height * scale), max_pixels // width))))
 
 
-def other_image(source: Source) -> Image.Image:
+def pick_other_image(source: Source) -> Image.Image:
     """Return another sample's training image that does not show the same picture.
 
     Raises:
@@ -53,18 +53,20 @@ def other_image(source: Source) -> Image.Image:
         other = source.others[index]
         if other.id == source.id:
             continue
-        image = limit_pixels(as_rgb(other.image))
-        if not same_pixels(image, source.image):
+        image = limit_pixels(to_rgb_image(other.image))
+        if not has_same_pixels(image, source.image):
             return image
     raise TrialError(f"no training image differs from that of {source.id}: give more data")
 
 
-def same_pixels(one: Image.Image, other: Image.Image) -> bool:
+def has_same_pixels(one: Image.Image, other: Image.Image) -> bool:
     """Return whether two RGB images are equal in every pixel."""
     return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
 
 
-def content_boxes(image: Image.Image, rng: Random, *, count: int, share: float) -> Sequence[Box]:
+def draw_content_boxes(
+    image: Image.Image, rng: Random, *, count: int, share: float
+) -> Sequence[Box]:
     """Return boxes (left, top, right, bottom) drawn where the image has edges.
 
     Args:
@@ -74,13 +76,13 @@ def content_boxes(image: Image.Image, rng: Random, *, count: int, share: float) 
         share: share of the image's area, all boxes together.
     """
     width, height = image.size
-    weights = _edge_map(image)
+    weights = _compute_edge_map(image)
     columns, rows = weights.size
     # + 1, so that an image without edges has positions, too.
     energy = [16 * value + 1 for value in weights.tobytes()]
     boxes = []
     for _ in range(count):
-        index = _weighted_choice(energy, rng.random())
+        index = _choose_weighted(energy, rng.random())
         x = (index % columns + rng.random()) / columns * width
         y = (index // columns + rng.random()) / rows * height
         aspect = 2 ** (2 * rng.random() - 1)  # from 1:2 to 2:1
@@ -93,7 +95,7 @@ def content_boxes(image: Image.Image, rng: Random, *, count: int, share: float) 
     return boxes
 
 
-def _edge_map(image: Image.Image) -> Image.Image:
+def _compute_edge_map(image: Image.Image) -> Image.Image:
     """Return the amount of detail in each part, as a grey image of at most 16 × 16."""
     grey = image.convert("L")
     grey.thumbnail((128, 128))
@@ -101,7 +103,7 @@ def _edge_map(image: Image.Image) -> Image.Image:
     return detail.resize(tuple(min(16, side) for side in detail.size), Image.Resampling.BOX)  # type: ignore[arg-type]
 
 
-def _weighted_choice(weights: Sequence[float], number: float) -> int:
+def _choose_weighted(weights: Sequence[float], number: float) -> int:
     remaining = number * sum(weights)
     for index, weight in enumerate(weights):
         remaining -= weight

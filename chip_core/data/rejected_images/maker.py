@@ -19,9 +19,9 @@ from chip_core.data.rejected_images.base import (
     PixelStrategy,
     Source,
     Traits,
-    strategy_class,
+    find_strategy,
 )
-from chip_core.data.rejected_images.images import as_rgb, limit_pixels, same_pixels
+from chip_core.data.rejected_images.images import has_same_pixels, limit_pixels, to_rgb_image
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import derive_seed
 
@@ -60,7 +60,7 @@ class RejectedImageMaker:
         """
         self._config = config
         self._seed = seed
-        self._strategy = strategy_class(config.strategy)(config.settings)
+        self._strategy = find_strategy(config.strategy)(config.settings)
         red, green, blue = (round(255 * value) for value in image_mean)
         self._mean = (red, green, blue)
 
@@ -95,7 +95,7 @@ class RejectedImageMaker:
                 image of the size it declares.
         """
         assert isinstance(self._strategy, ImageStrategy), "acts after the processor: corrupt()"
-        true_image = as_rgb(sample.image)
+        true_image = to_rgb_image(sample.image)
         working_image = limit_pixels(true_image)
         source = Source(
             id=sample.id,
@@ -103,7 +103,7 @@ class RejectedImageMaker:
             seed=self._draw_seed(sample.id, epoch),
             mean=self._mean,
             others=others,
-            given=None if given is None else limit_pixels(as_rgb(given)),
+            given=None if given is None else limit_pixels(to_rgb_image(given)),
         )
         rejected = self._strategy.reject(source)
         if not isinstance(rejected, Image.Image) or rejected.mode != "RGB":
@@ -113,7 +113,7 @@ class RejectedImageMaker:
             raise TrialError(
                 f"rejected_image: '{self._config.strategy}' returned {returned}, not an RGB image"
             )
-        if same_pixels(rejected, working_image):
+        if has_same_pixels(rejected, working_image):
             return RejectedImage(image=true_image, void=True)
         if self.traits.keeps_size:
             if rejected.size != working_image.size:
@@ -165,14 +165,14 @@ class RejectedImageMaker:
         import numpy
         import torch
 
-        true_image = limit_pixels(as_rgb(sample.image))
+        true_image = limit_pixels(to_rgb_image(sample.image))
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         colours = torch.from_numpy(numpy.asarray(true_image, dtype=numpy.float32) / 255)
         values = ((colours.permute(2, 0, 1) - mean) / std).unsqueeze(0)
         corrupted = self.corrupt(values, sample=sample.id, epoch=epoch)[0] * std + mean
         pixels = (corrupted.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         rejected = Image.fromarray(pixels)
-        return RejectedImage(image=rejected, void=same_pixels(rejected, true_image))
+        return RejectedImage(image=rejected, void=has_same_pixels(rejected, true_image))
 
     def _draw_seed(self, sample: str, epoch: int) -> int:
         key = ("rejected_image", self._config.strategy, *self._strategy.key(), self._seed, sample)

@@ -39,7 +39,7 @@ from chip_core.data.rejected_images.base import (
     Source,
     Traits,
 )
-from chip_core.data.rejected_images.images import content_boxes, other_image
+from chip_core.data.rejected_images.images import draw_content_boxes, pick_other_image
 from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.files import expand_path
 
@@ -169,7 +169,7 @@ class Mixup(ImageStrategy[MixupParameters]):
 
     def reject(self, source: Source) -> Image.Image:
         """Return the mixture, of the same size."""
-        other = other_image(source).resize(source.image.size, Image.Resampling.BICUBIC)
+        other = pick_other_image(source).resize(source.image.size, Image.Resampling.BICUBIC)
         return Image.blend(source.image, other, self.settings.weight)
 
 
@@ -186,7 +186,7 @@ class Occlusion(ImageStrategy[OcclusionParameters]):
         """Return the image with boxes on it, of the same size."""
         settings, image = self.settings, source.image.copy()
         colour = source.mean if settings.fill == "mean" else (0, 0, 0)
-        boxes = content_boxes(
+        boxes = draw_content_boxes(
             source.image, source.numbers(), count=settings.boxes, share=settings.share
         )
         for box in boxes:
@@ -202,7 +202,7 @@ class RandomImage(ImageStrategy[NoParameters]):
 
     def reject(self, source: Source) -> Image.Image:
         """Return another image, of its own size."""
-        return other_image(source)
+        return pick_other_image(source)
 
 
 @REJECTED_IMAGES.register("rotate")
@@ -253,13 +253,13 @@ def _compute_betas(schedule: str) -> Tensor:
 
 
 @functools.cache
-def cumulative_alphas(schedule: str) -> Tensor:
+def compute_cumulative_alphas(schedule: str) -> Tensor:
     """Return ᾱ of each step, (1000,) in float32, as in the released code."""
     cumulative: Tensor = (1.0 - _compute_betas(schedule)).cumprod(0)
     return cumulative
 
 
-def diffusion_coefficients(timestep: int, schedule: str = "sigmoid") -> tuple[float, float]:
+def compute_diffusion_coefficients(timestep: int, schedule: str = "sigmoid") -> tuple[float, float]:
     """Return (√ᾱ, √(1−ᾱ)) at a timestep of 1000, computed in float32.
 
     Raises:
@@ -267,7 +267,7 @@ def diffusion_coefficients(timestep: int, schedule: str = "sigmoid") -> tuple[fl
     """
     if not 0 <= timestep <= 999:
         raise ValueError(f"timestep {timestep} is not from 0 to 999")
-    cumulative = cumulative_alphas(schedule)[timestep]
+    cumulative = compute_cumulative_alphas(schedule)[timestep]
     return float(cumulative.sqrt()), float((1 - cumulative).sqrt())
 
 
@@ -289,7 +289,9 @@ class Diffusion(PixelStrategy[DiffusionParameters]):
 
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(pixel_values.shape, generator=generator)
-        signal, noise_scale = diffusion_coefficients(self.settings.timestep, self.settings.schedule)
+        signal, noise_scale = compute_diffusion_coefficients(
+            self.settings.timestep, self.settings.schedule
+        )
         return signal * pixel_values.float() + noise_scale * noise
 
 
@@ -312,7 +314,7 @@ class Inpaint(ImageStrategy[InpaintParameters]):
     def identity(cls, settings: InpaintParameters) -> dict[str, Any]:
         """Return the settings with the pipeline's content instead of its location."""
         values = settings.model_dump(mode="json")
-        values["pipeline"] = _content_hash(str(_pipeline_folder(values.pop("path"))))
+        values["pipeline"] = _hash_folder(str(_find_pipeline_folder(values.pop("path"))))
         return values
 
     def reject(self, source: Source) -> Image.Image:
@@ -321,11 +323,13 @@ class Inpaint(ImageStrategy[InpaintParameters]):
 
         settings, image = self.settings, source.image
         mask = Image.new("L", image.size)
-        boxes = content_boxes(image, source.numbers(), count=settings.boxes, share=settings.share)
+        boxes = draw_content_boxes(
+            image, source.numbers(), count=settings.boxes, share=settings.share
+        )
         for box in boxes:
             mask.paste(255, box)
-        size = _working_size(image.size, settings.side)
-        painted = _load_pipeline(str(_pipeline_folder(settings.path)))(
+        size = _compute_working_size(image.size, settings.side)
+        painted = _load_pipeline(str(_find_pipeline_folder(settings.path)))(
             prompt=settings.prompt,
             image=image.resize(size, Image.Resampling.BICUBIC),
             mask_image=mask.resize(size, Image.Resampling.NEAREST),
@@ -339,7 +343,7 @@ class Inpaint(ImageStrategy[InpaintParameters]):
         return Image.composite(painted, image, mask)
 
 
-def _working_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+def _compute_working_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     scale = min(1.0, side / max(size))
     width, height = (
         max(1, round(pixels * scale / SIDE_MULTIPLE)) * SIDE_MULTIPLE for pixels in size
@@ -347,7 +351,7 @@ def _working_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return width, height
 
 
-def _pipeline_folder(path: str | None) -> Path:
+def _find_pipeline_folder(path: str | None) -> Path:
     """Return the pipeline's folder.
 
     Raises:
@@ -362,7 +366,7 @@ def _pipeline_folder(path: str | None) -> Path:
 
 
 @functools.cache
-def _content_hash(folder: str) -> str:
+def _hash_folder(folder: str) -> str:
     """Return a hash of the content of a pipeline's folder."""
     digest = hashlib.sha256()
     for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):

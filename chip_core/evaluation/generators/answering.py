@@ -42,8 +42,8 @@ from chip_core.evaluation.task import (
     Response,
     Side,
 )
-from chip_core.models.adapters import is_adapted, without_adapter
-from chip_core.models.loading import local_folder
+from chip_core.models.adapters import disable_adapter, is_adapted
+from chip_core.models.loading import find_local_folder
 from chip_core.results import Answers, Evaluation, Progress
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_atomically
@@ -76,7 +76,7 @@ class InferenceContext:
     def answering_model(self) -> AnsweringModel:
         """The weights that answer."""
         base = self.base
-        folder = None if base is None else local_folder(base.path)
+        folder = None if base is None else find_local_folder(base.path)
         return AnsweringModel(
             model=self.model,
             processor=self.processor,
@@ -197,7 +197,7 @@ def _generate_reference(
     bare_context = replace(
         context, weights=f"{context.weights} without its adapter", former_weights=()
     )
-    with without_adapter(context.model):
+    with disable_adapter(context.model):
         bare = _generate_missing(
             bare_context,
             questions_sampled,

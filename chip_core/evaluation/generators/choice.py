@@ -123,7 +123,7 @@ def _unsupported_benchmarks(
 
 
 def _custom_model_type(model: ModelConfig) -> str | None:
-    folder = loading.local_folder(model.path)
+    folder = loading.find_local_folder(model.path)
     try:
         family = None if folder is None else read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError):

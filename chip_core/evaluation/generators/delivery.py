@@ -14,7 +14,7 @@ from typing import Any
 from chip_core.config.generator import GeneratorConfig
 from chip_core.evaluation.generators.base import AnsweringModel, ServerLostError
 from chip_core.models.adapters import TRAINED_PARTS, is_adapted, merge_adapters
-from chip_core.models.parts import is_adapter, named_parts
+from chip_core.models.parts import group_parameters, is_adapter
 from chip_core.utils.errors import TrialError
 
 #: A folder of an attempt that a server reads while it answers. Hidden files are not uploaded.
@@ -50,7 +50,7 @@ def find_weights_beyond_adapter(model: AnsweringModel) -> str | None:
         return "all of its weights"
     if (model.trained / TRAINED_PARTS).exists():
         return "weights beside its adapter"
-    parts = named_parts(model.model.get_base_model())
+    parts = group_parameters(model.model.get_base_model())
     for part in ("vision_encoder", "projector"):
         if any(is_adapter(name) for name in parts[part]):
             return f"an adapter on its {part}"

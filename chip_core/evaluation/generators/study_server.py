@@ -104,11 +104,11 @@ class StudyServer:
         self._settings, self._folder, self._rank = settings, folder.absolute(), rank
         self._devices, self._should_stop, self._on_lost = devices, should_stop, on_lost
         self._program = vllm.require_program()
-        model_folder = loading.local_folder(model.path)
+        model_folder = loading.find_local_folder(model.path)
         self._model = AnsweringModel(
             model=None,
             processor=None,
-            weights=loading.base_weights_id(model),
+            weights=loading.make_base_weights_id(model),
             bf16=model.dtype == "bf16",
             base=str(model_folder or model.path),
             revision=None if model_folder is not None else model.revision,

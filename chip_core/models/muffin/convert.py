@@ -24,8 +24,8 @@ from chip_core.models.muffin.configuration import MuffinConfig, MuffinVisionConf
 from chip_core.models.muffin.processing import END, PATCH, START, STOP
 from chip_core.models.muffin.released import (
     IMAGE_POSITIONS,
+    compute_grid_side,
     find_weight_files,
-    grid_side,
     iter_tensors,
     rename_tensor,
     resize_positions,
@@ -151,7 +151,7 @@ def _build_config(
     layers = {name.split(".")[5] for name in shapes if name.startswith(f"{layer}.")}
     positions = _require_shape(shapes, IMAGE_POSITIONS, 2)
     try:
-        side = grid_side(positions[0])
+        side = compute_grid_side(positions[0])
     except ValueError as error:
         raise UserError(f"{src}: {IMAGE_POSITIONS}: {error}") from None
     pixels_match = re.search(r"_(\d+)$", tower)

@@ -87,7 +87,7 @@ class MuffinModel(MuffinPreTrainedModel):
             if input_ids is None:
                 raise ValueError("images need input_ids, which say where they stand")
             features = self.get_image_features(pixel_values).pooler_output
-            places = self._placeholders(input_ids, features)[..., None]
+            places = self._find_placeholders(input_ids, features)[..., None]
             features = features.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(places, features)
         out: BaseModelOutputWithPast = self.language_model(
@@ -99,7 +99,7 @@ class MuffinModel(MuffinPreTrainedModel):
         )
         return out
 
-    def _placeholders(self, ids: Tensor, features: Tensor) -> Tensor:
+    def _find_placeholders(self, ids: Tensor, features: Tensor) -> Tensor:
         """Return where images are, (B, T): Q placeholders between a start and an end each."""
         config, (images, queries) = self.config, features.shape[:2]
         starts = ids == config.image_start_token_id

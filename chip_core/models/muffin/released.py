@@ -159,7 +159,7 @@ def rename_tensor(name: str) -> str | None:
     raise KeyError(name)
 
 
-def grid_side(rows: int) -> int:
+def compute_grid_side(rows: int) -> int:
     """Return the number of patches on a side, from the rows of the image's position table.
 
     Raises:
@@ -181,7 +181,7 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
         table: (rows, D).
         side: patches on a side of the wanted grid.
     """
-    old_side = grid_side(len(table))
+    old_side = compute_grid_side(len(table))
     if old_side == side:
         return table
     leading_rows, grid = table[:_ROWS_BEFORE_GRID], table[_ROWS_BEFORE_GRID:].float()

@@ -75,7 +75,9 @@ class MuffinVisionLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         queries, keys, values = (
             torch.cat(pair, 1).view(heads).transpose(1, 2) for pair in branch_qkv
         )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, _eager_attention
+        )
         attended, _ = attend(
             self, queries, keys, values, None, scaling=self.head_size**-0.5, dropout=0.0
         )
@@ -176,7 +178,7 @@ class MuffinVisionModel(PreTrainedModel):  # type: ignore[misc]
                 init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
 
 
-def _eager(
+def _eager_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,

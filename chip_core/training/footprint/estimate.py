@@ -108,7 +108,7 @@ def estimate_footprint(
             are made.
     """
     precision = precision or training_precision(config)
-    accumulates_gradients = sharded or accumulates(config, shape)
+    accumulates_gradients = sharded or has_several_passes(config, shape)
 
     def measure_layers(layers: int) -> StepMeasurement:
         smaller = with_decoder_layers(model_config, layers)
@@ -134,7 +134,7 @@ def estimate_footprint(
 _SAMPLE_LAYERS = 2
 
 
-def accumulates(config: TrialConfig, shape: RowShape) -> bool:
+def has_several_passes(config: TrialConfig, shape: RowShape) -> bool:
     """Return whether a batch takes several passes: gradients are there from those before."""
     return config.training.batch_size > shape.pairs * config.engine.workers_per_trial
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from chip_core.config.trial import ModelConfig
 from chip_core.models import own
-from chip_core.models.loading import local_folder
+from chip_core.models.loading import find_local_folder
 
 _CLIP_L_336 = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -124,7 +124,7 @@ def load_model_config(model: ModelConfig) -> Any | None:
     from transformers import AutoConfig
 
     own.register()
-    folder = local_folder(model.path)
+    folder = find_local_folder(model.path)
     try:
         return AutoConfig.from_pretrained(
             str(folder or model.path),
@@ -149,7 +149,7 @@ class ImageSize:
 _USUAL_SIZE = (480, 640)  # pixels, height × width
 
 
-def image_size(model_config: Any) -> ImageSize:
+def estimate_image_size(model_config: Any) -> ImageSize:
     """Return what the largest image takes that a model makes of one; of Qwen's, a usual one.
 
     Args:
@@ -158,13 +158,13 @@ def image_size(model_config: Any) -> ImageSize:
     vision, model_type = model_config.vision_config, model_config.model_type
     if model_type == "llava_next":
         # Tiles of the largest grid with a token at each row's end, and the whole image beside.
-        side = vision.image_size // vision.patch_size
+        patches = vision.image_size // vision.patch_size
         rows, columns = max(
             ((height // vision.image_size, width // vision.image_size)
              for height, width in model_config.image_grid_pinpoints),
             key=lambda grid: grid[0] * grid[1],
         )  # fmt: skip
-        tokens = side * side + rows * side * (columns * side + 1)
+        tokens = patches * patches + rows * patches * (columns * patches + 1)
         return ImageSize(tokens=tokens, tiles=1 + rows * columns)
     if model_type == "muffin":
         return ImageSize(tokens=vision.num_query + 2)
@@ -174,6 +174,8 @@ def image_size(model_config: Any) -> ImageSize:
         return ImageSize(tokens=17 * (tile_tokens + 3), tiles=17)
     merge = getattr(vision, "spatial_merge_size", None)
     if merge is not None:
-        side = vision.patch_size * merge
-        return ImageSize(tokens=round(_USUAL_SIZE[0] / side) * round(_USUAL_SIZE[1] / side) + 2)
+        patches = vision.patch_size * merge
+        return ImageSize(
+            tokens=round(_USUAL_SIZE[0] / patches) * round(_USUAL_SIZE[1] / patches) + 2
+        )
     return ImageSize(tokens=(vision.image_size // vision.patch_size) ** 2)

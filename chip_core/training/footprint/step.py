@@ -27,12 +27,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import recompute_layers
-from chip_core.models.packing import Packing, Span, packed_attention
-from chip_core.models.parts import get_base_decoder, is_adapter, set_trained, trained_parts
-from chip_core.models.precision import match_dtype, quantized_weights
+from chip_core.models.packing import Packing, Span, use_packed_attention
+from chip_core.models.parts import (
+    get_base_decoder,
+    is_adapter,
+    select_trained_parameters,
+    set_trained,
+)
+from chip_core.models.precision import find_quantized_weights, match_dtype
 from chip_core.objectives.head import OutputHead, chunk_size, head_scores
 from chip_core.objectives.parts import VIEWS, view_prefix
-from chip_core.training.states import row_order
+from chip_core.training.states import sort_views
 
 FP32 = 4  # bytes
 
@@ -230,7 +235,7 @@ class _Step:
         """Return the bytes that quantized weights save, and those of the largest one unpacked."""
         if self._precision.packed is None:
             return 0, 0
-        sizes = [weight.numel() for weight in quantized_weights(self._model)]
+        sizes = [weight.numel() for weight in find_quantized_weights(self._model)]
         full_itemsize = self._precision.frozen.itemsize
         return round((full_itemsize - self._precision.packed) * sum(sizes)), full_itemsize * max(
             sizes
@@ -243,7 +248,7 @@ class _Step:
         memory = memory or _MemoryTracker()
         with ExitStack() as stack:
             try:
-                stack.enter_context(packed_attention(self._model))
+                stack.enter_context(use_packed_attention(self._model))
             except ValueError as error:
                 self._notes.append(f"computed as if it shared prefixes: {error}")
             images = self._input_images(self._config.objective.policy_reads)  # noqa: F841 (is held)
@@ -330,7 +335,7 @@ class _Step:
         """Return the spans of the row, and the places that are scored, by view."""
         shape = self._shape
         responses_by_prefix: dict[Any, tuple[int, ...]] = {}
-        for view in row_order(views):
+        for view in sort_views(views):
             # Without prefix sharing a pass a response: as many tokens.
             is_separate = self._config.engine.prefix_sharing == "off"
             name = view if is_separate else view_prefix(view, separate_images=shape.separate_images)
@@ -369,7 +374,7 @@ class _Step:
         """Return what a reference that is computed in the step keeps a copy of."""
         return [
             parameter
-            for parameters in trained_parts(self._model, self._config).values()
+            for parameters in select_trained_parameters(self._model, self._config).values()
             for name, parameter in parameters.items()
             if not is_adapter(name)
         ]
@@ -471,9 +476,9 @@ class _MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size, part = storage.nbytes(), self.part
         self._now[part] = self._now.get(part, 0) + size
         weakref.finalize(storage, self._drop, key, part, size)
-        held = sum(self._now.values())
-        if held > self.peak:
-            self.peak, self.at_peak = held, dict(self._now)
+        tracked = sum(self._now.values())
+        if tracked > self.peak:
+            self.peak, self.at_peak = tracked, dict(self._now)
 
     def _drop(self, key: int, part: str, size: int) -> None:
         self._there.discard(key)

@@ -23,7 +23,7 @@ _CODES, _SCALE, _WIDE = "_codes", "_scale", "_wide"
 
 
 @functools.cache
-def int8_adamw() -> Any:
+def make_int8_adamw_class() -> Any:
     """Return the class of torchao's AdamW with moments in 8 bits."""
     from torchao.optim import AdamW8bit
 
@@ -42,15 +42,15 @@ def int8_adamw() -> Any:
 def get_optimizer_state(optimizer: Any) -> dict[str, Any]:
     """Return an optimizer's state as plain tensors, sharded as its parameters are."""
     state: dict[str, Any] = optimizer.state_dict()
-    plain = {number: _to_plain_tensors(entries) for number, entries in state["state"].items()}
-    return {**state, "state": plain}
+    plain_state = {number: _to_plain_tensors(entries) for number, entries in state["state"].items()}
+    return {**state, "state": plain_state}
 
 
 @torch.no_grad()
 def load_optimizer_state(optimizer: Any, state: Mapping[str, Any]) -> None:
     """Load what `get_optimizer_state` returned into an optimizer, sharded as its parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not _in_8_bits(optimizer):
+    if not _has_8_bit_states(optimizer):
         sharded = {
             index: {
                 name: shard_like(value, parameters[index])
@@ -71,7 +71,7 @@ def load_optimizer_state(optimizer: Any, state: Mapping[str, Any]) -> None:
     optimizer.load_state_dict({**state, "state": filled})
 
 
-def _in_8_bits(optimizer: Any) -> bool:
+def _has_8_bit_states(optimizer: Any) -> bool:
     return getattr(optimizer, "in_8_bits", False)
 
 
@@ -96,31 +96,33 @@ def _load_moment(
         for part, target in parts.items():
             target.copy_(_shard_entry(entries[part], target))
         return
-    wide = entries.get(name + _WIDE)
-    if wide is None:  # saved whole, and here sharded within blocks
+    dequantized = entries.get(name + _WIDE)
+    if dequantized is None:  # saved whole, and here sharded within blocks
         codes, scale = entries[name + _CODES], entries[name + _SCALE]
         values = _to_local(moment).qmap.to(codes.device)[codes.int()]
-        wide = (values.view(-1, BLOCK_SIZE) * scale.view(-1, 1)).view(codes.shape)
-    moment.copy_(_shard_entry(wide, parameter))
+        dequantized = (values.view(-1, BLOCK_SIZE) * scale.view(-1, 1)).view(codes.shape)
+    moment.copy_(_shard_entry(dequantized, parameter))
 
 
 def _to_plain_tensors(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Return a parameter's state as plain tensors, which share its memory if possible."""
-    plain: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for name, value in entries.items():
         local = _to_local(value)
         if not hasattr(local, "codes"):
-            plain[name] = value
+            tensors[name] = value
         elif not is_dtensor(value):
-            plain[name + _CODES], plain[name + _SCALE] = local.codes, local.scale
+            tensors[name + _CODES], tensors[name + _SCALE] = local.codes, local.scale
         elif value.numel() // len(value) % BLOCK_SIZE == 0:  # blocks end with the rows
-            plain[name + _CODES] = _shard_rows_like(value, local.codes, value.shape)
+            tensors[name + _CODES] = _shard_rows_like(value, local.codes, value.shape)
             blocks = value.numel() // len(value) // BLOCK_SIZE
             scale = local.scale.view(-1, blocks)
-            plain[name + _SCALE] = _shard_rows_like(value, scale, torch.Size((len(value), blocks)))
+            tensors[name + _SCALE] = _shard_rows_like(
+                value, scale, torch.Size((len(value), blocks))
+            )
         else:
-            plain[name + _WIDE] = _shard_rows_like(value, local.dequantize(), value.shape)
-    return plain
+            tensors[name + _WIDE] = _shard_rows_like(value, local.dequantize(), value.shape)
+    return tensors
 
 
 def _to_local(value: Any) -> Any:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.parts import trained_parts
-from chip_core.models.shards import local_weight, shard_group, shard_like
+from chip_core.models.parts import select_trained_parameters
+from chip_core.models.shards import get_local_weight, get_shard_group, shard_like
 from chip_core.utils.errors import UnfitError
 from chip_core.utils.workers import Workers
 
@@ -34,7 +34,7 @@ class MasterWeights:
         self._holds_gradients = config.training.gradients == "fp32"
         self._masters: dict[Tensor, nn.Parameter] = {
             weight: nn.Parameter(weight.detach().float(), requires_grad=weight.requires_grad)
-            for parameters in trained_parts(model, config).values()
+            for parameters in select_trained_parameters(model, config).values()
             for weight in parameters.values()
         }
         # Called once a gradient is made, so that bf16 gradients never exist all at once.
@@ -93,7 +93,7 @@ class MasterWeights:
             sharded: whether each worker holds a part of every gradient.
         """
         norms = [
-            torch.linalg.vector_norm(local_weight(self._gradient(weight)), dtype=torch.float32)
+            torch.linalg.vector_norm(get_local_weight(self._gradient(weight)), dtype=torch.float32)
             for weight in self._with_gradient(trained)
         ]
         if not norms:
@@ -101,7 +101,7 @@ class MasterWeights:
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         if sharded:
             squared = norm.square()
-            torch.distributed.all_reduce(squared, group=shard_group(trained[0]))
+            torch.distributed.all_reduce(squared, group=get_shard_group(trained[0]))
             norm = squared.sqrt()
         return norm
 
@@ -125,7 +125,7 @@ class MasterWeights:
             for weight in piece:
                 gradient = self._gradient(weight).float()
                 if scale is not None:
-                    local_weight(gradient).mul_(scale)
+                    get_local_weight(gradient).mul_(scale)
                 self._masters[weight].grad, weight.grad = gradient, None
             optimizer.step()
             for weight in piece:
@@ -189,7 +189,7 @@ def _iter_pieces(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]
     piece: list[nn.Parameter] = []
     piece_bytes = 0
     for weight in weights:
-        size = 4 * local_weight(weight).numel()
+        size = 4 * get_local_weight(weight).numel()
         if piece and piece_bytes + size > PIECE_BYTES:
             yield piece
             piece, piece_bytes = [], 0

@@ -96,7 +96,7 @@ def resolve_data_paths(
     """
     from chip_core.config.benchmark import DataPaths
     from chip_core.utils.errors import ConfigError
-    from chip_core.utils.files import PathKind, expand_path, path_problem
+    from chip_core.utils.files import PathKind, expand_path, find_path_problem
 
     kinds: dict[str, tuple[Path | None, PathKind]] = {
         "benchmark_data": (benchmark_data, "folder"),
@@ -108,7 +108,7 @@ def resolve_data_paths(
         if path is None:
             continue
         paths[name] = expand_path(str(path)).absolute()
-        problem = path_problem(paths[name], kind)
+        problem = find_path_problem(paths[name], kind)
         option = f"--{name.replace('_', '-')}"
         if problem is not None:
             problems.append(f"{option}: {path}: {problem}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from chip_core.utils.files import PathKind, expand_path, path_problem
+from chip_core.utils.files import PathKind, expand_path, find_path_problem
 
 #: Above any hours, seconds or money that are meant, below what arithmetic overflows at.
 MAX_NUMBER = 1e9
@@ -153,7 +153,7 @@ class PathType(click.ParamType[Any]):
         if not self.is_local:
             return Path(text)
         path = expand_path(text)
-        problem = path_problem(path, self.kind, exists=self.exists)
+        problem = find_path_problem(path, self.kind, exists=self.exists)
         if problem is not None:
             self.fail(f"{_shorten(text)}: {problem}", param, ctx)
         return path

@@ -25,8 +25,8 @@ from chip_core.models import loading
 from chip_core.reference_cache.spec import (
     AvailableCaches,
     CacheSpec,
-    cache_specs,
     group_specs,
+    list_cache_specs,
     with_hidden,
 )
 from chip_core.results import MODEL, SAMPLED, Progress
@@ -65,7 +65,7 @@ def find_cache_specs(config: TrialConfig, cache_ids: Sequence[CacheId]) -> tuple
     """
     model, data = loading.identity(config.model), data_identity(config.data)
     specs = []
-    for spec in cache_specs(config, model, data):
+    for spec in list_cache_specs(config, model, data):
         for kind, epoch, hidden in cache_ids:
             if (spec.kind, spec.epoch) != (kind, epoch) or epoch not in (None, 0):
                 continue

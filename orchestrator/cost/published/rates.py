@@ -15,7 +15,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.benchmarks.published import SOURCES
 from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import ExternalBenchmark
-from chip_core.reference_cache.size import published_rows
+from chip_core.reference_cache.size import get_published_rows
 from chip_core.utils.errors import TrialError
 from orchestrator.cost.kinds import LIVE, reference_kind, row_kind, score_kind
 from orchestrator.cost.published.devices import EAGER_LAYERS, EAGER_TOKENS, UTILIZATION, Device
@@ -252,5 +252,5 @@ def _published_questions(settings: BenchmarkConfig) -> int | None:
 
 
 def _row_sizes(config: TrialConfig) -> dict[tuple[Size, str], int]:
-    count = published_rows(config.data)
+    count = get_published_rows(config.data)
     return {} if count is None else {("rows", row_kind(config)): count}

@@ -11,7 +11,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.files import is_hub_name
 from chip_core.data.source import SHAPES, open_source
 from chip_core.reference_cache.size import USUAL_RESPONSE_TOKENS, iter_response_tokens
-from chip_core.training.footprint.published import image_size
+from chip_core.training.footprint.published import estimate_image_size
 from chip_core.training.footprint.step import RowShape
 from chip_core.utils.errors import ConfigError
 
@@ -48,7 +48,7 @@ def estimate_row_shapes(model_config: Any, config: TrialConfig) -> RowShapes:
         model_config: the model's configuration, of transformers.
         config: the trial.
     """
-    image = image_size(model_config)
+    image = estimate_image_size(model_config)
     lengths, sides = None, False
     if not is_hub_name(config.data.source):
         try:

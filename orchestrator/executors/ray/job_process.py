@@ -74,7 +74,7 @@ def _run_in_folder(
         with Watchdog(
             folder / HANG_FILE, begin_within=payload.begin_within, stall_after=engine.stall_after
         ) as watchdog:
-            report_progress = watchdog.watching(report)
+            report_progress = watchdog.watch(report)
             job = stage(report_progress)
             module, _, function = payload.entry.partition(":")
             getattr(importlib.import_module(module), function)(

@@ -16,8 +16,8 @@ from PIL import Image
 from chip_core.config.strategies import STRATEGIES
 from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.image_files import read_image
-from chip_core.data.rejected_images import ImageSample, RejectedImageMaker, strategy_class
-from chip_core.data.rejected_images.images import as_rgb, limit_pixels
+from chip_core.data.rejected_images import ImageSample, RejectedImageMaker, find_strategy
+from chip_core.data.rejected_images.images import limit_pixels, to_rgb_image
 from chip_core.data.rows import RowError
 from chip_core.shapes import world
 from chip_core.utils.errors import TrialError, UserError
@@ -94,7 +94,9 @@ def make_gallery_cells(
     others = images if len(images) > 1 else [*images, *make_scenes(3)]
     cells = []
     for image in images:
-        cells.append(GalleryCell(row=image.id, title="image", image=as_rgb(image.image), note=None))
+        cells.append(
+            GalleryCell(row=image.id, title="image", image=to_rgb_image(image.image), note=None)
+        )
         for name in names:
             cells.append(
                 _make_cell(image, name, {**settings, "strategy": name}, name, others, seed)
@@ -116,7 +118,7 @@ def _make_cell(
     others: Sequence[ImageSample],
     seed: int,
 ) -> GalleryCell:
-    if strategy_class(strategy).traits.needs_given:
+    if find_strategy(strategy).traits.needs_given:
         return GalleryCell(row=image.id, title=title, image=None, note="from the data")
     if strategy == "inpaint" and not settings.get("inpaint", {}).get("path"):
         return GalleryCell(row=image.id, title=title, image=None, note="needs a pipeline")

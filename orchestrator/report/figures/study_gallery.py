@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from chip_core.config.trial import RejectedImageConfig, TrialConfig
-from chip_core.data.preferences import PreferencePair, first_pairs
+from chip_core.data.preferences import PreferencePair, load_first_pairs
 from chip_core.data.rejected_images import RejectedImageMaker
 from chip_core.utils.errors import TrialError
 from orchestrator.plan.plan import Plan
@@ -53,7 +53,7 @@ def draw_rejected_images(plan: Plan, folder: Path) -> Path:
     if _read_hash(path) == content_hash:
         return path
     config = next(iter(configs.values()))
-    pairs = first_pairs(config.data, IMAGE_COUNT)
+    pairs = load_first_pairs(config.data, IMAGE_COUNT)
     if not pairs:
         raise TrialError(f"{config.data.source}: no image among its first rows")
     rows: list[list[GalleryCell]] = []

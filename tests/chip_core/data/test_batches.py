@@ -23,7 +23,7 @@ Configured = Callable[..., TrialConfig]
 
 def encoded(config: TrialConfig, *, epoch: int = 0, **changes: Any) -> PairBatch:
     pairs = [dataclasses.replace(pair, **changes) for pair in list(load_pairs(config.data))[:4]]
-    return PairEncoder(build_processor(), config, pairs).batch(range(4), epoch)
+    return PairEncoder(build_processor(), config, pairs).encode_batch(range(4), epoch)
 
 
 def pixels(batch: PairBatch) -> torch.Tensor:

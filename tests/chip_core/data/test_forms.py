@@ -360,7 +360,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
 def test_a_file_of_no_rows_is_one_line(tmp_path: Path, content: str | bytes, told: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    problem = data.problem(DataConfig(source=str(path)))
+    problem = data.find_source_problem(DataConfig(source=str(path)))
     assert problem is not None
     assert "\n" not in problem
     assert told in problem
@@ -416,5 +416,5 @@ def test_a_folder_of_all_sorts_is_not_walked_to_its_end(
 
 def test_a_folder_with_json_alone_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]")
-    told = data.problem(DataConfig(source=str(tmp_path)))
+    told = data.find_source_problem(DataConfig(source=str(tmp_path)))
     assert told == f"no *.parquet or *.jsonl in {tmp_path}: name a .json file itself"

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from chip_core import data
 from chip_core.config.trial import DataConfig
 from chip_core.data.checks import ValidRow, check_rows
-from chip_core.data.files import cache_folder
+from chip_core.data.files import get_cache_folder
 from chip_core.data.image_files import ImageReader
 from chip_core.data.preferences import load_pairs
 from chip_core.data.source import DataSource, open_source
@@ -148,9 +148,9 @@ def test_a_cache_that_cannot_be_written_is_told(
 def test_copies_lie_in_the_users_cache_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHIP_ABLATE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere/chip-ablate")
+    assert get_cache_folder() == Path("/somewhere/chip-ablate")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "chip-ablate"
+    assert get_cache_folder() == Path.home() / ".cache" / "chip-ablate"
 
 
 def test_the_format_can_be_said(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_what_is_wrong_is_told_before_anything_runs(
     (tmp_path / "a.csv").write_text("x")
     (tmp_path / "bad.parquet").write_text("no parquet")
     (tmp_path / "empty.jsonl").write_text("\n")
-    found = data.problem(config(source, **changes))
+    found = data.find_source_problem(config(source, **changes))
     assert found is None if expected is None else expected in (found or "")
 
 
@@ -363,7 +363,7 @@ def test_a_hub_data_set_is_read_as_it_is_stored(
 @pytest.fixture
 def a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that answers."""
-    monkeypatch.setattr("chip_core.data.source.hub_error", lambda *asked: None)
+    monkeypatch.setattr("chip_core.data.source.find_hub_error", lambda *asked: None)
 
 
 @pytest.mark.usefixtures("a_hub")

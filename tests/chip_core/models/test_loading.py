@@ -22,7 +22,7 @@ from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import keep_activations, recompute_layers
-from chip_core.models.memory import check_memory, required_bytes
+from chip_core.models.memory import check_memory, estimate_required_bytes
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
@@ -96,12 +96,12 @@ def no_index(folder: Path) -> str:
 def test_a_broken_folder_is_told_when_planned_and_when_loaded(
     folder: Path, harm: Callable[[Path], str]
 ) -> None:
-    assert loading.problem(ModelConfig(path=str(folder))) is None
+    assert loading.find_model_problem(ModelConfig(path=str(folder))) is None
     expected = harm(folder)
     model = ModelConfig(path=str(folder))
     with pytest.raises(TrialError, match=expected) as raised:
         loading.load(model)
-    assert loading.problem(model) == str(raised.value)
+    assert loading.find_model_problem(model) == str(raised.value)
 
 
 def test_weights_that_are_not_there_are_not_made_up(folder: Path) -> None:
@@ -167,7 +167,7 @@ def test_weights_are_hashed_piece_by_piece(folder: Path, monkeypatch: pytest.Mon
 def test_a_hub_name_without_a_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = ModelConfig(path="nobody/nothing-at-all")
-    assert loading.problem(model) is None  # planning needs nothing
+    assert loading.find_model_problem(model) is None  # planning needs nothing
     with pytest.raises(TrialError, match="nobody/nothing-at-all cannot be loaded .*: check the na"):
         loading.load(model)
 
@@ -247,7 +247,7 @@ def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:
     def needed(reference: bool = True, **changes: Any) -> int:
         config = shapes_config(**changes)
         model = attach_adapters(loading.load(config.model)[0], config)
-        return required_bytes(model, config, reference=reference)
+        return estimate_required_bytes(model, config, reference=reference)
 
     model, _ = loading.load(ModelConfig(path="shapes"))
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -18,9 +18,9 @@ from chip_core.models.packing import (
     can_fuse,
     fused_attention,
     is_fused,
-    packed_attention,
+    use_packed_attention,
 )
-from chip_core.training.states import response_states
+from chip_core.training.states import compute_response_states
 
 from .. import families
 from ..training.test_exactness import PAIRS, config_of
@@ -138,12 +138,12 @@ def test_a_models_rows_are_laid_out_for_the_fused_kernel(monkeypatch: pytest.Mon
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     model, processor = families.build("llava")
     model = model.bfloat16().eval()
-    batch = PairEncoder(processor, config_of(), PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config_of(), PAIRS).encode_batch(range(3))
     found = []
     for fused in (False, True):
-        with torch.no_grad(), packed_attention(model, fused=fused):
+        with torch.no_grad(), use_packed_attention(model, fused=fused):
             assert is_fused(model) == fused
-            found.append(response_states(model, batch, prefix_sharing=True).views)
+            found.append(compute_response_states(model, batch, prefix_sharing=True).views)
     assert len(calls) == model.get_decoder().config.num_hidden_layers  # one call a layer
     assert not is_fused(model)
     for view, states in found[0].items():

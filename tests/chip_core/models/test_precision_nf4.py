@@ -18,7 +18,7 @@ from chip_core.evaluation.readiness import find_unmet_requirements
 from chip_core.export import export_model
 from chip_core.models import loading
 from chip_core.models.base_models import BASE_MODELS
-from chip_core.models.memory import required_bytes
+from chip_core.models.memory import estimate_required_bytes
 from chip_core.models.precision import NF4_BYTES, compute_in_fp32
 from chip_core.results import read_result
 from chip_core.training.footprint.estimate import estimate_footprint
@@ -164,7 +164,7 @@ def test_memory_counts_two_weights_a_byte() -> None:
     frozen = config_of("bf16", projector="frozen")
     packed = sum(p.numel() for p in model.parameters() if p.dtype == torch.uint8)
     others = sum(p.numel() for p in whole.parameters()) - 2 * packed
-    assert required_bytes(model, frozen) == packed + 2 * others
+    assert estimate_required_bytes(model, frozen) == packed + 2 * others
 
 
 def test_the_estimate_counts_half_a_byte_and_scales() -> None:

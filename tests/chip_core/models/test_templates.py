@@ -136,7 +136,7 @@ def test_a_template_is_found_wherever_it_lies(
 ) -> None:
     lay(folder)
     model = ModelConfig(path=str(folder))
-    assert loading.problem(model) is None
+    assert loading.find_model_problem(model) is None
     made = loading.load_processor_only(model)
     first = loading.load_processor_only(ModelConfig(path="shapes"))
     asked = [{"role": "user", "content": QUESTION}]
@@ -213,7 +213,7 @@ def test_what_is_wrong_is_told_before_anything_runs(
     model = ModelConfig(path=str(folder))
     with pytest.raises(TrialError, match=expected) as raised:
         loading.load_processor_only(model)
-    assert loading.problem(model) == str(raised.value)
+    assert loading.find_model_problem(model) == str(raised.value)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", str(folder), "--benchmarks", "shapes", "--out", str(folder / "out")])
     assert ended.value.code == 2

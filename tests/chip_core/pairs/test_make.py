@@ -106,7 +106,7 @@ def test_rows_are_the_best_against_the_worst_and_can_be_trained_on(whole: Path) 
     rows = [json.loads(line) for line in (whole / "pairs.jsonl").read_text().splitlines()]
     assert 0 < len(pairs) == len(rows) < PROMPTS
     for pair, row in zip(pairs, rows, strict=True):
-        scene = world.scene_from_id(pair.id)
+        scene = world.parse_scene_id(pair.id)
         found = [
             captions.compare_caption(scene, text).invented for text in (pair.chosen, pair.rejected)
         ]

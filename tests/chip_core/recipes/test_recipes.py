@@ -25,7 +25,7 @@ def test_these_are_shipped() -> None:
 @pytest.mark.parametrize("name", recipes.recipe_names())
 def test_a_recipe_is_complete_and_needs_nothing_to_be_planned(name: str) -> None:
     made = config(name)
-    assert loading.problem(made.model) is None
+    assert loading.find_model_problem(made.model) is None
     assert len(fingerprint(training_identity(made, loading.identity(made.model), {}))) == 64
 
 

@@ -22,9 +22,9 @@ from chip_core.reference_cache.folder import (
     BrokenStoreError,
     build_lock,
     commit,
-    lock_owner,
     partial_folder,
-    recorded_file,
+    read_lock_owner,
+    read_recorded_file,
     remove,
     shard_name,
     store_folder,
@@ -164,13 +164,13 @@ def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_file_of_an_interrupted_making_is_taken_over_only_if_whole(tmp_path: Path) -> None:
     partial = tmp_path / "ab.partial"
     write_shard(partial, 0, [row(0)])
-    assert recorded_file(partial, shard_name(0)) is not None
-    assert recorded_file(partial, shard_name(1)) is None
+    assert read_recorded_file(partial, shard_name(0)) is not None
+    assert read_recorded_file(partial, shard_name(1)) is None
     flip(partial / shard_name(0))
-    assert recorded_file(partial, shard_name(0)) is None
+    assert read_recorded_file(partial, shard_name(0)) is None
     write_shard(partial, 0, [row(0)])
     os.truncate(partial / shard_name(0), 10)
-    assert recorded_file(partial, shard_name(0)) is None
+    assert read_recorded_file(partial, shard_name(0)) is None
 
 
 def test_an_open_store_that_is_removed_reads_on(tmp_path: Path) -> None:
@@ -246,13 +246,13 @@ def holder(folder: Path, seconds: float) -> subprocess.Popen[str]:
 def test_of_two_one_makes_and_the_other_waits(tmp_path: Path) -> None:
     folder = tmp_path / "ab"
     with holder(folder, 1.5) as process:
-        assert str(lock_owner(folder)).startswith(f"process {process.pid} on ")
+        assert str(read_lock_owner(folder)).startswith(f"process {process.pid} on ")
         told: list[str] = []
         with build_lock(folder, told.append):
             assert process.wait(timeout=5) == 0  # it ended before this one began
         assert len(told) == 1
         assert told[0].startswith(f"process {process.pid} on ")
-    assert lock_owner(folder) is None
+    assert read_lock_owner(folder) is None
     assert not any(tmp_path.iterdir())  # no lock is left
 
 
@@ -262,7 +262,7 @@ def test_a_killed_maker_holds_nobody_up(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=5)
     began = time.monotonic()
-    assert lock_owner(folder) is None
+    assert read_lock_owner(folder) is None
     with build_lock(folder):
         pass
     assert time.monotonic() - began < 5

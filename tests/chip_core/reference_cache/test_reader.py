@@ -34,8 +34,8 @@ from chip_core.reference_cache.spec import (
     AvailableCaches,
     CacheSpec,
     build_config,
-    cache_specs,
     group_specs,
+    list_cache_specs,
 )
 from chip_core.results import CURVES, Progress, TrialResult
 from chip_core.training.policy import Policy
@@ -65,7 +65,7 @@ def configured(shapes_config: Configured) -> Configured:
 
 
 def passes(config: TrialConfig) -> tuple[CacheSpec, ...]:
-    return cache_specs(config, {"content": "the model"}, {"source": "shapes"})
+    return list_cache_specs(config, {"content": "the model"}, {"source": "shapes"})
 
 
 def offered(config: TrialConfig, cache: Path) -> AvailableCaches:
@@ -526,7 +526,7 @@ def test_a_group_of_several_objectives_passes_is_made(
     wanted = {
         spec.key: (spec, config)
         for config in (configured(objective=one, data__source=source) for one in objectives)
-        for spec in cache_specs(config, {"content": "a"}, {"files": ["a"]})
+        for spec in list_cache_specs(config, {"content": "a"}, {"files": ["a"]})
         if not spec.is_features
     }
     (group,) = group_specs([spec for spec, _ in wanted.values()])

@@ -6,7 +6,7 @@ from chip_core import recipes
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.reference_cache.size import USUAL_RESPONSE_TOKENS, estimate_store_bytes
-from chip_core.reference_cache.spec import CacheSpec, cache_specs
+from chip_core.reference_cache.spec import CacheSpec, list_cache_specs
 
 
 def specs(**settings: object) -> tuple[TrialConfig, dict[str, CacheSpec]]:
@@ -14,7 +14,7 @@ def specs(**settings: object) -> tuple[TrialConfig, dict[str, CacheSpec]]:
     for key, value in settings.items():
         set_key(tree, key.replace("__", "."), value)
     config = parse_trial_config(tree, "llava-1.6-7b")
-    return config, {one.kind: one for one in cache_specs(config, {}, {})}
+    return config, {one.kind: one for one in list_cache_specs(config, {}, {})}
 
 
 def test_the_pairs_and_widths_are_the_published_ones() -> None:

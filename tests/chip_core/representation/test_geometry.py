@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from chip_core.representation.geometry import (
-    common_basis,
+    compute_common_basis,
     compute_distances,
     compute_figures,
-    probe_auc,
+    compute_probe_auc,
 )
 from chip_core.representation.states import Representations
 
@@ -62,7 +62,7 @@ def test_a_probe_of_more_directions_than_items_does_not_find_what_is_not_there()
 def test_a_middling_separation_has_the_auc_of_two_normals() -> None:
     # Along the true direction AUC = Φ(d/√2); d = 1: Φ(.7071) = .760. A fitted probe is near it.
     found = drawn(2000, 2, apart=1.0)
-    value, _ = probe_auc(found.true, found.hallucinated, np.ones((1, 2000), dtype=int))
+    value, _ = compute_probe_auc(found.true, found.hallucinated, np.ones((1, 2000), dtype=int))
     assert value == pytest.approx(0.760, abs=0.02)
 
 
@@ -94,7 +94,7 @@ def test_the_same_twice() -> None:
 
 def test_the_basis_is_common_and_holds_what_was_planted() -> None:
     one, other = drawn(50, 6, apart=40.0), drawn(50, 6, apart=20.0, seed=1)
-    basis = common_basis([one, other])
+    basis = compute_common_basis([one, other])
     assert basis.axes @ basis.axes.T == pytest.approx(np.eye(3), abs=1e-12)
     assert basis.axes[0] == pytest.approx([1, 0, 0, 0, 0, 0], abs=0.1)  # the planted direction
     assert 0.9 < basis.explained[0] < 1 and sum(basis.explained) <= 1
@@ -104,10 +104,10 @@ def test_the_basis_is_common_and_holds_what_was_planted() -> None:
         for found in (one, other)
     ]
     assert width == pytest.approx([40, 20], abs=1.5)
-    again = common_basis([one, other])
+    again = compute_common_basis([one, other])
     assert np.array_equal(again.axes, basis.axes)
 
 
 def test_models_of_different_sizes_have_no_common_basis() -> None:
     with pytest.raises(ValueError, match="hidden sizes"):
-        common_basis([drawn(5, 4), drawn(5, 6)])
+        compute_common_basis([drawn(5, 4), drawn(5, 6)])

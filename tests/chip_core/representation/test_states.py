@@ -15,7 +15,7 @@ from chip_core.models import loading
 from chip_core.representation.described import read_described_images
 from chip_core.representation.states import Reading, compute_representations
 from chip_core.shapes.captions import compare_caption
-from chip_core.shapes.world import scene_from_id
+from chip_core.shapes.world import parse_scene_id
 from chip_core.utils.errors import TrialError, UserError
 
 Loaded = tuple[Any, Any]
@@ -88,7 +88,8 @@ def test_the_embedded_set_names_one_object_too_many() -> None:
     assert len(found) == 150 == len({item.id for item in found})
     for item in found:
         true, hallucinated = (
-            compare_caption(scene_from_id(item.id), text) for text in (item.true, item.hallucinated)
+            compare_caption(parse_scene_id(item.id), text)
+            for text in (item.true, item.hallucinated)
         )
         assert (true.invented, true.miscoloured, true.covered) == (0, 0, true.objects)
         assert (hallucinated.invented, hallucinated.miscoloured) == (1, 0)

@@ -19,10 +19,10 @@ from chip_core.selection.rule import (
     Pick,
     ScoredCheckpoint,
     describe_selection,
+    find_selection_problems,
     pick_checkpoint,
-    selection_problems,
 )
-from chip_core.trained import has_model, model_problem
+from chip_core.trained import find_model_problem, has_model
 from chip_core.trial import run_trial
 from chip_core.utils.errors import StoppedError, TrialError
 
@@ -79,17 +79,19 @@ def test_what_is_no_rule_is_refused(training: dict[str, Any], said: str) -> None
 
 
 def test_only_select_picks() -> None:
-    assert selection_problems(declared(score_at=[0.5], pick=BEST)) == []
-    (unknown,) = selection_problems(
+    assert find_selection_problems(declared(score_at=[0.5], pick=BEST)) == []
+    (unknown,) = find_selection_problems(
         declared(score_at=[0.5], pick={**BEST, "metric": "shapes/chair_i"})
     )
     assert unknown.startswith("training.pick.metric: unknown metric 'shapes/chair_i', or not of")
     assert "did you mean 'select/shapes/chair_i'?" in unknown
     constraint = {"metric": "select/shapes/covr", "max_drop": 1}
-    (covr,) = selection_problems(declared(score_at=[0.5], pick={**BEST, "constraint": constraint}))
+    (covr,) = find_selection_problems(
+        declared(score_at=[0.5], pick={**BEST, "constraint": constraint})
+    )
     assert covr.startswith("training.pick.constraint.metric: unknown metric")
     alone = TrialConfig.model_validate({"model": "shapes", "training": {"score_at": [0.5]}})
-    assert selection_problems(alone) == [
+    assert find_selection_problems(alone) == [
         "training.score_at: nothing is under `select` to score by: add a benchmark there"
     ]
 
@@ -192,7 +194,7 @@ def test_the_picked_checkpoint_is_the_trials_model(
     assert "resumed after step 2" in " ".join(result.notes)
     assert result.notes[-1] == "the model after step 2 of 4: told so"
     model = tmp_path / "second/model"
-    assert not list(model.glob("step-*")) and model_problem(model, config) is None
+    assert not list(model.glob("step-*")) and find_model_problem(model, config) is None
     name = next(iter(weights(tmp_path / "second")))
     assert equal({name: after_two}, {name: weights(tmp_path / "second")[name]})
     # what it says of `select` is what it was picked by, and is not answered twice
@@ -258,7 +260,7 @@ def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
         folder = tmp_path / f"at-{number}"
         assert has_model(folder)  # so that the next attempt looks there
         kept_models.keep_only_picked(folder)
-        assert model_problem(folder / "model", config) is None
+        assert find_model_problem(folder / "model", config) is None
         assert not list(folder.glob(".model.*")) and not list(folder.glob("model/step-*"))
     phases: list[str] = []
     result = run_trial(
@@ -299,7 +301,7 @@ def test_a_kept_model_that_is_not_whole_is_made_again_in_the_same_folder(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
     config = several(shapes_config)
-    partly = kept_models.kept_folder(tmp_path, 2)
+    partly = kept_models.make_kept_folder(tmp_path, 2)
     partly.mkdir()
     (partly / "config.json").write_text("{", encoding="utf-8")
     kept_models.write_note(partly, "of another training")

@@ -55,7 +55,7 @@ def test_its_answers_are_those_of_evaluation() -> None:
         Item(
             id=scene.id,
             pictures=(Picture(key=scene.id, read=functools.partial(world.draw_scene, scene)),),
-            prompt=captions.scene_question("test", scene.index),
+            prompt=captions.get_question("test", scene.index),
         )
         for scene in scenes
     ]

@@ -15,9 +15,9 @@ from chip_core.shapes.world import (
     SHAPES,
     SPLIT_SIZES,
     draw_scene,
+    make_practice_sheet,
     make_scene,
-    practice_sheet,
-    scene_from_id,
+    parse_scene_id,
 )
 
 CORPUS_READ = 32_000  # what `chip_core.shapes.build` reads of the corpus
@@ -25,7 +25,7 @@ CORPUS_READ = 32_000  # what `chip_core.shapes.build` reads of the corpus
 
 def test_a_scene_is_a_function_of_split_and_index():
     assert make_scene("test", 17) == make_scene("test", 17)
-    assert make_scene("test", 17) == scene_from_id("test/17")
+    assert make_scene("test", 17) == parse_scene_id("test/17")
     assert make_scene("test", 17) != make_scene("test", 18)
     assert make_scene("test", 17).things != make_scene("select", 17).things
 
@@ -33,7 +33,7 @@ def test_a_scene_is_a_function_of_split_and_index():
 def test_scenes_are_those_the_base_was_built_and_scored_on():
     """A change of any draw makes the saved model and every published figure stale."""
     ids = [f"{split}/{i}" for split in ("train", "select", "test") for i in range(50)]
-    digest = hashlib.sha256("\n".join(repr(scene_from_id(item)) for item in ids).encode())
+    digest = hashlib.sha256("\n".join(repr(parse_scene_id(item)) for item in ids).encode())
     assert digest.hexdigest()[:16] == "3c9fee349853a4b7"
 
 
@@ -49,7 +49,7 @@ def test_no_scene_of_one_split_occurs_in_another():
 
 def test_practice_sheets_are_too_crowded_to_be_scenes():
     # A scene has at most two groups of two.
-    assert min(len(practice_sheet(i).things) for i in range(200)) == 5
+    assert min(len(make_practice_sheet(i).things) for i in range(200)) == 5
     assert max(len(make_scene("train", i).things) for i in range(200)) == 4
 
 
@@ -105,4 +105,4 @@ def test_what_does_not_exist_is_refused():
         make_scene("practice", 0)
     for item in ("test", "test/", "test/x", "test/-1", "17"):
         with pytest.raises(ValueError, match="is no item of the shapes world"):
-            scene_from_id(item)
+            parse_scene_id(item)

@@ -53,8 +53,8 @@ def test_ahead_or_not_the_batches_are_the_same_to_the_bit(
     config = shapes_config(rejected_image={"redraw": "each_epoch"}, training__max_length=60)
     _, processor = loading.load(config.model)
     encoder = PairEncoder(processor, config, load_pairs(config.data))
-    here = BatchLoader(encoder.batch, SCHEDULE)
-    ahead = BatchLoader(encoder.batch, SCHEDULE, processes=processes)
+    here = BatchLoader(encoder.encode_batch, SCHEDULE)
+    ahead = BatchLoader(encoder.encode_batch, SCHEDULE, processes=processes)
     for portion, epoch in SCHEDULE:
         one, other = here.next_batch(), ahead.next_batch()
         assert one.indices == other.indices == portion.indices

@@ -10,7 +10,7 @@ from chip_core.data import tensors
 from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import convert_weights
 from chip_core.training.policy import Policy
@@ -44,9 +44,9 @@ def step(
     model = attach_adapters(model, config)
     set_trained(model, config)
     policy = Policy(model, config.objective)
-    encoded = PairEncoder(processor, config, families.pairs()).batch(range(3))
+    encoded = PairEncoder(processor, config, families.pairs()).encode_batch(range(3))
     reference = LiveReference(policy, config)
-    with packed_attention(model):
+    with use_packed_attention(model):
         policy.prefix_sharing = True
         stored = reference.scores(encoded.to(DEVICE))
         with (

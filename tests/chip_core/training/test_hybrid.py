@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.shards import shard_group
+from chip_core.models.shards import get_shard_group
 from chip_core.training import fsdp
 from chip_core.training.parallel import (
     Compute,
     Parallelism,
     choose_parallelism,
-    equal_machines,
-    shard_count,
+    count_weight_shards,
+    require_equal_machines,
 )
 from chip_core.training.trainer import _describe_sharding
 from chip_core.utils.errors import TrialError
@@ -215,7 +215,7 @@ def test_what_hybrid_sharding_comes_to(machines: str, kind: Parallelism, shards:
     config = TrialConfig.model_validate({"model": "shapes", "engine": {"parallel": "hsdp"}})
     workers = Lying(*machines)
     assert choose_parallelism(config, nn.Linear(1, 1), torch.device("cpu"), workers) == kind
-    assert shard_count(kind, workers) == shards
+    assert count_weight_shards(kind, workers) == shards
     told = {
         "hsdp": {"parallel": "hsdp (2 workers a machine)"},
         "fsdp": {"parallel": "fsdp (hsdp, and all workers are on one machine)"},
@@ -227,7 +227,7 @@ def test_what_hybrid_sharding_comes_to(machines: str, kind: Parallelism, shards:
 
 def test_unequal_machines_are_refused() -> None:
     with pytest.raises(TrialError) as told:
-        equal_machines(Lying(*"aaab"))
+        require_equal_machines(Lying(*"aaab"))
     assert str(told.value) == (
         "engine.parallel is hsdp, which needs as many workers on each machine, and 4 workers lie "
         "3 + 1 on 2 machines: write an engine.workers_per_trial that the machines hold evenly, or "
@@ -252,7 +252,8 @@ def test_auto_is_hybrid_where_a_machine_holds_the_model(
     config, model = TrialConfig.model_validate({"model": "shapes"}), nn.Linear(1, 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
     monkeypatch.setattr(
-        "chip_core.training.parallel.required_bytes", lambda model, config: 0.8 * 1000 * gpus
+        "chip_core.training.parallel.estimate_required_bytes",
+        lambda model, config: 0.8 * 1000 * gpus,
     )
     found = choose_parallelism(config, model, torch.device("cuda"), Lying(*machines))
     assert found == kind
@@ -284,5 +285,5 @@ def test_the_workers_that_share_a_weight_are_those_of_one_machine(
     strategy, _ = prepared(config, "hsdp")
     weight = next(iter(strategy._root.parameters()))  # type: ignore[attr-defined]
     assert weight.device_mesh.mesh_dim_names == ("replicate", "shard")
-    assert shard_group(weight) is weight.device_mesh.get_group("shard")
+    assert get_shard_group(weight) is weight.device_mesh.get_group("shard")
     assert waits == [BARRIER_TIMEOUT, BARRIER_TIMEOUT]  # for one another as long as all workers do

@@ -28,7 +28,7 @@ from chip_core.models import loading
 from chip_core.models.memory import check_memory
 from chip_core.models.parts import set_trained
 from chip_core.models.shards import gather_whole
-from chip_core.training.checkpoint import checkpoint_problem
+from chip_core.training.checkpoint import find_checkpoint_problem
 from chip_core.training.parallel import Compute, SingleProcessStrategy, choose_parallelism
 from chip_core.training.policy import Policy
 from chip_core.training.trainer import make_strategy
@@ -211,9 +211,9 @@ def test_workers_on_machines_of_their_own_leave_one_checkpoint_together(quick: P
     assert [path.name for path in second.iterdir()] == ["shards"]
     config = helper.configured(there)
     (alone,) = (path.name for path in (second / "shards").iterdir())
-    assert checkpoint_problem(first, config) == f"shards/{alone} is missing"
+    assert find_checkpoint_problem(first, config) == f"shards/{alone} is missing"
     shutil.copytree(second, first, dirs_exist_ok=True)
-    assert checkpoint_problem(first, config) is None
+    assert find_checkpoint_problem(first, config) is None
     goes_on(quick, there)
 
 
@@ -287,7 +287,7 @@ def prepared(config: TrialConfig, kind: str) -> tuple[SingleProcessStrategy, Any
     model = attach_adapters(copy.deepcopy(model), config)
     set_trained(model, config)
     policy = Policy(model, config.objective)
-    batch = PairEncoder(processor, config, load_pairs(config.data)).batch([0, 1])
+    batch = PairEncoder(processor, config, load_pairs(config.data)).encode_batch([0, 1])
     strategy = make_strategy(policy, config, Compute(parallelism=kind))  # type: ignore[arg-type]
     return strategy, batch
 

@@ -99,7 +99,7 @@ CONFIG = TrialConfig.model_validate({"model": "x"})
 @pytest.fixture(params=sorted(families.FAMILIES))
 def made(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     model, processor = families.build(request.param)
-    batch = PairEncoder(processor, CONFIG, families.pairs()).batch(range(3))
+    batch = PairEncoder(processor, CONFIG, families.pairs()).encode_batch(range(3))
     return get_base_decoder(model), pad(batch.prompts, batch.chosen)
 
 
@@ -122,7 +122,7 @@ def test_states_are_transformers_own(made: tuple[Any, Any]) -> None:
 def test_another_number_of_tokens_than_of_features_is_refused(family: str) -> None:
     model, processor = families.build(family)
     inner = get_base_decoder(model)
-    batch = PairEncoder(processor, CONFIG, families.pairs()).batch(range(3))
+    batch = PairEncoder(processor, CONFIG, families.pairs()).encode_batch(range(3))
     rows = pad(batch.prompts, batch.chosen)
     fewer = rows.host_ids.clone()
     place = (fewer == inner.config.image_token_id).nonzero()[0].tolist()

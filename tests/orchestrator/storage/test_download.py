@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.trained import TrainedModel, model_files, model_problem, write_trained
+from chip_core.trained import TrainedModel, find_model_problem, hash_model_files, write_trained
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import read_json, write_json
 from orchestrator.storage import binding
@@ -169,14 +169,14 @@ def test_a_copy_of_a_model_that_is_not_what_was_trained_comes_again(
     made = tmp_path / "made"
     (made / "model").mkdir(parents=True)
     (made / "model" / "model.safetensors").write_bytes(b"weights")
-    write_trained(made, TrainedModel(steps=1, seconds=1.0, files=model_files(made / "model")))
+    write_trained(made, TrainedModel(steps=1, seconds=1.0, files=hash_model_files(made / "model")))
     remote.write(f"{ATTEMPT}/config.json", b"{}")
     for name in ("trained.json", "model/model.safetensors"):
         remote.write(f"{ATTEMPT}/{name}", (made / name).read_bytes())
     bind_storage(tmp_path / "work", uri)
     copy = fetch_trained_attempt(tmp_path / "work", ATTEMPT) / "model" / "model.safetensors"
     copy.write_bytes(b"wEights")  # of the same size
-    assert model_problem(copy.parent) is not None
+    assert find_model_problem(copy.parent) is not None
     fetch_trained_attempt(tmp_path / "work", ATTEMPT)
     assert copy.read_bytes() == b"weights"
-    assert model_problem(copy.parent) is None
+    assert find_model_problem(copy.parent) is None

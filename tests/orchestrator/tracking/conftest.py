@@ -25,7 +25,7 @@ FIGURES = ("loss", "reward/margin", "grad_norm")
 
 @pytest.fixture(autouse=True)
 def _no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chip_core.models.loading.problem", lambda model: None)
+    monkeypatch.setattr("chip_core.models.loading.find_model_problem", lambda model: None)
 
 
 @pytest.fixture

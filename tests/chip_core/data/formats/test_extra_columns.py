@@ -13,7 +13,7 @@ from chip_core.config.trial import DataConfig
 from chip_core.data.checks import ValidRow, check_rows
 from chip_core.data.formats.extra_columns import (
     RowRequirements,
-    objective_problem,
+    find_objective_problem,
     row_requirements,
 )
 from chip_core.data.preferences import load_pairs
@@ -131,9 +131,9 @@ def test_what_objectives_ask() -> None:
 
 def test_the_embedded_world_has_none_of_it(tmp_path: Path) -> None:
     shapes, symmpo = DataConfig(), ObjectiveConfig.model_validate("symmpo")
-    reason = objective_problem(shapes, symmpo)
+    reason = find_objective_problem(shapes, symmpo)
     assert reason is not None and "symmpo reads other, second_image of each row" in reason
-    assert objective_problem(shapes, ObjectiveConfig()) is None
-    assert objective_problem(source(tmp_path, ROW), symmpo) is None
+    assert find_objective_problem(shapes, ObjectiveConfig()) is None
+    assert find_objective_problem(source(tmp_path, ROW), symmpo) is None
     with pytest.raises(TrialError, match="have no other, second_image"):
         load_pairs(shapes, requirements=row_requirements(symmpo))

@@ -19,8 +19,8 @@ from chip_core.config.trial import LoraConfig, ModelConfig
 from chip_core.evaluation.generators.answering import InferenceContext
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.models import loading
-from chip_core.models.adapters import decoder_linears
-from chip_core.models.parts import tower_linears
+from chip_core.models.adapters import find_decoder_linears
+from chip_core.models.parts import find_tower_linears
 from chip_core.shapes import MODEL_FOLDER
 
 SIX = BenchmarkConfig.model_validate({"name": "shapes", "limit": 6, "max_new_tokens": 20})
@@ -86,8 +86,8 @@ def make_arm(folder: Path, seed: int, *, tower: bool = False) -> Path:
     import peft
 
     model, processor = loading.load(ModelConfig(path="shapes"))
-    targets = decoder_linears(model, LoraConfig(targets=("q_proj", "v_proj")))
-    targets += tower_linears(model) if tower else []
+    targets = find_decoder_linears(model, LoraConfig(targets=("q_proj", "v_proj")))
+    targets += find_tower_linears(model) if tower else []
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

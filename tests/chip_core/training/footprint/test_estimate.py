@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 from chip_core.config.trial import TrialConfig
 from chip_core.data.preferences import PreferencePair
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.parts import is_adapter, trained_parts
+from chip_core.models.parts import is_adapter, select_trained_parameters
 from chip_core.models.precision import DTYPES, convert_weights
 from chip_core.training.footprint.estimate import estimate_footprint, estimate_operations
 from chip_core.training.footprint.step import RowShape
@@ -110,7 +110,7 @@ def before(config: TrialConfig, family: str) -> int:
         model = attach_adapters(model, config)
     held = DTYPES[config.model.dtype]
     size = 0
-    for part in trained_parts(model, config).values():
+    for part in select_trained_parameters(model, config).values():
         for name, parameter in part.items():
             copied = config.objective.reference_reads and not is_adapter(name)
             size += held.itemsize * parameter.numel() if copied else 0

@@ -12,7 +12,7 @@ from chip_core.config.validation import parse_trial_config
 from chip_core.training.footprint.published import (
     HEAD_SHAPES,
     MODELS,
-    image_size,
+    estimate_image_size,
     load_model_config,
 )
 
@@ -61,5 +61,5 @@ def test_a_model_that_is_nowhere_has_no_sizes() -> None:
     ],
 )
 def test_the_tokens_of_an_image(name: str, tokens: int, tiles: int) -> None:
-    size = image_size(load_model_config(ModelConfig(path=name)))
+    size = estimate_image_size(load_model_config(ModelConfig(path=name)))
     assert (size.tokens, size.tiles) == (tokens, tiles)

@@ -17,7 +17,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import convert_weights
 from chip_core.training.checkpoint import Checkpointer
-from chip_core.training.optimizer.adamw import learning_rates, make_optimizer
+from chip_core.training.optimizer.adamw import get_learning_rates, make_optimizer
 from chip_core.training.optimizer.int8_states import get_optimizer_state, load_optimizer_state
 from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.training.parallel import Compute
@@ -116,7 +116,7 @@ def test_moments_are_in_8_bits_and_updates_near_those_of_fp32() -> None:
             small += 1
             assert off < 1e-4
     assert small and large
-    assert learning_rates(ours.optimizer, ours.schedule, CONFIG) == {"lr": pytest.approx(1e-3)}
+    assert get_learning_rates(ours.optimizer, ours.schedule, CONFIG) == {"lr": pytest.approx(1e-3)}
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from chip_core.config.trial import DataConfig, Transparency
-from chip_core.data.preferences import first_pairs, load_pairs
-from chip_core.data.rejected_images.images import as_rgb
+from chip_core.data.preferences import load_first_pairs, load_pairs
+from chip_core.data.rejected_images.images import to_rgb_image
 from chip_core.data.source import SourceRow, open_source
 from chip_core.evaluation.benchmarks.base import Pictures, embedded_picture
 from chip_core.evaluation.inference.encoder import Encoder
@@ -65,7 +65,7 @@ def trained_of_bytes(folder: Path, path: Path) -> Image.Image:
 
 
 def drawn_of_a_study(folder: Path, path: Path) -> Image.Image:
-    return first_pairs(_pairs(folder, path), 1)[0].image
+    return load_first_pairs(_pairs(folder, path), 1)[0].image
 
 
 def compared(folder: Path, path: Path) -> Image.Image:
@@ -89,7 +89,7 @@ def asked_of_base64(folder: Path, path: Path) -> Image.Image:
 
 
 def in_a_gallery(folder: Path, path: Path) -> Image.Image:
-    return as_rgb(read_images([path])[0].image)
+    return to_rgb_image(read_images([path])[0].image)
 
 
 def represented(folder: Path, path: Path) -> Image.Image:
