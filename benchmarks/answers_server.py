@@ -53,7 +53,7 @@ from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.generators.transformers import TransformersGenerator
 from chip_core.evaluation.generators.vllm import free_port
-from chip_core.evaluation.generators.vllm import version as version_of
+from chip_core.evaluation.generators.vllm import read_version as version_of
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models import loading
 from chip_core.models.adapters import decoder_linears
