@@ -52,12 +52,7 @@ from chip_core.evaluation.generators.base import AnsweringModel
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.generators.transformers import TransformersGenerator
-<<<<<<< .merge_file_RqPlbh
 from chip_core.evaluation.generators.vllm import free_port, read_version
-=======
-from chip_core.evaluation.generators.vllm import free_port
-from chip_core.evaluation.generators.vllm import read_version as version_of
->>>>>>> .merge_file_rfdVSC
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models import loading
 from chip_core.models.adapters import find_decoder_linears
