@@ -52,11 +52,10 @@ from chip_core.evaluation.generators.base import AnsweringModel
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.generators.transformers import TransformersGenerator
-from chip_core.evaluation.generators.vllm import free_port
-from chip_core.evaluation.generators.vllm import version as version_of
+from chip_core.evaluation.generators.vllm import free_port, read_version
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models import loading
-from chip_core.models.adapters import decoder_linears
+from chip_core.models.adapters import find_decoder_linears
 from chip_core.shapes import MODEL_FOLDER
 
 ARMS = 4
@@ -136,7 +135,7 @@ def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
         command += ["--log-level", "error"]
     else:
         kind, model = "vllm", str(_with_vllms_names(folder / "model"))
-        version = version_of(str(vllm))
+        version = read_version(str(vllm))
         command = [str(vllm), "serve", model, *place, "--dtype", "float32", "--enforce-eager"]
         command += ["--max-model-len", "256", "--enable-lora", "--max-loras", str(ARMS)]
     server = LocalServer(
@@ -147,7 +146,7 @@ def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
             **{"OMP_NUM_THREADS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
             **{"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
         },
-        patience=900,  # vLLM takes a minute, and three on a busy machine
+        start_timeout=900,  # vLLM takes a minute, and three on a busy machine
     )
     try:
         (process,) = [
@@ -318,7 +317,7 @@ def _arm(folder: Path, seed: int) -> AnsweringModel:
 
     base = ModelConfig(path="shapes")
     model, processor = loading.load(base)
-    targets = decoder_linears(model, LoraConfig(targets=("q_proj", "v_proj")))
+    targets = find_decoder_linears(model, LoraConfig(targets=("q_proj", "v_proj")))
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

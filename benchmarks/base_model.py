@@ -68,11 +68,11 @@ def slot(folder: Path, trained: str) -> None:
     from chip_core.config.trial import ModelConfig, TrialConfig
     from chip_core.models.base_models import BASE_MODELS
     from chip_core.models.loading import load
-    from chip_core.models.parts import trained_parts
+    from chip_core.models.parts import select_trained_parameters
 
     load(ModelConfig(path="shapes"))
     config = TrialConfig.model_validate({"model": str(folder), **TRAINED[trained]})
-    BASE_MODELS.keep()
+    BASE_MODELS.enable()
     before, loads, model = held(), [], None
     for _ in range(1 + REPEATS):
         del model  # as when the previous trial ends
@@ -81,7 +81,7 @@ def slot(folder: Path, trained: str) -> None:
         wall, spent = time.perf_counter() - began, time.process_time() - cpu
         loads.append({"wall_s": round(wall, 4), "cpu_s": round(spent, 4), **held()})
     cpu = time.process_time()
-    for weights in trained_parts(model, config).values():
+    for weights in select_trained_parameters(model, config).values():
         for weight in weights.values():
             weight.data.mul_(1.0)
     written = time.process_time() - cpu

@@ -39,7 +39,7 @@ from benchmarks.workload import Workload
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
@@ -107,7 +107,7 @@ def measure(given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     tokens += batch.rejected.ids.numel()
     model = attach_adapters(workload.built(torch.bfloat16, device), config)
     set_trained(model, config)
-    with packed_attention(model), FlopCounterMode(display=False) as counted:
+    with use_packed_attention(model), FlopCounterMode(display=False) as counted:
         floor(model, batch).backward()
     operations = counted.get_total_flops()
     ways = {}
@@ -147,7 +147,7 @@ def _ways(
 
     def packed(live: bool) -> Callable[[], Tensor]:
         def step() -> Tensor:
-            with packed_attention(model):
+            with use_packed_attention(model):
                 said = reference.scores(batch) if live else stored
                 return policy(batch, said, reference.head).loss.mean()
 

@@ -47,8 +47,8 @@ from benchmarks.measure import Clock, PeakMemory, interleaved
 from benchmarks.naive import naive_loss
 from benchmarks.workload import Workload
 from chip_core.data.tensors import PairBatch, Prompts
-from chip_core.models.packing import packed_attention
-from chip_core.models.tower import tower_features
+from chip_core.models.packing import use_packed_attention
+from chip_core.models.tower import compute_tower_features
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.training.policy import Policy
 
@@ -79,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.rounds < 1:
         parser.error("--rounds: at least one")
     torch.set_num_threads(given.threads)
-    if given.only:
-        print(_peak(given.objective[0], given.image_tokens[0], given.only))
+    if given.select_views:
+        print(_peak(given.objective[0], given.image_tokens[0], given.select_views))
         return
     if given.beside:
         for tokens in given.image_tokens:
@@ -108,7 +108,7 @@ def measure(
     workload = Workload(image_tokens=tokens)
     names = [NAIVE, *OURS, *([TRL] if objective == "dpo" and has_trl() else []), FLOOR]
     policy, reference = workload.model()
-    with packed_attention(policy), packed_attention(reference):
+    with use_packed_attention(policy), use_packed_attention(reference):
         steps = {name: _step(name, objective, workload, policy, reference) for name in names}
         gradients = {name: _gradient(policy, step) for name, step in steps.items() if name != TRL}
         counts = {name: _operations(policy, steps[name]) for name in (*OURS, FLOOR)}
@@ -145,7 +145,7 @@ def beside(names: Sequence[str], tokens: int, rounds: int, clock: Clock) -> dict
     workload = Workload(image_tokens=tokens)
     policy, reference = workload.model()
     steps = {}
-    with packed_attention(policy), packed_attention(reference):
+    with use_packed_attention(policy), use_packed_attention(reference):
         for name in names:
             settings = ObjectiveConfig.model_validate(name)
             batch = workload.batch(visual=False, views=settings.views)
@@ -199,7 +199,7 @@ def _with_features(batch: PairBatch, policy: Any) -> PairBatch:
     """Return a batch with the vision encoder's output for its images."""
 
     def known(prompts: Prompts) -> Prompts:
-        return replace(prompts, features=tower_features(policy, prompts.images))
+        return replace(prompts, features=compute_tower_features(policy, prompts.images))
 
     rejected = batch.rejected_image_prompts
     return replace(
@@ -284,8 +284,8 @@ def _peak(objective: str, tokens: int, name: str) -> float:
         return memory.reached()
     memory = PeakMemory()
     policy, reference = workload.model()
-    with packed_attention(policy), ExitStack() as stack:
-        open_for_reference = packed_attention(reference)
+    with use_packed_attention(policy), ExitStack() as stack:
+        open_for_reference = use_packed_attention(reference)
         stack.enter_context(open_for_reference)
         step = _step(name, objective, workload, policy, reference)
         if name in STORED:

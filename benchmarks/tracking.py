@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,49 +37,52 @@ FIGURES = (
 PORTIONS = 10
 
 
-def through_the_tracker(folder: Path, uri: str | None, steps: int) -> dict[str, float]:
+def through_the_projection(folder: Path, uri: str | None, steps: int) -> dict[str, float]:
     """Return metrics a second, wall and CPU."""
     from orchestrator.plan.plan import make_plan
     from orchestrator.study.load import load_study
-    from orchestrator.tracking.base import TrialView
-    from orchestrator.tracking.projection import MlflowTracker
+    from orchestrator.tracking.projection import MlflowProjection
+    from orchestrator.tracking.views import FinalSnapshot, StudyView, TrialView
 
     file = folder / "study.yaml"
     file.write_text(STUDY.format(name=f"tracking-{time.time_ns()}"), encoding="utf-8")
     plan = make_plan(load_study(file))
     trials = [trial for trial in plan.trials if not trial.untrained]
-    tracker = MlflowTracker(folder, uri)
-    tracker.open(plan, [])
+    projection = MlflowProjection(folder, uri)
+    views: dict[tuple[str, str], TrialView] = {}
+    study = StudyView(plan=plan, trials=views)
+    projection.reconcile(study)
     folders = {trial.fingerprint: folder / "trials" / trial.fingerprint[:8] for trial in trials}
     wall, cpu = time.perf_counter(), time.process_time()
     for trial in trials:
-        tracker.show(
-            TrialView(
-                trial=trial,
-                status="RUNNING",
-                metrics={},
-                folders=[folders[trial.fingerprint]],
-                seconds={},
-                data={},
-            )
+        view = TrialView(
+            trial=trial,
+            status="RUNNING",
+            metrics={},
+            folders=[folders[trial.fingerprint]],
+            seconds={},
+            data={},
         )
+        views[view.key] = view
+        projection.reconcile(study)
     for portion in range(PORTIONS):
         for trial in trials:
             grow(folders[trial.fingerprint], portion * steps // PORTIONS, steps // PORTIONS)
-        tracker.bring(tracker.study)
+        projection.reconcile(study)
     for trial in trials:
         responses(folders[trial.fingerprint])
-        tracker.show(
-            TrialView(
-                trial=trial,
-                status="FINISHED",
-                metrics={"shapes/chair_i": 10.0, "shapes/cover": 90.0},
-                folders=[folders[trial.fingerprint]],
-                seconds={"train": 1.0},
-                data={"pairs": 16},
-            )
+        view = TrialView(
+            trial=trial,
+            status="FINISHED",
+            metrics={"shapes/chair_i": 10.0, "shapes/cover": 90.0},
+            folders=[folders[trial.fingerprint]],
+            seconds={"train": 1.0},
+            data={"pairs": 16},
         )
-    tracker.close([], "FINISHED", None)
+        views[view.key] = view
+        projection.reconcile(study)
+    end = FinalSnapshot(time=time.time(), status="FINISHED", ended=None, arms=())
+    projection.reconcile(replace(study, ends=(end,)))
     metrics = len(trials) * (steps * len(FIGURES) + 4)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"metrics": metrics, "per_s": metrics / wall, "per_cpu_s": metrics / cpu}
@@ -129,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            found.append(through_the_tracker(place, options.tracking_uri, options.steps))
+            found.append(through_the_projection(place, options.tracking_uri, options.steps))
             single.append(one_by_one(place, options.tracking_uri))
     figures: dict[str, Any] = {
         "store": "server" if options.tracking_uri else "sqlite",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.workload import Workload
 from chip_core.data.tensors import PairBatch, Prompts, Responses
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.training.policy import Policy
 
@@ -89,7 +89,7 @@ def as_pairs(inputs: dict[str, Tensor], workload: Workload) -> PairBatch:
     padded, kept = stacked(prompts[:pairs])
     pixels = inputs["pixel_values"]
     return PairBatch(
-        places=tuple(range(pairs)),
+        indices=tuple(range(pairs)),
         epoch=0,
         prompts=Prompts(ids=padded, mask=kept, inputs={"pixel_values": pixels[: len(pixels) // 2]}),
         chosen=answers(responses[:pairs]),
@@ -116,7 +116,7 @@ def losses_apart(workload: Workload, steps: int, rate: float) -> dict[str, Any]:
         batch = as_pairs(inputs, workload)
         return ours(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
 
-    with packed_attention(policy), packed_attention(reference):
+    with use_packed_attention(policy), use_packed_attention(reference):
         ours.prefix_sharing = frozen.prefix_sharing = True
         batches = [collated(theirs, place, workload) for place in range(steps)]
         curves = [

@@ -12,14 +12,18 @@ import torch
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.config.trial import EvaluationConfig, ModelConfig
-from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.generators.answering import InferenceContext, answer, measure
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
+from chip_core.evaluation.generators.answering import (
+    InferenceContext,
+    generate_answers,
+    generate_reference_answers,
+)
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.evaluation.scoring import score_answers
 from chip_core.evaluation.task import Side
 from chip_core.models import loading
 from chip_core.results import Evaluation, Progress
-from chip_core.trained import check_model, weights_content, weights_fingerprint
+from chip_core.trained import check_model, get_weights_fingerprint, hash_weights_content
 from chip_core.utils.errors import ConfigError, UserError
 from chip_core.utils.files import read_json
 from chip_core.utils.workers import current_workers
@@ -58,27 +62,30 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         UserError: there is no such model, or a benchmark lacks something.
         TrialError: the model cannot be loaded or cannot answer.
     """
-    asked = BenchmarksConfig(report=tuple(benchmarks))
-    config, trained = named_model(model, base, dtype)
+    requested = BenchmarksConfig(report=tuple(benchmarks))
+    config, trained = resolve_model(model, base, dtype)
     answering = answering or EvaluationConfig()
-    lacking = [*model_problems(model, config, trained, base), *problems(asked, places)]
-    lacking += [*generator_problems(answering, asked, config), *lacking_here(answering)]
-    if lacking:
-        raise ConfigError(lacking)
+    missing = [
+        *find_model_problems(model, config, trained, base),
+        *find_benchmark_problems(requested, places),
+    ]
+    missing += [*generator_problems(answering, requested, config), *missing_requirements(answering)]
+    if missing:
+        raise ConfigError(missing)
     report(Progress(phase="start", done=0, total=1))
     loaded, processor = loading.load(config, trained=trained)
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     context = InferenceContext(
         model=loaded,
         processor=processor,
-        weights=weights_mark(config, trained, weights_content),
-        former_weights=[weights_mark(config, trained)],
+        weights=make_weights_id(config, trained, hash_weights_content),
+        former_weights=[make_weights_id(config, trained)],
         folder=folder,
-        places=places,
+        data_paths=places,
         batch_size=batch_size,
         bf16=dtype == "bf16",
-        report=report,
-        checkpoint_dir=None if trained is not None else loading.local_folder(config.path),
+        report_progress=report,
+        checkpoint_dir=None if trained is not None else loading.find_local_folder(config.path),
         parity=answering.parity,
         base=config,
         trained=trained,
@@ -86,11 +93,11 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     with open_generator(answering, folder) as generator:
         context = replace(context, generator=generator)
         for settings in benchmarks:
-            measure(context, "report", settings)
+            generate_reference_answers(context, "report", settings)
         return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
 
 
-def named_model(
+def resolve_model(
     model: str, base: str | None, dtype: Literal["fp32", "bf16"]
 ) -> tuple[ModelConfig, Path | None]:
     """Return the model to load and the PEFT folder to apply to it.
@@ -109,19 +116,19 @@ def named_model(
             raise UserError(f"--base: {model} holds no adapter: leave it out")
         return ModelConfig(path=model, dtype=dtype), None
     try:
-        named = read_json(folder / loading.ADAPTER_CONFIG)["base_model_name_or_path"]
+        base_name = read_json(folder / loading.ADAPTER_CONFIG)["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
-        named = None
-    path = base or named
+        base_name = None
+    path = base or base_name
     if not path:
         raise UserError(f"{model} holds an adapter that names no base model: give it by --base")
-    if named and not _same_model(str(named), str(path)):
+    if base_name and not _is_same_model(str(base_name), str(path)):
         file = folder / loading.ADAPTER_CONFIG
-        _log.warning("%s names %s as its base model: --base puts it on %s", file, named, base)
+        _log.warning("%s names %s as its base model: --base puts it on %s", file, base_name, base)
     return ModelConfig(path=str(path), dtype=dtype), folder
 
 
-def model_problems(
+def find_model_problems(
     model: str, config: ModelConfig, trained: Path | None, base: str | None
 ) -> list[str]:
     """Return what is wrong with a named model, without loading it.
@@ -129,34 +136,36 @@ def model_problems(
     Raises:
         TrialError: it is a trained model whose files have changed.
     """
-    if (own := trained or loading.local_folder(config.path)) is not None:
-        check_model(own)
-    broken = loading.problem(config)
-    if broken is not None and trained is not None and base is None:
-        broken = f"its base model: {broken}; where it lies elsewhere, give it by --base"
-    return [] if broken is None else [f"{model}: {broken}"]
+    if (folder := trained or loading.find_local_folder(config.path)) is not None:
+        check_model(folder)
+    problem = loading.find_model_problem(config)
+    if problem is not None and trained is not None and base is None:
+        problem = f"its base model: {problem}; where it lies elsewhere, give it by --base"
+    return [] if problem is None else [f"{model}: {problem}"]
 
 
-def _same_model(one: str, other: str) -> bool:
+def _is_same_model(first: str, second: str) -> bool:
     """Return whether two names mean the same model; local folders are compared by path."""
-    lie = [loading.local_folder(each) for each in (one, other)]
-    if None in lie:
-        return one == other
-    return len({folder.resolve() for folder in lie if folder is not None}) == 1
+    folders = [loading.find_local_folder(name) for name in (first, second)]
+    if None in folders:
+        return first == second
+    return len({folder.resolve() for folder in folders if folder is not None}) == 1
 
 
-def weights_mark(
-    config: ModelConfig, trained: Path | None, mark: Callable[[Path], str] = weights_fingerprint
+def make_weights_id(
+    config: ModelConfig,
+    trained: Path | None,
+    fingerprint_folder: Callable[[Path], str] = get_weights_fingerprint,
 ) -> str:
     """Return an identifier of a named model's weights.
 
     Args:
         config: the model.
         trained: the PEFT folder that is applied to it.
-        mark: returns the identifier of that folder.
+        fingerprint_folder: returns the identifier of that folder.
     """
-    base = loading.base_weights(config)
-    return base if trained is None else f"{base} {mark(trained)}"
+    base = loading.make_base_weights_id(config)
+    return base if trained is None else f"{base} {fingerprint_folder(trained)}"
 
 
 def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> Evaluation:
@@ -168,17 +177,17 @@ def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -
     Raises:
         TrialError: something that the benchmark needs is missing, or its judge does not reply.
     """
-    made = answer(context, side, settings)
-    if isinstance(made, Evaluation):
-        return made
-    answers = made
-    return current_workers().awaited_from_rank0(
+    result = generate_answers(context, side, settings)
+    if isinstance(result, Evaluation):
+        return result
+    answers = result
+    return current_workers().wait_for_rank0(
         lambda: score_answers(
             answers,
             side,
             settings,
             folder=context.folder,
-            places=context.places,
-            report=context.report,
+            data_paths=context.data_paths,
+            report_progress=context.report_progress,
         )
     )

@@ -33,14 +33,14 @@ def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:
         )
     try:
         check_model(model)
-        return _export(model, trial, into.resolve(), merge)
+        return _write_export(model, trial, into.resolve(), merge)
     except TrialError as error:
         raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"{into}: cannot be exported to ({error.strerror or error})") from None
 
 
-def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
+def _write_export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
     """Write a model's folder to a resolved path."""
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise UserError(f"{into} is not empty: name a new folder")
@@ -49,7 +49,7 @@ def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
     adapter = (model / loading.ADAPTER_CONFIG).exists()
     partial = into.with_name(f".{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    said = []
+    settings = []
     if adapter and merge:
         try:
             config = TrialConfig.model_validate_json((trial / CONFIG).read_bytes())
@@ -62,24 +62,24 @@ def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
             # Merged in fp32, because bf16 weights would keep little of what an adapter adds, and
             # into the weights before 4-bit quantization, as QLoRA's authors do.
             base = config.model.model_copy(update={"dtype": "fp32", "quantize": "none"})
-            whole, processor = loading.load(base, trained=model)
+            loaded, processor = loading.load(base, trained=model)
         except TrialError as error:
             raise UserError(f"the base model is needed to merge: {error}") from None
-        merge_adapters(whole).save_pretrained(partial)
+        merge_adapters(loaded).save_pretrained(partial)
         processor.save_pretrained(partial)
-        said.append("the adapter is merged: a plain Hugging Face folder")
+        settings.append("the adapter is merged: a plain Hugging Face folder")
     else:
         shutil.copytree(model, partial)
         if merge:
-            said.append("nothing to merge: the model was trained without an adapter")
+            settings.append("nothing to merge: the model was trained without an adapter")
         if adapter:
             base = json.loads((model / loading.ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            said.append(f"a PEFT adapter of {base['base_model_name_or_path']}")
+            settings.append(f"a PEFT adapter of {base['base_model_name_or_path']}")
         if (model / TRAINED_PARTS).exists():
-            said.append(
+            settings.append(
                 f"what was trained beside it is in {TRAINED_PARTS}: --merge makes one model"
             )
     if into.exists():
         into.rmdir()
     partial.replace(into)
-    return said
+    return settings

@@ -17,7 +17,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models import ADAPTER_CONFIG
 from chip_core.results import MODEL, TRAINED
 from chip_core.utils.errors import TrialError
-from chip_core.utils.files import read_checksummed, sha256_of, sync_folder, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, sync_folder, write_checksummed
 
 #: The picked model, while it replaces the models that it was picked from.
 PICKED = f".{MODEL}.picked"
@@ -39,7 +39,7 @@ class TrainedModel:
     #: to be picked; empty: the folder holds the trial's model
     kept: list[int] = field(default_factory=list)
     picked: dict[str, Any] = field(default_factory=dict)  # TrialResult.picked
-    training: str = ""  # `training_fingerprint` of its configuration; empty: as for `files`
+    training: str = ""  # `compute_training_fingerprint` of its configuration; empty: as for `files`
 
 
 def write_trained(folder: Path, trained: TrainedModel) -> None:
@@ -59,22 +59,22 @@ def read_trained(folder: Path) -> TrainedModel | None:
 
 def has_model(folder: Path) -> bool:
     """Return whether an attempt left a model that it recorded as complete."""
-    there = (folder / MODEL).is_dir() or (folder / PICKED).is_dir()
-    return there and (folder / TRAINED).exists()
+    exists = (folder / MODEL).is_dir() or (folder / PICKED).is_dir()
+    return exists and (folder / TRAINED).exists()
 
 
-def model_files(model: Path) -> dict[str, str]:
+def hash_model_files(model: Path) -> dict[str, str]:
     """Return path -> sha256 of the files that are read from a model's folder."""
     files = sorted(path for path in model.rglob("*") if path.is_file() and path.suffix != ".md")
-    return {path.relative_to(model).as_posix(): sha256_of(path) for path in files}
+    return {path.relative_to(model).as_posix(): file_sha256(path) for path in files}
 
 
-def training_fingerprint(config: TrialConfig) -> str:
+def compute_training_fingerprint(config: TrialConfig) -> str:
     """Return a fingerprint of a training's settings, independent of where model and data are."""
     return fingerprint(training_identity(config, {}, {}))
 
 
-def model_problem(model: Path, config: TrialConfig | None = None) -> str | None:
+def find_model_problem(model: Path, config: TrialConfig | None = None) -> str | None:
     """Return why a trained model is not the one that was written; None if nothing shows that.
 
     Args:
@@ -86,12 +86,12 @@ def model_problem(model: Path, config: TrialConfig | None = None) -> str | None:
     trained = read_trained(model.parent)
     if trained is None:
         return f"{model.parent / TRAINED} is not as it was written"
-    if config is not None and trained.training not in ("", training_fingerprint(config)):
+    if config is not None and trained.training not in ("", compute_training_fingerprint(config)):
         return f"{model} is of another training"
     for name, expected in trained.files.items():
         path = model / name
         try:
-            found = sha256_of(path)
+            found = file_sha256(path)
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
         if found != expected:
@@ -104,15 +104,16 @@ def check_model(model: Path, config: TrialConfig | None = None) -> None:
 
     Args:
         model: its folder.
-        config: as for `model_problem`.
+        config: as for `find_model_problem`.
 
     Raises:
         TrialError: it is another.
     """
-    why = model_problem(model, config)
-    if why is not None:
+    problem = find_model_problem(model, config)
+    if problem is not None:
         raise TrialError(
-            f"{why}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` trains "
+            f"{problem}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` "
+            "trains "
             "it again"
         )
 
@@ -126,7 +127,7 @@ def adopt_model(earlier: Path, folder: Path) -> TrainedModel | None:
     if trained is None:
         return None
     if not trained.files:
-        trained = replace(trained, files=model_files(earlier / MODEL))
+        trained = replace(trained, files=hash_model_files(earlier / MODEL))
     folder.mkdir(parents=True, exist_ok=True)
     write_trained(folder, trained)
     (earlier / MODEL).replace(folder / MODEL)
@@ -134,7 +135,7 @@ def adopt_model(earlier: Path, folder: Path) -> TrainedModel | None:
     return trained
 
 
-def weights_fingerprint(model: Path) -> str:
+def get_weights_fingerprint(model: Path) -> str:
     """Return an identifier of a trained model's weights."""
     trained = read_trained(model.parent) if model.name == MODEL else None
     if trained is not None:
@@ -146,15 +147,17 @@ def weights_fingerprint(model: Path) -> str:
     return digest.hexdigest()
 
 
-def weights_content(model: Path) -> str:
+def hash_weights_content(model: Path) -> str:
     """Return a hash of all that decides a trained model's outputs, whichever training made it.
 
     PEFT writes an adapter's settings in no fixed order. For our own trainings, the fingerprint of
     the training's settings is hashed instead.
     """
     trained = read_trained(model.parent) if model.name == MODEL else None
-    known = trained is not None and trained.files and trained.training
-    files = trained.files if known and trained is not None else model_files(model)
-    settings = trained.training if known and trained is not None else ""
-    kept = {name: mark for name, mark in files.items() if not settings or name != ADAPTER_CONFIG}
-    return fingerprint({"files": kept, "training": settings})
+    is_recorded = trained is not None and trained.files and trained.training
+    files = trained.files if is_recorded and trained is not None else hash_model_files(model)
+    settings = trained.training if is_recorded and trained is not None else ""
+    hashed = {
+        name: sha256 for name, sha256 in files.items() if not settings or name != ADAPTER_CONFIG
+    }
+    return fingerprint({"files": hashed, "training": settings})

@@ -39,7 +39,7 @@ class Watchdog:
         with contextlib.suppress(OSError):
             self._path.unlink()
 
-    def watching(self, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    def watch(self, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
         """Return `report` as a sign of progress; time in it, waiting for Tune, is not counted."""
 
         def watched(progress: Progress) -> None:

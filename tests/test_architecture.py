@@ -124,8 +124,9 @@ def greeting():
         ),
         (
             "orchestrator/report/build.py",
-            '        _section("power", ',
-            '        _section("greeting", "Greeting", greeting()),\n        _section("power", ',
+            '        _make_section("power", ',
+            '        _make_section("greeting", "Greeting", greeting()),\n'
+            '        _make_section("power", ',
         ),
         (
             "orchestrator/report/build.py",

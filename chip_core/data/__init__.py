@@ -1,6 +1,12 @@
 """Preference pairs, rejected images, batches."""
 
-from chip_core.data.formats.further import asks_of, objective_problem
-from chip_core.data.source import count, identity, problem
+from chip_core.data.formats.extra_columns import find_objective_problem, row_requirements
+from chip_core.data.source import count_rows, find_source_problem, identity
 
-__all__ = ["asks_of", "count", "identity", "objective_problem", "problem"]
+__all__ = [
+    "count_rows",
+    "identity",
+    "find_objective_problem",
+    "find_source_problem",
+    "row_requirements",
+]

@@ -12,11 +12,12 @@ from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import Benchmark, Item
 from chip_core.utils.errors import TrialError, UserError, describe_error
 
-_READ = 20  # pictures that the check reads
-_TOLD = (UserError, TrialError, ValueError)  # errors by which a benchmark may report a problem
+_MAX_PICTURES = 20  # pictures that the check reads
+#: Errors by which a benchmark may report a problem.
+_REPORTED_ERRORS = (UserError, TrialError, ValueError)
 
 
-def conformance(
+def check_conformance(
     benchmark: Benchmark, *, data: Path | None = None, resources: Resources | None = None
 ) -> dict[str, str | None]:
     """Run all checks; return the problem of each, or None.
@@ -26,46 +27,49 @@ def conformance(
         data: its folder, if it has one.
         resources: what its scorer needs.
     """
-    return dict(_Checks(benchmark, data, resources or Resources()).all())
+    return dict(_ConformanceChecks(benchmark, data, resources or Resources()).run_all())
 
 
-class _Checks:
+class _ConformanceChecks:
     """The checks of one benchmark, on answers made from its own truths."""
 
     def __init__(self, benchmark: Benchmark, data: Path | None, resources: Resources) -> None:
         self._benchmark = benchmark
         self._data = data
         self._resources = resources
-        known = sorted(benchmark.protocols)
-        self._protocol: ProtocolName = "corrected" if "corrected" in known else known[0]
+        protocols = sorted(benchmark.protocols)
+        self._protocol: ProtocolName = "corrected" if "corrected" in protocols else protocols[0]
 
-    def all(self) -> Iterator[tuple[str, str | None]]:
-        yield "every metric says its unit and which way is better", _guarded(self._declared)
-        questions = "there are questions, the same each time"
-        problem = _guarded(self._repeated)
-        yield questions, problem
+    def run_all(self) -> Iterator[tuple[str, str | None]]:
+        yield (
+            "every metric says its unit and which way is better",
+            _run_check(self._check_declarations),
+        )
+        repeatability = "there are questions, the same each time"
+        problem = _run_check(self._check_repeatability)
+        yield repeatability, problem
         if problem is not None:
             return
-        items = self._items()
-        for what, check in (
-            ("every question has an id of its own", _ids),
-            ("every question says something", _prompts),
-            ("pictures can be read", _pictures),
+        items = self._load_items()
+        for description, check in (
+            ("every question has an id of its own", _check_ids),
+            ("every question says something", _check_prompts),
+            ("pictures can be read", _check_pictures),
         ):
-            yield what, _guarded(partial(check, items))
-        for what, score in (
-            ("figures are the declared ones", self._figures),
-            ("items come to the figure", self._sums),
-            ("the order of answers changes no figure", self._order),
-            ("empty answers give figures, or a sentence", self._empty),
+            yield description, _run_check(partial(check, items))
+        for description, score in (
+            ("figures are the declared ones", self._check_metrics),
+            ("items come to the figure", self._check_sums),
+            ("the order of answers changes no figure", self._check_order),
+            ("empty answers give figures, or a sentence", self._check_empty_answers),
         ):
-            yield what, _guarded(partial(score, items))
+            yield description, _run_check(partial(score, items))
         yield (
             "an answer to no question is told, or not counted",
-            _guarded(partial(self._unknown, items)),
+            _run_check(partial(self._check_unknown_item, items)),
         )
 
-    def _items(self) -> Sequence[Item]:
+    def _load_items(self) -> Sequence[Item]:
         return self._benchmark.items("report", data=self._data, protocol=self._protocol)
 
     def _score(self, answers: Sequence[Answer]) -> Scored:
@@ -76,18 +80,18 @@ class _Checks:
             resources=self._resources,
         )
 
-    def _answers(self, items: Sequence[Item]) -> list[Answer]:
+    def _make_answers(self, items: Sequence[Item]) -> list[Answer]:
         """Return answers of which every other one is right, and the rest are "no"."""
         return [
             Answer(
                 item=item.id,
-                response="no" if place % 2 else self._benchmark.truth(item) or "yes",
+                response="no" if index % 2 else self._benchmark.truth(item) or "yes",
                 fields=item.fields,
             )
-            for place, item in enumerate(items)
+            for index, item in enumerate(items)
         ]
 
-    def _declared(self) -> str | None:
+    def _check_declarations(self) -> str | None:
         if not self._benchmark.metrics:
             return "it has no metrics"
         for name, info in self._benchmark.metrics.items():
@@ -95,21 +99,21 @@ class _Checks:
                 return f"{name}: unit {info.unit!r}, goal {info.goal!r}"
         return None
 
-    def _repeated(self) -> str | None:
-        one, other = self._items(), self._items()
-        if not one:
+    def _check_repeatability(self) -> str | None:
+        first, second = self._load_items(), self._load_items()
+        if not first:
             return "there are none"
-        same = [(item.id, item.prompt) for item in one] == [
-            (item.id, item.prompt) for item in other
+        is_repeatable = [(item.id, item.prompt) for item in first] == [
+            (item.id, item.prompt) for item in second
         ]
-        return None if same else "they are others when they are asked for again"
+        return None if is_repeatable else "they are others when they are asked for again"
 
-    def _figures(self, items: Sequence[Item]) -> str | None:
-        found = self._score(self._answers(items))
+    def _check_metrics(self, items: Sequence[Item]) -> str | None:
+        scored = self._score(self._make_answers(items))
         declared = self._benchmark.metrics
-        if not found.metrics:
+        if not scored.metrics:
             return "there are none"
-        for metric in found.metrics:
+        for metric in scored.metrics:
             if metric.name not in declared:
                 return f"'{metric.name}' is not declared"
             info = declared[metric.name]
@@ -117,42 +121,44 @@ class _Checks:
                 return f"{metric.name} comes as {metric.unit}, to {metric.goal}: declared otherwise"
             if metric.value is not None and not math.isfinite(metric.value):
                 return f"{metric.name} is {metric.value}"
-        if found.n + found.missing < len(items):
-            return f"{found.n} scored and {found.missing} missing of {len(items)}"
+        if scored.n + scored.missing < len(items):
+            return f"{scored.n} scored and {scored.missing} missing of {len(items)}"
         return None
 
-    def _sums(self, items: Sequence[Item]) -> str | None:
-        for metric in self._score(self._answers(items)).metrics:
-            problem = _sum_problem(metric)
+    def _check_sums(self, items: Sequence[Item]) -> str | None:
+        for metric in self._score(self._make_answers(items)).metrics:
+            problem = _find_sum_problem(metric)
             if problem is not None:
                 return problem
         return None
 
-    def _order(self, items: Sequence[Item]) -> str | None:
-        answers = self._answers(items)
-        one, other = self._score(answers).values, self._score(answers[::-1]).values
-        moved = [name for name, value in one.items() if not _equal(value, other.get(name))]
-        return f"{moved[0]} is another" if moved else None
+    def _check_order(self, items: Sequence[Item]) -> str | None:
+        answers = self._make_answers(items)
+        forward, backward = self._score(answers).values, self._score(answers[::-1]).values
+        changed = [
+            name for name, value in forward.items() if not _is_close(value, backward.get(name))
+        ]
+        return f"{changed[0]} is another" if changed else None
 
-    def _empty(self, items: Sequence[Item]) -> str | None:
+    def _check_empty_answers(self, items: Sequence[Item]) -> str | None:
         answers = [Answer(item=item.id, response="", fields=item.fields) for item in items]
         try:
             self._score(answers)
-        except _TOLD as error:
+        except _REPORTED_ERRORS as error:
             return None if len(str(error).splitlines()) == 1 else "its sentence has several lines"
         return None
 
-    def _unknown(self, items: Sequence[Item]) -> str | None:
-        answers = self._answers(items)
+    def _check_unknown_item(self, items: Sequence[Item]) -> str | None:
+        answers = self._make_answers(items)
         stray = Answer(item="no such question", response="yes", fields=answers[0].fields)
         try:
-            found = self._score([*answers, stray])
-        except _TOLD:
+            scored = self._score([*answers, stray])
+        except _REPORTED_ERRORS:
             return None
-        return None if found.n <= len(items) else "it is counted"
+        return None if scored.n <= len(items) else "it is counted"
 
 
-def _guarded(check: Callable[[], str | None]) -> str | None:
+def _run_check(check: Callable[[], str | None]) -> str | None:
     """Return the result of a check, or a description of its exception."""
     try:
         return check()
@@ -160,7 +166,7 @@ def _guarded(check: Callable[[], str | None]) -> str | None:
         return describe_error(error)
 
 
-def _ids(items: Sequence[Item]) -> str | None:
+def _check_ids(items: Sequence[Item]) -> str | None:
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
@@ -169,12 +175,12 @@ def _ids(items: Sequence[Item]) -> str | None:
     return None
 
 
-def _prompts(items: Sequence[Item]) -> str | None:
+def _check_prompts(items: Sequence[Item]) -> str | None:
     return next((f"'{item.id}' has no prompt" for item in items if not item.prompt.strip()), None)
 
 
-def _pictures(items: Sequence[Item]) -> str | None:
-    for item in items[:_READ]:
+def _check_pictures(items: Sequence[Item]) -> str | None:
+    for item in items[:_MAX_PICTURES]:
         for picture in item.pictures:
             image = picture.read()
             if image.mode != "RGB":
@@ -182,19 +188,23 @@ def _pictures(items: Sequence[Item]) -> str | None:
     return None
 
 
-def _sum_problem(metric: MetricOutcome) -> str | None:
+def _find_sum_problem(metric: MetricOutcome) -> str | None:
     """Return how a figure differs from the sum of its items; a figure of figures has no items."""
     if not metric.items:
         return None
-    whole = sum(outcome.denominator for outcome in metric.items)
+    denominator = sum(outcome.denominator for outcome in metric.items)
     scale = 100.0 if metric.unit == "percent" else 1.0
-    expected = scale * sum(outcome.numerator for outcome in metric.items) / whole if whole else None
-    if _equal(metric.value, expected):
+    expected = (
+        scale * sum(outcome.numerator for outcome in metric.items) / denominator
+        if denominator
+        else None
+    )
+    if _is_close(metric.value, expected):
         return None
     return f"{metric.name} is {metric.value}, its items come to {expected}"
 
 
-def _equal(one: float | None, other: float | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
+def _is_close(first: float | None, second: float | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-9)

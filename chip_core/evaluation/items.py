@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
-from chip_core.data.image_files import READER
+from chip_core.data.image_files import READER_VERSION
 from chip_core.evaluation.resources import resource_identity
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, ExternalBenchmark, Item, Side
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError
-from chip_core.utils.files import sha256_of
-from chip_core.utils.registry import suggestion
+from chip_core.utils.files import file_sha256
+from chip_core.utils.registry import suggest
 
 #: Raised whenever a code change affects which questions are used or how they are answered.
 BEHAVIOUR = 2
@@ -27,25 +27,25 @@ def find_benchmark(name: str) -> Benchmark:
         ValueError: there is none; one line that names similar ones.
     """
     if plugins.is_plugin(name):
-        loaded = plugins.load(name)
-        made: Benchmark = loaded() if isinstance(loaded, type) else loaded
-        if not isinstance(made, Benchmark):
+        loaded = plugins.load_plugin(name)
+        benchmark: Benchmark = loaded() if isinstance(loaded, type) else loaded
+        if not isinstance(benchmark, Benchmark):
             raise ValueError(
                 f"'{name}' is no benchmark: make it a subclass of "
                 "chip_core.evaluation.task.Benchmark"
             )
-        return made
+        return benchmark
     if name not in BENCHMARKS:
-        known = suggestion(name, [*BENCHMARKS, "module:attr"])
-        raise ValueError(f"unknown benchmark '{name}': {known}")
+        hint = suggest(name, [*BENCHMARKS, "module:attr"])
+        raise ValueError(f"unknown benchmark '{name}': {hint}")
     return BENCHMARKS[name]
 
 
-def settings_problems(settings: BenchmarkConfig, benchmark: Benchmark) -> Iterator[str]:
+def find_settings_problems(settings: BenchmarkConfig, benchmark: Benchmark) -> Iterator[str]:
     """Yield the settings that a benchmark does not know or cannot use."""
     if settings.protocol not in benchmark.protocols:
-        known = ", ".join(sorted(benchmark.protocols))
-        yield f"'{settings.name}' knows no protocol '{settings.protocol}': choices: {known}"
+        choices = ", ".join(sorted(benchmark.protocols))
+        yield f"'{settings.name}' knows no protocol '{settings.protocol}': choices: {choices}"
     if settings.judge is not None and "judge" not in benchmark.needs:
         yield f"'{settings.name}' asks no judge: leave `judge` out"
     if not isinstance(benchmark, ExternalBenchmark):
@@ -59,17 +59,17 @@ def settings_problems(settings: BenchmarkConfig, benchmark: Benchmark) -> Iterat
             yield f"takes no {key}: its own program says how answers are made"
 
 
-def decoding_of(settings: BenchmarkConfig, benchmark: Benchmark) -> Decoding:
+def resolve_decoding(settings: BenchmarkConfig, benchmark: Benchmark) -> Decoding:
     """Return how answers are generated."""
-    own = benchmark.decoding(settings.protocol)
+    defaults = benchmark.decoding(settings.protocol)
     return Decoding(
-        max_new_tokens=settings.max_new_tokens or own.max_new_tokens,
-        num_beams=settings.num_beams or own.num_beams,
+        max_new_tokens=settings.max_new_tokens or defaults.max_new_tokens,
+        num_beams=settings.num_beams or defaults.num_beams,
     )
 
 
 def select_items(
-    side: Side, settings: BenchmarkConfig, benchmark: Benchmark, places: DataPaths
+    side: Side, settings: BenchmarkConfig, benchmark: Benchmark, data_paths: DataPaths
 ) -> tuple[Sequence[Item], int]:
     """Return the selected questions, in the benchmark's order, and the total number.
 
@@ -79,15 +79,19 @@ def select_items(
     Raises:
         UserError: a file of the benchmark is missing or broken, or it cannot be halved.
     """
-    items = benchmark.items(side, data=places.data(settings.name), protocol=settings.protocol)
-    whole = len(items)
+    items = benchmark.items(
+        side, data=data_paths.benchmark_folder(settings.name), protocol=settings.protocol
+    )
+    total = len(items)
     if settings.half is not None:
         items = select_half(items, settings, benchmark)
     if settings.limit is None or settings.limit >= len(items):
-        return items, whole
-    drawn = sorted(items, key=lambda item: _lot(settings.name, item.id))[: settings.limit]
-    chosen = {item.id for item in drawn}
-    return [item for item in items if item.id in chosen], whole
+        return items, total
+    selected = sorted(items, key=lambda item: _shuffle_key(settings.name, item.id))[
+        : settings.limit
+    ]
+    selected_ids = {item.id for item in selected}
+    return [item for item in items if item.id in selected_ids], total
 
 
 def select_half(
@@ -104,7 +108,7 @@ def select_half(
     halves: dict[str, list[Item]] = {"select": [], "report": []}
     side_of: dict[str, str] = {}  # by picture
     for item in items:
-        half = _half(settings.half_seed, benchmark.group(item))
+        half = _assign_half(settings.half_seed, benchmark.group(item))
         halves[half].append(item)
         for picture in item.pictures:
             if side_of.setdefault(picture.key, half) != half:
@@ -112,17 +116,17 @@ def select_half(
                     f"{settings.name}: picture {picture.key} is in both halves: let the "
                     "benchmark's `group` return the same for all items that show it"
                 )
-    empty = [half for half, found in halves.items() if not found]
-    if empty:
+    empty_halves = [half for half, half_items in halves.items() if not half_items]
+    if empty_halves:
         raise UserError(
-            f"{settings.name}: nothing is in its {empty[0]} half: it has too few groups of "
+            f"{settings.name}: nothing is in its {empty_halves[0]} half: it has too few groups of "
             "questions to be halved; try another `half_seed`"
         )
     assert settings.half is not None
     return halves[settings.half]
 
 
-def identity(settings: BenchmarkConfig, places: DataPaths) -> dict[str, Any]:
+def benchmark_identity(settings: BenchmarkConfig, data_paths: DataPaths) -> dict[str, Any]:
     """Return what a fingerprint holds of a benchmark besides its settings.
 
     Its questions and truths count by content; pictures are assumed to be the published ones, and
@@ -132,47 +136,49 @@ def identity(settings: BenchmarkConfig, places: DataPaths) -> dict[str, Any]:
         UserError: a file of the benchmark is missing.
     """
     benchmark = find_benchmark(settings.name)
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         **code_identity(benchmark),
-        "decoding": asdict(decoding_of(settings, benchmark)),
-        "files": _digests(settings, benchmark, places),
+        "decoding": asdict(resolve_decoding(settings, benchmark)),
+        "files": _hash_files(settings, benchmark, data_paths),
     }
     tools = benchmark.tools()
     if tools:
-        found["tools"] = dict(tools)
+        fields["tools"] = dict(tools)
     if plugins.is_plugin(settings.name):
-        found["source"] = plugins.source_hash(settings.name)
-    return {**found, **resource_identity(settings, benchmark, places)}
+        fields["source"] = plugins.source_hash(settings.name)
+    return {**fields, **resource_identity(settings, benchmark, data_paths)}
 
 
 def code_identity(benchmark: Benchmark) -> dict[str, Any]:
     """Return what a fingerprint holds of the code that asks questions and scores answers."""
-    return {**asking_identity(benchmark), "scorer": benchmark.version}
+    return {**answering_identity(benchmark), "scorer": benchmark.version}
 
 
-def asking_identity(benchmark: Benchmark) -> dict[str, Any]:
+def answering_identity(benchmark: Benchmark) -> dict[str, Any]:
     """Return what a fingerprint holds of the code that asks a benchmark's questions.
 
     Pictures are files if a benchmark has a folder of its own; other benchmarks draw them.
     """
-    reads = {"pictures": READER} if "data" in benchmark.needs else {}
-    return {"answers": BEHAVIOUR, **reads}
+    reader = {"pictures": READER_VERSION} if "data" in benchmark.needs else {}
+    return {"answers": BEHAVIOUR, **reader}
 
 
-def _digests(settings: BenchmarkConfig, benchmark: Benchmark, places: DataPaths) -> list[list[str]]:
+def _hash_files(
+    settings: BenchmarkConfig, benchmark: Benchmark, data_paths: DataPaths
+) -> list[list[str]]:
     try:
-        named = benchmark.files(places.data(settings.name))
-        return sorted([file.name, sha256_of(file)] for file in named)
+        files = benchmark.files(data_paths.benchmark_folder(settings.name))
+        return sorted([file.name, file_sha256(file)] for file in files)
     except OSError as error:
         raise UserError(
             f"{settings.name}: {error.filename} cannot be read ({error.strerror})"
         ) from None
 
 
-def _half(seed: int, group: str) -> str:
+def _assign_half(seed: int, group: str) -> str:
     bit = hashlib.sha256(f"half\x1f{seed}\x1f{group}".encode()).digest()[0] & 1
     return "report" if bit else "select"
 
 
-def _lot(benchmark: str, item: str) -> bytes:
+def _shuffle_key(benchmark: str, item: str) -> bytes:
     return hashlib.sha256(f"limit\x1f{benchmark}\x1f{item}".encode()).digest()

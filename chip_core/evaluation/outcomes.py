@@ -54,9 +54,13 @@ def percent(
     Raises:
         ValueError: there are no items at all.
     """
-    kept = tuple(items)
-    if not kept:
+    outcomes = tuple(items)
+    if not outcomes:
         raise ValueError(f"{name}: there are no items to score")
-    whole = sum(outcome.denominator for outcome in kept)
-    value = 100.0 * sum(outcome.numerator for outcome in kept) / whole if whole else None
-    return MetricOutcome(name=name, unit="percent", goal=goal, value=value, items=kept)
+    denominator = sum(outcome.denominator for outcome in outcomes)
+    value = (
+        100.0 * sum(outcome.numerator for outcome in outcomes) / denominator
+        if denominator
+        else None
+    )
+    return MetricOutcome(name=name, unit="percent", goal=goal, value=value, items=outcomes)

@@ -16,10 +16,12 @@ from PIL import Image
 
 from chip_core.data.image_files import to_rgb
 
-_COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.(?:jpg|jpeg|png)$", re.IGNORECASE)
-_BITS = 4  # of 64 that may differ
-_SIDE = 16  # of the small copy
-_APART = 6.0  # largest mean difference of small copies, of 255, for the same picture
+_COCO_NAME = re.compile(
+    r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.(?:jpg|jpeg|png)$", re.IGNORECASE
+)
+_MAX_DIFFERENT_BITS = 4  # of 64 that may differ
+_THUMBNAIL_SIZE = 16  # of the small copy
+_MAX_MEAN_DIFFERENCE = 6.0  # largest mean difference of small copies, of 255, for the same picture
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,59 +32,61 @@ class ImageSignature:
     small: np.ndarray[tuple[int, ...], np.dtype[np.float32]]  # (16, 16, 3), 0 to 255
 
 
-def coco_number(name: str) -> int | None:
+def parse_coco_number(name: str) -> int | None:
     """Return COCO's number of an image from its file name; None if the name is no COCO name."""
-    found = _COCO.search(name)
-    return int(found[1]) if found else None
+    match = _COCO_NAME.search(name)
+    return int(match[1]) if match else None
 
 
-def image_signature(image: Image.Image) -> ImageSignature:
+def compute_signature(image: Image.Image) -> ImageSignature:
     """Compute the features by which an image is compared."""
     image = to_rgb(image)
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), np.int16)
-    bits = int("".join("1" if more else "0" for more in (grey[:, 1:] > grey[:, :-1]).flat), 2)
-    small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    bits = int(
+        "".join("1" if is_brighter else "0" for is_brighter in (grey[:, 1:] > grey[:, :-1]).flat), 2
+    )
+    small = image.resize((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BILINEAR)
     return ImageSignature(bits=bits, small=np.asarray(small, np.float32))
 
 
-def same_picture(one: ImageSignature, other: ImageSignature) -> bool:
+def is_same_picture(first: ImageSignature, second: ImageSignature) -> bool:
     """Return whether two images are the same picture."""
-    if (one.bits ^ other.bits).bit_count() > _BITS:
+    if (first.bits ^ second.bits).bit_count() > _MAX_DIFFERENT_BITS:
         return False
-    return bool(np.abs(one.small - other.small).mean() <= _APART)
+    return bool(np.abs(first.small - second.small).mean() <= _MAX_MEAN_DIFFERENCE)
 
 
-def count_shared(
+def find_shared_images(
     training: Iterable[tuple[str, Callable[[], Image.Image | None]]],
-    shown: Iterable[tuple[str, Callable[[], Image.Image]]],
+    pictures: Iterable[tuple[str, Callable[[], Image.Image]]],
 ) -> list[tuple[str, str]]:
     """Return (training image, benchmark picture) of images that are in both.
 
     Args:
         training: name and reader of each training image; a reader may return None for a bad one.
-        shown: name and reader of each of a benchmark's pictures.
+        pictures: name and reader of each of a benchmark's pictures.
     """
     numbers: dict[int, str] = {}
-    kept: list[tuple[str, ImageSignature]] = []
-    for name, read in shown:
-        number = coco_number(name)
+    signatures: list[tuple[str, ImageSignature]] = []
+    for name, read in pictures:
+        number = parse_coco_number(name)
         if number is not None:
             numbers.setdefault(number, name)
-        kept.append((name, image_signature(read())))
-    hashes = np.array([entry.bits for _, entry in kept], dtype=np.uint64)
-    found: dict[str, str] = {}
+        signatures.append((name, compute_signature(read())))
+    hashes = np.array([entry.bits for _, entry in signatures], dtype=np.uint64)
+    shared: dict[str, str] = {}
     for name, read_training in training:
-        number = coco_number(name)
+        number = parse_coco_number(name)
         if number in numbers:
-            found[name] = numbers[number]
+            shared[name] = numbers[number]
             continue
         image = read_training()
-        if image is None or not kept:
+        if image is None or not signatures:
             continue
-        own = image_signature(image)
-        near = np.bitwise_count(hashes ^ np.uint64(own.bits)) <= _BITS
-        for place in near.nonzero()[0]:
-            if same_picture(own, kept[place][1]):
-                found[name] = kept[place][0]
+        signature = compute_signature(image)
+        candidates = np.bitwise_count(hashes ^ np.uint64(signature.bits)) <= _MAX_DIFFERENT_BITS
+        for index in candidates.nonzero()[0]:
+            if is_same_picture(signature, signatures[index][1]):
+                shared[name] = signatures[index][0]
                 break
-    return list(found.items())
+    return list(shared.items())

@@ -2,8 +2,8 @@
 
 Benchmarks need their data, and a training may need packages that are not installed everywhere.
 Figures must not come from questions used to tune: no question may be under both `select` and
-`report`. This is checked from the configuration (`declared_overlaps`) and from the questions
-themselves (`shared_questions`), since a user's own benchmark may declare its splits wrongly.
+`report`. This is checked from the configuration (`find_declared_overlaps`) and from the questions
+themselves (`find_shared_questions`), since a user's own benchmark may declare its splits wrongly.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pathlib import Path
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.data.source import SHAPES
-from chip_core.evaluation.items import find_benchmark, select_items, settings_problems
-from chip_core.evaluation.resources import offer_nltk_data, resource_problems
+from chip_core.evaluation.items import find_benchmark, find_settings_problems, select_items
+from chip_core.evaluation.resources import add_nltk_data_path, find_resource_problems
 from chip_core.evaluation.task import ExternalBenchmark, Item, Picture, Side
 from chip_core.evaluation.text.language import nltk_problems
 from chip_core.utils.errors import TrialError, UserError
 
-_NAMED = 3  # missing pictures that a message lists
+_MAX_LISTED = 3  # missing pictures that a message lists
 
 
-def sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
+def list_sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
     """Return each benchmark of a configuration with its side, `select` first."""
     return [
         *(("select", settings) for settings in benchmarks.select),
@@ -37,228 +37,253 @@ def sides(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig]]:
     ]
 
 
-def problems(benchmarks: BenchmarksConfig, places: DataPaths) -> list[str]:
+def find_benchmark_problems(benchmarks: BenchmarksConfig, data_paths: DataPaths) -> list[str]:
     """Return what the benchmarks lack on this machine; empty if all can be scored.
 
     A question that is both tuned on and reported is one of these problems.
     """
-    lacking = [
+    problems_found = [
         f"{settings.name}: {problem}"
-        for side, settings in sides(benchmarks)
-        for problem in _problems(side, settings, places)
+        for side, settings in list_sides(benchmarks)
+        for problem in _find_side_problems(side, settings, data_paths)
     ]
-    overlaps = [f"benchmarks.{side}: {why}" for side, _, why in declared_overlaps(benchmarks)]
-    shared = [] if overlaps else shared_questions(benchmarks, places)
-    return list(dict.fromkeys([*lacking, *overlaps, *shared]))
+    overlaps = [
+        f"benchmarks.{side}: {reason}" for side, _, reason in find_declared_overlaps(benchmarks)
+    ]
+    shared_found = [] if overlaps else find_shared_questions(benchmarks, data_paths)
+    return list(dict.fromkeys([*problems_found, *overlaps, *shared_found]))
 
 
-def ranker_problems(config: TrialConfig, places: DataPaths) -> list[str]:
+def find_ranker_problems(config: TrialConfig, data_paths: DataPaths) -> list[str]:
     """Return what is missing to rank a trial's own answers on this machine; empty if nothing is."""
-    pairs, lacking = config.pairs, list[str]()
+    pairs, missing = config.pairs, list[str]()
     if not pairs.rounds:
-        return lacking
+        return missing
     if pairs.ranker == "judge":
-        judged = BenchmarkConfig(name="pairs", judge=pairs.judge)
-        lacking = resource_problems(judged, frozenset({"judge"}), places)
+        judge_settings = BenchmarkConfig(name="pairs", judge=pairs.judge)
+        missing = find_resource_problems(judge_settings, frozenset({"judge"}), data_paths)
     elif pairs.ranker == "chair" and config.data.source != SHAPES:
-        data = places.data("chair")
-        names = (data or Path("DIR/chair")) / "synonyms.txt"
-        if data is None or not names.is_file():
-            lacking.append(
-                f"ranker chair reads objects' names from {names}, which is not there: put it into "
-                "a folder chair/ of --benchmark-data"
+        folder = data_paths.benchmark_folder("chair")
+        names_file = (folder or Path("DIR/chair")) / "synonyms.txt"
+        if folder is None or not names_file.is_file():
+            missing.append(
+                f"ranker chair reads objects' names from {names_file}, which is not there: put it "
+                "into a folder chair/ of --benchmark-data"
             )
-        offer_nltk_data(places)
-        lacking += nltk_problems(("punkt_tab",))
-    return [f"pairs: {problem}" for problem in lacking]
+        add_nltk_data_path(data_paths)
+        missing += nltk_problems(("punkt_tab",))
+    return [f"pairs: {problem}" for problem in missing]
 
 
-def replay_problems(config: TrialConfig, places: DataPaths) -> list[str]:
+def find_replay_problems(config: TrialConfig, data_paths: DataPaths) -> list[str]:
     """Return why a file of judge replies cannot serve a trial; empty if it can.
 
     Such a file has one reply per question, whichever model's answer it judged.
     """
-    if places.judge_replies is None:
+    if data_paths.judge_replies is None:
         return []
-    judged = [settings.name for settings in config.benchmarks.select if _asks_judge(settings)]
-    asked = {
+    judged_benchmarks = [
+        settings.name for settings in config.benchmarks.select if _needs_judge(settings)
+    ]
+    uses_judge = {
         "pairs.rounds": bool(config.pairs.rounds) and config.pairs.ranker == "judge",
-        f"training.score_at ({', '.join(judged)})": bool(config.training.score_at and judged),
+        f"training.score_at ({', '.join(judged_benchmarks)})": bool(
+            config.training.score_at and judged_benchmarks
+        ),
     }
     return [
         f"{key}: the judge compares answers that are made on the way, and --judge-replies says the "
         "same of all of them: leave it out, and name a judge"
-        for key, is_so in asked.items()
-        if is_so
+        for key, is_used in uses_judge.items()
+        if is_used
     ]
 
 
-def _asks_judge(settings: BenchmarkConfig) -> bool:
+def _needs_judge(settings: BenchmarkConfig) -> bool:
     try:
         return "judge" in getattr(find_benchmark(settings.name), "needs", ())
     except ValueError:
         return False  # reported with the benchmark itself
 
 
-def _problems(side: Side, settings: BenchmarkConfig, places: DataPaths) -> Iterator[str]:
+def _find_side_problems(
+    side: Side, settings: BenchmarkConfig, data_paths: DataPaths
+) -> Iterator[str]:
     try:
         benchmark = find_benchmark(settings.name)
     except ValueError as error:
         yield str(error)
         return
-    wrong = list(settings_problems(settings, benchmark))
-    yield from wrong
+    settings_problems = list(find_settings_problems(settings, benchmark))
+    yield from settings_problems
     if isinstance(benchmark, ExternalBenchmark):
         yield from benchmark.problems()
-    if wrong or isinstance(benchmark, ExternalBenchmark):
+    if settings_problems or isinstance(benchmark, ExternalBenchmark):
         return
-    data = places.data(settings.name)
-    if "data" in benchmark.needs and (data is None or not data.is_dir()):
+    folder = data_paths.benchmark_folder(settings.name)
+    if "data" in benchmark.needs and (folder is None or not folder.is_dir()):
         yield (
-            f"there is no folder {data} (`chip-ablate data status` says what goes there)"
-            if data is not None
+            f"there is no folder {folder} (`chip-ablate data status` says what goes there)"
+            if folder is not None
             else "its questions are in files: name the folder that holds a folder "
             f"{settings.name}/ by --benchmark-data or CHIP_ABLATE_BENCHMARK_DATA"
         )
-        yield from resource_problems(settings, benchmark.needs, places)
+        yield from find_resource_problems(settings, benchmark.needs, data_paths)
         return
     try:
-        benchmark.files(data)
-        items, _ = select_items(side, settings, benchmark, places)
+        benchmark.files(folder)
+        items, _ = select_items(side, settings, benchmark, data_paths)
     except (UserError, ValueError) as error:
         yield str(error).removeprefix(f"{settings.name}: ")
-        yield from resource_problems(settings, benchmark.needs, places)
+        yield from find_resource_problems(settings, benchmark.needs, data_paths)
         return
-    yield from resource_problems(settings, benchmark.needs_of(items), places)
-    yield from _missing_pictures(items)
+    yield from find_resource_problems(settings, benchmark.needs_of(items), data_paths)
+    yield from _find_missing_pictures(items)
 
 
-def _missing_pictures(items: Sequence[Item]) -> Iterator[str]:
+def _find_missing_pictures(items: Sequence[Item]) -> Iterator[str]:
     files = {
         picture.file for item in items for picture in item.pictures if picture.file is not None
     }
     missing = sorted(file for file in files if not file.is_file())
     if missing:
-        named = ", ".join(str(file) for file in missing[:_NAMED])
-        more = ", …" if len(missing) > _NAMED else ""
-        yield f"{len(missing)} of {len(files)} pictures are not there: {named}{more}"
+        listed = ", ".join(str(file) for file in missing[:_MAX_LISTED])
+        more = ", …" if len(missing) > _MAX_LISTED else ""
+        yield f"{len(missing)} of {len(files)} pictures are not there: {listed}{more}"
 
 
-_COMPARED = 64  # questions with the same prompt and picture name whose pictures are compared
+_MAX_COMPARED = 64  # questions with the same prompt and picture name whose pictures are compared
 
 
-def declared_overlaps(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig, str]]:
+def find_declared_overlaps(benchmarks: BenchmarksConfig) -> list[tuple[Side, BenchmarkConfig, str]]:
     """Return the entries that share questions with the other side, and why.
 
     Unknown benchmarks are skipped: they are reported elsewhere.
     """
-    tuned_on = {settings.name: settings for settings in benchmarks.select}
-    found: list[tuple[Side, BenchmarkConfig, str]] = []
-    sides: tuple[tuple[Side, Sequence[BenchmarkConfig]], ...] = (
+    selected = {settings.name: settings for settings in benchmarks.select}
+    overlaps: list[tuple[Side, BenchmarkConfig, str]] = []
+    benchmarks_by_side: tuple[tuple[Side, Sequence[BenchmarkConfig]], ...] = (
         ("select", benchmarks.select),
         ("report", benchmarks.report),
     )
-    for side, settings in ((side, one) for side, chosen in sides for one in chosen):
+    for side, settings in (
+        (side, settings_of_side)
+        for side, benchmarks_of_side in benchmarks_by_side
+        for settings_of_side in benchmarks_of_side
+    ):
         try:
             splits = find_benchmark(settings.name).splits
         except ValueError:
             continue
-        other = tuned_on.get(settings.name) if side == "report" else None
+        selected_settings = selected.get(settings.name) if side == "report" else None
         problem = None
         if splits and settings.half is not None:
             problem = "has other questions on each side by itself: leave `half` out"
-        elif other is not None and not splits:
-            problem = _halves_problem(other, settings)
+        elif selected_settings is not None and not splits:
+            problem = _find_half_problem(selected_settings, settings)
         if problem is not None:
-            found.append((side, settings, f"'{settings.name}' {problem}"))
-    return found
+            overlaps.append((side, settings, f"'{settings.name}' {problem}"))
+    return overlaps
 
 
-def shared_questions(benchmarks: BenchmarksConfig, places: DataPaths) -> list[str]:
+def find_shared_questions(benchmarks: BenchmarksConfig, data_paths: DataPaths) -> list[str]:
     """Return a sentence for each benchmark of `report` that shares a question with `select`.
 
     Two questions are the same if prompt and pictures are, by the pictures' names and content.
     What cannot be read is skipped: it is reported elsewhere.
     """
-    found = []
-    tuned_on = [(one, _items("select", one, places)) for one in benchmarks.select]
-    for settings in benchmarks.report if tuned_on else ():
-        asked = {_question(item): item for item in _items("report", settings, places)}
-        for other, items in tuned_on:
-            alike = ((item, asked[key]) for item in items if (key := _question(item)) in asked)
-            for one, same in itertools.islice(alike, _COMPARED):
-                if all(map(_same, one.pictures, same.pictures)):
-                    found.append(
-                        f"{settings.name}: its question {same.id} is asked under `select`, too, "
-                        f"by {other.name}: what was tuned on is not quoted"
+    sentences = []
+    selected = [
+        (settings, _load_items("select", settings, data_paths)) for settings in benchmarks.select
+    ]
+    for settings in benchmarks.report if selected else ():
+        reported = {
+            _question_key(item): item for item in _load_items("report", settings, data_paths)
+        }
+        for selected_settings, items in selected:
+            candidates = (
+                (item, reported[key]) for item in items if (key := _question_key(item)) in reported
+            )
+            for selected_item, reported_item in itertools.islice(candidates, _MAX_COMPARED):
+                if all(map(_is_same_picture, selected_item.pictures, reported_item.pictures)):
+                    sentences.append(
+                        f"{settings.name}: its question {reported_item.id} is asked under "
+                        f"`select`, too, by {selected_settings.name}: what was tuned on is "
+                        "not quoted"
                     )
                     break
-    return found
+    return sentences
 
 
-def _halves_problem(tuned_on: BenchmarkConfig, quoted: BenchmarkConfig) -> str | None:
-    if tuned_on.half is None and quoted.half is None:
+def _find_half_problem(selected: BenchmarkConfig, reported: BenchmarkConfig) -> str | None:
+    if selected.half is None and reported.half is None:
         return (
             "is under `select` too and has one set of questions: what was tuned on is not quoted: "
             "name it on one side, or halve it: `half: select` there and `half: report` here"
         )
-    if tuned_on.half is None or quoted.half is None:
-        whole = "select" if tuned_on.half is None else "report"
-        return f"is halved on one side and asked whole under `{whole}`: write `half: {whole}` there"
-    if tuned_on.half_seed != quoted.half_seed:
+    if selected.half is None or reported.half is None:
+        unhalved_side = "select" if selected.half is None else "report"
+        return (
+            f"is halved on one side and asked whole under `{unhalved_side}`: write "
+            f"`half: {unhalved_side}` there"
+        )
+    if selected.half_seed != reported.half_seed:
         return "is halved by two seeds, so that its halves overlap: give both one `half_seed`"
     return None
 
 
-def _items(side: Side, settings: BenchmarkConfig, places: DataPaths) -> Sequence[Item]:
+def _load_items(side: Side, settings: BenchmarkConfig, data_paths: DataPaths) -> Sequence[Item]:
     with contextlib.suppress(UserError, ValueError, TrialError):
-        return select_items(side, settings, find_benchmark(settings.name), places)[0]
+        return select_items(side, settings, find_benchmark(settings.name), data_paths)[0]
     return ()
 
 
-def _question(item: Item) -> tuple[str, tuple[str, ...]]:
+def _question_key(item: Item) -> tuple[str, tuple[str, ...]]:
     return item.prompt, tuple(picture.key for picture in item.pictures)
 
 
-def _same(one: Picture, other: Picture) -> bool:
-    if one.file is not None and other.file is not None and one.file == other.file:
+def _is_same_picture(first: Picture, second: Picture) -> bool:
+    if first.file is not None and second.file is not None and first.file == second.file:
         return True
     with contextlib.suppress(Exception):  # a decoder or a user's code may raise anything
-        left, right = one.read(), other.read()
-        return bool(left.size == right.size and left.tobytes() == right.tobytes())
+        first_image, second_image = first.read(), second.read()
+        return bool(
+            first_image.size == second_image.size
+            and first_image.tobytes() == second_image.tobytes()
+        )
     return False
 
 
-def unmet_requirements(config: TrialConfig) -> list[str]:
+def find_unmet_requirements(config: TrialConfig) -> list[str]:
     """Return what a trial's training lacks on this machine, each with what to do.
 
     A plan is still shown, with these lines.
     """
-    lacking = []
+    missing = []
     if config.optimizer.states == "int8" and find_spec("torchao") is None:
-        lacking.append(
+        missing.append(
             "optimizer.states is int8, and torchao is not installed here: "
             "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
         )
     if config.model.quantize == "nf4" and find_spec("bitsandbytes") is None:
-        lacking.append(
+        missing.append(
             "model.quantize is nf4, and bitsandbytes is not installed here: "
             "pip install 'chip-ablate[nf4]', or write model.quantize: none"
         )
     if config.engine.compile == "layers":
-        lacking += _compiler_problems(config)
+        missing += _find_compiler_problems(config)
     if config.pairs.rounds and config.engine.workers_per_trial > 1:
-        lacking.append(
+        missing.append(
             f"pairs.rounds is {config.pairs.rounds}, and one worker samples a model: write "
             "engine.workers_per_trial: 1, or pairs.rounds: 0"
         )
-    return lacking
+    return missing
 
 
-def _compiler_problems(config: TrialConfig) -> list[str]:
+def _find_compiler_problems(config: TrialConfig) -> list[str]:
     """Return what torch.compile lacks here: Triton on a GPU, and a compiler anywhere."""
-    gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
-    if gpu and find_spec("triton") is None:
+    uses_gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
+    if uses_gpu and find_spec("triton") is None:
         return [
             "engine.compile is layers, and triton is not installed here: it comes with torch's "
             "CUDA builds: install one, or write engine.compile: off"

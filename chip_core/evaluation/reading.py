@@ -21,7 +21,7 @@ from chip_core.utils.errors import UserError
 class FileRow:
     """One object of a file."""
 
-    place: str  # "responses.json row 7"
+    location: str  # "responses.json row 7"
     values: Mapping[str, Any]
 
     def id(self, *keys: str) -> str:
@@ -30,10 +30,10 @@ class FileRow:
         Raises:
             UserError: the row has none of them, or the value is neither text nor a number.
         """
-        value = self._first(keys)
+        value = self._get_first(keys)
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(
-                f"{self.place}: {keys[0]} must be text or a number, got {_shortened(value)}"
+                f"{self.location}: {keys[0]} must be text or a number, got {_shorten(value)}"
             )
         return str(value)
 
@@ -43,20 +43,20 @@ class FileRow:
         Raises:
             UserError: the row has none of them, or the value is not text.
         """
-        value = self._first(keys)
+        value = self._get_first(keys)
         if not isinstance(value, str):
-            raise UserError(f"{self.place}: {keys[0]} must be text, got {_shortened(value)}")
+            raise UserError(f"{self.location}: {keys[0]} must be text, got {_shorten(value)}")
         return value
 
     def has(self, *keys: str) -> bool:
         """Whether the row has one of the keys."""
         return any(key in self.values for key in keys)
 
-    def _first(self, keys: Sequence[str]) -> Any:
+    def _get_first(self, keys: Sequence[str]) -> Any:
         for key in keys:
             if key in self.values:
                 return self.values[key]
-        raise UserError(f"{self.place}: there is no {' or '.join(keys)}")
+        raise UserError(f"{self.location}: there is no {' or '.join(keys)}")
 
 
 def read_rows(path: Path) -> list[FileRow]:
@@ -66,13 +66,13 @@ def read_rows(path: Path) -> list[FileRow]:
         UserError: the file cannot be read this way.
     """
     return [
-        FileRow(place=f"{path} row {number}", values=values)
+        FileRow(location=f"{path} row {number}", values=values)
         for number, values in enumerate(read_objects(path), start=1)
     ]
 
 
-def by_item(
-    found: Sequence[FileRow], key: Callable[[FileRow], str]
+def iter_unique_rows(
+    rows: Sequence[FileRow], key: Callable[[FileRow], str]
 ) -> Iterator[tuple[str, FileRow]]:
     """Yield a benchmark's rows with their items.
 
@@ -80,15 +80,15 @@ def by_item(
         UserError: an item occurs twice.
     """
     seen: set[str] = set()
-    for row in found:
+    for row in rows:
         item = key(row)
         if item in seen:
-            raise UserError(f"{row.place}: '{item}' stands twice in the benchmark's file")
+            raise UserError(f"{row.location}: '{item}' stands twice in the benchmark's file")
         seen.add(item)
         yield item, row
 
 
-def find(data: Path, names: Sequence[str], benchmark: str) -> Path:
+def find_file(data: Path, names: Sequence[str], benchmark: str) -> Path:
     """Return the first of `names` that exists in a benchmark's folder.
 
     Raises:
@@ -104,7 +104,7 @@ def find(data: Path, names: Sequence[str], benchmark: str) -> Path:
 
 
 def answers_by_item(
-    answers: Sequence[Answer], known: Collection[str], benchmark: str
+    answers: Sequence[Answer], known_items: Collection[str], benchmark: str
 ) -> dict[str, Answer]:
     """Return answers by item, under `corrected`: each item at most once, and known.
 
@@ -113,11 +113,11 @@ def answers_by_item(
     """
     require_answers(answers, benchmark)
     for answer in answers:
-        if answer.item not in known:
+        if answer.item not in known_items:
             raise UserError(
                 f"{benchmark}: '{answer.item}' is the id of no question of the benchmark"
             )
-    refuse_repeats(answers, benchmark)
+    require_unique_answers(answers, benchmark)
     return {answer.item: answer for answer in answers}
 
 
@@ -127,7 +127,7 @@ def require_answers(answers: Sequence[Answer], benchmark: str) -> None:
         raise UserError(f"{benchmark}: there are no answers to score")
 
 
-def _shortened(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
 
@@ -138,8 +138,8 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: the file does not exist or is not JSON.
     """
-    with _opened(path) as file:
-        return _parsed(file.read(), str(path))
+    with _open_text(path) as file:
+        return _parse_json(file.read(), str(path))
 
 
 def read_objects(path: Path) -> list[dict[str, Any]]:
@@ -150,17 +150,17 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read this way; one line that names the row.
     """
-    with _opened(path) as file:
-        found = list(_rows(path, file))
-    for number, row in enumerate(found, start=1):
+    with _open_text(path) as file:
+        values = list(_iter_values(path, file))
+    for number, row in enumerate(values, start=1):
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}: row {number} is {_kind(row)}, not an object with named values"
+                f"{path}: row {number} is {_describe_type(row)}, not an object with named values"
             )
-    return found
+    return values
 
 
-def first_of(row: Mapping[str, Any], names: Sequence[str], path: Path, number: int) -> Any:
+def get_first_value(row: Mapping[str, Any], names: Sequence[str], path: Path, number: int) -> Any:
     """Return the first of some names that a row has.
 
     Raises:
@@ -180,8 +180,8 @@ def read_answers(path: Path, items: Sequence[str], responses: Sequence[str]) -> 
     """
     answers = []
     for number, row in enumerate(read_objects(path), start=1):
-        item = first_of(row, items, path, number)
-        response = first_of(row, responses, path, number)
+        item = get_first_value(row, items, path, number)
+        response = get_first_value(row, responses, path, number)
         fields: dict[str, Any] = {}
         if items[0] in row and type(item) is not int:
             fields[items[0]] = item
@@ -191,7 +191,7 @@ def read_answers(path: Path, items: Sequence[str], responses: Sequence[str]) -> 
     return answers
 
 
-def refuse_repeats(answers: Sequence[Answer], scorer: str) -> None:
+def require_unique_answers(answers: Sequence[Answer], scorer: str) -> None:
     """Raise if an item is answered more than once, since no answer is preferred over another.
 
     Raises:
@@ -207,7 +207,7 @@ def refuse_repeats(answers: Sequence[Answer], scorer: str) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _open_text(path: Path) -> Iterator[TextIO]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             yield file
@@ -221,20 +221,20 @@ def _opened(path: Path) -> Iterator[TextIO]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _rows(path: Path, file: TextIO) -> Iterator[Any]:
+def _iter_values(path: Path, file: TextIO) -> Iterator[Any]:
     first = True
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
-        if first and not _is_whole(line):  # a list, or an object over many lines
-            found = _parsed(line + file.read(), f"{path}: line {number}")
-            yield from found if isinstance(found, list) else [found]
+        if first and not _is_complete_object(line):  # a list, or an object over many lines
+            parsed = _parse_json(line + file.read(), f"{path}: line {number}")
+            yield from parsed if isinstance(parsed, list) else [parsed]
             return
         first = False
-        yield _parsed(line, f"{path}: line {number}")
+        yield _parse_json(line, f"{path}: line {number}")
 
 
-def _is_whole(line: str) -> bool:
+def _is_complete_object(line: str) -> bool:
     """Return whether a line is a complete object: then every line is one."""
     if line.lstrip()[0] == "[":
         return False
@@ -245,14 +245,14 @@ def _is_whole(line: str) -> bool:
     return True
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parse_json(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
+        raise UserError(f"{location}: not JSON ({error})") from None
 
 
-def _kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     return {list: "a list", str: "text", type(None): "null", bool: "true or false"}.get(
         type(value), "a number"
     )

@@ -14,16 +14,16 @@ from chip_core.evaluation.task import Benchmark
 from chip_core.evaluation.text.language import nltk_problems, spacy_problems
 from chip_core.evaluation.text.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
 from chip_core.utils.errors import TrialError, UserError
-from chip_core.utils.files import sha256_of
+from chip_core.utils.files import file_sha256
 
 #: A table of word similarities in a benchmark's folder, in place of spaCy's vectors.
-TABLE = "similarity.json"
+SIMILARITY_TABLE = "similarity.json"
 
 
 def open_resources(
     settings: BenchmarkConfig,
     needs: frozenset[str],
-    places: DataPaths,
+    data_paths: DataPaths,
     *,
     only: frozenset[str] | None = None,
     on_reply: Callable[[int, int], None] = lambda done, total: None,
@@ -33,7 +33,7 @@ def open_resources(
     Args:
         settings: the benchmark's settings.
         needs: what the selected questions need.
-        places: the locations of the data.
+        data_paths: the locations of the data.
         only: the selected items, if they are not all.
         on_reply: called with (replies so far, calls in all) of a judge.
 
@@ -42,33 +42,35 @@ def open_resources(
         UserError: a file of replies cannot be read.
     """
     if "nltk" in needs:
-        offer_nltk_data(places)
+        add_nltk_data_path(data_paths)
     return Resources(
-        similarity=_similarity(settings, places) if "similarity" in needs else None,
-        coco=coco_folder(places) if "coco" in needs else None,
-        judge=_judge(settings, places, on_reply) if "judge" in needs else None,
+        similarity=_open_similarity(settings, data_paths) if "similarity" in needs else None,
+        coco=find_coco_folder(data_paths) if "coco" in needs else None,
+        judge=_open_judge(settings, data_paths, on_reply) if "judge" in needs else None,
         only=only,
     )
 
 
-def resource_problems(
-    settings: BenchmarkConfig, needs: frozenset[str], places: DataPaths
+def find_resource_problems(
+    settings: BenchmarkConfig, needs: frozenset[str], data_paths: DataPaths
 ) -> list[str]:
     """Return what a benchmark's scorer lacks, each with what to do; call and load nothing."""
     problems = []
     if "nltk" in needs:
-        offer_nltk_data(places)
+        add_nltk_data_path(data_paths)
         problems += nltk_problems()
-    if "similarity" in needs and similarity_table(settings, places) is None:
-        wanted = (places.data(settings.name) or Path("DIR") / settings.name) / TABLE
-        problems += [f"{lack} (or {wanted})" for lack in spacy_problems(SPACY_VECTORS)]
-    if "coco" in needs and coco_folder(places) is None:
+    if "similarity" in needs and find_similarity_table(settings, data_paths) is None:
+        expected = (
+            data_paths.benchmark_folder(settings.name) or Path("DIR") / settings.name
+        ) / SIMILARITY_TABLE
+        problems += [f"{problem} (or {expected})" for problem in spacy_problems(SPACY_VECTORS)]
+    if "coco" in needs and find_coco_folder(data_paths) is None:
         problems.append(
             "COCO's annotations are not there: put instances_*2014.json and captions_*2014.json "
-            f"into {_coco_wanted(places)}"
+            f"into {_expected_coco_folder(data_paths)}"
         )
     if "judge" in needs:
-        replies = places.judge_replies
+        replies = data_paths.judge_replies
         if replies is not None:
             if not replies.is_file():
                 problems.append(f"--judge-replies: no file {replies}")
@@ -78,79 +80,84 @@ def resource_problems(
                 f"(`{{name: {settings.name}, judge: {{model: …, base_url: …}}}}`), or replies that "
                 "exist by --judge-replies"
             )
-        elif (broken := endpoint_problem(settings.judge)) is not None:
-            problems.append(broken)
+        elif (judge_problem := endpoint_problem(settings.judge)) is not None:
+            problems.append(judge_problem)
     return problems
 
 
 def resource_identity(
-    settings: BenchmarkConfig, benchmark: Benchmark, places: DataPaths
+    settings: BenchmarkConfig, benchmark: Benchmark, data_paths: DataPaths
 ) -> dict[str, Any]:
     """Return what a fingerprint holds of what a scorer needs.
 
     Raises:
         UserError: a file of replies does not exist.
     """
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if "similarity" in benchmark.needs:
-        table = similarity_table(settings, places)
-        found["similarity"] = SPACY_VECTORS if table is None else sha256_of(table)
+        table = find_similarity_table(settings, data_paths)
+        fields["similarity"] = SPACY_VECTORS if table is None else file_sha256(table)
     if "coco" in benchmark.needs:
-        folder = coco_folder(places)
+        folder = find_coco_folder(data_paths)
         files = [] if folder is None else sorted(folder.glob("*_*2014.json"))
-        found["coco"] = [[file.name, sha256_of(file)] for file in files]
+        fields["coco"] = [[file.name, file_sha256(file)] for file in files]
     if "judge" not in benchmark.needs:
-        found["judge"] = None  # a configured judge has no effect
-    elif places.judge_replies is not None:
-        if not places.judge_replies.is_file():
-            raise UserError(f"--judge-replies: no file {places.judge_replies}")
-        found["judge"] = {"replies": sha256_of(places.judge_replies)}  # in place of the model
-    return found
+        fields["judge"] = None  # a configured judge has no effect
+    elif data_paths.judge_replies is not None:
+        if not data_paths.judge_replies.is_file():
+            raise UserError(f"--judge-replies: no file {data_paths.judge_replies}")
+        fields["judge"] = {
+            "replies": file_sha256(data_paths.judge_replies)
+        }  # in place of the model
+    return fields
 
 
-def similarity_table(settings: BenchmarkConfig, places: DataPaths) -> Path | None:
+def find_similarity_table(settings: BenchmarkConfig, data_paths: DataPaths) -> Path | None:
     """Return the benchmark's own table of word similarities, or None."""
-    folder = places.data(settings.name)
-    file = None if folder is None else folder / TABLE
+    folder = data_paths.benchmark_folder(settings.name)
+    file = None if folder is None else folder / SIMILARITY_TABLE
     return file if file is not None and file.is_file() else None
 
 
-def coco_folder(places: DataPaths) -> Path | None:
+def find_coco_folder(data_paths: DataPaths) -> Path | None:
     """Return the folder of COCO's annotation files, or None."""
-    if places.benchmark_data is None:
+    if data_paths.benchmark_data is None:
         return None
-    for folder in (places.benchmark_data / "coco" / "annotations", places.benchmark_data / "coco"):
+    for folder in (
+        data_paths.benchmark_data / "coco" / "annotations",
+        data_paths.benchmark_data / "coco",
+    ):
         if folder.is_dir() and any(folder.glob("instances_*.json")):
             return folder
     return None
 
 
-def _coco_wanted(places: DataPaths) -> str:
-    within = places.benchmark_data
-    return str((within or Path("DIR")) / "coco" / "annotations")
+def _expected_coco_folder(data_paths: DataPaths) -> str:
+    folder = data_paths.benchmark_data
+    return str((folder or Path("DIR")) / "coco" / "annotations")
 
 
-def _similarity(settings: BenchmarkConfig, places: DataPaths) -> Similarity:
-    table = similarity_table(settings, places)
+def _open_similarity(settings: BenchmarkConfig, data_paths: DataPaths) -> Similarity:
+    table = find_similarity_table(settings, data_paths)
     return SpacySimilarity() if table is None else TableSimilarity.from_file(table)
 
 
-def offer_nltk_data(places: DataPaths) -> None:
+def add_nltk_data_path(data_paths: DataPaths) -> None:
     """Add the benchmarks' folder, which every worker sees, to NLTK's search path."""
-    if places.benchmark_data is None or not (places.benchmark_data / "nltk_data").is_dir():
+    if data_paths.benchmark_data is None or not (data_paths.benchmark_data / "nltk_data").is_dir():
         return
     import nltk
 
-    folder = str(places.benchmark_data / "nltk_data")
+    folder = str(data_paths.benchmark_data / "nltk_data")
     if folder not in nltk.data.path:
         nltk.data.path.append(folder)
 
 
-def _judge(
-    settings: BenchmarkConfig, places: DataPaths, on_reply: Callable[[int, int], None]
+def _open_judge(
+    settings: BenchmarkConfig, data_paths: DataPaths, on_reply: Callable[[int, int], None]
 ) -> Judge:
-    if places.judge_replies is not None:
-        return ReplayJudge.from_file(places.judge_replies)
-    if settings.judge is None or places.judge_cache is None:
+    if data_paths.judge_replies is not None:
+        return ReplayJudge.from_file(data_paths.judge_replies)
+    if settings.judge is None or data_paths.judge_cache is None:
         raise TrialError(f"{settings.name}: its answers are read by a judge and there is none")
-    return EndpointJudge(settings.judge, ReplyCache(places.judge_cache), on_reply)
+    return EndpointJudge(settings.judge, ReplyCache(data_paths.judge_cache), on_reply)

@@ -60,7 +60,7 @@ class Judge(Protocol):
 class Similarity(Protocol):
     """The similarity of two words in meaning: 1 for equal ones."""
 
-    def __call__(self, one: str, other: str) -> float:
+    def __call__(self, first: str, second: str) -> float:
         """Return the similarity of two words."""
 
 
@@ -152,15 +152,15 @@ class Scorer(Protocol):
 SCORERS: Registry[Scorer] = Registry("benchmark")
 
 
-def refuse_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
+def require_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
     """Raise if a scorer does not implement a protocol.
 
     Raises:
         UserError: the protocols that it implements.
     """
     if protocol not in scorer.protocols:
-        known = ", ".join(name for name in PROTOCOLS if name in scorer.protocols)
+        choices = ", ".join(name for name in PROTOCOLS if name in scorer.protocols)
         raise UserError(
             f"{scorer.name}: protocol {protocol} is not known here (the paper says nothing of it): "
-            f"choose from {known}"
+            f"choose from {choices}"
         )

@@ -14,7 +14,7 @@ from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, Scored
 from chip_core.evaluation.task import Benchmark, Item, Side, metric_name
-from chip_core.evaluation.unreadable import counts
+from chip_core.evaluation.unreadable import count_unreadable
 from chip_core.results import Answers, Evaluation, Progress
 from chip_core.utils.errors import TrialError, UserError
 from chip_core.utils.files import read_records, write_json
@@ -26,23 +26,23 @@ def file_name(side: Side, benchmark: str) -> str:
 
 
 def score_answers(
-    made: Answers,
+    answers: Answers,
     side: Side,
     settings: BenchmarkConfig,
     *,
     folder: Path,
-    places: DataPaths,
-    report: Callable[[Progress], None] = lambda progress: None,
+    data_paths: DataPaths,
+    report_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Evaluation:
     """Score a benchmark's answers, and write its figures to `scores/`.
 
     Args:
-        made: the answers, whose file is in `folder`.
+        answers: the answers, whose file is in `folder`.
         side: the part of the benchmark that they answer.
         settings: the benchmark's settings.
         folder: the trial's folder.
-        places: the locations of the benchmark's data and the judges' replies.
-        report: called with the progress of the judge's replies.
+        data_paths: the locations of the benchmark's data and the judges' replies.
+        report_progress: called with the progress of the judge's replies.
 
     Raises:
         TrialError: something that the benchmark needs is missing, its judge does not answer, or
@@ -50,39 +50,39 @@ def score_answers(
     """
     with as_trial_error(settings.name):
         benchmark = find_benchmark(settings.name)
-        items, whole = select_items(side, settings, benchmark, places)
-        responses = _read_responses(folder / made.responses, items)
-        metadata = dict(made.metadata)
-        if len(items) < whole:
-            metadata["limit"], metadata["of"] = len(items), whole
+        items, item_count = select_items(side, settings, benchmark, data_paths)
+        responses = _read_responses(folder / answers.responses, items)
+        metadata = dict(answers.metadata)
+        if len(items) < item_count:
+            metadata["limit"], metadata["of"] = len(items), item_count
         if settings.half is not None:
             metadata["half"] = settings.half
-        report(Progress(phase=f"score {settings.name}", done=0, total=1))
+        report_progress(Progress(phase=f"score {settings.name}", done=0, total=1))
         resources = open_resources(
             settings,
             benchmark.needs_of(items),
-            places,
+            data_paths,
             only=frozenset(item.id for item in items) if "limit" in metadata else None,
-            on_reply=lambda done, total: report(
+            on_reply=lambda done, total: report_progress(
                 Progress(phase=f"judge {settings.name}", done=done, total=total)
             ),
         )
-        found: Scored = benchmark.score(
+        scored: Scored = benchmark.score(
             [
                 Answer(item=item.id, response=text, fields=item.fields)
                 for item, text in zip(items, responses, strict=True)
             ],
-            data=places.data(settings.name),
+            data=data_paths.benchmark_folder(settings.name),
             protocol=settings.protocol,
             resources=resources,
         )
         if resources.judge is not None:
-            metadata["judge"] = _judge(resources.judge)
-        metadata |= _named(similarity=resources.similarity, tagger=resources.tagger)
+            metadata["judge"] = _judge_metadata(resources.judge)
+        metadata |= _tool_names(similarity=resources.similarity, tagger=resources.tagger)
         evaluation = write_scores(
-            folder, side, settings, benchmark, found, metadata, items=len(responses)
+            folder, side, settings, benchmark, scored, metadata, items=len(responses)
         )
-    report(Progress(phase=f"score {settings.name}", done=1, total=1))
+    report_progress(Progress(phase=f"score {settings.name}", done=1, total=1))
     return evaluation
 
 
@@ -93,8 +93,8 @@ def _read_responses(path: Path, items: Sequence[Item]) -> list[str]:
         TrialError: the file has other questions.
     """
     rows = read_records(path)
-    asked = [(row.get("item"), row.get("prompt")) for row in rows]
-    if asked != [(item.id, item.prompt) for item in items]:
+    questions = [(row.get("item"), row.get("prompt")) for row in rows]
+    if questions != [(item.id, item.prompt) for item in items]:
         raise TrialError(
             f"{path} holds answers to other questions than the benchmark asks now: its files were "
             "changed since they were answered; run the study again"
@@ -107,7 +107,7 @@ def write_scores(
     side: Side,
     settings: BenchmarkConfig,
     benchmark: Benchmark,
-    found: Scored,
+    scored: Scored,
     metadata: dict[str, Any],
     *,
     items: int = 0,
@@ -119,43 +119,43 @@ def write_scores(
         side: the part of the benchmark that was answered.
         settings: the benchmark's settings.
         benchmark: the benchmark.
-        found: the scorer's result.
+        scored: the scorer's result.
         metadata: recorded with the figures.
         items: the number of answers scored; 0: the scorer's own count.
     """
     metadata = {
         "protocol": settings.protocol,
         "scorer": benchmark.version,
-        "n": found.n,
-        "missing": found.missing,
+        "n": scored.n,
+        "missing": scored.missing,
         **metadata,
     }
-    if found.unreadable:
-        metadata["unreadable"] = counts(found.unreadable)
+    if scored.unreadable:
+        metadata["unreadable"] = count_unreadable(scored.unreadable)
     name = file_name(side, settings.name)
     scores = f"scores/{name}.json"
     write_json(
         folder / scores,
         {
             "how": metadata,
-            "metrics": [asdict(outcome) for outcome in found.metrics],
-            "unreadable": [asdict(entry) for entry in found.unreadable],
+            "metrics": [asdict(outcome) for outcome in scored.metrics],
+            "unreadable": [asdict(entry) for entry in scored.unreadable],
         },
     )
     return Evaluation(
         metrics={
             metric_name(side, settings.name, outcome.name): outcome.value
-            for outcome in found.metrics
+            for outcome in scored.metrics
             if outcome.value is not None
         },
-        items=items or found.n,
+        items=items or scored.n,
         scores=scores,
         responses=f"responses/{name}.jsonl",
         metadata=metadata,
     )
 
 
-def _judge(judge: Any) -> dict[str, Any]:
+def _judge_metadata(judge: Any) -> dict[str, Any]:
     returned = sorted(getattr(judge, "returned", ()))
     send = getattr(judge, "send", None)
     return {
@@ -165,7 +165,7 @@ def _judge(judge: Any) -> dict[str, Any]:
     }
 
 
-def _named(**tools: Any) -> dict[str, str]:
+def _tool_names(**tools: Any) -> dict[str, str]:
     """Return the names of the language tools that were used."""
     return {kind: tool.name for kind, tool in tools.items() if hasattr(tool, "name")}
 
@@ -176,5 +176,5 @@ def as_trial_error(name: str) -> Iterator[None]:
     try:
         yield
     except (UserError, ValueError) as error:
-        text = str(error)
-        raise TrialError(text if name in text else f"{name}: {text}") from None
+        message = str(error)
+        raise TrialError(message if name in message else f"{name}: {message}") from None

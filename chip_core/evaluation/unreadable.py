@@ -12,9 +12,9 @@ from typing import Any, Literal
 #: The kind of text: a model's own answer, which counts as wrong, or a judge's reply to it, which is
 #: missing.
 Source = Literal["answer", "reply"]
-LONGEST = 500  # characters of a text that are kept with the scores
-_SHOWN = 3  # texts that are shown as examples
-_SHOWN_LONGEST = 100  # characters of each
+MAX_LENGTH = 500  # characters of a text that are kept with the scores
+_MAX_EXAMPLES = 3  # texts that are shown as examples
+_MAX_EXAMPLE_LENGTH = 100  # characters of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +28,28 @@ class Unreadable:
 
 def unreadable(item: str, text: str, source: Source = "answer") -> Unreadable:
     """Return a text that could not be read, in a form that can be stored and shown."""
-    return Unreadable(item=item, text=_cut(_one_line(text), LONGEST), source=source)
+    return Unreadable(item=item, text=_truncate(_to_one_line(text), MAX_LENGTH), source=source)
 
 
-def counts(found: Sequence[Unreadable]) -> dict[str, Any]:
+def count_unreadable(unreadable_texts: Sequence[Unreadable]) -> dict[str, Any]:
     """Return how many answers and replies could not be read, with a few of them."""
     return {
-        "answers": sum(entry.source == "answer" for entry in found),
-        "replies": sum(entry.source == "reply" for entry in found),
+        "answers": sum(entry.source == "answer" for entry in unreadable_texts),
+        "replies": sum(entry.source == "reply" for entry in unreadable_texts),
         "examples": [
-            {"item": entry.item, "text": _cut(entry.text, _SHOWN_LONGEST), "source": entry.source}
-            for entry in _spread(found)
+            {
+                "item": entry.item,
+                "text": _truncate(entry.text, _MAX_EXAMPLE_LENGTH),
+                "source": entry.source,
+            }
+            for entry in _pick_examples(unreadable_texts)
         ],
     }
 
 
-def count_words(counted: Mapping[str, Any]) -> str:
+def format_counts(counts_read: Mapping[str, Any]) -> str:
     """Format the counts: `3 answers unreadable (counted as wrong)`; empty if there are none."""
-    answers, replies = counted["answers"], counted["replies"]
+    answers, replies = counts_read["answers"], counts_read["replies"]
     parts = [
         f"{answers:,} answer{'s' * (answers != 1)} unreadable (counted as wrong)" * (answers > 0),
         f"{replies:,} judge repl{'ies' if replies != 1 else 'y'} unreadable (missing)"
@@ -54,32 +58,33 @@ def count_words(counted: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def example_words(example: Mapping[str, str]) -> str:
+def format_example(example: Mapping[str, str]) -> str:
     """Format one text that could not be read."""
-    return f"{example['item']}: {quoted(example['text'])}"
+    return f"{example['item']}: {quote(example['text'])}"
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Return a text in quotation marks, or `(empty)`."""
     return f"“{text}”" if text else "(empty)"
 
 
-def _spread(found: Sequence[Unreadable]) -> list[Unreadable]:
+def _pick_examples(unreadable_texts: Sequence[Unreadable]) -> list[Unreadable]:
     """Return a few different texts, from the beginning, the middle and the end."""
-    different = list({entry.text: entry for entry in reversed(found)}.values())[::-1]
-    if len(different) <= _SHOWN:
-        return different
-    last = len(different) - 1
-    return [different[place * last // (_SHOWN - 1)] for place in range(_SHOWN)]
+    distinct = list({entry.text: entry for entry in reversed(unreadable_texts)}.values())[::-1]
+    if len(distinct) <= _MAX_EXAMPLES:
+        return distinct
+    last_index = len(distinct) - 1
+    return [distinct[index * last_index // (_MAX_EXAMPLES - 1)] for index in range(_MAX_EXAMPLES)]
 
 
-def _one_line(text: str) -> str:
+def _to_one_line(text: str) -> str:
     """Return text without characters that move a terminal's cursor or cannot be stored."""
-    flat = " ".join(text.split())
+    joined = " ".join(text.split())
     return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in flat
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for character in joined
     )
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+def _truncate(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"

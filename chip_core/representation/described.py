@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from chip_core.data.image_files import inside, read_image
+from chip_core.data.image_files import read_image, resolve_inside
 from chip_core.data.rows import RowError
-from chip_core.shapes.captions import faithful_caption, partner_caption, question
-from chip_core.shapes.world import SPLIT_SIZES, draw, scene
+from chip_core.shapes.captions import get_question, make_faithful_caption, make_partner_caption
+from chip_core.shapes.world import SPLIT_SIZES, draw_scene, make_scene
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import parse_json
 
@@ -31,7 +31,7 @@ class DescribedImage:
     hallucinated: str
 
 
-def read_set(source: str, items: int) -> list[DescribedImage]:
+def read_described_images(source: str, items: int) -> list[DescribedImage]:
     """Return the first items of a set.
 
     Args:
@@ -43,7 +43,7 @@ def read_set(source: str, items: int) -> list[DescribedImage]:
         UserError: the file cannot be read, or a line lacks something (the first such line).
     """
     if source == SHAPES:
-        return _scenes(items)
+        return _scene_images(items)
     file = Path(source).expanduser()
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -53,54 +53,54 @@ def read_set(source: str, items: int) -> list[DescribedImage]:
             f"--descriptions: {source} cannot be read ({reason}): "
             f"name a JSON-lines file, or {SHAPES}"
         ) from None
-    found: list[DescribedImage] = []
+    items_read: list[DescribedImage] = []
     for number, line in enumerate(lines, start=1):
-        if line.strip() and len(found) < items:
-            found.append(_row(line, f"{source}:{number}", file.parent))
-    if len(found) < 2:
+        if line.strip() and len(items_read) < items:
+            items_read.append(_parse_row(line, f"{source}:{number}", file.parent))
+    if len(items_read) < 2:
         raise UserError(
-            f"--descriptions: {source} holds {len(found)} items: two are needed at least"
+            f"--descriptions: {source} holds {len(items_read)} items: two are needed at least"
         )
-    return found
+    return items_read
 
 
-def _scenes(items: int) -> list[DescribedImage]:
+def _scene_images(items: int) -> list[DescribedImage]:
     """Return the test split's scenes in which a usual partner is missing, in order.
 
     The hallucinated description is the true one, but also names that partner as present.
     """
     found: list[DescribedImage] = []
     for index in range(SPLIT_SIZES["test"]):
-        shown = scene("test", index)
-        hallucinated = partner_caption(shown)
+        shown = make_scene("test", index)
+        hallucinated = make_partner_caption(shown)
         if hallucinated is not None and len(found) < items:
             found.append(
                 DescribedImage(
                     id=shown.id,
-                    image=lambda shown=shown: draw(shown),  # type: ignore[misc]
-                    prompt=question("test", index),
-                    true=faithful_caption(shown),
+                    image=lambda shown=shown: draw_scene(shown),  # type: ignore[misc]
+                    prompt=get_question("test", index),
+                    true=make_faithful_caption(shown),
                     hallucinated=hallucinated,
                 )
             )
     return found
 
 
-def _row(line: str, where: str, folder: Path) -> DescribedImage:
+def _parse_row(line: str, location: str, folder: Path) -> DescribedImage:
     try:
         row: Any = parse_json(line)
     except ValueError:
         row = None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: no JSON object")
-    wanted = ("image", "true", "hallucinated")
-    lacking = [name for name in wanted if not isinstance(row.get(name), str) or not row[name]]
-    if lacking:
-        raise UserError(f"{where}: {_listed(lacking)} is missing or no text")
+        raise UserError(f"{location}: no JSON object")
+    required = ("image", "true", "hallucinated")
+    missing = [name for name in required if not isinstance(row.get(name), str) or not row[name]]
+    if missing:
+        raise UserError(f"{location}: {_quote_names(missing)} is missing or no text")
     try:
-        path = inside(folder.resolve(), row["image"])
+        path = resolve_inside(folder.resolve(), row["image"])
     except RowError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{location}: {error}") from None
     return DescribedImage(
         id=str(row.get("id", path.stem)),
         image=lambda: _read_image(path),
@@ -117,5 +117,5 @@ def _read_image(path: Path) -> Image.Image:
         raise UserError(f"{path} cannot be read as an image ({error})") from None
 
 
-def _listed(names: Sequence[str]) -> str:
+def _quote_names(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)

@@ -18,11 +18,11 @@ from orchestrator.state.ledger import Ledger
 from orchestrator.study.limits import Budget
 
 #: Seeds below which arms are left out instead: fewer tell nothing of training variance.
-LEAST_SEEDS = 2
+MIN_SEEDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trimmed:
+class TrimmedPlan:
     """A study's plan within a budget."""
 
     plan: Plan  # what is run
@@ -37,45 +37,47 @@ class Trimmed:
     def sentence(self) -> str:
         """What is said of it, on the terminal and in the report."""
         if not self.trials:
-            return f"budget ({self.budget.words}): everything fits: {_amounts(self.takes)}"
+            takes = _format_amounts(self.takes)
+            return f"budget ({self.budget.description}): everything fits: {takes}"
         parts = []
         if self.seeds:
-            some = "seed" if len(self.seeds) == 1 else "seeds"
-            parts.append(f"{some} {', '.join(map(str, self.seeds))} of every arm")
+            subject = "seed" if len(self.seeds) == 1 else "seeds"
+            parts.append(f"{subject} {', '.join(map(str, self.seeds))} of every arm")
         if self.arms:
-            some = "the arm" if len(self.arms) == 1 else f"{len(self.arms)} arms:"
-            parts.append(f"{some} {'; '.join(self.arms)}")
+            subject = "the arm" if len(self.arms) == 1 else f"{len(self.arms)} arms:"
+            parts.append(f"{subject} {'; '.join(self.arms)}")
         return (
-            f"left out for the budget ({self.budget.words}): {', and '.join(parts)}: "
-            f"{len(self.trials)} trials; all would take {_amounts(self.needed)}, what is kept "
-            f"{_amounts(self.takes)}"
+            f"left out for the budget ({self.budget.description}): {', and '.join(parts)}: "
+            f"{len(self.trials)} trials; all would take {_format_amounts(self.needed)}, what is "
+            "kept "
+            f"{_format_amounts(self.takes)}"
         )
 
 
-def amounts(found: Estimate, prices: Prices) -> dict[str, float | None]:
+def budget_amounts(estimate: Estimate, prices: Prices) -> dict[str, float | None]:
     """Return what an estimate comes to, by the names of a budget's bounds."""
-    known, gpu = not found.total.unknown, found.gpu
+    is_known, gpu = not estimate.total.unknown, estimate.gpu
     return {
-        "hours": None if found.wall is None else found.wall / 3600,
-        "cpu_hours": found.total.whole.cpu / 3600 if known else None,
+        "hours": None if estimate.wall is None else estimate.wall / 3600,
+        "cpu_hours": estimate.total.total_time.cpu / 3600 if is_known else None,
         "gpu_hours": None if gpu is None else gpu / 3600,
-        "price": found.price(prices),
+        "price": estimate.price(prices),
     }
 
 
-def trim(
+def trim_plan(
     plan: Plan,
     budget: Budget,
-    estimated: Callable[[Plan], Estimate],
+    estimate_plan: Callable[[Plan], Estimate],
     prices: Prices,
     ledger: Ledger,
-) -> Trimmed:
+) -> TrimmedPlan:
     """Return a plan with what fits a budget, by the rule above.
 
     Args:
         plan: the study's plan.
         budget: the bounds.
-        estimated: what is left of a plan.
+        estimate_plan: what is left of a plan.
         prices: what is paid.
         ledger: what is done.
 
@@ -85,110 +87,112 @@ def trim(
     """
     if plan.study.tune is not None:
         raise UserError(
-            f"budget ({budget.words}): holds for no study with `tune:`: leave the budget out, or "
+            f"budget ({budget.description}): holds for no study with `tune:`: leave the budget "
+            "out, or "
             "bound the search by tune.trials and the seeds by --seeds"
         )
 
-    def taken(kept: Plan) -> dict[str, float]:
-        return _bounded(estimated(kept), budget, prices)
+    def amounts_of(reduced: Plan) -> dict[str, float]:
+        return _bounded_amounts(estimate_plan(reduced), budget, prices)
 
-    def fits(takes: dict[str, float]) -> bool:
-        return all(takes[name] <= bound for name, bound in budget.bounds.items())
+    def fits(amounts: dict[str, float]) -> bool:
+        return all(amounts[name] <= bound for name, bound in budget.bounds.items())
 
-    def result(kept: Plan, takes: dict[str, float]) -> Trimmed:
-        return _trimmed(plan, kept, budget, needed, takes, ledger)
+    def make_result(reduced: Plan, amounts: dict[str, float]) -> TrimmedPlan:
+        return _make_trimmed_plan(plan, reduced, budget, needed, amounts, ledger)
 
-    needed = taken(plan)
+    needed = amounts_of(plan)
     if fits(needed):
-        return result(plan, needed)
-    whole = len(plan.study.seeds)
-    least = min(LEAST_SEEDS, whole)
-    kept, takes = plan, needed
-    for seeds in range(whole - 1, least - 1, -1):
-        kept = _with(plan, plan.arms, seeds)
-        takes = taken(kept)
-        if fits(takes):
-            return result(kept, takes)
+        return make_result(plan, needed)
+    seed_count = len(plan.study.seeds)
+    min_seeds = min(MIN_SEEDS, seed_count)
+    reduced, amounts = plan, needed
+    for seeds in range(seed_count - 1, min_seeds - 1, -1):
+        reduced = _reduce_plan(plan, plan.arms, seeds)
+        amounts = amounts_of(reduced)
+        if fits(amounts):
+            return make_result(reduced, amounts)
     # The most arms that fit, by halving: a plan may have thousands.
     low, high = min(2, len(plan.arms)), len(plan.arms)
-    smallest = _with(plan, _first(plan.arms, low), least)
-    takes = taken(smallest)
-    if not fits(takes):
+    smallest = _reduce_plan(plan, _first_arms(plan.arms, low), min_seeds)
+    amounts = amounts_of(smallest)
+    if not fits(amounts):
         raise UserError(
-            f"budget ({budget.words}): too small: the baseline and one arm with {least} "
-            f"seed{'s' * (least > 1)} take {_amounts(takes)}: give more, or ask for less"
+            f"budget ({budget.description}): too small: the baseline and one arm with {min_seeds} "
+            f"seed{'s' * (min_seeds > 1)} take {_format_amounts(amounts)}: give more, or ask for "
+            "less"
         )
-    best = smallest, takes
+    best_fit = smallest, amounts
     while high - low > 1:
         middle = (low + high) // 2
-        kept = _with(plan, _first(plan.arms, middle), least)
-        takes = taken(kept)
-        if fits(takes):
-            low, best = middle, (kept, takes)
+        reduced = _reduce_plan(plan, _first_arms(plan.arms, middle), min_seeds)
+        amounts = amounts_of(reduced)
+        if fits(amounts):
+            low, best_fit = middle, (reduced, amounts)
         else:
             high = middle
-    return result(*best)
+    return make_result(*best_fit)
 
 
-def _bounded(found: Estimate, budget: Budget, prices: Prices) -> dict[str, float]:
-    known = amounts(found, prices)
-    takes = {}
+def _bounded_amounts(estimate: Estimate, budget: Budget, prices: Prices) -> dict[str, float]:
+    all_amounts = budget_amounts(estimate, prices)
+    amounts = {}
     for name in budget.bounds:
-        value = known[name]
+        value = all_amounts[name]
         if value is None:
-            raise UserError(_unknown(found, name, budget))
-        takes[name] = value
-    return takes
+            raise UserError(_unknown_message(estimate, name, budget))
+        amounts[name] = value
+    return amounts
 
 
-def _unknown(found: Estimate, name: str, budget: Budget) -> str:
-    if found.total.unknown:
-        first = sorted(found.total.unknown)[0]
-        more = len(found.total.unknown) - 1
-        why = first + (f" and {more} more" if more else "")
-        what = "measure it by --calibrate, or give rates (docs/cost.md)"
+def _unknown_message(estimate: Estimate, name: str, budget: Budget) -> str:
+    if estimate.total.unknown:
+        first_unknown = sorted(estimate.total.unknown)[0]
+        rest = len(estimate.total.unknown) - 1
+        reason = first_unknown + (f" and {rest} more" if rest else "")
+        advice = "measure it by --calibrate, or give rates (docs/cost.md)"
     elif name == "price":
-        why, what = "no price is given", "give --price-per-gpu-hour or --price-per-cpu-hour"
+        reason, advice = "no price is given", "give --price-per-gpu-hour or --price-per-cpu-hour"
     else:
-        why, what = "how many trials run at a time", "give --max-concurrent"
-    return f"budget ({budget.words}): what the study takes is not known ({why}): {what}"
+        reason, advice = "how many trials run at a time", "give --max-concurrent"
+    return f"budget ({budget.description}): what the study takes is not known ({reason}): {advice}"
 
 
-def _trimmed(
+def _make_trimmed_plan(
     plan: Plan,
-    kept: Plan,
+    reduced: Plan,
     budget: Budget,
     needed: dict[str, float],
-    takes: dict[str, float],
+    amounts: dict[str, float],
     ledger: Ledger,
-) -> Trimmed:
-    runs = {trial.fingerprint for trial in kept.trials}
-    seeds = len(kept.arms[0].trials)
-    names = {arm.name for arm in kept.arms}
-    return Trimmed(
-        plan=kept,
+) -> TrimmedPlan:
+    kept_trials = {trial.fingerprint for trial in reduced.trials}
+    seeds = len(reduced.arms[0].trials)
+    names = {arm.name for arm in reduced.arms}
+    return TrimmedPlan(
+        plan=reduced,
         budget=budget,
         seeds=tuple(plan.study.seeds[seeds:]),
         arms=tuple(arm.name for arm in plan.arms if arm.name not in names),
         trials=tuple(
             trial.fingerprint
             for trial in plan.trials
-            if trial.fingerprint not in runs and not ledger[trial.fingerprint].done(trial)
+            if trial.fingerprint not in kept_trials and not ledger[trial.fingerprint].is_done(trial)
         ),
         needed=needed,
-        takes=takes,
+        takes=amounts,
     )
 
 
-def _with(plan: Plan, arms: Sequence[Arm], seeds: int) -> Plan:
+def _reduce_plan(plan: Plan, arms: Sequence[Arm], seeds: int) -> Plan:
     return replace(plan, arms=tuple(replace(arm, trials=arm.trials[:seeds]) for arm in arms))
 
 
-def _first(arms: Sequence[Arm], count: int) -> list[Arm]:
+def _first_arms(arms: Sequence[Arm], count: int) -> list[Arm]:
     """Return the first arms, the baseline among them, in their order."""
     others = [arm for arm in arms if not arm.baseline][: count - 1]
     return [arm for arm in arms if arm.baseline or any(arm is other for other in others)]
 
 
-def _amounts(takes: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in takes.items())
+def _format_amounts(amounts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in amounts.items())

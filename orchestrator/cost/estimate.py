@@ -9,20 +9,20 @@ from typing import Literal
 
 from chip_core.config.trial import TrialConfig
 from orchestrator.cost.kinds import row_kind, sampling_kind, score_kind, start_kind
-from orchestrator.cost.rates import NOTHING, Quantity, Rates, Seconds
+from orchestrator.cost.rates import NO_TIME, Quantity, Rates, Seconds
 from orchestrator.cost.workload import (
     BenchmarkQuestions,
     CacheBuildWork,
     TrialWork,
     Workload,
-    prompts_of,
-    steps_of,
+    round_prompts,
+    training_steps,
 )
 
 #: The kind of what Ray takes, whatever it runs.
-OF_RAY = "ray"
+RAY_KIND = "ray"
 
-WORDS: dict[Quantity, str] = {
+QUANTITY_NAMES: dict[Quantity, str] = {
     "imports": "the imports",
     "model": "loading the model",
     "row": "checking a row",
@@ -32,7 +32,7 @@ WORDS: dict[Quantity, str] = {
     "score": "scoring an answer",
     "sample": "a sample of a reference pass",
 }
-COUNTED: dict[Quantity, str] = {
+UNIT_NAMES: dict[Quantity, str] = {
     "row": "rows",
     "step": "steps",
     "answer": "questions",
@@ -41,7 +41,7 @@ COUNTED: dict[Quantity, str] = {
 }
 
 #: inline: one trial after another in one process, which imports once. ray: each in its own.
-Way = Literal["ray", "inline"]
+ExecutorKind = Literal["ray", "inline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +56,17 @@ class Prices:
 class Cost:
     """The cost of some work. Unknown parts are named and in no sum."""
 
-    start: Seconds = NOTHING  # of Ray, of processes and models
-    train: Seconds = NOTHING
-    answer: Seconds = NOTHING
-    score: Seconds = NOTHING  # without a GPU
-    passes: Seconds = NOTHING
+    start: Seconds = NO_TIME  # of Ray, of processes and models
+    train: Seconds = NO_TIME
+    answer: Seconds = NO_TIME
+    score: Seconds = NO_TIME  # without a GPU
+    passes: Seconds = NO_TIME
     gpu: float = 0.0  # seconds that GPUs are held
     unknown: set[str] = field(default_factory=set)  # "training: seconds of a step"
     sources: set[str] = field(default_factory=set)  # sources of the rates
 
     @property
-    def whole(self) -> Seconds:
+    def total_time(self) -> Seconds:
         """The sum of all parts."""
         return self.start + self.train + self.answer + self.score + self.passes
 
@@ -88,7 +88,7 @@ class Cost:
         if self.gpu and prices.gpu_hour is None:
             return None
         return (
-            self.gpu * (prices.gpu_hour or 0.0) + self.whole.cpu * (prices.cpu_hour or 0.0)
+            self.gpu * (prices.gpu_hour or 0.0) + self.total_time.cpu * (prices.cpu_hour or 0.0)
         ) / 3600
 
 
@@ -117,12 +117,12 @@ class Estimate:
         return None if self.gpu is None else self.total.price(prices)
 
 
-def estimate(
+def estimate_workload(
     work: Workload,
     rates: Rates,
     *,
     at_once: int | None,
-    way: Way = "ray",
+    executor: ExecutorKind = "ray",
     server_gpus: int = 0,
 ) -> Estimate:
     """Estimate the cost of what is left of a study, and its time from start to end.
@@ -131,24 +131,28 @@ def estimate(
         work: what is left.
         rates: how long each part takes.
         at_once: how many trials run at a time on Ray; None: not known.
-        way: how they are run.
+        executor: how they are run.
         server_gpus: GPUs that the study's own server holds from start to end.
     """
-    slots = 1 if way == "inline" else at_once
-    imports = _Imports(way)
+    slots = 1 if executor == "inline" else at_once
+    imports = _ImportCounter(executor)
     session, dispatch = (
-        None if way == "inline" else rates.of(name, OF_RAY) for name in ("session", "dispatch")
+        None if executor == "inline" else rates.find(quantity, RAY_KIND)
+        for quantity in ("session", "dispatch")
     )
     passes: dict[str, Cost] = {}
     shares: list[float] = []  # seconds of each process that makes a part of a pass
     for group in work.passes:
         parts = max(1, min((slots or 1) // len(work.passes), group.parts))
-        cost = _of_pass(group, rates, parts, imports)
+        cost = _pass_cost(group, rates, parts, imports)
         if dispatch is not None:
             cost.passes += dispatch[0] * parts
         passes[group.name] = cost
-        shares += [cost.whole.wall / parts] * parts
-    trials = {each.trial.fingerprint: _of_trial(each, rates, imports) for each in work.trials}
+        shares += [cost.total_time.wall / parts] * parts
+    trials = {
+        trial_work.trial.fingerprint: _trial_cost(trial_work, rates, imports)
+        for trial_work in work.trials
+    }
     if dispatch is not None:
         for cost in trials.values():
             cost.start += dispatch[0]
@@ -160,12 +164,15 @@ def estimate(
         total.sources.add(session[1])
     wall = None
     if not total.unknown and slots is not None:
-        costs = [(trials[each.trial.fingerprint], each.processes) for each in work.trials]
-        lasting = [(cost.whole - cost.score).wall / processes for cost, processes in costs]
+        costs = [
+            (trials[trial_work.trial.fingerprint], trial_work.processes)
+            for trial_work in work.trials
+        ]
+        durations = [(cost.total_time - cost.score).wall / processes for cost, processes in costs]
         scoring = [cost.score.wall for cost, _ in costs]
-        wall = _makespan(shares, slots) + _makespan(lasting, slots)
+        wall = _makespan(shares, slots) + _makespan(durations, slots)
         # On Ray, scoring overlaps with the next trainings: only the last one's adds time.
-        wall += sum(scoring) if way == "inline" else max(scoring, default=0.0)
+        wall += sum(scoring) if executor == "inline" else max(scoring, default=0.0)
         wall += 0.0 if session is None or not trials else session[0].wall
     server = None
     if server_gpus and trials:
@@ -181,109 +188,115 @@ def estimate(
         total=total,
         wall=wall,
         at_once=slots,
-        ray=None if way == "inline" else session is not None and dispatch is not None,
+        ray=None if executor == "inline" else session is not None and dispatch is not None,
         server=server,
     )
 
 
-class _Imports:
+class _ImportCounter:
     """Counts imports, which a process makes once."""
 
-    def __init__(self, way: Way) -> None:
-        self._way, self._done = way, False
+    def __init__(self, executor: ExecutorKind) -> None:
+        self._way, self._done = executor, False
 
-    def next(self) -> int:
+    def count(self) -> int:
         """Return how often imports are counted now, 0 or 1."""
         times = 0 if self._way == "inline" and self._done else 1
         self._done = True
         return times
 
 
-class _Sum:
+class _CostAccumulator:
     """Multiplies rates and amounts, and records unknown ones."""
 
     def __init__(self, rates: Rates, cost: Cost) -> None:
         self._rates, self._cost = rates, cost
 
-    def of(self, quantity: Quantity, kind: str, times: int | None, what: str) -> Seconds:
+    def multiply(self, quantity: Quantity, kind: str, times: int | None, label: str) -> Seconds:
         """Return a rate times an amount; zero if either is unknown, which is recorded."""
         if times == 0:
-            return NOTHING
-        found = self._rates.of(quantity, kind)
-        if found is None:
-            self._cost.unknown.add(f"seconds of {WORDS[quantity]} ({what})")
-            return NOTHING
+            return NO_TIME
+        rate_and_source = self._rates.find(quantity, kind)
+        if rate_and_source is None:
+            self._cost.unknown.add(f"seconds of {QUANTITY_NAMES[quantity]} ({label})")
+            return NO_TIME
         if times is None:
-            self._cost.unknown.add(f"how many: {COUNTED[quantity]} ({what})")
-            return NOTHING
-        rate, source = found
+            self._cost.unknown.add(f"how many: {UNIT_NAMES[quantity]} ({label})")
+            return NO_TIME
+        rate, source = rate_and_source
         self._cost.sources.add(source)
         return rate * times
 
 
-def _of_trial(work: TrialWork, rates: Rates, imports: _Imports) -> Cost:
+def _trial_cost(work: TrialWork, rates: Rates, imports: _ImportCounter) -> Cost:
     cost = Cost()
-    add = _Sum(rates, cost)
+    accumulator = _CostAccumulator(rates, cost)
     model = work.config.model.path
     if not work.answered:  # scoring needs no model
-        cost.start = add.of("imports", work.start, imports.next(), model)
-        cost.start += add.of("model", work.start, 1, model)
+        cost.start = accumulator.multiply("imports", work.start, imports.count(), model)
+        cost.start += accumulator.multiply("model", work.start, 1, model)
     if work.training is not None:
-        rows = rows_of(work.config, work.rows, rates)
-        steps = steps_of(work.config, rows)
+        rows = row_count(work.config, work.rows, rates)
+        steps = training_steps(work.config, rows)
         rounds = work.config.pairs.rounds
         if rounds:  # its pairs are made in it
-            cost.train += _of_sampling(work, rows, add)
+            cost.train += _sampling_time(work, rows, accumulator)
         else:
-            cost.start += add.of("row", work.row, rows, work.config.data.source)
-        cost.train += add.of("setup", work.training, rounds or 1, work.trial.arm)
-        cost.train += add.of("step", work.training, steps, work.trial.arm)
-    for key, asked in work.asked.items():
-        questions = _questions(asked, rates)
+            cost.start += accumulator.multiply("row", work.row, rows, work.config.data.source)
+        cost.train += accumulator.multiply("setup", work.training, rounds or 1, work.trial.arm)
+        cost.train += accumulator.multiply("step", work.training, steps, work.trial.arm)
+    for key, benchmark_questions in work.questions.items():
+        count = _question_count(benchmark_questions, rates)
         if not work.answered:
-            cost.answer += add.of("answer", asked.kind, questions, key)
-        cost.score += add.of("score", score_kind(asked.settings), questions, key)
+            cost.answer += accumulator.multiply("answer", benchmark_questions.kind, count, key)
+        cost.score += accumulator.multiply(
+            "score", score_kind(benchmark_questions.settings), count, key
+        )
     cost.start *= work.processes
     cost.train *= work.processes  # a step is all workers' together; answers are shared out
-    cost.gpu = (cost.whole - cost.score).wall * work.config.engine.gpus_per_worker
+    cost.gpu = (cost.total_time - cost.score).wall * work.config.engine.gpus_per_worker
     return cost
 
 
-def _of_sampling(work: TrialWork, rows: int | None, add: _Sum) -> Seconds:
+def _sampling_time(work: TrialWork, rows: int | None, accumulator: _CostAccumulator) -> Seconds:
     """Return the time of the answers that a trial samples and ranks in all its rounds."""
-    settings, prompts = work.config.pairs, prompts_of(work.config, rows)
+    settings, prompts = work.config.pairs, round_prompts(work.config, rows)
     answers = None if prompts is None else settings.rounds * prompts * settings.answers
-    return add.of("answer", sampling_kind(work.config), answers, f"pairs of {work.trial.arm}")
+    return accumulator.multiply(
+        "answer", sampling_kind(work.config), answers, f"pairs of {work.trial.arm}"
+    )
 
 
-def _of_pass(work: CacheBuildWork, rates: Rates, parts: int, imports: _Imports) -> Cost:
+def _pass_cost(work: CacheBuildWork, rates: Rates, parts: int, imports: _ImportCounter) -> Cost:
     """Return the cost of passes. Each part loads the model and checks the data."""
     cost = Cost()
-    add = _Sum(rates, cost)
+    accumulator = _CostAccumulator(rates, cost)
     start, model = start_kind(work.config), work.config.model.path
-    once = add.of("imports", start, imports.next(), model) + add.of("model", start, 1, model)
-    samples = rows_of(work.config, work.samples, rates)
-    once += add.of("row", row_kind(work.config), samples, work.config.data.source)
-    cost.passes = once * parts + add.of("sample", work.kind, samples, work.name)
-    cost.gpu = cost.whole.wall * work.config.engine.gpus_per_worker
+    startup = accumulator.multiply("imports", start, imports.count(), model) + accumulator.multiply(
+        "model", start, 1, model
+    )
+    samples = row_count(work.config, work.samples, rates)
+    startup += accumulator.multiply("row", row_kind(work.config), samples, work.config.data.source)
+    cost.passes = startup * parts + accumulator.multiply("sample", work.kind, samples, work.name)
+    cost.gpu = cost.total_time.wall * work.config.engine.gpus_per_worker
     return cost
 
 
-def _questions(asked: BenchmarkQuestions, rates: Rates) -> int | None:
+def _question_count(questions: BenchmarkQuestions, rates: Rates) -> int | None:
     """Return the number of answers, from the plan's count of questions or from a source."""
-    if asked.questions is not None:
-        return asked.times * asked.questions
-    found = rates.size("questions", asked.kind)
-    return None if found is None else asked.times * found[0]
+    if questions.questions is not None:
+        return questions.times * questions.questions
+    size = rates.size("questions", questions.kind)
+    return None if size is None else questions.times * size[0]
 
 
-def rows_of(config: TrialConfig, counted: int | None, rates: Rates) -> int | None:
+def row_count(config: TrialConfig, known_count: int | None, rates: Rates) -> int | None:
     """Return the number of rows of a trial's data, from the plan's count or from a source."""
-    if counted is not None:
-        return counted
-    found = rates.size("rows", row_kind(config))
+    if known_count is not None:
+        return known_count
+    size = rates.size("rows", row_kind(config))
     limit = config.data.limit
-    return None if found is None else found[0] if limit is None else min(found[0], limit)
+    return None if size is None else size[0] if limit is None else min(size[0], limit)
 
 
 def _makespan(seconds: Sequence[float], slots: int) -> float:
@@ -291,7 +304,7 @@ def _makespan(seconds: Sequence[float], slots: int) -> float:
 
     A run with several slots starts a seed's longest trial first, and may end sooner.
     """
-    free = [0.0] * slots
-    for each in seconds:
-        heapq.heapreplace(free, free[0] + each)
-    return max(free)
+    slot_ends = [0.0] * slots
+    for duration in seconds:
+        heapq.heapreplace(slot_ends, slot_ends[0] + duration)
+    return max(slot_ends)

@@ -13,14 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths, JudgeConfig
-from chip_core.evaluation.items import decoding_of, find_benchmark, select_items
-from chip_core.evaluation.judge.limits import CHARACTERS, sent_tokens
+from chip_core.evaluation.items import find_benchmark, resolve_decoding, select_items
+from chip_core.evaluation.judge.limits import CHARACTERS_PER_TOKEN, estimate_request_tokens
 from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, JudgeRequest
 from chip_core.evaluation.task import ExternalBenchmark, Side
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.cost.workload import TrialWork
-from orchestrator.plan.plan import BASE
+from orchestrator.plan.plan import BASE_ARM
 
 _MILLION = 1e6
 
@@ -40,27 +40,27 @@ class JudgeTokens:
         if self.price is not None and other.price is not None:
             low, high = zip(self.price, other.price, strict=True)
             price = (sum(low), None if None in high else sum(high))  # type: ignore[arg-type]
-        longest = (self.replied[1], other.replied[1])
+        reply_bounds = (self.replied[1], other.replied[1])
         return JudgeTokens(
             calls=(self.calls[0] + other.calls[0], self.calls[1] + other.calls[1]),
             sent=(self.sent[0] + other.sent[0], self.sent[1] + other.sent[1]),
             replied=(
                 self.replied[0] + other.replied[0],
-                None if None in longest else sum(longest),  # type: ignore[arg-type]
+                None if None in reply_bounds else sum(reply_bounds),  # type: ignore[arg-type]
             ),
             price=price,
         )
 
-    def asked(self, times: int) -> JudgeTokens:
+    def repeated(self, times: int) -> JudgeTokens:
         """Return one to `times` times these, since recurring answers are cached."""
         price = self.price
-        longest = self.replied[1]
+        reply_bound = self.replied[1]
         if price is not None and price[1] is not None:
             price = (price[0], price[1] * times)
         return JudgeTokens(
             calls=(self.calls[0], self.calls[1] * times),
             sent=(self.sent[0], self.sent[1] * times),
-            replied=(self.replied[0], None if longest is None else longest * times),
+            replied=(self.replied[0], None if reply_bound is None else reply_bound * times),
             price=price,
         )
 
@@ -78,39 +78,50 @@ class JudgeCosts:
         return sum(self.arms.values(), JudgeTokens())
 
 
-def judge_costs(trials: Sequence[TrialWork], places: DataPaths) -> JudgeCosts:
+def estimate_judge_costs(trials: Sequence[TrialWork], data_paths: DataPaths) -> JudgeCosts:
     """Estimate the judges' calls for the remaining trials, without any call.
 
     Args:
         trials: remaining work of the trials.
-        places: where the benchmarks' data are.
+        data_paths: where the benchmarks' data are.
     """
-    found = JudgeCosts()
-    known: dict[str, JudgeTokens | None] = {}
-    for each in trials:
-        pairs = each.config.pairs
-        if each.training and pairs.rounds and pairs.judge and places.judge_replies is None:
-            found.unknown[f"pairs of {each.trial.arm}"] = (
+    costs = JudgeCosts()
+    tokens_by_benchmark: dict[str, JudgeTokens | None] = {}
+    for trial_work in trials:
+        pairs = trial_work.config.pairs
+        if (
+            trial_work.training
+            and pairs.rounds
+            and pairs.judge
+            and data_paths.judge_replies is None
+        ):
+            costs.unknown[f"pairs of {trial_work.trial.arm}"] = (
                 "answers that are sampled in its training, up to "
                 f"{pairs.rounds} rounds x {pairs.prompts or 'all'} prompts x {pairs.answers} a seed"
             )
-        for key, asked in each.asked.items():
-            settings = asked.settings
-            if settings.judge is None or places.judge_replies is not None:
+        for key, questions in trial_work.questions.items():
+            settings = questions.settings
+            if settings.judge is None or data_paths.judge_replies is not None:
                 continue
-            mark = f"{key} {settings.model_dump_json()}"
-            if mark not in known:
-                known[mark] = None
+            cache_key = f"{key} {settings.model_dump_json()}"
+            if cache_key not in tokens_by_benchmark:
+                tokens_by_benchmark[cache_key] = None
                 try:
                     side: Side = "select" if key.startswith("select/") else "report"
-                    known[mark] = _of_benchmark(side, settings, settings.judge, places)
+                    tokens_by_benchmark[cache_key] = _benchmark_tokens(
+                        side, settings, settings.judge, data_paths
+                    )
                 except (UserError, TrialError) as error:
-                    found.unknown[key] = str(error)
-            tokens = known[mark]
+                    costs.unknown[key] = str(error)
+            tokens = tokens_by_benchmark[cache_key]
             if tokens is not None:
-                arm = "base (untrained)" if each.trial.arm == BASE else each.trial.arm
-                found.arms[arm] = found.arms.get(arm, JudgeTokens()) + tokens.asked(asked.times)
-    return found
+                arm = (
+                    "base (untrained)" if trial_work.trial.arm == BASE_ARM else trial_work.trial.arm
+                )
+                costs.arms[arm] = costs.arms.get(arm, JudgeTokens()) + tokens.repeated(
+                    questions.times
+                )
+    return costs
 
 
 class _CountingJudge:
@@ -128,8 +139,8 @@ class _CountingJudge:
         return [self._reply] * len(requests)
 
 
-def _of_benchmark(
-    side: Side, settings: BenchmarkConfig, judge: JudgeConfig, places: DataPaths
+def _benchmark_tokens(
+    side: Side, settings: BenchmarkConfig, judge: JudgeConfig, data_paths: DataPaths
 ) -> JudgeTokens:
     """Return the judge's tokens for one model's answers to a benchmark.
 
@@ -141,43 +152,50 @@ def _of_benchmark(
         return JudgeTokens()
     if isinstance(benchmark, ExternalBenchmark):
         raise UserError("it is asked by a program of its own")
-    longest = decoding_of(settings, benchmark).max_new_tokens
-    few = _requests(side, settings, places, answer="No.", reply="correct")
-    many = _requests(side, settings, places, answer=_words(longest), reply="incorrect")
-    bounds = [_longest_reply(request, judge) for request in many]
+    max_new_tokens = resolve_decoding(settings, benchmark).max_new_tokens
+    min_requests = _collect_requests(side, settings, data_paths, answer="No.", reply="correct")
+    max_requests = _collect_requests(
+        side, settings, data_paths, answer=_filler_text(max_new_tokens), reply="incorrect"
+    )
+    bounds = [_max_reply_tokens(request, judge) for request in max_requests]
     replied = None if None in bounds else sum(bound for bound in bounds if bound is not None)
-    sent = (sent_tokens(*few), sent_tokens(*many))
+    sent = (estimate_request_tokens(*min_requests), estimate_request_tokens(*max_requests))
     price = None
     if judge.price is not None:
-        of_sent = [tokens * judge.price.input / _MILLION for tokens in sent]
-        of_replies = None if replied is None else replied * judge.price.output / _MILLION
-        low = of_sent[0] + len(few) * judge.price.output / _MILLION  # a token each
-        price = (low, None if of_replies is None else of_sent[1] + of_replies)
+        sent_prices = [tokens * judge.price.input / _MILLION for tokens in sent]
+        reply_price = None if replied is None else replied * judge.price.output / _MILLION
+        min_price = (
+            sent_prices[0] + len(min_requests) * judge.price.output / _MILLION
+        )  # a token each
+        price = (min_price, None if reply_price is None else sent_prices[1] + reply_price)
     return JudgeTokens(
-        calls=(len(few), len(many)), sent=sent, replied=(len(few), replied), price=price
+        calls=(len(min_requests), len(max_requests)),
+        sent=sent,
+        replied=(len(min_requests), replied),
+        price=price,
     )
 
 
-def _requests(
-    side: Side, settings: BenchmarkConfig, places: DataPaths, *, answer: str, reply: str
+def _collect_requests(
+    side: Side, settings: BenchmarkConfig, data_paths: DataPaths, *, answer: str, reply: str
 ) -> list[JudgeRequest]:
     """Return the calls that a benchmark makes if every answer is the same."""
     benchmark = find_benchmark(settings.name)
-    items, whole = select_items(side, settings, benchmark, places)
-    asked = frozenset(item.id for item in items)
+    items, total = select_items(side, settings, benchmark, data_paths)
+    item_ids = frozenset(item.id for item in items)
     judge = _CountingJudge(reply)
     resources = open_resources(
         settings,
         benchmark.needs_of(items) - {"judge"},
-        places,
-        only=asked if len(items) < whole else None,
+        data_paths,
+        only=item_ids if len(items) < total else None,
     )
     answers = [Answer(item=item.id, response=answer, fields=item.fields) for item in items]
     # The score is not needed, and scoring may fail if nothing is left to score.
     with suppress(ValueError, ArithmeticError, LookupError, UserError):
         benchmark.score(
             answers,
-            data=places.data(settings.name),
+            data=data_paths.benchmark_folder(settings.name),
             protocol=settings.protocol,
             resources=replace(resources, judge=judge),
         )
@@ -186,17 +204,19 @@ def _requests(
     return judge.requests
 
 
-def _words(tokens: int) -> str:
+def _filler_text(tokens: int) -> str:
     """Return an answer of so many tokens."""
     word = "thing "
-    return (word * (1 + tokens * CHARACTERS // len(word)))[: tokens * CHARACTERS]
+    return (word * (1 + tokens * CHARACTERS_PER_TOKEN // len(word)))[
+        : tokens * CHARACTERS_PER_TOKEN
+    ]
 
 
-def _longest_reply(request: JudgeRequest, judge: JudgeConfig) -> int | None:
+def _max_reply_tokens(request: JudgeRequest, judge: JudgeConfig) -> int | None:
     """Return the largest number of tokens of a reply; None without a bound."""
-    longest = request.max_tokens if judge.max_tokens is None else judge.max_tokens
+    max_tokens = request.max_tokens if judge.max_tokens is None else judge.max_tokens
     for name in ("max_tokens", "max_completion_tokens"):
         if name in judge.send:
-            said = judge.send[name]
-            longest = said if isinstance(said, int) else None
-    return longest
+            limit = judge.send[name]
+            max_tokens = limit if isinstance(limit, int) else None
+    return max_tokens

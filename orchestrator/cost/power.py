@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis import Contrast, detectable_difference
-from orchestrator.cost.user_rates import Assumed
+from orchestrator.cost.user_rates import Assumptions
 
 #: Seeds that are looked at beside the study's own.
-LOOKED_AT = (2, 3, 5, 10)
+SEED_COUNTS = (2, 3, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class PowerEstimate:
     basis: str  # where the variances come from
 
 
-def from_runs(
+def power_from_runs(
     metric: str, unit: str, seeds: int, contrasts: Sequence[Contrast], trials: int
 ) -> PowerEstimate:
     """Return what seeds buy by the variances of what has been run: of the hardest arm.
@@ -48,16 +48,19 @@ def from_runs(
         differences=tuple(
             (
                 k,
-                max(detectable_difference(one, k, family=len(contrasts)) for one in contrasts),
+                max(
+                    detectable_difference(contrast, k, family=len(contrasts))
+                    for contrast in contrasts
+                ),
             )
-            for k in _looked_at(seeds)
+            for k in _seed_counts(seeds)
         ),
         basis=f"variances of this study's {trials} trials so far, the hardest arm",
     )
 
 
-def from_assumptions(
-    metric: str, unit: str, seeds: int, items: int, arms: int, assumed: Assumed
+def power_from_assumptions(
+    metric: str, unit: str, seeds: int, items: int, arms: int, assumed: Assumptions
 ) -> PowerEstimate:
     """Return what seeds buy if a metric in percent varies as assumed.
 
@@ -74,14 +77,16 @@ def from_assumptions(
         assumed: rate, correlation and deviation.
     """
     v_item = 2 * assumed.rate * (100 - assumed.rate) * (1 - assumed.correlation) / items
-    found = _contrast(v_seed=2 * assumed.seed_sd**2 / 2, v_item=v_item, items=items, arms=arms)
+    contrast = _assumed_contrast(
+        v_seed=2 * assumed.seed_sd**2 / 2, v_item=v_item, items=items, arms=arms
+    )
     return PowerEstimate(
         metric=metric,
         unit=unit,
         items=items,
         comparisons=arms - 1,
         differences=tuple(
-            (k, detectable_difference(found, k, family=arms - 1)) for k in _looked_at(seeds)
+            (k, detectable_difference(contrast, k, family=arms - 1)) for k in _seed_counts(seeds)
         ),
         basis=f"assumed: a rate of {assumed.rate:g} %, outcomes of two arms correlated by "
         f"{assumed.correlation:g}, a standard deviation of {assumed.seed_sd:g} points between "
@@ -89,11 +94,11 @@ def from_assumptions(
     )
 
 
-def _looked_at(seeds: int) -> list[int]:
-    return sorted({*LOOKED_AT, seeds} - {1})
+def _seed_counts(seeds: int) -> list[int]:
+    return sorted({*SEED_COUNTS, seeds} - {1})
 
 
-def _contrast(*, v_seed: float, v_item: float, items: int, arms: int) -> Contrast:
+def _assumed_contrast(*, v_seed: float, v_item: float, items: int, arms: int) -> Contrast:
     """Return a difference of two arms with two seeds each and given variances."""
     variance = v_seed + v_item
     return Contrast(

@@ -24,7 +24,7 @@ Quantity = Literal[
 Size = Literal["memory", "saved", "rows", "questions"]
 
 #: A kind that stands for every kind, for the user's rates.
-ANY = "*"
+ANY_KIND = "*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Seconds:
         return Seconds(wall=self.wall * times, cpu=self.cpu * times)
 
 
-NOTHING = Seconds(wall=0.0, cpu=0.0)
+NO_TIME = Seconds(wall=0.0, cpu=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +65,20 @@ class Rates:
 
     sources: Sequence[RateSource] = ()
 
-    def of(self, quantity: Quantity, kind: str) -> tuple[Seconds, str] | None:
+    def find(self, quantity: Quantity, kind: str) -> tuple[Seconds, str] | None:
         """Return a rate and its source's name; None if no source has it."""
         for source in self.sources:
-            for name in (kind, ANY):
-                found = source.rates.get((quantity, name))
-                if found is not None:
-                    return found, source.name
+            for name in (kind, ANY_KIND):
+                rate = source.rates.get((quantity, name))
+                if rate is not None:
+                    return rate, source.name
         return None
 
-    def size(self, what: Size, kind: str) -> tuple[int, str] | None:
+    def size(self, quantity: Size, kind: str) -> tuple[int, str] | None:
         """Return a size and its source's name; None if no source has it."""
         for source in self.sources:
-            for name in (kind, ANY):
-                found = source.sizes.get((what, name))
-                if found is not None:
-                    return found, source.name
+            for name in (kind, ANY_KIND):
+                size = source.sizes.get((quantity, name))
+                if size is not None:
+                    return size, source.name
         return None

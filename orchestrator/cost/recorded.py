@@ -20,15 +20,15 @@ from orchestrator.cost.kinds import (
     start_kind,
     training_kind,
 )
-from orchestrator.cost.rates import NOTHING, Quantity, RateSource, Seconds, Size
+from orchestrator.cost.rates import NO_TIME, Quantity, RateSource, Seconds, Size
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger, TrialRecord
-from orchestrator.storage.binding import storage_of
+from orchestrator.storage.binding import find_storage
 
 _Rate = tuple[tuple[Quantity, str], Seconds]
 
 
-def recorded(
+def recorded_rates(
     plan: Plan, ledger: Ledger, storage: Path, machines: Collection[str] | None
 ) -> RateSource | None:
     """Return the rates of earlier trials; None without any.
@@ -39,89 +39,95 @@ def recorded(
         storage: where attempts lie.
         machines: the devices whose times count; None: any, as none of them is here.
     """
-    known = {trial.fingerprint: trial.config for trial in plan.trials}
-    found: dict[tuple[Quantity, str], list[Seconds]] = {}
+    planned_configs = {trial.fingerprint: trial.config for trial in plan.trials}
+    times_by_key: dict[tuple[Quantity, str], list[Seconds]] = {}
     sizes: dict[tuple[Size, str], int] = {}
-    trials, where = 0, set[str]()
+    trials, machine_names = 0, set[str]()
     for fingerprint, record in ledger.items():
         if not record.finished or not record.machine:
             continue
         if machines is not None and record.machine not in machines:
             continue
-        config = known.get(fingerprint) or _config(record, storage)
+        config = planned_configs.get(fingerprint) or _read_config(record, storage)
         if config is None:
             continue
-        rates = list(_of(config, record))
+        rates = list(_trial_rates(config, record))
         if rates:
             trials += 1
-            where.add(record.machine)
+            machine_names.add(record.machine)
         for key, seconds in rates:
-            found.setdefault(key, []).append(seconds)
-        saved = _saved(record, storage)
+            times_by_key.setdefault(key, []).append(seconds)
+        saved = _model_bytes(record, storage)
         if record.data and config.data.limit is None and not config.pairs.rounds:
             rows = record.data.get("pairs", 0) + record.data.get("skipped", 0)
             sizes["rows", row_kind(config)] = rows
         if saved is not None:
-            sizes["saved", _training(config, record)] = saved
-    if not found:
+            sizes["saved", _training_kind(config, record)] = saved
+    if not times_by_key:
         return None
     return RateSource(
-        name=f"{trials} earlier trial{'' if trials == 1 else 's'} on {', '.join(sorted(where))}",
+        name=f"{trials} earlier trial{'' if trials == 1 else 's'} on "
+        f"{', '.join(sorted(machine_names))}",
         rates={
             # If a process runs several trials, only the first one makes the imports.
-            key: max(all_, key=_wall) if key[0] == "imports" else _middle(_told(all_))
-            for key, all_ in found.items()
+            key: max(times, key=_wall_seconds)
+            if key[0] == "imports"
+            else _median_time(_drop_zeros(times))
+            for key, times in times_by_key.items()
         },
         sizes=sizes,
     )
 
 
-def _of(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
+def _trial_rates(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
     """Yield the rates of one trial, without phases that were interrupted or resumed."""
     start = start_kind(config)
-    imports, model = _phase(record, "imports"), _phase(record, "model")
+    imports, model = _phase_time(record, "imports"), _phase_time(record, "model")
     if imports is not None and model is not None:
         yield ("imports", start), imports
         yield ("model", start), model
     resumed = any("resumed" in note for note in record.notes)
-    train, first = _phase(record, "train"), record.seconds.get("first_step")
+    train, first_step = _phase_time(record, "train"), record.seconds.get("first_step")
     trainings = config.pairs.rounds or 1
-    several = record.steps > trainings and train is not None and train.wall > 0
-    if train is not None and first is not None and several and not resumed:
-        kind = _training(config, record)
-        wall = max(train.wall - trainings * first, 0.0) / (record.steps - trainings)
+    has_steps = record.steps > trainings and train is not None and train.wall > 0
+    if train is not None and first_step is not None and has_steps and not resumed:
+        kind = _training_kind(config, record)
+        wall = max(train.wall - trainings * first_step, 0.0) / (record.steps - trainings)
         step = train * (wall / train.wall)
         yield ("step", kind), step
         # What is left beside the steps: the first one's further time.
-        beside = max(1 - record.steps * wall / train.wall, 0.0)
-        yield ("setup", kind), train * (beside / trainings)
+        setup_share = max(1 - record.steps * wall / train.wall, 0.0)
+        yield ("setup", kind), train * (setup_share / trainings)
         rows = record.data.get("pairs", 0) + record.data.get("skipped", 0)
-        checked = _phase(record, "check data")
+        checked = _phase_time(record, "check data")
         if rows and checked is not None:
             yield ("row", row_kind(config)), checked * (1 / rows)
-    sampled, took = record.data.get("sampled", 0), _phase(record, SAMPLED)
-    if sampled and took is not None:
-        yield ("answer", sampling_kind(config)), took * (1 / sampled)
+    sampled, sampling = record.data.get("sampled", 0), _phase_time(record, SAMPLED)
+    if sampled and sampling is not None:
+        yield ("answer", sampling_kind(config)), sampling * (1 / sampled)
     for side in ("select", "report"):
         for settings in getattr(config.benchmarks, side):
             key = f"{side}/{settings.name}"
-            answered, scored = _phase(record, f"answer {key}"), _phase(record, f"score {key}")
+            answered, scored = (
+                _phase_time(record, f"answer {key}"),
+                _phase_time(record, f"score {key}"),
+            )
             if answered is None:  # an earlier version noted one time for both
-                answered, scored = scored, NOTHING
-            count = _answers(record, key)
+                answered, scored = scored, NO_TIME
+            count = _answer_count(record, key)
             if answered is not None and scored is not None and count:
                 workers = 1 if train is None else config.engine.workers_per_trial
                 yield ("answer", answer_kind(config, settings)), answered * (workers / count)
                 yield ("score", score_kind(settings)), scored * (1 / count)
 
 
-def _phase(record: TrialRecord, phase: str) -> Seconds | None:
+def _phase_time(record: TrialRecord, phase: str) -> Seconds | None:
     if phase not in record.seconds or phase not in record.cpu:
         return None
     return Seconds(wall=record.seconds[phase], cpu=record.cpu[phase])
 
 
-def _answers(record: TrialRecord, key: str) -> int:
+def _answer_count(record: TrialRecord, key: str) -> int:
     """Return how many answers a benchmark's time was for; 0 where some were taken over."""
     side, _, name = key.partition("/")
     file = f"{side}-{re.sub(r'[^A-Za-z0-9_.-]', '.', name)}"  # as the evaluation names it
@@ -132,12 +138,12 @@ def _answers(record: TrialRecord, key: str) -> int:
     return 0
 
 
-def _training(config: TrialConfig, record: TrialRecord) -> str:
+def _training_kind(config: TrialConfig, record: TrialRecord) -> str:
     features = record.engine.get("image_features") == "stored"
     return training_kind(config, record.engine.get("reference", "live"), features=features)
 
 
-def _config(record: TrialRecord, storage: Path) -> TrialConfig | None:
+def _read_config(record: TrialRecord, storage: Path) -> TrialConfig | None:
     """Return a trial's configuration as its folder has it; None where it is gone."""
     folder = record.model
     if folder is None:
@@ -151,27 +157,27 @@ def _config(record: TrialRecord, storage: Path) -> TrialConfig | None:
         return None
 
 
-def _saved(record: TrialRecord, storage: Path) -> int | None:
+def _model_bytes(record: TrialRecord, storage: Path) -> int | None:
     """Return the size of a trained model's folder."""
     if record.model is None or not (storage / record.model / MODEL).is_dir():
         return None
-    remote = storage_of(storage)
+    remote = find_storage(storage)
     if remote is not None:
         return sum(remote.sizes(f"{record.model}/{MODEL}").values())
     files = (storage / record.model / MODEL).rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _told(values: list[Seconds]) -> list[Seconds]:
+def _drop_zeros(values: list[Seconds]) -> list[Seconds]:
     """Return the nonzero values, or all if a version without times recorded every one."""
-    return [each for each in values if each != NOTHING] or values
+    return [value for value in values if value != NO_TIME] or values
 
 
-def _wall(seconds: Seconds) -> float:
+def _wall_seconds(seconds: Seconds) -> float:
     return seconds.wall
 
 
-def _middle(values: list[Seconds]) -> Seconds:
+def _median_time(values: list[Seconds]) -> Seconds:
     return Seconds(
-        wall=median(each.wall for each in values), cpu=median(each.cpu for each in values)
+        wall=median(value.wall for value in values), cpu=median(value.cpu for value in values)
     )

@@ -10,79 +10,79 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.reference_cache.size import gigabytes
-from orchestrator.cost.budget import Trimmed, amounts
+from chip_core.reference_cache.size import format_bytes
+from orchestrator.cost.budget import TrimmedPlan, budget_amounts
 from orchestrator.cost.estimate import Cost, Estimate
 from orchestrator.cost.judges import JudgeCosts, JudgeTokens
-from orchestrator.cost.memory import Fit, change_words, memory_words, parts_words
+from orchestrator.cost.memory import MemoryFit, describe_change, describe_memory, describe_parts
 from orchestrator.cost.power import PowerEstimate
 from orchestrator.cost.published.devices import DEVICES, EAGER_SOURCE, UTILIZATION
-from orchestrator.cost.published.rates import NAME, trained_as
+from orchestrator.cost.published.rates import SOURCE_NAME, training_mode
 from orchestrator.cost.rates import Seconds
 from orchestrator.cost.study_cost import CostEstimate
-from orchestrator.plan.plan import BASE
+from orchestrator.plan.plan import BASE_ARM
 
-_LISTED = 4  # unknown things that are named
+_MAX_LISTED = 4  # unknown things that are named
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def money(price: float) -> str:
+def format_price(price: float) -> str:
     """Format a price."""
     return f"{price:,.2f}" if price >= 1 or price == 0 else f"{price:.2g}"
 
 
-def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
+def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
     """Yield the cost of what is left of a study; nothing if nothing is left."""
-    if estimated.budget_problem is not None:
-        yield Text(estimated.budget_problem, style="yellow")
-    if estimated.trimmed is not None:
-        yield Text(estimated.trimmed.sentence, style="yellow" if estimated.trimmed.trials else "")
-    if not estimated.work.trials:
+    if cost.budget_problem is not None:
+        yield Text(cost.budget_problem, style="yellow")
+    if cost.trimmed is not None:
+        yield Text(cost.trimmed.sentence, style="yellow" if cost.trimmed.trials else "")
+    if not cost.work.trials:
         return
-    for name, why in estimated.problems.items():
-        yield Text(f"could not be calibrated: {name}: {why}", style="yellow")
-    found = estimated.estimate
-    if not estimated.rates.sources:
-        gpu = "" if estimated.device is not None else ", or name a GPU by --device"
+    for name, reason in cost.problems.items():
+        yield Text(f"could not be calibrated: {name}: {reason}", style="yellow")
+    estimate = cost.estimate
+    if not cost.rates.sources:
+        gpu = "" if cost.device is not None else ", or name a GPU by --device"
         yield Text(
             "what it will cost is not known: measure it here by --calibrate, or give rates by "
             f"--rate and --rates{gpu}"
         )
     else:
-        if estimated.fastest is None:
-            yield _table(estimated)
-            yield Text(_in_all(estimated))
+        if cost.fastest is None:
+            yield _cost_table(cost)
+            yield Text(_total_line(cost))
         else:
-            yield from _range_lines(estimated)
-        if found.total.unknown:
-            named = sorted(found.total.unknown)
-            more = f", and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
-            yield Text(f"not known, and in no sum: {', '.join(named[:_LISTED])}{more}")
-    yield from _judge_lines(estimated.judges)
-    for fit in estimated.fits:
+            yield from _range_lines(cost)
+        if estimate.total.unknown:
+            names = sorted(estimate.total.unknown)
+            rest_text = f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+            yield Text(f"not known, and in no sum: {', '.join(names[:_MAX_LISTED])}{rest_text}")
+    yield from _judge_lines(cost.judges)
+    for fit in cost.fits:
         if fit.bytes is not None:
             yield from _fit_lines(fit)
-    disk = estimated.disk
+    disk = cost.disk
     parts = [
-        f"{what} {gigabytes(size)}"
-        for what, size in (
+        f"{label} {format_bytes(size)}"
+        for label, size in (
             ("reference passes", disk.passes),
             ("trained models", disk.models),
             ("checkpoints", disk.checkpoints),
-            ("models of running trainings", disk.between),
+            ("models of running trainings", disk.intermediate_models),
             ("sampled pairs", disk.pairs),
         )
         if size
     ]
-    lacking = [
-        what
-        for what, size in (
+    unknown = [
+        label
+        for label, size in (
             ("reference passes", disk.passes),
             ("trained models", disk.models),
             ("sampled pairs", disk.pairs),
@@ -90,11 +90,11 @@ def cost_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
         if size is None
     ]
     if parts:
-        line = f"disk: {', '.join(parts)}; {gigabytes(disk.free)} are free"
-        line += f"; not known: {', '.join(lacking)}" if lacking else ""
-        yield Text(line, style="bold red" if disk.known > disk.free else "")
-    if estimated.power is not None:
-        yield from power_lines(estimated.power, len(estimated.plan.study.seeds))
+        line = f"disk: {', '.join(parts)}; {format_bytes(disk.free)} are free"
+        line += f"; not known: {', '.join(unknown)}" if unknown else ""
+        yield Text(line, style="bold red" if disk.known_bytes > disk.free else "")
+    if cost.power is not None:
+        yield from power_lines(cost.power, len(cost.plan.study.seeds))
 
 
 def _judge_lines(judges: JudgeCosts) -> Iterator[RenderableType]:
@@ -105,23 +105,27 @@ def _judge_lines(judges: JudgeCosts) -> Iterator[RenderableType]:
             table.add_column(title, justify="left" if title == "to be judged" else "right")
         for name, tokens in (*judges.arms.items(), ("all", judges.total)):
             counts = (tokens.calls, tokens.sent, tokens.replied)
-            cells = [_between(*count, show=lambda number: f"{number:,.0f}") for count in counts]
-            cells.append("?" if tokens.price is None else _between(*tokens.price, show=money))
+            cells = [
+                _format_bounds(*count, show=lambda number: f"{number:,.0f}") for count in counts
+            ]
+            cells.append(
+                "?" if tokens.price is None else _format_bounds(*tokens.price, show=format_price)
+            )
             table.add_row(Text(name), *cells)
         yield table
         if judges.total.price is None:
             yield Text("what judges cost is not known: give judge.price")
-    for name, why in judges.unknown.items():
-        yield Text(f"what the judge of {name} will be asked is not known: {why}")
+    for name, reason in judges.unknown.items():
+        yield Text(f"what the judge of {name} will be asked is not known: {reason}")
 
 
-def _between(low: float, high: float | None, *, show: Callable[[float], str]) -> str:
+def _format_bounds(low: float, high: float | None, *, show: Callable[[float], str]) -> str:
     if high is None:
         return f"{show(low)} or more"
     return show(low) if show(low) == show(high) else f"{show(low)} to {show(high)}"
 
 
-def _judges_json(judges: JudgeCosts) -> dict[str, Any]:
+def _judges_to_json(judges: JudgeCosts) -> dict[str, Any]:
     def plain(tokens: JudgeTokens) -> dict[str, Any]:
         return {
             "calls": list(tokens.calls),
@@ -137,155 +141,170 @@ def _judges_json(judges: JudgeCosts) -> dict[str, Any]:
     }
 
 
-def _fit_lines(fit: Fit) -> Iterator[Text]:
+def _fit_lines(fit: MemoryFit) -> Iterator[Text]:
     """Yield the memory that trials need, its parts, and changes that would fit."""
     style = "bold red" if fit.fits is False else ""
-    yield Text(f"memory: {_arms(fit.arms)}: {', '.join(memory_words(fit))}", style=style)
+    yield Text(f"memory: {_format_arms(fit.arms)}: {', '.join(describe_memory(fit))}", style=style)
     if fit.parts:
-        yield Text(f"  {parts_words(fit)}")
+        yield Text(f"  {describe_parts(fit)}")
     for change in fit.changes:
-        yield Text(f"  {change_words(change)}")
+        yield Text(f"  {describe_change(change)}")
 
 
-def _range_lines(estimated: CostEstimate) -> Iterator[RenderableType]:
+def _range_lines(cost_estimate: CostEstimate) -> Iterator[RenderableType]:
     """Yield the cost for a range of rates, in GPU hours by arm and part, and the sources."""
-    fastest, device = estimated.fastest, estimated.device
+    fastest, device = cost_estimate.fastest, cost_estimate.device
     if fastest is None or device is None:
         return
-    slowest = estimated.estimate
-    table = Table(box=None, pad_edge=False, title=f"GPU hours on {device.name}, from {NAME}")
+    slowest = cost_estimate.estimate
+    table = Table(box=None, pad_edge=False, title=f"GPU hours on {device.name}, from {SOURCE_NAME}")
     for title in ("", "training", "reference cache", "answers", "judges", "all"):
         table.add_column(title, justify="right" if title else "left")
 
     def held(fast: Cost, slow: Cost) -> str:
-        return "?" if slow.unknown else _span(fast.gpu / 3600, slow.gpu / 3600)
+        return "?" if slow.unknown else _format_range(fast.gpu / 3600, slow.gpu / 3600)
 
-    def row(name: str, fast: Cost, slow: Cost, whole: str | None = None) -> None:
-        cells = [_hours(getattr(fast, part), getattr(slow, part), fast, slow) for part in _OF_GPU]
-        table.add_row(Text(name), *cells[:3], "none", whole or held(fast, slow))
+    def row(name: str, fast: Cost, slow: Cost, total: str | None = None) -> None:
+        cells = [
+            _format_gpu_hours(getattr(fast, part), getattr(slow, part), fast, slow)
+            for part in _GPU_PARTS
+        ]
+        table.add_row(Text(name), *cells[:3], "none", total or held(fast, slow))
 
     for name, cost in slowest.passes.items():
         row(f"reference pass {name}", fastest.passes[name], cost)
-    quick = _by_arm(estimated, fastest)
-    for name, (_, cost) in _by_arm(estimated).items():
-        row(name, quick[name][1], cost)
+    fastest_by_arm = _group_by_arm(cost_estimate, fastest)
+    for name, (_, cost) in _group_by_arm(cost_estimate).items():
+        row(name, fastest_by_arm[name][1], cost)
     if fastest.server is not None and slowest.server is not None:
-        table.add_row(_SERVER, *["—"] * 3, "none", held(fastest.server, slowest.server))
-    row("all", _of_jobs(fastest), _of_jobs(slowest), held(fastest.total, slowest.total))
+        table.add_row(_SERVER_NAME, *["—"] * 3, "none", held(fastest.server, slowest.server))
+    row(
+        "all",
+        _total_without_server(fastest),
+        _total_without_server(slowest),
+        held(fastest.total, slowest.total),
+    )
     yield table
     if fastest.wall is not None and slowest.wall is not None:
         yield Text(
-            f"from start to end {duration(fastest.wall)} to {duration(slowest.wall)}, from {NAME}: "
+            f"from start to end {format_duration(fastest.wall)} to "
+            f"{format_duration(slowest.wall)}, from {SOURCE_NAME}: "
             "without start-up, reading of data and what judges take"
         )
     yield Text(f"{device.name}: {device.bf16:g} TFLOP/s in bf16, {device.bandwidth:g} TB/s "
                f"({DEVICES[device.name].source})")  # fmt: skip
-    for kind in sorted({trained_as(each.config) for each in estimated.work.trials}):
+    for kind in sorted(
+        {training_mode(trial_work.config) for trial_work in cost_estimate.work.trials}
+    ):
         share = UTILIZATION[kind]
         yield Text(f"training {kind}: {share.low:.0%} to {share.high:.0%} of it ({share.source})")
     yield Text(f"answers: {EAGER_SOURCE}")
     yield Text("recorded timings take their place as soon as there are some")
 
 
-_SERVER = "the study's server"
+_SERVER_NAME = "the study's server"
 
 #: The parts of a cost that GPUs are held for.
-_OF_GPU = ("train", "passes", "answer")
+_GPU_PARTS = ("train", "passes", "answer")
 
 
-def _of_jobs(found: Estimate) -> Cost:
+def _total_without_server(estimate: Estimate) -> Cost:
     """Return the total without what the study's server holds, in which no part has a share."""
-    held = 0.0 if found.server is None else found.server.gpu
-    return replace(found.total, gpu=found.total.gpu - held)
+    server_gpu = 0.0 if estimate.server is None else estimate.server.gpu
+    return replace(estimate.total, gpu=estimate.total.gpu - server_gpu)
 
 
-def _hours(fast: Seconds, slow: Seconds, of_fast: Cost, of_slow: Cost) -> str:
+def _format_gpu_hours(fast: Seconds, slow: Seconds, fast_cost: Cost, slow_cost: Cost) -> str:
     """Return a part of the GPU hours; a cost's parts share its GPUs alike."""
-    if of_slow.unknown and not slow.wall:
+    if slow_cost.unknown and not slow.wall:
         return "?"
-    held = [
-        part.wall * (cost.gpu / (cost.whole - cost.score).wall if cost.gpu else 0.0) / 3600
-        for part, cost in ((fast, of_fast), (slow, of_slow))
+    hours = [
+        part.wall * (cost.gpu / (cost.total_time - cost.score).wall if cost.gpu else 0.0) / 3600
+        for part, cost in ((fast, fast_cost), (slow, slow_cost))
     ]
-    return _span(*held) if any(held) else "—"
+    return _format_range(*hours) if any(hours) else "—"
 
 
-def _span(low: float, high: float) -> str:
+def _format_range(low: float, high: float) -> str:
     texts = [f"{value:.2f}" if value < 1 else f"{value:,.1f}" for value in (low, high)]
     return texts[0] if texts[0] == texts[1] else f"{texts[0]} to {texts[1]}"
 
 
 def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
     """Yield the detectable difference by number of seeds."""
-    found = dict(power.differences)
-    if seeds in found:
+    differences = dict(power.differences)
+    if seeds in differences:
         yield Text(
             f"with {seeds} seeds and {power.items:,} items a difference of about "
-            f"{found[seeds]:.1f} {power.unit} on {power.metric} can be seen, in four studies of "
+            f"{differences[seeds]:.1f} {power.unit} on {power.metric} can be seen, in four "
+            "studies of "
             f"five ({power.basis})"
         )
     else:
         yield Text(
             f"with one seed no difference on {power.metric} is tested: two seeds see about "
-            f"{found[2]:.1f} {power.unit} ({power.basis})"
+            f"{differences[2]:.1f} {power.unit} ({power.basis})"
         )
     others = [f"{k}: {value:.1f}" for k, value in power.differences if k != seeds]
     yield Text(f"by seeds of each arm: {', '.join(others)}")
 
 
-def cost_json(estimated: CostEstimate) -> dict[str, Any]:
+def cost_to_json(cost_estimate: CostEstimate) -> dict[str, Any]:
     """Return a cost estimate as plain data. Unknown values are null and named."""
-    found, disk = estimated.estimate, estimated.disk
+    estimate, disk = cost_estimate.estimate, cost_estimate.disk
     return {
-        "known": not found.total.unknown,
-        "sources": sorted(found.total.sources),
-        "unknown": sorted(found.total.unknown),
-        "not_calibrated": estimated.problems,
-        "at_once": found.at_once,
-        "wall_seconds": found.wall,
-        "ray_counted": found.ray,
-        **amounts(found, estimated.given.prices),
-        "total": _cost_json(found.total, estimated),
-        "arms": _arms_json(estimated, found),
-        "server": None if found.server is None else _cost_json(found.server, estimated),
+        "known": not estimate.total.unknown,
+        "sources": sorted(estimate.total.sources),
+        "unknown": sorted(estimate.total.unknown),
+        "not_calibrated": cost_estimate.problems,
+        "at_once": estimate.at_once,
+        "wall_seconds": estimate.wall,
+        "ray_counted": estimate.ray,
+        **budget_amounts(estimate, cost_estimate.user_rates.prices),
+        "total": _part_to_json(estimate.total, cost_estimate),
+        "arms": _arms_to_json(cost_estimate, estimate),
+        "server": None
+        if estimate.server is None
+        else _part_to_json(estimate.server, cost_estimate),
         "passes": [
-            {"passes": name, **_cost_json(cost, estimated)} for name, cost in found.passes.items()
+            {"passes": name, **_part_to_json(cost, cost_estimate)}
+            for name, cost in estimate.passes.items()
         ],
-        "judges": _judges_json(estimated.judges),
-        "memory": [_fit_json(fit) for fit in estimated.fits],
+        "judges": _judges_to_json(cost_estimate.judges),
+        "memory": [_fit_to_json(fit) for fit in cost_estimate.fits],
         "disk": {
             "passes": disk.passes,
             "models": disk.models,
             "checkpoints": disk.checkpoints,
-            "between": disk.between,
+            "between": disk.intermediate_models,
             "pairs": disk.pairs,
             "free": disk.free,
         },
-        "device": None if estimated.device is None else estimated.device.name,
+        "device": None if cost_estimate.device is None else cost_estimate.device.name,
         "fastest": None
-        if estimated.fastest is None
+        if cost_estimate.fastest is None
         else {
-            "wall_seconds": estimated.fastest.wall,
-            "total": _cost_json(estimated.fastest.total, estimated),
+            "wall_seconds": cost_estimate.fastest.wall,
+            "total": _part_to_json(cost_estimate.fastest.total, cost_estimate),
             "server": None
-            if estimated.fastest.server is None
-            else _cost_json(estimated.fastest.server, estimated),
-            "arms": _arms_json(estimated, estimated.fastest),
+            if cost_estimate.fastest.server is None
+            else _part_to_json(cost_estimate.fastest.server, cost_estimate),
+            "arms": _arms_to_json(cost_estimate, cost_estimate.fastest),
         },
-        "budget_problem": estimated.budget_problem,
-        "budget": None if estimated.trimmed is None else _budget_json(estimated.trimmed),
-        "seeds_buy": None if estimated.power is None else _power_json(estimated.power),
+        "budget_problem": cost_estimate.budget_problem,
+        "budget": None if cost_estimate.trimmed is None else _budget_to_json(cost_estimate.trimmed),
+        "seeds_buy": None if cost_estimate.power is None else _power_to_json(cost_estimate.power),
     }
 
 
-def _arms_json(estimated: CostEstimate, of: Estimate) -> list[dict[str, Any]]:
+def _arms_to_json(cost_estimate: CostEstimate, estimate: Estimate) -> list[dict[str, Any]]:
     return [
-        {"arm": name, "trials": trials, **_cost_json(cost, estimated)}
-        for name, (trials, cost) in _by_arm(estimated, of).items()
+        {"arm": name, "trials": trials, **_part_to_json(cost, cost_estimate)}
+        for name, (trials, cost) in _group_by_arm(cost_estimate, estimate).items()
     ]
 
 
-def _fit_json(fit: Fit) -> dict[str, Any]:
+def _fit_to_json(fit: MemoryFit) -> dict[str, Any]:
     return {
         "arms": list(fit.arms),
         "bytes": fit.bytes,
@@ -298,14 +317,14 @@ def _fit_json(fit: Fit) -> dict[str, Any]:
             {
                 "settings": dict(change.settings),
                 "bytes": change.bytes,
-                "changes_figures": change.figures,
+                "changes_figures": change.changes_figures,
             }
             for change in fit.changes
         ],
     }
 
 
-def _budget_json(trimmed: Trimmed) -> dict[str, Any]:
+def _budget_to_json(trimmed: TrimmedPlan) -> dict[str, Any]:
     return {
         "bounds": trimmed.budget.bounds,
         "needed": trimmed.needed,
@@ -318,7 +337,7 @@ def _budget_json(trimmed: Trimmed) -> dict[str, Any]:
     }
 
 
-def _power_json(power: PowerEstimate) -> dict[str, Any]:
+def _power_to_json(power: PowerEstimate) -> dict[str, Any]:
     return {
         "metric": power.metric,
         "unit": power.unit,
@@ -329,10 +348,10 @@ def _power_json(power: PowerEstimate) -> dict[str, Any]:
     }
 
 
-def _table(estimated: CostEstimate) -> Table:
-    found = estimated.estimate
-    gpu = found.total.gpu > 0
-    priced = found.price(estimated.given.prices) is not None
+def _cost_table(cost_estimate: CostEstimate) -> Table:
+    estimate = cost_estimate.estimate
+    has_gpu = estimate.total.gpu > 0
+    has_price = estimate.price(cost_estimate.user_rates.prices) is not None
     table = Table(box=None, pad_edge=False)
     for title in (
         "to be run",
@@ -345,8 +364,8 @@ def _table(estimated: CostEstimate) -> Table:
         "CPU time",
     ):
         table.add_column(title, justify="left" if title == "to be run" else "right")
-    for title, shown in (("GPU hours", gpu), ("price", priced)):
-        if shown:
+    for title, is_shown in (("GPU hours", has_gpu), ("price", has_price)):
+        if is_shown:
             table.add_column(title, justify="right")
 
     def row(name: str, trials: str, cost: Cost) -> None:
@@ -355,63 +374,65 @@ def _table(estimated: CostEstimate) -> Table:
         def told(seconds: Seconds) -> str:
             if unknown and not seconds.wall:
                 return "?"
-            return duration(seconds.wall) if seconds.wall else "—"
+            return format_duration(seconds.wall) if seconds.wall else "—"
 
         parts = (cost.start, cost.train, cost.answer, cost.score, cost.passes)
         cells = [told(part) for part in parts]
-        cells.append("?" if unknown else duration(cost.whole.cpu))
-        if gpu:
+        cells.append("?" if unknown else format_duration(cost.total_time.cpu))
+        if has_gpu:
             cells.append("?" if unknown else f"{cost.gpu / 3600:.1f}")
-        if priced:
-            price = cost.price(estimated.given.prices)
-            cells.append("?" if price is None else money(price))
+        if has_price:
+            price = cost.price(cost_estimate.user_rates.prices)
+            cells.append("?" if price is None else format_price(price))
         table.add_row(Text(name), trials, *cells)
 
-    for name, cost in found.passes.items():
+    for name, cost in estimate.passes.items():
         row(f"reference pass {name}", "—", cost)
-    for name, (trials, cost) in _by_arm(estimated).items():
+    for name, (trials, cost) in _group_by_arm(cost_estimate).items():
         row(name, str(trials), cost)
-    if found.server is not None:
-        row(_SERVER, "—", found.server)
-    row("all", str(len(estimated.work.trials)), found.total)
+    if estimate.server is not None:
+        row(_SERVER_NAME, "—", estimate.server)
+    row("all", str(len(cost_estimate.work.trials)), estimate.total)
     return table
 
 
-def _in_all(estimated: CostEstimate) -> str:
-    found = estimated.estimate
-    if found.total.unknown:
+def _total_line(cost_estimate: CostEstimate) -> str:
+    estimate = cost_estimate.estimate
+    if estimate.total.unknown:
         parts = ["from start to end: not known"]
-    elif found.wall is None:
+    elif estimate.wall is None:
         parts = ["from start to end: not known, as no such trial runs here: give --max-concurrent"]
     else:
-        together = "one after another" if found.at_once == 1 else f"{found.at_once} at a time"
-        parts = [f"from start to end {duration(found.wall)}, {together}"]
-    if not found.total.unknown:
-        parts.append(f"{duration(found.total.whole.cpu)} of CPU time")
-        if found.total.gpu:
-            parts.append(f"{found.total.gpu / 3600:.1f} GPU hours")
-        if found.gpu is None:
+        order = "one after another" if estimate.at_once == 1 else f"{estimate.at_once} at a time"
+        parts = [f"from start to end {format_duration(estimate.wall)}, {order}"]
+    if not estimate.total.unknown:
+        parts.append(f"{format_duration(estimate.total.total_time.cpu)} of CPU time")
+        if estimate.total.gpu:
+            parts.append(f"{estimate.total.gpu / 3600:.1f} GPU hours")
+        if estimate.gpu is None:
             parts.append("those of the study's server, which runs as long, not counted")
-        price = found.price(estimated.given.prices)
+        price = estimate.price(cost_estimate.user_rates.prices)
         if price is not None:
-            parts.append(f"price {money(price)}")
-    if found.ray is False:
+            parts.append(f"price {format_price(price)}")
+    if estimate.ray is False:
         parts.append("what Ray itself takes not counted")
-    return f"{', '.join(parts)} (by {'; '.join(sorted(found.total.sources)) or 'nothing'})"
+    return f"{', '.join(parts)} (by {'; '.join(sorted(estimate.total.sources)) or 'nothing'})"
 
 
-def _by_arm(estimated: CostEstimate, of: Estimate | None = None) -> dict[str, tuple[int, Cost]]:
-    costs = estimated.estimate if of is None else of
-    found: dict[str, tuple[int, Cost]] = {}
-    for each in estimated.work.trials:
-        name = "base (untrained)" if each.trial.arm == BASE else each.trial.arm
-        trials, cost = found.get(name, (0, Cost()))
-        cost.add(costs.trials[each.trial.fingerprint])
-        found[name] = trials + 1, cost
-    return found
+def _group_by_arm(
+    cost_estimate: CostEstimate, estimate: Estimate | None = None
+) -> dict[str, tuple[int, Cost]]:
+    costs = cost_estimate.estimate if estimate is None else estimate
+    by_arm: dict[str, tuple[int, Cost]] = {}
+    for trial_work in cost_estimate.work.trials:
+        name = "base (untrained)" if trial_work.trial.arm == BASE_ARM else trial_work.trial.arm
+        trials, cost = by_arm.get(name, (0, Cost()))
+        cost.add(costs.trials[trial_work.trial.fingerprint])
+        by_arm[name] = trials + 1, cost
+    return by_arm
 
 
-def _cost_json(cost: Cost, estimated: CostEstimate) -> dict[str, Any]:
+def _part_to_json(cost: Cost, cost_estimate: CostEstimate) -> dict[str, Any]:
     parts = {
         "start": cost.start,
         "train": cost.train,
@@ -423,12 +444,12 @@ def _cost_json(cost: Cost, estimated: CostEstimate) -> dict[str, Any]:
         "seconds": {name: part.wall for name, part in parts.items()},
         "cpu_seconds": {name: part.cpu for name, part in parts.items()},
         "gpu_seconds": cost.gpu,
-        "price": cost.price(estimated.given.prices),
+        "price": cost.price(cost_estimate.user_rates.prices),
         "unknown": sorted(cost.unknown),
     }
 
 
-def _arms(names: tuple[str, ...]) -> str:
+def _format_arms(names: tuple[str, ...]) -> str:
     if len(names) <= 3:
         return "; ".join(names)
     return f"{names[0]} and {len(names) - 1} others"

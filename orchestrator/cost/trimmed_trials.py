@@ -6,16 +6,16 @@ from pathlib import Path
 
 from chip_core.utils.errors import warn_once
 from chip_core.utils.files import read_checksummed, write_checksummed
-from orchestrator.cost.budget import Trimmed
+from orchestrator.cost.budget import TrimmedPlan
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 
-LEFT_OUT = "left_out.json"  # in a study's folder
+TRIMMED_FILE = "left_out.json"  # in a study's folder
 
 
-def save_trimmed(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
+def save_trimmed(workdir: Path, study: str, trimmed: TrimmedPlan | None) -> None:
     """Save what is left out, and remove an older file if nothing is."""
-    file = _file(workdir, study)
+    file = _trimmed_file(workdir, study)
     if trimmed is None or not trimmed.trials:
         file.unlink(missing_ok=True)
         return
@@ -24,25 +24,25 @@ def save_trimmed(workdir: Path, study: str, trimmed: Trimmed | None) -> None:
 
 def trimmed_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
     """Return the report's note on trials left out; empty once all of them are done."""
-    file = _file(ledger.folder.parent, plan.study.name)
+    file = _trimmed_file(ledger.folder.parent, plan.study.name)
     try:
-        kept = read_checksummed(file)
-        trials, sentence = set(map(str, kept["trials"])), str(kept["sentence"])
+        saved = read_checksummed(file)
+        trials, sentence = set(map(str, saved["trials"])), str(saved["sentence"])
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except (OSError, ValueError, KeyError, TypeError):
         warn_once(f"{file} is not as it was written: what was left out for a budget is not known")
         return ()
-    waiting = {
-        trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].done(trial)
+    not_done = {
+        trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].is_done(trial)
     }
-    count = len(waiting & trials)
+    count = len(not_done & trials)
     if not count:
         return ()
     sentence = f"{sentence[:1].upper()}{sentence[1:]}."
-    whole = len(trials)
-    return (sentence if count == whole else f"{sentence} Of these {whole - count} are done since.",)
+    total = len(trials)
+    return (sentence if count == total else f"{sentence} Of these {total - count} are done since.",)
 
 
-def _file(workdir: Path, study: str) -> Path:
-    return workdir / "studies" / study / LEFT_OUT
+def _trimmed_file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / TRIMMED_FILE

@@ -8,17 +8,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chip_core.config.validation import explain
+from chip_core.config.validation import explain_errors
 from chip_core.recipes import read_yaml
 from chip_core.utils.errors import ConfigError
 from orchestrator.cost.estimate import Prices
-from orchestrator.cost.rates import ANY, NOTHING, Quantity, RateSource, Seconds, Size
+from orchestrator.cost.rates import ANY_KIND, NO_TIME, Quantity, RateSource, Seconds, Size
 
 #: Of seconds and money, as of the options of the same names.
-LARGEST = 1e9
+MAX_VALUE = 1e9
 
 
-class Assumed(BaseModel):
+class Assumptions(BaseModel):
     """What is taken to be true of a metric in percent while no study has shown it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -38,31 +38,37 @@ class UserRates(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     start: float | None = Field(
-        None, ge=0, le=LARGEST, description="seconds of a trial beside steps and answers"
+        None, ge=0, le=MAX_VALUE, description="seconds of a trial beside steps and answers"
     )
-    step: float | None = Field(None, ge=0, le=LARGEST, description="seconds of a training step")
+    step: float | None = Field(None, ge=0, le=MAX_VALUE, description="seconds of a training step")
     answer: float | None = Field(
         None,
         ge=0,
-        le=LARGEST,
+        le=MAX_VALUE,
         description="seconds of an answer, scored if `score` is not given",
     )
     score: float | None = Field(
-        None, ge=0, le=LARGEST, description="seconds of scoring an answer, by rules or a judge"
+        None, ge=0, le=MAX_VALUE, description="seconds of scoring an answer, by rules or a judge"
     )
     sample: float | None = Field(
-        None, ge=0, le=LARGEST, description="seconds of a reference pass's sample"
+        None, ge=0, le=MAX_VALUE, description="seconds of a reference pass's sample"
     )
     rows: int | None = Field(
         None, ge=1, le=10**12, description="of the data, where planning cannot count them"
     )
-    price_per_gpu_hour: float | None = Field(None, ge=0, le=LARGEST, description="in your currency")
-    price_per_cpu_hour: float | None = Field(None, ge=0, le=LARGEST, description="in your currency")
+    price_per_gpu_hour: float | None = Field(
+        None, ge=0, le=MAX_VALUE, description="in your currency"
+    )
+    price_per_cpu_hour: float | None = Field(
+        None, ge=0, le=MAX_VALUE, description="in your currency"
+    )
     max_concurrent: int | None = Field(
         None, ge=1, le=10**6, description="trials that run at a time"
     )
     device_memory: float | None = Field(None, gt=0, le=2**20, description="GiB of one device")
-    assumed: Assumed = Field(Assumed(), description="of the metric, before anything has run")
+    assumed: Assumptions = Field(
+        Assumptions(), description="of the metric, before anything has run"
+    )
 
     @property
     def prices(self) -> Prices:
@@ -74,21 +80,21 @@ class UserRates(BaseModel):
         """The rates that are given; None without any. The CPU computes all of the time."""
         rates: dict[tuple[Quantity, str], Seconds] = {}
         if self.start is not None:
-            rates["model", ANY] = Seconds(wall=self.start, cpu=self.start)
+            rates["model", ANY_KIND] = Seconds(wall=self.start, cpu=self.start)
             # What a given start is said to hold.
             rates |= {
-                (name, ANY): Seconds(wall=0.0, cpu=0.0)
+                (name, ANY_KIND): Seconds(wall=0.0, cpu=0.0)
                 for name in ("session", "dispatch", "imports", "row", "setup")
             }
         if self.answer is not None:  # what it is said to hold where nothing is said of scoring
-            rates["score", ANY] = NOTHING
+            rates["score", ANY_KIND] = NO_TIME
         for name in ("step", "answer", "score", "sample"):
             seconds = getattr(self, name)
             if seconds is not None:
-                rates[name, ANY] = Seconds(wall=seconds, cpu=seconds)
+                rates[name, ANY_KIND] = Seconds(wall=seconds, cpu=seconds)
         sizes: dict[tuple[Size, str], int] = {}
         if self.rows is not None:
-            sizes["rows", ANY] = self.rows
+            sizes["rows", ANY_KIND] = self.rows
         return RateSource(name="given rates", rates=rates, sizes=sizes) if rates or sizes else None
 
 
@@ -103,12 +109,14 @@ def read_user_rates(file: Path | None, flags: Mapping[str, Any]) -> UserRates:
         ConfigError: every problem at once.
     """
     tree = {} if file is None else read_yaml(file)
-    said = {name: value for name, value in flags.items() if value is not None}
+    given_flags = {name: value for name, value in flags.items() if value is not None}
     try:
-        found = UserRates.model_validate(tree)
+        file_rates = UserRates.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(explain(error, UserRates, str(file))) from None
+        raise ConfigError(explain_errors(error, UserRates, str(file))) from None
     try:
-        return UserRates.model_validate({**found.model_dump(exclude_unset=True), **said})
+        return UserRates.model_validate(
+            {**file_rates.model_dump(exclude_unset=True), **given_flags}
+        )
     except ValidationError as error:
-        raise ConfigError(explain(error, UserRates, "--rate")) from None
+        raise ConfigError(explain_errors(error, UserRates, "--rate")) from None

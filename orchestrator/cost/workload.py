@@ -11,25 +11,25 @@ from chip_core import data as preference_data
 from chip_core.config.benchmark import BenchmarkConfig
 from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.evaluation.items import find_benchmark, select_items
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import shard_count
 from chip_core.reference_cache.spec import CacheSpec, build_config, group_specs
 from chip_core.results import MODEL
-from chip_core.selection.rule import times_asked
+from chip_core.selection.rule import count_select_runs
 from chip_core.utils.errors import UserError
 from orchestrator.cost.kinds import (
     answer_kind,
     cache_build_kind,
-    reference_of,
+    reference_kind,
     row_kind,
     start_kind,
     training_kind,
 )
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.cache_plan import PlannedCache, plan_caches
-from orchestrator.state.ledger import Ledger, answers_of
-from orchestrator.state.search import expected
+from orchestrator.state.ledger import Ledger, find_answers
+from orchestrator.state.search import assume_recipe_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class TrialWork:
     row: str
     training: str | None  # None: it is trained already, or is the untrained model
     rows: int | None  # of its data; None: not known on this machine
-    asked: Mapping[str, BenchmarkQuestions]  # by "report/shapes"
+    questions: Mapping[str, BenchmarkQuestions]  # by "report/shapes"
     caches: tuple[CacheSpec, ...] = ()  # the stores that its training reads
     answered: bool = False  # its answers are there: they are scored, without its model
 
@@ -79,7 +79,7 @@ class CacheBuildWork:
     @property
     def name(self) -> str:
         """Display name."""
-        return " + ".join(planned.one.name for planned in self.group)
+        return " + ".join(planned.spec.name for planned in self.group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,38 +91,47 @@ class Workload:
     planned: tuple[PlannedCache, ...]  # every pass, whatever becomes of it
 
 
-def workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
+def build_workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
     """Return the remaining work of a study. Nothing is computed or written.
 
     While an arm searches, its choice is unknown: its seeds count with the recipe's settings.
     """
-    plan = expected(plan)
+    plan = assume_recipe_settings(plan)
     planned = plan_caches(plan, ledger, storage)
-    read: dict[str, list[CacheSpec]] = {}
-    for each in planned:
-        if each.state != "in the step":
-            for fingerprint in each.trials:
-                read.setdefault(fingerprint, []).append(each.one)
-    questions = questions_of(plan)
+    caches_by_trial: dict[str, list[CacheSpec]] = {}
+    for planned_cache in planned:
+        if planned_cache.state != "in the step":
+            for fingerprint in planned_cache.trials:
+                caches_by_trial.setdefault(fingerprint, []).append(planned_cache.spec)
+    question_counts = count_questions(plan)
 
     @cache
     def rows(data: str) -> int | None:
-        return preference_data.count(DataConfig.model_validate_json(data))
+        return preference_data.count_rows(DataConfig.model_validate_json(data))
 
     trials = [
-        _of_trial(trial, ledger, storage, tuple(read.get(trial.fingerprint, ())), questions, rows)
+        _trial_work(
+            trial,
+            ledger,
+            storage,
+            tuple(caches_by_trial.get(trial.fingerprint, ())),
+            question_counts,
+            rows,
+        )
         for trial in plan.trials
-        if not ledger[trial.fingerprint].done(trial)
+        if not ledger[trial.fingerprint].is_done(trial)
         and not ledger[trial.fingerprint].is_cut(plan.study.early_stopping)
     ]
-    return Workload(passes=tuple(_groups(planned)), trials=tuple(trials), planned=tuple(planned))
+    return Workload(
+        passes=tuple(_build_works(planned)), trials=tuple(trials), planned=tuple(planned)
+    )
 
 
-def steps_of(config: TrialConfig, rows: int | None) -> int | None:
+def training_steps(config: TrialConfig, rows: int | None) -> int | None:
     """Return how many updates a training makes; None where that is not known."""
     settings = config.training
     if config.pairs.rounds:
-        rows = prompts_of(config, rows)
+        rows = round_prompts(config, rows)
     if rows is None:
         return None
     steps = rows // settings.batch_size * settings.epochs
@@ -130,44 +139,44 @@ def steps_of(config: TrialConfig, rows: int | None) -> int | None:
     return steps * (config.pairs.rounds or 1)
 
 
-def prompts_of(config: TrialConfig, rows: int | None) -> int | None:
+def round_prompts(config: TrialConfig, rows: int | None) -> int | None:
     """Return how many prompts a round samples; None where that is not known.
 
     A prompt gives one pair at most: what has to be dropped is known once it is sampled.
     """
-    asked = config.pairs.prompts
-    return asked if rows is None else rows if asked is None else min(asked, rows)
+    prompts = config.pairs.prompts
+    return prompts if rows is None else rows if prompts is None else min(prompts, rows)
 
 
-def _of_trial(
+def _trial_work(
     trial: Trial,
     ledger: Ledger,
     storage: Path,
     caches: tuple[CacheSpec, ...],
-    questions: Mapping[str, int | None],
-    rows_of: object,
+    question_counts: Mapping[str, int | None],
+    count_rows: object,
 ) -> TrialWork:
     config, record = trial.config, ledger[trial.fingerprint]
-    answered = answers_of(trial, record, storage) is not None
+    answered = find_answers(trial, record, storage) is not None
     trained = record.model is not None and (storage / record.model / MODEL).is_dir()
     training, rows = None, None
-    missing = set(record.missing(trial))
+    missing = set(record.missing_evaluations(trial))
     if not trial.untrained and not trained and not answered:
         missing = set(trial.evaluations)  # trained anew: everything is scored
-        features = any(one.kind == "features" for one in caches)
-        training = training_kind(config, reference_of(config, caches), features=features)
-        assert callable(rows_of)
-        rows = rows_of(config.data.model_dump_json())
-    asked = {
+        features = any(spec.kind == "features" for spec in caches)
+        training = training_kind(config, reference_kind(config, caches), features=features)
+        assert callable(count_rows)
+        rows = count_rows(config.data.model_dump_json())
+    trial_questions = {
         f"{side}/{settings.name}": BenchmarkQuestions(
             settings=settings,
             kind=answer_kind(config, settings),
-            questions=questions[f"{side}/{settings.name}"],
+            questions=question_counts[f"{side}/{settings.name}"],
             times=1
             if training is None or side != "select"
-            else times_asked(config, steps_of(config, rows)),
+            else count_select_runs(config, training_steps(config, rows)),
         )
-        for side, settings in sides(config.benchmarks)
+        for side, settings in list_sides(config.benchmarks)
         if f"{side}/{settings.name}" in missing
     }
     return TrialWork(
@@ -176,42 +185,48 @@ def _of_trial(
         row=row_kind(config),
         training=training,
         rows=rows,
-        asked=asked,
+        questions=trial_questions,
         caches=caches,
         answered=answered,
     )
 
 
-def _groups(planned: list[PlannedCache]) -> list[CacheBuildWork]:
-    by_key = {each.one.key: each for each in planned if each.state == "to make"}
-    found = []
-    for group in group_specs([each.one for each in by_key.values()]):
-        of_group = tuple(by_key[one.key] for one in group)
-        config = build_config([(each.one, each.config) for each in of_group])
-        samples = of_group[0].samples
-        found.append(
+def _build_works(planned: list[PlannedCache]) -> list[CacheBuildWork]:
+    by_key = {
+        planned_cache.spec.key: planned_cache
+        for planned_cache in planned
+        if planned_cache.state == "to make"
+    }
+    works = []
+    for group in group_specs([planned_cache.spec for planned_cache in by_key.values()]):
+        group_caches = tuple(by_key[spec.key] for spec in group)
+        config = build_config(
+            [(planned_cache.spec, planned_cache.config) for planned_cache in group_caches]
+        )
+        samples = group_caches[0].samples
+        works.append(
             CacheBuildWork(
-                group=of_group,
+                group=group_caches,
                 config=config,
                 kind=cache_build_kind(config, group),
                 samples=samples,
                 parts=1 if samples is None else max(1, shard_count(samples)),
             )
         )
-    return found
+    return works
 
 
-def questions_of(plan: Plan) -> dict[str, int | None]:
+def count_questions(plan: Plan) -> dict[str, int | None]:
     """Return how many questions each benchmark asks a model, by "report/shapes"."""
-    found: dict[str, int | None] = {}
-    for side, settings in sides(plan.study.benchmarks):
+    counts: dict[str, int | None] = {}
+    for side, settings in list_sides(plan.study.benchmarks):
         key = f"{side}/{settings.name}"
-        found[key] = None
+        counts[key] = None
         benchmark = find_benchmark(settings.name)
         if isinstance(benchmark, ExternalBenchmark):
             continue
         try:
-            found[key] = len(select_items(side, settings, benchmark, plan.places)[0])
+            counts[key] = len(select_items(side, settings, benchmark, plan.data_paths)[0])
         except UserError:
             continue
-    return found
+    return counts

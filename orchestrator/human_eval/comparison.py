@@ -20,9 +20,9 @@ from orchestrator.human_eval.labels import LabelFigures, labels_to_json
 from orchestrator.human_eval.pairs import AnswerPool
 from orchestrator.human_eval.preference import HumanFigures, compute_human_figures
 from orchestrator.human_eval.replies import SheetReplies, decode_judgements
-from orchestrator.report.attachments import HUMANS
+from orchestrator.report.attachments import HUMANS_FOLDER
 from orchestrator.report.sections.human import human_blocks, human_metrics, human_title
-from orchestrator.report.writers.markdown import section_text
+from orchestrator.report.writers.markdown import render_section
 
 _SHARES = ("judged", "win", "tie", "lose", "chose_a")
 
@@ -81,9 +81,9 @@ def write_labels(figures: LabelFigures, report: Path) -> list[Path]:
 
 
 def _write_figures(figures: dict[str, Any], name: str, report: Path) -> list[Path]:
-    files = [report / HUMANS / f"{name}.{extension}" for extension in ("json", "md")]
+    files = [report / HUMANS_FOLDER / f"{name}.{extension}" for extension in ("json", "md")]
     write_checksummed(files[0], figures)
-    write_atomically(files[1], section_text(human_title(figures), human_blocks(figures)))
+    write_atomically(files[1], render_section(human_title(figures), human_blocks(figures)))
     return files
 
 

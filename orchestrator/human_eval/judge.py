@@ -18,7 +18,7 @@ from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.outcomes import MetricInfo
 from chip_core.evaluation.task import metric_name
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.analysis.prediction_powered import (
     MeanEstimate,
     PredictionPoweredEstimate,
@@ -42,7 +42,7 @@ class JudgeValues:
     metric: str  # "mmhal/hallucination_rate"
     info: MetricInfo
     values: Mapping[str, Mapping[str, float]]  # trial's fingerprint -> item -> value
-    means: bool  # whether the metric is their mean; else a ratio of sums
+    is_mean: bool  # whether the metric is their mean; else a ratio of sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def load_judge_values(
     short_name = next(iter(infos)) if metric is None else metric.removeprefix(prefix)
     if short_name not in infos:
         raise UserError(
-            f"--metric: {benchmark} has no metric '{short_name}': {suggestion(short_name, infos)}"
+            f"--metric: {benchmark} has no metric '{short_name}': {suggest(short_name, infos)}"
         )
     outcomes = {
         fingerprint: scores[prefix + short_name].items
@@ -115,7 +115,7 @@ def load_judge_values(
         metric=prefix + short_name,
         info=infos[short_name],
         values=values,
-        means=all(
+        is_mean=all(
             denominator == 1
             for items in outcomes.values()
             for _, denominator in (items or {}).values()

@@ -20,7 +20,7 @@ from typing import Any
 
 from chip_core.evaluation.reading import read_rows
 from chip_core.utils.errors import UserError
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 from orchestrator.analysis.prediction_powered import PredictionPoweredEstimate
 from orchestrator.human_eval.judge import (
     JudgeAgreement,
@@ -32,7 +32,7 @@ from orchestrator.human_eval.judge import (
 )
 from orchestrator.human_eval.pairs import find_arm, find_benchmark_settings, read_trial_answers
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.report.units import shown, shown_scale
+from orchestrator.report.units import shown_unit_scale, to_shown_unit
 from orchestrator.state.ledger import Ledger
 
 LABELS_KIND = "labels"
@@ -109,7 +109,7 @@ def draw_labels(
             f"study {plan.study.name}: no item of {judge.benchmark} to which all arms have answers "
             f"with a value of {judge.metric}: run the study first, or name fewer --arms"
         )
-    random = Random(derived_seed("labels", seed, judge.metric))
+    random = Random(derive_seed("labels", seed, judge.metric))
     order = random.sample(sorted(seeds), len(seeds))[:items]
     rows = [
         (_answer_id(trial, item), item, *answers[trial.fingerprint][item], "")
@@ -132,7 +132,7 @@ def read_labels(files: Sequence[Path], plan: Plan, judge: JudgeValues) -> Labels
     Raises:
         UserError: a file has no labels, a row names no answer of the study, or a label is invalid.
     """
-    known = {
+    answers_by_id = {
         _answer_id(trial, item): (trial, item)
         for trial in _iter_trials(plan.arms)
         for item in judge.values.get(trial.fingerprint, {})
@@ -144,7 +144,7 @@ def read_labels(files: Sequence[Path], plan: Plan, judge: JudgeValues) -> Labels
         if raw_label is None or str(raw_label).strip() == "":
             continue
         label = _parse_label(raw_label, judge, location)
-        trial, item = _find_answer(row, known, names, location)
+        trial, item = _find_answer(row, answers_by_id, names, location)
         assert trial.seed is not None
         item_labels = labels.setdefault(trial.arm, {}).setdefault(item, {})
         item_labels.setdefault(trial.seed, []).append(label)
@@ -159,7 +159,7 @@ def compute_label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> Lab
     Raises:
         UserError: the metric is not a mean over items, or the judge has no value of any label.
     """
-    if not judge.means:
+    if not judge.is_mean:
         raise UserError(
             f"--metric: {judge.metric} is a ratio of sums, and labels correct means of items: "
             "name another"
@@ -205,14 +205,14 @@ def labels_to_json(figures: LabelFigures) -> dict[str, Any]:
     """Return figures as plain data, in the unit in which the metric is shown."""
     info = figures.judge.info
     is_share = info.unit in ("percent", "fraction")
-    scale = 100.0 if is_share else shown_scale(info)
+    scale = 100.0 if is_share else shown_unit_scale(info)
     return {
         "kind": LABELS_KIND,
         "export": figures.export,
         "study": figures.study,
         "benchmark": figures.judge.benchmark,
         "metric": figures.judge.metric,
-        "unit": shown(info).unit,
+        "unit": to_shown_unit(info).unit,
         "goal": info.goal,
         "baseline": figures.baseline,
         "trials": dict(figures.trials),
@@ -305,7 +305,7 @@ def _answer_id(trial: Trial, item: str) -> str:
 def _read_label_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the rows of a file, each with its place."""
     if file.suffix.lower() != ".csv":
-        yield from ((row.place, row.values) for row in read_rows(file))
+        yield from ((row.location, row.values) for row in read_rows(file))
         return
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -329,18 +329,18 @@ def _parse_label(raw: Any, judge: JudgeValues, location: str) -> float:
 
 def _find_answer(
     row: Mapping[str, Any],
-    known: Mapping[str, tuple[Trial, str]],
+    answers_by_id: Mapping[str, tuple[Trial, str]],
     names: Mapping[str, Trial],
     location: str,
 ) -> tuple[Trial, str]:
     """Return the trial and item of the answer that a row labels."""
     if row.get("id"):
-        if str(row["id"]) not in known:
+        if str(row["id"]) not in answers_by_id:
             raise UserError(
                 f"{location}: no answer of this study has the id {str(row['id'])[:40]!r}: it was "
                 "drawn from another study, or the study has changed since"
             )
-        return known[str(row["id"])]
+        return answers_by_id[str(row["id"])]
     missing_columns = [key for key in ("item", "arm", "seed") if row.get(key) in (None, "")]
     if missing_columns:
         raise UserError(f"{location}: there is no id, and no {missing_columns[0]}")

@@ -14,7 +14,7 @@ from chip_core.config.trial import BenchmarkConfig
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Side
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.state.ledger import Ledger
 
@@ -119,20 +119,22 @@ def load_answer_pool(
 
 
 def load_item_images(
-    pool: AnswerPool, items: Iterable[str], places: DataPaths
+    pool: AnswerPool, items: Iterable[str], data_paths: DataPaths
 ) -> dict[str, list[Image.Image]]:
     """Return the images of some items.
 
     Args:
         pool: names the benchmark.
         items: ids of the items.
-        places: the locations of the benchmarks' data.
+        data_paths: the locations of the benchmarks' data.
 
     Raises:
         UserError: the benchmark no longer has an item.
     """
     item_ids = set(items)
-    selected, _ = select_items(pool.side, pool.settings, find_benchmark(pool.settings.name), places)
+    selected, _ = select_items(
+        pool.side, pool.settings, find_benchmark(pool.settings.name), data_paths
+    )
     images = {
         entry.id: [picture.read() for picture in entry.pictures]
         for entry in selected
@@ -156,9 +158,7 @@ def find_arm(plan: Plan, name: str) -> Arm:
         if name == arm.name:
             return arm
     names = [arm.name for arm in plan.arms]
-    raise UserError(
-        f"--arms: study {plan.study.name} has no arm '{name}': {suggestion(name, names)}"
-    )
+    raise UserError(f"--arms: study {plan.study.name} has no arm '{name}': {suggest(name, names)}")
 
 
 def find_benchmark_settings(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
@@ -167,17 +167,17 @@ def find_benchmark_settings(plan: Plan, name: str) -> tuple[Side, BenchmarkConfi
     Raises:
         UserError: the study has no such benchmark.
     """
-    scored = plan.study.scored
-    known: dict[str, tuple[Side, BenchmarkConfig]] = {
+    scored = plan.study.scored_benchmarks
+    settings_by_name: dict[str, tuple[Side, BenchmarkConfig]] = {
         **{settings.name: ("report", settings) for settings in scored.report},
         **{f"select/{settings.name}": ("select", settings) for settings in scored.select},
     }
-    if name not in known:
+    if name not in settings_by_name:
         raise UserError(
             f"--benchmark: study {plan.study.name} has no benchmark '{name}': "
-            f"{suggestion(name, known)}"
+            f"{suggest(name, settings_by_name)}"
         )
-    return known[name]
+    return settings_by_name[name]
 
 
 def read_trial_answers(

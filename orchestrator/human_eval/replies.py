@@ -58,10 +58,10 @@ def read_replies(files: Sequence[Path]) -> list[SheetReplies]:
             )
     by_sheet: dict[int, SheetReplies] = {}
     for sheet in sheets:
-        other = by_sheet.setdefault(sheet.sheet, sheet)
-        if other is not sheet:
+        earlier = by_sheet.setdefault(sheet.sheet, sheet)
+        if earlier is not sheet:
             raise UserError(
-                f"{other.file} and {sheet.file} are both sheet {sheet.sheet}: "
+                f"{earlier.file} and {sheet.file} are both sheet {sheet.sheet}: "
                 "give the one that counts"
             )
     return sheets

@@ -10,30 +10,35 @@ from typing import Any
 from orchestrator.plan.plan import Plan
 from orchestrator.report.attachments import find_attachments
 from orchestrator.report.figures.cost import draw_costs
-from orchestrator.report.figures.coverage import draw_pair, pairs
+from orchestrator.report.figures.coverage import coverage_pairs, draw_coverage
 from orchestrator.report.figures.forest import draw_differences, draw_effects
-from orchestrator.report.figures.response import MOST_PANELS, draw_response, numeric_factors
+from orchestrator.report.figures.response import MAX_PANELS, draw_response, numeric_factors
 from orchestrator.report.figures.training import draw_checkpoints, draw_training
 from orchestrator.report.layout import Block, ChangedItems, Picture, Section, TextBlock
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.sections.answer import answer
+from orchestrator.report.sections.answer import answer_sentence
 from orchestrator.report.sections.arms import benchmark_tables, effect_table, verdict_table
 from orchestrator.report.sections.changes import largest_changes
 from orchestrator.report.sections.costs import arm_costs, cost_table
-from orchestrator.report.sections.notes import footnotes, notes
+from orchestrator.report.sections.notes import build_notes, table_footnotes
 from orchestrator.report.sections.power import power_blocks
-from orchestrator.report.sections.provenance import last_ended, provenance, provenance_blocks, when
+from orchestrator.report.sections.provenance import (
+    collect_provenance,
+    format_time,
+    last_end_time,
+    provenance_blocks,
+)
 from orchestrator.report.sections.search import search_blocks
 from orchestrator.report.sections.training import (
-    checkpoint_curves,
-    pick_blocks,
-    training_curves,
+    load_checkpoint_curves,
+    load_training_curves,
+    picked_checkpoint_blocks,
 )
 from orchestrator.report.sections.unreadable import unread_blocks
-from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.summary import Summary, build_summary
 from orchestrator.state.ledger import Ledger
 
-_Drawn = tuple[Picture, bytes] | None
+_Drawing = tuple[Picture, bytes] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,41 +74,45 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
         storage: where the trials' folders are.
         folder: folder of the report, with the attachments of other commands.
     """
-    loaded = load_scores(plan, ledger, storage)
-    summary = summarise(plan, ledger, loaded)
-    spent = arm_costs(plan, ledger)
-    origin = provenance(plan, ledger)
-    beside = find_attachments(folder, plan)
-    drawn = _Drawings()
-    under = TextBlock(lines=tuple(footnotes(summary, origin)), bulleted=True)
-    changes = largest_changes(summary, loaded, ledger, storage)
-    curves = training_curves(plan, ledger, storage)
+    scores = load_scores(plan, ledger, storage)
+    summary = build_summary(plan, ledger, scores)
+    costs = arm_costs(plan, ledger)
+    origin = collect_provenance(plan, ledger)
+    attachments = find_attachments(folder, plan)
+    figures = _FigureCollector()
+    footnote_block = TextBlock(lines=tuple(table_footnotes(summary, origin)), bulleted=True)
+    changes = largest_changes(summary, scores, ledger, storage)
+    curves = load_training_curves(plan, ledger, storage)
     sections = [
-        *_comparison_sections(summary, under, drawn, search_blocks(plan, ledger)),
-        _section(
+        *_comparison_sections(summary, footnote_block, figures, search_blocks(plan, ledger)),
+        _make_section(
             "checkpoints",
             "Hallucination along the training",
-            pick_blocks(plan, ledger),
-            drawn.add([draw_checkpoints(summary, checkpoint_curves(summary, ledger))]),
+            picked_checkpoint_blocks(plan, ledger),
+            figures.add([draw_checkpoints(summary, load_checkpoint_curves(summary, ledger))]),
         ),
-        _section("training", "Training curves", drawn.add([draw_training(summary, curves)])),
-        _section("items", "The items that changed most", _item_blocks(changes), in_paper=False),
-        _section(
+        _make_section("training", "Training curves", figures.add([draw_training(summary, curves)])),
+        _make_section(
+            "items", "The items that changed most", _item_blocks(changes), in_paper=False
+        ),
+        _make_section(
             "unreadable",
             "What could not be read",
             unread_blocks(summary),
             in_paper=False,
         ),
-        *beside.sections,
-        _section(
+        *attachments.sections,
+        _make_section(
             "cost",
             "What it cost",
-            [cost_table(spent)] if spent else [],
-            drawn.add([draw_costs(spent)]),
+            [cost_table(costs)] if costs else [],
+            figures.add([draw_costs(costs)]),
         ),
-        _section("power", "What more seeds would buy", power_blocks(summary)),
-        _section("notes", "Notes", [TextBlock(lines=tuple(notes(summary)), bulleted=True)]),
-        _section(
+        _make_section("power", "What more seeds would buy", power_blocks(summary)),
+        _make_section(
+            "notes", "Notes", [TextBlock(lines=tuple(build_notes(summary)), bulleted=True)]
+        ),
+        _make_section(
             "provenance",
             "Where the figures come from",
             provenance_blocks(plan, ledger, origin),
@@ -112,76 +121,83 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
     ]
     return Report(
         summary=summary,
-        answer=answer(summary),
-        ended=when(last_ended(plan, ledger)),
+        answer=answer_sentence(summary),
+        ended=format_time(last_end_time(plan, ledger)),
         sections=tuple(section for section in sections if section.blocks),
-        footnotes=under.lines,
-        pdfs=drawn.pdfs,
-        tables=beside.tables,
+        footnotes=footnote_block.lines,
+        pdfs=figures.pdfs,
+        tables=attachments.tables,
         provenance=origin,
     )
 
 
-class _Drawings:
+class _FigureCollector:
     """Collects the report's figures: pictures for the sections, PDFs as files."""
 
     def __init__(self) -> None:
         self.pdfs: dict[str, bytes] = {}  # by figure name
 
-    def add(self, drawings: Iterable[_Drawn]) -> list[Picture]:
+    def add(self, drawings: Iterable[_Drawing]) -> list[Picture]:
         """Keep the PDFs of the drawings that are not None, and return their pictures."""
-        found = [one for one in drawings if one is not None]
-        self.pdfs.update({picture.name: pdf for picture, pdf in found})
-        return [picture for picture, _ in found]
+        drawn = [drawing for drawing in drawings if drawing is not None]
+        self.pdfs.update({picture.name: pdf for picture, pdf in drawn})
+        return [picture for picture, _ in drawn]
 
 
 def _comparison_sections(
-    summary: Summary, under: TextBlock, drawn: _Drawings, search: Iterable[Block]
+    summary: Summary, footnote_block: TextBlock, figures: _FigureCollector, search: Iterable[Block]
 ) -> list[Section]:
     """Return the sections that compare arms, with the footnotes under the first table."""
-    decided = [metric for metric in summary.decided if metric in summary.compared]
-    effects = [effect_table(summary, metric) for metric in decided]
+    metrics = [metric for metric in summary.verdict_metrics if metric in summary.compared]
+    effects = [effect_table(summary, metric) for metric in metrics]
     return [
-        _section(
+        _make_section(
             "arms",
             "Arms against the baseline",
-            [verdict_table(summary, metric) for metric in summary.decided],
-            [under] if summary.decided else [],
-            drawn.add(draw_differences(summary, metric) for metric in decided),
+            [verdict_table(summary, metric) for metric in summary.verdict_metrics],
+            [footnote_block] if summary.verdict_metrics else [],
+            figures.add(draw_differences(summary, metric) for metric in metrics),
         ),
-        _section(
+        _make_section(
             "effects",
             "What each change does",
             [table for table in effects if table is not None],
-            drawn.add(draw_effects(summary, metric) for metric in decided),
+            figures.add(draw_effects(summary, metric) for metric in metrics),
         ),
-        _section("search", "What each arm chose", search),
-        _section(
+        _make_section("search", "What each arm chose", search),
+        _make_section(
             "response",
             "Response curves",
-            drawn.add(
-                draw_response(summary, factor, _along(summary))
+            figures.add(
+                draw_response(summary, factor, _response_metrics(summary))
                 for factor in numeric_factors(summary)
             ),
         ),
-        _section(
+        _make_section(
             "figures",
             "All figures",
             benchmark_tables(summary),
-            [] if summary.decided else [under],
-            drawn.add(draw_pair(summary, across, up) for across, up in pairs(summary)),
+            [] if summary.verdict_metrics else [footnote_block],
+            figures.add(
+                draw_coverage(summary, x_metric, y_metric)
+                for x_metric, y_metric in coverage_pairs(summary)
+            ),
         ),
     ]
 
 
-def _along(summary: Summary) -> list[str]:
+def _response_metrics(summary: Summary) -> list[str]:
     """Return the metrics drawn along a factor: the declared ones and their trade-offs."""
-    shown = summary.decided or list(summary.metrics)[:1]
-    traded = [name for pair in pairs(summary) if set(pair) & set(shown) for name in pair]
-    return list(dict.fromkeys([*shown, *traded]))[:MOST_PANELS]
+    metrics = summary.verdict_metrics or list(summary.metrics)[:1]
+    trade_offs = [
+        name for pair in coverage_pairs(summary) if set(pair) & set(metrics) for name in pair
+    ]
+    return list(dict.fromkeys([*metrics, *trade_offs]))[:MAX_PANELS]
 
 
-def _section(name: str, title: str, *blocks: Iterable[Block], in_paper: bool = True) -> Section:
+def _make_section(
+    name: str, title: str, *blocks: Iterable[Block], in_paper: bool = True
+) -> Section:
     return Section(
         name=name,
         title=title,

@@ -23,24 +23,29 @@ from pydantic import BaseModel
 
 import chip_core
 import orchestrator
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
-from orchestrator.cost.trimmed_trials import LEFT_OUT
-from orchestrator.plan.contamination import OVERLAP
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
+from orchestrator.cost.trimmed_trials import TRIMMED_FILE
+from orchestrator.plan.contamination import OVERLAP_FILE
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.report.results import Results, results_of
+from orchestrator.report.results import Results, build_results
 from orchestrator.report.summary import Summary, study_metrics
-from orchestrator.report.writers.files import PAGE, artifact_folder, report_folder
-from orchestrator.state.integrity import attempts_of, kept_report_notice, ledger_of, lost_figures
+from orchestrator.report.writers.files import PAGE_FILE, artifact_folder, report_folder
+from orchestrator.state.integrity import (
+    attempt_folders,
+    kept_report_notice,
+    read_ledger,
+    trials_with_lost_figures,
+)
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import all_trials
 
-_FILE = "report.json"  # in a study's folder, next to the report's folder
+_INDEX_FILE = "report.json"  # in a study's folder, next to the report's folder
 #: Libraries that compute and draw; their versions are part of the hash.
-_LIBRARIES = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-_CODE = {".py", ".j2", ".css"}
+_HASHED_LIBRARIES = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
+_CODE_SUFFIXES = {".py", ".j2", ".css"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +54,13 @@ class WrittenReport:
 
     results: Results
     files: tuple[Path, ...]  # the page first
-    mark: str | None  # hash of its inputs and files; None: not reusable
+    content_hash: str | None  # hash of its inputs and files; None: not reusable
     summary: Summary | None = None  # None: the report was reused
 
 
-def find_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> WrittenReport | None:
+def find_cached_report(
+    plan: Plan, ledger: Ledger, storage: Path, folder: Path
+) -> WrittenReport | None:
     """Return the existing report; None if it is incomplete or its inputs have changed.
 
     Args:
@@ -63,44 +70,46 @@ def find_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Writ
         folder: folder of the report, with the attachments of other commands.
     """
     try:
-        raw = read_checksummed(_mark_file(folder))
+        raw = read_checksummed(_index_file(folder))
         files = {str(name): str(sha256) for name, sha256 in raw["files"].items()}
-        results = Results.read(raw["results"])
-        whole = all(sha256_of(folder / name) == sha256 for name, sha256 in files.items())
-        if not whole or raw["inputs"] != inputs_hash(plan, ledger, storage, folder, files):
+        results = Results.from_json(raw["results"])
+        is_complete = all(file_sha256(folder / name) == sha256 for name, sha256 in files.items())
+        if not is_complete or raw["inputs"] != hash_inputs(plan, ledger, storage, folder, files):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return WrittenReport(
         results=results,
         files=tuple(folder / name for name in files),
-        mark=_hash([raw["inputs"], files]),
+        content_hash=_hash([raw["inputs"], files]),
     )
 
 
 def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> WrittenReport:
-    """Build and write a report. For the arguments see `find_report`."""
+    """Build and write a report. For the arguments see `find_cached_report`."""
     from orchestrator.report.build import make_report
     from orchestrator.report.writers.files import write_report
 
-    before = warning_count()
+    warnings_before = warning_count()
     report = make_report(plan, ledger, storage, folder)
     written = write_report(report, folder)
-    results = results_of(report.summary)
-    mark = None
+    results = build_results(report.summary)
+    content_hash = None
     # A report with warnings is not reused, so that they are shown again.
-    if warning_count() == before:
-        files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in written}
+    if warning_count() == warnings_before:
+        files = {file.relative_to(folder).as_posix(): file_sha256(file) for file in written}
         with suppress(TypeError, ValueError):  # if JSON has no such type, the report is not reused
-            inputs = inputs_hash(plan, ledger, storage, folder, files)
-            kept = {"inputs": inputs, "files": files, "results": results.kept()}
-            write_checksummed(_mark_file(folder), kept)
-            mark = _hash([inputs, files])
-    return WrittenReport(results=results, files=tuple(written), mark=mark, summary=report.summary)
+            inputs = hash_inputs(plan, ledger, storage, folder, files)
+            index = {"inputs": inputs, "files": files, "results": results.to_json()}
+            write_checksummed(_index_file(folder), index)
+            content_hash = _hash([inputs, files])
+    return WrittenReport(
+        results=results, files=tuple(written), content_hash=content_hash, summary=report.summary
+    )
 
 
-def inputs_hash(
-    plan: Plan, ledger: Ledger, storage: Path, folder: Path, own: Mapping[str, str]
+def hash_inputs(
+    plan: Plan, ledger: Ledger, storage: Path, folder: Path, report_files: Mapping[str, str]
 ) -> str:
     """Return a hash of everything that a report is made from.
 
@@ -109,95 +118,96 @@ def inputs_hash(
         ledger: the ledger.
         storage: where the trials' folders are.
         folder: folder of the report.
-        own: the report's own files by name; all others in the folder are attachments.
+        report_files: the report's own files by name; all others in the folder are attachments.
     """
     trials = {trial.fingerprint: trial for trial in all_trials(plan)}
     return _hash(
         {
-            "code": code_hash(),
+            "code": hash_code(),
             "study": plan.study,
             "arms": plan.arms,
             "base": plan.base,
             "trials": list(trials.values()),
             "identities": plan.identities,
-            "places": plan.places,
+            "places": plan.data_paths,
             "benchmarks": plan.benchmarks,
             "metrics": study_metrics(plan),
             "records": {
-                mark: record
-                for mark, record in ledger.items()
-                if mark in trials or record.study == plan.study.name
+                fingerprint: record
+                for fingerprint, record in ledger.items()
+                if fingerprint in trials or record.study == plan.study.name
             },
-            "attempts": [_attempt_files(trial, ledger, storage) for trial in trials.values()],
-            "notes": [_sha256(folder.parent / name) for name in (LEFT_OUT, OVERLAP)],
+            "attempts": [_hash_attempt_files(trial, ledger, storage) for trial in trials.values()],
+            "notes": [_sha256(folder.parent / name) for name in (TRIMMED_FILE, OVERLAP_FILE)],
             "beside": {
                 name: _sha256(file)
                 for file in sorted(folder.rglob("[!.]*"))
-                if file.is_file() and (name := file.relative_to(folder).as_posix()) not in own
+                if file.is_file()
+                and (name := file.relative_to(folder).as_posix()) not in report_files
             },
-            "pictures": _pictures(plan),
+            "pictures": _picture_folder_times(plan),
         }
     )
 
 
 @cache
-def code_hash() -> str:
+def hash_code() -> str:
     """Return a hash of the package's code and of the versions of its libraries."""
     code = hashlib.sha256()
     for package in (chip_core, orchestrator):
         for root in map(Path, package.__path__):
-            for file in sorted(path for path in root.rglob("*") if path.suffix in _CODE):
+            for file in sorted(path for path in root.rglob("*") if path.suffix in _CODE_SUFFIXES):
                 code.update(f"{file.relative_to(root)}\0".encode())
                 code.update(file.read_bytes())
-    libraries = {name: version(name) for name in _LIBRARIES}
+    libraries = {name: version(name) for name in _HASHED_LIBRARIES}
     return _hash([code.hexdigest(), orchestrator.__version__, libraries, platform.python_version()])
 
 
-def _attempt_files(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, str | None]:
+def _hash_attempt_files(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, str | None]:
     """Return path -> sha256 of the files read of a trial: curves, scores, answers."""
-    files = [folder / CURVES for folder in attempts_of(storage, trial).values()]
+    files = [folder / CURVES for folder in attempt_folders(storage, trial).values()]
     evaluations = ledger[trial.fingerprint].evaluations
     for scored in (evaluations[m] for m in trial.evaluations.values() if m in evaluations):
-        folder, found = storage / scored.folder, scored.evaluation
-        files += [folder / found.scores, folder / found.responses]
+        folder, evaluation = storage / scored.folder, scored.evaluation
+        files += [folder / evaluation.scores, folder / evaluation.responses]
     return {str(file.relative_to(storage)): _sha256(file) for file in files}
 
 
-def _pictures(plan: Plan) -> list[Any]:
+def _picture_folder_times(plan: Plan) -> list[Any]:
     """Return the modification times of the folders with the items' pictures.
 
     A benchmark's identity covers its files; pictures may be added later.
     """
-    data = plan.places.benchmark_data
+    data = plan.data_paths.benchmark_data
     folders = (
         []
         if data is None
-        else [data / settings.name for _, settings in sides(plan.study.benchmarks)]
+        else [data / settings.name for _, settings in list_sides(plan.study.benchmarks)]
     )
-    found = []
+    times = []
     for folder in folders:
         with suppress(OSError):
             for inner in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-                found.append([str(inner), inner.stat().st_mtime_ns])
-    return found
+                times.append([str(inner), inner.stat().st_mtime_ns])
+    return times
 
 
-def _mark_file(folder: Path) -> Path:
-    return folder.with_name(_FILE)
+def _index_file(folder: Path) -> Path:
+    return folder.with_name(_INDEX_FILE)
 
 
 def _sha256(file: Path) -> str | None:
     try:
-        return sha256_of(file)
+        return file_sha256(file)
     except OSError:
         return None
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(_plain(value)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_to_plain(value)).encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """Convert a value to JSON types, the same in every process.
 
     Raises:
@@ -214,13 +224,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return [type(value).__name__, value.model_dump_json()]
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(below) for key, below in value.items()}
+        return {str(key): _to_plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted((_plain(below) for below in value), key=json.dumps)
+        return sorted((_to_plain(item) for item in value), key=json.dumps)
     if isinstance(value, (list, tuple)):
-        return [_plain(below) for below in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} is not hashed")
@@ -233,13 +243,13 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
         its files, each with its artifact folder in the study's run; none if no trial has figures
         yet or the existing report is more complete.
     """
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):
         return []
     folder = report_folder(workdir, plan.study.name)
-    lost = lost_figures(plan, ledger)
-    if lost and (folder / PAGE).exists():
-        warn_once(kept_report_notice(folder / PAGE, plan, workdir, lost))
+    lost_trials = trials_with_lost_figures(plan, ledger)
+    if lost_trials and (folder / PAGE_FILE).exists():
+        warn_once(kept_report_notice(folder / PAGE_FILE, plan, workdir, lost_trials))
         return []
     files = rewrite_report(plan, ledger, workdir, folder).files
     return [(file, artifact_folder(file, folder)) for file in files]

@@ -9,84 +9,86 @@ from chip_core.evaluation.task import MetricInfo
 from orchestrator.analysis import Comparison, Verdict
 from orchestrator.report.summary import ArmRow, Figure, Summary
 
-NOTHING = "—"
+NO_VALUE = "—"
 _MINUS = "\N{MINUS SIGN}"
 _UNITS = {"percent": "%"}
-_LONGEST_TITLE = 40  # characters
-_SHOWN_NAMES = 8  # names of a list in a sentence; the rest is counted
+_MAX_TITLE_LENGTH = 40  # characters
+_MAX_NAMES = 8  # names of a list in a sentence; the rest is counted
 
 #: The meaning of each flag next to a verdict.
-FLAGS = {
+FLAG_MEANINGS = {
     "†": "these cells scatter more between seeds than the others: their own scatter is used",
     "‡": "a cell has one seed: its seed variance is borrowed from the others",
 }
 
 
-def plain(value: float) -> str:
+def format_number(value: float) -> str:
     """Format a figure with two decimals."""
     return f"{value:.2f}".replace("-", _MINUS)
 
 
-def signed(value: float) -> str:
+def format_signed(value: float) -> str:
     """Format a difference with two decimals and its sign."""
     return f"{value:+.2f}".replace("-", _MINUS)
 
 
-def mean_text(figure: Figure | None) -> str:
+def format_mean(figure: Figure | None) -> str:
     """Format `mean ± sd`, or a dash without a figure."""
     if figure is None:
-        return NOTHING
-    return plain(figure.mean) + ("" if figure.sd is None else f" ± {plain(figure.sd)}")
+        return NO_VALUE
+    return format_number(figure.mean) + (
+        "" if figure.sd is None else f" ± {format_number(figure.sd)}"
+    )
 
 
-def difference_text(figure: Figure | None) -> str:
+def format_difference(figure: Figure | None) -> str:
     """Format a difference and its interval; empty without a difference."""
     if figure is None or figure.difference is None:
         return ""
     if figure.interval is None:
-        return signed(figure.difference)
-    return f"{signed(figure.difference)} {interval_text(figure.interval)}"
+        return format_signed(figure.difference)
+    return f"{format_signed(figure.difference)} {format_interval(figure.interval)}"
 
 
-def interval_text(interval: tuple[float, float] | None) -> str:
+def format_interval(interval: tuple[float, float] | None) -> str:
     """Format `[low, high]`, or a dash without an interval."""
     if interval is None:
-        return NOTHING
+        return NO_VALUE
     low, high = interval
-    return f"[{plain(low)}, {plain(high)}]"
+    return f"[{format_number(low)}, {format_number(high)}]"
 
 
-def p_text(p: float | None) -> str:
+def format_p_value(p: float | None) -> str:
     """Format a p-value with two or three decimals, or `< 0.001`."""
     if p is None:
-        return NOTHING
+        return NO_VALUE
     if p < 0.001:
         return "< 0.001"
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def flags(comparison: Comparison) -> str:
-    """Return the flags of a comparison (see `FLAGS`)."""
-    found = comparison.contrast
-    if found is None:
+def format_flags(comparison: Comparison) -> str:
+    """Return the flags of a comparison (see `FLAG_MEANINGS`)."""
+    contrast = comparison.contrast
+    if contrast is None:
         return ""
-    return ("†" if found.guard else "") + ("‡" if found.borrowed else "")
+    return ("†" if contrast.guard else "") + ("‡" if contrast.borrowed else "")
 
 
-def verdict_text(comparison: Comparison | None) -> str:
+def format_verdict(comparison: Comparison | None) -> str:
     """Return a verdict in words with its flags; empty without a comparison."""
     if comparison is None:
         return ""
-    return " ".join(part for part in (verdict_words(comparison), flags(comparison)) if part)
+    return " ".join(part for part in (verdict_label(comparison), format_flags(comparison)) if part)
 
 
-def verdict_words(comparison: Comparison) -> str:
+def verdict_label(comparison: Comparison) -> str:
     """Return a verdict in words, marked as a false positive if a placebo has an effect."""
-    said = comparison.verdict.value
-    return f"false positive: {said}" if is_false_find(comparison) else said
+    label = comparison.verdict.value
+    return f"false positive: {label}" if is_false_positive(comparison) else label
 
 
-def is_false_find(comparison: Comparison | None) -> bool:
+def is_false_positive(comparison: Comparison | None) -> bool:
     """Return whether this is a placebo whose interval excludes 0, a false positive."""
     if comparison is None or not comparison.placebo or comparison.contrast is None:
         return False
@@ -101,42 +103,42 @@ def is_bold(comparison: Comparison | None) -> bool:
     )
 
 
-def unit_text(info: MetricInfo) -> str:
+def format_unit(info: MetricInfo) -> str:
     """Return a metric's unit as written after a figure."""
     return _UNITS.get(info.unit, info.unit)
 
 
-def points_text(info: MetricInfo) -> str:
+def format_difference_unit(info: MetricInfo) -> str:
     """Return the unit of a difference."""
     return "points" if info.unit == "percent" else info.unit
 
 
-def arrow(info: MetricInfo) -> str:
+def direction_arrow(info: MetricInfo) -> str:
     """Return an arrow in the direction that is better."""
     return "↓" if info.goal == "minimize" else "↑"
 
 
 def metric_title(metric: str, info: MetricInfo) -> str:
     """Return a metric's heading: name, unit and better direction."""
-    return f"{metric} {unit_text(info)} {arrow(info)}"
+    return f"{metric} {format_unit(info)} {direction_arrow(info)}"
 
 
-def seeds_text(row: ArmRow) -> str:
+def format_seeds(row: ArmRow) -> str:
     """Return how many of an arm's seeds are done."""
     done = sum(state == "done" for state in row.states.values())
     if row.arm is None:
-        return NOTHING if done else "missing"
+        return NO_VALUE if done else "missing"
     return str(done) if done == len(row.states) else f"{done} of {len(row.states)}"
 
 
-def row_name(row: ArmRow) -> str:
+def row_label(row: ArmRow) -> str:
     """Return an arm's name for the first column of a table."""
     if row.arm is not None and row.arm.placebo:
         return f"{row.name} (baseline, other seeds)"
     return row.name + (" (baseline)" if row.arm is not None and row.arm.baseline else "")
 
 
-def baseline_text(summary: Summary) -> str:
+def format_baseline(summary: Summary) -> str:
     """Return the baseline's levels: `objective = dpo, vision_encoder = frozen`."""
     baseline = summary.plan.study.baseline
     return ", ".join(f"{factor} = {level}" for factor, level in baseline.items())
@@ -145,39 +147,39 @@ def baseline_text(summary: Summary) -> str:
 def arms_title(summary: Summary) -> str:
     """Return the heading of the column of arms: the factors' names, or `arm` if too long."""
     title = ", ".join(factor.name for factor in summary.plan.study.factors)
-    return title if len(title) <= _LONGEST_TITLE else "arm"
+    return title if len(title) <= _MAX_TITLE_LENGTH else "arm"
 
 
-def correction(summary: Summary) -> str:
+def correction_name(summary: Summary) -> str:
     """Return the name of the method that corrects p-values."""
     return "Benjamini–Hochberg" if summary.plan.study.exploratory else "Holm"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Format names as `a, b and c`. Names beyond the first few are counted.
 
     If a name has a comma, the separator is a semicolon.
     """
-    shown = list(names[:_SHOWN_NAMES])
+    shown = list(names[:_MAX_NAMES])
     if len(names) > len(shown):
         shown.append(f"{len(names) - len(shown)} more")
     if len(shown) < 2:
         return "".join(shown)
-    between = "; " if any("," in name for name in shown) else ", "
-    return f"{between.join(shown[:-1])} and {shown[-1]}"
+    separator = "; " if any("," in name for name in shown) else ", "
+    return f"{separator.join(shown[:-1])} and {shown[-1]}"
 
 
-def counted(count: int, one: str, many: str | None = None) -> str:
+def format_count(count: int, singular: str, plural: str | None = None) -> str:
     """Format a count with its noun: `1 item`, `1,000 items`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
-def slug(name: str) -> str:
+def slugify(name: str) -> str:
     """Make a name valid in file names."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
 
 
-def metric_groups(metrics: Mapping[str, MetricInfo]) -> dict[str, list[str]]:
+def group_metrics(metrics: Mapping[str, MetricInfo]) -> dict[str, list[str]]:
     """Group metrics by benchmark or part of one, in order; under `select` it is `select/NAME`."""
     groups: dict[str, list[str]] = {}
     for metric in metrics:

@@ -130,8 +130,8 @@ def text_row(*texts: str | Cell, kind: RowKind = "") -> TableRow:
     return TableRow(cells=tuple(cells), kind=kind)
 
 
-def columns(*titles: str, text: Sequence[int] = (0,)) -> tuple[Column, ...]:
+def make_columns(*titles: str, text: Sequence[int] = (0,)) -> tuple[Column, ...]:
     """Return numeric columns with these titles; those at the indices in `text` are textual."""
     return tuple(
-        Column(title=title, numeric=place not in text) for place, title in enumerate(titles)
+        Column(title=title, numeric=index not in text) for index, title in enumerate(titles)
     )

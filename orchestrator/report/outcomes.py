@@ -15,23 +15,23 @@ from chip_core.utils.errors import warn_once
 from orchestrator.analysis import MetricResults, StudyArm, StudyResults
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.report.units import shown, shown_scale
+from orchestrator.report.units import shown_unit_scale, to_shown_unit
 from orchestrator.state.ledger import Ledger
 
 #: item -> (numerator, denominator)
-Outcomes = Mapping[str, tuple[float, float]]
+ItemOutcomes = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class TrialScore:
     """A trial's value and item outcomes on one metric."""
 
     value: float  # computed by the benchmark's protocol
-    items: Outcomes | None  # None if the item outcomes are missing
+    items: ItemOutcomes | None  # None if the item outcomes are missing
 
 
 #: fingerprint -> metric -> scores; undefined metrics are left out
-Loaded = Mapping[str, Mapping[str, Scores]]
+StudyScores = Mapping[str, Mapping[str, TrialScore]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,13 +43,13 @@ class ComparedScores:
     dropped: int  # number of items left out, since a trial lacks them
 
 
-def load_scores(plan: Plan, ledger: Ledger, storage: Path) -> Loaded:
+def load_scores(plan: Plan, ledger: Ledger, storage: Path) -> StudyScores:
     """Return the available scores of every trial of a plan."""
-    found: dict[str, Mapping[str, Scores]] = {
-        trial.fingerprint: _scores(trial, ledger, storage) for trial in plan.trials
+    scores: dict[str, Mapping[str, TrialScore]] = {
+        trial.fingerprint: _load_trial_scores(trial, ledger, storage) for trial in plan.trials
     }
     # Trials that cannot run have none.
-    return found | {
+    return scores | {
         trial.fingerprint: {}
         for arm in plan.arms
         for trial in arm.trials
@@ -57,8 +57,8 @@ def load_scores(plan: Plan, ledger: Ledger, storage: Path) -> Loaded:
     }
 
 
-def compare_scores(
-    plan: Plan, loaded: Loaded, metric: str, info: MetricInfo
+def build_compared_scores(
+    plan: Plan, study_scores: StudyScores, metric: str, info: MetricInfo
 ) -> ComparedScores | None:
     """Return the input of the statistics for a metric; None if the baseline has no figures.
 
@@ -67,40 +67,40 @@ def compare_scores(
     denominator over them is 0, the trials' figures are compared with items treated as fixed.
     Values are in the shown unit; `info` is in the scorer's.
     """
-    arms: list[tuple[Arm, list[tuple[int, Scores]]]] = []
+    arms: list[tuple[Arm, list[tuple[int, TrialScore]]]] = []
     for arm in plan.arms:
-        found = [
-            (trial.seed, loaded[trial.fingerprint][metric])
+        seed_scores = [
+            (trial.seed, study_scores[trial.fingerprint][metric])
             for trial in sorted(arm.trials, key=lambda trial: trial.seed or 0)
-            if trial.seed is not None and metric in loaded[trial.fingerprint]
+            if trial.seed is not None and metric in study_scores[trial.fingerprint]
         ]
-        if found:
-            arms.append((arm, found))
+        if seed_scores:
+            arms.append((arm, seed_scores))
     if not any(arm.baseline for arm, _ in arms):
         return None
-    rows = [[scores for _, scores in found] for _, found in arms]
+    rows = [[scores for _, scores in seed_scores] for _, seed_scores in arms]
     items, dropped = _shared_items(rows)
-    declared = {entry.metric: entry.smallest_difference for entry in plan.study.declared}
+    deltas = {entry.metric: entry.smallest_difference for entry in plan.study.declared_metrics}
     results = StudyResults(
         arms=tuple(
             StudyArm(
                 name=arm.name,
                 cells=arm.cells,
-                seeds=tuple(seed for seed, _ in found),
+                seeds=tuple(seed for seed, _ in seed_scores),
                 placebo=arm.placebo,
             )
-            for arm, found in arms
+            for arm, seed_scores in arms
         ),
         baseline=dict(plan.study.baseline),
-        metrics={metric: _metric_results(info, rows, items, declared.get(metric))},
+        metrics={metric: _metric_results(info, rows, items, deltas.get(metric))},
         exploratory=plan.study.exploratory,
     )
     return ComparedScores(results=results, items=tuple(items), dropped=dropped)
 
 
-def _scores(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, Scores]:
+def _load_trial_scores(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, TrialScore]:
     record = ledger[trial.fingerprint]
-    found: dict[str, Scores] = {}
+    scores: dict[str, TrialScore] = {}
     for key, fingerprint in trial.evaluations.items():
         if fingerprint not in record.evaluations:
             continue
@@ -108,16 +108,16 @@ def _scores(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, Scores]:
         side, _, benchmark = key.partition("/")
         outcomes = _item_outcomes(storage / scored.folder / scored.evaluation.scores)
         for name, value in scored.evaluation.metrics.items():
-            short = name.removeprefix(metric_name(_side(side), benchmark, ""))
-            found[name] = Scores(value=value, items=outcomes.get(short))
-    return found
+            short_name = name.removeprefix(metric_name(_parse_side(side), benchmark, ""))
+            scores[name] = TrialScore(value=value, items=outcomes.get(short_name))
+    return scores
 
 
-def _side(side: str) -> Any:
+def _parse_side(side: str) -> Any:
     return "select" if side == "select" else "report"
 
 
-def _item_outcomes(file: Path) -> dict[str, Outcomes]:
+def _item_outcomes(file: Path) -> dict[str, ItemOutcomes]:
     """Return a file's outcomes by metric; empty if it was removed or cannot be read."""
     try:
         return {
@@ -134,40 +134,40 @@ def _item_outcomes(file: Path) -> dict[str, Outcomes]:
         return {}
 
 
-def _shared_items(rows: Sequence[Sequence[Scores]]) -> tuple[list[str], int]:
+def _shared_items(rows: Sequence[Sequence[TrialScore]]) -> tuple[list[str], int]:
     """Return the items that all trials have, and the number of those that only some have.
 
     They are `[], 0` if a trial has no items or its ratio over the shared ones is undefined.
     """
     sets = [None if scores.items is None else set(scores.items) for row in rows for scores in row]
-    known = [items for items in sets if items is not None]
-    if len(known) < len(sets):
+    item_sets = [items for items in sets if items is not None]
+    if len(item_sets) < len(sets):
         return [], 0
-    shared = sorted(set.intersection(*known))
-    if not all(_divides(scores.items or {}, shared) for row in rows for scores in row):
+    shared = sorted(set.intersection(*item_sets))
+    if not all(_has_denominator(scores.items or {}, shared) for row in rows for scores in row):
         return [], 0
-    return shared, len(set.union(*known)) - len(shared)
+    return shared, len(set.union(*item_sets)) - len(shared)
 
 
-def _divides(outcomes: Outcomes, items: Sequence[str]) -> bool:
+def _has_denominator(outcomes: ItemOutcomes, items: Sequence[str]) -> bool:
     """Return whether the ratio of sums is defined. An official figure may exist even if not."""
     return sum(outcomes[item][1] for item in items) > 0
 
 
 def _metric_results(
     info: MetricInfo,
-    rows: Sequence[Sequence[Scores]],
+    rows: Sequence[Sequence[TrialScore]],
     items: Sequence[str],
     smallest_difference: float | None,
 ) -> MetricResults:
-    def part(which: int) -> tuple[Array, ...]:
+    def part(index: int) -> tuple[Array, ...]:
         return tuple(
-            np.array([[(scores.items or {})[item][which] for item in items] for scores in row])
+            np.array([[(scores.items or {})[item][index] for item in items] for scores in row])
             for row in rows
         )
 
     if not items:
-        scale = shown_scale(info)
+        scale = shown_unit_scale(info)
         figures = tuple(np.array([scale * scores.value for scores in row]) for row in rows)
         return MetricResults(
             goal=info.goal, figures=figures, smallest_difference=smallest_difference
@@ -176,6 +176,6 @@ def _metric_results(
         goal=info.goal,
         numerators=part(0),
         denominators=part(1),
-        scale=100.0 if shown(info).unit == "percent" else 1.0,
+        scale=100.0 if to_shown_unit(info).unit == "percent" else 1.0,
         smallest_difference=smallest_difference,
     )

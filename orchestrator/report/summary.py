@@ -13,15 +13,15 @@ from chip_core.evaluation.task import MetricInfo, Side, metric_name
 from orchestrator.analysis import Comparison, compare_with_baseline, interactions, main_effects
 from orchestrator.cost.trimmed_trials import trimmed_notes
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.report.outcomes import ComparedScores, Loaded, compare_scores
+from orchestrator.report.outcomes import ComparedScores, StudyScores, build_compared_scores
 from orchestrator.report.scoring import scoring_notes
-from orchestrator.report.units import shown, shown_scale
-from orchestrator.report.unread_counts import UnreadCount, unread_counts
+from orchestrator.report.units import shown_unit_scale, to_shown_unit
+from orchestrator.report.unread_counts import UnreadCount, count_unread
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.early_stopping import EarlyStopping
 
-State = Literal["done", "failed", "killed", "cut", "missing"]
-Role = Literal["primary", "secondary"]
+TrialState = Literal["done", "failed", "killed", "cut", "missing"]
+MetricRole = Literal["primary", "secondary"]
 UNTRAINED = "base (untrained)"
 
 
@@ -50,14 +50,14 @@ class Figure:
     @property
     def difference(self) -> float | None:
         """Difference from the baseline in the shown unit, computed from item outcomes."""
-        found = None if self.comparison is None else self.comparison.contrast
-        return None if found is None else found.estimate
+        contrast = None if self.comparison is None else self.comparison.contrast
+        return None if contrast is None else contrast.estimate
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Marginal 95 % interval of the difference."""
-        found = None if self.comparison is None else self.comparison.contrast
-        return None if found is None else found.interval
+        contrast = None if self.comparison is None else self.comparison.contrast
+        return None if contrast is None else contrast.interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +66,12 @@ class ArmRow:
 
     name: str
     arm: Arm | None  # None: the untrained model
-    states: Mapping[int | None, State]  # by seed
+    states: Mapping[int | None, TrialState]  # by seed
     figures: Mapping[str, Figure]  # by metric; metrics without a value are left out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effects:
+class MetricEffects:
     """The factors' effects on a metric."""
 
     main: tuple[Comparison, ...]
@@ -88,8 +88,8 @@ class Summary:
     scales: Mapping[str, float]  # by metric: factor from the scorer's unit to the shown one
     rows: Sequence[ArmRow]  # the untrained model first
     compared: Mapping[str, ComparedScores]  # by metric, if the baseline has it
-    effects: Mapping[str, Effects]  # of the declared metrics
-    gone: int  # number of trials of former cells: in the ledger, not reported
+    effects: Mapping[str, MetricEffects]  # of the declared metrics
+    former_trials: int  # number of trials of former cells: in the ledger, not reported
     scoring: Sequence[str] = ()  # notes on how figures were made
     left_out: Sequence[str] = ()  # notes on trials left out for a budget
     #: for benchmarks with answers or judge's replies that could not be read
@@ -106,57 +106,60 @@ class Summary:
         ]
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Number of trials that are left to run."""
         states = [state for row in self.rows for state in row.states.values()]
         return sum(state in ("missing", "failed", "killed") for state in states)
 
     @property
-    def decided(self) -> list[str]:
+    def verdict_metrics(self) -> list[str]:
         """The metrics that get a verdict, the primary first."""
-        return [entry.metric for entry in self.plan.study.declared]
+        return [entry.metric for entry in self.plan.study.declared_metrics]
 
-    def role(self, metric: str) -> Role | None:
+    def role(self, metric: str) -> MetricRole | None:
         """Return the role that the study file declares for a metric."""
         primary = self.plan.study.primary
         if primary is not None and metric == primary.metric:
             return "primary"
-        return "secondary" if metric in self.decided else None
+        return "secondary" if metric in self.verdict_metrics else None
 
 
-def summarise(plan: Plan, ledger: Ledger, loaded: Loaded) -> Summary:
+def build_summary(plan: Plan, ledger: Ledger, scores: StudyScores) -> Summary:
     """Build a study's summary from the ledger and the trials' scores."""
     metrics = study_metrics(plan)
-    found = {metric: compare_scores(plan, loaded, metric, info) for metric, info in metrics.items()}
-    kept = {metric: entry for metric, entry in found.items() if entry is not None}
-    differences = {
-        metric: {entry.name: entry for entry in compare_with_baseline(one.results, metric)}
-        for metric, one in kept.items()
+    all_compared = {
+        metric: build_compared_scores(plan, scores, metric, info)
+        for metric, info in metrics.items()
     }
-    scales = {metric: shown_scale(info) for metric, info in metrics.items()}
+    compared = {metric: entry for metric, entry in all_compared.items() if entry is not None}
+    differences = {
+        metric: {entry.name: entry for entry in compare_with_baseline(entry.results, metric)}
+        for metric, entry in compared.items()
+    }
+    scales = {metric: shown_unit_scale(info) for metric, info in metrics.items()}
     rule = plan.study.early_stopping
-    rows = [_row(UNTRAINED, None, [plan.base], ledger, scales, {}, rule)]
+    rows = [_build_row(UNTRAINED, None, [plan.base], ledger, scales, {}, rule)]
     for arm in plan.arms:
-        of_arm = {metric: named.get(arm.name) for metric, named in differences.items()}
-        rows.append(_row(arm.name, arm, arm.trials, ledger, scales, of_arm, rule))
+        arm_differences = {metric: by_arm.get(arm.name) for metric, by_arm in differences.items()}
+        rows.append(_build_row(arm.name, arm, arm.trials, ledger, scales, arm_differences, rule))
     return Summary(
         plan=plan,
-        metrics={metric: shown(info) for metric, info in metrics.items()},
+        metrics={metric: to_shown_unit(info) for metric, info in metrics.items()},
         scales=scales,
         rows=rows,
-        compared=kept,
+        compared=compared,
         effects={
-            entry.metric: Effects(
-                main=main_effects(kept[entry.metric].results, entry.metric),
-                interactions=interactions(kept[entry.metric].results, entry.metric),
+            entry.metric: MetricEffects(
+                main=main_effects(compared[entry.metric].results, entry.metric),
+                interactions=interactions(compared[entry.metric].results, entry.metric),
             )
-            for entry in plan.study.declared
-            if entry.metric in kept
+            for entry in plan.study.declared_metrics
+            if entry.metric in compared
         },
-        gone=_gone(plan, ledger),
+        former_trials=_count_former_trials(plan, ledger),
         scoring=scoring_notes(plan, ledger),
         left_out=trimmed_notes(plan, ledger),
-        unread=unread_counts(plan, ledger, untrained=UNTRAINED),
+        unread=count_unread(plan, ledger, untrained=UNTRAINED),
     )
 
 
@@ -167,19 +170,19 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
     """
     study = plan.study
     sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
-        ("report", study.scored.report),
-        ("select", study.scored.select),
+        ("report", study.scored_benchmarks.report),
+        ("select", study.scored_benchmarks.select),
     ]
-    found = {
+    infos = {
         metric_name(side, settings.name, metric): info
-        for side, chosen in sides
-        for settings in chosen
+        for side, benchmarks in sides
+        for settings in benchmarks
         for metric, info in find_benchmark(settings.name).metrics.items()
     }
-    return {**{entry.metric: found[entry.metric] for entry in study.declared}, **found}
+    return {**{entry.metric: infos[entry.metric] for entry in study.declared_metrics}, **infos}
 
 
-def _row(
+def _build_row(
     name: str,
     arm: Arm | None,
     trials: Sequence[Trial],
@@ -188,11 +191,11 @@ def _row(
     differences: Mapping[str, Comparison | None],
     rule: EarlyStopping | None,
 ) -> ArmRow:
-    values = _values(trials, ledger, scales)
+    values = _seed_values(trials, ledger, scales)
     return ArmRow(
         name=name,
         arm=arm,
-        states={trial.seed: _state(trial, ledger, rule) for trial in trials},
+        states={trial.seed: _trial_state(trial, ledger, rule) for trial in trials},
         figures={
             metric: Figure(values=values[metric], comparison=differences.get(metric))
             for metric in scales
@@ -201,7 +204,7 @@ def _row(
     )
 
 
-def _values(
+def _seed_values(
     trials: Sequence[Trial], ledger: Ledger, scales: Mapping[str, float]
 ) -> dict[str, dict[int | None, float]]:
     """Return metric -> seed -> value in the shown unit, where available."""
@@ -212,23 +215,23 @@ def _values(
     return values
 
 
-def _state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> State:
+def _trial_state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> TrialState:
     if trial.blocked is not None:
         return "failed" if trial.blocked.failed else "missing"
     record = ledger[trial.fingerprint]
-    if record.done(trial):
+    if record.is_done(trial):
         return "done"
     if record.is_cut(rule):
         return "cut"
     if record.failure is None:
         return "missing"
-    return "killed" if record.killed else "failed"
+    return "killed" if record.is_killed else "failed"
 
 
-def _gone(plan: Plan, ledger: Ledger) -> int:
+def _count_former_trials(plan: Plan, ledger: Ledger) -> int:
     """Count the trials that were trained for this study and are no longer part of it."""
-    wanted = {trial.fingerprint for trial in plan.trials}
+    planned = {trial.fingerprint for trial in plan.trials}
     return sum(
-        record.study == plan.study.name and record.model is not None and fingerprint not in wanted
+        record.study == plan.study.name and record.model is not None and fingerprint not in planned
         for fingerprint, record in ledger.items()
     )

@@ -14,20 +14,20 @@ from rich.text import Text
 
 from chip_core.results import CONFIG, CURVES, MODEL
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import without_checksum
-from orchestrator.jobs.attempt import TRACEBACK
-from orchestrator.plan.snapshot import plan_snapshots
-from orchestrator.report.formatting import NOTHING
-from orchestrator.report.sections.provenance import code_text, when
-from orchestrator.state.integrity import is_changed
+from chip_core.utils.files import parse_checksummed
+from orchestrator.jobs.attempt import TRACEBACK_FILE
+from orchestrator.plan.snapshot import iter_plan_snapshots
+from orchestrator.report.formatting import NO_VALUE
+from orchestrator.report.sections.provenance import format_code_version, format_time
+from orchestrator.state.integrity import is_file_changed
 from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.trial_lookup import trial_name
-from orchestrator.storage.binding import storage_of
+from orchestrator.storage.binding import find_storage
 
-_TOLD_FIRST = ("protocol", "scorer", "judge", "n", "missing")
+_FIRST_KEYS = ("protocol", "scorer", "judge", "n", "missing")
 
 
-def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
+def collect_trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
     """Return everything that is recorded of a trial, as plain data.
 
     Args:
@@ -35,8 +35,8 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
         fingerprint: the full fingerprint of the trial.
     """
     record = Ledger(workdir)[fingerprint]
-    wanting = [plan for plan in plan_snapshots(workdir) if fingerprint in plan.trials]
-    known = wanting[0].trials[fingerprint] if wanting else None
+    plans = [plan for plan in iter_plan_snapshots(workdir) if fingerprint in plan.trials]
+    planned = plans[0].trials[fingerprint] if plans else None
     return {
         "fingerprint": fingerprint,
         "trial": trial_name(record),
@@ -45,7 +45,7 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
         "executed_for": record.study,
         "studies": [
             {"study": plan.study, "file": plan.file, "arm": plan.trials[fingerprint].arm}
-            for plan in wanting
+            for plan in plans
         ],
         "figures": {
             name: value
@@ -63,42 +63,42 @@ def trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
             }
             for key, scored in record.evaluations.items()
         ],
-        "model": None if known is None else dict(known.model),
-        "data": None if known is None or known.data is None else dict(known.data),
+        "model": None if planned is None else dict(planned.model),
+        "data": None if planned is None or planned.data is None else dict(planned.data),
         "data_counts": dict(record.data),
-        "config": _config(workdir, record),
+        "config": _read_config(workdir, record),
         "steps": record.steps,
         "seconds": dict(record.seconds),
         "engine": dict(record.engine),
         "notes": list(record.notes),
         "picked": dict(record.picked),
         "failure": record.failure,
-        "trained_model": None if record.model is None else _model(workdir, record.model),
+        "trained_model": None if record.model is None else _model_location(workdir, record.model),
         "attempts": [
-            _attempt(workdir, fingerprint, number, attempt)
+            _attempt_facts(workdir, fingerprint, number, attempt)
             for number, attempt in sorted(record.history.items())
         ],
     }
 
 
-def _model(workdir: Path, folder: str) -> str:
-    remote = storage_of(workdir)
+def _model_location(workdir: Path, folder: str) -> str:
+    remote = find_storage(workdir)
     return f"{workdir if remote is None else remote.uri}/{folder}/{MODEL}"
 
 
 def fact_lines(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Format the result of `trial_facts` for the terminal."""
+    """Format the result of `collect_trial_facts` for the terminal."""
     yield Text(facts["trial"], style="bold")
     yield Text(f"fingerprint {facts['fingerprint']}")
-    for one in facts["studies"]:
-        executed = "" if one["study"] != facts["executed_for"] else ", which it was run for"
-        yield Text(f"in study {one['study']} ({one['file']}) as {one['arm']}{executed}")
+    for study in facts["studies"]:
+        executed = "" if study["study"] != facts["executed_for"] else ", which it was run for"
+        yield Text(f"in study {study['study']} ({study['file']}) as {study['arm']}{executed}")
     if facts["failure"] is not None:
         yield Text(f"failed: {facts['failure']}")
     yield from _figure_lines(facts)
     for name in ("model", "data", "data_counts", "engine", "seconds"):
         if facts[name]:
-            yield Text(f"{name.replace('_', ' ')}: {_listed(facts[name])}")
+            yield Text(f"{name.replace('_', ' ')}: {_format_mapping(facts[name])}")
     if facts["steps"]:
         yield Text(f"steps: {facts['steps']}")
     for note in facts["notes"]:
@@ -117,10 +117,16 @@ def _figure_lines(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     for entry in facts["evaluations"]:
         for name, value in entry["metrics"].items():
             yield Text(f"{name} = {value:.4f}")
-        how = entry["how"]
-        told = [f"{key} {_plain(how[key])}" for key in _TOLD_FIRST if how.get(key) is not None]
-        told += [f"{key} {_plain(how[key])}" for key in how if key not in _TOLD_FIRST]
-        yield Text(f"  evaluation {entry['evaluation'][:12]}: {', '.join(told)}")
+        metadata = entry["how"]
+        parts = [
+            f"{key} {_format_value(metadata[key])}"
+            for key in _FIRST_KEYS
+            if metadata.get(key) is not None
+        ]
+        parts += [
+            f"{key} {_format_value(metadata[key])}" for key in metadata if key not in _FIRST_KEYS
+        ]
+        yield Text(f"  evaluation {entry['evaluation'][:12]}: {', '.join(parts)}")
         yield Text(f"  scores in {entry['scores']}, answers in {entry['responses']}")
 
 
@@ -132,18 +138,22 @@ def _attempt_table(facts: Mapping[str, Any]) -> Table:
         reason = f": {entry['reason']}" if entry["reason"] else ""
         table.add_row(
             str(entry["number"]),
-            when(entry["started"]),
-            when(entry["ended"]),
+            format_time(entry["started"]),
+            format_time(entry["ended"]),
             Text(f"{entry['outcome'] or 'runs, or its driver died'}{reason}"),
             Text(entry["code"]),
-            Text(entry["folder"] or NOTHING),
+            Text(entry["folder"] or NO_VALUE),
         )
     return table
 
 
-def _attempt(workdir: Path, fingerprint: str, number: int, attempt: Attempt) -> dict[str, Any]:
+def _attempt_facts(
+    workdir: Path, fingerprint: str, number: int, attempt: Attempt
+) -> dict[str, Any]:
     folder = workdir / "trials" / fingerprint[:16] / f"attempt-{number}"
-    left = [folder / name for name in (CONFIG, CURVES, TRACEBACK) if (folder / name).is_file()]
+    files = [
+        folder / name for name in (CONFIG, CURVES, TRACEBACK_FILE) if (folder / name).is_file()
+    ]
     code = attempt.code
     return {
         "number": number,
@@ -153,42 +163,42 @@ def _attempt(workdir: Path, fingerprint: str, number: int, attempt: Attempt) -> 
         "outcome": attempt.outcome,
         "reason": attempt.reason,
         "seconds": dict(attempt.seconds),
-        "code": code_text(code),
+        "code": format_code_version(code),
         "version": None if code is None else code.version,
         "commit": None if code is None else code.commit,
         "uncommitted": None if code is None else code.uncommitted,
         "folder": str(folder) if folder.is_dir() else None,
-        "files": [str(path) for path in left],
+        "files": [str(path) for path in files],
     }
 
 
-def _config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
+def _read_config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
     """Return the configuration of the attempt that trained, else of the last one that has it."""
     hashes = {
-        one.folder: one.files.get(CONFIG)
-        for _, one in sorted(record.history.items())
-        if one.folder is not None
+        attempt.folder: attempt.files.get(CONFIG)
+        for _, attempt in sorted(record.history.items())
+        if attempt.folder is not None
     }
     for folder in [*([record.model] if record.model else []), *reversed(hashes)]:
         file = workdir / folder / CONFIG
         try:
-            found = without_checksum(file.read_bytes())
+            config = parse_checksummed(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError):
-            found = None
-        if found is not None and not is_changed(file, hashes.get(folder)):
-            return found
+            config = None
+        if config is not None and not is_file_changed(file, hashes.get(folder)):
+            return config
         warn_once(f"{file} is not as it was written: the configuration is not shown")
         return None
     return None
 
 
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_plain(value)}" for key, value in values.items())
+def _format_mapping(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_format_value(value)}" for key, value in values.items())
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

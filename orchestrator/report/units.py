@@ -7,11 +7,11 @@ from dataclasses import replace
 from chip_core.evaluation.task import MetricInfo
 
 
-def shown(info: MetricInfo) -> MetricInfo:
+def to_shown_unit(info: MetricInfo) -> MetricInfo:
     """Return a metric's info in the shown unit: fractions become percent."""
     return replace(info, unit="percent") if info.unit == "fraction" else info
 
 
-def shown_scale(info: MetricInfo) -> float:
+def shown_unit_scale(info: MetricInfo) -> float:
     """Return the factor from the scorer's unit to the shown one: 100 for a fraction, else 1."""
     return 100.0 if info.unit == "fraction" else 1.0

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.ledger import Ledger
 
-_EXAMPLES = 3  # per arm and benchmark
+_MAX_EXAMPLES = 3  # per arm and benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class UnreadCount:
         return 100 * self.answers / self.scored if self.scored else 0.0
 
 
-def unread_counts(plan: Plan, ledger: Ledger, *, untrained: str) -> list[UnreadCount]:
+def count_unread(plan: Plan, ledger: Ledger, *, untrained: str) -> list[UnreadCount]:
     """Count unreadable answers and replies for each benchmark where an arm has any.
 
     For such a benchmark all arms are listed, since it matters whether they differ. Trials that were
@@ -42,17 +42,17 @@ def unread_counts(plan: Plan, ledger: Ledger, *, untrained: str) -> list[UnreadC
         untrained: name of the untrained model.
     """
     arms = [(untrained, [plan.base]), *((arm.name, list(arm.trials)) for arm in plan.arms)]
-    found = [
+    counts = [
         count
         for key in plan.base.evaluations
         for name, trials in arms
-        if (count := _count(name, key, trials, ledger)) is not None
+        if (count := _count_arm(name, key, trials, ledger)) is not None
     ]
-    shown = {count.benchmark for count in found if count.answers or count.replies}
-    return [count for count in found if count.benchmark in shown]
+    benchmarks = {count.benchmark for count in counts if count.answers or count.replies}
+    return [count for count in counts if count.benchmark in benchmarks]
 
 
-def unread_json(found: Sequence[UnreadCount]) -> list[dict[str, Any]]:
+def unread_to_json(counts: Sequence[UnreadCount]) -> list[dict[str, Any]]:
     """Return the counts and examples as plain data."""
     return [
         {
@@ -64,26 +64,28 @@ def unread_json(found: Sequence[UnreadCount]) -> list[dict[str, Any]]:
             "replies": count.replies,
             "examples": [{"trial": trial, **example} for trial, example in count.examples],
         }
-        for count in found
+        for count in counts
     ]
 
 
-def _count(arm: str, key: str, trials: list[Trial], ledger: Ledger) -> UnreadCount | None:
-    hows = []
+def _count_arm(arm: str, key: str, trials: list[Trial], ledger: Ledger) -> UnreadCount | None:
+    metadata = []
     for trial in trials:
         scored = ledger[trial.fingerprint].evaluations.get(trial.evaluations.get(key, ""))
         if scored is not None:
-            hows.append((trial.name, scored.evaluation.metadata))
-    if not hows:
+            metadata.append((trial.name, scored.evaluation.metadata))
+    if not metadata:
         return None
-    unread = [(name, how["unreadable"]) for name, how in hows if "unreadable" in how]
-    examples = [(name, example) for name, one in unread for example in one["examples"]]
+    unread = [(name, entry["unreadable"]) for name, entry in metadata if "unreadable" in entry]
+    examples = [
+        (name, example) for name, unreadable in unread for example in unreadable["examples"]
+    ]
     return UnreadCount(
         arm=arm,
         benchmark=key.removeprefix("report/"),
-        trials=len(hows),
-        scored=sum(how.get("n", 0) for _, how in hows),
-        answers=sum(one["answers"] for _, one in unread),
-        replies=sum(one["replies"] for _, one in unread),
-        examples=tuple(examples[:_EXAMPLES]),
+        trials=len(metadata),
+        scored=sum(entry.get("n", 0) for _, entry in metadata),
+        answers=sum(unreadable["answers"] for _, unreadable in unread),
+        replies=sum(unreadable["replies"] for _, unreadable in unread),
+        examples=tuple(examples[:_MAX_EXAMPLES]),
     )

@@ -1,43 +1,47 @@
-"""Collect a trial's artifacts: curves, configuration, responses, scores."""
+"""Read what a trial leaves for MLflow: curves, configuration, responses, scores."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from chip_core.results import CONFIG, CURVES
-from chip_core.utils.files import without_checksum
-from orchestrator.tracking.client import MlflowStore, Point, Run
+from chip_core.utils.files import parse_checksummed
+from orchestrator.tracking.client import Point
 
-_SAMPLE = 50  # responses shown per benchmark
-
-
-class Curve:
-    """Sends a growing curves.jsonl."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / CURVES
-        self._sent = 0  # bytes
-
-    def send(self, store: MlflowStore, run: Run) -> None:
-        """Send the new points. An incomplete line is sent later."""
-        if not self._path.is_file():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._sent)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole:
-            store.log_points(run, _points(whole))
-            self._sent += len(whole)
+#: Prefix of a run's curves among its metrics.
+CURVE = "train/"
+_MAX_RESPONSES = 50  # shown per benchmark
 
 
-def stage(folders: Sequence[Path], into: Path) -> list[str]:
+def read_curve(folder: Path, start: int) -> tuple[list[Point], int]:
+    """Return the points of a growing curves.jsonl from a byte on, and where the next ones start.
+
+    An incomplete line at the end is read later.
+    """
+    file = folder / CURVES
+    if not file.is_file():
+        return [], start
+    with file.open("rb") as opened:
+        opened.seek(start)
+        lines = opened.readlines()
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    points = []
+    for record in _read_records(lines):
+        with suppress(KeyError, TypeError, ValueError):  # damaged: the ledger is authoritative
+            figures = {CURVE + name: value for name, value in dict(record["figures"]).items()}
+            step, time = int(record["step"]), float(record["time"])
+            points.append(Point(figures=figures, time=time, step=step))
+    return points, start + sum(map(len, lines))
+
+
+def stage_artifacts(folders: Sequence[Path], target: Path) -> list[str]:
     """Copy a trial's files to a folder of artifacts, and return the names of those that are tables.
 
     If attempts have a file of the same name, the last one counts. The configuration is that of the
@@ -46,47 +50,38 @@ def stage(folders: Sequence[Path], into: Path) -> list[str]:
     configured = [folder for folder in folders if (folder / CONFIG).is_file()]
     trained = [folder for folder in configured if (folder / CURVES).is_file()]
     for folder in (trained or configured)[-1:]:
-        shutil.copyfile(folder / CONFIG, into / "config.json")
+        shutil.copyfile(folder / CONFIG, target / "config.json")
     tables: dict[str, None] = {}
     for folder in folders:
         for scores in filter(Path.is_file, sorted(folder.glob("scores/*.json"))):
-            (into / "scores").mkdir(exist_ok=True)
-            shutil.copyfile(scores, into / "scores" / scores.name)
+            (target / "scores").mkdir(exist_ok=True)
+            shutil.copyfile(scores, target / "scores" / scores.name)
         for responses in filter(Path.is_file, sorted(folder.glob("responses/*.jsonl"))):
-            if (table := _table(responses)) is not None:
+            if (table := _read_table(responses)) is not None:
                 name = f"responses/{responses.stem}.json"
-                (into / "responses").mkdir(exist_ok=True)
-                (into / name).write_text(json.dumps(table, indent=1), encoding="utf-8")
+                (target / "responses").mkdir(exist_ok=True)
+                (target / name).write_text(json.dumps(table, indent=1), encoding="utf-8")
                 tables[name] = None
     return list(tables)
 
 
-def _points(text: bytes) -> Iterator[Point]:
-    for line in text.split(b"\n"):
-        # Incomplete or damaged lines are left out; the ledger is authoritative.
-        with suppress(ValueError, KeyError, TypeError):
-            point = without_checksum(line)
-            yield Point(
-                step=int(point["step"]),
-                milliseconds=int(point["time"] * 1000),
-                figures=dict(point["figures"]),
-            )
-
-
-def _table(path: Path) -> dict[str, Any] | None:
+def _read_table(path: Path) -> dict[str, Any] | None:
     """Return the first responses of a file in MLflow's table format."""
-    rows = []
     with path.open("rb") as file:
-        for line in itertools.islice(file, _SAMPLE):
-            with suppress(ValueError):
-                rows.append(without_checksum(line))
+        rows = list(_read_records(itertools.islice(file, _MAX_RESPONSES)))
     if not rows:
         return None
     columns = list(rows[0])
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    cells = [[_to_cell(row.get(column)) for column in columns] for row in rows]
     return {"columns": columns, "data": cells}
 
 
-def _cell(value: Any) -> Any:
-    nested = isinstance(value, (dict, list))
-    return json.dumps(value, ensure_ascii=False) if nested else value
+def _to_cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+
+
+def _read_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the records of lines; incomplete or damaged ones are left out."""
+    for line in lines:
+        with suppress(ValueError):
+            yield parse_checksummed(line)

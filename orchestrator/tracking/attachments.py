@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.utils.files import append_record, read_records
-from orchestrator.plan.plan import BASE, Arm, Trial
+from orchestrator.plan.plan import BASE_ARM, Arm, Trial
 from orchestrator.tracking.address import StoreUnavailable
-from orchestrator.tracking.client import store_of
-from orchestrator.tracking.projection import FINGERPRINT, KIND, STUDY, Slot, arm_slot, slot_of
+from orchestrator.tracking.client import MlflowStore, Point
+from orchestrator.tracking.runs import FINGERPRINT, KIND, STUDY, Slot, arm_slot, slot_of
+
+_FILE = "attached.jsonl"  # in a study's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class StudyAttachment:
     def figures(self) -> Iterator[tuple[Slot, str | None, Mapping[str, float]]]:
         """Yield (slot of the run, required fingerprint or None, figures)."""
         yield STUDY, None, self.study
-        yield (BASE, "", ""), None, self.base
+        yield (BASE_ARM, "", ""), None, self.base
         for arm, figures in self.arms.values():
             yield arm_slot(arm), arm.trials[0].fingerprint, figures
         for arm, trial, figures in self.trials:
@@ -37,17 +39,11 @@ class StudyAttachment:
 
 
 def attach_files(
-    workdir: Path, uri: str | None, study: str, attached: StudyAttachment
+    workdir: Path, uri: str | None, study: str, attachment: StudyAttachment
 ) -> str | None:
     """Show figures and files with a study's existing runs, and save the figures.
 
     Runs are only added to; none is created, ended or superseded.
-
-    Args:
-        workdir: the work directory.
-        uri: the tracking URI; None: the same as for a run of the study.
-        study: the study's name.
-        attached: what to show.
 
     Returns:
         a message for the user if the study has no run or the store is unavailable; else None.
@@ -56,14 +52,14 @@ def attach_files(
         UserError: the store cannot be used.
     """
     figures = [
-        {"slot": slot, "fingerprint": mark, "figures": dict(figures)}
-        for slot, mark, figures in attached.figures()
+        {"slot": slot, "fingerprint": fingerprint, "figures": dict(figures)}
+        for slot, fingerprint, figures in attachment.figures()
         if figures
     ]
     record = {"time": time.time(), "figures": figures}
-    append_record(_file(workdir, study), record)
+    append_record(workdir / "studies" / study / _FILE, record)
     try:
-        if not _show(workdir, uri, study, [record], attached.files):
+        if not _log_attached(workdir, uri, study, [record], attachment.files):
             return f"MLflow has no run of study {study}: the figures are in its report folder alone"
     except StoreUnavailable as error:
         return f"{error}; the figures are in the report folder: " + shlex.join(
@@ -78,20 +74,19 @@ def reattach_files(workdir: Path, uri: str | None, study: str) -> None:
     Raises:
         UserError: the store cannot be used.
     """
-    records = read_records(_file(workdir, study))
-    if records:
-        _show(workdir, uri, study, records, [])
+    if records := read_records(workdir / "studies" / study / _FILE):
+        _log_attached(workdir, uri, study, records)
 
 
-def _show(
+def _log_attached(
     workdir: Path,
     uri: str | None,
     study: str,
     records: Sequence[Mapping[str, Any]],
-    files: Sequence[tuple[Path, str]],
+    files: Sequence[tuple[Path, str]] = (),
 ) -> bool:
-    """Show records and files; return whether the study has a run."""
-    store = store_of(workdir, uri)
+    """Log records and upload files; return whether the study has a run."""
+    store = MlflowStore(workdir, uri)
     if store.lacks_database:
         return False
     store.open(study)
@@ -104,11 +99,7 @@ def _show(
             run = runs.get(tuple(entry["slot"]))
             # With another fingerprint, the run now shows another training.
             if run is not None and entry["fingerprint"] in (None, run.tags.get(FINGERPRINT)):
-                store.log_figures(run, entry["figures"], record["time"])
-    for file, under in files:
-        store.upload_file(runs[STUDY], file, under)
+                store.log_points(run, [Point(figures=entry["figures"], time=record["time"])])
+    for file, artifact_path in files:
+        store.upload_file(runs[STUDY], file, artifact_path)
     return True
-
-
-def _file(workdir: Path, study: str) -> Path:
-    return workdir / "studies" / study / "attached.jsonl"

@@ -18,9 +18,9 @@ from chip_core.shapes import MODEL_FOLDER
 from chip_core.trained import (
     TrainedModel,
     adopt_model,
+    get_weights_fingerprint,
+    hash_weights_content,
     read_trained,
-    weights_content,
-    weights_fingerprint,
     write_trained,
 )
 from chip_core.trial import _Attempt, run_trial
@@ -54,7 +54,7 @@ def test_two_runs_agree_to_the_bit(shapes_config: Configured, tmp_path: Path) ->
     assert weights[0] == weights[1]
     content, marks = (
         {mark(folder / "model") for folder in folders}
-        for mark in (weights_content, weights_fingerprint)
+        for mark in (hash_weights_content, get_weights_fingerprint)
     )
     assert (len(content), len(marks)) == (1, 2)  # answers of the one are answers of the other
     assert read_result(folders[0]) == results[0]
@@ -75,20 +75,20 @@ def test_of_workers_that_spread_a_model_the_first_alone_loads_it(
     shapes_config: Configured, tmp_path: Path, parallel: str, rank: int, loads: bool
 ) -> None:
     class Joined(Workers):
-        def each(self, make: Callable[[], Any]) -> list[Any]:
+        def gather_results(self, make: Callable[[], Any]) -> list[Any]:
             return [make()] * self.size
 
-        def gathered(self, value: Any) -> list[Any]:
+        def all_gather(self, value: Any) -> list[Any]:
             return ["one machine"] * 2 + ["another"] * 2
 
     config = shapes_config(engine__parallel=parallel, language_model="lora")
     attempt = _Attempt(config, TrialContext(folder=tmp_path))
     attempt._workers, attempt._device = Joined(rank=rank, size=4), torch.device("cpu")
-    loaded = attempt._load(None, train=True)
+    loaded = attempt._load_model(None, train=True)
     assert has_weights(loaded.model) == loads
     assert loaded.parallelism == ("ddp" if parallel == "auto" else parallel)
     assert any(".lora_A." in name for name, _ in loaded.model.named_parameters())
-    assert has_weights(attempt._load(None, train=False).model)  # who answers has it whole
+    assert has_weights(attempt._load_model(None, train=False).model)  # who answers has it whole
 
 
 def test_the_seed_changes_the_figures(shapes_config: Configured, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_model_is_whole_in_one_of_two_folders_at_any_time(tmp_path: Path) -> N
     write_trained(tmp_path / "two", trained)  # as where it was killed before the move
     assert read_trained(tmp_path / "two") is None
     assert adopt_model(tmp_path / "one", tmp_path / "two") == trained
-    assert weights_fingerprint(tmp_path / "two" / "model") == trained.mark
+    assert get_weights_fingerprint(tmp_path / "two" / "model") == trained.mark
 
 
 def test_what_a_benchmark_lacks_is_said_before_the_training(

@@ -199,9 +199,9 @@ def listening(found: list[machines.Machine], head: machines.Machine) -> list[dic
 
 def business(head: machines.Machine) -> str:
     """Return what `cluster idle` sees on the head, where one worker is up and no job runs."""
-    look = "from orchestrator.cluster.idle import activity; print(activity())"
+    look = "from orchestrator.cluster.idle import query_activity; print(query_activity())"
     told = head.inside("env", "RAY_AUTH_MODE=token", str(BIN / "python"), "-c", look).strip()
-    assert told == "Activity(jobs=0, machines=1, people=0)", told
+    assert told == "Activity(jobs=0, machines=1, users=0)", told
     return told
 
 

@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from chip_core.evaluation.generators import vllm
-from chip_core.evaluation.generators.study_server import ADDRESS
+from chip_core.evaluation.generators.study_server import ADDRESS_FILE
 from chip_core.utils.files import read_records
 from orchestrator.state.ledger import Ledger
 
-from ..chip_core.evaluation.generators.standing_in import REAL, write_program
+from ..chip_core.evaluation.generators.fake_vllm import REAL, write_program
 
-PROGRAM = Path(sys.executable).parent / "chip-ablate"
+PROGRAM_VARIABLE = Path(sys.executable).parent / "chip-ablate"
 STUDY = """
 study: served
 question: Which?
@@ -50,9 +50,9 @@ def arguments(executor: str) -> list[str]:
 
 def start(folder: Path, executor: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [str(PROGRAM), *arguments(executor)],
+        [str(PROGRAM_VARIABLE), *arguments(executor)],
         cwd=folder,
-        env={**os.environ, vllm.PROGRAM: str(folder / "vllm")},
+        env={**os.environ, vllm.PROGRAM_VARIABLE: str(folder / "vllm")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -104,7 +104,7 @@ def test_arms_on_ray_share_a_server_which_ends_with_a_study_that_is_killed(
 
     soon(answers_an_arm, program)
     begun = [psutil.Process(program.pid), *psutil.Process(program.pid).children(recursive=True)]
-    serving = [each for each in begun if "standing_in" in " ".join(each.cmdline())]
+    serving = [each for each in begun if "fake_vllm" in " ".join(each.cmdline())]
     assert serving
     program.kill()
     program.communicate()
@@ -112,7 +112,7 @@ def test_arms_on_ray_share_a_server_which_ends_with_a_study_that_is_killed(
 
     again = start(tmp_path, "ray")
     ended_well(again)
-    assert [*engines.glob("*/vllm-1.log")] and not [*engines.glob(f"*/{ADDRESS}")]
+    assert [*engines.glob("*/vllm-1.log")] and not [*engines.glob(f"*/{ADDRESS_FILE}")]
     ended_well(start(tmp_path, "inline"))
     on_ray, inline = figures(tmp_path / "ray"), figures(tmp_path / "inline")
     assert len(on_ray) == 3

@@ -37,7 +37,7 @@ from chip_core.evaluation.generators.openai import question_parts
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.files import read_lines, read_records
-from tests.chip_core.evaluation.generators.standing_in import REAL, write_program
+from tests.chip_core.evaluation.generators.fake_vllm import REAL, write_program
 from tests.faults.link import Asked, Link
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +208,7 @@ class Place:
                  "--workdir", "w", "--executor", "inline",
                  *(part for setting in SET for part in ("--set", setting))],
                 cwd=workdir,
-                env={**os.environ, **own, vllm.PROGRAM: str(self.folder / "vllm")},
+                env={**os.environ, **own, vllm.PROGRAM_VARIABLE: str(self.folder / "vllm")},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -446,7 +446,7 @@ def _serving(mark: str) -> list[psutil.Process]:
     for process in _marked(mark):
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
-            if any(part.endswith("standing_in") for part in line) and "serve" in line:
+            if any(part.endswith("fake_vllm") for part in line) and "serve" in line:
                 found.append(process)
     return found
 

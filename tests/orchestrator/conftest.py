@@ -85,7 +85,7 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures, but do not turn them into files: that takes seconds."""
     png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x03\x00\x00\x00\x01\x00"
     monkeypatch.setattr(
-        "orchestrator.report.figures.base.rendered", lambda figure: (png, b"%PDF-1.4 blank")
+        "orchestrator.report.figures.base.render_files", lambda figure: (png, b"%PDF-1.4 blank")
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,26 +17,34 @@ from chip_core.results import (
     Evaluation,
     Progress,
     TrialResult,
-    file_hashes,
+    hash_files,
     write_answered,
     write_result,
 )
 from chip_core.utils.files import write_json
 from orchestrator.executors.base import (
-    Answered,
-    Event,
-    Failed,
-    Finished,
     Job,
-    More,
-    Progressed,
-    Retry,
-    Started,
+    JobAnswered,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobSource,
+    JobStarted,
+    RetryPolicy,
 )
 from orchestrator.jobs.attempt import Cause
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.tracking.base import ArmView, Status, TrialView, Waiting
+from orchestrator.tracking.projection import MlflowProjection
+from orchestrator.tracking.views import (
+    ArmView,
+    FinalSnapshot,
+    Status,
+    StudyView,
+    TrackingState,
+    TrialView,
+)
 
 
 def result_of(job: Job) -> TrialResult:
@@ -70,26 +79,26 @@ class FakeExecutor:
     jobs: list[Job] = field(default_factory=list)
     parts: list[Job] = field(default_factory=list)  # of reference passes; none can be made
     at_once: int = 1
-    stop: Stop = field(default_factory=Stop)
+    stop: StopRequest = field(default_factory=StopRequest)
 
-    def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+    def open(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def slots(self, job: Job) -> int:
+    def count_slots(self, job: Job) -> int:
         return self.at_once
 
-    def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+    def reserve_gpus(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
         return nullcontext(())
 
     def run(
         self,
         jobs: Sequence[Job],
-        on_event: Callable[[Event], None],
-        retry: Retry | None = None,
-        more: More | None = None,
+        on_event: Callable[[JobEvent], None],
+        retry: RetryPolicy | None = None,
+        more: JobSource | None = None,
     ) -> None:
         left = deque(jobs)
-        while not self.stop.no_more:
+        while not self.stop.is_draining:
             if not left:
                 left.extend((more() if more is not None else None) or ())
             if not left:
@@ -97,35 +106,37 @@ class FakeExecutor:
             job = left.popleft()
             if job.shard is not None:
                 self.parts.append(job)
-                on_event(Started(job=job))
-                on_event(Failed(job=job, reason="nothing is computed here"))
+                on_event(JobStarted(job=job))
+                on_event(JobFailed(job=job, reason="nothing is computed here"))
                 continue
             self.jobs.append(job)
-            on_event(Started(job=job))
-            if job.name == (self.dies_scoring if job.scores else self.dies_before):
+            on_event(JobStarted(job=job))
+            if job.name == (self.dies_scoring if job.is_scoring else self.dies_before):
                 raise KeyboardInterrupt
             progress = Progress(phase="train", done=1, total=5, figures={"loss": 0.5})
-            on_event(Progressed(job=job, progress=progress))
-            if self.stop.asked:
-                on_event(Failed(job=job, reason="stopped after step 1 of 5", cause="stopped"))
+            on_event(JobProgressed(job=job, progress=progress))
+            if self.stop.is_requested:
+                on_event(JobFailed(job=job, reason="stopped after step 1 of 5", cause="stopped"))
                 break
             if job.name in self.failures:
-                on_event(Failed(job=job, reason=self.failures[job.name]))
+                on_event(JobFailed(job=job, reason=self.failures[job.name]))
                 continue
             if self.lost.get(job.name):
-                cause, failed = self.lost[job.name].pop(0), Failed(job=job, reason="it died")
+                cause, failed = self.lost[job.name].pop(0), JobFailed(job=job, reason="it died")
                 failed = replace(failed, cause=cause)
                 retry_job = None if retry is None else retry(failed)
-                on_event(replace(failed, retry=retry_job))
+                on_event(replace(failed, retry_job=retry_job))
                 left.extendleft([] if retry_job is None else [retry_job])
                 continue
-            if job.name in self.answers and not job.scores:
-                scoring = job.scoring()
-                on_event(Answered(job=job, answered=leave_answers(job), scoring=scoring))
+            if job.name in self.answers and not job.is_scoring:
+                scoring = job.scoring_job()
+                on_event(
+                    JobAnswered(job=job, answered_trial=leave_answers(job), scoring_job=scoring)
+                )
                 left.appendleft(scoring)
                 continue
-            on_event(Finished(job=job, result=leave_result(job)))
-        if self.stop.asked:
+            on_event(JobFinished(job=job, result=leave_result(job)))
+        if self.stop.is_requested:
             raise KeyboardInterrupt
 
     @property
@@ -159,7 +170,7 @@ def leave_result(job: Job) -> TrialResult:
             metrics.append({"name": "chair_i", "value": value, "items": items})
         write_json(job.folder / evaluation.scores, {"metrics": metrics})
     scores = [evaluation.scores for evaluation in result.evaluations.values()]
-    result = replace(result, files=file_hashes(job.folder, scores))
+    result = replace(result, files=hash_files(job.folder, scores))
     write_result(job.folder, result)
     return result
 
@@ -193,14 +204,41 @@ class FakeTracker:
     ) -> None:
         self.arms, self.status = arms, status
 
-    def refused(self) -> dict[str, str]:
-        return {}
+    def confirm(self) -> None:
+        pass
+
+    def state(self) -> TrackingState:
+        return TrackingState(pending=None, refused={}, compare=None)
+
+
+class InlineTracker(MlflowProjection):
+    """Projects each change at once, without a thread."""
+
+    study: StudyView
+
+    @property
+    def address(self) -> str:
+        return self.store.address
+
+    def open(self, plan: Plan, done: Sequence[TrialView], began: float | None = None) -> None:
+        self._update(StudyView(plan=plan, began=began, trials={view.key: view for view in done}))
 
     def confirm(self) -> None:
         pass
 
-    def waiting(self) -> Waiting | None:
-        return None
+    def show(self, view: TrialView) -> None:
+        self._update(replace(self.study, trials={**self.study.trials, view.key: view}))
 
-    def compare_address(self) -> str | None:
-        return None
+    def close(
+        self,
+        arms: Sequence[ArmView],
+        status: Status,
+        report: Path | None,
+        ended: float | None = None,
+    ) -> None:
+        end = FinalSnapshot(time=time.time(), status=status, ended=ended, arms=tuple(arms))
+        self._update(replace(self.study, ends=(end,), report=report))
+
+    def _update(self, study: StudyView) -> None:
+        self.study = study
+        self.reconcile(study)

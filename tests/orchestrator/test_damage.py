@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.trained import model_problem
+from chip_core.trained import find_model_problem
 from chip_core.utils.files import read_json, read_records, write_json
 from orchestrator.cli import main
 
@@ -343,7 +343,7 @@ def test_a_trained_model_that_is_to_be_scored_again_is_trained_again_where_it_is
     weights = next(iter(sorted((folder / "model").glob("*.safetensors"))))
     flipped(weights)
     (folder / "scores" / "report-shapes.json").unlink()
-    assert model_problem(folder / "model") is not None
+    assert find_model_problem(folder / "model") is not None
     said = place.run(screen)
     assert said.code == 0
     assert (

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from chip_core.config.benchmark import DataPaths
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.generators.answering import InferenceContext, answer
+from chip_core.evaluation.generators.answering import InferenceContext, generate_answers
 from chip_core.models import loading
 from chip_core.results import Answers
 from chip_core.utils.files import read_checksummed
@@ -85,11 +85,11 @@ def test_answers_that_an_earlier_version_kept_are_not_made_again(tmp_path: Path)
             weights="their content" if former else weights,
             former_weights=former,
             folder=tmp_path / "now" / attempt.parent.name,
-            places=DataPaths(),
+            data_paths=DataPaths(),
             earlier=[attempt],
         )
         for settings in config.benchmarks.report:
-            found = answer(context, "report", settings)
+            found = generate_answers(context, "report", settings)
             assert isinstance(found, Answers) and found.metadata["taken_over"] == found.items
             assert "pace" not in found.metadata and "cut" not in found.metadata
             kept = (attempt / "responses" / f"report-{settings.name}.jsonl").read_bytes()

@@ -16,17 +16,17 @@ from chip_core.utils.files import read_json, write_checksummed
 from orchestrator.executors.base import Executor
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report import cached
-from orchestrator.report.results import Outcome
+from orchestrator.report.results import RunOutcome
 from orchestrator.report.writers.files import report_folder
 from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import resolve_search
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
-from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import TrialView, Waiting
-from orchestrator.tracking.projection import MlflowTracker
-from orchestrator.tracking.shown_state import ShownRecord
+from orchestrator.tracking.projection import MlflowProjection
+from orchestrator.tracking.records import StoreRecord
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import PendingRuns, TrackingState, TrialView
 
 from .conftest import STUDY
 from .fakes import FakeExecutor, FakeTracker
@@ -60,7 +60,7 @@ def run(
     uri: str | None = None,
     tracker: FileTracker | None = None,
     executor: Callable[[], Executor] = FakeExecutor,
-) -> tuple[Outcome, FileTracker]:
+) -> tuple[RunOutcome, FileTracker]:
     tracker = tracker or FileTracker(workdir / "mlflow.db")
     outcome = run_study(
         plan,
@@ -68,7 +68,7 @@ def run(
         executor=executor,
         tracker=tracker,
         console=Console(quiet=True),
-        shown=ShownRecord(workdir, plan.study.name, uri),
+        shown_record=StoreRecord(workdir, plan.study.name, uri),
     )
     return outcome, tracker
 
@@ -89,7 +89,7 @@ def times(workdir: Path) -> dict[str, int]:
 def inputs(plan: Plan, workdir: Path) -> str:
     folder = report_folder(workdir, plan.study.name)
     own = read_json(folder.with_name("report.json"))["files"]
-    return cached.inputs_hash(plan, Ledger(workdir), workdir, folder, own)
+    return cached.hash_inputs(plan, Ledger(workdir), workdir, folder, own)
 
 
 def test_nothing_is_written_anew(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_every_shipped_study_has_a_hash(tmp_path: Path, monkeypatch: pytest.Monk
     for file in files:
         ledger = Ledger(tmp_path)
         plan = resolve_search(make_plan(load_study(file, StudyChanges())), ledger)
-        seen.add(cached.inputs_hash(plan, ledger, tmp_path, tmp_path / "report", {}))
+        seen.add(cached.hash_inputs(plan, ledger, tmp_path, tmp_path / "report", {}))
     assert len(seen) == len(files) > 5
 
 
@@ -205,12 +205,12 @@ def test_what_lies_beside_changes_it(plan_of: PlanOf, tmp_path: Path) -> None:
     scores = attempt / scored.evaluation.scores
     scores.write_text(scores.read_text() + "\n")
     changed()
-    Ledger(workdir).started(trial, "small", 2)
+    Ledger(workdir).record_start(trial, "small", 2)
     changed()
-    Ledger(workdir).removed(trial.fingerprint)
+    Ledger(workdir).record_removal(trial.fingerprint)
     changed()
     data = tmp_path / "data"
-    plan = replace(plan, places=replace(plan.places, benchmark_data=data))
+    plan = replace(plan, data_paths=replace(plan.data_paths, benchmark_data=data))
     changed()
     (data / "shapes" / "images").mkdir(parents=True)
     changed()
@@ -225,13 +225,13 @@ def test_another_version_makes_it_anew(
     page = report_folder(workdir, "small") / "report.html"
     written = page.stat().st_mtime_ns
     monkeypatch.setattr("orchestrator.__version__", "99.0")
-    cached.code_hash.cache_clear()
+    cached.hash_code.cache_clear()
     try:
         assert inputs(plan_of(), workdir) != before
         run(plan_of(), workdir)
         assert page.stat().st_mtime_ns > written
     finally:
-        cached.code_hash.cache_clear()
+        cached.hash_code.cache_clear()
 
 
 def test_more_seeds_are_reported_and_then_the_study_alone(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -275,8 +275,9 @@ def test_what_waits_is_never_told_as_tracked(plan_of: PlanOf, tmp_path: Path) ->
     workdir = tmp_path / "runs"
 
     class Away(FileTracker):
-        def waiting(self) -> Waiting | None:
-            return Waiting(reason="away", trials=("base",))
+        def state(self) -> TrackingState:
+            pending = PendingRuns(reason="away", trials=("base",))
+            return replace(super().state(), pending=pending)
 
     first, _ = run(plan_of(), workdir, tracker=Away(workdir / "mlflow.db"))
     assert first.waiting is not None
@@ -295,9 +296,9 @@ def test_commands_import_what_they_use(
         plan,
         workdir=workdir,
         executor=FakeExecutor,
-        tracker=BackgroundTracker(MlflowTracker(workdir)),
+        tracker=Tracker(MlflowProjection(workdir)),
         console=Console(quiet=True),
-        shown=ShownRecord(workdir, "small", None),
+        shown_record=StoreRecord(workdir, "small", None),
     )
     before = times(workdir)
     script = (

@@ -16,8 +16,8 @@ from PIL import Image
 from chip_core.data import image_files
 from chip_core.data.image_files import ImageReader, open_image
 from chip_core.data.rows import ImageRef, RowError
-from chip_core.evaluation.benchmarks.base import Pictures, inside
-from chip_core.representation.described import read_set
+from chip_core.evaluation.benchmarks.base import Pictures, embedded_picture
+from chip_core.representation.described import read_described_images
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.report.figures.gallery import read_images
 
@@ -151,7 +151,7 @@ def described(folder: Path, name: str) -> object:
     (folder / "set.jsonl").write_text(
         f'{{"image": "{name}", "true": "a", "hallucinated": "b"}}\n' * 2
     )
-    return [item.image() for item in read_set(str(folder / "set.jsonl"), 2)]
+    return [item.image() for item in read_described_images(str(folder / "set.jsonl"), 2)]
 
 
 def of_a_benchmark(folder: Path, name: str) -> object:
@@ -176,7 +176,7 @@ def test_pictures_of_other_files(
 
 @pytest.mark.parametrize("data", [b"", b"x", files.huge_header(), "no base64!", "aGVsbG8="])
 def test_pictures_within_a_benchmark_s_file(data: bytes | str) -> None:
-    told.refused(KIND, lambda: inside("a picture", lambda: data).read(), TrialError)
+    told.refused(KIND, lambda: embedded_picture("a picture", lambda: data).read(), TrialError)
 
 
 @pytest.mark.parametrize("name", ["a PNG bomb", "text", "a cut JPEG", "a PostScript"])

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.benchmarks.hallusionbench import judge as hallusionbench_judge
 from chip_core.evaluation.benchmarks.llava_bench import score as llava_bench
-from chip_core.evaluation.benchmarks.mmmu.score import _listed
+from chip_core.evaluation.benchmarks.mmmu.score import _parse_options
 from chip_core.evaluation.benchmarks.objhal import judge as objhal_judge
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge import endpoint as endpoints
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.reading import read_json, read_objects
 from chip_core.evaluation.scorer import JudgeRequest
-from chip_core.evaluation.text import reply_numbers
+from chip_core.evaluation.text import reply_ratings
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.human_eval.replies import REPLIES_FORMAT, find_sheet_key, read_replies
 
@@ -66,7 +66,7 @@ BODIES: dict[str, Any] = {
     "a content of numbers": answering(5),
     "a content of lists": answering(["a"]),
     "a content of objects": answering({"a": 1}),
-    "a content too long": answering("x" * (endpoints.LONGEST_REPLY + 1)),
+    "a content too long": answering("x" * (endpoints.MAX_REPLY_LENGTH + 1)),
     "deep": b"[" * 100_000,
     "5,000 digits": b'{"choices": ' + b"9" * 5000 + b"}",
 }
@@ -173,12 +173,12 @@ def test_readers_take_any_text(reply: str) -> None:
         objhal_judge.read_reply(reply)
     except objhal_judge.UnreadableReplyError as error:
         told.note(f"{KIND}, generated", str(error))
-    assert len(llava_bench.read_officially(reply)) == 2
-    pair = reply_numbers.read_pair(reply)
+    assert len(llava_bench.parse_as_script(reply)) == 2
+    pair = reply_ratings.read_pair(reply)
     assert pair is None or all(math.isfinite(rating) for rating in pair)
-    assert reply_numbers.read_rating(reply) in (None, *range(7))
-    assert hallusionbench_judge.verdict(reply) in (None, 0, 1, 2)
-    assert hallusionbench_judge.same(reply) in (None, True, False)
+    assert reply_ratings.read_rating(reply) in (None, *range(7))
+    assert hallusionbench_judge.parse_verdict(reply) in (None, 0, 1, 2)
+    assert hallusionbench_judge.parse_agreement(reply) in (None, True, False)
 
 
 ROWS: dict[str, bytes] = {
@@ -211,7 +211,7 @@ def test_benchmarks_own_files(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("options", ["[" * 100_000, "__import__('os').system('touch pwned')", "{"])
 def test_options_that_are_written_as_python(options: str) -> None:
-    told.refused("benchmarks' files", lambda: _listed(options), UserError)
+    told.refused("benchmarks' files", lambda: _parse_options(options), UserError)
     assert not Path("pwned").exists()
 
 

@@ -21,7 +21,7 @@ from chip_core.data.source import open_source
 from chip_core.utils.errors import ConfigError, TrialError
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import make_plan
-from orchestrator.report.results import Outcome
+from orchestrator.report.results import RunOutcome
 from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
@@ -204,7 +204,7 @@ def test_damaged_parquet(tmp_path: Path, places: list[tuple[float, int]], keep: 
         told.note(f"{KIND}, generated", bad.reason)
 
 
-def run_on_a_bomb(folder: Path, tracker: FakeTracker) -> Outcome:
+def run_on_a_bomb(folder: Path, tracker: FakeTracker) -> RunOutcome:
     rows = [files.rlhf_v(0), files.rlhf_v(1, **IN_PARQUET["a bomb"])]
     path = files.write_parquet(folder / "a.parquet", rows)
     (folder / "own.yaml").write_text(

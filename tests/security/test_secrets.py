@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_a_tracking_server_that_says_anything(name: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     status, body = ANSWERS[name]
     with server(status, body) as place:
-        store = MlflowStore(f"http://user:{SECRET}@{place}")
+        store = MlflowStore(Path(), f"http://user:{SECRET}@{place}")
 
         def act() -> None:
             store.open("small")
@@ -88,7 +89,9 @@ def test_a_tracking_server_that_says_anything(name: str, monkeypatch: pytest.Mon
     ],
 )
 def test_an_address_is_shown_without_what_opens_it(uri: str, shown: str) -> None:
-    store = MlflowStore(uri)
+    store = MlflowStore(Path(), uri)
     assert store.address == shown
-    said = str(address.told(ValueError(f"cannot open {uri}: {SECRET} is wrong"), store.uri))
+    said = str(
+        address.explain_error(ValueError(f"cannot open {uri}: {SECRET} is wrong"), store.uri)
+    )
     assert (SECRET in said) is (SECRET not in uri)  # it knows only what the address says

@@ -14,9 +14,9 @@ from chip_core.data.rejected_images.base import (
     Source,
     Strategy,
     Traits,
-    strategy_class,
+    find_strategy,
 )
-from chip_core.data.rejected_images.maker import RejectedImage, RejectedImages
+from chip_core.data.rejected_images.maker import RejectedImage, RejectedImageMaker
 from chip_core.data.rejected_images.strategies import (
     Black,
     Blur,
@@ -30,7 +30,7 @@ from chip_core.data.rejected_images.strategies import (
     Occlusion,
     RandomImage,
     Rotate,
-    diffusion_coefficients,
+    compute_diffusion_coefficients,
 )
 
 __all__ = [
@@ -50,11 +50,11 @@ __all__ = [
     "PixelStrategy",
     "RandomImage",
     "RejectedImage",
-    "RejectedImages",
+    "RejectedImageMaker",
     "Rotate",
     "Source",
     "Strategy",
     "Traits",
-    "diffusion_coefficients",
-    "strategy_class",
+    "compute_diffusion_coefficients",
+    "find_strategy",
 ]

@@ -15,7 +15,7 @@ from chip_core.data.image_files import read_image
 from chip_core.evaluation.benchmarks.published import SOURCES
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored, Scorer
 from chip_core.evaluation.task import Benchmark, Decoding, Picture
-from chip_core.utils.errors import TrialError, UserError, brief
+from chip_core.utils.errors import TrialError, UserError, first_line
 
 #: The paper's evaluation appends this to a yes/no question.
 YES_OR_NO = "\nAnswer the question using a single word: Yes or No.\n"
@@ -77,21 +77,21 @@ class Pictures:
     def __init__(self, folders: Sequence[Path]) -> None:
         """Look for files in these folders; the first folder that has a file is used."""
         self._folders = folders
-        self._made: dict[str, Picture] = {}
+        self._pictures: dict[str, Picture] = {}
 
     def file(self, *names: str) -> Picture:
         """Return the picture of a file, which may have one of several names.
 
         A missing file is reported under its first name in the first folder.
         """
-        if names[0] not in self._made:
-            found = self._found(names)
-            self._made[names[0]] = Picture(
-                key=names[0], read=lambda: _opened(found, str(found)), file=found
+        if names[0] not in self._pictures:
+            path = self._find_file(names)
+            self._pictures[names[0]] = Picture(
+                key=names[0], read=lambda: _open_picture(path, str(path)), file=path
             )
-        return self._made[names[0]]
+        return self._pictures[names[0]]
 
-    def _found(self, names: Sequence[str]) -> Path:
+    def _find_file(self, names: Sequence[str]) -> Path:
         """Return the file with one of these names.
 
         Raises:
@@ -99,16 +99,16 @@ class Pictures:
         """
         for folder in self._folders:
             for name in names:
-                place = folder / name
-                if not os.path.isfile(place):
+                path = folder / name
+                if not os.path.isfile(path):
                     continue
-                if not place.resolve().is_relative_to(folder.resolve()):
+                if not path.resolve().is_relative_to(folder.resolve()):
                     raise UserError(f"picture {name!r} leaves its folder {folder}: put it there")
-                return place
+                return path
         return self._folders[0] / names[0]  # reported when it is read
 
 
-def inside(key: str, load: Callable[[], Any]) -> Picture:
+def embedded_picture(key: str, load: Callable[[], Any]) -> Picture:
     """Return a picture that is stored within another file.
 
     Args:
@@ -123,7 +123,7 @@ def inside(key: str, load: Callable[[], Any]) -> Picture:
                 data = base64.b64decode(data, validate=True)
             except binascii.Error:
                 raise TrialError(f"picture {key} is no base64") from None
-        return _opened(data, key)
+        return _open_picture(data, key)
 
     return Picture(key=key, read=read)
 
@@ -138,9 +138,9 @@ def coco_folders(data: Path) -> list[Path]:
     ]
 
 
-def _opened(source: Path | bytes, name: str) -> Image.Image:
+def _open_picture(source: Path | bytes, name: str) -> Image.Image:
     try:
         return read_image(source)
     except Exception as error:  # a decoder may raise anything on broken bytes
-        what = brief(error)
-        raise TrialError(f"picture {name} cannot be read ({what})") from None
+        reason = first_line(error)
+        raise TrialError(f"picture {name} cannot be read ({reason})") from None

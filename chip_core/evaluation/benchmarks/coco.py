@@ -28,8 +28,8 @@ _ANIMALS = (
 )  # fmt: skip
 _VEHICLES = ("jet", "train")
 #: Pairs of words that are neither of the objects they contain.
-NO_OBJECTS = ("home plate", "train track")
-_SPECIAL = {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
+NON_OBJECTS = ("home plate", "train track")
+_SPECIAL_PAIRS = {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +41,18 @@ class ObjectNames:
 
     def join(self, words: Sequence[str], *, pairs_only: bool = False) -> list[str]:
         """Return the words with pairs joined, from the left; or the pairs alone."""
-        found = []
+        joined = []
         index = 0
         while index < len(words):
             pair = " ".join(words[index : index + 2])
             if pair in self.joined:
-                found.append(self.joined[pair])
+                joined.append(self.joined[pair])
                 index += 2
             else:
                 if not pairs_only:
-                    found.append(words[index])
+                    joined.append(words[index])
                 index += 1
-        return found
+        return joined
 
     def objects(self, words: Sequence[str]) -> list[str]:
         """Return the words that name an object; beside a toilet, "seat" does not count."""
@@ -79,13 +79,13 @@ def read_names(file: Path, *, strip: bool) -> dict[str, str]:
     return names
 
 
-def joined_words(pairs: Iterable[str]) -> dict[str, str]:
+def build_joined_words(pairs: Iterable[str]) -> dict[str, str]:
     """Return the words as which pairs are read: names of objects, and COCO's special cases."""
     return {
-        **{pair: pair for pair in (*pairs, *NO_OBJECTS)},
+        **{pair: pair for pair in (*pairs, *NON_OBJECTS)},
         **{f"{age} {animal}": animal for age in _AGES for animal in _ANIMALS},
         **{f"passenger {vehicle}": vehicle for vehicle in _VEHICLES},
-        **_SPECIAL,
+        **_SPECIAL_PAIRS,
     }
 
 
@@ -96,11 +96,11 @@ class GroundTruth:
     objects: Mapping[str, frozenset[str]]  # image id -> categories; only for the requested images
     known: frozenset[str]  # the requested images that the annotations have
 
-    def of(self, image: str) -> frozenset[str]:
+    def get_objects(self, image: str) -> frozenset[str]:
         """Return an image's categories; empty if the annotations have none."""
         return self.objects.get(image, frozenset())
 
-    def refuse_unknown(self, answers: Sequence[Answer], who: str) -> None:
+    def require_known(self, answers: Sequence[Answer], scorer: str) -> None:
         """Raise if an answer is about an image that the annotations do not have.
 
         Raises:
@@ -109,7 +109,7 @@ class GroundTruth:
         for number, answer in enumerate(answers, start=1):
             if answer.item not in self.known:
                 raise UserError(
-                    f"{who}: answer {number}: image {answer.item} is not in COCO's annotations"
+                    f"{scorer}: answer {number}: image {answer.item} is not in COCO's annotations"
                 )
 
 
@@ -117,10 +117,10 @@ def read_ground_truth(
     coco: Path | None,
     images: Iterable[str],
     names: ObjectNames,
-    in_caption: Callable[[str], Sequence[str]],
+    find_categories: Callable[[str], Sequence[str]],
     *,
     official: bool,
-    who: str,
+    scorer: str,
 ) -> GroundTruth:
     """Read the objects in images.
 
@@ -128,93 +128,97 @@ def read_ground_truth(
         coco: COCO's annotation folder, one of its files, or a JSON of image id -> objects.
         images: the ids that are needed, as text.
         names: the objects' names.
-        in_caption: returns the categories that a caption names.
+        find_categories: returns the categories that a caption names.
         official: read what the official scripts read: all four files; a JSON as it is.
-        who: the scorer, for messages.
+        scorer: the scorer, for messages.
 
     Raises:
         UserError: the annotations are missing or have another form.
     """
     if coco is None:
         raise UserError(
-            f"{who}: COCO's annotations are needed: --coco FOLDER, with "
+            f"{scorer}: COCO's annotations are needed: --coco FOLDER, with "
             "annotations_trainval2014.zip of cocodataset.org unpacked in it"
         )
-    wanted = frozenset(images)
+    image_ids = frozenset(images)
     if coco.is_dir():
         if (coco / "annotations").is_dir():  # COCO's own layout
             coco = coco / "annotations"
-        return _from_annotations(_files(coco, official, who), wanted, names, in_caption)
-    held = read_json(coco)
-    if isinstance(held, dict) and isinstance(held.get("annotations"), list):
+        return _read_annotations(
+            _find_annotation_files(coco, official, scorer), image_ids, names, find_categories
+        )
+    content = read_json(coco)
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         if official:
             raise UserError(
-                f"{who}: {coco}: one file alone; the official script reads {', '.join(ANNOTATIONS)}"
-                ": name their folder"
+                f"{scorer}: {coco}: one file alone; the official script reads "
+                f"{', '.join(ANNOTATIONS)}: name their folder"
             )
-        return _from_annotations([coco], wanted, names, in_caption)
-    return _from_lists(coco, held, wanted, names, official)
+        return _read_annotations([coco], image_ids, names, find_categories)
+    return _read_object_lists(coco, content, image_ids, names, official)
 
 
-def _files(folder: Path, official: bool, who: str) -> list[Path]:
+def _find_annotation_files(folder: Path, official: bool, scorer: str) -> list[Path]:
     if not official:
-        found = sorted(
+        files = sorted(
             path for kind in ("instances", "captions") for path in folder.glob(f"{kind}_*.json")
         )
-        if not any(path.name.startswith("instances") for path in found):
-            raise UserError(f"{who}: {folder}: holds no instances_*.json of COCO")
-        return found
+        if not any(path.name.startswith("instances") for path in files):
+            raise UserError(f"{scorer}: {folder}: holds no instances_*.json of COCO")
+        return files
     missing = [name for name in ANNOTATIONS if not (folder / name).exists()]
     if missing:
         raise UserError(
-            f"{who}: {folder}: holds no {', '.join(missing)}: they are in "
+            f"{scorer}: {folder}: holds no {', '.join(missing)}: they are in "
             "annotations_trainval2014.zip of cocodataset.org"
         )
     return [folder / name for name in ANNOTATIONS]
 
 
-def _from_annotations(
+def _read_annotations(
     files: Sequence[Path],
-    wanted: frozenset[str],
+    image_ids: frozenset[str],
     names: ObjectNames,
-    in_caption: Callable[[str], Sequence[str]],
+    find_categories: Callable[[str], Sequence[str]],
 ) -> GroundTruth:
     objects: dict[str, set[str]] = defaultdict(set)
-    known: set[str] = set()
-    kinds: dict[Any, str] = {}
+    known_ids: set[str] = set()
+    categories: dict[Any, str] = {}
     for file in files:  # one at a time: the largest is half a gigabyte
-        held = read_json(file)
+        content = read_json(file)
         try:
-            kinds.update((kind["id"], kind["name"]) for kind in held.get("categories", ()))
-            known.update(str(image["id"]) for image in held.get("images", ()))
-            for row in held["annotations"]:
+            categories.update(
+                (category["id"], category["name"]) for category in content.get("categories", ())
+            )
+            known_ids.update(str(image["id"]) for image in content.get("images", ()))
+            for row in content["annotations"]:
                 image = str(row["image_id"])
-                if image not in wanted:
+                if image not in image_ids:
                     continue
-                known.add(image)
+                known_ids.add(image)
                 if "caption" in row:
-                    objects[image].update(in_caption(row["caption"]))
+                    objects[image].update(find_categories(row["caption"]))
                 else:
-                    objects[image].add(names.category[kinds[row["category_id"]]])
+                    objects[image].add(names.category[categories[row["category_id"]]])
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not COCO's annotations ({error!r})") from None
     return GroundTruth(
-        objects={image: frozenset(found) for image, found in objects.items()},
-        known=frozenset(known & wanted),
+        objects={image: frozenset(categories_found) for image, categories_found in objects.items()},
+        known=frozenset(known_ids & image_ids),
     )
 
 
-def _from_lists(
-    file: Path, held: Any, wanted: frozenset[str], names: ObjectNames, official: bool
+def _read_object_lists(
+    file: Path, content: Any, image_ids: frozenset[str], names: ObjectNames, official: bool
 ) -> GroundTruth:
-    if not isinstance(held, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{file}: neither COCO's annotations nor an object of image id: objects")
     objects: dict[str, frozenset[str]] = {}
-    for image, found in held.items():
-        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    for image, listed in content.items():
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
             raise UserError(f"{file}: image {image}: not a list of objects' names")
-        if image in wanted:
+        if image in image_ids:
             objects[image] = frozenset(
-                found if official else (names.category.get(name, name) for name in found)
+                listed if official else (names.category.get(name, name) for name in listed)
             )
     return GroundTruth(objects=objects, known=frozenset(objects))

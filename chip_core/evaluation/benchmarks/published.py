@@ -38,33 +38,33 @@ class BenchmarkSource:
     licence: str
     files: tuple[PublishedFile, ...]
     count: int | None = None  # questions
-    counted: Callable[[Path], int] | None = None  # counts them in a folder
+    count_questions: Callable[[Path], int] | None = None  # counts them in a folder
 
 
-def rows_of(*names: str) -> Callable[[Path], int]:
+def count_rows(*names: str) -> Callable[[Path], int]:
     """Return a function that counts the rows of a benchmark's file, under one of several names."""
-    return lambda folder: len(reading.read_rows(reading.find(folder, names, folder.name)))
+    return lambda folder: len(reading.read_rows(reading.find_file(folder, names, folder.name)))
 
 
-def keys_of(*names: str) -> Callable[[Path], int]:
+def count_keys(*names: str) -> Callable[[Path], int]:
     """Return a function that counts the keys of a JSON file."""
 
     def count(folder: Path) -> int:
-        path = reading.find(folder, names, folder.name)
-        found = reading.read_json(path)
-        if not isinstance(found, dict):
+        path = reading.find_file(folder, names, folder.name)
+        content = reading.read_json(path)
+        if not isinstance(content, dict):
             raise UserError(f"{path} must be a JSON object")
-        return len(found)
+        return len(content)
 
     return count
 
 
-def _pope(folder: Path) -> int:
-    return sum(rows_of(*_pope_names(split))(folder) for split in _POPE)
+def _count_pope(folder: Path) -> int:
+    return sum(count_rows(*_pope_names(split))(folder) for split in _POPE)
 
 
-def _scienceqa(folder: Path) -> int:
-    path = reading.find(folder, _scienceqa_names("pid_splits.json"), "scienceqa")
+def _count_scienceqa(folder: Path) -> int:
+    path = reading.find_file(folder, _scienceqa_names("pid_splits.json"), "scienceqa")
     splits = reading.read_json(path)
     if not isinstance(splits, dict) or not isinstance(splits.get("test"), list):
         raise UserError(f"{path} has no list 'test'")
@@ -98,7 +98,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "amber": BenchmarkSource(
         licence="Apache-2.0",
         count=15_220,
-        counted=rows_of(*_amber_names("annotations.json")),
+        count_questions=count_rows(*_amber_names("annotations.json")),
         files=(
             PublishedFile(
                 names=_amber_names("annotations.json"), source=f"{_AMBER}, data/", size=1_813_301
@@ -167,7 +167,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "mmhal": BenchmarkSource(
         licence="Apache-2.0",
         count=96,
-        counted=rows_of("mmhal-bench_answer_template.json", "response_template.json"),
+        count_questions=count_rows("mmhal-bench_answer_template.json", "response_template.json"),
         files=(
             PublishedFile(
                 names=("response_template.json", "mmhal-bench_answer_template.json"),
@@ -190,7 +190,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "hallusionbench": BenchmarkSource(
         licence="BSD-3-Clause",
         count=1_129,
-        counted=rows_of("HallusionBench.json"),
+        count_questions=count_rows("HallusionBench.json"),
         files=(
             PublishedFile(names=("HallusionBench.json",), source=_HALLUSION, size=431_987),
             PublishedFile(
@@ -207,7 +207,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "pope": BenchmarkSource(
         licence="MIT; COCO: " + SEE,
         count=3 * 3_000,
-        counted=_pope,
+        count_questions=_count_pope,
         files=(
             *(
                 PublishedFile(
@@ -233,7 +233,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "mmmu": BenchmarkSource(
         licence="Apache-2.0",
         count=900,
-        counted=keys_of("answer_dict_val.json", "mmmu/answer_dict_val.json"),
+        count_questions=count_keys("answer_dict_val.json", "mmmu/answer_dict_val.json"),
         files=(
             PublishedFile(
                 names=("answer_dict_val.json", "mmmu/answer_dict_val.json"),
@@ -251,7 +251,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "scienceqa": BenchmarkSource(
         licence="CC BY-NC-SA 4.0",
         count=4_241,
-        counted=_scienceqa,
+        count_questions=_count_scienceqa,
         files=(
             PublishedFile(
                 names=_scienceqa_names("problems.json"), source=f"{_SCIENCE}, data/scienceqa/"
@@ -271,7 +271,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "llava_bench": BenchmarkSource(
         licence="Apache-2.0",
         count=60,
-        counted=rows_of("questions.jsonl"),
+        count_questions=count_rows("questions.jsonl"),
         files=(
             *(
                 PublishedFile(names=(file,), source=f"{_LLAVA} ({size})")

@@ -9,7 +9,7 @@ from typing import Literal
 
 from chip_core.evaluation.benchmarks.published import SOURCES, BenchmarkSource, PublishedFile
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 
 State = Literal["complete", "scoring only", "incomplete", "absent", "broken", "by lmms-eval"]
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
@@ -25,7 +25,7 @@ class FileStatus:
     size: int = 0  # bytes
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all of its parts exist."""
         return self.parts >= self.file.parts or (self.path is not None and self.path.is_file())
 
@@ -47,15 +47,15 @@ class BenchmarkStatus:
             return "by lmms-eval"
         if self.problem is not None or self.count not in (None, self.source.count):
             return "broken"
-        whole = {held.file.use: True for held in self.files}
-        for held in self.files:
-            whole[held.file.use] &= held.whole
-        if whole["scoring"]:
-            return "complete" if whole.get("asking", True) else "scoring only"
-        return "incomplete" if any(held.path for held in self.files) else "absent"
+        complete = {status.file.use: True for status in self.files}
+        for status in self.files:
+            complete[status.file.use] &= status.is_complete
+        if complete["scoring"]:
+            return "complete" if complete.get("asking", True) else "scoring only"
+        return "incomplete" if any(status.path for status in self.files) else "absent"
 
 
-def status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
+def find_benchmark_status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
     """Return the state of benchmarks in a folder; of all benchmarks if none is named.
 
     Args:
@@ -69,7 +69,7 @@ def status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
         raise UserError(f"--benchmark-data: no folder {folder}")
     for name in names:
         if name not in SOURCES:
-            raise UserError(f"unknown benchmark '{name}': {suggestion(name, SOURCES)}")
+            raise UserError(f"unknown benchmark '{name}': {suggest(name, SOURCES)}")
     return [
         _status(name, source, None if folder is None else folder / name)
         for name, source in SOURCES.items()
@@ -78,38 +78,46 @@ def status(names: Sequence[str], folder: Path | None) -> list[BenchmarkStatus]:
 
 
 def _status(name: str, source: BenchmarkSource, folder: Path | None) -> BenchmarkStatus:
-    files = tuple(_held(file, folder) for file in source.files)
+    files = tuple(_find_parts(file, folder) for file in source.files)
     count, problem = None, None
     # Questions are counted in the benchmark's own files, not in COCO's beside it.
-    own = [held for held in files if held.file.use == "scoring"]
-    if folder is not None and source.counted is not None and all(held.path for held in own):
+    scored = [status for status in files if status.file.use == "scoring"]
+    if (
+        folder is not None
+        and source.count_questions is not None
+        and all(status.path for status in scored)
+    ):
         try:
-            count = source.counted(folder)
+            count = source.count_questions(folder)
         except UserError as error:
             problem = str(error)
     return BenchmarkStatus(name=name, source=source, files=files, count=count, problem=problem)
 
 
-def _held(file: PublishedFile, folder: Path | None) -> FileStatus:
+def _find_parts(file: PublishedFile, folder: Path | None) -> FileStatus:
     if folder is None:
         return FileStatus(file=file)
     for name in file.names:
-        found = _pictures(folder / name) if name.endswith("/") else sorted(_matching(folder, name))
-        if found:
-            size = sum(path.stat().st_size for path in found)
-            path = folder / name if name.endswith("/") else found[0]
-            return FileStatus(file=file, path=path, parts=len(found), size=size)
+        paths = (
+            _find_pictures(folder / name)
+            if name.endswith("/")
+            else sorted(_find_matching_files(folder, name))
+        )
+        if paths:
+            size = sum(path.stat().st_size for path in paths)
+            path = folder / name if name.endswith("/") else paths[0]
+            return FileStatus(file=file, path=path, parts=len(paths), size=size)
     return FileStatus(file=file)
 
 
-def _matching(folder: Path, name: str) -> list[Path]:
+def _find_matching_files(folder: Path, name: str) -> list[Path]:
     """Return the files that match a name or pattern, which may be beside the folder."""
     while name.startswith("../"):
         folder, name = folder.parent, name.removeprefix("../")
     return [path for path in folder.glob(name) if path.is_file()]
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _find_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES]

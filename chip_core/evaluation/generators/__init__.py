@@ -1,18 +1,23 @@
 """Answer generators: the engines that compute a model's answers."""
 
-from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace, Tell
+from chip_core.evaluation.generators.base import (
+    AnsweringModel,
+    GenerationTiming,
+    Generator,
+    OnAnswers,
+)
 from chip_core.evaluation.generators.choice import (
     generator_problems,
-    lacking_here,
+    missing_requirements,
     open_generator,
 )
 
 __all__ = [
     "AnsweringModel",
     "Generator",
-    "Pace",
-    "Tell",
+    "GenerationTiming",
+    "OnAnswers",
     "generator_problems",
-    "lacking_here",
+    "missing_requirements",
     "open_generator",
 ]

@@ -12,17 +12,27 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.generator import ParityConfig
 from chip_core.config.trial import ModelConfig
-from chip_core.data.encodings import Encodings
-from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace
-from chip_core.evaluation.generators.parity import Answered, check, compare, draw_sample
+from chip_core.data.encodings import EncodingCache
+from chip_core.evaluation.generators.base import AnsweringModel, GenerationTiming, Generator
+from chip_core.evaluation.generators.parity import (
+    ParityAnswers,
+    check_parity,
+    compare_answers,
+    draw_sample,
+)
 from chip_core.evaluation.generators.transformers import TransformersGenerator
 from chip_core.evaluation.inference.answer_files import (
     AnswerFile,
     answers_fingerprint,
-    previous_answers,
+    read_stored_answers,
 )
 from chip_core.evaluation.inference.external import run_external
-from chip_core.evaluation.items import asking_identity, decoding_of, find_benchmark, select_items
+from chip_core.evaluation.items import (
+    answering_identity,
+    find_benchmark,
+    resolve_decoding,
+    select_items,
+)
 from chip_core.evaluation.scoring import as_trial_error, file_name, write_scores
 from chip_core.evaluation.task import (
     Benchmark,
@@ -32,8 +42,8 @@ from chip_core.evaluation.task import (
     Response,
     Side,
 )
-from chip_core.models.adapters import is_adapted, without_adapter
-from chip_core.models.loading import local_folder
+from chip_core.models.adapters import disable_adapter, is_adapted
+from chip_core.models.loading import find_local_folder
 from chip_core.results import Answers, Evaluation, Progress
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_atomically
@@ -48,12 +58,12 @@ class InferenceContext:
     processor: Any
     weights: str  # an id unique to the weights: only their own answers are reused
     folder: Path  # gets answers/, responses/ and scores/
-    places: DataPaths
+    data_paths: DataPaths
     batch_size: int = 64  # items answered together
-    encodings: Encodings | None = None  # of the same processor, kept by this process
+    encodings: EncodingCache | None = None  # of the same processor, kept by this process
     bf16: bool = False
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are reused
-    report: Callable[[Progress], None] = lambda progress: None
+    report_progress: Callable[[Progress], None] = lambda progress: None
     checkpoint_dir: Path | None = None  # a Hugging Face folder of the whole model, if there is one
     #: ids of the same weights under which earlier builds stored answers
     former_weights: Sequence[str] = ()
@@ -66,7 +76,7 @@ class InferenceContext:
     def answering_model(self) -> AnsweringModel:
         """The weights that answer."""
         base = self.base
-        folder = None if base is None else local_folder(base.path)
+        folder = None if base is None else find_local_folder(base.path)
         return AnsweringModel(
             model=self.model,
             processor=self.processor,
@@ -79,7 +89,7 @@ class InferenceContext:
         )
 
 
-def answer(
+def generate_answers(
     context: InferenceContext, side: Side, settings: BenchmarkConfig
 ) -> Answers | Evaluation:
     """Generate a model's answers to a benchmark, and store them in `responses/`.
@@ -97,18 +107,18 @@ def answer(
     with as_trial_error(settings.name):
         benchmark = find_benchmark(settings.name)
         if isinstance(benchmark, ExternalBenchmark):
-            asker = benchmark
-            return current_workers().awaited_from_rank0(
-                lambda: _by_itself(context, side, settings, asker)
+            external = benchmark
+            return current_workers().wait_for_rank0(
+                lambda: _run_external(context, side, settings, external)
             )
-        items, _ = select_items(side, settings, benchmark, context.places)
+        items, _ = select_items(side, settings, benchmark, context.data_paths)
     if not items:
         raise TrialError(f"{settings.name}: there are no questions")
-    began = time.perf_counter()
-    responses, metadata = _responses(
-        context, _Questions(side=side, settings=settings, benchmark=benchmark, items=items)
+    start = time.perf_counter()
+    responses, metadata = _generate_responses(
+        context, _QuestionSet(side=side, settings=settings, benchmark=benchmark, items=items)
     )
-    metadata["seconds"] = round(time.perf_counter() - began, 3)
+    metadata["seconds"] = round(time.perf_counter() - start, 3)
     rows = [
         {
             "item": item.id,
@@ -118,14 +128,16 @@ def answer(
         }
         for item, text in zip(items, responses, strict=True)
     ]
-    lines = f"responses/{file_name(side, settings.name)}.jsonl"
-    if current_workers().first:
-        write_atomically(context.folder / lines, "".join(json.dumps(row) + "\n" for row in rows))
-    return Answers(items=len(rows), responses=lines, metadata=metadata)
+    responses_file = f"responses/{file_name(side, settings.name)}.jsonl"
+    if current_workers().is_main:
+        write_atomically(
+            context.folder / responses_file, "".join(json.dumps(row) + "\n" for row in rows)
+        )
+    return Answers(items=len(rows), responses=responses_file, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Questions:
+class _QuestionSet:
     """The selected questions of a benchmark."""
 
     side: Side
@@ -136,112 +148,128 @@ class _Questions:
     @property
     def decoding(self) -> Decoding:
         """How its answers are generated."""
-        return decoding_of(self.settings, self.benchmark)
+        return resolve_decoding(self.settings, self.benchmark)
 
-    def only(self, items: Sequence[Item]) -> _Questions:
+    def subset(self, items: Sequence[Item]) -> _QuestionSet:
         """Return a copy with these items alone."""
         return replace(self, items=items)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Made:
+class _GeneratedAnswers:
     """Answers by item id, with metadata on their generation."""
 
     answers: Mapping[str, Response]
     metadata: dict[str, Any]
 
 
-def measure(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> None:
+def generate_reference_answers(
+    context: InferenceContext, side: Side, settings: BenchmarkConfig
+) -> None:
     """Compute and store transformers' answers with which another engine's answers are compared.
 
     An engine may need the device that the model is on, so this runs for all benchmarks first. It
     does nothing if transformers generates the answers.
 
     Raises:
-        TrialError: as in `answer`.
+        TrialError: as in `generate_answers`.
     """
     if context.generator is None:
         return
     with as_trial_error(settings.name):
         benchmark = find_benchmark(settings.name)
-        items, _ = select_items(side, settings, benchmark, context.places)
-    questions = _Questions(side=side, settings=settings, benchmark=benchmark, items=items)
-    current_workers().broadcast_from_rank0(lambda: _measured(context, questions))
+        items, _ = select_items(side, settings, benchmark, context.data_paths)
+    questions = _QuestionSet(side=side, settings=settings, benchmark=benchmark, items=items)
+    current_workers().broadcast_from_rank0(lambda: _generate_reference(context, questions))
 
 
-def _measured(
-    context: InferenceContext, questions: _Questions
-) -> tuple[list[Item], _Made, _Made | None]:
+def _generate_reference(
+    context: InferenceContext, questions: _QuestionSet
+) -> tuple[list[Item], _GeneratedAnswers, _GeneratedAnswers | None]:
     """Return the sample, and transformers' answers to it: of the arm, and without its adapter."""
     sample = draw_sample(questions.settings.name, questions.items, context.parity)
-    asked, phase = questions.only(sample), f"measure {questions.settings.name}"
-    trained = _answered(context, asked, _transformers(context, asked), phase)
+    questions_sampled, phase = questions.subset(sample), f"measure {questions.settings.name}"
+    trained = _generate_missing(
+        context, questions_sampled, _make_transformers_generator(context, questions_sampled), phase
+    )
     if not is_adapted(context.model):
         return sample, trained, None
-    without = replace(context, weights=f"{context.weights} without its adapter", former_weights=())
-    with without_adapter(context.model):
-        bare = _answered(without, asked, _transformers(context, asked), f"{phase} bare")
+    bare_context = replace(
+        context, weights=f"{context.weights} without its adapter", former_weights=()
+    )
+    with disable_adapter(context.model):
+        bare = _generate_missing(
+            bare_context,
+            questions_sampled,
+            _make_transformers_generator(context, questions_sampled),
+            f"{phase} bare",
+        )
     return sample, trained, bare
 
 
-def _responses(
-    context: InferenceContext, questions: _Questions
+def _generate_responses(
+    context: InferenceContext, questions: _QuestionSet
 ) -> tuple[list[str], dict[str, Any]]:
     """Return a response for each item, and their metadata, on every worker."""
     workers = current_workers()
     engine, phase = context.generator, f"answer {questions.settings.name}"
     if engine is None:
-        own = _transformers(context, questions, workers)
-        made = _answered(context, questions, own, phase, workers)
+        generator = _make_transformers_generator(context, questions, workers)
+        generated = _generate_missing(context, questions, generator, phase, workers)
     else:
-        made = workers.awaited_from_rank0(lambda: _by_engine(context, questions, engine, phase))
-    return [made.answers[item.id].text for item in questions.items], made.metadata
+        generated = workers.wait_for_rank0(
+            lambda: _generate_with_engine(context, questions, engine, phase)
+        )
+    return [generated.answers[item.id].text for item in questions.items], generated.metadata
 
 
-def _by_engine(
-    context: InferenceContext, questions: _Questions, engine: Generator, phase: str
-) -> _Made:
+def _generate_with_engine(
+    context: InferenceContext, questions: _QuestionSet, engine: Generator, phase: str
+) -> _GeneratedAnswers:
     """Answer with an engine other than transformers, after its parity check."""
     name = questions.settings.name
-    sample, trained, bare = _measured(context, questions)
-    first = _answered(context, questions.only(sample), engine, f"check {name}")
-    parity = compare(
-        Answered(
+    sample, trained, bare = _generate_reference(context, questions)
+    engine_answers = _generate_missing(context, questions.subset(sample), engine, f"check {name}")
+    parity = compare_answers(
+        ParityAnswers(
             items=sample,
             measure=trained.answers,
-            engine=first.answers,
+            engine=engine_answers.answers,
             bare=None if bare is None else bare.answers,
         ),
         context.answering_model,
         questions.decoding,
         context.parity,
     )
-    check(parity, name, engine.label)
-    made = _answered(context, questions, engine, phase)
-    made.metadata["generator"] = engine.label
-    made.metadata["parity"] = parity
-    return made
+    check_parity(parity, name, engine.label)
+    generated = _generate_missing(context, questions, engine, phase)
+    generated.metadata["generator"] = engine.label
+    generated.metadata["parity"] = parity
+    return generated
 
 
-def _transformers(
-    context: InferenceContext, questions: _Questions, workers: Workers | None = None
+def _make_transformers_generator(
+    context: InferenceContext, questions: _QuestionSet, workers: Workers | None = None
 ) -> TransformersGenerator:
-    settings, data = questions.settings, context.places.data(questions.settings.name)
+    settings, data = (
+        questions.settings,
+        context.data_paths.benchmark_folder(questions.settings.name),
+    )
     return TransformersGenerator(
         batch_size=context.batch_size,
         encodings=context.encodings,
-        asked=(questions.side, settings.name, str(data), settings.protocol),
+        namespace=(questions.side, settings.name, str(data), settings.protocol),
         workers=workers,
     )
 
 
-def _answered(
+def _generate_missing(
     context: InferenceContext,
-    questions: _Questions,
+    questions: _QuestionSet,
     generator: Generator,
     phase: str,
     workers: Workers | None = None,
-) -> _Made:
+) -> _GeneratedAnswers:
     """Answer the items that have no stored answer, and store each new answer at once.
 
     Args:
@@ -252,49 +280,57 @@ def _answered(
         workers: the workers that share the items, all of which call this; None: this process alone.
     """
     workers, settings = workers or Workers(), questions.settings
-    marks = _marks(context, questions, generator)
-    before, own = workers.broadcast_from_rank0(lambda: _before(context, questions, marks))
+    fingerprints = _compute_fingerprints(context, questions, generator)
+    stored, own_ids = workers.broadcast_from_rank0(
+        lambda: _load_stored(context, questions, fingerprints)
+    )
     name, items = file_name(questions.side, settings.name), questions.items
 
-    def own_share() -> tuple[dict[str, Response], Pace]:
-        left = [item for item in items if item.id not in before]
-        clock = _Clock(context.report, phase, len(items), len(before))
-        made: dict[str, Response] = {}
+    def answer_share() -> tuple[dict[str, Response], GenerationTiming]:
+        missing = [item for item in items if item.id not in stored]
+        reporter = _ProgressReporter(context.report_progress, phase, len(items), len(stored))
+        generated: dict[str, Response] = {}
 
-        def tell(answers: Sequence[tuple[Item, Response]]) -> None:
+        def store_answers(answers: Sequence[tuple[Item, Response]]) -> None:
             file.add(answers)
-            made.update((item.id, response) for item, response in answers)
-            clock.tell([response for _, response in answers], share=workers.size)
+            generated.update((item.id, response) for item, response in answers)
+            reporter.report([response for _, response in answers], share=workers.size)
 
-        with AnswerFile(context.folder, name, marks[0], workers.rank) as file:
-            if workers.first:
+        with AnswerFile(context.folder, name, fingerprints[0], workers.rank) as file:
+            if workers.is_main:
                 file.add(
-                    (item, before[item.id])
+                    (item, stored[item.id])
                     for item in items
-                    if item.id in before and item.id not in own
+                    if item.id in stored and item.id not in own_ids
                 )
-            pace = generator.answer(left, context.answering_model, questions.decoding, tell)
-        return made, pace
+            timing = generator.answer(
+                missing, context.answering_model, questions.decoding, store_answers
+            )
+        return generated, timing
 
-    shares = workers.each(own_share)
-    answers = dict(before)
-    for share, _ in shares:
-        answers.update(share)
-    made_now = [response for share, _ in shares for response in share.values()]
-    metadata = _metadata([pace for _, pace in shares], answers, len(before), questions.decoding)
-    if made_now:
-        metadata["pace"] = _pace([pace for _, pace in shares], made_now)
-    moved = getattr(generator, "moved", (0, 0))
-    checked, differ = workers.broadcast_from_rank0(lambda: moved)
+    shares = workers.gather_results(answer_share)
+    answers = dict(stored)
+    for worker_share, _ in shares:
+        answers.update(worker_share)
+    new_responses = [response for worker_share, _ in shares for response in worker_share.values()]
+    metadata = _build_metadata(
+        [timing for _, timing in shares], answers, len(stored), questions.decoding
+    )
+    if new_responses:
+        metadata["pace"] = _compute_rates([timing for _, timing in shares], new_responses)
+    bf16_differences = getattr(generator, "bf16_differences", (0, 0))
+    checked, differing = workers.broadcast_from_rank0(lambda: bf16_differences)
     if checked:
-        metadata["bf16"] = {"checked": checked, "differ": differ}
-    return _Made(answers=answers, metadata=metadata)
+        metadata["bf16"] = {"checked": checked, "differ": differing}
+    return _GeneratedAnswers(answers=answers, metadata=metadata)
 
 
-def _marks(context: InferenceContext, questions: _Questions, generator: Generator) -> list[str]:
+def _compute_fingerprints(
+    context: InferenceContext, questions: _QuestionSet, generator: Generator
+) -> list[str]:
     """Return hashes of what decides answers besides the question: this build's, then others'."""
     decided_by = {
-        **asking_identity(questions.benchmark),
+        **answering_identity(questions.benchmark),
         # It was once autocast over weights in fp32, which gives other answers.
         "bf16": "held" if context.bf16 else False,
         "decoding": asdict(questions.decoding),
@@ -302,89 +338,102 @@ def _marks(context: InferenceContext, questions: _Questions, generator: Generato
     if generator.identity:
         decided_by["generator"] = dict(generator.identity)
     weights = [context.weights, *context.former_weights]
-    return [answers_fingerprint({**decided_by, "weights": mark}) for mark in weights]
+    return [answers_fingerprint({**decided_by, "weights": weights_id}) for weights_id in weights]
 
 
-def _before(
-    context: InferenceContext, questions: _Questions, marks: Sequence[str]
+def _load_stored(
+    context: InferenceContext, questions: _QuestionSet, fingerprints: Sequence[str]
 ) -> tuple[dict[str, Response], set[str]]:
     """Return stored answers by item id, and the ids of those in the attempt's own file.
 
     A question has the same answer on both sides of a benchmark.
     """
-    other: Side = "report" if questions.side == "select" else "select"
-    here, there = (file_name(side, questions.settings.name) for side in (questions.side, other))
+    other_side: Side = "report" if questions.side == "select" else "select"
+    file_prefix, other_prefix = (
+        file_name(side, questions.settings.name) for side in (questions.side, other_side)
+    )
     folders = [context.folder, *context.earlier]
-    found = previous_answers(folders, (here, there), marks, questions.items)
-    own = previous_answers([context.folder], (here,), marks[:1], questions.items)
-    return found, set(own)
+    stored = read_stored_answers(
+        folders, (file_prefix, other_prefix), fingerprints, questions.items
+    )
+    own_answers = read_stored_answers(
+        [context.folder], (file_prefix,), fingerprints[:1], questions.items
+    )
+    return stored, set(own_answers)
 
 
-def _metadata(
-    paces: Sequence[Pace], answers: Mapping[str, Response], before: int, decoding: Decoding
+def _build_metadata(
+    timings: Sequence[GenerationTiming],
+    answers: Mapping[str, Response],
+    stored: int,
+    decoding: Decoding,
 ) -> dict[str, Any]:
     """Return the metadata on the generation of answers."""
     metadata: dict[str, Any] = {}
-    cut = [response.cut for response in answers.values() if response.cut is not None]
-    if any(cut):
+    cut_flags = [response.cut for response in answers.values() if response.cut is not None]
+    if any(cut_flags):
         metadata["cut"] = {
-            "answers": sum(cut), "of": len(cut), "max_new_tokens": decoding.max_new_tokens
-        }  # fmt: skip
-    notes = list(dict.fromkeys(note for pace in paces for note in pace.notes))
+            "answers": sum(cut_flags),
+            "of": len(cut_flags),
+            "max_new_tokens": decoding.max_new_tokens,
+        }
+    notes = list(dict.fromkeys(note for timing in timings for note in timing.notes))
     if notes:
         metadata["notes"] = notes
-    if before:
-        metadata["taken_over"] = before
+    if stored:
+        metadata["taken_over"] = stored
     return metadata
 
 
-def _pace(paces: Sequence[Pace], made: Sequence[Response]) -> dict[str, float]:
+def _compute_rates(
+    timings: Sequence[GenerationTiming], responses: Sequence[Response]
+) -> dict[str, float]:
     """Return the rates of generation, and the share of time in which nothing was ready."""
-    seconds = max(max(pace.seconds for pace in paces), 1e-9)
-    found = {"answers": len(made), "answers_per_second": len(made) / seconds}
-    tokens = [response.tokens for response in made if response.tokens is not None]
-    if len(tokens) == len(made):
-        found["tokens_per_second"] = sum(tokens) / seconds
-    found["waited"] = sum(pace.waited for pace in paces) / (seconds * len(paces))
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    seconds = max(max(timing.seconds for timing in timings), 1e-9)
+    rates = {"answers": len(responses), "answers_per_second": len(responses) / seconds}
+    tokens = [response.tokens for response in responses if response.tokens is not None]
+    if len(tokens) == len(responses):
+        rates["tokens_per_second"] = sum(tokens) / seconds
+    rates["waited"] = sum(timing.wait_seconds for timing in timings) / (seconds * len(timings))
+    return {name: float(f"{value:.4g}") for name, value in rates.items()}
 
 
-class _Clock:
+class _ProgressReporter:
     """Reports progress with items a second and the seconds left."""
 
     def __init__(
-        self, report: Callable[[Progress], None], phase: str, total: int, before: int
+        self, report: Callable[[Progress], None], phase: str, total: int, stored: int
     ) -> None:
-        self._report, self._phase, self._total, self._before = report, phase, total, before
-        self._began = time.perf_counter()
-        self._made = self._tokens = 0
-        report(Progress(phase=phase, done=before, total=total))
+        self._report, self._phase, self._total, self._stored = report, phase, total, stored
+        self._start = time.perf_counter()
+        self._generated = self._tokens = 0
+        report(Progress(phase=phase, done=stored, total=total))
 
-    def tell(self, made: Sequence[Response], *, share: int) -> None:
+    def report(self, responses: Sequence[Response], *, share: int) -> None:
         """Report progress, assuming that the other workers are as far as this one.
 
         Args:
-            made: the responses since the last call.
+            responses: the responses since the last call.
             share: the number of workers.
         """
-        self._made += len(made)
-        self._tokens += sum(response.tokens or 0 for response in made)
-        done = min(self._before + self._made * share, self._total)
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        rate = max(done - self._before, 1) / seconds
+        self._generated += len(responses)
+        self._tokens += sum(response.tokens or 0 for response in responses)
+        done = min(self._stored + self._generated * share, self._total)
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        rate = max(done - self._stored, 1) / seconds
         figures = {"items_per_second": rate, "seconds_left": (self._total - done) / rate}
         if self._tokens:  # a server may not report them
             figures["tokens_per_second"] = self._tokens * share / seconds
         self._report(Progress(phase=self._phase, done=done, total=self._total, figures=figures))
 
 
-def _by_itself(
+def _run_external(
     context: InferenceContext, side: Side, settings: BenchmarkConfig, benchmark: ExternalBenchmark
 ) -> Evaluation:
     """Run the benchmark's own program on the model."""
     phase = f"answer {settings.name}"
-    context.report(Progress(phase=phase, done=0, total=1))
-    found = run_external(
+    context.report_progress(Progress(phase=phase, done=0, total=1))
+    result = run_external(
         benchmark,
         settings,
         model=context.model,
@@ -393,7 +442,7 @@ def _by_itself(
         folder=context.folder,
         batch_size=context.batch_size,
     )
-    context.report(Progress(phase=phase, done=1, total=1))
-    lines = f"responses/{file_name(side, settings.name)}.jsonl"
-    write_atomically(context.folder / lines, "")  # the program has the responses
-    return write_scores(context.folder, side, settings, benchmark, found.scored, found.metadata)
+    context.report_progress(Progress(phase=phase, done=1, total=1))
+    responses_file = f"responses/{file_name(side, settings.name)}.jsonl"
+    write_atomically(context.folder / responses_file, "")  # the program has the responses
+    return write_scores(context.folder, side, settings, benchmark, result.scored, result.metadata)

@@ -12,7 +12,7 @@ from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.utils.errors import TrialError
 
 #: Called with answers as they are generated, to store them.
-Tell = Callable[[Sequence[tuple[Item, Response]]], None]
+OnAnswers = Callable[[Sequence[tuple[Item, Response]]], None]
 
 
 class ServerLostError(TrialError):
@@ -34,11 +34,11 @@ class AnsweringModel:
 
 
 @dataclass(kw_only=True)
-class Pace:
+class GenerationTiming:
     """The timing of generated answers."""
 
     seconds: float = 0.0
-    waited: float = 0.0  # of them, how long the engine waited for a picture or prompt
+    wait_seconds: float = 0.0  # of them, how long the engine waited for a picture or prompt
     notes: list[str] = field(default_factory=list)  # for the report
 
 
@@ -51,8 +51,12 @@ class Generator(ABC):
 
     @abstractmethod
     def answer(
-        self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
-    ) -> Pace:
+        self,
+        items: Sequence[Item],
+        model: AnsweringModel,
+        decoding: Decoding,
+        on_answers: OnAnswers,
+    ) -> GenerationTiming:
         """Answer each item once, in any order.
 
         Raises:

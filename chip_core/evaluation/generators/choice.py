@@ -11,8 +11,8 @@ from pathlib import Path
 from chip_core.config.generator import EvaluationConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluation.generators.base import Generator
-from chip_core.evaluation.items import decoding_of, find_benchmark
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.items import find_benchmark, resolve_decoding
+from chip_core.evaluation.readiness import list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.models import loading, own
 from chip_core.utils.files import read_json
@@ -33,7 +33,7 @@ def open_generator(
     Raises:
         TrialError: that server is gone.
     """
-    if config.own:
+    if config.in_process:
         yield None
         return
     generator: Generator
@@ -59,28 +59,28 @@ def generator_problems(
     config: EvaluationConfig, benchmarks: BenchmarksConfig, model: ModelConfig
 ) -> list[str]:
     """Return why an engine cannot answer these benchmarks on any machine, with what to do."""
-    if config.own:
+    if config.in_process:
         return []
-    found = [f"benchmarks.{line}" for line in _not_for_an_engine(config, benchmarks)]
+    problems = [f"benchmarks.{line}" for line in _unsupported_benchmarks(config, benchmarks)]
     if config.generator.kind == "vllm" and model.quantize != "none":
-        found.append(
+        problems.append(
             f"evaluation.generator: vLLM is started with whole weights, and model.quantize is "
             f"{model.quantize}: write evaluation.generator: transformers, or model.quantize: none"
         )
-    if (family := _own_family(model)) is not None:
-        found.append(
+    if (family := _custom_model_type(model)) is not None:
+        problems.append(
             f"evaluation.generator: no server knows a {family}, which this package brings: write "
             "evaluation.generator: transformers"
         )
-    return found
+    return problems
 
 
-def lacking_here(config: EvaluationConfig) -> list[str]:
+def missing_requirements(config: EvaluationConfig) -> list[str]:
     """Return what an engine needs and this machine, where a trial runs, does not have."""
-    return [] if config.own else [f"evaluation.{line}" for line in _lacking(config)]
+    return [] if config.in_process else [f"evaluation.{line}" for line in _missing_tools(config)]
 
 
-def _lacking(config: EvaluationConfig) -> Iterator[str]:
+def _missing_tools(config: EvaluationConfig) -> Iterator[str]:
     generator = config.generator
     extra = "vllm" if generator.kind == "vllm" else "judge"
     if importlib.util.find_spec("openai") is None:
@@ -101,9 +101,11 @@ def _lacking(config: EvaluationConfig) -> Iterator[str]:
         )
 
 
-def _not_for_an_engine(config: EvaluationConfig, benchmarks: BenchmarksConfig) -> Iterator[str]:
+def _unsupported_benchmarks(
+    config: EvaluationConfig, benchmarks: BenchmarksConfig
+) -> Iterator[str]:
     kind = config.generator.kind
-    for side, settings in sides(benchmarks):
+    for side, settings in list_sides(benchmarks):
         try:
             benchmark = find_benchmark(settings.name)
         except ValueError:
@@ -113,15 +115,15 @@ def _not_for_an_engine(config: EvaluationConfig, benchmarks: BenchmarksConfig) -
                 f"{side}: {settings.name} asks by a program of its own, which evaluation.generator "
                 f"'{kind}' does not reach: leave one of the two out"
             )
-        elif (beams := decoding_of(settings, benchmark).num_beams) > 1:
+        elif (beams := resolve_decoding(settings, benchmark).num_beams) > 1:
             yield (
                 f"{side}: {settings.name} asks for {beams} beams, and generator '{kind}' answers "
                 "greedily alone: write num_beams: 1, or evaluation.generator: transformers"
             )
 
 
-def _own_family(model: ModelConfig) -> str | None:
-    folder = loading.local_folder(model.path)
+def _custom_model_type(model: ModelConfig) -> str | None:
+    folder = loading.find_local_folder(model.path)
     try:
         family = None if folder is None else read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError):

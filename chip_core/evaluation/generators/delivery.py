@@ -14,22 +14,22 @@ from typing import Any
 from chip_core.config.generator import GeneratorConfig
 from chip_core.evaluation.generators.base import AnsweringModel, ServerLostError
 from chip_core.models.adapters import TRAINED_PARTS, is_adapted, merge_adapters
-from chip_core.models.parts import is_adapter, named_parts
+from chip_core.models.parts import group_parameters, is_adapter
 from chip_core.utils.errors import TrialError
 
 #: A folder of an attempt that a server reads while it answers. Hidden files are not uploaded.
-SERVED = ".served"
+SERVED_FOLDER = ".served"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class ServedModel:
     """Weights loaded in a server."""
 
     name: str
     advice: str  # what to do if the server does not know them
 
     @property
-    def answers_as(self) -> tuple[str, ...]:
+    def accepted_names(self) -> tuple[str, ...]:
         """The model names that its answers may have; `transformers serve` adds the revision."""
         return self.name, f"{self.name}@main"
 
@@ -39,7 +39,7 @@ def arm_name(weights: str) -> str:
     return f"chip-{hashlib.sha256(weights.encode()).hexdigest()[:24]}"
 
 
-def beyond_adapter(model: AnsweringModel) -> str | None:
+def find_weights_beyond_adapter(model: AnsweringModel) -> str | None:
     """Return which trained weights an engine may ignore if it loads the adapter; None: none.
 
     Engines adapt language models: vLLM may silently ignore an adapter's layers elsewhere.
@@ -50,14 +50,14 @@ def beyond_adapter(model: AnsweringModel) -> str | None:
         return "all of its weights"
     if (model.trained / TRAINED_PARTS).exists():
         return "weights beside its adapter"
-    parts = named_parts(model.model.get_base_model())
+    parts = group_parameters(model.model.get_base_model())
     for part in ("vision_encoder", "projector"):
         if any(is_adapter(name) for name in parts[part]):
             return f"an adapter on its {part}"
     return None
 
 
-def whole_folder(model: AnsweringModel, folder: Path) -> Path:
+def make_model_folder(model: AnsweringModel, folder: Path) -> Path:
     """Create a folder with the whole model, named after its weights; return the folder.
 
     A trained model that is whole is linked, one with an adapter is merged.
@@ -67,27 +67,27 @@ def whole_folder(model: AnsweringModel, folder: Path) -> Path:
         folder: the attempt's folder.
     """
     assert model.trained is not None
-    place = folder.absolute() / SERVED / arm_name(model.weights)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    _remove(place)
+    model_folder = folder.absolute() / SERVED_FOLDER / arm_name(model.weights)
+    model_folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove(model_folder)
     if not is_adapted(model.model):
-        place.symlink_to(model.trained.absolute(), target_is_directory=True)
-        return place
+        model_folder.symlink_to(model.trained.absolute(), target_is_directory=True)
+        return model_folder
     device = next(model.model.parameters()).device
     model.model.to("cpu")  # a second copy may not fit beside it
     try:
-        plain = merge_adapters(copy.deepcopy(model.model))
+        merged = merge_adapters(copy.deepcopy(model.model))
     finally:
         model.model.to(device)
-    plain.save_pretrained(place)
-    model.processor.save_pretrained(place)
-    return place
+    merged.save_pretrained(model_folder)
+    model.processor.save_pretrained(model_folder)
+    return model_folder
 
 
-def drop_served(attempt: Path) -> None:
+def remove_served_files(attempt: Path) -> None:
     """Remove the files that a killed attempt had left for a server to read."""
-    for left in list(attempt.rglob(SERVED)):
-        shutil.rmtree(left, ignore_errors=True)
+    for folder in list(attempt.rglob(SERVED_FOLDER)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Delivery:
@@ -99,7 +99,7 @@ class Delivery:
         client: Any,
         folder: Path,
         served: dict[str, str],
-        told: Callable[[str], str],
+        format_message: Callable[[str], str],
     ) -> None:
         """Set up.
 
@@ -108,53 +108,57 @@ class Delivery:
             client: the server's client.
             folder: the attempt's folder.
             served: weights that the server has already -> their name.
-            told: prefixes a message with the server's name.
+            format_message: prefixes a message with the server's name.
         """
         self._settings, self._client, self._folder = settings, client, folder
-        self._served, self._told = served, told
-        self._brought: dict[str, Served] = {}
+        self._served, self._format_message = served, format_message
+        self._delivered: dict[str, ServedModel] = {}
         self._adapters: list[str] = []
         self._folders: list[Path] = []
 
-    def bring(self, model: AnsweringModel) -> Served:
+    def deliver(self, model: AnsweringModel) -> ServedModel:
         """Load the weights, if they are not; return their name in the server.
 
         Raises:
             TrialError: they cannot be loaded.
         """
-        if model.weights not in self._brought:
-            self._brought[model.weights] = self._bring(model)
-        return self._brought[model.weights]
+        if model.weights not in self._delivered:
+            self._delivered[model.weights] = self._deliver_weights(model)
+        return self._delivered[model.weights]
 
-    def _bring(self, model: AnsweringModel) -> Served:
+    def _deliver_weights(self, model: AnsweringModel) -> ServedModel:
         if model.weights in self._served:
-            return Served(name=self._served[model.weights], advice="its log says why")
+            return ServedModel(name=self._served[model.weights], advice="its log says why")
         if model.trained is None:
             name = self._settings.model or model.base
             if self._settings.delivery == "path" and self._settings.model is None:
-                name = _plain(name) + (f"@{model.revision}" if model.revision else "")
-            return Served(
+                name = _check_path(name) + (f"@{model.revision}" if model.revision else "")
+            return ServedModel(
                 name=name, advice="name it as the server does by evaluation.generator.model"
             )
         name = arm_name(model.weights)
         if self._settings.delivery == "served":
-            return Served(name=name, advice=f"serve {model.trained} there under that name")
+            return ServedModel(name=name, advice=f"serve {model.trained} there under that name")
         if self._settings.delivery == "load_lora_adapter":
-            self._load(name, model.trained, beyond=beyond_adapter(model))
-            return Served(name=name, advice="it was loaded, and is no longer there")
-        place = whole_folder(model, self._folder)
-        self._folders.append(place)
-        return Served(name=_plain(str(place)), advice="let the server read that folder")
+            self._load_adapter(
+                name, model.trained, other_weights=find_weights_beyond_adapter(model)
+            )
+            return ServedModel(name=name, advice="it was loaded, and is no longer there")
+        model_folder = make_model_folder(model, self._folder)
+        self._folders.append(model_folder)
+        return ServedModel(
+            name=_check_path(str(model_folder)), advice="let the server read that folder"
+        )
 
-    def _load(self, name: str, trained: Path, *, beyond: str | None) -> None:
+    def _load_adapter(self, name: str, trained: Path, *, other_weights: str | None) -> None:
         import openai
 
-        if beyond is not None:
+        if other_weights is not None:
             raise TrialError(
-                self._told(
+                self._format_message(
                     f"a language model's adapter can be loaded into it, and this arm trained "
-                    f"{beyond}: write evaluation.generator.weights: served, or path where the "
-                    "server reads folders"
+                    f"{other_weights}: write evaluation.generator.weights: served, or path where "
+                    "the server reads folders"
                 )
             )
         body = {"lora_name": name, "lora_path": str(trained.absolute())}
@@ -162,27 +166,29 @@ class Delivery:
             self._client.post("/load_lora_adapter", body=body, cast_to=str)
         except openai.NotFoundError:
             raise TrialError(
-                self._told(
+                self._format_message(
                     "takes no adapters while it runs: start it with --enable-lora and "
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else reaches it"
                 )
             ) from None
         except openai.APITimeoutError:  # also an APIConnectionError, but the server is there
             raise TrialError(
-                self._told(
+                self._format_message(
                     f"has not loaded {trained} within {self._settings.timeout:g} s: raise "
                     "evaluation.generator.timeout; answers that came are kept"
                 )
             ) from None
         except openai.APIConnectionError:
             raise ServerLostError(
-                self._told("no connection: start it again; answers that came are kept")
+                self._format_message("no connection: start it again; answers that came are kept")
             ) from None
         except openai.OpenAIError as error:
             if "already" in str(error):  # the same weights: the name is theirs alone
                 return
             line = (str(error).splitlines() or [""])[0]
-            raise TrialError(self._told(f"cannot load {trained} ({line[:300]})")) from None
+            raise TrialError(
+                self._format_message(f"cannot load {trained} ({line[:300]})")
+            ) from None
         self._adapters.append(name)
 
     def close(self) -> None:
@@ -192,13 +198,13 @@ class Delivery:
         for name in self._adapters:
             with suppress(openai.OpenAIError):  # an unreachable server needs no unloading
                 self._client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
-        for place in self._folders:
-            _remove(place)
+        for model_folder in self._folders:
+            _remove(model_folder)
             with suppress(OSError):
-                place.parent.rmdir()
+                model_folder.parent.rmdir()
 
 
-def _plain(path: str) -> str:
+def _check_path(path: str) -> str:
     """Return a path that `transformers serve` reads as it is.
 
     Raises:
@@ -211,8 +217,8 @@ def _plain(path: str) -> str:
     return path
 
 
-def _remove(place: Path) -> None:
-    if place.is_symlink():
-        place.unlink()
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
     else:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)

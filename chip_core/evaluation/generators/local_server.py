@@ -49,8 +49,8 @@ class LocalServer:
         health: str,
         log: Path,
         environment: Mapping[str, str],
-        patience: float,
-        stopping: Callable[[], bool] = lambda: False,
+        start_timeout: float,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Start the server, and wait until it answers.
 
@@ -59,13 +59,13 @@ class LocalServer:
             health: an address that answers 200 once the server is ready.
             log: the file for its output.
             environment: variables in addition to this process's environment.
-            patience: the longest start, in seconds.
-            stopping: called meanwhile; true: give up.
+            start_timeout: the longest start, in seconds.
+            should_stop: called meanwhile; true: give up.
 
         Raises:
             TrialError: it did not start; with its last line of output.
         """
-        self._log, self._stopping = log, stopping
+        self._log, self._should_stop = log, should_stop
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             self._process = subprocess.Popen(
@@ -77,18 +77,18 @@ class LocalServer:
                 start_new_session=True,  # Ctrl-C must reach this process alone, which stops it
             )
         try:
-            self._wait(command[0], health, time.monotonic() + patience)
+            self._wait_until_ready(command[0], health, time.monotonic() + start_timeout)
         except BaseException:
             self.stop()
             raise
 
-    def _wait(self, name: str, health: str, until: float) -> None:
+    def _wait_until_ready(self, name: str, health: str, until: float) -> None:
         session = requests.Session()
         session.trust_env = False  # a proxy of the environment does not reach this machine
         while time.monotonic() < until:
-            if self._stopping():
+            if self._should_stop():
                 raise TrialError(f"{name} was stopped before it had started")
-            if not self.runs:
+            if not self.is_running:
                 raise TrialError(f"{name} did not start: {self.last_line()} ({self._log})")
             with suppress(requests.RequestException):
                 if session.get(health, timeout=5).status_code == 200:
@@ -97,7 +97,7 @@ class LocalServer:
         raise TrialError(f"{name} did not start in time: {self.last_line()} ({self._log})")
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it is still running."""
         return self._process.poll() is None
 

@@ -21,19 +21,19 @@ from chip_core.data.image_files import to_rgb
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.evaluation.generators.base import (
     AnsweringModel,
+    GenerationTiming,
     Generator,
-    Pace,
+    OnAnswers,
     ServerLostError,
-    Tell,
 )
-from chip_core.evaluation.generators.delivery import Delivery, Served
-from chip_core.evaluation.generators.parity import prompt_mark
+from chip_core.evaluation.generators.delivery import Delivery, ServedModel
+from chip_core.evaluation.generators.parity import hash_prompt
 from chip_core.evaluation.inference.decoder import generation_settings
-from chip_core.evaluation.judge.endpoint import own_words
+from chip_core.evaluation.judge.endpoint import error_message
 from chip_core.evaluation.task import Decoding, Item, Picture, Response
 from chip_core.utils.errors import TrialError
 
-_WORDS = 300  # characters shown of a server's message
+_MAX_MESSAGE_LENGTH = 300  # characters shown of a server's message
 
 
 class OpenAIGenerator(Generator):
@@ -60,7 +60,7 @@ class OpenAIGenerator(Generator):
         """
         import openai
 
-        name, here = settings.api_key_env, key is not None
+        name, is_local = settings.api_key_env, key is not None
         if key is None and name is not None:
             key = os.environ.get(name)
         if name is not None and not key:
@@ -73,52 +73,59 @@ class OpenAIGenerator(Generator):
             timeout=settings.timeout,
             max_retries=settings.retries,
             # A proxy of the environment does not reach this machine's own addresses.
-            http_client=openai.DefaultHttpxClient(trust_env=False) if here else None,
+            http_client=openai.DefaultHttpxClient(trust_env=False) if is_local else None,
         )
-        self._delivery = Delivery(settings, self._client, folder, dict(served or {}), self._told)
+        self._delivery = Delivery(
+            settings, self._client, folder, dict(served or {}), self._prefix_message
+        )
         software = f"{settings.server} {settings.version}".removeprefix("other ")
         self.label = f"{software} at {settings.base_url}"
         self.identity = {"generator": "openai", "server": software}
 
     def answer(
-        self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
-    ) -> Pace:
+        self,
+        items: Sequence[Item],
+        model: AnsweringModel,
+        decoding: Decoding,
+        on_answers: OnAnswers,
+    ) -> GenerationTiming:
         """Answer the items, at most `concurrency` at a time."""
         if not items:
-            return Pace()
-        self._check_marks(items, model)
-        served = self._delivery.bring(model)
-        extra = request_keys(self._settings.server, model, decoding)
-        busy, failures = _Busy(), list[TrialError]()
-        pictures = _DataUrls(2 * self._settings.concurrency)
+            return GenerationTiming()
+        self._check_special_tokens(items, model)
+        served = self._delivery.deliver(model)
+        extra_body = request_keys(self._settings.server, model, decoding)
+        timer, failures = _BusyTimer(), list[TrialError]()
+        pictures = _DataUrlCache(2 * self._settings.concurrency)
 
         def ask(item: Item) -> Response | None:
             if failures:
                 return None
             messages: list[Mapping[str, Any]] = [
-                {"role": "user", "content": question_parts(item, pictures.of)}
+                {"role": "user", "content": question_parts(item, pictures.get_url)}
             ]
             try:
-                with busy:
-                    return self._ask(item, served, messages, extra)
+                with timer:
+                    return self._send_question(item, served, messages, extra_body)
             except TrialError as error:
                 failures.append(error)
                 return None
 
         pool = ThreadPoolExecutor(max_workers=self._settings.concurrency)
         try:
-            asked = {pool.submit(ask, item): item for item in _by_picture(items)}
-            for future in as_completed(asked):
+            pending = {pool.submit(ask, item): item for item in _group_by_picture(items)}
+            for future in as_completed(pending):
                 response = future.result()
                 if response is not None:  # including requests under way when another one failed
-                    tell([(asked[future], response)])
+                    on_answers([(pending[future], response)])
         finally:
             pool.shutdown(cancel_futures=True)
         if failures:
             raise next(
-                (each for each in failures if isinstance(each, ServerLostError)), failures[0]
+                (failure for failure in failures if isinstance(failure, ServerLostError)),
+                failures[0],
             )
-        return Pace(seconds=busy.seconds, waited=busy.waited)
+        return GenerationTiming(seconds=timer.seconds, wait_seconds=timer.wait_seconds)
 
     def close(self) -> None:
         """Unload what was loaded into the server."""
@@ -129,90 +136,98 @@ class OpenAIGenerator(Generator):
         """Close the client of a server that is gone, without unloading."""
         self._client.close()
 
-    def _check_marks(self, items: Sequence[Item], model: AnsweringModel) -> None:
+    def _check_special_tokens(self, items: Sequence[Item], model: AnsweringModel) -> None:
         """Refuse a question that a server would tokenize differently from transformers here."""
-        marks = SpecialTokens(model.processor)
+        special_tokens = SpecialTokens(model.processor)
         for item in items:
-            if held := marks.within(item.prompt):
+            if marks := special_tokens.find(item.prompt):
                 raise TrialError(
-                    f"item {item.id} holds {held[0]}, a mark of the model, which a server reads as "
-                    "what it does and not as text: answer this benchmark by "
+                    f"item {item.id} holds {marks[0]}, a mark of the model, which a server reads "
+                    "as what it does and not as text: answer this benchmark by "
                     "evaluation.generator: transformers"
                 )
 
-    def _ask(
+    def _send_question(
         self,
         item: Item,
-        served: Served,
+        served: ServedModel,
         messages: list[Mapping[str, Any]],
-        extra: Mapping[str, Any],
+        extra_body: Mapping[str, Any],
     ) -> Response:
         """Send one question, with the client's own retries."""
         import openai
 
         try:
-            said = self._client.chat.completions.create(
+            completion = self._client.chat.completions.create(
                 model=served.name,
                 messages=messages,  # type: ignore[arg-type]
-                extra_body=dict(extra),
+                extra_body=dict(extra_body),
             )
         except openai.NotFoundError as error:
             raise TrialError(
-                self._told(f"serves no model {served.name}{self.words(error)}: {served.advice}")
+                self._prefix_message(
+                    f"serves no model {served.name}{self.quote_error(error)}: {served.advice}"
+                )
             ) from None
         except openai.APIStatusError as error:
             # vLLM answers 500 once its engine has died, and then ends.
             kind = ServerLostError if error.status_code >= 500 else TrialError
             raise kind(
-                self._told(f"refused item {item.id} (HTTP {error.status_code}){self.words(error)}")
+                self._prefix_message(
+                    f"refused item {item.id} (HTTP {error.status_code}){self.quote_error(error)}"
+                )
             ) from None
         except openai.APITimeoutError:
             raise TrialError(
-                self._told(
+                self._prefix_message(
                     f"no answer to item {item.id} within {self._settings.timeout:g} s: raise "
                     "evaluation.generator.timeout; answers that came are kept"
                 )
             ) from None
         except openai.APIConnectionError:
             raise ServerLostError(
-                self._told("no connection: start it again; answers that came are kept")
+                self._prefix_message("no connection: start it again; answers that came are kept")
             ) from None
         except (openai.OpenAIError, ValueError, TypeError) as error:
             raise TrialError(
-                self._told(f"no chat completion came ({type(error).__name__})")
+                self._prefix_message(f"no chat completion came ({type(error).__name__})")
             ) from None
-        return self._response(item, served, said)
+        return self._to_response(item, served, completion)
 
-    def _response(self, item: Item, served: Served, said: Any) -> Response:
-        maker = getattr(said, "model", None)
-        if maker not in served.answers_as:
+    def _to_response(self, item: Item, served: ServedModel, completion: Any) -> Response:
+        answering_model = getattr(completion, "model", None)
+        if answering_model not in served.accepted_names:
             raise TrialError(
-                self._told(f"item {item.id} was answered by model {maker}, not by {served.name}")
+                self._prefix_message(
+                    f"item {item.id} was answered by model {answering_model}, not by {served.name}"
+                )
             )
-        choices = getattr(said, "choices", None)
+        choices = getattr(completion, "choices", None)
         reason = choices[0].finish_reason if choices else "nothing"
         if reason not in ("stop", "length"):
-            raise TrialError(self._told(f"its answer to item {item.id} ended by '{reason}'"))
+            raise TrialError(
+                self._prefix_message(f"its answer to item {item.id} ended by '{reason}'")
+            )
         assert choices
-        usage = getattr(said, "usage", None)
-        ids = getattr(said, "prompt_token_ids", None)
+        usage = getattr(completion, "usage", None)
+        ids = getattr(completion, "prompt_token_ids", None)
         return Response(
             text=(choices[0].message.content or "").strip(),
             tokens=getattr(usage, "completion_tokens", None),
             cut=reason == "length",
             prompt_tokens=getattr(usage, "prompt_tokens", None),
-            prompt_ids=prompt_mark(ids) if isinstance(ids, list) else None,
+            prompt_ids=hash_prompt(ids) if isinstance(ids, list) else None,
         )
 
-    def words(self, error: Any) -> str:
+    def quote_error(self, error: Any) -> str:
         """Return the server's error message, without its key."""
-        said = own_words(error)
+        message = error_message(error)
         if self._key:
-            said = said.replace(self._key, "[key]")
-        return f', and says "{said[:_WORDS]}"' if said else ""
+            message = message.replace(self._key, "[key]")
+        return f', and says "{message[:_MAX_MESSAGE_LENGTH]}"' if message else ""
 
-    def _told(self, what: str) -> str:
-        return f"{self.label}: {what}"
+    def _prefix_message(self, message: str) -> str:
+        return f"{self.label}: {message}"
 
 
 def request_keys(server: str, model: AnsweringModel, decoding: Decoding) -> dict[str, Any]:
@@ -223,47 +238,47 @@ def request_keys(server: str, model: AnsweringModel, decoding: Decoding) -> dict
         model: the model, whose tokens end an answer.
         decoding: how answers are generated.
     """
-    settings, ends = generation_settings(model.model, model.processor.tokenizer, decoding)
-    longest = {"max_tokens": decoding.max_new_tokens}
+    settings, end_tokens = generation_settings(model.model, model.processor.tokenizer, decoding)
+    length_keys = {"max_tokens": decoding.max_new_tokens}
     if server == "transformers":
-        return {**longest, "generation_config": settings.to_json_string(use_diff=True)}
-    plain = {**longest, "temperature": 0.0, "top_p": 1.0}
+        return {**length_keys, "generation_config": settings.to_json_string(use_diff=True)}
+    greedy_keys = {**length_keys, "temperature": 0.0, "top_p": 1.0}
     if server != "vllm":
-        return plain
+        return greedy_keys
     stops = getattr(model.model.generation_config, "stop_strings", None)
-    own_stops = {} if not stops else {"stop": stops, "include_stop_str_in_output": True}
+    stop_keys = {} if not stops else {"stop": stops, "include_stop_str_in_output": True}
     return {
-        **plain,
-        **own_stops,
+        **greedy_keys,
+        **stop_keys,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "stop_token_ids": sorted(ends),
+        "stop_token_ids": sorted(end_tokens),
         "add_special_tokens": True,  # as a processor does
         "return_token_ids": True,
     }
 
 
-class _Busy:
+class _BusyTimer:
     """Measures for how long a server had requests to answer."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._began = self._since = time.perf_counter()
-        self._at_work = 0
-        self.waited = self.seconds = 0.0
+        self._start = self._since = time.perf_counter()
+        self._active = 0
+        self.wait_seconds = self.seconds = 0.0
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._at_work == 0:
-                self.waited += time.perf_counter() - self._since
-            self._at_work += 1
+            if self._active == 0:
+                self.wait_seconds += time.perf_counter() - self._since
+            self._active += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
-            self._at_work -= 1
+            self._active -= 1
             self._since = time.perf_counter()
-            self.seconds = self._since - self._began
+            self.seconds = self._since - self._start
 
 
 def question_parts(item: Item, url: Callable[[Picture], str] | None = None) -> list[dict[str, Any]]:
@@ -273,14 +288,14 @@ def question_parts(item: Item, url: Callable[[Picture], str] | None = None) -> l
         item: the question.
         url: gives a picture's data URL; None: it is made.
     """
-    url = url or _data_url
+    url = url or _encode_data_url
     pictures: list[dict[str, Any]] = [
         {"type": "image_url", "image_url": {"url": url(picture)}} for picture in item.pictures
     ]
     return [*pictures, {"type": "text", "text": item.prompt}]
 
 
-def _by_picture(items: Sequence[Item]) -> list[Item]:
+def _group_by_picture(items: Sequence[Item]) -> list[Item]:
     """Return items with those of the same pictures one after another, else in their order.
 
     A picture is then encoded once, here and by a server that keeps what it has read.
@@ -291,35 +306,35 @@ def _by_picture(items: Sequence[Item]) -> list[Item]:
     return [item for group in groups.values() for item in group]
 
 
-class _DataUrls:
+class _DataUrlCache:
     """Pictures as they are sent, each made once for the questions that are asked about it."""
 
-    def __init__(self, kept: int) -> None:
+    def __init__(self, capacity: int) -> None:
         """Nothing is made.
 
         Args:
-            kept: how many pictures, those that were asked for last.
+            capacity: how many pictures, those that were asked for last.
         """
-        self._kept, self._lock = kept, threading.Lock()
-        self._made: dict[str, Future[str]] = {}
+        self._capacity, self._lock = capacity, threading.Lock()
+        self._urls: dict[str, Future[str]] = {}
 
-    def of(self, picture: Picture) -> str:
+    def get_url(self, picture: Picture) -> str:
         """Return a picture's data URL; who asks while it is made waits for it."""
         with self._lock:
-            found = self._made.pop(picture.key, None)
-            future = found or Future[str]()
-            self._made[picture.key] = future
-            if len(self._made) > self._kept:
-                del self._made[next(iter(self._made))]
-        if found is None:
+            cached = self._urls.pop(picture.key, None)
+            future = cached or Future[str]()
+            self._urls[picture.key] = future
+            if len(self._urls) > self._capacity:
+                del self._urls[next(iter(self._urls))]
+        if cached is None:
             try:
-                future.set_result(_data_url(picture))
+                future.set_result(_encode_data_url(picture))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
 
 
-def _data_url(picture: Picture) -> str:
-    held = io.BytesIO()
-    to_rgb(picture.read()).save(held, "PNG", compress_level=1)  # lossless
-    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+def _encode_data_url(picture: Picture) -> str:
+    buffer = io.BytesIO()
+    to_rgb(picture.read()).save(buffer, "PNG", compress_level=1)  # lossless
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -26,11 +26,11 @@ from chip_core.evaluation.inference.rows import next_logits
 from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.utils.errors import TrialError
 
-_SHOWN = 8  # differing answers whose first differing tokens are recorded
+_MAX_DIFFERENCES = 8  # differing answers whose first differing tokens are recorded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class ParityAnswers:
     """The answers to the same questions that are compared, by item id."""
 
     items: Sequence[Item]
@@ -42,48 +42,50 @@ class Answered:
 
 def draw_sample(benchmark: str, items: Sequence[Item], config: ParityConfig) -> list[Item]:
     """Return the questions that both answer, which depend on the benchmark and the ids alone."""
-    return sorted(items, key=lambda item: _lot(benchmark, item.id))[: config.items]
+    return sorted(items, key=lambda item: _sampling_key(benchmark, item.id))[: config.items]
 
 
-def compare(
-    answered: Answered, model: AnsweringModel, decoding: Decoding, config: ParityConfig
+def compare_answers(
+    answered: ParityAnswers, model: AnsweringModel, decoding: Decoding, config: ParityConfig
 ) -> dict[str, Any]:
     """Compare an engine's answers with those of transformers.
 
     Returns:
         `items`, `equal`, `least` (the declared share), `prompts` (`compared` by `by`: "ids" or
         "count"; `differ`), `adapter` if there is one (of answers that it changes, `differ`: how
-        many are `trained` and how many `bare`), and `first_differences` (see `_difference`).
+        many are `trained` and how many `bare`), and `first_differences` (see
+        `_find_first_difference`).
     """
-    same = [
+    equal = [
         item
         for item in answered.items
         if answered.measure[item.id].text == answered.engine[item.id].text
     ]
-    others = [item for item in answered.items if item not in same]
-    prompts = _prompts(answered, model)
-    found = {
+    differing = [item for item in answered.items if item not in equal]
+    prompts = _compare_prompts(answered, model)
+    comparison = {
         "items": len(answered.items),
-        "equal": len(same),
+        "equal": len(equal),
         "least": config.share,
         "prompts": prompts,
     }
     if answered.bare is not None:
-        found["adapter"] = _adapter(answered, answered.bare)
+        comparison["adapter"] = _compare_adapter(answered, answered.bare)
     if not prompts["differ"]:
-        found["first_differences"] = [
-            _difference(answered, item, model, decoding) for item in others[:_SHOWN]
+        comparison["first_differences"] = [
+            _find_first_difference(answered, item, model, decoding)
+            for item in differing[:_MAX_DIFFERENCES]
         ]
-    return found
+    return comparison
 
 
-def check(found: Mapping[str, Any], benchmark: str, label: str) -> None:
+def check_parity(parity: Mapping[str, Any], benchmark: str, label: str) -> None:
     """Raise if an engine does not answer as transformers does.
 
     Raises:
         TrialError: it does not; one line.
     """
-    prompts, adapter = found["prompts"], found.get("adapter")
+    prompts, adapter = parity["prompts"], parity.get("adapter")
     if prompts["differ"]:
         raise TrialError(
             f"{benchmark}: {label} reads other prompts than transformers: {prompts['differ']} of "
@@ -96,56 +98,58 @@ def check(found: Mapping[str, Any], benchmark: str, label: str) -> None:
             f"answers that it changes, {adapter['bare']} are as without it, and "
             f"{adapter['trained']} as with it: see which adapter the server has by that name"
         )
-    items, equal = found["items"], found["equal"]
-    if equal < found["least"] * items:
+    items, equal = parity["items"], parity["equal"]
+    if equal < parity["least"] * items:
         raise TrialError(
             f"{benchmark}: {label} answers {equal} of {items} questions as transformers does, and "
-            f"evaluation.parity.share is {found['least']:g}{_first(found)}: serve the same weights "
-            "in the same precision, or declare a lower share"
+            f"evaluation.parity.share is {parity['least']:g}{_format_first_difference(parity)}: "
+            "serve the same weights in the same precision, or declare a lower share"
         )
 
 
-def prompt_mark(ids: Sequence[int]) -> str:
+def hash_prompt(ids: Sequence[int]) -> str:
     """Return a hash of a prompt's ids."""
     return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
-def _prompts(answered: Answered, model: AnsweringModel) -> dict[str, Any]:
+def _compare_prompts(answered: ParityAnswers, model: AnsweringModel) -> dict[str, Any]:
     encoder = Encoder(model.processor)
-    compared, differing, by = 0, [], set[str]()
+    compared, differing, methods = 0, [], set[str]()
     for item in answered.items:
-        theirs = answered.engine[item.id]
-        if theirs.prompt_tokens is None:
+        engine_response = answered.engine[item.id]
+        if engine_response.prompt_tokens is None:
             continue
-        (ours,) = encoder.encode([item])
+        (prompt,) = encoder.encode([item])
         compared += 1
-        by.add("count" if theirs.prompt_ids is None else "ids")
-        same = theirs.prompt_tokens == len(ours.ids)
-        if not same or theirs.prompt_ids not in (None, prompt_mark(ours.ids)):
-            differing.append(f"item {item.id}: {len(ours.ids)} here, {theirs.prompt_tokens} there")
-    found: dict[str, Any] = {"compared": compared, "differ": len(differing)}
-    if by:
-        found["by"] = "count" if "count" in by else "ids"
+        methods.add("count" if engine_response.prompt_ids is None else "ids")
+        is_equal = engine_response.prompt_tokens == len(prompt.ids)
+        if not is_equal or engine_response.prompt_ids not in (None, hash_prompt(prompt.ids)):
+            differing.append(
+                f"item {item.id}: {len(prompt.ids)} here, {engine_response.prompt_tokens} there"
+            )
+    comparison: dict[str, Any] = {"compared": compared, "differ": len(differing)}
+    if methods:
+        comparison["by"] = "count" if "count" in methods else "ids"
     if differing:
-        found["example"] = differing[0]
-    return found
+        comparison["example"] = differing[0]
+    return comparison
 
 
-def _adapter(answered: Answered, bare: Mapping[str, Response]) -> dict[str, int]:
+def _compare_adapter(answered: ParityAnswers, bare: Mapping[str, Response]) -> dict[str, int]:
     changed = [
         item.id for item in answered.items if answered.measure[item.id].text != bare[item.id].text
     ]
-    said = answered.engine
+    engine = answered.engine
     return {
         "differ": len(changed),
-        "trained": sum(said[item].text == answered.measure[item].text for item in changed),
-        "bare": sum(said[item].text == bare[item].text for item in changed),
+        "trained": sum(engine[item].text == answered.measure[item].text for item in changed),
+        "bare": sum(engine[item].text == bare[item].text for item in changed),
     }
 
 
 @torch.inference_mode()
-def _difference(
-    answered: Answered, item: Item, model: AnsweringModel, decoding: Decoding
+def _find_first_difference(
+    answered: ParityAnswers, item: Item, model: AnsweringModel, decoding: Decoding
 ) -> dict[str, Any]:
     """Return where two answers diverge, and transformers' preference of the two tokens there.
 
@@ -153,48 +157,55 @@ def _difference(
     transformers, the log-probability of its own next token exceeds that of the engine's.
     """
     tokenizer = model.processor.tokenizer
-    _, ends = generation_settings(model.model, tokenizer, decoding)
+    _, end_tokens = generation_settings(model.model, tokenizer, decoding)
     rows = [
-        [*tokenizer(made[item.id].text, add_special_tokens=False)["input_ids"], *sorted(ends)[:1]]
-        for made in (answered.measure, answered.engine)
+        [
+            *tokenizer(responses[item.id].text, add_special_tokens=False)["input_ids"],
+            *sorted(end_tokens)[:1],
+        ]
+        for responses in (answered.measure, answered.engine)
     ]
-    place = next(_parting(*rows), None)
-    if place is None:  # the same tokens: decoding made the texts differ
+    position = next(_differing_positions(*rows), None)
+    if position is None:  # the same tokens: decoding made the texts differ
         return {"item": item.id, "token": None}
     (prompt,) = Encoder(model.processor).encode([item])
-    ours, theirs = (row[place] for row in rows)
-    logps = _logps(model, prompt, rows[0][:place])
+    reference_token, engine_token = (row[position] for row in rows)
+    logps = _next_logps(model, prompt, rows[0][:position])
     return {
         "item": item.id,
-        "token": place,
-        "transformers": tokenizer.decode([ours]),
-        "engine": tokenizer.decode([theirs]),
-        "margin": round(float(logps[ours] - logps[theirs]), 4),
+        "token": position,
+        "transformers": tokenizer.decode([reference_token]),
+        "engine": tokenizer.decode([engine_token]),
+        "margin": round(float(logps[reference_token] - logps[engine_token]), 4),
     }
 
 
-def _logps(model: AnsweringModel, prompt: Prompt, answer: Sequence[int]) -> torch.Tensor:
+def _next_logps(model: AnsweringModel, prompt: Prompt, answer: Sequence[int]) -> torch.Tensor:
     """Return the log-probabilities (V,) of the next token."""
     return next_logits(model.model, prompt, answer).log_softmax(-1)
 
 
-def _parting(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[int]:
+def _differing_positions(reference: Sequence[int], engine: Sequence[int]) -> Iterator[int]:
     """Yield the positions at which two rows of tokens differ."""
-    for place, (one, other) in enumerate(zip(ours, theirs, strict=False)):
-        if one != other:
-            yield place
+    for position, (first, second) in enumerate(zip(reference, engine, strict=False)):
+        if first != second:
+            yield position
 
 
-def _first(found: Mapping[str, Any]) -> str:
-    told = [each for each in found.get("first_differences", ()) if each["token"] is not None]
-    if not told:
+def _format_first_difference(parity: Mapping[str, Any]) -> str:
+    differences = [
+        difference
+        for difference in parity.get("first_differences", ())
+        if difference["token"] is not None
+    ]
+    if not differences:
         return ""
-    one = told[0]
+    first = differences[0]
     return (
-        f" (item {one['item']}, token {one['token']}: '{one['engine']}' for "
-        f"'{one['transformers']}', whose log-probability is {one['margin']:+.2g} from it)"
+        f" (item {first['item']}, token {first['token']}: '{first['engine']}' for "
+        f"'{first['transformers']}', whose log-probability is {first['margin']:+.2g} from it)"
     )
 
 
-def _lot(benchmark: str, item: str) -> bytes:
+def _sampling_key(benchmark: str, item: str) -> bytes:
     return hashlib.sha256(f"parity\x1f{benchmark}\x1f{item}".encode()).digest()

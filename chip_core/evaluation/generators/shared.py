@@ -10,111 +10,121 @@ from chip_core.config.generator import GeneratorConfig
 from chip_core.evaluation.generators import vllm
 from chip_core.evaluation.generators.base import (
     AnsweringModel,
+    GenerationTiming,
     Generator,
-    Pace,
+    OnAnswers,
     ServerLostError,
-    Tell,
 )
-from chip_core.evaluation.generators.delivery import arm_name, beyond_adapter
+from chip_core.evaluation.generators.delivery import arm_name, find_weights_beyond_adapter
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.generators.study_server import Address, read_address
 from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.utils.errors import StoppedError
 
-_SETTLED = 15.0  # seconds after which a server that counts as running but is unreachable is lost
+#: Seconds after which a server that counts as running but is unreachable is lost.
+_SETTLE_SECONDS = 15.0
 
 
 class SharedGenerator(Generator):
     """Uses the study's server, or the trial's own if that cannot serve an arm's weights."""
 
-    def __init__(self, settings: GeneratorConfig, folder: Path, address: Path) -> None:
+    def __init__(self, settings: GeneratorConfig, folder: Path, address_file: Path) -> None:
         """Set up; send no request.
 
         Args:
             settings: of a generator 'vllm'.
             folder: the attempt's folder.
-            address: the file with the address of the study's server.
+            address_file: the file with the address of the study's server.
 
         Raises:
             TrialError: the server is gone, or on another machine.
         """
-        self._settings, self._folder, self._file = settings, folder, address
-        self._known = read_address(address)
-        self.label = self._known.label
-        self.identity = vllm.identity(self.label, settings)
-        self._asked: OpenAIGenerator | None = None
-        self._own: vllm.VllmGenerator | None = None
+        self._settings, self._folder, self._address_file = settings, folder, address_file
+        self._address = read_address(address_file)
+        self.label = self._address.label
+        self.identity = vllm.server_identity(self.label, settings)
+        self._client: OpenAIGenerator | None = None
+        self._own_generator: vllm.VllmGenerator | None = None
 
     def answer(
-        self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
-    ) -> Pace:
+        self,
+        items: Sequence[Item],
+        model: AnsweringModel,
+        decoding: Decoding,
+        on_answers: OnAnswers,
+    ) -> GenerationTiming:
         """Answer the items; if the server dies, answer the rest once it has been restarted."""
         if not items:
-            return Pace()
-        if beyond_adapter(model) is not None:
-            if self._own is None:
-                self._own = vllm.VllmGenerator(self._settings, self._folder)
-            return self._own.answer(items, model, decoding, tell)
-        left, began = {item.id: item for item in items}, time.perf_counter()
+            return GenerationTiming()
+        if find_weights_beyond_adapter(model) is not None:
+            if self._own_generator is None:
+                self._own_generator = vllm.VllmGenerator(self._settings, self._folder)
+            return self._own_generator.answer(items, model, decoding, on_answers)
+        missing, start = {item.id: item for item in items}, time.perf_counter()
 
-        def told(answers: Sequence[tuple[Item, Response]]) -> None:
-            tell(answers)
+        def on_shared_answers(answers: Sequence[tuple[Item, Response]]) -> None:
+            on_answers(answers)
             for item, _ in answers:
-                del left[item.id]
+                del missing[item.id]
 
         while True:
-            asked = self._server()
+            client = self._connect()
             try:
-                pace = asked.answer([*left.values()], model, decoding, told)
+                timing = client.answer([*missing.values()], model, decoding, on_shared_answers)
             except ServerLostError as error:
-                asked.abandon()
-                self._asked = None
-                self._known = self._next(error)
+                client.abandon()
+                self._client = None
+                self._address = self._wait_for_restart(error)
                 continue
-            return Pace(seconds=time.perf_counter() - began, waited=pace.waited, notes=pace.notes)
+            return GenerationTiming(
+                seconds=time.perf_counter() - start,
+                wait_seconds=timing.wait_seconds,
+                notes=timing.notes,
+            )
 
     def close(self) -> None:
         """Unload what was loaded into a server; the study's server keeps running."""
-        if self._asked is not None:
-            self._asked.close()
-        if self._own is not None:
-            self._own.close()
+        if self._client is not None:
+            self._client.close()
+        if self._own_generator is not None:
+            self._own_generator.close()
 
-    def _server(self) -> OpenAIGenerator:
-        if self._asked is None:
-            if self._known.state != "up":
-                self._known = self._next(None)
-            known = self._known
-            self._asked = OpenAIGenerator(
-                vllm.spoken_to(self._settings, known.label, known.base_url),
+    def _connect(self) -> OpenAIGenerator:
+        if self._client is None:
+            if self._address.state != "up":
+                self._address = self._wait_for_restart(None)
+            address = self._address
+            self._client = OpenAIGenerator(
+                vllm.client_settings(self._settings, address.label, address.base_url),
                 self._folder,
-                {known.weights: arm_name(known.weights)},
-                key=known.key,
+                {address.weights: arm_name(address.weights)},
+                key=address.key,
             )
-        return self._asked
+        return self._client
 
-    def _next(self, error: ServerLostError | None) -> Address:
+    def _wait_for_restart(self, error: ServerLostError | None) -> Address:
         """Wait until the server is restarted; return its new address.
 
         Raises:
             TrialError: it is gone for good, or runs and cannot be reached.
             StoppedError: its study is stopping.
         """
-        began, before = time.monotonic(), self._known
+        start, previous = time.monotonic(), self._address
         while True:
-            known = read_address(self._file)
-            if known.state == "stopped":
+            address = read_address(self._address_file)
+            if address.state == "stopped":
                 raise StoppedError("stopped while the study's server was away")
-            if known.state == "gone":
-                raise ServerLostError(f"{known.why}; answers that came are kept")
-            if known.state == "up" and (known.number > before.number or error is None):
-                return known
-            waited = time.monotonic() - began
-            if error is not None and (known.state == "up") and waited > _SETTLED:
+            if address.state == "gone":
+                raise ServerLostError(f"{address.why}; answers that came are kept")
+            if address.state == "up" and (address.number > previous.number or error is None):
+                return address
+            wait_seconds = time.monotonic() - start
+            if error is not None and (address.state == "up") and wait_seconds > _SETTLE_SECONDS:
                 raise error
-            if waited > vllm.patience(self._settings) + _SETTLED:  # its study is gone
+            # Its study is gone.
+            if wait_seconds > vllm.start_timeout(self._settings) + _SETTLE_SECONDS:
                 raise ServerLostError(
-                    f"the study's server did not come back within {waited:.0f} s; answers that "
-                    "came are kept"
+                    f"the study's server did not come back within {wait_seconds:.0f} s; answers "
+                    "that came are kept"
                 )
             time.sleep(0.2)

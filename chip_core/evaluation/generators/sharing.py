@@ -45,19 +45,19 @@ def sharing_problems(configs: Sequence[TrialConfig]) -> list[str]:
     """
     if not any(map(is_shared, configs)):
         return []
-    where = "evaluation.generator.serves is study"
+    condition = "evaluation.generator.serves is study"
     models = {config.model for config in configs}
     if len(models) > 1:
         return [
-            f"{where}, and this study has {len(models)} base models: one server has one: write "
+            f"{condition}, and this study has {len(models)} base models: one server has one: write "
             "serves: trial"
         ]
     rank = largest_rank(configs)
     if rank == 0:
         return [
-            f"{where}, and no arm trains an adapter on its language model alone (language_model: "
-            "lora, the other parts frozen), which is all that one server can hold: write serves: "
-            "trial"
+            f"{condition}, and no arm trains an adapter on its language model alone "
+            "(language_model: lora, the other parts frozen), which is all that one server can "
+            "hold: write serves: trial"
         ]
     problem = rank_problem(rank)
-    return [] if problem is None else [f"{where}: {problem}"]
+    return [] if problem is None else [f"{condition}: {problem}"]

@@ -26,10 +26,10 @@ from chip_core.models import loading
 from chip_core.utils.errors import TrialError, warn_once
 from chip_core.utils.files import make_private, read_json, write_private_json
 
-ADDRESS = "server.json"  # in the server's folder in the study
+ADDRESS_FILE = "server.json"  # in the server's folder in the study
 
-_EVERY = 0.5  # seconds between two checks of the server
-_PORTS = 3  # ports that are tried: another program may take a free one first
+_CHECK_INTERVAL = 0.5  # seconds between two checks of the server
+_MAX_PORTS = 3  # ports that are tried: another program may take a free one first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +54,18 @@ def read_address(path: Path) -> Address:
         TrialError: its study has ended, or the server is on another machine.
     """
     try:
-        found = Address(**read_json(path))
+        address = Address(**read_json(path))
     except (OSError, ValueError, TypeError):
         raise TrialError(
             "the study's vLLM server has ended with its study: run the study again"
         ) from None
-    if found.machine != platform.node():
+    if address.machine != platform.node():
         raise TrialError(
-            f"evaluation.generator.serves is study, and the study's server is on {found.machine}, "
-            f"which this trial's machine ({platform.node()}) does not reach: write serves: trial"
+            f"evaluation.generator.serves is study, and the study's server is on "
+            f"{address.machine}, which this trial's machine ({platform.node()}) does not reach: "
+            "write serves: trial"
         )
-    return found
+    return address
 
 
 class StudyServer:
@@ -82,8 +83,8 @@ class StudyServer:
         *,
         rank: int,
         devices: Sequence[str] = (),
-        stopping: Callable[[], bool] = lambda: False,
-        lost: Callable[[str], None] = lambda why: None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_lost: Callable[[str], None] = lambda why: None,
     ) -> None:
         """Set up; start nothing.
 
@@ -94,46 +95,46 @@ class StudyServer:
                 while it runs, of the file with its address.
             rank: the largest rank of the adapters that it takes.
             devices: GPUs reserved for it; none: those of this process.
-            stopping: called while it starts; true: give up.
-            lost: called with the reason, in another thread, when it is gone for good.
+            should_stop: called while it starts; true: give up.
+            on_lost: called with the reason, in another thread, when it is gone for good.
 
         Raises:
             TrialError: there is no vLLM.
         """
         self._settings, self._folder, self._rank = settings, folder.absolute(), rank
-        self._devices, self._stopping, self._lost = devices, stopping, lost
-        self._program = vllm.program()
-        place = loading.local_folder(model.path)
+        self._devices, self._should_stop, self._on_lost = devices, should_stop, on_lost
+        self._program = vllm.require_program()
+        model_folder = loading.find_local_folder(model.path)
         self._model = AnsweringModel(
             model=None,
             processor=None,
-            weights=loading.base_weights(model),
+            weights=loading.make_base_weights_id(model),
             bf16=model.dtype == "bf16",
-            base=str(place or model.path),
-            revision=None if place is not None else model.revision,
+            base=str(model_folder or model.path),
+            revision=None if model_folder is not None else model.revision,
             trust_remote_code=model.trust_remote_code,
         )
-        self._known = Address(
+        self._current_address = Address(
             number=0,
             state="starting",
-            label=f"vLLM {vllm.version(self._program)}",
+            label=f"vLLM {vllm.read_version(self._program)}",
             weights=self._model.weights,
             machine=platform.node(),
         )
         self._server: LocalServer | None = None
-        self._ended = threading.Event()
+        self._stop_event = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="study server", daemon=True)
 
     @property
     def address(self) -> Path:
         """The file with its address."""
-        return self._folder / ADDRESS
+        return self._folder / ADDRESS_FILE
 
     def __enter__(self) -> StudyServer:
         """Start the server.
 
         Raises:
-            TrialError: it does not start, or `stopping` returned true meanwhile.
+            TrialError: it does not start, or `should_stop` returned true meanwhile.
         """
         make_private(self._folder)
         try:
@@ -148,7 +149,7 @@ class StudyServer:
 
     def __exit__(self, *raised: object) -> None:
         """Stop it, and all that it started."""
-        self._ended.set()
+        self._stop_event.set()
         try:
             self._watcher.join()
         finally:
@@ -157,85 +158,96 @@ class StudyServer:
             self.address.unlink(missing_ok=True)
 
     def _start(self) -> None:
-        number = self._known.number + 1
+        number = self._current_address.number + 1
         log = self._folder / f"vllm-{number}.log"
-        for tried in range(1, _PORTS + 1):
+        for attempt in range(1, _MAX_PORTS + 1):
             port, key = vllm.free_port(), secrets.token_hex(16)
             try:
                 self._server = self._launch(port, key, log)
             except TrialError:
-                if tried == _PORTS or "already in use" not in log.read_text(errors="replace"):
+                if attempt == _MAX_PORTS or "already in use" not in log.read_text(errors="replace"):
                     raise
                 continue
-            if self._serves(port, key):
+            if self._serves_model(port, key):
                 break
             self._server.stop()  # another program answers at its port
         else:
             raise TrialError(f"vLLM does not serve {self._model.base} by its name ({log})")
         url = f"http://127.0.0.1:{port}/v1"
-        self._tell(replace(self._known, number=number, state="up", base_url=url, key=key))
+        self._write_address(
+            replace(self._current_address, number=number, state="up", base_url=url, key=key)
+        )
 
     def _launch(self, port: int, key: str, log: Path) -> LocalServer:
         environment = {"VLLM_API_KEY": key, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
         if self._devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
         command = vllm.serve_command(
-            self._program, self._settings, self._model, whole=None, port=port, rank=self._rank
+            self._program,
+            self._settings,
+            self._model,
+            model_folder=None,
+            port=port,
+            rank=self._rank,
         )
         return LocalServer(
             command,
             health=f"http://127.0.0.1:{port}/health",
             log=log,
             environment=environment,
-            patience=vllm.patience(self._settings),
-            stopping=lambda: self._ended.is_set() or self._stopping(),
+            start_timeout=vllm.start_timeout(self._settings),
+            should_stop=lambda: self._stop_event.is_set() or self._should_stop(),
         )
 
-    def _serves(self, port: int, key: str) -> bool:
+    def _serves_model(self, port: int, key: str) -> bool:
         """Return whether the program at a port serves the model under the name of its weights."""
-        asking = requests.Session()
-        asking.trust_env = False  # a proxy of the environment does not reach this machine
+        session = requests.Session()
+        session.trust_env = False  # a proxy of the environment does not reach this machine
         try:
-            said = asking.get(
+            response = session.get(
                 f"http://127.0.0.1:{port}/v1/models",
                 headers={"Authorization": f"Bearer {key}"},
                 timeout=60,
             )
-            names = [each["id"] for each in said.json()["data"]]
+            names = [model["id"] for model in response.json()["data"]]
         except (requests.RequestException, ValueError, KeyError, TypeError):
             return False
         # Another program of the same kind may know the name, but not the key.
-        return said.status_code == 200 and arm_name(self._model.weights) in names
+        return response.status_code == 200 and arm_name(self._model.weights) in names
 
     def _watch(self) -> None:
         """Restart the server once if it has died."""
-        while not self._ended.wait(_EVERY):
+        while not self._stop_event.wait(_CHECK_INTERVAL):
             assert self._server is not None
-            if self._server.runs:
+            if self._server.is_running:
                 continue
             self._server.stop()
-            why = f"the study's vLLM server has died: {self._server.last_line()}"
-            if self._known.number > 1:
-                self._give_up(f"{why}: it was started again once ({self._folder})")
+            reason = f"the study's vLLM server has died: {self._server.last_line()}"
+            if self._current_address.number > 1:
+                self._give_up(f"{reason}: it was started again once ({self._folder})")
                 return
-            warn_once(f"{why}: it is started again")
+            warn_once(f"{reason}: it is started again")
             try:
-                self._tell(replace(self._known, state="starting"))
+                self._write_address(replace(self._current_address, state="starting"))
                 self._start()
             except Exception as error:  # any error must be reported, because trials wait for it
-                self._give_up(f"{why}, and could not be started again: {error}")
+                self._give_up(f"{reason}, and could not be started again: {error}")
                 return
 
-    def _give_up(self, why: str) -> None:
-        stopping = self._ended.is_set() or self._stopping()
+    def _give_up(self, reason: str) -> None:
+        is_stopping = self._stop_event.is_set() or self._should_stop()
         try:
-            self._tell(replace(self._known, state="stopped" if stopping else "gone", why=why))
+            self._write_address(
+                replace(
+                    self._current_address, state="stopped" if is_stopping else "gone", why=reason
+                )
+            )
         except OSError:  # a full disk: without the file trials end too, with another message
             with suppress(OSError):
                 self.address.unlink()
-        if not stopping:
-            self._lost(why)
+        if not is_stopping:
+            self._on_lost(reason)
 
-    def _tell(self, known: Address) -> None:
-        self._known = known
-        write_private_json(self.address, asdict(known))
+    def _write_address(self, address: Address) -> None:
+        self._current_address = address
+        write_private_json(self.address, asdict(address))

@@ -16,8 +16,17 @@ from typing import Any
 import torch
 
 from chip_core.config.generator import GeneratorConfig
-from chip_core.evaluation.generators.base import AnsweringModel, Generator, Pace, Tell
-from chip_core.evaluation.generators.delivery import arm_name, beyond_adapter, whole_folder
+from chip_core.evaluation.generators.base import (
+    AnsweringModel,
+    GenerationTiming,
+    Generator,
+    OnAnswers,
+)
+from chip_core.evaluation.generators.delivery import (
+    arm_name,
+    find_weights_beyond_adapter,
+    make_model_folder,
+)
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.generators.sharing import RANKS, rank_problem
@@ -27,12 +36,12 @@ from chip_core.utils.errors import TrialError
 
 #: Names the program, if it is not `vllm` on the PATH: vLLM pins versions of torch and
 #: transformers, so it often has an environment of its own.
-PROGRAM = "CHIP_ABLATE_VLLM"
+PROGRAM_VARIABLE = "CHIP_ABLATE_VLLM"
 
 LOG = "vllm.log"  # in the attempt's folder
 
 #: Adapters in one batch of a server that several arms use.
-_TOGETHER = 8
+_MAX_ADAPTERS = 8
 
 
 class VllmGenerator(Generator):
@@ -53,78 +62,84 @@ class VllmGenerator(Generator):
             TrialError: there is no vLLM.
         """
         self._settings, self._folder = settings, folder
-        self._program = program()
-        self.label = f"vLLM {version(self._program)}"
-        self.identity = identity(self.label, settings)
+        self._program = require_program()
+        self.label = f"vLLM {read_version(self._program)}"
+        self.identity = server_identity(self.label, settings)
         self._server: LocalServer | None = None
-        self._asked: OpenAIGenerator | None = None
-        self._serves: str | None = None  # the id of its weights
-        self._moved: tuple[Any, torch.device] | None = None
-        self._merged: Path | None = None
+        self._client: OpenAIGenerator | None = None
+        self._served_weights: str | None = None  # the id of its weights
+        self._moved_model: tuple[Any, torch.device] | None = None
+        self._merged_folder: Path | None = None
 
     def answer(
-        self, items: Sequence[Item], model: AnsweringModel, decoding: Decoding, tell: Tell
-    ) -> Pace:
+        self,
+        items: Sequence[Item],
+        model: AnsweringModel,
+        decoding: Decoding,
+        on_answers: OnAnswers,
+    ) -> GenerationTiming:
         """Answer the items; start the server if it does not run."""
         if not items:
-            return Pace()
-        if self._asked is None:
-            self._asked = self._start(model)
-        assert self._serves == model.weights, "a trial asks one model"
-        return self._asked.answer(items, model, decoding, tell)
+            return GenerationTiming()
+        if self._client is None:
+            self._client = self._start(model)
+        assert self._served_weights == model.weights, "a trial asks one model"
+        return self._client.answer(items, model, decoding, on_answers)
 
     def _start(self, model: AnsweringModel) -> OpenAIGenerator:
-        whole: Path | None = None
+        model_folder: Path | None = None
         if model.trained is not None:
-            whole = model.trained
+            model_folder = model.trained
             if is_adapted(model.model):
-                merged = beyond_adapter(model) is not None
-                whole = whole_folder(model, self._folder) if merged else None
-                self._merged = whole
+                is_merged = find_weights_beyond_adapter(model) is not None
+                model_folder = make_model_folder(model, self._folder) if is_merged else None
+                self._merged_folder = model_folder
         device = next(model.model.parameters()).device
         if device.type == "cuda":
             model.model.to("cpu")
             torch.cuda.empty_cache()
-            self._moved = model.model, device
+            self._moved_model = model.model, device
         port, key = free_port(), secrets.token_hex(16)
         self._server = LocalServer(
-            serve_command(self._program, self._settings, model, whole=whole, port=port),
+            serve_command(
+                self._program, self._settings, model, model_folder=model_folder, port=port
+            ),
             health=f"http://127.0.0.1:{port}/health",
             log=self._folder / LOG,
             environment={"VLLM_API_KEY": key},
-            patience=patience(self._settings),
+            start_timeout=start_timeout(self._settings),
         )
-        self._serves = model.weights
-        local = spoken_to(self._settings, self.label, f"http://127.0.0.1:{port}/v1")
+        self._served_weights = model.weights
+        local = client_settings(self._settings, self.label, f"http://127.0.0.1:{port}/v1")
         served = {model.weights: arm_name(model.weights)}
         return OpenAIGenerator(local, self._folder, served, key=key)
 
     def close(self) -> None:
         """Stop the server, and move the model back to its device."""
-        if self._asked is not None:
-            self._asked.close()
+        if self._client is not None:
+            self._client.close()
         if self._server is not None:
             self._server.stop()
-        if self._merged is not None:
-            shutil.rmtree(self._merged, ignore_errors=True)
-        if self._moved is not None:
-            model, device = self._moved
+        if self._merged_folder is not None:
+            shutil.rmtree(self._merged_folder, ignore_errors=True)
+        if self._moved_model is not None:
+            model, device = self._moved_model
             model.to(device)
 
 
-def identity(label: str, settings: GeneratorConfig) -> dict[str, Any]:
+def server_identity(label: str, settings: GeneratorConfig) -> dict[str, Any]:
     """Return the settings of a vLLM server that affect answers."""
     return {"generator": label, "options": dict(settings.options)}
 
 
-def spoken_to(settings: GeneratorConfig, label: str, base_url: str) -> GeneratorConfig:
+def client_settings(settings: GeneratorConfig, label: str, base_url: str) -> GeneratorConfig:
     """Return the settings for requests to a vLLM server on this machine."""
     version_of = label.removeprefix("vLLM ")
     local = {"kind": "openai", "server": "vllm", "version": version_of, "base_url": base_url}
     return settings.model_copy(update=local)
 
 
-def patience(settings: GeneratorConfig) -> float:
+def start_timeout(settings: GeneratorConfig) -> float:
     """Return how many seconds a start may take, which includes compiling and loading weights."""
     return max(settings.timeout, 1800.0)
 
@@ -134,7 +149,7 @@ def serve_command(
     settings: GeneratorConfig,
     model: AnsweringModel,
     *,
-    whole: Path | None,
+    model_folder: Path | None,
     port: int,
     rank: int | None = None,
 ) -> list[str]:
@@ -144,8 +159,8 @@ def serve_command(
         program: the path of vLLM's program.
         settings: of a generator 'vllm'.
         model: the served weights, named by their hash.
-        whole: a folder with all of them; None: the base model's, with the arm's adapter if it has
-            one.
+        model_folder: a folder with all of them; None: the base model's, with the arm's adapter if
+            it has one.
         port: its port on 127.0.0.1.
         rank: the largest rank of adapters that it loads while it runs.
 
@@ -153,13 +168,17 @@ def serve_command(
         TrialError: the adapter's rank is more than vLLM takes.
     """
     name = arm_name(model.weights)
-    adapter = model.trained if whole is None else None
-    command = [program, "serve", model.base if whole is None else str(whole.absolute())]
+    adapter = model.trained if model_folder is None else None
+    command = [
+        program,
+        "serve",
+        model.base if model_folder is None else str(model_folder.absolute()),
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "bfloat16" if model.bf16 else "float32"]
     command += ["--generation-config", "vllm", "--seed", "0"]
     command += ["--served-model-name", name if adapter is None else f"{name}-base"]
-    if whole is None and model.revision is not None:
+    if model_folder is None and model.revision is not None:
         command += ["--revision", model.revision]
     if model.trust_remote_code:
         command += ["--trust-remote-code"]
@@ -167,77 +186,83 @@ def serve_command(
         own_rank = max(config.r for config in model.model.peft_config.values())
         if (problem := rank_problem(own_rank)) is not None:
             raise TrialError(problem)
-        command += [*_adapters(own_rank, 1), "--lora-modules", f"{name}={adapter.absolute()}"]
+        command += [
+            *_adapter_options(own_rank, 1),
+            "--lora-modules",
+            f"{name}={adapter.absolute()}",
+        ]
     if rank is not None:
-        command += _adapters(rank, _TOGETHER)
-    return command + options(settings.options)
+        command += _adapter_options(rank, _MAX_ADAPTERS)
+    return command + format_options(settings.options)
 
 
-def _adapters(rank: int, together: int) -> list[str]:
-    """Return the options for adapters up to a rank, `together` of them in one batch."""
-    largest = next(each for each in RANKS if each >= rank)
-    return ["--enable-lora", "--max-loras", str(together), "--max-lora-rank", str(largest)]
+def _adapter_options(rank: int, max_adapters: int) -> list[str]:
+    """Return the options for adapters up to a rank, `max_adapters` of them in one batch."""
+    largest = next(allowed for allowed in RANKS if allowed >= rank)
+    return ["--enable-lora", "--max-loras", str(max_adapters), "--max-lora-rank", str(largest)]
 
 
-def options(given: Mapping[str, Any]) -> list[str]:
+def format_options(options: Mapping[str, Any]) -> list[str]:
     """Format options for a command line: a switch for true or false, JSON for nested values."""
     import json
 
-    found: list[str] = []
-    for key, value in given.items():
+    arguments: list[str] = []
+    for key, value in options.items():
         name = f"--{key.replace('_', '-')}"
         if isinstance(value, bool):
-            found.append(name if value else f"--no-{name[2:]}")
+            arguments.append(name if value else f"--no-{name[2:]}")
         elif value is not None:
             # In one argument, so that a value is never taken for an option.
-            found.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
-    return found
+            arguments.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+    return arguments
 
 
-def program() -> str:
+def require_program() -> str:
     """Return the path of vLLM's program.
 
     Raises:
         TrialError: there is none.
     """
-    found = find_program()
-    if found is None:
+    path = find_program()
+    if path is None:
         raise TrialError(NO_PROGRAM)
-    return found
+    return path
 
 
 def find_program() -> str | None:
     """Return the path of vLLM's program, or None."""
-    named = os.environ.get(PROGRAM)
-    beside = str(Path(sys.executable).with_name("vllm"))
-    return shutil.which(named) if named else shutil.which("vllm") or shutil.which(beside)
+    configured = os.environ.get(PROGRAM_VARIABLE)
+    sibling = str(Path(sys.executable).with_name("vllm"))
+    return shutil.which(configured) if configured else shutil.which("vllm") or shutil.which(sibling)
 
 
 NO_PROGRAM = (
     "there is no program `vllm`: pip install 'chip-ablate[vllm]' where trials run, or name that of "
-    f"another environment by {PROGRAM}, or write evaluation.generator: transformers"
+    f"another environment by {PROGRAM_VARIABLE}, or write evaluation.generator: transformers"
 )
 
 
-def version(program: str) -> str:
+def read_version(program: str) -> str:
     """Return the version of a vLLM program.
 
     Raises:
         TrialError: it prints none.
     """
     try:
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=300)
+        completed = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=300
+        )
     except (OSError, subprocess.TimeoutExpired):
-        said = None
-    found = None if said is None else re.search(r"\d+\.\d+\S*", said.stdout)
-    if found is None:
+        completed = None
+    match = None if completed is None else re.search(r"\d+\.\d+\S*", completed.stdout)
+    if match is None:
         raise TrialError(f"{program} --version names no version: see that it runs")
-    return found[0]
+    return match[0]
 
 
 def free_port() -> int:
     """Return a port of this machine that is free now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
         return port

@@ -41,8 +41,8 @@ def generate(  # noqa: PLR0913 (options of the public function)
     decoding = Decoding(max_new_tokens=max_new_tokens, num_beams=num_beams)
     decoder = Decoder(model, processor, decoding, bf16=bf16, share_prefix=share_prefix)
     responses: dict[str, str] = {}
-    for made in decoder.stream(make_batches(items, size=batch_size), size=batch_size):
-        responses.update((item.id, response.text) for item, response in made)
+    for answers in decoder.stream(make_batches(items, size=batch_size), size=batch_size):
+        responses.update((item.id, response.text) for item, response in answers)
         if on_batch is not None:
             on_batch(len(responses), len(items))
     return [responses[item.id] for item in items]

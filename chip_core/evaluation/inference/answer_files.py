@@ -16,10 +16,10 @@ from typing import Any
 from chip_core.evaluation.task import Item, Response
 from chip_core.utils.files import JsonlWriter, read_lines
 
-FOLDER = "answers"
-_KEYS = {"item", "asked", "response"}
+ANSWERS_FOLDER = "answers"
+_REQUIRED_KEYS = {"item", "asked", "response"}
 #: Optional facts about an answer, which older builds did not record, and their types.
-_MADE = {"tokens": int, "cut": bool, "prompt_tokens": int, "prompt_ids": str}
+_OPTIONAL_FIELDS = {"tokens": int, "cut": bool, "prompt_tokens": int, "prompt_ids": str}
 
 
 class AnswerFile:
@@ -27,11 +27,11 @@ class AnswerFile:
 
     def __init__(self, folder: Path, name: str, fingerprint: str, worker: int) -> None:
         """Open the file; existing answers stay."""
-        path = folder / FOLDER / f"{name}.{fingerprint[:16]}.{worker}.jsonl"
-        cut_off = not _ends_whole(path)
-        self._spool = JsonlWriter(path)
-        if cut_off:
-            self._spool.append({})  # ends the incomplete line
+        path = folder / ANSWERS_FOLDER / f"{name}.{fingerprint[:16]}.{worker}.jsonl"
+        is_truncated = not _ends_with_newline(path)
+        self._writer = JsonlWriter(path)
+        if is_truncated:
+            self._writer.append({})  # ends the incomplete line
 
     def __enter__(self) -> AnswerFile:
         """Return itself."""
@@ -39,23 +39,23 @@ class AnswerFile:
 
     def __exit__(self, *error: object) -> None:
         """Make all answers durable."""
-        self._spool.close()
+        self._writer.close()
 
     def add(self, answers: Iterable[tuple[Item, Response]]) -> None:
         """Write answers."""
         for item, response in answers:
-            made = {name: getattr(response, name) for name in _MADE}
-            self._spool.append(
+            optional = {name: getattr(response, name) for name in _OPTIONAL_FIELDS}
+            self._writer.append(
                 {
                     "item": item.id,
-                    "asked": _asked(item),
+                    "asked": _hash_question(item),
                     "response": response.text,
-                    **{name: value for name, value in made.items() if value is not None},
+                    **{name: value for name, value in optional.items() if value is not None},
                 }
             )
 
 
-def previous_answers(
+def read_stored_answers(
     folders: Sequence[Path],
     names: Sequence[str],
     fingerprints: Sequence[str],
@@ -69,20 +69,20 @@ def previous_answers(
         fingerprints: of what decides answers, as written by this build and older ones.
         items: the questions.
     """
-    asked = {item.id: _asked(item) for item in items}
-    found: dict[str, Response] = {}
+    question_hashes = {item.id: _hash_question(item) for item in items}
+    responses: dict[str, Response] = {}
     paths = (
         path
         for folder in folders
         for name in names
         for fingerprint in fingerprints
-        for path in sorted((folder / FOLDER).glob(f"{name}.{fingerprint[:16]}.*.jsonl"))
+        for path in sorted((folder / ANSWERS_FOLDER).glob(f"{name}.{fingerprint[:16]}.*.jsonl"))
     )
     for path in paths:
-        for record in _whole_records(path):
-            if asked.get(record["item"]) == record["asked"]:
-                found.setdefault(record["item"], _response(record))
-    return found
+        for record in _read_complete_records(path):
+            if question_hashes.get(record["item"]) == record["asked"]:
+                responses.setdefault(record["item"], _to_response(record))
+    return responses
 
 
 def answers_fingerprint(decided_by: Mapping[str, Any]) -> str:
@@ -90,27 +90,31 @@ def answers_fingerprint(decided_by: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(decided_by), sort_keys=True).encode()).hexdigest()
 
 
-def _asked(item: Item) -> str:
+def _hash_question(item: Item) -> str:
     """Return a hash of a question."""
-    shown = [picture.key for picture in item.pictures]
-    return hashlib.sha256(json.dumps([item.prompt, *shown]).encode()).hexdigest()[:16]
+    picture_keys = [picture.key for picture in item.pictures]
+    return hashlib.sha256(json.dumps([item.prompt, *picture_keys]).encode()).hexdigest()[:16]
 
 
-def _response(record: Mapping[str, Any]) -> Response:
-    known = {name: record[name] for name, kind in _MADE.items() if type(record.get(name)) is kind}
-    return Response(text=record["response"], **known)
+def _to_response(record: Mapping[str, Any]) -> Response:
+    optional = {
+        name: record[name]
+        for name, expected_type in _OPTIONAL_FIELDS.items()
+        if type(record.get(name)) is expected_type
+    }
+    return Response(text=record["response"], **optional)
 
 
-def _whole_records(path: Path) -> list[dict[str, Any]]:
+def _read_complete_records(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file, without damaged lines."""
     try:
         records = [line.record for line in read_lines(path)]
     except OSError:  # its questions are answered again
         return []
-    return [record for record in records if record is not None and record.keys() >= _KEYS]
+    return [record for record in records if record is not None and record.keys() >= _REQUIRED_KEYS]
 
 
-def _ends_whole(path: Path) -> bool:
+def _ends_with_newline(path: Path) -> bool:
     if not path.exists():
         return True
     with path.open("rb") as file:

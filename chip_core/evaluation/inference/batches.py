@@ -27,9 +27,9 @@ class Batch:
     @property
     def kind(self) -> Hashable:
         """The common kind of its groups; batches of the same kind are alike."""
-        return _kind(self.groups[0])
+        return _group_kind(self.groups[0])
 
-    def halves(self) -> tuple[Batch, Batch]:
+    def split(self) -> tuple[Batch, Batch]:
         """Split it in two; it has more than one item."""
         if len(self.groups) == 1:
             (group,) = self.groups
@@ -52,37 +52,37 @@ def make_batches(
         workers: the number of workers that share the items.
     """
     groups: dict[tuple[object, ...], list[Item]] = {}
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         keys = tuple(picture.key for picture in item.pictures)
         # Without a picture there is nothing to share: a group of its own.
-        groups.setdefault((item.task, *(keys or (place,)), len(keys)), []).append(item)
+        groups.setdefault((item.task, *(keys or (index,)), len(keys)), []).append(item)
     # Longest first: what does not fit into memory fails at once, and the end is not a long wait.
-    ordered = sorted(groups.values(), key=_likeness, reverse=True)
-    return list(_filled(ordered[worker::workers], size))
+    ordered = sorted(groups.values(), key=_similarity_key, reverse=True)
+    return list(_fill_batches(ordered[worker::workers], size))
 
 
-def _filled(groups: Sequence[Sequence[Item]], size: int) -> Iterator[Batch]:
-    held: list[tuple[Item, ...]] = []
+def _fill_batches(groups: Sequence[Sequence[Item]], size: int) -> Iterator[Batch]:
+    pending: list[tuple[Item, ...]] = []
     kind: object = None
     for group in groups:
-        most = len(group) if size > 1 and len(group) <= 2 * size else size
-        for start in range(0, len(group), most):
-            part = tuple(group[start : start + most])
-            full = sum(map(len, held)) + len(part) > size
-            if held and (full or _kind(part) != kind):
-                yield Batch(groups=tuple(held))
-                held = []
-            held.append(part)
-            kind = _kind(part)
-    if held:
-        yield Batch(groups=tuple(held))
+        max_part = len(group) if size > 1 and len(group) <= 2 * size else size
+        for start in range(0, len(group), max_part):
+            part = tuple(group[start : start + max_part])
+            is_full = sum(map(len, pending)) + len(part) > size
+            if pending and (is_full or _group_kind(part) != kind):
+                yield Batch(groups=tuple(pending))
+                pending = []
+            pending.append(part)
+            kind = _group_kind(part)
+    if pending:
+        yield Batch(groups=tuple(pending))
 
 
-def _kind(group: Sequence[Item]) -> tuple[str, int, bool]:
+def _group_kind(group: Sequence[Item]) -> tuple[str, int, bool]:
     """Return what all groups of a batch have in common."""
     return group[0].task, len(group[0].pictures), len(group) > 1
 
 
-def _likeness(group: Sequence[Item]) -> tuple[object, ...]:
+def _similarity_key(group: Sequence[Item]) -> tuple[object, ...]:
     pixels = sum(picture.pixels for picture in group[0].pictures)
-    return *_kind(group), pixels, max(len(item.prompt) for item in group)
+    return *_group_kind(group), pixels, max(len(item.prompt) for item in group)

@@ -17,27 +17,27 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-from chip_core.evaluation.inference.kv_cache import GrowingLayer, growing_cache
+from chip_core.evaluation.inference.kv_cache import GrowingLayer, make_growing_cache
 from chip_core.evaluation.inference.lanes import Lanes
 from chip_core.evaluation.inference.prompts import Prompt
-from chip_core.evaluation.inference.rows import Chooser, Row, logits_alone
-from chip_core.evaluation.inference.shared import start_of
+from chip_core.evaluation.inference.rows import Row, TokenChooser, compute_logits
+from chip_core.evaluation.inference.shared import shared_length
 from chip_core.models.adapters import is_adapted
 
 #: Bytes of keys and values that count as small on a CPU, and the factor for the number of rows
 #: then. A step of a small model takes about as long for 192 rows as for 64.
-LITTLE = 64 * 2**20
-TIMES = 3
+SMALL_CACHE_BYTES = 64 * 2**20
+SMALL_CACHE_FACTOR = 3
 
 #: Prompts read in one pass: with more, intermediate results do not stay in a CPU's cache.
-AT_ONCE = 32
+MAX_PREFILL_ROWS = 32
 
 #: Tokens of questions that one lane reads after their picture: no question sees another's, but the
 #: computation grows with the square of their total.
-BEHIND = 1024
+MAX_LANE_TOKENS = 1024
 
 
-class NoRoomError(Exception):
+class RowMemoryError(Exception):
     """The device's memory does not hold a single row."""
 
     def __init__(self, prompt: Prompt) -> None:
@@ -46,29 +46,29 @@ class NoRoomError(Exception):
         self.prompt = prompt
 
 
-class Continuous:
+class ContinuousBatching:
     """Answers questions group by group, each group on one picture."""
 
     def __init__(
         self,
         model: Any,
-        chooser: Chooser,
+        chooser: TokenChooser,
         *,
-        padding: int,
-        ends: set[int],
-        longest: int,
+        pad_token: int,
+        end_tokens: set[int],
+        max_new_tokens: int,
     ) -> None:
         """Set up.
 
         Args:
             model: the model.
             chooser: chooses tokens.
-            padding: the padding token.
-            ends: tokens that end an answer.
-            longest: the largest number of tokens of an answer.
+            pad_token: the padding token.
+            end_tokens: tokens that end an answer.
+            max_new_tokens: the largest number of tokens of an answer.
         """
-        self._model, self._chooser, self._padding = model, chooser, padding
-        self._ends, self._longest = ends, longest
+        self._model, self._chooser, self._pad_token = model, chooser, pad_token
+        self._end_tokens, self._max_new_tokens = end_tokens, max_new_tokens
 
     def run(self, groups: Iterable[Sequence[Prompt]], size: int) -> Iterator[list[Row]]:
         """Yield the rows whose answers have ended, until all have.
@@ -81,65 +81,75 @@ class Continuous:
         Raises:
             NoRoomError: the device does not hold one row.
         """
-        waiting = _Waiting(groups)
+        waiting = _WaitingGroups(groups)
         while True:
-            going = _Going(lanes=Lanes(self._model, padding=self._padding, longest=self._longest))
+            state = _RunState(
+                lanes=Lanes(
+                    self._model, pad_token=self._pad_token, max_new_tokens=self._max_new_tokens
+                )
+            )
             try:
-                yield from self._until_the_end(going, waiting, size)
+                yield from self._run_to_end(state, waiting, size)
                 return
             except torch.cuda.OutOfMemoryError:
-                held = going.lanes.groups + going.coming
-                rows = sum(map(len, held))
+                unfinished = state.lanes.groups + state.joining
+                rows = sum(map(len, unfinished))
                 if rows == 1:
-                    raise NoRoomError(held[0][0].prompt) from None
-            if going.ended:
-                yield going.ended
-            del going  # frees all that was computed
+                    raise RowMemoryError(unfinished[0][0].prompt) from None
+            if state.ended:
+                yield state.ended
+            del state  # frees all that was computed
             torch.cuda.empty_cache()
             size = max(1, rows // 2)
-            waiting.put_back(held, size)
+            waiting.put_back(unfinished, size)
 
-    def _until_the_end(self, going: _Going, waiting: _Waiting, size: int) -> Iterator[list[Row]]:
+    def _run_to_end(
+        self, state: _RunState, waiting: _WaitingGroups, size: int
+    ) -> Iterator[list[Row]]:
         """Yield ended rows whenever others take their places."""
-        lanes, coming, few = going.lanes, going.coming, size
+        lanes, joining, base_size = state.lanes, state.joining, size
         while True:
-            coming += waiting.take(len(lanes.rows), size)
-            if going.ended and (coming or not lanes.rows):
-                ended, going.ended = going.ended, []
+            joining += waiting.take(len(lanes.rows), size)
+            if state.ended and (joining or not lanes.rows):
+                ended, state.ended = state.ended, []
                 yield ended
-            if coming:
-                rows = [row for group in coming for row in group]
-                single = len(coming) == len(rows)
-                scores = lanes.enter(coming, expected=size if single else 0)
-                if single and 0 < lanes.host_bytes <= LITTLE:
-                    size = TIMES * few
-                coming.clear()
+            if joining:
+                rows = [row for group in joining for row in group]
+                is_single = len(joining) == len(rows)
+                logits = lanes.add(joining, expected=size if is_single else 0)
+                if is_single and 0 < lanes.host_bytes <= SMALL_CACHE_BYTES:
+                    size = SMALL_CACHE_FACTOR * base_size
+                joining.clear()
             elif lanes.rows:
-                rows, scores = lanes.rows, lanes.step()
+                rows, logits = lanes.rows, lanes.step()
             else:
                 return
-            done = self._say(rows, scores)
-            if done:
-                going.ended += done
-                lanes.drop(done, shrink=not waiting)
+            finished = self._append_tokens(rows, logits)
+            if finished:
+                state.ended += finished
+                lanes.remove(finished, shrink=not waiting)
 
-    def _say(self, rows: Sequence[Row], scores: Tensor) -> list[Row]:
+    def _append_tokens(self, rows: Sequence[Row], logits: Tensor) -> list[Row]:
         """Append a token to each row; return those that have ended."""
-        for row, token in zip(rows, self._chooser(rows, scores), strict=True):
-            row.said.append(token)
-        return [row for row in rows if row.said[-1] in self._ends or len(row.said) >= self._longest]
+        for row, token in zip(rows, self._chooser(rows, logits), strict=True):
+            row.answer_ids.append(token)
+        return [
+            row
+            for row in rows
+            if row.answer_ids[-1] in self._end_tokens or len(row.answer_ids) >= self._max_new_tokens
+        ]
 
 
 @dataclass(kw_only=True)
-class _Going:
+class _RunState:
     """The rows on the device, and those that have ended."""
 
     lanes: Lanes
-    coming: list[list[Row]] = field(default_factory=list)  # in no lane yet
+    joining: list[list[Row]] = field(default_factory=list)  # in no lane yet
     ended: list[Row] = field(default_factory=list)  # not yielded yet
 
 
-class _Waiting:
+class _WaitingGroups:
     """Groups that are not read yet."""
 
     def __init__(self, groups: Iterable[Sequence[Prompt]]) -> None:
@@ -151,53 +161,53 @@ class _Waiting:
         if not self._next:
             group = next(self._groups, None)
             if group is not None:
-                self._next += _lanes_of([Row(prompt=prompt) for prompt in group])
+                self._next += _split_into_lanes([Row(prompt=prompt) for prompt in group])
         return bool(self._next)
 
-    def take(self, held: int, size: int) -> list[list[Row]]:
-        """Return the groups that join `held` rows, once there is enough room.
+    def take(self, active: int, size: int) -> list[list[Row]]:
+        """Return the groups that join `active` rows, once there is enough room.
 
         Reading one prompt after the other would take longer than leaving rows empty for a while.
         """
-        taken: list[list[Row]] = []
-        room = size - held
-        if held and room < max(1, size // 4):
-            return taken
-        while self and (len(self._next[0]) <= room or not (held or taken)):
-            if sum(map(len, taken)) + len(self._next[0]) > AT_ONCE and taken:
+        groups: list[list[Row]] = []
+        room = size - active
+        if active and room < max(1, size // 4):
+            return groups
+        while self and (len(self._next[0]) <= room or not (active or groups)):
+            if sum(map(len, groups)) + len(self._next[0]) > MAX_PREFILL_ROWS and groups:
                 break
-            if taken and (len(taken[0]) == 1) != (len(self._next[0]) == 1):
+            if groups and (len(groups[0]) == 1) != (len(self._next[0]) == 1):
                 break  # they are read by another method
-            taken.append(self._next.popleft())
-            room -= len(taken[-1])
-        return taken
+            groups.append(self._next.popleft())
+            room -= len(groups[-1])
+        return groups
 
     def put_back(self, groups: Sequence[Sequence[Row]], size: int) -> None:
         """Restart rows from their prompts, at most `size` of a picture at a time."""
         for group in reversed(groups):
-            again = [Row(prompt=row.prompt) for row in group]
-            starts = range(0, len(again), size)
-            self._next.extendleft(again[start : start + size] for start in reversed(starts))
+            restarted = [Row(prompt=row.prompt) for row in group]
+            starts = range(0, len(restarted), size)
+            self._next.extendleft(restarted[start : start + size] for start in reversed(starts))
 
 
-def _lanes_of(rows: list[Row]) -> list[list[Row]]:
+def _split_into_lanes(rows: list[Row]) -> list[list[Row]]:
     """Split a picture's rows into lanes."""
-    start = start_of([row.prompt for row in rows])
+    start = shared_length([row.prompt for row in rows])
     if start is None:
         return [[row] for row in rows]
     lanes: list[list[Row]] = []
-    behind = 0
+    lane_tokens = 0
     for row in rows:
-        own = len(row.prompt.ids) - start
-        if not lanes or behind + own > BEHIND:
+        own_tokens = len(row.prompt.ids) - start
+        if not lanes or lane_tokens + own_tokens > MAX_LANE_TOKENS:
             lanes.append([])
-            behind = 0
+            lane_tokens = 0
         lanes[-1].append(row)
-        behind += own
+        lane_tokens += own_tokens
     return lanes
 
 
-def can_continue(model: Any, settings: Any) -> bool:
+def supports_continuous_batching(model: Any, settings: Any) -> bool:
     """Return whether answers need no feature of transformers' `generate` that is missing here.
 
     That is: the chooser needs only the scores, and an answer ends at an ending token or at its
@@ -210,59 +220,69 @@ def can_continue(model: Any, settings: Any) -> bool:
     """
     if settings.num_beams > 1 or model.config.is_encoder_decoder:
         return False
-    if not all(type(layer) is GrowingLayer for layer in growing_cache(model).layers):
+    if not all(type(layer) is GrowingLayer for layer in make_growing_cache(model).layers):
         return False
     if getattr(model.generation_config, "stop_strings", None):
         return False  # `generate` below would lack the tokenizer that it needs for them
-    base = model.get_base_model() if is_adapted(model) else model
+    base_model = model.get_base_model() if is_adapted(model) else model
     if is_adapted(model) and model.active_peft_config.is_prompt_learning:
         return False  # it puts its own tokens before each prompt
-    found = []
+    supported = []
 
-    def look(
-        asked: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, **_: Any
+    def capture_call(
+        called_model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        **_: Any,
     ) -> Tensor:
-        ends = all(
-            type(each) in (MaxLengthCriteria, EosTokenCriteria) for each in stopping_criteria
+        is_supported_end = all(
+            type(criterion) in (MaxLengthCriteria, EosTokenCriteria)
+            for criterion in stopping_criteria
         )
-        found.append(asked is base and not logits_processor and ends)
+        supported.append(called_model is base_model and not logits_processor and is_supported_end)
         return input_ids
 
-    nothing = torch.full((1, 1), settings.pad_token_id, device=next(model.parameters()).device)
+    padding = torch.full((1, 1), settings.pad_token_id, device=next(model.parameters()).device)
     model.generate(
-        input_ids=nothing,
-        attention_mask=torch.ones_like(nothing),
+        input_ids=padding,
+        attention_mask=torch.ones_like(padding),
         generation_config=settings,
-        custom_generate=look,
+        custom_generate=capture_call,
     )
-    own = type(base).generate is GenerationMixin.generate
-    return own and found == [True]
+    is_standard = type(base_model).generate is GenerationMixin.generate
+    return is_standard and supported == [True]
 
 
-def inexactness(model: Any, groups: Sequence[Sequence[Prompt]], padding: int) -> float:
+def measure_lane_error(model: Any, groups: Sequence[Sequence[Prompt]], padding: int) -> float:
     """Return the error of the first two tokens' logits in lanes, as a share of the largest.
 
     It is infinite if the family cannot be computed in lanes at all.
     """
-    lanes = Lanes(model, padding=padding, longest=2)
-    few = [
+    lanes = Lanes(model, pad_token=padding, max_new_tokens=2)
+    lanes_tried = [
         lane
         for group in groups[:2]
-        for lane in _lanes_of([Row(prompt=prompt) for prompt in group[:2]])
+        for lane in _split_into_lanes([Row(prompt=prompt) for prompt in group[:2]])
     ]
-    rows = [row for lane in few for row in lane]
+    rows = [row for lane in lanes_tried for row in lane]
     try:
-        first = lanes.enter(few)
-        for row, token in zip(rows, first.argmax(-1).tolist(), strict=True):
-            row.said.append(token)
-        second = lanes.step()
+        first_logits = lanes.add(lanes_tried)
+        for row, token in zip(rows, first_logits.argmax(-1).tolist(), strict=True):
+            row.answer_ids.append(token)
+        second_logits = lanes.step()
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return float("inf")
     # Of the first lane the last row, which follows others; of the second the first.
-    tried = {few[0][-1], few[-1][0]} if len(few) > 1 else {few[0][-1]}
-    places = [place for place, row in enumerate(rows) if row in tried]
-    alone = torch.stack(
-        [logits_alone(model, rows[place].prompt, rows[place].said) for place in places], dim=1
+    rows_tried = (
+        {lanes_tried[0][-1], lanes_tried[-1][0]} if len(lanes_tried) > 1 else {lanes_tried[0][-1]}
     )
-    off = (torch.stack([first, second])[:, places] - alone).abs().amax() / alone.abs().amax()
-    return float(off) if off.isfinite() else float("inf")
+    indices = [index for index, row in enumerate(rows) if row in rows_tried]
+    exact = torch.stack(
+        [compute_logits(model, rows[index].prompt, rows[index].answer_ids) for index in indices],
+        dim=1,
+    )
+    error = (
+        torch.stack([first_logits, second_logits])[:, indices] - exact
+    ).abs().amax() / exact.abs().amax()
+    return float(error) if error.isfinite() else float("inf")

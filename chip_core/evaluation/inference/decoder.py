@@ -10,22 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.evaluation.inference.batches import Batch
 from chip_core.evaluation.inference.continuous import (
-    Continuous,
-    NoRoomError,
-    can_continue,
-    inexactness,
+    ContinuousBatching,
+    RowMemoryError,
+    measure_lane_error,
+    supports_continuous_batching,
 )
 from chip_core.evaluation.inference.encoder import Encoder
-from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cache
-from chip_core.evaluation.inference.prompts import Prompt, padded
-from chip_core.evaluation.inference.rows import Chosen, Greedy
-from chip_core.evaluation.inference.sampling import Draws, Sampling
-from chip_core.evaluation.inference.shared import EXACT, share, sharing_inexactness
+from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_growing_cache
+from chip_core.evaluation.inference.prompts import Prompt, pad_batch
+from chip_core.evaluation.inference.rows import ChosenTokens, GreedyChooser
+from chip_core.evaluation.inference.sampling import Sampling, SamplingChooser
+from chip_core.evaluation.inference.shared import (
+    MAX_LOGIT_ERROR,
+    measure_sharing_error,
+    share_prefix_rows,
+)
 from chip_core.evaluation.task import Decoding, Item, Response
-from chip_core.models.precision import as_held, in_fp32
+from chip_core.models.precision import compute_in_fp32, match_dtype
 from chip_core.utils.errors import TrialError
 
 
@@ -40,8 +44,8 @@ class Decoder:
         *,
         bf16: bool,
         share_prefix: bool,
-        encodings: Encodings | None = None,
-        asked: Hashable = None,
+        encodings: EncodingCache | None = None,
+        namespace: Hashable = None,
         sampling: Sampling | None = None,
     ) -> None:
         """Set up.
@@ -54,38 +58,39 @@ class Decoder:
             share_prefix: whether a picture with several questions is computed once, and ended rows
                 are replaced in the batch; else transformers' `generate` answers whole batches.
             encodings: prompts that the processor encoded in this process before.
-            asked: identifies the items' namespace, such as a benchmark.
+            namespace: identifies the items' namespace, such as a benchmark.
             sampling: how answers are sampled, without beams; None: they are not.
         """
         model.eval()
         self._model = model
         self._processor = processor
-        self._encoder = Encoder(processor, encodings, asked)
+        self._encoder = Encoder(processor, encodings, namespace)
         self._decoding = decoding
         self._sampling = sampling
         self._bf16 = bf16
-        self._shares: bool | None = None if share_prefix else False  # None: not tested yet
-        self._lanes: bool | None = None  # the same for continuous batching
-        self._exact: dict[bool, bool] = {}  # whether lanes are exact, by picture sharing
-        self._settings, self._ends = generation_settings(model, processor.tokenizer, decoding)
+        # None: not tested yet.
+        self._sharing_supported: bool | None = None if share_prefix else False
+        self._batching_supported: bool | None = None  # the same for continuous batching
+        self._lanes_exact: dict[bool, bool] = {}  # whether lanes are exact, by picture sharing
+        self._settings, self._end_tokens = generation_settings(model, processor.tokenizer, decoding)
         self.near_ties = 0  # decided so far
-        self.waited = 0.0  # seconds for prompts and pictures
+        self.wait_seconds = 0.0  # seconds for prompts and pictures
         self.notes: list[str] = []  # for the report
 
-    def answers(self, batch: Batch) -> list[str]:
-        """Return the text of each response of `responses`."""
-        return [response.text for response in self.responses(batch)]
+    def generate_texts(self, batch: Batch) -> list[str]:
+        """Return the text of each response of `generate_responses`."""
+        return [response.text for response in self.generate_responses(batch)]
 
-    def responses(self, batch: Batch) -> list[Response]:
+    def generate_responses(self, batch: Batch) -> list[Response]:
         """Return a response for each of the batch's items, in their order.
 
         Raises:
             TrialError: the device's memory does not hold a single item.
         """
-        made: dict[str, Response] = {}
+        responses: dict[str, Response] = {}
         for answers in self.stream([batch], size=len(batch.items)):
-            made.update((item.id, response) for item, response in answers)
-        return [made[item.id] for item in batch.items]
+            responses.update((item.id, response) for item, response in answers)
+        return [responses[item.id] for item in batch.items]
 
     @torch.inference_mode()
     def stream(
@@ -98,83 +103,86 @@ class Decoder:
             size: items answered together: ended ones are replaced.
 
         Raises:
-            TrialError: as in `responses`.
+            TrialError: as in `generate_responses`.
         """
-        for _, alike in itertools.groupby(batches, lambda batch: batch.kind):
-            own = list(alike)
-            groups = [group for batch in own for group in batch.groups]
-            if self._continues(groups):
-                yield from self._continued(groups, size)
+        for _, similar in itertools.groupby(batches, lambda batch: batch.kind):
+            kind_batches = list(similar)
+            groups = [group for batch in kind_batches for group in batch.groups]
+            if self._can_batch_continuously(groups):
+                yield from self._answer_continuously(groups, size)
                 continue
-            for batch in own:
-                yield list(zip(batch.items, self._batch(batch), strict=True))
+            for batch in kind_batches:
+                yield list(zip(batch.items, self._answer_batch(batch), strict=True))
 
-    def _continued(
+    def _answer_continuously(
         self, groups: Sequence[Sequence[Item]], size: int
     ) -> Iterator[list[tuple[Item, Response]]]:
         """Answer by continuous batching, in which no answer waits for another's end."""
         items = {item.id: item for group in groups for item in group}
-        chooser = self._chooser()
-        going = Continuous(
+        chooser = self._make_chooser()
+        batching = ContinuousBatching(
             self._model,
-            chooser or Greedy(self._model, exact=False),
-            padding=self._settings.pad_token_id,
-            ends=self._ends,
-            longest=self._decoding.max_new_tokens,
+            chooser or GreedyChooser(self._model, exact=False),
+            pad_token=self._settings.pad_token_id,
+            end_tokens=self._end_tokens,
+            max_new_tokens=self._decoding.max_new_tokens,
         )
         try:
-            for rows in going.run(map(self._encoded, groups), size):
-                texts = self._texts([row.said for row in rows])
+            for rows in batching.run(map(self._encode, groups), size):
+                texts = self._decode_texts([row.answer_ids for row in rows])
                 yield [
-                    (items[row.prompt.item], self._response(text, row.said))
+                    (items[row.prompt.item], self._to_response(text, row.answer_ids))
                     for row, text in zip(rows, texts, strict=True)
                 ]
-        except NoRoomError as error:
-            raise _no_room(error.prompt.item) from None
-        self.near_ties += 0 if chooser is None else chooser.decided
+        except RowMemoryError as error:
+            raise _out_of_memory_error(error.prompt.item) from None
+        self.near_ties += 0 if chooser is None else chooser.exact_count
 
-    def _encoded(self, group: Sequence[Item]) -> list[Prompt]:
-        began = time.perf_counter()
+    def _encode(self, group: Sequence[Item]) -> list[Prompt]:
+        start = time.perf_counter()
         prompts = self._encoder.encode(group)
-        self.waited += time.perf_counter() - began
+        self.wait_seconds += time.perf_counter() - start
         return prompts
 
-    def _continues(self, groups: Sequence[Sequence[Item]]) -> bool:
+    def _can_batch_continuously(self, groups: Sequence[Sequence[Item]]) -> bool:
         """Return whether these groups can use continuous batching, tested on the first ones."""
-        shares = any(len(group) > 1 for group in groups)
-        if self._lanes is None:
-            self._lanes = self._shares is not False and can_continue(self._model, self._settings)
-        if not self._lanes:
+        is_shared = any(len(group) > 1 for group in groups)
+        if self._batching_supported is None:
+            self._batching_supported = (
+                self._sharing_supported is not False
+                and supports_continuous_batching(self._model, self._settings)
+            )
+        if not self._batching_supported:
             return False
-        if shares not in self._exact:
-            few = [self._encoded(group[:2]) for group in groups[:2]]
-            with in_fp32(self._model):
-                off = inexactness(self._model, few, self._settings.pad_token_id)
-            self._exact[shares] = off <= EXACT
-        return self._exact[shares]
+        if is_shared not in self._lanes_exact:
+            prompts = [self._encode(group[:2]) for group in groups[:2]]
+            with compute_in_fp32(self._model):
+                error = measure_lane_error(self._model, prompts, self._settings.pad_token_id)
+            self._lanes_exact[is_shared] = error <= MAX_LOGIT_ERROR
+        return self._lanes_exact[is_shared]
 
-    def _batch(self, batch: Batch) -> list[Response]:
+    def _answer_batch(self, batch: Batch) -> list[Response]:
         """Answer a batch with transformers' `generate`, which ends with the last answer."""
-        groups = [self._encoded(group) for group in batch.groups]
+        groups = [self._encode(group) for group in batch.groups]
         try:
-            return self._answers(groups)
+            return self._answer_groups(groups)
         except torch.cuda.OutOfMemoryError:
             if len(batch.items) == 1:
-                raise _no_room(batch.items[0].id) from None
+                raise _out_of_memory_error(batch.items[0].id) from None
         torch.cuda.empty_cache()
-        return [response for half in batch.halves() for response in self._batch(half)]
+        return [response for half in batch.split() for response in self._answer_batch(half)]
 
     @torch.inference_mode()
-    def alone(self, item: Item) -> str:
+    def answer_alone(self, item: Item) -> str:
         """Return the response to one item, computed without other items."""
-        return self._separate(self._encoder.encode([item]))[0].text
+        return self._answer_separately(self._encoder.encode([item]))[0].text
 
-    def _answers(self, groups: Sequence[Sequence[Prompt]]) -> list[Response]:
+    def _answer_groups(self, groups: Sequence[Sequence[Prompt]]) -> list[Response]:
         prompts = [prompt for group in groups for prompt in group]
-        if any(len(group) > 1 and group[0].vision_end for group in groups) and self._may_share(
+        if any(len(group) > 1 and group[0].vision_end for group in groups) and self._can_share(
             groups
         ):
-            rows = share(
+            rows = share_prefix_rows(
                 self._model,
                 groups,
                 copies=self._decoding.num_beams,
@@ -184,77 +192,80 @@ class Decoder:
                 inputs = dict(vars(rows))
                 cache = inputs.pop("cache")
                 return self._generate(prompts, inputs, cache)
-        return self._separate(prompts)
+        return self._answer_separately(prompts)
 
-    def _separate(self, prompts: Sequence[Prompt]) -> list[Response]:
+    def _answer_separately(self, prompts: Sequence[Prompt]) -> list[Response]:
         device = next(self._model.parameters()).device
         ids = [prompt.ids for prompt in prompts]
-        batch = padded(prompts, ids, device, pad=self._settings.pad_token_id)
-        return self._generate(prompts, as_held(batch, self._model))
+        batch = pad_batch(prompts, ids, device, pad=self._settings.pad_token_id)
+        return self._generate(prompts, match_dtype(batch, self._model))
 
     def _generate(
         self, prompts: Sequence[Prompt], inputs: dict[str, Any], cache: Any = None
     ) -> list[Response]:
         start = inputs["input_ids"].shape[1]
-        chooser = self._chooser()
-        chosen = []
+        chooser = self._make_chooser()
+        processors = []
         if chooser is not None:
-            chosen = [Chosen(chooser, prompts, start=start, ends=self._ends)]
+            processors = [ChosenTokens(chooser, prompts, start=start, end_tokens=self._end_tokens)]
         # An encoder-decoder needs a cache of two parts, which `generate` creates.
         encoder_decoder = self._model.config.is_encoder_decoder
         if cache is None and self._decoding.num_beams == 1 and not encoder_decoder:
-            cache = growing_cache(self._model)
+            cache = make_growing_cache(self._model)
         if cache is not None:
-            inputs |= cache_argument(self._model, cache)
-        made: Tensor = self._model.generate(
+            inputs |= make_cache_argument(self._model, cache)
+        generated: Tensor = self._model.generate(
             **inputs,
             generation_config=self._settings,
             tokenizer=self._processor.tokenizer,  # finds the model's own stop strings
-            logits_processor=chosen,
+            logits_processor=processors,
         )
-        self.near_ties += 0 if chooser is None else chooser.decided
-        rows = made[:, start:].tolist()
+        self.near_ties += 0 if chooser is None else chooser.exact_count
+        rows = generated[:, start:].tolist()
         return [
-            self._response(text, row) for text, row in zip(self._texts(rows), rows, strict=True)
+            self._to_response(text, row)
+            for text, row in zip(self._decode_texts(rows), rows, strict=True)
         ]
 
-    def _chooser(self) -> Greedy | Draws | None:
+    def _make_chooser(self) -> GreedyChooser | SamplingChooser | None:
         """Return the chooser of tokens; None: transformers takes the best token itself."""
         if self._sampling is not None:
-            return Draws(self._model, self._sampling, exact=not self._bf16)
+            return SamplingChooser(self._model, self._sampling, exact=not self._bf16)
         if self._decoding.num_beams == 1 and not self._bf16:
-            return Greedy(self._model, exact=True)
+            return GreedyChooser(self._model, exact=True)
         return None
 
-    def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+    def _decode_texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the texts of rows, padded after their ends."""
-        longest = max(map(len, rows))
+        max_length = max(map(len, rows))
         padding = self._settings.pad_token_id
-        whole = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows])
+        padded_rows = torch.tensor([[*row, *[padding] * (max_length - len(row))] for row in rows])
         texts: list[str] = self._processor.post_process_image_text_to_text(
-            whole, skip_special_tokens=True
+            padded_rows, skip_special_tokens=True
         )
         return texts
 
-    def _response(self, text: str, ids: Sequence[int]) -> Response:
+    def _to_response(self, text: str, ids: Sequence[int]) -> Response:
         """Return a row's response; the row is padded after its end."""
-        ended = next((place for place, token in enumerate(ids) if token in self._ends), None)
-        tokens = len(ids) if ended is None else ended + 1
-        cut = ended is None and tokens >= self._decoding.max_new_tokens
-        return Response(text=text.strip(), tokens=tokens, cut=cut)
+        end_index = next(
+            (index for index, token in enumerate(ids) if token in self._end_tokens), None
+        )
+        tokens = len(ids) if end_index is None else end_index + 1
+        is_cut = end_index is None and tokens >= self._decoding.max_new_tokens
+        return Response(text=text.strip(), tokens=tokens, cut=is_cut)
 
-    def _may_share(self, groups: Sequence[Sequence[Prompt]]) -> bool:
+    def _can_share(self, groups: Sequence[Sequence[Prompt]]) -> bool:
         """Return whether this family's rows can share a picture, tested on the first batch."""
-        if self._shares is None:
-            with in_fp32(self._model):
-                off = sharing_inexactness(self._model, groups)
-            self._shares = off <= EXACT
-            if not self._shares:
+        if self._sharing_supported is None:
+            with compute_in_fp32(self._model):
+                error = measure_sharing_error(self._model, groups)
+            self._sharing_supported = error <= MAX_LOGIT_ERROR
+            if not self._sharing_supported:
                 self.notes.append(
                     "pictures asked about more than once were computed for each question: going "
-                    f"on from a shared beginning is off by {off:.1g} of the largest logit here"
+                    f"on from a shared beginning is off by {error:.1g} of the largest logit here"
                 )
-        return self._shares
+        return self._sharing_supported
 
 
 def generation_settings(model: Any, tokenizer: Any, decoding: Decoding) -> tuple[Any, set[int]]:
@@ -264,16 +275,16 @@ def generation_settings(model: Any, tokenizer: Any, decoding: Decoding) -> tuple
     """
     from transformers import GenerationConfig
 
-    own = model.generation_config
-    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    config = model.generation_config
+    eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     pad = tokenizer.pad_token_id
-    every = ends if isinstance(ends, list) else [ends]
+    eos_ids = eos if isinstance(eos, list) else [eos]
     settings = GenerationConfig(
         do_sample=False,
         num_beams=decoding.num_beams,
         max_new_tokens=decoding.max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=every[0] if pad is None else pad,
+        eos_token_id=eos,
+        pad_token_id=eos_ids[0] if pad is None else pad,
         repetition_penalty=1.0,
         length_penalty=1.0,
         no_repeat_ngram_size=0,
@@ -281,10 +292,10 @@ def generation_settings(model: Any, tokenizer: Any, decoding: Decoding) -> tuple
         top_p=1.0,
         top_k=50,
     )
-    return settings, {end for end in every if end is not None}
+    return settings, {end for end in eos_ids if end is not None}
 
 
-def _no_room(item: str) -> TrialError:
+def _out_of_memory_error(item: str) -> TrialError:
     return TrialError(
         f"no room on the GPU to answer item {item}: a smaller max_new_tokens or fewer beams take "
         "less"

@@ -52,32 +52,34 @@ def run_external(
         TrialError: the program failed.
         UserError: it is not installed.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     device = next(model.parameters()).device
-    out = folder / "programs" / settings.name
-    with _whole(model, processor, checkpoint_dir, folder) as whole:
+    output_folder = folder / "programs" / settings.name
+    with _plain_model_folder(model, processor, checkpoint_dir, folder) as model_folder:
         scored, metadata = benchmark.ask(
-            whole, folder=out, batch_size=batch_size, device=device.type
+            model_folder, folder=output_folder, batch_size=batch_size, device=device.type
         )
-    seconds = round(time.perf_counter() - began, 3)
+    seconds = round(time.perf_counter() - start, 3)
     return ExternalResult(scored=scored, metadata={**metadata, "seconds": seconds})
 
 
 @contextmanager
-def _whole(model: Any, processor: Any, checkpoint_dir: Path | None, folder: Path) -> Iterator[Path]:
+def _plain_model_folder(
+    model: Any, processor: Any, checkpoint_dir: Path | None, folder: Path
+) -> Iterator[Path]:
     """Yield a plain folder of the model, and free its device's memory meanwhile."""
     device = next(model.parameters()).device
     model.to("cpu")
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    made = folder / "whole-model"
+    merged_folder = folder / "whole-model"
     try:
         if checkpoint_dir is None:
             plain = merge_adapters(copy.deepcopy(model)) if is_adapted(model) else model
-            plain.save_pretrained(made)
-            processor.save_pretrained(made)
+            plain.save_pretrained(merged_folder)
+            processor.save_pretrained(merged_folder)
             del plain
-        yield checkpoint_dir or made
+        yield checkpoint_dir or merged_folder
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(merged_folder, ignore_errors=True)
         model.to(device)

@@ -22,16 +22,16 @@ class Prompt:
 
     ids: list[int]
     pictures: Inputs  # pixel values and other inputs of the image processor
-    kinds: Mapping[str, list[int]]  # one entry a token: Qwen-VL's marks of its image tokens
+    token_types: Mapping[str, list[int]]  # one entry a token: Qwen-VL's marks of its image tokens
     vision_end: int  # tokens up to and including the last one of a picture; 0 without one
     item: str = ""  # the question's id, which seeds the sampling of its answer
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
         """Return it as a batch of one."""
-        return padded([self], [self.ids], device)
+        return pad_batch([self], [self.ids], device)
 
 
-def padded(
+def pad_batch(
     prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], device: torch.device, *, pad: int = 0
 ) -> dict[str, Tensor]:
     """Return rows as one batch, padded on the left.
@@ -49,26 +49,26 @@ def padded(
             [[0] * (longest - len(row)) + [1] * len(row) for row in ids]
         ),
     }
-    for name in prompts[0].kinds:
+    for name in prompts[0].token_types:
         rows = []
         for prompt, row in zip(prompts, ids, strict=True):
-            kinds = (prompt.kinds[name] + [0] * len(row))[: len(row)]
-            rows.append([0] * (longest - len(row)) + kinds)
+            token_types = (prompt.token_types[name] + [0] * len(row))[: len(row)]
+            rows.append([0] * (longest - len(row)) + token_types)
         batch[name] = torch.tensor(rows)
     if any(prompt.pictures for prompt in prompts):
-        shown = [dict(prompt.pictures) for prompt in prompts if prompt.pictures]
-        batch.update(stack_inputs(shown, tokens=longest))
+        pictures = [dict(prompt.pictures) for prompt in prompts if prompt.pictures]
+        batch.update(stack_inputs(pictures, tokens=longest))
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Return the length of the common beginning of two sequences."""
-    for place, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return place
-    return min(len(one), len(other))
+    for index, (first_value, second_value) in enumerate(zip(first, second, strict=False)):
+        if first_value != second_value:
+            return index
+    return min(len(first), len(second))
 
 
-def common_start(rows: Sequence[Sequence[int]]) -> int:
+def common_length_of_all(rows: Sequence[Sequence[int]]) -> int:
     """Return the length of the common beginning of all rows."""
-    return min(common(rows[0], row) for row in rows)
+    return min(common_length(rows[0], row) for row in rows)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.evaluation.inference.rows import NEAR, Row, next_logits
-from chip_core.utils.seeding import derived_seed
+from chip_core.evaluation.inference.rows import NEAR_TIE_MARGIN, Row, next_logits
+from chip_core.utils.seeding import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,12 @@ class Sampling:
     top_p: float = 1.0  # the nucleus' mass (Holtzman et al. 2020); 1: every token may be drawn
     seed: int = 0
 
-    def seed_of(self, item: str) -> int:
+    def answer_seed(self, item: str) -> int:
         """Return the seed of one answer, which depends on the question's id."""
-        return derived_seed("sample", self.seed, item)
+        return derive_seed("sample", self.seed, item)
 
 
-class Draws:
+class SamplingChooser:
     """Chooses tokens by sampling."""
 
     def __init__(self, model: Any, sampling: Sampling, *, exact: bool) -> None:
@@ -47,29 +47,31 @@ class Draws:
             exact: whether rows that rounding could decide are computed alone.
         """
         self._model, self._sampling, self._exact = model, sampling, exact
-        self.decided = 0  # rows computed alone so far
+        self.exact_count = 0  # rows computed alone so far
 
     def __call__(self, rows: Sequence[Row], scores: Tensor) -> list[int]:
         """Return each row's next token."""
-        waits = []
+        exponentials = []
         for row in rows:
-            if row.draws is None:
-                seed = self._sampling.seed_of(row.prompt.item)
-                row.draws = torch.Generator(scores.device).manual_seed(seed)
-            wait = torch.empty(scores.shape[-1], dtype=torch.float64, device=scores.device)
-            waits.append(wait.exponential_(generator=row.draws))
-        noise = -torch.stack(waits).log()
-        drawn, unsure = draw(scores, noise, self._sampling)
-        for place in unsure.nonzero().flatten().tolist() if self._exact else ():
-            alone = next_logits(self._model, rows[place].prompt, rows[place].said)
-            alone = alone.masked_fill(scores[place].isinf(), -torch.inf)
-            drawn[place] = draw(alone[None], noise[place : place + 1], self._sampling)[0][0]
-            self.decided += 1
-        tokens: list[int] = drawn.tolist()
+            if row.generator is None:
+                seed = self._sampling.answer_seed(row.prompt.item)
+                row.generator = torch.Generator(scores.device).manual_seed(seed)
+            exponential = torch.empty(scores.shape[-1], dtype=torch.float64, device=scores.device)
+            exponentials.append(exponential.exponential_(generator=row.generator))
+        noise = -torch.stack(exponentials).log()
+        sampled, is_uncertain = sample_tokens(scores, noise, self._sampling)
+        for index in is_uncertain.nonzero().flatten().tolist() if self._exact else ():
+            exact_logits = next_logits(self._model, rows[index].prompt, rows[index].answer_ids)
+            exact_logits = exact_logits.masked_fill(scores[index].isinf(), -torch.inf)
+            sampled[index] = sample_tokens(
+                exact_logits[None], noise[index : index + 1], self._sampling
+            )[0][0]
+            self.exact_count += 1
+        tokens: list[int] = sampled.tolist()
         return tokens
 
 
-def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Sample tokens (B,), and return for each whether rounding could change it.
 
     Args:
@@ -78,39 +80,44 @@ def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
         sampling: how tokens are sampled.
     """
     logits = logits.double()
-    off = NEAR * logits.masked_fill(logits.isinf(), 0).abs().amax(-1, keepdim=True)
-    sums = logits + sampling.temperature * noise
+    max_error = NEAR_TIE_MARGIN * logits.masked_fill(logits.isinf(), 0).abs().amax(-1, keepdim=True)
+    noisy_logits = logits + sampling.temperature * noise
     if sampling.top_p == 1:
-        kept = sure = torch.ones_like(logits, dtype=torch.bool)
-        larger = sums
+        nucleus = certain_nucleus = torch.ones_like(logits, dtype=torch.bool)
+        possible = noisy_logits
     else:
-        kept = _nucleus(logits, sampling, torch.zeros_like(off))
-        sure, larger = _nucleus(logits, sampling, -off), _nucleus(logits, sampling, off)
-        larger = sums.masked_fill(~larger, -torch.inf)
-    drawn = sums.masked_fill(~kept, -torch.inf).argmax(-1)
-    best = larger.topk(2, dim=-1)
-    unsure = best.values[:, 0] - best.values[:, 1] <= off[:, 0]
-    unsure |= (best.indices[:, 0] != drawn) | ~sure.gather(1, drawn[:, None])[:, 0]
-    return drawn, unsure
+        nucleus = _nucleus(logits, sampling, torch.zeros_like(max_error))
+        certain_nucleus, possible = (
+            _nucleus(logits, sampling, -max_error),
+            _nucleus(logits, sampling, max_error),
+        )
+        possible = noisy_logits.masked_fill(~possible, -torch.inf)
+    sampled = noisy_logits.masked_fill(~nucleus, -torch.inf).argmax(-1)
+    top = possible.topk(2, dim=-1)
+    is_uncertain = top.values[:, 0] - top.values[:, 1] <= max_error[:, 0]
+    is_uncertain |= (top.indices[:, 0] != sampled) | ~certain_nucleus.gather(1, sampled[:, None])[
+        :, 0
+    ]
+    return sampled, is_uncertain
 
 
-def _nucleus(logits: Tensor, sampling: Sampling, off: Tensor) -> Tensor:
+def _nucleus(logits: Tensor, sampling: Sampling, max_error: Tensor) -> Tensor:
     """Return which tokens (B, V) may be sampled: those before which the mass is below `top_p`.
 
     Args:
         logits: (B, V) in float64.
         sampling: how tokens are sampled.
-        off: (B, 1) the largest error of a logit. Above 0, all tokens that may belong are returned;
-            below, only those that certainly do.
+        max_error: (B, 1) the largest error of a logit. Above 0, all tokens that may belong are
+            returned; below, only those that certainly do.
     """
-    ordered, order = logits.sort(dim=-1, descending=True)
-    mass = (ordered / sampling.temperature).softmax(-1)
-    before = torch.nn.functional.pad(mass.cumsum(-1), (1, 0))
+    sorted_logits, order = logits.sort(dim=-1, descending=True)
+    mass = (sorted_logits / sampling.temperature).softmax(-1)
+    cumulative = torch.nn.functional.pad(mass.cumsum(-1), (1, 0))
     # The number of tokens that lead by more than two logits' errors together.
-    rank = torch.searchsorted(-ordered, -(ordered + 2 * off))
-    above = before.gather(1, rank)
+    rank = torch.searchsorted(-sorted_logits, -(sorted_logits + 2 * max_error))
+    mass_before = cumulative.gather(1, rank)
     # If logits are off the other way, a token counts among those before itself.
-    above = torch.where(off < 0, above - mass, above)
-    within = above - 2 * off / sampling.temperature < sampling.top_p
-    within[:, :1] |= off >= 0  # one token may always be sampled
-    return torch.zeros_like(within).scatter_(1, order, within)
+    mass_before = torch.where(max_error < 0, mass_before - mass, mass_before)
+    is_inside = mass_before - 2 * max_error / sampling.temperature < sampling.top_p
+    is_inside[:, :1] |= max_error >= 0  # one token may always be sampled
+    return torch.zeros_like(is_inside).scatter_(1, order, is_inside)

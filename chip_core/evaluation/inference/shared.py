@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from chip_core.evaluation.inference.kv_cache import cache_argument, growing_cache
-from chip_core.evaluation.inference.prompts import Prompt, common_start, padded
-from chip_core.evaluation.inference.rows import next_logits, positions_of
-from chip_core.models.precision import as_held
+from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_growing_cache
+from chip_core.evaluation.inference.prompts import Prompt, common_length_of_all, pad_batch
+from chip_core.evaluation.inference.rows import next_logits, prompt_positions
+from chip_core.models.precision import match_dtype
 
 #: Largest difference of logits from those of separate rows, as a share of the largest logit. A
 #: family that handles a cache wrongly is off by more than a hundredth.
-EXACT = 1e-3
+MAX_LOGIT_ERROR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class SharedRows:
     cache: Any  # of the first part, a row for each of B
 
 
-def share(
+def share_prefix_rows(
     model: Any, groups: Sequence[Sequence[Prompt]], *, copies: int = 1, pad: int = 0
 ) -> SharedRows | None:
     """Compute the common beginning of each group's prompts, once.
@@ -54,42 +54,56 @@ def share(
         copies: the rows of keys and values for each row: one per beam.
         pad: the padding token.
     """
-    found = [start_of(prompts) for prompts in groups]
-    starts = [start for start in found if start is not None]
-    if len(starts) < len(found):
+    group_prefixes = [shared_length(prompts) for prompts in groups]
+    prefix_lengths = [
+        prefix_length for prefix_length in group_prefixes if prefix_length is not None
+    ]
+    if len(prefix_lengths) < len(group_prefixes):
         return None
     device = next(model.parameters()).device
-    firsts = [prompts[0] for prompts in groups]
-    begins = [prompt.ids[:start] for prompt, start in zip(firsts, starts, strict=True)]
-    positions = [[positions_of(model, prompt) for prompt in prompts] for prompts in groups]
-    begin_positions = [own[0][..., :start] for own, start in zip(positions, starts, strict=True)]
+    first_prompts = [prompts[0] for prompts in groups]
+    prefixes = [
+        prompt.ids[:prefix_length]
+        for prompt, prefix_length in zip(first_prompts, prefix_lengths, strict=True)
+    ]
+    positions = [[prompt_positions(model, prompt) for prompt in prompts] for prompts in groups]
+    prefix_positions = [
+        row[0][..., :prefix_length]
+        for row, prefix_length in zip(positions, prefix_lengths, strict=True)
+    ]
     # Beams reorder rows at each token, which copies all keys and values anyway.
-    cache = growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
+    cache = make_growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
     model(
-        **as_held(padded(firsts, begins, device, pad=pad), model),
-        position_ids=side_by_side(begin_positions),
-        **cache_argument(model, cache),
+        **match_dtype(pad_batch(first_prompts, prefixes, device, pad=pad), model),
+        position_ids=stack_positions(prefix_positions),
+        **make_cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=1,
     )
-    owner = [group for group, prompts in enumerate(groups) for _ in prompts]
-    rows_of = torch.tensor(owner, device=device)
-    cache.batch_select_indices(rows_of.repeat_interleave(copies))
+    group_of = [group for group, prompts in enumerate(groups) for _ in prompts]
+    row_groups = torch.tensor(group_of, device=device)
+    cache.batch_select_indices(row_groups.repeat_interleave(copies))
 
     prompts = [prompt for group in groups for prompt in group]
-    rests = [prompt.ids[starts[group] :] for prompt, group in zip(prompts, owner, strict=True)]
-    rest_positions = [
-        own[..., starts[group] :] for group, rows in enumerate(positions) for own in rows
+    rests = [
+        prompt.ids[prefix_lengths[group] :] for prompt, group in zip(prompts, group_of, strict=True)
     ]
-    left = padded(firsts, begins, device, pad=pad)
-    right = _text(rests, device, pad)
+    rest_positions = [
+        row[..., prefix_lengths[group] :] for group, rows in enumerate(positions) for row in rows
+    ]
+    prefix_batch = pad_batch(first_prompts, prefixes, device, pad=pad)
+    rest_batch = _pad_text(rests, device, pad)
     return SharedRows(
-        input_ids=torch.cat([left["input_ids"][rows_of], right["input_ids"]], dim=1),
-        attention_mask=torch.cat([left["attention_mask"][rows_of], right["attention_mask"]], dim=1),
+        input_ids=torch.cat(
+            [prefix_batch["input_ids"][row_groups], rest_batch["input_ids"]], dim=1
+        ),
+        attention_mask=torch.cat(
+            [prefix_batch["attention_mask"][row_groups], rest_batch["attention_mask"]], dim=1
+        ),
         position_ids=torch.cat(
             [
-                side_by_side([begin_positions[group] for group in owner]),
-                side_by_side(rest_positions),
+                stack_positions([prefix_positions[group] for group in group_of]),
+                stack_positions(rest_positions),
             ],
             dim=-1,
         ),
@@ -97,45 +111,45 @@ def share(
     )
 
 
-def sharing_inexactness(model: Any, groups: Sequence[Sequence[Prompt]]) -> float:
+def measure_sharing_error(model: Any, groups: Sequence[Sequence[Prompt]]) -> float:
     """Return the error of the first token's logits in sharing rows, as a share of the largest.
 
     It is infinite if the family cannot share at all.
     """
-    few = [group[:2] for group in groups[:2]]
-    alone = torch.stack([next_logits(model, prompt) for group in few for prompt in group])
+    groups_tried = [group[:2] for group in groups[:2]]
+    exact = torch.stack([next_logits(model, prompt) for group in groups_tried for prompt in group])
     try:
-        rows = share(model, few)
+        rows = share_prefix_rows(model, groups_tried)
         if rows is None:
             return 0.0  # nothing is shared
-        done = rows.cache.get_seq_length()
+        prefix_length = rows.cache.get_seq_length()
         logits = model(
-            input_ids=rows.input_ids[:, done:],
+            input_ids=rows.input_ids[:, prefix_length:],
             attention_mask=rows.attention_mask,
-            position_ids=rows.position_ids[..., done:],
-            **cache_argument(model, rows.cache),
+            position_ids=rows.position_ids[..., prefix_length:],
+            **make_cache_argument(model, rows.cache),
             use_cache=True,
         ).logits[:, -1]
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return float("inf")
-    off = (logits.float() - alone).abs().max() / alone.abs().max()
-    return float(off) if off.isfinite() else float("inf")
+    error = (logits.float() - exact).abs().max() / exact.abs().max()
+    return float(error) if error.isfinite() else float("inf")
 
 
-def start_of(prompts: Sequence[Prompt]) -> int | None:
+def shared_length(prompts: Sequence[Prompt]) -> int | None:
     """Return how many tokens a group's prompts share; None if they differ in their picture."""
     rows = [prompt.ids for prompt in prompts]
-    start = min(common_start(rows), min(map(len, rows)) - 1)
-    return None if start < prompts[0].vision_end else start
+    length = min(common_length_of_all(rows), min(map(len, rows)) - 1)
+    return None if length < prompts[0].vision_end else length
 
 
-def side_by_side(rows: Sequence[Tensor]) -> Tensor:
+def stack_positions(rows: Sequence[Tensor]) -> Tensor:
     """Return position rows (…, 1, T) as one batch (…, B, T), padded on the left with 0."""
     longest = max(row.shape[-1] for row in rows)
-    grown = [torch.nn.functional.pad(row, (longest - row.shape[-1], 0)) for row in rows]
-    return torch.cat(grown, dim=-2)
+    padded_rows = [torch.nn.functional.pad(row, (longest - row.shape[-1], 0)) for row in rows]
+    return torch.cat(padded_rows, dim=-2)
 
 
-def _text(rows: Sequence[Sequence[int]], device: torch.device, pad: int) -> dict[str, Tensor]:
-    words = Prompt(ids=[], pictures={}, kinds={}, vision_end=0)
-    return padded([words] * len(rows), rows, device, pad=pad)
+def _pad_text(rows: Sequence[Sequence[int]], device: torch.device, pad: int) -> dict[str, Tensor]:
+    prompt = Prompt(ids=[], pictures={}, token_types={}, vision_end=0)
+    return pad_batch([prompt] * len(rows), rows, device, pad=pad)

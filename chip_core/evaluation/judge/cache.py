@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.reading import first_of, read_objects
+from chip_core.evaluation.reading import get_first_value, read_objects
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import append_record, without_checksum
+from chip_core.utils.files import append_record, parse_checksummed
 
 _LOCK_DIGITS = 3  # of the hash: 4096 locks, so that two calls seldom wait for each other
 
@@ -39,8 +39,8 @@ class Reply:
 
 def request_key(model: str, parameters: Mapping[str, Any], messages: Any) -> str:
     """Return the hash under which a reply is stored."""
-    asked = json.dumps([model, dict(parameters), messages], sort_keys=True)
-    return hashlib.sha256(asked.encode()).hexdigest()
+    request = json.dumps([model, dict(parameters), messages], sort_keys=True)
+    return hashlib.sha256(request.encode()).hexdigest()
 
 
 class ReplyCache:
@@ -51,15 +51,15 @@ class ReplyCache:
         self.folder = folder
         self._file = folder / "replies.jsonl"
         self._replies: dict[str, Reply] = {}
-        self._spent: dict[str, tuple[int, int]] = {}  # model -> calls, tokens
-        self._read = 0  # bytes read so far
+        self._usage: dict[str, tuple[int, int]] = {}  # model -> calls, tokens
+        self._bytes_read = 0  # bytes read so far
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Reply | None:
         """Return a reply, including one that another process has just written."""
         with self._lock:
             if key not in self._replies:
-                self._catch_up()
+                self._read_new_records()
             return self._replies.get(key)
 
     def put(self, key: str, model: str, item: str, reply: Reply) -> None:
@@ -75,14 +75,14 @@ class ReplyCache:
         with self._lock:
             append_record(self._file, record)
 
-    def spent(self, model: str) -> tuple[int, int]:
+    def get_usage(self, model: str) -> tuple[int, int]:
         """Return the numbers of paid calls of a model, and of their tokens."""
         with self._lock:
-            self._catch_up()
-            return self._spent.get(model, (0, 0))
+            self._read_new_records()
+            return self._usage.get(model, (0, 0))
 
     @contextmanager
-    def asking(self, key: str) -> Iterator[None]:
+    def lock_request(self, key: str) -> Iterator[None]:
         """Hold a request's lock: others that send the same request wait."""
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
@@ -90,23 +90,23 @@ class ReplyCache:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _catch_up(self) -> None:
+    def _read_new_records(self) -> None:
         """Read what was appended since the last read."""
         if not self._file.is_file():
             return
         with self._file.open("rb") as file:
-            file.seek(self._read)
+            file.seek(self._bytes_read)
             text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.split(b"\n"):
+        complete = text[: text.rfind(b"\n") + 1]
+        self._bytes_read += len(complete)
+        for line in complete.split(b"\n"):
             if line.strip():
-                self._take(line)
+                self._add_record(line)
 
-    def _take(self, line: bytes) -> None:
+    def _add_record(self, line: bytes) -> None:
         """Add a reply; a damaged one is requested again."""
         try:
-            record = without_checksum(line)
+            record = parse_checksummed(line)
             key, model = str(record["key"]), str(record["model"])
             reply = Reply(
                 text=str(record["reply"]),
@@ -117,8 +117,8 @@ class ReplyCache:
             warn_once(f"{self._file}: a reply is not as it was written: it is asked for again")
             return
         self._replies.setdefault(key, reply)
-        calls, tokens = self._spent.get(model, (0, 0))
-        self._spent[model] = (calls + 1, tokens + reply.tokens)
+        calls, tokens = self._usage.get(model, (0, 0))
+        self._usage[model] = (calls + 1, tokens + reply.tokens)
 
 
 #: The keys of a row that may hold the item.
@@ -144,17 +144,19 @@ class ReplayJudge:
         """
         replies = []
         for number, row in enumerate(read_objects(path), start=1):
-            reply = first_of(row, ("reply",), path, number)
-            item = str(first_of(row, ITEM_NAMES, path, number))
+            reply = get_first_value(row, ("reply",), path, number)
+            item = str(get_first_value(row, ITEM_NAMES, path, number))
             replies.append((item, reply if isinstance(reply, str) else None))
         return cls(replies)
 
     def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
         """Return the stored reply to each request, or None."""
-        asked: Counter[str] = Counter()
-        found: list[str | None] = []
+        counts: Counter[str] = Counter()
+        answers: list[str | None] = []
         for request in requests:
-            kept = self._replies.get(request.item, [])
-            found.append(kept[min(asked[request.item], len(kept) - 1)] if kept else None)
-            asked[request.item] += 1
-        return found
+            replies = self._replies.get(request.item, [])
+            answers.append(
+                replies[min(counts[request.item], len(replies) - 1)] if replies else None
+            )
+            counts[request.item] += 1
+        return answers

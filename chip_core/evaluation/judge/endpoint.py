@@ -16,18 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from chip_core.config.benchmark import JudgeConfig
-from chip_core.evaluation.judge.batch import Batches, BatchFailedError, Call
+from chip_core.evaluation.judge.batch import BatchCall, Batches, BatchFailedError
 from chip_core.evaluation.judge.cache import Reply, ReplyCache, request_key
-from chip_core.evaluation.judge.limits import EndpointLimits, expected_tokens
+from chip_core.evaluation.judge.limits import EndpointLimits, estimate_call_tokens
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import TrialError
 
-_BODY_TRIES = 3  # attempts if a response is not a chat completion
-LONGEST_REPLY = 1_000_000  # characters
-_MOST_TOKENS = 10**9  # of one call: counts above that, or below 0, are ignored
-_WORDS = 300  # characters shown of an endpoint's message
-_KEYLIKE = re.compile(r"\S*\*{3,}\S*|\b(?:sk|pk|gsk|hf)[-_][\w-]{8,}|(?<=Bearer )\S+")
-_LOST = 8  # consecutive failures after which the endpoint counts as unreachable
+_MAX_BODY_ATTEMPTS = 3  # attempts if a response is not a chat completion
+MAX_REPLY_LENGTH = 1_000_000  # characters
+_MAX_TOKENS = 10**9  # of one call: counts above that, or below 0, are ignored
+_MAX_MESSAGE_LENGTH = 300  # characters shown of an endpoint's message
+_KEY_PATTERN = re.compile(r"\S*\*{3,}\S*|\b(?:sk|pk|gsk|hf)[-_][\w-]{8,}|(?<=Bearer )\S+")
+_MAX_FAILURES = 8  # consecutive failures after which the endpoint counts as unreachable
 
 
 class EndpointJudge:
@@ -49,9 +49,9 @@ class EndpointJudge:
         Raises:
             TrialError: the package `openai` or the key is missing.
         """
-        broken = endpoint_problem(settings)
-        if broken is not None:
-            raise TrialError(broken)
+        problem = endpoint_problem(settings)
+        if problem is not None:
+            raise TrialError(problem)
         import openai
 
         name = settings.api_key_env
@@ -71,14 +71,14 @@ class EndpointJudge:
             max_retries=settings.retries,
             # Every request counts towards the shared limits, including the client's retries.
             http_client=openai.DefaultHttpxClient(
-                event_hooks={"request": [self._before], "response": [self._after]}
+                event_hooks={"request": [self._on_request], "response": [self._on_response]}
             ),
         )
         self._lock = threading.Lock()
         self._in_flight = 0
-        self._failed_in_a_row = 0
+        self._consecutive_failures = 0
         self._last_failure = ""
-        self._stop: str | None = None  # why no further call is made
+        self._stop_reason: str | None = None  # why no further call is made
 
     def ask(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
         """Return the raw reply to each request; None if the call failed for good.
@@ -91,232 +91,250 @@ class EndpointJudge:
             replies = self._ask_in_batches(requests)
         else:
             replies = self._ask_live(requests)
-        if self._stop is not None:
-            raise TrialError(self._stop)
+        if self._stop_reason is not None:
+            raise TrialError(self._stop_reason)
         if requests and all(reply is None for reply in replies):
-            raise TrialError(self._told(f"no call was answered{self._last_failure}"))
+            raise TrialError(self._prefix_message(f"no call was answered{self._last_failure}"))
         return replies
 
     def _ask_live(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
         done = 0
 
-        def answer(request: JudgeRequest) -> str | None:
+        def answer_request(request: JudgeRequest) -> str | None:
             nonlocal done
-            reply = self._answer(request)
+            reply = self._get_reply(request)
             with self._lock:
                 done += 1
                 self._on_reply(done, len(requests))
             return reply
 
         with ThreadPoolExecutor(max_workers=self._settings.concurrency) as pool:
-            return list(pool.map(answer, requests))
+            return list(pool.map(answer_request, requests))
 
     def _ask_in_batches(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
         import openai
 
         keys: list[str] = []
-        calls: dict[str, Call] = {}
+        calls: dict[str, BatchCall] = {}
         for request in requests:
-            parameters, messages = self._parameters(request), list(request.messages)
+            parameters, messages = self._build_parameters(request), list(request.messages)
             keys.append(request_key(self.model, parameters, messages))
-            calls[keys[-1]] = Call(item=request.item, body={"messages": messages, **parameters})
-        known = sum(self._cache.get(key) is not None for key in keys)
+            calls[keys[-1]] = BatchCall(
+                item=request.item, body={"messages": messages, **parameters}
+            )
+        cached = sum(self._cache.get(key) is not None for key in keys)
 
         def on_wait(done: int) -> None:
-            self._on_reply(min(known + done, len(requests)), len(requests))
+            self._on_reply(min(cached + done, len(requests)), len(requests))
 
-        batches = Batches(self._client, self._cache, self._settings, reply=_reply, on_wait=on_wait)
+        batches = Batches(
+            self._client, self._cache, self._settings, parse_reply=_parse_reply, on_wait=on_wait
+        )
         try:
-            failed = batches.fill(calls, self._allow)
+            failed = batches.fill(calls, self._check_budget)
         except BatchFailedError as error:
-            raise TrialError(self._told(f"the batch failed{self._words(error)}")) from None
+            raise TrialError(
+                self._prefix_message(f"the batch failed{self._quote_error(error)}")
+            ) from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise TrialError(self._refuses_key(error)) from None
+            raise TrialError(self._describe_refused_key(error)) from None
         except openai.NotFoundError as error:
             raise TrialError(
-                self._told(f"has no batches (HTTP 404){self._words(error)}: write judge.mode: live")
+                self._prefix_message(
+                    f"has no batches (HTTP 404){self._quote_error(error)}: write judge.mode: live"
+                )
             ) from None
         except openai.APIStatusError as error:
             raise TrialError(
-                self._told(f"refuses a batch (HTTP {error.status_code}){self._words(error)}")
+                self._prefix_message(
+                    f"refuses a batch (HTTP {error.status_code}){self._quote_error(error)}"
+                )
             ) from None
         except openai.OpenAIError:
             raise TrialError(
-                self._told("no connection; a batch that was made is waited for by the next run")
+                self._prefix_message(
+                    "no connection; a batch that was made is waited for by the next run"
+                )
             ) from None
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             raise TrialError(
-                self._told("an answer that is no batch, or none of its files")
+                self._prefix_message("an answer that is no batch, or none of its files")
             ) from None
         finally:
             self.paid += batches.paid
-        for key, why in failed.items():
-            self._refused(why, calls[key].body)
+        for key, row_error in failed.items():
+            self._record_refusal(row_error, calls[key].body)
         replies = [self._cache.get(key) for key in keys]
         self.returned |= {reply.returned for reply in replies if reply is not None}
         self._on_reply(len(requests), len(requests))
         return [None if reply is None else reply.text for reply in replies]
 
-    def _allow(self, count: int) -> None:
+    def _check_budget(self, count: int) -> None:
         """Raise if calls that are not answered yet exceed the budget."""
         budget = self._settings.budget
-        calls, tokens = self._cache.spent(self.model)
+        calls, tokens = self._cache.get_usage(self.model)
         if budget.calls is not None and calls + count > budget.calls:
             raise TrialError(
-                self._told(
+                self._prefix_message(
                     f"its budget of {budget.calls} calls, of which {calls} are spent, does not "
                     f"hold the {count} of its batches: raise judge.budget.calls"
                 )
             )
         if budget.tokens is not None and tokens >= budget.tokens:
-            raise TrialError(self._tokens_spent())
+            raise TrialError(self._describe_token_budget())
 
-    def _before(self, request: Any) -> None:
+    def _on_request(self, request: Any) -> None:
         if request.url.path.endswith("/chat/completions"):
             self._limits.wait()
 
-    def _after(self, response: Any) -> None:
+    def _on_response(self, response: Any) -> None:
         if response.status_code in (429, 503):
             self._limits.pause(response.headers)
 
-    def _answer(self, request: JudgeRequest) -> str | None:
-        parameters = self._parameters(request)
+    def _get_reply(self, request: JudgeRequest) -> str | None:
+        parameters = self._build_parameters(request)
         key = request_key(self.model, parameters, list(request.messages))
-        with self._cache.asking(key):
+        with self._cache.lock_request(key):
             reply = self._cache.get(key)
-            if reply is None and self._stop is None:
-                reply = self._within_budget(key, request, parameters)
+            if reply is None and self._stop_reason is None:
+                reply = self._call_within_budget(key, request, parameters)
         if reply is None:
             return None
         with self._lock:
             self.returned.add(reply.returned)
         return reply.text
 
-    def _parameters(self, request: JudgeRequest) -> dict[str, Any]:
+    def _build_parameters(self, request: JudgeRequest) -> dict[str, Any]:
         settings = self._settings
         parameters: dict[str, Any] = {
             "temperature": request.temperature
             if settings.temperature is None
             else settings.temperature
         }
-        longest = request.max_tokens if settings.max_tokens is None else settings.max_tokens
-        if longest is not None:
-            parameters["max_tokens"] = longest
-        sent = parameters | dict(settings.send)
-        return {key: value for key, value in sent.items() if value is not None}
+        max_tokens = request.max_tokens if settings.max_tokens is None else settings.max_tokens
+        if max_tokens is not None:
+            parameters["max_tokens"] = max_tokens
+        merged = parameters | dict(settings.send)
+        return {key: value for key, value in merged.items() if value is not None}
 
-    def _within_budget(
+    def _call_within_budget(
         self, key: str, request: JudgeRequest, parameters: dict[str, Any]
     ) -> Reply | None:
         budget = self._settings.budget
         with self._lock:
-            calls, tokens = self._cache.spent(self.model)
+            calls, tokens = self._cache.get_usage(self.model)
             if budget.calls is not None and calls + self._in_flight >= budget.calls:
-                self._stop = self._told(
+                self._stop_reason = self._prefix_message(
                     f"its budget of {budget.calls} calls is spent: raise judge.budget.calls"
                 )
             elif budget.tokens is not None and tokens >= budget.tokens:
-                self._stop = self._tokens_spent()
-            if self._stop is not None:
+                self._stop_reason = self._describe_token_budget()
+            if self._stop_reason is not None:
                 return None
             self._in_flight += 1
         reply = None
         try:
-            with self._limits.slot(expected_tokens(request, parameters)):
-                reply = self._call(request, parameters)
+            with self._limits.slot(estimate_call_tokens(request, parameters)):
+                reply = self._request_reply(request, parameters)
             if reply is not None:
-                self._limits.used(reply.tokens)
+                self._limits.record_usage(reply.tokens)
         finally:
             with self._lock:  # stored and no longer in flight in one step, so no call counts twice
                 if reply is not None:
                     self._cache.put(key, self.model, request.item, reply)
                 self._in_flight -= 1
-        self._note(reply)
+        self._count_outcome(reply)
         return reply
 
-    def _call(self, request: JudgeRequest, parameters: dict[str, Any]) -> Reply | None:
+    def _request_reply(self, request: JudgeRequest, parameters: dict[str, Any]) -> Reply | None:
         """Make one call, with the client's own retries."""
         import openai
 
-        for _ in range(_BODY_TRIES):
+        for _ in range(_MAX_BODY_ATTEMPTS):
             try:
-                said = self._client.chat.completions.create(
+                completion = self._client.chat.completions.create(
                     model=self.model,
                     messages=list(request.messages),  # type: ignore[arg-type]
                     extra_body=parameters,  # independent of the keys that the client knows
                 )
-                return _reply(said)
+                return _parse_reply(completion)
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-                self._stop = self._refuses_key(error)
+                self._stop_reason = self._describe_refused_key(error)
                 return None
             except openai.NotFoundError as error:
-                self._stop = self._told(
-                    f"knows no such model, or no such address (HTTP 404){self._words(error)}"
+                self._stop_reason = self._prefix_message(
+                    f"knows no such model, or no such address (HTTP 404){self._quote_error(error)}"
                 )
                 return None
             except openai.APIStatusError as error:
-                self._refused(error, parameters)
+                self._record_refusal(error, parameters)
                 return None
             except openai.APITimeoutError:
-                self._failed(f"no answer within {self._settings.timeout:g} s")
+                self._record_failure(f"no answer within {self._settings.timeout:g} s")
                 return None
             except openai.APIConnectionError:
-                self._failed("no connection")
+                self._record_failure("no connection")
                 return None
             except (
                 *(openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError),
                 RecursionError,  # JSON that is nested too deep
             ):
-                self._failed("an answer that is no chat completion")
+                self._record_failure("an answer that is no chat completion")
         return None
 
-    def _refused(self, error: Any, parameters: Mapping[str, Any]) -> None:
+    def _record_refusal(self, error: Any, parameters: Mapping[str, Any]) -> None:
         """Record why a call has no reply."""
-        self._failed(f"HTTP {error.status_code}", self._words(error))
-        if refused := _refused_key(error, parameters):
+        self._record_failure(f"HTTP {error.status_code}", self._quote_error(error))
+        if key := _find_refused_key(error, parameters):
             # Every call would be refused: make no more.
-            self._stop = self._told(
+            self._stop_reason = self._prefix_message(
                 f"refuses a key of the request (HTTP {error.status_code})"
-                f"{self._words(error)}: {_mending(refused)}"
+                f"{self._quote_error(error)}: {_advise_on_key(key)}"
             )
 
-    def _refuses_key(self, error: Any) -> str:
-        return self._told(
+    def _describe_refused_key(self, error: Any) -> str:
+        return self._prefix_message(
             f"refuses the key (HTTP {error.status_code}): mend what "
             f"{self._settings.api_key_env or 'judge.api_key_env'} holds"
         )
 
-    def _tokens_spent(self) -> str:
-        bound = self._settings.budget.tokens
-        return self._told(f"its budget of {bound} tokens is spent: raise judge.budget.tokens")
+    def _describe_token_budget(self) -> str:
+        limit = self._settings.budget.tokens
+        return self._prefix_message(
+            f"its budget of {limit} tokens is spent: raise judge.budget.tokens"
+        )
 
-    def _failed(self, why: str, words: str = "") -> None:
-        self._last_failure = f" ({why}){words}"
+    def _record_failure(self, reason: str, message: str = "") -> None:
+        self._last_failure = f" ({reason}){message}"
 
-    def _words(self, error: Any) -> str:
+    def _quote_error(self, error: Any) -> str:
         """Return an endpoint's error message, without its key or anything like one."""
-        said = own_words(error)
+        message = error_message(error)
         if self._key:
-            said = said.replace(self._key, "[key]")
+            message = message.replace(self._key, "[key]")
             # Endpoints may show a part of it: sk-ab****yz.
-            said = re.sub(rf"\S*{re.escape(self._key[:6])}\S*", "[key]", said)
-        said = _KEYLIKE.sub("[key]", said)
-        said = said if len(said) <= _WORDS else f"{said[: _WORDS - 1]}…"
-        return f', and says "{said}"' if said else ""
+            message = re.sub(rf"\S*{re.escape(self._key[:6])}\S*", "[key]", message)
+        message = _KEY_PATTERN.sub("[key]", message)
+        message = (
+            message
+            if len(message) <= _MAX_MESSAGE_LENGTH
+            else f"{message[: _MAX_MESSAGE_LENGTH - 1]}…"
+        )
+        return f', and says "{message}"' if message else ""
 
-    def _note(self, reply: Reply | None) -> None:
+    def _count_outcome(self, reply: Reply | None) -> None:
         with self._lock:
             self.paid += reply is not None
-            self._failed_in_a_row = 0 if reply is not None else self._failed_in_a_row + 1
-            if self._failed_in_a_row >= _LOST and self._stop is None:
-                self._stop = self._told(
-                    f"{_LOST} calls one after the other failed{self._last_failure}; "
+            self._consecutive_failures = 0 if reply is not None else self._consecutive_failures + 1
+            if self._consecutive_failures >= _MAX_FAILURES and self._stop_reason is None:
+                self._stop_reason = self._prefix_message(
+                    f"{_MAX_FAILURES} calls one after the other failed{self._last_failure}; "
                     "replies that came are kept"
                 )
 
-    def _told(self, what: str) -> str:
-        where = self._settings.base_url or "OpenAI's endpoint"
-        return f"judge {self.model} at {where}: {what}"
+    def _prefix_message(self, message: str) -> str:
+        address = self._settings.base_url or "OpenAI's endpoint"
+        return f"judge {self.model} at {address}: {message}"
 
 
 def endpoint_problem(settings: JudgeConfig) -> str | None:
@@ -334,13 +352,13 @@ def endpoint_problem(settings: JudgeConfig) -> str | None:
     return None
 
 
-_UNKNOWN = re.compile(
+_UNKNOWN_KEY = re.compile(
     r"unsupported|not supported|does not support|unrecognized|unknown|unexpected|not permitted|"
     r"extra inputs|deprecated|not allowed|invalid param"
 )
 
 
-def own_words(error: Any) -> str:
+def error_message(error: Any) -> str:
     """Return the message in the body of an error, on one line and printable."""
     body = error.body
     for key in ("error", "message", "detail"):
@@ -349,54 +367,54 @@ def own_words(error: Any) -> str:
     text = body if isinstance(body, str) else "" if body is None else str(body)
     if text.lstrip().startswith("<"):
         return ""  # an HTML page of a proxy
-    flat = " ".join(text[: 4 * _WORDS].split())
-    return "".join(letter for letter in flat if letter.isprintable())
+    joined = " ".join(text[: 4 * _MAX_MESSAGE_LENGTH].split())
+    return "".join(character for character in joined if character.isprintable())
 
 
-def _refused_key(error: Any, parameters: Mapping[str, Any]) -> str | None:
+def _find_refused_key(error: Any, parameters: Mapping[str, Any]) -> str | None:
     """Return the key of a request that an endpoint refuses; None if it names none."""
     if error.status_code not in (400, 422):
         return None
-    named = getattr(error, "param", None)
-    if named in parameters:
-        return str(named)
-    said = own_words(error).lower()
-    if not _UNKNOWN.search(said):
+    param = getattr(error, "param", None)
+    if param in parameters:
+        return str(param)
+    message = error_message(error).lower()
+    if not _UNKNOWN_KEY.search(message):
         return None
-    return next((key for key in parameters if re.search(rf"\b{re.escape(key)}\b", said)), None)
+    return next((key for key in parameters if re.search(rf"\b{re.escape(key)}\b", message)), None)
 
 
-def _mending(key: str) -> str:
+def _advise_on_key(key: str) -> str:
     """Return what to write in the study file."""
     if key == "max_tokens":
         return "write judge.send: {max_tokens: null, max_completion_tokens: 512}"
     return f"write judge.send: {{{key}: null}} to leave it out, or another value"
 
 
-def _reply(said: Any) -> Reply:
+def _parse_reply(completion: Any) -> Reply:
     """Read the reply in a completion.
 
     Raises:
         ValueError: it is not a chat completion, or its reply is too long.
     """
-    choices = getattr(said, "choices", None)
+    choices = getattr(completion, "choices", None)
     if not isinstance(choices, list) or not choices:
         raise ValueError("no choices")
     text = choices[0].message.content
     if text is not None and not isinstance(text, str):
         raise ValueError("the content is no text")
-    if len(text or "") > LONGEST_REPLY:
+    if len(text or "") > MAX_REPLY_LENGTH:
         raise ValueError("the content is no reply to what was asked: it is too long")
-    usage = getattr(said, "usage", None)
+    usage = getattr(completion, "usage", None)
     tokens = getattr(usage, "total_tokens", None)
-    returned = getattr(said, "model", None)
+    returned = getattr(completion, "model", None)
     return Reply(
-        text=_written(text or ""),
-        returned=_written(returned[:200]) if isinstance(returned, str) else "unnamed",
-        tokens=tokens if type(tokens) is int and 0 <= tokens < _MOST_TOKENS else 0,
+        text=_to_encodable(text or ""),
+        returned=_to_encodable(returned[:200]) if isinstance(returned, str) else "unnamed",
+        tokens=tokens if type(tokens) is int and 0 <= tokens < _MAX_TOKENS else 0,
     )
 
 
-def _written(text: str) -> str:
+def _to_encodable(text: str) -> str:
     """Return a text that UTF-8 can encode: JSON may hold half a surrogate pair."""
     return text.encode("utf-8", "replace").decode("utf-8")

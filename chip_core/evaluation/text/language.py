@@ -22,7 +22,7 @@ NLTK_DATA = {
 }
 SPACY_TAGGER = "en_core_web_trf"  # what Object HalBench's script uses
 
-_KEPT = 100_000  # entries of each cache
+_CACHE_SIZE = 100_000  # entries of each cache
 
 
 def nltk_problems(packages: Sequence[str] = tuple(NLTK_DATA)) -> list[str]:
@@ -31,7 +31,7 @@ def nltk_problems(packages: Sequence[str] = tuple(NLTK_DATA)) -> list[str]:
         return ["NLTK is not installed: pip install nltk"]
     import nltk
 
-    missing = [package for package in packages if not _has(nltk, package)]
+    missing = [package for package in packages if not _has_nltk_package(nltk, package)]
     if not missing:
         return []
     names = " ".join(missing)
@@ -50,47 +50,51 @@ def spacy_problems(model: str) -> list[str]:
     return []
 
 
-def require(problems: Sequence[str], who: str) -> None:
+def require_tools(problems: Sequence[str], required_by: str) -> None:
     """Raise if something is missing.
 
     Raises:
         UserError: what, for whom, and the command that installs it.
     """
     if problems:
-        raise UserError(f"{who}: {'; '.join(problems)}")
+        raise UserError(f"{required_by}: {'; '.join(problems)}")
 
 
-def words(text: str) -> list[str]:
+def tokenize_words(text: str) -> list[str]:
     """Return a text's tokens as `nltk.word_tokenize` gives them."""
     import nltk
 
-    with _no_time_limit():
-        return [word for sentence in nltk.sent_tokenize(text) for word in _split(sentence)]
+    with _disable_time_limit():
+        return [
+            word for sentence in nltk.sent_tokenize(text) for word in _tokenize_sentence(sentence)
+        ]
 
 
-def tags(tokens: Sequence[str]) -> list[str]:
+def tag_tokens(tokens: Sequence[str]) -> list[str]:
     """Return the tokens' Penn Treebank tags as `nltk.pos_tag` gives them."""
-    tagger = _perceptron()
-    around = [*tagger.START, *(tagger.normalize(word) for word in tokens), *tagger.END]
-    before, last = tagger.START[1], tagger.START[0]
-    found: list[str] = []
+    tagger = _load_perceptron_tagger()
+    context = [*tagger.START, *(tagger.normalize(word) for word in tokens), *tagger.END]
+    second_last_tag, last_tag = tagger.START[1], tagger.START[0]
+    predicted: list[str] = []
     for index, word in enumerate(tokens):
-        tag = tagger.tagdict.get(word) or _tag(word, tuple(around[index : index + 5]), last, before)
-        found.append(tag)
-        before, last = last, tag
-    return found
+        tag = tagger.tagdict.get(word) or _predict_tag(
+            word, tuple(context[index : index + 5]), last_tag, second_last_tag
+        )
+        predicted.append(tag)
+        second_last_tag, last_tag = last_tag, tag
+    return predicted
 
 
-@lru_cache(maxsize=_KEPT)
-def lemma(word: str) -> str:
+@lru_cache(maxsize=_CACHE_SIZE)
+def lemmatize_noun(word: str) -> str:
     """Return WordNet's noun lemma of a word, or the word itself if it has none."""
     from nltk.stem import WordNetLemmatizer
 
     return str(WordNetLemmatizer().lemmatize(word))
 
 
-@lru_cache(maxsize=_KEPT)
-def singular(word: str) -> str:
+@lru_cache(maxsize=_CACHE_SIZE)
+def singularize_word(word: str) -> str:
     """Return a word's singular form as `pattern.en.singularize` gives it.
 
     textblob has copied pattern's rules; where it has changed since, pattern's own result is
@@ -100,10 +104,10 @@ def singular(word: str) -> str:
     from textblob.en import inflect
 
     parts = word.split("-")
-    inflected_within = len(parts) > 1 and parts[1] in inflect.plural_prepositions  # sons-in-law
-    if word.endswith("s") and not inflected_within:
+    is_compound = len(parts) > 1 and parts[1] in inflect.plural_prepositions  # sons-in-law
+    if word.endswith("s") and not is_compound:
         lower = word.lower()
-        if any(lower.endswith(f"{kept}s") for kept in inflect.singular_ie):
+        if any(lower.endswith(f"{stem}s") for stem in inflect.singular_ie):
             return lower
         if lower.endswith("buses"):
             return word[:-2]
@@ -123,11 +127,11 @@ class NltkTagger:
 
     def __call__(self, text: str) -> Sequence[Token]:
         """Return the text's tokens."""
-        tokens = words(text)
-        lemmas = [lemma(word.lower()) for word in tokens]
+        tokens = tokenize_words(text)
+        lemmas = [lemmatize_noun(word.lower()) for word in tokens]
         return [
             Token(text=word, tag=tag, lemma=base)
-            for word, base, tag in zip(tokens, lemmas, tags(lemmas), strict=True)
+            for word, base, tag in zip(tokens, lemmas, tag_tokens(lemmas), strict=True)
         ]
 
 
@@ -135,7 +139,7 @@ class SpacyTagger:
     """A spaCy pipeline, by default the one that Object HalBench's script uses."""
 
     def __init__(self, model: str = SPACY_TAGGER) -> None:
-        require(spacy_problems(model), "--tagger spacy")
+        require_tools(spacy_problems(model), "--tagger spacy")
         import spacy
 
         self._pipeline = spacy.load(model)
@@ -157,11 +161,11 @@ def make_tagger(name: str) -> Tagger:
     """
     if name == "spacy":
         return SpacyTagger()
-    require(nltk_problems(), "--tagger nltk")
+    require_tools(nltk_problems(), "--tagger nltk")
     return NltkTagger()
 
 
-def _has(nltk: Any, package: str) -> bool:
+def _has_nltk_package(nltk: Any, package: str) -> bool:
     try:
         nltk.data.find(NLTK_DATA[package])
     except LookupError:
@@ -173,7 +177,7 @@ def _has(nltk: Any, package: str) -> bool:
 
 
 @contextmanager
-def _no_time_limit() -> Iterator[None]:
+def _disable_time_limit() -> Iterator[None]:
     """Remove NLTK's time limit.
 
     From 3.10 on it gives up on a text after five seconds of wall time: the result for a long answer
@@ -191,27 +195,27 @@ def _no_time_limit() -> Iterator[None]:
         redos.DEFAULT_TIMEOUT = limit
 
 
-@lru_cache(maxsize=_KEPT)
-def _split(sentence: str) -> tuple[str, ...]:
+@lru_cache(maxsize=_CACHE_SIZE)
+def _tokenize_sentence(sentence: str) -> tuple[str, ...]:
     import nltk
 
     return tuple(nltk.word_tokenize(sentence, preserve_line=True))
 
 
 @lru_cache(maxsize=1)
-def _perceptron() -> Any:
+def _load_perceptron_tagger() -> Any:
     # nltk.pos_tag reads the model's files again at every call.
     from nltk.tag import PerceptronTagger
 
     return PerceptronTagger()
 
 
-@lru_cache(maxsize=_KEPT)
-def _tag(word: str, around: tuple[str, ...], last: str, before: str) -> str:
+@lru_cache(maxsize=_CACHE_SIZE)
+def _predict_tag(word: str, context: tuple[str, ...], last_tag: str, second_last_tag: str) -> str:
     """Return a word's tag, given two normalised words on either side and the two tags before.
 
     The tagger's features read nothing else, so equal surroundings give equal tags.
     """
-    tagger = _perceptron()
-    features = tagger._get_features(0, word, list(around), last, before)
+    tagger = _load_perceptron_tagger()
+    features = tagger._get_features(0, word, list(context), last_tag, second_last_tag)
     return str(tagger.model.predict(features)[0])

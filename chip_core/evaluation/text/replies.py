@@ -6,30 +6,32 @@ import re
 import unicodedata
 
 #: Names of elements that hold reasoning: `<think>…</think>`, `<Reasoning>…</Reasoning>`.
-_NAMES = (
+_REASONING_TAGS = (
     r"(?:seed:)?think(?:ing)?|ant_?thinking|thoughts?|reason(?:ing)?|reflection|rationale|"
     r"scratch_?pad|analysis|chain_of_thought|cot|inner_monologue"
 )
 _OPENING = (
-    rf"(?:<|&lt;)\s{{0,4}}\|?(?:{_NAMES})\|?(?:\s[^<>]{{0,80}})?(?:>|&gt;)|\[think\]|◁think▷|"
+    rf"(?:<|&lt;)\s{{0,4}}\|?(?:{_REASONING_TAGS})\|?(?:\s[^<>]{{0,80}})?(?:>|&gt;)|\[think\]|◁think▷|"
     r"<\|begin_of_thought\|>|<\|start_thinking\|>|<unused94>|<\|channel>\s{0,4}thought|"
     r"(?:<\|start\|>assistant\s{0,4})?<\|channel\|>\s{0,4}(?:analysis|commentary)|"
     r"\A\s*Thinking\.\.\.\s*\n(?=(?s:.*)^\.\.\.done thinking)|"
     r"^```(?:think(?:ing)?|reasoning)[ \t]*$"
 )
 _CLOSING = (
-    rf"(?:<|&lt;)\s{{0,4}}\|?/\s{{0,4}}(?:{_NAMES})\s{{0,4}}\|?(?:>|&gt;)|\[/think\]|◁/think▷|"
+    rf"(?:<|&lt;)\s{{0,4}}\|?/\s{{0,4}}(?:{_REASONING_TAGS})\s{{0,4}}\|?(?:>|&gt;)|\[/think\]|◁/think▷|"
     r"<\|end_of_thought\|>|<\|end_thinking\|>|<unused95>|<channel\|>|"
     r"(?:<\|start\|>assistant\s{0,4})?<\|channel\|>\s{0,4}final(?:\s{0,4}<\|message\|>)?|"
     r"^\.\.\.done thinking\.?"
 )
-_MARKS = re.compile(rf"(?P<opens>{_OPENING})|(?P<closes>{_CLOSING})", re.IGNORECASE | re.MULTILINE)
+_REASONING_MARK = re.compile(
+    rf"(?P<opens>{_OPENING})|(?P<closes>{_CLOSING})", re.IGNORECASE | re.MULTILINE
+)
 #: Opening and closing fences look the same: one closes a fence if one is open.
 _FENCE = re.compile(r"^```[ \t]*$", re.MULTILINE)
 #: Before the conclusion of models that write SUMMARY, CAPTION, REASONING, CONCLUSION.
-_SECTIONS = re.compile(r"<(SUMMARY|CAPTION)>[^<]*</\1>")
+_OTHER_SECTIONS = re.compile(r"<(SUMMARY|CAPTION)>[^<]*</\1>")
 #: A marked answer after reasoning that was never closed.
-_ANSWER = re.compile(
+_CLOSING_ANSWER = re.compile(
     r"<(answer|final_answer|conclusion)>(?:(?!</?\1>).){1,4000}</\1>\s*\Z",
     re.IGNORECASE | re.DOTALL,
 )
@@ -38,7 +40,7 @@ _BARE_CHANNELS = re.compile(r"\A\s*analysis(?=\S).*assistantfinal", re.DOTALL)
 _END_OF_TURN = re.compile(r"(?:<\|[a-zA-Z_]{1,30}\|>|</s>|<end_of_turn>|<eos>)\s?\s?\Z")
 
 
-def without_reasoning(text: str) -> str:
+def strip_reasoning(text: str) -> str:
     """Return a reply without its reasoning and end-of-turn marks, or unchanged if it has none.
 
     Reasoning that is cut off has no answer after it: what remains is the text before it, mostly
@@ -49,52 +51,52 @@ def without_reasoning(text: str) -> str:
     while (last := _END_OF_TURN.search(text, max(0, end - 64), end)) is not None:
         end = last.start()
     text = text[:end].lstrip("\ufeff")
-    bare = _BARE_CHANNELS.match(text)
-    if bare is not None:
-        return text[bare.end() :].strip()
-    kept: list[str] = []
+    channels = _BARE_CHANNELS.match(text)
+    if channels is not None:
+        return text[channels.end() :].strip()
+    parts: list[str] = []
     start, end = 0, 0  # of the text kept next; of the last mark
     opened: str | None = None
-    while (mark := _MARKS.search(text, end)) is not None:
+    while (mark := _REASONING_MARK.search(text, end)) is not None:
         end = max(mark.end(), end + 1)
         if mark["closes"] is not None:
             opened, start = None, mark.end()
         elif opened is None:
-            kept.append(text[start : mark.start()])
+            parts.append(text[start : mark.start()])
             opened = mark["opens"]
             if opened.startswith("```") and (fence := _FENCE.search(text, end)) is not None:
                 opened, start, end = None, fence.end(), fence.end()
     if end == 0:
         return text
     if opened is None:
-        kept.append(text[start:])
-    elif (answer := _ANSWER.search(text, end)) is not None:
-        kept.append(answer[0])
-    found = "".join(kept)
-    if "<CONCLUSION>" in found:
-        found = _SECTIONS.sub("", found)
-    return found.strip()
+        parts.append(text[start:])
+    elif (answer := _CLOSING_ANSWER.search(text, end)) is not None:
+        parts.append(answer[0])
+    remaining = "".join(parts)
+    if "<CONCLUSION>" in remaining:
+        remaining = _OTHER_SECTIONS.sub("", remaining)
+    return remaining.strip()
 
 
-def plain(text: str) -> str:
+def normalize_reply(text: str) -> str:
     """Return a reply in lower case, without its reasoning and markup.
 
     Marks of Markdown, HTML, LaTeX and quotes are removed; so is struck-out text; full-width letters
     and digits become plain ones, and a fraction of one letter its decimals (4½ is 4.5). An element
     with a name reads as a label: `<rating>5</rating>` is `rating: 5`.
     """
-    text = without_reasoning(text)
-    text = _FRACTIONS.sub(lambda found: f"{unicodedata.numeric(found[0]):.3g}"[1:], text)
-    text = _UNSEEN.sub("", unicodedata.normalize("NFKC", text)).lower()
-    for pattern, instead in _SET_OFF:
-        text = pattern.sub(instead, text)
+    text = strip_reasoning(text)
+    text = _FRACTIONS.sub(lambda match: f"{unicodedata.numeric(match[0]):.3g}"[1:], text)
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).lower()
+    for pattern, replacement in _REPLACEMENTS:
+        text = pattern.sub(replacement, text)
     return text.strip()
 
 
 _FRACTIONS = re.compile("[¼-¾⅐-⅞]")
-_UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\ufe0e\ufe0f\u20e3]")
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\ufe0e\ufe0f\u20e3]")
 #: Applied in this order.
-_SET_OFF = tuple(
+_REPLACEMENTS = tuple(
     (re.compile(pattern, re.MULTILINE), instead)
     for pattern, instead in (
         (r"^[ \t]*(?:```|~~~)\w*[ \t]*$", ""),

@@ -90,12 +90,12 @@ class MuffinConfig(PretrainedConfig):  # type: ignore[misc]
         self.vision_config = (
             vision_config
             if isinstance(vision_config, MuffinVisionConfig)
-            else MuffinVisionConfig(**_plain(vision_config))
+            else MuffinVisionConfig(**_to_plain_dict(vision_config))
         )
         self.text_config: Any = (
             text_config
             if isinstance(text_config, LlamaConfig)
-            else LlamaConfig(**_plain(text_config))
+            else LlamaConfig(**_to_plain_dict(text_config))
         )
         self.image_token_id = image_token_id
         self.image_start_token_id = image_start_token_id
@@ -103,5 +103,5 @@ class MuffinConfig(PretrainedConfig):  # type: ignore[misc]
         super().__init__(tie_word_embeddings=tie_word_embeddings, **others)
 
 
-def _plain(config: dict[str, Any] | None) -> dict[str, Any]:
+def _to_plain_dict(config: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (config or {}).items() if name != "model_type"}

@@ -50,10 +50,10 @@ class MuffinImageProcessor(BaseImageProcessor):  # type: ignore[misc]
             images: PIL images or arrays (height, width, 3) from 0 to 255: one, a list, or lists.
             return_tensors: `pt` for one tensor; None for a list of them.
         """
-        values = [self._values(image) for image in make_flat_list_of_images(images)]
+        values = [self._compute_values(image) for image in make_flat_list_of_images(images)]
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
-    def _values(self, image: Any) -> torch.Tensor:
+    def _compute_values(self, image: Any) -> torch.Tensor:
         if not isinstance(image, Image.Image):
             image = Image.fromarray(numpy.asarray(image, dtype=numpy.uint8))
         image = image.convert("RGB")

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from chip_core.config.trial import OptimizerConfig, TrialConfig
-from chip_core.models.parts import Part, trained_parts
-from chip_core.training.optimizer.int8_states import int8_adamw
-from chip_core.training.optimizer.masters import Masters
+from chip_core.models.parts import Part, select_trained_parameters
+from chip_core.training.optimizer.int8_states import make_int8_adamw_class
+from chip_core.training.optimizer.masters import MasterWeights
 
 
 def make_optimizer(
-    policy: Any, config: TrialConfig, steps: int, masters: Masters | None = None
+    policy: Any, config: TrialConfig, steps: int, masters: MasterWeights | None = None
 ) -> tuple[Any, Any]:
     """Return (AdamW, schedule) for the trained parameters, with one parameter group for each part.
 
@@ -31,22 +31,23 @@ def make_optimizer(
     groups = [
         {
             "params": [
-                weight if masters is None else masters.of(weight) for weight in parameters.values()
+                weight if masters is None else masters.master_of(weight)
+                for weight in parameters.values()
             ],
-            "lr": part_learning_rate(settings, part) or settings.lr,
+            "lr": get_part_learning_rate(settings, part) or settings.lr,
             "part": part,
         }
-        for part, parameters in trained_parts(policy, config).items()
+        for part, parameters in select_trained_parameters(policy, config).items()
     ]
-    optimizer = _adamw(settings, groups)
+    optimizer = _make_adamw(settings, groups)
     # transformers' own schedules are the same, and take 0.3 CPU s to import.
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, functools.partial(schedule_factor, settings, steps)
+        optimizer, functools.partial(compute_schedule_factor, settings, steps)
     )
     return optimizer, schedule
 
 
-def _adamw(settings: OptimizerConfig, groups: list[dict[str, Any]]) -> Any:
+def _make_adamw(settings: OptimizerConfig, groups: list[dict[str, Any]]) -> Any:
     options: dict[str, Any] = {
         "lr": settings.lr,
         "betas": settings.betas,
@@ -54,13 +55,13 @@ def _adamw(settings: OptimizerConfig, groups: list[dict[str, Any]]) -> Any:
         "weight_decay": settings.weight_decay,
     }
     if settings.states == "int8":
-        return int8_adamw()(groups, **options)
+        return make_int8_adamw_class()(groups, **options)
     # One kernel for all on a GPU; on a CPU torch's default, parameter by parameter.
     cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
     return torch.optim.AdamW(groups, **options, fused=True if cuda else None)
 
 
-def schedule_factor(settings: OptimizerConfig, steps: int, done: int) -> float:
+def compute_schedule_factor(settings: OptimizerConfig, steps: int, done: int) -> float:
     """Return the share of the peak rate after `done` updates: linear warmup, then the schedule."""
     warmup = math.ceil(settings.warmup * steps)
     if done < warmup:
@@ -71,7 +72,7 @@ def schedule_factor(settings: OptimizerConfig, steps: int, done: int) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def part_learning_rate(settings: OptimizerConfig, part: Part) -> float | None:
+def get_part_learning_rate(settings: OptimizerConfig, part: Part) -> float | None:
     """Return a part's own learning rate; None: it has the common one."""
     return {
         "vision_encoder": settings.vision_lr,
@@ -80,16 +81,16 @@ def part_learning_rate(settings: OptimizerConfig, part: Part) -> float | None:
     }[part]
 
 
-def learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[str, float]:
+def get_learning_rates(optimizer: Any, schedule: Any, config: TrialConfig) -> dict[str, float]:
     """Return the current learning rates: `lr`, and `lr/PART` of each part with its own rate."""
     rates: dict[str, float] = {}
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        own = part_learning_rate(config.optimizer, group["part"]) is not None
-        rates[f"lr/{group['part']}" if own else "lr"] = float(rate)
+        has_own_rate = get_part_learning_rate(config.optimizer, group["part"]) is not None
+        rates[f"lr/{group['part']}" if has_own_rate else "lr"] = float(rate)
     return rates
 
 
-def encoder_only_steps(config: TrialConfig, steps: int) -> int:
+def count_encoder_steps(config: TrialConfig, steps: int) -> int:
     """Return the number of updates before a staged training trains all parts; 0: not staged.
 
     Each stage has at least one update, if there are two.

@@ -21,7 +21,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 #: Programs of the virtual environment, which a login shell's PATH need not have.
 _VENV_PROGRAM = re.compile(r"^(ray|chip-ablate|python[0-9.]*|pip[0-9.]*|mlflow)$")
 _SEPARATOR = re.compile(r"^(;|&&|\|\||\||&|\(|\)|!|then|do|else|fi|done|\{|\})$")
-_PREFIX_WORDS = (
+_PREFIX_COMMANDS = (
     "if",
     "sudo",
     "exec",
@@ -61,10 +61,10 @@ def iter_calls(cluster: ClusterFile, *lists: str) -> Iterator[ProgramCall]:
     for name in lists:
         for index, text in enumerate(cluster.commands(name)):
             try:
-                words = _split_words(text)
+                tokens = _tokenize(text)
             except ValueError:
                 continue
-            yield from _parse_calls(f"{name}[{index}]", words)
+            yield from _parse_calls(f"{name}[{index}]", tokens)
 
 
 def find_ray_start(cluster: ClusterFile, name: str) -> ProgramCall | None:
@@ -96,7 +96,7 @@ def command_problems(cluster: ClusterFile) -> Iterator[Problem]:
     for name in COMMAND_LISTS:
         for index, text in enumerate(cluster.commands(name)):
             try:
-                _split_words(text)
+                _tokenize(text)
             except ValueError as error:
                 yield Problem(
                     key=f"{name}[{index}]", message=f"is no shell command ({error}): {text}"
@@ -204,18 +204,18 @@ def _mlflow_problems(cluster: ClusterFile) -> Iterator[Problem]:
             )
 
 
-def _split_words(text: str) -> list[str]:
+def _tokenize(text: str) -> list[str]:
     lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
     lexer.commenters, lexer.whitespace_split = "", True
     return list(lexer)
 
 
-def _parse_calls(key: str, words: list[str]) -> Iterator[ProgramCall]:
+def _parse_calls(key: str, tokens: list[str]) -> Iterator[ProgramCall]:
     exported: dict[str, str] = {}
     current: list[str] = []
-    for word in [*words, ";"]:
-        if not _SEPARATOR.match(word):
-            current.append(word)
+    for token in [*tokens, ";"]:
+        if not _SEPARATOR.match(token):
+            current.append(token)
             continue
         environment, (program, *arguments) = _split_assignments(current)
         current = []
@@ -230,12 +230,12 @@ def _parse_calls(key: str, words: list[str]) -> Iterator[ProgramCall]:
             )
 
 
-def _split_assignments(words: list[str]) -> tuple[dict[str, str], list[str]]:
+def _split_assignments(tokens: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return the assignments before a program, and the program with its arguments."""
     environment = {}
-    for index, word in enumerate(words):
-        if _ASSIGNMENT.match(word):
-            name, _, environment[name] = word.partition("=")
-        elif word not in _PREFIX_WORDS:
-            return environment, words[index:]
+    for index, token in enumerate(tokens):
+        if _ASSIGNMENT.match(token):
+            name, _, environment[name] = token.partition("=")
+        elif token not in _PREFIX_COMMANDS:
+            return environment, tokens[index:]
     return environment, [""]

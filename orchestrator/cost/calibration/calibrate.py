@@ -25,116 +25,148 @@ from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import TrialConfig
 from chip_core.utils.files import read_checksummed, write_checksummed, write_json
-from chip_core.utils.machine import cpu_name, gpus
-from orchestrator.cost.calibration.measurements import Measurement, measurements
-from orchestrator.cost.estimate import OF_RAY, Way
+from chip_core.utils.machine import cpu_name, gpu_count
+from orchestrator.cost.calibration.measurements import Measurement, list_measurements
+from orchestrator.cost.estimate import RAY_KIND, ExecutorKind
 from orchestrator.cost.rates import Quantity, RateSource, Seconds, Size
 from orchestrator.cost.workload import Workload
 
-Say = Callable[[str], None]
+MessageCallback = Callable[[str], None]
 
 #: Quantities measured of Ray, and their kind.
-_RAY = (("session", OF_RAY), ("dispatch", OF_RAY))
+_RAY_QUANTITIES = (("session", RAY_KIND), ("dispatch", RAY_KIND))
 
 
-def folder(workdir: Path) -> Path:
+def calibration_folder(workdir: Path) -> Path:
     """Return the folder of saved calibrations."""
     return workdir / "cache" / "cost"
 
 
-def kept(work: Workload, workdir: Path, at_once: int, way: Way = "ray") -> RateSource | None:
+def load_calibration(
+    work: Workload, workdir: Path, at_once: int, executor: ExecutorKind = "ray"
+) -> RateSource | None:
     """Return the rates of earlier calibrations for this work; None without any."""
-    found: list[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]] = []
-    if way == "ray" and (result := _result(_ray_file(workdir))) is not None:
-        found.append((_RAY, result))
-    for one in measurements(work):
-        if (result := _result(_file(workdir, one, at_once))) is not None:
-            found.append((one.kinds, result))
-    return _source(found) if found else None
+    results: list[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]] = []
+    if executor == "ray" and (result := _read_result(_ray_file(workdir))) is not None:
+        results.append((_RAY_QUANTITIES, result))
+    for measurement in list_measurements(work):
+        if (result := _read_result(_result_file(workdir, measurement, at_once))) is not None:
+            results.append((measurement.kinds, result))
+    return _to_rate_source(results) if results else None
 
 
 def calibrate(
     work: Workload,
     workdir: Path,
-    places: DataPaths,
+    data_paths: DataPaths,
     *,
     at_once: int,
-    say: Say,
-    way: Way = "inline",
+    notify: MessageCallback,
+    executor: ExecutorKind = "inline",
 ) -> dict[str, str]:
     """Measure what has no saved result, and return what could not be measured, and why.
 
     Args:
         work: what is left of a study.
         workdir: the work directory; nothing but the results is left in it.
-        places: where benchmarks' data are.
+        data_paths: where benchmarks' data are.
         at_once: number of trials that will run at once; as many processes share the machine here.
-        say: called with what is being measured.
-        way: how the study is run; with Ray, its overhead is measured, too.
+        notify: called with what is being measured.
+        executor: how the study is run; with Ray, its overhead is measured, too.
     """
-    every = measurements(work)
-    wanted = [one for one in every if _result(_file(workdir, one, at_once)) is None]
-    read = {name for one in wanted if not one.make for name in one.passes}
-    wanted += [one for one in every if one.make and one not in wanted and read & set(one.passes)]
+    all_measurements = list_measurements(work)
+    pending = [
+        measurement
+        for measurement in all_measurements
+        if _read_result(_result_file(workdir, measurement, at_once)) is None
+    ]
+    read_passes = {
+        name
+        for measurement in pending
+        if not measurement.builds_passes
+        for name in measurement.passes
+    }
+    pending += [
+        measurement
+        for measurement in all_measurements
+        if measurement.builds_passes
+        and measurement not in pending
+        and read_passes & set(measurement.passes)
+    ]
     problems: dict[str, str] = {}
-    runs = min(at_once, len(work.trials))
-    with tempfile.TemporaryDirectory(prefix="chip-cost-") as place:
-        if way == "ray" and work.trials and _result(_ray_file(workdir)) is None:
-            say("calibrating: Ray")
-            found = _measure_ray(Path(place) / "ray")
-            if "error" in found:
-                problems["Ray"] = found["error"]
+    run_count = min(at_once, len(work.trials))
+    with tempfile.TemporaryDirectory(prefix="chip-cost-") as temp_folder:
+        if executor == "ray" and work.trials and _read_result(_ray_file(workdir)) is None:
+            notify("calibrating: Ray")
+            result = _measure_ray(Path(temp_folder) / "ray")
+            if "error" in result:
+                problems["Ray"] = result["error"]
             else:
-                write_checksummed(_ray_file(workdir), found)
-        for stage in (True, False):  # passes first, since trainings read them
-            these = [one for one in wanted if one.make == stage]
+                write_checksummed(_ray_file(workdir), result)
+        for is_build in (True, False):  # passes first, since trainings read them
+            stage_measurements = [
+                measurement for measurement in pending if measurement.builds_passes == is_build
+            ]
             # Steps are slower in parallel, so all slots are filled, with repeats if needed.
-            filled = [these[n % len(these)] for n in range(max(len(these), runs))] if these else []
-            for one in these:
-                say(f"calibrating: {one.name}")
-            results = _run(filled, Path(place), places, runs)
-            for one in these:
-                of_one = [found for which, found in results if which is one]
-                failed = next((found["error"] for found in of_one if "error" in found), None)
-                if failed is not None:
-                    problems[one.name] = failed
+            repeated = (
+                [
+                    stage_measurements[n % len(stage_measurements)]
+                    for n in range(max(len(stage_measurements), run_count))
+                ]
+                if stage_measurements
+                else []
+            )
+            for measurement in stage_measurements:
+                notify(f"calibrating: {measurement.name}")
+            results = _run_measurements(repeated, Path(temp_folder), data_paths, run_count)
+            for measurement in stage_measurements:
+                measurement_results = [
+                    result for measured, result in results if measured is measurement
+                ]
+                error = next(
+                    (result["error"] for result in measurement_results if "error" in result), None
+                )
+                if error is not None:
+                    problems[measurement.name] = error
                     continue
-                write_checksummed(_file(workdir, one, at_once), _mean(of_one))
+                write_checksummed(
+                    _result_file(workdir, measurement, at_once), _merge_results(measurement_results)
+                )
     return problems
 
 
-def _result(file: Path) -> Mapping[str, Any] | None:
+def _read_result(file: Path) -> Mapping[str, Any] | None:
     """Return a saved measurement; None if it is missing or damaged, so that it is repeated."""
     try:
-        found = read_checksummed(file)
-        for wall, cpu in found["seconds"].values():
+        result = read_checksummed(file)
+        for wall, cpu in result["seconds"].values():
             float(wall) + float(cpu)
-        for size in found["sizes"].values():
+        for size in result["sizes"].values():
             int(size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found
+    return result
 
 
 def _ray_file(workdir: Path) -> Path:
     # Measured again if the executor starts other processes for a trial.
-    decided_by = {"machine": cpu_name(), "ray": metadata.version("ray"), "processes": 2}
-    return folder(workdir) / f"ray-{fingerprint(decided_by)[:32]}.json"
+    inputs = {"machine": cpu_name(), "ray": metadata.version("ray"), "processes": 2}
+    return calibration_folder(workdir) / f"ray-{fingerprint(inputs)[:32]}.json"
 
 
-def _measure_ray(place: Path) -> dict[str, Any]:
-    place.mkdir()
-    return _ended(
-        [sys.executable, "-m", "orchestrator.cost.calibration.measure_ray", str(place)], place
+def _measure_ray(folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    return _run_command(
+        [sys.executable, "-m", "orchestrator.cost.calibration.measure_ray", str(folder)], folder
     )
 
 
-def _file(workdir: Path, one: Measurement, at_once: int) -> Path:
-    return folder(workdir) / f"{one.identity(at_once)[:32]}.json"
+def _result_file(workdir: Path, measurement: Measurement, at_once: int) -> Path:
+    return calibration_folder(workdir) / f"{measurement.identity(at_once)[:32]}.json"
 
 
-def _run(
-    wanted: Sequence[Measurement], place: Path, places: DataPaths, at_once: int
+def _run_measurements(
+    repeated: Sequence[Measurement], temp_folder: Path, data_paths: DataPaths, at_once: int
 ) -> list[tuple[Measurement, dict[str, Any]]]:
     """Run measurements, `at_once` in parallel. Each slot has its own GPUs."""
     free: SimpleQueue[int] = SimpleQueue()
@@ -144,60 +176,68 @@ def _run(
     def one(number: int) -> tuple[Measurement, dict[str, Any]]:
         slot = free.get()
         try:
-            return wanted[number], _measure(
-                wanted[number],
-                place,
+            return repeated[number], _run_measurement(
+                repeated[number],
+                temp_folder,
                 number,
-                places,
+                data_paths,
                 slot,
-                again=number > wanted.index(wanted[number]),
+                is_repeat=number > repeated.index(repeated[number]),
             )
         finally:
             free.put(slot)
 
     with ThreadPoolExecutor(max_workers=at_once) as pool:
-        return list(pool.map(one, range(len(wanted))))
+        return list(pool.map(one, range(len(repeated))))
 
 
-def _measure(
-    one: Measurement, place: Path, number: int, places: DataPaths, slot: int, *, again: bool
+def _run_measurement(
+    measurement: Measurement,
+    temp_folder: Path,
+    number: int,
+    data_paths: DataPaths,
+    slot: int,
+    *,
+    is_repeat: bool,
 ) -> dict[str, Any]:
     # Two measurements of the same passes must not find each other's.
-    cache = place / (f"stores-{number}" if again and one.make else "stores")
+    cache = temp_folder / (
+        f"stores-{number}" if is_repeat and measurement.builds_passes else "stores"
+    )
     spec = {
-        "config": one.config.model_dump(mode="json"),
-        "passes": [list(each) for each in one.passes],
-        "make": one.make,
+        "config": measurement.config.model_dump(mode="json"),
+        "passes": [list(cache_id) for cache_id in measurement.passes],
+        "make": measurement.builds_passes,
         "cache": str(cache),
-        "untrained": one.untrained,
+        "untrained": measurement.untrained,
         "places": {
             name: path and str(path)
-            for name, path in asdict(places).items()
+            for name, path in asdict(data_paths).items()
             if name != "judge_cache"
         },
     }
-    own = place / f"{'pass' if one.make else 'trial'}-{number}"
-    write_json(own / "spec.json", spec)
+    folder = temp_folder / f"{'pass' if measurement.builds_passes else 'trial'}-{number}"
+    write_json(folder / "spec.json", spec)
     command = [
         sys.executable,
         "-m",
         "orchestrator.cost.calibration.measure",
-        str(own / "spec.json"),
+        str(folder / "spec.json"),
     ]
-    return _ended(command, own, env=_environment(one.config, slot))
+    return _run_command(command, folder, env=_environment(measurement.config, slot))
 
 
-def _ended(
+def _run_command(
     command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Run a measurement, and return its result or error."""
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     try:
-        found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+        result: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     except OSError:
-        said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
-        return {"error": said[-1]}
-    return found
+        error_lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+        return {"error": error_lines[-1]}
+    return result
 
 
 def _environment(config: TrialConfig, slot: int) -> dict[str, str]:
@@ -212,7 +252,7 @@ def _environment(config: TrialConfig, slot: int) -> dict[str, str]:
     share = engine.gpus_per_worker
     if share:
         allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = list(map(str, range(gpus()))) if allowed is None else allowed.split(",")
+        devices = list(map(str, range(gpu_count()))) if allowed is None else allowed.split(",")
         first = math.floor(slot * share)
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + math.ceil(share)])
     elif engine.device != "cuda":
@@ -220,42 +260,46 @@ def _environment(config: TrialConfig, slot: int) -> dict[str, str]:
     return settings
 
 
-def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the mean times and the largest sizes of repeats."""
-    first = found[0]
+    first = results[0]
     return {
         "seconds": {
-            name: [fmean(each["seconds"][name][place] for each in found) for place in (0, 1)]
+            name: [fmean(result["seconds"][name][index] for result in results) for index in (0, 1)]
             for name in first["seconds"]
-            if all(name in each["seconds"] for each in found)
+            if all(name in result["seconds"] for result in results)
         },
         "sizes": {
-            name: max(each["sizes"][name] for each in found)
+            name: max(result["sizes"][name] for result in results)
             for name in first["sizes"]
-            if all(name in each["sizes"] for each in found)
+            if all(name in result["sizes"] for result in results)
         },
     }
 
 
-def _source(found: Sequence[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]]) -> RateSource:
+def _to_rate_source(
+    results: Sequence[tuple[tuple[tuple[str, str], ...], Mapping[str, Any]]],
+) -> RateSource:
     """Return the rates by kind. A kind that was measured more than once gets the mean."""
     rates: dict[tuple[Quantity, str], list[Seconds]] = {}
     sizes: dict[tuple[Size, str], int] = {}
-    for kinds, result in found:
-        seconds, bytes_of = result["seconds"], result["sizes"]
+    for kinds, result in results:
+        seconds, result_sizes = result["seconds"], result["sizes"]
         for name, kind in kinds:
             if name in seconds:
                 wall, cpu = seconds[name]
                 key = cast(Quantity, name.partition(" ")[0]), kind  # "answer report/shapes"
                 rates.setdefault(key, []).append(Seconds(wall=wall, cpu=cpu))
-            elif name in bytes_of:
+            elif name in result_sizes:
                 size = cast(Size, name), kind
-                sizes[size] = max(bytes_of[name], sizes.get(size, 0))
+                sizes[size] = max(result_sizes[name], sizes.get(size, 0))
     return RateSource(
         name="a calibration on this machine",
         rates={
-            key: Seconds(wall=fmean(one.wall for one in all_), cpu=fmean(one.cpu for one in all_))
-            for key, all_ in rates.items()
+            key: Seconds(
+                wall=fmean(time.wall for time in times), cpu=fmean(time.cpu for time in times)
+            )
+            for key, times in rates.items()
         },
         sizes=sizes,
     )

@@ -25,20 +25,20 @@ from chip_core.models import loading
 from chip_core.reference_cache.spec import (
     AvailableCaches,
     CacheSpec,
-    cache_specs,
     group_specs,
+    list_cache_specs,
     with_hidden,
 )
 from chip_core.results import MODEL, SAMPLED, Progress
 from chip_core.utils.errors import TrialError, UserError
 from chip_core.utils.files import write_json
 from chip_core.utils.machine import cpu_seconds
-from orchestrator.cost.calibration.measurements import Named
-from orchestrator.cost.kinds import LIVE, reference_of
+from orchestrator.cost.calibration.measurements import CacheId
+from orchestrator.cost.kinds import LIVE, reference_kind
 
 
 @dataclass
-class _Points:
+class _PhaseTimes:
     """Wall and CPU times of the progress reports of a phase."""
 
     phase: str
@@ -50,31 +50,31 @@ class _Points:
             self.points.append((progress.done, time.perf_counter(), cpu_seconds()))
 
     @property
-    def each(self) -> list[float] | None:
+    def per_unit(self) -> list[float] | None:
         """Seconds per unit, [wall, cpu], after the first report; None with fewer than two."""
         if len(self.points) < 2:
             return None
-        (begun, wall, cpu), (done, wall_then, cpu_then) = self.points[0], self.points[-1]
-        return [(wall_then - wall) / (done - begun), (cpu_then - cpu) / (done - begun)]
+        (first_done, wall, cpu), (done, last_wall, last_cpu) = self.points[0], self.points[-1]
+        return [(last_wall - wall) / (done - first_done), (last_cpu - cpu) / (done - first_done)]
 
 
-def find_passes(config: TrialConfig, wanted: Sequence[Named]) -> tuple[CacheSpec, ...]:
+def find_cache_specs(config: TrialConfig, cache_ids: Sequence[CacheId]) -> tuple[CacheSpec, ...]:
     """Return the passes with these names on a configuration's own data.
 
     An epoch that a calibration does not reach is left out.
     """
     model, data = loading.identity(config.model), data_identity(config.data)
-    found = []
-    for one in cache_specs(config, model, data):
-        for kind, epoch, hidden in wanted:
-            if (one.kind, one.epoch) != (kind, epoch) or epoch not in (None, 0):
+    specs = []
+    for spec in list_cache_specs(config, model, data):
+        for kind, epoch, hidden in cache_ids:
+            if (spec.kind, spec.epoch) != (kind, epoch) or epoch not in (None, 0):
                 continue
-            if one.hidden is None and hidden is not None:
+            if spec.hidden is None and hidden is not None:
                 assert hidden in ("fp32", "bf16")
-                found.append(with_hidden(one, "bf16" if hidden == "bf16" else "fp32"))
-            elif one.hidden == hidden:
-                found.append(one)
-    return tuple(found)
+                specs.append(with_hidden(spec, "bf16" if hidden == "bf16" else "fp32"))
+            elif spec.hidden == hidden:
+                specs.append(spec)
+    return tuple(specs)
 
 
 def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -88,14 +88,14 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     began, began_cpu = time.perf_counter(), cpu_seconds()
     config = TrialConfig.model_validate(spec["config"])
     cache = Path(spec["cache"])
-    wanted = [(kind, epoch, hidden) for kind, epoch, hidden in spec["passes"]]
+    cache_ids = [(kind, epoch, hidden) for kind, epoch, hidden in spec["passes"]]
     if spec["make"]:
-        return _made(config, wanted, cache)
+        return _measure_build(config, cache_ids, cache)
     from chip_core.trial import run_trial
 
-    passes = find_passes(config, wanted)
+    passes = find_cache_specs(config, cache_ids)
     caches = AvailableCaches(cache=cache, passes=passes) if passes else None
-    steps = _Points("train")
+    steps = _PhaseTimes("train")
     result = run_trial(
         config,
         folder=folder,
@@ -107,26 +107,26 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         caches=caches,
     )
     reference = result.engine.get("reference", LIVE)
-    if not spec["untrained"] and reference != reference_of(config, passes):
+    if not spec["untrained"] and reference != reference_kind(config, passes):
         return {"error": f"its reference was {reference}: {'; '.join(result.notes)}"}
-    both = {name: [result.seconds[name], result.cpu[name]] for name in result.cpu}
-    seconds: dict[str, Any] = {"imports": both["imports"], "model": both["model"]}
-    step = steps.each
+    times = {name: [result.seconds[name], result.cpu[name]] for name in result.cpu}
+    seconds: dict[str, Any] = {"imports": times["imports"], "model": times["model"]}
+    step = steps.per_unit
     if step is not None:
         rows = result.data["pairs"] + result.data["skipped"]
-        if "check data" in both:
-            seconds["row"] = [value / rows for value in both["check data"]]
+        if "check data" in times:
+            seconds["row"] = [value / rows for value in times["check data"]]
         seconds["step"] = step
         seconds["setup"] = [
-            max(whole - result.steps * one, 0.0)
-            for whole, one in zip(both["train"], step, strict=True)
+            max(total - result.steps * step_time, 0.0)
+            for total, step_time in zip(times["train"], step, strict=True)
         ]
     if sampled := result.data.get("sampled"):
-        seconds[f"answer {SAMPLED}"] = [value / sampled for value in both[SAMPLED]]
+        seconds[f"answer {SAMPLED}"] = [value / sampled for value in times[SAMPLED]]
     for key, evaluation in result.evaluations.items():
-        for what in (f"answer {key}", f"score {key}"):
-            seconds[what] = [value / evaluation.items for value in both[what]]
-    sizes = {"memory": _peak(result.machine)}
+        for phase in (f"answer {key}", f"score {key}"):
+            seconds[phase] = [value / evaluation.items for value in times[phase]]
+    sizes = {"memory": _peak_memory(result.machine)}
     if (folder / MODEL).is_dir():
         files = (folder / MODEL).rglob("*")
         sizes["saved"] = sum(file.stat().st_size for file in files if file.is_file())
@@ -135,24 +135,26 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"seconds": seconds, "sizes": sizes}
 
 
-def _made(config: TrialConfig, wanted: Sequence[Named], cache: Path) -> dict[str, Any]:
+def _measure_build(
+    config: TrialConfig, cache_ids: Sequence[CacheId], cache: Path
+) -> dict[str, Any]:
     """Build a group of passes, and return the seconds per sample."""
     from chip_core.reference_cache.build import PHASE, build_shard
     from chip_core.reference_cache.finish import finish_cache
     from chip_core.utils.seeding import seed_process
 
     seed_process(config.seed, config.engine.threads)
-    samples = _Points(PHASE)
-    passes = find_passes(config, wanted)
+    samples = _PhaseTimes(PHASE)
+    passes = find_cache_specs(config, cache_ids)
     for group in group_specs(passes):
         rows = build_shard(group, config, cache=cache, report=samples)
-        for one in group:
-            finish_cache(one, cache=cache, rows=rows, seconds=0.0)
-    each = samples.each
-    return {"seconds": {} if each is None else {"sample": each}, "sizes": {}}
+        for cache_spec in group:
+            finish_cache(cache_spec, cache=cache, rows=rows, seconds=0.0)
+    per_sample = samples.per_unit
+    return {"seconds": {} if per_sample is None else {"sample": per_sample}, "sizes": {}}
 
 
-def _peak(machine: str) -> int:
+def _peak_memory(machine: str) -> int:
     """Return the peak memory of this process on its device, in bytes."""
     import torch
 
@@ -165,12 +167,12 @@ def main(arguments: Sequence[str]) -> int:
     """Measure what a specification file describes, and write `found.json` to its folder."""
     file = Path(arguments[0])
     try:
-        found = measure(json.loads(file.read_text(encoding="utf-8")), file.parent / "trial")
+        result = measure(json.loads(file.read_text(encoding="utf-8")), file.parent / "trial")
     except (TrialError, UserError) as error:
-        found = {"error": str(error).splitlines()[0]}
+        result = {"error": str(error).splitlines()[0]}
     except Exception as error:  # of a model, data or a user's own code
-        found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    write_json(file.parent / "found.json", found)
+        result = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    write_json(file.parent / "found.json", result)
     return 0
 
 

@@ -19,13 +19,13 @@ import psutil  # type: ignore[import-untyped]
 from chip_core.config.trial import TrialConfig
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.utils.files import write_json
-from orchestrator.executors.base import Event, Failed, Job
+from orchestrator.executors.base import Job, JobEvent, JobFailed
 
-_EVERY = 0.2  # seconds between two readings of the processes
-_FURTHER = 3  # jobs after the first
+_POLL_INTERVAL = 0.2  # seconds between two readings of the processes
+_EXTRA_JOBS = 3  # jobs after the first
 
 
-class Tree:
+class ProcessTreeTimer:
     """CPU seconds of this process and its descendants, including those that have ended."""
 
     def __init__(self) -> None:
@@ -39,8 +39,8 @@ class Tree:
     def seconds(self) -> float:
         """Return the CPU seconds so far."""
         with self._lock:
-            me = psutil.Process()
-            for process in [me, *me.children(recursive=True)]:
+            current = psutil.Process()
+            for process in [current, *current.children(recursive=True)]:
                 with suppress(psutil.Error):
                     times = process.cpu_times()
                     self._seen[process.pid, process.create_time()] = times.user + times.system
@@ -52,11 +52,11 @@ class Tree:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(_EVERY):
+        while not self._ended.wait(_POLL_INTERVAL):
             self.seconds()
 
 
-def nothing(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
+def run_empty_trial(job: Job, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
     """Run a trial that ends at once."""
     report(Progress(phase="start", done=0, total=1))
     write_json(job.folder / RESULT, asdict(TrialResult(steps=0, evaluations={}, seconds={})))
@@ -69,42 +69,47 @@ def measure(folder: Path) -> dict[str, object]:
     config = TrialConfig.model_validate({"model": "shapes"})  # nothing of it is loaded
     jobs = [
         Job(id=f"n{number}", name=f"n{number}", config=config, folder=folder / f"n{number}")
-        for number in range(1 + _FURTHER)
+        for number in range(1 + _EXTRA_JOBS)
     ]
     failed: list[str] = []
 
-    def listen(event: Event) -> None:
-        if isinstance(event, Failed):
+    def listen(event: JobEvent) -> None:
+        if isinstance(event, JobFailed):
             failed.append(event.reason)
 
     runner = RayTuneExecutor(
-        workdir=folder, max_concurrent=1, entry="orchestrator.cost.calibration.measure_ray:nothing"
+        workdir=folder,
+        max_concurrent=1,
+        entry="orchestrator.cost.calibration.measure_ray:run_empty_trial",
     )
-    tree, points = Tree(), []
+    timer, points = ProcessTreeTimer(), []
     points.append((time.perf_counter(), 0.0))
-    with runner.opened(jobs):
-        for some in (jobs[:1], jobs[1:]):
-            runner.run(some, listen)
-            points.append((time.perf_counter(), tree.seconds()))
-    points.append((time.perf_counter(), tree.seconds()))
-    tree.stop()
+    with runner.open(jobs):
+        for batch in (jobs[:1], jobs[1:]):
+            runner.run(batch, listen)
+            points.append((time.perf_counter(), timer.seconds()))
+    points.append((time.perf_counter(), timer.seconds()))
+    timer.stop()
     if failed:
         return {"error": failed[0]}
-    (start, first, then, end) = points
-    each = [(then[place] - first[place]) / _FURTHER for place in (0, 1)]
-    whole = [end[place] - start[place] for place in (0, 1)]
-    once = [max(all_ - (1 + _FURTHER) * one, 0.0) for all_, one in zip(whole, each, strict=True)]
-    return {"seconds": {"session": once, "dispatch": each}, "sizes": {}}
+    (start, first, last, end) = points
+    per_job = [(last[index] - first[index]) / _EXTRA_JOBS for index in (0, 1)]
+    total = [end[index] - start[index] for index in (0, 1)]
+    per_run = [
+        max(total_time - (1 + _EXTRA_JOBS) * job_time, 0.0)
+        for total_time, job_time in zip(total, per_job, strict=True)
+    ]
+    return {"seconds": {"session": per_run, "dispatch": per_job}, "sizes": {}}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure in a folder, and write `found.json` there."""
     folder = Path(arguments[0])
     try:
-        found = measure(folder)
+        result = measure(folder)
     except Exception as error:  # whatever Ray raises
-        found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    write_json(folder / "found.json", found)
+        result = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    write_json(folder / "found.json", result)
     return 0
 
 

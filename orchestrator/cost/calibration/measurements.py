@@ -14,7 +14,7 @@ from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.results import SAMPLED
 from orchestrator.cost.kinds import sampling_kind, score_kind
-from orchestrator.cost.machines import machine_of
+from orchestrator.cost.machines import trial_machine
 from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload
 
 #: Optimizer steps of a calibration's training; the first one is not counted.
@@ -27,7 +27,7 @@ BATCHES = 2
 _FORMAT = 1
 
 #: A pass independent of its data: kind, epoch, precision of hidden states.
-Named = tuple[str, int | None, str | None]
+CacheId = tuple[str, int | None, str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class Measurement:
 
     name: str  # for people
     config: TrialConfig  # cut down to what is measured
-    make: bool  # passes, and not a trial
-    passes: tuple[Named, ...]  # that are made, or read
+    builds_passes: bool  # passes, and not a trial
+    passes: tuple[CacheId, ...]  # that are made, or read
     untrained: bool
     kinds: tuple[tuple[str, str], ...]  # name of what is found -> the kind it is of
 
@@ -47,112 +47,124 @@ class Measurement:
             {
                 "format": _FORMAT,
                 "behaviour": BEHAVIOUR,
-                "machine": machine_of(self.config),
+                "machine": trial_machine(self.config),
                 "at_once": at_once,
                 "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
                 "config": self.config.model_dump(mode="json"),
-                "passes": [list(one) for one in self.passes],
-                "make": self.make,
+                "passes": [list(cache_id) for cache_id in self.passes],
+                "make": self.builds_passes,
                 "untrained": self.untrained,
                 "kinds": dict(self.kinds),
             }
         )
 
 
-def measurements(work: Workload) -> list[Measurement]:
+def list_measurements(work: Workload) -> list[Measurement]:
     """Return the measurements for a workload, one per kind, passes first.
 
     Passes that a measured training reads and that the study does not build are built, too.
     """
-    trials = list(_of_trials(work))
-    groups = [_of_pass(group) for group in work.passes]
-    made = {one for group in groups for one in group.passes}
-    for each, one in trials:
-        lacking = tuple(name for name in one.passes if name not in made)
-        if lacking:
-            groups.append(_lacking(each, lacking))
-            made.update(lacking)
-    return [*groups, *(one for _, one in trials)]
+    trials = list(_trial_measurements(work))
+    groups = [_pass_measurement(group) for group in work.passes]
+    built = {measurement for group in groups for measurement in group.passes}
+    for trial_work, measurement in trials:
+        missing = tuple(name for name in measurement.passes if name not in built)
+        if missing:
+            groups.append(_missing_pass_measurement(trial_work, missing))
+            built.update(missing)
+    return [*groups, *(measurement for _, measurement in trials)]
 
 
-def _of_trials(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
+def _trial_measurements(work: Workload) -> Iterator[tuple[TrialWork, Measurement]]:
     seen: set[str] = set()
-    asked: set[str] = set()
+    answered_kinds: set[str] = set()
     # Trainings first, since their answers are more like those of trained models.
-    for each in sorted(work.trials, key=lambda each: each.training is None):
-        kind = each.training or each.start
-        samples = each.training is not None and each.config.pairs.rounds > 0
-        kind += sampling_kind(each.config) if samples else ""
+    for trial_work in sorted(work.trials, key=lambda trial_work: trial_work.training is None):
+        kind = trial_work.training or trial_work.start
+        samples = trial_work.training is not None and trial_work.config.pairs.rounds > 0
+        kind += sampling_kind(trial_work.config) if samples else ""
         answers = {
-            key: one.kind
-            for key, one in each.asked.items()
-            if one.kind not in asked and one.questions and _may_be_asked(one.settings)
+            key: measurement.kind
+            for key, measurement in trial_work.questions.items()
+            if measurement.kind not in answered_kinds
+            and measurement.questions
+            and _is_free(measurement.settings)
         }
-        if each.answered or each.processes > 1 or (kind in seen and not answers):
+        if trial_work.answered or trial_work.processes > 1 or (kind in seen and not answers):
             continue
-        if each.training is None and each.start in seen and not answers:
+        if trial_work.training is None and trial_work.start in seen and not answers:
             continue
-        seen |= {kind, each.start}
-        asked |= set(answers.values())
-        kinds = {"imports": each.start, "model": each.start}
-        if each.training is not None:
-            kinds |= {"row": each.row, "setup": each.training, "step": each.training}
+        seen |= {kind, trial_work.start}
+        answered_kinds |= set(answers.values())
+        kinds = {"imports": trial_work.start, "model": trial_work.start}
+        if trial_work.training is not None:
+            kinds |= {
+                "row": trial_work.row,
+                "setup": trial_work.training,
+                "step": trial_work.training,
+            }
             if samples:
-                kinds[f"answer {SAMPLED}"] = sampling_kind(each.config)
-            kinds |= {"memory": each.training, "saved": each.training, "rows": each.row}
+                kinds[f"answer {SAMPLED}"] = sampling_kind(trial_work.config)
+            kinds |= {
+                "memory": trial_work.training,
+                "saved": trial_work.training,
+                "rows": trial_work.row,
+            }
         kinds |= {f"answer {key}": kind for key, kind in answers.items()}
-        kinds |= {f"score {key}": score_kind(each.asked[key].settings) for key in answers}
-        one = Measurement(
-            name=each.trial.arm,
-            config=_shortened(each.config, set(answers)),
-            make=False,
-            passes=tuple(map(_named, each.caches)) if each.training is not None else (),
-            untrained=each.training is None,
+        kinds |= {f"score {key}": score_kind(trial_work.questions[key].settings) for key in answers}
+        measurement = Measurement(
+            name=trial_work.trial.arm,
+            config=_shorten_config(trial_work.config, set(answers)),
+            builds_passes=False,
+            passes=tuple(map(_cache_id, trial_work.caches))
+            if trial_work.training is not None
+            else (),
+            untrained=trial_work.training is None,
             kinds=tuple(sorted(kinds.items())),
         )
-        yield each, one
+        yield trial_work, measurement
 
 
-def _may_be_asked(settings: Any) -> bool:
+def _is_free(settings: Any) -> bool:
     """Return whether answers cost nothing but time, that is, no judge is paid."""
     return settings.judge is None and not isinstance(
         find_benchmark(settings.name), ExternalBenchmark
     )
 
 
-def _of_pass(work: CacheBuildWork) -> Measurement:
+def _pass_measurement(work: CacheBuildWork) -> Measurement:
     return Measurement(
         name=f"reference pass {work.name}",
-        config=_shortened(work.config, set()),
-        make=True,
-        passes=tuple(_named(planned.one) for planned in work.group),
+        config=_shorten_config(work.config, set()),
+        builds_passes=True,
+        passes=tuple(_cache_id(planned.spec) for planned in work.group),
         untrained=True,
         kinds=(("sample", work.kind),),
     )
 
 
-def _lacking(each: TrialWork, passes: tuple[Named, ...]) -> Measurement:
+def _missing_pass_measurement(trial_work: TrialWork, passes: tuple[CacheId, ...]) -> Measurement:
     return Measurement(
-        name=f"reference passes that {each.trial.arm} reads",
-        config=_shortened(each.config, set()),
-        make=True,
+        name=f"reference passes that {trial_work.trial.arm} reads",
+        config=_shorten_config(trial_work.config, set()),
+        builds_passes=True,
         passes=passes,
         untrained=True,
         kinds=(),
     )
 
 
-def _named(one: CacheSpec) -> Named:
-    return one.kind, one.epoch, one.hidden
+def _cache_id(spec: CacheSpec) -> CacheId:
+    return spec.kind, spec.epoch, spec.hidden
 
 
-def _shortened(config: TrialConfig, answers: set[str]) -> TrialConfig:
+def _shorten_config(config: TrialConfig, answers: set[str]) -> TrialConfig:
     """Return a configuration cut down to some steps and some answers."""
 
     def cut(side: str) -> tuple[Any, ...]:
-        most = BATCHES * config.engine.generation_batch
+        limit = BATCHES * config.engine.generation_batch
         return tuple(
-            settings.model_copy(update={"limit": min(settings.limit or most, most)})
+            settings.model_copy(update={"limit": min(settings.limit or limit, limit)})
             for settings in getattr(config.benchmarks, side)
             if f"{side}/{settings.name}" in answers
         )

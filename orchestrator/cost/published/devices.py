@@ -12,10 +12,10 @@ from typing import Literal
 GIB = 2**30
 
 #: GiB of a device that driver, context and libraries hold: an allowance, not a measurement.
-RESERVED = 2.0
+RESERVED_GIB = 2.0
 
 #: GPUs of one machine: NVIDIA's DGX and HGX datasheets of H100, H200 and A100.
-GPUS_OF_A_MACHINE = 8
+GPUS_PER_MACHINE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class Device:
     source: str
 
     @property
-    def room(self) -> int:
+    def usable_bytes(self) -> int:
         """Bytes that a training may take."""
-        return int((self.memory - RESERVED) * GIB)
+        return int((self.memory - RESERVED_GIB) * GIB)
 
 
 DEVICES = {
@@ -63,7 +63,7 @@ DEVICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class UtilizationRange:
     """How much of a device's peak some work uses: the least and the most that is taken for it."""
 
     low: float
@@ -72,15 +72,15 @@ class Share:
 
 
 #: Of the operations: what is trained -> the share of peak.
-UTILIZATION: dict[Literal["lora", "full"], Share] = {
-    "lora": Share(
+UTILIZATION: dict[Literal["lora", "full"], UtilizationRange] = {
+    "lora": UtilizationRange(
         low=0.13,
         high=0.428,
         source="low: estimated of this package's step from the bytes that it moves, not measured; "
         "high: NVIDIA NeMo AutoModel's performance summary, LoRA of Qwen2.5 7B on one H100, "
         "423 of 989.4 TFLOP/s",
     ),
-    "full": Share(
+    "full": UtilizationRange(
         low=0.27,
         high=0.39,
         source="low: estimated of this package's step from the bytes that it moves, not measured; "

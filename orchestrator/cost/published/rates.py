@@ -15,15 +15,15 @@ from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.benchmarks.published import SOURCES
 from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import ExternalBenchmark
-from chip_core.reference_cache.size import published_rows
+from chip_core.reference_cache.size import get_published_rows
 from chip_core.utils.errors import TrialError
-from orchestrator.cost.kinds import LIVE, reference_of, row_kind, score_kind
+from orchestrator.cost.kinds import LIVE, reference_kind, row_kind, score_kind
 from orchestrator.cost.published.devices import EAGER_LAYERS, EAGER_TOKENS, UTILIZATION, Device
-from orchestrator.cost.rates import NOTHING, Quantity, RateSource, Seconds, Size
+from orchestrator.cost.rates import NO_TIME, Quantity, RateSource, Seconds, Size
 from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload
 
 #: The name of both sources.
-NAME = "published rates"
+SOURCE_NAME = "published rates"
 
 #: Tokens of an answer that is a yes, a no or a letter, at the least and at the most; of any other,
 #: as a share of the longest. Taken, not measured.
@@ -39,60 +39,60 @@ _OPEN_SHARE = {
 }
 
 #: Questions, where the publisher's own list has no count: docs/evaluation.md.
-_COUNTS = {"objhal": 300}
+_QUESTION_COUNTS = {"objhal": 300}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Range:
+class RateRange:
     """What published figures say, at their best and at their worst."""
 
     fast: RateSource
     slow: RateSource
 
 
-def published(
-    work: Workload, device: Device, say: Callable[[str], None] = lambda text: None
-) -> Range | None:
+def published_rates(
+    work: Workload, device: Device, notify: Callable[[str], None] = lambda text: None
+) -> RateRange | None:
     """Return rates of a study's GPU work on a device; None where no model's sizes are known.
 
     Args:
         work: what is left of a study.
         device: the device.
-        say: told of each kind of step that is counted: a large model's takes a while.
+        notify: told of each kind of step that is counted: a large model's takes a while.
     """
-    found: dict[tuple[Quantity, str], tuple[float, float]] = {}
+    rates: dict[tuple[Quantity, str], tuple[float, float]] = {}
     sizes: dict[tuple[Size, str], int] = {}
-    counter = _Counter(say)
-    for each in work.trials:
-        for key, value in _of_trial(each, device, counter):
-            found.setdefault(key, value)
-        sizes |= _rows(each.config)
-        for asked in each.asked.values():
-            count = _questions(asked.settings)
+    counter = _OperationCounter(notify)
+    for trial_work in work.trials:
+        for key, value in _trial_rates(trial_work, device, counter):
+            rates.setdefault(key, value)
+        sizes |= _row_sizes(trial_work.config)
+        for questions in trial_work.questions.values():
+            count = _published_questions(questions.settings)
             if count is not None:
-                sizes["questions", asked.kind] = count
+                sizes["questions", questions.kind] = count
     for group in work.passes:
-        for key, value in _of_pass(group, device, counter):
-            found.setdefault(key, value)
-        sizes |= _rows(group.config)
-    if not counter.known:
+        for key, value in _pass_rates(group, device, counter):
+            rates.setdefault(key, value)
+        sizes |= _row_sizes(group.config)
+    if not counter.has_counts:
         return None
     fast, slow = (
         RateSource(
-            name=NAME,
+            name=SOURCE_NAME,
             rates={
-                key: Seconds(wall=value[end], cpu=value[end]) if value[end] else NOTHING
-                for key, value in found.items()
+                key: Seconds(wall=value[index], cpu=value[index]) if value[index] else NO_TIME
+                for key, value in rates.items()
             },
             sizes=sizes,
         )
-        for end in (0, 1)
+        for index in (0, 1)
     )
-    return Range(fast=fast, slow=slow)
+    return RateRange(fast=fast, slow=slow)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Model:
+class _ModelCost:
     """What a trial's model computes and reads."""
 
     step: int  # operations of a pair, forward and backward
@@ -103,57 +103,59 @@ class _Model:
     weights: int  # bytes, as they are used
 
 
-class _Counter:
+class _OperationCounter:
     """Counts operations, once for each kind of pass."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._known: dict[str, _Model | None] = {}
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self._say = notify
+        self._known: dict[str, _ModelCost | None] = {}
 
     @property
-    def known(self) -> bool:
+    def has_counts(self) -> bool:
         """Whether anything was counted."""
         return any(self._known.values())
 
-    def of(self, config: TrialConfig) -> _Model | None:
+    def count(self, config: TrialConfig) -> _ModelCost | None:
         """Return what a pair takes; None where the model's sizes are not known."""
         tree = config.model_dump(mode="json", include={"model", "lora", "data", "objective"})
         parts = (config.vision_encoder, config.projector, config.language_model)
         key = repr([tree, parts, config.training.max_length])
         if key not in self._known:
             self._say(f"operations of a step: kind {len(self._known) + 1}")
-            self._known[key] = _counted(config)
+            self._known[key] = _count_operations(config)
         return self._known[key]
 
 
-def _counted(config: TrialConfig) -> _Model | None:
-    from chip_core.training.footprint.estimate import operations
-    from chip_core.training.footprint.published import config_of
-    from orchestrator.cost.published.rows import rows_of_trial
+def _count_operations(config: TrialConfig) -> _ModelCost | None:
+    from chip_core.training.footprint.estimate import estimate_operations
+    from chip_core.training.footprint.published import load_model_config
+    from orchestrator.cost.published.rows import estimate_row_shapes
 
-    one = config.model_copy(update={"engine": config.engine.model_copy(update={"micro_batch": 1})})
+    single = config.model_copy(
+        update={"engine": config.engine.model_copy(update={"micro_batch": 1})}
+    )
     try:
-        found = config_of(config.model)
-        if found is None:
+        model_config = load_model_config(config.model)
+        if model_config is None:
             return None
-        shape = rows_of_trial(found, one).usual
-        made = operations(found, one, shape)
+        shape = estimate_row_shapes(model_config, single).typical
+        counts = estimate_operations(model_config, single, shape)
     except (ValueError, AttributeError, TrialError):  # a family that this is not made for
         return None
-    text = found.get_text_config()
+    text = model_config.get_text_config()
     layer = 4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size
-    numbers = text.num_hidden_layers * layer + text.vocab_size * text.hidden_size
-    return _Model(
-        step=made.step,
-        forward=made.forward,
-        token=made.forward / shape.tokens(config.objective.policy_reads),
+    weights = text.num_hidden_layers * layer + text.vocab_size * text.hidden_size
+    return _ModelCost(
+        step=counts.step,
+        forward=counts.forward,
+        token=counts.forward / shape.tokens(config.objective.policy_reads),
         prompt=shape.prompt,
         layers=text.num_hidden_layers,
-        weights=round(numbers * _width(config)),
+        weights=round(weights * _weight_bytes(config)),
     )
 
 
-def _width(config: TrialConfig) -> float:
+def _weight_bytes(config: TrialConfig) -> float:
     """Return the bytes of a weight that are read for each token that is decoded."""
     if config.model.quantize == "nf4":
         from chip_core.models.precision import NF4_BYTES
@@ -162,70 +164,72 @@ def _width(config: TrialConfig) -> float:
     return 2 if config.model.dtype == "bf16" else 4
 
 
-def _of_trial(
-    work: TrialWork, device: Device, counter: _Counter
+def _trial_rates(
+    work: TrialWork, device: Device, counter: _OperationCounter
 ) -> Iterator[tuple[tuple[Quantity, str], tuple[float, float]]]:
     config = work.config
-    model = counter.of(config) if config.engine.gpus_per_worker else None
+    model = counter.count(config) if config.engine.gpus_per_worker else None
     if model is None:
         return
     yield ("imports", work.start), (0.0, 0.0)
     yield ("model", work.start), (0.0, 0.0)
     yield ("row", work.row), (0.0, 0.0)
     if work.training is not None:
-        live = reference_of(config, work.caches) == LIVE
+        live = reference_kind(config, work.caches) == LIVE
         pairs = config.training.batch_size / work.processes
         yield ("setup", work.training), (0.0, 0.0)
         yield (
             ("step", work.training),
-            _computed((model.step + live * model.forward) * pairs, config, device),
+            _compute_seconds((model.step + live * model.forward) * pairs, config, device),
         )
-    for asked in work.asked.values():
-        fast, slow = _computed(model.prompt * model.token, config, device)
-        decoding = _longest(asked.settings)
+    for questions in work.questions.values():
+        fast, slow = _compute_seconds(model.prompt * model.token, config, device)
+        decoding = _decoding_limits(questions.settings)
         if decoding is not None:
             tokens, beams = decoding
             rows = max(1, config.engine.generation_batch)
-            best = model.weights / (device.bandwidth * 1e12)
-            worst = model.layers / (EAGER_LAYERS * EAGER_TOKENS)
-            wide = _OPEN_SHARE.get(asked.settings.name, 1.0)
+            min_token_time = model.weights / (device.bandwidth * 1e12)
+            max_token_time = model.layers / (EAGER_LAYERS * EAGER_TOKENS)
+            open_share = _OPEN_SHARE.get(questions.settings.name, 1.0)
             shortest, longest = (
-                wide * of_open * tokens + (1 - wide) * min(tokens, of_closed)
-                for of_open, of_closed in zip(_OPEN, _CLOSED, strict=True)
+                open_share * open_part * tokens + (1 - open_share) * min(tokens, closed_tokens)
+                for open_part, closed_tokens in zip(_OPEN, _CLOSED, strict=True)
             )
-            fast += shortest * best / rows
-            slow += longest * max(best, worst) * beams / rows
-            yield ("answer", asked.kind), (fast, slow)
-        yield ("score", score_kind(asked.settings)), (0.0, 0.0)
+            fast += shortest * min_token_time / rows
+            slow += longest * max(min_token_time, max_token_time) * beams / rows
+            yield ("answer", questions.kind), (fast, slow)
+        yield ("score", score_kind(questions.settings)), (0.0, 0.0)
 
 
-def _of_pass(
-    group: CacheBuildWork, device: Device, counter: _Counter
+def _pass_rates(
+    group: CacheBuildWork, device: Device, counter: _OperationCounter
 ) -> Iterator[tuple[tuple[Quantity, str], tuple[float, float]]]:
     config = group.config
-    model = counter.of(config) if config.engine.gpus_per_worker else None
+    model = counter.count(config) if config.engine.gpus_per_worker else None
     if model is not None:
         yield ("row", row_kind(config)), (0.0, 0.0)
-        yield ("sample", group.kind), _computed(model.forward, config, device)
+        yield ("sample", group.kind), _compute_seconds(model.forward, config, device)
 
 
-def trained_as(config: TrialConfig) -> Literal["lora", "full"]:
+def training_mode(config: TrialConfig) -> Literal["lora", "full"]:
     """Return how a trial trains what most of its time goes to."""
-    whole = {"full", "trained", "staged"}
-    large = (config.language_model, config.vision_encoder)  # a projector is small
-    if config.language_model == "lora" or (config.adapted and whole.isdisjoint(large)):
+    full_modes = {"full", "trained", "staged"}
+    large_parts = (config.language_model, config.vision_encoder)  # a projector is small
+    if config.language_model == "lora" or (
+        config.has_adapters and full_modes.isdisjoint(large_parts)
+    ):
         return "lora"
     return "full"
 
 
-def _computed(operations: float, config: TrialConfig, device: Device) -> tuple[float, float]:
+def _compute_seconds(operations: float, config: TrialConfig, device: Device) -> tuple[float, float]:
     """Return the seconds of operations on a device: at most and at least of its peak used."""
     peak = 1e12 * (device.bf16 if config.model.dtype == "bf16" else device.fp32)
-    share = UTILIZATION[trained_as(config)]
+    share = UTILIZATION[training_mode(config)]
     return operations / (peak * share.high), operations / (peak * share.low)
 
 
-def _longest(settings: BenchmarkConfig) -> tuple[int, int] | None:
+def _decoding_limits(settings: BenchmarkConfig) -> tuple[int, int] | None:
     """Return the longest answer, in tokens, and the beams; None where a program asks."""
     benchmark = find_benchmark(settings.name)
     if isinstance(benchmark, ExternalBenchmark):
@@ -237,16 +241,16 @@ def _longest(settings: BenchmarkConfig) -> tuple[int, int] | None:
     )
 
 
-def _questions(settings: BenchmarkConfig) -> int | None:
+def _published_questions(settings: BenchmarkConfig) -> int | None:
     """Return how many questions a benchmark publishes, of which so many are asked."""
     source = SOURCES.get(settings.name)
-    whole = _COUNTS.get(settings.name, None if source is None else source.count)
-    if whole is None:
+    total = _QUESTION_COUNTS.get(settings.name, None if source is None else source.count)
+    if total is None:
         return None
-    count = whole // 2 if settings.half is not None else whole
+    count = total // 2 if settings.half is not None else total
     return count if settings.limit is None else min(count, settings.limit)
 
 
-def _rows(config: TrialConfig) -> dict[tuple[Size, str], int]:
-    count = published_rows(config.data)
+def _row_sizes(config: TrialConfig) -> dict[tuple[Size, str], int]:
+    count = get_published_rows(config.data)
     return {} if count is None else {("rows", row_kind(config)): count}

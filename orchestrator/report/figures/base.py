@@ -17,15 +17,15 @@ COLOURS = (
     "#4D4D4D", "#A6761D",
 )  # fmt: skip
 MARKERS = "osD^vPX*<>"
-BASELINE = "#222222"
-TONES: Mapping[Tone, str] = {
+BASELINE_COLOUR = "#222222"
+TONE_COLOURS: Mapping[Tone, str] = {
     "better": "#1a7f4b",
     "worse": "#b3261e",
     "same": "#0b5cad",
     "open": "#8a8a8a",
     "": "#222222",
 }
-_LONGEST_LABEL = 44  # characters
+_MAX_LABEL_LENGTH = 44  # characters
 _SETTINGS = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -44,7 +44,7 @@ _SETTINGS = {
 }
 
 
-def drawn(
+def render_figure(
     name: str,
     caption: str,
     draw: Callable[[Any], None],
@@ -71,11 +71,11 @@ def drawn(
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
-        png, pdf = rendered(figure)
+        png, pdf = render_files(figure)
     return Picture(name=name, caption=caption, png=png), pdf
 
 
-def rendered(figure: Any) -> tuple[bytes, bytes]:
+def render_files(figure: Any) -> tuple[bytes, bytes]:
     """Render a figure as PNG and PDF. The same figure gives the same files."""
     png, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png")
@@ -84,20 +84,20 @@ def rendered(figure: Any) -> tuple[bytes, bytes]:
     return png.getvalue(), pdf.getvalue()
 
 
-def style(place: int, *, baseline: bool = False) -> tuple[str, str]:
+def arm_style(index: int, *, baseline: bool = False) -> tuple[str, str]:
     """Return the colour and the marker of an arm, given its index."""
     if baseline:
-        return BASELINE, "o"
-    return COLOURS[place % len(COLOURS)], MARKERS[(place // len(COLOURS)) % len(MARKERS)]
+        return BASELINE_COLOUR, "o"
+    return COLOURS[index % len(COLOURS)], MARKERS[(index // len(COLOURS)) % len(MARKERS)]
 
 
-def label(text: str) -> str:
+def shorten_label(text: str) -> str:
     """Shorten a name for a figure."""
-    whole = " ".join(text.split())
-    return whole if len(whole) <= _LONGEST_LABEL else f"{whole[: _LONGEST_LABEL - 1]}…"
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_LABEL_LENGTH else f"{line[: _MAX_LABEL_LENGTH - 1]}…"
 
 
-def number_axis(axis: Any, values: Sequence[float]) -> None:
+def scale_axis(axis: Any, values: Sequence[float]) -> None:
     """Scale an axis of levels linearly, or logarithmically if they span a factor of 30 or more."""
     positive = sorted(value for value in values if value > 0)
     if min(values) >= 0 and len(positive) > 1 and positive[-1] / positive[0] >= 30:

@@ -16,15 +16,15 @@ from PIL import Image
 from chip_core.config.strategies import STRATEGIES
 from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.image_files import read_image
-from chip_core.data.rejected_images import ImageSample, RejectedImages, strategy_class
-from chip_core.data.rejected_images.images import as_rgb, bounded
+from chip_core.data.rejected_images import ImageSample, RejectedImageMaker, find_strategy
+from chip_core.data.rejected_images.images import limit_pixels, to_rgb_image
 from chip_core.data.rows import RowError
 from chip_core.shapes import world
 from chip_core.utils.errors import TrialError, UserError
 
 #: T of the series, with the spacing of the paper's study of noise steps.
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
-SIDE = 192  # pixels of the longest side of a picture in the figure
+THUMBNAIL_SIDE = 192  # pixels of the longest side of a picture in the figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,10 @@ class GalleryCell:
     note: str | None  # "void", or what is missing
 
 
-def scenes(count: int) -> list[GalleryImage]:
+def make_scenes(count: int) -> list[GalleryImage]:
     """Return images of the embedded world's training split."""
-    drawn = [world.scene("train", index) for index in range(count)]
-    return [GalleryImage(id=scene.id, image=world.draw(scene)) for scene in drawn]
+    scenes = [world.make_scene("train", index) for index in range(count)]
+    return [GalleryImage(id=scene.id, image=world.draw_scene(scene)) for scene in scenes]
 
 
 def read_images(paths: Iterable[Path]) -> list[GalleryImage]:
@@ -64,14 +64,14 @@ def read_images(paths: Iterable[Path]) -> list[GalleryImage]:
         name = next(name for name in itertools.chain([path.stem], numbered) if name not in names)
         try:
             path.stat()
-            images.append(GalleryImage(id=name, image=bounded(read_image(path))))
+            images.append(GalleryImage(id=name, image=limit_pixels(read_image(path))))
         except (OSError, RowError) as error:
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["broken"])[0]
             raise UserError(f"{path}: cannot be read as an image: {reason}") from None
     return images
 
 
-def gallery_cells(
+def make_gallery_cells(
     images: Sequence[ImageSample],
     *,
     timesteps: Sequence[int] = TIMESTEPS,
@@ -91,22 +91,26 @@ def gallery_cells(
     settings = settings or {}
     names = list(STRATEGIES) if strategies is None else list(strategies)
     # A single image cannot be exchanged for another: images of the embedded world are used.
-    others = images if len(images) > 1 else [*images, *scenes(3)]
+    others = images if len(images) > 1 else [*images, *make_scenes(3)]
     cells = []
     for image in images:
-        cells.append(GalleryCell(row=image.id, title="image", image=as_rgb(image.image), note=None))
+        cells.append(
+            GalleryCell(row=image.id, title="image", image=to_rgb_image(image.image), note=None)
+        )
         for name in names:
-            cells.append(_cell(image, name, {**settings, "strategy": name}, name, others, seed))
+            cells.append(
+                _make_cell(image, name, {**settings, "strategy": name}, name, others, seed)
+            )
         for timestep in timesteps:
             noisy = {
                 "strategy": "diffusion",
                 "diffusion": {**settings.get("diffusion", {}), "timestep": timestep},
             }
-            cells.append(_cell(image, f"T = {timestep}", noisy, "diffusion", others, seed))
+            cells.append(_make_cell(image, f"T = {timestep}", noisy, "diffusion", others, seed))
     return cells
 
 
-def _cell(
+def _make_cell(
     image: ImageSample,
     title: str,
     settings: Mapping[str, Any],
@@ -114,40 +118,40 @@ def _cell(
     others: Sequence[ImageSample],
     seed: int,
 ) -> GalleryCell:
-    if strategy_class(strategy).traits.needs_given:
+    if find_strategy(strategy).traits.needs_given:
         return GalleryCell(row=image.id, title=title, image=None, note="from the data")
     if strategy == "inpaint" and not settings.get("inpaint", {}).get("path"):
         return GalleryCell(row=image.id, title=title, image=None, note="needs a pipeline")
     config = RejectedImageConfig.model_validate(settings)
     try:
-        made = RejectedImages(config, seed=seed).preview(image, others=others)
+        preview = RejectedImageMaker(config, seed=seed).preview(image, others=others)
     except TrialError as error:
         return GalleryCell(row=image.id, title=title, image=None, note=str(error))
     return GalleryCell(
-        row=image.id, title=title, image=made.image, note="void" if made.void else None
+        row=image.id, title=title, image=preview.image, note="void" if preview.void else None
     )
 
 
-def draw_gallery(cells: Sequence[GalleryCell], out: Path) -> None:
+def draw_gallery(cells: Sequence[GalleryCell], path: Path) -> None:
     """Draw the figure: for each image a row of strategies and a row of the T series."""
-    lines: list[list[GalleryCell]] = []
+    rows: list[list[GalleryCell]] = []
     for name in dict.fromkeys(cell.row for cell in cells):
-        of_image = [cell for cell in cells if cell.row == name]
-        series = [cell for cell in of_image if cell.title.startswith("T = ")]
-        lines.append([cell for cell in of_image if cell not in series])
+        image_cells = [cell for cell in cells if cell.row == name]
+        series = [cell for cell in image_cells if cell.title.startswith("T = ")]
+        rows.append([cell for cell in image_cells if cell not in series])
         if series:
-            lines.append(series)
-    draw_lines(lines, out)
+            rows.append(series)
+    draw_rows(rows, path)
 
 
-def draw_lines(
-    lines: Sequence[Sequence[GalleryCell]], out: Path, metadata: Mapping[str, str] | None = None
+def draw_rows(
+    rows: Sequence[Sequence[GalleryCell]], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Draw rows of pictures as one figure. The file appears only when it is complete.
 
     Args:
-        lines: the pictures, row by row.
-        out: the file; its suffix selects the format.
+        rows: the pictures, row by row.
+        path: the file; its suffix selects the format.
         metadata: text to store in the file.
 
     Raises:
@@ -156,19 +160,19 @@ def draw_lines(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = max(map(len, lines))
-    figure = Figure(figsize=(1.15 * columns, 1.35 * len(lines)), dpi=120, layout="constrained")
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(1.15 * columns, 1.35 * len(rows)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(lines), columns, squeeze=False)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for line, row in zip(grid, lines, strict=True):
-        for axes, cell in zip(line, row, strict=False):
+    for row_axes, row in zip(grid, rows, strict=True):
+        for axes, cell in zip(row_axes, row, strict=False):
             _draw_cell(axes, cell)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     figure.savefig(partial, metadata=metadata)
-    partial.replace(out)
+    partial.replace(path)
 
 
 def _draw_cell(axes: Any, cell: GalleryCell) -> None:
@@ -176,15 +180,15 @@ def _draw_cell(axes: Any, cell: GalleryCell) -> None:
     axes.set_axis_on()
     axes.set_xticks([])
     axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_linewidth(0.4)
+    for spine in axes.spines.values():
+        spine.set_linewidth(0.4)
     if cell.image is not None:
         picture = cell.image.copy()
-        picture.thumbnail((SIDE, SIDE))
+        picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         axes.imshow(picture, interpolation="nearest")
     else:
         axes.set_aspect("equal")
     if cell.note is not None:
-        words = "\n".join(cell.note.split()[:8])
-        place = {"transform": axes.transAxes, "ha": "center", "va": "center", "fontsize": 8}
-        axes.text(0.5, 0.5, words, **place, bbox={"facecolor": "white", "edgecolor": "none"})
+        text = "\n".join(cell.note.split()[:8])
+        position = {"transform": axes.transAxes, "ha": "center", "va": "center", "fontsize": 8}
+        axes.text(0.5, 0.5, text, **position, bbox={"facecolor": "white", "edgecolor": "none"})

@@ -14,28 +14,28 @@ from typing import Any
 from PIL import Image
 
 from chip_core.config.trial import RejectedImageConfig, TrialConfig
-from chip_core.data.preferences import PreferencePair, first_pairs
-from chip_core.data.rejected_images import RejectedImages
+from chip_core.data.preferences import PreferencePair, load_first_pairs
+from chip_core.data.rejected_images import RejectedImageMaker
 from chip_core.utils.errors import TrialError
 from orchestrator.plan.plan import Plan
-from orchestrator.report.figures.gallery import GalleryCell, draw_lines
+from orchestrator.report.figures.gallery import GalleryCell, draw_rows
 
 #: Path of the figure in a report's folder.
-FIGURE = Path("figures") / "rejected-images.png"
-IMAGES = 3
-COLUMNS = 12
+FIGURE_PATH = Path("figures") / "rejected-images.png"
+IMAGE_COUNT = 3
+COLUMN_COUNT = 12
 
-_SHOWN = "Description"  # key of the PNG's text with the hash of what it shows
+_HASH_KEY = "Description"  # key of the PNG's text with the hash of what it shows
 
 
 def varies_rejected_images(plan: Plan) -> bool:
     """Return whether a factor sets rejected images or the arms' rejected images differ."""
-    visual = _visual(plan)
+    configs = _visual_configs(plan)
     keys = (
         key for factor in plan.study.factors for level in factor.levels for key in level.overrides
     )
-    touched = any(key.split(".")[0] == "rejected_image" for key in keys)
-    return bool(visual) and (touched or len(_titles(visual.values())) > 1)
+    is_factor = any(key.split(".")[0] == "rejected_image" for key in keys)
+    return bool(configs) and (is_factor or len(_settings_by_title(configs.values())) > 1)
 
 
 def draw_rejected_images(plan: Plan, folder: Path) -> Path:
@@ -47,75 +47,87 @@ def draw_rejected_images(plan: Plan, folder: Path) -> Path:
     Raises:
         Exception: any error of the data, of a user's strategy or of the disk.
     """
-    out = folder / FIGURE
-    visual = _visual(plan)
-    mark = hashlib.sha256(" ".join(visual).encode()).hexdigest()
-    if _shown(out) == mark:
-        return out
-    config = next(iter(visual.values()))
-    pairs = first_pairs(config.data, IMAGES)
+    path = folder / FIGURE_PATH
+    configs = _visual_configs(plan)
+    content_hash = hashlib.sha256(" ".join(configs).encode()).hexdigest()
+    if _read_hash(path) == content_hash:
+        return path
+    config = next(iter(configs.values()))
+    pairs = load_first_pairs(config.data, IMAGE_COUNT)
     if not pairs:
         raise TrialError(f"{config.data.source}: no image among its first rows")
-    lines: list[list[GalleryCell]] = []
+    rows: list[list[GalleryCell]] = []
     for pair in pairs:
         cells = [GalleryCell(row=pair.id, title="image", image=pair.image, note=None)]
-        for title, settings in _titles(visual.values()).items():
-            cells.append(_cell(pair, title, settings, pairs))
-        lines += [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
-    draw_lines(lines, out, metadata={_SHOWN: mark})
-    return out
+        for title, settings in _settings_by_title(configs.values()).items():
+            cells.append(_make_cell(pair, title, settings, pairs))
+        rows += [
+            cells[start : start + COLUMN_COUNT] for start in range(0, len(cells), COLUMN_COUNT)
+        ]
+    draw_rows(rows, path, metadata={_HASH_KEY: content_hash})
+    return path
 
 
-def _visual(plan: Plan) -> dict[str, TrialConfig]:
+def _visual_configs(plan: Plan) -> dict[str, TrialConfig]:
     """Return the arms that use a rejected image, by the fingerprint of their first seed."""
-    first = (arm.trials[0] for arm in plan.arms)
+    first_trials = (arm.trials[0] for arm in plan.arms)
     return {
         trial.fingerprint: trial.config
-        for trial in first
+        for trial in first_trials
         if trial.config.objective.needs_rejected_image
     }
 
 
-def _titles(configs: Iterable[TrialConfig]) -> dict[str, RejectedImageConfig]:
+def _settings_by_title(configs: Iterable[TrialConfig]) -> dict[str, RejectedImageConfig]:
     """Return each strategy with its settings once, named by the settings that differ."""
-    found: dict[str, RejectedImageConfig] = {}
+    by_key: dict[str, RejectedImageConfig] = {}
     for config in configs:
-        chosen = config.rejected_image
-        found.setdefault(f"{chosen.strategy} {chosen.settings.model_dump_json()}", chosen)
+        settings = config.rejected_image
+        by_key.setdefault(f"{settings.strategy} {settings.settings.model_dump_json()}", settings)
     titles: dict[str, RejectedImageConfig] = {}
-    for chosen in found.values():
-        alike = [other for other in found.values() if other.strategy == chosen.strategy]
-        titles["\n".join([chosen.strategy, *_differing(chosen, alike)])] = chosen
+    for settings in by_key.values():
+        same_strategy = [
+            candidate for candidate in by_key.values() if candidate.strategy == settings.strategy
+        ]
+        titles["\n".join([settings.strategy, *_differing_settings(settings, same_strategy)])] = (
+            settings
+        )
     return titles
 
 
-def _differing(chosen: RejectedImageConfig, alike: Sequence[RejectedImageConfig]) -> list[str]:
-    values: list[Mapping[str, Any]] = [other.settings.model_dump() for other in alike]
-    mine = chosen.settings.model_dump()
+def _differing_settings(
+    settings: RejectedImageConfig, same_strategy: Sequence[RejectedImageConfig]
+) -> list[str]:
+    values: list[Mapping[str, Any]] = [other.settings.model_dump() for other in same_strategy]
+    own_values = settings.settings.model_dump()
     return [
-        f"{key} {mine[key]}" for key in mine if any(value[key] != mine[key] for value in values)
+        f"{key} {own_values[key]}"
+        for key in own_values
+        if any(value[key] != own_values[key] for value in values)
     ]
 
 
-def _cell(
+def _make_cell(
     pair: PreferencePair,
     title: str,
     settings: RejectedImageConfig,
     others: Sequence[PreferencePair],
 ) -> GalleryCell:
     try:
-        made = RejectedImages(settings).preview(pair, others=others, given=pair.rejected_image)
+        preview = RejectedImageMaker(settings).preview(
+            pair, others=others, given=pair.rejected_image
+        )
     except TrialError as error:
         return GalleryCell(row=pair.id, title=title, image=None, note=str(error))
     return GalleryCell(
-        row=pair.id, title=title, image=made.image, note="void" if made.void else None
+        row=pair.id, title=title, image=preview.image, note="void" if preview.void else None
     )
 
 
-def _shown(figure: Path) -> str | None:
+def _read_hash(figure: Path) -> str | None:
     """Return the hash of what a figure shows; None if it is missing or broken."""
     try:
-        with Image.open(figure) as opened:
-            return opened.info.get(_SHOWN)
+        with Image.open(figure) as image:
+            return image.info.get(_HASH_KEY)
     except OSError:
         return None

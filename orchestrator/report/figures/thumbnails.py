@@ -13,16 +13,16 @@ from chip_core.data.image_files import to_rgb
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Item, Picture, Side
 
-_SIDE = 240  # pixels of the longest side
-_LOSSLESS = 96  # pixels up to which an image is stored unchanged
+_MAX_SIDE = 240  # pixels of the longest side
+_LOSSLESS_SIDE = 96  # pixels up to which an image is stored unchanged
 
 #: An encoded image: media type and content.
-Encoded = tuple[str, bytes]
+EncodedImage = tuple[str, bytes]
 
 
-def item_images(
-    side: Side, settings: BenchmarkConfig, places: DataPaths, items: Iterable[str]
-) -> dict[str, tuple[Encoded, ...]]:
+def encode_item_images(
+    side: Side, settings: BenchmarkConfig, data_paths: DataPaths, items: Iterable[str]
+) -> dict[str, tuple[EncodedImage, ...]]:
     """Return the available pictures of items, encoded.
 
     A missing picture is left out; it does not make a report fail.
@@ -30,33 +30,33 @@ def item_images(
     Args:
         side: side of the benchmark.
         settings: settings of the benchmark.
-        places: where the benchmark's data are.
+        data_paths: where the benchmark's data are.
         items: ids of the items.
     """
-    wanted = set(items)
-    found: Sequence[Item] = ()
+    item_ids = set(items)
+    selected: Sequence[Item] = ()
     with contextlib.suppress(Exception):  # its data are missing, or a user's benchmark raises
-        found, _ = select_items(side, settings, find_benchmark(settings.name), places)
+        selected, _ = select_items(side, settings, find_benchmark(settings.name), data_paths)
     return {
-        item.id: tuple(made for picture in item.pictures for made in _read(picture))
-        for item in found
-        if item.id in wanted
+        item.id: tuple(encoded for picture in item.pictures for encoded in _encode_picture(picture))
+        for item in selected
+        if item.id in item_ids
     }
 
 
-def _read(picture: Picture) -> Iterator[Encoded]:
+def _encode_picture(picture: Picture) -> Iterator[EncodedImage]:
     with contextlib.suppress(Exception):  # as above
-        yield encoded(picture.read())
+        yield encode_image(picture.read())
 
 
-def encoded(image: Image.Image) -> Encoded:
+def encode_image(image: Image.Image) -> EncodedImage:
     """Encode an image: a small one as PNG, else a thumbnail as JPEG."""
-    out = io.BytesIO()
+    buffer = io.BytesIO()
     image = to_rgb(image)
-    if max(image.size) <= _LOSSLESS:
-        image.save(out, "PNG", optimize=True)
-        return "image/png", out.getvalue()
-    small = image.copy()
-    small.thumbnail((_SIDE, _SIDE))
-    small.save(out, "JPEG", quality=82)
-    return "image/jpeg", out.getvalue()
+    if max(image.size) <= _LOSSLESS_SIDE:
+        image.save(buffer, "PNG", optimize=True)
+        return "image/png", buffer.getvalue()
+    thumbnail = image.copy()
+    thumbnail.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    thumbnail.save(buffer, "JPEG", quality=82)
+    return "image/jpeg", buffer.getvalue()

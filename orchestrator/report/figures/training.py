@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.report.figures.base import drawn, label, style
+from orchestrator.report.figures.base import arm_style, render_figure, shorten_label
 from orchestrator.report.formatting import metric_title
 from orchestrator.report.layout import Picture
-from orchestrator.report.sections.training import SHOWN, Band
+from orchestrator.report.sections.training import CURVE_TITLES, Band
 from orchestrator.report.summary import Summary
 
-MOST = 12  # arms of a figure
-_LINE = 100  # characters per line of the legend
+MAX_ARMS = 12  # arms of a figure
+_LEGEND_WIDTH = 100  # characters per line of the legend
 
 
 def draw_training(
@@ -23,7 +23,7 @@ def draw_training(
         "Training curves: mean over seeds, shaded from the lowest seed to the highest. Losses of "
         "different objectives are different quantities and cannot be compared."
     )
-    return _draw(summary, curves, SHOWN, "training", caption)
+    return _draw_curves(summary, curves, CURVE_TITLES, "training", caption)
 
 
 def draw_checkpoints(
@@ -35,10 +35,10 @@ def draw_checkpoints(
         "What a training's model says on `select` after so many steps: mean over seeds, shaded "
         "from the lowest seed to the highest. Step 0 is the untrained model."
     )
-    return _draw(summary, curves, titles, "checkpoints", caption)
+    return _draw_curves(summary, curves, titles, "checkpoints", caption)
 
 
-def _draw(
+def _draw_curves(
     summary: Summary,
     curves: Mapping[str, Sequence[Band]],
     titles: Mapping[str, str],
@@ -48,13 +48,13 @@ def _draw(
     if not curves:
         return None
     arms = [arm.name for arm in summary.plan.arms]
-    shown = arms[:MOST]
+    drawn_arms = arms[:MAX_ARMS]
     baseline = summary.plan.baseline.name
-    if baseline not in shown:
-        shown = [baseline, *shown[:-1]]
+    if baseline not in drawn_arms:
+        drawn_arms = [baseline, *drawn_arms[:-1]]
 
-    names = [label(name) for name in shown]
-    abreast = max(1, min(4, _LINE // (max(map(len, names)) + 6)))
+    names = [shorten_label(name) for name in drawn_arms]
+    legend_columns = max(1, min(4, _LEGEND_WIDTH // (max(map(len, names)) + 6)))
 
     def draw(figure: Any) -> None:
         columns = min(len(curves), 2)
@@ -64,21 +64,26 @@ def _draw(
         handles: dict[str, Any] = {}
         for axes, (name, bands) in zip(grid.flat, curves.items(), strict=False):
             for band in bands:
-                if band.arm not in shown:
+                if band.arm not in drawn_arms:
                     continue
-                colour, _ = style(arms.index(band.arm), baseline=band.arm == baseline)
+                colour, _ = arm_style(arms.index(band.arm), baseline=band.arm == baseline)
                 axes.fill_between(
                     band.steps, band.low, band.high, color=colour, alpha=0.15, linewidth=0
                 )
-                (handles[label(band.arm)],) = axes.plot(
+                (handles[shorten_label(band.arm)],) = axes.plot(
                     band.steps, band.mean, color=colour, linewidth=1.2
                 )
             axes.set_title(titles[name], loc="left")
             axes.set_xlabel("step")
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=abreast)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=legend_columns
+        )
 
-    caption += "" if len(shown) == len(arms) else f" {len(shown)} of {len(arms)} arms."
+    caption += "" if len(drawn_arms) == len(arms) else f" {len(drawn_arms)} of {len(arms)} arms."
     rows = -(-len(curves) // 2)
-    return drawn(
-        figure_name, caption, draw, height=2.0 * rows + 0.35 + 0.2 * -(-len(shown) // abreast)
+    return render_figure(
+        figure_name,
+        caption,
+        draw,
+        height=2.0 * rows + 0.35 + 0.2 * -(-len(drawn_arms) // legend_columns),
     )

@@ -6,24 +6,24 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.analysis import Comparison, Verdict
 from orchestrator.report.formatting import (
-    NOTHING,
+    NO_VALUE,
     arms_title,
-    baseline_text,
-    correction,
-    difference_text,
-    interval_text,
+    correction_name,
+    format_baseline,
+    format_difference,
+    format_difference_unit,
+    format_interval,
+    format_mean,
+    format_number,
+    format_p_value,
+    format_seeds,
+    format_signed,
+    format_verdict,
+    group_metrics,
     is_bold,
-    mean_text,
-    metric_groups,
     metric_title,
-    p_text,
-    plain,
-    points_text,
-    row_name,
-    seeds_text,
-    signed,
-    slug,
-    verdict_text,
+    row_label,
+    slugify,
 )
 from orchestrator.report.layout import (
     Cell,
@@ -32,12 +32,12 @@ from orchestrator.report.layout import (
     Table,
     TableRow,
     Tone,
-    columns,
+    make_columns,
     text_row,
 )
 from orchestrator.report.summary import ArmRow, Summary
 
-_ABREAST = 6  # metrics per table; a benchmark with more has several tables
+_METRICS_PER_TABLE = 6  # metrics per table; a benchmark with more has several tables
 _TONES: Mapping[Verdict, Tone] = {
     Verdict.BETTER: "better",
     Verdict.BETTER_BELOW_DELTA: "better",
@@ -53,25 +53,26 @@ def verdict_table(summary: Summary, metric: str) -> Table:
     rows = []
     for row in summary.rows:
         figure = row.figures.get(metric)
-        found = None if figure is None else figure.comparison
-        name = Cell(text=row_name(row), bold=is_bold(found))
-        mean = Cell(text=mean_text(figure), bold=is_bold(found))
+        comparison = None if figure is None else figure.comparison
+        name = Cell(text=row_label(row), bold=is_bold(comparison))
+        mean = Cell(text=format_mean(figure), bold=is_bold(comparison))
         rows.append(
             TableRow(
-                cells=(name, Cell(text=seeds_text(row)), mean, *_compared(found)), kind=_kind(row)
+                cells=(name, Cell(text=format_seeds(row)), mean, *_comparison_cells(comparison)),
+                kind=_row_kind(row),
             )
         )
-        rows += _published(summary, row, [metric], before=1, after=4)
+        rows += _published_rows(summary, row, [metric], cells_before=1, cells_after=4)
     return Table(
-        name=f"arms-{slug(metric)}",
+        name=f"arms-{slugify(metric)}",
         caption=f"{metric_title(metric, info)}, the {summary.role(metric)} metric.",
-        columns=columns(
+        columns=make_columns(
             arms_title(summary),
             "seeds",
             "mean ± sd",
-            f"difference ({points_text(info)})",
+            f"difference ({format_difference_unit(info)})",
             "95 % interval",
-            f"p ({correction(summary)})",
+            f"p ({correction_name(summary)})",
             "verdict",
             text=(0, 6),
         ),
@@ -82,9 +83,9 @@ def verdict_table(summary: Summary, metric: str) -> Table:
 def benchmark_tables(summary: Summary) -> list[Table]:
     """Return a table of arms × metrics, with differences, for each benchmark or part."""
     return [
-        _benchmark_table(summary, benchmark, metrics[start : start + _ABREAST], start)
-        for benchmark, metrics in metric_groups(summary.metrics).items()
-        for start in range(0, len(metrics), _ABREAST)
+        _benchmark_table(summary, benchmark, metrics[start : start + _METRICS_PER_TABLE], start)
+        for benchmark, metrics in group_metrics(summary.metrics).items()
+        for start in range(0, len(metrics), _METRICS_PER_TABLE)
     ]
 
 
@@ -95,21 +96,25 @@ def effect_table(summary: Summary, metric: str) -> Table | None:
         return None
     info = summary.metrics[metric]
     rows = [
-        text_row(found.name, f"{found.used} of {found.combinations}", *_compared(found))
-        for found in (*effects.main, *effects.interactions)
+        text_row(
+            comparison.name,
+            f"{comparison.used} of {comparison.combinations}",
+            *_comparison_cells(comparison),
+        )
+        for comparison in (*effects.main, *effects.interactions)
     ]
     return Table(
-        name=f"effects-{slug(metric)}",
+        name=f"effects-{slugify(metric)}",
         caption=f"Main effects and interactions (×) on {metric_title(metric, info)}. An effect is "
         "the mean difference over those combinations of the other factors that have both cells, "
         "an interaction over complete squares of four cells: better is what does better together "
         "than the two effects would add up to.",
-        columns=columns(
+        columns=make_columns(
             "effect",
             "combinations",
-            f"difference ({points_text(info)})",
+            f"difference ({format_difference_unit(info)})",
             "95 % interval",
-            f"p ({correction(summary)})",
+            f"p ({correction_name(summary)})",
             "verdict",
             text=(0, 5),
         ),
@@ -117,74 +122,81 @@ def effect_table(summary: Summary, metric: str) -> Table | None:
     )
 
 
-def tone(found: Comparison) -> Tone:
+def verdict_tone(comparison: Comparison) -> Tone:
     """Return the tone of a comparison's verdict. A placebo's is always "open"."""
-    return "open" if found.placebo else _TONES.get(found.verdict, "open")
+    return "open" if comparison.placebo else _TONES.get(comparison.verdict, "open")
 
 
 def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], start: int) -> Table:
     rows = []
     for row in summary.rows:
-        cells = [Cell(text=row_name(row)), Cell(text=seeds_text(row))]
+        cells = [Cell(text=row_label(row)), Cell(text=format_seeds(row))]
         for metric in metrics:
             figure = row.figures.get(metric)
-            bold = figure is not None and metric in summary.decided and is_bold(figure.comparison)
-            cells.append(Cell(text=mean_text(figure), below=difference_text(figure), bold=bold))
-        rows.append(TableRow(cells=tuple(cells), kind=_kind(row)))
-        rows += _published(summary, row, metrics, before=1, after=0)
-    tuned = " (tuned on, not for quoting)" if benchmark.startswith("select/") else ""
+            bold = (
+                figure is not None
+                and metric in summary.verdict_metrics
+                and is_bold(figure.comparison)
+            )
+            cells.append(Cell(text=format_mean(figure), below=format_difference(figure), bold=bold))
+        rows.append(TableRow(cells=tuple(cells), kind=_row_kind(row)))
+        rows += _published_rows(summary, row, metrics, cells_before=1, cells_after=0)
+    tuned_note = " (tuned on, not for quoting)" if benchmark.startswith("select/") else ""
     titles = [
         Column(title=metric_title(metric.removeprefix(f"{benchmark}/"), summary.metrics[metric]))
         for metric in metrics
     ]
     return Table(
-        name=f"figures-{slug(benchmark)}" + (f"-{start}" if start else ""),
-        caption=f"{benchmark}{tuned}: mean ± sd over seeds; below it the difference from "
-        f"{baseline_text(summary)} and its 95 % interval.",
-        columns=(*columns(arms_title(summary), "seeds"), *titles),
+        name=f"figures-{slugify(benchmark)}" + (f"-{start}" if start else ""),
+        caption=f"{benchmark}{tuned_note}: mean ± sd over seeds; below it the difference from "
+        f"{format_baseline(summary)} and its 95 % interval.",
+        columns=(*make_columns(arms_title(summary), "seeds"), *titles),
         rows=tuple(rows),
     )
 
 
-def _compared(found: Comparison | None) -> tuple[Cell, Cell, Cell, Cell]:
+def _comparison_cells(comparison: Comparison | None) -> tuple[Cell, Cell, Cell, Cell]:
     """Return the cells of difference, interval, p and verdict."""
-    if found is None:
-        return Cell(text=NOTHING), Cell(text=NOTHING), Cell(text=NOTHING), Cell(text="")
-    estimate = None if found.contrast is None else found.contrast
+    if comparison is None:
+        return Cell(text=NO_VALUE), Cell(text=NO_VALUE), Cell(text=NO_VALUE), Cell(text="")
+    contrast = None if comparison.contrast is None else comparison.contrast
     return (
-        Cell(text=NOTHING if estimate is None else signed(estimate.estimate)),
-        Cell(text=NOTHING if estimate is None else interval_text(estimate.interval)),
-        Cell(text=p_text(found.p_adjusted)),
-        Cell(text=verdict_text(found), bold=is_bold(found), tone=tone(found)),
+        Cell(text=NO_VALUE if contrast is None else format_signed(contrast.estimate)),
+        Cell(text=NO_VALUE if contrast is None else format_interval(contrast.interval)),
+        Cell(text=format_p_value(comparison.p_adjusted)),
+        Cell(
+            text=format_verdict(comparison), bold=is_bold(comparison), tone=verdict_tone(comparison)
+        ),
     )
 
 
-def _kind(row: ArmRow) -> RowKind:
+def _row_kind(row: ArmRow) -> RowKind:
     if row.arm is None:
         return "untrained"
     return "baseline" if row.arm.baseline else ""
 
 
-def _published(
-    summary: Summary, row: ArmRow, metrics: Sequence[str], *, before: int, after: int
+def _published_rows(
+    summary: Summary, row: ArmRow, metrics: Sequence[str], *, cells_before: int, cells_after: int
 ) -> list[TableRow]:
     """Return one row per source that published figures of an arm."""
     cells = [None] if row.arm is None else [dict(cell) for cell in row.arm.cells]
-    lines = []
+    rows = []
     for entry in summary.plan.study.published:
         arm = None if entry.arm is None else dict(entry.arm)
         if arm not in cells or not set(metrics) & set(entry.values):
             continue
         figures = [
-            plain(entry.values[metric]) if metric in entry.values else NOTHING for metric in metrics
+            format_number(entry.values[metric]) if metric in entry.values else NO_VALUE
+            for metric in metrics
         ]
-        lines.append(
+        rows.append(
             text_row(
                 f"published: {entry.source}",
-                *[""] * before,
+                *[""] * cells_before,
                 *figures,
-                *[""] * after,
+                *[""] * cells_after,
                 kind="published",
             )
         )
-    return lines
+    return rows

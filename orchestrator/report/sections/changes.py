@@ -15,62 +15,63 @@ from typing import Any
 
 import numpy as np
 
-from chip_core.evaluation.readiness import sides
+from chip_core.evaluation.readiness import list_sides
 from chip_core.evaluation.task import Side
 from chip_core.utils.files import read_records
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Arm, Plan, Trial
-from orchestrator.report.figures.thumbnails import item_images
-from orchestrator.report.formatting import points_text
+from orchestrator.report.figures.thumbnails import encode_item_images
+from orchestrator.report.formatting import format_difference_unit
 from orchestrator.report.layout import ChangedItem, ChangedItems, ShownAnswer
-from orchestrator.report.outcomes import ComparedScores, Loaded
+from orchestrator.report.outcomes import ComparedScores, StudyScores
 from orchestrator.report.summary import Summary
 from orchestrator.state.ledger import Ledger
 
-ARMS = 6  # number of arms shown, those with the largest differences
-EACH_WAY = 3  # items per arm that got better, and as many that got worse
+MAX_ARMS = 6  # number of arms shown, those with the largest differences
+ITEMS_PER_DIRECTION = 3  # items per arm that got better, and as many that got worse
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def largest_changes(
-    summary: Summary, loaded: Loaded, ledger: Ledger, storage: Path
+    summary: Summary, scores: StudyScores, ledger: Ledger, storage: Path
 ) -> list[ChangedItems]:
     """Return the largest changes on the primary metric, arm by arm."""
     primary = summary.plan.study.primary
-    one = None if primary is None else summary.compared.get(primary.metric)
-    if primary is None or one is None or not one.items:
+    compared = None if primary is None else summary.compared.get(primary.metric)
+    if primary is None or compared is None or not compared.items:
         return []
     metric, plan = primary.metric, summary.plan
     baseline = plan.baseline
-    found = []
-    for arm in _arms(summary, metric):
-        if arm.name not in [entry.name for entry in one.results.arms]:
+    tables = []
+    for arm in _select_arms(summary, metric):
+        if arm.name not in [entry.name for entry in compared.results.arms]:
             continue
-        rows = _Answers(metric, baseline, arm, loaded, ledger, storage)
-        changed = _by_gain(one, metric, arm.name, primary.goal == "maximize")
-        chosen = _ends(
+        answers = _AnswerPairs(metric, baseline, arm, scores, ledger, storage)
+        changed = _sort_by_gain(compared, metric, arm.name, primary.goal == "maximize")
+        chosen = _select_extremes(
             [
                 (item, change, gain)
                 for item, change, gain in changed
-                if rows.differ(item) and rows.asked(item)
+                if answers.scores_differ(item) and answers.has_answer(item)
             ]
         )
         if chosen:
-            found.append(
+            tables.append(
                 ChangedItems(
                     arm=arm.name,
                     baseline=baseline.name,
                     metric=metric,
-                    unit=points_text(summary.metrics[metric]),
+                    unit=format_difference_unit(summary.metrics[metric]),
                     items=tuple(
-                        rows.change(item, change, gain > 0) for item, change, gain in chosen
+                        answers.make_changed_item(item, change, gain > 0)
+                        for item, change, gain in chosen
                     ),
                 )
             )
-    return _with_images(found, metric, plan)
+    return _add_images(tables, metric, plan)
 
 
-def _arms(summary: Summary, metric: str) -> list[Arm]:
+def _select_arms(summary: Summary, metric: str) -> list[Arm]:
     """Return the arms with the largest differences, in the table's order."""
     sizes = {
         row.name: abs(row.figures[metric].difference or 0.0)
@@ -80,31 +81,33 @@ def _arms(summary: Summary, metric: str) -> list[Arm]:
         and not row.arm.placebo
         and metric in row.figures
     }
-    kept = sorted(sizes, key=lambda name: -sizes[name])[:ARMS]
-    return [arm for arm in summary.plan.arms if arm.name in kept]
+    names = sorted(sizes, key=lambda name: -sizes[name])[:MAX_ARMS]
+    return [arm for arm in summary.plan.arms if arm.name in names]
 
 
-def _by_gain(
-    one: ComparedScores, metric: str, arm: str, more: bool
+def _sort_by_gain(
+    compared: ComparedScores, metric: str, arm: str, higher_is_better: bool
 ) -> list[tuple[str, float, float]]:
     """Return (item, change, gain), the largest gain first. The gain is positive if better."""
-    results = one.results
+    results = compared.results
     values = results.metric(metric).values
-    place = [entry.name for entry in results.arms].index(arm)
-    change: Array = values[place].mean(axis=0) - values[results.baseline_arm].mean(axis=0)
-    gain = change if more else -change
+    index = [entry.name for entry in results.arms].index(arm)
+    change: Array = values[index].mean(axis=0) - values[results.baseline_arm].mean(axis=0)
+    gain = change if higher_is_better else -change
     order = np.argsort(-gain, kind="stable")
-    return [(one.items[place], float(change[place]), float(gain[place])) for place in order]
+    return [(compared.items[index], float(change[index]), float(gain[index])) for index in order]
 
 
-def _ends(changed: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-    """Return the `EACH_WAY` largest gains and the `EACH_WAY` largest losses, the worst first."""
-    better = [entry for entry in changed if entry[2] > 0]
-    worse = [entry for entry in reversed(changed) if entry[2] < 0]
-    return [*better[:EACH_WAY], *worse[:EACH_WAY]]
+def _select_extremes(changes: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    """Return the `ITEMS_PER_DIRECTION` largest gains and the `ITEMS_PER_DIRECTION` largest "
+    "losses, the worst first.
+    """
+    better = [entry for entry in changes if entry[2] > 0]
+    worse = [entry for entry in reversed(changes) if entry[2] < 0]
+    return [*better[:ITEMS_PER_DIRECTION], *worse[:ITEMS_PER_DIRECTION]]
 
 
-class _Answers:
+class _AnswerPairs:
     """The answers of an arm and of the baseline, at the seeds that both have."""
 
     def __init__(
@@ -112,105 +115,110 @@ class _Answers:
         metric: str,
         baseline: Arm,
         arm: Arm,
-        loaded: Loaded,
+        scores: StudyScores,
         ledger: Ledger,
         storage: Path,
     ) -> None:
-        self._metric, self._loaded = metric, loaded
+        self._metric, self._loaded = metric, scores
         self._ledger, self._storage = ledger, storage
-        ours = {trial.seed: trial for trial in arm.trials if self._known(trial)}
-        theirs = {trial.seed: trial for trial in baseline.trials if self._known(trial)}
-        shared = [seed for seed in ours if seed in theirs]
+        arm_trials = {trial.seed: trial for trial in arm.trials if self._has_scores(trial)}
+        baseline_trials = {
+            trial.seed: trial for trial in baseline.trials if self._has_scores(trial)
+        }
+        shared = [seed for seed in arm_trials if seed in baseline_trials]
         # Without a common seed, the first of each are compared.
-        self._pairs = [(ours[seed], theirs[seed]) for seed in shared] or [
-            (next(iter(ours.values())), next(iter(theirs.values())))
+        self._pairs = [(arm_trials[seed], baseline_trials[seed]) for seed in shared] or [
+            (next(iter(arm_trials.values())), next(iter(baseline_trials.values())))
         ]
         self._responses: dict[str, Mapping[str, Mapping[str, Any]]] = {}
 
-    def asked(self, item: str) -> bool:
+    def has_answer(self, item: str) -> bool:
         """Return whether a unit is a question. For some metrics it is a set of questions."""
-        return any(self._answer(trial, item) for pair in self._pairs for trial in pair)
+        return any(self._find_answer(trial, item) for pair in self._pairs for trial in pair)
 
-    def differ(self, item: str) -> bool:
+    def scores_differ(self, item: str) -> bool:
         """Return whether an item's score differs; its value may change by the rest of a ratio."""
-        return any(self._scores(one)[item] != self._scores(two)[item] for one, two in self._pairs)
+        return any(
+            self._scores(arm_trial)[item] != self._scores(baseline_trial)[item]
+            for arm_trial, baseline_trial in self._pairs
+        )
 
-    def change(self, item: str, change: float, better: bool) -> ChangedItem:
+    def make_changed_item(self, item: str, change: float, better: bool) -> ChangedItem:
         """Return an item's row, with the answers of the seed with the largest change."""
-        ours, theirs = max(
+        arm_trial, baseline_trial = max(
             self._pairs,
-            key=lambda pair: float(np.sign(change)) * (_rate(self._scores(pair[0])[item])
-                                                      - _rate(self._scores(pair[1])[item])),
+            key=lambda pair: float(np.sign(change)) * (_ratio(self._scores(pair[0])[item])
+                                                      - _ratio(self._scores(pair[1])[item])),
         )  # fmt: skip
-        said = self._answer(ours, item)
+        answer = self._find_answer(arm_trial, item)
         return ChangedItem(
             item=item,
-            seed=ours.seed or 0,
-            prompt=_text(said.get("prompt", "")),
-            truth=_text(said.get("truth", "")),
-            baseline=self._answered(theirs, item),
-            arm=self._answered(ours, item),
+            seed=arm_trial.seed or 0,
+            prompt=_to_printable(answer.get("prompt", "")),
+            truth=_to_printable(answer.get("truth", "")),
+            baseline=self._shown_answer(baseline_trial, item),
+            arm=self._shown_answer(arm_trial, item),
             change=change,
             better=better,
         )
 
-    def _known(self, trial: Trial) -> bool:
+    def _has_scores(self, trial: Trial) -> bool:
         scores = self._loaded[trial.fingerprint].get(self._metric)
         return scores is not None and scores.items is not None
 
     def _scores(self, trial: Trial) -> Mapping[str, tuple[float, float]]:
         return self._loaded[trial.fingerprint][self._metric].items or {}
 
-    def _answered(self, trial: Trial, item: str) -> ShownAnswer:
+    def _shown_answer(self, trial: Trial, item: str) -> ShownAnswer:
         numerator, denominator = self._scores(trial)[item]
         return ShownAnswer(
-            text=_text(self._answer(trial, item).get("response", "")),
+            text=_to_printable(self._find_answer(trial, item).get("response", "")),
             score=f"{numerator:g} of {denominator:g}",
         )
 
-    def _answer(self, trial: Trial, item: str) -> Mapping[str, Any]:
+    def _find_answer(self, trial: Trial, item: str) -> Mapping[str, Any]:
         if trial.fingerprint not in self._responses:
-            self._responses[trial.fingerprint] = self._read(trial)
+            self._responses[trial.fingerprint] = self._read_answers(trial)
         return self._responses[trial.fingerprint].get(item, {})
 
-    def _read(self, trial: Trial) -> dict[str, Mapping[str, Any]]:
-        side, benchmark = _benchmark(self._metric)
+    def _read_answers(self, trial: Trial) -> dict[str, Mapping[str, Any]]:
+        side, benchmark = _split_metric(self._metric)
         fingerprint = trial.evaluations[f"{side}/{benchmark}"]
         scored = self._ledger[trial.fingerprint].evaluations[fingerprint]
         file = self._storage / scored.folder / scored.evaluation.responses
         return {str(row["item"]): row for row in read_records(file) if "item" in row}
 
 
-def _with_images(found: Sequence[ChangedItems], metric: str, plan: Plan) -> list[ChangedItems]:
+def _add_images(tables: Sequence[ChangedItems], metric: str, plan: Plan) -> list[ChangedItems]:
     """Return the changes with their items' pictures, each encoded once."""
-    side, benchmark = _benchmark(metric)
+    side, benchmark = _split_metric(metric)
     settings = next(
-        chosen
-        for which, chosen in sides(plan.study.benchmarks)
-        if (which, chosen.name) == (side, benchmark)
+        candidate
+        for settings_side, candidate in list_sides(plan.study.benchmarks)
+        if (settings_side, candidate.name) == (side, benchmark)
     )
-    items = {row.item for one in found for row in one.items}
-    images = item_images(side, settings, plan.places, items)
+    items = {row.item for table in tables for row in table.items}
+    images = encode_item_images(side, settings, plan.data_paths, items)
     return [
         replace(
-            one, items=tuple(replace(row, images=images.get(row.item, ())) for row in one.items)
+            table, items=tuple(replace(row, images=images.get(row.item, ())) for row in table.items)
         )
-        for one in found
+        for table in tables
     ]
 
 
-def _benchmark(metric: str) -> tuple[Side, str]:
+def _split_metric(metric: str) -> tuple[Side, str]:
     """Return a metric's side and benchmark. Its name may have parts: `pope/random/accuracy`."""
     side: Side = "select" if metric.startswith("select/") else "report"
     return side, metric.removeprefix("select/").partition("/")[0]
 
 
-def _rate(score: tuple[float, float]) -> float:
+def _ratio(score: tuple[float, float]) -> float:
     numerator, denominator = score
     return numerator / denominator if denominator else 0.0
 
 
-def _text(value: Any) -> str:
+def _to_printable(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     # Lone surrogates cannot be encoded, and control characters cannot be shown.
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode())

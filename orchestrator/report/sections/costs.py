@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.plan.plan import Plan
-from orchestrator.report.layout import Table, columns, text_row
+from orchestrator.report.layout import Table, make_columns, text_row
 from orchestrator.state.ledger import Ledger
 
 
@@ -23,46 +23,46 @@ class ArmCost:
     other: float  # loading, checking data
 
     @property
-    def each(self) -> float:
+    def per_trial(self) -> float:
         """Seconds per trial."""
         return self.train + self.answer + self.score + self.other
 
     @property
-    def whole(self) -> float:
+    def total(self) -> float:
         """Seconds of all trials of the arm."""
-        return self.each * self.trials
+        return self.per_trial * self.trials
 
 
 def arm_costs(plan: Plan, ledger: Ledger) -> list[ArmCost]:
     """Return the cost of each arm that has run."""
-    found = []
+    costs = []
     for arm in plan.arms:
-        spent = [
+        seconds = [
             ledger[trial.fingerprint].seconds
             for trial in arm.trials
             if ledger[trial.fingerprint].seconds
         ]
-        if spent:
-            found.append(
+        if seconds:
+            costs.append(
                 ArmCost(
                     name=arm.name,
-                    trials=len(spent),
-                    train=_mean(spent, "train"),
-                    answer=_mean(spent, "answer"),
-                    score=_mean(spent, "score"),
-                    other=_mean(spent, "other"),
+                    trials=len(seconds),
+                    train=_mean_seconds(seconds, "train"),
+                    answer=_mean_seconds(seconds, "answer"),
+                    score=_mean_seconds(seconds, "score"),
+                    other=_mean_seconds(seconds, "other"),
                 )
             )
-    return found
+    return costs
 
 
-def cost_table(found: Sequence[ArmCost]) -> Table:
+def cost_table(costs: Sequence[ArmCost]) -> Table:
     """Return the table of costs."""
     return Table(
         name="cost",
         caption="Seconds of a trial, mean over seeds, on the machines that ran them: compare arms "
         "only where the machine and its load were the same.",
-        columns=columns(
+        columns=make_columns(
             "arm", "trials", "training", "answers", "scoring", "other", "a trial", "all trials"
         ),
         rows=tuple(
@@ -76,23 +76,24 @@ def cost_table(found: Sequence[ArmCost]) -> Table:
                         cost.answer,
                         cost.score,
                         cost.other,
-                        cost.each,
-                        cost.whole,
+                        cost.per_trial,
+                        cost.total,
                     )
                 ),
             )
-            for cost in found
+            for cost in costs
         ),
     )
 
 
-def _mean(spent: Sequence[Mapping[str, float]], kind: str) -> float:
+def _mean_seconds(trial_seconds: Sequence[Mapping[str, float]], kind: str) -> float:
     return statistics.fmean(
-        sum(value for phase, value in seconds.items() if _sort(phase) == kind) for seconds in spent
+        sum(value for phase, value in seconds.items() if _phase_kind(phase) == kind)
+        for seconds in trial_seconds
     )
 
 
-def _sort(phase: str) -> str:
+def _phase_kind(phase: str) -> str:
     for kind in ("answer", "score"):
         if phase.startswith(kind):
             return kind

@@ -7,51 +7,57 @@ from typing import Any
 
 from orchestrator.analysis import Comparison, report_pool, seed_correlation
 from orchestrator.report.formatting import (
-    FLAGS,
-    baseline_text,
-    correction,
-    counted,
-    flags,
-    listed,
-    plain,
+    FLAG_MEANINGS,
+    correction_name,
+    format_baseline,
+    format_count,
+    format_flags,
+    format_number,
+    join_names,
 )
-from orchestrator.report.sections.search import CAUTION
+from orchestrator.report.sections.search import SEARCH_CAUTION
 from orchestrator.report.summary import Summary
-from orchestrator.study.design import layout_notes
+from orchestrator.study.design import iter_layout_notes
 
 
-def notes(summary: Summary) -> list[str]:
+def build_notes(summary: Summary) -> list[str]:
     """Return all notes, the general ones first."""
-    return [*_general(summary), *_units(summary), *_luck(summary), *particulars(summary)]
+    return [
+        *_general_notes(summary),
+        *_item_count_notes(summary),
+        *_seed_correlation_notes(summary),
+        *study_notes(summary),
+    ]
 
 
-def particulars(summary: Summary) -> list[str]:
+def study_notes(summary: Summary) -> list[str]:
     """Return the notes on this study's figures."""
-    return [*_flagged(summary), *_contrast_notes(summary), *_rows(summary)]
+    return [*_flag_notes(summary), *_contrast_notes(summary), *_row_notes(summary)]
 
 
-def _general(summary: Summary) -> Iterator[str]:
+def _general_notes(summary: Summary) -> Iterator[str]:
     study = summary.plan.study
     yield (
         "Mean ± standard deviation over seeds; with it the difference from the baseline, "
-        f"{baseline_text(summary)}, and its 95 % interval over seeds and items. The intervals "
+        f"{format_baseline(summary)}, and its 95 % interval over seeds and items. The intervals "
         "are marginal: each is that of a single comparison. "
         + (
-            f"The verdict is not: it uses p-values corrected by {correction(summary)}'s method "
+            f"The verdict is not: it uses p-values corrected by {correction_name(summary)}'s "
+            "method "
             f"over the arms{', as the study is declared exploratory' * study.exploratory}, "
             "so an interval may leave out 0 where the verdict is inconclusive. Bold: better."
-            if summary.decided
+            if summary.verdict_metrics
             else "No metric is declared primary, so there are no verdicts and nothing is bold."
         )
     )
     deltas = [
-        f"{plain(entry.smallest_difference)} for {entry.metric}"
-        for entry in study.declared
+        f"{format_number(entry.smallest_difference)} for {entry.metric}"
+        for entry in study.declared_metrics
         if entry.smallest_difference is not None
     ]
     if deltas:
-        yield f"δ, the smallest difference that matters: {listed(deltas)}."
-    elif summary.decided:
+        yield f"δ, the smallest difference that matters: {join_names(deltas)}."
+    elif summary.verdict_metrics:
         yield (
             "The study sets no smallest difference that matters (δ), so nothing is said to make "
             "no difference."
@@ -61,10 +67,10 @@ def _general(summary: Summary) -> Iterator[str]:
         "from item outcomes, without constants that an official script adds."
     )
     if study.tune is not None:
-        keys, metric = listed(list(study.tune.keys)), study.tune.metric.name
+        keys, metric = join_names(list(study.tune.keys)), study.tune.metric.name
         yield (
             f"Each arm chose {keys} for itself by {metric}, with the same "
-            f"{counted(study.tune.trials, 'draw')} for every arm. {CAUTION}"
+            f"{format_count(study.tune.trials, 'draw')} for every arm. {SEARCH_CAUTION}"
         )
     elif any(arm.trials[0].config.training.score_at for arm in summary.plan.arms):
         yield (
@@ -80,71 +86,76 @@ def _general(summary: Summary) -> Iterator[str]:
         yield "Published figures are shown beside the study's own and enter no computation."
 
 
-def _units(summary: Summary) -> Iterator[str]:
+def _item_count_notes(summary: Summary) -> Iterator[str]:
     """Yield the number of items of each benchmark and of those left out."""
-    said: dict[str, list[str]] = {}
-    for metric, one in summary.compared.items():
-        if one.items:
-            text = counted(len(one.items), "item")
-            if one.dropped:
-                text += f" ({counted(one.dropped, 'item')} left out, missing in some trial)"
+    metrics_by_text: dict[str, list[str]] = {}
+    for metric, compared in summary.compared.items():
+        if compared.items:
+            text = format_count(len(compared.items), "item")
+            if compared.dropped:
+                text += (
+                    f" ({format_count(compared.dropped, 'item')} left out, missing in some trial)"
+                )
         else:
             text = "benchmark items treated as fixed"
-        said.setdefault(f"{metric.rpartition('/')[0]}: {text}", []).append(metric)
-    for text, metrics in said.items():
-        benchmark, _, rest = text.partition(": ")
-        whole = [metric for metric in summary.compared if metric.rpartition("/")[0] == benchmark]
-        yield f"{benchmark if metrics == whole else listed(metrics)}: {rest}."
+        metrics_by_text.setdefault(f"{metric.rpartition('/')[0]}: {text}", []).append(metric)
+    for text, metrics in metrics_by_text.items():
+        benchmark, _, count_text = text.partition(": ")
+        benchmark_metrics = [
+            metric for metric in summary.compared if metric.rpartition("/")[0] == benchmark
+        ]
+        yield f"{benchmark if metrics == benchmark_metrics else join_names(metrics)}: {count_text}."
 
 
-def _luck(summary: Summary) -> Iterator[str]:
+def _seed_correlation_notes(summary: Summary) -> Iterator[str]:
     """Yield the seed correlation that common random numbers achieved."""
-    for metric in summary.decided[:1]:
-        one = summary.compared.get(metric)
-        if one is None:
+    for metric in summary.verdict_metrics[:1]:
+        compared = summary.compared.get(metric)
+        if compared is None:
             continue
         # A placebo's seeds share no random numbers with other arms.
-        placed = zip(one.results.arms, one.results.metric(metric).values, strict=True)
-        values = [value for arm, value in placed if not arm.placebo]
+        arm_values = zip(compared.results.arms, compared.results.metric(metric).values, strict=True)
+        values = [value for arm, value in arm_values if not arm.placebo]
         weights = [0.0] * len(values)
-        weights[one.results.baseline_arm] = 1.0
+        weights[compared.results.baseline_arm] = 1.0
         r = seed_correlation(values, report_pool(values, weights))
         if r is not None:
             yield (
-                f"Common random numbers: r̂ = {plain(r)} on {metric} (1: a seed acts on all arms "
+                f"Common random numbers: r̂ = {format_number(r)} on {metric} (1: a seed acts on "
+                "all arms "
                 "alike and cancels in differences; 0 or below: it bought nothing)."
             )
 
 
-def _flagged(summary: Summary) -> Iterator[str]:
-    for mark, meaning in FLAGS.items():
-        named = [
+def _flag_notes(summary: Summary) -> Iterator[str]:
+    for flag, meaning in FLAG_MEANINGS.items():
+        descriptions = [
             f"{entry.name} on {metric}"
-            for metric, entry in _comparisons(summary)
-            if metric in summary.decided and mark in flags(entry)
+            for metric, entry in _iter_comparisons(summary)
+            if metric in summary.verdict_metrics and flag in format_flags(entry)
         ]
-        if named:
-            yield f"{mark} {meaning}: {listed(named)}."
+        if descriptions:
+            yield f"{flag} {meaning}: {join_names(descriptions)}."
 
 
 def _contrast_notes(summary: Summary) -> Iterator[str]:
     """Yield the statistics' notes with their counts, such as on single seeds."""
-    told: dict[str, int] = {}
-    flagged = set(FLAGS.values()) | {
+    counts: dict[str, int] = {}
+    flagged = set(FLAG_MEANINGS.values()) | {
         "these cells scatter more between seeds than the others",
         "benchmark items treated as fixed",
     }
-    for _, entry in _comparisons(summary):
+    for _, entry in _iter_comparisons(summary):
         for note in entry.contrast.notes if entry.contrast else ():
             if note not in flagged:
-                told[note] = told.get(note, 0) + 1
-    for note, count in told.items():
-        yield f"{note[0].upper()}{note[1:]} ({counted(count, 'difference')})."
+                counts[note] = counts.get(note, 0) + 1
+    for note, count in counts.items():
+        yield f"{note[0].upper()}{note[1:]} ({format_count(count, 'difference')})."
 
 
-def _rows(summary: Summary) -> Iterator[str]:
+def _row_notes(summary: Summary) -> Iterator[str]:
     """Yield notes on merged cells, on scoring and on missing trials and figures."""
-    for note in layout_notes(summary.plan.study):
+    for note in iter_layout_notes(summary.plan.study):
         yield f"Cells: {note}."
     for arm in summary.plan.arms:
         if len(arm.cells) > 1:
@@ -158,96 +169,108 @@ def _rows(summary: Summary) -> Iterator[str]:
         if state == "done" and (metric not in row.figures or seed not in row.figures[metric].values)
     ]
     if undefined:
-        yield f"Undefined (nothing to divide by), and left out of comparisons: {listed(undefined)}."
+        yield (
+            "Undefined (nothing to divide by), and left out of comparisons: "
+            f"{join_names(undefined)}."
+        )
     if summary.missing:
         yield f"Not there: {'; '.join(summary.missing)}."
-    yield from _cut(summary)
+    yield from _early_stopping_notes(summary)
     yield from summary.left_out
-    if summary.gone:
+    if summary.former_trials:
         yield (
-            f"{counted(summary.gone, 'trial')} of cells or settings that the study file no longer "
+            f"{format_count(summary.former_trials, 'trial')} of cells or settings that the study "
+            "file no longer "
             "has: in the ledger, not reported."
         )
 
 
-def _cut(summary: Summary) -> Iterator[str]:
+def _early_stopping_notes(summary: Summary) -> Iterator[str]:
     """Yield a note on early stopping and the arms that it cut."""
     rule = summary.plan.study.early_stopping
     if rule is None:
         return
-    cut = [
-        f"{row.name} ({counted(count, 'seed')} of {len(row.states)})"
+    cut_arms = [
+        f"{row.name} ({format_count(count, 'seed')} of {len(row.states)})"
         for row in summary.rows
         if (count := sum(state == "cut" for state in row.states.values()))
     ]
-    whose = "the baseline's and the placebo's" if summary.plan.study.placebo else "the baseline's"
-    yield f"Early stopping: {rule.words}; {whose} trainings are never cut." + (
-        f" Cut: {listed(cut)}. A cut training gives no figures. Differences with these arms are no "
+    exempt = "the baseline's and the placebo's" if summary.plan.study.placebo else "the baseline's"
+    yield f"Early stopping: {rule.description}; {exempt} trainings are never cut." + (
+        f" Cut: {join_names(cut_arms)}. A cut training gives no figures. Differences with these "
+        "arms are no "
         "fair comparison: which of their seeds are left, the rule chose."
-        if cut
+        if cut_arms
         else " Nothing was cut."
     )
 
 
-def _comparisons(summary: Summary) -> Iterator[tuple[str, Comparison]]:
+def _iter_comparisons(summary: Summary) -> Iterator[tuple[str, Comparison]]:
     for row in summary.rows:
         for metric, figure in row.figures.items():
             if figure.comparison is not None:
                 yield metric, figure.comparison
 
 
-_SHORT = 12  # characters of a hash
+_HASH_LENGTH = 12  # characters of a hash
 
 
-def footnotes(summary: Summary, origin: Mapping[str, Any]) -> list[str]:
+def table_footnotes(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
     """Return the footnotes of the table of arms.
 
     Args:
         summary: summary of the study.
-        origin: provenance of its trials.
+        provenance: provenance of its trials.
     """
-    lines = [_counts(summary), _hashes(origin)]
+    lines = [_count_footnote(summary), _hash_footnote(provenance)]
     if summary.missing:
-        whole = sum(len(row.states) for row in summary.rows)
+        total = sum(len(row.states) for row in summary.rows)
         lines.append(
-            f"Not there, {len(summary.missing)} of {counted(whole, 'trial')}: "
-            f"{listed(summary.missing)}."
+            f"Not there, {len(summary.missing)} of {format_count(total, 'trial')}: "
+            f"{join_names(summary.missing)}."
         )
     return lines
 
 
-def _counts(summary: Summary) -> str:
+def _count_footnote(summary: Summary) -> str:
     """Return the numbers of seeds per arm and of items per metric."""
     seeds = summary.plan.study.seeds
-    said = [f"{counted(len(seeds), 'seed')} an arm ({', '.join(map(str, seeds))})"]
+    parts = [f"{format_count(len(seeds), 'seed')} an arm ({', '.join(map(str, seeds))})"]
     by_items: dict[str, list[str]] = {}
-    for metric in summary.decided:
-        one = summary.compared.get(metric)
-        if one is not None:
-            text = counted(len(one.items), "item") if one.items else "items taken as fixed"
-            text += f", {one.dropped:,} left out" if one.dropped else ""
+    for metric in summary.verdict_metrics:
+        compared = summary.compared.get(metric)
+        if compared is not None:
+            text = (
+                format_count(len(compared.items), "item")
+                if compared.items
+                else "items taken as fixed"
+            )
+            text += f", {compared.dropped:,} left out" if compared.dropped else ""
             by_items.setdefault(text, []).append(metric)
-    said += [f"{text} on {listed(metrics)}" for text, metrics in by_items.items()]
-    return f"n: {'; '.join(said)}."
+    parts += [f"{text} on {join_names(metrics)}" for text, metrics in by_items.items()]
+    return f"n: {'; '.join(parts)}."
 
 
-def _hashes(origin: Mapping[str, Any]) -> str:
+def _hash_footnote(provenance: Mapping[str, Any]) -> str:
     """Return the identities of models, data, evaluations and code."""
-    trials = origin["trials"]
-    models = sorted({_named(trial["model"]) for trial in trials})
-    sets = sorted({_named(trial["data"]) for trial in trials if trial["data"]})
-    scored = [f"{key} {fingerprint[:_SHORT]}" for key, fingerprint in origin["evaluations"].items()]
+    trials = provenance["trials"]
+    models = sorted({_format_identity(trial["model"]) for trial in trials})
+    data_sets = sorted({_format_identity(trial["data"]) for trial in trials if trial["data"]})
+    scored = [
+        f"{key} {fingerprint[:_HASH_LENGTH]}"
+        for key, fingerprint in provenance["evaluations"].items()
+    ]
     parts = [
         f"model {' and '.join(models)}",
-        *([f"data {' and '.join(sets)}"] if sets else []),
+        *([f"data {' and '.join(data_sets)}"] if data_sets else []),
         *([f"evaluation {', '.join(scored)}"] if scored else []),
-        f"behaviour number {origin['behaviour']}",
+        f"behaviour number {provenance['behaviour']}",
     ]
     return f"Made of: {'; '.join(parts)}. Every trial's fingerprint is in provenance.json."
 
 
-def _named(identity: Mapping[str, Any]) -> str:
+def _format_identity(identity: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{key} {str(value)[:_SHORT] if len(str(value)) > 2 * _SHORT else value}"
+        f"{key} {str(value)[:_HASH_LENGTH] if len(str(value)) > 2 * _HASH_LENGTH else value}"
         for key, value in identity.items()
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from orchestrator.analysis import Comparison, Contrast, Verdict, detectable_difference, seeds_needed
-from orchestrator.report.formatting import counted, plain, points_text
-from orchestrator.report.layout import Table, TextBlock, columns, text_row
+from orchestrator.report.formatting import format_count, format_difference_unit, format_number
+from orchestrator.report.layout import Table, TextBlock, make_columns, text_row
 from orchestrator.report.summary import Summary
 
-_LOOKED_AT = (3, 5, 10, 20)  # seeds
-_OPEN = (Verdict.TOO_FEW_SEEDS, Verdict.TOO_FEW_ITEMS)
+_SEED_COUNTS = (3, 5, 10, 20)  # seeds
+_INCONCLUSIVE = (Verdict.TOO_FEW_SEEDS, Verdict.TOO_FEW_ITEMS)
 
 
 def power_blocks(summary: Summary) -> list[Table | TextBlock]:
@@ -16,24 +16,28 @@ def power_blocks(summary: Summary) -> list[Table | TextBlock]:
     primary = summary.plan.study.primary
     if primary is None or primary.metric not in summary.compared:
         return []
-    found = testable(summary, primary.metric)
-    if not found:
+    comparisons = testable_comparisons(summary, primary.metric)
+    if not comparisons:
         return []
-    unit = points_text(summary.metrics[primary.metric])
-    family = len(found)
-    contrasts = [contrast for _, contrast in found]
-    now = round(min(contrast.seeds for contrast in contrasts))
+    unit = format_difference_unit(summary.metrics[primary.metric])
+    family = len(comparisons)
+    contrasts = [contrast for _, contrast in comparisons]
+    current_seeds = round(min(contrast.seeds for contrast in contrasts))
     rows = []
-    for seeds in sorted({max(now, 2), *(k for k in _LOOKED_AT if k > now)}):
-        reach = [detectable_difference(one, seeds, family=family) for one in contrasts]
-        label = f"{seeds} (now)" if seeds == now else str(seeds)
-        rows.append(text_row(label, plain(min(reach)), plain(max(reach))))
+    for seeds in sorted({max(current_seeds, 2), *(k for k in _SEED_COUNTS if k > current_seeds)}):
+        differences = [
+            detectable_difference(contrast, seeds, family=family) for contrast in contrasts
+        ]
+        label = f"{seeds} (now)" if seeds == current_seeds else str(seeds)
+        rows.append(
+            text_row(label, format_number(min(differences)), format_number(max(differences)))
+        )
     units = contrasts[0].units
-    items = f" and {counted(units, 'item')}" if units > 1 else ""
+    items = f" and {format_count(units, 'item')}" if units > 1 else ""
     blocks: list[Table | TextBlock] = [
         TextBlock(
             lines=(
-                f"With {counted(max(now, 2), 'seed')}{items} a difference of "
+                f"With {format_count(max(current_seeds, 2), 'seed')}{items} a difference of "
                 f"{rows[0].cells[1].text} to {rows[0].cells[2].text} {unit} on {primary.metric}, "
                 "by arm, is found in four of five studies. This takes today's variances as true: "
                 "it plans the next run and proves nothing.",
@@ -42,39 +46,43 @@ def power_blocks(summary: Summary) -> list[Table | TextBlock]:
         Table(
             name="power",
             caption=f"The smallest difference on {primary.metric} that is found with 80 % power "
-            f"at a corrected level of 5 % ({counted(family, 'comparison')}), by seeds of each arm.",
-            columns=columns("seeds", f"easiest arm ({unit})", f"hardest arm ({unit})"),
+            f"at a corrected level of 5 % ({format_count(family, 'comparison')}), by seeds of "
+            "each arm.",
+            columns=make_columns("seeds", f"easiest arm ({unit})", f"hardest arm ({unit})"),
             rows=tuple(rows),
         ),
     ]
     delta = primary.smallest_difference
-    open_arms = [(entry, one) for entry, one in found if entry.verdict in _OPEN]
-    if delta is not None and open_arms:
+    inconclusive = [
+        (entry, contrast) for entry, contrast in comparisons if entry.verdict in _INCONCLUSIVE
+    ]
+    if delta is not None and inconclusive:
         blocks.append(
             Table(
                 name="seeds-needed",
-                caption=f"Seeds of each arm that would find a difference of δ = {plain(delta)} "
+                caption="Seeds of each arm that would find a difference of δ = "
+                f"{format_number(delta)} "
                 f"{unit}, for the arms without a clear answer; in brackets the range that an "
                 "uncertain seed variance leaves.",
-                columns=columns("arm", "seeds needed", text=(0, 1)),
+                columns=make_columns("arm", "seeds needed", text=(0, 1)),
                 rows=tuple(
-                    text_row(entry.name, seeds_needed(one, delta, family=family).text)
-                    for entry, one in open_arms
+                    text_row(entry.name, seeds_needed(contrast, delta, family=family).text)
+                    for entry, contrast in inconclusive
                 ),
             )
         )
     return blocks
 
 
-def testable(summary: Summary, metric: str) -> list[tuple[Comparison, Contrast]]:
+def testable_comparisons(summary: Summary, metric: str) -> list[tuple[Comparison, Contrast]]:
     """Return the arms' comparisons with a known seed variance, without a placebo."""
-    found = []
+    comparisons = []
     for row in summary.rows:
         figure = row.figures.get(metric)
         entry = None if figure is None else figure.comparison
-        one = None if entry is None else entry.contrast
-        if entry is None or one is None or entry.placebo:
+        contrast = None if entry is None else entry.contrast
+        if entry is None or contrast is None or entry.placebo:
             continue
         if entry.p_adjusted is not None:
-            found.append((entry, one))
-    return found
+            comparisons.append((entry, contrast))
+    return comparisons

@@ -9,17 +9,17 @@ from typing import Any
 
 from chip_core.config.trial import BEHAVIOUR
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.report.formatting import NOTHING
-from orchestrator.report.layout import Disclosure, Table, TextBlock, columns, text_row
-from orchestrator.report.sections.search import search_json
+from orchestrator.report.formatting import NO_VALUE
+from orchestrator.report.layout import Disclosure, Table, TextBlock, make_columns, text_row
+from orchestrator.report.sections.search import search_to_json
 from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
 from orchestrator.utils.version import CodeVersion
 
-_SHORT = 12  # hex digits that identify a trial within a study
+_HASH_LENGTH = 12  # hex digits that identify a trial within a study
 
 
-def provenance(plan: Plan, ledger: Ledger) -> dict[str, Any]:
+def collect_provenance(plan: Plan, ledger: Ledger) -> dict[str, Any]:
     """Return the provenance of every figure, as plain data."""
     study = plan.study
     return {
@@ -32,11 +32,11 @@ def provenance(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         "behaviour": BEHAVIOUR,
         "evaluations": dict(plan.base.evaluations),
         "benchmarks": study.benchmarks.model_dump(mode="json"),
-        "benchmark_contents": {key: dict(found) for key, found in plan.benchmarks.items()},
-        "search": search_json(plan, ledger),
+        "benchmark_contents": {key: dict(contents) for key, contents in plan.benchmarks.items()},
+        "search": search_to_json(plan, ledger),
         "trials": [
             {
-                **_executed(trial, ledger[trial.fingerprint]),
+                **_trial_to_json(trial, ledger[trial.fingerprint]),
                 "model": dict(plan.identity(trial.config.model)),
                 "data": None if trial.untrained else dict(plan.identity(trial.config.data)),
                 "config": trial.config.model_dump(mode="json"),
@@ -46,46 +46,49 @@ def provenance(plan: Plan, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def provenance_blocks(plan: Plan, ledger: Ledger, full: Mapping[str, Any]) -> list[Any]:
+def provenance_blocks(plan: Plan, ledger: Ledger, provenance: Mapping[str, Any]) -> list[Any]:
     """Return the part of the provenance shown on the page; provenance.json has all of it."""
     rows = []
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
-        attempt = _counted(record)
+        attempt = _training_attempt(record)
         rows.append(
             text_row(
                 trial.name,
-                trial.fingerprint[:_SHORT],
-                when(None if attempt is None else attempt.ended),
-                f"{sum(record.seconds.values()):,.0f}" if record.seconds else NOTHING,
-                str(record.attempts or NOTHING),
-                code_text(None if attempt is None else attempt.code),
+                trial.fingerprint[:_HASH_LENGTH],
+                format_time(None if attempt is None else attempt.ended),
+                f"{sum(record.seconds.values()):,.0f}" if record.seconds else NO_VALUE,
+                str(record.attempts or NO_VALUE),
+                format_code_version(None if attempt is None else attempt.code),
                 "" if record.study in (None, plan.study.name) else f"study {record.study}",
             )
         )
-    first = full["trials"][0]
-    models = {json.dumps(entry["model"], sort_keys=True) for entry in full["trials"]}
-    sets = {json.dumps(entry["data"], sort_keys=True) for entry in full["trials"] if entry["data"]}
+    first = provenance["trials"][0]
+    models = {json.dumps(entry["model"], sort_keys=True) for entry in provenance["trials"]}
+    data_sets = {
+        json.dumps(entry["data"], sort_keys=True) for entry in provenance["trials"] if entry["data"]
+    }
     return [
         TextBlock(
             bulleted=True,
             lines=(
-                f"Study file: {full['file']}; recipe: {full['recipe']}; baseline: "
-                f"{', '.join(f'{key} = {value}' for key, value in full['baseline'].items())}.",
+                f"Study file: {provenance['file']}; recipe: {provenance['recipe']}; baseline: "
+                + ", ".join(f"{key} = {value}" for key, value in provenance["baseline"].items())
+                + ".",
                 *(f"Model: {text}." for text in sorted(models)),
-                *(f"Data: {text}." for text in sorted(sets)),
+                *(f"Data: {text}." for text in sorted(data_sets)),
                 *(
-                    f"Benchmark {name}: evaluation {fingerprint[:_SHORT]}."
-                    for name, fingerprint in full["evaluations"].items()
+                    f"Benchmark {name}: evaluation {fingerprint[:_HASH_LENGTH]}."
+                    for name, fingerprint in provenance["evaluations"].items()
                 ),
-                f"Behaviour number of the package: {full['behaviour']}.",
+                f"Behaviour number of the package: {provenance['behaviour']}.",
                 "Every trial's whole configuration, fingerprint and history: provenance.json.",
             ),
         ),
         Table(
             name="provenance",
             caption="Every trial: what it was run with and when. Equal fingerprints are one trial.",
-            columns=columns(
+            columns=make_columns(
                 "trial", "fingerprint", "ended (UTC)", "seconds", "attempts", "code", "run for",
                 text=(0, 1, 2, 5, 6),
             ),
@@ -99,7 +102,7 @@ def provenance_blocks(plan: Plan, ledger: Ledger, full: Mapping[str, Any]) -> li
     ]  # fmt: skip
 
 
-def last_ended(plan: Plan, ledger: Ledger) -> float | None:
+def last_end_time(plan: Plan, ledger: Ledger) -> float | None:
     """Return the end of the last of a plan's trials, in seconds since 1970."""
     ends = [
         attempt.ended
@@ -110,14 +113,14 @@ def last_ended(plan: Plan, ledger: Ledger) -> float | None:
     return max(ends, default=None)
 
 
-def when(seconds: float | None) -> str:
+def format_time(seconds: float | None) -> str:
     """Format a time in UTC, to the minute."""
     if seconds is None:
-        return NOTHING
+        return NO_VALUE
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
 
-def code_text(code: CodeVersion | None) -> str:
+def format_code_version(code: CodeVersion | None) -> str:
     """Format a code version for a table."""
     if code is None:
         return "not noted"
@@ -126,7 +129,7 @@ def code_text(code: CodeVersion | None) -> str:
     return f"{code.version}, {code.commit[:10]}" + (" and changes" if code.uncommitted else "")
 
 
-def _executed(trial: Trial, record: TrialRecord) -> dict[str, Any]:
+def _trial_to_json(trial: Trial, record: TrialRecord) -> dict[str, Any]:
     return {
         "trial": trial.name,
         "arm": trial.arm,
@@ -147,12 +150,12 @@ def _executed(trial: Trial, record: TrialRecord) -> dict[str, Any]:
             if fingerprint in record.evaluations
         },
         "attempts": [
-            _attempt(number, attempt) for number, attempt in sorted(record.history.items())
+            _attempt_to_json(number, attempt) for number, attempt in sorted(record.history.items())
         ],
     }
 
 
-def _attempt(number: int, attempt: Attempt) -> dict[str, Any]:
+def _attempt_to_json(number: int, attempt: Attempt) -> dict[str, Any]:
     code = attempt.code
     return {
         "number": number,
@@ -167,8 +170,10 @@ def _attempt(number: int, attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _counted(record: TrialRecord) -> Attempt | None:
+def _training_attempt(record: TrialRecord) -> Attempt | None:
     """Return the attempt that trained; for the untrained model, the last that finished."""
-    ended = [one for _, one in sorted(record.history.items()) if one.outcome == "finished"]
-    trained = [one for one in ended if one.folder == record.model]
-    return next(reversed(trained or ended), None)
+    finished = [
+        attempt for _, attempt in sorted(record.history.items()) if attempt.outcome == "finished"
+    ]
+    trained = [attempt for attempt in finished if attempt.folder == record.model]
+    return next(reversed(trained or finished), None)

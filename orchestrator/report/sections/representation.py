@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.report.formatting import NOTHING
-from orchestrator.report.layout import Block, Cell, Picture, Table, TextBlock, columns, text_row
+from orchestrator.report.formatting import NO_VALUE
+from orchestrator.report.layout import (
+    Block,
+    Cell,
+    Picture,
+    Table,
+    TextBlock,
+    make_columns,
+    text_row,
+)
 
 #: Metrics in the table; the JSON file has all of them.
-_TABLE = {
+_TABLE_METRICS = {
     "image_truth/cosine": "image–truth, cosine",
     "image_truth/euclidean": "image–truth, euclidean",
     "truth_hallucination/cosine": "truth–hallucination, cosine",
@@ -19,11 +27,11 @@ _TABLE = {
 }
 
 
-def representation_blocks(found: Mapping[str, Any], png: bytes, name: str) -> list[Block]:
+def representation_blocks(data: Mapping[str, Any], png: bytes, name: str) -> list[Block]:
     """Return the picture, the table and notes on how to read them.
 
     Args:
-        found: content of `NAME.json`.
+        data: content of `NAME.json`.
         png: the picture's content.
         name: name of the picture's files.
     """
@@ -37,45 +45,45 @@ def representation_blocks(found: Mapping[str, Any], png: bytes, name: str) -> li
         Table(
             name=f"{name}-figures",
             caption="Mean over training seeds, below it its 95 % interval over items.",
-            columns=columns("model", "seeds", *_TABLE.values()),
+            columns=make_columns("model", "seeds", *_TABLE_METRICS.values()),
             rows=tuple(
                 text_row(
                     row["name"],
-                    NOTHING if row["seeds"] == [None] else str(len(row["seeds"])),
-                    *(_cell(row["figures"][metric]) for metric in _TABLE),
+                    NO_VALUE if row["seeds"] == [None] else str(len(row["seeds"])),
+                    *(_cell(row["figures"][metric]) for metric in _TABLE_METRICS),
                 )
-                for row in found["rows"]
+                for row in data["rows"]
             ),
         ),
-        TextBlock(lines=tuple(representation_notes(found)), bulleted=True),
+        TextBlock(lines=tuple(representation_notes(data)), bulleted=True),
     ]
 
 
-def representation_notes(found: Mapping[str, Any]) -> list[str]:
+def representation_notes(data: Mapping[str, Any]) -> list[str]:
     """Return notes for readers of the table and the figure."""
-    over = "the mean over its tokens" if found["pool"] == "mean" else "its last token"
-    read = (
+    pooling = "the mean over its tokens" if data["pool"] == "mean" else "its last token"
+    reading = (
         "descriptions without image and prompt"
-        if found["alone"]
+        if data["alone"]
         else "descriptions as answers under their image"
     )
     lines = [
-        f"{found['items']} items of {found['set']}; {read}; layer {found['layer']} (0: the "
-        f"embeddings), of an image or description {over}.",
+        f"{data['items']} items of {data['set']}; {reading}; layer {data['layer']} (0: the "
+        f"embeddings), of an image or description {pooling}.",
         "The interval is 95 %, a bootstrap over items of the mean over training seeds: it says "
         "nothing of training variance, and the probe is not fitted again in it.",
         "The probe is a logistic regression on items that it has not seen. It may go by the words "
         "alone: reading descriptions without their image (--alone) shows how far.",
         "The picture shows each row's first seed; its axes hold "
-        f"{100 * sum(found['explained']):.0f} % of the variance of all rows' vectors together.",
+        f"{100 * sum(data['explained']):.0f} % of the variance of all rows' vectors together.",
     ]
-    if found["missing"]:
-        lines.append(f"Without a trained model, left out: {'; '.join(found['missing'])}.")
+    if data["missing"]:
+        lines.append(f"Without a trained model, left out: {'; '.join(data['missing'])}.")
     return lines
 
 
-def representation_lines(found: Mapping[str, Any], name: str) -> list[list[Any]]:
-    """Return one CSV line per row and figure, unrounded, with the columns `CSV`."""
+def representation_lines(data: Mapping[str, Any], name: str) -> list[list[Any]]:
+    """Return one CSV line per row and figure, unrounded, with the columns `CSV_COLUMNS`."""
     return [
         [
             row["name"],
@@ -83,12 +91,12 @@ def representation_lines(found: Mapping[str, Any], name: str) -> list[list[Any]]
             0 if row["seeds"] == [None] else len(row["seeds"]),
             *(repr(figure[key]) for key in ("value", "low", "high")),
         ]
-        for row in found["rows"]
+        for row in data["rows"]
         for metric, figure in row["figures"].items()
     ]
 
 
-CSV = ("arm", "metric", "seeds", "value", "low", "high")
+CSV_COLUMNS = ("arm", "metric", "seeds", "value", "low", "high")
 
 
 def _cell(figure: Mapping[str, float]) -> Cell:

@@ -9,16 +9,24 @@ from typing import Any
 from rich.text import Text
 
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.report.formatting import NOTHING, counted, listed, plain
-from orchestrator.report.layout import Block, Cell, Table, TableRow, TextBlock, columns, text_row
+from orchestrator.report.formatting import NO_VALUE, format_count, format_number, join_names
+from orchestrator.report.layout import (
+    Block,
+    Cell,
+    Table,
+    TableRow,
+    TextBlock,
+    make_columns,
+    text_row,
+)
 from orchestrator.state.ledger import Ledger, TrialRecord
-from orchestrator.state.search import Search, SearchTrial, searches_of
-from orchestrator.study.model import level_text
+from orchestrator.state.search import Search, SearchTrial, plan_searches
+from orchestrator.study.model import format_level
 from orchestrator.study.search_space import Range, Tune, Values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spent:
+class SearchCost:
     """The cost of some trials, failed attempts included."""
 
     trials: int  # number of trials that have run
@@ -28,8 +36,8 @@ class Spent:
     cpu_seconds: float  # wall time × CPUs held
     gpu_seconds: float
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
+    def __add__(self, other: SearchCost) -> SearchCost:
+        return SearchCost(
             trials=self.trials + other.trials,
             failed=self.failed + other.failed,
             reused=self.reused + other.reused,
@@ -39,20 +47,20 @@ class Spent:
         )
 
 
-NOTHING_SPENT = Spent(trials=0, failed=0, reused=0, seconds=0.0, cpu_seconds=0.0, gpu_seconds=0.0)
+NO_COST = SearchCost(trials=0, failed=0, reused=0, seconds=0.0, cpu_seconds=0.0, gpu_seconds=0.0)
 
 
-def spent_on(trials: Iterable[Trial], ledger: Ledger, study: str) -> Spent:
+def compute_search_cost(trials: Iterable[Trial], ledger: Ledger, study: str) -> SearchCost:
     """Return the cost of a study's trials recorded in the ledger."""
-    whole = NOTHING_SPENT
+    total = NO_COST
     for trial in trials:
         record = ledger[trial.fingerprint]
         if record.attempts == 0:
             continue
-        seconds = _seconds(record)
+        seconds = _wall_seconds(record)
         engine = trial.config.engine
-        done = record.done(trial)
-        whole += Spent(
+        done = record.is_done(trial)
+        total += SearchCost(
             trials=1,
             failed=int(not done and record.failure is not None),
             reused=int(done and record.study != study),
@@ -60,10 +68,10 @@ def spent_on(trials: Iterable[Trial], ledger: Ledger, study: str) -> Spent:
             cpu_seconds=seconds * engine.workers_per_trial * engine.cpus_per_worker,
             gpu_seconds=seconds * engine.workers_per_trial * engine.gpus_per_worker,
         )
-    return whole
+    return total
 
 
-def _seconds(record: TrialRecord) -> float:
+def _wall_seconds(record: TrialRecord) -> float:
     """Return the wall time of a trial's attempts, or of their phases if times are missing."""
     return sum(
         sum(attempt.seconds.values())
@@ -75,48 +83,48 @@ def _seconds(record: TrialRecord) -> float:
 
 def search_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     """Yield the search's settings, progress and choices; nothing without a search."""
-    tune, searches = plan.study.tune, searches_of(plan)
+    tune, searches = plan.study.tune, plan_searches(plan)
     if tune is None:
         return
     trials = {trial.fingerprint: trial for search in searches for trial in search.trials}
-    done = sum(ledger[fingerprint].done(trial) for fingerprint, trial in trials.items())
+    done = sum(ledger[fingerprint].is_done(trial) for fingerprint, trial in trials.items())
     yield Text(
         f"search: {tune.trials} {'draw' if tune.trials == 1 else 'draws'} for every arm, the same "
         f"ones, with seed {tune.seed}, by {tune.metric.name} ({tune.metric.goal}): "
         f"{len(trials)} trials, {done} done, {len(trials) - done} to run"
     )
     for key, space in tune.keys.items():
-        yield Text(f"  {key}: {space_text(space)}")
+        yield Text(f"  {key}: {format_space(space)}")
     for search in searches:
         if len(search.trials) < len(search.draws):
-            same = len(search.draws) - len(search.trials)
-            yield Text(f"  {search.arm.name}: {same} of its draws come to others: tried once")
+            duplicates = len(search.draws) - len(search.trials)
+            yield Text(f"  {search.arm.name}: {duplicates} of its draws come to others: tried once")
     waiting = sum(trial.blocked is not None for arm in plan.arms for trial in arm.trials)
     if waiting:
         yield Text(f"  {waiting} trials of the seeds wait for what their arms choose")
     for search in searches:
         if search.chosen is not None:
-            yield Text(f"  {chosen_text(search)}")
+            yield Text(f"  {format_choice(search)}")
         elif search.blocked is not None and search.blocked.failed:
             yield Text(f"  {search.arm.name}: FAILED: {search.blocked.reason}", style="bold red")
 
 
-def chosen_text(search: Search) -> str:
+def format_choice(search: Search) -> str:
     """Return an arm's chosen settings and their figure, in one line."""
     assert search.chosen is not None
-    values = ", ".join(f"{key}={value}" for key, value in search.chosen.text.items())
+    values = ", ".join(f"{key}={value}" for key, value in search.chosen.value_texts.items())
     return f"{search.arm.name} chose {values} ({search.figures[search.chosen.fingerprint]:.2f})"
 
 
-def space_text(space: Values | Range) -> str:
+def format_space(space: Values | Range) -> str:
     """Return a key's search space in words."""
     if isinstance(space, Range):
-        kind = "logarithmic " if space.log else "whole numbers " if space.whole else ""
-        return f"{kind}{level_text(space.low)} to {level_text(space.high)}"
-    return ", ".join(map(level_text, space.options))
+        kind = "logarithmic " if space.log else "whole numbers " if space.is_integer else ""
+        return f"{kind}{format_level(space.low)} to {format_level(space.high)}"
+    return ", ".join(map(format_level, space.options))
 
 
-def search_json(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
+def search_to_json(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
     """Return a study's search as plain data; None without a search."""
     tune = plan.study.tune
     if tune is None:
@@ -126,22 +134,22 @@ def search_json(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
         "goal": tune.metric.goal,
         "seed": tune.seed,
         "draws": tune.trials,
-        "keys": {key: _space(space) for key, space in tune.keys.items()},
+        "keys": {key: _space_to_json(space) for key, space in tune.keys.items()},
         "chosen_on": [settings.name for settings in plan.study.benchmarks.select],
         "quoted_from": [settings.name for settings in plan.study.benchmarks.report],
-        "arms": [_arm(search, plan, ledger, tune) for search in searches_of(plan)],
+        "arms": [_arm_to_json(search, plan, ledger, tune) for search in plan_searches(plan)],
     }
 
 
-def _arm(search: Search, plan: Plan, ledger: Ledger, tune: Tune) -> dict[str, Any]:
+def _arm_to_json(search: Search, plan: Plan, ledger: Ledger, tune: Tune) -> dict[str, Any]:
     chosen = search.chosen
     return {
         "arm": search.arm.name,
-        "state": "chosen" if chosen else "failed" if search.ended else "searching",
+        "state": "chosen" if chosen else "failed" if search.is_finished else "searching",
         "reason": None if search.blocked is None else search.blocked.reason,
         "chosen": None if chosen is None else dict(chosen.values),
         "figure": None if chosen is None else search.figures[chosen.fingerprint],
-        "cost": asdict(spent_on(search.trials, ledger, plan.study.name)),
+        "cost": asdict(compute_search_cost(search.trials, ledger, plan.study.name)),
         "draws": [
             {
                 "number": trial.number,
@@ -155,13 +163,13 @@ def _arm(search: Search, plan: Plan, ledger: Ledger, tune: Tune) -> dict[str, An
     }
 
 
-def _space(space: Values | Range) -> Mapping[str, Any]:
+def _space_to_json(space: Values | Range) -> Mapping[str, Any]:
     if isinstance(space, Values):
         return {"values": list(space.options)}
     return {"low": space.low, "high": space.high, "log": space.log}
 
 
-CAUTION = (
+SEARCH_CAUTION = (
     "Intervals and p-values take the chosen settings as given: what another search, by other luck, "
     "would have chosen is not in them."
 )
@@ -172,53 +180,55 @@ def search_blocks(plan: Plan, ledger: Ledger) -> list[Block]:
     tune = plan.study.tune
     if tune is None:
         return []
-    searches = searches_of(plan)
-    spent = [spent_on(search.trials, ledger, plan.study.name) for search in searches]
+    searches = plan_searches(plan)
+    costs = [compute_search_cost(search.trials, ledger, plan.study.name) for search in searches]
     return [
         TextBlock(lines=tuple(_introduction(plan, tune, searches)), bulleted=True),
-        _choices(tune, searches, spent),
-        _draws(tune, searches),
+        _choice_table(tune, searches, costs),
+        _draw_table(tune, searches),
     ]
 
 
 def _introduction(plan: Plan, tune: Tune, searches: Sequence[Search]) -> list[str]:
-    quoted = listed([settings.name for settings in plan.study.benchmarks.report])
+    quoted = join_names([settings.name for settings in plan.study.benchmarks.report])
     better = "lowest" if tune.metric.goal == "minimize" else "highest"
     tried = sum(len(search.trials) for search in searches)
-    spaces = "; ".join(f"{key}: {space_text(space)}" for key, space in tune.keys.items())
+    spaces = "; ".join(f"{key}: {format_space(space)}" for key, space in tune.keys.items())
     return [
         f"Chosen on {tune.metric.name}, the {better}, by questions under `select` alone. Quoted "
         f"from {quoted} under `report`, of which no search trial was asked a question.",
-        f"Every arm had the same {counted(tune.trials, 'draw')} ({spaces}), each trained once with "
-        f"seed {tune.seed}, which is none of the study's seeds: {counted(tried, 'trial')} in all.",
+        f"Every arm had the same {format_count(tune.trials, 'draw')} ({spaces}), each trained "
+        "once with "
+        f"seed {tune.seed}, which is none of the study's seeds: {format_count(tried, 'trial')} in "
+        "all.",
         "Of equal figures the first draw counts; a draw that failed or whose figure is undefined "
         "does not; an arm of which none counts has failed.",
-        CAUTION,
+        SEARCH_CAUTION,
     ]
 
 
-def _choices(tune: Tune, searches: Sequence[Search], spent: Sequence[Spent]) -> Table:
+def _choice_table(tune: Tune, searches: Sequence[Search], costs: Sequence[SearchCost]) -> Table:
     """Return the table of each arm's choice and the cost of its search."""
-    with_gpus = any(cost.gpu_seconds for cost in spent)
+    with_gpus = any(cost.gpu_seconds for cost in costs)
     rows = [
         text_row(
             search.arm.name,
-            *_values(tune, search.chosen),
-            _figure(search, search.chosen),
-            *_cost(cost, with_gpus),
+            *_value_cells(tune, search.chosen),
+            _format_figure(search, search.chosen),
+            *_cost_cells(cost, with_gpus),
             kind="baseline" if search.arm.baseline else "",
         )
-        for search, cost in zip(searches, spent, strict=True)
+        for search, cost in zip(searches, costs, strict=True)
     ]
-    whole = sum(spent, NOTHING_SPENT)
-    rows.append(text_row("all arms", *[""] * (len(tune.keys) + 1), *_cost(whole, with_gpus)))
+    total = sum(costs, NO_COST)
+    rows.append(text_row("all arms", *[""] * (len(tune.keys) + 1), *_cost_cells(total, with_gpus)))
     gpus = ["GPU seconds"] if with_gpus else []
     return Table(
         name="search",
         caption="What each arm chose before its seeds ran, and what its search cost. Seconds are "
         "those of every attempt, from start to end; CPU seconds those of every CPU that was held "
         "meanwhile. Trials that were executed for another study are counted and were paid there.",
-        columns=columns(
+        columns=make_columns(
             "arm", *tune.keys, tune.metric.name, "trials", "failed", "of another study", "seconds",
             "CPU seconds", *gpus,
             text=range(len(tune.keys) + 1),
@@ -227,44 +237,46 @@ def _choices(tune: Tune, searches: Sequence[Search], spent: Sequence[Spent]) -> 
     )  # fmt: skip
 
 
-def _cost(cost: Spent, with_gpus: bool) -> list[str]:
+def _cost_cells(cost: SearchCost, with_gpus: bool) -> list[str]:
     gpus = [f"{cost.gpu_seconds:,.1f}"] if with_gpus else []
     seconds = (f"{cost.seconds:,.1f}", f"{cost.cpu_seconds:,.1f}")
     return [str(cost.trials), str(cost.failed), str(cost.reused), *seconds, *gpus]
 
 
-def _draws(tune: Tune, searches: Sequence[Search]) -> Table:
+def _draw_table(tune: Tune, searches: Sequence[Search]) -> Table:
     """Return the table of the search's metric: one row per draw, one column per arm."""
     rows = []
-    for number, values in enumerate(tune.draws(), start=1):
-        cells = [_drawn(search, search.draws[number - 1]) for search in searches]
-        texts = [Cell(text=level_text(value)) for value in values.values()]
+    for number, values in enumerate(tune.make_draws(), start=1):
+        cells = [_draw_cell(search, search.draws[number - 1]) for search in searches]
+        texts = [Cell(text=format_level(value)) for value in values.values()]
         rows.append(TableRow(cells=(Cell(text=str(number)), *texts, *cells)))
     names = [search.arm.name for search in searches]
     return Table(
         name="search-draws",
         caption=f"Every draw of every search: {tune.metric.name}. Bold: chosen.",
-        columns=columns("draw", *tune.keys, *names, text=range(1, len(tune.keys) + 1)),
+        columns=make_columns("draw", *tune.keys, *names, text=range(1, len(tune.keys) + 1)),
         rows=tuple(rows),
     )
 
 
-def _drawn(search: Search, trial: SearchTrial) -> Cell:
-    chosen = search.chosen is not None and search.chosen.number == trial.number
-    first = next(one for one in search.trials if one.fingerprint == trial.fingerprint)
-    if first.number != trial.number:
-        return Cell(text=f"as {first.number}")
-    return Cell(text=_figure(search, trial), bold=chosen)
+def _draw_cell(search: Search, trial: SearchTrial) -> Cell:
+    is_chosen = search.chosen is not None and search.chosen.number == trial.number
+    first_trial = next(
+        candidate for candidate in search.trials if candidate.fingerprint == trial.fingerprint
+    )
+    if first_trial.number != trial.number:
+        return Cell(text=f"as {first_trial.number}")
+    return Cell(text=_format_figure(search, trial), bold=is_chosen)
 
 
-def _values(tune: Tune, trial: SearchTrial | None) -> list[str]:
-    return [NOTHING if trial is None else trial.text[key] for key in tune.keys]
+def _value_cells(tune: Tune, trial: SearchTrial | None) -> list[str]:
+    return [NO_VALUE if trial is None else trial.value_texts[key] for key in tune.keys]
 
 
-def _figure(search: Search, trial: SearchTrial | None) -> str:
+def _format_figure(search: Search, trial: SearchTrial | None) -> str:
     if trial is None:
-        return "failed" if search.ended else "not yet"
+        return "failed" if search.is_finished else "not yet"
     if trial.fingerprint in search.failed:
         return "failed"
-    found = search.figures.get(trial.fingerprint)
-    return NOTHING if found is None else plain(found)
+    figure = search.figures.get(trial.fingerprint)
+    return NO_VALUE if figure is None else format_number(figure)

@@ -17,13 +17,13 @@ from chip_core.utils.errors import warn_once
 from chip_core.utils.files import read_records
 from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.report.layout import Table, TextBlock, columns, text_row
+from orchestrator.report.layout import Table, TextBlock, make_columns, text_row
 from orchestrator.report.summary import Summary
-from orchestrator.state.integrity import is_changed
+from orchestrator.state.integrity import is_file_changed
 from orchestrator.state.ledger import Ledger
 
 #: The training figures that are drawn: key in curves.jsonl -> heading.
-SHOWN: Mapping[str, str] = {
+CURVE_TITLES: Mapping[str, str] = {
     "loss": "loss",
     "reward/margin": "reward margin",
     "reward/accuracy": "reward accuracy",
@@ -31,7 +31,7 @@ SHOWN: Mapping[str, str] = {
 }
 
 
-_MOST = 4  # figures under `select` that are drawn by step
+_MAX_METRICS = 4  # figures under `select` that are drawn by step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,42 +46,45 @@ class Band:
     high: Array  # (T,)
 
 
-def training_curves(plan: Plan, ledger: Ledger, storage: Path) -> dict[str, list[Band]]:
+def load_training_curves(plan: Plan, ledger: Ledger, storage: Path) -> dict[str, list[Band]]:
     """Return figure -> bands of the arms that have it, in the plan's order."""
-    found: dict[str, list[Band]] = {name: [] for name in SHOWN}
+    bands_by_figure: dict[str, list[Band]] = {name: [] for name in CURVE_TITLES}
     for arm in plan.arms:
-        curves = [_curve(trial, ledger, storage) for trial in arm.trials]
-        for name, bands in found.items():
-            band = _band(arm.name, [curve[name] for curve in curves if curve.get(name)])
+        curves = [_read_curve(trial, ledger, storage) for trial in arm.trials]
+        for name, bands in bands_by_figure.items():
+            band = _make_band(arm.name, [curve[name] for curve in curves if curve.get(name)])
             bands += [] if band is None else [band]
-    return {name: bands for name, bands in found.items() if bands}
+    return {name: bands for name, bands in bands_by_figure.items() if bands}
 
 
-def _curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, float]]:
+def _read_curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[int, float]]:
     """Return figure -> step -> value. If two attempts have a step, the later one counts."""
     record = ledger[trial.fingerprint]
     model = record.model
     if model is None:
         return {}
-    found: dict[str, dict[int, float]] = {name: {} for name in SHOWN}
-    trained = storage / model
-    noted = [one.files.get(CURVES) for one in record.history.values() if one.folder == model]
-    if any(is_changed(trained / CURVES, sha256) for sha256 in noted):
+    curves: dict[str, dict[int, float]] = {name: {} for name in CURVE_TITLES}
+    model_folder = storage / model
+    hashes = [
+        attempt.files.get(CURVES) for attempt in record.history.values() if attempt.folder == model
+    ]
+    if any(is_file_changed(model_folder / CURVES, sha256) for sha256 in hashes):
         warn_once(
-            f"{trial.name}: {trained / CURVES} is not as it was written: its training curve is "
+            f"{trial.name}: {model_folder / CURVES} is not as it was written: its training curve "
+            "is "
             "drawn from what is left of it"
         )
     # The first steps of a resumed training are in an earlier attempt.
-    attempts = sorted(trained.parent.glob("attempt-*"), key=_number)
-    for folder in attempts[: attempts.index(trained) + 1] if trained in attempts else []:
+    attempts = sorted(model_folder.parent.glob("attempt-*"), key=_attempt_number)
+    for folder in attempts[: attempts.index(model_folder) + 1] if model_folder in attempts else []:
         for point in read_records(folder / CURVES):
-            for name, steps in found.items():
+            for name, steps in curves.items():
                 with suppress(KeyError, ValueError, TypeError):  # broken lines
                     steps[int(point["step"])] = float(point["figures"][name])
-    return found
+    return curves
 
 
-def pick_blocks(plan: Plan, ledger: Ledger) -> list[Table | TextBlock]:
+def picked_checkpoint_blocks(plan: Plan, ledger: Ledger) -> list[Table | TextBlock]:
     """Return the table of picked checkpoints and the reasons; empty if none was picked."""
     rows = [
         text_row(
@@ -107,22 +110,24 @@ def pick_blocks(plan: Plan, ledger: Ledger) -> list[Table | TextBlock]:
         Table(
             name="picked",
             caption="The checkpoint that each trial's model is.",
-            columns=columns("trial", "after step", "why", text=(0, 2)),
+            columns=make_columns("trial", "after step", "why", text=(0, 2)),
             rows=tuple(rows),
         ),
     ]
 
 
-def checkpoint_curves(summary: Summary, ledger: Ledger) -> dict[str, list[Band]]:
+def load_checkpoint_curves(summary: Summary, ledger: Ledger) -> dict[str, list[Band]]:
     """Return figure under `select` -> bands over the checkpoints of the arms that scored them.
 
     Values are in the shown unit. Step 0 is the untrained model.
     """
     plan = summary.plan
-    metrics = _of_rules(plan)
-    found: dict[str, list[Band]] = {metric: [] for metric in metrics if metric in summary.metrics}
+    metrics = _picking_metrics(plan)
+    bands_by_metric: dict[str, list[Band]] = {
+        metric: [] for metric in metrics if metric in summary.metrics
+    }
     untrained = summary.rows[0].figures
-    for metric, bands in found.items():
+    for metric, bands in bands_by_metric.items():
         scale = summary.scales[metric]
         start = {0: untrained[metric].mean} if metric in untrained else {}
         for arm in plan.arms:
@@ -130,35 +135,35 @@ def checkpoint_curves(summary: Summary, ledger: Ledger) -> dict[str, list[Band]]
             curves = [
                 {
                     point["step"]: scale * point["figures"][metric]
-                    for point in of_trial
+                    for point in trial_points
                     if point["step"] > 0 and metric in point["figures"]
                 }
-                for of_trial in points
+                for trial_points in points
             ]
-            band = _band(arm.name, [{**start, **curve} for curve in curves if curve])
+            band = _make_band(arm.name, [{**start, **curve} for curve in curves if curve])
             bands += [] if band is None else [band]
-    return {metric: bands for metric, bands in found.items() if bands}
+    return {metric: bands for metric, bands in bands_by_metric.items() if bands}
 
 
-def _of_rules(plan: Plan) -> list[str]:
+def _picking_metrics(plan: Plan) -> list[str]:
     """Return metrics of the picking rules, then the declared metrics under `select`."""
-    named: dict[str, None] = {}
+    metrics: dict[str, None] = {}
     for arm in plan.arms:
         settings = arm.trials[0].config.training
         if settings.pick.metric is not None:
-            named[settings.pick.metric] = None
+            metrics[settings.pick.metric] = None
         if settings.pick.constraint is not None:
-            named[settings.pick.constraint.metric] = None
-    declared = (f"select/{entry.metric}" for entry in plan.study.declared)
-    return list(dict.fromkeys([*named, *declared]))[:_MOST]
+            metrics[settings.pick.constraint.metric] = None
+    declared = (f"select/{entry.metric}" for entry in plan.study.declared_metrics)
+    return list(dict.fromkeys([*metrics, *declared]))[:_MAX_METRICS]
 
 
-def _number(folder: Path) -> int:
+def _attempt_number(folder: Path) -> int:
     number = folder.name.removeprefix("attempt-")
     return int(number) if number.isdigit() else 0
 
 
-def _band(arm: str, curves: Sequence[Mapping[int, float]]) -> Band | None:
+def _make_band(arm: str, curves: Sequence[Mapping[int, float]]) -> Band | None:
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     if len(steps) < 2:
         return None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chip_core.evaluation.unreadable import quoted
-from orchestrator.report.formatting import counted
-from orchestrator.report.layout import Block, Table, TextBlock, columns, text_row
+from chip_core.evaluation.unreadable import quote
+from orchestrator.report.formatting import format_count
+from orchestrator.report.layout import Block, Table, TextBlock, make_columns, text_row
 from orchestrator.report.summary import UNTRAINED, Summary
 from orchestrator.report.unread_counts import UnreadCount
 
-_WORDS = {"answer": "answer", "reply": "judge's reply"}
+_SOURCE_NAMES = {"answer": "answer", "reply": "judge's reply"}
 
 
 def unread_blocks(summary: Summary) -> list[Block]:
     """Return the section's blocks; empty if everything could be read."""
-    found = summary.unread
-    if not found:
+    counts = summary.unread
+    if not counts:
         return []
     return [
         TextBlock(
@@ -27,16 +27,16 @@ def unread_blocks(summary: Summary) -> list[Block]:
                 "it answers: look at them before you trust a difference.",
             )
         ),
-        _count_table(found),
-        _example_table(found),
+        _count_table(counts),
+        _example_table(counts),
     ]
 
 
-def _count_table(found: Sequence[UnreadCount]) -> Table:
+def _count_table(counts: Sequence[UnreadCount]) -> Table:
     return Table(
         name="unreadable",
         caption="Answers and judges' replies that could not be read, over all trials of an arm.",
-        columns=columns(
+        columns=make_columns(
             "benchmark", "arm", "trials", "answers scored", "unreadable", "%",
             "judge's replies unreadable",
             text=(0, 1),
@@ -52,24 +52,24 @@ def _count_table(found: Sequence[UnreadCount]) -> Table:
                 f"{count.replies:,}",
                 kind="untrained" if count.arm == UNTRAINED else "",
             )
-            for count in found
+            for count in counts
         ),
     )  # fmt: skip
 
 
-def _example_table(found: Sequence[UnreadCount]) -> Table:
+def _example_table(counts: Sequence[UnreadCount]) -> Table:
     rows = [
         text_row(
-            count.benchmark, trial, example["item"], _WORDS[example["source"]],
-            quoted(example["text"]),
+            count.benchmark, trial, example["item"], _SOURCE_NAMES[example["source"]],
+            quote(example["text"]),
         )
-        for count in found
+        for count in counts
         for trial, example in count.examples
     ]  # fmt: skip
     return Table(
         name="unreadable-examples",
-        caption=f"{counted(len(rows), 'text')} of those, cut; every one is in the trial's "
+        caption=f"{format_count(len(rows), 'text')} of those, cut; every one is in the trial's "
         "scores/*.json.",
-        columns=columns("benchmark", "trial", "item", "what", "text", text=(0, 1, 2, 3, 4)),
+        columns=make_columns("benchmark", "trial", "item", "what", "text", text=(0, 1, 2, 3, 4)),
         rows=tuple(rows),
     )

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestrator.analysis import Comparison
-from orchestrator.report.formatting import verdict_words
-from orchestrator.report.sections.answer import answer
-from orchestrator.report.sections.notes import notes
+from orchestrator.report.formatting import verdict_label
+from orchestrator.report.sections.answer import answer_sentence
+from orchestrator.report.sections.notes import build_notes
 from orchestrator.report.summary import ArmRow, Figure, Summary
-from orchestrator.report.unread_counts import unread_json
+from orchestrator.report.unread_counts import unread_to_json
 
-_COMPARED = (
+_COMPARISON_COLUMNS = (
     "difference", "low", "high", "se", "df", "p", "p_adjusted", "p_equivalence_adjusted", "verdict",
 )  # fmt: skip
 
@@ -29,19 +29,30 @@ def arms_csv(summary: Summary) -> str:
             lines.append(
                 [
                     row.name,
-                    *_levels(row, factors),
+                    *_arm_levels(row, factors),
                     metric,
                     summary.role(metric) or "",
                     info.unit,
                     info.goal,
                     figure.n,
                     repr(figure.mean),
-                    _text(figure.sd),
-                    *_columns(figure.comparison),
+                    _format_cell(figure.sd),
+                    *_comparison_cells(figure.comparison),
                 ]
             )
-    head = ["arm", *factors, "metric", "role", "unit", "goal", "seeds", "mean", "sd", *_COMPARED]
-    return csv_text(head, lines)
+    head = [
+        "arm",
+        *factors,
+        "metric",
+        "role",
+        "unit",
+        "goal",
+        "seeds",
+        "mean",
+        "sd",
+        *_COMPARISON_COLUMNS,
+    ]
+    return format_csv(head, lines)
 
 
 def values_csv(summary: Summary) -> str:
@@ -55,30 +66,39 @@ def values_csv(summary: Summary) -> str:
                 value = figure.values.get(seed) if figure else None
                 label = "" if seed is None else seed
                 lines.append(
-                    [row.name, *_levels(row, factors), label, metric, _text(value), info.unit,
-                     state]
+                    [row.name, *_arm_levels(row, factors), label, metric, _format_cell(value),
+                     info.unit, state]
                 )  # fmt: skip
-    return csv_text(["arm", *factors, "seed", "metric", "value", "unit", "state"], lines)
+    return format_csv(["arm", *factors, "seed", "metric", "value", "unit", "state"], lines)
 
 
 def effects_csv(summary: Summary) -> str:
     """Return CSV with one line per main effect and interaction on a declared metric."""
     lines = [
-        [metric, kind, found.name, found.used, found.combinations, *_columns(found)]
+        [
+            metric,
+            effect_kind,
+            effect.name,
+            effect.used,
+            effect.combinations,
+            *_comparison_cells(effect),
+        ]
         for metric, effects in summary.effects.items()
-        for kind, group in (("main", effects.main), ("interaction", effects.interactions))
-        for found in group
+        for effect_kind, group in (("main", effects.main), ("interaction", effects.interactions))
+        for effect in group
     ]
-    return csv_text(["metric", "kind", "effect", "used", "combinations", *_COMPARED], lines)
+    return format_csv(
+        ["metric", "kind", "effect", "used", "combinations", *_COMPARISON_COLUMNS], lines
+    )
 
 
-def as_json(summary: Summary) -> dict[str, Any]:
+def summary_to_json(summary: Summary) -> dict[str, Any]:
     """Return the study's results as plain data."""
     study = summary.plan.study
     return {
         "study": study.name,
         "question": study.question,
-        "answer": answer(summary),
+        "answer": answer_sentence(summary),
         "baseline": dict(study.baseline),
         "primary": None if study.primary is None else study.primary.metric,
         "secondary": [entry.metric for entry in study.secondary],
@@ -88,7 +108,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
                 "unit": info.unit,
                 "goal": info.goal,
                 "role": summary.role(name),
-                "smallest_difference": _delta(summary, name),
+                "smallest_difference": _smallest_difference(summary, name),
                 "items": len(summary.compared[name].items) if name in summary.compared else None,
                 "items_left_out": summary.compared[name].dropped
                 if name in summary.compared
@@ -103,15 +123,15 @@ def as_json(summary: Summary) -> dict[str, Any]:
                 "baseline": bool(row.arm and row.arm.baseline),
                 "placebo": bool(row.arm and row.arm.placebo),
                 "tuned": dict(row.arm.tuned) if row.arm else {},
-                "seeds": {_seed(seed): state for seed, state in row.states.items()},
-                "figures": {name: _figure(figure) for name, figure in row.figures.items()},
+                "seeds": {_seed_label(seed): state for seed, state in row.states.items()},
+                "figures": {name: _figure_to_json(figure) for name, figure in row.figures.items()},
             }
             for row in summary.rows
         ],
         "effects": {
             metric: {
-                "main": [_effect(found) for found in effects.main],
-                "interactions": [_effect(found) for found in effects.interactions],
+                "main": [_effect_to_json(effect) for effect in effects.main],
+                "interactions": [_effect_to_json(effect) for effect in effects.interactions],
             }
             for metric, effects in summary.effects.items()
         },
@@ -123,94 +143,98 @@ def as_json(summary: Summary) -> dict[str, Any]:
             }
             for entry in study.published
         ],
-        "notes": notes(summary),
+        "notes": build_notes(summary),
         "missing": summary.missing,
-        "unreadable": unread_json(summary.unread),
+        "unreadable": unread_to_json(summary.unread),
     }
 
 
-def comparison_json(found: Comparison | None) -> dict[str, Any] | None:
+def comparison_to_json(comparison: Comparison | None) -> dict[str, Any] | None:
     """Return a comparison with everything that determines its verdict; None for None."""
-    if found is None:
+    if comparison is None:
         return None
-    one = found.contrast
+    contrast = comparison.contrast
     return {
-        "difference": None if one is None else one.estimate,
-        "interval": None if one is None or one.interval is None else list(one.interval),
-        "se": None if one is None else one.se,
-        "df": None if one is None else one.df,
-        "p": None if one is None else one.p,
-        "p_adjusted": found.p_adjusted,
-        "p_equivalence_adjusted": found.p_equivalence_adjusted,
-        "verdict": verdict_words(found),
-        "v_seed": None if one is None else one.v_seed,
-        "v_item": None if one is None else one.v_item,
-        "v_res": None if one is None else one.v_res,
-        "seed_share": None if one is None else one.seed_share,
-        "blocked": None if one is None else one.blocked,
-        "notes": [] if one is None else list(one.notes),
+        "difference": None if contrast is None else contrast.estimate,
+        "interval": None
+        if contrast is None or contrast.interval is None
+        else list(contrast.interval),
+        "se": None if contrast is None else contrast.se,
+        "df": None if contrast is None else contrast.df,
+        "p": None if contrast is None else contrast.p,
+        "p_adjusted": comparison.p_adjusted,
+        "p_equivalence_adjusted": comparison.p_equivalence_adjusted,
+        "verdict": verdict_label(comparison),
+        "v_seed": None if contrast is None else contrast.v_seed,
+        "v_item": None if contrast is None else contrast.v_item,
+        "v_res": None if contrast is None else contrast.v_res,
+        "seed_share": None if contrast is None else contrast.seed_share,
+        "blocked": None if contrast is None else contrast.blocked,
+        "notes": [] if contrast is None else list(contrast.notes),
     }
 
 
-def _figure(figure: Figure) -> dict[str, Any]:
-    found = figure.comparison
+def _figure_to_json(figure: Figure) -> dict[str, Any]:
+    comparison = figure.comparison
     return {
         "mean": figure.mean,
         "sd": figure.sd,
         "n": figure.n,
         "difference": figure.difference,
         "interval": None if figure.interval is None else list(figure.interval),
-        "p": None if found is None or found.contrast is None else found.contrast.p,
-        "p_adjusted": None if found is None else found.p_adjusted,
-        "verdict": None if found is None else verdict_words(found),
-        "comparison": comparison_json(found),
-        "values": {_seed(seed): value for seed, value in figure.values.items()},
+        "p": None if comparison is None or comparison.contrast is None else comparison.contrast.p,
+        "p_adjusted": None if comparison is None else comparison.p_adjusted,
+        "verdict": None if comparison is None else verdict_label(comparison),
+        "comparison": comparison_to_json(comparison),
+        "values": {_seed_label(seed): value for seed, value in figure.values.items()},
     }
 
 
-def _effect(found: Comparison) -> dict[str, Any]:
+def _effect_to_json(effect: Comparison) -> dict[str, Any]:
     return {
-        "effect": found.name,
-        "changes": {factor: list(levels) for factor, levels in found.changes.items()},
-        "used": found.used,
-        "combinations": found.combinations,
-        **(comparison_json(found) or {}),
+        "effect": effect.name,
+        "changes": {factor: list(levels) for factor, levels in effect.changes.items()},
+        "used": effect.used,
+        "combinations": effect.combinations,
+        **(comparison_to_json(effect) or {}),
     }
 
 
-def _delta(summary: Summary, metric: str) -> float | None:
-    declared = {entry.metric: entry.smallest_difference for entry in summary.plan.study.declared}
+def _smallest_difference(summary: Summary, metric: str) -> float | None:
+    declared = {
+        entry.metric: entry.smallest_difference for entry in summary.plan.study.declared_metrics
+    }
     return declared.get(metric)
 
 
-def _columns(found: Comparison | None) -> list[str]:
-    """Return the columns of `_COMPARED`; empty ones without a comparison."""
-    entry = comparison_json(found)
+def _comparison_cells(comparison: Comparison | None) -> list[str]:
+    """Return the columns of `_COMPARISON_COLUMNS`; empty ones without a comparison."""
+    entry = comparison_to_json(comparison)
     if entry is None:
-        return [""] * len(_COMPARED)
+        return [""] * len(_COMPARISON_COLUMNS)
     low, high = entry["interval"] or (None, None)
     values = {**entry, "low": low, "high": high}
-    return [_text(values[name]) for name in _COMPARED]
+    return [_format_cell(values[name]) for name in _COMPARISON_COLUMNS]
 
 
-def _levels(row: ArmRow, factors: Sequence[str]) -> list[str]:
+def _arm_levels(row: ArmRow, factors: Sequence[str]) -> list[str]:
     return [row.arm.params.get(name, "") if row.arm else "" for name in factors]
 
 
-def _seed(seed: int | None) -> str:
+def _seed_label(seed: int | None) -> str:
     return "untrained" if seed is None else str(seed)
 
 
-def _text(value: float | str | None) -> str:
+def _format_cell(value: float | str | None) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else repr(value)
 
 
-def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+def format_csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """Format a header and lines as CSV."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
     writer.writerows(lines)
-    return out.getvalue()
+    return buffer.getvalue()

@@ -7,35 +7,35 @@ from pathlib import Path
 
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import write_atomically, write_bytes
-from orchestrator.report.attachments import GIVEN
+from orchestrator.report.attachments import ATTACHED_FIGURES
 from orchestrator.report.build import Report
 from orchestrator.report.layout import FIGURES
 from orchestrator.report.writers.exports import arms_csv, effects_csv, values_csv
-from orchestrator.report.writers.html import page
-from orchestrator.report.writers.latex import bare_table, latex
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.writers.html import render_page
+from orchestrator.report.writers.latex import render_first_table, render_latex
+from orchestrator.report.writers.markdown import render_markdown
 
-PAGE = "report.html"
+PAGE_FILE = "report.html"
 _FILES = (
-    PAGE, "report.md", "report.tex", "table.tex", "report.csv", "values.csv", "effects.csv",
+    PAGE_FILE, "report.md", "report.tex", "table.tex", "report.csv", "values.csv", "effects.csv",
     "provenance.json",
 )  # fmt: skip
 
 
-def require_room_for_report(folder: Path) -> None:
+def check_report_folder(folder: Path) -> None:
     """Check that nothing is in the way of a report's files.
 
     Raises:
         UserError: a folder is where a file goes, or the other way round.
     """
-    places = (folder, folder / FIGURES)
-    blocked = [place for place in places if place.exists() and not place.is_dir()]
+    folders = (folder, folder / FIGURES)
+    blocked = [path for path in folders if path.exists() and not path.is_dir()]
     files = [*(folder / name for name in _FILES), *(folder / FIGURES).glob("*.p*")]
     blocked += [file for file in files if file.is_dir()]
     if blocked:
-        what = "is a folder" if blocked[0].is_dir() else "is no folder"
+        problem = "is a folder" if blocked[0].is_dir() else "is no folder"
         raise UserError(
-            f"{blocked[0]}: {what}, and a report goes there: move it away and give the same "
+            f"{blocked[0]}: {problem}, and a report goes there: move it away and give the same "
             "command again"
         )
 
@@ -48,10 +48,10 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     """
     summary = report.summary
     texts = {
-        PAGE: page(report),
-        "report.md": markdown(report),
-        "report.tex": latex(report),
-        "table.tex": bare_table(report),
+        PAGE_FILE: render_page(report),
+        "report.md": render_markdown(report),
+        "report.tex": render_latex(report),
+        "table.tex": render_first_table(report),
         "report.csv": arms_csv(summary),
         "values.csv": values_csv(summary),
         "effects.csv": effects_csv(summary),
@@ -60,15 +60,18 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     }
     pictures = {f"{FIGURES}/{picture.name}.png": picture.png for picture in report.pictures}
     pictures |= {f"{FIGURES}/{name}.pdf": pdf for name, pdf in report.pdfs.items()}
-    require_room_for_report(folder)
+    check_report_folder(folder)
     for name, text in texts.items():
         write_atomically(folder / name, text)
     for name, content in pictures.items():
-        if Path(name).stem not in GIVEN:
+        if Path(name).stem not in ATTACHED_FIGURES:
             write_bytes(folder / name, content)
-    for old in (folder / FIGURES).glob("*.p*"):
-        if f"{FIGURES}/{old.name}" not in pictures and old.stem not in GIVEN:
-            old.unlink()
+    for stale_file in (folder / FIGURES).glob("*.p*"):
+        if (
+            f"{FIGURES}/{stale_file.name}" not in pictures
+            and stale_file.stem not in ATTACHED_FIGURES
+        ):
+            stale_file.unlink()
     return [folder / name for name in (*texts, *sorted(pictures))]
 
 

@@ -8,11 +8,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.report.build import Report
 from orchestrator.report.figures.base import DPI
-from orchestrator.report.formatting import counted
+from orchestrator.report.formatting import format_count
 from orchestrator.report.layout import Block, ChangedItems, Picture
 
 
-def page(report: Report) -> str:
+def render_page(report: Report) -> str:
     """Return the page. Everything in it is escaped: an answer is text, never markup."""
     environment = Environment(
         loader=PackageLoader("orchestrator.report.writers", "templates"),
@@ -21,33 +21,35 @@ def page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(kind=_kind, data_uri=_data_uri, has_image=_has_image, width=_width)
+    environment.globals.update(
+        kind=_block_kind, data_uri=_data_uri, has_image=_has_image, width=_picture_width
+    )
     study = report.summary.plan.study
     style = environment.get_template("style.css").render()
     return environment.get_template("report.html.j2").render(
         style=style,
         study=study,
         answer=report.answer,
-        facts=_facts(report),
+        facts=_header_facts(report),
         sections=report.sections,
     )
 
 
-def _facts(report: Report) -> list[str]:
+def _header_facts(report: Report) -> list[str]:
     """Return the facts in the page's head."""
     plan = report.summary.plan
     done = sum(state == "done" for row in report.summary.rows for state in row.states.values())
-    whole = sum(len(row.states) for row in report.summary.rows)
+    total = sum(len(row.states) for row in report.summary.rows)
     return [
         f"recipe {plan.study.recipe}",
-        counted(len(plan.arms), "arm"),
-        counted(len(plan.study.seeds), "seed"),
-        f"{done} of {whole} trials",
+        format_count(len(plan.arms), "arm"),
+        format_count(len(plan.study.seeds), "seed"),
+        f"{done} of {total} trials",
         f"as of {report.ended} UTC",
     ]
 
 
-def _kind(block: Block) -> str:
+def _block_kind(block: Block) -> str:
     return type(block).__name__
 
 
@@ -55,7 +57,7 @@ def _data_uri(content: bytes, media: str = "image/png") -> str:
     return f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _width(picture: Picture) -> int:
+def _picture_width(picture: Picture) -> int:
     """Return the width of a figure in CSS pixels, for which its text was sized."""
     return int.from_bytes(picture.png[16:20], "big") * 100 // DPI  # width from the PNG's header
 

@@ -21,7 +21,7 @@ from orchestrator.report.layout import (
     TextBlock,
 )
 
-_ROWS = 40  # rows of a table on one page; longer tables are continued
+_ROWS_PER_PAGE = 40  # rows of a table on one page; longer tables are continued
 _PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
 \usepackage[margin=2.2cm]{geometry}
 \usepackage{booktabs}
@@ -63,57 +63,57 @@ _ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304"
             "\u030c": "v", "\u0323": "d", "\u0327": "c"}  # fmt: skip
 
 
-def latex(report: Report) -> str:
+def render_latex(report: Report) -> str:
     """Return the report as a LaTeX document."""
     study = report.summary.plan.study
     lines = [
         _PREAMBLE,
-        rf"\title{{{escape(study.name)}}}",
-        rf"\date{{{escape(report.ended)} UTC}}",
+        rf"\title{{{escape_latex(study.name)}}}",
+        rf"\date{{{escape_latex(report.ended)} UTC}}",
         r"\author{}",
         r"\begin{document}",
         r"\maketitle",
     ]
     if study.question:
-        lines += [rf"\textit{{{escape(study.question)}}}", ""]
-    lines += [rf"\textbf{{{escape(report.answer)}}}", ""]
+        lines += [rf"\textit{{{escape_latex(study.question)}}}", ""]
+    lines += [rf"\textbf{{{escape_latex(report.answer)}}}", ""]
     for section in report.sections:
         if section.in_paper:
-            lines.append(rf"\section*{{{escape(section.title)}}}")
+            lines.append(rf"\section*{{{escape_latex(section.title)}}}")
             for block in section.blocks:
-                lines += _block(block)
+                lines += _render_block(block)
     return "\n".join([*lines, r"\end{document}", ""])
 
 
-def bare_table(report: Report) -> str:
+def render_first_table(report: Report) -> str:
     """Return the report's first table as a tabular, for documents that load booktabs."""
     tables = [
         block for section in report.sections for block in section.blocks if isinstance(block, Table)
     ]
     head = [
-        f"% {_ascii(report.summary.plan.study.name)}: {_ascii(tables[0].caption)}",
-        *(f"% {_ascii(note)}" for note in report.footnotes),
+        f"% {_to_ascii(report.summary.plan.study.name)}: {_to_ascii(tables[0].caption)}",
+        *(f"% {_to_ascii(note)}" for note in report.footnotes),
         r"% In the preamble: \usepackage{booktabs}",
         r"\providecommand{\stacked}[2]{\begin{tabular}[t]{@{}r@{}}#1\\[-0.2ex]"
         r"{\footnotesize #2}\end{tabular}}",
     ]
-    return "\n".join([*head, *_tabular(tables[0], tables[0].rows)]) + "\n"
+    return "\n".join([*head, *_render_tabular(tables[0], tables[0].rows)]) + "\n"
 
 
-def escape(text: str) -> str:
+def escape_latex(text: str) -> str:
     """Escape text for LaTeX. Characters without a command become `[U+1F600]`."""
-    flat = unicodedata.normalize("NFD", " ".join(text.split()))
-    written: list[str] = []
-    for character in flat:
-        if character in _ACCENTS and written and _is_letter(written[-1]):
-            letter = {"i": r"\i", "j": r"\j"}.get(written[-1], written[-1])
-            written[-1] = rf"\{_ACCENTS[character]}{{{letter}}}"
+    normalized = unicodedata.normalize("NFD", " ".join(text.split()))
+    parts: list[str] = []
+    for character in normalized:
+        if character in _ACCENTS and parts and _is_letter(parts[-1]):
+            letter = {"i": r"\i", "j": r"\j"}.get(parts[-1], parts[-1])
+            parts[-1] = rf"\{_ACCENTS[character]}{{{letter}}}"
         else:
-            written.append(_character(character))
-    return "".join(written)
+            parts.append(_escape_character(character))
+    return "".join(parts)
 
 
-def _character(character: str) -> str:
+def _escape_character(character: str) -> str:
     if character in _CHARACTERS:
         return _CHARACTERS[character]
     if character in _GREEK:
@@ -127,61 +127,63 @@ def _is_letter(text: str) -> bool:
     return len(text) == 1 and text.isascii() and text.isalpha()
 
 
-def _ascii(text: str) -> str:
+def _to_ascii(text: str) -> str:
     """Return text for a LaTeX comment."""
     return " ".join(text.split()).encode("ascii", "replace").decode()
 
 
-def _block(block: Block) -> Iterator[str]:
+def _render_block(block: Block) -> Iterator[str]:
     match block:
         case Table():
-            for start in range(0, len(block.rows), _ROWS):
-                yield from _framed(block, block.rows[start : start + _ROWS], start > 0)
+            for start in range(0, len(block.rows), _ROWS_PER_PAGE):
+                yield from _render_table(
+                    block, block.rows[start : start + _ROWS_PER_PAGE], start > 0
+                )
         case Picture():
             yield from (
                 r"\begin{block}",
                 rf"\includegraphics[width=\linewidth,height=0.8\textheight,keepaspectratio]"
                 rf"{{{FIGURES}/{block.name}.{'pdf' if block.has_pdf else 'png'}}}",
-                rf"\captionof{{figure}}{{{escape(block.caption)}}}",
+                rf"\captionof{{figure}}{{{escape_latex(block.caption)}}}",
                 r"\end{block}",
             )
         case TextBlock(bulleted=False):
-            yield from ("\n\n".join(escape(line) for line in block.lines), "")
+            yield from ("\n\n".join(escape_latex(line) for line in block.lines), "")
         case TextBlock():
             yield r"\begin{itemize}"
-            yield from (rf"\item {{}}{escape(line)}" for line in block.lines)
+            yield from (rf"\item {{}}{escape_latex(line)}" for line in block.lines)
             yield r"\end{itemize}"
 
 
-def _framed(table: Table, rows: Sequence[TableRow], goes_on: bool) -> Iterator[str]:
-    caption = escape(table.caption) + (" (continued)" if goes_on else "")
+def _render_table(table: Table, rows: Sequence[TableRow], is_continued: bool) -> Iterator[str]:
+    caption = escape_latex(table.caption) + (" (continued)" if is_continued else "")
     yield from (
         r"\begin{block}",
         rf"\captionof{{table}}{{{caption}}}",
         r"\small\fitted{%",
     )
-    yield from _tabular(table, rows)
+    yield from _render_tabular(table, rows)
     yield from ("}", r"\end{block}")
 
 
-def _tabular(table: Table, rows: Sequence[TableRow]) -> Iterator[str]:
-    kinds = "".join("r" if column.numeric else "l" for column in table.columns)
-    yield rf"\begin{{tabular}}{{{kinds}}}"
+def _render_tabular(table: Table, rows: Sequence[TableRow]) -> Iterator[str]:
+    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+    yield rf"\begin{{tabular}}{{{alignment}}}"
     yield r"\toprule"
-    yield " & ".join(escape(column.title) for column in table.columns) + r" \\"
+    yield " & ".join(escape_latex(column.title) for column in table.columns) + r" \\"
     yield r"\midrule"
     for row in rows:
-        yield " & ".join(_cell(cell, row.kind) for cell in row.cells) + r" \\"
+        yield " & ".join(_render_cell(cell, row.kind) for cell in row.cells) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}%"
 
 
-def _cell(cell: Cell, kind: RowKind) -> str:
+def _render_cell(cell: Cell, kind: RowKind) -> str:
     # After `\\`, a bracket would be read as the space before the next row.
-    text = escape(cell.text)
+    text = escape_latex(cell.text)
     text = f"{{}}{text}" if text.startswith(("[", "*")) else text
     if kind == "published" and text:
         text = rf"\textit{{{text}}}"
     if cell.bold and text:
         text = rf"\textbf{{{text}}}"
-    return rf"\stacked{{{text}}}{{{escape(cell.below)}}}" if cell.below else text
+    return rf"\stacked{{{text}}}{{{escape_latex(cell.below)}}}" if cell.below else text

@@ -19,7 +19,7 @@ from orchestrator.report.layout import (
     TextBlock,
 )
 
-_LONGEST_ANSWER = 500  # characters; the page and the responses' file have the whole answer
+_MAX_ANSWER_LENGTH = 500  # characters; the page and the responses' file have the whole answer
 #: Markup characters. An underscore between letters is none, nor is a bracket without an address
 #: after it, nor a `<` before a space.
 _SPECIAL = re.compile(r"([\\`*|~$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_]))")
@@ -29,87 +29,93 @@ _ENTITY = re.compile(r"&(?=#?\w+;)")
 _LEADING = re.compile(r"^(?:(-{2}|[-+](?=\s|$)|[#>=])|(\d+)([.)])(?=\s|$))")
 
 
-def markdown(report: Report) -> str:
+def render_markdown(report: Report) -> str:
     """Return the report as Markdown."""
     study = report.summary.plan.study
-    parts = [f"# {escape(study.name)}"]
+    parts = [f"# {escape_markdown(study.name)}"]
     if study.question:
-        parts.append(escape(study.question))
-    parts.append(f"**{escape(report.answer)}**")
-    parts += [section_text(section.title, section.blocks).strip() for section in report.sections]
+        parts.append(escape_markdown(study.question))
+    parts.append(f"**{escape_markdown(report.answer)}**")
+    parts += [render_section(section.title, section.blocks).strip() for section in report.sections]
     parts.append(f"As of {report.ended} UTC.")
     return "\n\n".join(parts) + "\n"
 
 
-def section_text(title: str, blocks: Sequence[Block]) -> str:
+def render_section(title: str, blocks: Sequence[Block]) -> str:
     """Return one section of the report as Markdown."""
-    parts = [f"## {escape(title)}", *(text for block in blocks for text in _block(block))]
+    parts = [
+        f"## {escape_markdown(title)}",
+        *(text for block in blocks for text in _render_block(block)),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Escape text for Markdown, on one line."""
-    flat = " ".join(text.split())
-    plain = _TAG.sub("&lt;", _ENTITY.sub("&amp;", _SPECIAL.sub(r"\\\1", flat)))
-    return _LEADING.sub(lambda found: rf"{found[2] or ''}\{found[1] or found[3]}", plain)
+    line = " ".join(text.split())
+    escaped = _TAG.sub("&lt;", _ENTITY.sub("&amp;", _SPECIAL.sub(r"\\\1", line)))
+    return _LEADING.sub(lambda match: rf"{match[2] or ''}\{match[1] or match[3]}", escaped)
 
 
-def _block(block: Block) -> list[str]:
+def _render_block(block: Block) -> list[str]:
     match block:
         case Table():
-            return [_table(block), f"*{escape(block.caption)}*"]
+            return [_render_table(block), f"*{escape_markdown(block.caption)}*"]
         case Picture():
             address = f"{FIGURES}/{block.name}.png"
-            return [f"![{escape(block.caption)}]({address})", f"*{escape(block.caption)}*"]
+            return [
+                f"![{escape_markdown(block.caption)}]({address})",
+                f"*{escape_markdown(block.caption)}*",
+            ]
         case ChangedItems():
-            return [f"### {escape(block.arm)}", _changes(block)]
+            return [f"### {escape_markdown(block.arm)}", _render_changes(block)]
         case TextBlock():
             bullet = "- " if block.bulleted else ""
-            return ["\n".join(bullet + escape(line) for line in block.lines)]
+            return ["\n".join(bullet + escape_markdown(line) for line in block.lines)]
         case Disclosure():
             return []  # provenance.json has it
 
 
-def _table(table: Table) -> str:
+def _render_table(table: Table) -> str:
     rule = ["---:" if column.numeric else "---" for column in table.columns]
-    rows = [[_cell(cell) for cell in row.cells] for row in table.rows]
-    return _lines([escape(column.title) for column in table.columns], rule, rows)
+    rows = [[_render_cell(cell) for cell in row.cells] for row in table.rows]
+    return _join_rows([escape_markdown(column.title) for column in table.columns], rule, rows)
 
 
-def _cell(cell: Cell) -> str:
-    text = escape(cell.text)
+def _render_cell(cell: Cell) -> str:
+    text = escape_markdown(cell.text)
     if cell.bold and text:
         text = f"**{text}**"
-    return f"{text} ({escape(cell.below)})" if cell.below else text
+    return f"{text} ({escape_markdown(cell.below)})" if cell.below else text
 
 
-def _changes(block: ChangedItems) -> str:
+def _render_changes(block: ChangedItems) -> str:
     head = ["item", "truth", f"{block.baseline}", f"{block.arm}", f"change ({block.unit})"]
-    rows = [_change(change) for change in block.items]
-    return _lines([escape(title) for title in head], ["---"] * 4 + ["---:"], rows)
+    rows = [_change_cells(change) for change in block.items]
+    return _join_rows([escape_markdown(title) for title in head], ["---"] * 4 + ["---:"], rows)
 
 
-def _change(change: ChangedItem) -> list[str]:
-    asked = f"{change.item}, seed {change.seed}: {change.prompt}"
-    way = "better" if change.better else "worse"
+def _change_cells(change: ChangedItem) -> list[str]:
+    question = f"{change.item}, seed {change.seed}: {change.prompt}"
+    direction = "better" if change.better else "worse"
     return [
-        _cut(asked),
-        _cut(change.truth),
-        _answered(change.baseline),
-        _answered(change.arm),
-        escape(f"{change.change:+.1f}, {way}"),
+        _truncate(question),
+        _truncate(change.truth),
+        _render_answer(change.baseline),
+        _render_answer(change.arm),
+        escape_markdown(f"{change.change:+.1f}, {direction}"),
     ]
 
 
-def _answered(answer: ShownAnswer) -> str:
-    return f"{_cut(answer.text)} ({escape(answer.score)})"
+def _render_answer(answer: ShownAnswer) -> str:
+    return f"{_truncate(answer.text)} ({escape_markdown(answer.score)})"
 
 
-def _cut(text: str) -> str:
-    if len(text) <= _LONGEST_ANSWER:
-        return escape(text)
-    return f"{escape(text[:_LONGEST_ANSWER])}… ({len(text):,} characters)"
+def _truncate(text: str) -> str:
+    if len(text) <= _MAX_ANSWER_LENGTH:
+        return escape_markdown(text)
+    return f"{escape_markdown(text[:_MAX_ANSWER_LENGTH])}… ({len(text):,} characters)"
 
 
-def _lines(head: Sequence[str], rule: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _join_rows(head: Sequence[str], rule: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *rows))

@@ -11,49 +11,49 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.data import asks_of
+from chip_core.data import row_requirements
 from chip_core.evaluation.generators.sharing import is_servable, is_shared
 from chip_core.evaluation.items import find_benchmark, select_items
-from chip_core.evaluation.readiness import problems, sides
+from chip_core.evaluation.readiness import find_benchmark_problems, list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import store_folder
-from chip_core.reference_cache.size import gigabytes
-from chip_core.selection.rule import selection_words, times_asked
+from chip_core.reference_cache.size import format_bytes
+from chip_core.selection.rule import count_select_runs, describe_selection
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, printable
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.report.formatting import metric_title, plain
-from orchestrator.report.sections.search import search_json, search_lines
+from orchestrator.report.formatting import format_number, metric_title
+from orchestrator.report.sections.search import search_lines, search_to_json
 from orchestrator.report.summary import study_metrics
-from orchestrator.report.units import shown, shown_scale
+from orchestrator.report.units import shown_unit_scale, to_shown_unit
 from orchestrator.state.cache_plan import PlannedCache, cache_folder, plan_caches
-from orchestrator.state.integrity import ledger_of
+from orchestrator.state.integrity import read_ledger
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
-from orchestrator.study.design import layout_notes
-from orchestrator.tracking.names import EXPERIMENT, RUN, respelled
+from orchestrator.study.design import iter_layout_notes
+from orchestrator.tracking.names import EXPERIMENT, RUN, encode_invalid
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Yield what a run would do."""
-    study, ledger = plan.study, ledger_of(plan, workdir)
+    study, ledger = plan.study, read_ledger(plan, workdir)
     yield Text(f"study {study.name}", style="bold")
     if study.question:
         yield Text(study.question)
     cells = sum(len(arm.cells) for arm in plan.arms)
     trained = {trial.fingerprint: trial for arm in plan.arms for trial in arm.trials}.values()
-    done = sum(ledger[trial.fingerprint].done(trial) for trial in trained)
+    done = sum(ledger[trial.fingerprint].is_done(trial) for trial in trained)
     line = f"{cells} cells, {len(plan.arms)} arms, seeds {' '.join(map(str, study.seeds))}: "
     line += f"{len(trained)} trials, {done} done, {len(trained) - done} to run"
-    if not ledger[plan.base.fingerprint].done(plan.base):
+    if not ledger[plan.base.fingerprint].is_done(plan.base):
         line += ", and the untrained model to score"
     yield Text(line)
-    for note in layout_notes(study):
+    for note in iter_layout_notes(study):
         yield Text(note)
-    yield from _asked_lines(plan)
-    for words in dict.fromkeys(selection_words(arm.trials[0].config) for arm in plan.arms):
-        if words is not None:
-            yield Text(words)
+    yield from _row_field_lines(plan)
+    for selection in dict.fromkeys(describe_selection(arm.trials[0].config) for arm in plan.arms):
+        if selection is not None:
+            yield Text(selection)
     yield from trust_warning_lines(plan)
     yield from search_lines(plan, ledger)
     yield from evaluation_lines(plan, ledger)
@@ -63,19 +63,19 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
                 f"one trial for {len(arm.cells)} cells: {arm.name}: {'; '.join(arm.reasons)}"
             )
     yield from map(Text, mlflow_name_lines(mlflow_names(plan)))
-    for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
+    for caution in dict.fromkeys(arm.trials[0].config.objective.warning for arm in plan.arms):
         if caution is not None:
             yield Text(f"caution: {caution}", style="yellow")
 
 
-def _asked_lines(plan: Plan) -> Iterator[Text]:
+def _row_field_lines(plan: Plan) -> Iterator[Text]:
     """Yield what objectives need in rows besides image, prompt, chosen and rejected."""
-    asked: dict[tuple[str, ...], list[str]] = {}
+    arms_by_fields: dict[tuple[str, ...], list[str]] = {}
     for arm in plan.arms:
-        names = tuple(asks_of(arm.trials[0].config.objective).names)
+        names = tuple(row_requirements(arm.trials[0].config.objective).names)
         if names:
-            asked.setdefault(names, []).append(arm.name)
-    for names, arms in asked.items():
+            arms_by_fields.setdefault(names, []).append(arm.name)
+    for names, arms in arms_by_fields.items():
         yield Text(f"rows are to have {', '.join(names)}: {'; '.join(arms)}")
 
 
@@ -85,12 +85,12 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
     for title in ("reference pass", "samples", "size", "state", "trials"):
         table.add_column(title, justify="right" if title in ("samples", "size") else "left")
     for planned in passes:
-        size = "?" if planned.bytes is None else gigabytes(planned.bytes)
-        about = "" if planned.state == "cached" or planned.bytes is None else "about "
+        size = "?" if planned.bytes is None else format_bytes(planned.bytes)
+        prefix = "" if planned.state == "cached" or planned.bytes is None else "about "
         table.add_row(
-            Text(planned.one.name),
+            Text(planned.spec.name),
             "?" if planned.samples is None else str(planned.samples),
-            "—" if planned.state == "in the step" else f"{about}{size}",
+            "—" if planned.state == "in the step" else f"{prefix}{size}",
             planned.state,
             str(len(planned.trials)),
         )
@@ -99,15 +99,15 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
 
 def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Yield the table of the reference passes that a run would build or read, if any."""
-    passes = plan_caches(plan, ledger_of(plan, workdir), workdir)
+    passes = plan_caches(plan, read_ledger(plan, workdir), workdir)
     if passes:
         yield cache_table(passes)
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Yield the progress of a study."""
-    ledger = ledger_of(plan, workdir)
-    states = [state(trial, ledger[trial.fingerprint]) for trial in plan.trials]
+    ledger = read_ledger(plan, workdir)
+    states = [trial_state(trial, ledger[trial.fingerprint]) for trial in plan.trials]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
     yield Text(f"study {plan.study.name}: {counts}", style="bold")
     yield from search_lines(plan, ledger)
@@ -115,7 +115,7 @@ def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
 
 def trial_table(plan: Plan, workdir: Path) -> Table:
     """Return a table of all trials with their state and primary metric."""
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     primary = plan.study.primary
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "arm", "seed", "state", "attempts"):
@@ -123,54 +123,56 @@ def trial_table(plan: Plan, workdir: Path) -> Table:
     scale = 1.0
     if primary is not None:
         info = study_metrics(plan)[primary.metric]
-        scale = shown_scale(info)
-        table.add_column(metric_title(primary.metric, shown(info)), justify="right")
+        scale = shown_unit_scale(info)
+        table.add_column(metric_title(primary.metric, to_shown_unit(info)), justify="right")
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
         cells = [
             trial.fingerprint[:8],
             trial.arm,
             "—" if trial.seed is None else str(trial.seed),
-            state(trial, record),
+            trial_state(trial, record),
             str(record.attempts or ""),
         ]
         if primary is not None:
             value = record.metrics(trial).get(primary.metric)
-            cells.append("—" if value is None else plain(scale * value))
+            cells.append("—" if value is None else format_number(scale * value))
         table.add_row(*map(Text, cells))
-    for trial in _held(plan):
-        nothing = ["—"] * (primary is not None)
-        table.add_row(*map(Text, ("—", trial.arm, str(trial.seed), _waits(trial), "", *nothing)))
+    for trial in _blocked_trials(plan):
+        empty_cells = ["—"] * (primary is not None)
+        table.add_row(
+            *map(Text, ("—", trial.arm, str(trial.seed), _blocked_state(trial), "", *empty_cells))
+        )
     return table
 
 
-def _held(plan: Plan) -> list[Trial]:
+def _blocked_trials(plan: Plan) -> list[Trial]:
     return [trial for arm in plan.arms for trial in arm.trials if trial.blocked is not None]
 
 
-def _waits(trial: Trial) -> str:
+def _blocked_state(trial: Trial) -> str:
     assert trial.blocked is not None
     return f"{'failed' if trial.blocked.failed else 'waits'}: {trial.blocked.reason}"
 
 
-def state(trial: Trial, record: TrialRecord) -> str:
+def trial_state(trial: Trial, record: TrialRecord) -> str:
     """Return a trial's state in words."""
-    if record.done(trial):
+    if record.is_done(trial):
         return "done"
     if record.cut is not None:
         return record.failure or "cut by early stopping"
     if record.failure is not None:
-        return f"{'killed' if record.killed else 'failed'}: {record.failure}"
+        return f"{'killed' if record.is_killed else 'failed'}: {record.failure}"
     if record.model is not None or (trial.untrained and record.evaluations):
-        missing = record.missing(trial)
+        missing = record.missing_evaluations(trial)
         answered = all(trial.evaluations[key] in record.answers for key in missing)
         return f"{'answered, ' if answered else ''}to score: {', '.join(missing)}"
     return "to run"
 
 
-def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
+def plan_to_json(plan: Plan, workdir: Path) -> dict[str, Any]:
     """Return a study's plan and progress as plain data."""
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     passes = plan_caches(plan, ledger, workdir)
     return {
         "study": plan.study.name,
@@ -178,8 +180,8 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "recipe": plan.study.recipe,
         "seeds": list(plan.study.seeds),
         "design": plan.study.design,
-        "notes": list(layout_notes(plan.study)),
-        "trusted": trust_warnings_json(plan),
+        "notes": list(iter_layout_notes(plan.study)),
+        "trusted": trust_warnings_to_json(plan),
         "mlflow_names": mlflow_names(plan),
         "arms": [
             {
@@ -194,8 +196,8 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         ],
         "passes": [
             {
-                "pass": planned.one.name,
-                "hash": store_folder(cache_folder(workdir), planned.one.key).name,
+                "pass": planned.spec.name,
+                "hash": store_folder(cache_folder(workdir), planned.spec.key).name,
                 "samples": planned.samples,
                 "bytes": planned.bytes,
                 "state": planned.state,
@@ -203,16 +205,16 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
             }
             for planned in passes
         ],
-        "search": search_json(plan, ledger),
+        "search": search_to_json(plan, ledger),
         "trials": [
             {
                 "fingerprint": trial.fingerprint,
                 "arm": trial.arm,
                 "seed": trial.seed,
-                "state": state(trial, ledger[trial.fingerprint]),
+                "state": trial_state(trial, ledger[trial.fingerprint]),
                 "attempts": ledger[trial.fingerprint].attempts,
                 "metrics": ledger[trial.fingerprint].metrics(trial),
-                "search": _search(trial),
+                "search": _search_to_json(trial),
             }
             for trial in plan.trials
         ]
@@ -221,68 +223,72 @@ def plan_json(plan: Plan, workdir: Path) -> dict[str, Any]:
                 "fingerprint": None,
                 "arm": trial.arm,
                 "seed": trial.seed,
-                "state": _waits(trial),
+                "state": _blocked_state(trial),
                 "attempts": 0,
                 "metrics": {},
                 "search": None,
             }
-            for trial in _held(plan)
+            for trial in _blocked_trials(plan)
         ],
     }
 
 
-def _search(trial: Trial) -> dict[str, Any] | None:
+def _search_to_json(trial: Trial) -> dict[str, Any] | None:
     """Return a search trial's arm, number and drawn values; None for other trials."""
     if not isinstance(trial, SearchTrial):
         return None
-    return {"of": trial.of, "number": trial.number, "values": dict(trial.values)}
+    return {"of": trial.arm_name, "number": trial.number, "values": dict(trial.values)}
 
 
 def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     """Yield the questions per benchmark, how they are answered and scored, and the time so far."""
-    counted: dict[str, int | None] = {}
+    counts: dict[str, int | None] = {}
     parts = []
-    for side, settings in sides(plan.study.benchmarks):
+    for side, settings in list_sides(plan.study.benchmarks):
         key = f"{side}/{settings.name}"
         if isinstance(find_benchmark(settings.name), ExternalBenchmark):
-            counted[key] = None
+            counts[key] = None
             parts.append(f"{key} its program's own")
             continue
         try:
-            asked, whole = select_items(side, settings, find_benchmark(settings.name), plan.places)
+            items, total = select_items(
+                side, settings, find_benchmark(settings.name), plan.data_paths
+            )
         except UserError:
-            counted[key] = None
+            counts[key] = None
             parts.append(f"{key} unknown")
             continue
-        counted[key] = len(asked)
-        share = f" of {whole:,}" if len(asked) < whole else ""
-        parts.append(f"{key} {len(asked):,}{share}")
+        counts[key] = len(items)
+        share = f" of {total:,}" if len(items) < total else ""
+        parts.append(f"{key} {len(items):,}{share}")
     if not parts:
         return
     line = f"questions a trial: {', '.join(parts)}"
     if plan.study.tune is not None:
         line += " (`select` to a trial of a search, `report` to one of the seeds)"
-    held = [trial for arm in plan.arms for trial in arm.trials if _is_blocked(trial)]
-    left, made = 0, 0
-    for trial in (*plan.trials, *held):
+    waiting = [trial for arm in plan.arms for trial in arm.trials if _is_waiting(trial)]
+    to_answer, to_score = 0, 0
+    for trial in (*plan.trials, *waiting):
         record = ledger[trial.fingerprint]
         trains = not trial.untrained and record.model is None
-        for key in record.missing(trial):
-            again = trains and key.startswith("select/")
+        for key in record.missing_evaluations(trial):
+            is_repeated = trains and key.startswith("select/")
             if trial.evaluations[key] in record.answers:
-                made += counted[key] or 0
+                to_score += counts[key] or 0
             else:
-                left += (counted[key] or 0) * (times_asked(trial.config) if again else 1)
-    if left:
-        line += f"; {left:,} answers to make"
-    if made:
-        line += f"; {made:,} answers are there, to be scored"
+                to_answer += (counts[key] or 0) * (
+                    count_select_runs(trial.config) if is_repeated else 1
+                )
+    if to_answer:
+        line += f"; {to_answer:,} answers to make"
+    if to_score:
+        line += f"; {to_score:,} answers are there, to be scored"
     yield Text(line)
-    if left and (who := _server(plan)) is not None:
-        yield Text(who)
-    if left or made:
+    if to_answer and (server_line := _server_line(plan)) is not None:
+        yield Text(server_line)
+    if to_answer or to_score:
         yield Text("scoring: a step of its own, without a GPU, beside the next trials' training")
-    share_so_far = _share(plan, ledger)
+    share_so_far = _evaluation_share(plan, ledger)
     if share_so_far is not None:
         share_of_time, trials = share_so_far
         yield Text(
@@ -293,14 +299,16 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
 
 def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
     """Yield what benchmarks and trainings lack, if anything is left to run."""
-    ledger = ledger_of(plan, workdir)
-    if all(ledger[trial.fingerprint].done(trial) for trial in plan.trials):
+    ledger = read_ledger(plan, workdir)
+    if all(ledger[trial.fingerprint].is_done(trial) for trial in plan.trials):
         return
-    for problem in problems(plan.study.benchmarks, plan.places) + plan.lacking:
+    for problem in (
+        find_benchmark_problems(plan.study.benchmarks, plan.data_paths) + plan.missing_requirements
+    ):
         yield Text(f"cannot run yet: {problem}", style="bold red")
 
 
-def _server(plan: Plan) -> str | None:
+def _server_line(plan: Plan) -> str | None:
     """Return a line on the study's server, if it has one."""
     if not is_shared(plan.base.config):
         return None
@@ -315,11 +323,11 @@ def _server(plan: Plan) -> str | None:
     return line
 
 
-def _is_blocked(trial: Trial) -> bool:
+def _is_waiting(trial: Trial) -> bool:
     return trial.blocked is not None and not trial.blocked.failed
 
 
-def _share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:
+def _evaluation_share(plan: Plan, ledger: Ledger) -> tuple[float, int] | None:
     """Return the share of answers and scoring in the time of trials, and their number."""
     trained = scored = 0.0
     trials = 0
@@ -342,27 +350,27 @@ class TrustWarning:
     """One thing that a run trusts."""
 
     kind: str  # "remote code", "plug-in", "judge" or "generator"
-    what: str  # model, name of the code, or address of judge or engine
+    target: str  # model, name of the code, or address of judge or engine
     sentence: str
 
 
 def trust_warnings(plan: Plan) -> list[TrustWarning]:
     """Return what a study trusts, without duplicates."""
-    return list(dict.fromkeys(_trusted(plan)))
+    return list(dict.fromkeys(_iter_trust_warnings(plan)))
 
 
 def trust_warning_lines(plan: Plan) -> Iterator[Text]:
     """Yield what a study trusts, in red."""
-    for one in trust_warnings(plan):
-        yield Text(one.sentence, style="bold red")
+    for warning in trust_warnings(plan):
+        yield Text(warning.sentence, style="bold red")
 
 
-def trust_warnings_json(plan: Plan) -> list[dict[str, Any]]:
+def trust_warnings_to_json(plan: Plan) -> list[dict[str, Any]]:
     """Return what a study trusts as plain data."""
-    return [{"kind": one.kind, "what": one.what} for one in trust_warnings(plan)]
+    return [{"kind": warning.kind, "what": warning.target} for warning in trust_warnings(plan)]
 
 
-def _trusted(plan: Plan) -> Iterator[TrustWarning]:
+def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
     configs = [plan.base.config, *(arm.trials[0].config for arm in plan.arms)]
     for config in configs:
         path = config.model.path
@@ -370,47 +378,51 @@ def _trusted(plan: Plan) -> Iterator[TrustWarning]:
             sentence = (
                 f"trusted: code that comes with the model {path} is run, with all your rights"
             )
-            yield TrustWarning(kind="remote code", what=path, sentence=sentence)
-        own = [*config.objective.active_custom]
+            yield TrustWarning(kind="remote code", target=path, sentence=sentence)
+        plugin_names = [*config.objective.active_custom]
         if config.objective.needs_rejected_image:
-            own.append(config.rejected_image.strategy)
-        own += [settings.name for _, settings in sides(plan.study.benchmarks)]
+            plugin_names.append(config.rejected_image.strategy)
+        plugin_names += [settings.name for _, settings in list_sides(plan.study.benchmarks)]
         if config.pairs.rounds:
-            own.append(config.pairs.ranker)
-        for name in filter(plugins.is_plugin, own):
+            plugin_names.append(config.pairs.ranker)
+        for name in filter(plugins.is_plugin, plugin_names):
             sentence = f"trusted: the code {name} is run, with all your rights"
-            yield TrustWarning(kind="plug-in", what=name, sentence=sentence)
-        ranks = config.pairs.judge if config.pairs.rounds else None
-        if ranks is not None and plan.places.judge_replies is None:
-            what = ranks.base_url or "OpenAI"
+            yield TrustWarning(kind="plug-in", target=name, sentence=sentence)
+        pair_judge = config.pairs.judge if config.pairs.rounds else None
+        if pair_judge is not None and plan.data_paths.judge_replies is None:
+            target = pair_judge.base_url or "OpenAI"
             sentence = (
-                f"trusted: {what} is sent the data's prompts and pictures and the model's answers"
-                f"{_key(ranks.api_key_env)}"
+                f"trusted: {target} is sent the data's prompts and pictures and the model's answers"
+                f"{_key_clause(pair_judge.api_key_env)}"
             )
-            yield TrustWarning(kind="judge", what=what, sentence=sentence)
-    for _, settings in sides(plan.study.benchmarks):
+            yield TrustWarning(kind="judge", target=target, sentence=sentence)
+    for _, settings in list_sides(plan.study.benchmarks):
         judge = settings.judge
-        if judge is not None and judge.base_url is not None and plan.places.judge_replies is None:
+        if (
+            judge is not None
+            and judge.base_url is not None
+            and plan.data_paths.judge_replies is None
+        ):
             sentence = (
                 f"trusted: {judge.base_url} is sent the answers to {settings.name}"
-                f"{_key(judge.api_key_env)}"
+                f"{_key_clause(judge.api_key_env)}"
             )
-            yield TrustWarning(kind="judge", what=judge.base_url, sentence=sentence)
+            yield TrustWarning(kind="judge", target=judge.base_url, sentence=sentence)
     engine = plan.base.config.evaluation.generator
     if engine.base_url is not None:
         yield TrustWarning(
             kind="generator",
-            what=engine.base_url,
+            target=engine.base_url,
             sentence=f"trusted: {engine.base_url} is sent the benchmarks' questions and "
-            f"pictures{_key(engine.api_key_env)}",
+            f"pictures{_key_clause(engine.api_key_env)}",
         )
 
 
-def _key(variable: str | None) -> str:
+def _key_clause(variable: str | None) -> str:
     return f" and the key in {variable}" if variable else ""
 
 
-_SHOWN = 4  # names
+_MAX_NAMES = 4  # names
 
 
 def mlflow_names(plan: Plan) -> dict[str, str]:
@@ -418,16 +430,16 @@ def mlflow_names(plan: Plan) -> dict[str, str]:
     params = dict.fromkeys(name for arm in plan.arms for name in (*arm.params, *arm.tuned))
     runs = [*(arm.name for arm in plan.arms), *(trial.name for trial in plan.trials)]
     return {
-        **respelled(study_metrics(plan)),
-        **respelled(params),
-        **respelled(runs, RUN),
-        **respelled([plan.study.name], EXPERIMENT),
+        **encode_invalid(study_metrics(plan)),
+        **encode_invalid(params),
+        **encode_invalid(runs, RUN),
+        **encode_invalid([plan.study.name], EXPERIMENT),
     }
 
 
 def mlflow_name_lines(names: Mapping[str, str]) -> Iterator[str]:
     """Yield the spelling in MLflow of the first few names."""
-    for name, other in list(names.items())[:_SHOWN]:
-        yield f"in MLflow '{printable(name)}' is called '{other}': it does not take that name"
-    if len(names) > _SHOWN:
-        yield f"and {len(names) - _SHOWN} more names are spelled otherwise there"
+    for name, spelling in list(names.items())[:_MAX_NAMES]:
+        yield f"in MLflow '{printable(name)}' is called '{spelling}': it does not take that name"
+    if len(names) > _MAX_NAMES:
+        yield f"and {len(names) - _MAX_NAMES} more names are spelled otherwise there"

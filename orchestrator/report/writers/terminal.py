@@ -12,26 +12,26 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.formatting import counted
-from orchestrator.report.results import Grid, Outcome, Results
-from orchestrator.tracking.address import shown_address
-from orchestrator.tracking.base import Waiting
+from orchestrator.report.formatting import format_count
+from orchestrator.report.results import Grid, Results, RunOutcome
+from orchestrator.tracking.address import redact_uri
+from orchestrator.tracking.views import PendingRuns
 
 
 def report_lines(results: Results, files: Sequence[Path]) -> Iterator[RenderableType]:
     """Yield the answer, the path of the report, the tables and their notes."""
     yield Text(results.answer, style="bold")
     if files:
-        yield _address(f"report: {files[0]}")
+        yield _unwrapped_text(f"report: {files[0]}")
     yield Text("")
     for grid in results.grids:
-        yield _table(results.study, grid)
+        yield _render_grid(results.study, grid)
     for note in results.notes:
         yield Text(note, style="dim")
 
 
 def result_lines(
-    outcome: Outcome, workdir: Path, tracking: str, command: str, sync: str
+    outcome: RunOutcome, workdir: Path, tracking: str, command: str, sync: str
 ) -> Iterator[RenderableType]:
     """Yield the results of a run, and where its report and MLflow runs are.
 
@@ -46,32 +46,34 @@ def result_lines(
     for trial, reason in outcome.failed.items():
         yield Text(f"FAILED {trial}: {reason}", style="bold red")
     if outcome.interrupted or outcome.limit:
-        why = f" at {outcome.limit}" if outcome.limit else ""
-        left = counted(outcome.results.left, "trial")
-        yield _address(f"stopped{why}: {left} left; go on with: {command}")
-    elif outcome.held_back is not None:
-        yield _address(f"nothing more was begun: {outcome.held_back}; go on with: {command}")
+        reason_text = f" at {outcome.limit}" if outcome.limit else ""
+        remaining = format_count(outcome.results.left, "trial")
+        yield _unwrapped_text(f"stopped{reason_text}: {remaining} left; go on with: {command}")
+    elif outcome.drain_reason is not None:
+        yield _unwrapped_text(
+            f"nothing more was begun: {outcome.drain_reason}; go on with: {command}"
+        )
     elif outcome.executed == 0:
         yield Text("nothing to run: everything was done before")
-    pages = shlex.join(["chip-ablate", "ui", "--workdir", str(workdir)])
-    yield _address(f"runs: {tracking}  (see them: {pages})")
-    for line in tracking_lines(outcome.waiting, sync, outcome.refused):
-        yield _address(line)
-    if outcome.compare is not None:
-        yield _address(f"arms side by side: {outcome.compare}")
+    ui_command = shlex.join(["chip-ablate", "ui", "--workdir", str(workdir)])
+    yield _unwrapped_text(f"runs: {tracking}  (see them: {ui_command})")
+    for line in tracking_lines(outcome.waiting, sync, outcome.rejected_names):
+        yield _unwrapped_text(line)
+    if outcome.comparison_url is not None:
+        yield _unwrapped_text(f"arms side by side: {outcome.comparison_url}")
 
 
-def show(console: Console, lines: Iterable[RenderableType]) -> None:
+def print_lines(console: Console, lines: Iterable[RenderableType]) -> None:
     """Print lines. Lines with an address are not wrapped, so that it can be clicked or copied."""
     for line in lines:
         console.print(line, soft_wrap=isinstance(line, Text) and bool(line.no_wrap))
 
 
-def _address(text: str) -> Text:
+def _unwrapped_text(text: str) -> Text:
     return Text(text, no_wrap=True)
 
 
-def _table(study: str, grid: Grid) -> Table:
+def _render_grid(study: str, grid: Grid) -> Table:
     table = Table(
         title=Text(study, style="bold"),
         title_justify="left",
@@ -89,54 +91,55 @@ def _table(study: str, grid: Grid) -> Table:
     return table
 
 
-_NAMED = 3  # rejected names that are listed
-_WORKDIR = Path("chip-runs")  # the command's own default
+_MAX_NAMES = 3  # rejected names that are listed
+_DEFAULT_WORKDIR = Path("chip-runs")  # the command's own default
 
 
-def same_command(given: Sequence[str] | None) -> str:
+def resume_command(arguments: Sequence[str] | None) -> str:
     """Return the given command, which also continues the run, without secrets in addresses."""
-    if given is None:
+    if arguments is None:
         return "the same command"
-    return shlex.join(["chip-ablate", *(shown_address(word) for word in given)])
+    return shlex.join(["chip-ablate", *(redact_uri(argument) for argument in arguments)])
 
 
 def sync_command(study: str, workdir: Path, tracking_uri: str | None) -> str:
     """Return the command that sends what is not yet tracked, without a password."""
-    words = ["chip-ablate", "sync", study]
-    if workdir != _WORKDIR:
-        words += ["--workdir", str(workdir)]
+    arguments = ["chip-ablate", "sync", study]
+    if workdir != _DEFAULT_WORKDIR:
+        arguments += ["--workdir", str(workdir)]
     if tracking_uri is not None:
-        words += ["--tracking-uri", shown_address(tracking_uri)]
-    return shlex.join(words)
+        arguments += ["--tracking-uri", redact_uri(tracking_uri)]
+    return shlex.join(arguments)
 
 
 def tracking_lines(
-    waiting: Waiting | None, sync: str, refused: Mapping[str, str] | None = None
+    waiting: PendingRuns | None, sync: str, refused: Mapping[str, str] | None = None
 ) -> list[str]:
     """Return whether everything is tracked, else what is not, why, and the command to send it."""
-    never = _never(refused) if refused else None
+    rejected = _rejected_names(refused) if refused else None
     if waiting is None:
-        return ["all tracked" if never is None else f"all tracked but {never}"]
-    what = [counted(len(waiting.trials), "trial")] if waiting.trials else []
-    what += ["the study's own run"] if waiting.study else []
+        return ["all tracked" if rejected is None else f"all tracked but {rejected}"]
+    untracked = [format_count(len(waiting.trials), "trial")] if waiting.trials else []
+    untracked += ["the study's own run"] if waiting.study else []
     return [
-        f"not tracked yet: {' and '.join(what)}: {waiting.reason}",
+        f"not tracked yet: {' and '.join(untracked)}: {waiting.reason}",
         f"send it: {sync}",
-        *([] if never is None else [f"not tracked: {never}"]),
+        *([] if rejected is None else [f"not tracked: {rejected}"]),
     ]
 
 
-def _never(refused: Mapping[str, str]) -> str:
+def _rejected_names(refused: Mapping[str, str]) -> str:
     """Return the first few names that MLflow rejects, with the reason."""
-    names = ", ".join(list(refused)[:_NAMED])
-    more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+    names = ", ".join(list(refused)[:_MAX_NAMES])
+    rest_text = f" and {len(refused) - _MAX_NAMES} more" if len(refused) > _MAX_NAMES else ""
     return (
-        f"what MLflow does not take: {names}{more} ({next(iter(refused.values()))}): it is in the "
+        f"what MLflow does not take: {names}{rest_text} ({next(iter(refused.values()))}): it is "
+        "in the "
         "report"
     )
 
 
-def untracked_json(waiting: Waiting | None, sync: str) -> dict[str, Any] | None:
+def untracked_to_json(waiting: PendingRuns | None, sync: str) -> dict[str, Any] | None:
     """Return what is not yet tracked as plain data; None if everything is."""
     if waiting is None:
         return None

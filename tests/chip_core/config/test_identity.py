@@ -8,13 +8,13 @@ from pydantic import BaseModel
 
 from chip_core.config.identity import (
     evaluation_identity,
+    find_inert_keys,
     fingerprint,
-    inert_keys,
     training_identity,
     untrained_identity,
 )
 from chip_core.config.trial import BenchmarkConfig, EvaluationConfig, TrialConfig
-from chip_core.reference_cache.spec import cache_specs
+from chip_core.reference_cache.spec import list_cache_specs
 
 MODEL = {"content": "abc"}
 DATA = {"source": "shapes"}
@@ -59,7 +59,7 @@ def test_what_the_released_form_fixes_is_inert() -> None:
     released = {"form": "released"}
     scoped = {**released, "segment": {"scope": "sequence"}}
     assert mark(objective=released) == mark(objective=scoped)
-    assert "objective.segment.scope" in inert_keys(config(objective=released))
+    assert "objective.segment.scope" in find_inert_keys(config(objective=released))
     assert mark(objective={"form": "one_sigmoid"}) != mark(objective=released)
 
 
@@ -201,7 +201,7 @@ def test_what_changes_no_figure_does_not(change: dict[str, Any]) -> None:
 def test_inert_keys_are_named_and_left_out(
     one: dict[str, Any], other: dict[str, Any], inert: str
 ) -> None:
-    assert inert in inert_keys(config(**one))
+    assert inert in find_inert_keys(config(**one))
     assert mark(**one) == mark(**other)
 
 
@@ -216,7 +216,7 @@ def test_what_is_in_fp32_is_what_it_was_before_precision_had_more_keys() -> None
     """These fingerprints are of the build before."""
     assert mark().startswith("7a8c9c5f96af")
     assert fingerprint(untrained_identity(config().model, MODEL)).startswith("b17195441883")
-    keys = [spec.key[:8] for spec in cache_specs(config(), MODEL, DATA)]
+    keys = [spec.key[:8] for spec in list_cache_specs(config(), MODEL, DATA)]
     assert keys == ["c88aeab0", "deff0174", "1e076ac6", "cec275a1"]
     assert mark(training={"master": "fp32", "gradients": "fp32"}) == mark()
     assert mark(optimizer={"states": "fp32"}) == mark()
@@ -235,12 +235,17 @@ def test_bf16_counts_by_how_weights_gradients_and_moments_are_held() -> None:
     ]
     assert len(set(found)) == 5
     assert not any(each.startswith(before) for each in found)
-    old = {spec.key[:8] for spec in cache_specs(config(), MODEL, DATA)} | {"1fc07ce0", "e4124c48"}
-    assert old.isdisjoint(spec.key[:8] for spec in cache_specs(config(model=bf16), MODEL, DATA))
+    old = {spec.key[:8] for spec in list_cache_specs(config(), MODEL, DATA)} | {
+        "1fc07ce0",
+        "e4124c48",
+    }
+    assert old.isdisjoint(
+        spec.key[:8] for spec in list_cache_specs(config(model=bf16), MODEL, DATA)
+    )
     # Its hidden states are bf16, whatever they are kept in.
     assert mark(model=bf16, reference_cache="bf16") == mark(model=bf16, reference_cache="off")
-    assert "reference_cache" in inert_keys(config(model=bf16))
-    hidden = [spec.hidden for spec in cache_specs(config(model=bf16), MODEL, DATA)]
+    assert "reference_cache" in find_inert_keys(config(model=bf16))
+    hidden = [spec.hidden for spec in list_cache_specs(config(model=bf16), MODEL, DATA)]
     assert hidden[0] == "bf16"
 
 
@@ -267,7 +272,7 @@ def test_data_read_as_before_there_was_a_choice_are_what_they_were() -> None:
 
 
 def test_shapes_ignores_what_is_for_files() -> None:
-    assert {"data.split", "data.transparency"} <= inert_keys(config()).keys()
+    assert {"data.split", "data.transparency"} <= find_inert_keys(config()).keys()
     assert mark(data={"split": "test", "on_bad_row": "skip", "format": "trl"}) == mark()
     assert mark(data={"transparency": "drop"}) == mark()
     # As the build had it that knew no transparency.

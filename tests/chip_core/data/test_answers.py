@@ -13,7 +13,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.answers import encode_response
 from chip_core.data.batches import PairEncoder
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.objectives.segments import changed_tokens
 from chip_core.training.policy import Policy
@@ -53,7 +53,7 @@ def test_a_response_and_its_end_are_what_other_families_score() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_scored_is_what_the_labels_say(built: tuple[Any, Any], rule: Any) -> None:
     processor = built[1]
-    batch = PairEncoder(processor, config(rule), PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config(rule), PAIRS).encode_batch(range(3))
     for row, pair in enumerate(PAIRS):
         prompt = batch.prompts.ids[row][batch.prompts.mask[row]].tolist()
         for side in ("chosen", "rejected"):
@@ -65,7 +65,7 @@ def test_what_is_scored_is_what_the_labels_say(built: tuple[Any, Any], rule: Any
             whole, labels = processor.labels(said, rule)
             part = getattr(batch, side)
             assert part.ids[row][part.mask[row]].tolist() == [x for x in labels if x != -100]
-            behind = part.behind
+            behind = part.without_leading
             spelled = [*prompt, *behind.ids[row][behind.mask[row]].tolist()]
             assert spelled == whole[: len(spelled)]
             if part.leading is None:
@@ -82,20 +82,25 @@ def test_what_is_scored_is_what_the_labels_say(built: tuple[Any, Any], rule: Any
 def test_a_rule_changes_no_segment(built: tuple[Any, Any]) -> None:
     marked = {}
     for rule in RULES:
-        batch = PairEncoder(built[1], config(rule), PAIRS).batch(range(3))
+        batch = PairEncoder(built[1], config(rule), PAIRS).encode_batch(range(3))
         marked[rule] = [part.ids[part.changed].tolist() for part in (batch.chosen, batch.rejected)]
     assert marked["clean"] == marked["released"]
     assert any(marked["clean"][0])
     # Whole sequences are compared with what ends them.
     whole = config("released", objective={"form": "released"})
-    batch = PairEncoder(built[1], whole, PAIRS[:1]).batch([0])
+    batch = PairEncoder(built[1], whole, PAIRS[:1]).encode_batch([0])
     (prompt,), chosen, rejected = batch.prompts.ids.tolist(), batch.chosen, batch.rejected
     image = built[1].image_token_id
     short = [x for place, x in enumerate(prompt) if x != image or prompt[place - 1] != image]
     wanted = changed_tokens(
-        "sequence", short, chosen.behind.ids[0].tolist(), rejected.behind.ids[0].tolist()
+        "sequence",
+        short,
+        chosen.without_leading.ids[0].tolist(),
+        rejected.without_leading.ids[0].tolist(),
     )
-    found = [part.behind.changed[0].nonzero().flatten().tolist() for part in (chosen, rejected)]
+    found = [
+        part.without_leading.changed[0].nonzero().flatten().tolist() for part in (chosen, rejected)
+    ]
     assert tuple(found) == wanted
 
 
@@ -113,7 +118,7 @@ def moved(built: tuple[Any, Any], trial: TrialConfig) -> tuple[Policy, LiveRefer
 
 def test_the_log_probabilities_are_those_of_whole_logits(built: tuple[Any, Any]) -> None:
     model, processor = built
-    batch = PairEncoder(processor, config("released"), PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config("released"), PAIRS).encode_batch(range(3))
     policy = Policy(model, config("released").objective)
     scores = policy.reference_scores(batch)
     for row, pair in enumerate(PAIRS):
@@ -140,13 +145,13 @@ def test_a_shared_prompt_gives_the_same_loss_and_gradients(
 ) -> None:
     objective = {"form": form, "weights": {"segment": 3.0, "token": 0.5}}
     trial = config("released", objective=objective)
-    batch = PairEncoder(built[1], trial, PAIRS).batch(range(3))
+    batch = PairEncoder(built[1], trial, PAIRS).encode_batch(range(3))
     found = []
     for shared in (False, True):
         policy, reference = moved(built, trial)
         trained = set_trained(policy.model, trial)
         if shared:
-            with packed_attention(policy.model):
+            with use_packed_attention(policy.model):
                 policy.prefix_sharing = True
                 loss = policy(batch, reference.scores(batch), reference.head).loss.mean()
                 loss.backward()
@@ -161,7 +166,7 @@ def test_a_shared_prompt_gives_the_same_loss_and_gradients(
 
 def test_what_leads_a_response_says_the_same_for_both(built: tuple[Any, Any]) -> None:
     trial = config("released", objective="dpo")
-    batch = PairEncoder(built[1], trial, PAIRS).batch(range(3))
+    batch = PairEncoder(built[1], trial, PAIRS).encode_batch(range(3))
     policy, _ = moved(built, trial)
     scores = policy.reference_scores(batch)
     assert batch.chosen.leading is not None
@@ -176,13 +181,13 @@ def test_what_leads_a_response_says_the_same_for_both(built: tuple[Any, Any]) ->
 
 def test_a_response_is_cut_and_what_leads_it_stays(built: tuple[Any, Any]) -> None:
     trial = config("released")
-    whole = PairEncoder(built[1], trial, PAIRS).batch([1])
+    whole = PairEncoder(built[1], trial, PAIRS).encode_batch([1])
     room = int(whole.prompts.mask.sum()) + 2
     short = config("released", training={"label_rule": "released", "max_length": room})
-    batch = PairEncoder(built[1], short, PAIRS).batch([1])
+    batch = PairEncoder(built[1], short, PAIRS).encode_batch([1])
     assert batch.chosen.leading is not None
     assert int(batch.chosen.mask.sum()) == batch.chosen.leading.shape[1] + 2
-    assert [cut[:2] for cut in batch.cut] == [("1", "chosen"), ("1", "rejected")]
+    assert [cut[:2] for cut in batch.cut_responses] == [("1", "chosen"), ("1", "rejected")]
     assert dataclasses.replace(batch).to(torch.device("cpu")).chosen.leading is not None
 
 

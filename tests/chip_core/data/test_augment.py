@@ -9,8 +9,8 @@ from PIL import Image, ImageChops
 from chip_core.config.trial import TrialConfig
 from chip_core.data.augment import OPERATIONS, augment_image
 from chip_core.data.batches import PairBatch, PairEncoder
-from chip_core.data.rejected_images.images import same_pixels
-from chip_core.reference_cache.spec import cache_specs
+from chip_core.data.rejected_images.images import has_same_pixels
+from chip_core.reference_cache.spec import list_cache_specs
 
 from .. import families
 
@@ -28,9 +28,10 @@ def test_a_draw_is_its_seed_s() -> None:
     draws = [augment_image(image, (32, 32), seed) for seed in range(20)]
     assert all(draw.size == (32, 32) for draw in draws)
     assert all(
-        same_pixels(augment_image(image, (32, 32), seed), draw) for seed, draw in enumerate(draws)
+        has_same_pixels(augment_image(image, (32, 32), seed), draw)
+        for seed, draw in enumerate(draws)
     )
-    assert sum(not same_pixels(draws[0], draw) for draw in draws[1:]) == 19
+    assert sum(not has_same_pixels(draws[0], draw) for draw in draws[1:]) == 19
 
 
 def test_an_image_of_no_fixed_size_keeps_the_crops() -> None:
@@ -52,7 +53,7 @@ def test_operations() -> None:
     made = [operation(image, 1) for operation in OPERATIONS]
     assert len(made) == 10
     assert all(one.size == image.size and one.mode == "RGB" for one in made)
-    assert [number for number, one in enumerate(made) if same_pixels(one, image)] == [0]
+    assert [number for number, one in enumerate(made) if has_same_pixels(one, image)] == [0]
     brightness = made[3].getpixel((5, 30))
     assert brightness == (min(255, int(200 * 1.36)), int(20 * 1.36), int(20 * 1.36))
     right, left = OPERATIONS[7](image, -1), OPERATIONS[7](image, 1)
@@ -85,11 +86,11 @@ def pixels(batch: PairBatch) -> torch.Tensor:
 
 
 def test_an_epoch_and_a_seed_have_their_own_draws(encoder: PairEncoder) -> None:
-    one = encoder.batch([0, 1, 2], 0)
-    assert torch.equal(pixels(one), pixels(encoder.batch([0, 1, 2], 0)))
-    assert not torch.equal(pixels(one), pixels(encoder.batch([0, 1, 2], 1)))
-    assert not torch.equal(pixels(one), pixels(encoder_of(1).batch([0, 1, 2], 0)))
-    assert not torch.equal(pixels(one), pixels(encoder_of(0, "off").batch([0, 1, 2], 0)))
+    one = encoder.encode_batch([0, 1, 2], 0)
+    assert torch.equal(pixels(one), pixels(encoder.encode_batch([0, 1, 2], 0)))
+    assert not torch.equal(pixels(one), pixels(encoder.encode_batch([0, 1, 2], 1)))
+    assert not torch.equal(pixels(one), pixels(encoder_of(1).encode_batch([0, 1, 2], 0)))
+    assert not torch.equal(pixels(one), pixels(encoder_of(0, "off").encode_batch([0, 1, 2], 0)))
     # The rejected image is made of what the model sees: it turns that.
     assert one.rejected_image_prompts is not None
     assert not torch.equal(pixels(one), one.rejected_image_prompts.inputs["pixel_values"])
@@ -98,5 +99,5 @@ def test_an_epoch_and_a_seed_have_their_own_draws(encoder: PairEncoder) -> None:
 def test_nothing_is_stored_of_what_is_seen_once() -> None:
     plain = TrialConfig.model_validate({"model": "shapes"})
     augment = TrialConfig.model_validate({"model": "shapes", "training": {"augment": "released"}})
-    assert cache_specs(plain, {}, {})
-    assert cache_specs(augment, {}, {}) == ()
+    assert list_cache_specs(plain, {}, {})
+    assert list_cache_specs(augment, {}, {}) == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.preferences import LOOKED_AT, first_pairs, load_pairs
+from chip_core.data.preferences import MAX_PREVIEW_ROWS, load_first_pairs, load_pairs
 from chip_core.utils.errors import ConfigError
 
 from . import files
@@ -26,20 +26,22 @@ def write(folder: Path, images: list[str], **changes: object) -> DataConfig:
 
 def test_the_first_pairs_show_different_pictures(tmp_path: Path) -> None:
     config = write(tmp_path, ["broken", "a", "a", "b", "broken", "c"])
-    found = first_pairs(config, 2)
+    found = load_first_pairs(config, 2)
     # row 0 is not JSON, row 1 is broken, row 3 shows the picture of row 2
     assert [pair.id for pair in found] == ["pairs.jsonl:2", "pairs.jsonl:4"]
-    assert len(first_pairs(config, 9)) == 3
+    assert len(load_first_pairs(config, 9)) == 3
 
 
 def test_only_the_first_rows_are_looked_at(tmp_path: Path) -> None:
-    assert first_pairs(write(tmp_path, ["broken"] * LOOKED_AT + ["a"]), 1) == []
-    assert first_pairs(write(tmp_path, ["broken", "a", "b"], limit=3), 2)[0].id == "pairs.jsonl:2"
-    assert len(first_pairs(write(tmp_path, ["a", "b", "c"], limit=2), 2)) == 1
+    assert load_first_pairs(write(tmp_path, ["broken"] * MAX_PREVIEW_ROWS + ["a"]), 1) == []
+    assert (
+        load_first_pairs(write(tmp_path, ["broken", "a", "b"], limit=3), 2)[0].id == "pairs.jsonl:2"
+    )
+    assert len(load_first_pairs(write(tmp_path, ["a", "b", "c"], limit=2), 2)) == 1
 
 
 def test_the_embedded_worlds_first_pairs() -> None:
-    found = first_pairs(DataConfig(), 3)
+    found = load_first_pairs(DataConfig(), 3)
     assert [pair.id for pair in found] == [pair.id for pair in load_pairs(DataConfig(limit=3))]
 
 
@@ -50,10 +52,10 @@ def test_a_hub_data_set_that_is_not_here_is_not_fetched(
     monkeypatch.setattr("datasets.load_dataset", None)
     hub = DataConfig(source="someone/SomePairs")
     with pytest.raises(ConfigError, match="someone/SomePairs is not among this machine's data"):
-        first_pairs(hub, 3)
+        load_first_pairs(hub, 3)
     (tmp_path / "cache" / "someone___some_pairs").mkdir(parents=True)
     with pytest.raises(ConfigError, match="cannot be loaded"):  # it is asked for now
-        first_pairs(hub, 3)
+        load_first_pairs(hub, 3)
 
 
 @pytest.mark.parametrize("source", ["shapes", "own"])

@@ -32,7 +32,7 @@ def shapes_rows(folder: Path, count: int) -> list[dict[str, Any]]:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(count):
-        pair = captions.preference_pair("train", index)
+        pair = captions.make_preference_pair("train", index)
         pair.image.save(folder / "images" / f"{index}.png")
         rows.append(
             {
@@ -128,7 +128,7 @@ def test_given_rejected_images_are_asked_of_every_row(
 def test_responses_are_cut_and_counted_images_are_not(shapes_config: Configured) -> None:
     _, processor = loading.load(TrialConfig(model="shapes").model)
     pairs = list(load_pairs(shapes_config(data__limit=3).data))
-    batch = PairEncoder(processor, shapes_config(), pairs).batch(range(3))
+    batch = PairEncoder(processor, shapes_config(), pairs).encode_batch(range(3))
     count = CutCount(Workers())
     count.add(batch)
     assert count.totals() == {"cut_responses": 0, "cut_tokens": 0}
@@ -140,7 +140,7 @@ def test_responses_are_cut_and_counted_images_are_not(shapes_config: Configured)
     limit = max(16, max(lengths[:3]) - 4)
     short = PairEncoder(processor, shapes_config(training__max_length=limit), pairs)
     for _ in range(2):  # a second epoch counts nothing twice
-        cut = short.batch(range(3))
+        cut = short.encode_batch(range(3))
         count.add(cut)
     assert count.totals() == {
         "cut_responses": sum(length > limit for length in lengths),

@@ -7,8 +7,13 @@ import io
 import pytest
 from PIL import Image, ImageEnhance
 
-from chip_core.evaluation.overlap import coco_number, count_shared, image_signature, same_picture
-from chip_core.shapes.world import draw, scene
+from chip_core.evaluation.overlap import (
+    compute_signature,
+    find_shared_images,
+    is_same_picture,
+    parse_coco_number,
+)
+from chip_core.shapes.world import draw_scene, make_scene
 
 
 @pytest.mark.parametrize(
@@ -24,12 +29,12 @@ from chip_core.shapes.world import draw, scene
     ],
 )
 def test_cocos_number(name: str, number: int | None) -> None:
-    assert coco_number(name) == number
+    assert parse_coco_number(name) == number
 
 
 def photo(index: int) -> Image.Image:
     """A larger picture with gradients, as photographs have them."""
-    shown = draw(scene("test", index)).resize((320, 240), Image.Resampling.BICUBIC)
+    shown = draw_scene(make_scene("test", index)).resize((320, 240), Image.Resampling.BICUBIC)
     shade = Image.linear_gradient("L").rotate(37 * index).resize((320, 240)).convert("RGB")
     return Image.blend(shown, shade, 0.4)
 
@@ -43,19 +48,19 @@ def test_scaled_and_recompressed_copies_are_found_and_others_are_not() -> None:
         found = [
             other
             for other, image in enumerate(originals)
-            if same_picture(image_signature(copy), image_signature(image))
+            if is_same_picture(compute_signature(copy), compute_signature(image))
         ]
         assert found == [place]
     grey = Image.new("RGB", (64, 64), (90, 90, 90))
     white = Image.new("RGB", (64, 64), (250, 250, 250))
     assert (
-        image_signature(grey).bits == image_signature(white).bits == 0
+        compute_signature(grey).bits == compute_signature(white).bits == 0
     )  # nothing is brighter than its neighbour
-    assert not same_picture(
-        image_signature(grey), image_signature(white)
+    assert not is_same_picture(
+        compute_signature(grey), compute_signature(white)
     )  # but they are not the same picture
     dark = ImageEnhance.Brightness(originals[0]).enhance(0.3)
-    assert not same_picture(image_signature(originals[0]), image_signature(dark))
+    assert not is_same_picture(compute_signature(originals[0]), compute_signature(dark))
 
 
 def test_count_shared() -> None:
@@ -69,8 +74,8 @@ def test_count_shared() -> None:
         ("other.png", lambda: photo(2)),
         ("broken.png", lambda: None),
     ]
-    assert count_shared(training, shown) == [
+    assert find_shared_images(training, shown) == [
         ("COCO_train2014_000000000007.jpg", "COCO_val2014_000000000007.jpg"),
         ("copy.png", "b.png"),
     ]
-    assert count_shared(training[2:], []) == []
+    assert find_shared_images(training[2:], []) == []

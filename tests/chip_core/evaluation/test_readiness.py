@@ -15,11 +15,15 @@ from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPa
 from chip_core.config.generator import EvaluationConfig
 from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.evaluation.items import find_benchmark, select_half, select_items
-from chip_core.evaluation.readiness import declared_overlaps, problems, shared_questions
+from chip_core.evaluation.readiness import (
+    find_benchmark_problems,
+    find_declared_overlaps,
+    find_shared_questions,
+)
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture
 from chip_core.utils.errors import UserError
 
-from . import made
+from . import benchmark_files
 from .benchmarks.test_items import Own
 
 
@@ -37,7 +41,7 @@ def picture(key: str, colour: str = "red") -> Picture:
 
 def test_halves_are_disjoint_whole_and_by_picture(tmp_path: Path) -> None:
     places = DataPaths(benchmark_data=tmp_path)
-    made.pope(tmp_path, pictures=16)
+    benchmark_files.write_pope(tmp_path, pictures=16)
     benchmark = find_benchmark("pope")
 
     def half(which: str, **settings: Any) -> list[Item]:
@@ -86,7 +90,7 @@ def test_what_cannot_be_halved_is_told() -> None:
 
 def test_a_set_of_hallusionbench_is_never_cut(tmp_path: Path) -> None:
     benchmark = BENCHMARKS["hallusionbench"]
-    folder = made.hallusionbench(tmp_path)
+    folder = benchmark_files.write_hallusionbench(tmp_path)
     items = benchmark.items("report", data=folder, protocol="official")
     for item in items:
         category, subcategory, number, _, _ = item.id.split("_")
@@ -133,16 +137,18 @@ def test_a_half_is_part_of_the_evaluations_identity() -> None:
 )
 def test_what_stands_on_both_sides_is_refused(select: Any, report: Any, problem: str) -> None:
     benchmarks = both(select, report)
-    ((_, _, said),) = declared_overlaps(benchmarks)
+    ((_, _, said),) = find_declared_overlaps(benchmarks)
     assert problem in said
-    assert any(problem in line for line in problems(benchmarks, DataPaths()))  # of a trial, too
+    assert any(
+        problem in line for line in find_benchmark_problems(benchmarks, DataPaths())
+    )  # of a trial, too
 
 
 def test_what_stands_apart_is_not() -> None:
     halved = both({"name": "pope", "half": "select"}, {"name": "pope", "half": "report"})
-    assert not declared_overlaps(halved)
-    assert not declared_overlaps(both("shapes", "shapes"))
-    assert not shared_questions(both("shapes", "shapes"), DataPaths())
+    assert not find_declared_overlaps(halved)
+    assert not find_declared_overlaps(both("shapes", "shapes"))
+    assert not find_shared_questions(both("shapes", "shapes"), DataPaths())
 
 
 def test_the_half_of_the_other_side_is_no_configuration() -> None:
@@ -174,7 +180,9 @@ def test_the_same_question_on_both_sides_is_found_by_its_content(
     own = {"a": SaysItSplits(), "b": SaysItSplits(), "c": OtherPictures()}
     monkeypatch.setattr("chip_core.evaluation.readiness.find_benchmark", own.__getitem__)
     said = "its question report/1 is asked under `select`, too, by a: what was tuned on"
-    assert said in shared_questions(both("a", "a"), DataPaths())[0]  # says of itself that it splits
-    assert said in shared_questions(both("a", "b"), DataPaths())[0]  # under another name
-    assert not shared_questions(both("a", "c"), DataPaths())
-    assert any(said in line for line in problems(both("a", "a"), DataPaths()))
+    assert (
+        said in find_shared_questions(both("a", "a"), DataPaths())[0]
+    )  # says of itself that it splits
+    assert said in find_shared_questions(both("a", "b"), DataPaths())[0]  # under another name
+    assert not find_shared_questions(both("a", "c"), DataPaths())
+    assert any(said in line for line in find_benchmark_problems(both("a", "a"), DataPaths()))

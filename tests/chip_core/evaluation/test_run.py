@@ -14,20 +14,20 @@ import pytest
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.evaluate import evaluate
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.generators.answering import answer
+from chip_core.evaluation.generators.answering import generate_answers
 from chip_core.evaluation.inference import Decoder
-from chip_core.evaluation.inference.answer_files import AnswerFile, previous_answers
-from chip_core.evaluation.items import identity
+from chip_core.evaluation.inference.answer_files import AnswerFile, read_stored_answers
+from chip_core.evaluation.items import benchmark_identity
 from chip_core.evaluation.outcomes import ItemOutcome, percent
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.evaluation.scorer import Scored
 from chip_core.evaluation.task import ExternalBenchmark, Item, MetricInfo, Response
 from chip_core.results import Progress
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
 
-from . import made
-from .answering import SHAPES, answer_and_die, answering, work_in_a_group
+from . import benchmark_files
+from .contexts import SHAPES, answer_and_die, make_context, run_worker
 from .judge.server import good, serving
 
 #: Processes are forked from one that has imported what all of them need, and has no threads.
@@ -64,7 +64,7 @@ class Counting:
 
 def test_what_is_left_on_disk(tmp_path: Path) -> None:
     told: list[Progress] = []
-    found = evaluate(answering(tmp_path, report=told.append), "report", SHAPES)
+    found = evaluate(make_context(tmp_path, report_progress=told.append), "report", SHAPES)
     scores = json.loads((tmp_path / found.scores).read_text())
     assert scores["how"] == found.metadata
     assert found.metadata["protocol"] == "official"
@@ -92,8 +92,10 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Progress] = []
-    whole = evaluate(answering(tmp_path / "whole", report=told.append), "report", SHAPES)
-    made = told[2].done  # by the second time that answers are told
+    whole = evaluate(
+        make_context(tmp_path / "whole", report_progress=told.append), "report", SHAPES
+    )
+    answered = told[2].done  # by the second time that answers are told
     killed = in_process(answer_and_die, str(tmp_path / "killed"), 2)
     assert killed.exitcode == -signal.SIGKILL
     left = {
@@ -101,60 +103,62 @@ def test_a_killed_evaluation_goes_on_where_it_was(
         for file in (tmp_path / "killed" / "answers").iterdir()
         for record in read_records(file)
     }
-    assert len(left) == made and 0 < made < 24  # nothing that was told is lost
+    assert len(left) == answered and 0 < answered < 24  # nothing that was told is lost
     counting = Counting(monkeypatch)
-    again = evaluate(answering(tmp_path / "again", earlier=[tmp_path / "killed"]), "report", SHAPES)
-    assert len(counting.items) == 24 - made  # nothing is made twice
+    again = evaluate(
+        make_context(tmp_path / "again", earlier=[tmp_path / "killed"]), "report", SHAPES
+    )
+    assert len(counting.items) == 24 - answered  # nothing is made twice
     assert left.isdisjoint(counting.items)
     assert again.metrics == whole.metrics
     assert responses(tmp_path / "again") == responses(tmp_path / "whole")
-    assert again.metadata["taken_over"] == made
+    assert again.metadata["taken_over"] == answered
     # and once more, from the attempt that took them over
     counting.items.clear()
-    evaluate(answering(tmp_path / "third", earlier=[tmp_path / "again"]), "report", SHAPES)
+    evaluate(make_context(tmp_path / "third", earlier=[tmp_path / "again"]), "report", SHAPES)
     assert counting.items == []
 
 
 def test_answers_of_other_weights_or_settings_are_not_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate(answering(tmp_path / "one"), "report", SHAPES)
+    evaluate(make_context(tmp_path / "one"), "report", SHAPES)
     counting = Counting(monkeypatch)
     earlier = [tmp_path / "one"]
-    evaluate(answering(tmp_path / "a", weights="other", earlier=earlier), "report", SHAPES)
+    evaluate(make_context(tmp_path / "a", weights="other", earlier=earlier), "report", SHAPES)
     assert len(counting.items) == 24
     longer = SHAPES.model_copy(update={"max_new_tokens": 33})
-    evaluate(answering(tmp_path / "b", earlier=earlier), "report", longer)
+    evaluate(make_context(tmp_path / "b", earlier=earlier), "report", longer)
     assert len(counting.items) == 48
 
 
 def test_answers_are_those_of_the_weights_on_either_side_of_a_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made.pope(tmp_path, pictures=1)
+    benchmark_files.write_pope(tmp_path, pictures=1)
     places = DataPaths(benchmark_data=tmp_path)
     few, more = (
         BenchmarkConfig.model_validate({"name": "pope", "max_new_tokens": 3, "limit": limit})
         for limit in (4, 6)
     )
-    answer(answering(tmp_path / "one", places=places), "select", few)
+    generate_answers(make_context(tmp_path / "one", data_paths=places), "select", few)
     counting = Counting(monkeypatch)
     # By another mark of the same weights now, quoted, and with a larger limit.
-    context = answering(
+    context = make_context(
         tmp_path / "two",
         weights="their content",
         former_weights=["w"],
         earlier=[tmp_path / "one"],
-        places=places,
+        data_paths=places,
     )
-    found = answer(context, "report", more)
+    found = generate_answers(context, "report", more)
     assert len(counting.items) == 2 and found.metadata["taken_over"] == 4
     pace = found.metadata["pace"]
     assert pace["answers"] == 2 and 0 <= pace["waited"] <= 1
     assert pace["tokens_per_second"] == pytest.approx(3 * pace["answers_per_second"], rel=1e-3)
     # Three tokens end no answer here: what was taken over counts too.
     assert found.metadata["cut"] == {"answers": 6, "of": 6, "max_new_tokens": 3}
-    answer(context, "report", more)  # what lies there is neither made nor written again
+    generate_answers(context, "report", more)  # what lies there is neither made nor written again
     assert len(counting.items) == 2
     (file,) = (tmp_path / "two" / "answers").iterdir()
     assert len(read_records(file)) == 6
@@ -164,7 +168,7 @@ def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path: Path) -> None:
     a, b, c = (Item(id=name, prompt="is it?", pictures=()) for name in "abc")
 
     def before(mark: str, *items: Item) -> dict[str, str]:
-        found = previous_answers([tmp_path], ["report-shapes"], [mark * 64], items)
+        found = read_stored_answers([tmp_path], ["report-shapes"], [mark * 64], items)
         return {item: response.text for item, response in found.items()}
 
     with AnswerFile(tmp_path, "report-shapes", "m" * 64, 0) as file:
@@ -184,11 +188,11 @@ def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path: Path) -> None:
 
 
 def test_two_workers_give_what_one_gives_and_fail_together(tmp_path: Path) -> None:
-    one = evaluate(answering(tmp_path / "one"), "report", SHAPES)
+    one = evaluate(make_context(tmp_path / "one"), "report", SHAPES)
     with FORKED.Manager() as manager:
         found = manager.dict()
         given = (2, str(tmp_path / "store"), str(tmp_path / "two"), found)
-        workers = [FORKED.Process(target=work_in_a_group, args=(rank, *given)) for rank in (0, 1)]
+        workers = [FORKED.Process(target=run_worker, args=(rank, *given)) for rank in (0, 1)]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -208,7 +212,7 @@ def test_two_workers_give_what_one_gives_and_fail_together(tmp_path: Path) -> No
 
 
 def test_in_bf16_the_share_that_differs_is_recorded(tmp_path: Path) -> None:
-    found = evaluate(answering(tmp_path, bf16=True), "report", SHAPES)
+    found = evaluate(make_context(tmp_path, bf16=True), "report", SHAPES)
     assert found.metadata["bf16"]["checked"] == 16
     assert 0 <= found.metadata["bf16"]["differ"] <= 16
 
@@ -218,7 +222,7 @@ def test_no_reply_is_paid_for_twice_over_two_trials(
 ) -> None:
     """Two trials whose models say the same: the second asks the judge nothing."""
     monkeypatch.setenv("JUDGE_KEY", "k")
-    made.mmhal(tmp_path)
+    benchmark_files.write_mmhal(tmp_path)
     places = DataPaths(benchmark_data=tmp_path, judge_cache=tmp_path / "cache")
     with serving(good) as server:
         judge = {"model": "judge", "base_url": server.url, "api_key_env": "JUDGE_KEY"}
@@ -227,7 +231,9 @@ def test_no_reply_is_paid_for_twice_over_two_trials(
         )
         found = [
             evaluate(
-                answering(tmp_path / folder, places=places, weights=folder), "report", settings
+                make_context(tmp_path / folder, data_paths=places, weights=folder),
+                "report",
+                settings,
             )
             for folder in ("one", "two")
         ]
@@ -250,10 +256,12 @@ def test_what_could_not_be_read_is_counted_and_kept(
             [(item, Response(text=next(said))) for item in batch.items] for batch in batches
         ],
     )
-    made.pope(tmp_path, pictures=1)
+    benchmark_files.write_pope(tmp_path, pictures=1)
     settings = BenchmarkConfig.model_validate({"name": "pope", "protocol": "corrected", "limit": 6})
     found = evaluate(
-        answering(tmp_path / "a", places=DataPaths(benchmark_data=tmp_path)), "report", settings
+        make_context(tmp_path / "a", data_paths=DataPaths(benchmark_data=tmp_path)),
+        "report",
+        settings,
     )
     unread = found.metadata["unreadable"]
     assert (unread["answers"], unread["replies"], found.metadata["missing"]) == (2, 0, 0)
@@ -264,21 +272,25 @@ def test_what_could_not_be_read_is_counted_and_kept(
 
 
 def test_a_judges_failure_is_the_trials(tmp_path: Path) -> None:
-    made.mmhal(tmp_path)
+    benchmark_files.write_mmhal(tmp_path)
     settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
     with pytest.raises(TrialError, match="mmhal: its answers are read by a judge and there is no"):
         evaluate(
-            answering(tmp_path / "a", places=DataPaths(benchmark_data=tmp_path)), "report", settings
+            make_context(tmp_path / "a", data_paths=DataPaths(benchmark_data=tmp_path)),
+            "report",
+            settings,
         )
 
 
 def test_replies_stand_in_for_a_judge(tmp_path: Path) -> None:
-    made.mmhal(tmp_path)
+    benchmark_files.write_mmhal(tmp_path)
     replies = tmp_path / "replies.jsonl"
-    made.write(replies, [{"image_id": f"id{n}", "reply": "Rating: 4"} for n in range(8)])
+    benchmark_files.write_rows(
+        replies, [{"image_id": f"id{n}", "reply": "Rating: 4"} for n in range(8)]
+    )
     settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
     places = DataPaths(benchmark_data=tmp_path, judge_replies=replies)
-    found = evaluate(answering(tmp_path / "a", places=places), "report", settings)
+    found = evaluate(make_context(tmp_path / "a", data_paths=places), "report", settings)
     assert found.metrics["mmhal/score"] == 4.0
     assert found.metadata["judge"] == {"model": "replay"}
 
@@ -286,9 +298,9 @@ def test_replies_stand_in_for_a_judge(tmp_path: Path) -> None:
 def test_a_larger_limit_goes_on_from_a_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate(answering(tmp_path), "report", SHAPES.model_copy(update={"limit": 8}))
+    evaluate(make_context(tmp_path), "report", SHAPES.model_copy(update={"limit": 8}))
     counting = Counting(monkeypatch)
-    found = evaluate(answering(tmp_path), "report", SHAPES)
+    found = evaluate(make_context(tmp_path), "report", SHAPES)
     assert len(counting.items) == 16
     assert found.metadata["taken_over"] == 8
 
@@ -323,7 +335,7 @@ def test_another_program_gets_a_whole_model_and_gives_figures(
     program = Program()
     monkeypatch.setitem(BENCHMARKS._entries, "program", program)
     settings = BenchmarkConfig(name="program")
-    asked = answering(tmp_path)
+    asked = make_context(tmp_path)
     found = evaluate(asked, "report", settings)
     assert found.metrics == {"program/accuracy": 50.0}
     assert (
@@ -334,11 +346,11 @@ def test_another_program_gets_a_whole_model_and_gives_figures(
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     assert device == "cpu"
     assert not folder.exists()  # it was made for this alone
-    assert identity(settings, DataPaths())["tools"] == {"program": "stub 1.2"}
-    lies = evaluate(answering(tmp_path, checkpoint_dir=tmp_path), "report", settings)
+    assert benchmark_identity(settings, DataPaths())["tools"] == {"program": "stub 1.2"}
+    lies = evaluate(make_context(tmp_path, checkpoint_dir=tmp_path), "report", settings)
     assert program.seen[1][0] == tmp_path
     assert lies.metrics == found.metrics
     limited = BenchmarksConfig(report=(BenchmarkConfig(name="program", limit=3),))
-    assert problems(limited, DataPaths()) == [
+    assert find_benchmark_problems(limited, DataPaths()) == [
         "program: takes no limit: its own program would ask the first questions, not a subset"
     ]

@@ -18,13 +18,13 @@ from chip_core.data.preferences import load_pairs
 from chip_core.models import loading
 from chip_core.models.adapters import (
     attach_adapters,
-    decoder_linears,
+    disable_adapter,
+    find_decoder_linears,
     merge_adapters,
-    without_adapter,
 )
-from chip_core.models.parts import named_parts, set_trained, tower_layers
+from chip_core.models.parts import find_tower_layers, group_parameters, set_trained
 from chip_core.shapes import MODEL_FOLDER
-from chip_core.training.optimizer.adamw import encoder_only_steps
+from chip_core.training.optimizer.adamw import count_encoder_steps
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.trial import run_trial
@@ -52,7 +52,7 @@ TRAINED = [
 def ready(config: TrialConfig) -> tuple[Any, Any, PairBatch]:
     model, processor = loading.load(config.model)
     pairs = load_pairs(config.data)
-    batch = PairEncoder(processor, config, pairs).batch(range(4))
+    batch = PairEncoder(processor, config, pairs).encode_batch(range(4))
     return attach_adapters(model, config), processor, batch
 
 
@@ -75,8 +75,8 @@ def test_the_reference_is_the_base_and_does_not_move(
     assert not torch.equal(logits(policy, batch), before)
     # and what is frozen has not moved
     originals = dict(base.named_parameters())
-    model = policy.get_base_model() if config.adapted else policy
-    for part, parameters in named_parts(model).items():
+    model = policy.get_base_model() if config.has_adapters else policy
+    for part, parameters in group_parameters(model).items():
         if getattr(config, part) in ("frozen", "lora"):
             for name, parameter in parameters.items():
                 if ".lora_" not in name:
@@ -117,7 +117,7 @@ def test_gradients_are_those_of_a_separate_reference(
 def test_adapters_are_on_the_decoder_alone(shapes_config: Configured) -> None:
     config = shapes_config(language_model="lora")
     model, _ = loading.load(config.model)
-    names = decoder_linears(model, config.lora)
+    names = find_decoder_linears(model, config.lora)
     assert len(names) == 4 * 7  # layers × (q k v o, gate up down)
     policy = attach_adapters(model, config)
     adapted = {name.split(".lora_")[0] for name, _ in policy.named_parameters() if ".lora_" in name}
@@ -136,7 +136,7 @@ def test_targets_are_the_decoders_and_the_other_parts_have_them_on_all(
     decoder = [name for name in names if "language_model" in name]
     assert len(decoder) == 4 and all(name.endswith("q_proj") for name in decoder)
     layers = {name.split(".layers.")[1][0] for name in names if "vision_tower" in name}
-    whole = len(tower_layers(policy))
+    whole = len(find_tower_layers(policy))
     assert layers == {str(number) for number in range(whole - 1)}  # the last is not read
     assert sum("vision_tower" in name for name in names) == 6 * (whole - 1)  # q k v out, fc1 fc2
     assert sum("projector" in name for name in names) == 2
@@ -145,7 +145,7 @@ def test_targets_are_the_decoders_and_the_other_parts_have_them_on_all(
 def test_targets_are_chosen_by_their_last_name(shapes_config: Configured) -> None:
     config = shapes_config(language_model="lora", lora__targets=["q_proj", "v_proj"])
     model, _ = loading.load(config.model)  # the vision encoder has a q_proj too
-    names = decoder_linears(model, config.lora)
+    names = find_decoder_linears(model, config.lora)
     assert len(names) == 8
     assert all("language_model" in name for name in names)
     wrong = shapes_config(language_model="lora", lora__targets=["q_proj", "query"])
@@ -192,7 +192,7 @@ def test_staged_trains_the_encoder_alone_first(shapes_config: Configured, tmp_pa
     last = {name: value.clone() for name, value in policy.state_dict().items()}
 
     def look(step: int, *_: Any) -> None:
-        parts = named_parts(policy)
+        parts = group_parameters(policy)
         moved.append(
             {
                 part
@@ -219,8 +219,8 @@ def test_no_stage_is_left_out(
     shapes_config: Configured, steps: int, share: float, alone: int
 ) -> None:
     config = shapes_config(vision_encoder="staged", staged__share=share)
-    assert encoder_only_steps(config, steps) == alone
-    assert encoder_only_steps(shapes_config(staged__share=share), steps) == 0
+    assert count_encoder_steps(config, steps) == alone
+    assert count_encoder_steps(shapes_config(staged__share=share), steps) == 0
 
 
 def test_parts_have_their_own_learning_rates(shapes_config: Configured, tmp_path: Path) -> None:
@@ -259,6 +259,6 @@ def test_an_adapter_that_is_off_keeps_its_marks(shapes_config: Configured) -> No
     set_trained(policy, config)
     before = {name: weight.requires_grad for name, weight in policy.named_parameters()}
     assert any(before.values())
-    with without_adapter(policy):
+    with disable_adapter(policy):
         assert {name: weight.requires_grad for name, weight in policy.named_parameters()} == before
     assert {name: weight.requires_grad for name, weight in policy.named_parameters()} == before

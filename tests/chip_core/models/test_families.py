@@ -27,15 +27,15 @@ from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model, write_weights
 from chip_core.models.loading import read_weights
 from chip_core.models.parts import (
-    named_parts,
+    describe_unread_modules,
+    find_tower_layers,
+    find_unread_modules,
+    group_parameters,
+    select_trained_parameters,
     set_trained,
-    tower_layers,
-    trained_parts,
-    unread_modules,
-    unread_note,
 )
 from chip_core.representation.described import DescribedImage
-from chip_core.representation.states import Reading, represent
+from chip_core.representation.states import Reading, compute_representations
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.utils.files import read_records
@@ -110,11 +110,11 @@ def test_a_padded_batch_gives_what_each_pair_gives_alone(
     config = configured()
     model, processor = loading.load(config.model)
     encoder = PairEncoder(processor, config, PAIRS)
-    together = encoder.batch(range(3))
+    together = encoder.encode_batch(range(3))
     for what in ("chosen", "rejected", "rejected_image"):
         whole = logits(model, together, what)
         for row in range(3):
-            alone = logits(model, encoder.batch([row]), what)[0]
+            alone = logits(model, encoder.encode_batch([row]), what)[0]
             assert torch.allclose(whole[row, : len(alone)], alone, atol=2e-5)
 
 
@@ -136,7 +136,7 @@ def test_policy_is_reference_at_first_and_gradients_are_finite(
     policy = Policy(model, config.objective)
     reference = LiveReference(policy, config)
     trained = set_trained(model, config)
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     assert torch.equal(logits(model, batch), original_logits(reference, model, batch))
     result = objective(policy, reference, batch)
     # at policy = reference: (1 + 3 + 1) log 2, and no divergence
@@ -144,7 +144,7 @@ def test_policy_is_reference_at_first_and_gradients_are_finite(
     result.loss.mean().backward()
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
-    for part, parameters in trained_parts(model, config).items():
+    for part, parameters in select_trained_parameters(model, config).items():
         moved = [p for p in parameters.values() if p.grad is not None and p.grad.any()]
         assert moved, f"{part} gets no gradient"
 
@@ -154,7 +154,7 @@ def test_it_trains_and_reloads_with_plain_transformers(
 ) -> None:
     config = configured(training=TWO_STEPS)
     model, processor = loading.load(config.model)
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     before = logits(model, batch)
     train(config, model=model, processor=processor, pairs=PAIRS, folder=tmp_path)
     losses = [record["figures"]["loss"] for record in read_records(tmp_path / "curves.jsonl")]
@@ -165,7 +165,9 @@ def test_it_trains_and_reloads_with_plain_transformers(
     assert torch.equal(logits(model, batch), logits(again.eval(), batch))
     assert not torch.equal(logits(model, batch), before)
     ours, processor = loading.load(config.model, trained=tmp_path / "model")
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))  # the saved processor reads alike
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(
+        range(3)
+    )  # the saved processor reads alike
     assert torch.equal(logits(model, batch), logits(ours, batch))
 
 
@@ -187,7 +189,7 @@ def test_an_adapter_reloads_with_plain_transformers_and_peft(
     policy = attach_adapters(model, config)
     train(config, model=policy, processor=processor, pairs=PAIRS, folder=tmp_path)
     save_model(policy, processor, tmp_path / "model", config)
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     trained = logits(policy, batch)
 
     base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
@@ -211,9 +213,9 @@ def test_adapters_everywhere_are_one_folder_that_plain_peft_reads(
     assert not (tmp_path / "model/trained_parts.safetensors").exists()
     weights = load_file(tmp_path / "model/adapter_model.safetensors")
     moved = {name for name in weights if ".lora_B" in name and weights[name].any()}
-    names = {name for part in trained_parts(policy, config).values() for name in part}
+    names = {name for part in select_trained_parameters(policy, config).values() for name in part}
     assert len(moved) == len([name for name in names if ".lora_B" in name])  # each of them moved
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     trained = logits(policy, batch)
 
     base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
@@ -237,7 +239,7 @@ def test_a_language_model_in_whole_lies_beside_adapters_of_images(
         for parameter in set_trained(policy, config):
             parameter.add_(0.01)
     save_model(policy, processor, tmp_path / "model", config)
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     trained = logits(policy, batch)
     base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
     base.load_state_dict(load_file(tmp_path / "model/trained_parts.safetensors"), strict=False)
@@ -255,19 +257,19 @@ def test_what_of_the_tower_gets_no_gradient_is_known_before(
     policy = Policy(model, config.objective)
     reference = LiveReference(policy, config)
     set_trained(model, config)
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     objective(policy, reference, batch).loss.mean().backward()
-    layers = tuple(f"{name}." for name in tower_layers(model))
+    layers = tuple(f"{name}." for name in find_tower_layers(model))
     still = {
         name
-        for name, parameter in named_parts(model)["vision_encoder"].items()
+        for name, parameter in group_parameters(model)["vision_encoder"].items()
         if name.startswith(layers) and (parameter.grad is None or not parameter.grad.any())
     }
-    unread = tuple(f"{name}." for name in unread_modules(model))
+    unread = tuple(f"{name}." for name in find_unread_modules(model))
     assert still == {
-        name for name in named_parts(model)["vision_encoder"] if name.startswith(unread)
+        name for name in group_parameters(model)["vision_encoder"] if name.startswith(unread)
     }
-    told = unread_note(model, config)
+    told = describe_unread_modules(model, config)
     assert (told is None) == (not unread)
     assert told is None or all(name[:-1] in told for name in unread)
 
@@ -283,7 +285,7 @@ def test_it_answers_in_a_batch_padded_on_the_left(folder: Path) -> None:
 
 def test_the_parts_are_three_and_the_whole(folder: Path) -> None:
     model, _ = loading.load(ModelConfig(path=str(folder)))
-    parts = named_parts(model)
+    parts = group_parameters(model)
     assert all(parts.values())
     names = sorted(name for part in parts.values() for name in part)
     assert names == sorted(name for name, _ in model.named_parameters())
@@ -314,7 +316,7 @@ def test_a_prompt_shows_its_picture_and_says_which_tokens_are_its(
     and without `mm_token_type_ids` a Qwen-VL counts an image's tokens as words, one position each.
     """
     model, processor = loading.load(ModelConfig(path=str(folder)))
-    batch = PairEncoder(processor, configured(), PAIRS).batch(range(3))
+    batch = PairEncoder(processor, configured(), PAIRS).encode_batch(range(3))
     (asked,) = Encoder(processor).encode(families.items()[:1])
     described = DescribedImage(
         id="0", image=lambda: PAIRS[0].image, prompt=PAIRS[0].prompt, true="a dog",
@@ -325,16 +327,16 @@ def test_a_prompt_shows_its_picture_and_says_which_tokens_are_its(
     assert "pixel_values" in batch.prompts.inputs and "pixel_values" in asked.pictures
     assert asked.vision_end > 0
     kinds = [name for name in batch.prompts.inputs if name.endswith("token_type_ids")]
-    assert kinds == list(asked.kinds)
+    assert kinds == list(asked.token_types)
     if model.config.model_type not in ("qwen2_5_vl", "qwen3_vl"):
         return
     assert kinds == ["mm_token_type_ids"]
     assert torch.equal(batch.prompts.inputs["mm_token_type_ids"] == 1, shown)
     images = [token == processor.image_token_id for token in asked.ids]
-    assert [kind == 1 for kind in asked.kinds["mm_token_type_ids"]] == images
+    assert [kind == 1 for kind in asked.token_types["mm_token_type_ids"]] == images
     given: list[Any] = []
     model.register_forward_pre_hook(lambda _, __, inputs: given.append(inputs), with_kwargs=True)
-    represent(model, processor, [described], Reading())
+    compute_representations(model, processor, [described], Reading())
     for inputs in given:
         marked = inputs["mm_token_type_ids"] == 1
         assert marked.any() and torch.equal(marked, inputs["input_ids"] == processor.image_token_id)
@@ -364,7 +366,7 @@ def test_a_base_named_as_before_is_trained_and_read_again(
 
     config = configured(model=str(old), language_model=language_model)
     model, processor = loading.load(config.model)
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     assert torch.equal(
         logits(model, batch), logits(loading.load(ModelConfig(path=str(folder)))[0], batch)
     )

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from chip_core.models import loading
-from chip_core.models.adapters import ADAPTER_WEIGHTS, TRAINED_PARTS, with_adapter
-from chip_core.models.fit import layout_of
+from chip_core.models.adapters import ADAPTER_WEIGHTS, TRAINED_PARTS, load_adapter
+from chip_core.models.fit import find_layout
 from chip_core.utils.errors import TrialError, UnfitError
 
 from .. import families
@@ -105,7 +105,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def base(folder: Path) -> Any:
-    return loading.load_whole(str(folder)).eval()
+    return loading.load_complete(str(folder)).eval()
 
 
 def adapt(model: Path, into: Path, **settings: Any) -> None:
@@ -159,15 +159,15 @@ def check_same(model: Any, intact: Any) -> None:
 def test_an_adapter_is_read_as_peft_reads_it(kept: Path, family: str) -> None:
     for kind in ("some", "every"):
         plain = peft.PeftModel.from_pretrained(base(kept / family), kept / family / kind).eval()
-        check_same(with_adapter(base(kept / family), kept / family / kind), plain)
+        check_same(load_adapter(base(kept / family), kept / family / kind), plain)
 
 
 @pytest.mark.parametrize("how", WRAPPED)
 def test_what_wrappers_added_to_names_is_taken_away(kept: Path, tmp_path: Path, how: str) -> None:
     for family in FAMILIES:
-        intact = with_adapter(base(kept / family), kept / family / "some")
+        intact = load_adapter(base(kept / family), kept / family / "some")
         other = renamed(kept / family / "some", tmp_path / family, WRAPPED[how])
-        check_same(with_adapter(base(kept / family), other), intact)
+        check_same(load_adapter(base(kept / family), other), intact)
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_an_older_layouts_names_are_known(
 ) -> None:
     written = within(OLDER[family][how])
     for kind in ("some", "every"):
-        intact = with_adapter(base(kept / family), kept / family / kind)
+        intact = load_adapter(base(kept / family), kept / family / kind)
         other = renamed(kept / family / kind, tmp_path / kind, written)
-        check_same(with_adapter(base(kept / family), other), intact)
+        check_same(load_adapter(base(kept / family), other), intact)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -214,13 +214,13 @@ def test_every_kind_of_adapter_is_read_in_an_older_layout_too(
 ) -> None:
     adapt(kept / "llava", tmp_path / "new", **VARIANTS[variant])
     intact = peft.PeftModel.from_pretrained(base(kept / "llava"), tmp_path / "new").eval()
-    check_same(with_adapter(base(kept / "llava"), tmp_path / "new"), intact)
+    check_same(load_adapter(base(kept / "llava"), tmp_path / "new"), intact)
     old = renamed(tmp_path / "new", tmp_path / "old", within(old_llava))
     file = old / loading.ADAPTER_CONFIG
     said = file.read_text().replace(r"model\\.language_model", r"language_model\\.model")
     said = said.replace(r"model\\.vision_tower", "vision_tower")
     file.write_text(said.replace("model.language_model.", "language_model.model."))
-    check_same(with_adapter(base(kept / "llava"), old), intact)
+    check_same(load_adapter(base(kept / "llava"), old), intact)
     # and as a model with its adapter's name writes its own state
     raw = rewritten(
         tmp_path / "new",
@@ -231,7 +231,7 @@ def test_every_kind_of_adapter_is_read_in_an_older_layout_too(
             if _raw(name, intact) in weights
         },
     )
-    check_same(with_adapter(base(kept / "llava"), raw), intact)
+    check_same(load_adapter(base(kept / "llava"), raw), intact)
 
 
 def _raw(name: str, model: Any) -> str:
@@ -248,7 +248,7 @@ def test_settings_that_name_whole_layers_of_an_older_layout_are_read(
     model = kept / "qwen2_5_vl"
     layers = [f"model.language_model.layers.{n}.self_attn.o_proj" for n in (0, 1)]
     adapt(model, tmp_path / "new", target_modules=layers)
-    intact = with_adapter(base(model), tmp_path / "new")
+    intact = load_adapter(base(model), tmp_path / "new")
     for number, targets in enumerate(
         (
             ["model.layers.0.self_attn.o_proj", "model.layers.1.self_attn.o_proj"],
@@ -261,7 +261,7 @@ def test_settings_that_name_whole_layers_of_an_older_layout_are_read(
         said = json.loads((old / loading.ADAPTER_CONFIG).read_text())
         said["target_modules"] = targets
         (old / loading.ADAPTER_CONFIG).write_text(json.dumps(said))
-        check_same(with_adapter(base(model), old), intact)
+        check_same(load_adapter(base(model), old), intact)
 
 
 def test_settings_and_weights_may_be_of_different_times(kept: Path, tmp_path: Path) -> None:
@@ -272,14 +272,14 @@ def test_settings_and_weights_may_be_of_different_times(kept: Path, tmp_path: Pa
         False: r"model\.layers\..*\.o_proj",
     }
     adapt(model, tmp_path / "new", target_modules=chosen[True])
-    intact = with_adapter(base(model), tmp_path / "new")
+    intact = load_adapter(base(model), tmp_path / "new")
     for weights_now in (True, False):
         written = (lambda name: name) if weights_now else within(old_qwen)
         mixed = renamed(tmp_path / "new", tmp_path / f"{weights_now}", written)
         said = json.loads((mixed / loading.ADAPTER_CONFIG).read_text())
         said["target_modules"] = chosen[not weights_now]
         (mixed / loading.ADAPTER_CONFIG).write_text(json.dumps(said))
-        check_same(with_adapter(base(model), mixed), intact)
+        check_same(load_adapter(base(model), mixed), intact)
 
 
 def test_a_pattern_chooses_by_the_names_of_its_time(kept: Path, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_pattern_chooses_by_the_names_of_its_time(kept: Path, tmp_path: Path) 
     said = json.loads((old / loading.ADAPTER_CONFIG).read_text())
     said["target_modules"] = r"^model\..*\.up_proj"
     (old / loading.ADAPTER_CONFIG).write_text(json.dumps(said))
-    check_same(with_adapter(base(model), old), with_adapter(base(model), tmp_path / "new"))
+    check_same(load_adapter(base(model), old), load_adapter(base(model), tmp_path / "new"))
 
 
 def without(part: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
@@ -363,7 +363,7 @@ def test_what_does_not_fit_is_refused_in_a_line(kept: Path, tmp_path: Path, how:
     change, said = BAD[how]
     adapter = rewritten(kept / "llava" / "some", tmp_path / "bad", change)
     with pytest.raises(UnfitError, match=said) as raised:
-        with_adapter(base(kept / "llava"), adapter)
+        load_adapter(base(kept / "llava"), adapter)
     assert "\n" not in str(raised.value)
     assert str(raised.value).startswith(str(adapter / ADAPTER_WEIGHTS))
 
@@ -375,7 +375,7 @@ def test_another_families_adapter_is_refused(kept: Path, tmp_path: Path) -> None
                 with pytest.raises(
                     UnfitError, match=r"says that it adapts a \w+, and .*: name the"
                 ):
-                    with_adapter(base(kept / model), kept / other / "some")
+                    load_adapter(base(kept / model), kept / other / "some")
     # where its settings do not say whose it is, its names do
     for model, other in (("idefics3", "llava"), ("llava", "idefics3"), ("qwen2_5_vl", "idefics3")):
         adapter = tmp_path / model
@@ -383,7 +383,7 @@ def test_another_families_adapter_is_refused(kept: Path, tmp_path: Path) -> None
         said = json.loads((adapter / loading.ADAPTER_CONFIG).read_text())
         (adapter / loading.ADAPTER_CONFIG).write_text(json.dumps({**said, "auto_mapping": None}))
         with pytest.raises(UnfitError, match=r"of its \d+ weights have no place in it .*--base\)$"):
-            with_adapter(base(kept / model), adapter)
+            load_adapter(base(kept / model), adapter)
 
 
 def test_a_target_that_matches_nothing_beside_one_that_does_is_no_weight_left_out(
@@ -393,7 +393,7 @@ def test_a_target_that_matches_nothing_beside_one_that_does_is_no_weight_left_ou
     model = kept / "llava"
     adapt(model, tmp_path / "fine", target_modules=["q_proj", "nosuch"])
     check_same(
-        with_adapter(base(model), tmp_path / "fine"),
+        load_adapter(base(model), tmp_path / "fine"),
         peft.PeftModel.from_pretrained(base(model), tmp_path / "fine").eval(),
     )
     more = {
@@ -402,11 +402,11 @@ def test_a_target_that_matches_nothing_beside_one_that_does_is_no_weight_left_ou
     }
     adapter = rewritten(tmp_path / "fine", tmp_path / "bad", lambda weights: {**weights, **more})
     with pytest.raises(UnfitError, match=r"2 of its 12 weights have no place in it .*nosuch"):
-        with_adapter(base(model), adapter)
+        load_adapter(base(model), adapter)
     said = json.loads((adapter / loading.ADAPTER_CONFIG).read_text())
     (adapter / loading.ADAPTER_CONFIG).write_text(json.dumps({**said, "target_modules": ["none"]}))
     with pytest.raises(UnfitError, match=r"2 of its 12 weights have .*; PEFT: Target modules"):
-        with_adapter(base(model), adapter)
+        load_adapter(base(model), adapter)
 
 
 def test_what_cannot_be_read_is_told(kept: Path, tmp_path: Path) -> None:
@@ -414,17 +414,17 @@ def test_what_cannot_be_read_is_told(kept: Path, tmp_path: Path) -> None:
     shutil.copytree(kept / "llava" / "some", adapter)
     (adapter / ADAPTER_WEIGHTS).write_bytes(b"\x00" * 64)
     with pytest.raises(TrialError, match=r"adapter_model.safetensors cannot be read \(.*\): copy"):
-        with_adapter(base(kept / "llava"), adapter)
+        load_adapter(base(kept / "llava"), adapter)
     for broken in ("{", "[]", "{}", '{"peft_type": "NOSUCH"}'):
         (adapter / loading.ADAPTER_CONFIG).write_text(broken)
         with pytest.raises(TrialError, match=r"adapter_config.json cannot be read \(.*\): save"):
-            with_adapter(base(kept / "llava"), adapter)
+            load_adapter(base(kept / "llava"), adapter)
     shutil.copy(kept / "llava" / "some" / ADAPTER_WEIGHTS, adapter)
     said = json.loads((kept / "llava" / "some" / loading.ADAPTER_CONFIG).read_text())
     for key, value in (("r", 0), ("r", "two"), ("target_modules", 7), ("target_modules", "([")):
         (adapter / loading.ADAPTER_CONFIG).write_text(json.dumps({**said, key: value}))
         with pytest.raises(TrialError, match=r"adapter_config.json cannot be used \(.*\): save"):
-            with_adapter(base(kept / "llava"), adapter)
+            load_adapter(base(kept / "llava"), adapter)
 
 
 def test_an_adapter_that_changes_nothing_is_read_and_told(
@@ -439,10 +439,10 @@ def test_an_adapter_that_changes_nothing_is_read_and_told(
     ids = torch.arange(4, 16)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        assert torch.equal(with_adapter(model, adapter)(input_ids=ids).logits, before)
+        assert torch.equal(load_adapter(model, adapter)(input_ids=ids).logits, before)
     assert "every lora_B is zero, as before a training: it changes nothing" in caplog.text
     caplog.clear()
-    with_adapter(base(kept / "llava"), kept / "llava" / "some")
+    load_adapter(base(kept / "llava"), kept / "llava" / "some")
     assert not caplog.text
 
 
@@ -459,7 +459,7 @@ def test_whole_modules_beside_an_adapter_are_in_fp32(kept: Path, tmp_path: Path)
         tmp_path / "half",
         lambda weights: {name: weights[name].bfloat16() for name in weights},
     )
-    model = with_adapter(base(kept / "llava"), half)
+    model = load_adapter(base(kept / "llava"), half)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     stored = load_file(half / ADAPTER_WEIGHTS)
     assert all(torch.equal(value, stored[name].float()) for name, value in held(model).items())
@@ -479,7 +479,7 @@ def beside(
     save_file(
         {name: value.detach() for name, value in change(weights).items()}, folder / TRAINED_PARTS
     )
-    return with_adapter(base(kept / "llava"), folder)
+    return load_adapter(base(kept / "llava"), folder)
 
 
 @pytest.mark.parametrize("how", ["as it is", "before 4.52", "a vision_model", "ddp", "PEFT's"])
@@ -586,8 +586,8 @@ def test_buffers_that_a_model_makes_itself_may_be_there(kept: Path, tmp_path: Pa
 def test_the_layout_is_todays_where_no_other_knows_more(kept: Path) -> None:
     model = base(kept / "qwen2_5_vl")
     names = [name for name, _ in model.named_parameters()]
-    assert layout_of(model, names).today
-    assert layout_of(model, []).today
-    old = layout_of(model, [old_qwen(name) for name in names])
-    assert not old.today
-    assert [old.name(old_qwen(name)) for name in names] == names
+    assert find_layout(model, names).is_current
+    assert find_layout(model, []).is_current
+    old = find_layout(model, [old_qwen(name) for name in names])
+    assert not old.is_current
+    assert [old.model_name(old_qwen(name)) for name in names] == names

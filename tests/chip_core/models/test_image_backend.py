@@ -19,7 +19,7 @@ CONFIG = TrialConfig.model_validate({"model": "x"})
 
 
 def pixels(processor: Any) -> torch.Tensor:
-    batch = PairEncoder(processor, CONFIG, families.pairs()).batch(range(3))
+    batch = PairEncoder(processor, CONFIG, families.pairs()).encode_batch(range(3))
     return batch.prompts.inputs["pixel_values"]
 
 

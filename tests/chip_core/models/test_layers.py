@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.data.batches import PairEncoder
-from chip_core.evaluation.readiness import unmet_requirements
+from chip_core.evaluation.readiness import find_unmet_requirements
 from chip_core.models import layers
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.layers import compiled_layers, recompute_layers
-from chip_core.models.packing import packed_attention
+from chip_core.models.layers import compile_layers, recompute_layers
+from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
@@ -60,7 +60,7 @@ class Stepping:
         self._trained = set_trained(self.model, self._config, encoder_alone=encoder_alone)
 
     def __call__(self, places: list[int]) -> tuple[float, Tensor]:
-        batch = self._encoder.batch(places)
+        batch = self._encoder.encode_batch(places)
         known = self._reference.scores(batch)
         loss = self._policy(batch, known, self._reference.head).loss.sum()
         gradients = torch.autograd.grad(loss, self._trained, allow_unused=True)
@@ -148,7 +148,7 @@ def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return sequences(*given[:5], scale)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-    monkeypatch.setattr("chip_core.models.packing._HALF", (torch.float32,))
+    monkeypatch.setattr("chip_core.models.packing._HALF_DTYPES", (torch.float32,))
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_rows_of_all_lengths_take_the_code_of_the_first_and_nothing_is_left_behi
     """What is compiled is known by then: with gradients and without, adapters on and off."""
     shared = rows != "separate"
     step = Stepping(config(language_model, again=again), shared=shared)
-    with packed_attention(step.model, fused=rows == "fused"):
+    with use_packed_attention(step.model, fused=rows == "fused"):
         batches = [[0], [1], [2, 1], [0, 1, 2]]
         plain = [step(places) for places in batches]
         backend, made = Counting(), []
-        with compiled_layers(step.model, backend):
+        with compile_layers(step.model, backend):
             for places in batches:
                 before = backend.graphs
                 made.append(step(places))
@@ -206,10 +206,10 @@ def test_a_staged_training_calls_its_layers_in_fewer_ways_than_torch_makes_code_
             made += [step(places) for places in batches]
         return made
 
-    with packed_attention(step.model, fused=True):
+    with use_packed_attention(step.model, fused=True):
         plain = steps()
         backend = Counting()
-        with compiled_layers(step.model, backend):
+        with compile_layers(step.model, backend):
             made = steps()
             graphs = backend.graphs
             assert steps() and backend.graphs == graphs  # again, and nothing is made anew
@@ -229,8 +229,8 @@ def test_layers_that_torch_would_leave_uncompiled_end_the_training(
         "engine.compile: layers: this training calls its layers in more than 1 ways, each of which "
         "takes code of its own: write engine.compile: off"
     )
-    with packed_attention(step.model, fused=True):
-        with pytest.raises(TrialError) as refused, compiled_layers(step.model, Counting()):
+    with use_packed_attention(step.model, fused=True):
+        with pytest.raises(TrialError) as refused, compile_layers(step.model, Counting()):
             step([0])  # without gradients and with them
         assert str(refused.value) == told
         assert not settings.fail_on_recompile_limit_hit  # as before
@@ -243,7 +243,7 @@ def test_a_decoder_without_known_layers_is_refused() -> None:
             return nn.Linear(1, 1)
 
     told = pytest.raises(TrialError, match="has no layers that transformers knows")
-    with told, compiled_layers(Model()):
+    with told, compile_layers(Model()):
         pass
 
 
@@ -269,7 +269,7 @@ def test_a_decoder_without_known_layers_is_refused() -> None:
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused_in_a_line(beside: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        trial_config({"model": "x", **beside}, "trial")
+        parse_trial_config({"model": "x", **beside}, "trial")
     (line,) = refused.value.problems
     assert line == told
 
@@ -277,12 +277,12 @@ def test_what_does_not_go_together_is_refused_in_a_line(beside: dict[str, Any], 
 def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = config_of(engine={"compile": "layers"})
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
-    assert unmet_requirements(wanted) == []
+    assert find_unmet_requirements(wanted) == []
     monkeypatch.setattr("shutil.which", lambda name: None)
-    (line,) = unmet_requirements(wanted)
+    (line,) = find_unmet_requirements(wanted)
     assert re.match(r"engine.compile is layers, and there is no C\+\+ compiler here \(.*\): ", line)
     monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
-    (line,) = unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
+    (line,) = find_unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
     assert line.startswith("engine.compile is layers, and triton is not installed here")
 
 

@@ -22,7 +22,7 @@ from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import keep_activations, recompute_layers
-from chip_core.models.memory import bytes_needed, check_room
+from chip_core.models.memory import check_memory, estimate_required_bytes
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
@@ -96,12 +96,12 @@ def no_index(folder: Path) -> str:
 def test_a_broken_folder_is_told_when_planned_and_when_loaded(
     folder: Path, harm: Callable[[Path], str]
 ) -> None:
-    assert loading.problem(ModelConfig(path=str(folder))) is None
+    assert loading.find_model_problem(ModelConfig(path=str(folder))) is None
     expected = harm(folder)
     model = ModelConfig(path=str(folder))
     with pytest.raises(TrialError, match=expected) as raised:
         loading.load(model)
-    assert loading.problem(model) == str(raised.value)
+    assert loading.find_model_problem(model) == str(raised.value)
 
 
 def test_weights_that_are_not_there_are_not_made_up(folder: Path) -> None:
@@ -167,7 +167,7 @@ def test_weights_are_hashed_piece_by_piece(folder: Path, monkeypatch: pytest.Mon
 def test_a_hub_name_without_a_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = ModelConfig(path="nobody/nothing-at-all")
-    assert loading.problem(model) is None  # planning needs nothing
+    assert loading.find_model_problem(model) is None  # planning needs nothing
     with pytest.raises(TrialError, match="nobody/nothing-at-all cannot be loaded .*: check the na"):
         loading.load(model)
 
@@ -247,7 +247,7 @@ def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:
     def needed(reference: bool = True, **changes: Any) -> int:
         config = shapes_config(**changes)
         model = attach_adapters(loading.load(config.model)[0], config)
-        return bytes_needed(model, config, reference=reference)
+        return estimate_required_bytes(model, config, reference=reference)
 
     model, _ = loading.load(ModelConfig(path="shapes"))
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -259,9 +259,9 @@ def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:
 
 
 def test_no_room_is_told_with_what_would_fit(shapes_config: Callable[..., TrialConfig]) -> None:
-    check_room(100, 100, shapes_config())
+    check_memory(100, 100, shapes_config())
     with pytest.raises(TrialError) as raised:
-        check_room(3 * 2**30, 2**30, shapes_config(vision_encoder="trained"))
+        check_memory(3 * 2**30, 2**30, shapes_config(vision_encoder="trained"))
     assert str(raised.value) == (
         "no room on the GPU: weights, gradients, optimizer and reference take 3.0 GiB, 1.0 GiB are "
         "free: choose language_model: lora, or vision_encoder: lora, or "
@@ -270,4 +270,4 @@ def test_no_room_is_told_with_what_would_fit(shapes_config: Callable[..., TrialC
     )
     hybrid = shapes_config(engine__parallel="hsdp", engine__workers_per_trial=4)
     with pytest.raises(TrialError, match="choose engine.parallel: fsdp, or a GPU with more"):
-        check_room(3 * 2**30, 2**30, hybrid.model_copy(update={"language_model": "lora"}))
+        check_memory(3 * 2**30, 2**30, hybrid.model_copy(update={"language_model": "lora"}))

@@ -45,7 +45,7 @@ def own(tmp_path: Path) -> Path:
 
 def test_without_the_key_nothing_of_it_is_run(own: Path) -> None:
     model = ModelConfig(path=str(own))
-    said = loading.problem(model)
+    said = loading.find_model_problem(model)
     assert said == (
         f"{own} brings code of its own for model_type own_llava: read it, and write "
         "model.trust_remote_code: true to have it run"
@@ -72,7 +72,7 @@ def test_with_the_key_its_model_is_loaded(
         file.unlink()
     save_file(shipped.state_dict(), own / "model.safetensors", metadata={"format": "pt"})
     model = ModelConfig(path=str(own), trust_remote_code=True)
-    assert loading.problem(model) is None
+    assert loading.find_model_problem(model) is None
     loaded, _ = loading.load(model)
     assert type(loaded).__name__ == "OwnModel"
     assert (own.parent / "ran").exists()
@@ -89,11 +89,11 @@ def test_its_code_is_part_of_its_identity(own: Path) -> None:
 
 def test_a_hub_name_is_taken_at_one_commit_alone() -> None:
     named = ModelConfig(path="owner/name", trust_remote_code=True)
-    assert "write the 40 digits" in str(loading.problem(named))
+    assert "write the 40 digits" in str(loading.find_model_problem(named))
     branch = named.model_copy(update={"revision": "main"})
-    assert "write the 40 digits" in str(loading.problem(branch))
+    assert "write the 40 digits" in str(loading.find_model_problem(branch))
     commit = named.model_copy(update={"revision": "0123456789" * 4})
-    assert loading.problem(commit) is None
+    assert loading.find_model_problem(commit) is None
     assert loading.identity(commit) != loading.identity(
         commit.model_copy(update={"trust_remote_code": False})
     )

@@ -14,15 +14,15 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.parts import set_trained, tower_layers, unread_modules
+from chip_core.models.parts import find_tower_layers, find_unread_modules, set_trained
 from chip_core.models.tower import (
+    compute_tower_features,
+    get_tower,
     is_frozen,
     join_features,
     skip_unread_layers,
-    tower_features,
-    tower_of,
 )
-from chip_core.training.states import response_states
+from chip_core.training.states import compute_response_states
 
 from .. import families
 
@@ -55,7 +55,7 @@ def config(**changes: Any) -> TrialConfig:
 
 def run(model: Any, batch: PairBatch) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
     """Hidden states of all responses, and the gradient of all that is trained."""
-    states = response_states(model, batch, prefix_sharing=False)
+    states = compute_response_states(model, batch, prefix_sharing=False)
     hidden = torch.cat([states.chosen, states.rejected])
     model.zero_grad(set_to_none=True)
     (hidden * torch.arange(hidden.numel()).cos().view(hidden.shape)).sum().backward()
@@ -75,15 +75,20 @@ def test_a_model_says_the_same_without_looking(
     set_trained(model, trial)
     assert is_frozen(model, trial)
     encoder = PairEncoder(processor, trial, PAIRS)
-    alone = [tower_features(model, encoder.batch([row]).prompts.images) for row in range(3)]
+    alone = [
+        compute_tower_features(model, encoder.encode_batch([row]).prompts.images)
+        for row in range(3)
+    ]
     assert set(alone[0]) == FIELDS[family]
-    batch = encoder.batch([2, 0, 1])  # images of different sizes: padded, in tiles, in patches
+    batch = encoder.encode_batch(
+        [2, 0, 1]
+    )  # images of different sizes: padded, in tiles, in patches
     hidden, gradients = run(model, batch)
 
     def blind(*given: Any, **options: Any) -> Any:
         raise AssertionError("the tower was asked")
 
-    tower = tower_of(model)
+    tower = get_tower(model)
     tower.forward = blind
     try:
         features = join_features([alone[2], alone[0], alone[1]])
@@ -104,10 +109,10 @@ def test_a_model_says_the_same_without_looking(
 def test_layers_that_nothing_reads_are_not_computed(family: str) -> None:
     model, processor = families.build(family)
     set_trained(model, config(vision_encoder="trained"))
-    batch = PairEncoder(processor, config(vision_encoder="trained"), PAIRS).batch([2, 0, 1])
+    batch = PairEncoder(processor, config(vision_encoder="trained"), PAIRS).encode_batch([2, 0, 1])
     saved = list(model.state_dict())
-    (unread,) = unread_modules(model)
-    layers = tower_layers(model)
+    (unread,) = find_unread_modules(model)
+    layers = find_tower_layers(model)
     inside: list[str] = []
     for layer in layers.values():
         layer.mlp.register_forward_hook(lambda module, *given: inside.append("computed"))

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from chip_core.config.identity import inert_keys, training_identity
+from chip_core.config.identity import find_inert_keys, training_identity
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.readiness import unmet_requirements
-from chip_core.reference_cache.spec import cache_specs
+from chip_core.evaluation.readiness import find_unmet_requirements
+from chip_core.reference_cache.spec import list_cache_specs
 from chip_core.results import Progress, TrialResult, read_result
-from chip_core.selection.kept_models import folder_of
+from chip_core.selection.kept_models import make_kept_folder
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.trial import run_trial
 from chip_core.utils.errors import ConfigError, StoppedError, TrialError
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_other_pairs_is_not_gone_on_from(
     config = settings(shapes_config)
     with pytest.raises(StoppedError):
         run_trial(config, folder=tmp_path / "one", report=Ends("train", 3))
-    kept = folder_of(tmp_path / "one", 1)
+    kept = make_kept_folder(tmp_path / "one", 1)
     kept.mkdir()
     assert list((tmp_path / "one/checkpoints").iterdir())
     shutil.rmtree(tmp_path / "one/rounds")
@@ -199,7 +199,7 @@ def test_without_rounds_nothing_of_them_is_in_a_fingerprint(shapes_config: Confi
     plain = training_identity(shapes_config(), {}, {})
     assert "pairs" not in plain
     assert training_identity(shapes_config(pairs={"answers": 3}), {}, {}) == plain
-    assert inert_keys(shapes_config())["pairs"] == "pairs.rounds is 0"
+    assert find_inert_keys(shapes_config())["pairs"] == "pairs.rounds is 0"
     rule = training_identity(
         shapes_config(pairs={"rounds": 1, "ranker": f"{__name__}:all_ties"}), {}, {}
     )
@@ -215,8 +215,8 @@ def test_without_rounds_nothing_of_them_is_in_a_fingerprint(shapes_config: Confi
 
 def test_rounds_share_no_reference_cache(shapes_config: Configured) -> None:
     identity = {"content": "abc"}
-    assert cache_specs(shapes_config(), identity, identity)
-    assert cache_specs(shapes_config(pairs={"rounds": 1}), identity, identity) == ()
+    assert list_cache_specs(shapes_config(), identity, identity)
+    assert list_cache_specs(shapes_config(pairs={"rounds": 1}), identity, identity) == ()
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_several_workers_are_refused_before_anything_is_run(
     config = settings(shapes_config).model_copy(
         update={"engine": shapes_config(engine__workers_per_trial=2).engine}
     )
-    (told,) = unmet_requirements(config)
+    (told,) = find_unmet_requirements(config)
     assert told.startswith("pairs.rounds is 2, and one worker samples a model: write engine.")
     with pytest.raises(TrialError, match="this trial has 1|one worker samples a model"):
         run_trial(config, folder=tmp_path)

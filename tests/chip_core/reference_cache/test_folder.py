@@ -18,23 +18,23 @@ import torch
 
 from chip_core.reference_cache import folder as folders
 from chip_core.reference_cache.folder import (
-    SHARD,
+    SHARD_ROWS,
     BrokenStoreError,
     build_lock,
     commit,
-    lock_owner,
     partial_folder,
-    recorded_file,
+    read_lock_owner,
+    read_recorded_file,
     remove,
     shard_name,
     store_folder,
     verify,
 )
 from chip_core.reference_cache.shards import ReferenceCacheStore, write_shard
-from chip_core.reference_cache.size import NoRoomError, check_room
+from chip_core.reference_cache.size import DiskSpaceError, check_disk_space
 
 IDENTITY = {"kind": "text", "model": {"content": "abc"}, "layers": (1, 2)}
-ROWS = SHARD + 3
+ROWS = SHARD_ROWS + 3
 
 
 def row(number: int) -> dict[str, torch.Tensor]:
@@ -51,8 +51,8 @@ def made(cache: Path) -> Path:
     """A whole store of two shards."""
     folder = store_folder(cache, "0123456789" * 6)
     partial = partial_folder(folder)
-    write_shard(partial, 0, [row(number) for number in range(SHARD)])
-    write_shard(partial, 1, [row(number) for number in range(SHARD, ROWS)])
+    write_shard(partial, 0, [row(number) for number in range(SHARD_ROWS)])
+    write_shard(partial, 1, [row(number) for number in range(SHARD_ROWS, ROWS)])
     names = [shard_name(0), shard_name(1)]
     commit(folder, identity=IDENTITY, rows=ROWS, names=names, made={"seconds": 1.0})
     return folder
@@ -78,7 +78,7 @@ def flip(path: Path) -> None:
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     store = ReferenceCacheStore(made(tmp_path), IDENTITY)
     assert len(store) == ROWS
-    for number in (0, 1, SHARD - 1, SHARD, ROWS - 1):
+    for number in (0, 1, SHARD_ROWS - 1, SHARD_ROWS, ROWS - 1):
         for column, values in row(number).items():
             read = store.row(number, column)
             assert read.dtype == values.dtype
@@ -157,20 +157,20 @@ def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.Mon
     os.utime(folder / shard_name(1))
     verify(folder)
     assert hashed[2:] == [shard_name(1)]
-    verify(folder, again=True)
+    verify(folder, rehash=True)
     assert len(hashed) == 5
 
 
 def test_a_file_of_an_interrupted_making_is_taken_over_only_if_whole(tmp_path: Path) -> None:
     partial = tmp_path / "ab.partial"
     write_shard(partial, 0, [row(0)])
-    assert recorded_file(partial, shard_name(0)) is not None
-    assert recorded_file(partial, shard_name(1)) is None
+    assert read_recorded_file(partial, shard_name(0)) is not None
+    assert read_recorded_file(partial, shard_name(1)) is None
     flip(partial / shard_name(0))
-    assert recorded_file(partial, shard_name(0)) is None
+    assert read_recorded_file(partial, shard_name(0)) is None
     write_shard(partial, 0, [row(0)])
     os.truncate(partial / shard_name(0), 10)
-    assert recorded_file(partial, shard_name(0)) is None
+    assert read_recorded_file(partial, shard_name(0)) is None
 
 
 def test_an_open_store_that_is_removed_reads_on(tmp_path: Path) -> None:
@@ -178,18 +178,20 @@ def test_an_open_store_that_is_removed_reads_on(tmp_path: Path) -> None:
     store = ReferenceCacheStore(folder)
     remove(folder)
     assert not any(tmp_path.iterdir())
-    assert torch.equal(store.row(SHARD + 1, "chosen.hidden"), row(SHARD + 1)["chosen.hidden"])
+    assert torch.equal(
+        store.row(SHARD_ROWS + 1, "chosen.hidden"), row(SHARD_ROWS + 1)["chosen.hidden"]
+    )
     with pytest.raises(BrokenStoreError, match="it is not there"):
         ReferenceCacheStore(folder)
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 5 * 10**9})())
-    check_room(tmp_path / "not" / "there", 5 * 10**9, "the pass")
+    check_disk_space(tmp_path / "not" / "there", 5 * 10**9, "the pass")
     with pytest.raises(
-        NoRoomError, match=r"no room for the pass: 21\.3 GB are needed in .*, 5\.0 GB are free"
+        DiskSpaceError, match=r"no room for the pass: 21\.3 GB are needed in .*, 5\.0 GB are free"
     ):
-        check_room(tmp_path, 21_300_000_000, "the pass")
+        check_disk_space(tmp_path, 21_300_000_000, "the pass")
 
 
 def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
@@ -244,13 +246,13 @@ def holder(folder: Path, seconds: float) -> subprocess.Popen[str]:
 def test_of_two_one_makes_and_the_other_waits(tmp_path: Path) -> None:
     folder = tmp_path / "ab"
     with holder(folder, 1.5) as process:
-        assert str(lock_owner(folder)).startswith(f"process {process.pid} on ")
+        assert str(read_lock_owner(folder)).startswith(f"process {process.pid} on ")
         told: list[str] = []
         with build_lock(folder, told.append):
             assert process.wait(timeout=5) == 0  # it ended before this one began
         assert len(told) == 1
         assert told[0].startswith(f"process {process.pid} on ")
-    assert lock_owner(folder) is None
+    assert read_lock_owner(folder) is None
     assert not any(tmp_path.iterdir())  # no lock is left
 
 
@@ -260,7 +262,7 @@ def test_a_killed_maker_holds_nobody_up(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=5)
     began = time.monotonic()
-    assert lock_owner(folder) is None
+    assert read_lock_owner(folder) is None
     with build_lock(folder):
         pass
     assert time.monotonic() - began < 5

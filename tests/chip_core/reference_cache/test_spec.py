@@ -13,9 +13,9 @@ from chip_core.reference_cache.spec import (
     AvailableCaches,
     CacheSpec,
     build_config,
-    cache_specs,
+    count_samples_read,
     group_specs,
-    samples_read,
+    list_cache_specs,
 )
 
 MODEL = {"content": "abc"}
@@ -29,7 +29,7 @@ def config(**changes: Any) -> TrialConfig:
 
 
 def passes(**changes: Any) -> tuple[CacheSpec, ...]:
-    return cache_specs(config(**changes), MODEL, DATA)
+    return list_cache_specs(config(**changes), MODEL, DATA)
 
 
 def keys(**changes: Any) -> list[str]:
@@ -139,7 +139,7 @@ def test_presets_of_margins_share_what_others_have() -> None:
 
 def test_content_counts() -> None:
     for other in (({"content": "def"}, DATA), (MODEL, {"files": ["a"]})):
-        assert not set(keys()) & {one.key for one in cache_specs(config(), *other)}
+        assert not set(keys()) & {one.key for one in list_cache_specs(config(), *other)}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_tower_with_a_trained_projector_in_it_is_not_kept(family: str, tmp_pat
     def names(feature_cache: str, projector: str) -> list[str]:
         engine = {"feature_cache": feature_cache}
         made = config(model=str(tmp_path), objective="dpo", projector=projector, engine=engine)
-        return [one.name for one in cache_specs(made, MODEL, DATA)]
+        return [one.name for one in list_cache_specs(made, MODEL, DATA)]
 
     kept = ["text", "image features"]
     assert names("auto", "trained") == (kept if family == "llava" else ["text"])
@@ -249,8 +249,8 @@ def test_a_group_is_made_with_what_each_of_its_passes_needs() -> None:
         seed=7,
         engine={"feature_cache": "on"},
     )
-    text = cache_specs(dpo, MODEL, DATA)[0]
-    by_kind = {one.kind: one for one in cache_specs(chip, MODEL, DATA)}
+    text = list_cache_specs(dpo, MODEL, DATA)[0]
+    by_kind = {one.kind: one for one in list_cache_specs(chip, MODEL, DATA)}
     made = build_config([(text, dpo), (by_kind["rejected_image_features"], chip)])
     assert made.training.max_length == 100  # the text's
     assert (made.rejected_image.strategy, made.seed) == ("crop", 7)
@@ -285,7 +285,9 @@ def test_how_often_a_pass_is_read() -> None:
             rejected_image={"redraw": "each_epoch"},
             training={"batch_size": 4, "epochs": 2, **training},
         )
-        return [samples_read(one, trial, samples) for one in cache_specs(trial, MODEL, DATA)]
+        return [
+            count_samples_read(one, trial, samples) for one in list_cache_specs(trial, MODEL, DATA)
+        ]
 
     # 10 samples are 2 batches of 4 an epoch: 2 epochs × 8; each epoch's images are read 8 times
     assert read(10) == [16, 8, 8]

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
@@ -60,14 +60,14 @@ def test_logits_are_of_a_chunk_of_response_positions(
     hidden = made.config.text_config.hidden_size
     made = attach_adapters(made, config)
     set_trained(made, config)
-    batch = PairEncoder(processor, config, families.pairs()).batch(range(3))
+    batch = PairEncoder(processor, config, families.pairs()).encode_batch(range(3))
     of_responses = [batch.chosen, batch.rejected, batch.rejected_image]
     positions = sum(int(part.mask.sum()) for part in of_responses if part is not None)
     assert chunk > hidden  # the head's weight, transposed, is (hidden, vocabulary)
     assert positions > 34  # so that the smaller chunk cuts something
     policy = Policy(made, config.objective, logits_chunk=chunk, prefix_sharing=shared)
     reference = LiveReference(policy, config)
-    with packed_attention(made), Watch() as watch:
+    with use_packed_attention(made), Watch() as watch:
         policy(batch, reference.scores(batch), reference.head).loss.mean().backward()
     assert watch.most == min(chunk, positions)
 
@@ -75,7 +75,7 @@ def test_logits_are_of_a_chunk_of_response_positions(
 def test_the_watch_sees_whole_logits() -> None:
     made, processor = model()
     config = TrialConfig.model_validate({"model": "x"})
-    batch = PairEncoder(processor, config, families.pairs()).batch(range(3))
+    batch = PairEncoder(processor, config, families.pairs()).encode_batch(range(3))
     with Watch() as watch:
         whole = logits(made, batch)
     assert watch.most == whole.shape[0] * whole.shape[1] > 34

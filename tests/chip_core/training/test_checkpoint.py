@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.training import checkpoint, trainer
-from chip_core.training.checkpoint import checkpoint_problem, list_checkpoints, remove_after
+from chip_core.training.checkpoint import find_checkpoint_problem, list_checkpoints, remove_after
 from chip_core.training.optimizer.masters import read_masters, write_masters
 from chip_core.trial import run_trial
 from chip_core.utils.errors import (
@@ -326,7 +326,7 @@ def test_a_trial_cut_short_while_it_is_scored_is_not_trained_again(
         raise Cut
 
     with monkeypatch.context() as patched:
-        patched.setattr("chip_core.trial.answer", stopped)
+        patched.setattr("chip_core.trial.generate_answers", stopped)
         with pytest.raises(Cut):
             run_trial(config, folder=tmp_path / "one")
         weights = (tmp_path / "one" / "model" / "model.safetensors").read_bytes()
@@ -362,7 +362,7 @@ def test_a_manifest_of_another_kind_is_not_read(
     shapes_config: Configured, tmp_path: Path, manifest: str, why: str
 ) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
-    assert re.fullmatch(why, str(checkpoint_problem(tmp_path, shapes_config())))
+    assert re.fullmatch(why, str(find_checkpoint_problem(tmp_path, shapes_config())))
 
 
 def test_checkpoints_that_are_gone_over_again_are_removed(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models import packing
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import recompute_layers
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.models.precision import hold
+from chip_core.models.precision import convert_weights
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import read_result
-from chip_core.training.exactness import ON, prefix_sharing_problem, share_prefixes
+from chip_core.training.exactness import SHARING_ON, find_prefix_sharing_problem, share_prefixes
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, ReferenceSource
 from chip_core.trial import run_trial
@@ -66,9 +66,9 @@ def built(family: str, held: str = "fp32") -> tuple[Any, Any]:
 def as_held(model: Any, held: str) -> Any:
     """Hold weights in fp32, in bf16, or `rounded`: in fp32 what bf16 holds."""
     if held != "fp32":
-        hold(model, "bf16")
+        convert_weights(model, "bf16")
     model.as_in_bf16 = held != "fp32"
-    return model if held == "bf16" else hold(model, "fp32")
+    return model if held == "bf16" else convert_weights(model, "fp32")
 
 
 EACH = [
@@ -105,7 +105,9 @@ class Stored:
     def __init__(self, model: Any, encoder: PairEncoder, policy: Policy) -> None:
         self._scorer = Policy(model, policy.objective)
         self.head = self._scorer.head
-        self._known = [self._scorer.reference_scores(encoder.batch([place])) for place in range(3)]
+        self._known = [
+            self._scorer.reference_scores(encoder.encode_batch([place])) for place in range(3)
+        ]
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
         def padded(values: list[torch.Tensor]) -> torch.Tensor:
@@ -113,7 +115,7 @@ class Stored:
             return torch.nn.utils.rnn.pad_sequence(one_by_one, batch_first=True)
 
         def response(what: str) -> ResponseReference | None:
-            known = [self._known[place].views.get(what) for place in batch.places]
+            known = [self._known[place].views.get(what) for place in batch.indices]
             if known[0] is None:
                 return None
             hidden = None if known[0].hidden is None else padded([k.hidden for k in known])
@@ -138,7 +140,7 @@ def fast(
     reference: ReferenceSource
     with ExitStack() as stack:
         if shared:
-            stack.enter_context(packed_attention(model))
+            stack.enter_context(use_packed_attention(model))
             policy.prefix_sharing = True
         if stored:
             reference = Stored(built(family, held)[0], encoder, policy)
@@ -186,7 +188,9 @@ def plain(
 def truth(family: str, *parts: tuple[str, str]) -> tuple[float, torch.Tensor]:
     """What `plain` gives for the three pairs and these parts' training: once for all switches."""
     config = config_of(**dict(parts))
-    return plain(family, config, PairEncoder(built(family)[1], config, PAIRS).batch(range(3)))
+    return plain(
+        family, config, PairEncoder(built(family)[1], config, PAIRS).encode_batch(range(3))
+    )
 
 
 def gradient_of(loss: torch.Tensor, trained: list[Any]) -> torch.Tensor:
@@ -209,7 +213,7 @@ def test_every_switch_gives_the_plain_loss_and_gradients(family: str, switches: 
     parts = {part: chosen.pop(part) for part in PARTS if part in chosen}
     config = config_of(**parts)
     encoder = PairEncoder(built(family)[1], config, PAIRS)
-    batch = encoder.batch(range(3))
+    batch = encoder.encode_batch(range(3))
     loss, gradient = fast(family, config, encoder, batch, **chosen)
     true_loss, true_gradient = truth(family, *parts.items())
     assert loss == pytest.approx(true_loss, rel=EXACT)
@@ -233,7 +237,7 @@ def test_bf16_is_no_further_from_the_truth_than_separate_passes(
     for seed in range(draws):
         config = config_of(language_model=language_model, seed=seed)
         encoder = PairEncoder(built(family)[1], config, PAIRS)
-        batch = encoder.batch(range(3))
+        batch = encoder.encode_batch(range(3))
         _, true = plain(family, config, batch, held="rounded")
         _, separate = plain(family, config, batch, held="bf16")
         _, ours = fast(family, config, encoder, batch, held="bf16", **chosen)
@@ -263,7 +267,7 @@ def test_any_lengths_and_batches(
     ]
     config = config_of(objective=objective)
     encoder = PairEncoder(built(family)[1], config, pairs)
-    batch = encoder.batch(range(len(pairs)))
+    batch = encoder.encode_batch(range(len(pairs)))
     loss, gradient = fast(family, config, encoder, batch, chunk=chunk, shared=True)
     true_loss, true_gradient = plain(family, config, batch)
     assert loss == pytest.approx(true_loss, rel=EXACT, abs=1e-6)
@@ -279,7 +283,7 @@ def policy() -> Policy:
 
 @pytest.fixture
 def pair() -> PairBatch:
-    return PairEncoder(built("llava")[1], config_of(), PAIRS).batch([0])
+    return PairEncoder(built("llava")[1], config_of(), PAIRS).encode_batch([0])
 
 
 def kind(policy: Policy) -> str:
@@ -289,9 +293,9 @@ def kind(policy: Policy) -> str:
 def test_what_is_exact_is_on_for_as_long_as_it_is_asked(policy: Policy, pair: PairBatch) -> None:
     marks = [parameter.requires_grad for parameter in policy.parameters()]
     with share_prefixes(policy, pair) as outcome:
-        assert outcome == ON
+        assert outcome == SHARING_ON
         assert policy.prefix_sharing
-        assert kind(policy) == packing.NAME
+        assert kind(policy) == packing.PACKED_ATTENTION
         assert marks == [parameter.requires_grad for parameter in policy.parameters()]
         assert all(parameter.grad is None for parameter in policy.parameters())
     assert not policy.prefix_sharing
@@ -318,7 +322,7 @@ def test_what_the_attention_cannot_do_is_refused(policy: Policy, pair: PairBatch
         return given, {**named, "sliding_window": 4}
 
     layers[0].self_attn.register_forward_pre_hook(windowed, with_kwargs=True)
-    assert prefix_sharing_problem(policy, pair) == "its attention has sliding_window"
+    assert find_prefix_sharing_problem(policy, pair) == "its attention has sliding_window"
 
 
 def test_a_wrong_mask_is_found(
@@ -330,7 +334,7 @@ def test_a_wrong_mask_is_found(
         return right(*given, **named)  # every token sees all before it
 
     monkeypatch.setattr(packing, "attention", wrong)
-    reason = prefix_sharing_problem(policy, pair)
+    reason = find_prefix_sharing_problem(policy, pair)
     assert reason is not None and reason.startswith("hidden states differ by ")
 
 
@@ -349,9 +353,9 @@ def test_running_out_of_memory_is_no_inexactness(
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("chip_core.training.exactness.response_states", full)
+    monkeypatch.setattr("chip_core.training.exactness.compute_response_states", full)
     with pytest.raises(torch.OutOfMemoryError):
-        prefix_sharing_problem(policy, pair)
+        find_prefix_sharing_problem(policy, pair)
 
 
 @pytest.mark.gpu
@@ -359,8 +363,8 @@ def test_running_out_of_memory_is_no_inexactness(
 def test_it_is_exact_on_a_gpu(family: str, held: str) -> None:
     config = config_of()
     policy = Policy(copy.deepcopy(built(family, held)[0]).cuda(), config.objective)
-    pair = PairEncoder(built(family)[1], config, PAIRS).batch([0]).to(torch.device("cuda"))
-    assert prefix_sharing_problem(policy, pair) is None
+    pair = PairEncoder(built(family)[1], config, PAIRS).encode_batch([0]).to(torch.device("cuda"))
+    assert find_prefix_sharing_problem(policy, pair) is None
 
 
 @pytest.mark.parametrize("wanted", ["auto", "off"])
@@ -390,7 +394,7 @@ class OneOther(Workers):
 
     said: Any = None
 
-    def each(self, make: Callable[[], Any]) -> list[Any]:
+    def gather_results(self, make: Callable[[], Any]) -> list[Any]:
         return [make(), type(self).said]
 
 
@@ -402,4 +406,4 @@ def test_where_one_worker_cannot_share_prefixes_none_does(policy: Policy, pair: 
         assert sharing == "off (its GPU rounds otherwise)"
         assert not policy.prefix_sharing
     with share_prefixes(policy, pair, "auto", OneOther(size=2)) as sharing:
-        assert sharing == ON
+        assert sharing == SHARING_ON

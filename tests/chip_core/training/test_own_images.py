@@ -13,7 +13,7 @@ from PIL import Image
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
 from chip_core.training.states import pack
@@ -40,7 +40,7 @@ def trial(objective: Any, **further: Any) -> TrialConfig:
 def test_each_response_is_read_under_its_own_image(family: str, objective: str) -> None:
     config = trial(objective, rejected_image="black")
     reference, processor = built(family)
-    batch = PairEncoder(processor, config, OWN).batch(range(3))
+    batch = PairEncoder(processor, config, OWN).encode_batch(range(3))
     model = moved(family)
     trained = set_trained(model, config)
     true = plain_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
@@ -50,7 +50,7 @@ def test_each_response_is_read_under_its_own_image(family: str, objective: str) 
         frozen = Policy(copy.deepcopy(reference), config.objective, prefix_sharing=shared)
         with ExitStack() as stack:
             for each in (policy, frozen) if shared else ():
-                stack.enter_context(packed_attention(each.model))
+                stack.enter_context(use_packed_attention(each.model))
             loss = policy(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
             found = gradient(loss, trained)
         assert loss.item() == pytest.approx(true.item(), rel=1e-5)
@@ -67,7 +67,7 @@ def test_what_a_side_says_is_what_a_pair_of_its_image_says() -> None:
         "first": [replace(pair, own_image=None) for pair in OWN],
         "own": [replace(pair, image=pair.own_image or pair.image, own_image=None) for pair in OWN],
     }.items():
-        batch = PairEncoder(processor, config, pairs).batch(range(3))
+        batch = PairEncoder(processor, config, pairs).encode_batch(range(3))
         said[name] = Policy(model, config.objective).reference_scores(batch).views
     for view, of in {
         "chosen": "first", "rejected_image": "first",
@@ -85,15 +85,15 @@ def test_what_a_side_says_is_what_a_pair_of_its_image_says() -> None:
 def test_no_prefix_is_shared_where_images_differ() -> None:
     config = trial("dpo")
     encoder = PairEncoder(built("llava")[1], config, OWN)
-    batch = encoder.batch(range(3))
+    batch = encoder.encode_batch(range(3))
     chosen, rejected = (int(batch.responses[view].mask.sum()) for view in ("chosen", "rejected"))
-    prompts = int(batch.prompts.mask.sum()) + int(batch.own["image"].mask.sum())
+    prompts = int(batch.prompts.mask.sum()) + int(batch.own_image_prompts["image"].mask.sum())
     row = pack(batch, model=None)
     assert row.input_ids.shape[1] == prompts + chosen + rejected == batch.tokens
     assert [len(span.responses) for span in row.spans] == [1] * 6
     # A batch without such a pair is what it was: one prompt, two responses behind it.
-    alone = encoder.batch([1])
-    assert not alone.own
+    alone = encoder.encode_batch([1])
+    assert not alone.own_image_prompts
     assert [len(span.responses) for span in pack(alone, model=None).spans] == [2]
 
 
@@ -104,7 +104,7 @@ def test_one_response_under_two_images_is_the_visual_term() -> None:
     losses = {}
     for terms in (["response"], ["visual"]):
         config = trial({"terms": terms}, rejected_image="given")
-        batch = PairEncoder(processor, config, one).batch(range(2))
+        batch = PairEncoder(processor, config, one).encode_batch(range(2))
         policy = Policy(moved("llava"), config.objective)
         frozen = Policy(model, config.objective)
         losses[terms[0]] = policy(batch, frozen.reference_scores(batch)).loss
@@ -116,5 +116,8 @@ def test_a_training_draws_both_images_anew() -> None:
     pair = replace(PAIRS[0], own_image=drawn)
     config = trial("dpo", training={"augment": "released"})
     encoder = PairEncoder(built("llava")[1], config, [pair])
-    seen = [encoder.batch([0], epoch).own["image"].inputs["pixel_values"] for epoch in range(4)]
+    seen = [
+        encoder.encode_batch([0], epoch).own_image_prompts["image"].inputs["pixel_values"]
+        for epoch in range(4)
+    ]
     assert len({values.numpy().tobytes() for values in seen}) > 1

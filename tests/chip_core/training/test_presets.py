@@ -16,7 +16,7 @@ from PIL import Image
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair
-from chip_core.models.packing import packed_attention
+from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.objectives.methods import METHODS
 from chip_core.objectives.parts import VIEWS
@@ -111,7 +111,7 @@ def test_the_step_equals_the_plain_truth(family: str, name: str) -> None:
         {"model": "x", "objective": OBJECTIVES[name], "vision_encoder": "trained"}
     )
     reference, processor = built(family)
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     model = moved(family)
     trained = set_trained(model, config)
     torch.manual_seed(0)  # DAMA draws
@@ -122,7 +122,7 @@ def test_the_step_equals_the_plain_truth(family: str, name: str) -> None:
         frozen = Policy(copy.deepcopy(reference), config.objective, prefix_sharing=shared)
         with ExitStack() as stack:
             for each in (policy, frozen) if shared else ():
-                stack.enter_context(packed_attention(each.model))
+                stack.enter_context(use_packed_attention(each.model))
             torch.manual_seed(0)
             loss = policy(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
             found = gradient(loss, trained)
@@ -151,16 +151,16 @@ def test_nothing_is_computed_that_nobody_declares(
     monkeypatch: pytest.MonkeyPatch, objective: Any, policy: set[str], reference: set[str]
 ) -> None:
     asked: list[set[str]] = []
-    true = policies.response_states
+    true = policies.compute_response_states
 
     def noted(*given: Any, views: Any, **named: Any) -> Any:
         asked.append(set(views))
         return true(*given, views=views, **named)
 
-    monkeypatch.setattr(policies, "response_states", noted)
+    monkeypatch.setattr(policies, "compute_response_states", noted)
     config = TrialConfig.model_validate({"model": "x", "objective": objective})
     model, processor = built("llava")
-    batch = PairEncoder(processor, config, PAIRS).batch(range(3))
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     made = Policy(model, config.objective)
     made(batch, made.reference_scores(batch))
     assert asked == [*([reference] if reference else []), policy]
@@ -171,9 +171,11 @@ def test_nothing_is_computed_that_nobody_declares(
 
 def test_a_further_response_costs_its_own_tokens_alone() -> None:
     config = TrialConfig.model_validate({"model": "x", "objective": "symmpo"})
-    batch = PairEncoder(built("llava")[1], config, PAIRS).batch(range(3))
+    batch = PairEncoder(built("llava")[1], config, PAIRS).encode_batch(range(3))
     lengths = {view: int(of.mask.sum()) for view, of in batch.responses.items()}
-    prompts = {name: int(batch.prompts_of(name).mask.sum()) for name in ("image", "second_image")}
+    prompts = {
+        name: int(batch.select_prompts(name).mask.sum()) for name in ("image", "second_image")
+    }
     row = pack(batch, model=None)
     assert row.input_ids.shape[1] == sum(prompts.values()) + sum(lengths.values())
     two = pack(batch, model=None, views=("chosen", "rejected"))
@@ -216,7 +218,7 @@ def test_marks_in_a_response_leave_each_token_its_sentence() -> None:
     rejected = " ".join(text for text, _ in sentences)
     pair = dataclasses.replace(PAIRS[0], rejected=rejected, scores=scores)
     config = TrialConfig.model_validate({"model": "x", "objective": "opadpo"})
-    batch = PairEncoder(processor, config, [pair]).batch([0])
+    batch = PairEncoder(processor, config, [pair]).encode_batch([0])
     tokens = int(batch.rejected.mask.sum())
     assert tokens > 3 + 6
     said = batch.fields["opa_scores/rejected_score"].tolist()

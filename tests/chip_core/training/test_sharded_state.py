@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from chip_core.config.trial import TrialConfig
 from chip_core.models import shards
 from chip_core.models.adapters import attach_adapters, write_weights
-from chip_core.models.parts import set_trained, trained_parts
-from chip_core.models.shards import whole
+from chip_core.models.parts import select_trained_parameters, set_trained
+from chip_core.models.shards import gather_whole
 from chip_core.training import checkpoint, sharded_state
-from chip_core.training.checkpoint import Checkpointer, checkpoint_problem, list_checkpoints
+from chip_core.training.checkpoint import Checkpointer, find_checkpoint_problem, list_checkpoints
 from chip_core.training.optimizer.adamw import make_optimizer
 from chip_core.training.parallel import Compute
 from chip_core.training.policy import Policy
@@ -64,7 +64,7 @@ class Trained:
         self.optimizer, _ = make_optimizer(self.model, CONFIG, 2)
         self.parameters = [
             parameter
-            for part in trained_parts(self.model, CONFIG).values()
+            for part in select_trained_parameters(self.model, CONFIG).values()
             for parameter in part.values()
         ]
 
@@ -75,7 +75,7 @@ class Trained:
         self.optimizer.step()
 
     def names(self) -> dict[str, Any]:
-        parts = trained_parts(self.model, CONFIG).values()
+        parts = select_trained_parameters(self.model, CONFIG).values()
         return {name: weight for part in parts for name, weight in part.items()}
 
     def checkpointer(self) -> Checkpointer:
@@ -83,8 +83,8 @@ class Trained:
 
     def held(self) -> list[Any]:
         """All that a checkpoint is to give back, whole."""
-        state = whole(self.optimizer.state_dict())
-        return [*(whole(each.detach()) for each in self.parameters), state]
+        state = gather_whole(self.optimizer.state_dict())
+        return [*(gather_whole(each.detach()) for each in self.parameters), state]
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -195,9 +195,9 @@ def test_it_has_its_name_when_all_of_it_is_there(
 def test_a_shard_of_something_else_is_said(base: Any, tmp_path: Path) -> None:
     Trained(base, sharded=True).checkpointer().save(tmp_path, 1)
     (left,) = list_checkpoints(tmp_path)
-    assert checkpoint_problem(left, CONFIG) is None
+    assert find_checkpoint_problem(left, CONFIG) is None
     save_file({"more": torch.zeros(1)}, left / "shards" / "more.safetensors")
-    assert checkpoint_problem(left, CONFIG) == "shards/more.safetensors is not of it"
+    assert find_checkpoint_problem(left, CONFIG) == "shards/more.safetensors is not of it"
 
 
 def test_two_are_kept(base: Any, tmp_path: Path) -> None:
@@ -216,9 +216,9 @@ def test_of_an_adapted_model_only_what_is_written_comes_together(
 
     def counting(value: Any, *, keep: bool = True) -> Any:
         gathered.append(value.numel())
-        return whole(value, keep=keep)
+        return gather_whole(value, keep=keep)
 
-    monkeypatch.setattr(shards, "whole", counting)
+    monkeypatch.setattr(shards, "gather_whole", counting)
     write_weights(sharded.model, tmp_path / "sharded", CONFIG)
     write_weights(plain.model, tmp_path / "plain", CONFIG)
     assert sum(gathered) == sum(parameter.numel() for parameter in plain.parameters)

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.batches import PairEncoder, batch_order
+from chip_core.data.batches import PairEncoder, iter_batch_indices
 from chip_core.data.preferences import load_pairs
 from chip_core.models import loading
-from chip_core.models.parts import named_parts, set_trained
+from chip_core.models.parts import group_parameters, set_trained
 from chip_core.training.policy import Policy
 
 from ..plain import plain_loss
@@ -68,7 +68,7 @@ def test_loss_and_gradients_equal_the_plain_ones(
     reference, processor = base
     config = shapes_config(objective=objective, vision_encoder="trained")
     pairs = load_pairs(config.data)
-    batch = PairEncoder(processor, config, pairs).batch(range(4))
+    batch = PairEncoder(processor, config, pairs).encode_batch(range(4))
     assert len(set(batch.chosen.mask.sum(-1).tolist())) > 1  # there is padding
     eos = processor.tokenizer.eos_token_id
     gradients = []
@@ -99,7 +99,7 @@ def test_the_end_of_sequence_is_scored_and_never_changed(
     _, processor = base
     config = shapes_config()
     pairs = load_pairs(config.data)
-    batch = PairEncoder(processor, config, pairs).batch(range(8))
+    batch = PairEncoder(processor, config, pairs).encode_batch(range(8))
     for part in (batch.chosen, batch.rejected):
         for row in range(8):
             last = int(part.mask[row].sum()) - 1
@@ -114,11 +114,11 @@ def test_text_only_objectives_make_no_rejected_image(
 ) -> None:
     config = shapes_config(objective="hdpo")
     pairs = load_pairs(config.data)
-    assert PairEncoder(base[1], config, pairs).batch([0]).rejected_image is None
+    assert PairEncoder(base[1], config, pairs).encode_batch([0]).rejected_image is None
 
 
 def test_parts_are_the_whole_and_do_not_overlap(base: tuple[Any, Any]) -> None:
-    parts = named_parts(base[0])
+    parts = group_parameters(base[0])
     names = [name for part in parts.values() for name in part]
     assert sorted(names) == sorted(name for name, _ in base[0].named_parameters())
     assert all("vision_tower" in name for name in parts["vision_encoder"])
@@ -127,9 +127,9 @@ def test_parts_are_the_whole_and_do_not_overlap(base: tuple[Any, Any]) -> None:
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
-    one = list(batch_order(10, batch_size=4, epochs=2, seed=0))
-    assert one == list(batch_order(10, batch_size=4, epochs=2, seed=0))
-    assert one != list(batch_order(10, batch_size=4, epochs=2, seed=1))
+    one = list(iter_batch_indices(10, batch_size=4, epochs=2, seed=0))
+    assert one == list(iter_batch_indices(10, batch_size=4, epochs=2, seed=0))
+    assert one != list(iter_batch_indices(10, batch_size=4, epochs=2, seed=1))
     assert [len(indices) for indices in one] == [4, 4, 4, 4]
     assert len({*one[0], *one[1]}) == 8  # no pair twice in an epoch
     assert one[:2] != one[2:]

@@ -38,13 +38,13 @@ def around(mean, spread=0.1):
     return [mean - spread, mean, mean + spread]
 
 
-def turned(mean, spread=0.1):
+def reordered(mean, spread=0.1):
     """The same scatter, in another order of the seeds."""
     return [mean, mean + spread, mean - spread]
 
 
 def test_arms_against_the_baseline():
-    metric = figures(around(50), turned(53), turned(47), around(50.01))
+    metric = figures(around(50), reordered(53), reordered(47), around(50.01))
     found = compare_with_baseline(study(metric), "m")
     assert [one.name for one in found] == ["dpo, trained", "chip, frozen", "chip, trained"]
     assert found[0].changes == {"encoder": ("frozen", "trained")}
@@ -61,13 +61,13 @@ def test_arms_against_the_baseline():
 
 
 def test_goal_turns_better_into_worse():
-    rows = (around(50), turned(53), turned(47), around(50))
+    rows = (around(50), reordered(53), reordered(47), around(50))
     found = compare_with_baseline(study(figures(*rows, goal="minimize")), "m")
     assert [one.verdict for one in found[:2]] == [Verdict.WORSE, Verdict.BETTER]
 
 
 def test_verdicts_with_a_smallest_difference():
-    rows = (around(50), turned(53), turned(47), around(50.01))
+    rows = (around(50), reordered(53), reordered(47), around(50.01))
     wide = compare_with_baseline(study(figures(*rows, smallest_difference=5.0)), "m")
     assert [one.verdict for one in wide] == [
         Verdict.BETTER_BELOW_DELTA,
@@ -115,13 +115,13 @@ def test_no_test_where_nothing_varies():
 def test_a_missing_p_is_not_counted_in_the_family():
     # Of the two main effects one is not estimable: the family is the other.
     arms = (*GRID[:2], arm("chip", "other"))
-    found = main_effects(study(figures(around(50), turned(53), turned(47)), arms), "m")
+    found = main_effects(study(figures(around(50), reordered(53), reordered(47)), arms), "m")
     assert [one.verdict is Verdict.NOT_ESTIMABLE for one in found] == [True, False, True]
     assert found[1].p_adjusted == found[1].contrast.p
 
 
 def test_exploratory_corrects_by_the_false_discovery_rate():
-    metric = figures(around(50, 1), turned(53, 1), turned(47, 1), around(52, 1))
+    metric = figures(around(50, 1), reordered(53, 1), reordered(47, 1), around(52, 1))
     strict = compare_with_baseline(study(metric), "m")
     loose = compare_with_baseline(study(metric, exploratory=True), "m")
     assert [one.p_adjusted for one in loose] != [one.p_adjusted for one in strict]
@@ -130,7 +130,7 @@ def test_exploratory_corrects_by_the_false_discovery_rate():
 
 
 def test_main_effects_and_interaction_of_a_grid():
-    metric = figures(around(50), turned(52), turned(55), around(60))
+    metric = figures(around(50), reordered(52), reordered(55), around(60))
     results = study(metric)
     objective, encoder = main_effects(results, "m")
     assert objective.name == "objective: dpo → chip"
@@ -148,7 +148,7 @@ def test_main_effects_and_interaction_of_a_grid():
 
 def test_effects_use_the_combinations_that_exist():
     three = (*GRID[:3],)
-    results = study(figures(around(50), turned(52), turned(55)), three)
+    results = study(figures(around(50), reordered(52), reordered(55)), three)
     objective, encoder = main_effects(results, "m")
     assert objective.weights == (-1.0, 0.0, 1.0)
     assert (objective.used, objective.combinations) == (1, 2)
@@ -162,7 +162,7 @@ def test_effects_use_the_combinations_that_exist():
 
 def test_an_effect_without_a_single_pair_is_not_estimable():
     corners = (GRID[0], GRID[3])
-    found = main_effects(study(figures(around(50), turned(52)), corners), "m")
+    found = main_effects(study(figures(around(50), reordered(52)), corners), "m")
     assert [one.verdict for one in found] == [Verdict.NOT_ESTIMABLE] * 2
 
 
@@ -175,7 +175,7 @@ def test_cells_that_are_one_trial_are_no_pair():
         StudyArm(name="chip, 1", cells=(cell("chip", "1"),), seeds=(0, 1, 2)),
         StudyArm(name="chip, 2", cells=(cell("chip", "2"),), seeds=(0, 1, 2)),
     )
-    metric = figures(around(50), turned(52), turned(56))
+    metric = figures(around(50), reordered(52), reordered(56))
     results = study(metric, arms, baseline=cell("dpo", "1"))
     objective, weight = main_effects(results, "m")
     assert objective.weights == (-1.0, 0.5, 0.5)
@@ -198,7 +198,7 @@ def test_a_factor_with_three_levels_is_compared_level_by_level():
 
 
 def test_seeds_that_are_not_the_same_are_not_blocked():
-    rows = (around(50), turned(53), turned(47), around(50))
+    rows = (around(50), reordered(53), reordered(47), around(50))
     other = (*GRID[:3], arm("chip", "trained", seeds=(0, 1, 3)))
     assert compare_with_baseline(study(figures(*rows)), "m")[0].contrast.blocked
     assert not compare_with_baseline(study(figures(*rows), other), "m")[0].contrast.blocked
@@ -208,7 +208,7 @@ def test_seeds_that_are_not_the_same_are_not_blocked():
 
 def test_the_reports_pool_is_used():
     arms = (*GRID, arm("other", "frozen"), arm("third", "frozen", collapsed=True))
-    rows = (around(50), turned(52), turned(47), around(50), around(5, 3), turned(50, 40))
+    rows = (around(50), reordered(52), reordered(47), around(50), around(5, 3), reordered(50, 40))
     metric = figures(*rows)
     found = compare_with_baseline(study(metric, arms), "m")[0]
     mask = report_pool(metric.values, found.weights, collapsed=[False] * 5 + [True])
@@ -240,10 +240,10 @@ def test_results_that_do_not_fit_are_refused():
 
 
 def test_a_placebo_is_a_family_of_its_own_and_changes_no_other_comparison():
-    rows = [around(50, 1), turned(53, 1), turned(47, 1), around(52, 1)]
+    rows = [around(50, 1), reordered(53, 1), reordered(47, 1), around(52, 1)]
     placebo = StudyArm(name="placebo", cells=(), seeds=(10, 11, 12), placebo=True)
     without = study(figures(*rows))
-    having = study(figures(*rows, turned(50, 1)), (*GRID, placebo))
+    having = study(figures(*rows, reordered(50, 1)), (*GRID, placebo))
     *others, own = compare_with_baseline(having, "m")
     assert tuple(others) != () and not any(one.placebo for one in others)
     for one, other in zip(others, compare_with_baseline(without, "m"), strict=True):

@@ -18,7 +18,7 @@ from orchestrator.analysis import prediction_powered_mean
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def slow(
+def reference_estimate(
     items: list[float],
     labelled: list[int],
     labels: list[float],
@@ -73,7 +73,7 @@ def test_it_is_the_slow_reference(answers: int, paired: bool) -> None:
     labels = np.clip(judged + random.integers(-1, 3, size=15), 0, 6)
     found = prediction_powered_mean(items, labelled, labels, judged, paired=paired)
     given_ = (items.tolist(), labelled.tolist(), labels.tolist(), judged.tolist())
-    power, value, half = slow(*given_, paired)
+    power, value, half = reference_estimate(*given_, paired)
     assert 0.3 < power < 1
     assert found.power == pytest.approx(power, rel=1e-12)
     assert found.corrected.value == pytest.approx(value, rel=1e-12)

@@ -33,7 +33,7 @@ def vectors():
     return {case["name"]: case for case in json.loads(VECTORS.read_text())}
 
 
-def agrees(found, expected):
+def assert_matches(found, expected):
     for name, value in expected.items():
         actual = found.estimate / found.se if name == "t" else getattr(found, NAMES[name])
         if value is None or isinstance(value, bool | str):
@@ -42,7 +42,7 @@ def agrees(found, expected):
             np.testing.assert_allclose(actual, value, rtol=0, atol=1e-7, err_msg=name)
 
 
-def against_first(cell, cells):
+def contrast_with_first(cell, cells):
     weights = np.zeros(cells)
     weights[cell], weights[0] = 1, -1
     return weights
@@ -52,15 +52,15 @@ def test_binary_blocked(vectors):
     case = vectors["binary_blocked_4x3x12"]
     y, expected, delta = case["inputs"]["y"], case["expected"], case["inputs"]["sesoi"]
     np.testing.assert_allclose([np.mean(cell) for cell in y], expected["cell_means"], atol=1e-7)
-    found = [contrast(y, against_first(c, 4), blocked=True, delta=delta) for c in (1, 2, 3)]
+    found = [contrast(y, contrast_with_first(c, 4), blocked=True, delta=delta) for c in (1, 2, 3)]
     for one, wanted in zip(found, expected["contrasts"], strict=True):
-        agrees(one, wanted)
+        assert_matches(one, wanted)
     p = [one.p for one in found]
     np.testing.assert_allclose(holm(p), expected["holm"], atol=1e-7)
     np.testing.assert_allclose(benjamini_hochberg(p), expected["bh"], atol=1e-7)
     main = contrast(y, [-0.5, 0.5, -0.5, 0.5], blocked=True)
-    agrees(main, expected["main_effect_A_cells_order_00_10_01_11"])
-    agrees(contrast(y, [1, -1, -1, 1], blocked=True), expected["interaction"])
+    assert_matches(main, expected["main_effect_A_cells_order_00_10_01_11"])
+    assert_matches(contrast(y, [1, -1, -1, 1], blocked=True), expected["interaction"])
 
 
 def test_ratio_unblocked_unequal_seeds(vectors):
@@ -71,8 +71,8 @@ def test_ratio_unblocked_unequal_seeds(vectors):
         np.testing.assert_allclose(cell.mean(axis=1), ratios, atol=1e-7)
     np.testing.assert_allclose(y[0][0], expected["pseudo_cell0_seed0"], atol=1e-7)
     for c, wanted in enumerate(expected["contrasts"], start=1):
-        found = contrast(y, against_first(c, 4), blocked=False, delta=inputs["sesoi"])
-        agrees(found, wanted)
+        found = contrast(y, contrast_with_first(c, 4), blocked=False, delta=inputs["sesoi"])
+        assert_matches(found, wanted)
         assert found.borrowed == (len(y[c]) == 1)
 
 
@@ -80,12 +80,12 @@ def test_one_seed_clustered_items_only(vectors):
     case = vectors["one_seed_clustered_items_only"]
     questions = [case["inputs"]["questions_per_figure"]]
     y = [pseudo_values([right], questions) for right in case["inputs"]["correct_per_figure"]]
-    agrees(contrast(y, [-1, 1], blocked=False), case["expected"])
+    assert_matches(contrast(y, [-1, 1], blocked=False), case["expected"])
 
 
 def test_guard_fires_blocked(vectors):
     case = vectors["guard_fires_blocked"]
-    agrees(
+    assert_matches(
         contrast(case["inputs"]["y"], [-1, 0, 0, 1, 0, 0], blocked=True),
         case["expected"],
     )

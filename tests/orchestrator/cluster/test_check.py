@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent.parent
 Tree = dict[str, Any]
 
 
-def good(name: str) -> Tree:
+def load_example(name: str) -> Tree:
     """Return a shipped file with its places filled in."""
     text = (ROOT / name).read_text().replace("FILL-IN", "mine")
     loaded: Tree = yaml.safe_load(re.sub(r"192\.0\.2\.(\d+)", r"10.0.0.\1", text))
@@ -220,7 +220,7 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
 def test_what_is_wrong_is_told_at_its_key_and_nothing_else_is(
     spoil: Callable[[Tree], None], told: list[tuple[str, str]], tmp_path: Path
 ) -> None:
-    tree = good("cluster.yaml")
+    tree = load_example("cluster.yaml")
     spoil(tree)
     found = problems(tree, tmp_path)
     assert [key for key, _ in found] == [key for key, _ in told]
@@ -229,7 +229,7 @@ def test_what_is_wrong_is_told_at_its_key_and_nothing_else_is(
 
 
 def test_everything_is_told_at_once(tmp_path: Path) -> None:
-    tree = good("cluster.yaml")
+    tree = load_example("cluster.yaml")
     for spoil in (spoil_token, spoil_workdir, spoil_versions, spoil_top):
         spoil(tree)
     assert len(problems(tree, tmp_path)) == 1 + 1 + 3 + 1
@@ -253,7 +253,7 @@ def test_everything_is_told_at_once(tmp_path: Path) -> None:
 def test_unknown_keys_of_a_machine_are_found_at_any_depth(
     file: str, path: tuple[str | int, ...], key: str, near: str, tmp_path: Path
 ) -> None:
-    tree = good(f"clusters/{file}.yaml")
+    tree = load_example(f"clusters/{file}.yaml")
     node: Any = tree["available_node_types"]["worker"]["node_config"]
     where = "available_node_types.worker.node_config"
     for part in path:
@@ -266,7 +266,7 @@ def test_unknown_keys_of_a_machine_are_found_at_any_depth(
 
 
 def test_what_ray_sets_itself_is_refused(tmp_path: Path) -> None:
-    tree = good("clusters/aws.yaml")
+    tree = load_example("clusters/aws.yaml")
     tree["available_node_types"]["worker"]["node_config"]["MaxCount"] = 3
     ((key, what),) = problems(tree, tmp_path)
     assert key.endswith("worker.node_config.MaxCount")
@@ -274,7 +274,7 @@ def test_what_ray_sets_itself_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_head_type_of_no_name_at_all(tmp_path: Path) -> None:
-    tree = good("clusters/gcp.yaml")
+    tree = load_example("clusters/gcp.yaml")
     tree["head_node_type"] = []
     assert "head_node_type" in [key for key, _ in problems(tree, tmp_path)]
 
@@ -293,7 +293,7 @@ def test_keys_of_other_providers_are_not_known() -> None:
     ],
 )
 def test_a_group_that_opens_more_than_ssh_is_told(rule: Tree, fine: bool, tmp_path: Path) -> None:
-    tree = good("clusters/aws.yaml")
+    tree = load_example("clusters/aws.yaml")
     tree["provider"]["security_group"]["IpPermissions"] = [rule]
     found = problems(tree, tmp_path)
     assert (found == []) is fine
@@ -301,7 +301,7 @@ def test_a_group_that_opens_more_than_ssh_is_told(rule: Tree, fine: bool, tmp_pa
 
 
 def test_workers_with_a_public_address_are_told(tmp_path: Path) -> None:
-    aws, gcp = good("clusters/aws.yaml"), good("clusters/gcp.yaml")
+    aws, gcp = load_example("clusters/aws.yaml"), load_example("clusters/gcp.yaml")
     del aws["provider"]["use_internal_ips"]
     ((key, what),) = problems(aws, tmp_path)
     assert (key, "public address" in what) == ("available_node_types.worker.node_config", True)
@@ -315,7 +315,7 @@ def test_workers_with_a_public_address_are_told(tmp_path: Path) -> None:
 
 
 def test_a_cloud_must_mount_its_storage(tmp_path: Path) -> None:
-    tree = good("clusters/aws.yaml")
+    tree = load_example("clusters/aws.yaml")
     mount = tree["setup_commands"].pop(0)
     ((key, what),) = problems(tree, tmp_path)
     assert (key, "no command mounts /mnt/chip-ablate" in what) == (
@@ -326,23 +326,23 @@ def test_a_cloud_must_mount_its_storage(tmp_path: Path) -> None:
 
 
 def test_node_types_that_cannot_be(tmp_path: Path) -> None:
-    tree = good("clusters/gcp.yaml")
+    tree = load_example("clusters/gcp.yaml")
     tree["head_node_type"] = "heads"
     assert ("head_node_type", "'heads' is none of available_node_types: head, worker") in problems(
         tree, tmp_path
     )
-    tree = good("clusters/gcp.yaml")
+    tree = load_example("clusters/gcp.yaml")
     tree["available_node_types"]["worker"]["max_workers"] = 0
     assert [key for key, _ in problems(tree, tmp_path)] == [
         "available_node_types.worker.max_workers"
     ]
 
 
-def kind(most: int, *, head: bool = False, **resources: float) -> NodeType:
-    return NodeType(key="k", head=head, max_count=most, resources=resources)
+def make_node_type(max_count: int, *, head: bool = False, **resources: float) -> NodeType:
+    return NodeType(key="k", head=head, max_count=max_count, resources=resources)
 
 
-HEAD_KIND = kind(1, head=True, CPU=0, chip_driver=64)
+HEAD_KIND = make_node_type(1, head=True, CPU=0, chip_driver=64)
 
 
 @pytest.mark.parametrize(
@@ -363,39 +363,48 @@ HEAD_KIND = kind(1, head=True, CPU=0, chip_driver=64)
 def test_room_by_the_arithmetic(
     workers: int, each: dict[str, float], trials: int, slots: int, at_once: int
 ) -> None:
-    kinds = [HEAD_KIND, kind(1, CPU=8, GPU=4), kind(1, CPU=8, GPU=3)]
-    found = compute_capacity(kinds, ResourceNeed(workers=workers, each=each, trials=trials))
+    kinds = [HEAD_KIND, make_node_type(1, CPU=8, GPU=4), make_node_type(1, CPU=8, GPU=3)]
+    found = compute_capacity(
+        kinds, ResourceNeed(num_workers=workers, per_worker=each, trials=trials)
+    )
     assert (found.slots, found.at_once) == (slots, at_once)
 
 
 def test_drivers_places_bound_what_runs_at_once() -> None:
-    kinds = [kind(1, head=True, CPU=0, chip_driver=2), kind(4, CPU=8, GPU=1)]
+    kinds = [make_node_type(1, head=True, CPU=0, chip_driver=2), make_node_type(4, CPU=8, GPU=1)]
     assert (
-        compute_capacity(kinds, ResourceNeed(workers=1, each={"CPU": 1.0}, trials=40)).at_once == 2
+        compute_capacity(
+            kinds, ResourceNeed(num_workers=1, per_worker={"CPU": 1.0}, trials=40)
+        ).at_once
+        == 2
     )
 
 
 def test_a_trial_that_finds_no_room_is_told(tmp_path: Path) -> None:
-    need = ResourceNeed(workers=16, each={"CPU": 1.0, "GPU": 1.0}, trials=4)
-    ((key, what),) = problems(good("cluster.yaml"), tmp_path, need)
+    need = ResourceNeed(num_workers=16, per_worker={"CPU": 1.0, "GPU": 1.0}, trials=4)
+    ((key, what),) = problems(load_example("cluster.yaml"), tmp_path, need)
     assert key == "provider.worker_ips"
     assert "16 worker(s) of 1 CPU and 1 GPU each, and room is for 8" in what  # 2 machines of 4
 
 
 def test_machines_of_ones_own_must_say_what_they_have(tmp_path: Path) -> None:
-    tree = good("cluster.yaml")
+    tree = load_example("cluster.yaml")
     del tree["metadata"]["chip_ablate"]["worker"]
     assert problems(tree, tmp_path) == []
-    ((key, _),) = problems(tree, tmp_path, ResourceNeed(workers=1, each={"CPU": 1.0}, trials=1))
+    ((key, _),) = problems(
+        tree, tmp_path, ResourceNeed(num_workers=1, per_worker={"CPU": 1.0}, trials=1)
+    )
     assert key == "metadata.chip_ablate.worker"
 
 
 def test_what_a_study_needs_is_its_largest_trial(load: Callable[..., Study]) -> None:
-    assert study_resource_need(load()) == ResourceNeed(workers=1, each={"CPU": 1.0}, trials=4 * 2)
+    assert study_resource_need(load()) == ResourceNeed(
+        num_workers=1, per_worker={"CPU": 1.0}, trials=4 * 2
+    )
     found = study_resource_need(
         load(overrides={"engine.workers_per_trial": 2, "engine.gpus_per_worker": 1})
     )
-    assert (found.workers, found.each) == (2, {"CPU": 1.0, "GPU": 1.0})
+    assert (found.num_workers, found.per_worker) == (2, {"CPU": 1.0, "GPU": 1.0})
 
 
 def test_programs_of_a_command_are_read_as_a_shell_does() -> None:
@@ -413,15 +422,15 @@ def test_programs_of_a_command_are_read_as_a_shell_does() -> None:
     assert found[1].key == "head_start_ray_commands[0]"
 
 
-def paths(tree: Any, above: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+def paths(tree: Any, parent: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     """Return the path of every value of a tree."""
-    below = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    found = []
-    for key, value in below:
-        found.append((*above, key))
+    entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    found_paths = []
+    for key, value in entries:
+        found_paths.append((*parent, key))
         if isinstance(value, dict | list):
-            found += paths(value, (*above, key))
-    return found
+            found_paths += paths(value, (*parent, key))
+    return found_paths
 
 
 ODD: tuple[Any, ...] = (
@@ -441,10 +450,10 @@ ODD: tuple[Any, ...] = (
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "clusters/aws.yaml", "clusters/gcp.yaml"])
 def test_an_odd_value_anywhere_is_no_traceback(name: str, tmp_path: Path) -> None:
-    need = ResourceNeed(workers=1, each={"CPU": 4.0, "GPU": 1.0}, trials=12)
+    need = ResourceNeed(num_workers=1, per_worker={"CPU": 4.0, "GPU": 1.0}, trials=12)
     refused = 0
-    for index, path in enumerate(paths(good(name))[::3]):
-        tree = good(name)
+    for index, path in enumerate(paths(load_example(name))[::3]):
+        tree = load_example(name)
         node: Any = tree
         for part in path[:-1]:
             node = node[part]

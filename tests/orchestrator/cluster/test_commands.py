@@ -17,7 +17,7 @@ from orchestrator.cluster import session
 from orchestrator.cluster.head import Head
 from orchestrator.cluster.job import SubmittedJob
 
-from .test_check import good, spoil_token, spoil_workdir
+from .test_check import load_example, spoil_token, spoil_workdir
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -36,12 +36,12 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(good("cluster.yaml")))
+    path.write_text(yaml.safe_dump(load_example("cluster.yaml")))
     return path
 
 
 def spoilt(tmp_path: Path) -> Path:
-    tree = good("cluster.yaml")
+    tree = load_example("cluster.yaml")
     spoil_token(tree)
     spoil_workdir(tree)
     path = tmp_path / "spoilt.yaml"

@@ -74,13 +74,13 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
-    def made(*arguments: Any, **options: Any) -> Server:
+    def make_server(*arguments: Any, **options: Any) -> Server:
         found = Server(*arguments, **options)
         monkeypatch.setattr(job, "connect", found.connected)
         monkeypatch.setattr(job.time, "sleep", lambda seconds: None)
         return found
 
-    return made
+    return make_server
 
 
 @pytest.mark.parametrize("shown", [[], [0], [2], [1, 3, -1, 2], [3, 3]])

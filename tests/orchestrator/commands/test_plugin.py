@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
-from orchestrator.report.writers.plan import plan_json, plan_lines
-from orchestrator.tracking.names import spelled
+from orchestrator.report.writers.plan import plan_lines, plan_to_json
+from orchestrator.tracking.names import encode_name
 
 from ..conftest import STUDY
 
@@ -108,15 +108,17 @@ def test_names_that_mlflow_does_not_take_are_told(
     name = "my_benchmarks:Colours/right@1 (strict), %"
     assert call("plugin", "check", "my_benchmarks:Colours") == 0
     told = capsys.readouterr().out
-    assert f"in MLflow '{name}' is called '{spelled(name)}'" in told
+    assert f"in MLflow '{name}' is called '{encode_name(name)}'" in told
     assert "10 of 10 checks passed" in told
     assert call("plugin", "check", "my_benchmarks:Colours", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["mlflow_names"] == {name: spelled(name)}
+    assert json.loads(capsys.readouterr().out)["mlflow_names"] == {name: encode_name(name)}
 
     plan = plan_of(STUDY.replace("[shapes]", "[shapes, {name: my_benchmarks:Colours}]"))
     lines = [str(line) for line in plan_lines(plan, tmp_path)]
-    assert f"in MLflow '{name}' is called '{spelled(name)}': it does not take that name" in lines
-    assert plan_json(plan, tmp_path)["mlflow_names"] == {name: spelled(name)}
+    assert (
+        f"in MLflow '{name}' is called '{encode_name(name)}': it does not take that name" in lines
+    )
+    assert plan_to_json(plan, tmp_path)["mlflow_names"] == {name: encode_name(name)}
 
 
 def test_names_that_mlflow_takes_are_not_mentioned(
@@ -124,4 +126,4 @@ def test_names_that_mlflow_takes_are_not_mentioned(
 ) -> None:
     plan = plan_of(STUDY.replace("[shapes]", "[shapes, {name: my_benchmarks:Colours}]"))
     assert not [line for line in plan_lines(plan, tmp_path) if "MLflow" in str(line)]
-    assert plan_json(plan, tmp_path)["mlflow_names"] == {}
+    assert plan_to_json(plan, tmp_path)["mlflow_names"] == {}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cost.rates import ANY, Quantity, Rates, RateSource, Seconds
-from orchestrator.cost.workload import Workload, workload
+from orchestrator.cost.rates import ANY_KIND, Quantity, Rates, RateSource, Seconds
+from orchestrator.cost.workload import Workload, build_workload
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 
@@ -34,17 +34,17 @@ ADAPTERS = {"language_model": "lora", "vision_encoder": "frozen", "projector": "
 SHORT = {"training.max_steps": 10, "engine.feature_cache": "off"}
 
 
-def seconds(wall: float, cpu: float | None = None) -> Seconds:
+def make_seconds(wall: float, cpu: float | None = None) -> Seconds:
     return Seconds(wall=wall, cpu=wall if cpu is None else cpu)
 
 
-def known(**rates: float | Seconds) -> Rates:
+def make_rates(**rates: float | Seconds) -> Rates:
     """Rates of every kind, by quantity; a number is both times."""
-    found: dict[tuple[Quantity, str], Seconds] = {
-        (name, ANY): rate if isinstance(rate, Seconds) else seconds(rate)  # type: ignore[misc]
+    times: dict[tuple[Quantity, str], Seconds] = {
+        (name, ANY_KIND): rate if isinstance(rate, Seconds) else make_seconds(rate)  # type: ignore[misc]
         for name, rate in rates.items()
     }
-    return Rates(sources=[RateSource(name="a test", rates=found)])
+    return Rates(sources=[RateSource(name="a test", rates=times)])
 
 
 @pytest.fixture
@@ -55,4 +55,4 @@ def small(plan_of: Callable[..., Plan]) -> Plan:
 @pytest.fixture
 def work_of(tmp_path: Path) -> Callable[[Plan], Workload]:
     """What is left of a plan in a work directory."""
-    return lambda plan: workload(plan, Ledger(tmp_path), tmp_path)
+    return lambda plan: build_workload(plan, Ledger(tmp_path), tmp_path)

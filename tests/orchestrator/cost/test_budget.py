@@ -10,16 +10,16 @@ import pytest
 from rich.console import Console
 
 from chip_core.utils.errors import ConfigError, UserError
-from orchestrator.cost.budget import Trimmed, trim
-from orchestrator.cost.estimate import Estimate, Prices, estimate
-from orchestrator.cost.workload import workload
+from orchestrator.cost.budget import TrimmedPlan, trim_plan
+from orchestrator.cost.estimate import Estimate, Prices, estimate_workload
+from orchestrator.cost.workload import build_workload
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.limits import Budget
 
 from ..fakes import FakeExecutor, FakeTracker
-from .conftest import SHORT, STUDY, known
+from .conftest import SHORT, STUDY, make_rates
 
 #: A trial is its 10 steps of a second.
 RATES = {"imports": 0, "model": 0, "row": 0, "setup": 0, "step": 1, "answer": 0, "score": 0}
@@ -30,29 +30,29 @@ def hours(seconds: float) -> Budget:
 
 
 @pytest.fixture
-def trimmed(tmp_path: Path) -> Callable[..., Trimmed]:
+def trimmed(tmp_path: Path) -> Callable[..., TrimmedPlan]:
     """Trim a plan, whose every trial takes 10 s."""
 
-    def made(plan: Plan, budget: Budget, **rates: float) -> Trimmed:
+    def trim(plan: Plan, budget: Budget, **rates: float) -> TrimmedPlan:
         ledger = Ledger(tmp_path)
 
         def estimated(part: Plan) -> Estimate:
-            work = workload(part, ledger, tmp_path)
-            return estimate(work, known(**(rates or RATES)), at_once=1)
+            work = build_workload(part, ledger, tmp_path)
+            return estimate_workload(work, make_rates(**(rates or RATES)), at_once=1)
 
-        return trim(plan, budget, estimated, Prices(), ledger)
+        return trim_plan(plan, budget, estimated, Prices(), ledger)
 
-    return made
+    return trim
 
 
-def test_what_fits_is_kept_whole(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+def test_what_fits_is_kept_whole(small: Plan, trimmed: Callable[..., TrimmedPlan]) -> None:
     found = trimmed(small, hours(120))  # 12 trials
     assert found.plan is small
     assert not found.trials
     assert "everything fits" in found.sentence
 
 
-def test_the_last_seeds_go_first(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+def test_the_last_seeds_go_first(small: Plan, trimmed: Callable[..., TrimmedPlan]) -> None:
     found = trimmed(small, hours(119))
     assert (found.seeds, found.arms, len(found.trials)) == ((2,), (), 4)
     assert [len(arm.trials) for arm in found.plan.arms] == [2, 2, 2, 2]
@@ -60,7 +60,7 @@ def test_the_last_seeds_go_first(small: Plan, trimmed: Callable[..., Trimmed]) -
     assert "seed 2 of every arm: 4 trials" in found.sentence
 
 
-def test_then_the_last_arms_at_two_seeds(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+def test_then_the_last_arms_at_two_seeds(small: Plan, trimmed: Callable[..., TrimmedPlan]) -> None:
     found = trimmed(small, hours(79))  # three arms take 60 s
     assert found.arms == ("chip, 1e-6",)
     assert len(found.trials) == 12 - 6
@@ -68,7 +68,7 @@ def test_then_the_last_arms_at_two_seeds(small: Plan, trimmed: Callable[..., Tri
 
 
 def test_the_baseline_is_never_left_out(
-    plan_of: Callable[..., Plan], trimmed: Callable[..., Trimmed]
+    plan_of: Callable[..., Plan], trimmed: Callable[..., TrimmedPlan]
 ) -> None:
     last = STUDY.replace(
         "{objective: dpo, optimizer.lr: 1e-5}", "{objective: chip, optimizer.lr: 1e-6}"
@@ -78,7 +78,9 @@ def test_the_baseline_is_never_left_out(
     assert found.plan.baseline.name == "chip, 1e-6"
 
 
-def test_less_than_a_comparison_is_refused(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+def test_less_than_a_comparison_is_refused(
+    small: Plan, trimmed: Callable[..., TrimmedPlan]
+) -> None:
     with pytest.raises(UserError, match="too small: the baseline and one arm with 2 seeds take"):
         trimmed(small, hours(39))
 
@@ -91,7 +93,11 @@ def test_less_than_a_comparison_is_refused(small: Plan, trimmed: Callable[..., T
     ],
 )
 def test_an_unknown_cost_is_not_held_against_a_budget(
-    small: Plan, trimmed: Callable[..., Trimmed], budget: Budget, rates: dict[str, float], why: str
+    small: Plan,
+    trimmed: Callable[..., TrimmedPlan],
+    budget: Budget,
+    rates: dict[str, float],
+    why: str,
 ) -> None:
     with pytest.raises(UserError, match=why):
         trimmed(small, budget, **rates)
@@ -121,9 +127,9 @@ def test_a_wrong_budget_is_told(plan_of: Callable[..., Plan], text: str, why: st
 
 @pytest.mark.usefixtures("blank_figures")
 def test_what_is_left_out_is_missing_and_said(
-    small: Plan, trimmed: Callable[..., Trimmed], tmp_path: Path
+    small: Plan, trimmed: Callable[..., TrimmedPlan], tmp_path: Path
 ) -> None:
-    def run(part: Trimmed | None) -> tuple[FakeExecutor, str, FakeTracker]:
+    def run(part: TrimmedPlan | None) -> tuple[FakeExecutor, str, FakeTracker]:
         executor, tracker = FakeExecutor(), FakeTracker()
         outcome = run_study(
             small,
@@ -162,6 +168,8 @@ def test_what_is_left_out_is_missing_and_said(
     assert "Left out" not in report
 
 
-def test_a_trimmed_plan_is_of_the_same_study(small: Plan, trimmed: Callable[..., Trimmed]) -> None:
+def test_a_trimmed_plan_is_of_the_same_study(
+    small: Plan, trimmed: Callable[..., TrimmedPlan]
+) -> None:
     found = trimmed(small, hours(80))
     assert replace(found.plan, arms=small.arms) == small

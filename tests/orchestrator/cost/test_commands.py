@@ -78,7 +78,7 @@ def test_too_little_memory_is_said(
     call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What else would not fit either is tried in published/test_rates.py.
-    monkeypatch.setattr("orchestrator.cost.memory.changes_that_fit", lambda *_: ())
+    monkeypatch.setattr("orchestrator.cost.memory.find_fitting_changes", lambda *_: ())
     _, out, _ = call("plan", *GIVEN, "--device-memory", "0.001")
     assert "does not fit" in out
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chip_core.config.trial import TrialConfig
-from orchestrator.cost.memory import disk, sampled_bytes
+from orchestrator.cost.memory import estimate_disk, sampled_bytes
 
 SAVED = 1000  # bytes of a trained model
 
@@ -23,12 +23,14 @@ def trial(config: TrialConfig, rows: int | None = 100) -> Any:
     return SimpleNamespace(config=config, rows=rows, training="kind", caches=())
 
 
-def told(trials: list[Any], at_once: int | None, tmp_path: Path, saved: int | None = SAVED) -> Any:
-    return disk(
+def disk_usage(
+    trials: list[Any], at_once: int | None, tmp_path: Path, saved: int | None = SAVED
+) -> Any:
+    return estimate_disk(
         SimpleNamespace(planned=(), trials=trials),  # type: ignore[arg-type]
         SimpleNamespace(size=lambda what, kind: None),  # type: ignore[arg-type]
         SimpleNamespace(  # type: ignore[arg-type]
-            of=lambda *_, **__: None if saved is None else SimpleNamespace(saved=saved)
+            estimate=lambda *_, **__: None if saved is None else SimpleNamespace(saved=saved)
         ),
         at_once=at_once,
         storage=tmp_path,
@@ -38,24 +40,24 @@ def told(trials: list[Any], at_once: int | None, tmp_path: Path, saved: int | No
 def test_models_of_score_at_are_there_while_their_training_runs(tmp_path: Path) -> None:
     """Of 8 steps those after 2, 4 and 8 are kept; the last is the trial's own."""
     scored = trial(config_of(training={"score_at": (0.25, 0.5)}))
-    found = told([scored, scored, trial(config_of())], 2, tmp_path)
-    assert (found.models, found.between, found.pairs) == (3 * SAVED, 2 * 2 * SAVED, 0)
-    assert found.known == 7 * SAVED
-    assert told([scored], None, tmp_path, saved=None).between is None
+    found = disk_usage([scored, scored, trial(config_of())], 2, tmp_path)
+    assert (found.models, found.intermediate_models, found.pairs) == (3 * SAVED, 2 * 2 * SAVED, 0)
+    assert found.known_bytes == 7 * SAVED
+    assert disk_usage([scored], None, tmp_path, saved=None).intermediate_models is None
 
 
 def test_shares_that_fall_on_one_step_are_one_model(tmp_path: Path) -> None:
     """0.5 and 0.55 of 8 steps are both 4."""
     scored = trial(config_of(training={"score_at": (0.5, 0.55, 1.0)}))
-    assert told([scored], None, tmp_path).between == SAVED
+    assert disk_usage([scored], None, tmp_path).intermediate_models == SAVED
 
 
 def test_rounds_keep_a_model_each_but_the_last_and_what_they_sampled(tmp_path: Path) -> None:
     """A round's 10 prompts: an image of 48 × 48 pixels, 5 answers and 2 again, 20 tokens each."""
     settings = {"rounds": 3, "prompts": 10, "answers": 5, "max_new_tokens": 20}
     rounds = trial(config_of(pairs=settings))
-    found = told([rounds] * 2, None, tmp_path)
-    assert found.between == 2 * 2 * SAVED
+    found = disk_usage([rounds] * 2, None, tmp_path)
+    assert found.intermediate_models == 2 * 2 * SAVED
     assert found.pairs == 2 * 3 * 10 * (3 * 48 * 48 + 7 * 20 * 5)
 
 

@@ -16,7 +16,7 @@ from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.benchmarks.mmhal.score import PROMPT
 from orchestrator.cli import main
-from orchestrator.cost.judges import JudgeTokens, _of_benchmark, judge_costs
+from orchestrator.cost.judges import JudgeTokens, _benchmark_tokens, estimate_judge_costs
 from orchestrator.cost.workload import BenchmarkQuestions
 
 STUDY = """
@@ -65,7 +65,7 @@ def test_calls_tokens_and_price(data: Path) -> None:
     )
     assert settings.judge is not None
     places = DataPaths(benchmark_data=data)
-    found = _of_benchmark("report", settings, settings.judge, places)
+    found = _benchmark_tokens("report", settings, settings.judge, places)
     around = len(PROMPT.replace("{}", "")) + len("Cat, SofaWhat?A cat.")
     sent = (8 * (around + 3) // 4, 8 * (around + 400) // 4)  # "No.", and 100 tokens
     assert (found.calls, found.sent) == ((8, 8), sent)
@@ -74,11 +74,11 @@ def test_calls_tokens_and_price(data: Path) -> None:
         (2e-6 * sent[0] + 8e-6 * 8, 2e-6 * sent[1] + 8e-6 * 8 * 512)
     )
     no_bound = settings.judge.model_copy(update={"send": {"max_tokens": None}})
-    found = _of_benchmark("report", settings, no_bound, places)
+    found = _benchmark_tokens("report", settings, no_bound, places)
     assert found.replied == (8, None)
     assert found.price is not None and found.price[1] is None
     bound = settings.judge.model_copy(update={"max_tokens": 10, "price": None})
-    found = _of_benchmark("report", settings, bound, places)
+    found = _benchmark_tokens("report", settings, bound, places)
     assert (found.replied, found.price) == ((8, 80), None)
 
 
@@ -90,16 +90,16 @@ def test_what_a_training_asks_on_its_way_counts(data: Path) -> None:
     config = TrialConfig.model_validate({"model": "shapes", "pairs": pairs})
     trial = SimpleNamespace(arm="dpo")
     work: Any = SimpleNamespace(
-        trial=trial, config=config, training="any", asked={"report/mmhal": asked}
+        trial=trial, config=config, training="any", questions={"report/mmhal": asked}
     )
-    found = judge_costs([work], DataPaths(benchmark_data=data))
+    found = estimate_judge_costs([work], DataPaths(benchmark_data=data))
     assert found.arms["dpo"].calls == (8, 24)
     assert found.unknown["pairs of dpo"].endswith("up to 2 rounds x 10 prompts x 8 a seed")
 
 
 def test_sums_keep_what_is_not_known() -> None:
     one = JudgeTokens(calls=(1, 2), sent=(3, 4), replied=(5, None), price=(1.0, None))
-    assert one.asked(3) == replace(one, calls=(1, 6), sent=(3, 12))
+    assert one.repeated(3) == replace(one, calls=(1, 6), sent=(3, 12))
     both = one + JudgeTokens(calls=(1, 1), sent=(1, 1), replied=(1, 1), price=(1.0, 2.0))
     assert both == JudgeTokens(calls=(2, 3), sent=(4, 5), replied=(6, None), price=(2.0, None))
     assert (both + JudgeTokens(price=None)).price is None

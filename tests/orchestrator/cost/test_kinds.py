@@ -18,8 +18,8 @@ def config(**changes: Any) -> TrialConfig:
     return TrialConfig.model_validate(tree)
 
 
-def kind(made: TrialConfig, reference: str = STORED) -> str:
-    return training_kind(made, reference, features=False)
+def kind_of(config: TrialConfig, reference: str = STORED) -> str:
+    return training_kind(config, reference, features=False)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def kind(made: TrialConfig, reference: str = STORED) -> str:
     ],
 )
 def test_the_same_kind(change: dict[str, Any]) -> None:
-    assert kind(config(**change)) == kind(config())
+    assert kind_of(config(**change)) == kind_of(config())
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_the_same_kind(change: dict[str, Any]) -> None:
     ],
 )
 def test_another_kind(change: dict[str, Any]) -> None:
-    assert kind(config(**change)) != kind(config())
+    assert kind_of(config(**change)) != kind_of(config())
 
 
 def test_a_computed_reference_is_another_kind() -> None:
-    assert kind(config(), LIVE) != kind(config(), STORED)
-    assert training_kind(config(), STORED, features=True) != kind(config())
+    assert kind_of(config(), LIVE) != kind_of(config(), STORED)
+    assert training_kind(config(), STORED, features=True) != kind_of(config())
 
 
 def test_an_answer_is_of_its_model_and_its_benchmark() -> None:

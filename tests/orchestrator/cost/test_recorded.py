@@ -19,11 +19,11 @@ from orchestrator.cost.kinds import (
     training_kind,
 )
 from orchestrator.cost.rates import RateSource
-from orchestrator.cost.recorded import recorded
+from orchestrator.cost.recorded import recorded_rates
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 
-from .conftest import SHORT, STUDY, seconds
+from .conftest import SHORT, STUDY, make_seconds
 
 HERE = "a processor"
 
@@ -52,13 +52,15 @@ def result(**changes: Any) -> TrialResult:
 def told(small: Plan, tmp_path: Path) -> Callable[..., RateSource | None]:
     """What a ledger with these results of the first trials tells."""
 
-    def made(*results: TrialResult, here: set[str] | None = frozenset({HERE})) -> RateSource | None:  # type: ignore[assignment]
+    def record(
+        *results: TrialResult, here: set[str] | None = frozenset({HERE})
+    ) -> RateSource | None:  # type: ignore[assignment]
         ledger = Ledger(tmp_path)
         for trial, each in zip(small.trials[1:], results, strict=False):
-            ledger.finished(trial, "small", 1, f"trials/{trial.fingerprint}", each)
-        return recorded(small, ledger, tmp_path, here)
+            ledger.record_result(trial, "small", 1, f"trials/{trial.fingerprint}", each)
+        return recorded_rates(small, ledger, tmp_path, here)
 
-    return made
+    return record
 
 
 def test_rounds_tell_what_an_answer_took_and_each_trainings_setup(
@@ -73,13 +75,13 @@ def test_rounds_tell_what_an_answer_took_and_each_trainings_setup(
         data={"pairs": 90, "skipped": 0, "sampled": 40},
     )
     ledger, trial = Ledger(tmp_path), plan.trials[1]
-    ledger.finished(trial, "small", 1, f"trials/{trial.fingerprint}", made)
-    found = recorded(plan, ledger, tmp_path, {HERE})
+    ledger.record_result(trial, "small", 1, f"trials/{trial.fingerprint}", made)
+    found = recorded_rates(plan, ledger, tmp_path, {HERE})
     assert found is not None and not found.sizes  # its pairs are not the data's rows
-    assert found.rates["answer", sampling_kind(trial.config)] == seconds(0.2, 0.1)
+    assert found.rates["answer", sampling_kind(trial.config)] == make_seconds(0.2, 0.1)
     kind = training_kind(trial.config, LIVE, features=False)
     # (24 - 2·2) / (22 - 2) a step, and of the other 2 s a half each.
-    assert found.rates["step", kind] == seconds(1.0, 0.5)
+    assert found.rates["step", kind] == make_seconds(1.0, 0.5)
     assert found.rates["setup", kind].wall == pytest.approx(1.0)
 
 
@@ -89,12 +91,14 @@ def test_phases_as_rates(small: Plan, told: Callable[..., RateSource | None]) ->
     assert found.name == "1 earlier trial on a processor"
     config = small.trials[1].config
     kind = training_kind(config, LIVE, features=False)
-    assert found.rates["step", kind] == seconds(1, 0.5)  # (12 − 2) / 10
-    assert found.rates["setup", kind] == seconds(pytest.approx(1), pytest.approx(0.5))  # 12 − 11
-    assert found.rates["row", row_kind(config)] == seconds(0.01, 0.005)
-    assert found.rates["model", start_kind(config)] == seconds(1, 0.5)
+    assert found.rates["step", kind] == make_seconds(1, 0.5)  # (12 − 2) / 10
+    assert found.rates["setup", kind] == make_seconds(
+        pytest.approx(1), pytest.approx(0.5)
+    )  # 12 − 11
+    assert found.rates["row", row_kind(config)] == make_seconds(0.01, 0.005)
+    assert found.rates["model", start_kind(config)] == make_seconds(1, 0.5)
     answer = found.rates["answer", answer_kind(config, config.benchmarks.report[0])]
-    assert answer == seconds(0.2, 0.1)
+    assert answer == make_seconds(0.2, 0.1)
 
 
 def test_the_middle_of_several(small: Plan, told: Callable[..., RateSource | None]) -> None:
@@ -130,8 +134,8 @@ def test_another_studys_trials_tell_by_their_folder(
     other = plan_of(STUDY.replace("study: small", "study: other"), overrides=SHORT, seeds=[7])
     ledger, trial = Ledger(tmp_path), other.trials[1]
     write_json(tmp_path / "trials/x" / CONFIG, trial.config.model_dump(mode="json"))
-    ledger.finished(trial, "other", 1, "trials/x", result())
-    found = recorded(small, ledger, tmp_path, {HERE})
+    ledger.record_result(trial, "other", 1, "trials/x", result())
+    found = recorded_rates(small, ledger, tmp_path, {HERE})
     assert found is not None
     kind = training_kind(small.trials[1].config, LIVE, features=False)
     assert found.rates["step", kind].wall == 1

@@ -57,7 +57,7 @@ def judge(plan: Plan, ledger: Ledger, workdir: Path) -> JudgeValues:
     return load_judge_values(plan, ledger, workdir, benchmark="shapes", metric="hal")
 
 
-def filled(text: str, label: Callable[[Mapping[str, str]], object], file: Path) -> Path:
+def fill_labels(text: str, label: Callable[[Mapping[str, str]], object], file: Path) -> Path:
     rows = list(csv.DictReader(io.StringIO(text)))
     with file.open("w", newline="") as opened:
         writer = csv.DictWriter(opened, rows[0].keys())
@@ -148,7 +148,7 @@ def test_labels_correct_each_arm_and_the_difference(
             return ""
         return int(hal(arm, int(seed))[row["item"]] or place % 8 == 5)
 
-    file = filled(text, label, tmp_path / "labels.csv")
+    file = fill_labels(text, label, tmp_path / "labels.csv")
     labels = read_labels([file], plan, judge)
     found = labels_to_json(compute_label_figures(plan, judge, labels))
     assert (found["metric"], found["unit"], found["baseline"]) == ("shapes/hal", "percent", "dpo")
@@ -254,7 +254,7 @@ def test_the_commands(
     assert code == 0 and json.loads(printed)["items"] == 9
     code, _, complaint = run("judge-humans", "draw", study, *of, "--out", out)
     assert code == 2 and "is there already" in complaint
-    file = filled(out.read_text(), lambda row: len(row["answer"]) % 2, tmp_path / "made.csv")
+    file = fill_labels(out.read_text(), lambda row: len(row["answer"]) % 2, tmp_path / "made.csv")
     code, printed, _ = run("judge-humans", "labels", study, file, *of, "--json")
     assert code == 0
     assert [arm["labelled"] for arm in json.loads(printed)["arms"]] == [9, 9]

@@ -21,9 +21,9 @@ from orchestrator.human_eval.sheet import render_sheet
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.tracking.client import MlflowStore
-from orchestrator.tracking.projection import MlflowTracker
 
 from ...browser import Browser, browser, needs_browser, wait_for
+from ..fakes import InlineTracker
 
 pytestmark = [pytest.mark.e2e, needs_browser]
 
@@ -113,7 +113,7 @@ def test_forty_items_filled_in_saved_and_imported(
 
 def _imported(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path) -> None:
     """Import with the command; the figures stand in the report, in its CSV and in MLflow."""
-    tracker = MlflowTracker(workdir)
+    tracker = InlineTracker(workdir)
     tracker.open(plan, [])
     tracker.close([], "FINISHED", None)
     keys = workdir / "studies" / "small" / "human-keys"
@@ -128,7 +128,7 @@ def _imported(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path)
     for line in ("win: chip | 50.0 |", "tie | 27.8 |", "lose: dpo | 22.2 |", "judged | 90.0 |"):
         assert line in text
     assert "<h2>Human evaluation</h2>" in (report / "report.html").read_text()
-    store = MlflowStore(tracker.address, workdir)
+    store = MlflowStore(workdir)
     store.open("small")
     (run,) = [run for run in store.runs() if run.tags["chip.kind"] == "study"]
     lines = csv.DictReader(io.StringIO((report / "humans.csv").read_text()))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from chip_core.utils.errors import ConfigError
-from orchestrator.cost.workload import workload
+from orchestrator.cost.workload import build_workload
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.plan import evaluation_lines
@@ -73,10 +73,12 @@ def test_what_cannot_be_scored_is_one_line(
 def test_every_share_asks_select_once_more(plan_of: PlanOf, tmp_path: Path) -> None:
     def asked(overrides: dict[str, Any]) -> dict[str, int]:
         plan = plan_of(BOTH, overrides=overrides)
-        found = workload(plan, Ledger(tmp_path), tmp_path)
+        found = build_workload(plan, Ledger(tmp_path), tmp_path)
         trained = next(each for each in found.trials if each.training is not None)
-        assert all(one.times == 1 for one in found.trials[0].asked.values())  # the untrained model
-        times = {key: one.times for key, one in trained.asked.items()}
+        assert all(
+            one.times == 1 for one in found.trials[0].questions.values()
+        )  # the untrained model
+        times = {key: one.times for key, one in trained.questions.items()}
         # 500 and 1,000 questions; the untrained model, and 4 arms of 2 seeds
         made = 1500 + 8 * (500 * times["select/shapes"] + 1000 * times["report/shapes"])
         (line, *_) = evaluation_lines(plan, Ledger(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 
 from chip_core import recipes
 from chip_core.config.benchmark import DataPaths
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import find_benchmark_problems
 from orchestrator.plan.plan import make_plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import resolve_search
@@ -42,7 +42,7 @@ def test_these_are_shipped() -> None:
     assert sorted(path.stem for path in ABLATIONS.glob("*.yaml")) == sorted(ARMS)
 
 
-@pytest.mark.parametrize("recipe", recipes.names())
+@pytest.mark.parametrize("recipe", recipes.recipe_names())
 @pytest.mark.parametrize("study", ARMS)
 def test_it_is_planned_offline_on_every_recipe(
     study: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,7 +64,7 @@ def test_it_says_in_lines_what_data_it_lacks(study: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         "chip_core.evaluation.benchmarks.lmms_eval.runner.problems", lambda names: []
     )
-    said = problems(load_study(ABLATIONS / f"{study}.yaml").benchmarks, DataPaths())
+    said = find_benchmark_problems(load_study(ABLATIONS / f"{study}.yaml").benchmarks, DataPaths())
     assert all("\n" not in line for line in said)
     told = {line.partition(":")[0] for line in said if "its questions are in files" in line}
     assert told == LACKING.get(study, set())

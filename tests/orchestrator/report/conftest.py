@@ -16,7 +16,7 @@ from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.build import Report, make_report
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.summary import Summary, summarise
+from orchestrator.report.summary import Summary, build_summary
 from orchestrator.state.ledger import Ledger
 
 STUDY = """
@@ -51,7 +51,7 @@ def noisy(trial: Trial, item: int, metric: str) -> tuple[float, float]:
 
 
 @dataclass(kw_only=True)
-class Finished:
+class FinishedStudy:
     """A study in a work directory."""
 
     plan: Plan
@@ -63,7 +63,9 @@ class Finished:
 
     @property
     def summary(self) -> Summary:
-        return summarise(self.plan, self.ledger, load_scores(self.plan, self.ledger, self.workdir))
+        return build_summary(
+            self.plan, self.ledger, load_scores(self.plan, self.ledger, self.workdir)
+        )
 
     @property
     def folder(self) -> Path:
@@ -75,7 +77,7 @@ class Finished:
     def trial(self, name: str) -> Trial:
         return next(trial for trial in self.plan.trials if trial.name == name)
 
-    def place(self, trial: Trial) -> Path:
+    def attempt_folder(self, trial: Trial) -> Path:
         return self.workdir / "trials" / trial.fingerprint[:16] / "attempt-1"
 
     def finish(
@@ -89,7 +91,7 @@ class Finished:
         how: Callable[[Trial], Mapping[str, Any]] | None = None,
     ) -> None:
         """Leave what a worker leaves, and record it."""
-        folder = self.place(trial)
+        folder = self.attempt_folder(trial)
         found, values = [], {}
         for metric in metrics:
             outcomes = [(f"test/{item}", score(trial, item, metric)) for item in range(items)]
@@ -129,8 +131,8 @@ class Finished:
             responses="responses/report-shapes.jsonl",
             metadata=dict(how(trial)) if how else {},
         )
-        self.ledger.started(trial, self.plan.study.name, 1)
-        self.ledger.finished(
+        self.ledger.record_start(trial, self.plan.study.name, 1)
+        self.ledger.record_result(
             trial,
             self.plan.study.name,
             1,
@@ -149,14 +151,14 @@ class Finished:
 
 
 @pytest.fixture
-def finished(plan_of: Callable[..., Plan], tmp_path: Path) -> Callable[..., Finished]:
+def finished(plan_of: Callable[..., Plan], tmp_path: Path) -> Callable[..., FinishedStudy]:
     """Run a study; trials named in `without` are left out."""
 
-    def run(text: str = STUDY, *, without: Iterable[str] = (), **how: Any) -> Finished:
-        made = Finished(plan=plan_of(text), workdir=tmp_path / "runs")
-        for trial in made.plan.trials:
+    def run(text: str = STUDY, *, without: Iterable[str] = (), **how: Any) -> FinishedStudy:
+        study = FinishedStudy(plan=plan_of(text), workdir=tmp_path / "runs")
+        for trial in study.plan.trials:
             if trial.name not in without:
-                made.finish(trial, **how)
-        return made
+                study.finish(trial, **how)
+        return study
 
     return run

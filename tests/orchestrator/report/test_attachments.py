@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from chip_core.utils.files import write_json
-from orchestrator.report.attachments import HUMANS, find_attachments
+from orchestrator.report.attachments import HUMANS_FOLDER, find_attachments
 from orchestrator.report.sections.human import human_metrics
 from orchestrator.report.sections.representation import representation_blocks
 from orchestrator.report.writers.files import write_report
-from orchestrator.report.writers.html import page
-from orchestrator.report.writers.latex import latex
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.writers.html import render_page
+from orchestrator.report.writers.latex import render_latex
+from orchestrator.report.writers.markdown import render_markdown
 
-from .conftest import Finished
+from .conftest import FinishedStudy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x03\x00\x00\x00\x01\x00"
 METRICS = (
     "image_truth/cosine", "image_truth/euclidean", "truth_hallucination/cosine",
@@ -32,11 +32,11 @@ METRICS = (
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-def represented(made: Finished, seeds: int = 2) -> dict[str, Any]:
+def representation_data(study: FinishedStudy, seeds: int = 2) -> dict[str, Any]:
     """Figures of two rows: metric number k of chip, frozen is k + .5, a tenth to each side."""
     rows = []
     for name, of in (("base (untrained)", [None]), ("chip, frozen", list(range(seeds)))):
-        trials = [trial for trial in made.plan.trials if trial.arm == name]
+        trials = [trial for trial in study.plan.trials if trial.arm == name]
         rows.append(
             {
                 "name": name,
@@ -55,7 +55,7 @@ def represented(made: Finished, seeds: int = 2) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def judged(made: Finished) -> dict[str, Any]:
+def comparison_data(study: FinishedStudy) -> dict[str, Any]:
     """Of 36 items 18 are won, 10 ties, 8 lost; 36 of 40 could be judged."""
     arms = ["dpo, frozen", "chip, frozen"]
 
@@ -65,7 +65,7 @@ def judged(made: Finished) -> dict[str, Any]:
     return {
         "export": "0123456789abcdef", "study": "small", "arms": arms, "benchmark": "shapes",
         "trials": {
-            trial.name: trial.fingerprint for trial in made.plan.trials if trial.arm in arms
+            trial.name: trial.fingerprint for trial in study.plan.trials if trial.arm in arms
         },
         "pairs": 90, "same": 30,
         "sheets": [
@@ -84,12 +84,12 @@ def judged(made: Finished) -> dict[str, Any]:
 
 
 @pytest.fixture
-def made(finished: Run) -> Finished:
+def made(finished: Run) -> FinishedStudy:
     study = finished()
     (study.folder / "figures").mkdir(parents=True)
     (study.folder / "figures/representation.png").write_bytes(PNG)
-    write_json(study.folder / "representation.json", represented(study))
-    write_json(study.folder / HUMANS / "shapes-01234567.json", judged(study))
+    write_json(study.folder / "representation.json", representation_data(study))
+    write_json(study.folder / HUMANS_FOLDER / "shapes-01234567.json", comparison_data(study))
     return study
 
 
@@ -99,8 +99,8 @@ def table_rows(text: str, first: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
-def test_markdown_has_both_with_their_figures(made: Finished) -> None:
-    text = markdown(made.report())
+def test_markdown_has_both_with_their_figures(made: FinishedStudy) -> None:
+    text = render_markdown(made.report())
     part = text.split("## Representation\n")[1].split("\n## ")[0]
     (row,) = table_rows(part, "chip, frozen")
     assert row == ["chip, frozen", "2", *(f"{k}.500 ([{k}.400, {k}.600])" for k in range(6))]
@@ -117,22 +117,22 @@ def test_markdown_has_both_with_their_figures(made: Finished) -> None:
     assert "Made of other trainings" not in text
 
 
-def test_page_and_latex_have_both_too(made: Finished) -> None:
+def test_page_and_latex_have_both_too(made: FinishedStudy) -> None:
     report = made.report()
-    text = page(report)
+    text = render_page(report)
     for name, title in (("representation", "Representation"), ("humans", "Human evaluation")):
         assert f'<a href="#{name}">{title}</a>' in text and f'<section id="{name}">' in text
     assert "50.0" in text.split('id="humans"')[1].split("</section>")[0]
-    written = latex(report)
+    written = render_latex(report)
     assert r"\section*{Human evaluation}" in written and r"\section*{Representation}" in written
     assert r"\includegraphics" in written.split(r"\section*{Representation}")[1]
     assert r"Krippendorff's $\alpha$ (nominal) = 0.61" in written
 
 
-def test_csv_has_the_trackers_names_and_figures(made: Finished) -> None:
+def test_csv_has_the_trackers_names_and_figures(made: FinishedStudy) -> None:
     files = {path.name: path for path in write_report(made.report(), made.folder)}
     lines = list(csv.DictReader(io.StringIO(files["humans.csv"].read_text())))
-    shown = human_metrics(judged(made))
+    shown = human_metrics(comparison_data(made))
     assert {line["metric"]: float(line["value"]) for line in lines} == {
         name: value for name, value in shown.items() if not name.endswith((".low", ".high"))
     }
@@ -152,22 +152,22 @@ def test_csv_has_the_trackers_names_and_figures(made: Finished) -> None:
     ]  # fmt: skip
 
 
-def test_figures_of_other_trainings_are_told(made: Finished) -> None:
-    found = judged(made)
+def test_figures_of_other_trainings_are_told(made: FinishedStudy) -> None:
+    found = comparison_data(made)
     found["trials"]["chip, frozen, seed 1"] = "f" * 64
-    write_json(made.folder / HUMANS / "shapes-01234567.json", found)
-    text = markdown(made.report())
+    write_json(made.folder / HUMANS_FOLDER / "shapes-01234567.json", found)
+    text = render_markdown(made.report())
     said = "Made of other trainings than this report's (chip, frozen, seed 1)"
     assert text.count(said) == 1 and said in text.split("## Human evaluation")[1]
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"arms": ["a", "b"], "benchmark": "x"}'])
-def test_a_broken_file_is_told_and_fails_nothing(made: Finished, broken: str) -> None:
-    (made.folder / HUMANS / "shapes-01234567.json").write_text(broken)
+def test_a_broken_file_is_told_and_fails_nothing(made: FinishedStudy, broken: str) -> None:
+    (made.folder / HUMANS_FOLDER / "shapes-01234567.json").write_text(broken)
     (made.folder / "representation.json").write_text(broken)
     found = find_attachments(made.folder, made.plan)
     assert "humans.csv" not in found.tables and "representation.csv" not in found.tables
-    text = markdown(made.report())
+    text = render_markdown(made.report())
     assert "representation.json is of another version or broken" in text
     assert "shapes-01234567.json is of another version or broken" in text
 
@@ -178,12 +178,12 @@ def test_nothing_beside_makes_no_section(finished: Run, tmp_path: Path) -> None:
     assert (found.sections, dict(found.tables)) == ((), {})
 
 
-def test_a_name_that_looks_like_markup_is_text(made: Finished) -> None:
-    found = represented(made)
+def test_a_name_that_looks_like_markup_is_text(made: FinishedStudy) -> None:
+    found = representation_data(made)
     found["rows"][1]["name"] = "<script>x</script> | y"
     (picture, table, _) = representation_blocks(found, PNG, "representation")
     assert json.dumps(found)  # plain data
     write_json(made.folder / "representation.json", found)
     report = made.report()
-    assert "<script" not in page(report) and "<script" not in markdown(report)
+    assert "<script" not in render_page(report) and "<script" not in render_markdown(report)
     assert picture.name == "representation" and len(table.rows) == 2

@@ -9,9 +9,9 @@ import pytest
 from orchestrator.analysis import Verdict, compare_with_baseline
 from orchestrator.plan.plan import Plan, Trial
 
-from .conftest import STUDY, Finished, noisy
+from .conftest import STUDY, FinishedStudy, noisy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 CHAIR = "shapes/chair_i"
 
 
@@ -51,9 +51,9 @@ def test_trials_of_cells_that_are_gone_are_counted(
     finished: Run, plan_of: Callable[..., Plan]
 ) -> None:
     made = finished()
-    assert made.summary.gone == 0
+    assert made.summary.former_trials == 0
     made.plan = plan_of(STUDY.replace("[dpo, chip]", "[dpo, cmdpo]"))
-    assert made.summary.gone == 6  # chip's two cells, three seeds each
+    assert made.summary.former_trials == 6  # chip's two cells, three seeds each
 
 
 def test_an_undefined_figure_is_missing_and_not_0(finished: Run) -> None:

@@ -14,13 +14,13 @@ from chip_core.evaluation.task import MetricInfo
 from chip_core.results import Evaluation, TrialResult
 from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Trial
-from orchestrator.report.results import arm_views
-from orchestrator.report.units import shown, shown_scale
-from orchestrator.report.writers.exports import arms_csv, as_json, values_csv
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.results import build_arm_views
+from orchestrator.report.units import shown_unit_scale, to_shown_unit
+from orchestrator.report.writers.exports import arms_csv, summary_to_json, values_csv
+from orchestrator.report.writers.markdown import render_markdown
 from orchestrator.report.writers.plan import trial_table
 
-from .conftest import Finished
+from .conftest import FinishedStudy
 
 STUDY = """
 study: yes_or_no
@@ -40,9 +40,9 @@ RIGHT = {("dpo", 0): 6, ("dpo", 1): 7, ("chip", 0): 8, ("chip", 1): 9}
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-def finish(made: Finished, trial: Trial) -> None:
+def finish(made: FinishedStudy, trial: Trial) -> None:
     right = RIGHT.get((trial.arm, trial.seed or 0), 5)
-    folder = made.place(trial)
+    folder = made.attempt_folder(trial)
     items = [
         {"item": f"q/{number}", "numerator": float(number < right), "denominator": 1.0}
         for number in range(10)
@@ -55,11 +55,11 @@ def finish(made: Finished, trial: Trial) -> None:
     )
     result = TrialResult(steps=1, evaluations={"report/pope": evaluation}, seconds={})
     where = str(folder.relative_to(made.workdir))
-    made.ledger.finished(trial, made.plan.study.name, 1, where, result)
+    made.ledger.record_result(trial, made.plan.study.name, 1, where, result)
 
 
 @pytest.fixture
-def made(finished: Callable[..., Finished], plan_of: Callable[..., object]) -> Finished:
+def made(finished: Callable[..., FinishedStudy], plan_of: Callable[..., object]) -> FinishedStudy:
     study = finished(STUDY, without=["base", *(f"{arm}, seed {seed}" for arm, seed in RIGHT)])
     for trial in study.plan.trials:
         finish(study, trial)
@@ -68,13 +68,16 @@ def made(finished: Callable[..., Finished], plan_of: Callable[..., object]) -> F
 
 def test_which_units_are_shown_otherwise() -> None:
     fraction = MetricInfo(unit="fraction", goal="minimize")
-    assert (shown(fraction), shown_scale(fraction)) == (replace(fraction, unit="percent"), 100.0)
+    assert (to_shown_unit(fraction), shown_unit_scale(fraction)) == (
+        replace(fraction, unit="percent"),
+        100.0,
+    )
     for unit in ("percent", "points", "words"):
         info = MetricInfo(unit=unit, goal="maximize")
-        assert (shown(info), shown_scale(info)) == (info, 1.0)
+        assert (to_shown_unit(info), shown_unit_scale(info)) == (info, 1.0)
 
 
-def test_a_fraction_is_in_percent_in_every_output(made: Finished) -> None:
+def test_a_fraction_is_in_percent_in_every_output(made: FinishedStudy) -> None:
     # dpo: (60 + 70)/2; chip: (80 + 90)/2; 20 points apart; sd of two that differ by 10: 10/√2
     summary = made.summary
     figure = summary.rows[2].figures[ACCURACY]
@@ -94,16 +97,16 @@ def test_a_fraction_is_in_percent_in_every_output(made: Finished) -> None:
         float(line["value"]) for line in values
         if line["metric"] == ACCURACY and line["arm"] == "chip"
     ] == pytest.approx([80, 90])  # fmt: skip
-    text = markdown(made.report())
+    text = render_markdown(made.report())
     assert "| chip | 2 | 85.00 ± 7.07 | +20.00 |" in text.replace("**", "")
     assert "difference (points)" in text and f"{ACCURACY} % ↑" in text
-    found = json.loads(json.dumps(as_json(summary)))
+    found = json.loads(json.dumps(summary_to_json(summary)))
     assert found["arms"][2]["figures"][ACCURACY]["values"] == pytest.approx({"0": 80, "1": 90})
 
 
-def test_the_tracker_keeps_the_scorers_unit_and_differences_in_points(made: Finished) -> None:
+def test_the_tracker_keeps_the_scorers_unit_and_differences_in_points(made: FinishedStudy) -> None:
     """A trial's own figure is the official one; its arm's mean stands beside it in charts."""
-    view = next(view for view in arm_views(made.summary) if view.arm.name == "chip")
+    view = next(view for view in build_arm_views(made.summary) if view.arm.name == "chip")
     trials = [made.ledger[trial.fingerprint].metrics(trial) for trial in view.arm.trials]
     assert [metrics[ACCURACY] for metrics in trials] == [0.8, 0.9]
     assert view.figures[ACCURACY] == pytest.approx(0.85)
@@ -113,7 +116,7 @@ def test_the_tracker_keeps_the_scorers_unit_and_differences_in_points(made: Fini
     assert low < 20 < high
 
 
-def test_the_status_table_shows_percent(made: Finished) -> None:
+def test_the_status_table_shows_percent(made: FinishedStudy) -> None:
     table = trial_table(made.plan, made.workdir)
     assert table.columns[-1].header == f"{ACCURACY} % ↑"
     # base, then each seed's arms in turn
@@ -122,14 +125,14 @@ def test_the_status_table_shows_percent(made: Finished) -> None:
     ]  # fmt: skip
 
 
-def test_the_smallest_difference_is_in_points(made: Finished) -> None:
+def test_the_smallest_difference_is_in_points(made: FinishedStudy) -> None:
     # δ = 30 points: within it is what 20 points with a narrow interval would be; 0.3 would not.
     metric = made.summary.compared[ACCURACY].results.metric(ACCURACY)
     assert metric.smallest_difference == 30
     assert [float(values.mean()) for values in metric.values] == pytest.approx([65, 85])
 
 
-def test_without_item_outcomes_too(made: Finished) -> None:
-    (made.place(made.trial("chip, seed 0")) / "scores/pope.json").unlink()
+def test_without_item_outcomes_too(made: FinishedStudy) -> None:
+    (made.attempt_folder(made.trial("chip, seed 0")) / "scores/pope.json").unlink()
     figure = made.summary.rows[2].figures[ACCURACY]
     assert figure.difference == pytest.approx(20)

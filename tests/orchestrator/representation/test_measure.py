@@ -21,9 +21,10 @@ from orchestrator.cli import main
 from orchestrator.plan.plan import Plan, Trial, make_plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
-from orchestrator.tracking.base import TrialView
 from orchestrator.tracking.client import MlflowStore
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.views import TrialView
+
+from ..fakes import InlineTracker
 
 STUDY = """
 study: small
@@ -59,7 +60,9 @@ def trained(workdir: Path, plan: Plan, trial: Trial, scale: float) -> None:
     weights[name] = weights[name] * scale
     save_file(weights, folder / MODEL / "model.safetensors", {"format": "pt"})
     result = TrialResult(steps=1, evaluations={}, seconds={})
-    Ledger(workdir).finished(trial, plan.study.name, 1, str(folder.relative_to(workdir)), result)
+    Ledger(workdir).record_result(
+        trial, plan.study.name, 1, str(folder.relative_to(workdir)), result
+    )
 
 
 def test_a_study_in_one_picture(
@@ -72,7 +75,7 @@ def test_a_study_in_one_picture(
     trained(workdir, plan, dpo.trials[0], 0.9)
     trained(workdir, plan, chip.trials[0], 0.5)
     trained(workdir, plan, chip.trials[1], 0.6)
-    tracker = MlflowTracker(workdir)
+    tracker = InlineTracker(workdir)
     tracker.open(plan, [_view(trial) for trial in plan.trials])
     tracker.close([], "FINISHED", None)
 
@@ -99,7 +102,7 @@ def test_a_study_in_one_picture(
         table = (folder / "representation.md").read_text()
         assert "| chip | 2 |" in table and "left out: dpo, seed 1." in table
 
-    store = MlflowStore(f"sqlite:///{workdir.resolve()}/mlflow.db", workdir)
+    store = MlflowStore(workdir)
     store.open("small")
     runs = {run.tags["mlflow.runName"]: run.metrics for run in store.runs()}
     auc = "representation/probe_auc"
@@ -127,7 +130,9 @@ def adapted(workdir: Path, plan: Plan, trial: Trial, written: Callable[[str], st
     file = folder / MODEL / "adapter_model.safetensors"
     save_file({written(name): value for name, value in load_file(file).items()}, file)
     result = TrialResult(steps=1, evaluations={}, seconds={})
-    Ledger(workdir).finished(trial, plan.study.name, 1, str(folder.relative_to(workdir)), result)
+    Ledger(workdir).record_result(
+        trial, plan.study.name, 1, str(folder.relative_to(workdir)), result
+    )
 
 
 def test_an_adapter_is_read_where_it_belongs_or_not_at_all(tmp_path: Path, run: Run) -> None:

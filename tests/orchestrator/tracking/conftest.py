@@ -14,17 +14,18 @@ import pytest
 
 from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.tracking.address import tracking_uri
-from orchestrator.tracking.base import TrialView
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.address import resolve_uri
+from orchestrator.tracking.views import TrialView
 from orchestrator.utils.version import code_version
+
+from ..fakes import InlineTracker
 
 FIGURES = ("loss", "reward/margin", "grad_norm")
 
 
 @pytest.fixture(autouse=True)
 def _no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chip_core.models.loading.problem", lambda model: None)
+    monkeypatch.setattr("chip_core.models.loading.find_model_problem", lambda model: None)
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def workdir(
 
 
 @pytest.fixture
-def tracker(workdir: Path) -> MlflowTracker:
-    return MlflowTracker(workdir, None)
+def tracker(workdir: Path) -> InlineTracker:
+    return InlineTracker(workdir, None)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ class Shown:
     def __init__(self, workdir: Path, study: str = "small") -> None:
         from mlflow.tracking import MlflowClient
 
-        self.client = MlflowClient(tracking_uri(workdir, None))
+        self.client = MlflowClient(resolve_uri(workdir, None))
         self.experiment = self.client.get_experiment_by_name(study)
         assert self.experiment is not None, f"no experiment {study}"
         self.runs = list(self.client.search_runs([self.experiment.experiment_id]))
@@ -147,7 +148,7 @@ def shown(workdir: Path) -> Callable[..., Shown]:
 def run_all(finish: Callable[..., TrialView]) -> Callable[..., list[TrialView]]:
     """Run a plan's trials through a tracker, as the driver would; return what they came to."""
 
-    def run(tracker: MlflowTracker, plan: Plan) -> list[TrialView]:
+    def run(tracker: InlineTracker, plan: Plan) -> list[TrialView]:
         views = [finish(trial) for trial in plan.trials]
         tracker.open(plan, [])
         for view in views:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan.plan import Plan
-from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.attachments import StudyAttachment, attach_files
-from orchestrator.tracking.base import ArmView, TrialView
 from orchestrator.tracking.client import MlflowStore, Run
-from orchestrator.tracking.names import spelled
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.names import encode_name
+from orchestrator.tracking.views import ArmView, TrialView
+
+from ..fakes import InlineTracker
 
 STUDY = """
 study: small
@@ -25,12 +25,12 @@ benchmarks: {report: [shapes]}
 
 
 def runs_of(workdir: Path) -> dict[str, Run]:
-    store = MlflowStore(tracking_uri(workdir, None), workdir)
+    store = MlflowStore(workdir)
     store.open("small")
     return {run.tags["mlflow.runName"]: run for run in store.runs()}
 
 
-def close(tracker: MlflowTracker, plan: Plan, metric: str) -> None:
+def close(tracker: InlineTracker, plan: Plan, metric: str) -> None:
     arms = [ArmView(arm=arm, figures={metric: 1.0}, status="FINISHED") for arm in plan.arms]
     tracker.close(arms, "FINISHED", None)
 
@@ -52,7 +52,7 @@ def plan(plan_of: Callable[..., Plan]) -> Plan:
 
 
 def test_figures_lie_with_what_they_are_of(
-    plan: Plan, tracker: MlflowTracker, workdir: Path, attempt: Callable[..., Path], tmp_path: Path
+    plan: Plan, tracker: InlineTracker, workdir: Path, attempt: Callable[..., Path], tmp_path: Path
 ) -> None:
     arm = plan.arms[1]
     trial = arm.trials[0]
@@ -69,7 +69,7 @@ def test_figures_lie_with_what_they_are_of(
     )
     assert attach_files(workdir, None, "small", attached) is None
     after = runs_of(workdir)
-    name = spelled("human/shapes/chip, a vs dpo/win")
+    name = encode_name("human/shapes/chip, a vs dpo/win")
     assert after["small"].metrics[name] == 50.0
     assert after["small"].tags[f"chip.name.{name[-16:]}"] == "human/shapes/chip, a vs dpo/win"
     assert after[arm.name].metrics["representation/probe_auc"] == 0.9
@@ -81,7 +81,7 @@ def test_figures_lie_with_what_they_are_of(
     assert told.read_text() == "told"
 
     # A later run of the study leaves them where they are; it makes no new run of the arm.
-    again = MlflowTracker(workdir, None)
+    again = InlineTracker(workdir, None)
     again.open(plan, [])
     close(again, plan, "shapes/chair_i")
     assert runs_of(workdir)[arm.name].id == after[arm.name].id

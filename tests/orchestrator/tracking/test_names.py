@@ -18,7 +18,16 @@ from mlflow.utils.validation import (
     validate_param_and_metric_name,
 )
 
-from orchestrator.tracking.names import EXPERIMENT, KEY, PARAM, RUN, TAG, Kind, respelled, spelled
+from orchestrator.tracking.names import (
+    EXPERIMENT,
+    KEY,
+    PARAM,
+    RUN,
+    TAG,
+    TextKind,
+    encode_invalid,
+    encode_name,
+)
 
 KINDS = (KEY, RUN, EXPERIMENT, PARAM, TAG)
 #: One of each kind of name that MLflow refuses as a key.
@@ -50,7 +59,7 @@ def is_taken(name: str) -> bool:
 @given(names)
 @example("x" * 232 + "/..y")
 def test_mlflow_takes_every_key(name: str) -> None:
-    key = spelled(name)
+    key = encode_name(name)
     assert is_taken(key)
     assert 0 < len(key) <= MAX_ENTITY_KEY_LENGTH
 
@@ -60,80 +69,80 @@ def test_mlflow_takes_every_key(name: str) -> None:
 def test_a_key_that_mlflow_takes_stays(name: str) -> None:
     # MLflow's rule, which ends in `$`, lets a line's end through at a key's: no name to keep.
     fine = is_taken(name) and len(name) <= MAX_ENTITY_KEY_LENGTH and not name.endswith("\n")
-    assert (spelled(name) == name) == fine
+    assert (encode_name(name) == name) == fine
 
 
 @settings(max_examples=400)
 @given(st.lists(names, unique=True, max_size=8), st.sampled_from(KINDS))
-def test_two_names_never_become_one(given_names: Sequence[str], kind: Kind) -> None:
-    once = [spelled(name, kind) for name in given_names]
+def test_two_names_never_become_one(given_names: Sequence[str], kind: TextKind) -> None:
+    once = [encode_name(name, kind) for name in given_names]
     # What was spelled otherwise may be somebody's name, too.
     every = list(dict.fromkeys([*given_names, *once]))
-    assert len({spelled(name, kind) for name in every}) == len(every)
+    assert len({encode_name(name, kind) for name in every}) == len(every)
 
 
 @settings(max_examples=200)
 @given(names, st.sampled_from(KINDS))
-def test_what_is_spelled_can_be_stored(name: str, kind: Kind) -> None:
-    text = spelled(name, kind)
+def test_what_is_spelled_can_be_stored(name: str, kind: TextKind) -> None:
+    text = encode_name(name, kind)
     text.encode()  # as a driver does: no half of a sign
     assert "\0" not in text  # which PostgreSQL refuses
-    assert len(text) <= kind.longest
+    assert len(text) <= kind.max_length
     assert text or kind.empty
 
 
 def test_the_limits_are_mlflows() -> None:
-    assert KEY.longest == MAX_ENTITY_KEY_LENGTH
-    assert PARAM.longest == MAX_PARAM_VAL_LENGTH
-    assert TAG.longest == MAX_TAG_VAL_LENGTH
-    assert EXPERIMENT.longest <= MAX_EXPERIMENT_NAME_LENGTH
+    assert KEY.max_length == MAX_ENTITY_KEY_LENGTH
+    assert PARAM.max_length == MAX_PARAM_VAL_LENGTH
+    assert TAG.max_length == MAX_TAG_VAL_LENGTH
+    assert EXPERIMENT.max_length <= MAX_EXPERIMENT_NAME_LENGTH
     # Columns of its databases, narrower than its checks: PostgreSQL refuses what is longer.
     from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlRun
 
-    assert EXPERIMENT.longest == SqlExperiment.__table__.c.name.type.length
-    assert RUN.longest == SqlRun.__table__.c.name.type.length
+    assert EXPERIMENT.max_length == SqlExperiment.__table__.c.name.type.length
+    assert RUN.max_length == SqlRun.__table__.c.name.type.length
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_name_that_is_refused_is_one(name: str) -> None:
     fine = is_taken(name) and len(name) <= MAX_ENTITY_KEY_LENGTH
     assert fine == (name == "x\n")  # see above
-    assert spelled(name) != name
+    assert encode_name(name) != name
 
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_a_name_that_is_taken_is_one(name: str) -> None:
-    assert spelled(name) == name
+    assert encode_name(name) == name
 
 
 def test_a_name_can_still_be_read() -> None:
-    assert spelled("shapes/right@1 (strict), %").startswith("shapes/right_1 _strict_ _--")
-    assert spelled("../x").startswith("_/x--")
-    assert spelled("a\ud800", RUN).startswith("a\N{REPLACEMENT CHARACTER}--")
-    long = spelled("x" * 9000, TAG)
+    assert encode_name("shapes/right@1 (strict), %").startswith("shapes/right_1 _strict_ _--")
+    assert encode_name("../x").startswith("_/x--")
+    assert encode_name("a\ud800", RUN).startswith("a\N{REPLACEMENT CHARACTER}--")
+    long = encode_name("x" * 9000, TAG)
     assert long.startswith("x" * (8000 - 2 - 16) + "--")
 
 
 def test_those_that_are_spelled_otherwise_are_told() -> None:
-    assert respelled(["a", "b%", "c"]) == {"b%": spelled("b%")}
+    assert encode_invalid(["a", "b%", "c"]) == {"b%": encode_name("b%")}
 
 
 def test_a_store_takes_them(workdir) -> None:  # type: ignore[no-untyped-def]
     client = MlflowClient(f"sqlite:///{workdir}/mlflow.db")
     every = [*REFUSED, *TAKEN]
-    experiment = client.create_experiment(spelled("\ud800" * 300, EXPERIMENT))
+    experiment = client.create_experiment(encode_name("\ud800" * 300, EXPERIMENT))
     run = client.create_run(experiment).info.run_id
     client.log_batch(
         run,
-        metrics=[Metric(spelled(name), 1.0, 1, 0) for name in every],
-        params=[Param(spelled(name), spelled(name * 50, PARAM)) for name in every],
-        tags=[RunTag(spelled(name), spelled(name * 50, TAG)) for name in every],
+        metrics=[Metric(encode_name(name), 1.0, 1, 0) for name in every],
+        params=[Param(encode_name(name), encode_name(name * 50, PARAM)) for name in every],
+        tags=[RunTag(encode_name(name), encode_name(name * 50, TAG)) for name in every],
     )
     data = client.get_run(run).data
-    assert set(data.metrics) == set(data.params) == {spelled(name) for name in every}
-    assert data.params[spelled("a,b")] == "a,b" * 50
+    assert set(data.metrics) == set(data.params) == {encode_name(name) for name in every}
+    assert data.params[encode_name("a,b")] == "a,b" * 50
     shown = {
-        client.create_run(experiment, tags={"mlflow.runName": spelled(name, RUN)}).info.run_name
+        client.create_run(experiment, tags={"mlflow.runName": encode_name(name, RUN)}).info.run_name
         for name in every
     }
-    assert shown == {spelled(name, RUN) for name in every}
+    assert shown == {encode_name(name, RUN) for name in every}

@@ -22,13 +22,13 @@ from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
-from orchestrator.tracking.address import StoreUnavailable, tracking_uri
-from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import ArmView, FinalSnapshot, StudyView, TrialView
-from orchestrator.tracking.client import MlflowStore
-from orchestrator.tracking.projection import UI, MlflowTracker, pages_of
+from orchestrator.tracking.address import StoreUnavailable, resolve_uri, server_address
+from orchestrator.tracking.client import MlflowStore, Point
+from orchestrator.tracking.projection import UI, MlflowProjection
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import ArmView, FinalSnapshot, StudyView, TrialView
 
-from ..fakes import FakeExecutor
+from ..fakes import FakeExecutor, InlineTracker
 from .conftest import running
 
 WRITES = (
@@ -71,7 +71,7 @@ def arm_views(plan: Plan, **figures: float) -> list[ArmView]:
     return [ArmView(arm=arm, figures=figures, status="FINISHED") for arm in plan.arms]
 
 
-def calls_of(tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def calls_of(tracker: InlineTracker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note the calls to MLflow's client that a tracker makes."""
     from mlflow.tracking import MlflowClient
 
@@ -118,7 +118,7 @@ def test_every_arm_and_seed_has_its_run_in_its_place(tracker, plan, run_all, sho
             assert tags["chip.version"]
 
 
-def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown):
+def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown, tmp_path):
     run_all(tracker, plan)
     seen = shown()
     run = seen.trial(plan.arms[0].trials[0])
@@ -134,11 +134,9 @@ def test_a_trial_shows_figures_curves_and_files(tracker, plan, run_all, shown):
     ]
     assert seen.files(run) == ["config.json", "responses", "scores"]
     assert seen.files(run, "scores") == ["scores/report-shapes.json"]
-    table = json.loads(
-        Path(
-            seen.client.download_artifacts(run.info.run_id, "responses/report-shapes.json")
-        ).read_text()
-    )
+    responses = "responses/report-shapes.json"
+    file = seen.client.download_artifacts(run.info.run_id, responses, str(tmp_path))
+    table = json.loads(Path(file).read_text())
     assert table["columns"] == ["item", "prompt", "response", "truth"]
     assert len(table["data"]) == 50
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
@@ -160,6 +158,20 @@ def test_what_checkpoints_came_to_is_shown_by_step(tracker, plan, finish, shown)
                                                                (4, 3.0, 2_000_000)]  # fmt: skip
 
 
+def test_checkpoints_that_are_half_there_are_completed(tracker, plan, finish, shown):
+    trial = plan.arms[0].trials[0]
+    name = "select/shapes/chair_i"
+    view = finish(trial, checkpoints={0: {name: 7.0}, 2: {name: 5.0}, 4: {name: 3.0}}, ended=2000.0)
+    tracker.open(plan, [])
+    tracker.show(running(trial, view.folders))
+    [run] = [run for run in tracker.store.runs() if run.tags["chip.kind"] == "trial"]
+    half = [Point(figures={f"checkpoint/{name}": 7.0}, time=2000.0)]
+    tracker.store.log_points(run, half)
+    tracker.show(view)
+    points = shown().history(shown().trial(trial), f"checkpoint/{name}")
+    assert [(p.step, p.value) for p in points] == [(0, 7.0), (2, 5.0), (4, 3.0)]
+
+
 def test_artifacts_lie_in_the_work_directory(tracker, plan, run_all, workdir):
     run_all(tracker, plan)
     assert list((workdir / "artifacts").glob("*/artifacts/config.json"))
@@ -175,8 +187,8 @@ def test_a_curve_is_sent_as_it_grows(tracker, plan, attempt, finish, shown):
     assert len(shown().history(shown().trial(trial), "train/loss")) == 2
     with (folder / "curves.jsonl").open("a") as file:
         file.write('ures": {"loss": 3.0, "grad_norm": Infinity}}\n')
-    tracker.bring(tracker.study)
-    tracker.bring(tracker.study)
+    tracker.reconcile(tracker.study)
+    tracker.reconcile(tracker.study)
     run = shown().trial(trial)
     assert run.info.status == "RUNNING"
     assert [p.step for p in shown().history(run, "train/loss")] == [1, 2, 3]
@@ -196,7 +208,7 @@ def test_a_long_curve_takes_several_batches(tracker, plan, attempt, finish, show
 def test_a_new_attempt_after_a_kill_doubles_nothing(workdir, plan, attempt, finish, shown):
     trial = plan.arms[0].trials[0]
     first = attempt(trial, steps=2)
-    killed = MlflowTracker(workdir, None)
+    killed = InlineTracker(workdir, None)
     killed.open(plan, [])
     killed.show(running(trial, [first]))
     before = shown()
@@ -204,7 +216,7 @@ def test_a_new_attempt_after_a_kill_doubles_nothing(workdir, plan, attempt, fini
     assert before.trial(trial).info.status == "RUNNING"
 
     second = attempt(trial, steps=4, time=5000.0)
-    tracker = MlflowTracker(workdir, None)
+    tracker = InlineTracker(workdir, None)
     tracker.open(plan, [])
     tracker.show(running(trial, [second]))
     tracker.show(finish(trial, folders=[first, second]))
@@ -219,13 +231,13 @@ def test_a_new_attempt_after_a_kill_doubles_nothing(workdir, plan, attempt, fini
 
 def test_what_is_not_taken_up_again_is_killed(workdir, plan, plan_of, attempt, shown):
     trials = [plan.arms[0].trials[0], plan.arms[-1].trials[0]]
-    killed = MlflowTracker(workdir, None)
+    killed = InlineTracker(workdir, None)
     killed.open(plan, [])
     for trial in trials:
         killed.show(running(trial, [attempt(trial)]))
 
     smaller = plan_of(STUDY.replace("[dpo, chip]", "[dpo]"))
-    tracker = MlflowTracker(workdir, None)
+    tracker = InlineTracker(workdir, None)
     tracker.open(smaller, [])
     tracker.close(arm_views(smaller), "KILLED", None)
     seen = shown()
@@ -249,7 +261,7 @@ def test_running_again_changes_nothing_and_asks_once(
     views = run_all(tracker, plan)
     tracker.close(arm_views(plan), "FINISHED", None)
     before = shown()
-    again = MlflowTracker(workdir, None)
+    again = InlineTracker(workdir, None)
     calls = calls_of(again, monkeypatch)
     again.open(plan, views)
     again.close(arm_views(plan), "FINISHED", None)
@@ -261,7 +273,7 @@ def test_running_again_changes_nothing_and_asks_once(
 def test_a_lost_store_is_filled_from_what_is_done(workdir, plan, finish, shown):
     views = [finish(trial) for trial in plan.trials]
     for _ in range(2):
-        tracker = MlflowTracker(workdir, None)
+        tracker = InlineTracker(workdir, None)
         tracker.open(plan, views)
         tracker.close(arm_views(plan), "FINISHED", None)
     seen = shown()
@@ -294,7 +306,7 @@ def test_a_failed_trial_says_why_until_it_ends_well(workdir, tracker, plan, fini
     assert seen.arm(plan.arms[0].name).info.status == "FAILED"
     assert {run.info.status for run in seen.runs} == {"FAILED"}
 
-    again = MlflowTracker(workdir, None)
+    again = InlineTracker(workdir, None)
     again.open(plan, [])
     again.show(running(trial, [failed.folders[0]]))
     assert "chip.reason" not in shown().trial(trial).data.tags
@@ -305,7 +317,7 @@ def test_a_failed_trial_says_why_until_it_ends_well(workdir, tracker, plan, fini
 def test_an_arms_aggregates_are_replaced(workdir, plan, shown):
     name = plan.arms[0].name
     for mean, expected in ((12.0, [12.0]), (12.0, [12.0]), (11.0, [12.0, 11.0])):
-        tracker = MlflowTracker(workdir, None)
+        tracker = InlineTracker(workdir, None)
         tracker.open(plan, [])
         tracker.close(arm_views(plan, **{"shapes/chair_i": mean}), "FINISHED", None)
         run = shown().arm(name)
@@ -318,7 +330,7 @@ def test_a_figure_that_an_arm_has_no_more_is_not_shown(workdir, plan, finish, sh
     trial = plan.arms[0].trials[0]
     view = finish(trial)
     for figures in ({"shapes/chair_i": 12.0, "shapes/chair_i.sd": 1.0}, {"shapes/chair_i": 12.0}):
-        tracker = MlflowTracker(workdir, None)
+        tracker = InlineTracker(workdir, None)
         tracker.open(plan, [view])
         tracker.close(arm_views(plan, **figures), "FINISHED", None)
     seen = shown()
@@ -346,7 +358,7 @@ def test_a_changed_recipe_supersedes_and_comes_back(
     changed = plan_of(STUDY, overrides={"optimizer.lr": 1e-4})
     changed = replace(changed, study=replace(changed.study, name="small"))
     other = [finish(trial, chair_i=20.0) for trial in changed.trials]
-    second = MlflowTracker(workdir, None)
+    second = InlineTracker(workdir, None)
     second.open(changed, other)
     second.close(arm_views(changed), "FINISHED", None)
     seen = shown()
@@ -361,7 +373,7 @@ def test_a_changed_recipe_supersedes_and_comes_back(
         successors = {trial.fingerprint for trial in changed.trials}
         assert run.data.tags["chip.superseded_by"] in successors
 
-    third = MlflowTracker(workdir, None)
+    third = InlineTracker(workdir, None)
     third.open(plan, views)
     third.close(arm_views(plan), "FINISHED", None)
     seen = shown()
@@ -377,13 +389,13 @@ def test_another_benchmark_setting_makes_new_runs_and_another_benchmark_does_not
     run_all(tracker, plan)
     old = {run.info.run_id for run in shown().of("trial")}
     more = plan_of(STUDY.replace("{report", "{select: [shapes], report"))
-    MlflowTracker(workdir, None).open(more, [])
+    InlineTracker(workdir, None).open(more, [])
     assert {run.info.run_id for run in shown().of("trial")} == old
 
     other = plan_of(STUDY.replace("[shapes]", "[{name: shapes, limit: 2}]"))
     assert other.arms[0].trials[0].fingerprint == plan.arms[0].trials[0].fingerprint
     views = [finish(trial, chair_i=50.0) for trial in other.trials]
-    MlflowTracker(workdir, None).open(other, views)
+    InlineTracker(workdir, None).open(other, views)
     seen = shown()
     assert {key: seen.kinds()[key] for key in ALL} == ALL
     for trial in other.trials:  # not 12.5 and then 50
@@ -395,7 +407,7 @@ def test_more_seeds_go_on_in_the_same_arms(workdir, tracker, plan, plan_of, run_
     views = run_all(tracker, plan)
     tracker.close(arm_views(plan), "FINISHED", None)
     arms = {run.info.run_id for run in shown().of("arm")}
-    more = MlflowTracker(workdir, None)
+    more = InlineTracker(workdir, None)
     more.open(plan_of(STUDY, seeds=[0, 1, 2]), views)
     assert {run.info.run_id for run in shown().of("arm")} == arms
     assert shown().kinds() == ALL
@@ -407,7 +419,7 @@ def test_of_two_runs_for_one_seed_one_stays(workdir, tracker, plan, run_all, sho
     twin = seen.trial(plan.arms[0].trials[0])
     tags = {key: value for key, value in twin.data.tags.items() if key.startswith("chip.")}
     seen.client.create_run(seen.experiment.experiment_id, tags=tags)
-    MlflowTracker(workdir, None).open(plan, views)
+    InlineTracker(workdir, None).open(plan, views)
     seen = shown()
     assert seen.trial(plan.arms[0].trials[0]).info.run_id == twin.info.run_id
     assert [run.info.status for run in seen.of("superseded trial")] == ["KILLED"]
@@ -439,7 +451,7 @@ def test_the_report_is_attached_to_the_study(tracker, plan, tmp_path, shown):
 
 def test_an_arms_verdict_is_a_tag_until_it_is_none_any_more(workdir, plan, shown):
     for verdict in ("better", "inconclusive: too few seeds", None):
-        tracker = MlflowTracker(workdir, None)
+        tracker = InlineTracker(workdir, None)
         tracker.open(plan, [])
         first, second = arm_views(plan)
         tracker.close([first, replace(second, tags={"chip.verdict": verdict})], "FINISHED", None)
@@ -450,7 +462,7 @@ def test_an_arms_verdict_is_a_tag_until_it_is_none_any_more(workdir, plan, shown
 def test_the_compare_page_names_the_arms_runs(tracker, plan, shown, workdir):
     tracker.open(plan, [])
     tracker.close(arm_views(plan), "FINISHED", None)
-    address = urlsplit(tracker.compare_address())
+    address = urlsplit(tracker.state().compare)
     assert f"{address.scheme}://{address.netloc}" == UI
     route, _, query = address.fragment.partition("?")
     asked = {key: json.loads(value) for key, (value,) in parse_qs(query).items()}
@@ -464,7 +476,7 @@ def test_the_compare_page_names_the_arms_runs(tracker, plan, shown, workdir):
 
 def test_one_arm_is_compared_with_nothing(tracker, plan_of):
     tracker.open(plan_of(STUDY.replace("[dpo, chip]", "[dpo]")), [])
-    assert tracker.compare_address() is None
+    assert tracker.state().compare is None
 
 
 def test_the_pages_are_where_ui_serves_them_or_the_server_is():
@@ -472,15 +484,14 @@ def test_the_pages_are_where_ui_serves_them_or_the_server_is():
 
     defaults = {option.name: option.default for option in ui.params}
     assert f"http://{defaults['host']}:{defaults['port']}" == UI
-    assert pages_of("https://me:secret@host:1234/sub/") == "https://host:1234/sub"
-    assert pages_of("sqlite:///x.db") == UI
+    assert server_address("https://me:secret@host:1234/sub/") == "https://host:1234/sub"
 
 
 def test_a_deleted_experiment_is_restored(workdir, tracker, plan, run_all, shown):
     views = run_all(tracker, plan)
     seen = shown()
     seen.client.delete_experiment(seen.experiment.experiment_id)
-    MlflowTracker(workdir, None).open(plan, views)
+    InlineTracker(workdir, None).open(plan, views)
     assert shown().kinds() == ALL
 
 
@@ -488,7 +499,8 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
     tracker, plan, finish, shown, monkeypatch, caplog
 ):
     trial = plan.arms[0].trials[0]
-    behind = BackgroundTracker(tracker, first_pause=0.01)
+    behind = Tracker(tracker)
+    behind.first_pause = 0.01
     behind.open(plan, [])
     behind.confirm()
     with monkeypatch.context() as away:
@@ -496,13 +508,13 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
         def refuse(*words: Any, **named: Any) -> None:
             raise ConnectionError("nobody there")
 
-        away.setattr(tracker._store._client, "log_batch", refuse)
+        away.setattr(tracker.store._client, "log_batch", refuse)
         view: TrialView = finish(trial)
         behind.show(running(trial, [view.folders[0]]))
         behind.show(view)
         _until(lambda: "nobody there" in caplog.text)
     behind.close(arm_views(plan), "FINISHED", None)
-    assert behind.waiting() is None
+    assert behind.state().pending is None
     run = shown().trial(trial)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"objective": "dpo", "seed": "0"}
@@ -513,10 +525,11 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
     tracker, plan, finish, shown, monkeypatch
 ):
     trial = plan.arms[0].trials[0]
-    behind = BackgroundTracker(tracker, first_pause=0.01)
+    behind = Tracker(tracker)
+    behind.first_pause = 0.01
     behind.open(plan, [])
     behind.confirm()
-    made = tracker._store._client.create_run
+    made = tracker.store._client.create_run
     lost = []
 
     def unanswered(*words: Any, **named: Any) -> Any:
@@ -526,7 +539,7 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
             raise TimeoutError("no answer")
         return run
 
-    monkeypatch.setattr(tracker._store._client, "create_run", unanswered)
+    monkeypatch.setattr(tracker.store._client, "create_run", unanswered)
     behind.show(finish(trial))
     behind.close(arm_views(plan), "FINISHED", None)
     seen = shown()
@@ -542,12 +555,12 @@ def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
     views = [finish(trial, began=1000.0, ended=1010.0 + n) for n, trial in enumerate(plan.trials)]
     end = FinalSnapshot(time=0.0, status="FINISHED", ended=1020.0, arms=tuple(arm_views(plan)))
     study = StudyView(
-        plan=plan, began=999.0, trials={view.place: view for view in views}, ends=(end,)
+        plan=plan, began=999.0, trials={view.key: view for view in views}, ends=(end,)
     )
     whole = tmp_path / "whole"
     whole.mkdir()
     shutil.copyfile(migrated, whole / "mlflow.db")
-    MlflowTracker(whole).bring(study)
+    InlineTracker(whole).reconcile(study)
 
     unanswered: set[str] = set()
     for name in WRITES:
@@ -564,12 +577,12 @@ def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
             return found
 
         monkeypatch.setattr(MlflowClient, name, once)
-    tracker = MlflowTracker(workdir)
+    tracker = InlineTracker(workdir)
     tries = 0
     while True:  # each try is heard once more
         tries += 1
         try:
-            tracker.bring(study)
+            tracker.reconcile(study)
             break
         except StoreUnavailable:
             assert tries < 200
@@ -584,7 +597,7 @@ def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
 def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkeypatch):
     def complaint(uri: str) -> str:
         with pytest.raises(UserError) as told:
-            MlflowTracker(workdir, uri).open(plan, [])
+            InlineTracker(workdir, uri).open(plan, [])
         assert "\n" not in str(told.value)
         return str(told.value)
 
@@ -609,7 +622,7 @@ def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkey
 )
 def test_a_store_that_is_away_is_told_from_one_that_is_wrong(uri, away, workdir, plan):
     with pytest.raises(UserError) as told:
-        MlflowTracker(workdir, uri).open(plan, [])
+        InlineTracker(workdir, uri).open(plan, [])
     assert isinstance(told.value, StoreUnavailable) == away
     assert "\n" not in str(told.value)
 
@@ -684,12 +697,12 @@ def test_a_refused_address_is_told_soon_and_leaves_nothing(
 
 def test_a_store_that_is_away_is_no_reason_not_to_begin(workdir):
     for uri in ("http://127.0.0.1:9", "https://127.0.0.1:9", "http://nowhere.invalid"):
-        BackgroundTracker(MlflowTracker(workdir, uri)).check()
+        Tracker(MlflowProjection(workdir, uri)).check()
 
 
 def test_a_check_makes_no_database(tmp_path):
-    MlflowTracker(tmp_path, None).check()
-    MlflowTracker(tmp_path, f"sqlite:///{tmp_path}/there/mlflow.db").check()
+    MlflowStore(tmp_path).check()
+    MlflowStore(tmp_path, f"sqlite:///{tmp_path}/there/mlflow.db").check()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -698,12 +711,12 @@ def test_a_database_that_another_writes_to_is_away(workdir, monkeypatch):
     with closing(sqlite3.connect(workdir / "mlflow.db")) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable, match="is locked"):
-            MlflowTracker(workdir, None).check()
+            MlflowStore(workdir).check()
 
 
 def test_a_work_directory_may_have_signs_that_an_address_has(tmp_path, plan):
     workdir = tmp_path / "there" / "50%20 off? #1"
-    MlflowTracker(workdir, None).open(plan, [])
+    InlineTracker(workdir, None).open(plan, [])
     assert list((tmp_path / "there").iterdir()) == [workdir]  # nor one that an escape would name
     assert (workdir / "mlflow.db").stat().st_size > 0
 
@@ -712,19 +725,19 @@ def test_an_old_schema_says_how_to_mend_it(workdir, plan):
     with sqlite3.connect(workdir / "mlflow.db") as database:
         database.execute("UPDATE alembic_version SET version_num = 'long ago'")
     with pytest.raises(UserError, match="mlflow db upgrade sqlite:///"):
-        MlflowTracker(workdir, None).open(plan, [])
+        InlineTracker(workdir, None).open(plan, [])
 
 
 def test_where_runs_are_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking_uri(tmp_path, None) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_uri(tmp_path, None) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
-    assert tracking_uri(tmp_path, None) == "http://there"
-    assert tracking_uri(tmp_path, "http://here") == "http://here"
+    assert resolve_uri(tmp_path, None) == "http://there"
+    assert resolve_uri(tmp_path, "http://here") == "http://here"
 
 
 def test_a_password_is_not_shown():
-    address = MlflowStore("postgresql://me:secret@host/db").address
+    address = MlflowStore(Path(), "postgresql://me:secret@host/db").address
     assert address == "postgresql://me:***@host/db"
 
 

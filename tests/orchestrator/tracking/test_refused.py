@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.terminal import tracking_lines
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable
-from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.base import ArmView, Waiting
 from orchestrator.tracking.client import MlflowStore, Point
-from orchestrator.tracking.names import RUN, spelled
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.names import RUN, encode_name
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.views import ArmView, PendingRuns
 
+from ..fakes import InlineTracker
 from .conftest import running
 
 STUDY = """
@@ -52,10 +53,10 @@ def arm_views(plan: Plan, figures: dict[str, float]) -> list[ArmView]:
 
 
 def refusing(
-    tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch, *keys: str
+    tracker: InlineTracker, monkeypatch: pytest.MonkeyPatch, *keys: str
 ) -> list[dict[str, Any]]:
     """Let a store refuse requests in which a key is, as a server does whose rules are narrower."""
-    client = tracker._store._client
+    client = tracker.store._client
     original, asked = client.log_batch, []
 
     def log_batch(run_id: str, **entities: Any) -> None:
@@ -76,19 +77,19 @@ def test_all_of_a_study_with_odd_names_is_shown(tracker, plan, finish, shown, wo
     seen = shown()
     assert seen.kinds() == {"study": 1, "arm": 2, "trial": 1}
     for run in (seen.trial(view.trial), seen.arm("λ=1 / γ")):
-        assert {spelled(name): value for name, value in ODD.items()}.items() <= (
+        assert {encode_name(name): value for name, value in ODD.items()}.items() <= (
             run.data.metrics.items()
         )
         said = {k: v for k, v in run.data.tags.items() if k.startswith("chip.name.")}
-        odd = {name for name in (*ODD, FACTOR) if spelled(name) != name}
+        odd = {name for name in (*ODD, FACTOR) if encode_name(name) != name}
         assert set(said.values()) == odd
         assert all(
-            spelled(name).endswith(key.removeprefix("chip.name.")) for key, name in said.items()
+            encode_name(name).endswith(key.removeprefix("chip.name.")) for key, name in said.items()
         )
-        assert run.data.params[spelled(FACTOR)] == "λ=1 / γ"
-    assert tracker.refused() == {}
+        assert run.data.params[encode_name(FACTOR)] == "λ=1 / γ"
+    assert tracker.state().refused == {}
     before = [(run.info.run_id, run.data.tags, run.data.metrics) for run in seen.runs]
-    again = MlflowTracker(workdir, None)
+    again = InlineTracker(workdir, None)
     again.open(plan, [view])
     again.close(arm_views(plan, ODD), "FINISHED", None)
     assert sorted(before) == sorted(
@@ -124,7 +125,8 @@ def test_one_metric_that_is_refused_stops_nothing(
     tracker, plan, finish, shown, monkeypatch, caplog
 ):
     trial, other = plan.arms[0].trials
-    behind = BackgroundTracker(tracker, first_pause=0.01)
+    behind = Tracker(tracker)
+    behind.first_pause = 0.01
     behind.open(plan, [])
     behind.confirm()
     asked = refusing(tracker, monkeypatch, "lab/bad", "train/grad_norm")
@@ -132,9 +134,9 @@ def test_one_metric_that_is_refused_stops_nothing(
     for done in (trial, other):
         behind.show(finish(done, metrics=figures))
     behind.close(arm_views(plan, figures), "FINISHED", None)
-    assert behind.waiting() is None
-    assert set(behind.refused()) == {"metric lab/bad", "metric train/grad_norm"}
-    assert "Invalid value 'lab/bad'" in behind.refused()["metric lab/bad"]
+    assert behind.state().pending is None
+    assert set(behind.state().refused) == {"metric lab/bad", "metric train/grad_norm"}
+    assert "Invalid value 'lab/bad'" in behind.state().refused["metric lab/bad"]
     seen = shown()
     assert {run.info.status for run in seen.of("study") + seen.of("arm")} == {"FINISHED"}
     for done in (trial, other):
@@ -152,19 +154,19 @@ def test_one_metric_that_is_refused_stops_nothing(
 
 def test_a_tag_that_is_refused_makes_the_run_all_the_same(tracker, plan, shown, monkeypatch):
     tracker.open(plan, [])
-    made = tracker._store._client.create_run
+    made = tracker.store._client.create_run
 
     def create_run(experiment: str, start: Any = None, tags: Any = None) -> Any:
         if "chip.study" in (tags or {}):
             raise MlflowException("Invalid value 'chip.study'", INVALID_PARAMETER_VALUE)
         return made(experiment, start, tags)
 
-    monkeypatch.setattr(tracker._store._client, "create_run", create_run)
+    monkeypatch.setattr(tracker.store._client, "create_run", create_run)
     refusing(tracker, monkeypatch, "chip.study")
     tracker.show(running(plan.arms[0].trials[0], [Path("nowhere")]))
     run = shown().trial(plan.arms[0].trials[0])
     assert run.data.tags["chip.seed"] == "0"
-    assert set(tracker.refused()) == {"tag chip.study"}
+    assert set(tracker.state().refused) == {"tag chip.study"}
 
 
 def test_a_file_that_is_refused_leaves_the_others(tracker, plan, tmp_path, shown, monkeypatch):
@@ -173,7 +175,7 @@ def test_a_file_that_is_refused_leaves_the_others(tracker, plan, tmp_path, shown
     for name in ("report.html", "figures/a.png", "figures/bad.png"):
         (report / name).write_text(name)
     tracker.open(plan, [])
-    client = tracker._store._client
+    client = tracker.store._client
     original = client.log_artifact
 
     def log_artifacts(run: str, folder: str, under: str | None = None) -> None:
@@ -191,39 +193,40 @@ def test_a_file_that_is_refused_leaves_the_others(tracker, plan, tmp_path, shown
     assert study.info.status == "FINISHED"
     assert shown().files(study, "report") == ["report/figures", "report/report.html"]
     assert shown().files(study, "report/figures") == ["report/figures/a.png"]
-    assert set(tracker.refused()) == {"file report/figures/bad.png"}
+    assert set(tracker.state().refused) == {"file report/figures/bad.png"}
 
 
 def test_a_store_that_takes_nothing_is_no_refusal(tracker, plan, monkeypatch):
     tracker.open(plan, [])
-    client = tracker._store._client
+    client = tracker.store._client
 
     def refuse(*words: Any, **named: Any) -> None:
         raise MlflowException("you may not write", INVALID_PARAMETER_VALUE)
 
     for call in ("log_batch", "set_tag"):
         monkeypatch.setattr(client, call, refuse)
-    [run] = [run for run in tracker._store.runs() if run.tags["chip.kind"] == "study"]
+    [run] = [run for run in tracker.store.runs() if run.tags["chip.kind"] == "study"]
     with pytest.raises(UserError, match="you may not write") as told:
-        tracker._store.log_figures(run, {"a": 1.0, "b": 2.0})
+        tracker.store.log_points(run, [Point(figures={"a": 1.0, "b": 2.0}, time=None)])
     assert not isinstance(told.value, StoreUnavailable)
-    assert tracker.refused() == {}
+    assert tracker.state().refused == {}
 
 
 def test_a_trial_that_cannot_be_shown_leaves_the_others(
     tracker, workdir, plan, finish, shown, monkeypatch, caplog
 ):
     one, other = (finish(trial, metrics={"m": m}) for m, trial in enumerate(plan.arms[0].trials))
-    original, tries = MlflowStore.log_figures, []
+    original, tries = MlflowStore.log_points, []
 
-    def failing(self: MlflowStore, run: Any, figures: Any, at: Any = None) -> None:
-        if figures.get("m") == 0:
+    def failing(self: MlflowStore, run: Any, points: Any) -> None:
+        if any(point.figures.get("m") == 0 for point in points):
             tries.append(run.id)
             raise StoreRefused("the store says no")
-        original(self, run, figures, at)
+        original(self, run, points)
 
-    monkeypatch.setattr(MlflowStore, "log_figures", failing)
-    behind = BackgroundTracker(tracker, first_pause=0.01)
+    monkeypatch.setattr(MlflowStore, "log_points", failing)
+    behind = Tracker(tracker)
+    behind.first_pause = 0.01
     behind.open(plan, [])
     behind.confirm()
     behind.show(one)
@@ -232,24 +235,24 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     assert shown().trial(other.trial).info.status == "FINISHED"
     assert shown().of("study")[0].info.status == "FINISHED"
     assert len(tries) == 2  # the run might have been gone
-    waits = Waiting(reason="the store says no", trials=(one.trial.name,), study=False)
-    assert behind.waiting() == waits
-    assert behind.compare_address() is None
-    assert behind.refused() == {}
+    waits = PendingRuns(reason="the store says no", trials=(one.trial.name,), study=False)
+    assert behind.state().pending == waits
+    assert behind.state().compare is None
+    assert behind.state().refused == {}
     [line] = [record.message for record in caplog.records if "says no" in record.message]
     assert line == "the store says no; the study goes on, and the rest of it is shown"
 
-    monkeypatch.setattr(MlflowStore, "log_figures", original)
-    again = MlflowTracker(workdir)
+    monkeypatch.setattr(MlflowStore, "log_points", original)
+    again = InlineTracker(workdir)
     again.open(plan, [one, other])
-    assert again.waiting() is None
+    assert again.state().pending is None
     assert shown().trial(one.trial).data.metrics["m"] == 0.0
 
 
 def test_a_curve_of_long_names_goes_in_requests_that_are_small_enough(workdir, monkeypatch):
-    store = MlflowStore(f"sqlite:///{workdir}/mlflow.db")
+    store = MlflowStore(workdir)
     store.open("curves")
-    run = store.create({"mlflow.runName": "long"})
+    run = store.create_run({"mlflow.runName": "long"})
     original, sizes = store._client.log_batch, []
 
     def log_batch(run_id: str, metrics: Any = (), tags: Any = ()) -> None:
@@ -257,28 +260,52 @@ def test_a_curve_of_long_names_goes_in_requests_that_are_small_enough(workdir, m
         original(run_id, metrics=metrics, tags=tags)
 
     monkeypatch.setattr(store._client, "log_batch", log_batch)
-    names = ["日" * 200 + str(n) for n in range(20)]  # six bytes a sign: 1,200 a name
+    names = ["train/" + "日" * 200 + str(n) for n in range(20)]  # six bytes a sign: 1,200 a name
     store.log_points(
         run,
         (
-            Point(step=step, milliseconds=step, figures=dict.fromkeys(names, float(step)))
+            Point(step=step, time=step / 1000, figures=dict.fromkeys(names, float(step)))
             for step in range(1, 51)
         ),
     )
     # 50 steps × 20 names × about 1,300 bytes = 1.3 MB, of which a server takes 1 MB at once
     assert len(sizes) == 2
     assert max(sizes) < 1_000_000
-    assert [len(store._client.get_metric_history(run.id, f"train/{n}")) for n in names[:2]] == [
-        50
-    ] * 2
+    assert [len(store._client.get_metric_history(run.id, n)) for n in names[:2]] == [50] * 2
+
+
+def test_a_curves_true_names_are_there_although_they_were_lost_once(
+    tracker, plan, attempt, shown, monkeypatch
+):
+    trial = plan.arms[0].trials[0]
+    folder = attempt(trial, steps=1)
+    point = {"step": 2, "time": 1002.0, "figures": {"right@1": 1.0}}
+    with (folder / "curves.jsonl").open("a") as file:
+        file.write(json.dumps(point) + "\n")
+    tracker.open(plan, [])
+    with monkeypatch.context() as lost:
+        original = tracker.store._client.log_batch
+
+        def log_batch(run_id: str, tags: Any = (), **entities: Any) -> None:
+            if any(tag.value == "train/right@1" for tag in tags):
+                raise ConnectionError("no answer")
+            original(run_id, tags=tags, **entities)
+
+        lost.setattr(tracker.store._client, "log_batch", log_batch)
+        with pytest.raises(StoreUnavailable):
+            tracker.show(running(trial, [folder]))
+    tracker.show(running(trial, [folder]))
+    name = encode_name("train/right@1")
+    data = shown().trial(trial).data
+    assert (data.metrics[name], data.tags[f"chip.name.{name[-16:]}"]) == (1.0, "train/right@1")
 
 
 def test_a_run_name_is_no_longer_than_its_column(tracker, plan, finish, shown):
-    store = tracker._store
+    store = tracker.store
     tracker.open(plan, [])
     name = "objective=chip, " * 30
-    run = store.create({"mlflow.runName": name})
-    assert run.tags["mlflow.runName"] == spelled(name, RUN)
+    run = store.create_run({"mlflow.runName": name})
+    assert run.tags["mlflow.runName"] == encode_name(name, RUN)
     assert run.tags["chip.name"] == name
 
 
@@ -289,7 +316,7 @@ def test_the_end_says_what_is_not_taken():
     assert tracking_lines(None, "sync", refused) == [
         f"all tracked but {never}: it is in the report"
     ]
-    waiting = Waiting(reason="no place", trials=("a",), study=False)
+    waiting = PendingRuns(reason="no place", trials=("a",), study=False)
     assert tracking_lines(waiting, "sync", refused) == [
         "not tracked yet: 1 trial: no place",
         "send it: sync",

@@ -8,9 +8,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator.run import run_study
-from orchestrator.tracking.projection import MlflowTracker
 
-from ..fakes import FakeExecutor
+from ..fakes import FakeExecutor, InlineTracker
 from ..tuned import STUDY
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -24,7 +23,7 @@ def run(plan, workdir):
         plan,
         workdir=workdir,
         executor=FakeExecutor,
-        tracker=MlflowTracker(workdir, None),
+        tracker=InlineTracker(workdir, None),
         console=Console(quiet=True),
     )
 

@@ -17,14 +17,14 @@ from benchmarks.stores import contents, differences
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import append_record
 from orchestrator.cli import cli
-from orchestrator.executors.base import Event, Job, More, Retry, Started
+from orchestrator.executors.base import Job, JobEvent, JobSource, JobStarted, RetryPolicy
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.run import run_study
 from orchestrator.runner.sync import find_snapshots, sync_study
 from orchestrator.study.model import Study
 from orchestrator.tracking.attachments import StudyAttachment, attach_files, reattach_files
-from orchestrator.tracking.background import BackgroundTracker
-from orchestrator.tracking.projection import MlflowTracker
+from orchestrator.tracking.projection import MlflowProjection
+from orchestrator.tracking.tracker import Tracker
 
 from ..fakes import FakeExecutor
 
@@ -49,13 +49,13 @@ class Learning(FakeExecutor):
     def run(
         self,
         jobs: Sequence[Job],
-        on_event: Callable[[Event], None],
-        retry: Retry | None = None,
-        more: More | None = None,
+        on_event: Callable[[JobEvent], None],
+        retry: RetryPolicy | None = None,
+        more: JobSource | None = None,
     ) -> None:
-        def listener(event: Event) -> None:
+        def listener(event: JobEvent) -> None:
             job = event.job
-            if isinstance(event, Started) and not job.untrained:
+            if isinstance(event, JobStarted) and not job.untrained:
                 for step in range(1, 4):
                     point = {"step": step, "time": 1000.0 + step, "figures": {"loss": 1 / step}}
                     append_record(job.folder / "curves.jsonl", point)
@@ -81,8 +81,9 @@ def other(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> st
     return f"sqlite:///{tmp_path}/other.db"
 
 
-def run(plan: Plan, workdir: Path, uri: str | None = None, **given: object) -> BackgroundTracker:
-    tracker = BackgroundTracker(MlflowTracker(workdir, uri), first_pause=0.05, patience=5.0)
+def run(plan: Plan, workdir: Path, uri: str | None = None, **given: object) -> Tracker:
+    tracker = Tracker(MlflowProjection(workdir, uri))
+    tracker.first_pause, tracker.patience = 0.05, 5.0
     executor = Learning(**given)  # type: ignore[arg-type]
     outcome = run_study(
         plan,
@@ -97,7 +98,7 @@ def run(plan: Plan, workdir: Path, uri: str | None = None, **given: object) -> B
 
 def sync(workdir: Path, uri: str | None) -> None:
     [kept] = find_snapshots(workdir, ["small"])
-    sync_study(kept, workdir, MlflowTracker(workdir, uri))
+    sync_study(kept, workdir, MlflowProjection(workdir, uri))
 
 
 def test_a_store_that_missed_all_of_it_equals_one_that_was_up(
@@ -129,7 +130,7 @@ def test_a_study_that_was_stopped_is_shown_as_stopped(
 
 def test_a_study_without_a_server_is_whole_after_sync(plan: Plan, workdir: Path) -> None:
     tracker = run(plan, workdir, NOWHERE)
-    waiting = tracker.waiting()
+    waiting = tracker.state().pending
     assert waiting is not None
     assert sorted(waiting.trials) == sorted(["base", *(trial.name for trial in plan.trials[1:])])
     sync(workdir, None)
@@ -158,7 +159,8 @@ def test_a_locked_database_stops_nothing(
     holder = sqlite3.connect(workdir / "mlflow.db", isolation_level=None)
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
-    tracker = BackgroundTracker(MlflowTracker(workdir), first_pause=0.05, patience=1.0)
+    tracker = Tracker(MlflowProjection(workdir))
+    tracker.first_pause, tracker.patience = 0.05, 1.0
     outcome = run_study(
         plan,
         workdir=workdir,

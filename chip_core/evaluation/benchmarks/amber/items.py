@@ -24,25 +24,25 @@ class Amber(FileBenchmark):
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the order of the query file."""
         folder = self._folder(data)
-        within = [QUERIES, f"query/{QUERIES}", f"data/query/{QUERIES}", f"data/{QUERIES}"]
-        rows = reading.read_rows(reading.find(folder, within, "amber"))
-        names = ["annotations.json", "data/annotations.json"]
-        described = {
+        paths = [QUERIES, f"query/{QUERIES}", f"data/query/{QUERIES}", f"data/{QUERIES}"]
+        rows = reading.read_rows(reading.find_file(folder, paths, "amber"))
+        annotation_paths = ["annotations.json", "data/annotations.json"]
+        described_ids = {
             row.id("id")
-            for row in reading.read_rows(reading.find(folder, names, "amber"))
+            for row in reading.read_rows(reading.find_file(folder, annotation_paths, "amber"))
             if row.text("type") == "generative"
         }
         pictures = Pictures([folder / "image", folder / "images", folder / "data" / "image"])
         items = []
-        for item, row in reading.by_item(rows, lambda row: row.id("id")):
-            describe = item in described
-            suffix = YES_OR_NO if protocol == "chip" and not describe else ""
+        for item, row in reading.iter_unique_rows(rows, lambda row: row.id("id")):
+            is_description = item in described_ids
+            suffix = YES_OR_NO if protocol == "chip" and not is_description else ""
             items.append(
                 Item(
                     id=item,
                     prompt=row.text("query") + suffix,
                     pictures=(pictures.file(row.text("image")),),
-                    task="describe" if describe else "yes or no",
+                    task="describe" if is_description else "yes or no",
                 )
             )
         return items

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Two words mean the same if they are more similar than this.
-SIMILAR = 0.8
+MIN_SIMILARITY = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ class OfficialPicture:
         similar: Callable[[str, str], bool],
     ) -> None:
         self._objects, self._targets = len(truth), len(targets)
-        self._truth_words = _entries(truth, lists.associations)
-        self._target_words = _entries(targets, lists.associations)
+        self._truth_words = _make_entries(truth, lists.associations)
+        self._target_words = _make_entries(targets, lists.associations)
         self._lists, self._similar = lists, similar
         self._known: dict[str, tuple[bool, set[int], set[int]]] = {}
 
@@ -75,9 +75,9 @@ class OfficialPicture:
         for noun in nouns:
             if noun not in self._known:
                 self._known[noun] = self._judge(noun)
-            wrong, truths, targets = self._known[noun]
+            is_wrong, truths, targets = self._known[noun]
             number += 1
-            hallucinated += wrong
+            hallucinated += is_wrong
             covered |= truths
             expected |= targets
         return Counts(
@@ -93,12 +93,12 @@ class OfficialPicture:
         """Return whether a noun is hallucinated, and the objects and targets that it marks."""
         if noun in self._lists.safe:
             return False, set(), set()
-        exact = _first(self._truth_words, lambda word: word == noun)
-        if exact:
-            return False, exact, set()
-        targets = _first(self._target_words, lambda word: word == noun)
-        targets |= _first(self._target_words, lambda word: self._similar(noun, word))
-        truths = _first(self._truth_words, lambda word: self._similar(noun, word))
+        exact_matches = _find_first(self._truth_words, lambda word: word == noun)
+        if exact_matches:
+            return False, exact_matches, set()
+        targets = _find_first(self._target_words, lambda word: word == noun)
+        targets |= _find_first(self._target_words, lambda word: self._similar(noun, word))
+        truths = _find_first(self._truth_words, lambda word: self._similar(noun, word))
         return not truths, truths, targets
 
 
@@ -128,13 +128,13 @@ class CorrectedPicture:
         for noun in nouns:
             if noun not in self._known:
                 self._known[noun] = self._judge(noun)
-            meant, target = self._known[noun]
-            if not meant and noun in self._lists.safe:
+            objects, is_target = self._known[noun]
+            if not objects and noun in self._lists.safe:
                 continue
             number += 1
-            covered |= meant
-            hallucinated += not meant
-            expected += not meant and target
+            covered |= objects
+            hallucinated += not objects
+            expected += not objects and is_target
         return Counts(
             hallucinated=hallucinated,
             nouns=number,
@@ -145,27 +145,25 @@ class CorrectedPicture:
         )
 
     def _judge(self, noun: str) -> tuple[set[str], bool]:
-        meant = {thing for thing in self._truth if self._means(noun, thing)}
-        return meant, any(self._means(noun, thing) for thing in self._targets)
+        objects = {name for name in self._truth if self._refers_to(noun, name)}
+        return objects, any(self._refers_to(noun, name) for name in self._targets)
 
-    def _means(self, noun: str, thing: str) -> bool:
-        words = [thing, *self._lists.associations[thing]]
+    def _refers_to(self, noun: str, name: str) -> bool:
+        words = [name, *self._lists.associations[name]]
         return noun in words or any(self._similar(noun, word) for word in words)
 
 
-def word_lists(relation: Any, safe: str) -> WordLists:
+def make_word_lists(relation: Any, safe: str) -> WordLists:
     """Build the word lists from relation.json's content and safe_words.txt's text."""
     return WordLists(associations=relation, safe=frozenset(safe.split("\n")))
 
 
-def _entries(things: Sequence[str], associations: Mapping[str, Sequence[str]]) -> list[Any]:
+def _make_entries(names: Sequence[str], associations: Mapping[str, Sequence[str]]) -> list[Any]:
     """Return (word, index of its thing): first all associated words, then the things."""
-    associated = [
-        (word, index) for index, thing in enumerate(things) for word in associations[thing]
-    ]
-    return associated + [(thing, index) for index, thing in enumerate(things)]
+    associated = [(word, index) for index, name in enumerate(names) for word in associations[name]]
+    return associated + [(name, index) for index, name in enumerate(names)]
 
 
-def _first(entries: Sequence[tuple[str, int]], hit: Callable[[str], bool]) -> set[int]:
+def _find_first(entries: Sequence[tuple[str, int]], matches: Callable[[str], bool]) -> set[int]:
     """Return the index of the first entry that matches, or nothing."""
-    return next(({index} for word, index in entries if hit(word)), set())
+    return next(({index} for word, index in entries if matches(word)), set())

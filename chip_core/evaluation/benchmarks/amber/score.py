@@ -26,20 +26,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.benchmarks.amber import figures
+from chip_core.evaluation.benchmarks.amber import aggregation
 from chip_core.evaluation.benchmarks.amber.nouns import (
-    SIMILAR,
+    MIN_SIMILARITY,
     CorrectedPicture,
     Counts,
     OfficialPicture,
     WordLists,
-    word_lists,
+    make_word_lists,
 )
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import (
     read_answers,
     read_json,
-    refuse_repeats,
+    require_unique_answers,
 )
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -49,10 +49,16 @@ from chip_core.evaluation.scorer import (
     Resources,
     Scored,
     Similarity,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.language import lemma, nltk_problems, require, tags, words
+from chip_core.evaluation.text.language import (
+    lemmatize_noun,
+    nltk_problems,
+    require_tools,
+    tag_tokens,
+    tokenize_words,
+)
 from chip_core.evaluation.text.similarity import SpacySimilarity
 from chip_core.evaluation.unreadable import unreadable
 from chip_core.utils.errors import UserError
@@ -82,7 +88,7 @@ class AmberScorer:
     version = "amber-2"
     needs: frozenset[Need] = frozenset({"similarity", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
-    metrics: Mapping[str, MetricInfo] = figures.METRICS
+    metrics: Mapping[str, MetricInfo] = aggregation.METRICS
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `id` (or `item`) and `response`, as JSON or JSON lines."""
@@ -100,68 +106,72 @@ class AmberScorer:
 
         `chip` is the official reading of the answer after surrounding spaces are stripped.
         """
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         folder = data if (data / "annotations.json").exists() else data / "data"
-        questions = _questions(folder / "annotations.json")
-        asked = [_question(answer, number, questions) for number, answer in enumerate(answers, 1)]
+        questions = _load_questions(folder / "annotations.json")
+        answered = [
+            _find_question(answer, number, questions) for number, answer in enumerate(answers, 1)
+        ]
         corrected = protocol == "corrected"
         if corrected:
-            refuse_repeats(answers, self.name)
+            require_unique_answers(answers, self.name)
         else:
-            _refuse_what_stops_the_script(answers, asked)
+            _check_script_input(answers, answered)
         pairs = [
             (question, answer.response.strip() if protocol == "chip" else answer.response)
-            for question, answer in zip(asked, answers, strict=True)
+            for question, answer in zip(answered, answers, strict=True)
             if not (corrected and "response" in answer.fields)
         ]
         items: dict[str, list[ItemOutcome]] = defaultdict(list)
         described = [pair for pair in pairs if pair[0].group == "generative"]
         if described:
-            counter = _Nouns(folder, resources.similarity, corrected)
+            noun_counter = _NounCounter(folder, resources.similarity, corrected)
             for question, response in described:
-                _add_description(items, question, counter.count(question, response))
-        asked_yes_or_no = [pair for pair in pairs if pair[0].group != "generative"]
-        verdicts = [_said(response, corrected) for _, response in asked_yes_or_no]
-        for (question, _), said in zip(asked_yes_or_no, verdicts, strict=True):
-            _add_yes_or_no(items, question, said)
-        done = {question.id for question, _ in pairs}
-        held = {
+                _add_description(items, question, noun_counter.count(question, response))
+        yes_no_pairs = [pair for pair in pairs if pair[0].group != "generative"]
+        verdicts = [_read_answer(response, corrected) for _, response in yes_no_pairs]
+        for (question, _), verdict in zip(yes_no_pairs, verdicts, strict=True):
+            _add_yes_or_no(items, question, verdict)
+        answered_ids = {question.id for question, _ in pairs}
+        groups = {
             question.id: question.group
             for item, question in questions.items()
             if resources.only is None or item in resources.only
         }
         metrics = (
-            figures.corrected(items)
+            aggregation.compute_corrected_metrics(items)
             if corrected
-            else figures.official(items, figures.published_type(done, held))
+            else aggregation.compute_official_metrics(
+                items, aggregation.detect_evaluation_type(answered_ids, groups)
+            )
         )
         return Scored(
             metrics=metrics,
             n=len(pairs),
-            missing=len(held.keys() - done),
+            missing=len(groups.keys() - answered_ids),
             unreadable=tuple(
                 unreadable(str(question.id), response)
-                for (question, response), said in zip(asked_yes_or_no, verdicts, strict=True)
-                if not said
+                for (question, response), verdict in zip(yes_no_pairs, verdicts, strict=True)
+                if not verdict
             ),
         )
 
 
-class _Nouns:
+class _NounCounter:
     """Counts the nouns of descriptions."""
 
     def __init__(self, folder: Path, similarity: Similarity | None, corrected: bool) -> None:
-        require(nltk_problems(), "amber")
-        self._lists = _word_lists(folder)
+        require_tools(nltk_problems(), "amber")
+        self._lists = _load_word_lists(folder)
         self._vocabulary = self._lists.vocabulary
         self._similarity = similarity or SpacySimilarity()
         self._corrected = corrected
 
     def count(self, question: _Question, response: str) -> Counts:
-        tokens = words(response)
+        tokens = tokenize_words(response)
         nouns = [
-            lemma(word.lower() if self._corrected else word)
-            for word, tag in zip(tokens, tags(tokens), strict=True)
+            lemmatize_noun(word.lower() if self._corrected else word)
+            for word, tag in zip(tokens, tag_tokens(tokens), strict=True)
             if tag.startswith("NN")
         ]
         picture: type[CorrectedPicture] | type[OfficialPicture] = (
@@ -174,15 +184,15 @@ class _Nouns:
         ]
         if unknown:
             raise UserError(f"amber: relation.json has no '{unknown[0]}' (question {question.id})")
-        return picture(question.truth, question.targets, self._lists, self._similar).count(
+        return picture(question.truth, question.targets, self._lists, self._is_similar).count(
             noun for noun in nouns if noun in self._vocabulary
         )
 
-    def _similar(self, one: str, other: str) -> bool:
-        return self._similarity(one, other) > SIMILAR
+    def _is_similar(self, first: str, second: str) -> bool:
+        return self._similarity(first, second) > MIN_SIMILARITY
 
 
-def _questions(file: Path) -> dict[str, _Question]:
+def _load_questions(file: Path) -> dict[str, _Question]:
     questions = {}
     try:
         for row in read_json(file):
@@ -196,14 +206,14 @@ def _questions(file: Path) -> dict[str, _Question]:
     return questions
 
 
-def _word_lists(folder: Path) -> WordLists:
+def _load_word_lists(folder: Path) -> WordLists:
     safe = folder / "safe_words.txt"
     if not safe.exists():
         raise UserError(f"{safe}: there is no such file")
-    return word_lists(read_json(folder / "relation.json"), safe.read_text(encoding="utf-8"))
+    return make_word_lists(read_json(folder / "relation.json"), safe.read_text(encoding="utf-8"))
 
 
-def _question(answer: Answer, number: int, questions: Mapping[str, _Question]) -> _Question:
+def _find_question(answer: Answer, number: int, questions: Mapping[str, _Question]) -> _Question:
     try:
         return questions[answer.item]
     except KeyError:
@@ -213,8 +223,8 @@ def _question(answer: Answer, number: int, questions: Mapping[str, _Question]) -
         ) from None
 
 
-def _refuse_what_stops_the_script(answers: Sequence[Answer], asked: Sequence[_Question]) -> None:
-    for number, (answer, question) in enumerate(zip(answers, asked, strict=True), start=1):
+def _check_script_input(answers: Sequence[Answer], questions: Sequence[_Question]) -> None:
+    for number, (answer, question) in enumerate(zip(answers, questions, strict=True), start=1):
         if "id" in answer.fields:
             raise UserError(
                 f"amber: answer {number}: id {answer.fields['id']!r} is no whole number, at which "
@@ -227,7 +237,7 @@ def _refuse_what_stops_the_script(answers: Sequence[Answer], asked: Sequence[_Qu
             )
 
 
-def _said(response: str, corrected: bool) -> str:
+def _read_answer(response: str, corrected: bool) -> str:
     """Return "yes", "no" or "": the official script accepts `Yes` and `No` only."""
     if not corrected:
         return {"Yes": "yes", "No": "no"}.get(response, "")
@@ -246,24 +256,24 @@ def _add_description(
         ("hal", not counts.clean, 1),
         ("cog", counts.expected, counts.expected_of),
     ):
-        items[name].append(_outcome(question, numerator, denominator))
+        items[name].append(_make_outcome(question, numerator, denominator))
 
 
-def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, said: str) -> None:
+def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, verdict: str) -> None:
     """Add to a question's own part; questions are about hallucinations, so "no" is positive."""
-    is_no, said_no = question.truth != "yes", said == "no"
-    right = said == ("no" if is_no else "yes")
-    both = is_no and said_no
+    is_no, said_no = question.truth != "yes", verdict == "no"
+    is_right = verdict == ("no" if is_no else "yes")
+    true_positive = is_no and said_no
     for name, numerator, denominator in (
-        ("accuracy", right, 1),
-        ("precision", both, said_no),
-        ("recall", both, is_no),
-        ("f1", 2 * both, said_no + is_no),
+        ("accuracy", is_right, 1),
+        ("precision", true_positive, said_no),
+        ("recall", true_positive, is_no),
+        ("f1", 2 * true_positive, said_no + is_no),
     ):
-        items[f"{question.group}/{name}"].append(_outcome(question, numerator, denominator))
+        items[f"{question.group}/{name}"].append(_make_outcome(question, numerator, denominator))
 
 
-def _outcome(question: _Question, numerator: float, denominator: float) -> ItemOutcome:
+def _make_outcome(question: _Question, numerator: float, denominator: float) -> ItemOutcome:
     return ItemOutcome(
         item=str(question.id),
         numerator=float(numerator),

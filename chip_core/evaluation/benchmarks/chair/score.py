@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from chip_core.evaluation.aggregation import compute_metrics, compute_printed_metrics, make_outcome
 from chip_core.evaluation.benchmarks.coco import (
     ObjectNames,
-    joined_words,
+    build_joined_words,
     read_ground_truth,
     read_names,
 )
-from chip_core.evaluation.figures import as_printed, outcome, plain
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import read_answers, refuse_repeats
+from chip_core.evaluation.reading import read_answers, require_unique_answers
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -31,10 +31,15 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.language import nltk_problems, require, singular, words
+from chip_core.evaluation.text.language import (
+    nltk_problems,
+    require_tools,
+    singularize_word,
+    tokenize_words,
+)
 from chip_core.utils.errors import UserError
 
 #: The pairs that the script reads as one word, even if they are not among its synonyms.
@@ -75,49 +80,54 @@ class ChairScorer:
         resources: Resources,
     ) -> Scored:
         """Score captions; an image with two captions counts twice under `official`."""
-        refuse_protocol(self, protocol)
-        require(nltk_problems(("punkt_tab",)), self.name)
+        require_protocol(self, protocol)
+        require_tools(nltk_problems(("punkt_tab",)), self.name)
         corrected = protocol == "corrected"
-        names, read = object_reader(data, corrected=corrected)
+        names, find_categories = make_object_reader(data, corrected=corrected)
         if corrected:
-            refuse_repeats(answers, self.name)
+            require_unique_answers(answers, self.name)
         else:
-            _refuse_what_stops_the_script(answers)
+            _check_script_input(answers)
         truth = read_ground_truth(
             resources.coco,
             (answer.item for answer in answers),
             names,
-            read,
+            find_categories,
             official=not corrected,
-            who=self.name,
+            scorer=self.name,
         )
         if corrected:
-            truth.refuse_unknown(answers, self.name)
-        kept = [answer for answer in answers if not (corrected and "response" in answer.fields)]
+            truth.require_known(answers, self.name)
+        scored_answers = [
+            answer for answer in answers if not (corrected and "response" in answer.fields)
+        ]
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
-        for answer in kept:
-            there, named = truth.of(answer.item), read(answer.response)
-            wrong = sum(category not in there for category in named)
+        for answer in scored_answers:
+            true_objects, mentions = (
+                truth.get_objects(answer.item),
+                find_categories(answer.response),
+            )
+            wrong_count = sum(category not in true_objects for category in mentions)
             for name, numerator, denominator in (
-                ("chair_s", wrong > 0, 1),
-                ("chair_i", wrong, len(named)),
-                ("recall", len(there.intersection(named)), len(there)),
+                ("chair_s", wrong_count > 0, 1),
+                ("chair_i", wrong_count, len(mentions)),
+                ("recall", len(true_objects.intersection(mentions)), len(true_objects)),
             ):
-                items[name].append(outcome(answer.item, numerator, denominator))
+                items[name].append(make_outcome(answer.item, numerator, denominator))
         metrics = (
-            plain(METRICS, items)
+            compute_metrics(METRICS, items)
             if corrected
-            else as_printed(METRICS, items, digits=1, who=self.name)
+            else compute_printed_metrics(METRICS, items, digits=1, scorer=self.name)
         )
-        asked = resources.only or {answer.item for answer in answers}
+        expected_items = resources.only or {answer.item for answer in answers}
         return Scored(
             metrics=metrics,
-            n=len(kept),
-            missing=len(asked - {answer.item for answer in kept}),
+            n=len(scored_answers),
+            missing=len(expected_items - {answer.item for answer in scored_answers}),
         )
 
 
-def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
+def _check_script_input(answers: Sequence[Answer]) -> None:
     for number, answer in enumerate(answers, start=1):
         if "image_id" in answer.fields:
             raise UserError(
@@ -131,24 +141,26 @@ def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
             )
 
 
-def object_reader(data: Path, *, corrected: bool) -> tuple[ObjectNames, Callable[[str], list[str]]]:
+def make_object_reader(
+    data: Path, *, corrected: bool
+) -> tuple[ObjectNames, Callable[[str], list[str]]]:
     """Return the objects' names, and a function that finds a text's categories, with repeats."""
     category = read_names(data / "synonyms.txt", strip=corrected)
     pairs = list(PAIRS)
     if corrected:
         category = {name.lower(): kind for name, kind in category.items()}
         pairs += [name for name in category if len(name.split()) == 2]
-    names = ObjectNames(category=category, joined=joined_words(pairs))
+    names = ObjectNames(category=category, joined=build_joined_words(pairs))
     parts = {word for name in (*category, *names.joined) for word in name.split()}
 
-    def word_of(word: str) -> str:
+    def normalize_word(word: str) -> str:
         if not corrected:
-            return singular(word)
-        forms = (word, singular(word), word.removesuffix("s"))
-        return next((form for form in forms if form in parts), word)
+            return singularize_word(word)
+        candidates = (word, singularize_word(word), word.removesuffix("s"))
+        return next((form for form in candidates if form in parts), word)
 
     def read(text: str) -> list[str]:
-        joined = names.join([word_of(word) for word in words(text.lower())])
+        joined = names.join([normalize_word(word) for word in tokenize_words(text.lower())])
         return [category[word] for word in names.objects(joined)]
 
     return names, read

@@ -21,13 +21,13 @@ class HallusionBench(FileBenchmark):
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the file's order; some have no figure."""
         folder = self._folder(data)
-        path = reading.find(folder, ["HallusionBench.json"], "hallusionbench")
+        path = reading.find_file(folder, ["HallusionBench.json"], "hallusionbench")
         pictures = Pictures([folder / "hallusion_bench", folder])
         suffix = YES_OR_NO if protocol == "chip" else ""
         items = []
         for row in reading.read_rows(path):
-            shown = row.values.get("filename")
-            names = () if shown is None else (str(PurePosixPath(row.text("filename"))),)
+            filename = row.values.get("filename")
+            names = () if filename is None else (str(PurePosixPath(row.text("filename"))),)
             items.append(
                 Item(
                     id="_".join(row.id(key) for key in KEY),

@@ -8,18 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.benchmarks.hallusionbench.figures import (
+from chip_core.evaluation.benchmarks.hallusionbench.aggregation import (
     RIGHT,
     UNCLEAR,
     WRONG,
-    Judged,
+    JudgedAnswer,
     Question,
-    needs_same,
+    needs_agreement,
 )
-from chip_core.evaluation.judge import asking
-from chip_core.evaluation.judge.asking import Part, Placeholder
+from chip_core.evaluation.judge import prompts
+from chip_core.evaluation.judge.prompts import Placeholder, PromptPart
 from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources
-from chip_core.evaluation.text.reply_words import Vocabulary, Word
+from chip_core.evaluation.text.reply_verdicts import VerdictWord, Vocabulary
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -29,7 +29,7 @@ VERDICT_FUNCTION, SAME_FUNCTION = "evaluate_by_chatgpt", "check_same_by_chatgpt"
 QUESTION, REFERENCE = Placeholder("question"), Placeholder("gt_answer_details")
 ANSWER, ORIGINAL = Placeholder("output_entry"), Placeholder("response2")
 
-VERDICT_PROMPT: tuple[Part, ...] = (
+VERDICT_PROMPT: tuple[PromptPart, ...] = (
     "You mark the answer to a question about an image that you do not see. Compare it with the "
     "reference. Reply with one word: correct if it does not contradict the reference, incorrect if "
     "it does, unclear if it does not commit itself.\n\nQuestion: ",
@@ -40,7 +40,7 @@ VERDICT_PROMPT: tuple[Part, ...] = (
     ANSWER,
     "\nYour word: ",
 )
-SAME_PROMPT: tuple[Part, ...] = (
+SAME_PROMPT: tuple[PromptPart, ...] = (
     "Two answers were given to two questions that you do not see. Taking both as true, do they "
     "contradict each other? Reply with one word: same if they do not, different if they do.\n\n"
     "First answer: ",
@@ -52,12 +52,12 @@ SAME_PROMPT: tuple[Part, ...] = (
 
 
 #: Nouns after "correct" that make it say nothing about the judged answer.
-_ANSWERS = (
+_ANSWER_NOUNS = (
     r"answer|response|value|option|one|choice|statement|number|reading|information|interpretation"
 )
 _VERDICTS = Vocabulary(
     words=(
-        Word(
+        VerdictWord(
             WRONG,
             r"(?<![^\W_])(?:in-?correct|inkorrekt\w*|unrichtig\w*|incorrecte?s?|incorrect[oa]s?|"
             r"erróne[oa]s?|erroné|erronée)(?![^\W_])|错误",
@@ -65,7 +65,7 @@ _VERDICTS = Vocabulary(
             r"equivocad[oa])(?![^\W_])|错(?!误)",
             RIGHT,
         ),
-        Word(
+        VerdictWord(
             UNCLEAR,
             r"(?<![^\W_])(?:unclear|ambiguous|undetermined|indeterminate|inconclusive|non-?committal|"
             r"unklar|uneindeutig|mehrdeutig|ambigue?|ambiguë|ambigu[oa]|incierto|"
@@ -73,7 +73,7 @@ _VERDICTS = Vocabulary(
             r"(?:clear|klar|eindeutig|claire?|clar[oa]))(?![^\W_])|"
             r"不清楚|不明确|不清晰|不确定|模糊|含糊",
         ),
-        Word(
+        VerdictWord(
             RIGHT,
             r"(?<![^\W_])(?:correct|korrekt\w*|richtig\w*|correcte?s?|correct[oa]s?)(?![^\W_])|正确",
             r"(?<![^\W_])(?:right|accurate|true|zutreffend|stimmt|exacte?|juste|vraie?|"
@@ -81,10 +81,10 @@ _VERDICTS = Vocabulary(
             WRONG,
         ),
     ),
-    apart=(
+    excluded=(
         r"(?<!is )(?<!not )(?<!is not )(?<!isn't )(?<!gives )(?<!give )(?<!gave )(?<!provides )"
         rf"(?<!provide )\b(?:the|a|its|their)\s+(?:correct|right|true|wrong|incorrect)\s+"
-        rf"(?:{_ANSWERS})s?\b|"
+        rf"(?:{_ANSWER_NOUNS})s?\b|"
         r"\bcorrect\s+(?:answer|response)s?\s*(?:is|was|are|would|should|:|=|-)|"
         r"\b(?:the\s+)?(?:reference|ground[\s-]truth|gold|gt)(?:\s+(?:answer|response))?\s+(?:is|says\s+\w+\s+is)\s+(?:in)?correct\b|"
         r"\b(?:richtige|korrekte|falsche)\s+(?:antwort|lösung)\b|\bréponse\s+(?:in)?correcte\b|"
@@ -110,16 +110,16 @@ _VERDICTS = Vocabulary(
     # The names of the verdicts in the official script's own files.
     codes={"1": RIGHT, "0": WRONG, "2": UNCLEAR},
 )
-_ALIKE = Vocabulary(
+_AGREEMENT = Vocabulary(
     words=(
-        Word(
+        VerdictWord(
             0,
             r"(?<![^\W_])(?:different|inconsistent|contradictory|unterschiedlich\w*|verschieden\w*|"
             r"widersprüchlich\w*|différente?s?|diferentes?|distint[oa]s?)(?![^\W_])|不同|不一致|不一样|矛盾",
             r"(?<![^\W_])(?:conflicting|incompatible)(?![^\W_])",
             1,
         ),
-        Word(
+        VerdictWord(
             1,
             r"(?<![^\W_])(?:same|identical|consistent|gleich\w*|dasselbe|identisch|konsistent|mêmes?|"
             r"identiques?|cohérentes?|mism[oa]s?|igual(?:es)?|idéntic[oa]s?|coherentes?)(?![^\W_])|"
@@ -128,7 +128,7 @@ _ALIKE = Vocabulary(
             0,
         ),
     ),
-    apart=(
+    excluded=(
         r"\bsame\s+(?:images?|maps?|figures?|questions?|pictures?|topics?|things?|objects?|subjects?|"
         r"persons?|years?|values?|scenes?|charts?|tables?|data|time|place|country|city|set)\b|"
         r"\b(?:two|these)\s+different\s+\w+|"
@@ -159,7 +159,7 @@ def judge(
     data: Path,
     protocol: ProtocolName,
     resources: Resources,
-) -> tuple[list[Judged], int, list[Unreadable]]:
+) -> tuple[list[JudgedAnswer], int, list[Unreadable]]:
     """Return verdicts, how many answers a judge gave none for, and replies that were not read.
 
     Verdicts in the answers are used; a judge is asked for missing ones, and then for `same` if a
@@ -173,22 +173,22 @@ def judge(
         protocol: how replies are read.
         resources: the judge.
     """
-    asking_for = _Prompts(data=data, protocol=protocol)
+    prompt_builder = _PromptBuilder(data=data, protocol=protocol)
     corrected = protocol == "corrected"
-    texts = {answer.item: _clean(answer.response, protocol) for answer in answers}
+    texts = {answer.item: _clean_response(answer.response, protocol) for answer in answers}
     requests = [
-        asking_for.verdict(
+        prompt_builder.request_verdict(
             answer, texts[answer.item], {**rows.get(answer.item, {}), **answer.fields}
         )
         for answer in answers
         if "verdict" not in answer.fields
     ]
-    replies = asking.ask(resources, requests, "hallusionbench")
-    read = verdict if corrected else official_verdict
+    replies = prompts.ask_judge(resources, requests, "hallusionbench")
+    read_verdict = parse_verdict if corrected else parse_verdict_as_script
     verdicts = {
-        answer.item: read(replies[answer.item])
+        answer.item: read_verdict(replies[answer.item])
         if answer.item in replies
-        else _given(answer, "verdict", (WRONG, RIGHT, UNCLEAR))
+        else _parse_given_verdict(answer, "verdict", (WRONG, RIGHT, UNCLEAR))
         for answer in answers
     }
     originals = {question.pair: item for item, question in questions.items() if question.original}
@@ -198,69 +198,73 @@ def judge(
         return None if question.original else originals.get(question.pair)
 
     requests = [
-        asking_for.same(answer.item, texts[answer.item], texts[first])
+        prompt_builder.request_agreement(answer.item, texts[answer.item], texts[original_item])
         for answer in answers
         if "same" not in answer.fields
-        and (first := original(answer.item)) is not None
-        and (found := verdicts[answer.item]) is not None
-        and needs_same(questions[answer.item], found, verdicts[first])
+        and (original_item := original(answer.item)) is not None
+        and (verdict_found := verdicts[answer.item]) is not None
+        and needs_agreement(questions[answer.item], verdict_found, verdicts[original_item])
     ]
     if corrected and resources.judge is None:
         requests = []  # those causes are left out
-    agreed = asking.ask(resources, requests, "hallusionbench")
+    agreement_replies = prompts.ask_judge(resources, requests, "hallusionbench")
     judged = []
     for answer in answers:
-        found = verdicts[answer.item]
+        verdict_found = verdicts[answer.item]
         key = f"{answer.item}/same"
         if "same" in answer.fields:
-            alike: bool | None = _given(answer, "same", (0, 1)) == 1
-        elif key in agreed:
-            alike = (same if corrected else official_same)(agreed[key])
+            agreement: bool | None = _parse_given_verdict(answer, "same", (0, 1)) == 1
+        elif key in agreement_replies:
+            agreement = (parse_agreement if corrected else parse_agreement_as_script)(
+                agreement_replies[key]
+            )
         else:
-            alike = None
-        if found is not None:
-            judged.append(Judged(question=questions[answer.item], verdict=found, same=alike))
-    failed = sum(reply is None or verdicts[item] is None for item, reply in replies.items())
-    unread = [
+            agreement = None
+        if verdict_found is not None:
+            judged.append(
+                JudgedAnswer(question=questions[answer.item], verdict=verdict_found, same=agreement)
+            )
+    failed_count = sum(reply is None or verdicts[item] is None for item, reply in replies.items())
+    unreadable_replies = [
         unreadable(key, reply, "reply")
-        for key, reply in {**replies, **agreed}.items()
+        for key, reply in {**replies, **agreement_replies}.items()
         if corrected
         and reply is not None
-        and (same(reply) if key in agreed else verdicts[key]) is None
+        and (parse_agreement(reply) if key in agreement_replies else verdicts[key]) is None
     ]
-    return judged, failed, unread
+    return judged, failed_count, unreadable_replies
 
 
-def official_verdict(reply: str | None) -> int:
+def parse_verdict_as_script(reply: str | None) -> int:
     """Read a verdict as the official script does; no reply is unclear."""
     text = (reply or "").lower()
     return WRONG if "incorrect" in text else RIGHT if "correct" in text else UNCLEAR
 
 
-def official_same(reply: str | None) -> bool:
+def parse_agreement_as_script(reply: str | None) -> bool:
     """Read whether answers agree as the official script does; no reply is different."""
     return "same" in (reply or "").lower()
 
 
-def verdict(reply: str | None) -> int | None:
+def parse_verdict(reply: str | None) -> int | None:
     """Read the one verdict in a reply; None for none or several."""
     return _VERDICTS.read(reply or "")
 
 
-def same(reply: str | None) -> bool | None:
+def parse_agreement(reply: str | None) -> bool | None:
     """Read whether a reply finds two answers the same; None if it says neither or both."""
-    found = _ALIKE.read(reply or "")
-    return None if found is None else found == 1
+    verdict = _AGREEMENT.read(reply or "")
+    return None if verdict is None else verdict == 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Prompts:
+class _PromptBuilder:
     """The two prompts of a judge; the official ones if their script is in the folder."""
 
     data: Path
     protocol: ProtocolName
 
-    def verdict(self, answer: Answer, text: str, row: Mapping[str, Any]) -> JudgeRequest:
+    def request_verdict(self, answer: Answer, text: str, row: Mapping[str, Any]) -> JudgeRequest:
         """Return the request whether an answer is right."""
         for key in (QUESTION.name, REFERENCE.name):
             if not isinstance(row.get(key), str):
@@ -270,37 +274,37 @@ class _Prompts:
             REFERENCE: row[REFERENCE.name],
             ANSWER: text,
         }
-        return self._request(answer.item, self._of_verdict, texts)
+        return self._make_request(answer.item, self._verdict_prompt, texts)
 
-    def same(self, item: str, text: str, original: str) -> JudgeRequest:
+    def request_agreement(self, item: str, text: str, original: str) -> JudgeRequest:
         """Return the request whether an answer agrees with the original's, as item ITEM/same."""
         texts = {ANSWER: text, ORIGINAL: original}
-        return self._request(f"{item}/same", self._of_same, texts)
+        return self._make_request(f"{item}/same", self._agreement_prompt, texts)
 
     @cached_property
-    def _of_verdict(self) -> tuple[Part, ...]:
-        return asking.published_prompt(self.data, SCRIPT, VERDICT_FUNCTION) or VERDICT_PROMPT
+    def _verdict_prompt(self) -> tuple[PromptPart, ...]:
+        return prompts.read_published_prompt(self.data, SCRIPT, VERDICT_FUNCTION) or VERDICT_PROMPT
 
     @cached_property
-    def _of_same(self) -> tuple[Part, ...]:
-        return asking.published_prompt(self.data, SCRIPT, SAME_FUNCTION) or SAME_PROMPT
+    def _agreement_prompt(self) -> tuple[PromptPart, ...]:
+        return prompts.read_published_prompt(self.data, SCRIPT, SAME_FUNCTION) or SAME_PROMPT
 
-    def _request(
-        self, item: str, parts: tuple[Part, ...], texts: dict[Placeholder, str]
+    def _make_request(
+        self, item: str, parts: tuple[PromptPart, ...], texts: dict[Placeholder, str]
     ) -> JudgeRequest:
         return JudgeRequest(
             item=item,
-            messages=asking.user_message(asking.fill(parts, texts)),
+            messages=prompts.make_user_message(prompts.fill_prompt(parts, texts)),
             # The official script sets no temperature, for which the API's default is 1.
             temperature=0.0 if self.protocol == "corrected" else 1.0,
         )
 
 
-def _clean(response: str, protocol: ProtocolName) -> str:
+def _clean_response(response: str, protocol: ProtocolName) -> str:
     return response.replace("Assistant:", "").strip() if protocol == "chip" else response
 
 
-def _given(answer: Answer, key: str, choices: tuple[int, ...]) -> int:
+def _parse_given_verdict(answer: Answer, key: str, choices: tuple[int, ...]) -> int:
     value = str(answer.fields[key])
     if value not in map(str, choices):
         listed = ", ".join(map(str, choices))

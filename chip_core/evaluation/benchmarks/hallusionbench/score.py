@@ -27,10 +27,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation import figures, reading
-from chip_core.evaluation.benchmarks.hallusionbench import figures as counting
-from chip_core.evaluation.benchmarks.hallusionbench import judge as judging
-from chip_core.evaluation.benchmarks.hallusionbench.figures import Question
+from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.hallusionbench import aggregation as hallusion_aggregation
+from chip_core.evaluation.benchmarks.hallusionbench import judge as judge_module
+from chip_core.evaluation.benchmarks.hallusionbench.aggregation import Question
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -38,7 +38,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.utils.errors import UserError
@@ -69,13 +69,13 @@ class HallusionBenchScorer:
         "consistency/wrong": MetricInfo(unit="percent", goal="minimize"),
         **{
             f"diagnosis/{cause}": MetricInfo(unit="percent", goal="minimize")
-            for cause in counting.CAUSES
+            for cause in hallusion_aggregation.CAUSES
         },
     }
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read the benchmark's rows with model_prediction, and verdict and same if present."""
-        return [_answer(row) for row in reading.read_rows(path)]
+        return [_to_answer(row) for row in reading.read_rows(path)]
 
     def score(
         self,
@@ -89,41 +89,45 @@ class HallusionBenchScorer:
 
         `chip` is `official` with the paper's clean-up of an answer before it is judged.
         """
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
-        rows = _benchmark(data, resources)
+        rows = _load_rows(data, resources)
         corrected = protocol == "corrected"
         if corrected:
             reading.answers_by_item(answers, rows, self.name)
         else:
-            _refuse_repeats(answers)
+            _require_unique_answers(answers)
         questions = {
-            answer.item: _question(answer.item, rows.get(answer.item, {}), answer.fields)
+            answer.item: _make_question(answer.item, rows.get(answer.item, {}), answer.fields)
             if not corrected
-            else _question(answer.item, rows[answer.item], {})
+            else _make_question(answer.item, rows[answer.item], {})
             for answer in answers
         }
-        judged, failed, unread = judging.judge(
+        judged, failed, unreadable_replies = judge_module.judge(
             answers, questions, rows, data=data, protocol=protocol, resources=resources
         )
         if corrected:
-            items = counting.corrected_items(
-                judged, [_question(item, row, {}) for item, row in rows.items()]
+            items = hallusion_aggregation.corrected_items(
+                judged, [_make_question(item, row, {}) for item, row in rows.items()]
             )
             values = None
         else:
-            judged = [each for each in judged if each.question.category in ("VD", "VS")]
-            items = counting.official_items(judged)
-            values = counting.official_values(judged, items)
+            judged = [
+                judged_answer
+                for judged_answer in judged
+                if judged_answer.question.category in ("VD", "VS")
+            ]
+            items = hallusion_aggregation.official_items(judged)
+            values = hallusion_aggregation.official_values(judged, items)
         return Scored(
-            metrics=figures.metrics(self.metrics, items, values),
+            metrics=aggregation.build_metrics(self.metrics, items, values),
             n=len(judged),
             missing=sum(item not in questions for item in rows) + failed,
-            unreadable=tuple(unread),
+            unreadable=tuple(unreadable_replies),
         )
 
 
-def _refuse_repeats(answers: Sequence[Answer]) -> None:
+def _require_unique_answers(answers: Sequence[Answer]) -> None:
     for item, times in Counter(answer.item for answer in answers).items():
         if times > 1:
             raise UserError(
@@ -132,34 +136,34 @@ def _refuse_repeats(answers: Sequence[Answer]) -> None:
             )
 
 
-def _answer(row: reading.FileRow) -> Answer:
+def _to_answer(row: reading.FileRow) -> Answer:
     verdict = next((row.id(key) for key in VERDICTS if row.has(key)), None)
-    said = verdict is None or row.has("model_prediction", "response")
+    has_response = verdict is None or row.has("model_prediction", "response")
     fields = {key: row.id(key) for key in (*KEY, *TRUTH, "same") if row.has(key)}
     fields |= {key: row.text(key) for key in TEXTS if row.has(key)}
     return Answer(
-        item=_item(row) if row.has(*KEY) else row.id("item"),
-        response=row.text("model_prediction", "response") if said else "",
+        item=_row_id(row) if row.has(*KEY) else row.id("item"),
+        response=row.text("model_prediction", "response") if has_response else "",
         fields=fields if verdict is None else fields | {"verdict": verdict},
     )
 
 
-def _item(row: reading.FileRow) -> str:
+def _row_id(row: reading.FileRow) -> str:
     return "_".join(row.id(key) for key in KEY)
 
 
-def _benchmark(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
-    rows = reading.read_rows(reading.find(data, ["HallusionBench.json"], "hallusionbench"))
+def _load_rows(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
+    rows = reading.read_rows(reading.find_file(data, ["HallusionBench.json"], "hallusionbench"))
     return {
         item: row.values
-        for item, row in reading.by_item(rows, _item)
+        for item, row in reading.iter_unique_rows(rows, _row_id)
         if resources.only is None or item in resources.only
     }
 
 
-def _question(item: str, row: Mapping[str, Any], own: Mapping[str, Any]) -> Question:
+def _make_question(item: str, row: Mapping[str, Any], answer_fields: Mapping[str, Any]) -> Question:
     """Return a question from the benchmark's row, or (the official way) from the answer's row."""
-    values = {**row, **own}
+    values = {**row, **answer_fields}
     for key in (*KEY, *TRUTH):
         if key not in values:
             raise UserError(

@@ -25,7 +25,7 @@ class LlavaBench(FileBenchmark):
         """Return the questions in the file's order."""
         folder = self._folder(data)
         pictures = Pictures([folder / "images", folder])
-        rows = reading.read_rows(reading.find(folder, ["questions.jsonl"], "llava_bench"))
+        rows = reading.read_rows(reading.find_file(folder, ["questions.jsonl"], "llava_bench"))
         return [
             Item(
                 id=row.id("question_id"),

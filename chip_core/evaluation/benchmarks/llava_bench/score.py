@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chip_core.evaluation import figures, reading
-from chip_core.evaluation.judge import asking
+from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -31,10 +31,10 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.reply_numbers import read_pair
+from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -62,7 +62,7 @@ class _Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rated:
+class _RatedAnswer:
     """The two ratings of a question: the reference's and the answer's."""
 
     question: _Question
@@ -99,105 +99,113 @@ class LlavaBenchScorer:
         resources: Resources,
     ) -> Scored:
         """Let a judge rate the answers beside answers_gpt4.jsonl."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
-        questions = _questions(data, resources)
+        questions = _load_questions(data, resources)
         official = protocol == "official"
         if official and resources.only is None:
             # The official script pairs by position, whatever the ids.
             pairs = list(zip(questions.values(), answers, strict=False))
         else:
-            given = reading.answers_by_item(answers, questions, self.name)
-            pairs = [(questions[item], given[item]) for item in questions if item in given]
-        requests = [_request(question, answer.response) for question, answer in pairs]
-        replies = asking.ask(resources, requests, self.name)
-        rated, failed = [], 0
-        unread: list[Unreadable] = []
+            answers_by_id = reading.answers_by_item(answers, questions, self.name)
+            pairs = [
+                (questions[item], answers_by_id[item])
+                for item in questions
+                if item in answers_by_id
+            ]
+        requests = [_make_request(question, answer.response) for question, answer in pairs]
+        replies = prompts.ask_judge(resources, requests, self.name)
+        rated, failed_count = [], 0
+        unreadable_replies: list[Unreadable] = []
         for question, _ in pairs:
             reply = replies[question.item]
-            ratings = (read_officially if official else read_pair)(reply or "")
-            failed += reply is None or ratings is None
+            ratings = (parse_as_script if official else read_pair)(reply or "")
+            failed_count += reply is None or ratings is None
             if ratings is not None:
-                rated.append(_Rated(question=question, reference=ratings[0], answer=ratings[1]))
+                rated.append(
+                    _RatedAnswer(question=question, reference=ratings[0], answer=ratings[1])
+                )
             elif reply is not None:
-                unread.append(unreadable(question.item, reply, "reply"))
+                unreadable_replies.append(unreadable(question.item, reply, "reply"))
         return Scored(
-            metrics=figures.metrics(
-                self.metrics, _items(rated), _official(rated) if official else None
+            metrics=aggregation.build_metrics(
+                self.metrics, _collect_items(rated), _compute_official(rated) if official else None
             ),
             n=len(rated),
-            missing=len(questions) - len(pairs) + failed,
-            unreadable=tuple(unread),
+            missing=len(questions) - len(pairs) + failed_count,
+            unreadable=tuple(unreadable_replies),
         )
 
 
-def read_officially(reply: str) -> tuple[float, float]:
+def parse_as_script(reply: str) -> tuple[float, float]:
     """Return the two numbers of a reply's first line, commas read as spaces; −1 and −1 if none.
 
     The numbers must be one space apart: "8, 9" is not read, "8 9" and "8,9" are.
     """
-    words = reply.split("\n")[0].replace(",", " ").split(" ")
+    numbers = reply.split("\n")[0].replace(",", " ").split(" ")
     try:
-        reference, answer = map(float, words)
+        reference, answer = map(float, numbers)
     except ValueError:
         return -1.0, -1.0
     return reference, answer
 
 
-def _questions(data: Path, resources: Resources) -> dict[str, _Question]:
+def _load_questions(data: Path, resources: Resources) -> dict[str, _Question]:
     """Return the questions in order; the reference answers pair with them by position."""
 
     def rows(file: str) -> list[reading.FileRow]:
-        return reading.read_rows(reading.find(data, [file], "llava_bench"))
+        return reading.read_rows(reading.find_file(data, [file], "llava_bench"))
 
-    asked, references = rows("questions.jsonl"), rows("answers_gpt4.jsonl")
-    if len(asked) != len(references):
+    question_rows, references = rows("questions.jsonl"), rows("answers_gpt4.jsonl")
+    if len(question_rows) != len(references):
         raise UserError(
-            f"llava_bench: {len(asked)} questions.jsonl rows and {len(references)} of "
+            f"llava_bench: {len(question_rows)} questions.jsonl rows and {len(references)} of "
             "answers_gpt4.jsonl: the benchmark's files do not belong together"
         )
     contexts = {row.id("image"): row for row in rows("context.jsonl")}
-    rules_file = reading.find(data, ["rule.json"], "llava_bench")
+    rules_file = reading.find_file(data, ["rule.json"], "llava_bench")
     rules = reading.read_json(rules_file)
-    found: dict[str, _Question] = {}
-    items = reading.by_item(asked, lambda row: row.id("question_id"))
+    questions: dict[str, _Question] = {}
+    items = reading.iter_unique_rows(question_rows, lambda row: row.id("question_id"))
     for (item, row), reference in zip(items, references, strict=True):
         category = row.text("category")
         rule = rules.get(f"llava_bench_{category}") if isinstance(rules, dict) else None
         if category not in CATEGORIES or not isinstance(rule, dict):
-            raise UserError(f"{row.place}: category '{category}' has no rule in {rules_file}")
+            raise UserError(f"{row.location}: category '{category}' has no rule in {rules_file}")
         if row.id("image") not in contexts:
-            raise UserError(f"{row.place}: context.jsonl says nothing of image {row.id('image')}")
-        told = reading.FileRow(place=f"{rules_file} llava_bench_{category}", values=rule)
-        found[item] = _Question(
+            raise UserError(
+                f"{row.location}: context.jsonl says nothing of image {row.id('image')}"
+            )
+        rule_row = reading.FileRow(location=f"{rules_file} llava_bench_{category}", values=rule)
+        questions[item] = _Question(
             item=item,
             category=category,
             question=row.text("text"),
-            description=_description(contexts[row.id("image")]),
+            description=_format_description(contexts[row.id("image")]),
             reference=reference.text("text"),
-            rule=told.text("prompt"),
-            role=told.text("role"),
+            rule=rule_row.text("prompt"),
+            role=rule_row.text("role"),
         )
     return {
         item: question
-        for item, question in found.items()
+        for item, question in questions.items()
         if resources.only is None or item in resources.only
     }
 
 
-def _description(row: reading.FileRow) -> str:
+def _format_description(row: reading.FileRow) -> str:
     caption = row.values.get("caption")
     return "\n".join(map(str, caption)) if isinstance(caption, list) else row.text("caption")
 
 
-def _request(question: _Question, answer: str) -> JudgeRequest:
+def _make_request(question: _Question, answer: str) -> JudgeRequest:
     """Build the judge's prompt as the official script does: headed parts, the rule last."""
-    one, other = f"{question.role} 1", f"{question.role} 2"
+    first_name, second_name = f"{question.role} 1", f"{question.role} 2"
     parts = [
         f"[Context]\n{question.description}",
         f"[Question]\n{question.question}",
-        f"[{one}]\n{question.reference}\n\n[End of {one}]",
-        f"[{other}]\n{answer}\n\n[End of {other}]",
+        f"[{first_name}]\n{question.reference}\n\n[End of {first_name}]",
+        f"[{second_name}]\n{answer}\n\n[End of {second_name}]",
         f"[System]\n{question.rule}\n\n",
     ]
     messages = (
@@ -207,41 +215,47 @@ def _request(question: _Question, answer: str) -> JudgeRequest:
     return JudgeRequest(item=question.item, messages=messages, temperature=0.2, max_tokens=1024)
 
 
-def _items(rated: Sequence[_Rated]) -> dict[str, list[ItemOutcome]]:
+def _collect_items(rated: Sequence[_RatedAnswer]) -> dict[str, list[ItemOutcome]]:
     items: dict[str, list[ItemOutcome]] = {name: [] for name in LlavaBenchScorer.metrics}
-    for each in rated:
-        item, category = each.question.item, each.question.category
+    for rated_answer in rated:
+        item, category = rated_answer.question.item, rated_answer.question.category
         shares = {
-            "relative_score": (each.answer, each.reference),
-            "answer_score": (10 * each.answer, 1.0),
-            "reference_score": (10 * each.reference, 1.0),
+            "relative_score": (rated_answer.answer, rated_answer.reference),
+            "answer_score": (10 * rated_answer.answer, 1.0),
+            "reference_score": (10 * rated_answer.reference, 1.0),
         }
         for kind, share in shares.items():
-            outcome = figures.outcome(item, *share, group=category)
+            outcome = aggregation.make_outcome(item, *share, group=category)
             items[kind].append(outcome)
             items[f"{kind}/{category}"].append(outcome)
     return items
 
 
-def _official(rated: Sequence[_Rated]) -> dict[str, float | None]:
+def _compute_official(rated: Sequence[_RatedAnswer]) -> dict[str, float | None]:
     """Return the figures as printed: means to three decimals, then their ratio to one."""
     values: dict[str, float | None] = {}
     for category in (None, *CATEGORIES):
-        kept = [each for each in rated if category in (None, each.question.category)]
-        end = f"/{category}" if category else ""
-        if not kept:
-            values |= {f"{kind}{end}": None for kind in KINDS}
+        selected = [
+            rated_answer
+            for rated_answer in rated
+            if category in (None, rated_answer.question.category)
+        ]
+        suffix = f"/{category}" if category else ""
+        if not selected:
+            values |= {f"{kind}{suffix}": None for kind in KINDS}
             continue
-        answer = round(sum(each.answer for each in kept) / len(kept), 3)
-        reference = round(sum(each.reference for each in kept) / len(kept), 3)
+        answer = round(sum(rated_answer.answer for rated_answer in selected) / len(selected), 3)
+        reference = round(
+            sum(rated_answer.reference for rated_answer in selected) / len(selected), 3
+        )
         if not reference or not math.isfinite(reference + answer):
             raise UserError(
-                f"llava_bench{end}: the mean ratings are {reference} (reference) and {answer}: the "
-                "official script has no figure for them"
+                f"llava_bench{suffix}: the mean ratings are {reference} (reference) and {answer}: "
+                "the official script has no figure for them"
             )
-        values[f"relative_score{end}"] = round(answer / reference * 100, 1)
-        values[f"answer_score{end}"] = round(answer * 10, 1)
-        values[f"reference_score{end}"] = round(reference * 10, 1)
+        values[f"relative_score{suffix}"] = round(answer / reference * 100, 1)
+        values[f"answer_score{suffix}"] = round(answer * 10, 1)
+        values[f"reference_score{suffix}"] = round(reference * 10, 1)
     return values
 
 

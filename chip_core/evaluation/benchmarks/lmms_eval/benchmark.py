@@ -24,7 +24,7 @@ class LmmsEvalBenchmark(ExternalBenchmark):
 
     def tools(self) -> Mapping[str, str]:
         """Return lmms-eval's version."""
-        return {"program": _version(runner.python())}
+        return {"program": _cached_version(runner.python())}
 
     def problems(self) -> list[str]:
         """Return what lmms-eval lacks."""
@@ -34,15 +34,15 @@ class LmmsEvalBenchmark(ExternalBenchmark):
         self, model: Path, *, folder: Path, batch_size: int, device: str
     ) -> tuple[Scored, Mapping[str, Any]]:
         """Run it on a model; its own output goes to a folder."""
-        found = runner.evaluate(
+        scores = runner.evaluate(
             model, [self.name], folder=folder, batch_size=batch_size, device=device
         )
-        judge = {} if found.judge is None else {"judge": {"model": found.judge}}
-        return found.scored[self.name], {"program": found.version, **judge}
+        judge = {} if scores.judge is None else {"judge": {"model": scores.judge}}
+        return scores.scored[self.name], {"program": scores.version, **judge}
 
 
 @lru_cache
-def _version(python: str) -> str:
+def _cached_version(python: str) -> str:
     """Return lmms-eval's version, cached because it takes seconds to find."""
     return runner.version()
 

@@ -23,19 +23,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation import figures
+from chip_core.evaluation import aggregation
 from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
 from chip_core.evaluation.reading import read_json, read_objects
 from chip_core.evaluation.scorer import Scored
 from chip_core.evaluation.task import MetricInfo
 from chip_core.utils.errors import TrialError, UserError
 
-PYTHON = "CHIP_ABLATE_LMMS_PYTHON"
-KEYS = ("OPENAI_API_KEY", "AZURE_API_KEY")  # variables in which it looks for its judge's key
-JUDGE = "MODEL_VERSION"  # variable in which it looks for its judge
-RAW = "gpt_eval_score"  # the name of the figure in all three tasks
+PYTHON_VARIABLE = "CHIP_ABLATE_LMMS_PYTHON"
+#: Variables in which it looks for its judge's key.
+KEY_VARIABLES = ("OPENAI_API_KEY", "AZURE_API_KEY")
+JUDGE_VARIABLE = "MODEL_VERSION"  # variable in which it looks for its judge
+RAW_METRIC = "gpt_eval_score"  # the name of the figure in all three tasks
 LOG = "lmms_eval.log"
-INSTALLED = "import importlib.metadata as m, lmms_eval; print(m.version('lmms_eval'))"
+VERSION_SCRIPT = "import importlib.metadata as m, lmms_eval; print(m.version('lmms_eval'))"
 PERCENT = MetricInfo(unit="percent", goal="maximize")
 
 
@@ -82,7 +83,7 @@ class LmmsScores:
 
 def python() -> str:
     """Return the Python in which lmms-eval is installed."""
-    return os.environ.get(PYTHON) or sys.executable
+    return os.environ.get(PYTHON_VARIABLE) or sys.executable
 
 
 def version() -> str:
@@ -92,33 +93,34 @@ def version() -> str:
         UserError: it is not installed; one line with the command that installs it.
     """
     try:
-        asked = subprocess.run(
-            [python(), "-c", INSTALLED], capture_output=True, text=True, timeout=300
+        completed = subprocess.run(
+            [python(), "-c", VERSION_SCRIPT], capture_output=True, text=True, timeout=300
         )
     except (OSError, subprocess.TimeoutExpired):
-        asked = None
-    if asked is None or asked.returncode or not asked.stdout.strip():
+        completed = None
+    if completed is None or completed.returncode or not completed.stdout.strip():
         raise UserError(
             f"lmms-eval is not installed for {python()}: pip install 'chip-ablate[lmms]', or name "
-            f"the Python of an environment that has it by {PYTHON}"
+            f"the Python of an environment that has it by {PYTHON_VARIABLE}"
         )
-    return f"lmms_eval {asked.stdout.split()[-1]}"
+    return f"lmms_eval {completed.stdout.split()[-1]}"
 
 
 def problems(benchmarks: Sequence[str]) -> list[str]:
     """Return what is missing to score these benchmarks, before anything is trained."""
-    found = []
+    problems_found = []
     if any(name in TASKS for name in benchmarks):
         try:
             version()
         except UserError as error:
-            found.append(str(error))
-        if not any(os.environ.get(key) for key in KEYS):
+            problems_found.append(str(error))
+        if not any(os.environ.get(key) for key in KEY_VARIABLES):
             # Without one, lmms-eval continues and draws answers at random, or counts them 0.
-            found.append(
-                f"lmms-eval asks a judge and there is no {' or '.join(KEYS)} in the environment"
+            problems_found.append(
+                f"lmms-eval asks a judge and there is no {' or '.join(KEY_VARIABLES)} in the "
+                "environment"
             )
-    return found
+    return problems_found
 
 
 def evaluate(  # noqa: PLR0913 (lmms-eval's options)
@@ -149,16 +151,18 @@ def evaluate(  # noqa: PLR0913 (lmms-eval's options)
         TrialError: it failed; with its last line and the path of its log.
     """
     version_used = version()
-    loaded_by = adapter or _adapter(model)
-    place = str(model.resolve())
-    if any(mark in place for mark in ",={}'\""):
-        raise UserError(f"{place}: lmms-eval takes no path with a comma, an = or a quote in it")
+    adapter_name = adapter or _find_adapter(model)
+    model_path = str(model.resolve())
+    if any(character in model_path for character in ",={}'\""):
+        raise UserError(
+            f"{model_path}: lmms-eval takes no path with a comma, an = or a quote in it"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     command = [
         *(python(), "-m", "lmms_eval"),
-        *("--model", loaded_by),
-        *("--model_args", f"pretrained={place}"),
+        *("--model", adapter_name),
+        *("--model_args", f"pretrained={model_path}"),
         *("--tasks", ",".join(TASKS[name].name for name in benchmarks)),
         *("--batch_size", str(batch_size)),
         *("--output_path", str(folder.resolve())),
@@ -169,60 +173,67 @@ def evaluate(  # noqa: PLR0913 (lmms-eval's options)
     log = folder / LOG
     try:
         with log.open("w") as file:
-            ended = subprocess.run(
+            completed = subprocess.run(
                 command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, timeout=timeout
             )
     except subprocess.TimeoutExpired:
         raise TrialError(f"lmms-eval was stopped after {timeout} seconds: {log}") from None
     finally:
-        _without_keys(log)
-    found = sorted(folder.rglob("*_results.json"))
-    if ended.returncode or not found:  # it also exits with 0 if a task failed
+        _redact_keys(log)
+    result_files = sorted(folder.rglob("*_results.json"))
+    if completed.returncode or not result_files:  # it also exits with 0 if a task failed
         raise TrialError(f"lmms-eval failed: {_last_line(log)} ({log})")
-    results = read_json(found[-1])
-    scored = {name: _scored(TASKS[name], results, found[-1].parent) for name in benchmarks}
+    results = read_json(result_files[-1])
+    scored = {
+        name: _parse_scored(TASKS[name], results, result_files[-1].parent) for name in benchmarks
+    }
     judges = {
-        str(row[RAW]["eval_model"])
+        str(row[RAW_METRIC]["eval_model"])
         for name in benchmarks
         if TASKS[name].rated
-        for row in _samples(TASKS[name], found[-1].parent)
-        if row[RAW].get("eval_model")
+        for row in _read_samples(TASKS[name], result_files[-1].parent)
+        if row[RAW_METRIC].get("eval_model")
     }
     return LmmsScores(
         scored=scored,
         version=version_used,
-        judge=", ".join(sorted(judges)) or os.environ.get(JUDGE),
+        judge=", ".join(sorted(judges)) or os.environ.get(JUDGE_VARIABLE),
     )
 
 
-def _adapter(model: Path) -> str:
+def _find_adapter(model: Path) -> str:
     if not (model / "config.json").is_file():
-        what = "adapters" if (model / "adapter_config.json").is_file() else "no config.json"
+        content = "adapters" if (model / "adapter_config.json").is_file() else "no config.json"
         raise UserError(
-            f"{model} holds {what}: lmms-eval takes a whole model; `chip-ablate export` makes one"
+            f"{model} holds {content}: lmms-eval takes a whole model; `chip-ablate export` makes "
+            "one"
         )
-    kind = read_json(model / "config.json").get("model_type")
-    if kind not in ADAPTERS:
+    model_type = read_json(model / "config.json").get("model_type")
+    if model_type not in ADAPTERS:
         raise UserError(
-            f"{model}: lmms-eval has no adapter that is known here for '{kind}' "
+            f"{model}: lmms-eval has no adapter that is known here for '{model_type}' "
             f"(known: {', '.join(sorted(ADAPTERS))})"
         )
-    return ADAPTERS[kind]
+    return ADAPTERS[model_type]
 
 
-def _scored(task: LmmsTask, results: Any, folder: Path) -> Scored:
+def _parse_scored(task: LmmsTask, results: Any, folder: Path) -> Scored:
     try:
-        own = results["results"][task.name]
-        value = next(float(own[key]) for key in own if key.split(",")[0] == RAW)
+        task_results = results["results"][task.name]
+        value = next(
+            float(task_results[key]) for key in task_results if key.split(",")[0] == RAW_METRIC
+        )
         n = int(results["n-samples"][task.name]["effective"])
     except (KeyError, TypeError, ValueError, StopIteration):
-        raise TrialError(f"lmms-eval gave no figure {RAW} of {task.name}: {folder}") from None
+        raise TrialError(
+            f"lmms-eval gave no figure {RAW_METRIC} of {task.name}: {folder}"
+        ) from None
     items: list[ItemOutcome] = []
     missing = 0
-    for row in _samples(task, folder) if task.rated else ():
-        rating = row[RAW]
+    for row in _read_samples(task, folder) if task.rated else ():
+        rating = row[RAW_METRIC]
         items.append(
-            figures.outcome(
+            aggregation.make_outcome(
                 str(rating.get("question_id", row.get("doc_id"))),
                 float(rating["score"]),
                 group=str(rating.get("capabilities", "")),
@@ -235,10 +246,12 @@ def _scored(task: LmmsTask, results: Any, folder: Path) -> Scored:
     return Scored(metrics=(metric,), n=n, missing=missing)
 
 
-def _samples(task: LmmsTask, folder: Path) -> list[dict[str, Any]]:
+def _read_samples(task: LmmsTask, folder: Path) -> list[dict[str, Any]]:
     files = sorted(folder.glob(f"*_samples_{task.name}.jsonl"))
     rows = read_objects(files[-1]) if files else []
-    return [row for row in rows if isinstance(row.get(RAW), dict) and "score" in row[RAW]]
+    return [
+        row for row in rows if isinstance(row.get(RAW_METRIC), dict) and "score" in row[RAW_METRIC]
+    ]
 
 
 def _last_line(log: Path) -> str:
@@ -247,9 +260,9 @@ def _last_line(log: Path) -> str:
     return (errors or lines or ["it said nothing"])[-1].strip()[:300]
 
 
-def _without_keys(log: Path) -> None:
+def _redact_keys(log: Path) -> None:
     """Remove keys from its log, in case it has written one."""
-    secrets = [value for key in KEYS if (value := os.environ.get(key))]
+    secrets = [value for key in KEY_VARIABLES if (value := os.environ.get(key))]
     text = log.read_text(errors="replace")
     if any(secret in text for secret in secrets):
         for secret in secrets:

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from chip_core.evaluation import reading
-from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, inside
+from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, embedded_picture
 from chip_core.evaluation.benchmarks.mmhal.score import FILES, MmhalScorer
 from chip_core.evaluation.scorer import ProtocolName
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
@@ -27,19 +27,21 @@ class Mmhal(FileBenchmark):
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the template's order."""
         folder = self._folder(data)
-        rows = reading.read_rows(reading.find(folder, FILES, "mmhal"))
-        held: dict[str, Picture] = {}
+        rows = reading.read_rows(reading.find_file(folder, FILES, "mmhal"))
+        embedded: dict[str, Picture] = {}
         if (folder / WITH_PICTURES).is_file():
             for row in reading.read_rows(folder / WITH_PICTURES):
-                held[row.id("image_id")] = inside(row.id("image_id"), partial(row.text, "image"))
+                embedded[row.id("image_id")] = embedded_picture(
+                    row.id("image_id"), partial(row.text, "image")
+                )
         pictures = Pictures([folder / "images", folder])
         items = []
-        for item, row in reading.by_item(rows, lambda row: row.id("image_id")):
-            shown = held.get(item)
-            if shown is None:
+        for item, row in reading.iter_unique_rows(rows, lambda row: row.id("image_id")):
+            file_name = embedded.get(item)
+            if file_name is None:
                 file = Path(urlsplit(row.text("image_src")).path).name
-                shown = pictures.file(file, f"{item}.jpg", f"{item}.png")
-            items.append(Item(id=item, prompt=row.text("question"), pictures=(shown,)))
+                file_name = pictures.file(file, f"{item}.jpg", f"{item}.png")
+            items.append(Item(id=item, prompt=row.text("question"), pictures=(file_name,)))
         return items
 
 

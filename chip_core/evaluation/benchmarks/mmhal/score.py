@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from chip_core.evaluation import figures, reading
-from chip_core.evaluation.judge import asking
+from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -27,10 +27,10 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.reply_numbers import read_rating
+from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -115,104 +115,116 @@ class MmhalScorer:
         resources: Resources,
     ) -> Scored:
         """Let a judge rate the answers; `chip` is `official`, whose script is the paper's own."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
-        questions = _questions(data, resources)
+        questions = _load_questions(data, resources)
         corrected = protocol == "corrected"
-        given = (
+        answers_by_id = (
             reading.answers_by_item(answers, questions, self.name)
             if corrected
-            else _each_question(answers, questions)
+            else _require_all_answers(answers, questions)
         )
-        template = asking.published_template(data, SCRIPTS) or PROMPT
+        template = prompts.read_published_template(data, SCRIPTS) or PROMPT
         requests = [
-            _request(item, questions[item][1], given[item], template)
+            _make_request(item, questions[item][1], answers_by_id[item], template)
             for item in questions
-            if item in given
+            if item in answers_by_id
         ]
         ratings: dict[str, int] = {}
-        failed = 0
-        unread: list[Unreadable] = []
-        for item, reply in asking.ask(resources, requests, self.name).items():
-            rating = read_rating(reply or "") if corrected else read_officially(reply or "")
-            failed += reply is None or rating is None
+        failed_count = 0
+        unreadable_replies: list[Unreadable] = []
+        for item, reply in prompts.ask_judge(resources, requests, self.name).items():
+            rating = read_rating(reply or "") if corrected else parse_as_script(reply or "")
+            failed_count += reply is None or rating is None
             if rating is not None:
                 ratings[item] = rating
             elif reply is not None:
-                unread.append(unreadable(item, reply, "reply"))
-        items = _items({item: questions[item][0] for item in ratings}, ratings)
+                unreadable_replies.append(unreadable(item, reply, "reply"))
+        items = _collect_items({item: questions[item][0] for item in ratings}, ratings)
         return Scored(
-            metrics=figures.metrics(self.metrics, items, None if corrected else _official(items)),
+            metrics=aggregation.build_metrics(
+                self.metrics, items, None if corrected else _compute_official(items)
+            ),
             n=len(ratings),
-            missing=len(questions) - len(given) + failed,
-            unreadable=tuple(unread),
+            missing=len(questions) - len(answers_by_id) + failed_count,
+            unreadable=tuple(unreadable_replies),
         )
 
 
-def read_officially(reply: str) -> int:
+def parse_as_script(reply: str) -> int:
     """Return the one rating that a reply gives in one of two spellings; 0 for none or several."""
     text = reply.lower()
-    found = [k for k in RATINGS if f"rating: {k}" in text or f"**rating**: {k}" in text]
-    return found[0] if len(found) == 1 else 0
+    ratings = [k for k in RATINGS if f"rating: {k}" in text or f"**rating**: {k}" in text]
+    return ratings[0] if len(ratings) == 1 else 0
 
 
-def _questions(data: Path, resources: Resources) -> dict[str, tuple[str, reading.FileRow]]:
+def _load_questions(data: Path, resources: Resources) -> dict[str, tuple[str, reading.FileRow]]:
     """Return each question's kind and row."""
-    rows = reading.read_rows(reading.find(data, FILES, "mmhal"))
-    found = reading.by_item(rows, lambda row: row.id("image_id"))
+    rows = reading.read_rows(reading.find_file(data, FILES, "mmhal"))
+    rows_by_id = reading.iter_unique_rows(rows, lambda row: row.id("image_id"))
     return {
-        item: (KINDS[place % len(KINDS)], row)
-        for place, (item, row) in enumerate(found)
+        item: (KINDS[index % len(KINDS)], row)
+        for index, (item, row) in enumerate(rows_by_id)
         if resources.only is None or item in resources.only
     }
 
 
-def _each_question(answers: Sequence[Answer], questions: Mapping[str, object]) -> dict[str, Answer]:
+def _require_all_answers(
+    answers: Sequence[Answer], questions: Mapping[str, object]
+) -> dict[str, Answer]:
     """Return the last answer to each question; the official script stops if one has none."""
-    given = {answer.item: answer for answer in answers}
+    answers_by_id = {answer.item: answer for answer in answers}
     for item in questions:
-        if item not in given:
+        if item not in answers_by_id:
             raise UserError(
                 f"mmhal: image '{item}' has no answer, and the official script stops there; "
                 "protocol corrected scores those that are there"
             )
-    return {item: given[item] for item in questions}
+    return {item: answers_by_id[item] for item in questions}
 
 
-def _request(item: str, row: reading.FileRow, answer: Answer, template: str) -> JudgeRequest:
+def _make_request(item: str, row: reading.FileRow, answer: Answer, template: str) -> JudgeRequest:
     contents = row.values.get("image_content")
     if not isinstance(contents, list) or not all(isinstance(name, str) for name in contents):
-        raise UserError(f"{row.place}: image_content must be a list of names")
-    said = answer.response.replace("Assistant:", "").strip()
+        raise UserError(f"{row.location}: image_content must be a list of names")
+    response = answer.response.replace("Assistant:", "").strip()
     parts = template.split("{}")
-    texts = [", ".join(contents), row.text("question"), row.text("gt_answer"), said]
+    texts = [", ".join(contents), row.text("question"), row.text("gt_answer"), response]
     if len(parts) != len(texts) + 1:
         raise UserError(
             f"mmhal: the judge's prompt has {len(parts) - 1} places {{}}; it must have 4: image "
             "contents, question, reference answer, answer"
         )
     content = parts[0] + "".join(text + part for text, part in zip(texts, parts[1:], strict=True))
-    return JudgeRequest(item=item, messages=asking.user_message(content), max_tokens=512)
+    return JudgeRequest(item=item, messages=prompts.make_user_message(content), max_tokens=512)
 
 
-def _items(kinds: Mapping[str, str], ratings: Mapping[str, int]) -> dict[str, list[ItemOutcome]]:
-    def of(share: Mapping[str, int], kind: str | None = None) -> list[ItemOutcome]:
+def _collect_items(
+    kinds: Mapping[str, str], ratings: Mapping[str, int]
+) -> dict[str, list[ItemOutcome]]:
+    def make_outcomes(values: Mapping[str, int], kind: str | None = None) -> list[ItemOutcome]:
         return [
-            figures.outcome(item, number, group=kinds[item])
-            for item, number in share.items()
+            aggregation.make_outcome(item, number, group=kinds[item])
+            for item, number in values.items()
             if kind in (None, kinds[item])
         ]
 
     return {
-        "score": of(ratings),
-        "hallucination_rate": of({item: rating < 3 for item, rating in ratings.items()}),
-        "informative_rate": of({item: rating not in (0, 3) for item, rating in ratings.items()}),
+        "score": make_outcomes(ratings),
+        "hallucination_rate": make_outcomes({item: rating < 3 for item, rating in ratings.items()}),
+        "informative_rate": make_outcomes(
+            {item: rating not in (0, 3) for item, rating in ratings.items()}
+        ),
         # A limited set of questions may lack a kind; the whole set never does.
-        **{f"score/{kind}": found for kind in KINDS if (found := of(ratings, kind))},
+        **{
+            f"score/{kind}": outcomes
+            for kind in KINDS
+            if (outcomes := make_outcomes(ratings, kind))
+        },
     }
 
 
-def _official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, float]:
+def _compute_official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, float]:
     """Return the figures as printed: three decimals, two for each kind."""
 
     def mean(name: str) -> float:

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.benchmarks.base import FileBenchmark, inside
-from chip_core.evaluation.benchmarks.mmmu.score import CHOICE, MmmuScorer, _listed
+from chip_core.evaluation.benchmarks.base import FileBenchmark, embedded_picture
+from chip_core.evaluation.benchmarks.mmmu.score import CHOICE, MmmuScorer, _parse_options
 from chip_core.evaluation.scorer import ProtocolName
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
 from chip_core.utils.errors import UserError
@@ -41,27 +41,29 @@ class Mmmu(FileBenchmark):
                 rows = parquet.ParquetFile(file).read(columns=[*TEXTS, *paths]).to_pylist()
             except (OSError, pyarrow.ArrowException) as error:
                 raise UserError(f"mmmu: {file} cannot be read ({error})") from None
-            items += [_item(file, number, row) for number, row in enumerate(rows)]
+            items += [_make_item(file, number, row) for number, row in enumerate(rows)]
         return items
 
 
-def _item(file: Path, number: int, row: dict[str, Any]) -> Item:
+def _make_item(file: Path, number: int, row: dict[str, Any]) -> Item:
     missing = [name for name in TEXTS if not isinstance(row.get(name), str)]
     if missing:
         raise UserError(f"mmmu: {file} row {number}: {missing[0]} must be text")
-    shown = [name for name in PICTURES if row.get(name) is not None]
-    pictures = [_picture(file, number, name, f"{row['id']}/{name}") for name in shown]
-    choices = row["question_type"] == CHOICE
-    options = _listed(row["options"]) if choices else []
+    picture_columns = [name for name in PICTURES if row.get(name) is not None]
+    pictures = [
+        _make_picture(file, number, name, f"{row['id']}/{name}") for name in picture_columns
+    ]
+    is_multiple_choice = row["question_type"] == CHOICE
+    options = _parse_options(row["options"]) if is_multiple_choice else []
     return Item(
         id=row["id"],
-        prompt=_prompt(row["question"], options),
+        prompt=_format_prompt(row["question"], options),
         pictures=tuple(pictures),
-        fields={"options": options} if choices else {},
+        fields={"options": options} if is_multiple_choice else {},
     )
 
 
-def _prompt(question: str, options: Sequence[str]) -> str:
+def _format_prompt(question: str, options: Sequence[str]) -> str:
     """Format a question as the official configuration for LLaVA-1.5 does."""
     if not options:
         return f"{question}\n\nAnswer the question using a single word or phrase."
@@ -71,12 +73,12 @@ def _prompt(question: str, options: Sequence[str]) -> str:
     )
 
 
-def _picture(file: Path, number: int, column: str, key: str) -> Picture:
-    return inside(key, lambda: _column(file, column)[number]["bytes"])
+def _make_picture(file: Path, number: int, column: str, key: str) -> Picture:
+    return embedded_picture(key, lambda: _read_column(file, column)[number]["bytes"])
 
 
 @lru_cache(maxsize=8)
-def _column(file: Path, column: str) -> list[Any]:
+def _read_column(file: Path, column: str) -> list[Any]:
     import pyarrow.parquet as parquet
 
     rows: list[Any] = parquet.read_table(file, columns=[column])[column].to_pylist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from chip_core.evaluation.text.answers import marked, plain, said
+from chip_core.evaluation.text.answers import find_marked_answers, normalize_answer, strip_markup
 
 #: Stripped from both ends of a multiple-choice answer, one kind after the other.
 MARKS = (",", ".", "!", "?", ";", ":", "'")
@@ -17,7 +17,7 @@ INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answe
 # square.
 _WITH_COMMAS = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
 _SCIENTIFIC = re.compile(r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+")
-_SIMPLE = re.compile(r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])")
+_PLAIN_NUMBER = re.compile(r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])")
 
 
 _UNIT = re.compile(
@@ -37,18 +37,18 @@ def parse_choice(response: str, choices: Sequence[str], options: Mapping[str, st
         choices: letters to choose from.
         options: each letter's text.
     """
-    for mark in MARKS:
-        response = response.strip(mark)
+    for character in MARKS:
+        response = response.strip(character)
     text = f" {response} "
-    places = {letter: text.rfind(f"({letter})") for letter in choices}
-    if not _found(places):
-        places = {letter: text.rfind(f" {letter} ") for letter in choices}
-    if not _found(places) and len(text.split()) > 5:
-        lowered = text.lower()
-        places = {letter: lowered.rfind(option.lower()) for letter, option in options.items()}
-    if not _found(places):
+    positions = {letter: text.rfind(f"({letter})") for letter in choices}
+    if not _is_any_found(positions):
+        positions = {letter: text.rfind(f" {letter} ") for letter in choices}
+    if not _is_any_found(positions) and len(text.split()) > 5:
+        lower_text = text.lower()
+        positions = {letter: lower_text.rfind(option.lower()) for letter, option in options.items()}
+    if not _is_any_found(positions):
         return None
-    return max(places, key=places.__getitem__)
+    return max(positions, key=positions.__getitem__)
 
 
 def read_open(response: str) -> set[str | float]:
@@ -57,18 +57,18 @@ def read_open(response: str) -> set[str | float]:
     They come from what the answer marks as its answer, if anything, without reasoning and marks; a
     number may be right before its unit (`5cm`).
     """
-    text = said(response)
-    text = plain((marked(text) or [text])[0])
+    text = normalize_answer(response)
+    text = strip_markup((find_marked_answers(text) or [text])[0])
     return parse_open(text) | parse_open(_UNIT.sub(" ", text)) if text else set()
 
 
 def parse_open(response: str) -> set[str | float]:
     """Return the possible meanings of an open answer: lower-case texts, numbers to two decimals."""
-    texts = _key_texts(response)
+    texts = _extract_key_texts(response)
     numbers = [
         number
         for text in texts
-        for form in (_WITH_COMMAS, _SCIENTIFIC, _SIMPLE)
+        for form in (_WITH_COMMAS, _SCIENTIFIC, _PLAIN_NUMBER)
         for number in form.findall(text)
     ]
     return {meaning for text in (*texts, *numbers) for meaning in normalise(text)}
@@ -87,28 +87,28 @@ def normalise(text: str) -> list[str | float]:
         return [f" {lowered}", f"{lowered} "] if len(lowered) == 1 else [lowered]
 
 
-def right_open(truth: str | Sequence[str], meanings: set[str | float]) -> bool:
+def is_open_answer_right(truth: str | Sequence[str], meanings: set[str | float]) -> bool:
     """Whether an open answer contains a true text, or is a true number."""
     truths = [truth] if isinstance(truth, str) else truth
-    wanted = [meaning for each in truths for meaning in normalise(each)]
+    true_meanings = [meaning for true_text in truths for meaning in normalise(true_text)]
     return any(
-        any(isinstance(text, str) and text in meaning for text in wanted)
+        any(isinstance(text, str) and text in meaning for text in true_meanings)
         if isinstance(meaning, str)
-        else meaning in wanted
+        else meaning in true_meanings
         for meaning in meanings
     )
 
 
-def right_choice(truth: str | Sequence[str], choice: str | None) -> bool:
+def is_choice_right(truth: str | Sequence[str], choice: str | None) -> bool:
     """Whether a letter is the true one, or one of those."""
     return choice == truth if isinstance(truth, str) else choice in truth
 
 
-def _found(places: Mapping[str, int]) -> bool:
-    return any(place >= 0 for place in places.values())
+def _is_any_found(positions: Mapping[str, int]) -> bool:
+    return any(position >= 0 for position in positions.values())
 
 
-def _key_texts(response: str) -> list[str]:
+def _extract_key_texts(response: str) -> list[str]:
     """Return, for each line, the shortest text after an indicator; the whole line if there is none.
 
     The official split at sentences looks for a capital after the text was lower-cased, so only
@@ -116,16 +116,16 @@ def _key_texts(response: str) -> list[str]:
     """
     response = response.strip().strip(".").lower()
     lines = response.split("\n")
-    found = []
+    texts = []
     for number, line in enumerate(lines, start=1):
         indicators = (*INDICATORS, "=") if number == len(lines) else INDICATORS
         shortest = ""
         for indicator in indicators:
             if indicator in line:
-                tail = line.split(indicator)[-1].strip()
+                following = line.split(indicator)[-1].strip()
                 # Any other tail replaces an empty one, even a longer one.
-                if not shortest or len(tail) < len(shortest):
-                    shortest = tail
+                if not shortest or len(following) < len(shortest):
+                    shortest = following
         if shortest and shortest not in MARKS:
-            found.append(shortest)
-    return found or [response]
+            texts.append(shortest)
+    return texts or [response]

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation import figures, reading
+from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.benchmarks.mmmu import parsing
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import refuse_repeats
+from chip_core.evaluation.reading import require_unique_answers
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -28,7 +28,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
@@ -85,16 +85,16 @@ class MmmuScorer:
         """Read final answers (one JSON object), rows, or a folder of SUBJECT/output.json."""
         if path.is_dir():
             files = [path / subject / "output.json" for subject in SUBJECTS]
-            found = [file for file in files if file.is_file()]
-            if not found:
+            output_files = [file for file in files if file.is_file()]
+            if not output_files:
                 raise UserError(f"{path} holds no SUBJECT/output.json")
-            return [_answer(row) for file in found for row in reading.read_rows(file)]
-        pairs = _object(path)
+            return [_to_answer(row) for file in output_files for row in reading.read_rows(file)]
+        pairs = _read_json_object(path)
         if pairs is None:
-            return [_answer(row) for row in reading.read_rows(path)]
+            return [_to_answer(row) for row in reading.read_rows(path)]
         rows = [
-            reading.FileRow(place=f"{path} '{item}'", values={"id": item, "response": said})
-            for item, said in pairs
+            reading.FileRow(location=f"{path} '{item}'", values={"id": item, "response": response})
+            for item, response in pairs
         ]
         return [
             Answer(item=row.id("id"), response=row.text("response"), fields={"final": True})
@@ -114,44 +114,48 @@ class MmmuScorer:
         A response to a multiple-choice question has `all_choices` and `index2ans` in its fields, or
         `options`; otherwise they are read from the benchmark's validation-*.parquet in `data`.
         """
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
-        truths = _truths(data, resources)
+        truths = _load_truths(data, resources)
         official = protocol == "official"
         if official:
             # The last of repeated final answers counts, as in any JSON object.
-            refuse_repeats(
+            require_unique_answers(
                 [answer for answer in answers if not answer.fields.get("final")], self.name
             )
-            given = {answer.item: answer for answer in answers}
+            answers_by_id = {answer.item: answer for answer in answers}
         else:
-            given = reading.answers_by_item(answers, truths, self.name)
-        questions = _by_subject(given, truths)
-        options = _Options(data)
-        draw = random.Random(SEED) if official else None
-        right: dict[str, bool] = {}
-        unread: list[Unreadable] = []
-        for item in (item for found in questions.values() for item in found):
-            read, right[item] = _judged(given[item], truths[item], options, draw)
-            if not read:
-                unread.append(unreadable(item, given[item].response))
-        items = _items(questions, right, every=not official)
+            answers_by_id = reading.answers_by_item(answers, truths, self.name)
+        questions = _group_by_subject(answers_by_id, truths)
+        options = _OptionReader(data)
+        random_generator = random.Random(SEED) if official else None
+        is_right: dict[str, bool] = {}
+        unreadable_answers: list[Unreadable] = []
+        for item in (item for subject_items in questions.values() for item in subject_items):
+            is_readable, is_right[item] = _judge_answer(
+                answers_by_id[item], truths[item], options, random_generator
+            )
+            if not is_readable:
+                unreadable_answers.append(unreadable(item, answers_by_id[item].response))
+        items = _collect_items(questions, is_right, include_empty=not official)
         return Scored(
-            metrics=figures.metrics(self.metrics, items, _official(items) if official else None),
-            n=len(right),
-            missing=len(truths) - len(right),
-            unreadable=tuple(unread),
+            metrics=aggregation.build_metrics(
+                self.metrics, items, _compute_official(items) if official else None
+            ),
+            n=len(is_right),
+            missing=len(truths) - len(is_right),
+            unreadable=tuple(unreadable_answers),
         )
 
 
-class _Options:
+class _OptionReader:
     """Each question's options, read from the benchmark's parquet files when first needed."""
 
     def __init__(self, data: Path) -> None:
         self._data = data
-        self._found: dict[str, list[str]] | None = None
+        self._options_by_item: dict[str, list[str]] | None = None
 
-    def of(self, answer: Answer) -> tuple[list[str], dict[str, str]]:
+    def get_options(self, answer: Answer) -> tuple[list[str], dict[str, str]]:
         """Return the letters of a question and the text of each.
 
         Raises:
@@ -160,66 +164,70 @@ class _Options:
         fields = answer.fields
         if "all_choices" in fields and "index2ans" in fields:
             return list(fields["all_choices"]), dict(fields["index2ans"])
-        texts = _listed(fields["options"]) if "options" in fields else self._published(answer.item)
-        letters = [chr(ord("A") + place) for place in range(len(texts))]
+        texts = (
+            _parse_options(fields["options"])
+            if "options" in fields
+            else self._read_published(answer.item)
+        )
+        letters = [chr(ord("A") + index) for index in range(len(texts))]
         return letters, dict(zip(letters, texts, strict=True))
 
-    def _published(self, item: str) -> list[str]:
-        if self._found is None:
-            self._found = {}
+    def _read_published(self, item: str) -> list[str]:
+        if self._options_by_item is None:
+            self._options_by_item = {}
             for file in sorted(self._data.glob("**/validation-*.parquet")):
                 import pyarrow.parquet as parquet
 
                 table = parquet.read_table(file, columns=["id", "options"])
                 for row in table.to_pylist():
-                    self._found[row["id"]] = _listed(row["options"])
-        if item not in self._found:
+                    self._options_by_item[row["id"]] = _parse_options(row["options"])
+        if item not in self._options_by_item:
             raise UserError(
                 f"mmmu: '{item}' is a response without its options: give all_choices and index2ans "
                 f"in its row, or put the benchmark's validation-*.parquet into {self._data}; final "
                 "answers are one JSON object of id and letter"
             )
-        return self._found[item]
+        return self._options_by_item[item]
 
 
-def _object(path: Path) -> list[tuple[str, Any]] | None:
+def _read_json_object(path: Path) -> list[tuple[str, Any]] | None:
     """Return the pairs of a file that is one JSON object of ids; None if it has rows.
 
     It returns pairs, not a dict, because the protocol decides on repeated ids.
     """
     try:
-        found = json.loads(path.read_bytes(), object_pairs_hook=tuple)
+        pairs = json.loads(path.read_bytes(), object_pairs_hook=tuple)
     except (OSError, ValueError, RecursionError):
         return None  # rows, or nothing: reading them reports the problem
-    named = isinstance(found, tuple) and all(isinstance(pair, tuple) for pair in found)
-    return list(found) if named and "id" not in dict(found) else None
+    is_object = isinstance(pairs, tuple) and all(isinstance(pair, tuple) for pair in pairs)
+    return list(pairs) if is_object and "id" not in dict(pairs) else None
 
 
-def _listed(options: Any) -> list[str]:
+def _parse_options(options: Any) -> list[str]:
     """Return options as a list; the benchmark stores the list as Python source."""
     try:
-        found = ast.literal_eval(options) if isinstance(options, str) else list(options)
+        parsed = ast.literal_eval(options) if isinstance(options, str) else list(options)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        found = None  # including values that are nested too deep
-    if not isinstance(found, list) or not all(isinstance(option, str) for option in found):
+        parsed = None  # including values that are nested too deep
+    if not isinstance(parsed, list) or not all(isinstance(option, str) for option in parsed):
         raise UserError(f"mmmu: options must be a list of texts, got {str(options)[:60]}")
-    return found
+    return parsed
 
 
-def _answer(row: reading.FileRow) -> Answer:
+def _to_answer(row: reading.FileRow) -> Answer:
     fields = {
         key: row.values[key] for key in ("all_choices", "index2ans", "options") if row.has(key)
     }
     if not isinstance(fields.get("all_choices", []), list) or not fields.get("all_choices", [""]):
-        raise UserError(f"{row.place}: all_choices must be a list of letters")
+        raise UserError(f"{row.location}: all_choices must be a list of letters")
     texts = fields.get("index2ans", {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise UserError(f"{row.place}: index2ans must give a text for each letter")
+        raise UserError(f"{row.location}: index2ans must give a text for each letter")
     return Answer(item=row.id("id", "item"), response=row.text("response"), fields=fields)
 
 
-def _truths(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
-    path = reading.find(data, ANSWERS, "mmmu")
+def _load_truths(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
+    path = reading.find_file(data, ANSWERS, "mmmu")
     truths = reading.read_json(path)
     if not isinstance(truths, dict):
         raise UserError(f"{path} must be a JSON object of id and answer")
@@ -233,13 +241,15 @@ def _truths(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _by_subject(given: Mapping[str, Answer], truths: Mapping[str, object]) -> dict[str, list[str]]:
+def _group_by_subject(
+    answers_by_id: Mapping[str, Answer], truths: Mapping[str, object]
+) -> dict[str, list[str]]:
     """Return the answered items of each subject; ids of no subject are skipped, as there."""
     subjects: dict[str, list[str]] = {subject: [] for subject in SUBJECTS}
-    known = {_subject(item) for item in truths}
-    for item in given:
-        subject = _subject(item)
-        if subject not in subjects or subject not in known:
+    known_subjects = {_parse_subject(item) for item in truths}
+    for item in answers_by_id:
+        subject = _parse_subject(item)
+        if subject not in subjects or subject not in known_subjects:
             continue
         if item not in truths:
             raise UserError(
@@ -249,12 +259,15 @@ def _by_subject(given: Mapping[str, Answer], truths: Mapping[str, object]) -> di
     return {subject: items for subject, items in subjects.items() if items}
 
 
-def _subject(item: str) -> str:
+def _parse_subject(item: str) -> str:
     return "_".join(item.split("_")[1:-1])
 
 
-def _judged(
-    answer: Answer, truth: Mapping[str, Any], options: _Options, draw: random.Random | None
+def _judge_answer(
+    answer: Answer,
+    truth: Mapping[str, Any],
+    options: _OptionReader,
+    random_generator: random.Random | None,
 ) -> tuple[bool, bool]:
     """Return whether an answer can be read, and whether it is right.
 
@@ -262,62 +275,69 @@ def _judged(
         answer: a final answer or a response.
         truth: the question's kind and answer.
         options: the questions' options.
-        draw: under `official` draws a letter if none is found; None under `corrected`.
+        random_generator: under `official` draws a letter if none is found; None under `corrected`.
     """
-    response, wanted = answer.response, truth["ground_truth"]
-    final = answer.fields.get("final")
+    response, truths = answer.response, truth["ground_truth"]
+    is_final = answer.fields.get("final")
     if truth["question_type"] != CHOICE:
-        read_open = parsing.parse_open if draw is not None else parsing.read_open
+        read_open = parsing.parse_open if random_generator is not None else parsing.read_open
         meanings = read_open(response)
-        return bool(meanings), parsing.right_open(wanted, meanings)
-    if draw is None:
+        return bool(meanings), parsing.is_open_answer_right(truths, meanings)
+    if random_generator is None:
         # Imported here: its patterns take a tenth of a second to compile.
         from chip_core.evaluation.text.letters import read_letter
 
-        texts = dict.fromkeys(LETTERS, "") if final else dict(options.of(answer)[1])
+        texts = dict.fromkeys(LETTERS, "") if is_final else dict(options.get_options(answer)[1])
         choice = read_letter(response, texts)
-        return choice is not None, parsing.right_choice(wanted, choice)
-    if final:
-        return True, parsing.right_choice(wanted, response)
-    choices, texts = options.of(answer)
+        return choice is not None, parsing.is_choice_right(truths, choice)
+    if is_final:
+        return True, parsing.is_choice_right(truths, response)
+    choices, texts = options.get_options(answer)
     choice = parsing.parse_choice(response, choices, texts)
-    read = choice is not None
+    is_readable = choice is not None
     if choice is None:
-        choice = draw.choice(choices)
-    return read, parsing.right_choice(wanted, choice)
+        choice = random_generator.choice(choices)
+    return is_readable, parsing.is_choice_right(truths, choice)
 
 
-def _items(
-    questions: Mapping[str, Sequence[str]], right: Mapping[str, bool], *, every: bool
+def _collect_items(
+    questions: Mapping[str, Sequence[str]], is_right: Mapping[str, bool], *, include_empty: bool
 ) -> dict[str, list[ItemOutcome]]:
-    """Return each metric's items; of a subject without answers only if `every` one is wanted."""
-    of = {
+    """Return each metric's items; of a subject without answers only if `include_empty`."""
+    outcomes_by_subject = {
         subject: [
-            figures.outcome(item, right[item], group=subject) for item in questions.get(subject, ())
+            aggregation.make_outcome(item, is_right[item], group=subject)
+            for item in questions.get(subject, ())
         ]
         for subject in SUBJECTS
     }
     return {
-        "accuracy": [outcome for subject in SUBJECTS for outcome in of[subject]],
+        "accuracy": [outcome for subject in SUBJECTS for outcome in outcomes_by_subject[subject]],
         **{
-            f"domain/{domain}": [outcome for subject in subjects for outcome in of[subject]]
+            f"domain/{domain}": [
+                outcome for subject in subjects for outcome in outcomes_by_subject[subject]
+            ]
             for domain, subjects in DOMAINS.items()
         },
-        **{f"subject/{subject}": of[subject] for subject in SUBJECTS if of[subject] or every},
+        **{
+            f"subject/{subject}": outcomes_by_subject[subject]
+            for subject in SUBJECTS
+            if outcomes_by_subject[subject] or include_empty
+        },
     }
 
 
-def _official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, float]:
+def _compute_official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, float]:
     """Return the figures as printed; sums go over subjects, and a domain without answers is 0."""
 
     def accuracy(subjects: Sequence[str]) -> float:
         shares = [items[f"subject/{name}"] for name in subjects if f"subject/{name}" in items]
-        whole = sum(map(len, shares))
+        total = sum(map(len, shares))
         right = sum(
             sum(outcome.numerator for outcome in share) / len(share) * len(share)
             for share in shares
         )
-        return round(right / whole, 3) if whole else 0.0
+        return round(right / total, 3) if total else 0.0
 
     return {
         "accuracy": accuracy(SUBJECTS),

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.judge.asking import published_template
+from chip_core.evaluation.judge.prompts import read_published_template
 from chip_core.evaluation.scorer import JudgeRequest
-from chip_core.evaluation.text.replies import without_reasoning
+from chip_core.evaluation.text.replies import strip_reasoning
 
 #: Where the benchmark publishes its own prompt.
 SCRIPT, VARIABLE = "eval_gpt_obj_halbench.py", "prompt_template"
@@ -36,12 +36,12 @@ class UnreadableReplyError(ValueError):
     """A reply that lists no objects; its message says why."""
 
 
-def prompt_of(data: Path) -> str:
+def load_prompt(data: Path) -> str:
     """Return the published prompt if its script is in the benchmark's folder, else ours."""
-    return published_template(data, [SCRIPT], VARIABLE) or PROMPT
+    return read_published_template(data, [SCRIPT], VARIABLE) or PROMPT
 
 
-def request(prompt: str, item: str, question: str, answer: str) -> JudgeRequest:
+def make_request(prompt: str, item: str, question: str, answer: str) -> JudgeRequest:
     """Return the request about an answer, in the form of the official script."""
     text = prompt.replace("{question}", question).replace("{answer}", answer)
     return JudgeRequest(
@@ -62,19 +62,19 @@ def read_reply_as_script(reply: str | None) -> list[Any]:
     """
     if reply is None:
         raise UnreadableReplyError("there is no reply of the judge")
-    tries = [reply]
+    candidates = [reply]
     if "```json" in reply:
-        tries.append(reply.replace("```json", "").replace("```", "").strip())
+        candidates.append(reply.replace("```json", "").replace("```", "").strip())
     elif '["' in reply:
-        tries.append(reply.strip().split("\n")[-1])
-    for text in tries:
+        candidates.append(reply.strip().split("\n")[-1])
+    for text in candidates:
         try:
-            found = json.loads(text)
+            parsed = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if not isinstance(found, (list, dict, str)):
+        if not isinstance(parsed, (list, dict, str)):
             raise UnreadableReplyError(f"the judge's reply {reply!r} is no list")
-        return list(found)
+        return list(parsed)
     raise UnreadableReplyError("the judge's reply is no JSON")
 
 
@@ -89,22 +89,29 @@ def read_reply(reply: str | None) -> list[str]:
     """
     if reply is None:
         raise UnreadableReplyError("there is no reply of the judge")
-    text = without_reasoning(reply)
-    if len(text) > _LONGEST:
+    text = strip_reasoning(reply)
+    if len(text) > _MAX_LENGTH:
         raise UnreadableReplyError("the judge's reply is too long for a list of names")
-    text = _ESCAPED.sub(r"\1", _BOX.sub(r"\1", _FENCE.sub("", text))).translate(_QUOTES).strip()
+    text = (
+        _ESCAPED.sub(r"\1", _CHECKBOX.sub(r"\1", _FENCE.sub("", text))).translate(_QUOTES).strip()
+    )
     # Shortened, because patterns scan a run of blanks repeatedly.
     text = re.sub(r"\n{2,}", "\n", re.sub(r" ?\n ?", "\n", re.sub(r"[^\S\n]+", " ", text)))
-    for find in (_json_names, _bracketed_names, _listed_names, _plain_names):
-        found = find(text)
-        if found is not None:
-            return found
+    for parse in (
+        _parse_json_names,
+        _parse_bracketed_names,
+        _parse_listed_names,
+        _parse_plain_names,
+    ):
+        names = parse(text)
+        if names is not None:
+            return names
     raise UnreadableReplyError("the judge's reply holds no list of names")
 
 
-_LONGEST = 50_000  # characters: no judge is asked for so many
+_MAX_LENGTH = 50_000  # characters: no judge is asked for so many
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$|```(?:json|python)?", re.MULTILINE)
-_BOX = re.compile(r"^([ \t]{0,8}[-*][ \t])\[[ xX]\]", re.MULTILINE)
+_CHECKBOX = re.compile(r"^([ \t]{0,8}[-*][ \t])\[[ xX]\]", re.MULTILINE)
 _ESCAPED = re.compile(r"\\([\[\]_*])")
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "＂": '"', "‘": "'",
                          "’": "'", "`": "'", "，": ",", "、": ",", "；": ";", "［": "[", "］": "]",
@@ -113,7 +120,7 @@ _NAME_KEYS = ("object", "name", "label", "item", "noun")
 #: One name between brackets; an apostrophe ends it if a comma or the list's end follows.
 _QUOTED = re.compile(r"""\s*(?:"([^"\n]{0,80})"|'((?:[^'\n]|'(?!\s*[,;\])}])){0,80})')\s*""")
 _BARE = re.compile(r"""\s*([^\W\d_][^"\n,;\[\](){}:]{0,60})""")
-_OPENINGS = 200  # brackets that are tried
+_MAX_OPENINGS = 200  # brackets that are tried
 _BULLET = re.compile(r"\s{0,8}(?:[-*•‣◦–+]|\(?\d{1,3}[.):,]|[a-z][.)])\s*(?P<name>\S.*)")
 #: Words before a list: "The visible objects are:".
 _LEAD = re.compile(
@@ -122,7 +129,7 @@ _LEAD = re.compile(
     r"[^\n:]{0,40}(?:物体|对象|列表|答案)[^\n:]{0,20}:",
     re.IGNORECASE,
 )
-_NOTHING = re.compile(
+_NO_OBJECTS = re.compile(
     r"\W*(?:none|nothing|empty(?:\s+list)?|(?:there\s+are\s+)?no\s+(?:visible\s+|such\s+)?objects?"
     r"(?:\s+(?:are\s+)?(?:named|mentioned|visible|listed|found))?(?:\s+in\s+the\s+(?:answer|image|text))?|"
     r"keine?(?:\s+(?:sichtbaren\s+)?objekte?)?|aucun(?:\s+objet(?:\s+visible)?)?|"
@@ -136,105 +143,109 @@ _PROSE = re.compile(
 )
 
 
-def _json_names(text: str) -> list[str] | None:
+def _parse_json_names(text: str) -> list[str] | None:
     """Return the names of a reply that is JSON: a list, or an object that holds one."""
     try:
-        return _names_of(json.loads(text))
+        return _extract_names(json.loads(text))
     except (ValueError, RecursionError):
         return None
 
 
-def _names_of(value: Any) -> list[str] | None:
+def _extract_names(value: Any) -> list[str] | None:
     if isinstance(value, str):
-        return _json_names(value) if value.lstrip()[:1] in ("[", "{") else None
+        return _parse_json_names(value) if value.lstrip()[:1] in ("[", "{") else None
     if isinstance(value, dict):
-        lists = [each for each in value.values() if isinstance(each, list)]
-        return _names_of(lists[0]) if len(lists) == 1 else None
+        lists = [entry for entry in value.values() if isinstance(entry, list)]
+        return _extract_names(lists[0]) if len(lists) == 1 else None
     if not isinstance(value, list):
         return None
-    names = [_name_of(each) for each in value]
+    names = [_extract_name(entry) for entry in value]
     return [name for name in names if name] if None not in names else None
 
 
-def _name_of(entry: Any) -> str | None:
+def _extract_name(entry: Any) -> str | None:
     if isinstance(entry, dict):
         entry = next((entry[key] for key in _NAME_KEYS if key in entry), None)
     return entry.strip() if isinstance(entry, str) else None
 
 
-def _bracketed_names(text: str) -> list[str] | None:
+def _parse_bracketed_names(text: str) -> list[str] | None:
     """Return the names between brackets, if all brackets of names have the same."""
     lists: list[list[str]] = []
     end = 0
-    for opening in itertools.islice(re.finditer(r"[\[{(]", text), _OPENINGS):
+    for opening in itertools.islice(re.finditer(r"[\[{(]", text), _MAX_OPENINGS):
         if opening.start() < end:
             continue
-        found = _json_at(text, opening.start()) or _scanned(text, opening.start())
-        if found is not None:
-            names, end = found
+        parsed = _parse_json_at(text, opening.start()) or _scan_list(text, opening.start())
+        if parsed is not None:
+            names, end = parsed
             lists.append(names)
     return lists[0] if lists and all(names == lists[0] for names in lists) else None
 
 
-def _json_at(text: str, start: int) -> tuple[list[str], int] | None:
+def _parse_json_at(text: str, start: int) -> tuple[list[str], int] | None:
     try:
         value, end = json.JSONDecoder().raw_decode(text, start)
     except (ValueError, RecursionError):
         return None
-    names = _names_of(value) if value != {} else None
+    names = _extract_names(value) if value != {} else None
     return None if names is None else (names, end)
 
 
-def _scanned(text: str, start: int) -> tuple[list[str], int] | None:
+def _scan_list(text: str, start: int) -> tuple[list[str], int] | None:
     """Return the names of a list that is not JSON, and its end."""
-    close = {"[": "]", "{": "}", "(": ")"}[text[start]]
-    names, kinds, at = [], set(), start + 1
+    closing = {"[": "]", "{": "}", "(": ")"}[text[start]]
+    names, kinds, position = [], set(), start + 1
     while True:
-        at += len(text[at : at + 80]) - len(text[at : at + 80].lstrip())
-        if text[at : at + 1] == close:
+        position += len(text[position : position + 80]) - len(
+            text[position : position + 80].lstrip()
+        )
+        if text[position : position + 1] == closing:
             break
-        name = _QUOTED.match(text, at) or _BARE.match(text, at)
+        name = _QUOTED.match(text, position) or _BARE.match(text, position)
         if name is None:
             return None
         kinds.add(name.re)
         names.append((name[1] or name[name.lastindex or 1] or "").strip())
-        at = name.end()
-        if text[at : at + 1] in (",", ";"):
-            at += 1
-        elif text[at : at + 1] != close:
+        position = name.end()
+        if text[position : position + 1] in (",", ";"):
+            position += 1
+        elif text[position : position + 1] != closing:
             return None
-    if len(kinds) > 1 or (not names and close != "]" and text != "()"):
+    if len(kinds) > 1 or (not names and closing != "]" and text != "()"):
         return None
     # Unquoted words are a list in square brackets; a single one is more likely a remark.
-    if _BARE in kinds and (close != "]" or (len(names) == 1 and len(text) > at + 1 - start)):
+    if _BARE in kinds and (
+        closing != "]" or (len(names) == 1 and len(text) > position + 1 - start)
+    ):
         return None
-    if _BARE in kinds and any(_NOTHING.fullmatch(name) or name == "null" for name in names):
+    if _BARE in kinds and any(_NO_OBJECTS.fullmatch(name) or name == "null" for name in names):
         return None
-    return [name for name in names if name], at + 1
+    return [name for name in names if name], position + 1
 
 
-def _listed_names(text: str) -> list[str] | None:
+def _parse_listed_names(text: str) -> list[str] | None:
     """Return the names of lines with bullets or numbers."""
-    lines = [found["name"] for line in text.splitlines() if (found := _BULLET.fullmatch(line))]
+    lines = [match["name"] for line in text.splitlines() if (match := _BULLET.fullmatch(line))]
     if not lines or any(_LEAD.match(line) for line in lines):
         return None
-    return _clean([piece for line in lines for piece in line.split(",")])
+    return _clean_names([piece for line in lines for piece in line.split(",")])
 
 
-def _plain_names(text: str) -> list[str] | None:
+def _parse_plain_names(text: str) -> list[str] | None:
     """Return names separated by commas or lines; none if a reply says that there are none."""
     if re.search(r"[\[\]{}]", text):
         return None  # a list that was cut, or several
-    lead = _LEAD.match(text)
-    rest = text[lead.end() :] if lead is not None else text
-    if _NOTHING.fullmatch(rest):
+    lead_in = _LEAD.match(text)
+    remaining = text[lead_in.end() :] if lead_in is not None else text
+    if _NO_OBJECTS.fullmatch(remaining):
         return []
-    rest = re.sub(r"[,\s]\s*(?:and|und|et|y)\s+(?=[^,\n]{1,40}\W*$)", ", ", rest)
-    pieces = [piece for piece in re.split(r"[,;\n]", rest) if piece.strip()]
-    return _clean(pieces) if lead is not None or len(pieces) > 1 else None
+    remaining = re.sub(r"[,\s]\s*(?:and|und|et|y)\s+(?=[^,\n]{1,40}\W*$)", ", ", remaining)
+    pieces = [piece for piece in re.split(r"[,;\n]", remaining) if piece.strip()]
+    return _clean_names(pieces) if lead_in is not None or len(pieces) > 1 else None
 
 
-def _clean(pieces: Sequence[str]) -> list[str] | None:
+def _clean_names(pieces: Sequence[str]) -> list[str] | None:
     """Return names without the characters around them; None if one is not a name."""
     names = []
     for piece in pieces:

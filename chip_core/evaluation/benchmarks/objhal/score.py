@@ -19,22 +19,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chip_core.evaluation.aggregation import (
+    compute_metrics,
+    compute_printed_metrics,
+    compute_rate,
+    make_outcome,
+)
 from chip_core.evaluation.benchmarks.coco import (
     ObjectNames,
-    joined_words,
+    build_joined_words,
     read_ground_truth,
     read_names,
 )
 from chip_core.evaluation.benchmarks.objhal.judge import (
     UnreadableReplyError,
-    prompt_of,
+    load_prompt,
+    make_request,
     read_reply,
     read_reply_as_script,
-    request,
 )
-from chip_core.evaluation.figures import as_printed, outcome, plain, rate
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import first_of, read_objects, refuse_repeats
+from chip_core.evaluation.reading import get_first_value, read_objects, require_unique_answers
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -44,10 +49,16 @@ from chip_core.evaluation.scorer import (
     Resources,
     Scored,
     Tagger,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
-from chip_core.evaluation.text.language import NltkTagger, lemma, nltk_problems, require, words
+from chip_core.evaluation.text.language import (
+    NltkTagger,
+    lemmatize_noun,
+    nltk_problems,
+    require_tools,
+    tokenize_words,
+)
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -59,7 +70,7 @@ METRICS: Mapping[str, MetricInfo] = {
 }
 
 #: The script sends no judge an answer of so few words, and assumes that it names no object.
-SHORT = 3
+MAX_UNASKED_WORDS = 3
 
 
 class ObjHalScorer:
@@ -74,7 +85,7 @@ class ObjHalScorer:
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `image_id` (or `item`), `question` and `answer`."""
         return [
-            _answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
+            _to_answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
         ]
 
     def score(
@@ -86,80 +97,86 @@ class ObjHalScorer:
         resources: Resources,
     ) -> Scored:
         """Score descriptions; `chip` is `official`, which is the paper's own script."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         corrected = protocol == "corrected"
-        require(nltk_problems(), self.name)
+        require_tools(nltk_problems(), self.name)
         if resources.judge is None:
             raise UserError(
                 "objhal: a judge is needed: --judge-replies FILE, or a judge in the study"
             )
         if corrected:
-            refuse_repeats(answers, self.name)
+            require_unique_answers(answers, self.name)
         else:
-            _refuse_what_stops_the_script(answers)
+            _check_script_input(answers)
         category = read_names(data / "synonyms_refine.txt", strip=True)
         pairs = [name for name in category if len(name.split(" ")) >= 2]
-        names = ObjectNames(category=category, joined=joined_words(pairs))
+        names = ObjectNames(category=category, joined=build_joined_words(pairs))
         truth = read_ground_truth(
             resources.coco,
             (answer.item for answer in answers),
             names,
-            lambda caption: _in_caption(caption, names),
+            lambda caption: _caption_categories(caption, names),
             official=not corrected,
-            who=self.name,
+            scorer=self.name,
         )
         if corrected:
-            truth.refuse_unknown(answers, self.name)
-        questions = _questions(data)
-        answers = [_plain(answer, questions) for answer in answers]
-        listed, unread = _ask(answers, resources.judge, prompt_of(data), corrected)
+            truth.require_known(answers, self.name)
+        questions = _load_questions(data)
+        answers = [_normalize_answer(answer, questions) for answer in answers]
+        listed, unreadable_replies = _list_objects(
+            answers, resources.judge, load_prompt(data), corrected
+        )
         tagger = resources.tagger or NltkTagger()
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
         for answer, objects in zip(answers, listed, strict=True):
             if objects is None:
                 continue
-            named = names.objects(_named(objects, names, tagger))
-            there = truth.of(answer.item)
-            wrong = sum(category[word] not in there for word in named)
-            right = {category[word] for word in named} & there
+            named_words = names.objects(_find_named(objects, names, tagger))
+            true_objects = truth.get_objects(answer.item)
+            wrong_count = sum(category[word] not in true_objects for word in named_words)
+            named_true_objects = {category[word] for word in named_words} & true_objects
             for name, numerator, denominator in (
-                ("response_hallucination", wrong > 0, len(named) > 0),
-                ("object_hallucination", wrong, len(named)),
-                ("object_recall", len(right), len(there)),
-                ("average_length", _length(answer.response, corrected), 1),
+                ("response_hallucination", wrong_count > 0, len(named_words) > 0),
+                ("object_hallucination", wrong_count, len(named_words)),
+                ("object_recall", len(named_true_objects), len(true_objects)),
+                ("average_length", _count_words(answer.response, corrected), 1),
             ):
-                items[name].append(outcome(answer.item, numerator, denominator))
-        done = {
-            answer.item for answer, found in zip(answers, listed, strict=True) if found is not None
+                items[name].append(make_outcome(answer.item, numerator, denominator))
+        scored_items = {
+            answer.item
+            for answer, listed_objects in zip(answers, listed, strict=True)
+            if listed_objects is not None
         }
-        asked = resources.only or questions.keys() | {answer.item for answer in answers}
+        expected_items = resources.only or questions.keys() | {answer.item for answer in answers}
         if corrected:
-            metrics = plain(METRICS, items)
+            metrics = compute_metrics(METRICS, items)
         else:
-            metrics = as_printed(METRICS, items, digits=2, who=self.name)
-            _refuse_all_wrong(items)
+            metrics = compute_printed_metrics(METRICS, items, digits=2, scorer=self.name)
+            _check_script_summary(items)
         return Scored(
             metrics=metrics,
             n=len(items["average_length"]),
-            missing=len(asked - done),
-            unreadable=tuple(unread),
+            missing=len(expected_items - scored_items),
+            unreadable=tuple(unreadable_replies),
         )
 
 
-def _answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
-    image = first_of(row, ("image_id", "item"), path, number)
+def _to_answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
+    image = get_first_value(row, ("image_id", "item"), path, number)
     try:
         image = int(image)
     except (TypeError, ValueError):
         raise UserError(f"{path}: row {number}: image_id {image!r} is no whole number") from None
-    text = first_of(row, ("text", "response", "answer"), path, number)
-    fields: dict[str, Any] = {"question": first_of(row, ("prompt", "question"), path, number)}
+    text = get_first_value(row, ("text", "response", "answer"), path, number)
+    fields: dict[str, Any] = {
+        "question": get_first_value(row, ("prompt", "question"), path, number)
+    }
     if not isinstance(text, str):
         fields["response"] = text
     return Answer(item=str(image), response=text if isinstance(text, str) else "", fields=fields)
 
 
-def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
+def _check_script_input(answers: Sequence[Answer]) -> None:
     for number, answer in enumerate(answers, start=1):
         if "response" in answer.fields:
             raise UserError(
@@ -168,7 +185,7 @@ def _refuse_what_stops_the_script(answers: Sequence[Answer]) -> None:
             )
 
 
-def _plain(answer: Answer, questions: Mapping[str, str]) -> Answer:
+def _normalize_answer(answer: Answer, questions: Mapping[str, str]) -> Answer:
     """Return an answer as the script reads it, with its question."""
     question = answer.fields.get("question", questions.get(answer.item, ""))
     return Answer(
@@ -178,7 +195,7 @@ def _plain(answer: Answer, questions: Mapping[str, str]) -> Answer:
     )
 
 
-def _ask(
+def _list_objects(
     answers: Sequence[Answer], judge: Judge, prompt: str, corrected: bool
 ) -> tuple[list[list[Any] | None], list[Unreadable]]:
     """Return the objects that the judge lists for each answer, None if it fails; unread replies.
@@ -186,27 +203,29 @@ def _ask(
     Raises:
         UserError: it fails where the official script would stop.
     """
-    shortest = 0 if corrected else SHORT
-    asked = [
-        index for index, answer in enumerate(answers) if len(answer.response.split()) > shortest
+    max_unasked_words = 0 if corrected else MAX_UNASKED_WORDS
+    asked_indices = [
+        index
+        for index, answer in enumerate(answers)
+        if len(answer.response.split()) > max_unasked_words
     ]
     replies = judge.ask(
         [
-            request(
+            make_request(
                 prompt,
                 answers[index].item,
                 answers[index].fields["question"],
                 answers[index].response,
             )
-            for index in asked
+            for index in asked_indices
         ]
     )
     listed: list[list[Any] | None] = [
         None if "response" in answer.fields else [] for answer in answers
     ]
     parse: Callable[[str | None], list[Any]] = read_reply if corrected else read_reply_as_script
-    unread: list[Unreadable] = []
-    for index, reply in zip(asked, replies, strict=True):
+    unreadable_replies: list[Unreadable] = []
+    for index, reply in zip(asked_indices, replies, strict=True):
         try:
             listed[index] = parse(reply)
         except UnreadableReplyError as error:
@@ -217,22 +236,22 @@ def _ask(
                 ) from None
             listed[index] = None
             if reply is not None:
-                unread.append(unreadable(answers[index].item, reply, "reply"))
-    return listed, unread
+                unreadable_replies.append(unreadable(answers[index].item, reply, "reply"))
+    return listed, unreadable_replies
 
 
-def _named(objects: Sequence[Any], names: ObjectNames, tagger: Tagger) -> list[str]:
+def _find_named(objects: Sequence[Any], names: ObjectNames, tagger: Tagger) -> list[str]:
     """Return the words for the listed objects, each once.
 
     From an object with a pair that is read as one word, only the pairs are taken; from any other,
     its runs of nouns.
     """
-    found: list[str] = []
-    for thing in objects:
-        tokens = tagger(f"a {thing}")
+    names_found: list[str] = []
+    for object_name in objects:
+        tokens = tagger(f"a {object_name}")
         pairs = names.join([token.lemma for token in tokens], pairs_only=True)
-        found += pairs or _noun_runs([(token.tag, token.lemma) for token in tokens])
-    return list(dict.fromkeys(found))
+        names_found += pairs or _noun_runs([(token.tag, token.lemma) for token in tokens])
+    return list(dict.fromkeys(names_found))
 
 
 def _noun_runs(tokens: Sequence[tuple[str, str]]) -> list[str]:
@@ -245,28 +264,31 @@ def _noun_runs(tokens: Sequence[tuple[str, str]]) -> list[str]:
     return [" ".join(run) for run in runs if run]
 
 
-def _in_caption(caption: str, names: ObjectNames) -> list[str]:
-    joined = names.join([lemma(word) for word in words(caption.lower())])
+def _caption_categories(caption: str, names: ObjectNames) -> list[str]:
+    joined = names.join([lemmatize_noun(word) for word in tokenize_words(caption.lower())])
     return [names.category[word] for word in names.objects(joined)]
 
 
-def _length(response: str, corrected: bool) -> int:
+def _count_words(response: str, corrected: bool) -> int:
     """Return the number of an answer's words; the script ends a word at each single space."""
     return len(response.split() if corrected else response.strip().split(" "))
 
 
-def _questions(data: Path) -> dict[str, str]:
+def _load_questions(data: Path) -> dict[str, str]:
     """Return the benchmark's questions by image id, if the file exists."""
-    found = sorted(data.glob("obj_halbench_300*.jsonl"))
-    rows = read_objects(found[0]) if found else []
+    files = sorted(data.glob("obj_halbench_300*.jsonl"))
+    rows = read_objects(files[0]) if files else []
     return {
         str(row.get("image_id")): str(row.get("question", row.get("prompt", ""))) for row in rows
     }
 
 
-def _refuse_all_wrong(items: Mapping[str, Sequence[ItemOutcome]]) -> None:
+def _check_script_summary(items: Mapping[str, Sequence[ItemOutcome]]) -> None:
     """Raise if the script's summary, which prints the figures, divides by zero."""
-    if rate(items["object_hallucination"]) == 1 and rate(items["object_recall"]) == 0:
+    if (
+        compute_rate(items["object_hallucination"]) == 1
+        and compute_rate(items["object_recall"]) == 0
+    ):
         raise UserError(
             "objhal: every named object is wrong: the official summary divides by zero (its F1) "
             "and stops; --protocol corrected gives the figures"

@@ -28,7 +28,7 @@ class Pope(FileBenchmark):
         items = []
         for split in SPLITS:
             file = f"coco_pope_{split}.json"
-            path = reading.find(folder, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
+            path = reading.find_file(folder, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
             items += [
                 Item(
                     id=f"{split}/{row.id('question_id')}",

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chip_core.evaluation import figures, reading
+from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -28,7 +28,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import unreadable
@@ -36,25 +36,25 @@ from chip_core.utils.errors import UserError
 
 SPLITS = ("random", "popular", "adversarial")
 #: The form of the benchmark's questions.
-ASKED = re.compile(
+QUESTION_PATTERN = re.compile(
     r"\s*(?:Is|Are) there (?:an?|any|the|some)?\s*(.{1,60}?)\s+in the (?:image|picture|photo)",
     re.IGNORECASE,
 )
-FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+METRIC_NAMES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Question:
     label: str  # "yes", "no"
-    thing: str | None  # None if the question has another form than the benchmark's
+    object_name: str | None  # None if the question has another form than the benchmark's
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pair:
+class _LabelledAnswer:
     """An answer and its label; an official answer past the last label has none."""
 
     item: str
-    said: str | None  # "yes", "no", None: neither
+    verdict: str | None  # "yes", "no", None: neither
     response: str
     label: str | None  # "yes", "no"
 
@@ -71,7 +71,7 @@ class PopeScorer:
             unit="fraction", goal="minimize" if figure == "yes_ratio" else "maximize"
         )
         for split in SPLITS
-        for figure in FIGURES
+        for figure in METRIC_NAMES
     }
 
     def read_responses(self, path: Path) -> list[Answer]:
@@ -105,40 +105,42 @@ class PopeScorer:
         resources: Resources,
     ) -> Scored:
         """Score answers of any of the splits against coco_pope_SPLIT.json in `data`."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
-        questions = {split: _questions(data, split, resources) for split in SPLITS}
+        questions = {split: _load_questions(data, split, resources) for split in SPLITS}
         labels = {
-            split: {item: question.label for item, question in found.items()}
-            for split, found in questions.items()
+            split: {item: question.label for item, question in split_pairs.items()}
+            for split, split_pairs in questions.items()
         }
         if protocol == "official":
-            pairs = _by_position(answers, labels, limited=resources.only is not None)
+            pairs = _pair_by_position(answers, labels, is_limited=resources.only is not None)
         else:
-            pairs = _by_id(answers, questions)
+            pairs = _pair_by_id(answers, questions)
         items: dict[str, list[ItemOutcome]] = {}
         official: dict[str, float] = {}
-        for split, found in pairs.items():
-            items |= _items(split, found)
+        for split, split_pairs in pairs.items():
+            items |= _collect_items(split, split_pairs)
             if protocol == "official":
-                official |= _official(split, found)
-        scored = sum(pair.label is not None for found in pairs.values() for pair in found)
+                official |= _compute_official(split, split_pairs)
+        scored = sum(
+            pair.label is not None for split_pairs in pairs.values() for pair in split_pairs
+        )
         return Scored(
-            metrics=figures.metrics(
+            metrics=aggregation.build_metrics(
                 self.metrics, items, official if protocol == "official" else None
             ),
             n=scored,
             missing=sum(map(len, labels.values())) - scored,
             unreadable=tuple(
                 unreadable(pair.item, pair.response)
-                for found in pairs.values()
-                for pair in found
-                if pair.said is None
+                for split_pairs in pairs.values()
+                for pair in split_pairs
+                if pair.verdict is None
             ),
         )
 
 
-def read_officially(answer: str) -> str:
+def parse_as_script(answer: str) -> str:
     """Read an answer as the official script does: no, if its first sentence says so, else yes.
 
     The words are those between single spaces, and only these three spellings count.
@@ -147,26 +149,29 @@ def read_officially(answer: str) -> str:
     return "no" if {"No", "not", "no"} & set(first.split(" ")) else "yes"
 
 
-def _questions(data: Path, split: str, resources: Resources) -> dict[str, _Question]:
+def _load_questions(data: Path, split: str, resources: Resources) -> dict[str, _Question]:
     file = f"coco_pope_{split}.json"
-    path = reading.find(data, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
-    rows = reading.by_item(reading.read_rows(path), lambda row: f"{split}/{row.id('question_id')}")
+    path = reading.find_file(data, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
+    rows = reading.iter_unique_rows(
+        reading.read_rows(path), lambda row: f"{split}/{row.id('question_id')}"
+    )
     return {
         item: _Question(
-            label="no" if row.text("label") == "no" else "yes", thing=_thing(row.values.get("text"))
+            label="no" if row.text("label") == "no" else "yes",
+            object_name=_parse_object(row.values.get("text")),
         )
         for item, row in rows
         if resources.only is None or item in resources.only
     }
 
 
-def _thing(question: object) -> str | None:
+def _parse_object(question: object) -> str | None:
     """Return the object of a question: a snowboard in "Is there a snowboard in the image?"."""
-    asked = ASKED.match(question) if isinstance(question, str) else None
-    return None if asked is None else asked[1]
+    match = QUESTION_PATTERN.match(question) if isinstance(question, str) else None
+    return None if match is None else match[1]
 
 
-def _split(answer: Answer) -> str:
+def _parse_split(answer: Answer) -> str:
     split = answer.item.partition("/")[0]
     if split not in SPLITS:
         raise UserError(
@@ -176,23 +181,23 @@ def _split(answer: Answer) -> str:
     return split
 
 
-def _by_position(
-    answers: Sequence[Answer], labels: Mapping[str, Mapping[str, str]], *, limited: bool
-) -> dict[str, list[_Pair]]:
+def _pair_by_position(
+    answers: Sequence[Answer], labels: Mapping[str, Mapping[str, str]], *, is_limited: bool
+) -> dict[str, list[_LabelledAnswer]]:
     """Pair the n-th answer of a split with its n-th label, whatever their ids."""
-    ids = {split: list(found) for split, found in labels.items()}
-    pairs: dict[str, list[_Pair]] = {}
+    ids = {split: list(split_pairs) for split, split_pairs in labels.items()}
+    pairs: dict[str, list[_LabelledAnswer]] = {}
     for answer in answers:
-        split = _split(answer)
-        found = pairs.setdefault(split, [])
-        place = len(found)
-        item = ids[split][place] if place < len(ids[split]) else f"{split}/row {place + 1}"
-        if limited:  # for a subset of questions the script gets the labels of that subset
+        split = _parse_split(answer)
+        split_pairs = pairs.setdefault(split, [])
+        index = len(split_pairs)
+        item = ids[split][index] if index < len(ids[split]) else f"{split}/row {index + 1}"
+        if is_limited:  # for a subset of questions the script gets the labels of that subset
             item = answer.item
-        found.append(
-            _Pair(
+        split_pairs.append(
+            _LabelledAnswer(
                 item=item,
-                said=read_officially(answer.response),
+                verdict=parse_as_script(answer.response),
                 response=answer.response,
                 label=labels[split].get(item),
             )
@@ -200,26 +205,30 @@ def _by_position(
     return {split: pairs[split] for split in SPLITS if split in pairs}
 
 
-def _by_id(
+def _pair_by_id(
     answers: Sequence[Answer], questions: Mapping[str, Mapping[str, _Question]]
-) -> dict[str, list[_Pair]]:
+) -> dict[str, list[_LabelledAnswer]]:
     # Imported here: its patterns take a tenth of a second to compile.
     from chip_core.evaluation.text.verdicts import read_verdict
 
-    known = {item: asked for split in SPLITS for item, asked in questions[split].items()}
-    by_item = reading.answers_by_item(answers, known, "pope")
-    pairs: dict[str, list[_Pair]] = {}
-    for item, question in known.items():
-        if item in by_item:
-            response = by_item[item].response
-            said = read_verdict(response, question.thing)
+    questions_by_id = {
+        item: split_question
+        for split in SPLITS
+        for item, split_question in questions[split].items()
+    }
+    answers_by_id = reading.answers_by_item(answers, questions_by_id, "pope")
+    pairs: dict[str, list[_LabelledAnswer]] = {}
+    for item, question in questions_by_id.items():
+        if item in answers_by_id:
+            response = answers_by_id[item].response
+            verdict = read_verdict(response, question.object_name)
             pairs.setdefault(item.partition("/")[0], []).append(
-                _Pair(item=item, said=said, response=response, label=question.label)
+                _LabelledAnswer(item=item, verdict=verdict, response=response, label=question.label)
             )
     return pairs
 
 
-def _items(split: str, pairs: Sequence[_Pair]) -> dict[str, list[ItemOutcome]]:
+def _collect_items(split: str, pairs: Sequence[_LabelledAnswer]) -> dict[str, list[ItemOutcome]]:
     shares: dict[str, Callable[[bool, bool, bool], tuple[int, int]]] = {
         "accuracy": lambda yes, true, right: (right, 1),
         "precision": lambda yes, true, right: (yes and true, yes),
@@ -229,9 +238,9 @@ def _items(split: str, pairs: Sequence[_Pair]) -> dict[str, list[ItemOutcome]]:
     labelled = [pair for pair in pairs if pair.label is not None]
     items = {
         f"{split}/{figure}": [
-            figures.outcome(
+            aggregation.make_outcome(
                 pair.item,
-                *share(pair.said == "yes", pair.label == "yes", pair.said == pair.label),
+                *share(pair.verdict == "yes", pair.label == "yes", pair.verdict == pair.label),
                 group=split,
             )
             for pair in labelled
@@ -239,36 +248,36 @@ def _items(split: str, pairs: Sequence[_Pair]) -> dict[str, list[ItemOutcome]]:
         for figure, share in shares.items()
     }
     items[f"{split}/yes_ratio"] = [
-        figures.outcome(pair.item, pair.said == "yes", group=split) for pair in pairs
+        aggregation.make_outcome(pair.item, pair.verdict == "yes", group=split) for pair in pairs
     ]
     return items
 
 
-def _official(split: str, pairs: Sequence[_Pair]) -> dict[str, float]:
+def _compute_official(split: str, pairs: Sequence[_LabelledAnswer]) -> dict[str, float]:
     """Return the official figures, each by the official order of operations."""
-    labelled = [(pair.said == "yes", pair.label == "yes") for pair in pairs if pair.label]
-    hits = sum(said and true for said, true in labelled)
-    said_yes = sum(said for said, _ in labelled)
-    true_yes = sum(true for _, true in labelled)
-    for whole, what in (
-        (said_yes, "no answer is read as yes, so its precision"),
+    labelled = [(pair.verdict == "yes", pair.label == "yes") for pair in pairs if pair.label]
+    true_positives = sum(verdict and is_true for verdict, is_true in labelled)
+    predicted_yes = sum(verdict for verdict, _ in labelled)
+    true_yes = sum(is_true for _, is_true in labelled)
+    for denominator, reason in (
+        (predicted_yes, "no answer is read as yes, so its precision"),
         (true_yes, "no label is yes, so its recall"),
-        (hits, "no answer is rightly yes, so its F1"),
+        (true_positives, "no answer is rightly yes, so its F1"),
     ):
-        if not whole:
+        if not denominator:
             raise UserError(
-                f"pope/{split}: {what} divides by zero and the official script gives no figure; "
+                f"pope/{split}: {reason} divides by zero and the official script gives no figure; "
                 "protocol corrected gives those that are defined"
             )
-    precision, recall = hits / said_yes, hits / true_yes
-    found = {
-        "accuracy": sum(said == true for said, true in labelled) / len(labelled),
+    precision, recall = true_positives / predicted_yes, true_positives / true_yes
+    values = {
+        "accuracy": sum(verdict == is_true for verdict, is_true in labelled) / len(labelled),
         "precision": precision,
         "recall": recall,
         "f1": 2 * precision * recall / (precision + recall),
-        "yes_ratio": sum(pair.said == "yes" for pair in pairs) / len(pairs),
+        "yes_ratio": sum(pair.verdict == "yes" for pair in pairs) / len(pairs),
     }
-    return {f"{split}/{figure}": value for figure, value in found.items()}
+    return {f"{split}/{figure}": value for figure, value in values.items()}
 
 
 SCORERS.register("pope")(PopeScorer())

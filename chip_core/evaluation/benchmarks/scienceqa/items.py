@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures
-from chip_core.evaluation.benchmarks.scienceqa.score import LETTERS, ScienceQaScorer, _problems
+from chip_core.evaluation.benchmarks.scienceqa.score import LETTERS, ScienceQaScorer, _load_problems
 from chip_core.evaluation.scorer import ProtocolName, Resources
 from chip_core.evaluation.task import BENCHMARKS, Item, Side
 
@@ -29,14 +29,14 @@ class ScienceQa(FileBenchmark):
         return [
             Item(
                 id=item,
-                prompt=_prompt(problem),
+                prompt=_format_prompt(problem),
                 pictures=(pictures.file(f"{item}/{problem['image']}"),) if problem["image"] else (),
             )
-            for item, problem in _problems(folder, Resources()).items()
+            for item, problem in _load_problems(folder, Resources()).items()
         ]
 
 
-def _prompt(problem: Mapping[str, Any]) -> str:
+def _format_prompt(problem: Mapping[str, Any]) -> str:
     choices = " ".join(
         f"({letter}) {text}" for letter, text in zip(LETTERS, problem["choices"], strict=False)
     )

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation import figures, reading
+from chip_core.evaluation import aggregation, reading
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -32,7 +32,7 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
@@ -91,34 +91,38 @@ class ScienceQaScorer:
         # Imported here: its patterns take a tenth of a second to compile.
         from chip_core.evaluation.text.letters import read_letter
 
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         reading.require_answers(answers, self.name)
-        problems = _problems(data, resources)
+        problems = _load_problems(data, resources)
         official = protocol == "official"
         if official:  # the last answer counts, a missing one is wrong, unknown ids are skipped
-            given = {answer.item: answer for answer in answers if answer.item in problems}
+            answers_by_id = {answer.item: answer for answer in answers if answer.item in problems}
             scored = problems
         else:
-            given = reading.answers_by_item(answers, problems, self.name)
-            scored = {item: problem for item, problem in problems.items() if item in given}
+            answers_by_id = reading.answers_by_item(answers, problems, self.name)
+            scored = {item: problem for item, problem in problems.items() if item in answers_by_id}
         items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
-        unread: list[Unreadable] = []
+        unreadable_answers: list[Unreadable] = []
         for item, problem in scored.items():
-            answer = given.get(item)
+            answer = answers_by_id.get(item)
             letter = None
             if answer is not None:
-                said = answer.response
-                letter = read_officially(said) if official else read_letter(said, _options(problem))
+                response = answer.response
+                letter = (
+                    parse_as_script(response)
+                    if official
+                    else read_letter(response, _options(problem))
+                )
             if answer is not None and letter is None:
-                unread.append(unreadable(item, answer.response))
-            right = letter is not None and LETTERS.index(letter) == problem["answer"]
-            share = figures.outcome(item, right, group=problem["subject"])
-            items["accuracy"].append(share)
-            if _shown(answer, problem) if official else problem["image"]:
-                items["image_accuracy"].append(share)
-            for part, holds in PARTS.items():
-                if holds(problem):
-                    items[part].append(share)
+                unreadable_answers.append(unreadable(item, answer.response))
+            is_right = letter is not None and LETTERS.index(letter) == problem["answer"]
+            outcome = aggregation.make_outcome(item, is_right, group=problem["subject"])
+            items["accuracy"].append(outcome)
+            if _has_image(answer, problem) if official else problem["image"]:
+                items["image_accuracy"].append(outcome)
+            for part, is_in_part in PARTS.items():
+                if is_in_part(problem):
+                    items[part].append(outcome)
         values = None
         if official:
             if not items["image_accuracy"]:
@@ -126,23 +130,26 @@ class ScienceQaScorer:
                     "scienceqa: no answered question has an image, and the official script divides "
                     "by their number; protocol corrected does not"
                 )
-            values = {name: _printed(figures.ratio(found, 100)) for name, found in items.items()}
+            values = {
+                name: _round_printed(aggregation.compute_ratio(outcomes, 100))
+                for name, outcomes in items.items()
+            }
         return Scored(
-            metrics=figures.metrics(self.metrics, items, values),
+            metrics=aggregation.build_metrics(self.metrics, items, values),
             n=len(scored),
-            missing=len(problems) - len(given),
-            unreadable=tuple(unread),
+            missing=len(problems) - len(answers_by_id),
+            unreadable=tuple(unreadable_answers),
         )
 
 
-def read_officially(answer: str) -> str | None:
+def parse_as_script(answer: str) -> str | None:
     """Return the letter of an answer that is one, begins with one, or names exactly one."""
     if len(answer) == 1 and answer in LETTERS:
         return answer
     if answer[1:3] == ". " and answer[0] in LETTERS:
         return answer[0]
-    named = re.findall(r"The answer is ([A-Z]).", answer)
-    return named[0] if len(named) == 1 and named[0] in LETTERS else None
+    letters = re.findall(r"The answer is ([A-Z]).", answer)
+    return letters[0] if len(letters) == 1 and letters[0] in LETTERS else None
 
 
 def _options(problem: Problem) -> dict[str, str]:
@@ -153,7 +160,7 @@ def _options(problem: Problem) -> dict[str, str]:
     return dict(zip(LETTERS, map(str, choices), strict=False))
 
 
-def _shown(answer: Answer | None, problem: Problem) -> bool:
+def _has_image(answer: Answer | None, problem: Problem) -> bool:
     """Whether a question counts as one with an image: by its prompt, if it is known."""
     if answer is None:
         return False
@@ -162,16 +169,16 @@ def _shown(answer: Answer | None, problem: Problem) -> bool:
     return bool(problem["image"])
 
 
-def _problems(data: Path, resources: Resources) -> dict[str, Problem]:
+def _load_problems(data: Path, resources: Resources) -> dict[str, Problem]:
     """Return the problems of the test split."""
-    splits_file = reading.find(data, _places("pid_splits.json"), "scienceqa")
-    problems_file = reading.find(data, _places("problems.json"), "scienceqa")
+    splits_file = reading.find_file(data, _possible_paths("pid_splits.json"), "scienceqa")
+    problems_file = reading.find_file(data, _possible_paths("problems.json"), "scienceqa")
     splits, problems = reading.read_json(splits_file), reading.read_json(problems_file)
     if not isinstance(splits, dict) or not isinstance(splits.get("test"), list):
         raise UserError(f"{splits_file} has no list 'test'")
     if not isinstance(problems, dict):
         raise UserError(f"{problems_file} must be a JSON object of id and problem")
-    found: dict[str, Problem] = {}
+    test_problems: dict[str, Problem] = {}
     for item in map(str, splits["test"]):
         problem = problems.get(item)
         if not isinstance(problem, dict) or not all(key in problem for key in FIELDS):
@@ -179,15 +186,15 @@ def _problems(data: Path, resources: Resources) -> dict[str, Problem]:
                 f"{problems_file}: problem '{item}' must be there with {', '.join(FIELDS)}"
             )
         if resources.only is None or item in resources.only:
-            found[item] = problem
-    return found
+            test_problems[item] = problem
+    return test_problems
 
 
-def _places(file: str) -> list[str]:
+def _possible_paths(file: str) -> list[str]:
     return [file, f"data/scienceqa/{file}"]
 
 
-def _printed(value: float | None) -> float | None:
+def _round_printed(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 

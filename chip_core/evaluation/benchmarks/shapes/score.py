@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome, percent
-from chip_core.evaluation.reading import first_of, read_objects
+from chip_core.evaluation.reading import get_first_value, read_objects
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -28,13 +28,13 @@ from chip_core.evaluation.scorer import (
     ProtocolName,
     Resources,
     Scored,
-    refuse_protocol,
+    require_protocol,
 )
 from chip_core.evaluation.task import (
     MetricInfo,
 )
-from chip_core.shapes.captions import compare
-from chip_core.shapes.world import scene_of
+from chip_core.shapes.captions import compare_caption
+from chip_core.shapes.world import parse_scene_id
 from chip_core.utils.errors import UserError
 
 METRICS: Mapping[str, MetricInfo] = {
@@ -55,17 +55,19 @@ def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
     """
     if not answers:
         raise ValueError("there are no answers to score")
-    repeated = [item for item, times in Counter(item for item, _ in answers).items() if times > 1]
-    if repeated:
-        raise ValueError(f"item {repeated[0]!r} is answered more than once")
+    repeated_items = [
+        item for item, times in Counter(item for item, _ in answers).items() if times > 1
+    ]
+    if repeated_items:
+        raise ValueError(f"item {repeated_items[0]!r} is answered more than once")
 
     chair_i, chair_s, hal, cover = [], [], [], []
     for item, response in answers:
-        found = compare(scene_of(item), response)
-        chair_i.append(_outcome(item, found.invented, found.mentions))
-        chair_s.append(_outcome(item, found.invented > 0, 1))
-        hal.append(_outcome(item, found.invented + found.miscoloured > 0, 1))
-        cover.append(_outcome(item, found.covered, found.objects))
+        comparison = compare_caption(parse_scene_id(item), response)
+        chair_i.append(_make_outcome(item, comparison.invented, comparison.mentions))
+        chair_s.append(_make_outcome(item, comparison.invented > 0, 1))
+        hal.append(_make_outcome(item, comparison.invented + comparison.miscoloured > 0, 1))
+        cover.append(_make_outcome(item, comparison.covered, comparison.objects))
     return (
         percent("chair_i", "minimize", chair_i),
         percent("chair_s", "minimize", chair_s),
@@ -80,10 +82,10 @@ def truth(item: str) -> str:
     Raises:
         ValueError: the id names no scene.
     """
-    return ", ".join(f"a {thing.colour} {thing.shape}" for thing in scene_of(item).things)
+    return ", ".join(f"a {shape.colour} {shape.shape}" for shape in parse_scene_id(item).things)
 
 
-def _outcome(item: str, numerator: float, denominator: float) -> ItemOutcome:
+def _make_outcome(item: str, numerator: float, denominator: float) -> ItemOutcome:
     return ItemOutcome(item=item, numerator=float(numerator), denominator=float(denominator))
 
 
@@ -100,8 +102,8 @@ class EmbeddedScorer:
         """Read rows of `item` (such as `test/17`) and `response`, as a trial writes them."""
         return [
             Answer(
-                item=str(first_of(row, ("item",), path, number)),
-                response=str(first_of(row, ("response",), path, number)),
+                item=str(get_first_value(row, ("item",), path, number)),
+                response=str(get_first_value(row, ("response",), path, number)),
             )
             for number, row in enumerate(read_objects(path), start=1)
         ]
@@ -115,16 +117,16 @@ class EmbeddedScorer:
         resources: Resources,
     ) -> Scored:
         """Score answers to any of the embedded world's splits; `data` is not read."""
-        refuse_protocol(self, protocol)
+        require_protocol(self, protocol)
         try:
             metrics = score([(answer.item, answer.response) for answer in answers])
         except ValueError as error:
             raise UserError(f"shapes: {error}") from None
-        asked = resources.only or {answer.item for answer in answers}
+        expected_items = resources.only or {answer.item for answer in answers}
         return Scored(
             metrics=tuple(metrics),
             n=len(answers),
-            missing=len(asked - {answer.item for answer in answers}),
+            missing=len(expected_items - {answer.item for answer in answers}),
         )
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from chip_core.config.identity import fingerprint, inert_keys, training_identity
+from chip_core.config.identity import find_inert_keys, fingerprint, training_identity
 from chip_core.config.strategies import STRATEGIES, NoParameters
 from chip_core.config.trial import RejectedImageConfig, TrialConfig
-from chip_core.config.validation import key_problem, trial_config
-from chip_core.data.rejected_images import REJECTED_IMAGES, RejectedImages
+from chip_core.config.validation import find_key_problem, parse_trial_config
+from chip_core.data.rejected_images import REJECTED_IMAGES, RejectedImageMaker
 from chip_core.data.rejected_images.conformance import conformance, sample_image
 from chip_core.recipes import parse_yaml
 from chip_core.utils.errors import ConfigError
@@ -78,7 +78,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def trial(rejected_image: Any) -> TrialConfig:
-    return trial_config({"model": "shapes", "rejected_image": rejected_image}, "x.yaml")
+    return parse_trial_config({"model": "shapes", "rejected_image": rejected_image}, "x.yaml")
 
 
 def mark(rejected_image: Any) -> str:
@@ -87,7 +87,7 @@ def mark(rejected_image: Any) -> str:
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "inpaint"])
 def test_what_is_inert_follows_from_the_traits(strategy: str) -> None:
-    inert = inert_keys(trial(strategy))
+    inert = find_inert_keys(trial(strategy))
     for name, section in STRATEGIES.items():
         assert (f"rejected_image.{name}" in inert) == (
             name != strategy and section is not NoParameters
@@ -162,7 +162,7 @@ def test_a_strategy_of_ones_own(own: Path) -> None:
         {"strategy": "my_images:Posterize", "parameters": {"bits": 1}}
     )
     assert set(conformance(config).values()) == {None}
-    made = RejectedImages(config).preview(_sample(sample_image(0)))
+    made = RejectedImageMaker(config).preview(_sample(sample_image(0)))
     assert set(made.image.convert("RGB").getchannel("R").tobytes()) <= {0, 128}
 
 
@@ -194,8 +194,8 @@ def test_the_suite_finds_a_false_declaration(own: Path) -> None:
 
 
 def test_keys_of_a_users_own_settings_may_be_varied() -> None:
-    assert key_problem("rejected_image.parameters.bits") is None
-    assert key_problem("rejected_image.parameter.bits") is not None
+    assert find_key_problem("rejected_image.parameters.bits") is None
+    assert find_key_problem("rejected_image.parameter.bits") is not None
 
 
 def _sample(image: Image.Image) -> Any:

@@ -13,13 +13,22 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 
 from chip_core.config.trial import RejectedImageConfig
-from chip_core.data.rejected_images import RejectedImage, RejectedImages, diffusion_coefficients
+from chip_core.data.rejected_images import (
+    RejectedImage,
+    RejectedImageMaker,
+    compute_diffusion_coefficients,
+)
 from chip_core.data.rejected_images.conformance import sample_image
-from chip_core.data.rejected_images.images import as_rgb, bounded, content_boxes, same_pixels
-from chip_core.data.rejected_images.strategies import signal_share
+from chip_core.data.rejected_images.images import (
+    draw_content_boxes,
+    has_same_pixels,
+    limit_pixels,
+    to_rgb_image,
+)
+from chip_core.data.rejected_images.strategies import compute_cumulative_alphas
 from chip_core.shapes.processor import build_processor
 from chip_core.utils.errors import TrialError
-from chip_core.utils.seeding import generator
+from chip_core.utils.seeding import make_generator
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Sample:
 def make(image: Image.Image, settings: Any, **given: Any) -> RejectedImage:
     config = RejectedImageConfig.model_validate(settings)
     seed = given.pop("seed", 0)
-    return RejectedImages(config, seed=seed).image(Sample("x", image), **given)
+    return RejectedImageMaker(config, seed=seed).image(Sample("x", image), **given)
 
 
 def test_black_is_black() -> None:
@@ -41,7 +50,9 @@ def test_black_is_black() -> None:
 def test_the_mean_is_0_once_it_is_normalised() -> None:
     # 8 bits: a value is within 0.5/255 of the mean, over the smallest deviation, 0.261
     processor = build_processor().image_processor
-    maker = RejectedImages(RejectedImageConfig(strategy="mean"), image_mean=processor.image_mean)
+    maker = RejectedImageMaker(
+        RejectedImageConfig(strategy="mean"), image_mean=processor.image_mean
+    )
     made = maker.image(Sample("x", sample_image(0)))
     values = processor(made.image, return_tensors="pt")["pixel_values"]
     assert values.abs().max() <= 0.5 / 255 / 0.2613 + 1e-6
@@ -81,7 +92,9 @@ def test_random_is_never_the_image_itself() -> None:
     image = sample_image(0)
     others = [Sample("x", image), Sample("same picture", image), Sample("y", sample_image(1))]
     for seed in range(20):
-        assert same_pixels(make(image, "random", others=others, seed=seed).image, sample_image(1))
+        assert has_same_pixels(
+            make(image, "random", others=others, seed=seed).image, sample_image(1)
+        )
     with pytest.raises(TrialError, match="no training image differs from that of x"):
         make(image, "random", others=others[:2])
 
@@ -129,7 +142,7 @@ def test_boxes_lie_on_content_and_within_their_share() -> None:
 def test_boxes_fit_images_of_any_size() -> None:
     numbers = Random(0)
     for size in ((1, 1), (1, 50), (300, 2), (17, 31)):
-        for left, top, right, bottom in content_boxes(
+        for left, top, right, bottom in draw_content_boxes(
             sample_image(0, size), numbers, count=5, share=1
         ):
             assert 0 <= left < right <= size[0]
@@ -146,7 +159,7 @@ def test_blur_keeps_the_mean_and_loses_the_detail() -> None:
 
 def test_given_is_the_samples_own() -> None:
     own = sample_image(7, (30, 20))
-    assert same_pixels(make(sample_image(0), "given", given=own.convert("RGBA")).image, own)
+    assert has_same_pixels(make(sample_image(0), "given", given=own.convert("RGBA")).image, own)
     with pytest.raises(TrialError, match="sample x has no rejected image of its own"):
         make(sample_image(0), "given")
 
@@ -172,17 +185,17 @@ def test_a_broken_pipeline_is_one_line(tmp_path: Path) -> None:
 
 def test_wide_grey_is_scaled_not_cut() -> None:
     wide = Image.new("I;16", (2, 2), 32896)  # half of 65535
-    assert as_rgb(wide).getpixel((0, 0)) == (128, 128, 128)
+    assert to_rgb_image(wide).getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_an_image_without_a_way_to_rgb_is_told() -> None:
     with pytest.raises(TrialError, match="an image of mode F cannot be read as RGB .a pixel is"):
-        as_rgb(Image.new("F", (2, 2), float("nan")))
+        to_rgb_image(Image.new("F", (2, 2), float("nan")))
 
 
 def test_huge_images_are_worked_on_smaller_and_come_back_whole() -> None:
     huge = Image.new("RGB", (60_000, 400), "red")
-    work = bounded(huge)
+    work = limit_pixels(huge)
     assert work.width * work.height <= 2**24
     assert work.width / work.height == pytest.approx(150, rel=0.02)
     assert make(huge, "mean").image.size == (60_000, 400)
@@ -191,7 +204,7 @@ def test_huge_images_are_worked_on_smaller_and_come_back_whole() -> None:
 def test_coefficients_equal_the_released_schedule(oracles: Path) -> None:
     cases = json.loads((oracles / "losses" / "diffusion_schedule.json").read_text())
     for timestep, expected in cases.items():
-        assert diffusion_coefficients(int(timestep)) == pytest.approx(expected, abs=1e-6)
+        assert compute_diffusion_coefficients(int(timestep)) == pytest.approx(expected, abs=1e-6)
     print(f"coefficients of the released schedule: {len(cases)} of {len(cases)}")
 
 
@@ -199,7 +212,7 @@ def test_the_schedule_is_the_sigmoid_one() -> None:
     # beta_t = 1e-5 + (5e-3 − 1e-5) σ(x_t), x from −6 to 6 in 1000 steps; ᾱ = Π (1 − beta)
     betas = 1e-5 + (5e-3 - 1e-5) * torch.sigmoid(torch.linspace(-6, 6, 1000, dtype=torch.float64))
     cumulative = torch.cumprod(1 - betas, 0)
-    signal, spread = diffusion_coefficients(500)
+    signal, spread = compute_diffusion_coefficients(500)
     assert signal == pytest.approx(cumulative[500].sqrt().item(), abs=1e-6)
     assert signal**2 + spread**2 == pytest.approx(1, abs=1e-6)
 
@@ -207,7 +220,7 @@ def test_the_schedule_is_the_sigmoid_one() -> None:
 @pytest.mark.parametrize("timestep", [-1, 1000])
 def test_a_timestep_that_is_none_is_told(timestep: int) -> None:
     with pytest.raises(ValueError, match=f"timestep {timestep} is not from 0 to 999"):
-        diffusion_coefficients(timestep)
+        compute_diffusion_coefficients(timestep)
 
 
 def test_noise_is_a_function_of_its_key() -> None:
@@ -215,12 +228,12 @@ def test_noise_is_a_function_of_its_key() -> None:
     pixels = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
 
     def noisy(seed: int, sample: str) -> torch.Tensor:
-        return RejectedImages(config, seed=seed).corrupt(pixels, sample=sample)
+        return RejectedImageMaker(config, seed=seed).corrupt(pixels, sample=sample)
 
     assert torch.equal(noisy(0, "a"), noisy(0, "a"))
     assert not torch.equal(noisy(0, "a"), noisy(0, "b"))
     assert not torch.equal(noisy(0, "a"), noisy(1, "a"))
-    signal, spread = diffusion_coefficients(500)
+    signal, spread = compute_diffusion_coefficients(500)
     noise = (noisy(0, "a") - signal * pixels) / spread
     # 192 standard normal numbers: mean within 4/√192, variance within 4·√(2/192)
     assert abs(noise.mean().item()) < 0.29
@@ -231,10 +244,10 @@ def test_the_draw_is_the_one_that_recorded_figures_were_made_with() -> None:
     # The key is (strategy, timestep, seed, sample); redraw and the released schedule add nothing.
     config = RejectedImageConfig(strategy="diffusion", diffusion={"timestep": 300})
     pixels = torch.ones(1, 3, 4, 4)
-    draw = generator("rejected_image", "diffusion", 300, 7, "train/5")
-    signal, spread = diffusion_coefficients(300)
+    draw = make_generator("rejected_image", "diffusion", 300, 7, "train/5")
+    signal, spread = compute_diffusion_coefficients(300)
     expected = signal * pixels + spread * torch.randn(pixels.shape, generator=draw)
-    made = RejectedImages(config, seed=7).corrupt(pixels, sample="train/5", epoch=2)
+    made = RejectedImageMaker(config, seed=7).corrupt(pixels, sample="train/5", epoch=2)
     assert torch.equal(made, expected)
 
 
@@ -248,10 +261,10 @@ def test_the_draw_is_the_one_that_recorded_figures_were_made_with() -> None:
     ],
 )
 def test_every_schedule_falls_from_all_signal_to_its_end(schedule: str, last: float) -> None:
-    shares = [diffusion_coefficients(step, schedule)[0] ** 2 for step in range(0, 1000, 37)]
+    shares = [compute_diffusion_coefficients(step, schedule)[0] ** 2 for step in range(0, 1000, 37)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 0.999
-    assert diffusion_coefficients(999, schedule)[0] ** 2 == pytest.approx(last, rel=0.02)
+    assert compute_diffusion_coefficients(999, schedule)[0] ** 2 == pytest.approx(last, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -272,4 +285,4 @@ def test_every_schedule_is_that_of_diffusers_to_the_bit(
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(num_train_timesteps=1000, **theirs)
-    assert torch.equal(signal_share(schedule), scheduler.alphas_cumprod)
+    assert torch.equal(compute_cumulative_alphas(schedule), scheduler.alphas_cumprod)

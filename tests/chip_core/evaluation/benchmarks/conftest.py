@@ -32,10 +32,10 @@ def plain_language(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words between spaces, all of them nouns, singular without their last s."""
     for module in (amber, chair, objhal):
         monkeypatch.setattr(module, "nltk_problems", lambda *packages: [])
-        monkeypatch.setattr(module, "words", plain_words)
+        monkeypatch.setattr(module, "tokenize_words", plain_words)
     for module in (amber, objhal):
-        monkeypatch.setattr(module, "lemma", plain_lemma)
-    monkeypatch.setattr(amber, "tags", lambda tokens: ["NN" for _ in tokens])
+        monkeypatch.setattr(module, "lemmatize_noun", plain_lemma)
+    monkeypatch.setattr(amber, "tag_tokens", lambda tokens: ["NN" for _ in tokens])
     monkeypatch.setattr(objhal, "NltkTagger", PlainTagger)
 
 

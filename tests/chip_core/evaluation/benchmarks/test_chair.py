@@ -100,8 +100,8 @@ def test_a_word_with_a_hyphen_is_one_word(
     data: Path, monkeypatch: pytest.MonkeyPatch, corrected: bool
 ) -> None:
     """As NLTK splits; the singular form is "mini-bus", which is no object's name."""
-    monkeypatch.setattr(chair, "words", str.split)
-    _, read = chair.object_reader(data, corrected=corrected)
+    monkeypatch.setattr(chair, "tokenize_words", str.split)
+    _, read = chair.make_object_reader(data, corrected=corrected)
     assert read("Buses and mini-buses") == ["bus"]
 
 
@@ -112,7 +112,7 @@ def test_corrected_finds_every_name_whatever_its_singular_is(
 
     Names of two words at most: pairs are read as one, and "stove top oven" is a pair and an oven.
     """
-    names, read = chair.object_reader(oracles / "data" / "chair", corrected=True)
+    names, read = chair.make_object_reader(oracles / "data" / "chair", corrected=True)
     for name, category in names.category.items():
         if len(name.split()) > 2:
             continue

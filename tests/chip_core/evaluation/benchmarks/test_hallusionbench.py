@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chip_core.evaluation.benchmarks.hallusionbench import judge as judging
-from chip_core.evaluation.benchmarks.hallusionbench.figures import Judged, Question, cause
+from chip_core.evaluation.benchmarks.hallusionbench.aggregation import (
+    JudgedAnswer,
+    Question,
+    classify_cause,
+)
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -198,7 +202,10 @@ def test_causes(
         visual_input=visual,
         truth=1,
     )
-    assert cause(Judged(question=question, verdict=verdict, same=same), original) == expected
+    assert (
+        classify_cause(JudgedAnswer(question=question, verdict=verdict, same=same), original)
+        == expected
+    )
 
 
 def test_a_judge_gives_what_is_not_there(data: Path) -> None:
@@ -271,8 +278,8 @@ def test_the_published_prompts_are_taken_where_they_lie(data: Path) -> None:
     ],
 )
 def test_reading_verdicts(reply: str | None, official: int, corrected: int | None) -> None:
-    assert judging.official_verdict(reply) == official
-    assert judging.verdict(reply) == corrected
+    assert judging.parse_verdict_as_script(reply) == official
+    assert judging.parse_verdict(reply) == corrected
 
 
 def test_where_the_official_script_stops(data: Path) -> None:

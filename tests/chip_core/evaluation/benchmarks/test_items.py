@@ -11,20 +11,25 @@ import pytest
 from PIL import Image
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
-from chip_core.data.image_files import READER
+from chip_core.data.image_files import READER_VERSION
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.base import YES_OR_NO
-from chip_core.evaluation.conformance import conformance
-from chip_core.evaluation.items import decoding_of, find_benchmark, identity, select_items
+from chip_core.evaluation.conformance import check_conformance
+from chip_core.evaluation.items import (
+    benchmark_identity,
+    find_benchmark,
+    resolve_decoding,
+    select_items,
+)
 from chip_core.evaluation.outcomes import ItemOutcome, percent
-from chip_core.evaluation.readiness import problems
+from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.evaluation.scorer import Answer, JudgeRequest, Resources, Scored
 from chip_core.evaluation.task import Benchmark, Decoding, Item, MetricInfo, Picture, Side
 from chip_core.evaluation.text.similarity import TableSimilarity
 from chip_core.shapes.world import SHAPES
 from chip_core.utils.errors import TrialError, UserError
 
-from .. import made
+from .. import benchmark_files
 
 
 class StubJudge:
@@ -44,12 +49,12 @@ def items_of(name: str, folder: Path, protocol: str = "official") -> Sequence[It
 
 
 def test_amber_has_descriptions_and_yes_or_no_questions(tmp_path: Path) -> None:
-    folder = made.amber(tmp_path, pictures=2)
+    folder = benchmark_files.write_amber(tmp_path, pictures=2)
     items = items_of("amber", folder)
     assert len(items) == 2 + 2 * len(SHAPES)
     assert [item.task for item in items[:3]] == ["describe", "describe", "yes or no"]
     assert items[0].pictures == items[2].pictures  # one picture, made once
-    (shown,) = made.opened(items[0])
+    (shown,) = benchmark_files.open_pictures(items[0])
     assert (shown.mode, shown.size) == ("RGB", (48, 48))
     asked_as_paper = items_of("amber", folder, "chip")
     assert asked_as_paper[2].prompt == items[2].prompt + YES_OR_NO
@@ -57,7 +62,7 @@ def test_amber_has_descriptions_and_yes_or_no_questions(tmp_path: Path) -> None:
 
 
 def test_pope_has_three_splits(tmp_path: Path) -> None:
-    items = items_of("pope", made.pope(tmp_path))
+    items = items_of("pope", benchmark_files.write_pope(tmp_path))
     assert len(items) == 3 * 2 * 6
     assert [items[0].id, items[12].id, items[-1].id] == ["random/1", "popular/1", "adversarial/12"]
     assert items[0].pictures[0].file == tmp_path / "coco/val2014/COCO_val2014_000000000001.png"
@@ -65,20 +70,20 @@ def test_pope_has_three_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_mmhal_has_pictures_beside_it_or_inside(tmp_path: Path, inside: bool) -> None:
-    items = items_of("mmhal", made.mmhal(tmp_path, inside=inside))
+    items = items_of("mmhal", benchmark_files.write_mmhal(tmp_path, embedded=inside))
     assert [item.id for item in items] == [f"id{number}" for number in range(8)]
-    assert made.opened(items[3])[0].size == (48, 48)
+    assert benchmark_files.open_pictures(items[3])[0].size == (48, 48)
 
 
 def test_hallusionbench_asks_without_a_figure_too(tmp_path: Path) -> None:
-    items = items_of("hallusionbench", made.hallusionbench(tmp_path))
+    items = items_of("hallusionbench", benchmark_files.write_hallusionbench(tmp_path))
     assert [len(item.pictures) for item in items] == [0, 1, 1]
     assert items[1].id == "VS_chart_0_1_0"
-    assert made.opened(items[1])
+    assert benchmark_files.open_pictures(items[1])
 
 
 def test_mmmu_shows_all_pictures_before_the_text(tmp_path: Path) -> None:
-    items = items_of("mmmu", made.mmmu(tmp_path))
+    items = items_of("mmmu", benchmark_files.write_mmmu(tmp_path))
     assert [len(item.pictures) for item in items] == [1, 2, 1]
     assert items[0].prompt == (
         "What is <image 1>?\n\n(A) a star\n(B) a moon\n\n"
@@ -86,33 +91,33 @@ def test_mmmu_shows_all_pictures_before_the_text(tmp_path: Path) -> None:
     )
     assert items[2].prompt.endswith("\n\nAnswer the question using a single word or phrase.")
     assert items[1].fields["options"] == ["red", "blue", "none"]
-    assert [image.size for image in made.opened(items[1])] == [(48, 48), (48, 48)]
+    assert [image.size for image in benchmark_files.open_pictures(items[1])] == [(48, 48), (48, 48)]
 
 
 def test_scienceqa_is_asked_as_llava_asks_it(tmp_path: Path) -> None:
-    first, second = items_of("scienceqa", made.scienceqa(tmp_path))
+    first, second = items_of("scienceqa", benchmark_files.write_scienceqa(tmp_path))
     assert first.prompt == (
         "Context: N/A\nQuestion: Which is it?\nOptions: (A) a star (B) a moon\n"
         "Answer with the option's letter from the given choices directly."
     )
-    assert made.opened(first)
+    assert benchmark_files.open_pictures(first)
     assert second.pictures == ()
     assert second.prompt.startswith("Context: Look.\n")
 
 
 def test_llava_bench(tmp_path: Path) -> None:
-    items = items_of("llava_bench", made.llava_bench(tmp_path))
+    items = items_of("llava_bench", benchmark_files.write_llava_bench(tmp_path))
     assert [item.id for item in items] == ["0", "1", "2"]
 
 
 def test_pictures_to_describe(tmp_path: Path) -> None:
-    first, second = items_of("chair", made.chair(tmp_path))
+    first, second = items_of("chair", benchmark_files.write_chair(tmp_path))
     assert first.prompt == "Please describe this image in detail."
     assert second.prompt == "what?"
     assert first.pictures[0].file == tmp_path / "coco/val2014/COCO_val2014_000000000001.jpg"
-    inside, _ = items_of("objhal", made.objhal(tmp_path))
+    inside, _ = items_of("objhal", benchmark_files.write_objhal(tmp_path))
     assert (inside.id, inside.prompt) == ("100", "what do you see?")
-    assert made.opened(inside)[0].size == (48, 48)
+    assert benchmark_files.open_pictures(inside)[0].size == (48, 48)
 
 
 RESOURCES = {"amber": Resources(similarity=TableSimilarity({}))}
@@ -134,13 +139,13 @@ def test_every_benchmark_with_a_folder_conforms(
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [str(oracles / "nltk_data")])
-    folder = getattr(made, name)(tmp_path)
+    folder = getattr(benchmark_files, f"write_{name}")(tmp_path)
     resources = RESOURCES.get(name, Resources())
     if name in JUDGED:
         resources = replace(resources, judge=StubJudge(JUDGED[name]))
     if "coco" in BENCHMARKS[name].needs:
         resources = replace(resources, coco=tmp_path / "coco" / "annotations")
-    found = conformance(BENCHMARKS[name], data=folder, resources=resources)
+    found = check_conformance(BENCHMARKS[name], data=folder, resources=resources)
     assert {what: problem for what, problem in found.items() if problem is not None} == {}
     assert len(found) == 10
 
@@ -150,7 +155,7 @@ def test_the_embedded_world_conforms() -> None:
         def items(self, side: Side, *, data: Path | None, protocol: str) -> Sequence[Item]:
             return super().items(side, data=data, protocol=protocol)[:30]  # type: ignore[no-any-return]
 
-    found = conformance(Few())
+    found = check_conformance(Few())
     assert {what: problem for what, problem in found.items() if problem is not None} == {}
 
 
@@ -195,7 +200,7 @@ class Own(Benchmark):
 
 
 def test_a_users_own_conforms() -> None:
-    assert set(conformance(Own()).values()) == {None}
+    assert set(check_conformance(Own()).values()) == {None}
 
 
 class Twice(Own):
@@ -238,7 +243,7 @@ class Crashing(Own):
     ],
 )
 def test_what_is_wrong_is_found(broken: type[Own], check: str, problem: str) -> None:
-    assert re.match(problem, conformance(broken())[check] or "")
+    assert re.match(problem, check_conformance(broken())[check] or "")
 
 
 def config(name: str, **settings: object) -> BenchmarkConfig:
@@ -247,7 +252,7 @@ def config(name: str, **settings: object) -> BenchmarkConfig:
 
 def test_a_limit_asks_a_seeded_subset(tmp_path: Path) -> None:
     places = DataPaths(benchmark_data=tmp_path)
-    made.pope(tmp_path, pictures=4)
+    benchmark_files.write_pope(tmp_path, pictures=4)
     benchmark = find_benchmark("pope")
 
     def ids(limit: int | None) -> list[str]:
@@ -268,25 +273,25 @@ def test_a_limit_asks_a_seeded_subset(tmp_path: Path) -> None:
 
 def test_decoding_is_the_protocols_unless_it_is_set() -> None:
     amber = BENCHMARKS["amber"]
-    assert decoding_of(config("amber"), amber) == Decoding(max_new_tokens=512, num_beams=1)
-    paper = decoding_of(config("amber", protocol="chip"), amber)
+    assert resolve_decoding(config("amber"), amber) == Decoding(max_new_tokens=512, num_beams=1)
+    paper = resolve_decoding(config("amber", protocol="chip"), amber)
     assert paper == Decoding(max_new_tokens=256, num_beams=3)
-    own = decoding_of(config("amber", protocol="chip", num_beams=1, max_new_tokens=9), amber)
+    own = resolve_decoding(config("amber", protocol="chip", num_beams=1, max_new_tokens=9), amber)
     assert own == Decoding(max_new_tokens=9, num_beams=1)
 
 
 def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
-    made.pope(tmp_path)
-    made.mmhal(tmp_path)
+    benchmark_files.write_pope(tmp_path)
+    benchmark_files.write_mmhal(tmp_path)
     places = DataPaths(benchmark_data=tmp_path)
 
     def mark(**settings: object) -> dict[str, object]:
-        return identity(config("pope", **settings), places)
+        return benchmark_identity(config("pope", **settings), places)
 
     assert mark(num_beams=1) == mark()  # written out or not
     # how picture files are read counts where there are any
-    assert mark()["pictures"] == READER
-    assert "pictures" not in identity(config("shapes"), DataPaths())
+    assert mark()["pictures"] == READER_VERSION
+    assert "pictures" not in benchmark_identity(config("shapes"), DataPaths())
     assert mark(num_beams=3) != mark()
     before = mark()
     file = tmp_path / "pope" / "coco_pope_random.json"
@@ -294,19 +299,19 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     assert mark() != before
     # a judge that is not asked is without effect; replies stand in place of who gives them
     assert mark()["judge"] is None
-    assert "judge" not in identity(config("mmhal", judge="gpt-4o"), places)
+    assert "judge" not in benchmark_identity(config("mmhal", judge="gpt-4o"), places)
     (tmp_path / "replies.jsonl").write_text("{}\n")
     replayed = DataPaths(benchmark_data=tmp_path, judge_replies=tmp_path / "replies.jsonl")
-    assert identity(config("mmhal"), replayed)["judge"] is not None
+    assert benchmark_identity(config("mmhal"), replayed)["judge"] is not None
 
 
 def test_all_that_is_missing_is_said_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    made.pope(tmp_path)
-    made.mmhal(tmp_path)
-    made.llava_bench(tmp_path)
+    benchmark_files.write_pope(tmp_path)
+    benchmark_files.write_mmhal(tmp_path)
+    benchmark_files.write_llava_bench(tmp_path)
     (tmp_path / "coco/val2014/COCO_val2014_000000000002.png").unlink()
     asked = BenchmarksConfig.model_validate(
         {
@@ -319,7 +324,7 @@ def test_all_that_is_missing_is_said_at_once(
             ]
         }
     )
-    said = problems(asked, DataPaths(benchmark_data=tmp_path))
+    said = find_benchmark_problems(asked, DataPaths(benchmark_data=tmp_path))
     assert [line.partition(":")[0] for line in said] == [
         "pope", "mmhal", "llava_bench", "hallusionbench", "hallusionbench", "mmmu",
     ]  # fmt: skip
@@ -328,9 +333,16 @@ def test_all_that_is_missing_is_said_at_once(
     assert "OPENAI_API_KEY is not set" in said[2]
     assert said[3].startswith(f"hallusionbench: there is no folder {tmp_path}/hallusionbench")
     assert "'mmmu' knows no protocol 'chip': choices: corrected, official" in said[5]
-    (nowhere,) = problems(BenchmarksConfig.model_validate({"report": ["pope"]}), DataPaths())
+    (nowhere,) = find_benchmark_problems(
+        BenchmarksConfig.model_validate({"report": ["pope"]}), DataPaths()
+    )
     assert "--benchmark-data or CHIP_ABLATE_BENCHMARK_DATA" in nowhere
-    assert problems(BenchmarksConfig.model_validate({"report": ["shapes"]}), DataPaths()) == []
+    assert (
+        find_benchmark_problems(
+            BenchmarksConfig.model_validate({"report": ["shapes"]}), DataPaths()
+        )
+        == []
+    )
 
 
 def test_descriptions_need_language_tools_and_yes_or_no_does_not(
@@ -340,18 +352,18 @@ def test_descriptions_need_language_tools_and_yes_or_no_does_not(
 
     monkeypatch.setattr(resources, "nltk_problems", lambda: ["NLTK has no wordnet"])
     asked = BenchmarksConfig.model_validate({"report": ["amber"]})
-    folder = made.amber(tmp_path, describe=False)
-    assert problems(asked, DataPaths(benchmark_data=tmp_path)) == []
-    made.amber(tmp_path)
+    folder = benchmark_files.write_amber(tmp_path, describe=False)
+    assert find_benchmark_problems(asked, DataPaths(benchmark_data=tmp_path)) == []
+    benchmark_files.write_amber(tmp_path)
     (folder / "similarity.json").unlink()
     monkeypatch.setattr(resources, "spacy_problems", lambda model: [f"no {model}"])
-    said = problems(asked, DataPaths(benchmark_data=tmp_path))
+    said = find_benchmark_problems(asked, DataPaths(benchmark_data=tmp_path))
     assert said[0] == "amber: NLTK has no wordnet"
     assert said[1].startswith("amber: no en_core_web_lg (or ")
 
 
 def test_a_picture_that_is_broken_is_named(tmp_path: Path) -> None:
-    folder = made.pope(tmp_path)
+    folder = benchmark_files.write_pope(tmp_path)
     broken = tmp_path / "coco/val2014/COCO_val2014_000000000001.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(TrialError, match=r"picture .*000000001.png cannot be read \("):

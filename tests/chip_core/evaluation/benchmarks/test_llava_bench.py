@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chip_core.evaluation.benchmarks.llava_bench.score import CATEGORIES, read_officially
+from chip_core.evaluation.benchmarks.llava_bench.score import CATEGORIES, parse_as_script
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
@@ -19,7 +19,7 @@ from chip_core.evaluation.scorer import (
     Resources,
     Scored,
 )
-from chip_core.evaluation.text.reply_numbers import read_pair
+from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.utils.errors import UserError
 
 BENCH = SCORERS["llava_bench"]
@@ -149,7 +149,7 @@ def test_what_the_judge_is_asked(data: Path) -> None:
 def test_reading_ratings(
     reply: str, official: tuple[float, float], corrected: tuple[float, float] | None
 ) -> None:
-    assert read_officially(reply) == official
+    assert parse_as_script(reply) == official
     assert read_pair(reply) == corrected
 
 

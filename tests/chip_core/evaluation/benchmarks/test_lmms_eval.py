@@ -57,7 +57,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fake = tmp_path / "python"
     fake.write_text(FAKE.format(python=sys.executable))
     fake.chmod(0o755)
-    monkeypatch.setenv(runner.PYTHON, str(fake))
+    monkeypatch.setenv(runner.PYTHON_VARIABLE, str(fake))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     folder = tmp_path / "model"
     folder.mkdir()
@@ -126,7 +126,7 @@ def test_what_is_missing_is_said_with_what_gets_it(
     said, _ = runner.problems(["mmvet"])
     assert "pip install 'chip-ablate[lmms]'" in said and "\n" not in said
     assert runner.problems(["amber"]) == []
-    monkeypatch.setenv(runner.PYTHON, str(tmp_path / "none"))
+    monkeypatch.setenv(runner.PYTHON_VARIABLE, str(tmp_path / "none"))
     with pytest.raises(UserError, match="lmms-eval is not installed for"):
         runner.evaluate(model, ["mmvet"], folder=tmp_path / "out")
 

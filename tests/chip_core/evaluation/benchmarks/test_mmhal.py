@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chip_core.evaluation.benchmarks.mmhal.score import KINDS, read_officially
+from chip_core.evaluation.benchmarks.mmhal.score import KINDS, parse_as_script
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import (
     SCORERS,
@@ -20,7 +20,7 @@ from chip_core.evaluation.scorer import (
     Resources,
     Scored,
 )
-from chip_core.evaluation.text.reply_numbers import read_rating
+from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.utils.errors import UserError
 
 MMHAL = SCORERS["mmhal"]
@@ -108,7 +108,7 @@ def test_equals_the_official_figures(oracles: Path, protocol: ProtocolName) -> N
     ],
 )
 def test_reading_ratings(reply: str, official: int, corrected: int | None) -> None:
-    assert read_officially(reply) == official
+    assert parse_as_script(reply) == official
     assert read_rating(reply) == corrected
 
 

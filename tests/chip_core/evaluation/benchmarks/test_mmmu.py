@@ -14,7 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chip_core.evaluation.benchmarks.mmmu.parsing import parse_choice, parse_open, right_open
+from chip_core.evaluation.benchmarks.mmmu.parsing import (
+    is_open_answer_right,
+    parse_choice,
+    parse_open,
+)
 from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
 from chip_core.utils.errors import UserError
 
@@ -163,7 +167,7 @@ def test_reading_open_answers(answer: str, meanings: set[str | float]) -> None:
     ],
 )
 def test_open_answers(truth: str | list[str], answer: str, right: bool) -> None:
-    assert right_open(truth, parse_open(answer)) is right
+    assert is_open_answer_right(truth, parse_open(answer)) is right
 
 
 def test_unreadable_choices_are_drawn_officially_in_the_order_of_subjects(data: Path) -> None:

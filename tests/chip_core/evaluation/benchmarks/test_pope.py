@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chip_core.evaluation.benchmarks.pope.score import FIGURES, SPLITS, read_officially
+from chip_core.evaluation.benchmarks.pope.score import METRIC_NAMES, SPLITS, parse_as_script
 from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.text.verdicts import read_verdict
 from chip_core.utils.errors import UserError
@@ -94,7 +94,7 @@ def test_by_hand(tmp_path: Path) -> None:
     ],
 )
 def test_reading(answer: str, official: str, corrected: str | None) -> None:
-    assert read_officially(answer) == official
+    assert parse_as_script(answer) == official
     assert read_verdict(answer) == corrected
 
 
@@ -232,4 +232,4 @@ def test_corrected_equals_a_plain_second_count(
             "f1": over(2 * tp, tp + fp + positives),
             "yes_ratio": over(tp + fp, len(kept)),
         }
-        assert {f: values.get(f"{split}/{f}") for f in FIGURES} == pytest.approx(plain)
+        assert {f: values.get(f"{split}/{f}") for f in METRIC_NAMES} == pytest.approx(plain)

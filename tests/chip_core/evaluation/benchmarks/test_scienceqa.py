@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chip_core.evaluation.benchmarks.scienceqa.score import read_officially
+from chip_core.evaluation.benchmarks.scienceqa.score import parse_as_script
 from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.text.letters import read_letter
 from chip_core.utils.errors import UserError
@@ -121,7 +121,7 @@ def test_the_prompt_says_which_questions_have_an_image(data: Path) -> None:
     ],
 )
 def test_reading_letters(answer: str, official: str | None, corrected: str | None) -> None:
-    assert read_officially(answer) == official
+    assert parse_as_script(answer) == official
     assert read_letter(answer, dict.fromkeys("ABCDE", "")) == corrected
 
 

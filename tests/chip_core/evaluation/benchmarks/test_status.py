@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from chip_core.evaluation.benchmarks.published import SOURCES
-from chip_core.evaluation.benchmarks.status import BenchmarkStatus, status
+from chip_core.evaluation.benchmarks.status import BenchmarkStatus, find_benchmark_status
 from chip_core.evaluation.scorer import SCORERS
 from chip_core.utils.errors import UserError
 
 
 def of(name: str, folder: Path | None) -> BenchmarkStatus:
-    (found,) = status([name], folder)
+    (found,) = find_benchmark_status([name], folder)
     return found
 
 
@@ -49,7 +49,7 @@ def test_states(tmp_path: Path) -> None:
     for number in range(95):
         write(tmp_path / "mmhal" / "images" / f"{number}.jpg", "")
     held = of("mmhal", tmp_path).files[1]
-    assert (held.parts, held.whole) == (95, False)
+    assert (held.parts, held.is_complete) == (95, False)
     write(tmp_path / "mmhal" / "images" / "95.PNG", "")
     # The official judge's prompt is not needed: there is one in its place.
     assert of("mmhal", tmp_path).state == "complete"
@@ -65,7 +65,7 @@ def test_a_part_of_the_files_is_incomplete(tmp_path: Path) -> None:
     write(tmp_path / "pope" / "coco" / "coco_pope_random.json", '{"question_id": 1}')
     found = of("pope", tmp_path)
     assert (found.state, found.count) == ("incomplete", None)
-    assert [held.whole for held in found.files] == [True, False, False, False]
+    assert [held.is_complete for held in found.files] == [True, False, False, False]
 
 
 def test_coco_may_lie_beside(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_counts_of_other_layouts(tmp_path: Path) -> None:
 
 def test_errors_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--benchmark-data: no folder"):
-        status([], tmp_path / "none")
+        find_benchmark_status([], tmp_path / "none")
     with pytest.raises(UserError, match="unknown benchmark 'pop': did you mean 'pope'"):
-        status(["pop"], tmp_path)
-    assert [found.name for found in status([], tmp_path)] == list(SOURCES)
+        find_benchmark_status(["pop"], tmp_path)
+    assert [found.name for found in find_benchmark_status([], tmp_path)] == list(SOURCES)

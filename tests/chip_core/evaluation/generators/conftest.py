@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .real import Server, make_arm, running
+from .real_server import Server, make_arm, running
 
 
 @pytest.fixture(scope="package")

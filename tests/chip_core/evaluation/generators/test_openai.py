@@ -13,9 +13,9 @@ from PIL import Image
 
 from chip_core.config.trial import EvaluationConfig, TrialConfig
 from chip_core.evaluate import evaluate
-from chip_core.evaluation.generators.answering import measure
+from chip_core.evaluation.generators.answering import generate_reference_answers
 from chip_core.evaluation.generators.base import ServerLostError
-from chip_core.evaluation.generators.delivery import SERVED
+from chip_core.evaluation.generators.delivery import SERVED_FOLDER
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.task import Decoding, Item, Picture
 from chip_core.results import Progress
@@ -24,16 +24,16 @@ from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
 
 from ..judge.server import good, serving
-from .real import SIX, Server, arm_context, by_server, running, settings
+from .real_server import SIX, Server, arm_context, running, settings, with_server
 
 Arms = tuple[Path, Path]
 
 
-def said(folder: Path) -> list[str]:
+def read_responses(folder: Path) -> list[str]:
     return [row["response"] for row in read_records(folder / "responses" / "report-shapes.jsonl")]
 
 
-def kept(folder: Path) -> list[str]:
+def read_stored_items(folder: Path) -> list[str]:
     """The items of all answers on disk but transformers' own."""
     files = (folder / "answers").iterdir()
     rows = [read_records(file) for file in files]
@@ -48,13 +48,13 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
         name = "base" if arm is None else arm.name
         expected = evaluate(arm_context(tmp_path / "here" / name, arm), "report", SIX)
         folder = tmp_path / "there" / name
-        context = by_server(arm_context(folder, arm), server.url)
+        context = with_server(arm_context(folder, arm), server.url)
         assert context.generator is not None
-        measure(context, "report", SIX)
+        generate_reference_answers(context, "report", SIX)
         found = evaluate(context, "report", SIX)
         context.generator.close()
-        assert not (folder / SERVED).exists()  # merged weights are not left behind
-        assert said(folder) == said(tmp_path / "here" / name)
+        assert not (folder / SERVED_FOLDER).exists()  # merged weights are not left behind
+        assert read_responses(folder) == read_responses(tmp_path / "here" / name)
         assert found.metrics == expected.metrics
         parity = found.metadata["parity"]
         assert (parity["items"], parity["equal"]) == (4, 4)
@@ -62,8 +62,10 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
         if arm is not None:
             assert parity["adapter"]["trained"] == parity["adapter"]["differ"] > 0
         assert found.metadata["generator"] == f"transformers 5 at {server.url}"
-        assert sorted(kept(folder)) == sorted({*kept(folder)})  # each once
-        answers.append(said(folder))
+        assert sorted(read_stored_items(folder)) == sorted(
+            {*read_stored_items(folder)}
+        )  # each once
+        answers.append(read_responses(folder))
     assert len({tuple(each) for each in answers}) == 3
 
 
@@ -83,48 +85,52 @@ def test_a_trial_is_answered_by_a_server_with_all_that_it_trained(
     plain = config.model_copy(update={"evaluation": EvaluationConfig()})
     again = run_trial(plain, folder=tmp_path / "b", trained_model=tmp_path / "a" / "model")
     assert found.metrics == again.metrics
-    assert said(tmp_path / "a") == said(tmp_path / "b")
+    assert read_responses(tmp_path / "a") == read_responses(tmp_path / "b")
     metadata = found.evaluations["report/shapes"].metadata
     assert metadata["parity"]["adapter"]["trained"] == metadata["parity"]["adapter"]["differ"]
     assert (tmp_path / "a" / "model" / "trained_parts.safetensors").exists()
-    assert not (tmp_path / "a" / SERVED).exists()
+    assert not (tmp_path / "a" / SERVED_FOLDER).exists()
 
 
 def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_once(
     tmp_path: Path,
 ) -> None:
     with running() as server:
-        whole = by_server(arm_context(tmp_path / "whole", None), server.url)
+        whole = with_server(arm_context(tmp_path / "whole", None), server.url)
         evaluate(whole, "report", SIX)
 
         def killing(progress: Progress) -> None:
             if progress.phase == "check shapes" and progress.done == 2:
                 server.kill()
 
-        killed = by_server(arm_context(tmp_path / "killed", None, report=killing), server.url)
+        killed = with_server(
+            arm_context(tmp_path / "killed", None, report_progress=killing), server.url
+        )
         with pytest.raises(TrialError, match="start it again; answers that came are kept"):
             evaluate(killed, "report", SIX)
-        left = kept(tmp_path / "killed")
+        left = read_stored_items(tmp_path / "killed")
         assert 2 <= len(left) < 6
         server.start()
         told: list[Progress] = []
         context = arm_context(
-            tmp_path / "again", None, earlier=[tmp_path / "killed"], report=told.append
+            tmp_path / "again", None, earlier=[tmp_path / "killed"], report_progress=told.append
         )
-        found = evaluate(by_server(context, server.url), "report", SIX)
+        found = evaluate(with_server(context, server.url), "report", SIX)
         assert [each.done for each in told if each.phase == "check shapes"][0] == len(left)
         assert found.metadata["taken_over"] == 4  # the sample, as the gate had it
-        assert said(tmp_path / "again") == said(tmp_path / "whole")
-        assert sorted(kept(tmp_path / "again")) == sorted(kept(tmp_path / "whole"))
-        assert len(kept(tmp_path / "again")) == 6
+        assert read_responses(tmp_path / "again") == read_responses(tmp_path / "whole")
+        assert sorted(read_stored_items(tmp_path / "again")) == sorted(
+            read_stored_items(tmp_path / "whole")
+        )
+        assert len(read_stored_items(tmp_path / "again")) == 6
 
 
 def test_what_another_model_answered_ends_the_evaluation(tmp_path: Path) -> None:
     with serving(good) as judge:  # which names another model as the maker of what it says
-        context = by_server(arm_context(tmp_path, None), judge.url, server="other", model="m")
+        context = with_server(arm_context(tmp_path, None), judge.url, server="other", model="m")
         with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
             evaluate(context, "report", SIX)
-        assert kept(tmp_path) == []
+        assert read_stored_items(tmp_path) == []
 
 
 def test_a_server_of_this_process_is_asked_past_the_environment_s_proxy(
@@ -164,16 +170,16 @@ def test_a_picture_is_encoded_once_for_its_questions(tmp_path: Path) -> None:
         for number in range(5)
         for key in colours
     ]
-    model, said = arm_context(tmp_path, None).answering_model, dict[str, str]()
+    model, responses = arm_context(tmp_path, None).answering_model, dict[str, str]()
     with serving(sees) as server:
         generator = OpenAIGenerator(settings(server.url, concurrency=8), tmp_path, {"base": "m"})
         generator.answer(
             items,
             model,
             Decoding(max_new_tokens=2),
-            lambda made: said.update((item.id, response.text) for item, response in made),
+            lambda made: responses.update((item.id, response.text) for item, response in made),
         )
-    assert said == {
+    assert responses == {
         f"{key} {number}": f"{number}? {colour}"
         for key, colour in colours.items()
         for number in range(5)
@@ -186,7 +192,7 @@ def test_a_model_that_is_not_served_ends_it_with_what_to_do(tmp_path: Path, arms
         handler.send({"error": {"message": "no such model"}}, status=404)
 
     with serving(missing) as judge:
-        context = by_server(arm_context(tmp_path, arms[0]), judge.url, server="other")
+        context = with_server(arm_context(tmp_path, arms[0]), judge.url, server="other")
         with pytest.raises(TrialError) as error:
             evaluate(context, "report", SIX)
         (name,) = {call["model"] for call in judge.calls}
@@ -205,7 +211,7 @@ def test_an_adapter_is_loaded_under_the_name_of_its_weights(tmp_path: Path, arms
         handler.send({}, status=404)
 
     with serving(vllm) as judge:
-        context = by_server(arm_context(tmp_path, arms[0]), judge.url, server="vllm")
+        context = with_server(arm_context(tmp_path, arms[0]), judge.url, server="vllm")
         assert isinstance(context.generator, OpenAIGenerator)
         with pytest.raises(TrialError, match="takes no adapters while it runs: start it with --en"):
             evaluate(context, "report", SIX)

@@ -25,16 +25,16 @@ from chip_core.evaluation.task import Decoding, Item
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_json
 
-from .real import arm_context
-from .standing_in import QUICK, write_program
+from .fake_vllm import QUICK, write_program
+from .real_server import arm_context
 
 SETTINGS = GeneratorConfig.model_validate({"kind": "vllm", "serves": "study", "retries": 0})
 
 
 @pytest.fixture(autouse=True)
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(vllm.PROGRAM, str(write_program(tmp_path, QUICK)))
-    monkeypatch.setattr(study_server, "_EVERY", 0.05)
+    monkeypatch.setenv(vllm.PROGRAM_VARIABLE, str(write_program(tmp_path, QUICK)))
+    monkeypatch.setattr(study_server, "_CHECK_INTERVAL", 0.05)
 
 
 def server(folder: Path, **given: Any) -> StudyServer:
@@ -54,7 +54,7 @@ def soon(what: Callable[[], bool]) -> None:
 
 def test_it_is_started_again_once_and_nothing_is_left_of_it(tmp_path: Path) -> None:
     folder, lost = tmp_path / "engine", list[str]()
-    with server(folder, devices=["2", "3"], lost=lost.append) as running:
+    with server(folder, devices=["2", "3"], on_lost=lost.append) as running:
         first = read_address(running.address)
         assert (first.number, first.state, first.label) == (1, "up", "vLLM 0.0.1")
         assert stat.S_IMODE(running.address.stat().st_mode) == 0o600
@@ -87,7 +87,7 @@ def test_a_full_disk_as_it_is_started_again_ends_the_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = list[str]()
-    with server(tmp_path / "engine", lost=lost.append) as running:
+    with server(tmp_path / "engine", on_lost=lost.append) as running:
 
         def full(*what: Any) -> None:
             raise OSError(28, "No space left on device")
@@ -119,10 +119,10 @@ def test_a_start_is_given_up_where_the_study_stops(
     asked = threading.Event()
     with (
         pytest.raises(TrialError, match="was stopped before it had started"),
-        server(tmp_path / "engine", stopping=lambda: asked.is_set() or asked.set() is None),
+        server(tmp_path / "engine", should_stop=lambda: asked.is_set() or asked.set() is None),
     ):
         pass
-    assert not (tmp_path / "engine" / study_server.ADDRESS).exists()
+    assert not (tmp_path / "engine" / study_server.ADDRESS_FILE).exists()
     children = psutil.Process().children(recursive=True)
     assert not [each for each in children if str(tmp_path) in " ".join(each.cmdline())]
 

@@ -17,8 +17,8 @@ import torch
 from chip_core.config.generator import EvaluationConfig, GeneratorConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluate import evaluate
-from chip_core.evaluation.generators import generator_problems, lacking_here, open_generator
-from chip_core.evaluation.generators.answering import measure
+from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
+from chip_core.evaluation.generators.answering import generate_reference_answers
 from chip_core.evaluation.generators.delivery import Delivery, arm_name
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.vllm import VllmGenerator, find_program, serve_command
@@ -26,7 +26,7 @@ from chip_core.evaluation.task import Decoding, Item
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
-from .real import SIX, arm_context, free_port, make_arm, settings
+from .real_server import SIX, arm_context, free_port, make_arm, settings
 
 Arms = tuple[Path, Path]
 
@@ -38,19 +38,19 @@ def test_the_command_line_names_weights_by_their_hash_and_listens_on_this_machin
     settings = GeneratorConfig.model_validate({"kind": "vllm", "options": given})
     base = arm_context(tmp_path, None).answering_model
     name = arm_name("base")
-    assert serve_command("vllm", settings, base, whole=None, port=8123) == [
+    assert serve_command("vllm", settings, base, model_folder=None, port=8123) == [
         *("vllm", "serve", str(MODEL_FOLDER), "--host", "127.0.0.1", "--port", "8123"),
         *("--dtype", "float32", "--generation-config", "vllm", "--seed", "0"),
         *("--served-model-name", name),
         *("--max-model-len=256", "--enforce-eager", '--limit-mm-per-prompt={"image": 1}'),
     ]
     arm = replace(arm_context(tmp_path, arms[0]).answering_model, bf16=True)
-    command = serve_command("vllm", settings, arm, whole=None, port=1)
+    command = serve_command("vllm", settings, arm, model_folder=None, port=1)
     assert command[command.index("--dtype") + 1] == "bfloat16"
     assert command[command.index("--lora-modules") + 1] == f"{arm_name('one')}={arms[0]}"
     assert command[command.index("--max-lora-rank") + 1] == "8"  # the least that holds 4
     assert command[command.index("--served-model-name") + 1] != arm_name("one")
-    whole = serve_command("vllm", settings, arm, whole=tmp_path, port=1)
+    whole = serve_command("vllm", settings, arm, model_folder=tmp_path, port=1)
     assert whole[2] == str(tmp_path) and "--enable-lora" not in whole
     assert whole[whole.index("--served-model-name") + 1] == arm_name("one")
 
@@ -83,7 +83,7 @@ def test_a_vllm_that_is_not_there_is_said_before_anything_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CHIP_ABLATE_VLLM", "no-such-program")
-    (line,) = lacking_here(EvaluationConfig.model_validate({"generator": "vllm"}))
+    (line,) = missing_requirements(EvaluationConfig.model_validate({"generator": "vllm"}))
     assert line.startswith("evaluation.generator: there is no program `vllm`: pip install ")
 
 
@@ -104,7 +104,7 @@ def test_an_adapter_beyond_the_language_model_is_served_merged(
     assert "--lora-modules" not in str(error.value)
     loads = settings("http://127.0.0.1:9/v1", server="vllm")
     with pytest.raises(TrialError, match="and this arm trained an adapter on its vision_encoder: "):
-        Delivery(loads, None, tmp_path, {}, str).bring(model)
+        Delivery(loads, None, tmp_path, {}, str).deliver(model)
 
 
 def listens(port: int) -> bool:
@@ -115,7 +115,7 @@ def listens(port: int) -> bool:
 def started(log: Path, port: int) -> LocalServer:
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     health = f"http://127.0.0.1:{port}/"
-    return LocalServer(command, health=health, log=log, environment={}, patience=60)
+    return LocalServer(command, health=health, log=log, environment={}, start_timeout=60)
 
 
 def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
@@ -161,7 +161,11 @@ def test_a_server_that_does_not_start_says_its_last_line(
     command = [sys.executable, "-c", code]
     with pytest.raises(TrialError, match=rf"did not start: {said} \(.*/log\)$"):
         LocalServer(
-            command, health="http://127.0.0.1:9/", log=tmp_path / "log", environment={}, patience=60
+            command,
+            health="http://127.0.0.1:9/",
+            log=tmp_path / "log",
+            environment={},
+            start_timeout=60,
         )
 
 
@@ -178,7 +182,7 @@ def test_vllm_answers_each_arm_as_transformers_does(tmp_path: Path, arms: Arms) 
         context.model.to("cuda")
         with open_generator(config, folder) as generator:
             context = replace(context, generator=generator, parity=config.parity)
-            measure(context, "report", SIX)
+            generate_reference_answers(context, "report", SIX)
             found = evaluate(context, "report", SIX)
         assert next(context.model.parameters()).device == torch.device("cuda:0")
         assert found.metadata["parity"]["equal"] == found.metadata["parity"]["items"] == 6

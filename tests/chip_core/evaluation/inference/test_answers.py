@@ -12,9 +12,9 @@ from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import Decoder, generate, make_batches, rows
 from chip_core.evaluation.inference.encoder import Encoder
-from chip_core.evaluation.inference.prompts import padded
-from chip_core.evaluation.inference.rows import NEAR, next_logits
-from chip_core.evaluation.inference.shared import EXACT, sharing_inexactness
+from chip_core.evaluation.inference.prompts import pad_batch
+from chip_core.evaluation.inference.rows import NEAR_TIE_MARGIN, next_logits
+from chip_core.evaluation.inference.shared import MAX_LOGIT_ERROR, measure_sharing_error
 from chip_core.evaluation.task import Decoding, Item, Picture
 from chip_core.models import loading
 
@@ -69,7 +69,7 @@ def test_a_shared_picture_gives_the_logits_of_separate_rows(family: str) -> None
     items = families.items()
     groups = [encoder.encode(items[start : start + 4]) for start in (0, 4, 8)]
     with torch.inference_mode():
-        assert sharing_inexactness(model, groups) < 1e-5  # measured: 1e-7 to 2e-7 on all six
+        assert measure_sharing_error(model, groups) < 1e-5  # measured: 1e-7 to 2e-7 on all six
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -78,11 +78,11 @@ def test_a_prompt_made_from_anothers_is_what_the_processor_makes(family: str) ->
     items = families.items()[:4]
     encoder = Encoder(processor)
     together = encoder.encode(items)
-    assert encoder._composes  # it was tried and found equal, then used
+    assert encoder._can_compose  # it was tried and found equal, then used
     for item, prompt in zip(items, together, strict=True):
         (alone,) = Encoder(processor).encode([item])
         assert prompt.ids == alone.ids
-        assert prompt.kinds == alone.kinds
+        assert prompt.token_types == alone.token_types
         assert prompt.vision_end == alone.vision_end
 
 
@@ -118,7 +118,9 @@ def test_a_family_that_cannot_share_is_noticed_and_answers_all_the_same(
     decoder = Decoder(model, processor, decoding, bf16=False, share_prefix=True)
     made: dict[str, str] = {}
     for batch in make_batches(items, size=12):
-        made.update(zip((item.id for item in batch.items), decoder.answers(batch), strict=True))
+        made.update(
+            zip((item.id for item in batch.items), decoder.generate_texts(batch), strict=True)
+        )
     assert [made[item.id] for item in items] == expected
     (note,) = decoder.notes
     assert note.startswith("pictures asked about more than once were computed for each question")
@@ -150,22 +152,25 @@ def test_a_near_tie_is_decided_alike_whatever_the_batch(monkeypatch: pytest.Monk
         return generate(model, processor, items, max_new_tokens=6, batch_size=size)
 
     assert made(1) == made(7) == made(12)
-    monkeypatch.setattr(rows, "near_ties", lambda scores: torch.zeros(len(scores)))
+    monkeypatch.setattr(rows, "find_near_ties", lambda scores: torch.zeros(len(scores)))
     assert made(1) != made(12)  # so the tie is what was decided
 
 
 def test_rounding_stays_far_below_what_counts_as_near() -> None:
-    """Batched and alone, logits differ by about 1e-7 of the largest: a thousandth of `NEAR`."""
+    """Batched and alone, logits differ by about 1e-7 of the largest.
+
+    That is a thousandth of `NEAR_TIE_MARGIN`.
+    """
     for family in ("llava", "qwen2_5_vl"):
         model, processor = families.build(family)
         items = families.items()
         prompts = [Encoder(processor).encode([item])[0] for item in items]
         with torch.inference_mode():
-            batch = padded(prompts, [prompt.ids for prompt in prompts], torch.device("cpu"))
+            batch = pad_batch(prompts, [prompt.ids for prompt in prompts], torch.device("cpu"))
             together = model(**batch, use_cache=False).logits[:, -1]
             alone = torch.stack([next_logits(model, prompt) for prompt in prompts])
-        assert (together - alone).abs().max() / alone.abs().max() < NEAR / 50
-    assert EXACT < 1e-2
+        assert (together - alone).abs().max() / alone.abs().max() < NEAR_TIE_MARGIN / 50
+    assert MAX_LOGIT_ERROR < 1e-2
 
 
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))
@@ -173,7 +178,7 @@ def test_a_row_alone_goes_on_as_if_read_in_one_go(family: str) -> None:
     model, processor = families.build(family)
     (prompt,) = Encoder(processor).encode(families.items()[:1])
     answer = processor.tokenizer("a red dog on the car")["input_ids"]
-    whole = padded([prompt], [[*prompt.ids, *answer]], torch.device("cpu"))
+    whole = pad_batch([prompt], [[*prompt.ids, *answer]], torch.device("cpu"))
     with torch.inference_mode():
         expected = model(**whole, use_cache=False).logits[0, -1]
         assert torch.allclose(next_logits(model, prompt, answer), expected, atol=1e-6)
@@ -216,7 +221,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
     model, processor = families.build("llava")
     items = families.items()
     expected = generate(model, processor, items, max_new_tokens=5, num_beams=2)
-    plain = Decoder._answers
+    plain = Decoder._answer_groups
     sizes = []
 
     def of_two_rows(self: Decoder, groups: Any) -> list[str]:
@@ -225,7 +230,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
             raise torch.cuda.OutOfMemoryError("no room")
         return plain(self, groups)
 
-    monkeypatch.setattr(Decoder, "_answers", of_two_rows)
+    monkeypatch.setattr(Decoder, "_answer_groups", of_two_rows)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert generate(model, processor, items, max_new_tokens=5, num_beams=2) == expected
     assert max(sizes) == 12

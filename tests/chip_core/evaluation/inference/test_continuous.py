@@ -12,7 +12,10 @@ from PIL import Image
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import Decoder, continuous, generate, make_batches
-from chip_core.evaluation.inference.continuous import can_continue, inexactness
+from chip_core.evaluation.inference.continuous import (
+    measure_lane_error,
+    supports_continuous_batching,
+)
 from chip_core.evaluation.inference.decoder import generation_settings
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.inference.lanes import Lanes
@@ -31,17 +34,17 @@ class Watching:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered: list[int] = []
         self.steps = 0
-        enter, step = Lanes.enter, Lanes.step
+        add, step = Lanes.add, Lanes.step
 
         def entering(lanes: Lanes, groups: Any, **more: Any) -> Any:
             self.entered.append(sum(map(len, groups)))
-            return enter(lanes, groups, **more)
+            return add(lanes, groups, **more)
 
         def stepping(lanes: Lanes) -> Any:
             self.steps += 1
             return step(lanes)
 
-        monkeypatch.setattr(Lanes, "enter", entering)
+        monkeypatch.setattr(Lanes, "add", entering)
         monkeypatch.setattr(Lanes, "step", stepping)
 
 
@@ -57,9 +60,9 @@ def test_lanes_give_the_logits_of_rows_alone(family: str) -> None:
     groups = [encoder.encode(items[start : start + 4]) for start in (0, 4, 8)]
     alone = [[prompt] for group in groups for prompt in group[:3]]
     with torch.inference_mode():  # measured: 1e-7 to 3e-7 on all
-        assert inexactness(model, groups, 0) < 1e-5
-        assert inexactness(model, groups[1:], 0) < 1e-5
-        assert inexactness(model, alone[::4], 0) < 1e-5
+        assert measure_lane_error(model, groups, 0) < 1e-5
+        assert measure_lane_error(model, groups[1:], 0) < 1e-5
+        assert measure_lane_error(model, alone[::4], 0) < 1e-5
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -67,7 +70,7 @@ def test_answers_of_all_lengths_are_those_of_whole_batches(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ends that come often: questions of one picture leave one by one, others come in."""
-    monkeypatch.setattr(continuous, "LITTLE", 0)
+    monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 0)
     model, processor = loaded = families.build(family)
     items = families.items()
     watching = Watching(monkeypatch)
@@ -86,7 +89,7 @@ def test_answers_of_all_lengths_are_those_of_whole_batches(
 
 
 def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continuous, "LITTLE", 0)
+    monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 0)
     torch.set_num_threads(1)
     loaded = loading.load(ModelConfig(path="shapes"))
     items = list(BENCHMARKS["shapes"].items("report", data=None, protocol="official")[:48])
@@ -108,7 +111,9 @@ def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) 
     # A batch takes its first token's pass and then a step for each token but the last.
     assert watching.steps < sum(length - 1 for length in tokens)
     watching.entered.clear()
-    monkeypatch.setattr(continuous, "LITTLE", 8 * 2**20)  # as many bytes as eight rows take here
+    monkeypatch.setattr(
+        continuous, "SMALL_CACHE_BYTES", 8 * 2**20
+    )  # as many bytes as eight rows take here
     decoder = Decoder(*loaded, Decoding(max_new_tokens=32), bf16=False, share_prefix=True)
     told = list(decoder.stream(batches, size=8))
     assert {item.id: response for answers in told for item, response in answers} == texts
@@ -119,22 +124,22 @@ def test_what_does_not_fit_is_tried_with_half_the_rows(monkeypatch: pytest.Monke
     loaded = families.build("llava")
     items = families.items()
     expected = plain(loaded, items, 5)
-    enter, step = Lanes.enter, Lanes.step
+    add, step = Lanes.add, Lanes.step
     most, rows, stopped = 3, [], []
 
     def entering(lanes: Lanes, groups: Any, **more: Any) -> Any:
         rows.append(len(lanes.rows) + sum(map(len, groups)))
         if rows[-1] > max(most, 4 * (len(rows) == 1)):  # the trial has room
             raise torch.cuda.OutOfMemoryError("no room")
-        return enter(lanes, groups, **more)
+        return add(lanes, groups, **more)
 
     def stepping(lanes: Lanes) -> Any:
-        if len(rows) > 3 and not stopped and lanes.rows[0].said[1:]:
+        if len(rows) > 3 and not stopped and lanes.rows[0].answer_ids[1:]:
             stopped.append(len(lanes.rows))  # once in the middle, too
             raise torch.cuda.OutOfMemoryError("no room")
         return step(lanes)
 
-    monkeypatch.setattr(Lanes, "enter", entering)
+    monkeypatch.setattr(Lanes, "add", entering)
     monkeypatch.setattr(Lanes, "step", stepping)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert generate(*loaded, items, max_new_tokens=5) == expected
@@ -156,9 +161,9 @@ def test_what_a_models_own_settings_want_beside_is_left_to_transformers(
 ) -> None:
     model, processor = loaded = families.build("llava")
     settings, _ = generation_settings(model, processor.tokenizer, Decoding(max_new_tokens=5))
-    assert can_continue(model, settings)
+    assert supports_continuous_batching(model, settings)
     model.generation_config.update(**wanted)
-    assert not can_continue(model, settings)
+    assert not supports_continuous_batching(model, settings)
     watching = Watching(monkeypatch)
     items = families.items()[:4]
     assert generate(*loaded, items, max_new_tokens=5) == plain(loaded, items, 5)
@@ -169,14 +174,14 @@ def test_strings_that_end_answers_are_left_to_transformers() -> None:
     model, processor = families.build("llava")
     settings, _ = generation_settings(model, processor.tokenizer, Decoding(max_new_tokens=5))
     model.generation_config.stop_strings = ["dog"]
-    assert not can_continue(model, settings)
+    assert not supports_continuous_batching(model, settings)
 
 
 def test_beams_are_left_to_transformers() -> None:
     model, processor = families.build("llava")
     decoding = Decoding(max_new_tokens=5, num_beams=2)
     settings, _ = generation_settings(model, processor.tokenizer, decoding)
-    assert not can_continue(model, settings)
+    assert not supports_continuous_batching(model, settings)
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -198,7 +203,7 @@ def picture(number: int) -> Image.Image:
 
 def test_positions_of_nobody_do_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamic RoPE takes its frequencies from the largest position of a batch."""
-    monkeypatch.setattr(continuous, "LITTLE", 0)
+    monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 0)
     loaded = families.build("llava")
     # Four pictures of two questions, then five of eight: three lanes stay empty while those are
     # answered, one after another.
@@ -234,17 +239,17 @@ def test_long_questions_of_one_picture_take_lanes_of_their_own(
     items = families.items()[:4]
     expected = plain(loaded, items, 6)
     prompts = Encoder(loaded[1]).encode(items)
-    start = continuous.start_of(prompts)
+    start = continuous.shared_length(prompts)
     assert start is not None
     behind = [len(prompt.ids) - start for prompt in prompts]
     lanes: list[list[int]] = []
-    enter = Lanes.enter
+    add = Lanes.add
 
     def entering(self: Lanes, groups: Any, **more: Any) -> Any:
         lanes.append([len(group) for group in groups])
-        return enter(self, groups, **more)
+        return add(self, groups, **more)
 
-    monkeypatch.setattr(Lanes, "enter", entering)
-    monkeypatch.setattr(continuous, "BEHIND", sum(behind) - 1)
+    monkeypatch.setattr(Lanes, "add", entering)
+    monkeypatch.setattr(continuous, "MAX_LANE_TOKENS", sum(behind) - 1)
     assert generate(*loaded, items, max_new_tokens=6) == expected
     assert lanes[-2:] == [[3], [1]]

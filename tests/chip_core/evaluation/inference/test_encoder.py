@@ -36,7 +36,11 @@ def items(texts: Sequence[str] = TEXTS) -> list[Item]:
 
 
 def same(one: Prompt, other: Prompt) -> None:
-    assert (one.ids, one.kinds, one.vision_end) == (other.ids, other.kinds, other.vision_end)
+    assert (one.ids, one.token_types, one.vision_end) == (
+        other.ids,
+        other.token_types,
+        other.vision_end,
+    )
     assert one.item == other.item
     assert one.pictures.keys() == other.pictures.keys()
     for name, value in one.pictures.items():
@@ -50,13 +54,13 @@ def test_every_familys_prompts_are_its_processors(
     family: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, processor = families.build(family)
-    plain, calls = Encoder._whole, []
+    plain, calls = Encoder._encode_fully, []
 
     def counted(self: Encoder, item: Item, pictures: Sequence[Any]) -> Prompt:
         calls.append(item.id)
         return plain(self, item, pictures)
 
-    monkeypatch.setattr(Encoder, "_whole", counted)
+    monkeypatch.setattr(Encoder, "_encode_fully", counted)
     encoder, asked = Encoder(processor), items()
     made = [
         prompt
@@ -86,4 +90,4 @@ def test_what_is_not_the_processors_own_is_not_taken(monkeypatch: pytest.MonkeyP
     for item, prompt in zip(items(), whole, strict=True):
         (made,) = encoder.encode([item])
         assert torch.equal(made.pictures["pixel_values"], prompt.pictures["pixel_values"] + 1)
-    assert encoder._shows is False
+    assert encoder._can_process_alone is False

@@ -12,12 +12,12 @@ from transformers.cache_utils import DynamicLayer
 
 from chip_core.evaluation.inference.kv_cache import (
     STRIDE,
+    CachePositions,
     GrowingLayer,
-    PlacedLayer,
-    Places,
-    cache_argument,
-    growing_cache,
-    returned_cache,
+    IndexedLayer,
+    get_returned_cache,
+    make_cache_argument,
+    make_growing_cache,
 )
 
 ROWS, HEADS, WIDTH = 3, 2, 4
@@ -75,9 +75,9 @@ def test_what_somebody_changed_is_what_it_goes_on_from(change: str) -> None:
 
 def test_rows_that_are_chosen_have_room_for_the_next_tokens() -> None:
     ours, theirs, rows = GrowingLayer(), DynamicLayer(), torch.tensor([2, 0, 0, 1])
-    begin, new = tokens(5), tokens(3, rows=4)
+    write_prefix, new = tokens(5), tokens(3, rows=4)
     for layer in (ours, theirs):
-        layer.update(begin, begin + 1)
+        layer.update(write_prefix, write_prefix + 1)
         layer.batch_select_indices(rows)
     before = ours.keys.data_ptr(), ours.values.data_ptr()
     assert torch.equal(ours.keys, theirs.keys)
@@ -88,26 +88,26 @@ def test_rows_that_are_chosen_have_room_for_the_next_tokens() -> None:
 
 def test_only_layers_that_keep_every_token_grow_in_place() -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2}
-    full = growing_cache(Configured(LlamaConfig(**sizes)))
+    full = make_growing_cache(Configured(LlamaConfig(**sizes)))
     assert [type(layer) for layer in full.layers] == [GrowingLayer, GrowingLayer]
-    sliding = growing_cache(Configured(MistralConfig(**sizes, sliding_window=16)))
+    sliding = make_growing_cache(Configured(MistralConfig(**sizes, sliding_window=16)))
     assert isinstance(sliding, DynamicCache)
     assert not any(isinstance(layer, GrowingLayer) for layer in sliding.layers)
 
 
 def test_a_placed_layer_writes_each_row_where_it_has_room() -> None:
     """Against a table that is filled entry by entry; rows come in, room grows, rows are left."""
-    places = Places()
-    layer, begun = PlacedLayer(places), DynamicLayer()
-    begun.update(tokens(4, rows=2), tokens(4, rows=2))
+    positions = CachePositions()
+    layer, prefilled = IndexedLayer(positions), DynamicLayer()
+    prefilled.update(tokens(4, rows=2), tokens(4, rows=2))
     expected = torch.zeros(2, 3, HEADS, 12, WIDTH)  # keys and values
-    layer.make_room(begun, 3, 8)
-    layer.begin(torch.tensor([2, 0]), begun)
-    expected[:, [2, 0], :, :4] = torch.stack([begun.keys, begun.values])
+    layer.reserve(prefilled, 3, 8)
+    layer.write_prefix(torch.tensor([2, 0]), prefilled)
+    expected[:, [2, 0], :, :4] = torch.stack([prefilled.keys, prefilled.values])
     for columns, end in (([[4, 5], [0, 1], [6, 4]], 7), ([[6, 7], [2, 3], [8, 9]], 10)):
-        layer.make_room(layer, 3, end + 2)
+        layer.reserve(layer, 3, end + 2)
         new = tokens(2), tokens(2)
-        places.put(torch.tensor(columns), end)
+        positions.assign(torch.tensor(columns), end)
         held = layer.update(*new)
         for row, own in enumerate(columns):
             for place, column in enumerate(own):
@@ -115,8 +115,8 @@ def test_a_placed_layer_writes_each_row_where_it_has_room() -> None:
                     expected[which, row, :, column] = new[which][row, :, place]
         assert torch.equal(torch.stack(held), expected[:, :, :, :end])
         assert layer.get_seq_length() == end
-    layer.keep(torch.tensor([2, 1]))
-    places.put(torch.tensor([[10], [10]]), 11)
+    layer.select_rows(torch.tensor([2, 1]))
+    positions.assign(torch.tensor([[10], [10]]), 11)
     held = layer.update(new := tokens(1, rows=2), new)
     assert torch.equal(torch.stack(held)[..., :10, :], expected[:, [2, 1], :, :10])
     assert torch.equal(held[0][:, :, 10:], new)
@@ -135,7 +135,7 @@ class NamedBefore:
 
 
 def test_a_cache_goes_by_the_name_that_the_model_has_for_it() -> None:
-    assert cache_argument(Named(), 1) == {"cache": 1}
-    assert cache_argument(NamedBefore(), 1) == {"past_key_values": 1}
-    assert returned_cache(SimpleNamespace(cache=1)) == 1
-    assert returned_cache(SimpleNamespace(past_key_values=1)) == 1
+    assert make_cache_argument(Named(), 1) == {"cache": 1}
+    assert make_cache_argument(NamedBefore(), 1) == {"past_key_values": 1}
+    assert get_returned_cache(SimpleNamespace(cache=1)) == 1
+    assert get_returned_cache(SimpleNamespace(past_key_values=1)) == 1

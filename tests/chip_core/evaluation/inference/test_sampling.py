@@ -12,8 +12,8 @@ from torch import Tensor
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import Decoder, make_batches
-from chip_core.evaluation.inference.rows import NEAR
-from chip_core.evaluation.inference.sampling import Sampling, draw
+from chip_core.evaluation.inference.rows import NEAR_TIE_MARGIN
+from chip_core.evaluation.inference.sampling import Sampling, sample_tokens
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models import loading
 
@@ -45,7 +45,7 @@ def test_draws_are_from_the_softmax_within_the_nucleus(top_p: float) -> None:
     sampling = Sampling(temperature=0.7, top_p=top_p)
     logits = [2.0, -1.0, 1.5, 0.3, 1.1, float("-inf")]
     rows = 40_000
-    drawn, _ = draw(torch.tensor([logits]).expand(rows, -1), gumbel(rows, 6, 0), sampling)
+    drawn, _ = sample_tokens(torch.tensor([logits]).expand(rows, -1), gumbel(rows, 6, 0), sampling)
     shares = torch.bincount(drawn, minlength=6) / rows
     for share, expected in zip(shares.tolist(), nucleus(logits, sampling), strict=True):
         # Four standard deviations of a share of 40,000 draws.
@@ -59,12 +59,12 @@ def test_rounding_turns_no_draw_that_is_called_sure(top_p: float) -> None:
     rows, size = 20_000, 12
     logits = torch.randn(rows, size, generator=generator, dtype=torch.float64).round(decimals=1)
     noise = gumbel(rows, size, 2)
-    drawn, unsure = draw(logits, noise, sampling)
-    off = NEAR * logits.abs().amax(-1, keepdim=True) / 2
+    drawn, unsure = sample_tokens(logits, noise, sampling)
+    off = NEAR_TIE_MARGIN * logits.abs().amax(-1, keepdim=True) / 2
     turned = torch.zeros(rows, dtype=torch.bool)
     for _ in range(4):
         moved = logits + off * (2 * torch.rand(rows, size, generator=generator) - 1).sign()
-        turned |= draw(moved, noise, sampling)[0] != drawn
+        turned |= sample_tokens(moved, noise, sampling)[0] != drawn
     assert turned.any() and not (turned & ~unsure).any()
     assert unsure.float().mean() < 0.25  # else nothing is gained by batches
 
@@ -76,7 +76,7 @@ def answers(loaded: tuple[Any, Any], items: list[Item], size: int, share: bool) 
     return {
         item.id: text
         for batch in make_batches(items, size=size)
-        for item, text in zip(batch.items, decoder.answers(batch), strict=True)
+        for item, text in zip(batch.items, decoder.generate_texts(batch), strict=True)
     }
 
 

@@ -238,7 +238,7 @@ def test_a_batch_beyond_the_budget_is_not_made(tmp_path: Path) -> None:
 
 
 def test_large_sets_are_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "MOST_ROWS", 2)
+    monkeypatch.setattr(batches, "MAX_ROWS", 2)
     with serving(good) as server:
         server.batches.row = lambda number, body: (200, completion(f"{number}"))
         found = judge(server, tmp_path).ask(requests())

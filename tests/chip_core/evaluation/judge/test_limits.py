@@ -14,10 +14,10 @@ import pytest
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge.limits import (
-    PICTURE,
+    TOKENS_PER_PICTURE,
     EndpointLimits,
-    expected_tokens,
-    retry_after,
+    estimate_call_tokens,
+    parse_retry_after,
 )
 from chip_core.evaluation.scorer import JudgeRequest
 
@@ -124,11 +124,11 @@ def test_tokens_are_spread_and_counted_as_they_came(
     with limits.slot(100):
         limits.wait()
         assert clock.now == began  # nothing was used before
-        limits.used(40)
+        limits.record_usage(40)
     with limits.slot(100):
         limits.wait()
         assert clock.now - began == pytest.approx(4)  # 40 tokens, not 100
-        limits.used(100)
+        limits.record_usage(100)
     with limiter(tmp_path, tokens_per_minute=600).slot(1):  # another trial's
         limits.wait()
     assert clock.now - began == pytest.approx(14)
@@ -168,15 +168,17 @@ def test_a_wait_ends_whatever_the_file_says(
 
 
 def test_what_is_read_of_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert retry_after({}) is None
-    assert retry_after({"retry-after": "2.5"}) == 2.5
-    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert parse_retry_after({}) is None
+    assert parse_retry_after({"retry-after": "2.5"}) == 2.5
+    assert parse_retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
     at = formatdate(time.time() + 30, usegmt=True)
-    assert retry_after({"retry-after": at}) == pytest.approx(30, abs=2)
-    assert retry_after({"retry-after": "soon"}) is None
+    assert parse_retry_after({"retry-after": at}) == pytest.approx(30, abs=2)
+    assert parse_retry_after({"retry-after": "soon"}) is None
     request = JudgeRequest(item="1", messages=({"role": "user", "content": "x" * 400},))
-    assert expected_tokens(request, {"max_tokens": 50}) == 100 + 50
+    assert estimate_call_tokens(request, {"max_tokens": 50}) == 100 + 50
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 370_000}}
     parts = [picture, {"type": "text", "text": "x" * 400}]
     shown = JudgeRequest(item="1", messages=({"role": "user", "content": parts},))
-    assert expected_tokens(shown, {}) == 100 + PICTURE  # and not what its base64 has
+    assert (
+        estimate_call_tokens(shown, {}) == 100 + TOKENS_PER_PICTURE
+    )  # and not what its base64 has

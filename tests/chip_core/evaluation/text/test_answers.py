@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.evaluation.benchmarks.mmmu.parsing import read_open, right_open
+from chip_core.evaluation.benchmarks.mmmu.parsing import is_open_answer_right, read_open
 from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.text.letters import read_letter
 from chip_core.evaluation.text.verdicts import read_verdict
@@ -99,7 +99,7 @@ def test_long_answers_are_read_in_time(part: str) -> None:
     ],
 )
 def test_open_answers(truth: str, answer: str, right: bool) -> None:
-    assert right_open(truth, read_open(answer)) is right
+    assert is_open_answer_right(truth, read_open(answer)) is right
 
 
 def test_mmmu_counts_and_shows_what_was_not_read(tmp_path: Path) -> None:

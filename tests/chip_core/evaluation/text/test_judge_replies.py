@@ -16,7 +16,7 @@ import pytest
 
 from chip_core.evaluation.benchmarks.hallusionbench import judge as hallusionbench
 from chip_core.evaluation.benchmarks.objhal import judge as objhal
-from chip_core.evaluation.text.reply_numbers import read_pair, read_rating
+from chip_core.evaluation.text.reply_ratings import read_pair, read_rating
 
 FILE = Path(__file__).parents[1] / "answers" / "judges.json"
 REPLIES: dict[str, list[tuple[str, str, Any]]] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -31,8 +31,8 @@ def _names(reply: str) -> list[str] | None:
 
 READERS: dict[str, Callable[[str], Any]] = {
     "mmhal": read_rating,
-    "hallusionbench": hallusionbench.verdict,
-    "hallusionbench_same": hallusionbench.same,
+    "hallusionbench": hallusionbench.parse_verdict,
+    "hallusionbench_same": hallusionbench.parse_agreement,
     "objhal": _names,
     "llava_bench": read_pair,
 }

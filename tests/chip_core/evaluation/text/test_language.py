@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from chip_core.evaluation.text import language
-from chip_core.evaluation.text.language import NltkTagger, SpacyTagger, make_tagger, singular
+from chip_core.evaluation.text.language import (
+    NltkTagger,
+    SpacyTagger,
+    make_tagger,
+    singularize_word,
+)
 from chip_core.utils.errors import UserError
 
 TEXTS = (
@@ -44,13 +49,15 @@ def test_tokens_and_tags_are_nltks(nltk_data: None) -> None:
     seen = " ".join(TEXTS).split()
     drawn = [" ".join(draw.choices(seen, k=30)) for _ in range(10)]
     for text in (*TEXTS, *drawn):
-        tokens = language.words(text)
+        tokens = language.tokenize_words(text)
         assert tokens == nltk.word_tokenize(text)
-        assert list(zip(tokens, language.tags(tokens), strict=True)) == plain.tag(tokens)
+        assert list(zip(tokens, language.tag_tokens(tokens), strict=True)) == plain.tag(tokens)
 
 
 def test_lemmas_are_wordnets(nltk_data: None) -> None:
-    lemmas = [language.lemma(word) for word in ("dogs", "benches", "knives", "Trees", "kwyjibos")]
+    lemmas = [
+        language.lemmatize_noun(word) for word in ("dogs", "benches", "knives", "Trees", "kwyjibos")
+    ]
     assert lemmas == ["dog", "bench", "knife", "Trees", "kwyjibos"]
 
 
@@ -69,7 +76,7 @@ def test_the_tag_is_the_lemmas(nltk_data: None) -> None:
 def test_nltk_takes_its_time(nltk_data: None, monkeypatch: pytest.MonkeyPatch) -> None:
     redos = pytest.importorskip("nltk.redos")
     monkeypatch.setattr(redos, "DEFAULT_TIMEOUT", 1e-9)
-    assert len(language.words("A dog sleeps. " * 2000)) == 8000
+    assert len(language.tokenize_words("A dog sleeps. " * 2000)) == 8000
     assert redos.DEFAULT_TIMEOUT == 1e-9
 
 
@@ -95,7 +102,7 @@ def test_nltk_takes_its_time(nltk_data: None, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_singular_forms_are_patterns(word: str, one: str) -> None:
-    assert singular(word) == one
+    assert singularize_word(word) == one
 
 
 def test_what_is_missing_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from chip_core.evaluation.text.replies import without_reasoning
+from chip_core.evaluation.text.replies import strip_reasoning
 
 WITH = {
     "<think>no dog? yes, one.</think>\n\nYes": "Yes",
@@ -62,12 +62,12 @@ WITHOUT = (
 
 @pytest.mark.parametrize(("text", "answer"), WITH.items())
 def test_reasoning_is_taken_away(text: str, answer: str) -> None:
-    assert without_reasoning(text) == answer
+    assert strip_reasoning(text) == answer
 
 
 @pytest.mark.parametrize("text", WITHOUT)
 def test_a_reply_without_reasoning_is_itself(text: str) -> None:
-    assert without_reasoning(text) == text
+    assert strip_reasoning(text) == text
 
 
 @pytest.mark.parametrize(
@@ -76,5 +76,5 @@ def test_a_reply_without_reasoning_is_itself(text: str) -> None:
 )
 def test_a_million_characters_take_no_time(piece: str) -> None:
     start = time.process_time()
-    without_reasoning("<think>" + piece * (1_000_000 // len(piece)))
+    strip_reasoning("<think>" + piece * (1_000_000 // len(piece)))
     assert time.process_time() - start < 10  # about 1 s; what grows with the square takes hours

@@ -10,7 +10,7 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.parts import named_parts
+from chip_core.models.parts import group_parameters
 
 from ... import families
 from ...trainings import train
@@ -46,7 +46,7 @@ def test_frozen_is_the_released_trainings_learning_rate_of_0(tmp_path: Path) -> 
         model, before = trained(config(vision_encoder=how), tmp_path / how)
         state = model.state_dict()
         moved = {name for name, value in before.items() if not torch.equal(value, state[name])}
-        image = {name for name in before if name in named_parts(model)["vision_encoder"]}
+        image = {name for name in before if name in group_parameters(model)["vision_encoder"]}
         tower = "model.vision_tower."
         assert f"{tower}layers.0.image.q_proj.weight" in image
         assert {f"{tower}{name}" for name in ("cls_token", "patch_embedding.bias")} <= image

@@ -11,7 +11,7 @@ from transformers import get_scheduler
 from chip_core.config.trial import TrialConfig
 from chip_core.models import loading
 from chip_core.models.parts import set_trained
-from chip_core.training.optimizer.adamw import learning_rates, make_optimizer
+from chip_core.training.optimizer.adamw import get_learning_rates, make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_rate_is_transformers_own(
         name, reference, num_warmup_steps=4 if warmup else 0, num_training_steps=steps
     )  # ceil(0.25 × 13) = 4
     for _ in range(steps + 1):
-        assert learning_rates(optimizer, ours, config) == {"lr": theirs.get_last_lr()[0]}
+        assert get_learning_rates(optimizer, ours, config) == {"lr": theirs.get_last_lr()[0]}
         optimizer.step()
         ours.step()
         reference.step()

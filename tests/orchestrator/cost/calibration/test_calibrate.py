@@ -12,13 +12,13 @@ import pytest
 from chip_core.config.benchmark import DataPaths
 from chip_core.evaluation.task import BENCHMARKS
 from orchestrator.cost.calibration import calibrate as calibration
-from orchestrator.cost.calibration.calibrate import calibrate, kept
+from orchestrator.cost.calibration.calibrate import calibrate, load_calibration
 from orchestrator.cost.calibration.measure import measure
-from orchestrator.cost.calibration.measurements import STEPS, Measurement, measurements
+from orchestrator.cost.calibration.measurements import STEPS, Measurement, list_measurements
 from orchestrator.cost.workload import Workload
 from orchestrator.plan.plan import Plan
 
-from ..conftest import SHORT, STUDY, seconds
+from ..conftest import SHORT, STUDY, make_seconds
 
 WorkOf = Callable[[Plan], Workload]
 
@@ -26,23 +26,23 @@ WorkOf = Callable[[Plan], Workload]
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Measurement]:
     """Measure nothing: the n-th measurement finds n seconds of everything it is for."""
-    asked: list[Measurement] = []
+    measurements: list[Measurement] = []
 
-    def found(one: Measurement, place: Path, *_: Any, **__: Any) -> dict[str, Any]:
-        asked.append(one)
-        times = {name: [len(asked), len(asked) / 2] for name, _ in one.kinds}
-        return {"seconds": times, "sizes": {"memory": 100 * len(asked)}}
+    def measure(one: Measurement, place: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        measurements.append(one)
+        times = {name: [len(measurements), len(measurements) / 2] for name, _ in one.kinds}
+        return {"seconds": times, "sizes": {"memory": 100 * len(measurements)}}
 
-    monkeypatch.setattr(calibration, "_measure", found)
-    return asked
+    monkeypatch.setattr(calibration, "_run_measurement", measure)
+    return measurements
 
 
 def test_each_kind_once_and_kept(
     small: Plan, work_of: WorkOf, measured: list[Measurement], tmp_path: Path
 ) -> None:
     work, said = work_of(small), list[str]()
-    assert kept(work, tmp_path, 1) is None
-    assert calibrate(work, tmp_path, DataPaths(), at_once=1, say=said.append) == {}
+    assert load_calibration(work, tmp_path, 1) is None
+    assert calibrate(work, tmp_path, DataPaths(), at_once=1, notify=said.append) == {}
     # Two objectives; the learning rate changes no time. The first one's model answers.
     assert said == ["calibrating: dpo, 1e-5", "calibrating: chip, 1e-5"]
     assert [len(one.config.benchmarks.report) for one in measured] == [1, 0]
@@ -50,17 +50,17 @@ def test_each_kind_once_and_kept(
     assert all(one.config.data.limit == STEPS * 16 for one in measured)
     assert measured[0].config.benchmarks.report[0].limit == 20  # no more than the study asks
 
-    found = kept(work, tmp_path, 1)
+    found = load_calibration(work, tmp_path, 1)
     assert found is not None
     by_arm = {each.trial.arm: each for each in work.trials}
     for arm, wall in (("dpo, 1e-6", 1), ("chip, 1e-5", 2)):
         kind = by_arm[arm].training
         assert kind is not None
-        assert found.rates["step", kind] == seconds(wall, wall / 2)
+        assert found.rates["step", kind] == make_seconds(wall, wall / 2)
     # Both measured the start, which is one kind: the mean.
-    assert found.rates["model", work.trials[0].start] == seconds(1.5, 0.75)
+    assert found.rates["model", work.trials[0].start] == make_seconds(1.5, 0.75)
 
-    calibrate(work, tmp_path, DataPaths(), at_once=1, say=said.append)
+    calibrate(work, tmp_path, DataPaths(), at_once=1, notify=said.append)
     assert len(measured) == 2
     assert {path.parent.name for path in tmp_path.rglob("*.json")} == {"cost"}
     assert not (tmp_path / "ledger").exists()
@@ -70,18 +70,18 @@ def test_every_place_is_filled(
     small: Plan, work_of: WorkOf, measured: list[Measurement], tmp_path: Path
 ) -> None:
     work = work_of(small)
-    calibrate(work, tmp_path, DataPaths(), at_once=4, say=lambda _: None)
+    calibrate(work, tmp_path, DataPaths(), at_once=4, notify=lambda _: None)
     assert [one.name for one in measured].count("dpo, 1e-5") == 2  # of four at a time
-    assert kept(work, tmp_path, 4) is not None
-    assert kept(work, tmp_path, 1) is None  # beside others a step takes longer
+    assert load_calibration(work, tmp_path, 4) is not None
+    assert load_calibration(work, tmp_path, 1) is None  # beside others a step takes longer
 
 
 def test_passes_come_first_and_are_read(
     plan_of: Callable[..., Plan], work_of: WorkOf, measured: list[Measurement], tmp_path: Path
 ) -> None:
     plan = plan_of(STUDY, overrides={**SHORT, "training.max_steps": 60})
-    calibrate(work_of(plan), tmp_path, DataPaths(), at_once=1, say=lambda _: None)
-    assert [one.make for one in measured] == [True, False, False]
+    calibrate(work_of(plan), tmp_path, DataPaths(), at_once=1, notify=lambda _: None)
+    assert [one.builds_passes for one in measured] == [True, False, False]
     assert measured[0].passes == (("text", None, "fp32"), ("rejected_image", None, None))
     # DPO reads what holds hidden states for the other too.
     assert measured[1].passes == (("text", None, "fp32"),)
@@ -94,25 +94,25 @@ def test_a_paid_judge_is_not_asked(
     monkeypatch.setattr(BENCHMARKS["shapes"], "needs", frozenset({"judge"}))
     judged = STUDY.replace("limit: 20}", "limit: 20, judge: a-judge}")
     plan = plan_of(judged, overrides=SHORT)
-    assert all(not one.config.benchmarks.report for one in measurements(work_of(plan)))
+    assert all(not one.config.benchmarks.report for one in list_measurements(work_of(plan)))
 
 
 def test_a_trial_of_several_workers_is_not_measured(
     plan_of: Callable[..., Plan], work_of: WorkOf
 ) -> None:
     plan = plan_of(STUDY, overrides={**SHORT, "engine.workers_per_trial": 2})
-    (base,) = measurements(work_of(plan))
+    (base,) = list_measurements(work_of(plan))
     assert base.untrained  # it alone is one process's work
 
 
 def test_what_cannot_be_measured_is_told_and_not_kept(
     small: Plan, work_of: WorkOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(calibration, "_measure", lambda *_, **__: {"error": "it fails"})
+    monkeypatch.setattr(calibration, "_run_measurement", lambda *_, **__: {"error": "it fails"})
     work = work_of(small)
-    found = calibrate(work, tmp_path, DataPaths(), at_once=1, say=lambda _: None)
+    found = calibrate(work, tmp_path, DataPaths(), at_once=1, notify=lambda _: None)
     assert found == {"dpo, 1e-5": "it fails", "chip, 1e-5": "it fails"}
-    assert kept(work, tmp_path, 1) is None
+    assert load_calibration(work, tmp_path, 1) is None
 
 
 def test_a_measurement(plan_of: Callable[..., Plan], work_of: WorkOf, tmp_path: Path) -> None:
@@ -126,12 +126,12 @@ def test_a_measurement(plan_of: Callable[..., Plan], work_of: WorkOf, tmp_path: 
     }
     text = STUDY.replace("{name: shapes, limit: 20}", "{name: shapes, limit: 2, max_new_tokens: 2}")
     work = work_of(plan_of(text, overrides=tiny))
-    made, _, chip = measurements(work)
+    made, _, chip = list_measurements(work)
     spec = {"cache": str(tmp_path / "stores"), "places": {}}
 
     def run(one: Measurement) -> dict[str, Any]:
         settings = one.config.model_dump(mode="json")
-        own = {"config": settings, "passes": one.passes, "make": one.make}
+        own = {"config": settings, "passes": one.passes, "make": one.builds_passes}
         return measure({**spec, **own, "untrained": one.untrained}, tmp_path / one.name[:4])
 
     sample = run(made)["seconds"]["sample"]

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from chip_core.training.footprint.estimate import operations
-from chip_core.training.footprint.published import config_of
+from chip_core.training.footprint.estimate import estimate_operations
+from chip_core.training.footprint.published import load_model_config
 from orchestrator.cli import main
-from orchestrator.commands.common.remote_run import _options
-from orchestrator.cost.memory import MemoryEstimator, changes_that_fit, workers_of_a_machine
-from orchestrator.cost.published.devices import DEVICES, RESERVED, UTILIZATION
-from orchestrator.cost.published.rates import published
-from orchestrator.cost.published.rows import rows_of_trial
+from orchestrator.commands.common.remote_run import _format_options
+from orchestrator.cost.memory import MemoryEstimator, find_fitting_changes, workers_per_machine
+from orchestrator.cost.published.devices import DEVICES, RESERVED_GIB, UTILIZATION
+from orchestrator.cost.published.rates import published_rates
+from orchestrator.cost.published.rows import estimate_row_shapes
 from orchestrator.cost.workload import Workload
 from orchestrator.plan.plan import Plan
 
@@ -35,14 +35,14 @@ def test_a_step_is_its_operations_over_the_share_of_the_peak(
     on_gpu: Plan, work_of: Callable[[Plan], Workload]
 ) -> None:
     work = work_of(on_gpu)
-    found = published(work, H100)
+    found = published_rates(work, H100)
     assert found is not None
     trial = next(each for each in work.trials if each.trial.arm.startswith("dpo"))
     assert trial.training is not None
     engine = trial.config.engine.model_copy(update={"micro_batch": 1})
     one = trial.config.model_copy(update={"engine": engine})
-    sizes = config_of(one.model)
-    made = operations(sizes, one, rows_of_trial(sizes, one).usual)
+    sizes = load_model_config(one.model)
+    made = estimate_operations(sizes, one, estimate_row_shapes(sizes, one).typical)
     # The reference is computed in the step; the model is in fp32 and trained in whole.
     needed = 16 * (made.step + made.forward)
     share = UTILIZATION["full"]
@@ -54,7 +54,7 @@ def test_a_step_is_its_operations_over_the_share_of_the_peak(
 def test_every_figure_has_its_source() -> None:
     assert all(device.source for device in DEVICES.values())
     assert all(0 < share.low < share.high < 1 and share.source for share in UTILIZATION.values())
-    assert H100.room == (80 - RESERVED) * 2**30
+    assert H100.usable_bytes == (80 - RESERVED_GIB) * 2**30
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_plan_on_eight_gpus(call: Callable[..., tuple[int, str, str]]) -> None
     assert ratio == pytest.approx(share.high / share.low)
     fit = cost["memory"][0]
     assert fit["bytes"] == sum(fit["parts"].values())
-    assert (fit["device_bytes"], fit["fits"], fit["would_fit"]) == (H100.room, True, [])
+    assert (fit["device_bytes"], fit["fits"], fit["would_fit"]) == (H100.usable_bytes, True, [])
     flat = " ".join(call("plan", "--device", "h100-80gb")[1].split())
     assert "GPU hours on h100-80gb, from published rates" in flat
     assert "NVIDIA H100 datasheet" in flat
@@ -147,19 +147,19 @@ def test_wrong_words(
 def test_changes_that_fit_are_the_least_ones(on_gpu: Plan) -> None:
     config = on_gpu.trials[1].config
     estimator = MemoryEstimator(count=True)
-    whole = estimator.of(config, reference=False)
+    whole = estimator.estimate(config, reference=False)
     assert whole is not None
     size = whole.footprint.total
     # A byte too little: less is kept of the layers, or of the batch; figures stay.
-    (first,) = changes_that_fit(config, size - 1, estimator)
+    (first,) = find_fitting_changes(config, size - 1, estimator)
     assert first.bytes < size
-    assert not first.figures
+    assert not first.changes_figures
     assert dict(first.settings) == {"engine.gradient_checkpointing": True}
     # What a single GPU does not hold, adapters or more workers do.
     small = first.bytes // 8
-    found = list(changes_that_fit(config, small, estimator))
+    found = list(find_fitting_changes(config, small, estimator))
     assert all(change.bytes <= small for change in found)
-    assert not list(changes_that_fit(config, 1000, estimator))
+    assert not list(find_fitting_changes(config, 1000, estimator))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_hybrid_sharding_spreads_over_a_machine(
     # As many passes as the other training has.
     batch = config.training.model_copy(update={"batch_size": 64})
     found, alike = (
-        MemoryEstimator(count=True).of(
+        MemoryEstimator(count=True).estimate(
             config.model_copy(
                 update={"training": batch, "engine": config.engine.model_copy(update=engine)}
             ),
@@ -200,8 +200,8 @@ def test_a_machine_of_several_gpus_is_taken_for_the_others(
 ) -> None:
     engine = on_gpu.trials[1].config.engine.model_copy(update={"workers_per_trial": 8})
     for here, machine in ((0, 8), (1, 8), (2, 2), (3, 2), (4, 4)):
-        monkeypatch.setattr("orchestrator.cost.memory.gpus", lambda here=here: here)
-        assert workers_of_a_machine(engine) == machine
+        monkeypatch.setattr("orchestrator.cost.memory.gpu_count", lambda here=here: here)
+        assert workers_per_machine(engine) == machine
 
 
 def test_auto_spreads_over_a_machine_before_it_spreads_over_all(on_gpu: Plan) -> None:
@@ -212,7 +212,7 @@ def test_auto_spreads_over_a_machine_before_it_spreads_over_all(on_gpu: Plan) ->
 
     def of(parallel: str, device: int | None = None) -> int:
         engine = many.model_copy(update={"parallel": parallel})
-        found = estimator.of(
+        found = estimator.estimate(
             config.model_copy(update={"engine": engine}), reference=True, device=device
         )
         assert found is not None
@@ -223,7 +223,7 @@ def test_auto_spreads_over_a_machine_before_it_spreads_over_all(on_gpu: Plan) ->
     assert [of("auto", size) for size in sizes] == sizes
     # What hybrid sharding does not hold, the same workers do that share all of it.
     hybrid = config.model_copy(update={"engine": many.model_copy(update={"parallel": "hsdp"})})
-    settings = [dict(found.settings) for found in changes_that_fit(hybrid, sizes[2], estimator)]
+    settings = [dict(found.settings) for found in find_fitting_changes(hybrid, sizes[2], estimator)]
     assert {"engine.parallel": "fsdp"} in settings
 
 
@@ -242,7 +242,7 @@ def test_what_is_written_is_as_wide_as_it_is_held(
 ) -> None:
     plan = plan_of(STUDY, overrides={**SHORT, **settings})
     config = next(trial.config for trial in plan.trials if not trial.untrained)
-    found = MemoryEstimator(count=True).of(config, reference=True)
+    found = MemoryEstimator(count=True).estimate(config, reference=True)
     assert found is not None
     trained, frozen = found.footprint.trained, found.footprint.frozen
     assert found.saved == of_model * (trained + frozen)
@@ -254,7 +254,7 @@ def test_what_is_written_is_as_wide_as_it_is_held(
 def test_a_run_that_cannot_fit_ends_before_anything_is_made(
     call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.cost.memory.changes_that_fit", lambda *_: ())
+    monkeypatch.setattr("orchestrator.cost.memory.find_fitting_changes", lambda *_: ())
     code, _, error = call("run", "--device-memory", "0.005", "--executor", "inline")
     assert code == 2
     assert "a step takes about" in error
@@ -263,5 +263,5 @@ def test_a_run_that_cannot_fit_ends_before_anything_is_made(
 
 
 def test_a_cluster_is_told_of_the_device() -> None:
-    options = list(_options(None, (), (), (), {"device": "h100-80gb", "gpus": 8}))
+    options = list(_format_options(None, (), (), (), {"device": "h100-80gb", "gpus": 8}))
     assert options == ["--device", "h100-80gb", "--gpus", "8"]

@@ -7,18 +7,18 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.plan.plan import Trial
-from orchestrator.report.figures.base import label
+from orchestrator.report.figures.base import shorten_label
 from orchestrator.report.figures.cost import draw_costs
-from orchestrator.report.figures.coverage import draw_pair, pairs
+from orchestrator.report.figures.coverage import coverage_pairs, draw_coverage
 from orchestrator.report.figures.forest import draw_differences, draw_effects
-from orchestrator.report.figures.response import draw_response, lines, numeric_factors
+from orchestrator.report.figures.response import draw_response, numeric_factors, response_curves
 from orchestrator.report.figures.training import draw_training
 from orchestrator.report.sections.costs import arm_costs
-from orchestrator.report.sections.training import training_curves
+from orchestrator.report.sections.training import load_training_curves
 
-from ..conftest import STUDY, Finished, noisy
+from ..conftest import STUDY, FinishedStudy, noisy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 CHAIR = "shapes/chair_i"
 WEIGHTS = (
     STUDY.replace("vision_encoder: [frozen, trained]", "objective.weights.segment: [0, 0.01, 1, 3]")
@@ -35,14 +35,14 @@ def by_weight(trial: Trial, item: int, metric: str) -> tuple[float, float]:
 def test_every_figure_as_png_and_pdf(finished: Run) -> None:
     made = finished(WEIGHTS, score=by_weight)
     summary = made.summary
-    curves = training_curves(made.plan, made.ledger, made.workdir)
+    curves = load_training_curves(made.plan, made.ledger, made.workdir)
     (factor,) = numeric_factors(summary)
     drawn = [
         draw_differences(summary, CHAIR),
         draw_effects(summary, CHAIR),
         draw_response(summary, factor, [CHAIR, "shapes/cover"]),
         draw_training(summary, curves),
-        draw_pair(summary, "shapes/cover", CHAIR),
+        draw_coverage(summary, "shapes/cover", CHAIR),
         draw_costs(arm_costs(made.plan, made.ledger)),
     ]
     names = []
@@ -62,7 +62,7 @@ def test_every_figure_as_png_and_pdf(finished: Run) -> None:
 def test_a_response_curve_is_a_line_for_each_level_of_the_others(finished: Run) -> None:
     summary = finished(WEIGHTS, score=by_weight).summary
     (factor,) = numeric_factors(summary)
-    found = {line.others: line for line in lines(summary, factor, CHAIR)}
+    found = {line.others: line for line in response_curves(summary, factor, CHAIR)}
     assert list(found) == ["dpo", "chip"]
     assert [x for x, _ in found["chip"].points] == [0, 0.01, 1, 3]
     rows = {row.name: row.figures[CHAIR] for row in summary.rows}
@@ -84,14 +84,14 @@ def test_one_factor_has_no_effects_beside_its_arms(finished: Run) -> None:
 
 
 def test_the_primary_metric_stands_against_what_it_is_traded_for(finished: Run) -> None:
-    assert pairs(finished().summary) == [("shapes/cover", CHAIR)]
+    assert coverage_pairs(finished().summary) == [("shapes/cover", CHAIR)]
     text = STUDY.replace("shapes/chair_i", "shapes/hal")
-    assert pairs(finished(text).summary) == [("shapes/cover", "shapes/hal")]
+    assert coverage_pairs(finished(text).summary) == [("shapes/cover", "shapes/hal")]
 
 
 def test_coverage_is_of_descriptions(finished: Run) -> None:
     made = finished(STUDY.replace("[shapes]", "[pope, amber, mmhal, chair, shapes]"))
-    assert pairs(made.summary) == [
+    assert coverage_pairs(made.summary) == [
         ("shapes/cover", CHAIR),
         ("amber/cover", "amber/chair"),
         ("chair/recall", "chair/chair_s"),
@@ -106,5 +106,5 @@ def test_names_with_odd_characters_are_drawn_as_text(finished: Run) -> None:
     )
     summary = finished(text, score=noisy).summary
     assert draw_differences(summary, CHAIR) is not None
-    assert draw_pair(summary, "shapes/cover", CHAIR) is not None
-    assert label("a\n b" + "c" * 100) == "a b" + "c" * 40 + "…"
+    assert draw_coverage(summary, "shapes/cover", CHAIR) is not None
+    assert shorten_label("a\n b" + "c" * 100) == "a b" + "c" * 40 + "…"

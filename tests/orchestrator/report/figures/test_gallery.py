@@ -11,7 +11,12 @@ from PIL import Image
 
 from chip_core.config.strategies import STRATEGIES
 from chip_core.data.rejected_images.conformance import sample_image
-from orchestrator.report.figures.gallery import draw_gallery, gallery_cells, read_images, scenes
+from orchestrator.report.figures.gallery import (
+    draw_gallery,
+    make_gallery_cells,
+    make_scenes,
+    read_images,
+)
 
 from ...test_cli import call
 
@@ -38,14 +43,14 @@ def test_given_images_of_any_mode(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_one_image_has_the_embedded_worlds_for_others() -> None:
-    cells = gallery_cells([*scenes(1)], timesteps=[], strategies=["random", "mixup"])
+    cells = make_gallery_cells([*make_scenes(1)], timesteps=[], strategies=["random", "mixup"])
     assert [cell.title for cell in cells] == ["image", "random", "mixup"]
     assert all(cell.image is not None and cell.note is None for cell in cells)
 
 
 def test_the_same_seed_draws_the_same_figure(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        cells = gallery_cells(scenes(2), timesteps=[500], strategies=["rotate", "random"])
+        cells = make_gallery_cells(make_scenes(2), timesteps=[500], strategies=["rotate", "random"])
         draw_gallery(cells, tmp_path / f"{name}.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 

@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 
 from chip_core.config.trial import DataConfig, Transparency
-from chip_core.data.preferences import first_pairs, load_pairs
-from chip_core.data.rejected_images.images import as_rgb
+from chip_core.data.preferences import load_first_pairs, load_pairs
+from chip_core.data.rejected_images.images import to_rgb_image
 from chip_core.data.source import SourceRow, open_source
-from chip_core.evaluation.benchmarks.base import Pictures, inside
+from chip_core.evaluation.benchmarks.base import Pictures, embedded_picture
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.task import Item, Picture
-from chip_core.representation.described import read_set
+from chip_core.representation.described import read_described_images
 from orchestrator.human_eval.sheet import _to_data_uri
 from orchestrator.report.figures.gallery import read_images
-from orchestrator.report.figures.thumbnails import encoded
+from orchestrator.report.figures.thumbnails import encode_image
 
 from ....chip_core.data import files, pictures
 
@@ -65,13 +65,13 @@ def trained_of_bytes(folder: Path, path: Path) -> Image.Image:
 
 
 def drawn_of_a_study(folder: Path, path: Path) -> Image.Image:
-    return first_pairs(_pairs(folder, path), 1)[0].image
+    return load_first_pairs(_pairs(folder, path), 1)[0].image
 
 
 def compared(folder: Path, path: Path) -> Image.Image:
     (row,) = (row for _, row in open_source(_pairs(folder, path, transparency="drop")).scan())
     assert isinstance(row, SourceRow)
-    return row.images.small(row.image)
+    return row.images.read_small(row.image)
 
 
 def asked(folder: Path, path: Path) -> Image.Image:
@@ -79,24 +79,28 @@ def asked(folder: Path, path: Path) -> Image.Image:
 
 
 def asked_of_bytes(folder: Path, path: Path) -> Image.Image:
-    return inside("a picture", path.read_bytes).read()
+    return embedded_picture("a picture", path.read_bytes).read()
 
 
 def asked_of_base64(folder: Path, path: Path) -> Image.Image:
-    return inside("a picture", lambda: base64.b64encode(path.read_bytes()).decode()).read()
+    return embedded_picture(
+        "a picture", lambda: base64.b64encode(path.read_bytes()).decode()
+    ).read()
 
 
 def in_a_gallery(folder: Path, path: Path) -> Image.Image:
-    return as_rgb(read_images([path])[0].image)
+    return to_rgb_image(read_images([path])[0].image)
 
 
 def represented(folder: Path, path: Path) -> Image.Image:
     line = {"image": path.name, "true": "a", "hallucinated": "b"}
-    return read_set(str(files.write_lines(folder / "set.jsonl", [line] * 2)), 2)[0].image()
+    return read_described_images(str(files.write_lines(folder / "set.jsonl", [line] * 2)), 2)[
+        0
+    ].image()
 
 
 def reported(folder: Path, path: Path) -> Image.Image:
-    kind, content = encoded(asked(folder, path))
+    kind, content = encode_image(asked(folder, path))
     assert kind == "image/png"  # it is small: nothing is lost
     return Image.open(io.BytesIO(content))
 
@@ -164,6 +168,6 @@ def test_a_picture_that_a_plug_in_makes_is_shown_as_one_that_is_read() -> None:
     item = Item(id="a", prompt="?", pictures=(Picture(key="a", read=lambda: half),))
     with pytest.raises(InterruptedError):
         Encoder(Processor()).encode([item])
-    shown += [Image.open(io.BytesIO(encoded(half)[1]))]
+    shown += [Image.open(io.BytesIO(encode_image(half)[1]))]
     shown += [Image.open(io.BytesIO(base64.b64decode(_to_data_uri(half).split(",")[1])))]
     assert [image.getpixel((0, 0)) for image in shown] == [pictures.HALF_RED] * 3

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.plan.plan import Trial
-from orchestrator.report.formatting import listed, plain, signed
+from orchestrator.report.formatting import format_number, format_signed, join_names
 from orchestrator.report.layout import ChangedItems
-from orchestrator.report.results import arm_views
-from orchestrator.report.sections.answer import answer
+from orchestrator.report.results import build_arm_views
+from orchestrator.report.sections.answer import answer_sentence
 from orchestrator.report.sections.arms import verdict_table
 
-from ..conftest import STUDY, Finished, noisy
+from ..conftest import STUDY, FinishedStudy, noisy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 AGAINST = "n shapes/chair_i (lower is better), against objective = dpo, vision_encoder = frozen: "
 
 
@@ -22,10 +22,11 @@ def test_what_is_better_comes_first_with_its_interval(finished: Run) -> None:
     figure = summary.rows[3].figures["shapes/chair_i"]
     assert figure.interval is not None and figure.difference is not None
     low, high = figure.interval
-    said = answer(summary)
+    said = answer_sentence(summary)
     assert said.startswith(
-        f"O{AGAINST}chip, frozen ({signed(figure.difference)} points; 95 % interval {signed(low)} "
-        f"to {signed(high)}) is better; "
+        f"O{AGAINST}chip, frozen ({format_signed(figure.difference)} points; 95 % interval "
+        f"{format_signed(low)} "
+        f"to {format_signed(high)}) is better; "
     )
     # dpo, trained and chip, trained differ by luck alone
     assert "dpo, trained" in said.split(" is better; ")[1]
@@ -44,9 +45,10 @@ def test_an_arm_that_is_better_and_says_less_is_told(finished: Run) -> None:
     summary = finished(score=score).summary
     cover = summary.rows[3].figures["shapes/cover"]
     assert cover.interval is not None and cover.interval[1] < 0
-    low, high = map(signed, cover.interval)
-    assert answer(summary).endswith(
-        f"; by shapes/cover, chip, frozen ({signed(cover.difference or 0)} points; 95 % interval "
+    low, high = map(format_signed, cover.interval)
+    assert answer_sentence(summary).endswith(
+        f"; by shapes/cover, chip, frozen ({format_signed(cover.difference or 0)} points; 95 % "
+        "interval "
         f"{low} to {high}) names less of what is there."
     )
 
@@ -58,7 +60,7 @@ def test_coverage_is_not_told_where_nothing_is_better_or_it_is_kept(finished: Ru
         return noisy(trial, item, metric) if kept else (1.0 if less else 3.0, 3.0)
 
     # chip, frozen is better and covers as much; chip, trained covers less and is not better.
-    assert "less of what is there" not in answer(finished(score=score).summary)
+    assert "less of what is there" not in answer_sentence(finished(score=score).summary)
 
 
 def test_worse_where_the_metric_is_to_be_high(finished: Run) -> None:
@@ -70,14 +72,14 @@ def test_worse_where_the_metric_is_to_be_high(finished: Run) -> None:
         return (1.0 if poor and (item + seed) % 4 else 3.0 - ((item + seed) % 9 == 0), 3.0)
 
     text = STUDY.replace("{metric: shapes/chair_i, goal: minimize}", "shapes/cover")
-    said = answer(finished(text, score=score).summary)
+    said = answer_sentence(finished(text, score=score).summary)
     assert said.startswith("On shapes/cover (higher is better), against ")
     assert ": chip, frozen (−" in said
     assert ") is worse; " in said
 
 
 def test_one_seed_gives_no_answer(finished: Run) -> None:
-    said = answer(finished(STUDY.replace("[0, 1, 2]", "[0]")).summary)
+    said = answer_sentence(finished(STUDY.replace("[0, 1, 2]", "[0]")).summary)
     assert said.startswith(f"No answer: o{AGAINST}")
     assert said.endswith("have no verdict, since one seed says nothing of training variance.")
     assert "better;" not in said and "worse" not in said
@@ -85,24 +87,24 @@ def test_one_seed_gives_no_answer(finished: Run) -> None:
 
 def test_without_a_primary_metric_nothing_is_judged(finished: Run) -> None:
     text = STUDY.replace("primary: {metric: shapes/chair_i, goal: minimize}\n", "")
-    said = answer(finished(text).summary)
+    said = answer_sentence(finished(text).summary)
     assert said.startswith("No answer: the study declares no primary metric")
 
 
 def test_what_is_missing_is_said(finished: Run) -> None:
     gone = [f"dpo, frozen, seed {seed}" for seed in range(3)]
-    assert answer(finished(without=gone).summary) == (
+    assert answer_sentence(finished(without=gone).summary) == (
         "No answer yet: the baseline has no figure of shapes/chair_i."
     )
 
 
 def test_a_missing_trial_is_counted(finished: Run) -> None:
-    said = answer(finished(without=["chip, trained, seed 2"]).summary)
+    said = answer_sentence(finished(without=["chip, trained, seed 2"]).summary)
     assert said.endswith(" (1 trial is missing).")
 
 
 def test_an_exploratory_study_says_so(finished: Run) -> None:
-    said = answer(finished(STUDY + "exploratory: true\n").summary)
+    said = answer_sentence(finished(STUDY + "exploratory: true\n").summary)
     assert said.startswith(f"Exploratory: o{AGAINST}")
 
 
@@ -113,13 +115,17 @@ def test_no_clear_difference_needs_a_delta(finished: Run) -> None:
         return float(item % 3 == 0) + shift, 3.0
 
     wide = STUDY.replace("goal: minimize}", "smallest_difference: 20}")
-    said = answer(finished(wide, score=equal).summary)
+    said = answer_sentence(finished(wide, score=equal).summary)
     assert "show no clear difference (within ±δ)" in said
-    assert "no clear difference" not in answer(finished(STUDY, score=equal).summary)
+    assert "no clear difference" not in answer_sentence(finished(STUDY, score=equal).summary)
 
 
 def test_figures_are_written_with_a_true_minus() -> None:
-    assert (plain(-1.234), signed(0.5), signed(-0.005)) == ("−1.23", "+0.50", "−0.01")
+    assert (format_number(-1.234), format_signed(0.5), format_signed(-0.005)) == (
+        "−1.23",
+        "+0.50",
+        "−0.01",
+    )
 
 
 def test_an_effect_that_holds_on_average_is_said(finished: Run) -> None:
@@ -131,19 +137,22 @@ def test_an_effect_that_holds_on_average_is_said(finished: Run) -> None:
     (effect, _) = summary.effects["shapes/chair_i"].main
     assert effect.used == 2 and effect.contrast is not None
     assert (
-        answer(summary)
+        answer_sentence(summary)
         .split("; averaged over the other factors, ")[1]
         .startswith(
-            f"objective: dpo → chip ({signed(effect.contrast.estimate)} points; 95 % interval "
+            f"objective: dpo → chip ({format_signed(effect.contrast.estimate)} points; 95 % "
+            "interval "
         )
     )
 
 
 def test_names_in_a_list_stay_apart() -> None:
-    assert listed(["a"]) == "a"
-    assert listed(["a", "b", "c"]) == "a, b and c"
-    assert listed(["dpo, frozen", "dpo, trained", "chip"]) == "dpo, frozen; dpo, trained and chip"
-    assert listed([str(n) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
+    assert join_names(["a"]) == "a"
+    assert join_names(["a", "b", "c"]) == "a, b and c"
+    assert (
+        join_names(["dpo, frozen", "dpo, trained", "chip"]) == "dpo, frozen; dpo, trained and chip"
+    )
+    assert join_names([str(n) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
 
 
 def test_a_placebo_is_warned_of_where_it_would_have_been_an_effect_and_never_wins(
@@ -156,7 +165,7 @@ def test_a_placebo_is_warned_of_where_it_would_have_been_an_effect_and_never_win
 
     quiet = finished(STUDY + "placebo: true\n").summary
     without = finished().summary
-    assert answer(quiet) == answer(without)  # as if it were not there
+    assert answer_sentence(quiet) == answer_sentence(without)  # as if it were not there
     shown = quiet.rows[-1]
     assert shown.name == "placebo" and shown.figures["shapes/chair_i"].interval is not None
 
@@ -164,12 +173,13 @@ def test_a_placebo_is_warned_of_where_it_would_have_been_an_effect_and_never_win
     summary = loud.summary
     figure = summary.rows[-1].figures["shapes/chair_i"]
     assert figure.interval is not None and figure.interval[1] < 0
-    said, warned = answer(summary).split(" Warning: ")
-    assert said == answer(without)
-    low, high = (signed(end) for end in figure.interval)
+    said, warned = answer_sentence(summary).split(" Warning: ")
+    assert said == answer_sentence(without)
+    low, high = (format_signed(end) for end in figure.interval)
     assert warned.startswith(
         "the placebo, which is the baseline with other seeds, differs from it on shapes/chair_i "
-        f"by {signed(figure.difference or 0.0)} points (95 % interval {low} to {high}): it would "
+        f"by {format_signed(figure.difference or 0.0)} points (95 % interval {low} to {high}): it "
+        "would "
         "have been called an effect."
     )
     table = verdict_table(summary, "shapes/chair_i")
@@ -177,11 +187,11 @@ def test_a_placebo_is_warned_of_where_it_would_have_been_an_effect_and_never_win
     assert row[0].text == "placebo (baseline, other seeds)"
     assert row[-1].text.startswith("false positive: better") and row[-1].tone == "open"
     assert not any(cell.bold for cell in row)
-    (view,) = [view for view in arm_views(summary) if view.arm.placebo]
+    (view,) = [view for view in build_arm_views(summary) if view.arm.placebo]
     assert view.tags["chip.verdict"] == "false positive: better"
     assert not any(item.arm == "placebo" for item in _changed(loud))
 
 
-def _changed(run: Finished) -> list[ChangedItems]:
+def _changed(run: FinishedStudy) -> list[ChangedItems]:
     sections = run.report().sections
     return [one for part in sections for one in part.blocks if isinstance(one, ChangedItems)]

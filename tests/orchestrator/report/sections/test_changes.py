@@ -10,11 +10,11 @@ import pytest
 from orchestrator.plan.plan import Trial
 from orchestrator.report.layout import ChangedItems
 from orchestrator.report.outcomes import load_scores
-from orchestrator.report.sections.changes import EACH_WAY, largest_changes
+from orchestrator.report.sections.changes import ITEMS_PER_DIRECTION, largest_changes
 
-from ..conftest import Finished
+from ..conftest import FinishedStudy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 ARM = "chip, frozen"
 
 
@@ -27,14 +27,14 @@ def score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
     return 1.0, 3.0
 
 
-def changes(made: Finished) -> dict[str, ChangedItems]:
-    loaded = load_scores(made.plan, made.ledger, made.workdir)
-    found = largest_changes(made.summary, loaded, made.ledger, made.workdir)
-    return {one.arm: one for one in found}
+def changes_by_arm(study: FinishedStudy) -> dict[str, ChangedItems]:
+    scores = load_scores(study.plan, study.ledger, study.workdir)
+    tables = largest_changes(study.summary, scores, study.ledger, study.workdir)
+    return {table.arm: table for table in tables}
 
 
 def test_the_largest_changes_with_both_answers(finished: Run) -> None:
-    found = changes(finished(score=score))
+    found = changes_by_arm(finished(score=score))
     assert list(found) == [ARM]  # elsewhere nothing changed
     better, worse = found[ARM].items[0], found[ARM].items[-1]
     assert (better.item, better.seed, better.better) == ("test/8", 1, True)
@@ -51,7 +51,7 @@ def test_the_largest_changes_with_both_answers(finished: Run) -> None:
 
 
 def test_the_embedded_worlds_images_are_drawn_again(finished: Run) -> None:
-    ((media, content),) = changes(finished(score=score))[ARM].items[0].images
+    ((media, content),) = changes_by_arm(finished(score=score))[ARM].items[0].images
     assert media == "image/png"
     assert content.startswith(b"\x89PNG")
 
@@ -60,37 +60,39 @@ def test_a_few_each_way(finished: Run) -> None:
     def many(trial: Trial, item: int, metric: str) -> tuple[float, float]:
         return (item % 3 if trial.arm == ARM else 1.0), 3.0
 
-    found = changes(finished(score=many))[ARM]
-    assert [change.better for change in found.items] == [True] * EACH_WAY + [False] * EACH_WAY
+    found = changes_by_arm(finished(score=many))[ARM]
+    assert [change.better for change in found.items] == [True] * ITEMS_PER_DIRECTION + [
+        False
+    ] * ITEMS_PER_DIRECTION
 
 
 def test_a_unit_that_is_no_question_is_not_shown(finished: Run) -> None:
     """Some figures count sets of questions: there is no answer to show."""
     made = finished(score=score)
     for trial in made.plan.trials:
-        file = made.place(trial) / "responses/report-shapes.jsonl"
+        file = made.attempt_folder(trial) / "responses/report-shapes.jsonl"
         rows = file.read_text().splitlines(keepends=True)
         file.write_text("".join(row for row in rows if '"item": "test/8"' not in row))
-    assert [change.item for change in changes(made)[ARM].items] == ["test/4"]
+    assert [change.item for change in changes_by_arm(made)[ARM].items] == ["test/4"]
 
 
 def test_answers_of_any_kind(finished: Run) -> None:
     def response(trial: Trial, item: int) -> dict[str, Any]:
         return {"response": "\ud800broken", "truth": ["a ball", "a cube"]}
 
-    change = changes(finished(score=score, response=response))[ARM].items[0]
+    change = changes_by_arm(finished(score=score, response=response))[ARM].items[0]
     assert change.truth == '["a ball", "a cube"]'
     assert change.arm.text == "?broken"  # half a character cannot be written
 
 
 def test_an_arm_whose_seeds_the_baseline_has_not(finished: Run) -> None:
     gone = ["dpo, frozen, seed 1", "dpo, frozen, seed 2", f"{ARM}, seed 0"]
-    change = changes(finished(score=score, without=gone))[ARM].items[-1]
+    change = changes_by_arm(finished(score=score, without=gone))[ARM].items[-1]
     assert change.baseline.text.startswith("dpo, frozen, seed 0")
     assert change.arm.text.startswith(f"{ARM}, seed 1")
 
 
 def test_without_item_outcomes_there_are_none(finished: Run) -> None:
     made = finished()
-    (made.place(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
-    assert changes(made) == {}
+    (made.attempt_folder(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
+    assert changes_by_arm(made) == {}

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from orchestrator.report.sections.costs import arm_costs, cost_table
 
-from ..conftest import Finished
+from ..conftest import FinishedStudy
 
 
-def test_seconds_by_what_they_were_spent_on(finished: Callable[..., Finished]) -> None:
+def test_seconds_by_what_they_were_spent_on(finished: Callable[..., FinishedStudy]) -> None:
     made = finished(without=["chip, trained, seed 2"])
     found = {cost.name: cost for cost in arm_costs(made.plan, made.ledger)}
     cost = found["chip, trained"]
@@ -20,7 +20,7 @@ def test_seconds_by_what_they_were_spent_on(finished: Callable[..., Finished]) -
         1.0,
         1.0,
     )
-    assert (cost.each, cost.whole) == (15.0, 30.0)
+    assert (cost.per_trial, cost.total) == (15.0, 30.0)
     table = cost_table(list(found.values()))
     assert [cell.text for cell in table.rows[0].cells] == [
         "dpo, frozen", "3", "10.0", "3.0", "1.0", "1.0", "15.0", "45.0",

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.report.sections.notes import notes
-from orchestrator.report.writers.latex import bare_table
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.sections.notes import build_notes
+from orchestrator.report.writers.latex import render_first_table
+from orchestrator.report.writers.markdown import render_markdown
 
-from ..conftest import STUDY, Finished, noisy
+from ..conftest import STUDY, FinishedStudy, noisy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 
 
-def said(made: Finished) -> str:
-    return "\n".join(notes(made.summary))
+def note_text(study: FinishedStudy) -> str:
+    return "\n".join(build_notes(study.summary))
 
 
 def test_what_every_report_says(finished: Run) -> None:
-    text = said(finished())
+    text = note_text(finished())
     assert "intervals are marginal" in text
     assert "p-values corrected by Holm's method" in text
     assert "The study sets no smallest difference that matters (δ)" in text
@@ -34,7 +34,7 @@ def test_exploratory_and_delta_and_published(finished: Run) -> None:
         + "exploratory: true\npublished: [{source: A paper, arm: base, values: "
         + "{shapes/hal: 3}}]\n"
     )
-    text = said(finished(more))
+    text = note_text(finished(more))
     assert "corrected by Benjamini–Hochberg's method over the arms, as the study is" in text
     assert "δ, the smallest difference that matters: 1.50 for shapes/chair_i." in text
     assert "Published figures are shown beside the study's own and enter no computation." in text
@@ -50,7 +50,7 @@ def test_what_was_left_out_is_counted(finished: Run) -> None:
             else noisy(trial, item, metric)
         )
 
-    text = said(finished(score=score, without=["dpo, trained, seed 2"]))
+    text = note_text(finished(score=score, without=["dpo, trained, seed 2"]))
     assert "29 items (1 item left out, missing in some trial)" in text
     assert "Undefined (nothing to divide by), and left out of comparisons: shapes/hal of " in text
     assert "shapes/hal of chip, trained, seed 1" in text
@@ -58,14 +58,14 @@ def test_what_was_left_out_is_counted(finished: Run) -> None:
 
 
 def test_one_seed_in_the_words_of_the_statistics(finished: Run) -> None:
-    text = said(finished(STUDY.replace("[0, 1, 2]", "[0]")))
+    text = note_text(finished(STUDY.replace("[0, 1, 2]", "[0]")))
     assert "Items only: this says nothing of training variance (12 differences)." in text
     assert "r̂" not in text
 
 
 def test_flags_name_their_arms(finished: Run) -> None:
     gone = ["chip, trained, seed 1", "chip, trained, seed 2"]
-    text = said(finished(without=gone))
+    text = note_text(finished(without=gone))
     assert (
         "‡ a cell has one seed: its seed variance is borrowed from the others: "
         "chip, trained on shapes/chair_i." in text
@@ -74,8 +74,8 @@ def test_flags_name_their_arms(finished: Run) -> None:
 
 def test_fixed_items_are_said(finished: Run) -> None:
     made = finished()
-    (made.place(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
-    assert "\nshapes: benchmark items treated as fixed.\n" in said(made)
+    (made.attempt_folder(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
+    assert "\nshapes: benchmark items treated as fixed.\n" in note_text(made)
 
 
 def test_cells_that_are_one_and_cells_that_are_gone(
@@ -84,7 +84,7 @@ def test_cells_that_are_one_and_cells_that_are_gone(
     made = finished()
     text = STUDY.replace("vision_encoder: [frozen, trained]", "objective.weights.segment: [1, 3]")
     made.plan = plan_of(text.replace("vision_encoder: frozen", "objective.weights.segment: 1"))
-    written = said(made)
+    written = note_text(made)
     assert "dpo, 1|3: stands for 2 cells. objective.weights.segment has no effect: " in written
     assert "trials of cells or settings that the study file no longer has: in the" in written
 
@@ -99,9 +99,9 @@ def test_the_arms_table_has_its_footnotes(finished: Run, blank_figures: None) ->
     assert f"evaluation report/shapes {mark}; behaviour number " in hashes
     # four arms of three seeds and the untrained model
     assert missing == "Not there, 1 of 13 trials: chip, trained, seed 2 (missing)."
-    first = markdown(report).split("## Arms against the baseline")[1].split("\n## ")[0]
+    first = render_markdown(report).split("## Arms against the baseline")[1].split("\n## ")[0]
     assert counts in first and missing in first
-    assert f"% {counts}" in bare_table(report)
+    assert f"% {counts}" in render_first_table(report)
 
 
 def test_without_a_declared_metric_the_footnotes_count_seeds(
@@ -111,7 +111,7 @@ def test_without_a_declared_metric_the_footnotes_count_seeds(
     report = finished(text).report()
     assert report.footnotes[0] == "n: 3 seeds an arm (0, 1, 2)."
     assert len(report.footnotes) == 2
-    assert report.footnotes[0] in markdown(report).split("## All figures")[1]
+    assert report.footnotes[0] in render_markdown(report).split("## All figures")[1]
 
 
 def test_who_answered_and_what_was_cut(finished: Run) -> None:
@@ -132,7 +132,7 @@ def test_who_answered_and_what_was_cut(finished: Run) -> None:
             **({"cut": {"answers": 2, "of": 30, "max_new_tokens": 32}} if first else {}),
         }
 
-    text = said(finished(how=how))
+    text = note_text(finished(how=how))
     assert "2 of 30 answers were cut at 32 tokens, in 1 of 13 trials" in text
     assert (
         "answered by vLLM 0.12.0; of those that transformers answered too, at least 61 of 64 "

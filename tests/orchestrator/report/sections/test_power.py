@@ -8,9 +8,9 @@ from orchestrator.analysis import detectable_difference, seeds_needed
 from orchestrator.report.layout import Table, TextBlock
 from orchestrator.report.sections.power import power_blocks
 
-from ..conftest import STUDY, Finished
+from ..conftest import STUDY, FinishedStudy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 
 
 def test_the_difference_that_can_be_seen_by_seeds(finished: Run) -> None:

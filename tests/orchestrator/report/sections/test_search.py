@@ -12,12 +12,12 @@ from rich.console import Console
 from orchestrator.plan.plan import Plan
 from orchestrator.report.build import make_report
 from orchestrator.report.layout import Table, TextBlock
-from orchestrator.report.sections.notes import notes
-from orchestrator.report.sections.search import CAUTION, search_blocks, spent_on
+from orchestrator.report.sections.notes import build_notes
+from orchestrator.report.sections.search import SEARCH_CAUTION, compute_search_cost, search_blocks
 from orchestrator.report.writers.files import write_report
-from orchestrator.report.writers.plan import plan_json, plan_lines, status_lines, trial_table
+from orchestrator.report.writers.plan import plan_lines, plan_to_json, status_lines, trial_table
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import resolve_search, searches_of
+from orchestrator.state.search import plan_searches, resolve_search
 
 from ...tuned import STUDY, carry_out
 
@@ -73,7 +73,7 @@ def test_it_is_in_every_form_of_the_report(run: Plan, tmp_path: Path) -> None:
     for name in ("report.html", "report.md", "report.tex"):
         text = (folder / name).read_text()
         assert "What each arm chose" in text
-        assert CAUTION in text
+        assert SEARCH_CAUTION in text
     found = json.loads((folder / "provenance.json").read_text())
     assert found["search"]["chosen_on"] == found["search"]["quoted_from"] == ["shapes"]
     searched = [entry for entry in found["trials"] if entry["searched"] is not None]
@@ -109,7 +109,7 @@ def test_plan_and_status_show_the_search(run: Plan, plan_of: PlanOf, tmp_path: P
 
 
 def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> None:
-    found = plan_json(run, tmp_path)
+    found = plan_to_json(run, tmp_path)
     assert [arm["tuned"] for arm in found["arms"]] == [
         {"optimizer.lr": "1e-5"},
         {"optimizer.lr": "5e-5"},
@@ -123,7 +123,9 @@ def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> 
     assert chip["cost"]["trials"] == 3
     searched = [trial["search"] for trial in found["trials"] if trial["search"]]
     assert [entry["of"] for entry in searched] == ["dpo", "chip"] * 3
-    before = plan_json(resolve_search(plan_of(STUDY), Ledger(tmp_path / "new")), tmp_path / "new")
+    before = plan_to_json(
+        resolve_search(plan_of(STUDY), Ledger(tmp_path / "new")), tmp_path / "new"
+    )
     held = [trial for trial in before["trials"] if trial["fingerprint"] is None]
     assert [trial["state"] for trial in held] == ["waits: its search has not ended"] * 4
     json.dumps(before)
@@ -131,25 +133,27 @@ def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> 
 
 def test_what_a_search_cost(run: Plan, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    dpo, chip = searches_of(run)
+    dpo, chip = plan_searches(run)
     for trial in (*dpo.trials, *chip.trials):
         for attempt in ledger[trial.fingerprint].history.values():
             attempt.started, attempt.ended = 100.0, 104.0
-    cost = spent_on(chip.trials, ledger, "tuned")
+    cost = compute_search_cost(chip.trials, ledger, "tuned")
     assert (cost.trials, cost.failed, cost.reused) == (3, 1, 0)
     assert (cost.seconds, cost.cpu_seconds, cost.gpu_seconds) == (12.0, 12.0, 0.0)  # 3 of 4 s
-    assert spent_on(chip.trials, ledger, "another").reused == 2  # the failed one was never done
+    assert (
+        compute_search_cost(chip.trials, ledger, "another").reused == 2
+    )  # the failed one was never done
     last = next(iter(ledger[dpo.trials[0].fingerprint].history.values()))
     last.started = None  # taken over from a driver that died: what it left of its phases counts
-    assert spent_on(dpo.trials[:1], ledger, "tuned").seconds == 2.0
+    assert compute_search_cost(dpo.trials[:1], ledger, "tuned").seconds == 2.0
 
 
 def test_a_study_that_tunes_nothing_says_so(plan_of: PlanOf, tmp_path: Path) -> None:
     from orchestrator.report.outcomes import load_scores
-    from orchestrator.report.summary import summarise
+    from orchestrator.report.summary import build_summary
 
     plan = plan_of(STUDY[: STUDY.index("tune:")])
     ledger = Ledger(tmp_path)
-    said = notes(summarise(plan, ledger, load_scores(plan, ledger, tmp_path)))
+    said = build_notes(build_summary(plan, ledger, load_scores(plan, ledger, tmp_path)))
     assert any("The study tuned nothing by itself." in line for line in said)
     assert search_blocks(plan, ledger) == []

@@ -6,19 +6,19 @@ import json
 from collections.abc import Callable
 
 from orchestrator.report.sections.training import (
-    checkpoint_curves,
-    pick_blocks,
-    training_curves,
+    load_checkpoint_curves,
+    load_training_curves,
+    picked_checkpoint_blocks,
 )
 
-from ..conftest import STUDY, Finished
+from ..conftest import STUDY, FinishedStudy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 
 
 def test_mean_and_range_over_seeds(finished: Run) -> None:
     made = finished()
-    (band, *others) = training_curves(made.plan, made.ledger, made.workdir)["loss"]
+    (band, *others) = load_training_curves(made.plan, made.ledger, made.workdir)["loss"]
     assert (band.arm, band.seeds, len(others)) == ("dpo, frozen", 3, 3)
     assert band.steps.tolist() == [1, 2, 3, 4]
     # loss = 1/step + seed: the seeds' mean is 1 above the lowest
@@ -31,10 +31,10 @@ def test_a_training_that_went_on_has_its_beginning(finished: Run) -> None:
     made = finished(without=["dpo, frozen, seed 1"])
     trial = made.trial("dpo, frozen, seed 1")
     made.finish(trial)
-    whole = made.place(trial) / "curves.jsonl"
+    whole = made.attempt_folder(trial) / "curves.jsonl"
     points = [json.loads(line) for line in whole.read_text().splitlines()]
-    attempts = made.place(trial).parent
-    made.place(trial).rename(attempts / "attempt-2")
+    attempts = made.attempt_folder(trial).parent
+    made.attempt_folder(trial).rename(attempts / "attempt-2")
     made.ledger[trial.fingerprint].model = str((attempts / "attempt-2").relative_to(made.workdir))
     points[1]["figures"]["loss"] = 99.0  # cut off after step 2, which was done again
     (attempts / "attempt-1").mkdir()
@@ -43,14 +43,14 @@ def test_a_training_that_went_on_has_its_beginning(finished: Run) -> None:
     for number, part in ((1, first), (2, second)):
         text = "".join(json.dumps(point) + "\n" for point in part)
         (attempts / f"attempt-{number}" / "curves.jsonl").write_text(text)
-    (band, *_) = training_curves(made.plan, made.ledger, made.workdir)["loss"]
+    (band, *_) = load_training_curves(made.plan, made.ledger, made.workdir)["loss"]
     assert (band.seeds, band.mean.tolist()[1]) == (3, 1.5)
 
 
 def test_an_arm_that_was_not_trained_has_none(finished: Run) -> None:
     gone = [f"dpo, frozen, seed {seed}" for seed in range(3)]
     made = finished(without=gone)
-    bands = training_curves(made.plan, made.ledger, made.workdir)["loss"]
+    bands = load_training_curves(made.plan, made.ledger, made.workdir)["loss"]
     assert [band.arm for band in bands] == ["dpo, trained", "chip, frozen", "chip, trained"]
 
 
@@ -70,9 +70,11 @@ def test_checkpoints_are_drawn_from_the_untrained_model_on(finished: Run) -> Non
                     {"step": 4, "figures": {"select/shapes/chair_i": 2 * value}},
                 ],
             }
-    (bands,) = checkpoint_curves(made.summary, made.ledger).values()
+    (bands,) = load_checkpoint_curves(made.summary, made.ledger).values()
     (band,) = bands
     assert (band.arm, band.seeds) == ("chip, trained", 3)
     assert band.steps.tolist() == [2, 4]  # the untrained model was not asked `select` here
     assert band.mean.tolist() == [3, 6] and band.low.tolist() == [2, 4]
-    assert pick_blocks(made.plan, made.ledger) == []  # no trial asks to be scored on its way
+    assert (
+        picked_checkpoint_blocks(made.plan, made.ledger) == []
+    )  # no trial asks to be scored on its way

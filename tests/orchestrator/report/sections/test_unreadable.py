@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from chip_core.evaluation.unreadable import counts, unreadable
+from chip_core.evaluation.unreadable import count_unreadable, unreadable
 from orchestrator.plan.plan import Trial
-from orchestrator.report.writers.exports import as_json
-from orchestrator.report.writers.html import page
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.writers.exports import summary_to_json
+from orchestrator.report.writers.html import render_page
+from orchestrator.report.writers.markdown import render_markdown
 
-from ..conftest import Finished
+from ..conftest import FinishedStudy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 CHIP = "chip, trained"
 
 
-def how(trial: Trial) -> Mapping[str, Any]:
+def scoring_metadata(trial: Trial) -> Mapping[str, Any]:
     """30 answers a trial; of one arm 2 + seed cannot be read, and one reply of its judge."""
     plain = {"protocol": "corrected", "scorer": "shapes-1", "n": 30, "missing": 0}
     if trial.arm != CHIP or trial.seed is None:
@@ -25,12 +25,12 @@ def how(trial: Trial) -> Mapping[str, Any]:
     found = [
         unreadable(f"test/{place}", f"<b>hm</b> | *{place}*") for place in range(2 + trial.seed)
     ]
-    return {**plain, "unreadable": counts([*found, unreadable("test/9", "", "reply")])}
+    return {**plain, "unreadable": count_unreadable([*found, unreadable("test/9", "", "reply")])}
 
 
 def test_counts_by_arm_with_examples(finished: Run, blank_figures: None) -> None:
-    made = finished(how=how)
-    found = {one["arm"]: one for one in as_json(made.summary)["unreadable"]}
+    made = finished(how=scoring_metadata)
+    found = {one["arm"]: one for one in summary_to_json(made.summary)["unreadable"]}
     # seeds 0, 1, 2: 2 + 3 + 4 answers of 3 × 30, and a reply each
     assert (found[CHIP]["answers"], found[CHIP]["replies"], found[CHIP]["scored"]) == (9, 3, 90)
     assert len(found) == 5  # the other arms are there too, with none
@@ -41,7 +41,7 @@ def test_counts_by_arm_with_examples(finished: Run, blank_figures: None) -> None
         "text": "<b>hm</b> | *0*",
         "source": "answer",
     }
-    text, html = markdown(made.report()), page(made.report())
+    text, html = render_markdown(made.report()), render_page(made.report())
     assert "## What could not be read" in text
     assert f"| shapes | {CHIP} | 3 | 90 | 9 | 10.0 | 3 |" in text
     assert r"“&lt;b>hm&lt;/b> \| \*0\*”" in text
@@ -58,5 +58,5 @@ def test_nothing_is_said_where_all_was_read(finished: Run, blank_figures: None) 
     """Also of trials that were scored before anything was counted."""
     for told in (None, lambda trial: {"protocol": "official", "scorer": "s-1", "n": 3}):
         made = finished(how=told)
-        assert as_json(made.summary)["unreadable"] == []
-        assert "could not be read" not in markdown(made.report())
+        assert summary_to_json(made.summary)["unreadable"] == []
+        assert "could not be read" not in render_markdown(made.report())

@@ -16,15 +16,15 @@ import pytest
 from orchestrator.plan.plan import Trial
 from orchestrator.report.build import Report
 from orchestrator.report.writers.files import write_report
-from orchestrator.report.writers.html import page
-from orchestrator.report.writers.latex import bare_table, escape, latex
-from orchestrator.report.writers.markdown import escape as escape_markdown
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.writers.html import render_page
+from orchestrator.report.writers.latex import escape_latex, render_first_table, render_latex
+from orchestrator.report.writers.markdown import escape_markdown as escape_markdown
+from orchestrator.report.writers.markdown import render_markdown
 
 from ....browser import browser, needs_browser
-from ..conftest import STUDY, Finished
+from ..conftest import STUDY, FinishedStudy
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 SCRIPT = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 LONG = "wordwithoutend" * 720  # 10 kB in one word
 RIGHT_TO_LEFT = "\u202eأرى قمرًا أحمر ונגמר"
@@ -74,7 +74,7 @@ class Page(HTMLParser):
 
 
 def test_in_the_page_answers_are_text(report: Report) -> None:
-    text = page(report)
+    text = render_page(report)
     found = Page(text)
     assert set(ANSWERS) <= set(found.answers)
     tags = {tag for tag, _ in found.elements}
@@ -84,23 +84,23 @@ def test_in_the_page_answers_are_text(report: Report) -> None:
 
 
 def test_the_page_needs_nothing_else(report: Report) -> None:
-    found = Page(page(report))
+    found = Page(render_page(report))
     for tag, given in found.elements:
         if tag == "img":
             assert str(given["src"]).startswith("data:image/")
         assert not {"href", "srcset", "action"} & set(given) or str(given["href"]).startswith("#")
     policy = next(given for tag, given in found.elements if "http-equiv" in given)
     assert str(policy["content"]).startswith("default-src 'none';")
-    style = page(report).split("<style>")[1].split("</style>")[0]
+    style = render_page(report).split("<style>")[1].split("</style>")[0]
     assert "url(" not in style and "@import" not in style
 
 
 def test_answers_keep_the_layout(report: Report) -> None:
     """A word of 10 kB breaks and scrolls; text from right to left stays in its cell."""
-    found = Page(page(report))
+    found = Page(render_page(report))
     said = [given for _, given in found.elements if given.get("class") == "said"]
     assert said and all(given["dir"] == "auto" for given in said)
-    style = page(report).split("<style>")[1].split("</style>")[0]
+    style = render_page(report).split("<style>")[1].split("</style>")[0]
     rule = re.search(r"\.said \{(.*?)\}", style)
     assert rule is not None
     assert {"overflow-wrap: anywhere", "overflow: auto", "max-height: 12em"} <= {
@@ -113,7 +113,7 @@ def test_answers_keep_the_layout(report: Report) -> None:
 def test_a_browser_shows_it_in_its_width(report: Report, tmp_path: Path) -> None:
     """No part is wider than the window, but tables that scroll inside of their box."""
     # The page's own policy forbids scripts: the measuring one comes from a copy without it.
-    text = re.sub(r"<meta http-equiv[^>]*>", "", page(report))
+    text = re.sub(r"<meta http-equiv[^>]*>", "", render_page(report))
     measure = (
         "<script>document.title = document.documentElement.scrollWidth + ' ' + innerWidth + ' ' + "
         "document.querySelectorAll('script').length</script>"
@@ -136,7 +136,7 @@ def test_a_browser_shows_it_in_its_width(report: Report, tmp_path: Path) -> None
 def test_a_browser_shows_every_answer_as_text(report: Report, tmp_path: Path) -> None:
     """Markup stays text, a word of 10 kB scrolls in its cell, Hebrew and Arabic run leftwards."""
     file = tmp_path / "page.html"
-    file.write_text(page(report), encoding="utf-8")
+    file.write_text(render_page(report), encoding="utf-8")
     with browser(tmp_path) as window:
         for width in (1100, 500):
             window.resize(width, 900)
@@ -171,7 +171,7 @@ return {
 
 
 def test_in_markdown_answers_are_text(report: Report) -> None:
-    text = markdown(report)
+    text = render_markdown(report)
     assert "<script" not in text and "<img" not in text and "<b>" not in text
     assert "&lt;script>alert" in text
     assert max(map(len, text.splitlines())) < 5000  # long answers are cut, and their length said
@@ -213,22 +213,24 @@ def test_markdown_escapes_what_would_be_markup_and_no_more(text: str, shown: str
     ],
 )  # fmt: skip
 def test_latex_escapes(text: str, shown: str) -> None:
-    assert escape(text) == shown
+    assert escape_latex(text) == shown
 
 
 def test_latex_is_ascii_and_balanced(report: Report) -> None:
-    for text in (latex(report), bare_table(report)):
+    for text in (render_latex(report), render_first_table(report)):
         assert text.isascii()
         begun = re.findall(r"\\begin\{(\w+)\}", text)
         assert sorted(begun) == sorted(re.findall(r"\\end\{(\w+)\}", text))
-    assert latex(report).startswith(r"\documentclass")
-    assert r"\usepackage{booktabs}" in latex(report)
-    assert latex(report).count(r"\toprule") == latex(report).count(r"\bottomrule") >= 3
-    assert r"\textless{}script\textgreater{}" in latex(report)
+    assert render_latex(report).startswith(r"\documentclass")
+    assert r"\usepackage{booktabs}" in render_latex(report)
+    assert (
+        render_latex(report).count(r"\toprule") == render_latex(report).count(r"\bottomrule") >= 3
+    )
+    assert r"\textless{}script\textgreater{}" in render_latex(report)
 
 
 def test_every_row_of_a_latex_table_has_its_columns(report: Report) -> None:
-    inside = bare_table(report).split(r"\begin{tabular}{")[-1]
+    inside = render_first_table(report).split(r"\begin{tabular}{")[-1]
     kinds, rest = inside.split("}", 1)
     rows = [line for line in rest.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 1 + 1 + 4 + 1  # heading, base, arms, a published line

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report.results import arm_views
+from orchestrator.report.results import build_arm_views
 from orchestrator.report.writers.files import write_report
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.ledger import Ledger
 from orchestrator.tracking.client import MlflowStore, Run
-from orchestrator.tracking.projection import MlflowTracker
 
-from ..conftest import GOALS, STUDY, Finished
+from ...fakes import InlineTracker
+from ..conftest import GOALS, STUDY, FinishedStudy
 from ..reread import read_csv, read_tables
 
 CHAIR = "shapes/chair_i"
@@ -29,25 +29,25 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 @pytest.fixture
 def tracked(
-    finished: Callable[..., Finished], with_store: Callable[[Path], Path]
-) -> tuple[Finished, dict[str, Run]]:
+    finished: Callable[..., FinishedStudy], with_store: Callable[[Path], Path]
+) -> tuple[FinishedStudy, dict[str, Run]]:
     """A study of four arms and three seeds, its report written and its runs in MLflow."""
     made = finished(STUDY.replace("goal: minimize}", "smallest_difference: 4}"))
     report = made.report()
     write_report(report, made.folder)
-    tracker = MlflowTracker(with_store(made.workdir))
+    tracker = InlineTracker(with_store(made.workdir))
     ledger, study = Ledger(made.workdir), made.plan.study.name
     tracker.open(
         made.plan,
         [trial_view(trial, ledger, made.workdir, study, "FINISHED") for trial in made.plan.trials],
     )
-    tracker.close(arm_views(report.summary), "FINISHED", made.folder)
-    store = MlflowStore(tracker.address, made.workdir)
+    tracker.close(build_arm_views(report.summary), "FINISHED", made.folder)
+    store = MlflowStore(made.workdir)
     store.open(study)
     return made, {run.tags["mlflow.runName"]: run for run in store.runs()}
 
 
-def test_what_is_written_is_what_mlflow_has(tracked: tuple[Finished, dict[str, Run]]) -> None:
+def test_what_is_written_is_what_mlflow_has(tracked: tuple[FinishedStudy, dict[str, Run]]) -> None:
     made, runs = tracked
     arms = [arm.name for arm in made.plan.arms]
     lines = read_csv((made.folder / "report.csv").read_text())
@@ -74,7 +74,7 @@ def test_what_is_written_is_what_mlflow_has(tracked: tuple[Finished, dict[str, R
 
 
 def test_markdown_is_what_mlflow_has_to_two_decimals(
-    tracked: tuple[Finished, dict[str, Run]],
+    tracked: tuple[FinishedStudy, dict[str, Run]],
 ) -> None:
     made, runs = tracked
     first = read_tables((made.folder / "report.md").read_text())[0]

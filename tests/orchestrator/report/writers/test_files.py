@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.report.results import arm_views
-from orchestrator.report.writers.exports import arms_csv, as_json, effects_csv, values_csv
+from orchestrator.report.results import build_arm_views
+from orchestrator.report.writers.exports import arms_csv, effects_csv, summary_to_json, values_csv
 from orchestrator.report.writers.files import write_report
-from orchestrator.report.writers.markdown import markdown
+from orchestrator.report.writers.markdown import render_markdown
 
-from ..conftest import STUDY, Finished
+from ..conftest import STUDY, FinishedStudy
 from ..reread import read_csv, read_tables
 
-Run = Callable[..., Finished]
+Run = Callable[..., FinishedStudy]
 CHAIR = "shapes/chair_i"
 MORE = (
     STUDY.replace("goal: minimize}", "smallest_difference: 4}")
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 def test_markdown_read_again_has_the_summarys_figures(finished: Run) -> None:
     made = finished(MORE)
     report = made.report()
-    found = read_tables(markdown(report))
+    found = read_tables(render_markdown(report))
     first = {row["objective, vision_encoder"].strip("*"): row for row in found[0]}
     for row in report.summary.rows[2:]:
         figure = row.figures[CHAIR]
@@ -64,14 +64,14 @@ def test_markdown_read_again_has_the_summarys_figures(finished: Run) -> None:
 
 def test_bold_is_what_the_verdict_allows(finished: Run) -> None:
     report = finished(MORE).report()
-    bold = re.findall(r"\| \*\*(.+?)\*\* \|", markdown(report))
+    bold = re.findall(r"\| \*\*(.+?)\*\* \|", render_markdown(report))
     assert "chip, frozen" in bold
     assert not {"dpo, trained", "chip, trained", "dpo, frozen (baseline)"} & set(bold)
 
 
 def test_published_figures_stand_beside_ours_and_enter_nothing(finished: Run) -> None:
     with_them, without = finished(MORE), finished(MORE[: MORE.index("published")])
-    found = read_tables(markdown(with_them.report()))
+    found = read_tables(render_markdown(with_them.report()))
     names = [row["objective, vision_encoder"] for row in found[0]]
     place = names.index("published: A paper, table 3")
     assert names[place - 1] == "**chip, frozen**"
@@ -79,7 +79,7 @@ def test_published_figures_stand_beside_ours_and_enter_nothing(finished: Run) ->
     assert found[0][place]["mean ± sd"] == "4.25"
     assert found[0][place]["verdict"] == found[0][place]["p (Holm)"] == ""
     assert arms_csv(with_them.summary) == arms_csv(without.summary)
-    assert as_json(with_them.summary)["published"][1] == {
+    assert summary_to_json(with_them.summary)["published"][1] == {
         "source": "Another", "arm": None, "values": {CHAIR: 11},
     }  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_published_figures_stand_beside_ours_and_enter_nothing(finished: Run) ->
 def test_csv_read_again_equals_what_the_tracker_is_given(finished: Run) -> None:
     summary = finished(MORE, without=["chip, trained, seed 2"]).summary
     lines = {(line["arm"], line["metric"]): line for line in read_csv(arms_csv(summary))}
-    views = arm_views(summary)
+    views = build_arm_views(summary)
     assert len(views) == 4
     for view in views:
         for metric in summary.metrics:
@@ -131,7 +131,7 @@ def test_the_other_csv_files(finished: Run) -> None:
 
 def test_json_has_everything_a_verdict_rests_on(finished: Run) -> None:
     summary = finished(MORE).summary
-    found = json.loads(json.dumps(as_json(summary), allow_nan=False))
+    found = json.loads(json.dumps(summary_to_json(summary), allow_nan=False))
     assert found["answer"].startswith("On shapes/chair_i")
     assert found["metrics"][CHAIR] == {
         "unit": "percent", "goal": "minimize", "role": "primary", "smallest_difference": 4,
@@ -190,4 +190,4 @@ def test_provenance_of_every_trial(finished: Run) -> None:
     (attempt,) = entry["attempts"]
     assert attempt["version"] and attempt["ended"] >= attempt["started"]
     assert trials["chip, trained, seed 2"]["attempts"] == []
-    assert trial.fingerprint[:12] in markdown(report)
+    assert trial.fingerprint[:12] in render_markdown(report)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.report.writers.plan import plan_json, plan_lines, trust_warning_lines
+from orchestrator.report.writers.plan import plan_lines, plan_to_json, trust_warning_lines
 from orchestrator.study.model import Study
 
 from ...conftest import STUDY
@@ -19,7 +19,7 @@ JUDGED = "[{name: mmhal, judge: {model: m, base_url: 'https://judge.example/v1'}
 
 
 def test_a_plain_study_trusts_nothing(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
-    assert plan_json(plan_of(), tmp_path)["trusted"] == []
+    assert plan_to_json(plan_of(), tmp_path)["trusted"] == []
     assert list(trust_warning_lines(plan_of())) == []
 
 
@@ -28,7 +28,9 @@ def test_a_model_s_own_code(load: Callable[..., Study], tmp_path: Path) -> None:
         "  vision_encoder: [frozen, trained]", f"  model: [shapes, {OWN}]"
     ).replace("vision_encoder: frozen", "model: shapes")
     plan = make_plan(load(text), lambda model: {"content": model.path})
-    assert plan_json(plan, tmp_path)["trusted"] == [{"kind": "remote code", "what": "owner/name"}]
+    assert plan_to_json(plan, tmp_path)["trusted"] == [
+        {"kind": "remote code", "what": "owner/name"}
+    ]
     (line,) = trust_warning_lines(plan)
     assert line.plain == (
         "trusted: code that comes with the model owner/name is run, with all your rights"
@@ -45,7 +47,7 @@ def test_a_judge_elsewhere_and_its_key(plan_of: Callable[..., Plan], tmp_path: P
         "trusted: https://judge.example/v1 is sent the answers to mmhal and the key in "
         "OPENAI_API_KEY"
     )
-    (held,) = plan_json(plan, tmp_path)["trusted"]
+    (held,) = plan_to_json(plan, tmp_path)["trusted"]
     assert held == {"kind": "judge", "what": "https://judge.example/v1"}
 
 
@@ -62,7 +64,7 @@ def test_a_plug_in(
         load(text.replace("objective: dpo, vision", "objective: plain, vision")),
         lambda model: {"content": "x"},
     )
-    (held,) = plan_json(plan, tmp_path)["trusted"]
+    (held,) = plan_to_json(plan, tmp_path)["trusted"]
     assert held == {"kind": "plug-in", "what": "mine_of_trusted:term"}
 
 

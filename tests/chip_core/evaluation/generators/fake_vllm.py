@@ -1,7 +1,7 @@
 """Programs that start as vLLM does: a quick one that answers nothing, and one that really answers.
 
-    python -m tests.chip_core.evaluation.generators.standing_in --version
-    python -m tests.chip_core.evaluation.generators.standing_in serve MODEL --host … --port …
+    python -m tests.chip_core.evaluation.generators.fake_vllm --version
+    python -m tests.chip_core.evaluation.generators.fake_vllm serve MODEL --host … --port …
 
 The second is transformers' own server in fp32 on the CPU behind vLLM's names, key and endpoints for
 adapters, which it merges: transformers' server loads none itself.
@@ -45,7 +45,7 @@ server.serve_forever()
 #: Really answers.
 REAL = """#!/bin/sh
 [ "$1" = --version ] && echo 0.0.2 && exit
-PYTHONPATH={root} exec {python} -m tests.chip_core.evaluation.generators.standing_in "$@"
+PYTHONPATH={root} exec {python} -m tests.chip_core.evaluation.generators.fake_vllm "$@"
 """
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     from chip_core.models import loading
     from chip_core.models.adapters import merge_adapters
 
-    from .real import Server
+    from .real_server import Server
 
     torch.set_num_threads(1)
     base, named = sys.argv[2], dict(zip(sys.argv, sys.argv[1:], strict=False))

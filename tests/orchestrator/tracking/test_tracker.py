@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from chip_core.utils.errors import UserError
 from orchestrator.tracking.address import StoreUnavailable
-from orchestrator.tracking.background import BackgroundTracker
+from orchestrator.tracking.projection import MlflowProjection
+from orchestrator.tracking.tracker import Tracker
 
 PLAN: Any = SimpleNamespace(study=SimpleNamespace(name="small"))
 QUICK = {
@@ -28,10 +29,11 @@ class Store:
         self, trouble: Exception | None = None, hangs: threading.Event | None = None
     ) -> None:
         self.trouble, self.hangs = trouble, hangs  # what it waits for
-        self.shown: list[str] = []
-        self.brought: dict[Any, Any] = {}
-        self.tries = self.answers = self.followed = 0
+        self.taken: list[str] = []
+        self._shown: dict[Any, Any] = {}
+        self.tries = self.completed_requests = self.followed = 0
         self.address, self.plan = "there", None
+        self.store = self
 
     def _take(self, what: str) -> None:
         self.tries += 1
@@ -39,39 +41,45 @@ class Store:
             self.hangs.wait(10)
         if self.trouble is not None:
             raise self.trouble
-        self.shown.append(what)
-        self.answers += 1
+        self.taken.append(what)
+        self.completed_requests += 1
 
-    def bring(self, study: Any) -> None:
+    def reconcile(self, study: Any) -> None:
         self.followed += 1
         if self.plan is not study.plan:
             self._take("open")
             self.plan = study.plan
-        for place, view in study.trials.items():
-            if self.brought.get(place) is not view:
+        for key, view in study.trials.items():
+            if self._shown.get(key) is not view:
                 self._take(f"{view.status} {view.trial.name}")
-                self.brought[place] = view
+                self._shown[key] = view
         for end in study.ends:
             self._take(f"close {end.status}")
 
     def check(self) -> None:
         self._take("check")
 
-    def waiting(self) -> None:
-        return None
+    _failures: ClassVar[dict[str, str]] = {}
+    refused: ClassVar[dict[str, str]] = {}
+    state = MlflowProjection.state
 
-    def refused(self) -> dict[str, str]:
-        return {}
-
-    def compare_address(self) -> str:
+    def _compare_address(self) -> str:
         return "compare"
 
 
+def make_tracker(store: Any, **settings: float) -> Tracker:
+    tracker = Tracker(store)
+    for name, seconds in {**QUICK, **settings}.items():
+        assert hasattr(Tracker, name)
+        setattr(tracker, name, seconds)
+    return tracker
+
+
 def view(name: str, status: str = "FINISHED") -> Any:
-    return SimpleNamespace(trial=SimpleNamespace(name=name), status=status, place=name)
+    return SimpleNamespace(trial=SimpleNamespace(name=name), status=status, key=name)
 
 
-def run_through(tracker: BackgroundTracker, names: Sequence[str] = ("a", "b")) -> None:
+def run_through(tracker: Tracker, names: Sequence[str] = ("a", "b")) -> None:
     for name in names:
         tracker.show(view(name, "RUNNING"))
         tracker.show(view(name))
@@ -83,27 +91,27 @@ ALL = ["open", "FINISHED a", "FINISHED b", "close FINISHED"]
 
 def test_everything_arrives_in_order_and_is_there_after_the_end() -> None:
     store = Store()
-    tracker = BackgroundTracker(store, **QUICK)
+    tracker = make_tracker(store)
     tracker.open(PLAN, [])
     run_through(tracker)
     tracker.close([], "FINISHED", None)
-    assert _ends(store.shown) == ALL
-    assert tracker.waiting() is None
-    assert tracker.compare_address() == "compare"
+    assert _ends(store.taken) == ALL
+    assert tracker.state().pending is None
+    assert tracker.state().compare == "compare"
 
 
 def test_a_store_that_is_away_at_the_start_and_comes_back_misses_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = Store(trouble=StoreUnavailable("nobody there"))
-    tracker = BackgroundTracker(store, **QUICK)
+    tracker = make_tracker(store)
     tracker.open(PLAN, [])
     run_through(tracker)
     _until(lambda: store.tries > 3)
     store.trouble = None
     tracker.close([], "FINISHED", None)
-    assert _ends(store.shown) == ALL
-    assert tracker.waiting() is None
+    assert _ends(store.taken) == ALL
+    assert tracker.state().pending is None
     told = [record.message for record in caplog.records]
     assert len(told) == 1  # once, however often it was tried
     assert "nobody there; the study goes on" in told[0]
@@ -111,26 +119,26 @@ def test_a_store_that_is_away_at_the_start_and_comes_back_misses_nothing(
 
 def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None:
     store = Store()
-    tracker = BackgroundTracker(store, **QUICK)
+    tracker = make_tracker(store)
     tracker.open(PLAN, [])
     tracker.show(view("a", "RUNNING"))
     tracker.show(view("a"))
-    _until(lambda: _ends(store.shown) == ALL[:2])
+    _until(lambda: _ends(store.taken) == ALL[:2])
     store.trouble = StoreUnavailable("nobody there")
     began = time.monotonic()
     run_through(tracker, ["b"])
     assert time.monotonic() - began < 0.2
     tracker.close([], "FINISHED", None)
-    waiting = tracker.waiting()
+    waiting = tracker.state().pending
     assert waiting is not None
     assert (waiting.trials, waiting.reason) == (("b",), "nobody there")
-    assert tracker.compare_address() is None
+    assert tracker.state().compare is None
 
 
 def test_a_store_that_hangs_holds_up_nobody_but_the_end_for_a_while() -> None:
     released = threading.Event()
     store = Store(hangs=released)
-    tracker = BackgroundTracker(store, **{**QUICK, "begin_within": 0.05})
+    tracker = make_tracker(store, begin_within=0.05)
     began = time.monotonic()
     tracker.open(PLAN, [view("done before")])
     tracker.confirm()
@@ -138,7 +146,7 @@ def test_a_store_that_hangs_holds_up_nobody_but_the_end_for_a_while() -> None:
     assert time.monotonic() - began < 2  # 0.05 s for the first answer, on a busy machine
     tracker.close([], "FINISHED", None)
     assert time.monotonic() - began < 4  # and 0.3 s of patience
-    waiting = tracker.waiting()
+    waiting = tracker.state().pending
     assert waiting is not None
     assert waiting.trials == ("done before", "a", "b")
     assert "does not answer" in waiting.reason
@@ -152,17 +160,17 @@ def test_a_store_that_is_slow_but_answers_is_waited_for() -> None:
             super()._take(what)
 
     store = Slow()
-    tracker = BackgroundTracker(store, **{**QUICK, "patience": 2.0})
+    tracker = make_tracker(store, patience=2.0)
     tracker.open(PLAN, [])
     run_through(tracker)
     tracker.close([], "FINISHED", None)
-    assert _ends(store.shown) == ALL
+    assert _ends(store.taken) == ALL
 
 
 def test_an_address_that_is_wrong_is_told_before_anything_runs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tracker = BackgroundTracker(Store(trouble=UserError("mend it")), **{**QUICK, "patience": 60.0})
+    tracker = make_tracker(Store(trouble=UserError("mend it")), patience=60.0)
     tracker.open(PLAN, [])
     with pytest.raises(UserError, match="mend it"):
         tracker.confirm()
@@ -175,48 +183,48 @@ def test_an_address_that_is_wrong_is_told_before_anything_runs(
 def test_a_store_opens_while_something_else_starts() -> None:
     released = threading.Event()
     store = Store(hangs=released)
-    tracker = BackgroundTracker(store, **{**QUICK, "begin_within": 60.0})
+    tracker = make_tracker(store, begin_within=60.0)
     began = time.monotonic()
     tracker.open(PLAN, [])
     assert time.monotonic() - began < 5
-    assert store.shown == []
+    assert store.taken == []
     released.set()
     tracker.confirm()
-    assert store.shown == ["open"]
+    assert store.taken == ["open"]
     tracker.close([], "FINISHED", None)
 
 
 def test_what_goes_wrong_later_ends_no_study() -> None:
     store = Store()
-    tracker = BackgroundTracker(store, **QUICK)
+    tracker = make_tracker(store)
     tracker.open(PLAN, [])
     store.trouble = RuntimeError("a mistake of ours")
     run_through(tracker)
     tracker.close([], "FINISHED", None)
-    waiting = tracker.waiting()
+    waiting = tracker.state().pending
     assert waiting is not None
     assert waiting.reason == "a mistake of ours"
 
 
 def test_a_check_tells_what_is_wrong_and_waits_for_nobody() -> None:
-    BackgroundTracker(Store()).check()
-    BackgroundTracker(Store(trouble=StoreUnavailable("nobody there"))).check()
+    Tracker(Store()).check()
+    Tracker(Store(trouble=StoreUnavailable("nobody there"))).check()
     with pytest.raises(UserError, match="mend it"):
-        BackgroundTracker(Store(trouble=UserError("mend it"))).check()
+        Tracker(Store(trouble=UserError("mend it"))).check()
     released = threading.Event()
     began = time.monotonic()
-    BackgroundTracker(Store(hangs=released), begin_within=0.05).check()
+    make_tracker(Store(hangs=released), begin_within=0.05).check()
     assert time.monotonic() - began < 2
     released.set()
 
 
 def test_curves_are_followed_while_nothing_else_changes() -> None:
     store = Store()
-    tracker = BackgroundTracker(store, **{**QUICK, "follow_every": 0.01})
+    tracker = make_tracker(store, follow_every=0.01)
     tracker.open(PLAN, [])
     _until(lambda: store.followed > 3)
     tracker.close([], "FINISHED", None)
-    assert store.shown == ["open", "close FINISHED"]
+    assert store.taken == ["open", "close FINISHED"]
     assert not tracker._thread.join(10) and not tracker._thread.is_alive()
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from PIL import Image
 
-from chip_core.shapes.world import SHAPES, Scene, draw, scene
+from chip_core.shapes.world import SHAPES, Scene, draw_scene, make_scene
 
 
-def scenes(number: int) -> list[Scene]:
-    return [scene("test", index) for index in range(number)]
+def draw_scenes(number: int) -> list[Scene]:
+    return [make_scene("test", index) for index in range(number)]
 
 
-def write(path: Path, value: Any) -> None:
+def write_rows(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = isinstance(value, list) and path.suffix == ".jsonl"
     path.write_text(
@@ -28,55 +28,57 @@ def write(path: Path, value: Any) -> None:
     )
 
 
-def picture(path: Path, shown: Scene) -> None:
+def save_picture(path: Path, image: Scene) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw(shown).save(path)
+    draw_scene(image).save(path)
 
 
-def encoded(shown: Scene) -> str:
-    held = io.BytesIO()
-    draw(shown).save(held, "PNG")
-    return base64.b64encode(held.getvalue()).decode()
+def encode_picture(shown: Scene) -> str:
+    buffer = io.BytesIO()
+    draw_scene(shown).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
-def amber(root: Path, pictures: int = 3, *, describe: bool = True) -> Path:
+def write_amber(root: Path, pictures: int = 3, *, describe: bool = True) -> Path:
     """A description a picture, and a yes/no question a shape and picture."""
     folder = root / "amber"
     queries: list[dict[str, Any]] = []
     truths: list[dict[str, Any]] = []
-    for number, shown in enumerate(scenes(pictures), start=1):
-        picture(folder / "image" / f"AMBER_{number}.png", shown)
-        there = sorted({thing.shape for thing in shown.things})
-        absent = sorted(set(SHAPES) - set(there))
+    for number, shown in enumerate(draw_scenes(pictures), start=1):
+        save_picture(folder / "image" / f"AMBER_{number}.png", shown)
+        present = sorted({thing.shape for thing in shown.things})
+        absent = sorted(set(SHAPES) - set(present))
         if describe:
             row = {"id": number, "image": f"AMBER_{number}.png", "query": "what do you see?"}
             queries.append(row)
-            truths.append({"id": number, "type": "generative", "truth": there, "hallu": absent[:1]})
-    for number, shown in enumerate(scenes(pictures), start=1):
-        there = {thing.shape for thing in shown.things}
+            truths.append(
+                {"id": number, "type": "generative", "truth": present, "hallu": absent[:1]}
+            )
+    for number, shown in enumerate(draw_scenes(pictures), start=1):
+        present = {thing.shape for thing in shown.things}
         for shape in sorted(SHAPES):
             item = 1001 + len(queries)
             query = f"is there a {shape} in this image?"
             queries.append({"id": item, "image": f"AMBER_{number}.png", "query": query})
-            truth = "yes" if shape in there else "no"
+            truth = "yes" if shape in present else "no"
             kind = "discriminative-hallucination"
             truths.append({"id": item, "type": kind, "truth": truth})
-    write(folder / "query" / "query_all.json", queries)
-    write(folder / "annotations.json", truths)
-    write(folder / "relation.json", {shape: [shape] for shape in SHAPES})
+    write_rows(folder / "query" / "query_all.json", queries)
+    write_rows(folder / "annotations.json", truths)
+    write_rows(folder / "relation.json", {shape: [shape] for shape in SHAPES})
     (folder / "safe_words.txt").write_text("picture\n")
-    write(folder / "similarity.json", {})
+    write_rows(folder / "similarity.json", {})
     return folder
 
 
-def pope(root: Path, pictures: int = 2) -> Path:
+def write_pope(root: Path, pictures: int = 2) -> Path:
     """Six questions a picture and split."""
     folder = root / "pope"
     for split in ("random", "popular", "adversarial"):
         rows: list[dict[str, Any]] = []
-        for index, shown in enumerate(scenes(pictures)):
+        for index, shown in enumerate(draw_scenes(pictures)):
             name = f"COCO_val2014_{index + 1:012d}.png"
-            picture(root / "coco" / "val2014" / name, shown)
+            save_picture(root / "coco" / "val2014" / name, shown)
             there = {thing.shape for thing in shown.things}
             rows += [
                 {
@@ -93,13 +95,13 @@ def pope(root: Path, pictures: int = 2) -> Path:
     return folder
 
 
-def mmhal(root: Path, *, inside: bool = False) -> Path:
+def write_mmhal(root: Path, *, embedded: bool = False) -> Path:
     folder = root / "mmhal"
     rows = []
-    for number, shown in enumerate(scenes(8)):
+    for number, shown in enumerate(draw_scenes(8)):
         name = f"{number}_o.png"
-        if not inside:
-            picture(folder / "images" / name, shown)
+        if not embedded:
+            save_picture(folder / "images" / name, shown)
         rows.append(
             {
                 "question_type": "attribute",
@@ -111,23 +113,27 @@ def mmhal(root: Path, *, inside: bool = False) -> Path:
                 "model_answer": "",
             }
         )
-    write(folder / "response_template.json", rows)
-    if inside:
-        held = [
-            {"image_id": row["image_id"], "question": row["question"], "image": encoded(shown)}
-            for row, shown in zip(rows, scenes(8), strict=True)
+    write_rows(folder / "response_template.json", rows)
+    if embedded:
+        encoded = [
+            {
+                "image_id": row["image_id"],
+                "question": row["question"],
+                "image": encode_picture(shown),
+            }
+            for row, shown in zip(rows, draw_scenes(8), strict=True)
         ]
-        write(folder / "mmhal-bench_with_image.jsonl", held)
+        write_rows(folder / "mmhal-bench_with_image.jsonl", encoded)
     return folder
 
 
-def hallusionbench(root: Path) -> Path:
+def write_hallusionbench(root: Path) -> Path:
     """A figure, the figure edited, and the question without a figure."""
     folder = root / "hallusionbench"
     rows = []
     for figure, name in enumerate((None, "./VS/chart/0_1.png", "./VS/chart/0_2.png")):
         if name is not None:
-            picture(folder / "hallusion_bench" / name, scene("test", figure))
+            save_picture(folder / "hallusion_bench" / name, make_scene("test", figure))
         rows.append(
             {
                 "category": "VS",
@@ -143,25 +149,28 @@ def hallusionbench(root: Path) -> Path:
                 "filename": name,
             }
         )
-    write(folder / "HallusionBench.json", rows)
+    write_rows(folder / "HallusionBench.json", rows)
     return folder
 
 
-def mmmu(root: Path) -> Path:
+def write_mmmu(root: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     folder = root / "mmmu"
-    held = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    images = [{"bytes": base64.b64decode(encoded(shown)), "path": "a.png"} for shown in scenes(3)]
+    encoded = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [
+        {"bytes": base64.b64decode(encode_picture(shown)), "path": "a.png"}
+        for shown in draw_scenes(3)
+    ]
     rows = {
         "id": ["validation_Art_1", "validation_Art_2", "validation_Art_3"],
         "question": ["What is <image 1>?", "What do <image 1> and <image 2> share?", "How many?"],
         "options": ["['a star', 'a moon']", "['red', 'blue', 'none']", "[]"],
         "question_type": ["multiple-choice", "multiple-choice", "open"],
-        "image_1": pa.array(images, held),
-        "image_2": pa.array([None, images[0], None], held),
-        **{f"image_{number}": pa.array([None] * 3, held) for number in range(3, 8)},
+        "image_1": pa.array(images, encoded),
+        "image_2": pa.array([None, images[0], None], encoded),
+        **{f"image_{number}": pa.array([None] * 3, encoded) for number in range(3, 8)},
     }
     (folder / "Art").mkdir(parents=True)
     parquet.write_table(pa.table(rows), folder / "Art" / "validation-00000-of-00001.parquet")
@@ -170,11 +179,11 @@ def mmmu(root: Path) -> Path:
         "validation_Art_2": {"question_type": "multiple-choice", "ground_truth": "B"},
         "validation_Art_3": {"question_type": "short-answer", "ground_truth": "3"},
     }
-    write(folder / "answer_dict_val.json", truths)
+    write_rows(folder / "answer_dict_val.json", truths)
     return folder
 
 
-def scienceqa(root: Path) -> Path:
+def write_scienceqa(root: Path) -> Path:
     folder = root / "scienceqa"
     problem = {
         "question": "Which is it?",
@@ -185,75 +194,84 @@ def scienceqa(root: Path) -> Path:
         "grade": "grade3",
         "subject": "natural science",
     }
-    picture(folder / "images" / "test" / "4" / "image.png", scene("test", 0))
-    write(
+    save_picture(folder / "images" / "test" / "4" / "image.png", make_scene("test", 0))
+    write_rows(
         folder / "problems.json", {"4": problem, "5": {**problem, "image": None, "hint": "Look."}}
     )
-    write(folder / "pid_splits.json", {"train": [], "val": [], "test": ["4", "5"]})
+    write_rows(folder / "pid_splits.json", {"train": [], "val": [], "test": ["4", "5"]})
     return folder
 
 
-def llava_bench(root: Path) -> Path:
+def write_llava_bench(root: Path) -> Path:
     folder = root / "llava_bench"
-    picture(folder / "images" / "001.jpg", scene("test", 0))
+    save_picture(folder / "images" / "001.jpg", make_scene("test", 0))
     rows = [
         {"question_id": number, "image": "001.jpg", "text": "what do you see?", "category": kind}
         for number, kind in enumerate(("conv", "detail", "complex"))
     ]
-    write(folder / "questions.jsonl", rows)
-    write(folder / "context.jsonl", [{"image": "001.jpg", "caption": "shapes"}])
-    write(folder / "answers_gpt4.jsonl", [{"question_id": n, "text": "shapes"} for n in range(3)])
+    write_rows(folder / "questions.jsonl", rows)
+    write_rows(folder / "context.jsonl", [{"image": "001.jpg", "caption": "shapes"}])
+    write_rows(
+        folder / "answers_gpt4.jsonl", [{"question_id": n, "text": "shapes"} for n in range(3)]
+    )
     rule = {"prompt": "Rate both.", "role": "Assistant"}
     kinds = ("conv", "detail", "complex")
-    write(folder / "rule.json", {f"llava_bench_{kind}": rule for kind in kinds})
+    write_rows(folder / "rule.json", {f"llava_bench_{kind}": rule for kind in kinds})
     return folder
 
 
-def coco(root: Path, images: dict[int, Scene]) -> Path:
+def write_coco(root: Path, images: dict[int, Scene]) -> Path:
     """Annotations that say which shapes are in which image."""
     folder = root / "coco" / "annotations"
     categories = [{"id": number, "name": shape} for number, shape in enumerate(SHAPES, start=1)]
     numbers = {category["name"]: category["id"] for category in categories}
     listed = [{"id": number} for number in images]
-    there = [
+    present = [
         {"image_id": number, "category_id": numbers[thing.shape]}
         for number, shown in images.items()
         for thing in shown.things
     ]
     for split, objects, captions in (
-        ("val", there, [{"image_id": number, "caption": "shapes"} for number in images]),
+        ("val", present, [{"image_id": number, "caption": "shapes"} for number in images]),
         ("train", [], []),
     ):
         of_split = listed if split == "val" else []
-        write(
+        write_rows(
             folder / f"instances_{split}2014.json",
             {"images": of_split, "annotations": objects, "categories": categories},
         )
-        write(folder / f"captions_{split}2014.json", {"images": of_split, "annotations": captions})
+        write_rows(
+            folder / f"captions_{split}2014.json", {"images": of_split, "annotations": captions}
+        )
     return folder
 
 
-def chair(root: Path) -> Path:
+def write_chair(root: Path) -> Path:
     folder = root / "chair"
-    for number, shown in enumerate(scenes(2), start=1):
-        picture(root / "coco" / "val2014" / f"COCO_val2014_{number:012d}.jpg", shown)
-    write(folder / "questions.jsonl", [{"image_id": 1}, {"image_id": 2, "question": "what?"}])
+    for number, shown in enumerate(draw_scenes(2), start=1):
+        save_picture(root / "coco" / "val2014" / f"COCO_val2014_{number:012d}.jpg", shown)
+    write_rows(folder / "questions.jsonl", [{"image_id": 1}, {"image_id": 2, "question": "what?"}])
     (folder / "synonyms.txt").write_text("".join(f"{shape}, {shape}s\n" for shape in SHAPES))
-    coco(root, dict(enumerate(scenes(2), start=1)))
+    write_coco(root, dict(enumerate(draw_scenes(2), start=1)))
     return folder
 
 
-def objhal(root: Path) -> Path:
+def write_objhal(root: Path) -> Path:
     folder = root / "objhal"
     rows = [
-        {"org_idx": n, "image_id": 100 + n, "question": "what do you see?", "image": encoded(shown)}
-        for n, shown in enumerate(scenes(2))
+        {
+            "org_idx": n,
+            "image_id": 100 + n,
+            "question": "what do you see?",
+            "image": encode_picture(shown),
+        }
+        for n, shown in enumerate(draw_scenes(2))
     ]
-    write(folder / "obj_halbench_300_with_image.jsonl", rows)
+    write_rows(folder / "obj_halbench_300_with_image.jsonl", rows)
     (folder / "synonyms_refine.txt").write_text("".join(f"{s}, {s}s\n" for s in SHAPES))
-    coco(root, {100 + n: shown for n, shown in enumerate(scenes(2))})
+    write_coco(root, {100 + n: shown for n, shown in enumerate(draw_scenes(2))})
     return folder
 
 
-def opened(item: Any) -> list[Image.Image]:
+def open_pictures(item: Any) -> list[Image.Image]:
     return [shown.read() for shown in item.pictures]

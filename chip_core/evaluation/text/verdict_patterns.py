@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_I: Final = re.IGNORECASE
+_IGNORECASE: Final = re.IGNORECASE
 
 
-def _any(*forms: str) -> str:
+def _any_of(*forms: str) -> str:
     return "(?:" + "|".join(forms) + ")"
 
 
 #: Words for certainty, which do not change the verdict.
-_DEGREE = _any(
+_DEGREE = _any_of(
     "most", "very", "quite", "probably", "likely", "almost", "certainly", "definitely", "clearly",
     "obviously", "absolutely", "surely", "really", "of course", "indeed", "unfortunately", "sadly",
     "simply", "just", "apparently", "actually", "in fact", "there", "an?", "the", "hard", "firm",
@@ -31,18 +31,18 @@ _DEGREE = _any(
     "lamentablemente", "obviamente",
 )  # fmt: skip
 #: Words that are a verdict in any clause of their own.
-_STRICT_YES = _any(
+_STRICT_YES = _any_of(
     "y+e+s+(?: y+e+s+)*", "yep", "yeah", "yea", "yup", "aye", "true", "affirmative", "present",
     "ja", "jawohl", "jap", "oui", "ouais", "sí", "sip", "✓", "✔", "✔️", "✅", "☑", "👍",
 )  # fmt: skip
-_STRICT_NO = _any(
+_STRICT_NO = _any_of(
     "n+o+(?: n+o+)*", "nope", "nah", "naw", "nay", "false", "absent", "none", "neither",
     "nein", "nee", "nö", "non", "✗", "✘", "❌", "✖", "✖️", "👎", "🚫",
     "(?:certainly|definitely|absolutely|of course|probably|likely|surely|clearly) not",
     "not at all", "not really", "not (?:present|visible|there|detected|found)", "undetected",
 )  # fmt: skip
 #: Words that are a verdict as the first clause, or as the whole answer.
-_LOOSE_YES = _any(
+_LOOSE_YES = _any_of(
     "y", "correct", "right", "positive", "indeed", "absolutely", "definitely", "certainly",
     "exactly", "totally", "sure(?: is| does"
     "| thing)?", "of course", "present", "visible", "exists",
@@ -68,7 +68,7 @@ _LOOSE_YES = _any(
     "verdadero", "efectivamente", "por supuesto(?: que sí)?", "desde luego", "exacto", "afirmativo",
     "creo que sí", "(?:sí )?(?:los? |las? )?hay", "en efecto", "presente",
 )  # fmt: skip
-_LOOSE_NO = _any(
+_LOOSE_NO = _any_of(
     "n", "not", "wrong", "incorrect", "untrue", "negative", "missing", "invisible", "never",
     "nowhere(?: .{1,40})?", "nothing(?: .{1,40})?", "(?:none"
     "|neither) .{1,60}", "no one", "nobody",
@@ -94,20 +94,20 @@ _LOOSE_NO = _any(
     "para nada", "claro que no", "tampoco", "nada", "negativo", "de ningún modo", "creo que no",
     "por supuesto que no", "ausente", "nunca",
 )  # fmt: skip
-STRICT_YES = re.compile(rf"(?:{_DEGREE} )*{_STRICT_YES}(?: {_DEGREE})*", _I)
-STRICT_NO = re.compile(rf"(?:{_DEGREE} )*{_STRICT_NO}(?: {_DEGREE})*", _I)
-LOOSE_YES = re.compile(rf"(?:{_DEGREE} )*{_LOOSE_YES}(?: {_DEGREE})*", _I)
-LOOSE_NO = re.compile(rf"(?:{_DEGREE} )*{_LOOSE_NO}(?: {_DEGREE})*", _I)
+STRICT_YES = re.compile(rf"(?:{_DEGREE} )*{_STRICT_YES}(?: {_DEGREE})*", _IGNORECASE)
+STRICT_NO = re.compile(rf"(?:{_DEGREE} )*{_STRICT_NO}(?: {_DEGREE})*", _IGNORECASE)
+LOOSE_YES = re.compile(rf"(?:{_DEGREE} )*{_LOOSE_YES}(?: {_DEGREE})*", _IGNORECASE)
+LOOSE_NO = re.compile(rf"(?:{_DEGREE} )*{_LOOSE_NO}(?: {_DEGREE})*", _IGNORECASE)
 
 #: A verdict that continues without a comma: "no there is not", "No dog".
-FIRST_YES = re.compile(r"(?:y+e+s+|yep|yeah|yup|jawohl|oui|sí|ja)\b", _I)
-FIRST_NO = re.compile(
+LEADING_YES = re.compile(r"(?:y+e+s+|yep|yeah|yup|jawohl|oui|sí|ja)\b", _IGNORECASE)
+LEADING_NO = re.compile(
     r"(?:n+o+|nope|nah|nein|non|neither|none|nothing|nowhere|absent|zero|nobody|weder|not (?:an?"
     r"|any|one|even)\b(?!.* but )|kein(?:e[nmrs]?)?|aucune?|ningun[oa]|ningún|ni un[ao]?)\b",
-    _I,
+    _IGNORECASE,
 )
 #: Words with "no" or "not" that negate nothing.
-NO_DENIAL = re.compile(
+FALSE_NEGATION = re.compile(
     r"\b(?:no (?:doubt|question|wonder|problem|worries|matter|need|fewer|less|more than)\b"
     r"(?: (?:about (?:it|that)|that))?|not (?:only|just|merely|simply|to mention|least|unlike"
     r"|one but)\b|nothing (?:but|less than|other than)|none other than|(?:cannot|can't"
@@ -116,10 +116,10 @@ NO_DENIAL = re.compile(
     r"|ne sont )?pas seulement|(?:sans |n'y a )?aucun doute|no (?:solo|sólo|solamente|únicamente)"
     r"|no (?:hay|cabe) (?:la menor |ninguna )?duda(?: de que)?"
     r"|sin (?:ninguna )?duda(?: alguna)?)\b",
-    _I,
+    _IGNORECASE,
 )
 #: Words that may come before a verdict.
-LEAD = re.compile(
+LEAD_IN = re.compile(
     r"(?:(?:well|hmm*|um+|uh|oh|ah|ok(?:ay)?|alright|so|thus|therefore|hence|then|and|but|also"
     r"|in (?:short|summary|conclusion|brief|other words)|to (?:conclude|summari[sz]e|sum up"
     r"|be (?:honest|precise|clear|exact|specific)|answer (?:your|the|this) question)|overall"
@@ -140,49 +140,49 @@ LEAD = re.compile(
     r"|(?:yo )?diría(?: que)?|creo que|por (?:lo )?tanto|así que|en (?:resumen|conclusión)"
     r"|entonces|lo siento|es)"
     r"(?![\w'])\s*[,:;.\-–—=>→!\"]*\s*){1,8}",
-    _I,
+    _IGNORECASE,
 )
 #: "Yes or no" names both and chooses none.
-CHOICE = re.compile(
+YES_OR_NO = re.compile(
     r"^\W*(?:yes[\s,]+no|no[\s,]+yes)\W*$|\bneither yes nor no\b|"
     r"[\"']?\b(?:yes|no|ja|nein|oui|non|s[ií])\b[\"']?\s*(?:/|or|oder|ou|o|\||and|und|et|y)\s*"
     r"[\"']?\b(?:yes|no|ja|nein|oui|non|s[ií])\b[\"']?|是\s*(?:/|或|还是)\s*(?:否|不是)|(?:有|是"
     r"|对)\s*(?:没|不)\s*(?:有|是|对)(?=.{0,40}[??])",
-    _I,
+    _IGNORECASE,
 )
 #: Words before an answer that is named as one.
-LABEL = re.compile(
+ANSWER_LABEL = re.compile(
     r"(?:\b(?:answer|verdict|conclusion|judge?ment|antwort|ergebnis|fazit|réponse|respuesta"
     r"|conclusión)\b[^\n.:!?;]{0,60}?\s{0,3}"
     r"(?::|\b(?:is|would be|should be|must be|ist|lautet|est|serait|es|sería)\b|=+>?|→|-{1,2}>?)"
     r"|(?:答案|回答|结论|结果)\s{0,3}(?:应?该?当?是|为|:|,)\s{0,3}:?|\bA:)\s*",
-    _I,
+    _IGNORECASE,
 )
 #: Words that take back a verdict; after these, a statement of what is seen is one, too.
-TAKEN_BACK_BY_SIGHT = re.compile(
+REVISION_BY_SIGHT = re.compile(
     r"\b(?:wait|correction|on second (?:thought|look)s?|scratch that|hold on|i was wrong"
     r"|my mistake|let me (?:re\w+|look again|check again|correct)|(?:up)?on (?:closer|re)[\w-]*"
     r"(?: (?:inspection|look|examination))?|looking (?:again|(?:more )?close(?:ly|r))"
     r"|moment(?: mal)?|halt|korrektur|bei genauerem hinsehen|attendez"
     r"|en y regardant(?: de plus près)?|espera|mejor dicho|corrijo|mirando (?:mejor|de cerca))\b"
     r"|等等|等一下|更正|仔细看",
-    _I,
+    _IGNORECASE,
 )
-TAKEN_BACK = re.compile(
-    TAKEN_BACK_BY_SIGHT.pattern
+REVISION = re.compile(
+    REVISION_BY_SIGHT.pattern
     + r"|\b(?:actually|sorry|i mean|rather|oops|no,(?= yes)|(?:nein|genauer),|eigentlich|doch nicht"
     r"|entschuldigung|en fait|pardon|plutôt|en realidad|perdón|o sea)\b|不对,|其实|实际上",
-    _I,
+    _IGNORECASE,
 )
-CONCLUDES = re.compile(
+CONCLUSION = re.compile(
     r"\W*(?:so|thus|therefore|hence|in (?:short|summary|conclusion)|overall|finally|final"
     r"|conclusion|to (?:conclude|sum up)|consequently|accordingly|answer|daher|also|folglich|somit"
     r"|fazit|donc|ainsi|en (?:résumé|conclusion)|por (?:lo )?tanto|así que|en (?:resumen"
     r"|conclusión)|entonces|所以|因此|综上|总之|答案)(?!\w{2})",
-    _I,
+    _IGNORECASE,
 )
 #: Words that leave the answer open.
-OPEN = re.compile(
+UNDECIDED = re.compile(
     r"\b(?:no (?:idea|clue|comment|answer|way (?:to|of)|information)|not (?:sure|certain|clear"
     r"|entirely|possible to|enough|applicable|specified|able to (?:determine|tell|say|confirm"
     r"|answer|verify|view|see (?:the |any |an? )?"
@@ -205,16 +205,16 @@ OPEN = re.compile(
     r"|difícil|imposible|no se puede (?:determinar|saber|decir)|no puedo (?:determinar|saber|decir"
     r"|confirmar|ayudar))\b|不确定|无法|不能(?:确定|判断)|难以|不知道|不清楚|看不清|也许|或许"
     r"|说不准|不好说|抱歉",
-    _I,
+    _IGNORECASE,
 )
-DENIED = re.compile(
+NEGATION = re.compile(
     r"\b(?:not|no|never|cannot|nothing|none|neither|nor|nowhere|nobody|without|absent|absence"
     r"|lacks?|lacking|devoid|missing|invisible|unable|fails? to|failed to|free of|zero|cant|dont"
     r"|isnt|arent|doesnt|hardly|false|incorrect|untrue|nicht|keine?|keine[nmrs]|nichts|niemand"
     r"|weder|ohne|nirgends|fehlt|fehlen|pas|aucune?|rien|jamais|ni|(?:ne \w+|n'y a"
     r"|n'est là) personne|personne n[e']|nulle part|sans|absente?s?|ningun[oa]s?|ningún|nada|nadie"
     r"|tampoco|sin|ausentes?|carece|nunca)\b|n't\b",
-    _I,
+    _IGNORECASE,
 )
 #: Words after which a clause says something else about what it named.
 ASIDE = re.compile(
@@ -226,10 +226,10 @@ ASIDE = re.compile(
     r"|das|der|die|da|que)|,? but (?:it|he|she|they)(?:'s|'re| is| are| does| do| has| have| was"
     r"| were)?(?: not|n't)"
     r"(?! (?:an?|the|in|there|present|visible)))\b.*",
-    _I | re.DOTALL,
+    _IGNORECASE | re.DOTALL,
 )
 #: Words for something that is there or can be seen.
-SEEN = re.compile(
+PRESENCE = re.compile(
     r"\b(?:there(?:'s|'re|(?: \w+ly| indeed| also)* (?:is|are|was|were|exists?|does appear"
     r"|(?:appears?|seems?) to be))|(?:i|we|you|one)(?: (?:can|could|do|did"
     r"|am able to))?(?: (?:clearly|definitely|indeed|certainly|easily|also|just))* (?:see|spot"
@@ -249,56 +249,58 @@ SEEN = re.compile(
     r"|sont) (?:bien |clairement )?(?:visibles?|présente?s?)|l'image contient|se trouve|hay"
     r"|se (?:ve|ven|observan?|aprecian?)|aparecen?|veo|puedo ver|podemos ver"
     r"|está(?:n)? (?:presentes?|visibles?)|existen?|es visible|la imagen contiene)\b",
-    _I,
+    _IGNORECASE,
 )
 #: A picture's caption, which is an answer only if it is the whole text.
-SHOWS = re.compile(
+CAPTION = re.compile(
     r"\b(?:image|picture|photo|photograph|scene|it|bild|imagen)(?: clearly| indeed)? "
     r"(?:shows|depicts|displays|zeigt|montre|muestra)\b",
-    _I,
+    _IGNORECASE,
 )
 #: Negates something else: "no other animals".
-FURTHER = re.compile(
+OTHER_THINGS = re.compile(
     r"\b(?:no|any|keine?n?|pas d'|aucune?|ningún|ninguna) ?(?:other|further|additional|more"
     r"|weiteren?|anderen?|autres?|otr[oa]s?)\b|\belse\b",
-    _I,
+    _IGNORECASE,
 )
-BUT = re.compile(r"\b(?:but|however|yet|aber|jedoch|mais|pero|sin embargo)\b|但是?|不过|然而", _I)
+CONTRAST = re.compile(
+    r"\b(?:but|however|yet|aber|jedoch|mais|pero|sin embargo)\b|但是?|不过|然而", _IGNORECASE
+)
 
 #: Negates something besides what is there: "a cat and no dog".
-AND_NO = re.compile(r"(?:,|,? and|,? with) no(?:t)? (?:an? )?[\w ]+", _I)
-BUT_NONE = re.compile(
+OTHER_NEGATION = re.compile(r"(?:,|,? and|,? with) no(?:t)? (?:an? )?[\w ]+", _IGNORECASE)
+NONE_FOUND = re.compile(
     r"\b(?:but|however|yet) (?:there (?:is|are|was|were) (?:none|nothing)|(?:i"
     r"|we) (?:\w+ )?(?:\w+n't|not|cannot)"
     r" (?:see|find|spot|locate) (?:it|one|any|them))",
-    _I,
+    _IGNORECASE,
 )
 #: Words that deny the thing named after them.
-NAMES_NOT = r"\b(?:no|not|rather than|instead of|without|isn't|aren't) (?:an?|the|any)? ?"
+DENIAL_PREFIX = r"\b(?:no|not|rather than|instead of|without|isn't|aren't) (?:an?|the|any)? ?"
 
-ZH = re.compile(r"[\u4e00-\u9fff]")
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
 #: Words that may come before a Chinese clause's verdict.
-ZH_LEAD = re.compile(
+CHINESE_LEAD_IN = re.compile(
     r"(?:嗯|哦|好的|我(?:认为|觉得|想)?|应该|当然|确实|但是?|不过|答案(?:是|为)?|所以|因此"
     r"|综上(?:所述)?|总之|根据[^,]{0,16},|从[^,]{0,12}(?:来看|可以看出|看),?|(?:在)?(?:这|该"
     r"|此)?(?:张|幅|个)?(?:图片|图像|照片|图|画面|影像)(?:中|里|上|内)?(?:并|也)?|[,:\s\"“”]){1,8}"
 )
-ZH_YES = re.compile(
+CHINESE_YES = re.compile(
     r"是(?!否)|对(?!不)|没错|不错|正确|有(?!没有)|存在|可以|能|看[到见]|肯定|真|属实|可见|出现"
     r"|的确|包含|显示有|不是没有"
 )
-ZH_NO = re.compile(
+CHINESE_NO = re.compile(
     r"不(?!错|仅|只|光|过|是没)|没(?!错|问题)|沒|無|无(?!疑|论)|否|未|错|錯|假|并[没不无未]"
     r"|並[沒不無]|非"
 )
-ZH_DENIED = re.compile(
+CHINESE_NEGATION = re.compile(
     r"没有|沒有|并[无未]|不(?:存在|是(?!没)|在|包含|能看)|看不[到见]|未|没(?!错|问题)|沒|無"
     r"|无(?!疑|论)"
 )
-ZH_SEEN = re.compile(r"有|存在|看[到见]|可见|出现|包含")
+CHINESE_PRESENCE = re.compile(r"有|存在|看[到见]|可见|出现|包含")
 
 #: Other names of objects in POPE's questions: irregular plurals, and kinds of people.
-ALSO = {
+SYNONYMS = {
     "person": "people|(?:wo)?m[ae]n|boys?|girls?|child(?:ren)?|kids?|lad(?:y|ies)|guys?|players?",
     "knife": "knives",
     "mouse": "mice",

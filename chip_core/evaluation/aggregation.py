@@ -8,65 +8,71 @@ from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
 from chip_core.evaluation.task import MetricInfo
 from chip_core.utils.errors import UserError
 
-Items = Mapping[str, Sequence[ItemOutcome]]
-Infos = Mapping[str, MetricInfo]
+ItemsByMetric = Mapping[str, Sequence[ItemOutcome]]
+MetricInfos = Mapping[str, MetricInfo]
 
 
-def rate(items: Sequence[ItemOutcome]) -> float | None:
+def compute_rate(items: Sequence[ItemOutcome]) -> float | None:
     """Return Σ numerators / Σ denominators; None if there is nothing to divide by."""
-    whole = sum(outcome.denominator for outcome in items)
-    return sum(outcome.numerator for outcome in items) / whole if whole else None
+    denominator = sum(outcome.denominator for outcome in items)
+    return sum(outcome.numerator for outcome in items) / denominator if denominator else None
 
 
-def plain(infos: Infos, items: Items) -> tuple[MetricOutcome, ...]:
+def compute_metrics(infos: MetricInfos, items: ItemsByMetric) -> tuple[MetricOutcome, ...]:
     """Return every metric, unrounded; undefined if there is nothing to divide by."""
-    return _metrics(infos, items, digits=None)
+    return _compute(infos, items, digits=None)
 
 
-def as_printed(infos: Infos, items: Items, *, digits: int, who: str) -> tuple[MetricOutcome, ...]:
+def compute_printed_metrics(
+    infos: MetricInfos, items: ItemsByMetric, *, digits: int, scorer: str
+) -> tuple[MetricOutcome, ...]:
     """Return every metric as printed by a script that always divides.
 
     Raises:
         UserError: the script would divide by zero.
     """
     for name in infos:
-        if rate(items[name]) is None:
+        if compute_rate(items[name]) is None:
             raise UserError(
-                f"{who}: {name} is of nothing here: the official script divides by zero and stops; "
-                "--protocol corrected gives what is defined"
+                f"{scorer}: {name} is of nothing here: the official script divides by zero and "
+                "stops; --protocol corrected gives what is defined"
             )
-    return _metrics(infos, items, digits=digits)
+    return _compute(infos, items, digits=digits)
 
 
-def outcome(item: str, numerator: float, denominator: float = 1.0, group: str = "") -> ItemOutcome:
+def make_outcome(
+    item: str, numerator: float, denominator: float = 1.0, group: str = ""
+) -> ItemOutcome:
     """Return an item's share of a metric; truth values count as 1 and 0."""
     return ItemOutcome(
         item=item, numerator=float(numerator), denominator=float(denominator), group=group
     )
 
 
-def _metrics(infos: Infos, items: Items, digits: int | None) -> tuple[MetricOutcome, ...]:
-    found = []
+def _compute(
+    infos: MetricInfos, items: ItemsByMetric, digits: int | None
+) -> tuple[MetricOutcome, ...]:
+    outcomes = []
     for name, info in infos.items():
-        value = rate(items[name])
+        value = compute_rate(items[name])
         if value is not None:
             value = value * 100 if info.unit == "percent" else value
             value = value if digits is None else round(value, digits)
-        found.append(
+        outcomes.append(
             MetricOutcome(
                 name=name, unit=info.unit, goal=info.goal, value=value, items=tuple(items[name])
             )
         )
-    return tuple(found)
+    return tuple(outcomes)
 
 
-def ratio(items: Iterable[ItemOutcome], scale: float = 1.0) -> float | None:
+def compute_ratio(items: Iterable[ItemOutcome], scale: float = 1.0) -> float | None:
     """Return scale × Σ numerators / Σ denominators; None if there is nothing to divide by."""
-    found = rate(tuple(items))
-    return None if found is None else scale * found
+    unscaled = compute_rate(tuple(items))
+    return None if unscaled is None else scale * unscaled
 
 
-def metrics(
+def build_metrics(
     infos: Mapping[str, MetricInfo],
     items: Mapping[str, Iterable[ItemOutcome]],
     official: Mapping[str, float | None] | None = None,
@@ -78,9 +84,11 @@ def metrics(
         items: each metric's items.
         official: the values that the official script prints, in place of the plain ratios.
     """
-    kept = {name: tuple(outcomes) for name, outcomes in items.items()}
+    outcomes_by_metric = {name: tuple(outcomes) for name, outcomes in items.items()}
     if official is None:
-        return plain({name: infos[name] for name in kept}, kept)
+        return compute_metrics(
+            {name: infos[name] for name in outcomes_by_metric}, outcomes_by_metric
+        )
     return tuple(
         MetricOutcome(
             name=name,
@@ -89,5 +97,5 @@ def metrics(
             value=official[name],
             items=outcomes,
         )
-        for name, outcomes in kept.items()
+        for name, outcomes in outcomes_by_metric.items()
     )

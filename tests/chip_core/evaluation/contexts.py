@@ -19,42 +19,46 @@ from chip_core.results import Evaluation, Progress
 SHAPES = BenchmarkConfig.model_validate({"name": "shapes", "limit": 24})
 
 
-def answering(folder: Path, **changes: Any) -> InferenceContext:
+def make_context(folder: Path, **changes: Any) -> InferenceContext:
     """The embedded model, four items together."""
     torch.set_num_threads(1)
     model, processor = loading.load(ModelConfig(path="shapes"))
-    given = {"weights": "w", "places": DataPaths(), "batch_size": 4, **changes}
-    return InferenceContext(model=model, processor=processor, folder=folder, **given)
+    settings = {"weights": "w", "data_paths": DataPaths(), "batch_size": 4, **changes}
+    return InferenceContext(model=model, processor=processor, folder=folder, **settings)
 
 
 def answer_and_die(folder: str, batches: int) -> None:
     """Answer, and be killed as by kill -9 after so many batches."""
-    told = 0
+    batches_done = 0
 
     def report(progress: Progress) -> None:
-        nonlocal told
-        told += progress.phase == "answer shapes" and progress.done > 0
-        if told == batches:
+        nonlocal batches_done
+        batches_done += progress.phase == "answer shapes" and progress.done > 0
+        if batches_done == batches:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    evaluate(answering(Path(folder), report=report), "report", SHAPES)
+    evaluate(make_context(Path(folder), report_progress=report), "report", SHAPES)
 
 
-def work_in_a_group(rank: int, workers: int, store: str, folder: str, found: Any) -> None:
+def run_worker(rank: int, workers: int, store: str, folder: str, outcomes: Any) -> None:
     """Answer as one of several workers; then again, where the second fails."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=workers
     )
     try:
-        asked = answering(Path(folder))
-        made: Evaluation = evaluate(asked, "report", SHAPES)
+        context = make_context(Path(folder))
+        evaluation: Evaluation = evaluate(context, "report", SHAPES)
         if rank == 1:
-            asked.model.generate = _fails
-        longer = SHAPES.model_copy(update={"max_new_tokens": 33})
+            context.model.generate = _fails
+        longer_settings = SHAPES.model_copy(update={"max_new_tokens": 33})
         try:
-            evaluate(asked, "report", longer)
+            evaluate(context, "report", longer_settings)
         except Exception as error:
-            found[rank] = (made.metrics, made.metadata["n"], f"{type(error).__name__}: {error}")
+            outcomes[rank] = (
+                evaluation.metrics,
+                evaluation.metadata["n"],
+                f"{type(error).__name__}: {error}",
+            )
     finally:
         torch.distributed.destroy_process_group()
 

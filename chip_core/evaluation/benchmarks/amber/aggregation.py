@@ -53,10 +53,10 @@ METRICS: Mapping[str, MetricInfo] = {
 Items = Mapping[str, Sequence[ItemOutcome]]
 
 #: The start value of every denominator in the script.
-_START = 0.001
+_SCRIPT_START = 0.001
 
 
-def published_type(answered: Set[int], groups: Mapping[int, str]) -> str:
+def detect_evaluation_type(answered: Set[int], groups: Mapping[int, str]) -> str:
     """Return the script's evaluation type: that of the published query file that was answered.
 
     If the answers are not those of one of its parts, it is `a`, the type of all questions.
@@ -78,7 +78,7 @@ def published_type(answered: Set[int], groups: Mapping[int, str]) -> str:
     return next((part for part, ids in parts.items() if ids and ids == answered), "a")
 
 
-def official(items: Items, kind: str) -> tuple[MetricOutcome, ...]:
+def compute_official_metrics(items: Items, kind: str) -> tuple[MetricOutcome, ...]:
     """Return what the script prints under an evaluation type, rounded as it rounds.
 
     Parts without answers have its figures too (0, and 100 for Hal), without items.
@@ -86,79 +86,87 @@ def official(items: Items, kind: str) -> tuple[MetricOutcome, ...]:
     values: dict[str, float | None] = {}
     if kind in ("a", "g"):
         for name in DESCRIPTIONS:
-            values[name] = round(_script_rate([items.get(name, ())]), 1)
-        values["hal"] = _script_hal(items.get("hal", ()))
+            values[name] = round(_rate_as_script([items.get(name, ())]), 1)
+        values["hal"] = _hal_as_script(items.get("hal", ()))
     for part in TYPES[kind]:
         for rate in ("accuracy", "precision", "recall"):
-            values[f"{part}{rate}"] = round(_script_rate(_counted_apart(items, part, rate)), 1)
-        values[f"{part}f1"] = _script_f1(
+            values[f"{part}{rate}"] = round(
+                _rate_as_script(_group_separately(items, part, rate)), 1
+            )
+        values[f"{part}f1"] = _f1_as_script(
             values[f"{part}precision"] or 0.0,
             values[f"{part}recall"] or 0.0,
             0.001 if part == "existence/" else 0.0001,
         )
     if kind == "a":
-        values["amber_score"] = round(_amber_score(values) or 0.0, 2)
-    return _outcomes(values, items)
+        values["amber_score"] = round(_compute_amber_score(values) or 0.0, 2)
+    return _make_metrics(values, items)
 
 
-def corrected(items: Items) -> tuple[MetricOutcome, ...]:
+def compute_corrected_metrics(items: Items) -> tuple[MetricOutcome, ...]:
     """Return plain ratios of sums over the answers, unrounded; None if there are none."""
     answered = {outcomes[0].group for outcomes in items.values()}
     descriptions = "generative" in answered or not answered
     values: dict[str, float | None] = {}
     if descriptions:
-        values.update({name: _rate(items.get(name, ())) for name in DESCRIPTIONS})
+        values.update({name: _compute_rate(items.get(name, ())) for name in DESCRIPTIONS})
     for part, groups in PARTS.items():
         if answered and not answered.intersection(groups):
             continue
         for rate in RATES:
-            values[f"{part}{rate}"] = _rate(_joined(_of_part(items, part, rate)))
+            values[f"{part}{rate}"] = _compute_rate(_flatten(_part_items(items, part, rate)))
     if descriptions and "f1" in values:
-        values["amber_score"] = _amber_score(values)
-    return _outcomes(values, items)
+        values["amber_score"] = _compute_amber_score(values)
+    return _make_metrics(values, items)
 
 
-def _outcomes(values: Mapping[str, float | None], items: Items) -> tuple[MetricOutcome, ...]:
+def _make_metrics(values: Mapping[str, float | None], items: Items) -> tuple[MetricOutcome, ...]:
     return tuple(
         MetricOutcome(
-            name=name, unit=info.unit, goal=info.goal, value=values[name], items=_items(items, name)
+            name=name,
+            unit=info.unit,
+            goal=info.goal,
+            value=values[name],
+            items=_metric_items(items, name),
         )
         for name, info in METRICS.items()
         if name in values
     )
 
 
-def _items(items: Items, name: str) -> tuple[ItemOutcome, ...]:
+def _metric_items(items: Items, name: str) -> tuple[ItemOutcome, ...]:
     if name in DESCRIPTIONS:
         return tuple(items.get(name, ()))
     for part in PARTS:
         rate = name.removeprefix(part)
         if rate in RATES:
-            return tuple(_joined(_of_part(items, part, rate)))
+            return tuple(_flatten(_part_items(items, part, rate)))
     return ()
 
 
-def _of_part(items: Items, part: str, rate: str) -> list[Sequence[ItemOutcome]]:
+def _part_items(items: Items, part: str, rate: str) -> list[Sequence[ItemOutcome]]:
     """Return a rate's items by group."""
     return [items.get(f"{group}/{rate}", ()) for group in PARTS[part]]
 
 
-def _counted_apart(items: Items, part: str, rate: str) -> list[Sequence[ItemOutcome]]:
+def _group_separately(items: Items, part: str, rate: str) -> list[Sequence[ItemOutcome]]:
     """Return what the script counts separately: attributes by kind, all others together."""
-    groups = _of_part(items, part, rate)
-    return groups if part == "attribute/" else [_joined(groups)]
+    groups = _part_items(items, part, rate)
+    return groups if part == "attribute/" else [_flatten(groups)]
 
 
-def _joined(groups: Sequence[Sequence[ItemOutcome]]) -> list[ItemOutcome]:
+def _flatten(groups: Sequence[Sequence[ItemOutcome]]) -> list[ItemOutcome]:
     return [outcome for group in groups for outcome in group]
 
 
-def _rate(items: Sequence[ItemOutcome]) -> float | None:
-    whole = sum(outcome.denominator for outcome in items)
-    return 100.0 * sum(outcome.numerator for outcome in items) / whole if whole else None
+def _compute_rate(items: Sequence[ItemOutcome]) -> float | None:
+    denominator = sum(outcome.denominator for outcome in items)
+    return (
+        100.0 * sum(outcome.numerator for outcome in items) / denominator if denominator else None
+    )
 
 
-def _script_sums(items: Sequence[ItemOutcome], start: float) -> tuple[float, float]:
+def _sum_as_script(items: Sequence[ItemOutcome], start: float) -> tuple[float, float]:
     """Return numerator and denominator, summed in the script's order without compensation."""
     numerator, denominator = 0.0, start
     for outcome in items:
@@ -167,27 +175,27 @@ def _script_sums(items: Sequence[ItemOutcome], start: float) -> tuple[float, flo
     return numerator, denominator
 
 
-def _script_rate(groups: Sequence[Sequence[ItemOutcome]]) -> float:
+def _rate_as_script(groups: Sequence[Sequence[ItemOutcome]]) -> float:
     """Return a rate in percent over groups counted separately, each from the script's start."""
-    sums = [_script_sums(items, _START) for items in groups]
+    sums = [_sum_as_script(items, _SCRIPT_START) for items in groups]
     numerator, denominator = sums[0]
-    for more, whole in sums[1:]:
-        numerator += more
-        denominator += whole
+    for further_numerator, further_denominator in sums[1:]:
+        numerator += further_numerator
+        denominator += further_denominator
     return numerator / denominator * 100
 
 
-def _script_hal(items: Sequence[ItemOutcome]) -> float:
-    hallucinated, described = _script_sums(items, _START)
+def _hal_as_script(items: Sequence[ItemOutcome]) -> float:
+    hallucinated, described = _sum_as_script(items, _SCRIPT_START)
     clean = len(items) - hallucinated
     return round(100 - clean / described * 100, 1)
 
 
-def _script_f1(precision: float, recall: float, constant: float) -> float:
+def _f1_as_script(precision: float, recall: float, constant: float) -> float:
     p, r = precision / 100, recall / 100
     return round(2 * p * r / (p + r + constant) * 100, 1)
 
 
-def _amber_score(values: Mapping[str, float | None]) -> float | None:
+def _compute_amber_score(values: Mapping[str, float | None]) -> float | None:
     chair, f1 = values["chair"], values["f1"]
     return None if chair is None or f1 is None else (100 - chair + f1) / 2

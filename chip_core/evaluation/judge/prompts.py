@@ -15,7 +15,7 @@ from chip_core.evaluation.scorer import JudgeRequest, Resources
 from chip_core.utils.errors import UserError
 
 
-def ask(
+def ask_judge(
     resources: Resources, requests: Sequence[JudgeRequest], benchmark: str
 ) -> dict[str, str | None]:
     """Return the judge's reply to each request by its item; None if the call failed.
@@ -34,12 +34,12 @@ def ask(
     return {request.item: reply for request, reply in zip(requests, replies, strict=True)}
 
 
-def user_message(content: str) -> tuple[Mapping[str, str], ...]:
+def make_user_message(content: str) -> tuple[Mapping[str, str], ...]:
     """Return a conversation of one message."""
     return ({"role": "user", "content": content},)
 
 
-def published_template(
+def read_published_template(
     data: Path, scripts: Sequence[str], variable: str = "template"
 ) -> str | None:
     """Return the text that a published script in `data` assigns to a variable, or None.
@@ -52,7 +52,7 @@ def published_template(
     for script in scripts:
         if not (data / script).is_file():
             continue
-        for node in ast.walk(_tree(data / script)):
+        for node in ast.walk(_parse_script(data / script)):
             if (
                 isinstance(node, ast.Assign)
                 and isinstance(node.value, ast.Constant)
@@ -72,10 +72,10 @@ class Placeholder:
 
 
 #: A prompt consists of literal texts and placeholders.
-Part = str | Placeholder
+PromptPart = str | Placeholder
 
 
-def fill(parts: Sequence[Part], texts: Mapping[Placeholder, str]) -> str:
+def fill_prompt(parts: Sequence[PromptPart], texts: Mapping[Placeholder, str]) -> str:
     """Return a prompt with its placeholders filled.
 
     Raises:
@@ -87,7 +87,7 @@ def fill(parts: Sequence[Part], texts: Mapping[Placeholder, str]) -> str:
     return "".join(part if isinstance(part, str) else texts[part] for part in parts)
 
 
-def published_prompt(data: Path, script: str, function: str) -> tuple[Part, ...] | None:
+def read_published_prompt(data: Path, script: str, function: str) -> tuple[PromptPart, ...] | None:
     """Return the prompt that a function of a published script builds in `prompt`.
 
     It consists of the `prompt = '…'` and `prompt += …` in the function's body, in order: a text, a
@@ -99,23 +99,23 @@ def published_prompt(data: Path, script: str, function: str) -> tuple[Part, ...]
     """
     if not (data / script).is_file():
         return None
-    for node in ast.walk(_tree(data / script)):
+    for node in ast.walk(_parse_script(data / script)):
         if isinstance(node, ast.FunctionDef) and node.name == function:
-            parts = tuple(_parts(node))
+            parts = tuple(_iter_parts(node))
             if parts:
                 return parts
     raise UserError(f"{data / script} has no prompt in '{function}': it is not as published")
 
 
-def _parts(function: ast.FunctionDef) -> Iterator[Part]:
-    pieces = [
+def _iter_parts(function: ast.FunctionDef) -> Iterator[PromptPart]:
+    assignments = [
         node
         for node in ast.walk(function)
         if (isinstance(node, ast.Assign) and _is_prompt(node.targets[0]))
         or (isinstance(node, ast.AugAssign) and _is_prompt(node.target))
     ]
-    for piece in sorted(pieces, key=lambda node: node.lineno):
-        value: ast.expr = piece.value
+    for assignment in sorted(assignments, key=lambda node: node.lineno):
+        value: ast.expr = assignment.value
         if isinstance(value, ast.Subscript):
             value = value.slice
             if isinstance(value, ast.Constant):
@@ -131,7 +131,7 @@ def _is_prompt(target: ast.expr) -> bool:
     return isinstance(target, ast.Name) and target.id == "prompt"
 
 
-def _tree(path: Path) -> ast.Module:
+def _parse_script(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):

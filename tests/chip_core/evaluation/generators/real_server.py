@@ -19,17 +19,17 @@ from chip_core.config.trial import LoraConfig, ModelConfig
 from chip_core.evaluation.generators.answering import InferenceContext
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.models import loading
-from chip_core.models.adapters import decoder_linears
-from chip_core.models.parts import tower_linears
+from chip_core.models.adapters import find_decoder_linears
+from chip_core.models.parts import find_tower_linears
 from chip_core.shapes import MODEL_FOLDER
 
 SIX = BenchmarkConfig.model_validate({"name": "shapes", "limit": 6, "max_new_tokens": 20})
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
         return port
 
 
@@ -86,8 +86,8 @@ def make_arm(folder: Path, seed: int, *, tower: bool = False) -> Path:
     import peft
 
     model, processor = loading.load(ModelConfig(path="shapes"))
-    targets = decoder_linears(model, LoraConfig(targets=("q_proj", "v_proj")))
-    targets += tower_linears(model) if tower else []
+    targets = find_decoder_linears(model, LoraConfig(targets=("q_proj", "v_proj")))
+    targets += find_tower_linears(model) if tower else []
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def arm_context(folder: Path, arm: Path | None, **changes: Any) -> InferenceCont
     torch.set_num_threads(1)
     base = ModelConfig(path="shapes")
     model, processor = loading.load(base, trained=arm)
-    given = {"weights": "base" if arm is None else arm.name, "places": DataPaths(), **changes}
+    given = {"weights": "base" if arm is None else arm.name, "data_paths": DataPaths(), **changes}
     return InferenceContext(
         model=model,
         processor=processor,
@@ -124,7 +124,7 @@ def arm_context(folder: Path, arm: Path | None, **changes: Any) -> InferenceCont
     )
 
 
-def by_server(
+def with_server(
     context: InferenceContext,
     url: str,
     served: dict[str, str] | None = None,
@@ -135,7 +135,7 @@ def by_server(
     return replace(context, generator=generator)
 
 
-def copy_of_the_model(folder: Path, **texts: str) -> Path:
+def copy_model(folder: Path, **texts: str) -> Path:
     """The embedded model's folder, with other files."""
     folder.mkdir(parents=True)
     for file in MODEL_FOLDER.iterdir():
