@@ -109,6 +109,10 @@ class LocalServer:
         self._process.wait()
 
     def last_line(self) -> str:
-        """Return the last line of its output."""
+        """Return the last line of its output, or how it ended without any."""
         lines = self._log.read_text(errors="replace").split("\n")
-        return next((printable(line.strip())[:300] for line in reversed(lines) if line.strip()), "")
+        for line in reversed(lines):
+            if line.strip():
+                return printable(line.strip())[:300]
+        code = self._process.poll()  # 137: killed, by the kernel if memory ran out
+        return "no output" if code is None else f"no output, exit code {code}"

@@ -148,9 +148,18 @@ def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
     assert not listens(port)
 
 
-def test_a_server_that_does_not_start_says_its_last_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "import sys; sys.exit('no such\\nengine')"]
-    with pytest.raises(TrialError, match=r"did not start: engine \(.*/log\)$"):
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys; sys.exit('no such\\nengine')", "engine"),
+        ("import os; os.kill(os.getpid(), 9)", "no output, exit code 137"),
+    ],
+)
+def test_a_server_that_does_not_start_says_its_last_line(
+    code: str, said: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", code]
+    with pytest.raises(TrialError, match=rf"did not start: {said} \(.*/log\)$"):
         LocalServer(
             command,
             health="http://127.0.0.1:9/",
