@@ -29,7 +29,6 @@ from typing import Any
 
 import psutil
 import requests
-from tests.chip_core.evaluation.generators.fake_vllm import REAL, write_program
 
 from benchmarks.machine import describe
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
@@ -38,6 +37,7 @@ from chip_core.evaluation.generators.openai import question_parts
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.files import read_lines, read_records
+from tests.chip_core.evaluation.generators.fake_vllm import REAL, write_program
 from tests.faults.link import Asked, Link
 
 ROOT = Path(__file__).parents[2]
