@@ -65,7 +65,7 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
     seed_process(seed)
     items = read_prompts(prompts)
     ranker = open_ranker(settings, prompts.source, places, report)
-    known: dict[str, Any] = {
+    model_facts: dict[str, Any] = {
         "model": {
             **model_identity(config, loading.identity(config)),
             **({} if trained is None else {"adapter": get_weights_fingerprint(trained)}),
@@ -88,6 +88,6 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
         ranker,
         seed=seed,
         folder=folder,
-        model_facts=known,
+        model_facts=model_facts,
         report=report,
     )

@@ -113,6 +113,6 @@ class TrialContext:
         """Return a new timer of the trial's phases."""
         return PhaseTimer(self.began, self.began_cpu)
 
-    def stopped_report(self) -> Callable[[Progress], None]:
+    def make_stopping_report(self) -> Callable[[Progress], None]:
         """Return a callback that reports progress and ends the attempt on a stop request."""
         return stop_on_request(self.stop, self.report)

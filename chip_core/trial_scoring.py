@@ -39,7 +39,7 @@ def score_trial(
         StoppedError: a stop was requested; judges' replies are kept.
         TrialError: the answers cannot be scored; the message is the reason.
     """
-    timer, report = context.make_timer(), context.stopped_report()
+    timer, report = context.make_timer(), context.make_stopping_report()
     folder, places = context.folder, context.places
     answers = answers or folder
     answered = read_answered(answers)

@@ -14,7 +14,7 @@ from chip_core.utils.errors import (
     StorageError,
     TrialError,
     UserError,
-    printable,
+    to_printable,
 )
 from chip_core.utils.files import is_disk_full
 from chip_core.utils.machine import cpu_seconds, import_and_freeze
@@ -103,7 +103,7 @@ def failure_cause(error: BaseException) -> Cause:
 
 def failure_reason(error: BaseException) -> str:
     """Return the reason of a failed trial from its exception, in one line."""
-    first_line = printable((str(error).strip().splitlines() or [""])[0])
+    first_line = to_printable((str(error).strip().splitlines() or [""])[0])
     if isinstance(error, (TrialError, UserError)) and first_line:
         return first_line
     if is_disk_full(error):

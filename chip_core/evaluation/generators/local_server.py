@@ -12,7 +12,7 @@ from pathlib import Path
 
 import requests
 
-from chip_core.utils.errors import TrialError, printable
+from chip_core.utils.errors import TrialError, to_printable
 
 #: Runs a command in its own session until it ends or stdin is closed, which happens when this
 #: process ends for any reason. Then it ends the whole session.
@@ -111,4 +111,6 @@ class LocalServer:
     def last_line(self) -> str:
         """Return the last line of its output."""
         lines = self._log.read_text(errors="replace").split("\n")
-        return next((printable(line.strip())[:300] for line in reversed(lines) if line.strip()), "")
+        return next(
+            (to_printable(line.strip())[:300] for line in reversed(lines) if line.strip()), ""
+        )
