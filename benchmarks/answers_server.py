@@ -52,8 +52,7 @@ from chip_core.evaluation.generators.base import AnsweringModel
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
 from chip_core.evaluation.generators.transformers import TransformersGenerator
-from chip_core.evaluation.generators.vllm import free_port
-from chip_core.evaluation.generators.vllm import version as version_of
+from chip_core.evaluation.generators.vllm import free_port, read_version
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models import loading
 from chip_core.models.adapters import find_decoder_linears
@@ -136,7 +135,7 @@ def served(folder: Path, vllm: Path | None) -> Iterator[Server]:
         command += ["--log-level", "error"]
     else:
         kind, model = "vllm", str(_with_vllms_names(folder / "model"))
-        version = version_of(str(vllm))
+        version = read_version(str(vllm))
         command = [str(vllm), "serve", model, *place, "--dtype", "float32", "--enforce-eager"]
         command += ["--max-model-len", "256", "--enable-lora", "--max-loras", str(ARMS)]
     server = LocalServer(
