@@ -142,12 +142,12 @@ class _Attempt:
             _check_workers(config, self._workers)
             if unmet_problems := find_unmet_requirements(config):
                 raise TrialError(unmet_problems[0])
-        missing = find_benchmark_problems(config.benchmarks, context.places)
+        missing = find_benchmark_problems(config.benchmarks, context.data_paths)
         missing += generator_problems(config.evaluation, config.benchmarks, config.model)
         missing += missing_requirements(config.evaluation)
         if context.trains:
             missing += find_selection_problems(config) + find_ranker_problems(
-                config, context.places
+                config, context.data_paths
             )
         if missing:
             raise TrialError("; ".join(missing))  # before the training, not after it
@@ -434,7 +434,7 @@ class _Attempt:
             processor=processor,
             weights=weights,
             folder=folder,
-            data_paths=self._context.places,
+            data_paths=self._context.data_paths,
             batch_size=config.engine.generation_batch,
             encodings=self._encodings,
             bf16=config.model.dtype == "bf16",

@@ -80,7 +80,7 @@ class TrialContext:
     #: called after each of them: whether to stop there; a training leaves a checkpoint
     stop: Callable[[], bool] = lambda: False
     #: where the benchmarks' data and the judges' replies are
-    places: DataPaths = field(default_factory=DataPaths)
+    data_paths: DataPaths = field(default_factory=DataPaths)
     #: evaluate the base model as it is
     untrained: bool = False
     #: evaluate this trained model; do not train

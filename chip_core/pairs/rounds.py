@@ -102,8 +102,8 @@ class Rounds:
         return self.context.folder / ROUNDS / str(number)
 
     def _open_ranker(self) -> Ranker:
-        settings, places = self.config.pairs, self.context.places
-        return open_ranker(settings, self.config.data.source, places, self.report)
+        settings, data_paths = self.config.pairs, self.context.data_paths
+        return open_ranker(settings, self.config.data.source, data_paths, self.report)
 
     def _adopt_earlier(self) -> None:
         """Move the newest earlier attempt's rounds here; if killed, they stay complete."""

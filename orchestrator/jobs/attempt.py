@@ -56,7 +56,7 @@ def execute_job(
             folder=job.folder,
             report=report,
             stop=stop,
-            places=job.data_paths,
+            data_paths=job.data_paths,
             began=start_time,
             began_cpu=start_cpu_seconds,
         )
@@ -75,7 +75,7 @@ def execute_job(
         resume_from=job.resume_from,
         began=start_time,
         began_cpu=start_cpu_seconds,
-        places=job.data_paths,
+        data_paths=job.data_paths,
         earlier=job.earlier_attempts,
         caches=job.caches,
         stop=stop,
@@ -86,7 +86,7 @@ def execute_job(
     answered_trial = answer_trial(job.config, context)
     if answered_trial.answers:
         return answered_trial
-    scoring_context = TrialContext(folder=job.folder, places=job.data_paths)
+    scoring_context = TrialContext(folder=job.folder, data_paths=job.data_paths)
     return current_workers().broadcast_from_rank0(lambda: score_trial(job.config, scoring_context))
 
 
