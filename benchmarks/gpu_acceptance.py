@@ -362,7 +362,7 @@ def trained(
         torch.cuda.reset_peak_memory_stats()
     name = f"{train}-compiled" if compiled else train
     with setting.trainer(config, name, setting.here) as trainer:
-        shape = _shape(trainer.batches.shortest_pair(), setting.workload.image_token)
+        shape = _shape(trainer.batches.encode_shortest_pair(), setting.workload.image_token)
         done = trainer.train(on_step=lambda *_: None)
         model_config = trainer.model.config
     curve = _curve(setting.folder / name)[2:]

@@ -36,7 +36,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     benchmarks: Sequence[BenchmarkConfig],
     *,
     folder: Path,
-    places: DataPaths,
+    data_paths: DataPaths,
     base: str | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 64,
@@ -51,7 +51,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         model: 'shapes', a folder, or a hub name.
         benchmarks: the benchmarks to evaluate.
         folder: gets answers, responses and scores.
-        places: where the benchmarks' data are.
+        data_paths: where the benchmarks' data are.
         base: the base model of a PEFT folder; None: the one that the folder names.
         dtype: the precision of generation.
         batch_size: items answered together.
@@ -67,7 +67,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
     answering = answering or EvaluationConfig()
     missing = [
         *find_model_problems(model, config, trained, base),
-        *find_benchmark_problems(requested, places),
+        *find_benchmark_problems(requested, data_paths),
     ]
     missing += [*generator_problems(answering, requested, config), *missing_requirements(answering)]
     if missing:
@@ -81,7 +81,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         weights=make_weights_id(config, trained, hash_weights_content),
         former_weights=[make_weights_id(config, trained)],
         folder=folder,
-        data_paths=places,
+        data_paths=data_paths,
         batch_size=batch_size,
         bf16=dtype == "bf16",
         report_progress=report,

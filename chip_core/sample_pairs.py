@@ -29,7 +29,7 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
     settings: PairsConfig,
     *,
     folder: Path,
-    places: DataPaths,
+    data_paths: DataPaths,
     seed: int = 0,
     base: str | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
@@ -45,7 +45,7 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
         prompts: rows of image and prompt.
         settings: how answers are sampled, ranked and paired.
         folder: gets the pairs; it holds nothing else.
-        places: where the ranker's data are.
+        data_paths: where the ranker's data are.
         seed: of all random draws.
         base: the base model of a PEFT folder; None: the one that the folder names.
         dtype: the precision of generation.
@@ -64,8 +64,8 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
     report(Progress(phase="start", done=0, total=1))
     seed_process(seed)
     items = read_prompts(prompts)
-    ranker = open_ranker(settings, prompts.source, places, report)
-    known: dict[str, Any] = {
+    ranker = open_ranker(settings, prompts.source, data_paths, report)
+    model_facts: dict[str, Any] = {
         "model": {
             **model_identity(config, loading.identity(config)),
             **({} if trained is None else {"adapter": get_weights_fingerprint(trained)}),
@@ -88,6 +88,6 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
         ranker,
         seed=seed,
         folder=folder,
-        model_facts=known,
+        model_facts=model_facts,
         report=report,
     )

@@ -91,10 +91,10 @@ def find_model_problem(model: Path, config: TrialConfig | None = None) -> str | 
     for name, expected in trained.files.items():
         path = model / name
         try:
-            found = file_sha256(path)
+            actual = file_sha256(path)
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
-        if found != expected:
+        if actual != expected:
             return f"{path} is not as it was written: its sha256 is another"
     return None
 

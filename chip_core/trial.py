@@ -131,7 +131,7 @@ class _Attempt:
         self._timer = context.make_timer()
         self._config, self._context = config, context
         self._workers = current_workers()
-        self._report = context.stopped_report()
+        self._report = context.make_stopping_report()
         self._notes = list(context.notes)
         self._steps_before, self._data = 0, dict[str, int]()  # of rounds before the last one
 
@@ -142,12 +142,12 @@ class _Attempt:
             _check_workers(config, self._workers)
             if unmet_problems := find_unmet_requirements(config):
                 raise TrialError(unmet_problems[0])
-        missing = find_benchmark_problems(config.benchmarks, context.places)
+        missing = find_benchmark_problems(config.benchmarks, context.data_paths)
         missing += generator_problems(config.evaluation, config.benchmarks, config.model)
         missing += missing_requirements(config.evaluation)
         if context.trains:
             missing += find_selection_problems(config) + find_ranker_problems(
-                config, context.places
+                config, context.data_paths
             )
         if missing:
             raise TrialError("; ".join(missing))  # before the training, not after it
@@ -168,7 +168,7 @@ class _Attempt:
         loaded = self._load_model(trained_model, train=trains)
         if trains:
             if config.pairs.rounds:
-                pairs = self._sampled_pairs(loaded)
+                pairs = self._run_rounds(loaded)
             assert pairs is not None
             loaded, trained = self._train(loaded, pairs)
             trained_model = folder / MODEL
@@ -282,7 +282,7 @@ class _Attempt:
         required = estimate_required_bytes(model, config, reference=is_computed)
         check_memory(required // shards, get_available_bytes(model, device), config)
 
-    def _sampled_pairs(self, loaded: _LoadedModel) -> Pairs:
+    def _run_rounds(self, loaded: _LoadedModel) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs."""
         if not self._workers.is_single:
             raise TrialError(
@@ -434,13 +434,13 @@ class _Attempt:
             processor=processor,
             weights=weights,
             folder=folder,
-            data_paths=self._context.places,
+            data_paths=self._context.data_paths,
             batch_size=config.engine.generation_batch,
             encodings=self._encodings,
             bf16=config.model.dtype == "bf16",
             earlier=earlier,
             report_progress=self._report,
-            checkpoint_dir=_checkpoint_dir(config, model_folder),
+            checkpoint_dir=_find_checkpoint_dir(config, model_folder),
             parity=config.evaluation.parity,
             base=config.model,
             trained=model_folder,
@@ -452,7 +452,7 @@ class _Attempt:
         """Answer the benchmarks with the model; write its answers, answered.json last."""
         config, folder, workers = self._config, self._context.folder, self._workers
         weights, former_weights = workers.broadcast_from_rank0(
-            lambda: _weights(config, trained_model)
+            lambda: _identify_weights(config, trained_model)
         )
         context = replace(
             self._inference_context(
@@ -518,14 +518,14 @@ def _check_workers(config: TrialConfig, workers: Workers) -> None:
         require_equal_machines(workers)  # before anything is read
 
 
-def _weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list[str]]:
+def _identify_weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list[str]]:
     """Return an identifier of the weights that answer, and those of earlier versions for them."""
     if trained_model is not None:
         return hash_weights_content(trained_model), [get_weights_fingerprint(trained_model)]
     return loading.make_base_weights_id(config.model), []
 
 
-def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:
+def _find_checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:
     """Return a complete Hugging Face folder of the weights that answer, if there is one."""
     folder = trained_model or loading.find_local_folder(config.model.path)
     return None if folder is None or (folder / loading.ADAPTER_CONFIG).exists() else folder

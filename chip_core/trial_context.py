@@ -80,7 +80,7 @@ class TrialContext:
     #: called after each of them: whether to stop there; a training leaves a checkpoint
     stop: Callable[[], bool] = lambda: False
     #: where the benchmarks' data and the judges' replies are
-    places: DataPaths = field(default_factory=DataPaths)
+    data_paths: DataPaths = field(default_factory=DataPaths)
     #: evaluate the base model as it is
     untrained: bool = False
     #: evaluate this trained model; do not train
@@ -113,6 +113,6 @@ class TrialContext:
         """Return a new timer of the trial's phases."""
         return PhaseTimer(self.began, self.began_cpu)
 
-    def stopped_report(self) -> Callable[[Progress], None]:
+    def make_stopping_report(self) -> Callable[[Progress], None]:
         """Return a callback that reports progress and ends the attempt on a stop request."""
         return stop_on_request(self.stop, self.report)

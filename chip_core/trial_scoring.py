@@ -39,8 +39,8 @@ def score_trial(
         StoppedError: a stop was requested; judges' replies are kept.
         TrialError: the answers cannot be scored; the message is the reason.
     """
-    timer, report = context.make_timer(), context.stopped_report()
-    folder, places = context.folder, context.places
+    timer, report = context.make_timer(), context.make_stopping_report()
+    folder, data_paths = context.folder, context.data_paths
     answers = answers or folder
     answered = read_answered(answers)
     if answered is None:
@@ -48,7 +48,7 @@ def score_trial(
             f"{answers}: its answers are not as they were written: run the study again, and what "
             "is left of them is taken over"
         )
-    missing = find_benchmark_problems(config.benchmarks, places)
+    missing = find_benchmark_problems(config.benchmarks, data_paths)
     if missing:
         raise TrialError("; ".join(missing))
     is_same_folder = answers.absolute() == folder.absolute()
@@ -68,7 +68,7 @@ def score_trial(
             side,
             benchmark,
             folder=folder,
-            data_paths=places,
+            data_paths=data_paths,
             report_progress=report,
         )
         timer.end(f"score {key}")

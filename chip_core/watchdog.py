@@ -42,12 +42,12 @@ class Watchdog:
     def watch(self, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
         """Return `report` as a sign of progress; time in it, waiting for Tune, is not counted."""
 
-        def watched(progress: Progress) -> None:
+        def report_progress(progress: Progress) -> None:
             faulthandler.cancel_dump_traceback_later()
             report(progress)
             self._arm(self._later)
 
-        return watched
+        return report_progress
 
     def _arm(self, seconds: float | None) -> None:
         if seconds is not None:

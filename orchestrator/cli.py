@@ -107,10 +107,10 @@ def _unset_invalid_terminal_size() -> None:
 
 
 def _print_error(text: str) -> None:
-    from chip_core.utils.errors import printable
+    from chip_core.utils.errors import to_printable
 
     for line in text.splitlines():
-        click.echo(f"{PROGRAM}: {printable(line)}", err=True)
+        click.echo(f"{PROGRAM}: {to_printable(line)}", err=True)
 
 
 def _join_seeds(arguments: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from chip_core.config.trial import SHORTHANDS, TrialConfig
 from chip_core.objectives.config import PRESET_BETAS
-from chip_core.utils.errors import ConfigError, printable
+from chip_core.utils.errors import ConfigError, to_printable
 from chip_core.utils.registry import suggest
 
 
@@ -209,11 +209,11 @@ def _describe_problem(problem: Any, model: type[BaseModel], location: list[Any])
         choices = [
             choice.strip("' ") for part in expected.split(" or ") for choice in part.split(",")
         ]
-        return f"unknown level '{printable(str(value))}': {suggest(str(value), choices)}"
+        return f"unknown level '{to_printable(str(value))}': {suggest(str(value), choices)}"
     if kind == "missing":
         return "is missing: add it"
     if kind == "value_error":
-        return printable(str(problem["ctx"]["error"]), max_length=_MAX_CHECK_LENGTH)
+        return to_printable(str(problem["ctx"]["error"]), max_length=_MAX_CHECK_LENGTH)
     message = _PYTHON_TERMS.sub(lambda match: _YAML_TERMS[match[1]], problem["msg"])
     written = _format_value(value)
     return f"{message[0].lower()}{message[1:]}, not {written}{_correction_hint(kind, value)}"

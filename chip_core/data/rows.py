@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chip_core.utils.errors import printable
+from chip_core.utils.errors import to_printable
 
 MAX_REASON_LENGTH = 300  # characters of a reason, which may quote the row
 
@@ -13,7 +13,7 @@ class RowError(ValueError):
     """A row that cannot become a preference pair. Its message is the reason, in one line."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(printable(" ".join(reason.split()), MAX_REASON_LENGTH))
+        super().__init__(to_printable(" ".join(reason.split()), MAX_REASON_LENGTH))
 
 
 @dataclass(frozen=True, kw_only=True)

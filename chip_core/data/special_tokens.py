@@ -249,7 +249,7 @@ def shorten_text(text: str) -> str:
     return f"the text {text[:40]!r}{'…' if len(text) > 40 else ''}"
 
 
-def _find_sublist(whole: list[int], part: list[int]) -> int:
+def _find_sublist(sequence: list[int], part: list[int]) -> int:
     """Return the index at which ids begin in the same ids with special tokens around them."""
-    starts = range(len(whole) - len(part) + 1)
-    return next((start for start in starts if whole[start : start + len(part)] == part), 0)
+    starts = range(len(sequence) - len(part) + 1)
+    return next((start for start in starts if sequence[start : start + len(part)] == part), 0)

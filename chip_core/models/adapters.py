@@ -104,12 +104,12 @@ def find_decoder_linears(model: Any, config: LoraConfig) -> list[str]:
     ]
     if config.targets == "all":
         return names
-    known = sorted({name.rsplit(".", 1)[-1] for name in names})
-    unknown = sorted(set(config.targets) - set(known))
+    choices = sorted({name.rsplit(".", 1)[-1] for name in names})
+    unknown = sorted(set(config.targets) - set(choices))
     if unknown:
         raise TrialError(
             f"lora.targets: the decoder has no linear layer {', '.join(unknown)}: "
-            f"choose from {', '.join(known)}"
+            f"choose from {', '.join(choices)}"
         )
     return [name for name in names if name.rsplit(".", 1)[-1] in config.targets]
 
@@ -395,7 +395,7 @@ def _rename_layers(settings: Any, base: Any, layout: Layout, weights: Mapping[st
     if targets is None or targets in ("all-linear", "ALL-LINEAR"):
         return
     adapted_layers = {
-        layout.owner_module(layout.model_name(name)) for name in weights if is_adapter(name)
+        layout.find_owner_module(layout.to_model_name(name)) for name in weights if is_adapter(name)
     }
 
     def select_targets(layout_used: Layout) -> set[str]:
@@ -466,7 +466,7 @@ def _match_full_parts(base: Any, folder: Path) -> dict[str, Tensor]:
         return {}
     weights = _read_safetensors(file)
     layout = find_layout(base, weights)
-    names = {layout.model_name(name) for name in weights}
+    names = {layout.to_model_name(name) for name in weights}
     fit = WeightMatch(
         weights,
         layout,

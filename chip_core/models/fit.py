@@ -75,7 +75,7 @@ class Layout:
         components = {part for name in self.file_names for part in name.split(".")}
         self._wrappers = _WRAPPER_NAMES - components  # a model may have its own `module`
 
-    def owner_module(self, name: str) -> str:
+    def find_owner_module(self, name: str) -> str:
         """Return the innermost module of a name that belongs to the model itself."""
         module = name
         while module and module not in self.file_names:
@@ -87,11 +87,11 @@ class Layout:
         module, _, depth = self._match(name)
         return depth > 0 and not any(other.startswith(f"{module}.") for other in self.file_names)
 
-    def known_depth(self, name: str) -> int:
+    def count_known(self, name: str) -> int:
         """Return how many leading components of a name are known."""
         return self._match(name)[2]
 
-    def model_name(self, name: str) -> str:
+    def to_model_name(self, name: str) -> str:
         """Return a name of the file as it is in the model."""
         module, rest, _ = self._match(name)
         return f"{module}.{rest}" if module and rest else module or rest
@@ -139,7 +139,7 @@ def list_layouts(model: Any) -> list[Layout]:
 def find_layout(model: Any, file_names: Iterable[str]) -> Layout:
     """Return the layout that knows most of the names in a file; today's if no other knows more."""
     file_names = list(file_names)
-    return max(list_layouts(model), key=lambda layout: sum(map(layout.known_depth, file_names)))
+    return max(list_layouts(model), key=lambda layout: sum(map(layout.count_known, file_names)))
 
 
 class WeightMatch:
@@ -216,8 +216,8 @@ class WeightMatch:
         advice = other_model_advice if problems else incomplete_advice
         if self.missing:
             incomplete_modules, required_modules = (
-                self._modules(self.missing),
-                self._modules(self._required),
+                self._list_modules(self.missing),
+                self._list_modules(self._required),
             )
             problems.append(
                 f"{len(incomplete_modules)} of the {len(required_modules)} {layers} get none, or "
@@ -228,11 +228,11 @@ class WeightMatch:
             raise UnfitError(f"{file} does not fit {model}: {'; '.join(problems)}: {advice}")
         check_finite(file, self.weights)
 
-    def _modules(self, names: Iterable[str]) -> list[str]:
+    def _list_modules(self, names: Iterable[str]) -> list[str]:
         """Return the modules of some places, without duplicates."""
         return list(
             dict.fromkeys(
-                self._layout.owner_module(name.removeprefix(self._prefix)) for name in names
+                self._layout.find_owner_module(name.removeprefix(self._prefix)) for name in names
             )
         )
 
@@ -276,7 +276,7 @@ def format_names(names: Sequence[str]) -> str:
 
 def _find_candidates(file_name: str, layout: Layout, prefix: str) -> list[str]:
     """Return the places that a name in a file may mean, the likeliest first."""
-    name = prefix + layout.model_name(
+    name = prefix + layout.to_model_name(
         _MODULES_TO_SAVE_PATTERN.sub("", _ADAPTER_NAME_PATTERN.sub(r"\1", file_name))
     )
     head, _, last = name.rpartition(".")

@@ -96,20 +96,20 @@ class ShapesChair(Ranker):
 class CocoChair(Ranker):
     """CHAIR on photographs; the objects in them are a row's `objects`, or COCO's."""
 
-    def __init__(self, places: DataPaths) -> None:
+    def __init__(self, data_paths: DataPaths) -> None:
         """Read the objects' names.
 
         Raises:
             UserError: they are missing, or NLTK's data are.
         """
-        data = places.benchmark_folder("chair")
+        data = data_paths.benchmark_folder("chair")
         if data is None:
             raise UserError(
                 "ranker chair reads objects' names from chair/synonyms.txt: say where by "
                 "--benchmark-data"
             )
         needs = ChairScorer.needs
-        self._coco = open_resources(BenchmarkConfig(name="chair"), needs, places).coco
+        self._coco = open_resources(BenchmarkConfig(name="chair"), needs, data_paths).coco
         require_tools(nltk_problems(("punkt_tab",)), "chair")
         self._names, self._read = make_object_reader(data, corrected=True)
         self._file = data / "synonyms.txt"
@@ -168,7 +168,7 @@ class JudgeRanker(Ranker):
     """A judge that sees the image rates each answer from 0 to 6."""
 
     def __init__(
-        self, settings: PairsConfig, places: DataPaths, report: Callable[[Progress], None]
+        self, settings: PairsConfig, data_paths: DataPaths, report: Callable[[Progress], None]
     ) -> None:
         """Prepare to query the judge, or to read existing replies.
 
@@ -179,12 +179,12 @@ class JudgeRanker(Ranker):
         self._report = report
         self._done = self._total = 0  # answers
         self._judge: ReplayJudge | EndpointJudge
-        if places.judge_replies is not None:
-            self._judge = ReplayJudge.from_file(places.judge_replies)
-            self._settings: dict[str, Any] = {"replies": file_sha256(places.judge_replies)}
-        elif settings.judge is not None and places.judge_cache is not None:
+        if data_paths.judge_replies is not None:
+            self._judge = ReplayJudge.from_file(data_paths.judge_replies)
+            self._settings: dict[str, Any] = {"replies": file_sha256(data_paths.judge_replies)}
+        elif settings.judge is not None and data_paths.judge_cache is not None:
             self._judge = EndpointJudge(
-                settings.judge, ReplyCache(places.judge_cache), on_reply=self._on_reply
+                settings.judge, ReplyCache(data_paths.judge_cache), on_reply=self._on_reply
             )
             self._settings = {
                 "model": settings.judge.model,
@@ -277,7 +277,7 @@ class RuleRanker(Ranker):
 def open_ranker(
     settings: PairsConfig,
     source: str,
-    places: DataPaths,
+    data_paths: DataPaths,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Ranker:
     """Return a ranker that is ready for use.
@@ -285,7 +285,7 @@ def open_ranker(
     Args:
         settings: the settings that name it.
         source: where the prompts are from, `data.source`.
-        places: where benchmarks' data and judges' replies are.
+        data_paths: where benchmarks' data and judges' replies are.
         report: called with a judge's replies.
 
     Raises:
@@ -293,9 +293,9 @@ def open_ranker(
         TrialError: its judge cannot be reached.
     """
     if settings.ranker == "chair":
-        return ShapesChair() if source == SHAPES else CocoChair(places)
+        return ShapesChair() if source == SHAPES else CocoChair(data_paths)
     if settings.ranker == "judge":
-        return JudgeRanker(settings, places, report)
+        return JudgeRanker(settings, data_paths, report)
     return RuleRanker(settings.ranker)
 
 

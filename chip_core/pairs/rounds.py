@@ -78,7 +78,7 @@ class Rounds:
         self._adopt_earlier()
         try:
             prompts = read_prompts(self.config.data)
-            ranker = self._ranker()
+            ranker = self._open_ranker()
         except UserError as error:
             raise TrialError(f"pairs: {_format_error(error)}") from None
         done = self._last_trained_round()
@@ -101,9 +101,9 @@ class Rounds:
     def _round_folder(self, number: int) -> Path:
         return self.context.folder / ROUNDS / str(number)
 
-    def _ranker(self) -> Ranker:
-        settings, places = self.config.pairs, self.context.places
-        return open_ranker(settings, self.config.data.source, places, self.report)
+    def _open_ranker(self) -> Ranker:
+        settings, data_paths = self.config.pairs, self.context.data_paths
+        return open_ranker(settings, self.config.data.source, data_paths, self.report)
 
     def _adopt_earlier(self) -> None:
         """Move the newest earlier attempt's rounds here; if killed, they stay complete."""

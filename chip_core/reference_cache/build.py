@@ -219,7 +219,7 @@ def _write_missing(
             shard_range = shard_rows(number, len(pairs))
             for start in range(shard_range.start, shard_range.stop, BATCH_SIZE):
                 batch_indices = range(start, min(start + BATCH_SIZE, shard_range.stop))
-                batch = group.batch(batch_indices)
+                batch = group.encode_batch(batch_indices)
                 for spec in specs:
                     rows[spec.key] += group.computer_of(spec).rows(batch)
                 done += len(batch_indices)
@@ -295,7 +295,7 @@ class BuildGroup:
         if self._only_features:
             yield
             return
-        probe = self.batch([0])
+        probe = self.encode_batch([0])
         with ExitStack() as stack:
             sharing = stack.enter_context(share_prefixes(self._policy, probe, self._sharing))
             if self._compiled:
@@ -305,7 +305,7 @@ class BuildGroup:
                     computer.facts["prefix_sharing"] = sharing
             yield
 
-    def batch(self, indices: Sequence[int]) -> PairBatch:
+    def encode_batch(self, indices: Sequence[int]) -> PairBatch:
         """Return some samples as a batch, on the device."""
         return self._encoder.encode_batch(indices, self._epoch).to(self._device)
 

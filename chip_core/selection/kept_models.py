@@ -236,7 +236,7 @@ class Picker:
                     "select",
                     benchmark,
                     folder=folder,
-                    data_paths=self.context.places,
+                    data_paths=self.context.data_paths,
                     report_progress=self.report,
                 )
                 scored = current_workers().wait_for_rank0(score)

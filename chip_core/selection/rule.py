@@ -57,7 +57,7 @@ def find_selection_problems(config: TrialConfig) -> list[str]:
     """Return what is wrong with the scoring at intermediate steps; empty if nothing."""
     if not config.training.score_at:
         return []
-    known = select_metrics(config)
+    selectable = select_metrics(config)
     if not config.benchmarks.select:
         return ["training.score_at: nothing is under `select` to score by: add a benchmark there"]
     pick = config.training.pick
@@ -66,9 +66,9 @@ def find_selection_problems(config: TrialConfig) -> list[str]:
         metric_keys["training.pick.constraint.metric"] = pick.constraint.metric
     return [
         f"{key}: unknown metric '{metric}', or not of `select`, which alone picks: "
-        f"{suggest(metric, known)}"
+        f"{suggest(metric, selectable)}"
         for key, metric in metric_keys.items()
-        if metric is not None and metric not in known
+        if metric is not None and metric not in selectable
     ]
 
 
@@ -78,7 +78,7 @@ def describe_selection(config: TrialConfig) -> str | None:
     if not settings.score_at:
         return None
     shares = ", ".join(f"{100 * share:g} %" for share in settings.score_at if share < 1)
-    after = f"after {shares} of the steps and at the end" if shares else "at the end"
+    timing = f"after {shares} of the steps and at the end" if shares else "at the end"
     rule = f"the {settings.pick.rule} answers `report`"
     if settings.pick.metric is not None:
         rule = f"the best by {settings.pick.metric} answers `report`"
@@ -87,7 +87,7 @@ def describe_selection(config: TrialConfig) -> str | None:
         rule += f", of those with {bound.metric} at most {bound.max_drop:g} worse than untrained"
     if not config.evaluation.in_process:
         rule += "; transformers answers `select` there, whatever evaluation.generator says"
-    return f"models are scored on `select` {after}; {rule}"
+    return f"models are scored on `select` {timing}; {rule}"
 
 
 def needs_untrained(config: TrialConfig) -> bool:

@@ -200,7 +200,7 @@ class TrainingBatches:
         """Whether a rejected image may be the same as the image itself."""
         return self._encoder.may_be_void
 
-    def shortest_pair(self) -> PairBatch:
+    def encode_shortest_pair(self) -> PairBatch:
         """Return the pair of the first global batch that has the shortest responses."""
         lengths = {
             index: len(self._pairs[index].chosen) + len(self._pairs[index].rejected)
@@ -208,7 +208,7 @@ class TrainingBatches:
         }
         return self._encoder.encode_batch([min(lengths, key=lambda index: lengths[index])])
 
-    def shares(self, steps_done: int) -> list[StepPortions]:
+    def list_step_portions(self, steps_done: int) -> list[StepPortions]:
         """Return this worker's portions of each step's global batch.
 
         Args:
@@ -227,11 +227,11 @@ class TrainingBatches:
             shares.append([(portion, epoch) for portion in worker_portions[self._workers.rank]])
         return shares[steps_done:]
 
-    def loader(self, shares: list[StepPortions], device: torch.device) -> BatchLoader:
+    def make_loader(self, shares: list[StepPortions], device: torch.device) -> BatchLoader:
         """Return a loader that encodes the portions of steps, in order.
 
         Args:
-            shares: as `shares` returns them.
+            shares: as `list_step_portions` returns them.
             device: the device of the training.
         """
         processes = self._config.engine.loader_workers

@@ -38,7 +38,7 @@ from chip_core.utils.errors import (
     NonFiniteLossError,
     TrialError,
     UnfitError,
-    printable,
+    to_printable,
 )
 from chip_core.utils.files import (
     convert_disk_full,
@@ -374,7 +374,7 @@ def _log_notes(resumed: ResumePoint) -> ResumePoint:
 
 def _describe_error(error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__, 300)
+    return to_printable(f"{type(error).__name__}: {first}" if first else type(error).__name__, 300)
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:

@@ -42,7 +42,9 @@ class GlobalBatchScope:
         self._state: State = {}
         self._next_state: State = {}
 
-    def single_pass_facts(self, batch: PairBatch, step: int) -> Callable[[BatchTable], BatchFacts]:
+    def make_single_pass_facts(
+        self, batch: PairBatch, step: int
+    ) -> Callable[[BatchTable], BatchFacts]:
         """Return a function that makes the facts of a batch computed in one pass.
 
         Args:

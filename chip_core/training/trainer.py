@@ -120,7 +120,7 @@ class Trainer:
         chunk = get_logits_chunk_size(model, config, self.compute.device)
         self.policy = Policy(model, config.objective, logits_chunk=chunk)
         with ExitStack() as stack:
-            probe = self.batches.shortest_pair().to(next(model.parameters()).device)
+            probe = self.batches.encode_shortest_pair().to(next(model.parameters()).device)
             self._prefix_sharing = stack.enter_context(
                 share_prefixes(self.policy, probe, config.engine.prefix_sharing, workers)
             )
@@ -202,8 +202,8 @@ class Trainer:
         if resume_from is not None:
             with _convert_out_of_memory():
                 resumed = self.checkpointer.restore(resume_from, earlier)
-        shares = self.batches.shares(resumed.step)
-        loader = self.batches.loader(shares, self.compute.device)
+        shares = self.batches.list_step_portions(resumed.step)
+        loader = self.batches.make_loader(shares, self.compute.device)
         encoder_steps = count_encoder_steps(config, steps)
         trained = set_trained(self.model, config, encoder_alone=resumed.step < encoder_steps)
         first_step = 0.0
@@ -305,7 +305,7 @@ class Trainer:
         global batch.
         """
         size = self.config.training.batch_size
-        reference, cut_count = self.reference.source, self.batches.cut_count
+        reference, cuts = self.reference.source, self.batches.cut_count
         sums: dict[str, Tensor | float] = {}
         for pass_number, ((portion, _), (batch, reference_scores, facts)) in enumerate(
             zip(share, self._iter_passes(step, share, loader), strict=True), start=1
@@ -319,7 +319,7 @@ class Trainer:
             for name, value in _batch_figures(result, batch).items():
                 sums[name] = sums.get(name, 0.0) + (value if portion.counts else 0.0)
             if portion.counts:
-                cut_count.add(batch)
+                cuts.add(batch)
             # Recomputed layers keep their inputs for as long as the graph exists.
             del result, loss
         return sums
@@ -334,7 +334,9 @@ class Trainer:
             for _ in share:
                 batch = self.reference.attach_features(loader.next_batch()).to(device)
                 facts = (
-                    None if self.scope.scope is None else self.scope.single_pass_facts(batch, step)
+                    None
+                    if self.scope.scope is None
+                    else self.scope.make_single_pass_facts(batch, step)
                 )
                 yield batch, source.scores(batch), facts
             return

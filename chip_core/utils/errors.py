@@ -12,7 +12,7 @@ _logged_warnings: set[str] = set()
 _warning_count = 0
 
 
-def printable(line: str, max_length: int = MAX_LINE_LENGTH) -> str:
+def to_printable(line: str, max_length: int = MAX_LINE_LENGTH) -> str:
     """Return a line that is safe to show, whatever parts of an input it quotes.
 
     A terminal interprets control characters; they and other invisible ones are replaced by U+FFFD.
@@ -27,7 +27,7 @@ def warn_once(line: str) -> None:
     _warning_count += 1
     if line not in _logged_warnings:
         _logged_warnings.add(line)
-        _log.warning("%s", printable(line))
+        _log.warning("%s", to_printable(line))
 
 
 def warning_count() -> int:

@@ -107,7 +107,7 @@ def evaluate(
             model,
             settings,
             folder=out,
-            places=data_paths,
+            data_paths=data_paths,
             base=base,
             dtype=dtype,
             batch_size=batch,

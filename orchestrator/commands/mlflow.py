@@ -133,7 +133,7 @@ def _check_port_free(host: str, port: int) -> None:
     Raises:
         UserError: another program listens there, or listening is not possible.
     """
-    from chip_core.utils.errors import UserError, printable
+    from chip_core.utils.errors import UserError, to_printable
 
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -144,7 +144,7 @@ def _check_port_free(host: str, port: int) -> None:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"--host {printable(host)} --port {port}: cannot be listened on ({reason}): give "
+            f"--host {to_printable(host)} --port {port}: cannot be listened on ({reason}): give "
             "another --port, or end what listens there (another `chip-ablate ui`?)"
         ) from None
 
@@ -232,8 +232,8 @@ def _is_listening(server: subprocess.Popen[bytes], port: int) -> bool:
 
 def _last_line(output: IO[bytes]) -> str:
     """Return the last line of a server's output."""
-    from chip_core.utils.errors import printable
+    from chip_core.utils.errors import to_printable
 
     output.seek(0)
     lines = output.read().decode(errors="replace").splitlines()
-    return printable(next((line.strip() for line in reversed(lines) if line.strip()), "?"), 300)
+    return to_printable(next((line.strip() for line in reversed(lines) if line.strip()), "?"), 300)

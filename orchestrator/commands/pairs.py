@@ -119,7 +119,7 @@ def pairs(
             DataConfig(source=prompts, limit=limit, image_root=image_root),
             pairs_config,
             folder=out,
-            places=data_paths,
+            data_paths=data_paths,
             seed=seed,
             base=base,
             dtype=dtype,

@@ -14,7 +14,7 @@ from chip_core.utils.errors import (
     StorageError,
     TrialError,
     UserError,
-    printable,
+    to_printable,
 )
 from chip_core.utils.files import is_disk_full
 from chip_core.utils.machine import cpu_seconds, import_and_freeze
@@ -56,7 +56,7 @@ def execute_job(
             folder=job.folder,
             report=report,
             stop=stop,
-            places=job.data_paths,
+            data_paths=job.data_paths,
             began=start_time,
             began_cpu=start_cpu_seconds,
         )
@@ -75,7 +75,7 @@ def execute_job(
         resume_from=job.resume_from,
         began=start_time,
         began_cpu=start_cpu_seconds,
-        places=job.data_paths,
+        data_paths=job.data_paths,
         earlier=job.earlier_attempts,
         caches=job.caches,
         stop=stop,
@@ -86,7 +86,7 @@ def execute_job(
     answered_trial = answer_trial(job.config, context)
     if answered_trial.answers:
         return answered_trial
-    scoring_context = TrialContext(folder=job.folder, places=job.data_paths)
+    scoring_context = TrialContext(folder=job.folder, data_paths=job.data_paths)
     return current_workers().broadcast_from_rank0(lambda: score_trial(job.config, scoring_context))
 
 
@@ -103,7 +103,7 @@ def failure_cause(error: BaseException) -> Cause:
 
 def failure_reason(error: BaseException) -> str:
     """Return the reason of a failed trial from its exception, in one line."""
-    first_line = printable((str(error).strip().splitlines() or [""])[0])
+    first_line = to_printable((str(error).strip().splitlines() or [""])[0])
     if isinstance(error, (TrialError, UserError)) and first_line:
         return first_line
     if is_disk_full(error):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chip_core.results import AnsweredTrial, Evaluation, TrialResult, read_answered
-from chip_core.utils.errors import UserError, printable, warn_once
+from chip_core.utils.errors import UserError, to_printable, warn_once
 from chip_core.utils.files import (
     JsonlLine,
     append_record,
@@ -453,7 +453,7 @@ def lock_study(workdir: Path, study: str) -> Iterator[None]:
             owner = "another process"
             with suppress(OSError):
                 owner = (
-                    printable(holder_file.read_text(encoding="utf-8", errors="replace")) or owner
+                    to_printable(holder_file.read_text(encoding="utf-8", errors="replace")) or owner
                 )
             raise UserError(
                 f"study {study} is being run by {owner}: wait for it, or stop it first"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from chip_core.utils.errors import printable
+from chip_core.utils.errors import to_printable
 from chip_core.utils.registry import suggest
 from orchestrator.study.metrics import ProblemReporter
 from orchestrator.study.model import Cell, Design, Factor, Pattern, Study, format_level, matches
@@ -377,7 +377,7 @@ def _parse_pattern(
         for label in unknown_labels:
             report_problem(
                 f"{key_path}.{name}",
-                f"unknown level '{printable(label)}': {suggest(label, known_levels)}",
+                f"unknown level '{to_printable(label)}': {suggest(label, known_levels)}",
             )
         if not unknown_labels:
             pattern[name] = frozenset(labels)

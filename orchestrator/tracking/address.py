@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from chip_core.utils.errors import UserError, printable
+from chip_core.utils.errors import UserError, to_printable
 from chip_core.utils.files import is_disk_full
 
 _CONNECT_SECONDS = 5.0
@@ -222,8 +222,8 @@ def _check_file(file: Path, *, created_folder: Path) -> None:
 def explain_error(error: Exception, uri: str) -> UserError:
     """Convert a store's exception to an error with one line for the user."""
     transient, text = _is_transient(error, uri), str(error)
-    address = printable(redact_uri(uri))
-    reason = printable(" ".join(redact_text(text.split("\n")[0], uri).split()), 300)
+    address = to_printable(redact_uri(uri))
+    reason = to_printable(" ".join(redact_text(text.split("\n")[0], uri).split()), 300)
     if "unsupported URI" in reason:
         error, reason = InvalidUri(), "MLflow knows no store of this kind"
     other = "name another store by --tracking-uri"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from chip_core.utils.errors import UserError, printable
+from chip_core.utils.errors import UserError, to_printable
 from orchestrator.storage.download import artifact_uri
 from orchestrator.tracking.address import (
     StoreRefused,
@@ -291,7 +291,7 @@ class MlflowStore:
             client.set_tag(run.id, NAME, run.tags.get(NAME, run.id))  # unchanged, as a test
         self._refused_items.add((run.id, item))
         reason = redact_text(str(error.__cause__ or error).split("\n")[0], self.uri)
-        reason = printable(reason, 300)
+        reason = to_printable(reason, 300)
         if not self.refused:  # one line; others are reported at the end
             _LOG.warning(
                 "MLflow does not take the %s (%s): it is in the report, and the rest is shown",

@@ -39,26 +39,26 @@ def test_a_trained_folder_is_scored_as_its_trial_was(
     )
     trained = run_trial(config, folder=tmp_path / "trial")
     found = evaluate_model(
-        str(tmp_path / "trial" / "model"), ASKED, folder=tmp_path / "out", places=DataPaths()
+        str(tmp_path / "trial" / "model"), ASKED, folder=tmp_path / "out", data_paths=DataPaths()
     )
     assert found["shapes"].metrics == trained.metrics
-    base = evaluate_model("shapes", ASKED, folder=tmp_path / "base", places=DataPaths())
+    base = evaluate_model("shapes", ASKED, folder=tmp_path / "base", data_paths=DataPaths())
     assert base["shapes"].metrics != trained.metrics  # so it is the trained one that answered
     # again, into the same folder: nothing is answered again; another model's answers do not count
     again = evaluate_model(
-        str(tmp_path / "trial" / "model"), ASKED, folder=tmp_path / "out", places=DataPaths()
+        str(tmp_path / "trial" / "model"), ASKED, folder=tmp_path / "out", data_paths=DataPaths()
     )
     assert again["shapes"].metadata["taken_over"] == 8
-    other = evaluate_model("shapes", ASKED, folder=tmp_path / "out", places=DataPaths())
+    other = evaluate_model("shapes", ASKED, folder=tmp_path / "out", data_paths=DataPaths())
     assert "taken_over" not in other["shapes"].metadata
 
 
 def test_an_adapter_needs_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
     with pytest.raises(UserError, match="names no base model: give it by --base"):
-        evaluate_model(str(tmp_path), ASKED, folder=tmp_path / "out", places=DataPaths())
+        evaluate_model(str(tmp_path), ASKED, folder=tmp_path / "out", data_paths=DataPaths())
     with pytest.raises(UserError, match="--base: shapes holds no adapter"):
-        evaluate_model("shapes", ASKED, folder=tmp_path / "out", places=DataPaths(), base="x")
+        evaluate_model("shapes", ASKED, folder=tmp_path / "out", data_paths=DataPaths(), base="x")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def rewritten(adapter: Path, into: Path, change: Callable[[str], str | None]) ->
 def test_an_adapter_with_other_names_is_scored_as_itself(adapter: Path, tmp_path: Path) -> None:
     def answers(model: Path | str) -> list[str]:
         folder = tmp_path / f"{Path(model).name}-answers"
-        found = evaluate_model(str(model), ASKED, folder=folder, places=DataPaths())
+        found = evaluate_model(str(model), ASKED, folder=folder, data_paths=DataPaths())
         return [row["response"] for row in read_records(folder / found["shapes"].responses)]
 
     def before_4_52(name: str) -> str:
@@ -108,10 +108,10 @@ def test_an_adapter_is_not_scored_as_its_base(adapter: Path, tmp_path: Path) -> 
         adapter, tmp_path / "missing", lambda name: None if "layers.2.mlp.up" in name else name
     )
     with pytest.raises(TrialError, match="1 of the 29 layers that it adapts get none, .*not whole"):
-        evaluate_model(str(missing), ASKED, folder=tmp_path / "out", places=DataPaths())
+        evaluate_model(str(missing), ASKED, folder=tmp_path / "out", data_paths=DataPaths())
     strange = rewritten(adapter, tmp_path / "strange", lambda name: name.replace("_proj", "_lin"))
     with pytest.raises(TrialError, match="56 of its 58 weights have no place in it .*--base"):
-        evaluate_model(str(strange), ASKED, folder=tmp_path / "out", places=DataPaths())
+        evaluate_model(str(strange), ASKED, folder=tmp_path / "out", data_paths=DataPaths())
 
 
 def test_another_base_than_an_adapter_names_is_told(
@@ -120,7 +120,7 @@ def test_another_base_than_an_adapter_names_is_told(
     shutil.copytree(MODEL_FOLDER, tmp_path / "copy")
 
     def score(base: str | None, of: Path = adapter) -> None:
-        evaluate_model(str(of), ASKED, folder=tmp_path / "out", places=DataPaths(), base=base)
+        evaluate_model(str(of), ASKED, folder=tmp_path / "out", data_paths=DataPaths(), base=base)
 
     score("shapes")  # the same one, by another name
     assert not caplog.text
@@ -141,14 +141,18 @@ def test_a_base_of_another_size_is_refused(adapter: Path, tmp_path: Path) -> Non
     processor.save_pretrained(tmp_path / "small")
     with pytest.raises(TrialError, match=r"layers|another shape .*--base"):
         evaluate_model(
-            str(adapter), ASKED, folder=tmp_path, places=DataPaths(), base=str(tmp_path / "small")
+            str(adapter),
+            ASKED,
+            folder=tmp_path,
+            data_paths=DataPaths(),
+            base=str(tmp_path / "small"),
         )
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     asked = [BenchmarkConfig(name="pope"), BenchmarkConfig(name="popee")]
     with pytest.raises(ConfigError) as raised:
-        evaluate_model("./none", asked, folder=tmp_path / "out", places=DataPaths())
+        evaluate_model("./none", asked, folder=tmp_path / "out", data_paths=DataPaths())
     model, pope, popee = raised.value.problems
     assert model.startswith("./none: no folder none")
     assert pope.startswith("pope: its questions are in files")

@@ -27,7 +27,7 @@ from chip_core.data.formats.trl import parse_response
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, check_text
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.parts import COLUMNS
-from chip_core.utils.errors import printable
+from chip_core.utils.errors import to_printable
 
 #: A number, or one for each sentence of a response, in order.
 Score = float | tuple[tuple[str, float], ...]
@@ -147,7 +147,7 @@ def find_sentence_ends(text: str, sentences: Sequence[str], name: str) -> list[i
         start = text.find(sentence.strip(), end)
         if start < 0:
             raise RowError(
-                f"{name}: '{printable(sentence[:40])}' is no sentence of its response, in order"
+                f"{name}: '{to_printable(sentence[:40])}' is no sentence of its response, in order"
             )
         end = start + len(sentence.strip())
         ends.append(end)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import requests
 
-from chip_core.utils.errors import TrialError, printable
+from chip_core.utils.errors import TrialError, to_printable
 
 #: Runs a command in its own session until it ends or stdin is closed, which happens when this
 #: process ends for any reason. Then it ends the whole session.
@@ -113,6 +113,6 @@ class LocalServer:
         lines = self._log.read_text(errors="replace").split("\n")
         for line in reversed(lines):
             if line.strip():
-                return printable(line.strip())[:300]
+                return to_printable(line.strip())[:300]
         code = self._process.poll()  # 137: killed, by the kernel if memory ran out
         return "no output" if code is None else f"no output, exit code {code}"

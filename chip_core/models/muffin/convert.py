@@ -202,7 +202,7 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], config: MuffinConfig) 
     with torch.device("meta"):
         state_dict = MuffinForConditionalGeneration(config).state_dict()
     expected_shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
-    problems, found = [], set()
+    problems, found_names = [], set()
     for name, shape in shapes.items():
         try:
             target_name = rename_tensor(name)
@@ -211,14 +211,14 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], config: MuffinConfig) 
             continue
         if target_name is None:
             continue
-        found.add(target_name)
+        found_names.add(target_name)
         if target_name not in expected_shapes:
             problems.append(f"{name} belongs to no part of a model of this size")
         elif name != IMAGE_POSITIONS and shape != expected_shapes[target_name]:
             problems.append(f"{name} has the shape {shape}, not {expected_shapes[target_name]}")
     problems += [
         f"nothing in it becomes {target_name}"
-        for target_name in sorted(expected_shapes.keys() - found)
+        for target_name in sorted(expected_shapes.keys() - found_names)
     ]
     if problems:
         suffix = f", and {len(problems) - 3} more" if len(problems) > 3 else ""

@@ -50,9 +50,9 @@ class MuffinModel(MuffinPreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Return the images' embeddings for the language model as `pooler_output`, (N, Q, D)."""
-        found = self.vision_tower(pixel_values)
+        features = self.vision_tower(pixel_values)
         return BaseModelOutputWithPooling(
-            pooler_output=self.multi_modal_projector(found.pooler_output)
+            pooler_output=self.multi_modal_projector(features.pooler_output)
         )
 
     def forward(
@@ -87,9 +87,9 @@ class MuffinModel(MuffinPreTrainedModel):
             if input_ids is None:
                 raise ValueError("images need input_ids, which say where they stand")
             features = self.get_image_features(pixel_values).pooler_output
-            places = self._find_placeholders(input_ids, features)[..., None]
+            image_mask = self._find_placeholders(input_ids, features)[..., None]
             features = features.to(inputs_embeds.device, inputs_embeds.dtype)
-            inputs_embeds = inputs_embeds.masked_scatter(places, features)
+            inputs_embeds = inputs_embeds.masked_scatter(image_mask, features)
         out: BaseModelOutputWithPast = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,

@@ -313,7 +313,7 @@ class _Step:
     def _hidden_states(self, views: Collection[str]) -> list[Tensor]:
         """Return the hidden states that predict each view's responses, (N, D)."""
         model = self._model
-        spans, places = self._layout(views)
+        spans, positions = self._layout(views)
         embedded = model.get_input_embeddings()(
             torch.zeros(1, _total_length(spans), dtype=torch.long)
         )
@@ -329,7 +329,7 @@ class _Step:
             packing=Packing(spans),
             use_cache=False,
         ).last_hidden_state
-        return [hidden[0, part] for part in places]
+        return [hidden[0, part] for part in positions]
 
     def _layout(self, views: Collection[str]) -> tuple[tuple[Span, ...], list[Tensor]]:
         """Return the spans of the row, and the places that are scored, by view."""

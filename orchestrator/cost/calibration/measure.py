@@ -103,7 +103,9 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         untrained=spec["untrained"],
         began=began,
         began_cpu=began_cpu,
-        places=DataPaths(**{name: path and Path(path) for name, path in spec["places"].items()}),
+        data_paths=DataPaths(
+            **{name: path and Path(path) for name, path in spec["places"].items()}
+        ),
         caches=caches,
     )
     reference = result.engine.get("reference", LIVE)

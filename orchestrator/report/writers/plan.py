@@ -20,7 +20,7 @@ from chip_core.reference_cache.folder import store_folder
 from chip_core.reference_cache.size import format_bytes
 from chip_core.selection.rule import count_select_runs, describe_selection
 from chip_core.utils import plugins
-from chip_core.utils.errors import UserError, printable
+from chip_core.utils.errors import UserError, to_printable
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.formatting import format_number, metric_title
 from orchestrator.report.sections.search import search_lines, search_to_json
@@ -440,6 +440,6 @@ def mlflow_names(plan: Plan) -> dict[str, str]:
 def mlflow_name_lines(names: Mapping[str, str]) -> Iterator[str]:
     """Yield the spelling in MLflow of the first few names."""
     for name, spelling in list(names.items())[:_MAX_NAMES]:
-        yield f"in MLflow '{printable(name)}' is called '{spelling}': it does not take that name"
+        yield f"in MLflow '{to_printable(name)}' is called '{spelling}': it does not take that name"
     if len(names) > _MAX_NAMES:
         yield f"and {len(names) - _MAX_NAMES} more names are spelled otherwise there"

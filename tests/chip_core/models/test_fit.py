@@ -590,4 +590,4 @@ def test_the_layout_is_todays_where_no_other_knows_more(kept: Path) -> None:
     assert find_layout(model, []).is_current
     old = find_layout(model, [old_qwen(name) for name in names])
     assert not old.is_current
-    assert [old.model_name(old_qwen(name)) for name in names] == names
+    assert [old.to_model_name(old_qwen(name)) for name in names] == names

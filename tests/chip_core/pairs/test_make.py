@@ -47,7 +47,7 @@ def made_in(folder: Path, *, batch: int = 8, report: Any = None, **settings: Any
         DataConfig(source="shapes", limit=PROMPTS),
         PairsConfig(**{**SETTINGS, **settings}),
         folder=folder,
-        places=DataPaths(),
+        data_paths=DataPaths(),
         batch_size=batch,
         report=report or (lambda progress: None),
     )
@@ -169,5 +169,5 @@ def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
             DataConfig(source="shapes"),
             PairsConfig(),
             folder=tmp_path / "out",
-            places=DataPaths(),
+            data_paths=DataPaths(),
         )

@@ -79,7 +79,7 @@ def taken(config: TrialConfig, family: str, folder: Path) -> tuple[Taken, RowSha
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
     given = pairs()
     with Trainer(config, model=model, processor=processor, pairs=given, folder=folder) as trainer:
-        batch = trainer.batches.shortest_pair()
+        batch = trainer.batches.encode_shortest_pair()
         shape = RowShape(
             pairs=config.engine.micro_batch,
             image=int((batch.prompts.ids == processor.image_token_id).sum()),
