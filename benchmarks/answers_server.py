@@ -1,6 +1,6 @@
 """How fast a server on this machine answers, beside the generator of the trial's own process.
 
-    python -m benchmarks.answers_server [--items 64] [--rounds 3] [--concurrency 8] [--json]
+    python -m benchmarks.answers_server [--items 32] [--rounds 3] [--concurrency 8] [--json]
     python -m benchmarks.answers_server --vllm PROGRAM
 
 `transformers serve`, or vLLM for CPUs if its program `vllm` is given, on 127.0.0.1, in fp32 on the
@@ -9,13 +9,15 @@ All have one thread:
 
 - `here`: as a trial does by default, in batches of 64;
 - `here, one at a time`: what a server's own computing takes that answers one request after another;
-- `bare`: its requests made ready beforehand, one after another on one connection: its own pace;
 - `server`: as a trial does with `evaluation.generator: {kind: openai, server: transformers}`, or
-  `server: vllm`.
+  `server: vllm`;
+- `bare`: its requests made ready beforehand, one after another on one connection: its own pace. A
+  server may have kept what it read of these questions.
 
-Then four arms' adapters, asked side by side, beside one arm that is asked four times the questions.
-Seconds are of the clock, CPU seconds those of this process and of the server's. `same answers`: how
-many are those of the first way.
+Each round has questions of its own. Then four arms' adapters, asked side by side, beside one arm
+that is asked four times as many, others, and one that answers here. Seconds are of the clock, CPU
+seconds those of this process and of the server's. `same answers`: how many of the last round are
+those of the first way.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -65,15 +67,16 @@ Answers = dict[str, str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--items", type=int, default=64, help="questions of a round, of each arm")
+    parser.add_argument("--items", type=int, default=32, help="questions of a round, of each arm")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", type=int, default=8, help="requests at a time")
     parser.add_argument("--vllm", type=Path, help="vLLM's program, which answers instead")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     options = parser.parse_args()
+    if (most := (1 + ARMS) * options.items * (options.rounds + 1)) > 1000:
+        parser.error(f"--items and --rounds ask {most} questions, and the world has 1000")
     torch.set_num_threads(1)
     machine = describe()
-    world = BENCHMARKS["shapes"].items("report", data=None, protocol="official")
     with tempfile.TemporaryDirectory() as name, served(Path(name), options.vllm) as server:
         found = {
             "benchmark": "answers_server",
@@ -82,8 +85,8 @@ def main() -> None:
             "concurrency": options.concurrency,
             "server": server.kind,
             "version": server.version,
-            "one model": _one(world[: options.items], server, options),
-            "arms": _arms(world[: ARMS * options.items], server, options, Path(name)),
+            "one model": _one(server, options),
+            "arms": _arms(server, options, Path(name)),
         }
     if options.json:
         print(json.dumps(found))
@@ -173,26 +176,29 @@ def _with_vllms_names(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Way:
-    """A way of answering, which returns what was said."""
+    """A way of answering questions, which returns what was said."""
 
     name: str
-    answer: Callable[[], Answers]
+    answer: Callable[[Sequence[Item]], Answers]
+    times: int = 1  # how many answers a question gets
 
 
-def _one(items: Sequence[Item], server: Server, options: argparse.Namespace) -> dict[str, Any]:
+def _one(server: Server, options: argparse.Namespace) -> dict[str, Any]:
+    """Answer as many questions by each way. A server keeps what it read: it comes to them first."""
     model = _base()
     generator = server.generator(options.concurrency)
-    requests = _requests(items, model, server)
+    rounds = _questions(options.items, options.rounds)
+    requests = _requests([item for items in rounds for item in items], model, server)
     ways = [
-        Way("here", lambda: _answered(TransformersGenerator(batch_size=64), items, model)),
+        Way("here", lambda items: _answered(TransformersGenerator(batch_size=64), items, model)),
         Way(
             "here, one at a time",
-            lambda: _answered(TransformersGenerator(batch_size=1), items, model),
+            lambda items: _answered(TransformersGenerator(batch_size=1), items, model),
         ),
-        Way("bare", lambda: _bare(server.url, items, requests)),
-        Way("server", lambda: _answered(generator, items, model)),
+        Way("server", lambda items: _answered(generator, items, model)),
+        Way("bare", lambda items: _bare(server.url, items, requests)),
     ]
-    found = _rounds(ways, server, options.rounds, len(items))
+    found = _rounds(ways, server, rounds)
     generator.close()
     own = found["server"]["seconds"]
     found["compared"] = {
@@ -203,66 +209,83 @@ def _one(items: Sequence[Item], server: Server, options: argparse.Namespace) -> 
     return found
 
 
-def _arms(
-    items: Sequence[Item], server: Server, options: argparse.Namespace, at: Path
-) -> dict[str, Any]:
-    """Answer a quarter of the items by each arm, side by side, and all of them by one."""
+def _arms(server: Server, options: argparse.Namespace, at: Path) -> dict[str, Any]:
+    """Answer a fifth of a round's questions by each arm, side by side, and the others by one."""
     models = [_arm(at / f"arm-{number}", number) for number in range(ARMS)]
     generators = [server.generator(options.concurrency // ARMS or 1) for _ in models]
-    alone = server.generator(options.concurrency)
-    few = items[: options.items]
+    alone, few = server.generator(options.concurrency), options.items
 
-    def together() -> Answers:
+    def together(items: Sequence[Item]) -> Answers:
         with ThreadPoolExecutor(ARMS) as pool:
             said = pool.map(
-                lambda arm: _named(arm[0], few, arm[1]), zip(models, generators, strict=True)
+                lambda arm: _named(arm[0], items[:few], arm[1]),
+                zip(models, generators, strict=True),
             )
             return {key: text for answers in said for key, text in answers.items()}
 
+    here = TransformersGenerator(batch_size=64)
     ways = [
-        Way("four arms", together),
-        Way("one arm, four times the items", lambda: _named(models[0], items, alone)),
+        Way("one arm, here", lambda items: _named(models[0], items[:few], here)),
+        Way("four arms", together, times=ARMS),
+        Way(
+            "one arm, four times the items",
+            lambda items: _named(models[0], items[few:], alone),
+            times=ARMS,
+        ),
     ]
-    for way in ways:  # the server loads the merged models
-        way.answer()
-    found = _rounds(ways, server, options.rounds, len(items))
-    four, one = (found[way.name]["seconds"] for way in ways)
+    found = _rounds(ways, server, _questions((1 + ARMS) * few, options.rounds), few)
+    four, one = (found[way.name]["seconds"] for way in ways[1:])
     found["compared"] = {"four arms over one": round(four / one, 3)}
     for generator in (*generators, alone):
         generator.close()
     return found
 
 
+def _questions(items: int, rounds: int) -> list[Sequence[Item]]:
+    """Return each round's questions, which no other one has; the first warms up."""
+    world = BENCHMARKS["shapes"].items("report", data=None, protocol="official")
+    return [world[number * items : (number + 1) * items] for number in range(rounds + 1)]
+
+
 def _rounds(
-    ways: Sequence[Way], server: Server, rounds: int, items: int
+    ways: Sequence[Way], server: Server, rounds: Sequence[Sequence[Item]], few: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Let ways take turns; return each one's middle round."""
+    """Let ways take turns; return each one's middle round.
+
+    Args:
+        ways: of which the first one's answers are those that others are compared with.
+        server: the one that some of them ask.
+        rounds: the questions of each.
+        few: how many of them are asked, as often as a way says; None: all.
+    """
     taken: dict[str, list[tuple[float, float, float]]] = {way.name: [] for way in ways}
     said: dict[str, Answers] = {}
-    for number in range(rounds + 1):
+    for number, items in enumerate(rounds):
         for way in ways:
             before = _clocks(server)
-            said[way.name] = way.answer()
+            said[way.name] = way.answer(items)
             if number:  # the first one warms up
                 after = _clocks(server)
                 taken[way.name].append(
                     (after[0] - before[0], after[1] - before[1], after[2] - before[2])
                 )
     found: dict[str, dict[str, Any]] = {}
-    for name, each in taken.items():
-        seconds, own, theirs = (statistics.median(part) for part in zip(*each, strict=True))
-        found[name] = {
+    asked = few or len(rounds[-1])
+    for way in ways:
+        seconds, own, theirs = (
+            statistics.median(part) for part in zip(*taken[way.name], strict=True)
+        )
+        found[way.name] = {
             "seconds": round(seconds, 3),
-            "items/s": round(items / seconds, 2),
+            "items/s": round(asked * way.times / seconds, 2),
             "cpu here": round(own, 3),
             "cpu of the server": round(theirs, 3),
-            "rounds": [round(one[0], 3) for one in each],
+            "rounds": [round(each[0], 3) for each in taken[way.name]],
         }
-        shared = said[name].keys() & said[ways[0].name].keys()
-        if shared:
-            found[name]["same answers"] = sum(
-                said[name][item] == said[ways[0].name][item] for item in shared
-            )
+        first = said[ways[0].name]
+        if shared := said[way.name].keys() & first.keys():
+            same = sum(said[way.name][item] == first[item] for item in shared)
+            found[way.name]["same answers"] = f"{same} of {len(shared)}"
     return found
 
 
@@ -314,13 +337,13 @@ def _arm(folder: Path, seed: int) -> AnsweringModel:
     )
 
 
-def _requests(items: Sequence[Item], model: AnsweringModel, server: Server) -> list[bytes]:
-    """Return the bodies that the generator sends."""
+def _requests(items: Sequence[Item], model: AnsweringModel, server: Server) -> dict[str, bytes]:
+    """Return the bodies that the generator sends, by item."""
     from chip_core.evaluation.generators.openai import question_parts, request_keys
 
     extra = request_keys(server.kind, model, LONGEST)
-    return [
-        json.dumps(
+    return {
+        item.id: json.dumps(
             {
                 "model": server.model,
                 "messages": [{"role": "user", "content": question_parts(item)}],
@@ -328,17 +351,20 @@ def _requests(items: Sequence[Item], model: AnsweringModel, server: Server) -> l
             }
         ).encode()
         for item in items
-    ]
+    }
 
 
-def _bare(url: str, items: Sequence[Item], requests: Sequence[bytes]) -> Answers:
+def _bare(url: str, items: Sequence[Item], requests: Mapping[str, bytes]) -> Answers:
     place = urlsplit(url)
     assert place.hostname is not None
     connection = http.client.HTTPConnection(place.hostname, place.port, timeout=600)
     said: Answers = {}
-    for item, body in zip(items, requests, strict=True):
+    for item in items:
         connection.request(
-            "POST", f"{place.path}/chat/completions", body, {"Content-Type": "application/json"}
+            "POST",
+            f"{place.path}/chat/completions",
+            requests[item.id],
+            {"Content-Type": "application/json"},
         )
         answer = json.loads(connection.getresponse().read())
         said[item.id] = answer["choices"][0]["message"]["content"].strip()

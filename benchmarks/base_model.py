@@ -72,7 +72,7 @@ def slot(folder: Path, trained: str) -> None:
 
     load(ModelConfig(path="shapes"))
     config = TrialConfig.model_validate({"model": str(folder), **TRAINED[trained]})
-    BASE_MODELS.keep()
+    BASE_MODELS.enable()
     before, loads, model = held(), [], None
     for _ in range(1 + REPEATS):
         del model  # as when the previous trial ends

@@ -30,7 +30,7 @@ from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.inference import generate
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
-from chip_core.shapes.world import COLOURS, SHAPES, draw, scene
+from chip_core.shapes.world import COLOURS, SHAPES, draw_scene, make_scene
 
 BATCH = 32
 ROUNDS = 3  # of each way, in turn: the quickest counts
@@ -167,7 +167,7 @@ def questions(*, pictures: int, each: int) -> list[Item]:
     """Return short questions, several a picture."""
     items = []
     for index in range(pictures):
-        shown = draw(scene("test", index)).resize((192, 192), Image.Resampling.NEAREST)
+        shown = draw_scene(make_scene("test", index)).resize((192, 192), Image.Resampling.NEAREST)
         picture = Picture(key=str(index), read=lambda shown=shown: shown)  # type: ignore[misc]
         for number in range(each):
             colour, shape = COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)]

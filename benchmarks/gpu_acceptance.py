@@ -49,7 +49,7 @@ from chip_core.models.parts import set_trained
 from chip_core.models.precision import DTYPES
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import CURVES
-from chip_core.training.footprint.estimate import footprint, operations
+from chip_core.training.footprint.estimate import estimate_footprint, estimate_operations
 from chip_core.training.footprint.step import RowShape
 from chip_core.training.parallel import Compute
 from chip_core.training.policy import Policy
@@ -374,14 +374,14 @@ def trained(
         "states": config.optimizer.states,
         "prefix sharing": done.engine["prefix_sharing"],
     }
-    estimate = footprint(model_config, config, shape, stored=False)
+    estimate = estimate_footprint(model_config, config, shape, stored=False)
     found["estimated GiB"] = {
         name: round(part / 2**30, 3) for name, part in estimate.parts.items()
     } | {"all": round(estimate.total / 2**30, 3)}
     if cuda:
         found["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
     if peak is not None:
-        made = operations(model_config, config, shape)
+        made = estimate_operations(model_config, config, shape)
         seconds = size * _trained_tokens(shape) / rate
         # The live reference computes a forward pass more.
         found["mfu"] = round(size * (made.step + made.forward) / seconds / peak, 4)

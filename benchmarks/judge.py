@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe, line
-from chip_core.shapes.world import draw, scene
+from chip_core.shapes.world import draw_scene, make_scene
 from chip_core.utils.files import read_records
 
 PROGRAM = "from orchestrator.cli import program; program()"
@@ -81,9 +81,9 @@ def questions(folder: Path, items: int) -> None:
     (folder / "mmhal" / "images").mkdir(parents=True)
     rows = []
     for number in range(items):
-        shown = scene("test", number)
+        shown = make_scene("test", number)
         name = f"{number}_o.png"
-        draw(shown).save(folder / "mmhal" / "images" / name)
+        draw_scene(shown).save(folder / "mmhal" / "images" / name)
         rows.append(
             {
                 "question_type": "attribute",

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from chip_core.utils.machine import cores, cpu_name
+from chip_core.utils.machine import cpu_count, cpu_name
 
 _VERSIONS = ("torch", "transformers", "peft", "trl", "ray", "mlflow", "numpy")
 
@@ -24,7 +24,7 @@ def describe() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": cpu_name(),
-        "cores": cores(),
+        "cores": cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 2),
         "gpu": _gpu(),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core import recipes
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from orchestrator.cost.memory import MemoryEstimator
 from orchestrator.cost.published.devices import DEVICES
 
@@ -52,10 +52,10 @@ def main() -> None:
 
 
 def row(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    tree = recipes.read_yaml(recipes.find(name))
+    tree = recipes.read_yaml(recipes.find_recipe(name))
     for key, value in settings.items():
         set_key(tree, key, value)
-    config = trial_config(tree, name)
+    config = parse_trial_config(tree, name)
     stored = config.training.augment == "off"
     made = MemoryEstimator(count=True).estimate(config, reference=not stored)
     assert made is not None

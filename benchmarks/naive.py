@@ -23,7 +23,7 @@ from torch import Tensor
 
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.forms import objective_of
+from chip_core.objectives.forms import compute_objective
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.terms import ResponseScores
 
@@ -69,7 +69,7 @@ def naive_loss(policy: Any, reference: Any, batch: PairBatch, objective: Objecti
         "rejected": scores(1, rejected, reference_logps[pairs:], kl=kl),
         "rejected_image": scores(2, chosen, other_logps[:pairs], kl=None),
     }
-    return objective_of(objective, Inputs(views=views)).loss.mean()
+    return compute_objective(objective, Inputs(views=views)).loss.mean()
 
 
 def _read(

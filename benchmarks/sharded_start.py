@@ -71,15 +71,15 @@ def worker(folder: Path, loads: str) -> None:
         loading.load(ModelConfig(path="shapes"))
         before, peak = held(), Peak()
         began = time.perf_counter()
-        load = loading.load if loads == "all" or workers.first else loading.load_empty
+        load = loading.load if loads == "all" or workers.is_main else loading.load_empty
         model, _ = load(config.model)
         model = attach_adapters(model, config)
         set_trained(model, config)
-        workers.wait()
+        workers.barrier()
         loaded = held()
         compute = Compute(workers=workers, parallelism="fsdp")
         strategy = make_strategy(Policy(model, config.objective), config, compute)
-        workers.wait()
+        workers.barrier()
         seconds, spread = time.perf_counter() - began, held()
         found = {
             "peak_uss_gb": peak.close(),

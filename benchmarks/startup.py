@@ -89,7 +89,7 @@ def trials(executor: str, count: int, work: Path) -> list[dict[str, Any]]:
     """Run trials one after another in this process; return each one's start."""
     from chip_core.config.trial import TrialConfig
     from chip_core.results import read_result
-    from orchestrator.executors.base import Event, Executor, Job, Progressed, Started
+    from orchestrator.executors.base import Executor, Job, JobEvent, JobProgressed, JobStarted
 
     config = TrialConfig.model_validate(
         {
@@ -114,10 +114,10 @@ def trials(executor: str, count: int, work: Path) -> list[dict[str, Any]]:
     begun: dict[str, tuple[float, dict[str, float]]] = {}
     found: dict[str, dict[str, Any]] = {}
 
-    def listen(event: Event) -> None:
-        if isinstance(event, Started):
+    def listen(event: JobEvent) -> None:
+        if isinstance(event, JobStarted):
             begun[event.job.id] = (time.perf_counter(), meter.read())
-        if isinstance(event, Progressed) and event.progress.phase == "train":
+        if isinstance(event, JobProgressed) and event.progress.phase == "train":
             since, before = begun[event.job.id]
             wall, now = time.perf_counter() - since, meter.read()
             spent = {kind: now[kind] - before.get(kind, 0.0) for kind in now}

@@ -79,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.rounds < 1:
         parser.error("--rounds: at least one")
     torch.set_num_threads(given.threads)
-    if given.only:
-        print(_peak(given.objective[0], given.image_tokens[0], given.only))
+    if given.select_views:
+        print(_peak(given.objective[0], given.image_tokens[0], given.select_views))
         return
     if given.beside:
         for tokens in given.image_tokens:

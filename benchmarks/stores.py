@@ -8,10 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-#: Prefixes of timing figures and tags, in which two executions of one trial differ.
+#: Keys of measured durations and rates within scores and tags.
+_TIMINGS = ("seconds", "pace")
+#: Prefixes of timing figures and tags. In all of these, two executions of one trial differ.
 _OF_CLOCKS = ("timing/", "train/tokens_per_second", "train/data_wait")
 _PARENT = "mlflow.parentRunId"
-_HOW = "chip.scored"  # has the seconds of scoring
+_HOW = "chip.scored"  # has timings of scoring
 
 
 def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str, Any]]:
@@ -40,7 +42,7 @@ def contents(uri: str, study: str, *, clocks: bool = True) -> dict[str, dict[str
         tags = dict(run.data.tags)
         if not clocks:
             tags = {
-                key: json.dumps(_without_seconds(json.loads(value)))
+                key: json.dumps(_without_timings(json.loads(value)))
                 if key.startswith(_HOW)
                 else value
                 for key, value in tags.items()
@@ -105,15 +107,15 @@ def _artifacts(client: Any, run: str, clocks: bool) -> dict[str, str]:
                     file = client.download_artifacts(run, entry.path, folder)
                     content = Path(file).read_bytes()
                 if not clocks and entry.path.endswith(".json"):
-                    content = json.dumps(_without_seconds(json.loads(content))).encode()
+                    content = json.dumps(_without_timings(json.loads(content))).encode()
                 found[entry.path] = hashlib.sha256(content).hexdigest()
             else:
                 found[entry.path] = ""
     return found
 
 
-def _without_seconds(value: Any) -> Any:
+def _without_timings(value: Any) -> Any:
     """Return plain data without timings."""
     if isinstance(value, dict):
-        return {key: _without_seconds(one) for key, one in value.items() if key != "seconds"}
-    return [_without_seconds(one) for one in value] if isinstance(value, list) else value
+        return {key: _without_timings(one) for key, one in value.items() if key not in _TIMINGS}
+    return [_without_timings(one) for one in value] if isinstance(value, list) else value

@@ -39,15 +39,15 @@ import yaml
 from benchmarks.machine import describe, line, spread
 from benchmarks.startup import Meter
 from orchestrator.executors.base import (
-    Answered,
-    Event,
     Executor,
-    Finished,
     Job,
-    More,
-    Progressed,
-    Retry,
-    Started,
+    JobAnswered,
+    JobEvent,
+    JobFinished,
+    JobProgressed,
+    JobSource,
+    JobStarted,
+    RetryPolicy,
 )
 
 WAYS = ("bare", "shared", "in step")
@@ -89,7 +89,7 @@ class Watched:
 
     def opened(self, jobs: Sequence[Job]) -> Any:
         """As the executor's."""
-        return self._executor.opened(jobs)
+        return self._executor.open(jobs)
 
     def slots(self, job: Job) -> int:
         """Return 1: a pass in parts has a start-up each."""
@@ -97,38 +97,38 @@ class Watched:
 
     def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
         """As the executor's."""
-        return self._executor.reserved(gpus)
+        return self._executor.reserve_gpus(gpus)
 
     def run(
         self,
         jobs: Sequence[Job],
-        on_event: Callable[[Event], None],
-        retry: Retry | None = None,
-        more: More | None = None,
+        on_event: Callable[[JobEvent], None],
+        retry: RetryPolicy | None = None,
+        more: JobSource | None = None,
     ) -> None:
         """As the executor's."""
 
-        def listener(event: Event) -> None:
+        def listener(event: JobEvent) -> None:
             self._note(event)
             on_event(event)
 
         self._executor.run(jobs, listener, retry, more)
 
-    def _note(self, event: Event) -> None:
+    def _note(self, event: JobEvent) -> None:
         marks = self._marks.setdefault(event.job.id, {})
         match event:
-            case Started():
+            case JobStarted():
                 marks["started"] = self._clock()
-            case Progressed(progress=progress) if progress.phase not in BEFORE_WORK:
+            case JobProgressed(progress=progress) if progress.phase not in BEFORE_WORK:
                 if "work" not in marks:
                     marks["work"] = self._clock()
-            case Answered() | Finished():
+            case JobAnswered() | JobFinished():
                 self.jobs.append(costs(event.job, marks, self._clock()))
 
 
 def costs(job: Job, marks: dict[str, dict[str, float]], end: dict[str, float]) -> dict[str, Any]:
     """Return the cost of a job until its end: only its own processes' if another runs beside it."""
-    kind = "pass" if job.shard is not None else "scoring" if job.scores else "trial"
+    kind = "pass" if job.shard is not None else "scoring" if job.is_scoring else "trial"
     work = marks.get("work", end)
 
     def own(spent: dict[str, float]) -> dict[str, float]:
@@ -156,7 +156,7 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
     """Run the study one way in this process; return its CPU and wall seconds."""
     from rich.console import Console
 
-    from orchestrator.commands.common.options import planned
+    from orchestrator.commands.common.options import load_plan
     from orchestrator.executors.inline import InlineExecutor
     from orchestrator.executors.ray.tuner import RayTuneExecutor
     from orchestrator.run import run_study
@@ -170,7 +170,7 @@ def once(way: str, steps: int | None, work: Path) -> dict[str, Any]:
         overrides.append(("training.max_steps", steps))
     if way == "in step":
         overrides.append(("reference_cache", "off"))
-    plan = planned(
+    plan = load_plan(
         str(file),
         workdir=work,
         benchmark_data=None,

@@ -89,7 +89,7 @@ def as_pairs(inputs: dict[str, Tensor], workload: Workload) -> PairBatch:
     padded, kept = stacked(prompts[:pairs])
     pixels = inputs["pixel_values"]
     return PairBatch(
-        places=tuple(range(pairs)),
+        indices=tuple(range(pairs)),
         epoch=0,
         prompts=Prompts(ids=padded, mask=kept, inputs={"pixel_values": pixels[: len(pixels) // 2]}),
         chosen=answers(responses[:pairs]),

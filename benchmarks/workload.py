@@ -181,7 +181,7 @@ class Workload:
         answers = {"chosen": chosen, "rejected": responses(self.rejected), "other": chosen}
         images = {VIEWS[view][0] for view in views}
         return PairBatch(
-            places=tuple(range(pairs)),
+            indices=tuple(range(pairs)),
             epoch=0,
             prompts=under,
             chosen=chosen,
@@ -189,7 +189,7 @@ class Workload:
             rejected_image_prompts=other if visual or "rejected_image" in images else None,
             rejected_image=chosen if visual or "rejected_image" in views else None,
             second_image_prompts=other if "second_image" in images else None,
-            more={
+            extra_responses={
                 view: answers[VIEWS[view][1]]
                 for view in views
                 if view not in ("chosen", "rejected", "rejected_image")

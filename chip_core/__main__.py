@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from chip_core import recipes
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import key_problem, set_key, trial_config
+from chip_core.config.validation import key_problem, parse_trial_config, set_key
 from chip_core.utils.errors import ConfigError, TrialError, UserError
 from chip_core.utils.machine import cpu_seconds
 from chip_core.utils.workers import Workers, join_workers
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        config = configuration(options.recipe, options.changes)
+        config = load_configuration(options.recipe, options.changes)
         with join_workers() as workers:
             return _train(config, options.out, options.resume, options.cache, workers)
     except (UserError, TrialError) as error:
@@ -59,25 +59,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
+def load_configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     """Return a recipe's configuration with `key=value` changes.
 
     Raises:
         ConfigError: every problem at once.
     """
-    file = recipes.find(recipe)
+    file = recipes.find_recipe(recipe)
     tree = recipes.read_yaml(file)
     problems = []
     for change in changes:
         key, equals, text = change.partition("=")
-        complaint = key_problem(key) if equals else "is no key=value: write optimizer.lr=1e-6"
-        if complaint is not None:
-            problems.append(f"--set {change}: {complaint}")
+        problem = key_problem(key) if equals else "is no key=value: write optimizer.lr=1e-6"
+        if problem is not None:
+            problems.append(f"--set {change}: {problem}")
         else:
             set_key(tree, key, recipes.parse_yaml(text, f"--set {key}"))
     if problems:
         raise ConfigError(problems)
-    return trial_config(tree, "--set" if changes else str(file))
+    return parse_trial_config(tree, "--set" if changes else str(file))
 
 
 def _train(
@@ -89,34 +89,36 @@ def _train(
     from chip_core.models import loading
     from chip_core.trial import run_trial
 
-    broken = {
+    problems_by_key = {
         "model.path": loading.problem(config.model),
         "data.source": data.problem(config.data),
         "objective": data.objective_problem(config.data, config.objective),
         "training.label_rule": loading.label_rule_problem(config),
     }
-    problems = [f"{key}: {what}" for key, what in broken.items() if what is not None]
+    problems = [
+        f"{key}: {problem}" for key, problem in problems_by_key.items() if problem is not None
+    ]
     if problems:
         raise ConfigError(problems)
     if cache is not None and config.reference_cache == "off":
         raise UserError("--cache: reference_cache is off: set it to fp32 or bf16")
-    if workers.first:
+    if workers.is_main:
         _check_folders(config, out, resume)
-        if config.objective.caution is not None:
-            print(f"chip_core: caution: {config.objective.caution}", file=sys.stderr)
-    workers.wait()  # another process could mistake the first one's files for an earlier trial
+        if config.objective.warning is not None:
+            print(f"chip_core: caution: {config.objective.warning}", file=sys.stderr)
+    workers.barrier()  # another process could mistake the first one's files for an earlier trial
 
-    def told(progress: Progress) -> None:
+    def print_progress(progress: Progress) -> None:
         figures = " ".join(f"{name}={value:.4g}" for name, value in progress.figures.items())
         print(f"{progress.phase} {progress.done}/{progress.total} {figures}".rstrip(), flush=True)
 
-    report = told if workers.first else lambda progress: None
+    report = print_progress if workers.is_main else lambda progress: None
     caches = None
     if cache is not None:
-        if workers.first:
-            _stores(config, cache, report)
-        workers.wait()
-        caches = _stores(config, cache, report)
+        if workers.is_main:
+            _prepare_caches(config, cache, report)
+        workers.barrier()
+        caches = _prepare_caches(config, cache, report)
     result = run_trial(
         config,
         folder=out,
@@ -126,7 +128,7 @@ def _train(
         began_cpu=began_cpu,
         caches=caches,
     )
-    if workers.first:
+    if workers.is_main:
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
         print(json.dumps({"folder": str(out), "steps": result.steps, "metrics": result.metrics}))
@@ -163,38 +165,38 @@ def _check_settings(config: TrialConfig, folder: Path) -> None:
     if not (folder / MODEL).is_dir():
         return
     try:
-        written = read_json(folder / CONFIG)
+        recorded = read_json(folder / CONFIG)
         # Models trained before this setting existed dropped transparency.
-        written["data"] = {"transparency": "drop", **written["data"]}
-        earlier = TrialConfig.model_validate(written)
+        recorded["data"] = {"transparency": "drop", **recorded["data"]}
+        earlier = TrialConfig.model_validate(recorded)
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(
             f"--resume: {folder} holds a model, and no {CONFIG} that says which"
         ) from None
     settings = [
         training_identity(
-            made, made.model.model_dump(), made.data.model_dump(exclude={"transparency"})
+            variant, variant.model.model_dump(), variant.data.model_dump(exclude={"transparency"})
         )
-        for made in (earlier, config)
+        for variant in (earlier, config)
     ]
     if settings[0] != settings[1]:
         raise UserError(f"--resume: {folder} holds a model trained with other settings")
 
 
-def _stores(
+def _prepare_caches(
     config: TrialConfig, cache: Path, report: Callable[[Progress], None]
 ) -> AvailableCaches:
     """Return the trial's reference passes; compute those that are missing."""
     from chip_core import data
     from chip_core.models import loading
     from chip_core.reference_cache.build import ensure_caches
-    from chip_core.reference_cache.spec import AvailableCaches, cache_specs, samples_read
+    from chip_core.reference_cache.spec import AvailableCaches, cache_specs, count_samples_read
 
-    samples = data.count(config.data)
+    samples = data.count_rows(config.data)
     passes = tuple(
-        one
-        for one in cache_specs(config, loading.identity(config.model), data.identity(config.data))
-        if samples is None or samples_read(one, config, samples) > 0
+        spec
+        for spec in cache_specs(config, loading.identity(config.model), data.identity(config.data))
+        if samples is None or count_samples_read(spec, config, samples) > 0
     )
     ensure_caches(passes, config, cache=cache, report=report)
     return AvailableCaches(cache=cache, passes=passes)

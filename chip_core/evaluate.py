@@ -62,24 +62,24 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         UserError: there is no such model, or a benchmark lacks something.
         TrialError: the model cannot be loaded or cannot answer.
     """
-    asked = BenchmarksConfig(report=tuple(benchmarks))
-    config, trained = named_model(model, base, dtype)
+    requested = BenchmarksConfig(report=tuple(benchmarks))
+    config, trained = resolve_model(model, base, dtype)
     answering = answering or EvaluationConfig()
-    lacking = [
+    missing = [
         *model_problems(model, config, trained, base),
-        *find_benchmark_problems(asked, places),
+        *find_benchmark_problems(requested, places),
     ]
-    lacking += [*generator_problems(answering, asked, config), *missing_requirements(answering)]
-    if lacking:
-        raise ConfigError(lacking)
+    missing += [*generator_problems(answering, requested, config), *missing_requirements(answering)]
+    if missing:
+        raise ConfigError(missing)
     report(Progress(phase="start", done=0, total=1))
     loaded, processor = loading.load(config, trained=trained)
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     context = InferenceContext(
         model=loaded,
         processor=processor,
-        weights=weights_mark(config, trained, weights_content),
-        former_weights=[weights_mark(config, trained)],
+        weights=weights_id(config, trained, weights_content),
+        former_weights=[weights_id(config, trained)],
         folder=folder,
         data_paths=places,
         batch_size=batch_size,
@@ -97,7 +97,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         return {settings.name: evaluate(context, "report", settings) for settings in benchmarks}
 
 
-def named_model(
+def resolve_model(
     model: str, base: str | None, dtype: Literal["fp32", "bf16"]
 ) -> tuple[ModelConfig, Path | None]:
     """Return the model to load and the PEFT folder to apply to it.
@@ -116,15 +116,15 @@ def named_model(
             raise UserError(f"--base: {model} holds no adapter: leave it out")
         return ModelConfig(path=model, dtype=dtype), None
     try:
-        named = read_json(folder / loading.ADAPTER_CONFIG)["base_model_name_or_path"]
+        base_name = read_json(folder / loading.ADAPTER_CONFIG)["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
-        named = None
-    path = base or named
+        base_name = None
+    path = base or base_name
     if not path:
         raise UserError(f"{model} holds an adapter that names no base model: give it by --base")
-    if named and not _same_model(str(named), str(path)):
+    if base_name and not _is_same_model(str(base_name), str(path)):
         file = folder / loading.ADAPTER_CONFIG
-        _log.warning("%s names %s as its base model: --base puts it on %s", file, named, base)
+        _log.warning("%s names %s as its base model: --base puts it on %s", file, base_name, base)
     return ModelConfig(path=str(path), dtype=dtype), folder
 
 
@@ -136,34 +136,36 @@ def model_problems(
     Raises:
         TrialError: it is a trained model whose files have changed.
     """
-    if (own := trained or loading.local_folder(config.path)) is not None:
-        check_model(own)
-    broken = loading.problem(config)
-    if broken is not None and trained is not None and base is None:
-        broken = f"its base model: {broken}; where it lies elsewhere, give it by --base"
-    return [] if broken is None else [f"{model}: {broken}"]
+    if (folder := trained or loading.local_folder(config.path)) is not None:
+        check_model(folder)
+    problem = loading.problem(config)
+    if problem is not None and trained is not None and base is None:
+        problem = f"its base model: {problem}; where it lies elsewhere, give it by --base"
+    return [] if problem is None else [f"{model}: {problem}"]
 
 
-def _same_model(one: str, other: str) -> bool:
+def _is_same_model(first: str, second: str) -> bool:
     """Return whether two names mean the same model; local folders are compared by path."""
-    lie = [loading.local_folder(each) for each in (one, other)]
-    if None in lie:
-        return one == other
-    return len({folder.resolve() for folder in lie if folder is not None}) == 1
+    folders = [loading.local_folder(name) for name in (first, second)]
+    if None in folders:
+        return first == second
+    return len({folder.resolve() for folder in folders if folder is not None}) == 1
 
 
-def weights_mark(
-    config: ModelConfig, trained: Path | None, mark: Callable[[Path], str] = weights_fingerprint
+def weights_id(
+    config: ModelConfig,
+    trained: Path | None,
+    fingerprint_folder: Callable[[Path], str] = weights_fingerprint,
 ) -> str:
     """Return an identifier of a named model's weights.
 
     Args:
         config: the model.
         trained: the PEFT folder that is applied to it.
-        mark: returns the identifier of that folder.
+        fingerprint_folder: returns the identifier of that folder.
     """
-    base = loading.base_weights(config)
-    return base if trained is None else f"{base} {mark(trained)}"
+    base = loading.base_weights_id(config)
+    return base if trained is None else f"{base} {fingerprint_folder(trained)}"
 
 
 def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -> Evaluation:
@@ -175,11 +177,11 @@ def evaluate(context: InferenceContext, side: Side, settings: BenchmarkConfig) -
     Raises:
         TrialError: something that the benchmark needs is missing, or its judge does not reply.
     """
-    made = generate_answers(context, side, settings)
-    if isinstance(made, Evaluation):
-        return made
-    answers = made
-    return current_workers().awaited_from_rank0(
+    result = generate_answers(context, side, settings)
+    if isinstance(result, Evaluation):
+        return result
+    answers = result
+    return current_workers().wait_for_rank0(
         lambda: score_answers(
             answers,
             side,

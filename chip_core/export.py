@@ -49,7 +49,7 @@ def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
     adapter = (model / loading.ADAPTER_CONFIG).exists()
     partial = into.with_name(f".{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    said = []
+    settings = []
     if adapter and merge:
         try:
             config = TrialConfig.model_validate_json((trial / CONFIG).read_bytes())
@@ -67,19 +67,19 @@ def _export(model: Path, trial: Path, into: Path, merge: bool) -> list[str]:
             raise UserError(f"the base model is needed to merge: {error}") from None
         merge_adapters(whole).save_pretrained(partial)
         processor.save_pretrained(partial)
-        said.append("the adapter is merged: a plain Hugging Face folder")
+        settings.append("the adapter is merged: a plain Hugging Face folder")
     else:
         shutil.copytree(model, partial)
         if merge:
-            said.append("nothing to merge: the model was trained without an adapter")
+            settings.append("nothing to merge: the model was trained without an adapter")
         if adapter:
             base = json.loads((model / loading.ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            said.append(f"a PEFT adapter of {base['base_model_name_or_path']}")
+            settings.append(f"a PEFT adapter of {base['base_model_name_or_path']}")
         if (model / TRAINED_PARTS).exists():
-            said.append(
+            settings.append(
                 f"what was trained beside it is in {TRAINED_PARTS}: --merge makes one model"
             )
     if into.exists():
         into.rmdir()
     partial.replace(into)
-    return said
+    return settings

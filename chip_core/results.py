@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 
 #: Files in a trial's folder.
 CONFIG, CURVES, MODEL, RESULT = "config.json", "curves.jsonl", "model", "result.json"
@@ -51,7 +51,7 @@ class Evaluation:
         Raises:
             TypeError: the fields are others.
         """
-        return cls(**_fields(raw))
+        return cls(**_from_json_keys(raw))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class TrialResult:
 
 def write_result(folder: Path, result: TrialResult) -> None:
     """Write a trial's result, its last file."""
-    write_checksummed(folder / RESULT, _with_json(result, "evaluations"))
+    write_checksummed(folder / RESULT, _to_json(result, "evaluations"))
 
 
 def read_result(folder: Path) -> TrialResult | None:
@@ -140,29 +140,33 @@ def read_result(folder: Path) -> TrialResult | None:
 
 def write_answered(folder: Path, answered: AnsweredTrial) -> None:
     """Record that a trial's answers are complete."""
-    write_checksummed(folder / ANSWERED, _with_json(answered, "answers", "evaluations"))
+    write_checksummed(folder / ANSWERED, _to_json(answered, "answers", "evaluations"))
 
 
 def read_answered(folder: Path) -> AnsweredTrial | None:
     """Return the answers in a folder; None if any is missing or changed."""
     try:
         raw = read_checksummed(folder / ANSWERED)
-        raw["answers"] = {key: Answers(**_fields(value)) for key, value in raw["answers"].items()}
+        raw["answers"] = {
+            key: Answers(**_from_json_keys(value)) for key, value in raw["answers"].items()
+        }
         raw["evaluations"] = {
             key: Evaluation.from_json(value) for key, value in raw["evaluations"].items()
         }
         answered = AnsweredTrial(**raw)
-        whole = all(sha256_of(folder / name) == mark for name, mark in answered.files.items())
+        is_complete = all(
+            file_sha256(folder / name) == mark for name, mark in answered.files.items()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return answered if whole else None
+    return answered if is_complete else None
 
 
-def _with_json(result: TrialResult | AnsweredTrial, *keys: str) -> dict[str, Any]:
-    held = {
+def _to_json(result: TrialResult | AnsweredTrial, *keys: str) -> dict[str, Any]:
+    converted = {
         key: {name: _as_json(entry) for name, entry in getattr(result, key).items()} for key in keys
     }
-    return {**asdict(result), **held}
+    return {**asdict(result), **converted}
 
 
 def _as_json(entry: Evaluation | Answers) -> dict[str, Any]:
@@ -171,10 +175,10 @@ def _as_json(entry: Evaluation | Answers) -> dict[str, Any]:
     return raw
 
 
-def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _from_json_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"metadata" if key == "how" else key: value for key, value in {**raw}.items()}
 
 
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return name -> sha256 of those of the named files that exist in a folder."""
-    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
+    return {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}

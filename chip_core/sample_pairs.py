@@ -12,9 +12,9 @@ from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import model_identity
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.trial import DataConfig
-from chip_core.evaluate import model_problems, named_model, weights_mark
+from chip_core.evaluate import model_problems, resolve_model, weights_id
 from chip_core.models import loading
-from chip_core.pairs.make import Made, SampledModel, make_pairs
+from chip_core.pairs.make import SampledModel, SamplingResult, make_pairs
 from chip_core.pairs.prompts import prompts_identity, read_prompts
 from chip_core.pairs.ranking import open_ranker
 from chip_core.results import Progress
@@ -35,7 +35,7 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
     dtype: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 64,
     report: Callable[[Progress], None] = lambda progress: None,
-) -> Made:
+) -> SamplingResult:
     """Sample a model's answers, rank them, and write best against worst as preference pairs.
 
     Answers of the same weights and settings that are already in `folder` are reused.
@@ -57,10 +57,10 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
             or there is no pair.
         TrialError: the model cannot be loaded, or a judge does not reply.
     """
-    config, trained = named_model(model, base, dtype)
-    lacking = model_problems(model, config, trained, base)
-    if lacking:
-        raise ConfigError(lacking)
+    config, trained = resolve_model(model, base, dtype)
+    missing = model_problems(model, config, trained, base)
+    if missing:
+        raise ConfigError(missing)
     report(Progress(phase="start", done=0, total=1))
     seed_process(seed)
     items = read_prompts(prompts)
@@ -77,7 +77,7 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
     sampled = SampledModel(
         model=loaded,
         processor=processor,
-        weights=weights_mark(config, trained),
+        weights=weights_id(config, trained),
         bf16=dtype == "bf16",
         batch_size=batch_size,
     )
@@ -88,6 +88,6 @@ def sample_pairs(  # noqa: PLR0913 (options of the public function)
         ranker,
         seed=seed,
         folder=folder,
-        known=known,
+        model_facts=known,
         report=report,
     )

@@ -17,7 +17,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models import ADAPTER_CONFIG
 from chip_core.results import MODEL, TRAINED
 from chip_core.utils.errors import TrialError
-from chip_core.utils.files import read_checksummed, sha256_of, sync_folder, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, sync_folder, write_checksummed
 
 #: The picked model, while it replaces the models that it was picked from.
 PICKED = f".{MODEL}.picked"
@@ -59,14 +59,14 @@ def read_trained(folder: Path) -> TrainedModel | None:
 
 def has_model(folder: Path) -> bool:
     """Return whether an attempt left a model that it recorded as complete."""
-    there = (folder / MODEL).is_dir() or (folder / PICKED).is_dir()
-    return there and (folder / TRAINED).exists()
+    exists = (folder / MODEL).is_dir() or (folder / PICKED).is_dir()
+    return exists and (folder / TRAINED).exists()
 
 
 def model_files(model: Path) -> dict[str, str]:
     """Return path -> sha256 of the files that are read from a model's folder."""
     files = sorted(path for path in model.rglob("*") if path.is_file() and path.suffix != ".md")
-    return {path.relative_to(model).as_posix(): sha256_of(path) for path in files}
+    return {path.relative_to(model).as_posix(): file_sha256(path) for path in files}
 
 
 def training_fingerprint(config: TrialConfig) -> str:
@@ -91,7 +91,7 @@ def model_problem(model: Path, config: TrialConfig | None = None) -> str | None:
     for name, expected in trained.files.items():
         path = model / name
         try:
-            found = sha256_of(path)
+            found = file_sha256(path)
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
         if found != expected:
@@ -109,10 +109,11 @@ def check_model(model: Path, config: TrialConfig | None = None) -> None:
     Raises:
         TrialError: it is another.
     """
-    why = model_problem(model, config)
-    if why is not None:
+    problem = model_problem(model, config)
+    if problem is not None:
         raise TrialError(
-            f"{why}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` trains "
+            f"{problem}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` "
+            "trains "
             "it again"
         )
 
@@ -153,8 +154,8 @@ def weights_content(model: Path) -> str:
     the training's settings is hashed instead.
     """
     trained = read_trained(model.parent) if model.name == MODEL else None
-    known = trained is not None and trained.files and trained.training
-    files = trained.files if known and trained is not None else model_files(model)
-    settings = trained.training if known and trained is not None else ""
-    kept = {name: mark for name, mark in files.items() if not settings or name != ADAPTER_CONFIG}
-    return fingerprint({"files": kept, "training": settings})
+    is_recorded = trained is not None and trained.files and trained.training
+    files = trained.files if is_recorded and trained is not None else model_files(model)
+    settings = trained.training if is_recorded and trained is not None else ""
+    hashed = {name: mark for name, mark in files.items() if not settings or name != ADAPTER_CONFIG}
+    return fingerprint({"files": hashed, "training": settings})

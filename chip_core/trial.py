@@ -29,9 +29,9 @@ from chip_core.evaluation.readiness import (
 )
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, save_model
-from chip_core.models.memory import bytes_needed, check_room, room_for, weights_fit
+from chip_core.models.memory import available_bytes, check_memory, required_bytes, weights_fit
 from chip_core.models.parts import unread_note
-from chip_core.pairs.rounds import Rounds, drop_models
+from chip_core.pairs.rounds import Rounds, remove_round_models
 from chip_core.reference_cache.reader import CacheReader
 from chip_core.results import (
     CONFIG,
@@ -59,14 +59,14 @@ from chip_core.trained import (
 )
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import (
-    SHARDED,
+    SHARDED_PARALLELISMS,
     Compute,
     Parallelism,
     choose_parallelism,
     equal_machines,
-    shards_of,
+    shard_count,
 )
-from chip_core.training.prepare import checked_pairs, device_of
+from chip_core.training.prepare import load_checked_pairs, resolve_device
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial
@@ -94,7 +94,7 @@ def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResu
     context = TrialContext(folder=folder, **options)
     answer_trial(config, context)
     scoring = replace(context, began=None, began_cpu=None)
-    return current_workers().awaited_from_rank0(lambda: score_trial(config, scoring))
+    return current_workers().wait_for_rank0(lambda: score_trial(config, scoring))
 
 
 def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
@@ -111,7 +111,7 @@ def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Model:
+class _LoadedModel:
     """A model on its device, and how it is distributed over workers."""
 
     model: Any
@@ -123,7 +123,7 @@ class _Attempt:
     """One attempt at a trial, until its model has answered."""
 
     def __init__(self, config: TrialConfig, context: TrialContext) -> None:
-        self._spans = context.spans()
+        self._timer = context.make_timer()
         self._config, self._context = config, context
         self._workers = current_workers()
         self._report = context.stopped_report()
@@ -135,30 +135,30 @@ class _Attempt:
         config, context, folder = self._config, self._context, self._context.folder
         if context.trains:  # one worker scores
             _check_workers(config, self._workers)
-            if unmet := find_unmet_requirements(config):
-                raise TrialError(unmet[0])
-        lacking = find_benchmark_problems(config.benchmarks, context.places)
-        lacking += generator_problems(config.evaluation, config.benchmarks, config.model)
-        lacking += missing_requirements(config.evaluation)
+            if unmet_problems := find_unmet_requirements(config):
+                raise TrialError(unmet_problems[0])
+        missing = find_benchmark_problems(config.benchmarks, context.places)
+        missing += generator_problems(config.evaluation, config.benchmarks, config.model)
+        missing += missing_requirements(config.evaluation)
         if context.trains:
-            lacking += selection_problems(config) + find_ranker_problems(config, context.places)
-        if lacking:
-            raise TrialError("; ".join(lacking))  # before the training, not after it
-        self._device = device_of(config)
+            missing += selection_problems(config) + find_ranker_problems(config, context.places)
+        if missing:
+            raise TrialError("; ".join(missing))  # before the training, not after it
+        self._device = resolve_device(config)
         self._report(Progress(phase="start", done=0, total=1))
-        loading.import_libraries(adapters=config.adapted)
-        self._spans.end("imports")
+        loading.import_libraries(adapters=config.has_adapters)
+        self._timer.end("imports")
         seed_process(config.seed, config.engine.threads)
-        if self._workers.first:
+        if self._workers.is_main:
             write_json(folder / CONFIG, config.model_dump(mode="json"))
-        trained, trained_model = self._take_over()
+        trained, trained_model = self._reuse_training()
         trains, pairs = context.trains and trained is None, None
         if trains and not config.pairs.rounds:
             # Data first: a bad row is reported before a large model is loaded.
-            pairs = checked_pairs(config, self._report)
-            self._spans.end("check data")
-        self._encodings = ENCODINGS.of(loading.content_key(config.model))
-        loaded = self._load(trained_model, train=trains)
+            pairs = load_checked_pairs(config, self._report)
+            self._timer.end("check data")
+        self._encodings = ENCODINGS.for_model(loading.content_key(config.model))
+        loaded = self._load_model(trained_model, train=trains)
         if trains:
             if config.pairs.rounds:
                 pairs = self._sampled_pairs(loaded)
@@ -166,72 +166,82 @@ class _Attempt:
             loaded, trained = self._train(loaded, pairs)
             trained_model = folder / MODEL
         elif trained is not None:
-            self._spans.seconds["train"] = trained.seconds
+            self._timer.seconds["train"] = trained.seconds
         if trained is not None and trained.kept:
             loaded, trained = self._pick(loaded, trained)
-        return self._ask(loaded, trained, trained_model)
+        return self._answer_benchmarks(loaded, trained, trained_model)
 
-    def _take_over(self) -> tuple[TrainedModel | None, Path | None]:
+    def _reuse_training(self) -> tuple[TrainedModel | None, Path | None]:
         """Return the reused training of an earlier attempt, and the trained model that answers.
 
         None if this attempt trains, or evaluates the base model.
         """
         config, context = self._config, self._context
         if context.trained_model is not None:
-            scored = context.trained_model
-            self._workers.broadcast_from_rank0(lambda: check_model(scored, config))
-            return None, scored
+            trained_model = context.trained_model
+            self._workers.broadcast_from_rank0(lambda: check_model(trained_model, config))
+            return None, trained_model
         if not context.trains or context.resume_from is None:
             return None, None
-        left = context.resume_from
+        resumed_folder = context.resume_from
 
         def problem() -> str | None:
-            kept_models.leave_picked(left)
-            return model_problem(left / MODEL, config)
+            kept_models.keep_only_picked(resumed_folder)
+            return model_problem(resumed_folder / MODEL, config)
 
-        why = self._workers.broadcast_from_rank0(problem)
-        if why is not None:
-            self._notes.append(f"a trained model is not taken over, and trained again: {why}")
+        reason = self._workers.broadcast_from_rank0(problem)
+        if reason is not None:
+            self._notes.append(f"a trained model is not taken over, and trained again: {reason}")
             _log.warning(self._notes[-1])
             return None, None
-        trained = self._workers.broadcast_from_rank0(lambda: adopt_model(left, context.folder))
+        trained = self._workers.broadcast_from_rank0(
+            lambda: adopt_model(resumed_folder, context.folder)
+        )
         if trained is None:
             return None, None
         context.share()
         return trained, context.folder / MODEL
 
-    def _load(self, trained_model: Path | None, *, train: bool) -> _Model:
+    def _load_model(self, trained_model: Path | None, *, train: bool) -> _LoadedModel:
         """Load the model that is trained or that answers, and move it to its device."""
-        empty = self._empty() if train else None
-        if empty is None or empty.parallelism not in SHARDED:
-            loaded = self._whole(trained_model, empty, train=train)
+        empty = self._load_empty() if train else None
+        if empty is None or empty.parallelism not in SHARDED_PARALLELISMS:
+            loaded = self._load_full(trained_model, empty, train=train)
         else:
-            found: list[_Model] = []
+            received: list[_LoadedModel] = []
 
-            def load() -> None:
-                first = self._workers.first
-                found.append(self._whole(trained_model, empty, train=True) if first else empty)
+            def load_or_receive() -> None:
+                first = self._workers.is_main
+                received.append(
+                    self._load_full(trained_model, empty, train=True) if first else empty
+                )
 
-            self._workers.each(load)  # workers that wait for the first one receive its error
-            (loaded,) = found
-        self._spans.end("model")
+            self._workers.gather_results(
+                load_or_receive
+            )  # workers that wait for the first one receive its error
+            (loaded,) = received
+        self._timer.end("model")
         return loaded
 
-    def _empty(self) -> _Model | None:
+    def _load_empty(self) -> _LoadedModel | None:
         """Return the model without its weights if it may be sharded, else None."""
         config, device = self._config, self._device
-        asked = config.engine.parallel
-        may = asked in SHARDED or (asked == "auto" and device.type == "cuda")
-        if self._workers.alone or not may or config.model.quantize != "none":
+        requested = config.engine.parallel
+        may_shard = requested in SHARDED_PARALLELISMS or (
+            requested == "auto" and device.type == "cuda"
+        )
+        if self._workers.is_single or not may_shard or config.model.quantize != "none":
             return None
         model, processor = loading.load_empty(config.model, attention=config.engine.attention)
         model = attach_adapters(model, config)
         parallelism = choose_parallelism(config, model, device, self._workers)
-        self._check_room(model, parallelism)
-        return _Model(model=model, processor=processor, parallelism=parallelism)
+        self._check_memory(model, parallelism)
+        return _LoadedModel(model=model, processor=processor, parallelism=parallelism)
 
-    def _whole(self, trained_model: Path | None, empty: _Model | None, *, train: bool) -> _Model:
-        """Load the model with all of its weights; `empty` comes from `_empty`."""
+    def _load_full(
+        self, trained_model: Path | None, empty: _LoadedModel | None, *, train: bool
+    ) -> _LoadedModel:
+        """Load the model with all of its weights; `empty` comes from `_load_empty`."""
         config, device = self._config, self._device
         model, processor = loading.load(
             config.model,
@@ -242,32 +252,32 @@ class _Attempt:
         parallelism: Parallelism = "single"
         if train:
             model = attach_adapters(model, config)
-            unread = unread_note(model, config)
-            self._notes += [] if unread is None else [unread]
+            note = unread_note(model, config)
+            self._notes += [] if note is None else [note]
             if empty is None:
                 parallelism = choose_parallelism(config, model, device, self._workers)
-                self._check_room(model, parallelism)
+                self._check_memory(model, parallelism)
             else:
                 parallelism = empty.parallelism
         # A model that will be sharded is moved there whole too, if it fits: checks are fast there.
-        if parallelism not in SHARDED or weights_fit(model, device):
+        if parallelism not in SHARDED_PARALLELISMS or weights_fit(model, device):
             model.to(device)
-        return _Model(model=model, processor=processor, parallelism=parallelism)
+        return _LoadedModel(model=model, processor=processor, parallelism=parallelism)
 
-    def _check_room(self, model: Any, parallelism: Parallelism) -> None:
+    def _check_memory(self, model: Any, parallelism: Parallelism) -> None:
         """Check that this worker's share of a training fits its device."""
         config, device = self._config, self._device
         if device.type != "cuda":
             return
-        parts = shards_of(parallelism, self._workers)
+        shards = shard_count(parallelism, self._workers)
         caches = self._context.caches
-        computed = caches is None or not caches.covers(config)
-        needed = bytes_needed(model, config, reference=computed)
-        check_room(needed // parts, room_for(model, device), config)
+        is_computed = caches is None or not caches.covers(config)
+        required = required_bytes(model, config, reference=is_computed)
+        check_memory(required // shards, available_bytes(model, device), config)
 
-    def _sampled_pairs(self, loaded: _Model) -> Pairs:
+    def _sampled_pairs(self, loaded: _LoadedModel) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs."""
-        if not self._workers.alone:
+        if not self._workers.is_single:
             raise TrialError(
                 f"pairs.rounds: one worker samples a model, and {self._workers.size} are here"
             )
@@ -278,14 +288,14 @@ class _Attempt:
             model=loaded.model,
             processor=loaded.processor,
             report=self._report,
-            spans=self._spans,
+            timer=self._timer,
         )
-        pairs = rounds.last_pairs()
+        pairs = rounds.run_rounds()
         self._steps_before, self._data = rounds.steps, {"sampled": rounds.sampled}
         self._notes += rounds.notes
         return pairs
 
-    def _train(self, loaded: _Model, pairs: Pairs) -> tuple[_Model, TrainedModel]:
+    def _train(self, loaded: _LoadedModel, pairs: Pairs) -> tuple[_LoadedModel, TrainedModel]:
         """Train the model and save it; return the model that answers and the training's record."""
         config, context, workers, folder = (
             self._config,
@@ -293,7 +303,7 @@ class _Attempt:
             self._workers,
             self._context.folder,
         )
-        parallelism, before = loaded.parallelism, self._steps_before
+        parallelism, steps_before = loaded.parallelism, self._steps_before
         with Trainer(
             config,
             model=loaded.model,
@@ -304,80 +314,87 @@ class _Attempt:
             caches=None if context.caches is None else CacheReader(context.caches),
             encodings=self._encodings,
         ) as trainer:
-            scored = config.training.scored_steps(trainer.batches.steps)
-            resumed = self._resumable(scored[:-1])
-            done = trainer.train(
+            scored_steps = config.training.scored_steps(trainer.batches.steps)
+            can_resume = self._can_resume(scored_steps[:-1])
+            result = trainer.train(
                 on_step=lambda step, total, figures: self._report(
                     Progress(
-                        phase="train", done=before + step, total=before + total, figures=figures
+                        phase="train",
+                        done=steps_before + step,
+                        total=steps_before + total,
+                        figures=figures,
                     )
                 ),
-                resume_from=context.resume_from if resumed else None,
-                earlier=context.earlier if resumed else (),
+                resume_from=context.resume_from if can_resume else None,
+                earlier=context.earlier if can_resume else (),
                 stop=context.stop,
-                keep=lambda step: self._keep(step, loaded),
+                keep=lambda step: self._save_kept_model(step, loaded),
             )
         del trainer  # frees the optimizer's state and the reference
-        save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.first)
-        if workers.first:
-            kept_models.gather(folder, scored[:-1])
-        self._spans.end("train")
-        self._spans.seconds["first_step"] = done.first_step
+        save_model(loaded.model, loaded.processor, folder / MODEL, config, write=workers.is_main)
+        if workers.is_main:
+            kept_models.move_kept_models(folder, scored_steps[:-1])
+        self._timer.end("train")
+        self._timer.seconds["first_step"] = result.first_step
         trained = TrainedModel(
-            steps=before + done.steps,
-            seconds=self._spans.seconds["train"],
-            data={"pairs": len(pairs), "skipped": len(pairs.skipped), **done.cut, **self._data},
-            notes=[*self._notes, *done.notes],
-            engine=done.engine,
-            files=model_files(folder / MODEL) if workers.first else {},
-            kept=list(scored),
+            steps=steps_before + result.steps,
+            seconds=self._timer.seconds["train"],
+            data={"pairs": len(pairs), "skipped": len(pairs.skipped), **result.cut, **self._data},
+            notes=[*self._notes, *result.notes],
+            engine=result.engine,
+            files=model_files(folder / MODEL) if workers.is_main else {},
+            kept=list(scored_steps),
             training=training_fingerprint(config),
         )
-        if workers.first:
+        if workers.is_main:
             write_trained(folder, trained)
-        workers.wait()
+        workers.barrier()
         for attempt in (folder, *context.earlier):
             remove_all(attempt)  # of the checkpoints: the model is saved
             kept_models.remove_all(attempt)
-        drop_models(folder)
-        if parallelism not in SHARDED:
+        remove_round_models(folder)
+        if parallelism not in SHARDED_PARALLELISMS:
             return loaded, trained
         context.share()  # its weights are sharded over the workers
         model, _ = loading.load(
             config.model, attention=config.engine.attention, trained=folder / MODEL
         )
         model.to(self._device)
-        self._spans.end("model for scoring")
-        return _Model(model=model, processor=loaded.processor), trained
+        self._timer.end("model for scoring")
+        return _LoadedModel(model=model, processor=loaded.processor), trained
 
-    def _keep(self, step: int, loaded: _Model) -> None:
+    def _save_kept_model(self, step: int, loaded: _LoadedModel) -> None:
         """Save the model after a step; all workers call this together."""
-        place = kept_models.folder_of(self._context.folder, step)
+        folder = kept_models.kept_folder(self._context.folder, step)
         training = training_fingerprint(self._config)
-        if self._workers.broadcast_from_rank0(lambda: kept_models.is_whole(place, training)):
+        if self._workers.broadcast_from_rank0(lambda: kept_models.is_complete(folder, training)):
             return  # an earlier attempt saved it
-        save_model(loaded.model, loaded.processor, place, self._config, write=self._workers.first)
-        if self._workers.first:
-            kept_models.note(place, training)
-        self._workers.wait()
+        save_model(
+            loaded.model, loaded.processor, folder, self._config, write=self._workers.is_main
+        )
+        if self._workers.is_main:
+            kept_models.write_note(folder, training)
+        self._workers.barrier()
 
-    def _resumable(self, steps: Sequence[int]) -> bool:
+    def _can_resume(self, steps: Sequence[int]) -> bool:
         """Return whether earlier checkpoints can be used; all models kept until then must exist."""
         context, first = self._context, self._context.resume_from
         if first is None:
             return False
         attempts = list(dict.fromkeys([first, *context.earlier]))
         training = training_fingerprint(self._config)
-        lacking = self._workers.broadcast_from_rank0(
-            lambda: kept_models.take_over(attempts, context.folder, steps, training)
+        missing_step = self._workers.broadcast_from_rank0(
+            lambda: kept_models.adopt_kept_models(attempts, context.folder, steps, training)
         )
-        if lacking is not None:
+        if missing_step is not None:
             self._notes.append(
-                f"trained from the start: the model kept after step {lacking} is not there"
+                f"trained from the start: the model kept after step {missing_step} is not there"
             )
-        return lacking is None
+        return missing_step is None
 
-    def _pick(self, loaded: _Model, trained: TrainedModel) -> tuple[_Model, TrainedModel]:
+    def _pick(
+        self, loaded: _LoadedModel, trained: TrainedModel
+    ) -> tuple[_LoadedModel, TrainedModel]:
         """Answer `select` with every kept model; keep the one that the rule picks."""
         self._context.share()  # each worker reads the models
         if self._device.type == "cuda":
@@ -386,14 +403,14 @@ class _Attempt:
             config=self._config,
             context=self._context,
             device=self._device,
-            asked=partial(self._inference, loaded.processor),
+            make_context=partial(self._inference_context, loaded.processor),
             report=self._report,
-            spans=self._spans,
+            timer=self._timer,
         )
         model, trained = picker.pick(trained)
         return replace(loaded, model=model, parallelism="single"), trained
 
-    def _inference(
+    def _inference_context(
         self,
         processor: Any,
         model: Any,
@@ -422,14 +439,16 @@ class _Attempt:
             trained=model_folder,
         )
 
-    def _ask(
-        self, loaded: _Model, trained: TrainedModel | None, trained_model: Path | None
+    def _answer_benchmarks(
+        self, loaded: _LoadedModel, trained: TrainedModel | None, trained_model: Path | None
     ) -> AnsweredTrial:
         """Answer the benchmarks with the model; write its answers, answered.json last."""
         config, folder, workers = self._config, self._context.folder, self._workers
-        weights, former = workers.broadcast_from_rank0(lambda: _weights(config, trained_model))
+        weights, former_weights = workers.broadcast_from_rank0(
+            lambda: _weights(config, trained_model)
+        )
         context = replace(
-            self._inference(
+            self._inference_context(
                 loaded.processor,
                 loaded.model,
                 weights,
@@ -437,12 +456,14 @@ class _Attempt:
                 earlier=self._context.earlier,
                 model_folder=trained_model,
             ),
-            former_weights=former,
+            former_weights=former_weights,
         )
         if trained is not None and trained.picked:  # it has already answered `select`
-            within = Path(SELECTION, step_name(trained.picked["step"]))
-            said = [attempt / within for attempt in (folder, *self._context.earlier)]
-            context = replace(context, earlier=[*said, *context.earlier])
+            selection_folder = Path(SELECTION, step_name(trained.picked["step"]))
+            select_folders = [
+                attempt / selection_folder for attempt in (folder, *self._context.earlier)
+            ]
+            context = replace(context, earlier=[*select_folders, *context.earlier])
         answers: dict[str, Answers] = {}
         evaluations: dict[str, Evaluation] = {}
         with open_generator(config.evaluation, folder, self._context.server) as generator:
@@ -451,38 +472,40 @@ class _Attempt:
                 generate_reference_answers(context, side, benchmark)
             for side, benchmark in list_sides(config.benchmarks):
                 key = f"{side}/{benchmark.name}"
-                made = generate_answers(context, side, benchmark)
-                if isinstance(made, Answers):
-                    answers[key] = made
+                result = generate_answers(context, side, benchmark)
+                if isinstance(result, Answers):
+                    answers[key] = result
                 else:
-                    evaluations[key] = made
-                self._spans.end(f"answer {key}")
-        told = [each.responses for each in answers.values()]
-        told += [name for each in evaluations.values() for name in (each.scores, each.responses)]
+                    evaluations[key] = result
+                self._timer.end(f"answer {key}")
+        result_files = [entry.responses for entry in answers.values()]
+        result_files += [
+            name for entry in evaluations.values() for name in (entry.scores, entry.responses)
+        ]
         answered = AnsweredTrial(
             steps=0 if trained is None else trained.steps,
             answers=answers,
             evaluations=evaluations,
-            seconds=self._spans.seconds,
+            seconds=self._timer.seconds,
             data={} if trained is None else trained.data,
             notes=[] if trained is None else trained.notes,
             engine={} if trained is None else trained.engine,
             picked={} if trained is None else trained.picked,
-            cpu=self._spans.cpu,
+            cpu=self._timer.cpu,
             machine=machine_kind(self._device.type),
-            files=workers.broadcast_from_rank0(lambda: file_hashes(folder, told)),
+            files=workers.broadcast_from_rank0(lambda: file_hashes(folder, result_files)),
         )
-        if workers.first:
+        if workers.is_main:
             write_answered(folder, answered)
         return answered
 
 
 def _check_workers(config: TrialConfig, workers: Workers) -> None:
-    asked = config.engine.workers_per_trial
-    if asked not in (1, workers.size):
+    requested = config.engine.workers_per_trial
+    if requested not in (1, workers.size):
         raise TrialError(
-            f"engine.workers_per_trial is {asked}, and this trial has {workers.size}: run the "
-            f"study on Ray, or `torchrun --nproc-per-node {asked} -m chip_core train`"
+            f"engine.workers_per_trial is {requested}, and this trial has {workers.size}: run the "
+            f"study on Ray, or `torchrun --nproc-per-node {requested} -m chip_core train`"
         )
     if config.engine.parallel == "hsdp":
         equal_machines(workers)  # before anything is read
@@ -492,7 +515,7 @@ def _weights(config: TrialConfig, trained_model: Path | None) -> tuple[str, list
     """Return an identifier of the weights that answer, and those of earlier versions for them."""
     if trained_model is not None:
         return weights_content(trained_model), [weights_fingerprint(trained_model)]
-    return loading.base_weights(config.model), []
+    return loading.base_weights_id(config.model), []
 
 
 def _checkpoint_dir(config: TrialConfig, trained_model: Path | None) -> Path | None:

@@ -28,15 +28,15 @@ def stop_on_request(
         StoppedError: raised by the returned callback.
     """
 
-    def told(progress: Progress) -> None:
+    def report_or_stop(progress: Progress) -> None:
         report(progress)
         if progress.phase != "train" and stop():
             raise StoppedError(f"stopped in '{progress.phase}', {progress.done}/{progress.total}")
 
-    return told
+    return report_or_stop
 
 
-def throttled(
+def throttle(
     send: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
 ) -> Callable[[Progress], None]:
     """Return `send`, called at the start of each phase and then every `REPORT_EVERY` seconds."""
@@ -109,7 +109,7 @@ class TrialContext:
         """Whether a model is trained, or a trained one reused from an earlier attempt."""
         return not self.untrained and self.trained_model is None
 
-    def spans(self) -> PhaseTimer:
+    def make_timer(self) -> PhaseTimer:
         """Return a new timer of the trial's phases."""
         return PhaseTimer(self.began, self.began_cpu)
 

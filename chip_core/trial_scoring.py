@@ -39,7 +39,7 @@ def score_trial(
         StoppedError: a stop was requested; judges' replies are kept.
         TrialError: the answers cannot be scored; the message is the reason.
     """
-    spans, report = context.spans(), context.stopped_report()
+    timer, report = context.make_timer(), context.stopped_report()
     folder, places = context.folder, context.places
     answers = answers or folder
     answered = read_answered(answers)
@@ -48,16 +48,16 @@ def score_trial(
             f"{answers}: its answers are not as they were written: run the study again, and what "
             "is left of them is taken over"
         )
-    lacking = find_benchmark_problems(config.benchmarks, places)
-    if lacking:
-        raise TrialError("; ".join(lacking))
-    same = answers.absolute() == folder.absolute()
-    if not same:
+    missing = find_benchmark_problems(config.benchmarks, places)
+    if missing:
+        raise TrialError("; ".join(missing))
+    is_same_folder = answers.absolute() == folder.absolute()
+    if not is_same_folder:
         write_json(folder / CONFIG, config.model_dump(mode="json"))
         for name in answered.files:
             write_bytes(folder / name, (answers / name).read_bytes())
     evaluations: dict[str, Evaluation] = {}
-    spans.end("read answers")
+    timer.end("read answers")
     for side, benchmark in list_sides(config.benchmarks):
         key = f"{side}/{benchmark.name}"
         if key in answered.evaluations:
@@ -71,24 +71,24 @@ def score_trial(
             data_paths=places,
             report_progress=report,
         )
-        spans.end(f"score {key}")
+        timer.end(f"score {key}")
     result = TrialResult(
-        steps=answered.steps if same else 0,
+        steps=answered.steps if is_same_folder else 0,
         evaluations=evaluations,
-        seconds={**answered.seconds, **spans.seconds} if same else spans.seconds,
-        data=answered.data if same else {},
-        notes=answered.notes if same else [],
-        engine=answered.engine if same else {},
-        cpu={**answered.cpu, **spans.cpu} if same else spans.cpu,
+        seconds={**answered.seconds, **timer.seconds} if is_same_folder else timer.seconds,
+        data=answered.data if is_same_folder else {},
+        notes=answered.notes if is_same_folder else [],
+        engine=answered.engine if is_same_folder else {},
+        cpu={**answered.cpu, **timer.cpu} if is_same_folder else timer.cpu,
         machine=answered.machine,
-        picked=answered.picked if same else {},
-        files=file_hashes(folder, _read_later(evaluations)),
+        picked=answered.picked if is_same_folder else {},
+        files=file_hashes(folder, _iter_result_files(evaluations)),
     )
     write_result(folder, result)
     return result
 
 
-def _read_later(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
+def _iter_result_files(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
     """Yield the files of a trial's folder that tables, figures and pages are made from."""
     yield from (CONFIG, CURVES)
     for evaluation in evaluations.values():

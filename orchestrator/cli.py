@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from chip_core.utils.exit import end_without_libraries
+from chip_core.utils.exit import exit_before_native_cleanup
 from orchestrator import __version__
 from orchestrator.commands.cache import cache
 from orchestrator.commands.cluster import attach, cluster
@@ -29,23 +29,23 @@ from orchestrator.commands.trials import diff, export, rm, show
 
 PROGRAM = "chip-ablate"
 #: Errors of paths and permissions, for which a traceback is of no use.
-_OF_FILES = {
+_PATH_ERRNOS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR,
     errno.EISDIR,
 }  # fmt: skip
 #: Range of COLUMNS that is respected; with fewer columns, output is unreadable.
-_LEAST_COLUMNS, _MOST_COLUMNS = 20, 10_000
+_MIN_COLUMNS, _MAX_COLUMNS = 20, 10_000
 
 
 def program() -> NoReturn:
     """Run the program as a process whose exit code is `main`'s, whatever libraries do at exit."""
     code = 1  # of an unexpected error
 
-    end_without_libraries(lambda: code)
+    exit_before_native_cleanup(lambda: code)
     try:
         main()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
         raise
 
 
@@ -53,55 +53,60 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program. A user error prints one line and gives exit code 2."""
     from chip_core.utils.errors import StorageError, UserError
 
-    _mend_size()
-    given = _join_seeds(list(sys.argv[1:] if arguments is None else arguments))
+    _unset_invalid_terminal_size()
+    joined_arguments = _join_seeds(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        code = cli.main(args=given, prog_name=PROGRAM, standalone_mode=False, obj=tuple(given))
+        code = cli.main(
+            args=joined_arguments,
+            prog_name=PROGRAM,
+            standalone_mode=False,
+            obj=tuple(joined_arguments),
+        )
     except (UserError, StorageError) as error:
-        _complain(str(error))
+        _print_error(str(error))
         code = 2
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 2
     except click.ClickException as error:
-        where = (
+        prefix = (
             f"{error.ctx.command_path}: "
             if isinstance(error, click.UsageError) and error.ctx
             else ""
         )
-        _complain(f"{where}{error.format_message()}")
+        _print_error(f"{prefix}{error.format_message()}")
         code = 2
     except (KeyboardInterrupt, click.Abort):
-        _complain("stopped")
+        _print_error("stopped")
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        from chip_core.utils.files import is_full
+        from chip_core.utils.files import is_disk_full
 
-        if is_full(error):
-            what = "the disk is full: free some space"
-        elif error.filename is not None and error.errno in _OF_FILES:
-            what = f"cannot be used ({error.strerror}): mend it"
+        if is_disk_full(error):
+            problem = "the disk is full: free some space"
+        elif error.filename is not None and error.errno in _PATH_ERRNOS:
+            problem = f"cannot be used ({error.strerror}): mend it"
         else:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        _complain(f"{where}{what} and give the same command again")
+        prefix = f"{error.filename}: " if error.filename else ""
+        _print_error(f"{prefix}{problem} and give the same command again")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _mend_size() -> None:
+def _unset_invalid_terminal_size() -> None:
     """Unset an unusable size of the terminal, such as COLUMNS=0."""
-    for name, least in (("COLUMNS", _LEAST_COLUMNS), ("LINES", 1)):
+    for name, minimum in (("COLUMNS", _MIN_COLUMNS), ("LINES", 1)):
         size = os.environ.get(name, "")
-        usable = size.isascii() and size.isdigit() and least <= int(size[:9]) <= _MOST_COLUMNS
-        if size and not usable:
+        is_usable = size.isascii() and size.isdigit() and minimum <= int(size[:9]) <= _MAX_COLUMNS
+        if size and not is_usable:
             del os.environ[name]
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     from chip_core.utils.errors import printable
 
     for line in text.splitlines():

@@ -24,13 +24,13 @@ from chip_core.utils.files import make_private, write_json
 from orchestrator.cost import trimmed_trials
 from orchestrator.cost.budget import TrimmedPlan
 from orchestrator.executors.base import Executor, Job
-from orchestrator.jobs.attempt import reason_of
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.attempt import failure_reason
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan import benchmark_identities
-from orchestrator.plan.contamination import count_overlaps, restore_overlaps
+from orchestrator.plan.contamination import count_overlaps, recount_damaged_overlaps
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.plan.snapshot import require_same_file, save_plan_snapshot
-from orchestrator.plan.training_rows import check_training_rows, keep_checked
+from orchestrator.plan.snapshot import require_same_study_file, save_plan_snapshot
+from orchestrator.plan.training_rows import check_training_rows, save_checked_rows
 from orchestrator.report.cached import WrittenReport, find_cached_report, rewrite_report
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.outcomes import load_scores
@@ -42,25 +42,25 @@ from orchestrator.report.writers.files import (
     check_report_folder,
     report_folder,
 )
-from orchestrator.runner.engine import opened_engine
-from orchestrator.runner.jobs import iter_phases, jobs_for, longest_first, refresh_plan
+from orchestrator.runner.engine import run_study_server
+from orchestrator.runner.jobs import iter_phases, make_jobs, refresh_plan, sort_longest_first
 from orchestrator.runner.limits import LimitedExecutor, check_limits
 from orchestrator.runner.phase import PhaseRun
 from orchestrator.runner.recorder import Recorder
 from orchestrator.state.cache_plan import plan_caches, require_disk_space
-from orchestrator.state.integrity import kept_report_notice, ledger_of, lost_figures
-from orchestrator.state.ledger import ENGINES, Ledger, study_lock
-from orchestrator.state.search import failures_of, resolve_search
-from orchestrator.storage.binding import exclusive_lease, storage_of
+from orchestrator.state.integrity import kept_report_notice, read_ledger, trials_with_lost_figures
+from orchestrator.state.ledger import ENGINES_FOLDER, Ledger, lock_study
+from orchestrator.state.search import resolve_search, search_failures
+from orchestrator.storage.binding import exclusive_lease, find_storage
 from orchestrator.study.limits import Limits
 from orchestrator.tracking.records import StoreRecord, save_snapshot
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.views import Status, TrackingState
 from orchestrator.utils.cluster_address import check_address
 
-Jobs = list[tuple[Job, Trial, int]]
-Opened = AbstractContextManager[Executor]
-CACHE_RECORDS = "reference_passes.json"  # in a study's report folder
+TrialJobs = list[tuple[Job, Trial, int]]
+ExecutorContext = AbstractContextManager[Executor]
+CACHE_RECORDS_FILE = "reference_passes.json"  # in a study's report folder
 
 
 def run_study(
@@ -80,7 +80,7 @@ def run_study(
         executor: creates the executor; called only if something is to run.
         tracker: tracker that shows the runs.
         console: where the progress is displayed.
-        **options: further fields of `StudyRun`: `limits`, `stop`, `trimmed`, `shown`.
+        **options: further fields of `StudyRun`: `limits`, `stop`, `trimmed`, `shown_record`.
 
     Raises:
         UserError: another driver runs this study, the work directory cannot be written, a
@@ -107,11 +107,11 @@ class StudyRun:
     tracker: Tracker
     console: Console
     #: record of what the tracker's store was shown last; None: the store is always queried
-    shown: StoreRecord | None = None
+    shown_record: StoreRecord | None = None
     #: the part of the plan within a budget, which is run; the report covers the whole plan
     trimmed: TrimmedPlan | None = None
     #: stop request, made by Ctrl-C and SIGTERM while trials run, and checked by the executor
-    stop: Stop = field(default_factory=Stop)
+    stop: StopRequest = field(default_factory=StopRequest)
     #: limits at which the run stops
     limits: Limits | None = None
 
@@ -119,105 +119,123 @@ class StudyRun:
         """Run what is missing; see `run_study`."""
         study = self.plan.study.name
         _check_writable(self.workdir)
-        self._folder = report_folder(self.workdir, study)
-        self._passes: dict[str, dict[str, Any]] = {}  # what became of reference passes, by hash
-        check_report_folder(self._folder)  # now, and not after the trials
-        lease = exclusive_lease(storage_of(self.workdir), self.workdir)
-        with study_lock(self.workdir, study), lease, ExitStack() as left:
+        self._report_folder = report_folder(self.workdir, study)
+        self._cache_records: dict[
+            str, dict[str, Any]
+        ] = {}  # what became of reference passes, by hash
+        check_report_folder(self._report_folder)  # now, and not after the trials
+        lease = exclusive_lease(find_storage(self.workdir), self.workdir)
+        with lock_study(self.workdir, study), lease, ExitStack() as cleanup:
             self._ledger = Ledger(self.workdir)
             jobs = self._prepare()
-            there = None
+            existing_report = None
             if not jobs:
-                _draw_gallery(self.plan, self._folder, self.console)
-                there = find_cached_report(self.plan, self._ledger, self.workdir, self._folder)
-                before = self._shown_before(there)
-                if there is not None and before is not None:
-                    return _nothing_anew(self.plan, self._ledger, self.workdir, there, before)
-            interrupted, limit = self._run_jobs(jobs, left)
+                _draw_gallery(self.plan, self._report_folder, self.console)
+                existing_report = find_cached_report(
+                    self.plan, self._ledger, self.workdir, self._report_folder
+                )
+                shown_state = self._find_shown_state(existing_report)
+                if existing_report is not None and shown_state is not None:
+                    return _unchanged_outcome(
+                        self.plan, self._ledger, self.workdir, existing_report, shown_state
+                    )
+            interrupted, limit = self._run_jobs(jobs, cleanup)
             self.plan = resolve_search(self.plan, self._ledger)
             if jobs and not interrupted:
-                _draw_gallery(self.plan, self._folder, self.console)
-            return self._conclude(there, interrupted, limit)
+                _draw_gallery(self.plan, self._report_folder, self.console)
+            return self._conclude(existing_report, interrupted, limit)
 
-    def _prepare(self) -> Jobs:
+    def _prepare(self) -> TrialJobs:
         """Bring the plan up to what the ledger says; return the jobs that are left.
 
         Raises:
             UserError: something that they need is missing.
         """
         workdir, ledger = self.workdir, self._ledger
-        require_same_file(self.plan, workdir)
+        require_same_study_file(self.plan, workdir)
         self.plan = plan = refresh_plan(self.plan, ledger, workdir)
-        self._bounded = plan if self.trimmed is None else self.trimmed.plan
-        jobs = jobs_for(self._bounded, ledger, workdir)
+        self._trimmed_plan = plan if self.trimmed is None else self.trimmed.plan
+        jobs = make_jobs(self._trimmed_plan, ledger, workdir)
         if self.limits is not None:
             check_limits(self.limits, plan)
         if jobs:
-            check_ready(plan)
-            require_disk_space(plan_caches(self._bounded, ledger, workdir), workdir)
-            trained = (job.config for job, _, _ in jobs if job.trains)
-            check_training_rows(plan, trained, workdir, self.console)
-        keep_checked(plan, workdir)
-        kept = save_plan_snapshot(plan, workdir, runs=bool(jobs))
-        self._planned_at = kept.time
+            check_requirements(plan)
+            require_disk_space(plan_caches(self._trimmed_plan, ledger, workdir), workdir)
+            training_configs = (job.config for job, _, _ in jobs if job.is_training)
+            check_training_rows(plan, training_configs, workdir, self.console)
+        save_checked_rows(plan, workdir)
+        snapshot = save_plan_snapshot(plan, workdir, will_run=bool(jobs))
+        self._planned_at = snapshot.time
         trimmed_trials.save_trimmed(workdir, plan.study.name, self.trimmed)
-        if jobs or benchmark_identities.is_damaged(workdir, plan.study.name):
+        if jobs or benchmark_identities.is_identities_file_damaged(workdir, plan.study.name):
             benchmark_identities.save_identities(workdir, plan.study.name, plan.benchmarks)
         if jobs:
             for overlap in count_overlaps(plan, workdir):
                 self.console.print(overlap.sentence, markup=False, highlight=False)
         else:
-            restore_overlaps(plan, workdir)
-        self._recorder = Recorder(plan, ledger, workdir, self.tracker, self.stop, kept.began)
+            recount_damaged_overlaps(plan, workdir)
+        self._recorder = Recorder(plan, ledger, workdir, self.tracker, self.stop, snapshot.began)
         return jobs
 
-    def _shown_before(self, there: WrittenReport | None) -> TrackingState | None:
+    def _find_shown_state(self, existing_report: WrittenReport | None) -> TrackingState | None:
         """Return what the tracker was shown, where report and store need nothing anew."""
-        if there is None or self.shown is None or lost_figures(self.plan, self._ledger):
+        if (
+            existing_report is None
+            or self.shown_record is None
+            or trials_with_lost_figures(self.plan, self._ledger)
+        ):
             return None
-        return self.shown.load(_shown_mark(there, failures_of(self.plan)))
+        return self.shown_record.load(
+            _shown_state_hash(existing_report, search_failures(self.plan))
+        )
 
-    def _run_jobs(self, jobs: Jobs, left: ExitStack) -> tuple[bool, str | None]:
+    def _run_jobs(self, jobs: TrialJobs, cleanup: ExitStack) -> tuple[bool, str | None]:
         """Run all phases; return whether the user interrupted them, and the limit they stopped at.
 
         Any other exception is recorded in the tracker and raised.
 
         Args:
             jobs: the jobs to run.
-            left: closes the executor at its end, so that the report does not wait for that.
+            cleanup: closes the executor at its end, so that the report does not wait for that.
         """
         executor = self.executor() if jobs else None
-        self._recorder.open(self.plan, jobs)  # the store opens while the executor does
+        self._recorder.open_plan(self.plan, jobs)  # the store opens while the executor does
         if executor is None:
             self.tracker.confirm()
             return False, None
-        opening = _opened(executor, self.limits, self.stop, jobs)
+        opening = _open_executor(executor, self.limits, self.stop, jobs)
         try:
             with (
                 self.stop.install_signal_handlers(),
-                _closed_beside(opening, left) as opened,
-                opened_engine(
-                    self.plan, [job for job, _, _ in jobs], opened, self._engines, self.stop
+                _close_in_background(opening, cleanup) as open_executor,
+                run_study_server(
+                    self.plan,
+                    [job for job, _, _ in jobs],
+                    open_executor,
+                    self._engines_folder,
+                    self.stop,
                 ) as server,
             ):
                 self.tracker.confirm()
-                self._run_phases(opened, server)
+                self._run_phases(open_executor, server)
         except KeyboardInterrupt:
             limit = self.stop.limit
-            self._recorder.stop("stopped by the user" if limit is None else f"stopped at {limit}")
+            self._recorder.record_stop(
+                "stopped by the user" if limit is None else f"stopped at {limit}"
+            )
             return limit is None, limit
         except BaseException as error:
             # What failed may be the target of these writes; the next run corrects it.
             with suppress(UserError, OSError):
-                self._recorder.stop(reason_of(error))
+                self._recorder.record_stop(failure_reason(error))
                 self.tracker.close([], "FAILED", None)
             raise
         return False, None
 
     @property
-    def _engines(self) -> Path:
+    def _engines_folder(self) -> Path:
         """Folder for the log of the study's server."""
-        return self.workdir / ENGINES / self.plan.study.name
+        return self.workdir / ENGINES_FOLDER / self.plan.study.name
 
     def _run_phases(self, executor: Executor, server: Path | None) -> None:
         """Run the trials of each phase, and the reference caches that they read.
@@ -228,125 +246,132 @@ class StudyRun:
         """
         workdir, ledger, recorder = self.workdir, self._ledger, self._recorder
         refresh = partial(refresh_plan, ledger=ledger, storage=workdir)
-        for known, wanted in iter_phases(self._bounded, ledger, workdir, refresh):
-            if known is not self._bounded:  # arms have chosen: these are the seeds' trials
-                save_plan_snapshot(known, workdir)
+        for phase_plan, trial_jobs in iter_phases(self._trimmed_plan, ledger, workdir, refresh):
+            if (
+                phase_plan is not self._trimmed_plan
+            ):  # arms have chosen: these are the seeds' trials
+                save_plan_snapshot(phase_plan, workdir)
             if server is not None:
-                wanted = [(replace(job, server=server), of, number) for job, of, number in wanted]
-            recorder.open(known if self.trimmed is None else self.plan, wanted)
-            passes = plan_caches(known, ledger, workdir)
-            training = [job for job, _, _ in wanted if job.trains]
-            if training and executor.slots(training[0]) > 1:
-                wanted = longest_first(wanted, known)
+                trial_jobs = [
+                    (replace(job, server=server), trial, number)
+                    for job, trial, number in trial_jobs
+                ]
+            recorder.open_plan(phase_plan if self.trimmed is None else self.plan, trial_jobs)
+            planned_caches = plan_caches(phase_plan, ledger, workdir)
+            training_jobs = [job for job, _, _ in trial_jobs if job.is_training]
+            if training_jobs and executor.count_slots(training_jobs[0]) > 1:
+                trial_jobs = sort_longest_first(trial_jobs, phase_plan)
             phase = PhaseRun(
-                wanted,
-                passes,
-                study=known.study.name,
+                trial_jobs,
+                planned_caches,
+                study=phase_plan.study.name,
                 storage=workdir,
                 recorder=recorder,
                 console=self.console,
-                made=self._note_passes,
+                on_caches_finished=self._save_cache_records,
             )
             phase.run(executor)
 
-    def _note_passes(self, records: list[dict[str, Any]]) -> None:
+    def _save_cache_records(self, records: list[dict[str, Any]]) -> None:
         """Write the records of reference passes, with earlier phases', to the report's folder."""
         if not records:
             return
-        made = self._passes
+        saved_records = self._cache_records
         for record in records:
-            before = made.get(record["hash"])
-            if before is not None:
-                record["trials"] += before["trials"]
-                if before["seconds"] is not None:
-                    record |= {key: before[key] for key in ("state", "seconds")}
-            made[record["hash"]] = record
-        write_json(self._folder / CACHE_RECORDS, list(made.values()))
+            previous = saved_records.get(record["hash"])
+            if previous is not None:
+                record["trials"] += previous["trials"]
+                if previous["seconds"] is not None:
+                    record |= {key: previous[key] for key in ("state", "seconds")}
+            saved_records[record["hash"]] = record
+        write_json(self._report_folder / CACHE_RECORDS_FILE, list(saved_records.values()))
 
     def _conclude(
-        self, there: WrittenReport | None, interrupted: bool, limit: str | None
+        self, existing_report: WrittenReport | None, interrupted: bool, limit: str | None
     ) -> RunOutcome:
         """Write the report, show the study, and return how it ended."""
         plan, ledger, tracker, recorder = self.plan, self._ledger, self.tracker, self._recorder
-        failed = {**recorder.failed, **failures_of(plan)}
-        made = self._report(there)
-        summary = None if made is None else made.summary
+        failures = {**recorder.failures, **search_failures(plan)}
+        report = self._write_report(existing_report)
+        summary = None if report is None else report.summary
         if summary is None:  # the report was there, or is kept as it was
-            summary = _summary(plan, ledger, self.workdir)
+            summary = _summarise(plan, ledger, self.workdir)
         if not summary.remaining:
             limit = None  # its last trial ended there
         status: Status = "FINISHED"
-        if failed or interrupted or limit:
+        if failures or interrupted or limit:
             status = "KILLED" if interrupted or limit else "FAILED"
         arms, ended = build_arm_views(summary), last_end_time(plan, ledger)
         save_snapshot(self.workdir, plan.study.name, arms, status, ended, since=self._planned_at)
-        tracker.close(arms, status, self._folder, ended)
+        tracker.close(arms, status, self._report_folder, ended)
         tracked = tracker.state()
-        complete = tracked.pending is None and not interrupted and limit is None
-        ended_well = complete and failed == failures_of(plan)
+        is_complete = tracked.pending is None and not interrupted and limit is None
+        is_as_expected = is_complete and failures == search_failures(plan)
         if (
-            self.shown is not None
-            and made is not None
-            and made.content_hash is not None
-            and ended_well
+            self.shown_record is not None
+            and report is not None
+            and report.content_hash is not None
+            and is_as_expected
         ):
-            self.shown.save(_shown_mark(made, failed), tracked)
+            self.shown_record.save(_shown_state_hash(report, failures), tracked)
         return RunOutcome(
-            results=build_results(summary) if made is None else made.results,
-            make_summary=partial(_given, summary),
-            executed=recorder.executed,
-            failed=failed,
+            results=build_results(summary) if report is None else report.results,
+            make_summary=partial(_return_summary, summary),
+            executed=recorder.executed_count,
+            failed=failures,
             interrupted=interrupted,
             limit=limit,
-            report=[] if made is None else list(made.files),
+            report=[] if report is None else list(report.files),
             comparison_url=tracked.compare,
-            drain_reason=self.stop.why,
+            drain_reason=self.stop.drain_reason,
             waiting=tracked.pending,
             rejected_names=tracked.refused,
         )
 
-    def _report(self, there: WrittenReport | None) -> WrittenReport | None:
+    def _write_report(self, existing_report: WrittenReport | None) -> WrittenReport | None:
         """Return the report, rewritten if needed; None if a more complete one is kept."""
-        plan, page = self.plan, self._folder / PAGE_FILE
-        lost = lost_figures(plan, self._ledger) if page.exists() else []
-        if lost:
-            warn_once(kept_report_notice(page, plan, self.workdir, lost))
+        plan, page = self.plan, self._report_folder / PAGE_FILE
+        lost_trials = trials_with_lost_figures(plan, self._ledger) if page.exists() else []
+        if lost_trials:
+            warn_once(kept_report_notice(page, plan, self.workdir, lost_trials))
             return None
-        return there or rewrite_report(plan, self._ledger, self.workdir, self._folder)
+        return existing_report or rewrite_report(
+            plan, self._ledger, self.workdir, self._report_folder
+        )
 
 
-def _nothing_anew(
-    plan: Plan, ledger: Ledger, storage: Path, made: WrittenReport, shown: TrackingState
+def _unchanged_outcome(
+    plan: Plan, ledger: Ledger, storage: Path, report: WrittenReport, shown_state: TrackingState
 ) -> RunOutcome:
     """Return the outcome of a run without anything to run, write or show."""
     return RunOutcome(
-        results=made.results,
-        make_summary=partial(_summary, plan, ledger, storage),
+        results=report.results,
+        make_summary=partial(_summarise, plan, ledger, storage),
         executed=0,
-        failed=failures_of(plan),
+        failed=search_failures(plan),
         interrupted=False,
         limit=None,
-        report=list(made.files),
-        comparison_url=shown.compare,
-        rejected_names=shown.refused,
+        report=list(report.files),
+        comparison_url=shown_state.compare,
+        rejected_names=shown_state.refused,
     )
 
 
-def _summary(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
+def _summarise(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
     return build_summary(plan, ledger, load_scores(plan, ledger, storage))
 
 
-def _given(summary: Summary) -> Summary:
+def _return_summary(summary: Summary) -> Summary:
     return summary
 
 
-def _shown_mark(made: WrittenReport, failed: Mapping[str, str]) -> str:
+def _shown_state_hash(report: WrittenReport, failures: Mapping[str, str]) -> str:
     """Return a hash of what a tracker is shown when nothing is left to run."""
-    text = json.dumps([made.content_hash, dict(failed)])
+    text = json.dumps([report.content_hash, dict(failures)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_startable(
+def check_can_start(
     plan: Plan, workdir: Path, limits: Limits | None = None, address: str | None = None
 ) -> None:
     """Check, before anything is written, whether a first run in a work directory can start.
@@ -367,12 +392,12 @@ def check_startable(
         check_limits(limits, plan)
     if workdir.is_dir() and any(workdir.iterdir()):
         return
-    check_ready(plan)
+    check_requirements(plan)
     if address is not None:
         check_address(address)
 
 
-def check_rows(plan: Plan, workdir: Path, console: Console) -> None:
+def check_remaining_rows(plan: Plan, workdir: Path, console: Console) -> None:
     """Check the rows that are still to be trained on, before anything is written.
 
     Raises:
@@ -380,25 +405,31 @@ def check_rows(plan: Plan, workdir: Path, console: Console) -> None:
     """
     if all(arm.trials[0].config.data.source == SHAPES for arm in plan.arms):
         return  # drawn
-    ledger, rule, left = ledger_of(plan, workdir), plan.study.early_stopping, list[TrialConfig]()
+    ledger, rule, remaining = (
+        read_ledger(plan, workdir),
+        plan.study.early_stopping,
+        list[TrialConfig](),
+    )
     for trial in (trial for arm in resolve_search(plan, ledger).arms for trial in arm.trials):
         record = ledger[trial.fingerprint]
-        waits = trial.blocked is not None and not trial.blocked.failed
-        trained = record.model is not None or record.done(trial) or record.is_cut(rule)
-        if waits or not (trial.blocked or trained):
-            left.append(trial.config)
-    check_training_rows(plan, left, workdir, console)
+        is_waiting = trial.blocked is not None and not trial.blocked.failed
+        is_trained = record.model is not None or record.is_done(trial) or record.is_cut(rule)
+        if is_waiting or not (trial.blocked or is_trained):
+            remaining.append(trial.config)
+    check_training_rows(plan, remaining, workdir, console)
 
 
-def check_ready(plan: Plan) -> None:
+def check_requirements(plan: Plan) -> None:
     """Check that every benchmark can be scored and every arm trained, before anything is trained.
 
     Raises:
         ConfigError: what they lack, all of it.
     """
-    lacking = find_benchmark_problems(plan.study.benchmarks, plan.places) + plan.lacking
-    if lacking:
-        raise ConfigError(lacking)
+    missing = (
+        find_benchmark_problems(plan.study.benchmarks, plan.data_paths) + plan.missing_requirements
+    )
+    if missing:
+        raise ConfigError(missing)
 
 
 def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
@@ -411,26 +442,28 @@ def _draw_gallery(plan: Plan, folder: Path, console: Console) -> None:
     try:
         draw_rejected_images(plan, folder)
     except (Exception, KeyboardInterrupt) as error:  # whatever data or a user's strategy raise
-        reason = Text(f"the rejected images are not drawn: {reason_of(error)}")
+        reason = Text(f"the rejected images are not drawn: {failure_reason(error)}")
         console.print(reason, soft_wrap=True)
 
 
 @contextmanager
-def _opened(
-    executor: Executor, limits: Limits | None, stop: Stop, jobs: Jobs
+def _open_executor(
+    executor: Executor, limits: Limits | None, stop: StopRequest, jobs: TrialJobs
 ) -> Iterator[Executor]:
-    with executor.opened([job for job, _, _ in jobs]):
+    with executor.open([job for job, _, _ in jobs]):
         yield executor if limits is None else LimitedExecutor(executor, limits, stop)
 
 
 @contextmanager
-def _closed_beside(opening: Opened, left: ExitStack) -> Iterator[Executor]:
-    """Close an executor in a thread, as Ray takes seconds for it; `left` waits for its end."""
-    thread, stack = left.enter_context(ThreadPoolExecutor(1)), ExitStack()
+def _close_in_background(
+    executor_context: ExecutorContext, cleanup: ExitStack
+) -> Iterator[Executor]:
+    """Close an executor in a thread, as Ray takes seconds for it; `cleanup` waits for its end."""
+    thread, stack = cleanup.enter_context(ThreadPoolExecutor(1)), ExitStack()
     try:
-        yield stack.enter_context(opening)
+        yield stack.enter_context(executor_context)
     finally:
-        left.callback(thread.submit(stack.close).result)
+        cleanup.callback(thread.submit(stack.close).result)
 
 
 def _check_writable(workdir: Path) -> None:

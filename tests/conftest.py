@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
-from chip_core.utils.exit import end_without_libraries
+from chip_core.utils.exit import exit_before_native_cleanup
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -58,7 +58,7 @@ hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("tests")
 
 _status = 1  # of the whole run, once it is known
-end_without_libraries(lambda: _status)
+exit_before_native_cleanup(lambda: _status)
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:

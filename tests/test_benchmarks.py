@@ -14,7 +14,7 @@ import pytest
 
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress
-from orchestrator.executors.base import Answered, Job, Progressed, Started
+from orchestrator.executors.base import Job, JobAnswered, JobProgressed, JobStarted
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,10 +155,10 @@ def test_what_a_job_costs_is_its_own_processes(monkeypatch: pytest.MonkeyPatch) 
     class Executor:
         def run(self, jobs: Any, on_event: Any, retry: Any, more: Any) -> None:
             for event in (
-                Started(job=training),
-                Progressed(job=training, progress=Progress(phase="train", done=1, total=2)),
-                Progressed(job=training, progress=Progress(phase="train", done=2, total=2)),
-                Answered(job=training, answered=Any, scoring=training.scoring()),
+                JobStarted(job=training),
+                JobProgressed(job=training, progress=Progress(phase="train", done=1, total=2)),
+                JobProgressed(job=training, progress=Progress(phase="train", done=2, total=2)),
+                JobAnswered(job=training, answered_trial=Any, scoring_job=training.scoring_job()),
             ):
                 on_event(event)
 

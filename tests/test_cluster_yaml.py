@@ -44,7 +44,7 @@ def test_nothing_is_wrong_with_it_but_the_places_to_fill_in(file: str, tmp_path:
     mine = tmp_path / "mine.yaml"
     mine.write_text(filled_in(file))
     # What a shipped recipe of a 7B model asks of a trial.
-    need = ResourceNeed(workers=1, each={"CPU": 4.0, "GPU": 1.0}, trials=12)
+    need = ResourceNeed(num_workers=1, per_worker={"CPU": 4.0, "GPU": 1.0}, trials=12)
     checked = check_cluster(mine, need)
     assert checked.lines == []
     # Two machines of 4 GPUs, each of 16 CPUs; eight of one GPU, and of 8 or 12 CPUs.

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, JsonValue, field_validator, model_validator
 from chip_core.config.fields import Section, Shorthand, engine, figure
 
 #: Keys of a request that users cannot set, and why.
-_KEPT = {
+_RESERVED_KEYS = {
     "model": "write judge.model",
     "messages": "they are what the benchmark asks",
     "stream": "replies are read whole",
@@ -23,26 +23,26 @@ _KEPT = {
     "n": "one reply is read",
 }
 #: Names of secrets, without case, - and _.
-_SECRET = re.compile(
+_SECRET_NAMES = re.compile(
     r"(?:x?api)?key|(?:x?api|access|auth|bearer|id|refresh|session|secret)token|token|secret|"
     r"clientsecret|secretkey|accesskey|password|passwd|authorization|authentication|credentials?|"
     r"cookie|bearer"
 )
-_NOT_HERE = (
+_SECRET_ADVICE = (
     ", and this is written down with every figure; put the key into an environment variable and "
     "name that by api_key_env"
 )
 #: The largest request settings allowed.
-_LONGEST_SEND = 20_000  # characters, as JSON
+_MAX_SEND_LENGTH = 20_000  # characters, as JSON
 
 
-def _usable_address(address: str) -> str:
+def _validate_address(address: str) -> str:
     try:
         parts = urlsplit(address)
-        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # for an invalid port or IPv6 address
-        named = False
-    if not named or not address.isprintable() or " " in address:
+        is_valid = False
+    if not is_valid or not address.isprintable() or " " in address:
         raise ValueError("is no address: write https://HOST/v1")
     if parts.username is not None or parts.password is not None or parts.query:
         raise ValueError(
@@ -53,7 +53,7 @@ def _usable_address(address: str) -> str:
 
 
 #: An endpoint's address: valid, and without secrets, because it is recorded.
-Address = Annotated[str, AfterValidator(_usable_address)]
+Address = Annotated[str, AfterValidator(_validate_address)]
 
 
 class BudgetConfig(Section):
@@ -119,29 +119,29 @@ class JudgeConfig(Shorthand):
 
     @field_validator("send")
     @classmethod
-    def _what_may_be_sent(cls, value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    def _validate_send(cls, value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
         for key in value:
-            if key in _KEPT:
-                raise ValueError(f"'{key}' cannot be sent otherwise: {_KEPT[key]}")
+            if key in _RESERVED_KEYS:
+                raise ValueError(f"'{key}' cannot be sent otherwise: {_RESERVED_KEYS[key]}")
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", key):
                 raise ValueError(f"{key[:40]!r} is no key of a request")
         try:
             text = json.dumps(value)
-            names = list(_keys(value))
+            names = list(_iter_keys(value))
         except RecursionError:
             raise ValueError("is nested too deep") from None
-        if len(text) > _LONGEST_SEND:
-            raise ValueError(f"is longer than {_LONGEST_SEND:,} characters")
+        if len(text) > _MAX_SEND_LENGTH:
+            raise ValueError(f"is longer than {_MAX_SEND_LENGTH:,} characters")
         for key in names:
-            if _SECRET.fullmatch(re.sub(r"[-_.\s]", "", key.lower())):
-                raise ValueError(f"'{key[:40]}' is the name of a secret{_NOT_HERE}")
-        for key, inner in value.items():
-            if re.search(r"(?<![\w-])(?:sk|gsk|hf)[-_][\w-]{16,}", json.dumps(inner)):
-                raise ValueError(f"'{key}' holds what looks like a key{_NOT_HERE}")
+            if _SECRET_NAMES.fullmatch(re.sub(r"[-_.\s]", "", key.lower())):
+                raise ValueError(f"'{key[:40]}' is the name of a secret{_SECRET_ADVICE}")
+        for key, nested in value.items():
+            if re.search(r"(?<![\w-])(?:sk|gsk|hf)[-_][\w-]{16,}", json.dumps(nested)):
+                raise ValueError(f"'{key}' holds what looks like a key{_SECRET_ADVICE}")
         return value
 
     @model_validator(mode="after")
-    def _each_said_once(self) -> JudgeConfig:
+    def _reject_duplicate_settings(self) -> JudgeConfig:
         for key in ("temperature", "max_tokens"):
             if getattr(self, key) is not None and key in self.send:
                 raise ValueError(f"{key} is said twice: remove {key} or send.{key}")
@@ -174,7 +174,7 @@ class BenchmarkConfig(Shorthand):
     judge: JudgeConfig | None = figure(None, doc="who reads the answers, where it takes a judge")
 
     @model_validator(mode="after")
-    def _a_half_to_draw(self) -> BenchmarkConfig:
+    def _check_half_seed(self) -> BenchmarkConfig:
         if self.half is None and self.half_seed != 0:
             raise ValueError("half_seed draws nothing where all is asked: write `half`, too")
         return self
@@ -191,7 +191,7 @@ class BenchmarksConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _each_once(self) -> BenchmarksConfig:
+    def _check_unique_names(self) -> BenchmarksConfig:
         for side in ("select", "report"):
             names = [benchmark.name for benchmark in getattr(self, side)]
             if len(set(names)) != len(names):
@@ -199,7 +199,7 @@ class BenchmarksConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _each_half_on_its_side(self) -> BenchmarksConfig:
+    def _check_halves(self) -> BenchmarksConfig:
         for side in ("select", "report"):
             for benchmark in getattr(self, side):
                 if benchmark.half not in (None, side):
@@ -210,25 +210,25 @@ class BenchmarksConfig(Section):
         return self
 
     @property
-    def selecting(self) -> BenchmarksConfig:
+    def select_only(self) -> BenchmarksConfig:
         """Only the benchmarks used for selection."""
         return BenchmarksConfig(select=self.select)
 
     @property
-    def reporting(self) -> BenchmarksConfig:
+    def report_only(self) -> BenchmarksConfig:
         """Only the benchmarks that are reported."""
         return BenchmarksConfig(report=self.report)
 
 
-def _keys(value: Any) -> Iterator[str]:
+def _iter_keys(value: Any) -> Iterator[str]:
     """Yield the keys of a JSON value, at any depth."""
     if isinstance(value, Mapping):
-        for key, inner in value.items():
+        for key, nested in value.items():
             yield key
-            yield from _keys(inner)
+            yield from _iter_keys(nested)
     elif isinstance(value, list):
-        for inner in value:
-            yield from _keys(inner)
+        for nested in value:
+            yield from _iter_keys(nested)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ class DataPaths:
     judge_cache: Path | None = None  # where judges' replies are stored, for all trials
     judge_replies: Path | None = None  # `--judge-replies`: replies to use instead of a judge's
 
-    def data(self, benchmark: str) -> Path | None:
+    def benchmark_folder(self, benchmark: str) -> Path | None:
         """Return a benchmark's folder, which may not exist.
 
         For my.module:Mine it is my.module.Mine.

@@ -21,20 +21,20 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 #: Scalars for which pydantic accepts other types: true is not 1, and "20" is a text.
-_EXACT = frozenset({"int", "float", "bool"})
+_STRICT_TYPES = frozenset({"int", "float", "bool"})
 
 
-def _make_exact(schema: Any) -> None:
+def _make_strict(schema: Any) -> None:
     """Make the scalars of a schema strict, at any depth."""
     if isinstance(schema, dict):
-        if schema.get("type") in _EXACT:
+        if schema.get("type") in _STRICT_TYPES:
             schema["strict"] = True
-        for name, below in schema.items():
+        for name, nested in schema.items():
             if name not in ("default", "metadata"):
-                _make_exact(below)
+                _make_strict(nested)
     elif isinstance(schema, (list, tuple)):
-        for below in schema:
-            _make_exact(below)
+        for nested in schema:
+            _make_strict(nested)
 
 
 class Section(BaseModel):
@@ -52,7 +52,7 @@ class Section(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Accept only exact numbers and booleans, also in a user's own sections."""
         schema = handler(source)
-        _make_exact(schema)
+        _make_strict(schema)
         return schema
 
 
@@ -63,36 +63,40 @@ class Shorthand(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_string(cls, value: Any) -> Any:
+    def _expand_shorthand(cls, value: Any) -> Any:
         return {cls.shorthand: value} if isinstance(value, str) else value
 
     @classmethod
     def __get_pydantic_json_schema__(
-        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         """Allow the bare string in the JSON schema, too."""
-        section = handler(core)
-        own = handler.resolve_ref_schema(section)
-        bare = {key: value for key, value in own["properties"][cls.shorthand].items()
-                if key not in ("default", "title")}  # fmt: skip
-        return {"anyOf": [bare, section]}
+        section = handler(core_schema)
+        definition = handler.resolve_ref_schema(section)
+        properties = definition["properties"]
+        string_schema = {
+            key: value
+            for key, value in properties[cls.shorthand].items()
+            if key not in ("default", "title")
+        }
+        return {"anyOf": [string_schema, section]}
 
 
 def figure(default: Any = ..., *, doc: str, **limits: Any) -> Any:
     """Declare a field that can change a trial's figures: part of the fingerprint."""
-    return _field(default, doc, "in", limits)
+    return _make_field(default, doc, "in", limits)
 
 
 def engine(default: Any = ..., *, doc: str, **limits: Any) -> Any:
     """Declare a field that changes how the work is done, not its result: not in the fingerprint."""
-    return _field(default, doc, "out", limits)
+    return _make_field(default, doc, "out", limits)
 
 
-def _field(default: Any, doc: str, fingerprint: str, limits: dict[str, Any]) -> Any:
+def _make_field(default: Any, doc: str, fingerprint: str, limits: dict[str, Any]) -> Any:
     if callable(default):
         # A section is frozen, so one default serves all, and a plan creates 10,000 of its trees.
-        once = isinstance(default, type) and issubclass(default, Section)
-        limits["default_factory"] = functools.cache(default) if once else default
+        is_section = isinstance(default, type) and issubclass(default, Section)
+        limits["default_factory"] = functools.cache(default) if is_section else default
     else:
         limits["default"] = default
     return Field(description=doc, json_schema_extra={"fingerprint": fingerprint}, **limits)

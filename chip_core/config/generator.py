@@ -15,7 +15,7 @@ from chip_core.config.benchmark import Address
 from chip_core.config.fields import Section, Shorthand, engine, figure
 
 #: Servers with an interface of their own, and how each gets an arm's weights by default.
-_WEIGHTS: Mapping[str, Literal["path", "load_lora_adapter", "served"]] = {
+_DEFAULT_DELIVERY: Mapping[str, Literal["path", "load_lora_adapter", "served"]] = {
     "transformers": "path",
     "vllm": "load_lora_adapter",
     "other": "served",
@@ -23,7 +23,7 @@ _WEIGHTS: Mapping[str, Literal["path", "load_lora_adapter", "served"]] = {
 
 #: Options of `vllm serve` that users may set: how it uses the machine, and what it accepts. Others
 #: name code or files, open connections, or are set by the product.
-_OPTIONS = (
+_ALLOWED_OPTIONS = (
     *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"),
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
     *("distributed_executor_backend", "enable_expert_parallel", "disable_custom_all_reduce"),
@@ -33,14 +33,14 @@ _OPTIONS = (
     *("mm_encoder_tp_mode", "quantization", "fully_sharded_loras"),
 )
 #: Where to set what is not allowed here.
-_ELSEWHERE = {
+_OPTION_ADVICE = {
     "dtype": "write model.dtype",
     "revision": "write model.revision",
     "trust_remote_code": "write model.trust_remote_code",
     "hf_token": "put it into HF_TOKEN",
 }
 #: vLLM imports any other text as a class.
-_EXECUTORS = ("mp", "ray", "uni")
+_DISTRIBUTED_BACKENDS = ("mp", "ray", "uni")
 
 
 class ParityConfig(Section):
@@ -105,30 +105,30 @@ class GeneratorConfig(Shorthand):
 
     @field_validator("options")
     @classmethod
-    def _options_to_give(cls, value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-        for key, given in value.items():
+    def _validate_options(cls, value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        for key, setting in value.items():
             name = key.replace("-", "_")
-            if name not in _OPTIONS:
-                what = _ELSEWHERE.get(name, f"choose from {', '.join(_OPTIONS)}")
-                raise ValueError(f"{key[:40]!r} cannot be set: {what}")
-            if isinstance(given, str) and given.startswith("-"):
+            if name not in _ALLOWED_OPTIONS:
+                advice = _OPTION_ADVICE.get(name, f"choose from {', '.join(_ALLOWED_OPTIONS)}")
+                raise ValueError(f"{key[:40]!r} cannot be set: {advice}")
+            if isinstance(setting, str) and setting.startswith("-"):
                 raise ValueError(f"'{key}' begins with -, as an option does: write its value")
-            if name == "distributed_executor_backend" and given not in _EXECUTORS:
-                raise ValueError(f"'{key}' is none of {', '.join(_EXECUTORS)}")
-            if name.endswith("_parallel_size") and (type(given) is not int or given < 1):
+            if name == "distributed_executor_backend" and setting not in _DISTRIBUTED_BACKENDS:
+                raise ValueError(f"'{key}' is none of {', '.join(_DISTRIBUTED_BACKENDS)}")
+            if name.endswith("_parallel_size") and (type(setting) is not int or setting < 1):
                 raise ValueError(f"'{key}' is no whole number of 1 or more: GPUs are counted by it")
         return value
 
     @model_validator(mode="after")
-    def _what_its_kind_takes(self) -> GeneratorConfig:
-        takes = {
+    def _check_kind_settings(self) -> GeneratorConfig:
+        allowed = {
             "transformers": set[str](),
             "vllm": {"options", "serves", "timeout", "concurrency", "retries"},
             "openai": set(type(self).model_fields) - {"options", "serves"},
         }[self.kind]
         for name, field in type(self).model_fields.items():
             default = field.get_default(call_default_factory=True)
-            if name != "kind" and name not in takes and getattr(self, name) != default:
+            if name != "kind" and name not in allowed and getattr(self, name) != default:
                 raise ValueError(f"generator '{self.kind}' takes no {name}: remove it")
         if self.kind == "openai" and self.base_url is None:
             raise ValueError("generator 'openai' needs base_url: write http://HOST:PORT/v1")
@@ -142,14 +142,14 @@ class GeneratorConfig(Shorthand):
     @property
     def gpus(self) -> int:
         """The number of GPUs that a vLLM server uses, if there are any."""
-        given = {key.replace("-", "_"): value for key, value in self.options.items()}
-        sizes = (given.get(f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data"))
+        options = {key.replace("-", "_"): value for key, value in self.options.items()}
+        sizes = (options.get(f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data"))
         return math.prod(size for size in sizes if isinstance(size, int))
 
     @property
     def delivery(self) -> Literal["path", "load_lora_adapter", "served"]:
         """How an arm's weights reach a server that the user runs."""
-        return self.weights or _WEIGHTS[self.server]
+        return self.weights or _DEFAULT_DELIVERY[self.server]
 
 
 class EvaluationConfig(Section):
@@ -161,6 +161,6 @@ class EvaluationConfig(Section):
     )
 
     @property
-    def own(self) -> bool:
+    def in_process(self) -> bool:
         """Whether transformers answers, in the trial's own process."""
         return self.generator.kind == "transformers"

@@ -27,7 +27,7 @@ from chip_core.objectives.config import TERMS
 from chip_core.utils import plugins
 
 #: The values of every training before these keys existed.
-_PLAIN_TRAINING = {
+_LEGACY_TRAINING_DEFAULTS = {
     "label_rule": "clean",
     "augment": "off",
     "master": "fp32",
@@ -36,10 +36,10 @@ _PLAIN_TRAINING = {
 }
 
 #: The values of every optimizer before these keys existed.
-_PLAIN_OPTIMIZER = {"states": "fp32"}
+_LEGACY_OPTIMIZER_DEFAULTS = {"states": "fp32"}
 
 #: Checking with pydantic whether these are sections takes most of a large plan's time.
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+_SCALAR_TYPES = frozenset({str, int, float, bool, type(None)})
 
 
 def inert_keys(config: TrialConfig) -> dict[str, str]:
@@ -50,12 +50,12 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
             reasons[f"data.{key}"] = "data.source is shapes"
     if config.pairs.rounds == 0:
         reasons["pairs"] = "pairs.rounds is 0"
-    objective, of_objective = _inert_of_objective(config)
-    reasons |= of_objective
-    reasons |= _why_one_reference(config, objective)
+    objective, objective_reasons = _inert_objective_keys(config)
+    reasons |= objective_reasons
+    reasons |= _reference_cache_reasons(config, objective)
     if config.language_model != "lora":
         # The other parts have adapters on all of their layers, with the same rank and scale.
-        key = "lora.targets" if config.adapted else "lora"
+        key = "lora.targets" if config.has_adapters else "lora"
         reasons[key] = f"language_model is {config.language_model}"
     if not config.training.score_at:
         reasons["training.pick"] = "training.score_at is empty"
@@ -80,35 +80,35 @@ def inert_keys(config: TrialConfig) -> dict[str, str]:
     return reasons
 
 
-def _inert_of_objective(config: TrialConfig) -> tuple[str, dict[str, str]]:
+def _inert_objective_keys(config: TrialConfig) -> tuple[str, dict[str, str]]:
     """Return the objective's name, and its keys without effect, with the reason of each."""
-    own, inert = config.objective, dict[str, str]()
-    active = own.active_terms
-    objective = (
-        f"objective {own.preset}"
-        if own.terms is None
-        else f"objective terms {', '.join(own.terms)}"
+    objective, inert = config.objective, dict[str, str]()
+    active = objective.active_terms
+    label = (
+        f"objective {objective.preset}"
+        if objective.terms is None
+        else f"objective terms {', '.join(objective.terms)}"
     )
     for term in TERMS:
         if term in active:
             continue
         settings = [f"weights.{term}", f"betas.{term}"]
         # A user's own term may read what has changed.
-        kept = {"segment": not own.active_custom, "token": True, "anchor": True}
-        settings += [term] if kept.get(term) else []
+        has_section = {"segment": not objective.active_custom, "token": True, "anchor": True}
+        settings += [term] if has_section.get(term) else []
         for key in settings:
-            inert[f"objective.{key}"] = f"{objective} has no {term} term"
-    if own.method_name is None:
-        inert["objective.method"] = f"{objective} is a sum of terms"
+            inert[f"objective.{key}"] = f"{label} has no {term} term"
+    if objective.method_name is None:
+        inert["objective.method"] = f"{label} is a sum of terms"
     else:
-        for key in own.inert_settings:
-            inert[f"objective.method.{key}"] = f"{objective} has no {key}"
-    if own.form == "released":
+        for key in objective.inert_settings:
+            inert[f"objective.method.{key}"] = f"{label} has no {key}"
+    if objective.form == "released":
         inert["objective.segment.scope"] = "form released always compares whole sequences"
-    return objective, inert
+    return label, inert
 
 
-def _why_one_reference(config: TrialConfig, objective: str) -> dict[str, str]:
+def _reference_cache_reasons(config: TrialConfig, objective: str) -> dict[str, str]:
     """Return, by its key, why the precision of the reference's hidden states has no effect."""
     if not config.objective.needs_divergence:
         return {"reference_cache": f"{objective} has no token term"}
@@ -128,35 +128,38 @@ def training_identity(
         data: the data's own identity (chip_core.data.identity).
     """
     inert = inert_keys(config)
-    kept = _figures(config, inert, "")
-    del kept["benchmarks"], kept["evaluation"]
+    identity = _hashed_fields(config, inert, "")
+    del identity["benchmarks"], identity["evaluation"]
     # Replaced by the active terms, however preset and terms were written.
-    del kept["objective"]["preset"], kept["objective"]["terms"]
-    kept["objective"]["terms"] = list(config.objective.active_terms)
+    del identity["objective"]["preset"], identity["objective"]["terms"]
+    identity["objective"]["terms"] = list(config.objective.active_terms)
     method = config.objective.resolved_method
     if method is not None:
         name = "sequence losses" if "losses" in method.settings else config.objective.method_name
-        kept["objective"]["method"] = {"name": name, **method.settings}
-    kept["objective"]["custom"] = {
+        identity["objective"]["method"] = {"name": name, **method.settings}
+    identity["objective"]["custom"] = {
         name: [config.objective.custom[name], plugins.source_hash(name)]
         for name in config.objective.active_custom
     }
-    if plugins.is_plugin(config.pairs.ranker) and "pairs" in kept:
-        kept["pairs"]["source"] = plugins.source_hash(config.pairs.ranker)
-    kept["model"] = model_identity(config.model, model)
-    for section, plain in (("training", _PLAIN_TRAINING), ("optimizer", _PLAIN_OPTIMIZER)):
-        for name, value in plain.items():
+    if plugins.is_plugin(config.pairs.ranker) and "pairs" in identity:
+        identity["pairs"]["source"] = plugins.source_hash(config.pairs.ranker)
+    identity["model"] = model_identity(config.model, model)
+    for section, defaults in (
+        ("training", _LEGACY_TRAINING_DEFAULTS),
+        ("optimizer", _LEGACY_OPTIMIZER_DEFAULTS),
+    ):
+        for name, value in defaults.items():
             # So that earlier results keep their fingerprint.
-            if kept[section][name] == value:
-                del kept[section][name]
-    if "rejected_image" in kept:
-        kept["rejected_image"].update(_rejected_image(config))
-    kept["data"] = _data(config, data, inert)
+            if identity[section][name] == value:
+                del identity[section][name]
+    if "rejected_image" in identity:
+        identity["rejected_image"].update(_strategy_identity(config))
+    identity["data"] = _data_fields(config, data, inert)
     # Storing it changes nothing, and fp32 is the precision of its computation: only rounding
     # counts.
-    if kept.pop("reference_cache", "fp32") == "bf16":
-        kept["reference"] = "bf16"
-    return {"kind": "training", "behaviour": BEHAVIOUR, **kept}
+    if identity.pop("reference_cache", "fp32") == "bf16":
+        identity["reference"] = "bf16"
+    return {"kind": "training", "behaviour": BEHAVIOUR, **identity}
 
 
 def data_identity(config: TrialConfig, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def data_identity(config: TrialConfig, data: Mapping[str, Any]) -> dict[str, Any
         config: the trial.
         data: the data's own identity (chip_core.data.identity).
     """
-    return _data(config, data, inert_keys(config))
+    return _data_fields(config, data, inert_keys(config))
 
 
 def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str, Any]:
@@ -177,11 +180,13 @@ def rejected_image_identity(config: TrialConfig, epoch: int | None) -> dict[str,
         epoch: counted from 0; None if they are the same in every epoch.
     """
     inert = inert_keys(config)
-    kept = _figures(config.rejected_image, inert, "rejected_image.") | _rejected_image(config)
-    kept.pop("redraw", None)
-    if kept.pop("corruption_seed", "shared") == "per_trial":
-        kept["seed"] = config.seed
-    return kept if epoch is None else {**kept, "epoch": epoch}
+    identity = _hashed_fields(config.rejected_image, inert, "rejected_image.") | _strategy_identity(
+        config
+    )
+    identity.pop("redraw", None)
+    if identity.pop("corruption_seed", "shared") == "per_trial":
+        identity["seed"] = config.seed
+    return identity if epoch is None else {**identity, "epoch": epoch}
 
 
 def untrained_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,17 +202,17 @@ def model_identity(config: ModelConfig, model: Mapping[str, Any]) -> dict[str, A
         model: its own identity (chip_core.models.loading.identity).
     """
     # Weights used to be fp32 whatever the precision of the computation: those figures differ.
-    held = {"weights": "bf16"} if config.dtype == "bf16" else {}
+    weights_format = {"weights": "bf16"} if config.dtype == "bf16" else {}
     if config.quantize != "none":
-        held["quantize"] = config.quantize
-    return {"dtype": config.dtype, **held, **model}
+        weights_format["quantize"] = config.quantize
+    return {"dtype": config.dtype, **weights_format, **model}
 
 
 def evaluation_identity(
     side: str,
     benchmark: BenchmarkConfig,
     content: Mapping[str, Any],
-    answering: EvaluationConfig,
+    evaluation: EvaluationConfig,
 ) -> dict[str, Any]:
     """Return everything that decides a trained model's figures on a benchmark.
 
@@ -216,16 +221,16 @@ def evaluation_identity(
         benchmark: its settings.
         content: its own identity (chip_core.evaluation.items.identity), with the decoding that
             results from the settings.
-        answering: which engine answers.
+        evaluation: which engine answers.
     """
-    resolved = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
+    inert = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
     if benchmark.half is None:
-        resolved |= dict.fromkeys(("half", "half_seed"), "it is asked whole")
+        inert |= dict.fromkeys(("half", "half_seed"), "it is asked whole")
     if benchmark.judge is not None and not benchmark.judge.send:
-        resolved["judge.send"] = "it says nothing"  # and earlier builds had no such key
-    figures = _figures(benchmark, resolved, "")
+        inert["judge.send"] = "it says nothing"  # and earlier builds had no such key
+    figures = _hashed_fields(benchmark, inert, "")
     # Earlier versions had no engine but transformers.
-    engine = {} if answering.own else {"evaluation": _figures(answering, {}, "")}
+    engine = {} if evaluation.in_process else {"evaluation": _hashed_fields(evaluation, {}, "")}
     return {"behaviour": BEHAVIOUR, "side": side, **figures, **content, **engine}
 
 
@@ -235,17 +240,19 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _data(config: TrialConfig, data: Mapping[str, Any], inert: Mapping[str, str]) -> dict[str, Any]:
-    kept = _figures(config.data, inert, "data.")
+def _data_fields(
+    config: TrialConfig, data: Mapping[str, Any], inert: Mapping[str, str]
+) -> dict[str, Any]:
+    fields = _hashed_fields(config.data, inert, "data.")
     # Content instead of location; it includes revision and format where they have an effect.
-    named = {"source", "revision", "format"}
-    if kept.get("transparency") == "drop":
+    replaced = {"source", "revision", "format"}
+    if fields.get("transparency") == "drop":
         # So that earlier results keep their fingerprint.
-        named.add("transparency")
-    return {**{key: value for key, value in kept.items() if key not in named}, **data}
+        replaced.add("transparency")
+    return {**{key: value for key, value in fields.items() if key not in replaced}, **data}
 
 
-def _rejected_image(config: TrialConfig) -> dict[str, Any]:
+def _strategy_identity(config: TrialConfig) -> dict[str, Any]:
     """Return the strategy's identity of its settings, and the source hash of a user's own code."""
     name, settings = config.rejected_image.strategy, config.rejected_image.settings
     strategy = strategy_class(name)
@@ -255,19 +262,21 @@ def _rejected_image(config: TrialConfig) -> dict[str, Any]:
     return {} if isinstance(settings, NoParameters) else {name: strategy.identity(settings)}
 
 
-def _figures(node: BaseModel, inert: Mapping[str, str], prefix: str) -> dict[str, Any]:
+def _hashed_fields(node: BaseModel, inert: Mapping[str, str], prefix: str) -> dict[str, Any]:
     """Return the fields of a section that change figures, as plain data."""
-    kept: dict[str, Any] = {}
-    for name in _names(type(node)):
+    fields: dict[str, Any] = {}
+    for name in _hashed_names(type(node)):
         path = f"{prefix}{name}"
         if path not in inert:
             value = getattr(node, name)
-            kept[name] = value if type(value) in _PLAIN else _plain(value, inert, f"{path}.")
-    return kept
+            fields[name] = (
+                value if type(value) in _SCALAR_TYPES else _to_plain(value, inert, f"{path}.")
+            )
+    return fields
 
 
 @functools.cache
-def _names(section: type[BaseModel]) -> tuple[str, ...]:
+def _hashed_names(section: type[BaseModel]) -> tuple[str, ...]:
     """Return the names of a section's fields that can change figures."""
     names = []
     for name, field in section.model_fields.items():
@@ -278,9 +287,12 @@ def _names(section: type[BaseModel]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _plain(value: Any, inert: Mapping[str, str], prefix: str) -> Any:
+def _to_plain(value: Any, inert: Mapping[str, str], prefix: str) -> Any:
     if isinstance(value, BaseModel):
-        return _figures(value, inert, prefix)
+        return _hashed_fields(value, inert, prefix)
     if isinstance(value, tuple):
-        return [entry if type(entry) in _PLAIN else _plain(entry, inert, prefix) for entry in value]
+        return [
+            entry if type(entry) in _SCALAR_TYPES else _to_plain(entry, inert, prefix)
+            for entry in value
+        ]
     return value

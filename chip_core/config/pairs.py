@@ -7,7 +7,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.config.fields import Section, figure
 from chip_core.utils import plugins
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 
 #: The rankers of a model's answers, in addition to a user's own function.
 RANKERS = ("chair", "judge")
@@ -41,19 +41,19 @@ class PairsConfig(Section):
 
     @field_validator("ranker")
     @classmethod
-    def _known_ranker(cls, value: str) -> str:
+    def _validate_ranker(cls, value: str) -> str:
         if plugins.is_plugin(value):
-            if not callable(plugins.load(value)):
+            if not callable(plugins.load_plugin(value)):
                 raise ValueError(f"'{value}' is no function")
         elif value not in RANKERS:
             raise ValueError(
-                f"unknown level '{value}': {suggestion(value, [*RANKERS, 'module:function'])}"
+                f"unknown level '{value}': {suggest(value, [*RANKERS, 'module:function'])}"
             )
         return value
 
     @field_validator("judge")
     @classmethod
-    def _rounds_have_a_judge(
+    def _require_judge_for_rounds(
         cls, value: JudgeConfig | None, info: ValidationInfo
     ) -> JudgeConfig | None:
         # Without rounds, existing replies can replace the judge (`pairs --judge-replies`).
@@ -62,7 +62,7 @@ class PairsConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _a_judge_is_named(self) -> PairsConfig:
+    def _check_judge(self) -> PairsConfig:
         if self.ranker != "judge" and self.judge is not None:
             raise ValueError(f"judge is set, and ranker is {self.ranker}: write ranker: judge")
         if self.judge is not None and self.judge.mode == "batch":

@@ -43,7 +43,7 @@ class RotateParameters(Section):
     high: float = figure(80.0, ge=0, le=360, doc="largest angle, in degrees")
 
     @model_validator(mode="after")
-    def _in_order(self) -> RotateParameters:
+    def _check_order(self) -> RotateParameters:
         if self.low > self.high:
             raise ValueError(f"low is {self.low:g}, above high, {self.high:g}: swap them")
         return self
@@ -56,7 +56,7 @@ class LightingParameters(Section):
     high: float = figure(0.4, gt=0, lt=1, doc="largest gain")
 
     @model_validator(mode="after")
-    def _in_order(self) -> LightingParameters:
+    def _check_order(self) -> LightingParameters:
         if self.low > self.high:
             raise ValueError(f"low is {self.low:g}, above high, {self.high:g}: swap them")
         return self

@@ -42,7 +42,7 @@ from chip_core.config.strategies import (
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.utils import plugins
 from chip_core.utils.files import expand_path
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 
 #: Increased whenever code changes figures; part of every fingerprint.
 BEHAVIOUR = 1
@@ -105,7 +105,7 @@ class DataConfig(Section):
 
 def _plugin_section(name: str) -> type[Section]:
     """Return the settings section of a user's own strategy."""
-    strategy = plugins.load(name)
+    strategy = plugins.load_plugin(name)
     section = getattr(strategy, "parameters", None)
     if not hasattr(strategy, "traits"):
         raise ValueError(f"'{name}' is no rejected-image strategy: it has no `traits`")
@@ -116,19 +116,17 @@ def _plugin_section(name: str) -> type[Section]:
     return section
 
 
-def _known_strategy(name: str) -> str:
+def _validate_strategy(name: str) -> str:
     if plugins.is_plugin(name):
         _plugin_section(name)
     elif name not in STRATEGIES:
-        raise ValueError(
-            f"unknown level '{name}': {suggestion(name, [*STRATEGIES, 'module:attr'])}"
-        )
+        raise ValueError(f"unknown level '{name}': {suggest(name, [*STRATEGIES, 'module:attr'])}")
     return name
 
 
 Strategy = Annotated[
     str,
-    AfterValidator(_known_strategy),
+    AfterValidator(_validate_strategy),
     WithJsonSchema({"anyOf": [{"enum": list(STRATEGIES)}, {"type": "string", "pattern": ":"}]}),
 ]
 
@@ -157,7 +155,9 @@ class RejectedImageConfig(Shorthand):
 
     @field_validator("parameters")
     @classmethod
-    def _of_the_plugin(cls, value: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
+    def _validate_parameters(
+        cls, value: Mapping[str, Any], info: ValidationInfo
+    ) -> Mapping[str, Any]:
         """Validate a user's own settings with the strategy's own section, and fill in defaults."""
         name = info.data.get("strategy", "")  # missing if it is invalid itself
         if not plugins.is_plugin(name):
@@ -165,10 +165,10 @@ class RejectedImageConfig(Shorthand):
         try:
             return _plugin_section(name).model_validate(dict(value)).model_dump(mode="json")
         except ValidationError as error:
-            raise ValueError(_one_line(error)) from None
+            raise ValueError(_format_error(error)) from None
 
     @model_validator(mode="after")
-    def _a_pipeline_to_paint_with(self) -> RejectedImageConfig:
+    def _check_inpaint_path(self) -> RejectedImageConfig:
         path = self.inpaint.path
         if self.strategy != "inpaint":
             return self
@@ -183,11 +183,11 @@ class RejectedImageConfig(Shorthand):
         """The settings of the chosen strategy."""
         if plugins.is_plugin(self.strategy):
             return _plugin_section(self.strategy).model_validate(dict(self.parameters))
-        chosen: Section = getattr(self, self.strategy, NoParameters())
-        return chosen
+        section: Section = getattr(self, self.strategy, NoParameters())
+        return section
 
 
-def _one_line(error: ValidationError) -> str:
+def _format_error(error: ValidationError) -> str:
     return "; ".join(
         ": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()
     )
@@ -230,12 +230,12 @@ class LoraConfig(Section):
 
     @field_validator("targets", mode="before")
     @classmethod
-    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+    def _wrap_single_target(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) and value != "all" else value
 
     @field_validator("targets")
     @classmethod
-    def _a_layer_at_least(cls, value: Any) -> Any:
+    def _require_target(cls, value: Any) -> Any:
         if not value:
             raise ValueError("names no layer: write all, or names such as [q_proj, v_proj]")
         return value
@@ -272,7 +272,7 @@ class PickConfig(Shorthand):
     )
 
     @model_validator(mode="after")
-    def _of_the_rule(self) -> PickConfig:
+    def _check_rule_settings(self) -> PickConfig:
         if self.rule == "best" and self.metric is None:
             raise ValueError("'best' goes by a figure: write `metric: select/BENCHMARK/METRIC`")
         if self.rule == "last" and (self.metric, self.constraint) != (None, None):
@@ -314,7 +314,7 @@ class TrainingConfig(Section):
 
     @field_validator("score_at")
     @classmethod
-    def _along_the_training(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _validate_score_at(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         outside = [share for share in value if not 0 < share <= 1]
         if outside:
             raise ValueError(
@@ -325,7 +325,7 @@ class TrainingConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _something_to_pick_from(self) -> TrainingConfig:
+    def _check_pick(self) -> TrainingConfig:
         if not self.score_at and self.pick != PickConfig():
             raise ValueError("pick chooses nothing without score_at: write it, such as [0.5, 1.0]")
         return self
@@ -414,7 +414,7 @@ class EngineConfig(Section):
 
     @field_validator("gpus_per_worker", mode="before")
     @classmethod
-    def _one_gpu_a_worker(cls, value: Any) -> Any:
+    def _validate_gpus_per_worker(cls, value: Any) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 1:
             raise ValueError(
                 f"{value:g} GPUs are asked for, and a worker computes on one: write 1, and as "
@@ -423,7 +423,7 @@ class EngineConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _compiled_for_one_worker(self) -> EngineConfig:
+    def _check_compile_workers(self) -> EngineConfig:
         if self.compile == "layers" and self.workers_per_trial > 1:
             raise ValueError(
                 f"compile is layers, which is for one worker, and workers_per_trial is "
@@ -432,7 +432,7 @@ class EngineConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_gpu_for_each_worker(self) -> EngineConfig:
+    def _check_gpu_sharing(self) -> EngineConfig:
         if self.workers_per_trial > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 f"{self.workers_per_trial} workers of a trial cannot share a GPU (NCCL refuses "
@@ -479,7 +479,7 @@ class TrialConfig(Section):
     engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
 
     @property
-    def adapted(self) -> bool:
+    def has_adapters(self) -> bool:
         """Whether any part is trained with adapters."""
         return "lora" in (self.vision_encoder, self.projector, self.language_model)
 
@@ -490,7 +490,7 @@ class TrialConfig(Section):
         return "bf16" if bf16 else "fp32"
 
     @model_validator(mode="after")
-    def _something_is_trained(self) -> TrialConfig:
+    def _require_trained_part(self) -> TrialConfig:
         if (self.vision_encoder, self.projector, self.language_model) == ("frozen",) * 3:
             raise ValueError(
                 "nothing is trained: vision_encoder, projector and language_model are all frozen"
@@ -498,7 +498,7 @@ class TrialConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _nobody_writes_to_four_bits(self) -> TrialConfig:
+    def _check_quantize(self) -> TrialConfig:
         if self.model.quantize == "none":
             return self
         if self.language_model != "lora":
@@ -514,7 +514,7 @@ class TrialConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _compiled_as_it_is_held(self) -> TrialConfig:
+    def _check_compile_quantize(self) -> TrialConfig:
         if self.engine.compile == "layers" and self.model.quantize != "none":
             raise ValueError(
                 f"engine.compile is layers, and model.quantize is {self.model.quantize}, whose "
@@ -523,24 +523,24 @@ class TrialConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _rounds_that_can_be_made(self) -> TrialConfig:
+    def _check_pair_rounds(self) -> TrialConfig:
         if self.pairs.rounds == 0:
             return self
-        own, further = self.objective, []
-        if own.needs_rejected_image and self.rejected_image.strategy == "given":
-            further.append("a rejected image (rejected_image is given)")
-        further += ["other"] if own.needs_other else []
-        further += ["second_image"] if own.reads_image("second_image") else []
-        further += own.fields
-        if further:
+        objective, unavailable = self.objective, []
+        if objective.needs_rejected_image and self.rejected_image.strategy == "given":
+            unavailable.append("a rejected image (rejected_image is given)")
+        unavailable += ["other"] if objective.needs_third_response else []
+        unavailable += ["second_image"] if objective.reads_image("second_image") else []
+        unavailable += objective.fields
+        if unavailable:
             raise ValueError(
                 f"pairs.rounds is {self.pairs.rounds}, and pairs of the model's answers lack "
-                f"{', '.join(further)}: choose another objective, or pairs.rounds: 0"
+                f"{', '.join(unavailable)}: choose another objective, or pairs.rounds: 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _gradients_as_they_are_made(self) -> TrialConfig:
+    def _check_gradients(self) -> TrialConfig:
         if self.training.gradients == "bf16" and self.model.dtype != "bf16":
             raise ValueError(
                 "training.gradients is bf16, and model.dtype is fp32: write model.dtype: bf16, or "

@@ -1,6 +1,6 @@
 """Preference pairs, rejected images, batches."""
 
-from chip_core.data.formats.further import asks_of, objective_problem
-from chip_core.data.source import count, identity, problem
+from chip_core.data.formats.extra_columns import objective_problem, row_requirements
+from chip_core.data.source import count_rows, identity, problem
 
-__all__ = ["asks_of", "count", "identity", "objective_problem", "problem"]
+__all__ = ["count_rows", "identity", "objective_problem", "problem", "row_requirements"]

@@ -14,7 +14,7 @@ from typing import Any
 from chip_core.utils.errors import TrialError
 
 #: The chat template for training, if the processor has it.
-TRAINING = "training"
+TRAINING_TEMPLATE = "training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,14 @@ def check_label_rule(processor: Any, rule: str) -> None:
         )
 
 
-def template_of(processor: Any) -> dict[str, str]:
+def training_template(processor: Any) -> dict[str, str]:
     """Return the chat template for training, as an option of `apply_chat_template`."""
-    named = processor.chat_template
-    return {"chat_template": TRAINING} if isinstance(named, dict) and TRAINING in named else {}
+    templates = processor.chat_template
+    return (
+        {"chat_template": TRAINING_TEMPLATE}
+        if isinstance(templates, dict) and TRAINING_TEMPLATE in templates
+        else {}
+    )
 
 
 def encode_response(
@@ -65,23 +69,27 @@ def encode_response(
         tokenizer = processor.tokenizer
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return EncodedResponse(ids=[*ids, tokenizer.eos_token_id], closing=1)
-    said = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-    conversation = [question, said]
-    whole, labels = processor.labels(conversation, rule)
-    if whole[: len(prompt)] != prompt:
+    reply = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    conversation = [question, reply]
+    conversation_ids, labels = processor.labels(conversation, rule)
+    if conversation_ids[: len(prompt)] != prompt:
         raise TrialError(
             f"the response {text[:40]!r} changes how the tokens of its prompt are spelled: leave "
             "the pair out"
         )
-    places = _scored(labels)
-    of_text = places if rule == "clean" else _scored(processor.labels(conversation, "clean")[1])
-    end = places[-1] + 1 if places else len(prompt)
+    positions = _scored_positions(labels)
+    text_positions = (
+        positions
+        if rule == "clean"
+        else _scored_positions(processor.labels(conversation, "clean")[1])
+    )
+    end = positions[-1] + 1 if positions else len(prompt)
     return EncodedResponse(
-        ids=whole[len(prompt) : end],
-        closing=end - (of_text[-1] + 1) if of_text else 0,
-        leading=tuple(place for place in places if place < len(prompt)),
+        ids=conversation_ids[len(prompt) : end],
+        closing=end - (text_positions[-1] + 1) if text_positions else 0,
+        leading=tuple(position for position in positions if position < len(prompt)),
     )
 
 
-def _scored(labels: list[int]) -> list[int]:
-    return [place for place, label in enumerate(labels) if label != -100]
+def _scored_positions(labels: list[int]) -> list[int]:
+    return [position for position, label in enumerate(labels) if label != -100]

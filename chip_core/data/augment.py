@@ -14,15 +14,15 @@ from random import Random
 from PIL import Image, ImageEnhance, ImageOps
 
 #: Range of a crop's share of the image's area, and of its width over height.
-_AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
-_TRIES = 10
+_AREA_RANGE, _ASPECT_RANGE = (0.5, 1.0), (3 / 4, 4 / 3)
+_MAX_TRIES = 10
 
-_OPERATIONS, _SHARE = 2, 0.5
+_OPERATION_COUNT, _OPERATION_PROBABILITY = 2, 0.5
 _LEVEL = 7 / 10
 _FACTOR = 1.8 * _LEVEL + 0.1  # of brightness and sharpness
 _SHEAR = 0.3 * _LEVEL  # pixels per pixel
 _SHIFT = 10 * _LEVEL  # pixels
-_TURN = 30 * _LEVEL  # degrees
+_ROTATION = 30 * _LEVEL  # degrees
 _FILL = (128, 128, 128)
 
 
@@ -34,41 +34,41 @@ def augment_image(image: Image.Image, size: tuple[int, int] | None, seed: int) -
         size: width and height of the model's images; None: they vary, and a crop keeps its size.
         seed: of this draw alone.
     """
-    numbers = Random(seed)
-    image = image.crop(_window(image.size, numbers))
+    rng = Random(seed)
+    image = image.crop(_random_crop(image.size, rng))
     image = image.resize(size or image.size, Image.Resampling.BILINEAR)
-    if numbers.random() < 0.5:
+    if rng.random() < 0.5:
         image = ImageOps.mirror(image)
-    for _ in range(_OPERATIONS):
+    for _ in range(_OPERATION_COUNT):
         # Drawn even if unused, so that every image takes the same number of draws.
-        operation = OPERATIONS[int(numbers.random() * len(OPERATIONS))]
-        made, sign = numbers.random() < _SHARE, 1 if numbers.random() < 0.5 else -1
-        if made:
+        operation = OPERATIONS[int(rng.random() * len(OPERATIONS))]
+        is_applied, sign = rng.random() < _OPERATION_PROBABILITY, 1 if rng.random() < 0.5 else -1
+        if is_applied:
             image = operation(image, sign)
     return image
 
 
-def _window(size: tuple[int, int], numbers: Random) -> tuple[int, int, int, int]:
+def _random_crop(size: tuple[int, int], rng: Random) -> tuple[int, int, int, int]:
     """Return a random crop (left, top, right, bottom)."""
     width, height = size
-    for _ in range(_TRIES):
-        area = width * height * _between(_AREA, numbers.random())
-        ends = (math.log(_ASPECT[0]), math.log(_ASPECT[1]))
-        aspect = math.exp(_between(ends, numbers.random()))
-        across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        left, top = numbers.random(), numbers.random()
-        if 0 < across <= width and 0 < down <= height:
-            x, y = int(left * (width - across + 1)), int(top * (height - down + 1))
-            return x, y, x + across, y + down
+    for _ in range(_MAX_TRIES):
+        area = width * height * _interpolate(_AREA_RANGE, rng.random())
+        bounds = (math.log(_ASPECT_RANGE[0]), math.log(_ASPECT_RANGE[1]))
+        aspect = math.exp(_interpolate(bounds, rng.random()))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        left, top = rng.random(), rng.random()
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            x, y = int(left * (width - crop_width + 1)), int(top * (height - crop_height + 1))
+            return x, y, x + crop_width, y + crop_height
     # Too long or too wide for any crop: as much of the middle as the aspect allows.
-    across = min(width, max(1, round(height * _ASPECT[1])))
-    down = min(height, max(1, round(width / _ASPECT[0])))
-    x, y = (width - across) // 2, (height - down) // 2
-    return x, y, x + across, y + down
+    crop_width = min(width, max(1, round(height * _ASPECT_RANGE[1])))
+    crop_height = min(height, max(1, round(width / _ASPECT_RANGE[0])))
+    x, y = (width - crop_width) // 2, (height - crop_height) // 2
+    return x, y, x + crop_width, y + crop_height
 
 
-def _between(ends: tuple[float, float], share: float) -> float:
-    return ends[0] + (ends[1] - ends[0]) * share
+def _interpolate(bounds: tuple[float, float], fraction: float) -> float:
+    return bounds[0] + (bounds[1] - bounds[0]) * fraction
 
 
 def _affine(image: Image.Image, *rows: float) -> Image.Image:
@@ -88,5 +88,5 @@ OPERATIONS: tuple[Callable[[Image.Image, int], Image.Image], ...] = (
     lambda image, sign: _affine(image, 1, 0, 0, sign * _SHEAR, 1, 0),
     lambda image, sign: _affine(image, 1, 0, sign * _SHIFT, 0, 1, 0),
     lambda image, sign: _affine(image, 1, 0, 0, 0, 1, sign * _SHIFT),
-    lambda image, sign: image.rotate(sign * _TURN, Image.Resampling.BILINEAR, fillcolor=_FILL),
+    lambda image, sign: image.rotate(sign * _ROTATION, Image.Resampling.BILINEAR, fillcolor=_FILL),
 )

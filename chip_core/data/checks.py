@@ -9,22 +9,27 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from chip_core.data.answers import template_of
-from chip_core.data.formats.further import Asks, Further, check_sentences, further_of
+from chip_core.data.answers import training_template
+from chip_core.data.formats.extra_columns import (
+    ExtraCells,
+    RowRequirements,
+    check_sentences,
+    parse_extra_cells,
+)
 from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
 from chip_core.data.special_tokens import SpecialTokens, special_token_problem
 from chip_core.data.verified_images import Size, VerifiedImages
-from chip_core.utils.errors import brief
-from chip_core.utils.machine import cores
+from chip_core.utils.errors import first_line
+from chip_core.utils.machine import cpu_count
 from chip_core.utils.threads import map_values
 
 K = TypeVar("K")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoodRow:
+class ValidRow:
     """A row that can be trained on."""
 
     row: SourceRow
@@ -35,21 +40,21 @@ class RowChecker(Protocol):
     """A check of rows against what they are used for: a model's processor."""
 
     def check(
-        self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further | None = None
+        self, row: SourceRow, sizes: Sequence[tuple[int, int]], extra: ExtraCells | None = None
     ) -> None:
         """Raise RowError if a row with images of these sizes is not accepted."""
 
 
-SHOWN = 10  # bad rows listed in a line
+MAX_SHOWN_ROWS = 10  # bad rows listed in a line
 
 #: Rows from which on several threads decode images, and their sizes are kept for the next check;
 #: fewer rows are fast without.
-_MANY = 2000
-_MOST_THREADS = 8  # reading rows in one takes as long as decoding in so many
+_MIN_ROWS_FOR_THREADS = 2000
+_MAX_THREADS = 8  # reading rows in one takes as long as decoding in so many
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class RowImages:
     """The images of a row, not decoded."""
 
     reader: ImageReader
@@ -57,73 +62,75 @@ class Images:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Read:
+class _ParsedRow:
     """A row whose texts and fields are valid."""
 
     row: SourceRow
-    further: Further
+    extra: ExtraCells
 
 
 def check_rows(
     source: DataSource,
     *,
     rejected_images: bool = False,
-    asks: Asks | None = None,
+    requirements: RowRequirements | None = None,
     model: RowChecker | None = None,
     threads: int = 1,
-) -> Iterator[GoodRow | BadRow]:
+) -> Iterator[ValidRow | BadRow]:
     """Yield the result for every row, in order; images are decoded and freed.
 
     Args:
         source: the rows.
         rejected_images: whether a row needs a rejected image of its own.
-        asks: what else an objective needs of it.
+        requirements: what else an objective needs of it.
         model: a further check of the rows; None: no model is known.
         threads: how many decode images; 1: only this one.
     """
-    read = _read_rows(source, rejected_images, asks or Asks())
-    for (index, one), sizes in sizes_of(source, read, threads):
+    parsed_rows = _parse_rows(source, rejected_images, requirements or RowRequirements())
+    for (index, parsed), sizes in iter_sizes(source, parsed_rows, threads):
         try:
-            if isinstance(one, RowError) or isinstance(sizes, str):
-                raise RowError(str(one if isinstance(one, RowError) else sizes))
+            if isinstance(parsed, RowError) or isinstance(sizes, str):
+                raise RowError(str(parsed if isinstance(parsed, RowError) else sizes))
             if model is not None:
-                model.check(one.row, sizes, one.further)
+                model.check(parsed.row, sizes, parsed.extra)
         except RowError as error:
-            yield BadRow(place=source.place(index), reason=str(error))
+            yield BadRow(location=source.location(index), reason=str(error))
             continue
-        yield GoodRow(row=one.row, size=sizes[0])
+        yield ValidRow(row=parsed.row, size=sizes[0])
 
 
-def bad_rows_line(
-    bad: Sequence[BadRow], rows: int, leave_out: str = "by data.on_bad_row=skip"
+def format_bad_rows(
+    bad: Sequence[BadRow], rows: int, skip_option: str = "by data.on_bad_row=skip"
 ) -> str:
     """Return a list of bad rows as one line, because a trial's reason is one line.
 
     Args:
         bad: the rows.
         rows: how many were checked.
-        leave_out: how to leave them out.
+        skip_option: how to leave them out.
     """
-    listed = "; ".join(str(row) for row in bad[:SHOWN])
-    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    shown = "; ".join(str(row) for row in bad[:MAX_SHOWN_ROWS])
+    more = f"; and {len(bad) - MAX_SHOWN_ROWS} more" if len(bad) > MAX_SHOWN_ROWS else ""
     return (
-        f"{len(bad)} of {rows} rows are bad: {listed}{more}: mend them, or leave them out "
-        f"{leave_out} (`chip-ablate data check` lists all)"
+        f"{len(bad)} of {rows} rows are bad: {shown}{more}: mend them, or leave them out "
+        f"{skip_option} (`chip-ablate data check` lists all)"
     )
 
 
-def threads_for(rows: int, sharing: int = 1) -> int:
+def decode_threads(rows: int, processes: int = 1) -> int:
     """Return how many threads should decode the images of rows.
 
     Args:
         rows: how many there are.
-        sharing: how many processes of this machine check as many at the same time.
+        processes: how many processes of this machine check as many at the same time.
     """
-    return 1 if rows < _MANY else max(1, min(_MOST_THREADS, cores() // sharing))
+    return (
+        1 if rows < _MIN_ROWS_FOR_THREADS else max(1, min(_MAX_THREADS, cpu_count() // processes))
+    )
 
 
-def sizes_of(
-    source: DataSource, rows: Iterable[tuple[K, Images | None]], threads: int
+def iter_sizes(
+    source: DataSource, rows: Iterable[tuple[K, RowImages | None]], threads: int
 ) -> Iterator[tuple[K, list[Size] | str]]:
     """Yield each row's key with the size of each of its images, or why one is bad.
 
@@ -133,7 +140,7 @@ def sizes_of(
         rows: a key of each row, and its images; None: it has none.
         threads: how many decode images; 1: only this one.
     """
-    if len(source) < _MANY:
+    if len(source) < _MIN_ROWS_FOR_THREADS:
         yield from map_values(_sizes, rows, threads)
         return
     verified = VerifiedImages([file for table in source.tables for file in table.files])
@@ -143,7 +150,7 @@ def sizes_of(
         verified.save()
 
 
-def _sizes(images: Images | None, verified: VerifiedImages | None = None) -> list[Size] | str:
+def _sizes(images: RowImages | None, verified: VerifiedImages | None = None) -> list[Size] | str:
     """Return the size of each image of a row, fully decoded, or why one is bad."""
     sizes: list[Size] = []
     for name, ref in () if images is None else images.refs:
@@ -155,34 +162,34 @@ def _sizes(images: Images | None, verified: VerifiedImages | None = None) -> lis
     return sizes
 
 
-def _read_rows(
-    source: DataSource, rejected_images: bool, asks: Asks
-) -> Iterator[tuple[tuple[int, _Read | RowError], Images | None]]:
+def _parse_rows(
+    source: DataSource, rejected_images: bool, requirements: RowRequirements
+) -> Iterator[tuple[tuple[int, _ParsedRow | RowError], RowImages | None]]:
     """Yield each row with its number and images; for a bad row the reason."""
     for index, row in source.scan():
         if isinstance(row, RowError):
             yield (index, row), None
             continue
         try:
-            further = further_of(row.raw, asks)
-            check_sentences(row.texts, further)
+            extra = parse_extra_cells(row.raw, requirements)
+            check_sentences(row.texts, extra)
             refs = [("", row.image)]
             if row.rejected_image is not None:
                 refs.append(("rejected image", row.rejected_image))
             elif rejected_images:
                 raise RowError("rejected image: the row has none, and rejected_image is given")
-            if further.second_image is not None:
-                refs.append(("second image", further.second_image))
+            if extra.second_image is not None:
+                refs.append(("second image", extra.second_image))
         except RowError as error:
             yield (index, error), None
             continue
-        images = Images(reader=row.images, refs=tuple(refs))
-        yield (index, _Read(row=row, further=further)), images
+        images = RowImages(reader=row.images, refs=tuple(refs))
+        yield (index, _ParsedRow(row=row, extra=extra)), images
 
 
 #: Images with a shorter side, in pixels, or a larger ratio of their sides are tested; every known
 #: processor accepts all others.
-_SHORT, _LONG = 64, 20.0
+_MIN_SIDE, _MAX_ASPECT = 64, 20.0
 
 
 class ProcessorChecker:
@@ -190,56 +197,60 @@ class ProcessorChecker:
 
     def __init__(self, processor: Any) -> None:
         """Create a checker for a model's processor."""
-        self.marks = SpecialTokens(processor)
+        self.special_tokens = SpecialTokens(processor)
         self._processor = processor
-        self._refused: dict[tuple[int, int], str | None] = {}  # by size: the processor's error
+        self._errors_by_size: dict[
+            tuple[int, int], str | None
+        ] = {}  # by size: the processor's error
 
     def check(
-        self, row: SourceRow, sizes: Sequence[tuple[int, int]], further: Further | None = None
+        self, row: SourceRow, sizes: Sequence[tuple[int, int]], extra: ExtraCells | None = None
     ) -> None:
         """Check a row.
 
         Args:
             row: its texts are a preference.
             sizes: of its images, width and height.
-            further: further cells that are used.
+            extra: further cells that are used.
 
         Raises:
             RowError: the processor would refuse it.
         """
         texts = {name: getattr(row.texts, name) for name in ("prompt", "chosen", "rejected")}
-        further = further or Further()
-        texts |= {"other": further.other, "second_prompt": further.second_prompt}
+        extra = extra or ExtraCells()
+        texts |= {"other": extra.other, "second_prompt": extra.second_prompt}
         for name, text in texts.items():
-            mark = None if text is None else self.marks.problem(text)
-            if mark is not None:
-                raise RowError(f"{name} {special_token_problem(mark)}")
+            token = None if text is None else self.special_tokens.unencodable_token(text)
+            if token is not None:
+                raise RowError(f"{name} {special_token_problem(token)}")
         for width, height in sizes:
-            refused = self._refusal(width, height)
-            if refused is not None:
+            size_error = self._size_error(width, height)
+            if size_error is not None:
                 raise RowError(
                     f"an image of {width} x {height} pixels is refused by the model's processor "
-                    f"({refused}): crop it, or leave it out"
+                    f"({size_error}): crop it, or leave it out"
                 )
 
-    def _refusal(self, width: int, height: int) -> str | None:
+    def _size_error(self, width: int, height: int) -> str | None:
         """Return the processor's error for an image of a size; None if it accepts it."""
         short, long = sorted((width, height))
-        if short >= _SHORT and long <= _LONG * short:
+        if short >= _MIN_SIDE and long <= _MAX_ASPECT * short:
             return None
-        if (width, height) not in self._refused:
-            self._refused[width, height] = self._tried(Image.new("RGB", (width, height)))
-        return self._refused[width, height]
+        if (width, height) not in self._errors_by_size:
+            self._errors_by_size[width, height] = self._try_processor(
+                Image.new("RGB", (width, height))
+            )
+        return self._errors_by_size[width, height]
 
-    def _tried(self, image: Image.Image) -> str | None:
+    def _try_processor(self, image: Image.Image) -> str | None:
         content = [{"type": "image"}, {"type": "text", "text": "?"}]
         text = self._processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
-            **template_of(self._processor),
+            **training_template(self._processor),
         )
         try:
             self._processor(images=[image], text=[text], return_tensors="pt")
         except Exception as error:  # a family's processor may raise anything
-            return brief(error)
+            return first_line(error)
         return None

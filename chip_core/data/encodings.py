@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: The share of the machine's memory that a process's kept prompts may take.
-SHARE = 1 / 128
+MEMORY_SHARE = 1 / 128
 #: Approximate bytes of an entry in addition to its tensors: token ids, texts and their objects.
-OVERHEAD = 4096
+ENTRY_OVERHEAD = 4096
 
 
-class Encodings:
+class EncodingCache:
     """Encoded prompts by key, up to a number of bytes.
 
     When it is full, new entries are not kept and none is evicted: trials use the same prompts in
     about the same order, so evicting the oldest would always lose the one needed next.
     """
 
-    def __init__(self, room: int) -> None:
-        """Create an empty store of `room` bytes."""
-        self._kept: dict[Hashable, Any] = {}
-        self._room = room
+    def __init__(self, max_bytes: int) -> None:
+        """Create an empty store of `max_bytes` bytes."""
+        self._entries: dict[Hashable, Any] = {}
+        self._free_bytes = max_bytes
 
     def get(
         self, key: Hashable, encode: Callable[[], T], tensors: Callable[[T], Iterable[Tensor]]
@@ -44,45 +44,47 @@ class Encodings:
             encode: encodes it.
             tensors: returns an encoded prompt's tensors. Nobody may write to them.
         """
-        if key in self._kept:
-            return cast(T, self._kept[key])
-        made = encode()
-        size = OVERHEAD + sum(each.numel() * each.element_size() for each in tensors(made))
-        if size <= self._room:
-            self._kept[key] = made
-            self._room -= size
-        return made
+        if key in self._entries:
+            return cast(T, self._entries[key])
+        encoded = encode()
+        size = ENTRY_OVERHEAD + sum(
+            tensor.numel() * tensor.element_size() for tensor in tensors(encoded)
+        )
+        if size <= self._free_bytes:
+            self._entries[key] = encoded
+            self._free_bytes -= size
+        return encoded
 
 
-class KeptEncodings:
+class ProcessEncodings:
     """The encoded prompts of the model that this process used last, if they are kept."""
 
     def __init__(self) -> None:
-        """Keep nothing until `keep` is called."""
-        self._keep = False
-        self._last: tuple[Hashable, Encodings] | None = None
+        """Keep nothing until `enable` is called."""
+        self._enabled = False
+        self._last: tuple[Hashable, EncodingCache] | None = None
 
-    def keep(self) -> None:
+    def enable(self) -> None:
         """Keep what is encoded from now on, for everything that this process runs."""
-        self._keep = True
+        self._enabled = True
 
-    def forget(self) -> None:
+    def disable(self) -> None:
         """Drop the kept prompts and keep none."""
-        self._keep, self._last = False, None
+        self._enabled, self._last = False, None
 
-    def of(self, model: Hashable) -> Encodings | None:
+    def for_model(self, model: Hashable) -> EncodingCache | None:
         """Return the encodings of a model; None if nothing is kept.
 
         Args:
             model: equal for models whose processors encode alike; another model's encodings are
                 dropped.
         """
-        if not self._keep:
+        if not self._enabled:
             return None
         if self._last is None or self._last[0] != model:
-            self._last = (model, Encodings(int(SHARE * total_memory())))
+            self._last = (model, EncodingCache(int(MEMORY_SHARE * total_memory())))
         return self._last[1]
 
 
 #: The instance of this process.
-ENCODINGS = KeptEncodings()
+ENCODINGS = ProcessEncodings()

@@ -16,17 +16,17 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from chip_core.config.trial import Transparency
 from chip_core.data.rows import ImageRef, RowError
-from chip_core.utils.errors import brief
+from chip_core.utils.errors import first_line
 
 #: Pillow's own bound; an image's header is checked before a pixel is decoded.
 MAX_PIXELS = 89_478_485
 #: Bytes of a stored image; no picture of that many pixels is larger.
 MAX_BYTES = 2**28
 #: Increased whenever a file gives other pixels; figures on files depend on it.
-READER = 2
-_KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+READER_VERSION = 2
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 #: A PNG's pixel layout in the file -> conversion of one value to what Pillow decodes.
-_DECODED: Mapping[str, Callable[[int], int]] = {
+_TRANSPARENCY_DECODERS: Mapping[str, Callable[[int], int]] = {
     "L;2": lambda value: (value & 0x3) * 0x55,
     "L;4": lambda value: (value & 0xF) * 0x11,
     "L": lambda value: value & 0xFF,
@@ -53,9 +53,9 @@ class ImageReader:
         with open_image(self._source(ref)) as image:
             width, height = image.size
             image.draft("RGB", (1, 1))
-            _rgb(image, "drop")  # only decoded, not used
-            on_its_side = _orientation(image) in (5, 6, 7, 8)
-        return (height, width) if on_its_side else (width, height)
+            _decode_rgb(image, "drop")  # only decoded, not used
+            is_rotated = _orientation(image) in (5, 6, 7, 8)
+        return (height, width) if is_rotated else (width, height)
 
     def read(self, ref: ImageRef) -> Image.Image:
         """Return the image as `read_image` reads it, with the data's transparency setting.
@@ -78,9 +78,9 @@ class ImageReader:
             _check_size(source.stat().st_size)
             return source.read_bytes()
         except OSError as error:
-            raise RowError(f"the image cannot be read ({brief(error)})") from None
+            raise RowError(f"the image cannot be read ({first_line(error)})") from None
 
-    def small(self, ref: ImageRef) -> Image.Image:
+    def read_small(self, ref: ImageRef) -> Image.Image:
         """Return the image on white; a JPEG is scaled down, which is faster.
 
         Raises:
@@ -88,9 +88,9 @@ class ImageReader:
         """
         with open_image(self._source(ref)) as image:
             image.draft("RGB", (64, 64))
-            return _rgb(image, "white")
+            return _decode_rgb(image, "white")
 
-    def file(self, path: str) -> Path:
+    def resolve_file(self, path: str) -> Path:
         """Return the file of a path in a row.
 
         Raises:
@@ -100,21 +100,21 @@ class ImageReader:
             raise RowError(f"image {path[:80]!r} is a URL: fetch the images, then name paths")
         if self._root is None:
             raise RowError(f"image {path!r} is a path: say under which folder by data.image_root")
-        return inside(self._root, path)
+        return resolve_inside(self._root, path)
 
     def _source(self, ref: ImageRef) -> Path | bytes:
         if ref.data is None and ref.path is None:
             raise RowError("no image")
         if ref.data is not None and not ref.data:
             raise RowError("the image has no bytes")
-        return self.file(ref.path or "") if ref.data is None else ref.data
+        return self.resolve_file(ref.path or "") if ref.data is None else ref.data
 
 
 def read_image(source: Path | bytes, transparency: Transparency = "white") -> Image.Image:
     """Return a picture in 8-bit RGB, without any metadata of its file.
 
     It is rotated by its EXIF orientation; of several frames it is the first; grey of more than 8
-    bits is scaled as in `eight_bits`.
+    bits is scaled as in `to_eight_bits`.
 
     Args:
         source: the file, or its bytes.
@@ -125,10 +125,10 @@ def read_image(source: Path | bytes, transparency: Transparency = "white") -> Im
         RowError: as `open_image`, or it is broken further on.
     """
     with open_image(source) as image:
-        made = _rgb(image, transparency)
-        read = made.copy() if made is image else made
-    read.info.clear()  # orientation and transparent colour are already applied
-    return read
+        rgb = _decode_rgb(image, transparency)
+        copy = rgb.copy() if rgb is image else rgb
+    copy.info.clear()  # orientation and transparent colour are already applied
+    return copy
 
 
 def open_image(source: Path | bytes) -> Image.Image:
@@ -142,16 +142,16 @@ def open_image(source: Path | bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bad image is reported as a bad row
             image = Image.open(
-                source if isinstance(source, Path) else io.BytesIO(source), formats=_KINDS
+                source if isinstance(source, Path) else io.BytesIO(source), formats=_IMAGE_FORMATS
             )
     except RowError:
         raise
     except Image.DecompressionBombError:
         raise RowError(f"the image has more than {MAX_PIXELS} pixels") from None
     except UnidentifiedImageError:
-        raise RowError(f"the image is none of {', '.join(_KINDS)}") from None
+        raise RowError(f"the image is none of {', '.join(_IMAGE_FORMATS)}") from None
     except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image cannot be read ({brief(error)})") from None
+        raise RowError(f"the image cannot be read ({first_line(error)})") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
@@ -165,7 +165,7 @@ def _check_size(size: int) -> None:
         raise RowError(f"the image has {size} bytes, more than {MAX_BYTES}")
 
 
-def inside(root: Path, path: str) -> Path:
+def resolve_inside(root: Path, path: str) -> Path:
     """Return the image file that an untrusted path names below a folder.
 
     Args:
@@ -177,18 +177,18 @@ def inside(root: Path, path: str) -> Path:
     """
     try:
         file = (root / path).resolve()
-        within = file.is_relative_to(root)
-        found = within and file.is_file()
+        is_inside = file.is_relative_to(root)
+        is_file = is_inside and file.is_file()
     except (OSError, RuntimeError, ValueError) as error:
         raise RowError(f"image path {path[:80]!r} is no path ({error})") from None
-    if not within:
+    if not is_inside:
         raise RowError(f"image path {path!r} leaves its folder {root}")
-    if not found:
+    if not is_file:
         raise RowError(f"no image {path!r} in {root}")
     return file
 
 
-def decoded(image: Image.Image) -> Image.Image:
+def decode(image: Image.Image) -> Image.Image:
     """Decode an open image.
 
     Raises:
@@ -200,7 +200,7 @@ def decoded(image: Image.Image) -> Image.Image:
             image.load()
         return image
     except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image is broken ({brief(error)})") from None
+        raise RowError(f"the image is broken ({first_line(error)})") from None
 
 
 def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
@@ -216,14 +216,14 @@ def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Im
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if transparency == "white" and image.has_transparency_data:
-        seen = Image.alpha_composite(Image.new("RGBA", image.size, "white"), _rgba(image))
-        return seen.convert("RGB")
-    made = eight_bits(_plain_alpha(image)).convert("RGB")
-    made.info.pop("transparency", None)  # else the next reader would apply it
-    return made
+        composited = Image.alpha_composite(Image.new("RGBA", image.size, "white"), _to_rgba(image))
+        return composited.convert("RGB")
+    rgb = to_eight_bits(_unpremultiply(image)).convert("RGB")
+    rgb.info.pop("transparency", None)  # else the next reader would apply it
+    return rgb
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image) -> Image.Image:
     """Return a grey image of more than 8 bits (modes I;16…, I, F) in 8; any other image unchanged.
 
     A value v becomes 255 v / white, rounded down, at least 0; plain conversion would clip at 255.
@@ -242,44 +242,44 @@ def eight_bits(image: Image.Image) -> Image.Image:
         white = 4095 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 65535
         image = image.convert("I")
     else:
-        whites = [1, 255, 65535] if image.mode == "F" else [255, 65535]
+        white_values = [1, 255, 65535] if image.mode == "F" else [255, 65535]
         if image.mode == "I" and tags and tags.get(ExifTags.Base.SampleFormat, (1,)) == (1,):
-            image = _unsigned(image)
+            image = _to_unsigned(image)
         if image.mode == "F" and not _is_finite(image):
             raise ValueError("a pixel is not a finite number")
-        top = _extrema(image)[1]
-        white = next((value for value in whites if top <= value), top)
+        largest = _extrema(image)[1]
+        white = next((value for value in white_values if largest <= value), largest)
     scale = 255 / white
     grey = image.point(lambda value: value * scale).convert("L")
     is_zero_white = tags.get(ExifTags.Base.PhotometricInterpretation) == 0
     return ImageOps.invert(grey) if is_zero_white else grey
 
 
-def _rgb(image: Image.Image, transparency: Transparency) -> Image.Image:
+def _decode_rgb(image: Image.Image, transparency: Transparency) -> Image.Image:
     """Return an open image's pixels."""
     _decode_transparent_value(image)
-    image = decoded(image)
+    image = decode(image)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return to_rgb(_upright(image), transparency)
+            return to_rgb(_apply_orientation(image), transparency)
     except Exception as error:  # a decoder may raise anything on broken bytes
-        raise RowError(f"the image is broken ({brief(error)})") from None
+        raise RowError(f"the image is broken ({first_line(error)})") from None
 
 
-def _rgba(image: Image.Image) -> Image.Image:
+def _to_rgba(image: Image.Image) -> Image.Image:
     """Return an image with transparent parts in RGBA, not premultiplied."""
     if _is_wide(image):  # one of its values is transparent
         import numpy as np
 
-        shown = np.asarray(image) != image.info["transparency"]
-        grey = eight_bits(image)
-        grey.putalpha(Image.fromarray(shown))
+        is_opaque = np.asarray(image) != image.info["transparency"]
+        grey = to_eight_bits(image)
+        grey.putalpha(Image.fromarray(is_opaque))
         return grey.convert("RGBA")
-    return image if image.mode == "RGBA" else _plain_alpha(image).convert("RGBA")
+    return image if image.mode == "RGBA" else _unpremultiply(image).convert("RGBA")
 
 
-def _plain_alpha(image: Image.Image) -> Image.Image:
+def _unpremultiply(image: Image.Image) -> Image.Image:
     """Return premultiplied grey as not premultiplied; Pillow has no other conversion from it."""
     return image.convert("LA") if image.mode == "La" else image
 
@@ -293,14 +293,14 @@ def _decode_transparent_value(image: Image.Image) -> None:
     stored = image.info.get("transparency")
     if image.format != "PNG" or not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return
-    decode = _DECODED.get(str(image.tile[0].args))
+    decode = _TRANSPARENCY_DECODERS.get(str(image.tile[0].args))
     if decode is not None and isinstance(stored, int):
         image.info["transparency"] = decode(stored)
     elif decode is not None and isinstance(stored, tuple):
         image.info["transparency"] = tuple(map(decode, stored))
 
 
-def _unsigned(image: Image.Image) -> Image.Image:
+def _to_unsigned(image: Image.Image) -> Image.Image:
     """Return an image of mode I with unsigned values; Pillow reads the upper half as negative."""
     if _extrema(image)[0] >= 0:
         return image
@@ -325,7 +325,7 @@ def _is_wide(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_orientation(image: Image.Image) -> Image.Image:
     if _orientation(image) in (None, 1):
         return image
     try:

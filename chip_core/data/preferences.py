@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.checks import RowChecker, bad_rows_line, check_rows, threads_for
-from chip_core.data.formats.further import Asks, Score, further_of
+from chip_core.data.checks import RowChecker, check_rows, decode_threads, format_bad_rows
+from chip_core.data.formats.extra_columns import RowRequirements, Score, parse_extra_cells
 from chip_core.data.rejected_images.images import same_pixels
 from chip_core.data.rows import BadRow, RowError
 from chip_core.data.source import SHAPES, DataSource, SourceRow, is_local, open_source
 from chip_core.shapes import captions, world
 from chip_core.utils.errors import ConfigError, TrialError
 
-LOOKED_AT = 64  # rows that `first_pairs` reads at most
+MAX_PREVIEW_ROWS = 64  # rows that `first_pairs` reads at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +50,16 @@ class Pairs(Sequence[PreferencePair]):
     def __iter__(self) -> Iterator[PreferencePair]:
         return (self[index] for index in range(len(self)))
 
-    def key(self, index: int) -> Hashable | None:
+    def content_key(self, index: int) -> Hashable | None:
         """Return a key that stands for a pair and all of its content; None if there is none."""
         return None
 
-    def responses(self, index: int) -> tuple[str, str]:
+    def response_texts(self, index: int) -> tuple[str, str]:
         """Return a pair's chosen and rejected response without reading its images."""
         pair = self[index]
         return pair.chosen, pair.rejected
 
-    def other(self, index: int) -> str | None:
+    def third_response(self, index: int) -> str | None:
         """Return a pair's third response without reading its images."""
         return self[index].other
 
@@ -86,13 +86,13 @@ class ShapesPairs(Pairs):
             rejected=pair.rejected,
         )
 
-    def key(self, index: int) -> Hashable:
+    def content_key(self, index: int) -> Hashable:
         """Return its scene's name, because the world's pairs never change."""
         return SHAPES, index
 
-    def responses(self, index: int) -> tuple[str, str]:
+    def response_texts(self, index: int) -> tuple[str, str]:
         """Return a pair's chosen and rejected response without drawing its image."""
-        scene = world.scene("train", index)
+        scene = world.make_scene("train", index)
         return captions.faithful_caption(scene), captions.rejected_caption(scene)
 
 
@@ -105,66 +105,68 @@ class SourcePairs(Pairs):
         on_row: Callable[[int, int], None] | None = None,
         *,
         rejected_images: bool = False,
-        asks: Asks | None = None,
+        requirements: RowRequirements | None = None,
         model: RowChecker | None = None,
         threads: int = 1,
     ) -> None:
         """Check every row once, images in `threads`; call `on_row` with (done, total)."""
-        self._source, self._asks = source, asks or Asks()
-        self._good, self._repeated = array("Q"), set[int]()
+        self._source, self._requirements = source, requirements or RowRequirements()
+        self._valid_rows, self._duplicate_rows = array("Q"), set[int]()
         skipped: list[BadRow] = []
         lengths = array("Q")
-        seen: set[str] = set()
-        checks = check_rows(
+        ids: set[str] = set()
+        results = check_rows(
             source,
             rejected_images=rejected_images,
-            asks=asks,
+            requirements=requirements,
             model=model,
             threads=threads,
         )
-        for done, checked in enumerate(checks, start=1):
-            if isinstance(checked, BadRow):
-                skipped.append(checked)
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, BadRow):
+                skipped.append(result)
             else:
-                index = checked.row.index
-                self._good.append(index)
-                texts = checked.row.texts
+                index = result.row.index
+                self._valid_rows.append(index)
+                texts = result.row.texts
                 lengths.append(len(texts.prompt) + len(texts.chosen) + len(texts.rejected))
-                name = checked.row.id or source.fallback_id(index)
-                if name in seen:
-                    self._repeated.add(index)
-                seen.add(name)
+                name = result.row.id or source.fallback_id(index)
+                if name in ids:
+                    self._duplicate_rows.add(index)
+                ids.add(name)
             if on_row is not None:
                 on_row(done, len(source))
         self.skipped, self.lengths = skipped, lengths
 
     def __len__(self) -> int:
-        return len(self._good)
+        return len(self._valid_rows)
 
     def __getitem__(self, index: int) -> PreferencePair:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        number = self._good[index]
+        row_index = self._valid_rows[index]
         try:
-            row = self._source.row(number)
-            name = row.id or self._source.fallback_id(number)
+            row = self._source.row(row_index)
+            name = row.id or self._source.fallback_id(row_index)
             # A draw belongs to one sample: a repeated id gets its row number.
-            name = f"{name}@{number}" if number in self._repeated else name
-            return _pair(row, name, self._asks)
+            name = f"{name}@{row_index}" if row_index in self._duplicate_rows else name
+            return _decode_pair(row, name, self._requirements)
         except RowError as error:
-            place = self._source.place(number)
-            raise TrialError(f"{place}: {error}: it changed since training began") from None
+            location = self._source.location(row_index)
+            raise TrialError(f"{location}: {error}: it changed since training began") from None
         except ConfigError as error:  # its file can no longer be read or copied
             raise TrialError(error.problems[0]) from None
 
-    def responses(self, index: int) -> tuple[str, str]:
+    def response_texts(self, index: int) -> tuple[str, str]:
         """Return a pair's chosen and rejected response without decoding its images."""
-        texts = self._source.row(self._good[index]).texts
+        texts = self._source.row(self._valid_rows[index]).texts
         return texts.chosen, texts.rejected
 
-    def other(self, index: int) -> str | None:
+    def third_response(self, index: int) -> str | None:
         """Return a pair's third response without decoding its images."""
-        return further_of(self._source.row(self._good[index]).raw, self._asks).other
+        return parse_extra_cells(
+            self._source.row(self._valid_rows[index]).raw, self._requirements
+        ).other
 
 
 def load_pairs(
@@ -172,9 +174,9 @@ def load_pairs(
     on_row: Callable[[int, int], None] | None = None,
     *,
     rejected_images: bool = False,
-    asks: Asks | None = None,
+    requirements: RowRequirements | None = None,
     model: RowChecker | None = None,
-    sharing: int = 1,
+    processes: int = 1,
 ) -> Pairs:
     """Return a configuration's pairs, after checking every row.
 
@@ -182,16 +184,16 @@ def load_pairs(
         config: the data.
         on_row: called with (rows checked, rows).
         rejected_images: whether a row without a rejected image of its own is bad.
-        asks: what else an objective needs of each row.
+        requirements: what else an objective needs of each row.
         model: a further check of the rows; None: no model is known.
-        sharing: how many processes of this machine load them at the same time.
+        processes: how many processes of this machine load them at the same time.
 
     Raises:
         TrialError: the data cannot be read, or a row is bad and `on_bad_row` is `fail`.
     """
     if config.source == SHAPES:
-        if asks is not None and asks.names:
-            raise TrialError(f"the embedded world's pairs have no {', '.join(asks.names)}")
+        if requirements is not None and requirements.names:
+            raise TrialError(f"the embedded world's pairs have no {', '.join(requirements.names)}")
         return ShapesPairs(config.limit)
     try:
         source = open_source(config)
@@ -199,14 +201,14 @@ def load_pairs(
             source,
             on_row,
             rejected_images=rejected_images,
-            asks=asks,
+            requirements=requirements,
             model=model,
-            threads=threads_for(len(source), sharing),
+            threads=decode_threads(len(source), processes),
         )
     except ConfigError as error:
         raise TrialError(f"data.source: {error.problems[0]}") from None
     if pairs.skipped and config.on_bad_row == "fail":
-        raise TrialError(bad_rows_line(pairs.skipped, len(pairs) + len(pairs.skipped)))
+        raise TrialError(format_bad_rows(pairs.skipped, len(pairs) + len(pairs.skipped)))
     return pairs
 
 
@@ -220,16 +222,16 @@ def first_pairs(config: DataConfig, count: int) -> list[PreferencePair]:
     Raises:
         ConfigError: the data cannot be read, or would have to be downloaded first.
     """
-    found: list[PreferencePair] = []
-    for pair in _leading(config, LOOKED_AT):
-        if not any(same_pixels(pair.image, other.image) for other in found):
-            found.append(pair)
-        if len(found) == count:
+    pairs: list[PreferencePair] = []
+    for pair in _iter_first_pairs(config, MAX_PREVIEW_ROWS):
+        if not any(same_pixels(pair.image, other.image) for other in pairs):
+            pairs.append(pair)
+        if len(pairs) == count:
             break
-    return found
+    return pairs
 
 
-def _leading(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
+def _iter_first_pairs(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
     """Yield the valid pairs of the first rows."""
     if config.source == SHAPES:
         yield from itertools.islice(ShapesPairs(config.limit), rows)
@@ -241,26 +243,31 @@ def _leading(config: DataConfig, rows: int) -> Iterator[PreferencePair]:
         try:
             if isinstance(row, RowError):
                 continue
-            yield _pair(row, row.id or source.fallback_id(index))
+            yield _decode_pair(row, row.id or source.fallback_id(index))
         except RowError:
             continue  # its image is bad
 
 
-def _pair(row: SourceRow, name: str, asks: Asks | None = None) -> PreferencePair:
-    """Return a row with its images decoded, and the further cells in `asks`."""
-    rejected, further = row.rejected_image, further_of(row.raw, asks or Asks())
-    second = further.second_image
-    given = None if rejected is None else row.images.read(rejected)
+def _decode_pair(
+    row: SourceRow, name: str, requirements: RowRequirements | None = None
+) -> PreferencePair:
+    """Return a row with its images decoded, and the further cells in `requirements`."""
+    rejected_ref, extra = (
+        row.rejected_image,
+        parse_extra_cells(row.raw, requirements or RowRequirements()),
+    )
+    second_ref = extra.second_image
+    rejected_image = None if rejected_ref is None else row.images.read(rejected_ref)
     return PreferencePair(
         id=name,
         image=row.images.read(row.image),
         prompt=row.texts.prompt,
         chosen=row.texts.chosen,
         rejected=row.texts.rejected,
-        rejected_image=given,
-        own_image=given if row.sides else None,
-        other=further.other,
-        second_image=None if second is None else row.images.read(second),
-        second_prompt=further.second_prompt,
-        scores=further.scores,
+        rejected_image=rejected_image,
+        own_image=rejected_image if row.separate_images else None,
+        other=extra.other,
+        second_image=None if second_ref is None else row.images.read(second_ref),
+        second_prompt=extra.second_prompt,
+        scores=extra.scores,
     )

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from chip_core.utils.errors import printable
 
-LONGEST = 300  # characters of a reason, which may quote the row
+MAX_REASON_LENGTH = 300  # characters of a reason, which may quote the row
 
 
 class RowError(ValueError):
     """A row that cannot become a preference pair. Its message is the reason, in one line."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(printable(" ".join(reason.split()), LONGEST))
+        super().__init__(printable(" ".join(reason.split()), MAX_REASON_LENGTH))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ class RowLocation:
 class BadRow:
     """A row that is not a preference pair, and the reason."""
 
-    place: RowLocation
+    location: RowLocation
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        return f"{self.location}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,16 @@ class PreferenceTexts:
     rejected: str
     #: Whether versions before 2026-11-28 read the row differently, or refused it
     #: (`DataSource.read_anew`).
-    anew: bool = False
+    read_differently: bool = False
 
 
-def check_texts(texts: PreferenceTexts, *, sides: bool = False) -> None:
+def check_texts(texts: PreferenceTexts, *, separate_images: bool = False) -> None:
     """Check that a row's texts are a preference.
 
     Args:
         texts: the row's.
-        sides: whether each response has an image of its own: both may then have the same text.
+        separate_images: whether each response has an image of its own: both may then have the
+            same text.
 
     Raises:
         RowError: the first problem found.
@@ -73,7 +74,7 @@ def check_texts(texts: PreferenceTexts, *, sides: bool = False) -> None:
     _check_encoding("id", texts.id or "")  # draws for a sample use it
     for name in ("prompt", "chosen", "rejected"):
         check_text(name, getattr(texts, name))
-    if not sides and texts.chosen.strip() == texts.rejected.strip():
+    if not separate_images and texts.chosen.strip() == texts.rejected.strip():
         raise RowError("chosen and rejected are equal")
 
 

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.files import LINES, NAMED, PARQUET, is_hub_name, shards
+from chip_core.data.files import (
+    JSON_LINES_SUFFIXES,
+    JSON_SUFFIXES,
+    PARQUET_SUFFIXES,
+    find_data_files,
+    is_hub_name,
+)
 from chip_core.data.formats import FORMATS, Format, find_format, rejected_image
 from chip_core.data.formats.base import (
     CHOSEN_IMAGE_COLUMNS,
@@ -24,9 +30,9 @@ from chip_core.data.formats.base import (
 from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, RowLocation, check_texts
 from chip_core.data.special_tokens import may_hold_special_tokens
-from chip_core.data.tables import HubTable, LinesTable, ParquetTable, Read, Table
-from chip_core.utils.errors import ConfigError, brief
-from chip_core.utils.files import expand_path, sha256_of
+from chip_core.data.tables import HubTable, JsonTable, ParquetTable, RowReader, Table
+from chip_core.utils.errors import ConfigError, first_line
+from chip_core.utils.files import expand_path, file_sha256
 
 SHAPES = "shapes"
 
@@ -40,8 +46,8 @@ class SourceRow:
     image: ImageRef  # the pair's, or the chosen response's own
     rejected_image: ImageRef | None
     images: ImageReader
-    sides: bool = False  # whether the rejected image is the rejected response's own
-    raw: Mapping[str, Any] = field(default_factory=dict)  # for `further_of`
+    separate_images: bool = False  # whether the rejected image is the rejected response's own
+    raw: Mapping[str, Any] = field(default_factory=dict)  # for `parse_extra_cells`
 
     @property
     def id(self) -> str | None:
@@ -54,26 +60,26 @@ class DataSource:
 
     def __init__(self, data: DataConfig, tables: list[Table]) -> None:
         self.tables = tables
-        self.format = _format(data, tables)
+        self.format = _select_format(data, tables)
         root = None if data.image_root is None else expand_path(data.image_root)
         self._images = [ImageReader(root or table.folder, data.transparency) for table in tables]
         self._starts = [0]
         for table in tables:
             self._starts.append(self._starts[-1] + len(table))
-        whole = self._starts[-1]
-        self._length = whole if data.limit is None else min(data.limit, whole)
+        row_count = self._starts[-1]
+        self._length = row_count if data.limit is None else min(data.limit, row_count)
 
     def __len__(self) -> int:
         return self._length
 
-    def place(self, index: int) -> RowLocation:
+    def location(self, index: int) -> RowLocation:
         """Return the location of a row."""
-        shard, row = self._find(index)
-        return self.tables[shard].place(row)
+        shard, row = self._locate(index)
+        return self.tables[shard].location(row)
 
     def fallback_id(self, index: int) -> str:
         """Return the id of a row without one: its shard's name and its number."""
-        shard, row = self._find(index)
+        shard, row = self._locate(index)
         return f"{self.tables[shard].name}:{row}"
 
     def scan(self) -> Iterator[tuple[int, SourceRow | RowError]]:
@@ -90,7 +96,7 @@ class DataSource:
         Raises:
             RowError: it is bad.
         """
-        shard, row = self._find(index)
+        shard, row = self._locate(index)
         return self._row(index, shard, self.tables[shard].read(row))
 
     def raw(self, index: int) -> tuple[Mapping[str, Any], ImageReader]:
@@ -99,10 +105,10 @@ class DataSource:
         Raises:
             RowError: it cannot be read.
         """
-        shard, row = self._find(index)
+        shard, row = self._locate(index)
         return self.tables[shard].read(row), self._images[shard]
 
-    def read_anew(self) -> bool:
+    def is_read_differently(self) -> bool:
         """Return whether versions before 2026-11-28 read a row differently, or refused it.
 
         A text with what may be a special token of a model's family was tokenized differently; the
@@ -111,12 +117,12 @@ class DataSource:
         for _, _, read in self._readers((*self.format.text_columns, *CHOSEN_IMAGE_COLUMNS)):
             try:
                 raw = read()
-                texts, own = self.format.texts(raw), _has_own(raw)
+                texts, has_chosen_image = self.format.parse_texts(raw), _has_chosen_image(raw)
             except RowError:
                 continue  # reported when the rows are checked
             if (
-                texts.anew
-                or own
+                texts.read_differently
+                or has_chosen_image
                 or any(
                     may_hold_special_tokens(text)
                     for text in (texts.prompt, texts.chosen, texts.rejected)
@@ -125,12 +131,12 @@ class DataSource:
                 return True
         return False
 
-    def has_sides(self, rows: int) -> bool:
+    def has_separate_images(self, rows: int) -> bool:
         """Return whether one of the first rows has an image of the chosen response's own."""
         first = itertools.islice(self._readers(CHOSEN_IMAGE_COLUMNS), rows)
         for _, _, read in first:
             with suppress(RowError):  # reported when the rows are checked
-                if _has_own(read()):
+                if _has_chosen_image(read()):
                     return True
         return False
 
@@ -142,13 +148,13 @@ class DataSource:
             *REJECTED_IMAGE_COLUMNS,
             *SECOND_IMAGE_COLUMNS,
         )
-        if all(table.names_no_image(columns) for table in self.tables):
+        if all(table.has_no_image_paths(columns) for table in self.tables):
             return
         for _, shard, read in self._readers(columns):
             try:
                 raw = read()
                 refs = (
-                    self.format.image(raw),
+                    self.format.parse_image(raw),
                     first_image(raw, *CHOSEN_IMAGE_COLUMNS),
                     rejected_image(raw),
                     first_image(raw, *SECOND_IMAGE_COLUMNS),
@@ -159,11 +165,13 @@ class DataSource:
                 if ref is None or ref.data is not None or ref.path is None:
                     continue
                 try:
-                    yield ref.path, self._images[shard].file(ref.path)
+                    yield ref.path, self._images[shard].resolve_file(ref.path)
                 except RowError:
                     yield ref.path, None
 
-    def _readers(self, columns: tuple[str, ...] | None = None) -> Iterator[tuple[int, int, Read]]:
+    def _readers(
+        self, columns: tuple[str, ...] | None = None
+    ) -> Iterator[tuple[int, int, RowReader]]:
         index = 0
         for shard, table in enumerate(self.tables):
             for read in table.scan(columns):
@@ -173,16 +181,16 @@ class DataSource:
                 index += 1
 
     def _row(self, index: int, shard: int, raw: Mapping[str, Any]) -> SourceRow:
-        texts, rejected = self.format.texts(raw), rejected_image(raw)
-        image, own = self.format.image(raw), first_image(raw, *CHOSEN_IMAGE_COLUMNS)
-        if own != ImageRef():
+        texts, rejected = self.format.parse_texts(raw), rejected_image(raw)
+        image, chosen_image = self.format.parse_image(raw), first_image(raw, *CHOSEN_IMAGE_COLUMNS)
+        if chosen_image != ImageRef():
             if image != ImageRef():
                 raise RowError("image and chosen_image: leave image out, or chosen_image")
             if rejected is None:
                 raise RowError("chosen_image without rejected_image, the other response's own")
-            image = own
-        sides = own not in (ImageRef(), rejected)
-        check_texts(texts, sides=sides)
+            image = chosen_image
+        separate_images = chosen_image not in (ImageRef(), rejected)
+        check_texts(texts, separate_images=separate_images)
         if image == ImageRef():
             raise RowError("no image")
         return SourceRow(
@@ -191,16 +199,16 @@ class DataSource:
             image=image,
             rejected_image=rejected,
             images=self._images[shard],
-            sides=sides,
+            separate_images=separate_images,
             raw=raw,
         )
 
-    def _find(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._starts, index) - 1
         return shard, index - self._starts[shard]
 
 
-def _has_own(raw: Mapping[str, Any]) -> bool:
+def _has_chosen_image(raw: Mapping[str, Any]) -> bool:
     return first_image(raw, *CHOSEN_IMAGE_COLUMNS) != ImageRef()
 
 
@@ -219,7 +227,7 @@ def open_source(
     if is_hub_name(data.source):
         return DataSource(data, _hub_tables(data))
     tables: list[Table] = []
-    files = shards(data)
+    files = find_data_files(data)
     for file in files:
         tables.append(_file_table(file))
         on_file(len(tables), len(files))
@@ -255,13 +263,13 @@ def problem(data: DataConfig) -> str | None:
     return None if len(source) else f"{data.source} has no rows"
 
 
-def count(data: DataConfig) -> int | None:
+def count_rows(data: DataConfig) -> int | None:
     """Return the number of rows of a source, bad ones included; None for a hub name."""
     if data.source == SHAPES:
         from chip_core.shapes import world
 
-        whole = world.SPLIT_SIZES["train"]
-        return whole if data.limit is None else min(data.limit, whole)
+        row_count = world.SPLIT_SIZES["train"]
+        return row_count if data.limit is None else min(data.limit, row_count)
     return None if is_hub_name(data.source) else len(open_source(data))
 
 
@@ -277,11 +285,11 @@ def identity(data: DataConfig) -> dict[str, Any]:
     if is_hub_name(data.source):
         return {"hub": data.source, "revision": data.revision or "main", "format": data.format}
     source = open_source(data)
-    files = [[file.name, sha256_of(file)] for file in shards(data)]
+    files = [[file.name, file_sha256(file)] for file in find_data_files(data)]
     images = hashlib.sha256()
     seen: set[tuple[str, str]] = set()
     for path, file in source.image_files():
-        key = (path, "none" if file is None else sha256_of(file))
+        key = (path, "none" if file is None else file_sha256(file))
         if key not in seen:
             seen.add(key)
             images.update("\0".join((*key, "")).encode("utf-8", "surrogatepass"))
@@ -289,41 +297,41 @@ def identity(data: DataConfig) -> dict[str, Any]:
         "files": files,
         "format": source.format.name,
         **({"images": images.hexdigest()} if seen else {}),
-        **({"reading": 2} if source.read_anew() else {}),
+        **({"reading": 2} if source.is_read_differently() else {}),
     }
 
 
 def _file_table(file: Path) -> Table:
-    if file.suffix.lower() in PARQUET:
+    if file.suffix.lower() in PARQUET_SUFFIXES:
         return ParquetTable(file, file.name)
-    return LinesTable(file, file.name)
+    return JsonTable(file, file.name)
 
 
 def _hub_tables(data: DataConfig) -> list[Table]:
     from datasets import load_dataset
 
     split = data.split or "train"
-    away = unreachable("dataset", data.source, data.revision)
-    if away is not None and not is_local(data):
+    network_error = hub_error("dataset", data.source, data.revision)
+    if network_error is not None and not is_local(data):
         raise ConfigError(
             [
-                f"{data.source}: the hub cannot be reached ({away}), and no copy of it is among "
-                "this machine's data sets: check the name and the network, or name a file"
+                f"{data.source}: the hub cannot be reached ({network_error}), and no copy of it is "
+                "among this machine's data sets: check the name and the network, or name a file"
             ]
         )
-    with _offline() if away is not None else nullcontext():
+    with _offline() if network_error is not None else nullcontext():
         try:
             dataset = load_dataset(data.source, split=split, revision=data.revision)
             table = HubTable(dataset, data.source)
-            files = _json_files(data, split) if table.times else []
+            files = _json_files(data, split) if table.has_times else []
         except Exception as error:  # the hub, the network or a loader may raise anything
-            what = brief(error)
+            reason = first_line(error)
             raise ConfigError(
-                [f"{data.source}, split {split}, cannot be loaded ({what})"]
+                [f"{data.source}, split {split}, cannot be loaded ({reason})"]
             ) from None
     # `datasets` converts JSON texts to times if all of a column look like times, so read them
     # directly.
-    return [LinesTable(file, data.source, fetched=True) for file in files] or [table]
+    return [JsonTable(file, data.source, is_download=True) for file in files] or [table]
 
 
 def _json_files(data: DataConfig, split: str) -> list[Path]:
@@ -331,10 +339,12 @@ def _json_files(data: DataConfig, split: str) -> list[Path]:
     from datasets import DownloadManager, load_dataset_builder
 
     builder = load_dataset_builder(data.source, revision=data.revision)
-    named = (builder.config.data_files or {}).get(split, [])
-    if not named or any(Path(str(name)).suffix not in (*LINES, *NAMED) for name in named):
+    file_names = (builder.config.data_files or {}).get(split, [])
+    if not file_names or any(
+        Path(str(name)).suffix not in (*JSON_LINES_SUFFIXES, *JSON_SUFFIXES) for name in file_names
+    ):
         return []
-    return [Path(file) for file in DownloadManager().download(list(named))]
+    return [Path(file) for file in DownloadManager().download(list(file_names))]
 
 
 @contextmanager
@@ -342,50 +352,52 @@ def _offline() -> Iterator[None]:
     """Let `datasets` read its cache without waiting half a minute for the network."""
     from datasets import config
 
-    before = config.HF_HUB_OFFLINE
+    previous = config.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        config.HF_HUB_OFFLINE = before
+        config.HF_HUB_OFFLINE = previous
 
 
-def _format(data: DataConfig, tables: list[Table]) -> Format:
+def _select_format(data: DataConfig, tables: list[Table]) -> Format:
     if data.format != "auto":
         return FORMATS[data.format]
     first = next((table for table in tables if len(table)), None)
     kinds = {} if first is None else first.kinds
-    found = find_format(kinds)
-    if found is None and isinstance(first, LinesTable):
-        kinds = first.all_kinds()  # the first rows may lack columns; list all of them
-        found = find_format(kinds)
+    data_format = find_format(kinds)
+    if data_format is None and isinstance(first, JsonTable):
+        kinds = first.kinds_of_all_rows()  # the first rows may lack columns; list all of them
+        data_format = find_format(kinds)
         if not kinds:
             raise ConfigError([f"{first.file} holds no row: write one JSON object a line"])
-    if found is None and kinds:
-        wanted = "; ".join(f"{entry.name}: {entry.wants}" for entry in FORMATS.values())
-        where = f"{first.place(0).file}: " if first is not None and len(tables) > 1 else ""
-        raise ConfigError([f"{where}the columns {', '.join(kinds)} fit no format ({wanted})"])
-    return found or FORMATS["jsonl"]  # without rows it reads nothing
+    if data_format is None and kinds:
+        formats_text = "; ".join(f"{entry.name}: {entry.description}" for entry in FORMATS.values())
+        prefix = f"{first.location(0).file}: " if first is not None and len(tables) > 1 else ""
+        raise ConfigError(
+            [f"{prefix}the columns {', '.join(kinds)} fit no format ({formats_text})"]
+        )
+    return data_format or FORMATS["jsonl"]  # without rows it reads nothing
 
 
-_SECONDS = 5.0  # to wait for an answer
+_HUB_TIMEOUT = 5.0  # to wait for an answer
 
 
-def unreachable(
+def hub_error(
     kind: Literal["dataset", "model"], name: str, revision: str | None = None
 ) -> str | None:
     """Return why the hub cannot be reached for a name; None if it answers, whatever the answer."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+    fetch_info = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
     try:
-        ask(name, revision=revision, timeout=_SECONDS)
+        fetch_info(name, revision=revision, timeout=_HUB_TIMEOUT)
     except HfHubHTTPError as error:
         code = error.response.status_code
         return f"it answers {code}" if code >= 500 else None
     except ValueError:  # an impossible name: reported when it is loaded
         return None
     except Exception as error:  # the network may raise anything
-        return brief(error)
+        return first_line(error)
     return None

@@ -21,19 +21,19 @@ from typing import Any, Protocol
 
 from chip_core.data.files import cache_folder
 from chip_core.data.rows import RowError, RowLocation
-from chip_core.utils.errors import ConfigError, brief
-from chip_core.utils.files import sha256_of
+from chip_core.utils.errors import ConfigError, first_line
+from chip_core.utils.files import file_sha256
 
-_ROWS = 16  # rows of an Arrow batch, and rows that determine a JSON-lines file's columns
-_BUFFER = 2**20  # bytes of a column that are read from a parquet file at a time
-_LONGEST_JSON = 2**31  # bytes of a file that is read whole, because a row is not a line
+_BATCH_ROWS = 16  # rows of an Arrow batch, and rows that determine a JSON-lines file's columns
+_BUFFER_BYTES = 2**20  # bytes of a column that are read from a parquet file at a time
+_MAX_JSON_BYTES = 2**31  # bytes of a file that is read whole, because a row is not a line
 #: Columns with messages in some rows and texts in others; the reader of lists accepts both.
 _CONVERSATIONS = frozenset({"prompt", "question", "chosen", "rejected"})
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
-_KINDS: dict[type, str] = {str: "string", bytes: "binary", dict: "struct", list: "list"}
+_COLUMN_KINDS: dict[type, str] = {str: "string", bytes: "binary", dict: "struct", list: "list"}
 
 #: Reads one row; raises RowError if it cannot be read.
-Read = Callable[[], Mapping[str, Any]]
+RowReader = Callable[[], Mapping[str, Any]]
 
 
 class Table(Protocol):
@@ -55,16 +55,16 @@ class Table(Protocol):
     def files(self) -> Sequence[Path]:
         """The files of its rows."""
 
-    def names_no_image(self, columns: Sequence[str]) -> bool:
+    def has_no_image_paths(self, columns: Sequence[str]) -> bool:
         """Return whether these columns certainly name no image by path; rows are not read."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
 
-    def place(self, index: int) -> RowLocation:
+    def location(self, index: int) -> RowLocation:
         """Return the location of a row, for messages."""
 
-    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[RowReader]:
         """Yield a reader for each row, in order; it is valid until the next one is requested."""
 
     def read(self, index: int) -> Mapping[str, Any]:
@@ -82,39 +82,39 @@ class ParquetTable:
         self.files = [file]
         try:
             # Neither mapped nor prefetched: everything read would stay in this process's memory.
-            self._parquet = parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+            self._parquet = parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
-            raise ConfigError([f"{file} cannot be read as parquet ({brief(error)})"]) from None
-        self.kinds = {field.name: _arrow_kind(field.type) for field in self._parquet.schema_arrow}
+            raise ConfigError([f"{file} cannot be read as parquet ({first_line(error)})"]) from None
+        self.kinds = {field.name: _column_kind(field.type) for field in self._parquet.schema_arrow}
         self._copy: Any = None
         self._starts: list[int] = []
 
-    def names_no_image(self, columns: Sequence[str]) -> bool:
+    def has_no_image_paths(self, columns: Sequence[str]) -> bool:
         """Return whether the file's statistics show that every image has bytes."""
         if [name for name in columns if name in self.kinds and name != "image_path"] != ["image"]:
             return False
         metadata = self._parquet.metadata
         for group in range(metadata.num_row_groups):
             row_group = metadata.row_group(group)
-            chunks = [row_group.column(place) for place in range(row_group.num_columns)]
-            counted = [
+            chunks = [row_group.column(index) for index in range(row_group.num_columns)]
+            statistics = [
                 chunk.statistics for chunk in chunks if chunk.path_in_schema == "image.bytes"
             ]
-            if not counted or counted[0] is None or counted[0].null_count != 0:
+            if not statistics or statistics[0] is None or statistics[0].null_count != 0:
                 return False
         return True
 
     def __len__(self) -> int:
         return int(self._parquet.metadata.num_rows)
 
-    def place(self, index: int) -> RowLocation:
+    def location(self, index: int) -> RowLocation:
         """Return the file and the row, from 0."""
         return RowLocation(file=str(self._file), row=index)
 
-    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[RowReader]:
         """Yield a reader for each row; only a few rows are in memory at a time."""
-        kept = None if columns is None else [name for name in columns if name in self.kinds]
-        for batch in self._batches(kept):
+        present = None if columns is None else [name for name in columns if name in self.kinds]
+        for batch in self._batches(present):
             for row in range(batch.num_rows):
                 yield partial(_arrow_row, batch, row)
 
@@ -123,15 +123,15 @@ class ParquetTable:
         if self._copy is None:
             self._copy = self._open_copy()
             self._starts = [0]
-            for place in range(self._copy.num_record_batches):
-                self._starts.append(self._starts[-1] + self._copy.get_batch(place).num_rows)
-        place = bisect_right(self._starts, index) - 1
-        return _arrow_row(self._copy.get_batch(place), index - self._starts[place])
+            for batch_index in range(self._copy.num_record_batches):
+                self._starts.append(self._starts[-1] + self._copy.get_batch(batch_index).num_rows)
+        batch_index = bisect_right(self._starts, index) - 1
+        return _arrow_row(self._copy.get_batch(batch_index), index - self._starts[batch_index])
 
     def _open_copy(self) -> Any:
         import pyarrow as pa
 
-        copy = cache_folder() / "data" / f"{sha256_of(self._file)}.arrow"
+        copy = cache_folder() / "data" / f"{file_sha256(self._file)}.arrow"
         if not copy.exists():
             partial = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.partial")
             try:
@@ -144,69 +144,72 @@ class ParquetTable:
                 with suppress(OSError):
                     partial.unlink()
                 raise ConfigError(
-                    [f"{copy.parent} cannot be written ({brief(error)}): set CHIP_ABLATE_CACHE"]
+                    [
+                        f"{copy.parent} cannot be written ({first_line(error)}): "
+                        "set CHIP_ABLATE_CACHE"
+                    ]
                 ) from None
         return pa.ipc.open_file(pa.memory_map(str(copy)))
 
     def _batches(self, columns: Sequence[str] | None) -> Iterator[Any]:
         import pyarrow as pa
 
-        batches = self._parquet.iter_batches(batch_size=_ROWS, columns=columns)
+        batches = self._parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
         while True:
             try:
                 batch = next(batches, None)
             except (OSError, pa.ArrowException) as error:
-                raise ConfigError([f"{self._file} is damaged ({brief(error)})"]) from None
+                raise ConfigError([f"{self._file} is damaged ({first_line(error)})"]) from None
             if batch is None:
                 return
             yield batch
 
 
-class LinesTable:
+class JsonTable:
     """A JSON file; only the offsets of its rows are in memory.
 
     It has one object per line, ignoring blank lines, or one array of objects, or objects one after
     another over several lines each.
     """
 
-    def __init__(self, file: Path, name: str, *, fetched: bool = False) -> None:
+    def __init__(self, file: Path, name: str, *, is_download: bool = False) -> None:
         """Find the rows of a file.
 
         Args:
             file: the file.
             name: the prefix of its rows' ids.
-            fetched: whether it is a downloaded copy, without images next to it.
+            is_download: whether it is a downloaded copy, without images next to it.
 
         Raises:
             ConfigError: it cannot be read, or holds no rows.
         """
-        self.name, self.file, self.folder = name, file, None if fetched else file.parent
+        self.name, self.file, self.folder = name, file, None if is_download else file.parent
         self.files = [file]
         self._starts, self._lines = array("Q"), array("Q")
         self._lengths: array[int] | None = None  # of rows that are not lines
         try:
-            if _is_by_line(file):
-                self._find_lines()
+            if _is_json_lines(file):
+                self._index_lines()
             else:
-                self._find_values()
+                self._index_values()
         except OSError as error:
-            raise ConfigError([f"{file} cannot be read ({brief(error)})"]) from None
-        self.kinds = self._kinds_of(range(min(len(self), _ROWS)))
+            raise ConfigError([f"{file} cannot be read ({first_line(error)})"]) from None
+        self.kinds = self._kinds_of(range(min(len(self), _BATCH_ROWS)))
 
-    def names_no_image(self, columns: Sequence[str]) -> bool:
+    def has_no_image_paths(self, columns: Sequence[str]) -> bool:
         """Return False: JSON names images by path."""
         return False
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def place(self, index: int) -> RowLocation:
+    def location(self, index: int) -> RowLocation:
         """Return the file and the line, from 1; for an array on one line the row, from 0."""
         if self._lengths is not None and len(self) > 1 and self._lines[0] == self._lines[-1]:
             return RowLocation(file=str(self.file), row=index)
         return RowLocation(file=str(self.file), row=self._lines[index], unit="line")
 
-    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[RowReader]:
         """Yield a reader for each row."""
         for index in range(len(self)):
             yield partial(self.read, index)
@@ -221,16 +224,16 @@ class LinesTable:
         except UnicodeDecodeError as error:
             raise RowError(f"not UTF-8 at byte {error.start} of the line") from None
         except (ValueError, RecursionError) as error:
-            raise RowError(f"not JSON ({_json_fault(error)})") from None
+            raise RowError(f"not JSON ({_describe_json_error(error)})") from None
         if not isinstance(value, dict):
             raise RowError("no JSON object")
         return value
 
-    def all_kinds(self) -> Mapping[str, str]:
+    def kinds_of_all_rows(self) -> Mapping[str, str]:
         """Return the columns of all rows, if those of the first ones do not suffice."""
         return self._kinds_of(range(len(self)))
 
-    def _find_lines(self) -> None:
+    def _index_lines(self) -> None:
         with self.file.open("rb") as opened:
             start = 0
             for number, line in enumerate(opened, start=1):
@@ -239,38 +242,38 @@ class LinesTable:
                     self._lines.append(number)
                 start += len(line)
 
-    def _find_values(self) -> None:
+    def _index_values(self) -> None:
         """Find the rows of a file whose first line is not a row.
 
         Raises:
             ConfigError: it holds no rows at all.
         """
         try:
-            if self.file.stat().st_size > _LONGEST_JSON:
-                raise ValueError(f"an array of more than {_LONGEST_JSON:,} bytes is not read")
+            if self.file.stat().st_size > _MAX_JSON_BYTES:
+                raise ValueError(f"an array of more than {_MAX_JSON_BYTES:,} bytes is not read")
             text = self.file.read_bytes().decode("utf-8-sig")
-            places = list(_values(text))
+            spans = list(_iter_value_spans(text))
         except (ValueError, RecursionError) as error:
-            self._find_lines()
-            if any(self._is_object(index) for index in range(min(len(self), _ROWS))):
+            self._index_lines()
+            if any(self._is_object(index) for index in range(min(len(self), _BATCH_ROWS))):
                 return  # only its first line is bad
             raise ConfigError(
                 [
                     f"{self.file} is neither JSON lines nor an array of rows "
-                    f"({_json_fault(error)}): write one JSON object a line"
+                    f"({_describe_json_error(error)}): write one JSON object a line"
                 ]
             ) from None
-        at, line, self._lengths = 0, 1, array("Q")
-        offset = len(codecs.BOM_UTF8) if self._starts_with_mark() else 0
-        for start, end in places:
-            offset += len(text[at:start].encode())
-            line += text.count("\n", at, start)
+        previous, line, self._lengths = 0, 1, array("Q")
+        offset = len(codecs.BOM_UTF8) if self._has_bom() else 0
+        for start, end in spans:
+            offset += len(text[previous:start].encode())
+            line += text.count("\n", previous, start)
             self._starts.append(offset)
             self._lines.append(line)
             self._lengths.append(len(text[start:end].encode()))
-            at = start
+            previous = start
 
-    def _starts_with_mark(self) -> bool:
+    def _has_bom(self) -> bool:
         with self.file.open("rb") as opened:
             return opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
@@ -292,14 +295,14 @@ class LinesTable:
             for name, value in row.items():
                 if value is None:
                     continue
-                kind = _KINDS.get(type(value), "other")
+                kind = _COLUMN_KINDS.get(type(value), "other")
                 messages = kind == "list" and all(isinstance(entry, dict) for entry in value)
                 if name not in kinds or (messages and name in _CONVERSATIONS):
                     kinds[name] = kind
         return kinds
 
 
-def _is_by_line(file: Path) -> bool:
+def _is_json_lines(file: Path) -> bool:
     """Return whether a file's first line that is not blank is one JSON value."""
     with file.open("rb") as opened:
         lines = (line for line in opened if line.strip())
@@ -312,38 +315,40 @@ def _is_by_line(file: Path) -> bool:
     return not isinstance(value, list) or second is not None
 
 
-def _values(text: str) -> Iterator[tuple[int, int]]:
+def _iter_value_spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield the start and end of the rows of a JSON array, or of objects one after another.
 
     Raises:
         ValueError: it is neither.
     """
     decoder = json.JSONDecoder()
-    place = _skip(text, 0)
-    listed = text[place : place + 1] == "["
-    place = _skip(text, place + 1) if listed else place
-    first = True
-    while place < len(text) and not (listed and text[place] == "]"):
-        if listed and not first:
-            if text[place] != ",":
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
-            place = _skip(text, place + 1)
-        value, end = decoder.raw_decode(text, place)
-        if not listed and not isinstance(value, dict):
-            raise json.JSONDecodeError("no JSON object", text, place)
-        yield place, end
-        place, first = _skip(text, end), False
-    if listed:
-        end = _skip(text, place + 1)
-        if place >= len(text) or end < len(text):
-            what = "the array has no end" if place >= len(text) else "Extra data behind the array"
-            raise json.JSONDecodeError(what, text, min(place, len(text)))
+    position = _skip_blanks(text, 0)
+    is_array = text[position : position + 1] == "["
+    position = _skip_blanks(text, position + 1) if is_array else position
+    is_first = True
+    while position < len(text) and not (is_array and text[position] == "]"):
+        if is_array and not is_first:
+            if text[position] != ",":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+            position = _skip_blanks(text, position + 1)
+        value, end = decoder.raw_decode(text, position)
+        if not is_array and not isinstance(value, dict):
+            raise json.JSONDecodeError("no JSON object", text, position)
+        yield position, end
+        position, is_first = _skip_blanks(text, end), False
+    if is_array:
+        end = _skip_blanks(text, position + 1)
+        if position >= len(text) or end < len(text):
+            problem = (
+                "the array has no end" if position >= len(text) else "Extra data behind the array"
+            )
+            raise json.JSONDecodeError(problem, text, min(position, len(text)))
 
 
-def _skip(text: str, place: int) -> int:
+def _skip_blanks(text: str, position: int) -> int:
     """Return the position of the next character that is not blank."""
-    found = _NOT_BLANK.search(text, place)
-    return len(text) if found is None else found.start()
+    match = _NOT_BLANK.search(text, position)
+    return len(text) if match is None else match.start()
 
 
 class HubTable:
@@ -355,22 +360,22 @@ class HubTable:
         self.name, self._dataset = name, dataset.with_format("arrow")
         self.files = [Path(entry["filename"]) for entry in dataset.cache_files]
         schema = self._dataset.data.schema
-        self.kinds = {field.name: _arrow_kind(field.type) for field in schema}
+        self.kinds = {field.name: _column_kind(field.type) for field in schema}
         #: Whether a column holds dates or times, also nested ones.
-        self.times = any(_holds_times(field.type) for field in schema)
+        self.has_times = any(_has_time_values(field.type) for field in schema)
 
-    def names_no_image(self, columns: Sequence[str]) -> bool:
+    def has_no_image_paths(self, columns: Sequence[str]) -> bool:
         """Return False, because it is not known."""
         return False
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def place(self, index: int) -> RowLocation:
+    def location(self, index: int) -> RowLocation:
         """Return the data set's name and the row, from 0."""
         return RowLocation(file=self.name, row=index)
 
-    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Read]:
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[RowReader]:
         """Yield a reader for each row."""
         for index in range(len(self)):
             yield partial(self.read, index)
@@ -380,10 +385,10 @@ class HubTable:
         return _arrow_row(self._dataset[index], 0)
 
 
-def _json_fault(error: Exception) -> str:
+def _describe_json_error(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.pos}"
-    return brief(error)
+    return first_line(error)
 
 
 def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:
@@ -397,23 +402,23 @@ def _arrow_row(batch: Any, row: int) -> Mapping[str, Any]:
     return raw
 
 
-def _arrow_kind(kind: Any) -> str:
+def _column_kind(kind: Any) -> str:
     from pyarrow import types
 
     if types.is_dictionary(kind):
-        return _arrow_kind(kind.value_type)
+        return _column_kind(kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return "string"
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
         return "binary"
     if types.is_struct(kind):
         return "struct"
-    if any(is_list(kind) for is_list in _lists()):
+    if any(is_list(kind) for is_list in _list_predicates()):
         return "list"
     return "other"
 
 
-def _lists() -> tuple[Callable[[Any], bool], ...]:
+def _list_predicates() -> tuple[Callable[[Any], bool], ...]:
     """Return the functions that recognize Arrow's list types."""
     from pyarrow import types
 
@@ -426,11 +431,11 @@ def _lists() -> tuple[Callable[[Any], bool], ...]:
     )
 
 
-def _holds_times(kind: Any) -> bool:
+def _has_time_values(kind: Any) -> bool:
     from pyarrow import types
 
     if types.is_struct(kind):
-        return any(_holds_times(kind.field(place).type) for place in range(kind.num_fields))
-    if types.is_dictionary(kind) or any(is_list(kind) for is_list in _lists()):
-        return _holds_times(kind.value_type)
+        return any(_has_time_values(kind.field(index).type) for index in range(kind.num_fields))
+    if types.is_dictionary(kind) or any(is_list(kind) for is_list in _list_predicates()):
+        return _has_time_values(kind.value_type)
     return bool(types.is_temporal(kind))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from chip_core.objectives.parts import VIEWS, Behind, Image, behind
+from chip_core.objectives.parts import VIEWS, Image, Prefix, view_prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class Prompts:
         """Return the prompts on a device."""
         features = None
         if self.features is not None:
-            features = {name: sent(value, device) for name, value in self.features.items()}
+            features = {name: to_device(value, device) for name, value in self.features.items()}
         return Prompts(
-            ids=sent(self.ids, device),
-            mask=sent(self.mask, device),
-            inputs={name: sent(value, device) for name, value in self.inputs.items()},
+            ids=to_device(self.ids, device),
+            mask=to_device(self.mask, device),
+            inputs={name: to_device(value, device) for name, value in self.inputs.items()},
             features=features,
             host=self.on_host,
         )
@@ -48,7 +48,7 @@ class Prompts:
     @property
     def images(self) -> dict[str, Tensor]:
         """The inputs of the vision tower."""
-        return {name: value for name, value in self.inputs.items() if not is_by_token(name)}
+        return {name: value for name, value in self.inputs.items() if not is_per_token(name)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,14 @@ class Responses:
 
     def to(self, device: torch.device) -> Responses:
         """Return the responses on a device."""
-        rows, columns = self.on_host.places
+        rows, columns = self.on_host.token_indices
         return Responses(
-            ids=sent(self.ids, device),
-            mask=sent(self.mask, device),
-            changed=sent(self.changed, device),
-            leading=None if self.leading is None else sent(self.leading, device),
+            ids=to_device(self.ids, device),
+            mask=to_device(self.mask, device),
+            changed=to_device(self.changed, device),
+            leading=None if self.leading is None else to_device(self.leading, device),
             host=self.on_host,
-            tokens=(sent(rows, device), sent(columns, device)),
+            tokens=(to_device(rows, device), to_device(columns, device)),
         )
 
     @property
@@ -84,24 +84,24 @@ class Responses:
         return self.host or self
 
     @property
-    def places(self) -> tuple[Tensor, Tensor]:
+    def token_indices(self) -> tuple[Tensor, Tensor]:
         """Rows and columns of the response's tokens, (N,) each, row after row."""
         if self.tokens is not None:
             return self.tokens
         rows, columns = self.mask.nonzero(as_tuple=True)
         return rows, columns
 
-    def led(self, *, places: Tensor, ids: Tensor, mask: Tensor) -> Responses:
+    def with_leading(self, *, positions: Tensor, ids: Tensor, mask: Tensor) -> Responses:
         """Return the responses with preceding tokens of the prompt, (B, L) each."""
         return Responses(
             ids=torch.cat([ids, self.ids], 1),
             mask=torch.cat([mask, self.mask], 1),
             changed=torch.cat([torch.zeros_like(mask), self.changed], 1),
-            leading=places,
+            leading=positions,
         )
 
     @property
-    def behind(self) -> Responses:
+    def without_leading(self) -> Responses:
         """The responses without tokens that are in the prompt."""
         if self.leading is None:
             return self
@@ -115,29 +115,33 @@ class Responses:
 class PairBatch:
     """The input of one forward pass of the objective."""
 
-    places: tuple[int, ...]  # of the pairs in the training data
+    indices: tuple[int, ...]  # of the pairs in the training data
     epoch: int  # counted from 0; decides the rejected image if it is drawn again for each epoch
     prompts: Prompts
     chosen: Responses
     rejected: Responses
     rejected_image_prompts: Prompts | None  # the prompts with the rejected image; if needed
     rejected_image: Responses | None  # the chosen responses, cut by those prompts' lengths
-    void: int = 0  # rejected images that are the true ones
-    cut: tuple[tuple[str, str, int], ...] = ()  # (sample, side, tokens) of each response cut
+    void_count: int = 0  # rejected images that are the true ones
+    cut_responses: tuple[
+        tuple[str, str, int], ...
+    ] = ()  # (sample, side, tokens) of each response cut
     second_image_prompts: Prompts | None = None  # the prompts with the rows' second image
-    more: Mapping[str, Responses] = field(default_factory=dict)  # of further views, by name
+    extra_responses: Mapping[str, Responses] = field(
+        default_factory=dict
+    )  # of further views, by name
     #: If chosen and rejected response have an image each: the rejected one's prompts, with its own
     #: image, and with the rejected image made from it; otherwise empty.
-    own: Mapping[Image, Prompts] = field(default_factory=dict)
+    own_image_prompts: Mapping[Image, Prompts] = field(default_factory=dict)
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # of rows; see `losses.Inputs`
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def to(self, device: torch.device) -> PairBatch:
         """Return the batch on a device."""
         prompts, response = self.rejected_image_prompts, self.rejected_image
-        second = self.second_image_prompts
+        second_prompts = self.second_image_prompts
         return replace(
             self,
             prompts=self.prompts.to(device),
@@ -145,40 +149,44 @@ class PairBatch:
             rejected=self.rejected.to(device),
             rejected_image_prompts=None if prompts is None else prompts.to(device),
             rejected_image=None if response is None else response.to(device),
-            second_image_prompts=None if second is None else second.to(device),
-            more={view: responses.to(device) for view, responses in self.more.items()},
-            own={image: prompts.to(device) for image, prompts in self.own.items()},
-            fields={name: sent(values, device) for name, values in self.fields.items()},
+            second_image_prompts=None if second_prompts is None else second_prompts.to(device),
+            extra_responses={
+                view: responses.to(device) for view, responses in self.extra_responses.items()
+            },
+            own_image_prompts={
+                image: prompts.to(device) for image, prompts in self.own_image_prompts.items()
+            },
+            fields={name: to_device(values, device) for name, values in self.fields.items()},
         )
 
     @property
     def responses(self) -> dict[str, Responses]:
         """The responses that exist, by view, in the order of `VIEWS`."""
-        named = {"chosen": self.chosen, "rejected": self.rejected, **self.more}
+        by_view = {"chosen": self.chosen, "rejected": self.rejected, **self.extra_responses}
         if self.rejected_image is not None:
-            named["rejected_image"] = self.rejected_image
-        return {view: named[view] for view in VIEWS if view in named}
+            by_view["rejected_image"] = self.rejected_image
+        return {view: by_view[view] for view in VIEWS if view in by_view}
 
-    def behind(self, view: str) -> Behind:
+    def prefix(self, view: str) -> Prefix:
         """Return the prefix of a view's responses."""
-        return behind(view, sides=bool(self.own))
+        return view_prefix(view, separate_images=bool(self.own_image_prompts))
 
-    def prompts_of(self, image: Image, own: bool = False) -> Prompts:
-        """Return the prompts with an image; `own`: with the rejected responses' own image."""
-        if own:
-            return self.own[image]
-        found = {
+    def select_prompts(self, image: Image, own_image: bool = False) -> Prompts:
+        """Return the prompts with an image; `own_image`: with the rejected responses' own image."""
+        if own_image:
+            return self.own_image_prompts[image]
+        prompts = {
             "image": self.prompts,
             "rejected_image": self.rejected_image_prompts,
             "second_image": self.second_image_prompts,
         }[image]
-        assert found is not None
-        return found
+        assert prompts is not None
+        return prompts
 
-    def only(self, views: Collection[str]) -> PairBatch:
+    def select_views(self, views: Collection[str]) -> PairBatch:
         """Return the batch without other views and without images that no remaining view has."""
         images = {VIEWS[view][0] for view in views}
-        behind = {self.behind(view) for view in views}
+        prefixes = {self.prefix(view) for view in views}
         return replace(
             self,
             rejected_image_prompts=self.rejected_image_prompts
@@ -186,11 +194,13 @@ class PairBatch:
             else None,
             rejected_image=self.rejected_image if "rejected_image" in views else None,
             second_image_prompts=self.second_image_prompts if "second_image" in images else None,
-            more={view: self.more[view] for view in self.more if view in views},
-            own={
+            extra_responses={
+                view: self.extra_responses[view] for view in self.extra_responses if view in views
+            },
+            own_image_prompts={
                 image: prompts
-                for image, prompts in self.own.items()
-                if image == "image" or (image, True) in behind
+                for image, prompts in self.own_image_prompts.items()
+                if image == "image" or (image, True) in prefixes
             },
         )
 
@@ -201,27 +211,27 @@ class PairBatch:
         A prompt counts once for each response to it, however it is computed.
         """
         return sum(
-            int(self.prompts_of(*self.behind(view)).on_host.mask.sum())
-            + int(responses.on_host.behind.mask.sum())
+            int(self.select_prompts(*self.prefix(view)).on_host.mask.sum())
+            + int(responses.on_host.without_leading.mask.sum())
             for view, responses in self.responses.items()
         )
 
 
-def sent(value: Tensor, device: torch.device) -> Tensor:
+def to_device(value: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device, without waiting for the transfer."""
     if device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
     """Return rows of different lengths as (values, mask), both (rows, longest)."""
     shape = (len(rows), max(map(len, rows)))
     values = torch.full(shape, fill, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.bool)
-    for place, row in enumerate(rows):
-        values[place, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[place, : len(row)] = True
+    for index, row in enumerate(rows):
+        values[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = True
     return values, mask
 
 
@@ -238,23 +248,23 @@ def stack_inputs(rows: Sequence[dict[str, Tensor]], *, tokens: int) -> dict[str,
     stacked = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
-        if is_by_token(name):
+        if is_per_token(name):
             sizes: tuple[int, ...] = (tokens,)
         else:
             sizes = tuple(map(max, zip(*(value.shape[1:] for value in values), strict=True)))
-        stacked[name] = torch.cat([_grown(value, sizes) for value in values])
+        stacked[name] = torch.cat([_pad_to(value, sizes) for value in values])
     return stacked
 
 
-def is_by_token(name: str) -> bool:
+def is_per_token(name: str) -> bool:
     """Return whether an input of a model has one entry per token."""
     return name.endswith("token_type_ids")
 
 
-def _grown(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
+def _pad_to(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Return a tensor padded with zeros, past the first dimension, to these sizes."""
     if value.shape[1:] == sizes:
         return value
-    grown = value.new_zeros((value.shape[0], *sizes))
-    grown[tuple(slice(size) for size in value.shape)] = value
-    return grown
+    padded = value.new_zeros((value.shape[0], *sizes))
+    padded[tuple(slice(size) for size in value.shape)] = value
+    return padded

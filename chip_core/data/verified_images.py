@@ -16,7 +16,7 @@ import numpy as np
 import PIL
 
 from chip_core.data.files import cache_folder
-from chip_core.data.image_files import READER, ImageReader
+from chip_core.data.image_files import READER_VERSION, ImageReader
 from chip_core.data.rows import ImageRef
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import write_bytes
@@ -40,7 +40,9 @@ class VerifiedImages:
             files: the files of the source.
         """
         # Another version of Pillow, or other rules of ours, may refuse an image.
-        key = "\n".join([str(READER), PIL.__version__, *(str(file.absolute()) for file in files)])
+        key = "\n".join(
+            [str(READER_VERSION), PIL.__version__, *(str(file.absolute()) for file in files)]
+        )
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         self._file = cache_folder() / "images" / f"{name}.npy"
         self._sizes: dict[bytes, Size] = {}

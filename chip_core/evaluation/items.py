@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
-from chip_core.data.image_files import READER
+from chip_core.data.image_files import READER_VERSION
 from chip_core.evaluation.resources import resource_identity
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, ExternalBenchmark, Item, Side
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError
-from chip_core.utils.files import sha256_of
-from chip_core.utils.registry import suggestion
+from chip_core.utils.files import file_sha256
+from chip_core.utils.registry import suggest
 
 #: Raised whenever a code change affects which questions are used or how they are answered.
 BEHAVIOUR = 2
@@ -27,7 +27,7 @@ def find_benchmark(name: str) -> Benchmark:
         ValueError: there is none; one line that names similar ones.
     """
     if plugins.is_plugin(name):
-        loaded = plugins.load(name)
+        loaded = plugins.load_plugin(name)
         benchmark: Benchmark = loaded() if isinstance(loaded, type) else loaded
         if not isinstance(benchmark, Benchmark):
             raise ValueError(
@@ -36,7 +36,7 @@ def find_benchmark(name: str) -> Benchmark:
             )
         return benchmark
     if name not in BENCHMARKS:
-        hint = suggestion(name, [*BENCHMARKS, "module:attr"])
+        hint = suggest(name, [*BENCHMARKS, "module:attr"])
         raise ValueError(f"unknown benchmark '{name}': {hint}")
     return BENCHMARKS[name]
 
@@ -79,7 +79,9 @@ def select_items(
     Raises:
         UserError: a file of the benchmark is missing or broken, or it cannot be halved.
     """
-    items = benchmark.items(side, data=data_paths.data(settings.name), protocol=settings.protocol)
+    items = benchmark.items(
+        side, data=data_paths.benchmark_folder(settings.name), protocol=settings.protocol
+    )
     total = len(items)
     if settings.half is not None:
         items = select_half(items, settings, benchmark)
@@ -157,7 +159,7 @@ def answering_identity(benchmark: Benchmark) -> dict[str, Any]:
 
     Pictures are files if a benchmark has a folder of its own; other benchmarks draw them.
     """
-    reader = {"pictures": READER} if "data" in benchmark.needs else {}
+    reader = {"pictures": READER_VERSION} if "data" in benchmark.needs else {}
     return {"answers": BEHAVIOUR, **reader}
 
 
@@ -165,8 +167,8 @@ def _hash_files(
     settings: BenchmarkConfig, benchmark: Benchmark, data_paths: DataPaths
 ) -> list[list[str]]:
     try:
-        files = benchmark.files(data_paths.data(settings.name))
-        return sorted([file.name, sha256_of(file)] for file in files)
+        files = benchmark.files(data_paths.benchmark_folder(settings.name))
+        return sorted([file.name, file_sha256(file)] for file in files)
     except OSError as error:
         raise UserError(
             f"{settings.name}: {error.filename} cannot be read ({error.strerror})"

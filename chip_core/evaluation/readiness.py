@@ -63,7 +63,7 @@ def find_ranker_problems(config: TrialConfig, data_paths: DataPaths) -> list[str
         judge_settings = BenchmarkConfig(name="pairs", judge=pairs.judge)
         missing = find_resource_problems(judge_settings, frozenset({"judge"}), data_paths)
     elif pairs.ranker == "chair" and config.data.source != SHAPES:
-        folder = data_paths.data("chair")
+        folder = data_paths.benchmark_folder("chair")
         names_file = (folder or Path("DIR/chair")) / "synonyms.txt"
         if folder is None or not names_file.is_file():
             missing.append(
@@ -120,7 +120,7 @@ def _find_side_problems(
         yield from benchmark.problems()
     if settings_problems or isinstance(benchmark, ExternalBenchmark):
         return
-    folder = data_paths.data(settings.name)
+    folder = data_paths.benchmark_folder(settings.name)
     if "data" in benchmark.needs and (folder is None or not folder.is_dir()):
         yield (
             f"there is no folder {folder} (`chip-ablate data status` says what goes there)"

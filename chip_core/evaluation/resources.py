@@ -14,7 +14,7 @@ from chip_core.evaluation.task import Benchmark
 from chip_core.evaluation.text.language import nltk_problems, spacy_problems
 from chip_core.evaluation.text.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
 from chip_core.utils.errors import TrialError, UserError
-from chip_core.utils.files import sha256_of
+from chip_core.utils.files import file_sha256
 
 #: A table of word similarities in a benchmark's folder, in place of spaCy's vectors.
 SIMILARITY_TABLE = "similarity.json"
@@ -61,7 +61,7 @@ def find_resource_problems(
         problems += nltk_problems()
     if "similarity" in needs and find_similarity_table(settings, data_paths) is None:
         expected = (
-            data_paths.data(settings.name) or Path("DIR") / settings.name
+            data_paths.benchmark_folder(settings.name) or Path("DIR") / settings.name
         ) / SIMILARITY_TABLE
         problems += [f"{problem} (or {expected})" for problem in spacy_problems(SPACY_VECTORS)]
     if "coco" in needs and find_coco_folder(data_paths) is None:
@@ -96,23 +96,25 @@ def resource_identity(
     fields: dict[str, Any] = {}
     if "similarity" in benchmark.needs:
         table = find_similarity_table(settings, data_paths)
-        fields["similarity"] = SPACY_VECTORS if table is None else sha256_of(table)
+        fields["similarity"] = SPACY_VECTORS if table is None else file_sha256(table)
     if "coco" in benchmark.needs:
         folder = find_coco_folder(data_paths)
         files = [] if folder is None else sorted(folder.glob("*_*2014.json"))
-        fields["coco"] = [[file.name, sha256_of(file)] for file in files]
+        fields["coco"] = [[file.name, file_sha256(file)] for file in files]
     if "judge" not in benchmark.needs:
         fields["judge"] = None  # a configured judge has no effect
     elif data_paths.judge_replies is not None:
         if not data_paths.judge_replies.is_file():
             raise UserError(f"--judge-replies: no file {data_paths.judge_replies}")
-        fields["judge"] = {"replies": sha256_of(data_paths.judge_replies)}  # in place of the model
+        fields["judge"] = {
+            "replies": file_sha256(data_paths.judge_replies)
+        }  # in place of the model
     return fields
 
 
 def find_similarity_table(settings: BenchmarkConfig, data_paths: DataPaths) -> Path | None:
     """Return the benchmark's own table of word similarities, or None."""
-    folder = data_paths.data(settings.name)
+    folder = data_paths.benchmark_folder(settings.name)
     file = None if folder is None else folder / SIMILARITY_TABLE
     return file if file is not None and file.is_file() else None
 

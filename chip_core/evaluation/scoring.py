@@ -72,7 +72,7 @@ def score_answers(
                 Answer(item=item.id, response=text, fields=item.fields)
                 for item, text in zip(items, responses, strict=True)
             ],
-            data=data_paths.data(settings.name),
+            data=data_paths.benchmark_folder(settings.name),
             protocol=settings.protocol,
             resources=resources,
         )

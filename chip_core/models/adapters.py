@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from chip_core.config.trial import LoraConfig, TrialConfig
 from chip_core.models import ADAPTER_CONFIG
-from chip_core.models.fit import WITHIN_PEFT, Fit, Layout, first_names, layout_of, layouts
+from chip_core.models.fit import (
+    PEFT_PREFIX,
+    Layout,
+    WeightMatch,
+    find_layout,
+    format_names,
+    layouts,
+)
 from chip_core.models.parts import (
     is_adapter,
     named_parts,
@@ -29,22 +36,22 @@ from chip_core.models.parts import (
     tower_linears,
     trained_parts,
 )
-from chip_core.models.shards import is_sharded, put_weights, whole_weights
-from chip_core.utils.errors import DiskFullError, TrialError, UnfitError, brief
-from chip_core.utils.files import room_for, sync_files
-from chip_core.utils.seeding import derived_seed
+from chip_core.models.shards import gather_weights, is_sharded, load_weights
+from chip_core.utils.errors import DiskFullError, TrialError, UnfitError, first_line
+from chip_core.utils.files import convert_disk_full, sync_files
+from chip_core.utils.seeding import derive_seed
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_PARTS = "trained_parts.safetensors"
 
-OTHER_BASE = "name the model that it was trained from (evaluate: --base)"
-INCOMPLETE = "it is not whole: copy or save it again"
+OTHER_BASE_ADVICE = "name the model that it was trained from (evaluate: --base)"
+INCOMPLETE_ADVICE = "it is not whole: copy or save it again"
 
 #: The weights of an adapter that are zero before its training.
-_LOW_RANK_OUT = re.compile(r"\.lora_(?:embedding_)?B\b")
+_LORA_B_PATTERN = re.compile(r"\.lora_(?:embedding_)?B\b")
 
 #: PEFT's settings per layer name.
-_PATTERNS = ("rank_pattern", "alpha_pattern")
+_PATTERN_SETTINGS = ("rank_pattern", "alpha_pattern")
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +65,7 @@ def attach_adapters(model: Any, config: TrialConfig) -> Any:
         TrialError: a target of `lora.targets` is not a linear layer of the decoder, or a part that
             gets adapters has no linear layer.
     """
-    if not config.adapted:
+    if not config.has_adapters:
         return model
     import peft
 
@@ -67,14 +74,14 @@ def attach_adapters(model: Any, config: TrialConfig) -> Any:
         lora_alpha=config.lora.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=_adapted_linears(model, config),
+        target_modules=_adapted_layer_names(model, config),
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed("lora", config.seed))
-        return _adapted(model, settings).eval()
+        torch.manual_seed(derive_seed("lora", config.seed))
+        return _wrap_with_adapter(model, settings).eval()
 
 
-def _adapted_linears(model: Any, config: TrialConfig) -> list[str]:
+def _adapted_layer_names(model: Any, config: TrialConfig) -> list[str]:
     """Return the full names of the linear layers that get an adapter."""
     names = decoder_linears(model, config.lora) if config.language_model == "lora" else []
     if config.vision_encoder == "lora":
@@ -89,11 +96,11 @@ def decoder_linears(model: Any, config: LoraConfig) -> list[str]:
 
     Full names, because their last components would match layers of the vision encoder too.
     """
-    within = {id(module) for module in model.get_decoder().modules()}
+    decoder_ids = {id(module) for module in model.get_decoder().modules()}
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) in within
+        if isinstance(module, nn.Linear) and id(module) in decoder_ids
     ]
     if config.targets == "all":
         return names
@@ -122,12 +129,12 @@ class OriginalModel:
 
     def __init__(self, model: Any, config: TrialConfig) -> None:
         self._model = model
-        self._adapter_stays = config.pairs.rounds > 1
+        self._keeps_adapter = config.pairs.rounds > 1
         self._copies: dict[nn.Parameter, Tensor] = {
             parameter: parameter.detach().clone()
             for parameters in trained_parts(model, config).values()
             for name, parameter in parameters.items()
-            if self._adapter_stays or not is_adapter(name)
+            if self._keeps_adapter or not is_adapter(name)
         }
 
     @torch.no_grad()
@@ -138,10 +145,10 @@ class OriginalModel:
             for name, parameter in module.named_parameters()
             if parameter in self._copies
         }
-        with nullcontext() if self._adapter_stays else without_adapter(self._model):
+        with nullcontext() if self._keeps_adapter else without_adapter(self._model):
             return torch.func.functional_call(module, copies, args, kwargs)
 
-    def of(self, parameter: nn.Parameter) -> Tensor | None:
+    def original_value(self, parameter: nn.Parameter) -> Tensor | None:
         """Return a parameter as it was before training; None if it is not trained."""
         return self._copies.get(parameter)
 
@@ -152,20 +159,20 @@ def without_adapter(model: Any) -> Iterator[None]:
     if not is_adapted(model):
         yield
         return
-    marks = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
-    def put_back() -> None:
-        for parameter, trained in marks:
+    def restore_flags() -> None:
+        for parameter, trained in flags:
             parameter.requires_grad_(trained)
 
     try:
         with model.disable_adapter():
             # PEFT clears the adapter's `requires_grad`, and FSDP records what it finds when it
             # first gathers weights.
-            put_back()
+            restore_flags()
             yield
     finally:
-        put_back()  # PEFT also marks the whole adapter as trained
+        restore_flags()  # PEFT also marks the whole adapter as trained
 
 
 def save_model(
@@ -189,7 +196,7 @@ def save_model(
     if write:
         shutil.rmtree(partial, ignore_errors=True)
     try:
-        with room_for("the trained model", folder.parent):
+        with convert_disk_full("the trained model", folder.parent):
             write_weights(model, partial, config, write=write)
             if write:
                 processor.save_pretrained(partial)
@@ -213,8 +220,8 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
     if is_sharded(model):
         # Of an adapted model, only the weights to write are gathered; the rest are the base
         # model's.
-        names = _written_names(model, config) if is_adapted(model) else None
-        weights = whole_weights(model, keep=write, names=names)
+        names = _saved_names(model, config) if is_adapted(model) else None
+        weights = gather_weights(model, keep=write, names=names)
     if not write:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,8 +229,8 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
         model.save_pretrained(folder, state_dict=weights)
         return
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
-    beside = {
-        name: (parameter if weights is None else weights[WITHIN_PEFT + name])
+    full_parts = {
+        name: (parameter if weights is None else weights[PEFT_PREFIX + name])
         .detach()
         .cpu()
         .contiguous()
@@ -231,15 +238,15 @@ def write_weights(model: Any, folder: Path, config: TrialConfig, *, write: bool 
         for name, parameter in parameters.items()
         if not is_adapter(name)
     }
-    if beside:
-        save_file(beside, folder / TRAINED_PARTS, metadata={"format": "pt"})
+    if full_parts:
+        save_file(full_parts, folder / TRAINED_PARTS, metadata={"format": "pt"})
 
 
-def _written_names(model: Any, config: TrialConfig) -> set[str]:
+def _saved_names(model: Any, config: TrialConfig) -> set[str]:
     """Return the names of the weights of an adapted model's state dict that its folder holds."""
     parts = trained_parts(model.get_base_model(), config).values()
-    beside = {WITHIN_PEFT + name for part in parts for name in part}
-    return beside | {name for name in model.state_dict() if is_adapter(name)}
+    full_names = {PEFT_PREFIX + name for part in parts for name in part}
+    return full_names | {name for name in model.state_dict() if is_adapter(name)}
 
 
 def read_adapter(model: Any, folder: Path) -> None:
@@ -254,12 +261,12 @@ def read_adapter(model: Any, folder: Path) -> None:
         TrialError: they cannot be read.
     """
     base, file = model.get_base_model(), folder / ADAPTER_WEIGHTS
-    beside = _fitting_beside(base, folder)
-    weights = _read(file)
-    adapter = _fitting(model, file, weights, layout_of(base, weights))
-    put_weights(base, beside)
+    full_parts = _match_full_parts(base, folder)
+    weights = _read_safetensors(file)
+    adapter = _match_adapter(model, file, weights, find_layout(base, weights))
+    load_weights(base, full_parts)
     # A file names no adapter; the one that `attach_adapters` makes is PEFT's default.
-    put_weights(
+    load_weights(
         model, {name.replace(".weight", ".default.weight"): adapter[name] for name in adapter}
     )
 
@@ -276,33 +283,38 @@ def with_adapter(base: Any, folder: Path) -> Any:
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():  # peft would look for a pickle file
         raise TrialError(f"no {ADAPTER_WEIGHTS} in {folder}: save the adapter as safetensors")
-    settings = _settings(folder)
-    _check_class(base, settings, folder)
-    weights = _read(file)
-    layout = layout_of(base, weights)
+    settings = _read_peft_config(folder)
+    _check_base_class(base, settings, folder)
+    weights = _read_safetensors(file)
+    layout = find_layout(base, weights)
     settings.base_model_name_or_path = base.name_or_path  # peft warns if it differs
-    put_weights(base, _fitting_beside(base, folder))
+    load_weights(base, _match_full_parts(base, folder))
     try:
-        _name_as_in_model(settings, base, layout, weights)
-        model = _adapted(base, settings)
+        _rename_layers(settings, base, layout, weights)
+        model = _wrap_with_adapter(base, settings)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
-        reason = brief(error)
-        homeless = [name for name in weights if not layout.is_layers(name)]
-        if not homeless:
+        reason = first_line(error)
+        unmatched = [name for name in weights if not layout.is_leaf_module(name)]
+        if not unmatched:
             raise TrialError(
                 f"{folder / ADAPTER_CONFIG} cannot be used ({reason}): "
                 "save the adapter again with PEFT"
             ) from None
         raise UnfitError(
-            f"{file} does not fit {base.name_or_path}: {len(homeless)} of its {len(weights)} "
-            f"weights have no place in it ({first_names(homeless)}; PEFT: {reason}): {OTHER_BASE}"
+            f"{file} does not fit {base.name_or_path}: {len(unmatched)} of its {len(weights)} "
+            f"weights have no place in it ({format_names(unmatched)}; PEFT: {reason}): "
+            f"{OTHER_BASE_ADVICE}"
         ) from None
-    adapter = _fitting(model, file, weights, layout)
-    left = peft.set_peft_model_state_dict(model, adapter).unexpected_keys
-    if left and not settings.is_prompt_learning:  # prompt learning loads its weights differently
-        raise UnfitError(f"{file}: PEFT leaves out {len(left)} of its weights ({left[0]}, …)")
-    low = [weight for name, weight in adapter.items() if _LOW_RANK_OUT.search(name)]
-    if low and not any(weight.any() for weight in low):
+    adapter = _match_adapter(model, file, weights, layout)
+    leftover = peft.set_peft_model_state_dict(model, adapter).unexpected_keys
+    if (
+        leftover and not settings.is_prompt_learning
+    ):  # prompt learning loads its weights differently
+        raise UnfitError(
+            f"{file}: PEFT leaves out {len(leftover)} of its weights ({leftover[0]}, …)"
+        )
+    lora_b_weights = [weight for name, weight in adapter.items() if _LORA_B_PATTERN.search(name)]
+    if lora_b_weights and not any(weight.any() for weight in lora_b_weights):
         _log.warning("%s: every lora_B is zero, as before a training: it changes nothing", file)
     return model.eval()
 
@@ -312,7 +324,7 @@ def merge_adapters(model: Any) -> Any:
     return model.merge_and_unload() if is_adapted(model) else model
 
 
-def _adapted(model: Any, settings: Any) -> Any:
+def _wrap_with_adapter(model: Any, peft_config: Any) -> Any:
     """Return a model with the layers that an adapter's settings define."""
     import peft
 
@@ -320,10 +332,10 @@ def _adapted(model: Any, settings: Any) -> Any:
         # PEFT uses what transformers is about to rename; the user cannot change that.
         warnings.simplefilter("ignore", FutureWarning)
         # An adapter has the dtype of its base model.
-        return peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
+        return peft.get_peft_model(model, peft_config, autocast_adapter_dtype=False)
 
 
-def _settings(folder: Path) -> Any:
+def _read_peft_config(folder: Path) -> Any:
     """Return the settings of a PEFT folder, for inference."""
     import peft
 
@@ -333,32 +345,30 @@ def _settings(folder: Path) -> Any:
             raise ValueError("it names no peft_type")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrialError(
-            f"{folder / ADAPTER_CONFIG} cannot be read ({brief(error)}): "
+            f"{folder / ADAPTER_CONFIG} cannot be read ({first_line(error)}): "
             "save the adapter again with PEFT"
         ) from None
     settings.inference_mode = True
     return settings
 
 
-def _check_class(base: Any, settings: Any, folder: Path) -> None:
+def _check_base_class(base: Any, settings: Any, folder: Path) -> None:
     """Check that a model has the class that an adapter was trained on, if that is known.
 
     Families share names and sizes: an adapter of another family may have a place for every weight.
     """
     import transformers
 
-    named = (settings.auto_mapping or {}).get("base_model_class")
-    classes = {each.__name__ for each in type(base).__mro__}
-    if named and named not in classes and hasattr(transformers, named):
+    class_name = (settings.auto_mapping or {}).get("base_model_class")
+    classes = {base_class.__name__ for base_class in type(base).__mro__}
+    if class_name and class_name not in classes and hasattr(transformers, class_name):
         raise UnfitError(
-            f"{folder / ADAPTER_CONFIG} says that it adapts a {named}, and "
-            f"{base.name_or_path} is a {type(base).__name__}: {OTHER_BASE}"
+            f"{folder / ADAPTER_CONFIG} says that it adapts a {class_name}, and "
+            f"{base.name_or_path} is a {type(base).__name__}: {OTHER_BASE_ADVICE}"
         )
 
 
-def _name_as_in_model(
-    settings: Any, base: Any, layout: Layout, weights: Mapping[str, Tensor]
-) -> None:
+def _rename_layers(settings: Any, base: Any, layout: Layout, weights: Mapping[str, Tensor]) -> None:
     """Rename the layers in an adapter's settings to the model's names.
 
     Settings of an older layout select layers by its names, which may select other layers with
@@ -367,71 +377,86 @@ def _name_as_in_model(
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
 
-    for kind in ("target_modules", "exclude_modules", "modules_to_save"):
-        named = getattr(settings, kind, None)
-        if named and not isinstance(named, str):  # a string is a pattern, or means all
-            setattr(settings, kind, type(named)(layout.plain(name) for name in named))
-    for kind in _PATTERNS:
-        by_name = getattr(settings, kind, None) or {}
-        if by_name:
-            setattr(settings, kind, {layout.plain(name): by_name[name] for name in by_name})
+    for setting in ("target_modules", "exclude_modules", "modules_to_save"):
+        layer_names = getattr(settings, setting, None)
+        if layer_names and not isinstance(layer_names, str):  # a string is a pattern, or means all
+            setattr(
+                settings,
+                setting,
+                type(layer_names)(layout.strip_wrappers(name) for name in layer_names),
+            )
+    for setting in _PATTERN_SETTINGS:
+        values = getattr(settings, setting, None) or {}
+        if values:
+            setattr(
+                settings, setting, {layout.strip_wrappers(name): values[name] for name in values}
+            )
     targets = getattr(settings, "target_modules", None)
     if targets is None or targets in ("all-linear", "ALL-LINEAR"):
         return
-    adapted = {layout.owner(layout.name(name)) for name in weights if is_adapter(name)}
+    adapted_layers = {
+        layout.owner_module(layout.model_name(name)) for name in weights if is_adapter(name)
+    }
 
-    def targeted(by: Layout) -> set[str]:
-        names = by.written
+    def select_targets(layout_used: Layout) -> set[str]:
+        names = layout_used.file_names
         return {name for name in names if check_target_module_exists(settings, names[name])}
 
     # If only the weights were renamed, the settings are still in another layout.
-    said = next((each for each in (layout, *layouts(base)) if targeted(each) == adapted), layout)
-    chosen, names = targeted(said), said.written
-    if said.today or not chosen:  # PEFT reports an empty selection
+    settings_layout = next(
+        (
+            candidate
+            for candidate in (layout, *layouts(base))
+            if select_targets(candidate) == adapted_layers
+        ),
+        layout,
+    )
+    selected, names = select_targets(settings_layout), settings_layout.file_names
+    if settings_layout.is_current or not selected:  # PEFT reports an empty selection
         return
-    for kind in _PATTERNS:
-        by_name = getattr(settings, kind, None) or {}
-        keys = {name: get_pattern_key(list(by_name), names[name]) for name in chosen}
-        if by_name:
-            found = {name: by_name[key] for name, key in keys.items() if key in by_name}
-            setattr(settings, kind, found)
-    saved = getattr(settings, "modules_to_save", None)
-    if saved:
+    for setting in _PATTERN_SETTINGS:
+        values = getattr(settings, setting, None) or {}
+        keys = {name: get_pattern_key(list(values), names[name]) for name in selected}
+        if values:
+            renamed = {name: values[key] for name, key in keys.items() if key in values}
+            setattr(settings, setting, renamed)
+    saved_modules = getattr(settings, "modules_to_save", None)
+    if saved_modules:
         settings.modules_to_save = [
             name
             for name, written in names.items()
-            if any(f".{written}".endswith(f".{each}") for each in saved)
+            if any(f".{written}".endswith(f".{candidate}") for candidate in saved_modules)
         ]
-    for kind in ("exclude_modules", "layers_to_transform", "layers_pattern"):
-        if hasattr(settings, kind):
-            setattr(settings, kind, None)
-    settings.target_modules = chosen
+    for setting in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+        if hasattr(settings, setting):
+            setattr(settings, setting, None)
+    settings.target_modules = selected
 
 
-def _fitting(
+def _match_adapter(
     model: Any, file: Path, weights: Mapping[str, Tensor], layout: Layout
 ) -> dict[str, Tensor]:
     """Return an adapter's weights by the names under which PEFT saves this model's adapter."""
     import peft
 
-    fit = Fit(
+    fit = WeightMatch(
         weights,
         layout,
         required=peft.get_peft_model_state_dict(model, save_embedding_layers=False),
         others=model.state_dict(),
-        prefix=WITHIN_PEFT,
+        prefix=PEFT_PREFIX,
     )
     fit.check(
         str(file),
         model.get_base_model().name_or_path,
         layers="layers that it adapts",
-        other=OTHER_BASE,
-        again=INCOMPLETE,
+        other_model_advice=OTHER_BASE_ADVICE,
+        incomplete_advice=INCOMPLETE_ADVICE,
     )
     return fit.weights
 
 
-def _fitting_beside(base: Any, folder: Path) -> dict[str, Tensor]:
+def _match_full_parts(base: Any, folder: Path) -> dict[str, Tensor]:
     """Return the weights that were trained in full next to an adapter, by the base model's names.
 
     A part is trained as a whole: if one of its weights is in the file, all of them must be.
@@ -439,16 +464,16 @@ def _fitting_beside(base: Any, folder: Path) -> dict[str, Tensor]:
     file = folder / TRAINED_PARTS
     if not file.exists():
         return {}
-    weights = _read(file)
-    layout = layout_of(base, weights)
-    named = {layout.name(name) for name in weights}
-    fit = Fit(
+    weights = _read_safetensors(file)
+    layout = find_layout(base, weights)
+    names = {layout.model_name(name) for name in weights}
+    fit = WeightMatch(
         weights,
         layout,
         required={
             name: parameter
             for parameters in named_parts(base).values()
-            if named & parameters.keys()
+            if names & parameters.keys()
             for name, parameter in parameters.items()
             if not is_adapter(name)
         },
@@ -458,18 +483,18 @@ def _fitting_beside(base: Any, folder: Path) -> dict[str, Tensor]:
         str(file),
         base.name_or_path,
         layers="modules that were trained",
-        other=OTHER_BASE,
-        again=INCOMPLETE,
+        other_model_advice=OTHER_BASE_ADVICE,
+        incomplete_advice=INCOMPLETE_ADVICE,
     )
     return fit.weights
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise TrialError(f"{file} cannot be read ({brief(error)}): copy it again") from None
+        raise TrialError(f"{file} cannot be read ({first_line(error)}): copy it again") from None
     return weights

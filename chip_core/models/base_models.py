@@ -39,12 +39,12 @@ from chip_core.utils.machine import total_memory
 _ALIGNMENT = 64
 #: A line of /proc/self/maps: the address range of a mapped file, its offset in the file, and the
 #: path.
-_REGION = re.compile(r"(\w+)-(\w+) r\S* (\w+) \S+ [1-9]\d* +(/.*)")
-_REGIONS = Path("/proc/self/maps")
+_REGION_PATTERN = re.compile(r"(\w+)-(\w+) r\S* (\w+) \S+ [1-9]\d* +(/.*)")
+_MAPS_FILE = Path("/proc/self/maps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class _FileLocation:
     file: str
     offset: int  # in bytes
 
@@ -55,9 +55,11 @@ class MappedWeights:
     def __init__(self, model: nn.Module) -> None:
         """Find the weights that are mapped from the files that they were loaded from."""
         weights = dict(model.named_parameters())
-        self._places = {name: place for name, place in _places(weights) if place is not None}
+        self._locations = {
+            name: location for name, location in _find_locations(weights) if location is not None
+        }
 
-    def again(self, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    def fresh_copies(self, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """Return fresh copies of weights as loaded, on the CPU; writes stay in the copies.
 
         Weights without a file are first moved to one in this process's memory. The given weights
@@ -66,37 +68,39 @@ class MappedWeights:
         Args:
             weights: weights of the model, by name; nobody has written to them.
         """
-        self._write({name: each for name, each in weights.items() if name not in self._places})
-        for name, kept in self._mapped(weights).items():
+        self._move_to_memory_file(
+            {name: weight for name, weight in weights.items() if name not in self._locations}
+        )
+        for name, mapped in self._map_weights(weights).items():
             if weights[name].is_cuda:  # frozen in an earlier trial
-                weights[name].data = kept
+                weights[name].data = mapped
         return {
             name: nn.Parameter(data, requires_grad=weights[name].requires_grad)
-            for name, data in self._mapped(weights).items()
+            for name, data in self._map_weights(weights).items()
         }
 
-    def _mapped(self, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    def _map_weights(self, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Return weights in a new mapping; copies if there is no file."""
         files: dict[str, mmap.mmap] = {}
-        found = {}
+        mapped = {}
         for name, weight in weights.items():
-            place = self._places.get(name)
-            if place is None:
-                found[name] = weight.detach().to("cpu", copy=True)
+            location = self._locations.get(name)
+            if location is None:
+                mapped[name] = weight.detach().to("cpu", copy=True)
                 continue
-            if place.file not in files:
-                with open(place.file, "rb") as opened:
-                    files[place.file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-            found[name] = _view(files[place.file], place.offset, weight)
-        return found
+            if location.file not in files:
+                with open(location.file, "rb") as opened:
+                    files[location.file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped[name] = _view_as_tensor(files[location.file], location.offset, weight)
+        return mapped
 
-    def _write(self, weights: Mapping[str, nn.Parameter]) -> None:
+    def _move_to_memory_file(self, weights: Mapping[str, nn.Parameter]) -> None:
         """Move weights into a file in memory, one at a time, so that none is held twice."""
         weights = {name: weight for name, weight in weights.items() if weight.is_contiguous()}
         offsets, size = {}, 0
         for name, weight in weights.items():
             offsets[name] = size
-            size += -(-_bytes(weight) // _ALIGNMENT) * _ALIGNMENT
+            size += -(-_byte_count(weight) // _ALIGNMENT) * _ALIGNMENT
         if size == 0 or not hasattr(os, "memfd_create"):
             return
         descriptor = os.memfd_create("weights")
@@ -105,69 +109,71 @@ class MappedWeights:
         memory = mmap.mmap(descriptor, size)
         for name, weight in weights.items():
             if weight.numel() > 0:
-                weight.data = _view(memory, offsets[name], weight).copy_(weight.data)
+                weight.data = _view_as_tensor(memory, offsets[name], weight).copy_(weight.data)
                 file = f"/proc/self/fd/{descriptor}"
-                self._places[name] = _Place(file=file, offset=offsets[name])
+                self._locations[name] = _FileLocation(file=file, offset=offsets[name])
 
 
-def _places(weights: Mapping[str, nn.Parameter]) -> Iterable[tuple[str, _Place | None]]:
+def _find_locations(
+    weights: Mapping[str, nn.Parameter],
+) -> Iterable[tuple[str, _FileLocation | None]]:
     """Yield (name, place in the file) for each mapped weight; None if it is unaligned."""
-    if not _REGIONS.exists():
+    if not _MAPS_FILE.exists():
         return
-    found = [_REGION.fullmatch(line) for line in _REGIONS.read_text().splitlines()]
+    matches = [_REGION_PATTERN.fullmatch(line) for line in _MAPS_FILE.read_text().splitlines()]
     regions = [
         (int(begin, 16), int(end, 16), int(offset, 16), file)
-        for begin, end, offset, file in (region.groups() for region in found if region)
+        for begin, end, offset, file in (region.groups() for region in matches if region)
     ]
     for name, weight in weights.items():
-        first = weight.data_ptr()
+        address = weight.data_ptr()
         for begin, end, offset, file in regions:
-            if begin <= first < first + _bytes(weight) <= end and weight.is_contiguous():
-                within = offset + first - begin
-                aligned = within % weight.element_size() == 0
-                yield name, _Place(file=file, offset=within) if aligned else None
+            if begin <= address < address + _byte_count(weight) <= end and weight.is_contiguous():
+                file_offset = offset + address - begin
+                is_aligned = file_offset % weight.element_size() == 0
+                yield name, _FileLocation(file=file, offset=file_offset) if is_aligned else None
 
 
-def _view(memory: mmap.mmap, offset: int, weight: Tensor) -> Tensor:
+def _view_as_tensor(memory: mmap.mmap, offset: int, weight: Tensor) -> Tensor:
     """Return a part of mapped memory as a tensor like a weight, on the CPU."""
     flat: Any = torch.frombuffer(memory, dtype=weight.dtype, count=weight.numel(), offset=offset)
     view: Tensor = flat.view(weight.shape)
     return view
 
 
-def _bytes(weight: Tensor) -> int:
+def _byte_count(weight: Tensor) -> int:
     return weight.numel() * weight.element_size()
 
 
 #: A model larger than this share of the machine's memory is not kept.
-_LARGEST_SHARE = 0.125
+_MAX_MEMORY_SHARE = 0.125
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kept:
+class _KeptModel:
     key: Hashable  # the weights and how they were loaded
     model: Any
     processor: Any
     mapped: MappedWeights
 
 
-class BaseModels:
+class BaseModelCache:
     """The base model that was loaded last, if it is kept."""
 
     def __init__(self) -> None:
-        """Keep nothing until `keep` is called."""
-        self._keep = False
-        self._kept: _Kept | None = None
+        """Keep nothing until `enable` is called."""
+        self._enabled = False
+        self._kept: _KeptModel | None = None
 
-    def keep(self) -> None:
+    def enable(self) -> None:
         """Keep the base model that is loaded next, for everything that this process runs."""
-        self._keep = True
+        self._enabled = True
 
-    def forget(self) -> None:
+    def disable(self) -> None:
         """Drop the kept model and keep none."""
-        self._keep, self._kept = False, None
+        self._enabled, self._kept = False, None
 
-    def make_room(self) -> None:
+    def move_off_gpu(self) -> None:
         """Move the kept model off the GPU."""
         if self._kept is not None:
             self._kept.model.to("cpu")
@@ -182,26 +188,31 @@ class BaseModels:
             load: loads them.
             config: the trial that will train the model; None: nobody writes to it.
         """
-        if not self._keep:
+        if not self._enabled:
             return load()
         if self._kept is None or self._kept.key != key:
             self._kept = None  # never hold two
             model, processor = load()
-            if _bytes_of_weights(model) > _LARGEST_SHARE * total_memory():
+            if _model_bytes(model) > _MAX_MEMORY_SHARE * total_memory():
                 return model, processor
             mapped = MappedWeights(model)
-            self._kept = _Kept(key=key, model=model, processor=processor, mapped=mapped)
+            self._kept = _KeptModel(key=key, model=model, processor=processor, mapped=mapped)
         model, mapped = self._kept.model, self._kept.mapped
         trained = {} if config is None else trained_parts(model, config)
-        own = {name: weight for weights in trained.values() for name, weight in weights.items()}
+        trained_weights = {
+            name: weight for weights in trained.values() for name, weight in weights.items()
+        }
         copies: dict[int, Any] = {id(weight): weight for weight in model.parameters()}
-        copies |= {id(own[name]): weight for name, weight in mapped.again(own).items()}
+        copies |= {
+            id(trained_weights[name]): weight
+            for name, weight in mapped.fresh_copies(trained_weights).items()
+        }
         return copy.deepcopy(model, copies), copy.deepcopy(self._kept.processor)
 
 
-def _bytes_of_weights(model: Any) -> int:
+def _model_bytes(model: Any) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 #: The instance of this process.
-BASE_MODELS = BaseModels()
+BASE_MODELS = BaseModelCache()

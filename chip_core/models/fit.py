@@ -22,11 +22,11 @@ from torch import Tensor
 from chip_core.utils.errors import UnfitError
 
 #: The prefix of base model names in a model with adapters.
-WITHIN_PEFT = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 #: Components that wrappers add to names: DDP, torch.compile, FSDP, activation checkpointing,
 #: DeepSpeed.
-_WRAPPERS = frozenset(
+_WRAPPER_NAMES = frozenset(
     {
         "module",
         "_orig_mod",
@@ -38,7 +38,7 @@ _WRAPPERS = frozenset(
 
 #: The prefixes of names in the model and in files: today's, and the two of before 4.52 (LLaVA and
 #: related families; Qwen2-VL and Qwen2.5-VL).
-_BEGINNINGS: tuple[tuple[tuple[str, str], ...], ...] = (
+_LAYOUT_PREFIXES: tuple[tuple[tuple[str, str], ...], ...] = (
     (),
     (
         ("model.language_model.", "language_model.model."),
@@ -48,72 +48,78 @@ _BEGINNINGS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("model.language_model.", "model."), ("model.", "")),
 )
 
-_TOWER, _WITHIN_TOWER = "model.vision_tower.", "vision_model."
+_TOWER_PREFIX, _INNER_TOWER_PREFIX = "model.vision_tower.", "vision_model."
 
 #: An adapter's name within a weight's name, which `state_dict` has and a saved file has not.
-_ADAPTER_NAME = re.compile(r"(?<=\.)(lora_\w+)\.(?!(?:weight|bias)$)[^.]+(?=\.(?:weight|bias)$|$)")
-_SAVED_WHOLE = re.compile(r"(?<=\.)modules_to_save\.[^.]+\.")
-_ADAPTERS = re.compile(r"\.(lora_\w+|base_layer)\b")  # modules that PEFT put into a model
-_MAGNITUDE = ".lora_magnitude_vector"
+_ADAPTER_NAME_PATTERN = re.compile(
+    r"(?<=\.)(lora_\w+)\.(?!(?:weight|bias)$)[^.]+(?=\.(?:weight|bias)$|$)"
+)
+_MODULES_TO_SAVE_PATTERN = re.compile(r"(?<=\.)modules_to_save\.[^.]+\.")
+_ADAPTER_MODULE_PATTERN = re.compile(
+    r"\.(lora_\w+|base_layer)\b"
+)  # modules that PEFT put into a model
+_MAGNITUDE_SUFFIX = ".lora_magnitude_vector"
 
-_SHOWN = 3  # names in a message
+_MAX_SHOWN_NAMES = 3  # names in a message
 
 
 class Layout:
     """The module names that a file uses."""
 
-    def __init__(self, names: Iterable[str], beginnings: Sequence[tuple[str, str]]) -> None:
-        self.today = not beginnings
-        self.written = {name: _renamed(name, beginnings) for name in names if name}
-        self._modules = {written: name for name, written in self.written.items() if written}
-        components = {part for name in self.written for part in name.split(".")}
-        self._wrappers = _WRAPPERS - components  # a model may have its own `module`
+    def __init__(self, names: Iterable[str], prefixes: Sequence[tuple[str, str]]) -> None:
+        self.is_current = not prefixes
+        self.file_names = {name: _rename(name, prefixes) for name in names if name}
+        self._modules = {
+            file_name: name for name, file_name in self.file_names.items() if file_name
+        }
+        components = {part for name in self.file_names for part in name.split(".")}
+        self._wrappers = _WRAPPER_NAMES - components  # a model may have its own `module`
 
-    def owner(self, name: str) -> str:
+    def owner_module(self, name: str) -> str:
         """Return the innermost module of a name that belongs to the model itself."""
         module = name
-        while module and module not in self.written:
+        while module and module not in self.file_names:
             module = module.rpartition(".")[0]
         return module or name
 
-    def is_layers(self, name: str) -> bool:
+    def is_leaf_module(self, name: str) -> bool:
         """Return whether a name's module exists and has no submodules."""
-        module, _, depth = self._found(name)
-        return depth > 0 and not any(other.startswith(f"{module}.") for other in self.written)
+        module, _, depth = self._match(name)
+        return depth > 0 and not any(other.startswith(f"{module}.") for other in self.file_names)
 
-    def depth(self, name: str) -> int:
+    def known_depth(self, name: str) -> int:
         """Return how many leading components of a name are known."""
-        return self._found(name)[2]
+        return self._match(name)[2]
 
-    def name(self, name: str) -> str:
+    def model_name(self, name: str) -> str:
         """Return a name of the file as it is in the model."""
-        found, rest, _ = self._found(name)
-        return f"{found}.{rest}" if found and rest else found or rest
+        module, rest, _ = self._match(name)
+        return f"{module}.{rest}" if module and rest else module or rest
 
-    def plain(self, name: str) -> str:
+    def strip_wrappers(self, name: str) -> str:
         """Return a name of this layout without PEFT's prefix and wrappers' components."""
         parts = [
             part
-            for part in name.rpartition(WITHIN_PEFT)[2].split(".")
+            for part in name.rpartition(PEFT_PREFIX)[2].split(".")
             if part not in self._wrappers
         ]
         # Of `base_model.model.model.…`, only `base_model.` may have been removed.
         readings = [parts, *([parts[1:]] if parts[0] == "model" else [])]
-        likelier = max(readings, key=self._known)
-        return ".".join(likelier)
+        best = max(readings, key=self._rank_reading)
+        return ".".join(best)
 
-    def _known(self, parts: list[str]) -> tuple[bool, int]:
+    def _rank_reading(self, parts: list[str]) -> tuple[bool, int]:
         """Return the rank of a reading of a name; the likelier reading has the higher one."""
-        depth = self._depth(parts)
+        depth = self._known_prefix(parts)
         return depth > 0, depth - len(parts)
 
-    def _found(self, name: str) -> tuple[str, str, int]:
-        parts = self.plain(name).split(".")
-        depth = self._depth(parts)
+    def _match(self, name: str) -> tuple[str, str, int]:
+        parts = self.strip_wrappers(name).split(".")
+        depth = self._known_prefix(parts)
         rest = ".".join(parts[depth:])
         return (self._modules[".".join(parts[:depth])] if depth else ""), rest, depth
 
-    def _depth(self, parts: Sequence[str]) -> int:
+    def _known_prefix(self, parts: Sequence[str]) -> int:
         return next(
             (n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in self._modules), 0
         )
@@ -124,17 +130,19 @@ def layouts(model: Any) -> list[Layout]:
 
     Modules of adapters are ignored.
     """
-    modules = [name for name, _ in model.named_modules() if not _ADAPTERS.search(name)]
-    return [Layout(modules, each) for each in _all_beginnings(modules)]
+    modules = [
+        name for name, _ in model.named_modules() if not _ADAPTER_MODULE_PATTERN.search(name)
+    ]
+    return [Layout(modules, prefixes) for prefixes in _all_prefixes(modules)]
 
 
-def layout_of(model: Any, names: Iterable[str]) -> Layout:
+def find_layout(model: Any, file_names: Iterable[str]) -> Layout:
     """Return the layout that knows most of the names in a file; today's if no other knows more."""
-    names = list(names)
-    return max(layouts(model), key=lambda layout: sum(map(layout.depth, names)))
+    file_names = list(file_names)
+    return max(layouts(model), key=lambda layout: sum(map(layout.known_depth, file_names)))
 
 
-class Fit:
+class WeightMatch:
     """A file's weights, matched with the places that a model has for them."""
 
     def __init__(
@@ -156,68 +164,76 @@ class Fit:
             prefix: the prefix of the places' names that the modules' names lack.
         """
         self.weights: dict[str, Tensor] = {}
-        self.homeless: list[str] = []
+        self.unmatched: list[str] = []
         self.misshapen: list[str] = []
         self._total = len(weights)
         self._layout, self._prefix, self._required = layout, prefix, required
-        for written, weight in weights.items():
+        for file_name, weight in weights.items():
             name = next(
                 (
                     name
-                    for places in (required, others)
-                    for name in _candidates(written, layout, prefix)
-                    if name in places and name not in self.weights
+                    for parameters in (required, others)
+                    for name in _candidate_names(file_name, layout, prefix)
+                    if name in parameters and name not in self.weights
                 ),
                 None,
             )
             if name is None:
-                self.homeless.append(written)
+                self.unmatched.append(file_name)
                 continue
-            place = required[name] if name in required else others[name]
-            if place.shape != weight.shape:
-                of_file, of_model = size(weight.shape), size(place.shape)
-                self.misshapen.append(f"{written} is {of_file}, there it is {of_model}")
+            parameter = required[name] if name in required else others[name]
+            if parameter.shape != weight.shape:
+                file_shape, model_shape = format_shape(weight.shape), format_shape(parameter.shape)
+                self.misshapen.append(f"{file_name} is {file_shape}, there it is {model_shape}")
             self.weights[name] = weight
-        self.lacking = [name for name in required if name not in self.weights]
+        self.missing = [name for name in required if name not in self.weights]
 
-    def check(self, file: str, model: str, *, layers: str, other: str, again: str) -> None:
+    def check(
+        self, file: str, model: str, *, layers: str, other_model_advice: str, incomplete_advice: str
+    ) -> None:
         """Check that every weight has a place, every required place a weight, and all are finite.
 
         Args:
             file: the file read, as named to the user.
             model: the model that it is loaded into.
             layers: the term for the modules that need weights.
-            other: what to do if it is another model's.
-            again: what to do if it is this model's and incomplete.
+            other_model_advice: what to do if it is another model's.
+            incomplete_advice: what to do if it is this model's and incomplete.
 
         Raises:
             UnfitError: it does not fit; nothing was loaded.
         """
-        wrong = []
-        if self.homeless:
-            wrong.append(
-                f"{len(self.homeless)} of its {self._total} weights have no place in it "
-                f"({first_names(self.homeless)})"
+        problems = []
+        if self.unmatched:
+            problems.append(
+                f"{len(self.unmatched)} of its {self._total} weights have no place in it "
+                f"({format_names(self.unmatched)})"
             )
         if self.misshapen:
-            wrong.append(
-                f"{len(self.misshapen)} have another shape ({first_names(self.misshapen)})"
+            problems.append(
+                f"{len(self.misshapen)} have another shape ({format_names(self.misshapen)})"
             )
-        advice = other if wrong else again
-        if self.lacking:
-            without, adapted = self._modules(self.lacking), self._modules(self._required)
-            wrong.append(
-                f"{len(without)} of the {len(adapted)} {layers} get none, or not all of theirs "
-                f"({first_names(without)})"
+        advice = other_model_advice if problems else incomplete_advice
+        if self.missing:
+            incomplete_modules, required_modules = (
+                self._modules(self.missing),
+                self._modules(self._required),
             )
-        if wrong:
-            raise UnfitError(f"{file} does not fit {model}: {'; '.join(wrong)}: {advice}")
+            problems.append(
+                f"{len(incomplete_modules)} of the {len(required_modules)} {layers} get none, or "
+                "not all of theirs "
+                f"({format_names(incomplete_modules)})"
+            )
+        if problems:
+            raise UnfitError(f"{file} does not fit {model}: {'; '.join(problems)}: {advice}")
         check_finite(file, self.weights)
 
     def _modules(self, names: Iterable[str]) -> list[str]:
         """Return the modules of some places, without duplicates."""
         return list(
-            dict.fromkeys(self._layout.owner(name.removeprefix(self._prefix)) for name in names)
+            dict.fromkeys(
+                self._layout.owner_module(name.removeprefix(self._prefix)) for name in names
+            )
         )
 
 
@@ -227,61 +243,70 @@ def check_finite(file: str, weights: Mapping[str, Tensor]) -> None:
     Raises:
         UnfitError: some are not.
     """
-    broken = [
+    non_finite = [
         name
         for name, weight in weights.items()
         # The sum is a fast check: it is finite only if every number is. A sum of finite numbers may
         # overflow.
         if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all()
     ]
-    if broken:
+    if non_finite:
         raise UnfitError(
-            f"{file}: {len(broken)} of its weights are not finite ({first_names(broken)}): "
+            f"{file}: {len(non_finite)} of its weights are not finite "
+            f"({format_names(non_finite)}): "
             "what wrote them had failed; take an earlier one"
         )
 
 
-def wrapper(names: Iterable[str]) -> str | None:
+def find_wrapper(names: Iterable[str]) -> str | None:
     """Return the wrapper's component that all names contain; None if not all do."""
-    held = [set(name.split(".")) for name in names]
-    return min(_WRAPPERS.intersection(*held), default=None) if held else None
+    components = [set(name.split(".")) for name in names]
+    return min(_WRAPPER_NAMES.intersection(*components), default=None) if components else None
 
 
-def size(shape: Sequence[int]) -> str:
+def format_shape(shape: Sequence[int]) -> str:
     """Return a shape as text for a message."""
     return "×".join(map(str, shape)) or "one number"
 
 
-def first_names(names: Sequence[str]) -> str:
+def format_names(names: Sequence[str]) -> str:
     """Return the first of some names as text for a message."""
-    return ", ".join([*names[:_SHOWN], *(["…"] if len(names) > _SHOWN else [])])
+    return ", ".join([*names[:_MAX_SHOWN_NAMES], *(["…"] if len(names) > _MAX_SHOWN_NAMES else [])])
 
 
-def _candidates(written: str, layout: Layout, prefix: str) -> list[str]:
+def _candidate_names(file_name: str, layout: Layout, prefix: str) -> list[str]:
     """Return the places that a name in a file may mean, the likeliest first."""
-    name = prefix + layout.name(_SAVED_WHOLE.sub("", _ADAPTER_NAME.sub(r"\1", written)))
+    name = prefix + layout.model_name(
+        _MODULES_TO_SAVE_PATTERN.sub("", _ADAPTER_NAME_PATTERN.sub(r"\1", file_name))
+    )
     head, _, last = name.rpartition(".")
-    found = [name, f"{head}.base_layer.{last}"]
-    if head.endswith(_MAGNITUDE):
-        found.append(head)
-    return [*found, written]
+    candidates = [name, f"{head}.base_layer.{last}"]
+    if head.endswith(_MAGNITUDE_SUFFIX):
+        candidates.append(head)
+    return [*candidates, file_name]
 
 
-def _all_beginnings(modules: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
+def _all_prefixes(modules: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
     """Return the prefixes of names in each layout that a model may have had, today's first."""
-    bases = _BEGINNINGS if "model.language_model" in modules else _BEGINNINGS[:1]
+    bases = _LAYOUT_PREFIXES if "model.language_model" in modules else _LAYOUT_PREFIXES[:1]
     if "model.vision_tower" not in modules:
         return list(bases)
-    inner = _WITHIN_TOWER if f"{_TOWER}{_WITHIN_TOWER}"[:-1] in modules else ""
-    other = "" if inner else _WITHIN_TOWER
+    present_infix = (
+        _INNER_TOWER_PREFIX if f"{_TOWER_PREFIX}{_INNER_TOWER_PREFIX}"[:-1] in modules else ""
+    )
+    other_infix = "" if present_infix else _INNER_TOWER_PREFIX
     towers = [
-        ((_TOWER + inner, _renamed(_TOWER[:-1], base) + "." + other), *base) for base in bases
+        (
+            (_TOWER_PREFIX + present_infix, _rename(_TOWER_PREFIX[:-1], base) + "." + other_infix),
+            *base,
+        )
+        for base in bases
     ]
     return [*bases, *towers]
 
 
-def _renamed(name: str, beginnings: Sequence[tuple[str, str]]) -> str:
-    for now, then in beginnings:
-        if f"{name}.".startswith(now):
-            return (then + f"{name}.".removeprefix(now)).removesuffix(".")
+def _rename(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
+    for current, former in prefixes:
+        if f"{name}.".startswith(current):
+            return (former + f"{name}.".removeprefix(current)).removesuffix(".")
     return name

@@ -62,7 +62,7 @@ Backend = str | Callable[..., Any]
 INDUCTOR = "inductor"
 
 #: The exception documented for torch.compile; torch exposes its class nowhere else.
-_LIMIT_HIT = "FailOnRecompileLimitHit"
+_RECOMPILE_LIMIT_ERROR = "FailOnRecompileLimitHit"
 
 
 @contextmanager
@@ -83,49 +83,51 @@ def compiled_layers(model: Any, backend: Backend | None = None) -> Iterator[None
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     decoder = model.get_decoder()
-    layers = [part for part in decoder.modules() if isinstance(part, GradientCheckpointingLayer)]
+    layers = [
+        module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     if not layers:
         raise TrialError(
             f"engine.compile: layers: {type(decoder).__name__} has no layers that transformers "
             "knows as such: write engine.compile: off"
         )
     # Its loop over pieces depends on each row's lengths: code for one row serves no other.
-    apart = torch.compiler.disable(packing.attention)  # type: ignore[no-untyped-call]
-    ALL_ATTENTION_FUNCTIONS.register(packing.NAME, apart)
+    uncompiled_attention = torch.compiler.disable(packing.attention)  # type: ignore[no-untyped-call]
+    ALL_ATTENTION_FUNCTIONS.register(packing.PACKED_ATTENTION, uncompiled_attention)
     try:
         for layer in layers:
-            _compile(layer, backend or INDUCTOR)
+            _compile_layer(layer, backend or INDUCTOR)
         yield
     finally:
         for layer in layers:
             layer.__dict__.pop("forward", None)
-        ALL_ATTENTION_FUNCTIONS.register(packing.NAME, packing.attention)
+        ALL_ATTENTION_FUNCTIONS.register(packing.PACKED_ATTENTION, packing.attention)
         # Code compiled for these rows may add in another order than code compiled for the next
         # ones.
         torch.compiler.reset()
 
 
-def _compile(layer: nn.Module, backend: Backend) -> None:
+def _compile_layer(layer: nn.Module, backend: Backend) -> None:
     """Replace a layer's forward by compiled code, on the instance."""
-    recomputed = layer.gradient_checkpointing
+    is_recomputed = layer.gradient_checkpointing
     # transformers' own checkpointing would be inside the compiled code.
     layer.gradient_checkpointing = False  # type: ignore[assignment]
-    made = torch.compile(layer.forward, dynamic=True, backend=backend)
-    compiled = partial(_by_code, made)
-    layer.forward = partial(_again, compiled) if recomputed else compiled
+    compiled_forward = torch.compile(layer.forward, dynamic=True, backend=backend)
+    compiled = partial(_call_compiled, compiled_forward)
+    layer.forward = partial(_call_checkpointed, compiled) if is_recomputed else compiled
 
 
-def _by_code(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
+def _call_compiled(compiled: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call compiled code; raise an error of one line if torch refuses to compile again."""
     settings: Any = torch.compiler.config
-    failing = settings.fail_on_recompile_limit_hit
+    previous = settings.fail_on_recompile_limit_hit
     # Set here, since each thread has its own setting, and a backward pass recomputes layers in
     # another.
     settings.fail_on_recompile_limit_hit = True
     try:
-        return compiled(*given, **options)
+        return compiled(*args, **options)
     except Exception as error:
-        if type(error).__name__ != _LIMIT_HIT:
+        if type(error).__name__ != _RECOMPILE_LIMIT_ERROR:
             raise
         limit = torch.compiler.config.recompile_limit
         raise TrialError(
@@ -133,11 +135,11 @@ def _by_code(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
             "each of which takes code of its own: write engine.compile: off"
         ) from error
     finally:
-        settings.fail_on_recompile_limit_hit = failing
+        settings.fail_on_recompile_limit_hit = previous
 
 
-def _again(compiled: Callable[..., Any], *given: Any, **options: Any) -> Any:
+def _call_checkpointed(compiled: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Keep only a layer's inputs for the backward pass, if there is one."""
     if not torch.is_grad_enabled():
-        return compiled(*given, **options)
-    return checkpoint(compiled, *given, use_reentrant=False, preserve_rng_state=False, **options)
+        return compiled(*args, **options)
+    return checkpoint(compiled, *args, use_reentrant=False, preserve_rng_state=False, **options)

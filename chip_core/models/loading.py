@@ -14,13 +14,13 @@ from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.models import ADAPTER_CONFIG as ADAPTER_CONFIG
 from chip_core.models import own, remote
 from chip_core.models.processing import (
-    json_beside,
     load_processor,
+    read_source_json,
     set_template,
     template_problem,
 )
 from chip_core.shapes import MODEL_FOLDER
-from chip_core.utils.errors import TrialError, UnfitError, brief
+from chip_core.utils.errors import TrialError, UnfitError, first_line
 from chip_core.utils.files import expand_path, read_json
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PROJECTOR_IN_TOWER = frozenset({"qwen2_5_vl", "qwen3_vl", "muffin"})
 
 #: Chat templates in addition to the default one.
-_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
+_EXTRA_TEMPLATES_GLOB = "additional_chat_templates/*.jinja"
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -40,8 +40,8 @@ def local_folder(path: str) -> Path | None:
     if path == "shapes":
         return MODEL_FOLDER
     folder = expand_path(path)
-    there = os.path.exists(folder)  # False for a name that no file can have
-    if not there and _HUB_NAME.fullmatch(path) and not path.startswith("."):
+    exists = os.path.exists(folder)  # False for a name that no file can have
+    if not exists and _HUB_NAME.fullmatch(path) and not path.startswith("."):
         return None
     return folder
 
@@ -62,18 +62,20 @@ def problem(model: ModelConfig) -> str | None:
         config = read_json(folder / "config.json")
         model_type = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        return f"{folder}/config.json cannot be read ({brief(error)}): not a Hugging Face model"
+        return (
+            f"{folder}/config.json cannot be read ({first_line(error)}): not a Hugging Face model"
+        )
     if not isinstance(model_type, str):
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
     if model_type in own.CONVERTERS:
         return f"{folder} is a checkpoint as released: {own.CONVERTERS[model_type]} converts it"
-    own_code = remote.brings_model(config)
-    if own_code and not model.trust_remote_code and not _is_image_text_to_text(model_type):
+    has_own_code = remote.has_own_model(config)
+    if has_own_code and not model.trust_remote_code and not _is_image_text_to_text(model_type):
         return (
             f"{folder} brings code of its own for model_type {model_type}: read it, and write "
             "model.trust_remote_code: true to have it run"
         )
-    if not (own_code and model.trust_remote_code) and not _is_image_text_to_text(model_type):
+    if not (has_own_code and model.trust_remote_code) and not _is_image_text_to_text(model_type):
         return (
             f"{folder}/config.json: model_type {model_type} is no image-text-to-text model that "
             "transformers knows: name a vision-language model, such as one of llava, llava_next, "
@@ -92,12 +94,12 @@ def problem(model: ModelConfig) -> str | None:
             with safe_open(file, framework="numpy"):
                 pass
         except (OSError, SafetensorError) as error:
-            return f"{file} cannot be read ({brief(error)}): copy the weights again"
+            return f"{file} cannot be read ({first_line(error)}): copy the weights again"
     # The embedded model's type is known, and planning it needs no transformers.
-    if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not own_code:
-        fault = template_problem(folder, model_type)
-        if fault is not None:
-            return f"{folder} {fault}"
+    if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not has_own_code:
+        template_error = template_problem(folder, model_type)
+        if template_error is not None:
+            return f"{folder} {template_error}"
     return None
 
 
@@ -125,11 +127,11 @@ def label_rule_problem(config: TrialConfig) -> str | None:
     if rule == "clean" or folder is None or problem(config.model) is not None:
         return None
     model_type = read_json(folder / "config.json")["model_type"]
-    if model_type in own.WITH_LABEL_RULES:
+    if model_type in own.LABEL_RULE_FAMILIES:
         return None
     return (
         f"{rule}: a {model_type} scores the response alone: write clean, or name a model of "
-        f"{', '.join(sorted(own.WITH_LABEL_RULES))}"
+        f"{', '.join(sorted(own.LABEL_RULE_FAMILIES))}"
     )
 
 
@@ -140,10 +142,10 @@ def identity(model: ModelConfig) -> dict[str, Any]:
         code = {"code": "its own"} if model.trust_remote_code else {}
         return {"hub": model.path, "revision": model.revision or "main", **code}
     digest = hashlib.sha256()
-    parts = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+    suffixes = {".safetensors", ".json", ".jinja", ".model", ".txt"}
     scripts = sorted(folder.rglob("*.py")) if model.trust_remote_code else []
-    for file in [*sorted(folder.iterdir()), *sorted(folder.glob(_MORE_TEMPLATES)), *scripts]:
-        if file.suffix in parts or file in scripts:
+    for file in [*sorted(folder.iterdir()), *sorted(folder.glob(_EXTRA_TEMPLATES_GLOB)), *scripts]:
+        if file.suffix in suffixes or file in scripts:
             digest.update(file.name.encode() + b"\0")
             with file.open("rb") as opened:  # a weights file may be larger than memory
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
@@ -151,7 +153,7 @@ def identity(model: ModelConfig) -> dict[str, Any]:
     return {"content": digest.hexdigest(), **code}
 
 
-def base_weights(model: ModelConfig) -> str:
+def base_weights_id(model: ModelConfig) -> str:
     """Return an identifier of an untrained model's weights."""
     return json.dumps(identity(model), sort_keys=True)
 
@@ -181,23 +183,25 @@ def load(
     from chip_core.models.base_models import BASE_MODELS
     from chip_core.models.tower import skip_unread_layers
 
-    adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
-    if trained is not None and not adapter:
+    is_adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
+    if trained is not None and not is_adapter:
         model = model.model_copy(update={"path": str(trained), "revision": None})
-    source, options = _checked_source(model)
+    source, options = _validate_source(model)
 
-    def read() -> tuple[Any, Any]:
-        whole = load_whole(source, attention, dtype=model.dtype, quantize=model.quantize, **options)
-        skip_unread_layers(whole)
-        return whole.eval(), _processor(source, options)
+    def read_model() -> tuple[Any, Any]:
+        loaded_model = load_complete(
+            source, attention, dtype=model.dtype, quantize=model.quantize, **options
+        )
+        skip_unread_layers(loaded_model)
+        return loaded_model.eval(), _load_processor(source, options)
 
     if trained is not None:  # for one attempt; trained parts overwrite base weights
-        BASE_MODELS.make_room()
-        loaded, processor = read()
+        BASE_MODELS.move_off_gpu()
+        loaded, processor = read_model()
     else:
         key = (attention, model.dtype, model.quantize, content_key(model))
-        loaded, processor = BASE_MODELS.get(key, read, config)
-    if adapter:
+        loaded, processor = BASE_MODELS.get(key, read_model, config)
+    if is_adapter:
         assert trained is not None
         loaded = with_adapter(loaded, trained)
     return loaded.eval(), processor
@@ -221,43 +225,47 @@ def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any
     from chip_core.models.precision import DTYPES
     from chip_core.models.tower import skip_unread_layers
 
-    source, options = _checked_source(model)
+    source, options = _validate_source(model)
     own.register()
-    kind: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    attention_options: dict[str, Any] = (
+        {} if attention == "auto" else {"attn_implementation": attention}
+    )
     try:
         with torch.device("meta"):
             empty = AutoModelForImageTextToText.from_config(
                 AutoConfig.from_pretrained(source, **options),
                 dtype=DTYPES[model.dtype],
                 trust_remote_code=model.trust_remote_code,
-                **kind,
+                **attention_options,
             )
     except (OSError, ImportError, ValueError, RuntimeError) as error:
-        raise TrialError(f"{source} cannot be loaded ({brief(error)}): {_advice(error)}") from None
+        raise TrialError(
+            f"{source} cannot be loaded ({first_line(error)}): {_loading_advice(error)}"
+        ) from None
     skip_unread_layers(empty)
-    return empty.eval(), _processor(source, options)
+    return empty.eval(), _load_processor(source, options)
 
 
 def content_key(model: ModelConfig) -> Hashable:
     """Return a key that is equal for models with the same files, within this process."""
-    state = _state_of(local_folder(model.path))
+    state = _folder_state(local_folder(model.path))
     return model.path, model.revision, model.trust_remote_code, state
 
 
-def _state_of(folder: Path | None) -> tuple[tuple[str, int, int], ...]:
+def _folder_state(folder: Path | None) -> tuple[tuple[str, int, int], ...]:
     """Return a value that changes when a file of a model's folder changes."""
     files = [] if folder is None else sorted(folder.iterdir())
-    found = [(file.name, file.stat()) for file in files if file.is_file()]
-    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in found)
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def processor_of(model: ModelConfig) -> Any:
+def load_processor_only(model: ModelConfig) -> Any:
     """Return a model's processor, as `load` returns it, without the model.
 
     Raises:
         TrialError: it cannot be loaded, or makes no prompts.
     """
-    return _processor(*_checked_source(model))
+    return _load_processor(*_validate_source(model))
 
 
 def import_libraries(*, adapters: bool) -> None:
@@ -272,7 +280,7 @@ def import_libraries(*, adapters: bool) -> None:
         import peft  # noqa: F401
 
 
-def load_whole(
+def load_complete(
     source: str,
     attention: str = "auto",
     *,
@@ -298,39 +306,43 @@ def load_whole(
     from transformers.utils import logging
 
     from chip_core.models.fit import check_finite
-    from chip_core.models.precision import DTYPES, keep_packed, nf4_settings
+    from chip_core.models.precision import DTYPES, disable_repacking, nf4_config
 
     own.register()
-    kind: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    model_options: dict[str, Any] = (
+        {} if attention == "auto" else {"attn_implementation": attention}
+    )
     if quantize == "nf4":
-        kind["quantization_config"] = nf4_settings(source, DTYPES[dtype], **options)
+        model_options["quantization_config"] = nf4_config(source, DTYPES[dtype], **options)
     logging.disable_progress_bar()  # nobody reads a bar for each load of each trial
-    told = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it reports a misfit as a table; ours is one line
     try:
-        loaded, found = AutoModelForImageTextToText.from_pretrained(
+        loaded, loading_info = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=DTYPES[dtype],
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # all of them are reported below
-            **kind,
+            **model_options,
             **options,
         )
     except torch.OutOfMemoryError:
         raise
     except (OSError, ImportError, ValueError, RuntimeError) as error:
-        raise TrialError(f"{source} cannot be loaded ({brief(error)}): {_advice(error)}") from None
+        raise TrialError(
+            f"{source} cannot be loaded ({first_line(error)}): {_loading_advice(error)}"
+        ) from None
     finally:
-        logging.set_verbosity(told)
+        logging.set_verbosity(verbosity)
     if quantize == "nf4":
-        keep_packed(loaded)
-    _check_weights(source, loaded, found)
+        disable_repacking(loaded)
+    _check_weights(source, loaded, loading_info)
     check_finite(source, loaded.state_dict())
     return loaded
 
 
-def _advice(error: Exception) -> str:
+def _loading_advice(error: Exception) -> str:
     """Return what to do about a model that transformers does not load."""
     for model_type, command in own.CONVERTERS.items():
         if model_type in str(error):
@@ -353,16 +365,16 @@ def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -
         TrialError: they cannot be read.
     """
     from chip_core.models import adapters
-    from chip_core.models.fit import Fit, layout_of
-    from chip_core.models.shards import put_weights
+    from chip_core.models.fit import WeightMatch, find_layout
+    from chip_core.models.shards import load_weights
 
     if adapters.is_adapted(model):
         adapters.read_adapter(model, folder)
         return
-    whole = load_whole(str(folder), trust_remote_code=trust_remote_code).state_dict()
-    fit = Fit(
-        whole,
-        layout_of(model, whole),
+    weights = load_complete(str(folder), trust_remote_code=trust_remote_code).state_dict()
+    fit = WeightMatch(
+        weights,
+        find_layout(model, weights),
         required=dict(model.named_parameters()),
         others=model.state_dict(),
     )
@@ -370,56 +382,62 @@ def read_weights(model: Any, folder: Path, *, trust_remote_code: bool = False) -
         str(folder),
         "the model",
         layers="modules",
-        other=adapters.OTHER_BASE,
-        again=adapters.INCOMPLETE,
+        other_model_advice=adapters.OTHER_BASE_ADVICE,
+        incomplete_advice=adapters.INCOMPLETE_ADVICE,
     )
-    put_weights(model, fit.weights)
+    load_weights(model, fit.weights)
 
 
-def _check_weights(source: str, loaded: Any, found: Mapping[str, Any]) -> None:
+def _check_weights(source: str, loaded: Any, loading_info: Mapping[str, Any]) -> None:
     """Check that a source has the same weights as a model, by names and shapes."""
-    from chip_core.models.fit import first_names, size, wrapper
+    from chip_core.models.fit import find_wrapper, format_names, format_shape
 
-    lacking, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    missing, unexpected = (
+        sorted(loading_info["missing_keys"]),
+        sorted(loading_info["unexpected_keys"]),
+    )
     misshapen = [
-        f"{name} is {size(of_source)}, there it is {size(of_model)}"
-        for name, of_source, of_model in sorted(found["mismatched_keys"])
+        f"{name} is {format_shape(source_shape)}, there it is {format_shape(model_shape)}"
+        for name, source_shape, model_shape in sorted(loading_info["mismatched_keys"])
     ]
     if misshapen:
         raise UnfitError(
             f"{source}: {len(misshapen)} of its weights have another shape than its config.json "
-            f"says ({first_names(misshapen)}): copy weights and config.json from the same model"
+            f"says ({format_names(misshapen)}): copy weights and config.json from the same model"
         )
-    if lacking:
-        wrapped = wrapper(unknown)
+    if missing:
+        wrapper_name = find_wrapper(unexpected)
         advice = (
             "copy the weights again"
-            if wrapped is None
-            else f"they are there with '{wrapped}' within their names, as a wrapped model (DDP, "
+            if wrapper_name is None
+            else f"they are there with '{wrapper_name}' within their names, as a wrapped model "
+            "(DDP, "
             "FSDP, torch.compile) is saved: save the model that is wrapped"
         )
         raise UnfitError(
-            f"{source} lacks {len(lacking)} of its weights ({first_names(lacking)}), which would "
+            f"{source} lacks {len(missing)} of its weights ({format_names(missing)}), which would "
             f"be random: {advice}"
         )
-    adapted = [name for name in unknown if ".lora_" in name]
-    if adapted:  # other weights beyond the model, such as a head for drafts, do no harm
+    adapter_weights = [name for name in unexpected if ".lora_" in name]
+    if adapter_weights:  # other weights beyond the model, such as a head for drafts, do no harm
         raise UnfitError(
-            f"{source} has {len(adapted)} weights of an adapter that a {type(loaded).__name__} has "
-            f"no place for ({first_names(adapted)}), and which would be left out: merge the "
+            f"{source} has {len(adapter_weights)} weights of an adapter that a "
+            f"{type(loaded).__name__} has "
+            f"no place for ({format_names(adapter_weights)}), and which would be left out: merge "
+            "the "
             "adapter and save the model again with save_pretrained"
         )
 
 
-def _checked_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
+def _validate_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
     """Return a model's folder or hub name, and the options that it is loaded with.
 
     Raises:
         TrialError: something is wrong with it.
     """
-    broken = problem(model)
-    if broken is not None:
-        raise TrialError(broken)
+    source_problem = problem(model)
+    if source_problem is not None:
+        raise TrialError(source_problem)
     folder = local_folder(model.path)
     source = model.path if folder is None else str(folder)
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
@@ -432,13 +450,15 @@ def _checked_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
     return source, options
 
 
-def _processor(source: str, options: Mapping[str, Any]) -> Any:
+def _load_processor(source: str, options: Mapping[str, Any]) -> Any:
     """Return a processor that can render a prompt and end a response, with a padding token."""
     processor = load_processor(source, **options)
     revision = {name: options[name] for name in options.keys() & {"revision"}}
-    fault = set_template(processor, lambda name: json_beside(source, name, **revision))
-    if fault is not None:
-        raise TrialError(f"{source} {fault}")
+    template_error = set_template(
+        processor, lambda name: read_source_json(source, name, **revision)
+    )
+    if template_error is not None:
+        raise TrialError(f"{source} {template_error}")
     if processor.tokenizer.eos_token_id is None:
         raise TrialError(
             f"{source}: its tokenizer has no end of sequence: name eos_token in "
@@ -467,5 +487,5 @@ def _missing_shards(folder: Path) -> list[str]:
         shards = set(read_json(index)["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return [f"a readable {index.name}"]
-    own = {path.name for path in folder.iterdir()}  # a shard is always next to its index
-    return sorted(str(shard) for shard in shards if shard not in own)
+    present = {path.name for path in folder.iterdir()}  # a shard is always next to its index
+    return sorted(str(shard) for shard in shards if shard not in present)

@@ -10,12 +10,14 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.utils.errors import TrialError
 
-_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+_BYTES_PER_VALUE = {"fp32": 4, "bf16": 2, "int8": 1}
 _GIB = 2**30
-_FREE = 0.8  # share of a device's free memory that weights may take while they are checked
+_MAX_FREE_SHARE = (
+    0.8  # share of a device's free memory that weights may take while they are checked
+)
 
 
-def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> int:
+def required_bytes(model: Any, config: TrialConfig, *, reference: bool = True) -> int:
     """Return the bytes of weights, gradients, optimizer and reference, without activations.
 
     Weights are in `model.dtype`. Each trained one has a gradient, AdamW's two moments and, if it is
@@ -26,43 +28,46 @@ def bytes_needed(model: Any, config: TrialConfig, *, reference: bool = True) -> 
         config: says which parts are trained.
         reference: whether the reference is computed, and not read from stores.
     """
-    held, gradient = _BYTES[config.model.dtype], _BYTES[config.training.gradients]
+    weight_bytes, gradient_bytes = (
+        _BYTES_PER_VALUE[config.model.dtype],
+        _BYTES_PER_VALUE[config.training.gradients],
+    )
     # 4-bit weights are stored in bytes of two weights.
-    needed: int = sum(
-        parameter.numel() * (held if parameter.is_floating_point() else 1)
+    total: int = sum(
+        parameter.numel() * (weight_bytes if parameter.is_floating_point() else 1)
         for parameter in model.parameters()
     )
-    updated = gradient + 2 * _BYTES[config.optimizer.states]
+    update_bytes = gradient_bytes + 2 * _BYTES_PER_VALUE[config.optimizer.states]
     if config.model.dtype == "bf16":
-        updated += _BYTES["fp32"]
+        update_bytes += _BYTES_PER_VALUE["fp32"]
     for parameters in trained_parts(model, config).values():
         for name, parameter in parameters.items():
-            copied = held if reference and not is_adapter(name) else 0
-            needed += (updated + copied) * parameter.numel()
-    return needed
+            copy_bytes = weight_bytes if reference and not is_adapter(name) else 0
+            total += (update_bytes + copy_bytes) * parameter.numel()
+    return total
 
 
 def weights_fit(model: Any, device: torch.device) -> bool:
     """Return whether a model's weights alone, in their dtypes, fit a device."""
     if device.type != "cuda":
         return True
-    held: int = sum(p.numel() * p.element_size() for p in model.parameters())
-    return held <= _FREE * room_for(model, device)
+    weight_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
+    return weight_bytes <= _MAX_FREE_SHARE * available_bytes(model, device)
 
 
-def room_for(model: Any, device: torch.device) -> int:
+def available_bytes(model: Any, device: torch.device) -> int:
     """Return the bytes that a model may take on a GPU, its weights already there included."""
     free: int = torch.cuda.mem_get_info(device)[0]
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    there: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.is_cuda)
-    return free + unused + there
+    loaded_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.is_cuda)
+    return free + unused + loaded_bytes
 
 
-def check_room(needed: int, free: int, config: TrialConfig) -> None:
+def check_memory(needed: int, free: int, config: TrialConfig) -> None:
     """Check that a training fits a device.
 
     Args:
-        needed: bytes, from `bytes_needed`.
+        needed: bytes, from `required_bytes`.
         free: free bytes of the device.
         config: the trial, for the advice on what to change.
 

@@ -15,7 +15,7 @@ FAMILIES = {"muffin": "chip_core.models.muffin"}
 CONVERTERS = {"beit3_llava": "python -m chip_core.models.muffin.convert SRC DST"}
 
 #: Those whose processors score a training's tokens by `training.label_rule`.
-WITH_LABEL_RULES = frozenset({"muffin"})
+LABEL_RULE_FAMILIES = frozenset({"muffin"})
 
 
 def register() -> None:

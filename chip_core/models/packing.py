@@ -23,16 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: The name of `attention` in transformers; without a packing it is transformers' `sdpa`.
-NAME = "chip_packed"
+PACKED_ATTENTION = "chip_packed"
 
 #: The name of `fused_attention` there.
-FUSED = "chip_packed_fused"
+FUSED_ATTENTION = "chip_packed_fused"
 
 #: The dtypes of the fused kernel.
-_HALF = (torch.bfloat16, torch.float16)
+_HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 #: Arguments of some families' attention that this one does not support.
-_REFUSED = ("sliding_window", "softcap", "position_bias", "s_aux")
+_UNSUPPORTED_ARGUMENTS = ("sliding_window", "softcap", "position_bias", "s_aux")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,28 +54,28 @@ class Packing:
         self.spans = tuple(spans)
         self.sequences: Sequences | None = None  # the input of `fused_attention`
 
-    def lay_out(self, send: Callable[[Tensor], Tensor]) -> None:
+    def prepare_fused(self, to_device: Callable[[Tensor], Tensor]) -> None:
         """Prepare the input of `fused_attention`.
 
         Args:
-            send: moves a tensor from the host to the row's device.
+            to_device: moves a tensor from the host to the row's device.
         """
-        queries, keys, seen, start = [], [], [], 0
+        queries, keys, key_positions, start = [], [], [], 0
         for span in self.spans:
-            prompt = range(start, start + span.prompt)
+            prompt_range = range(start, start + span.prompt)
             start += span.prompt
-            for number, response in enumerate(span.responses):
-                own = range(start, start + response)
+            for index, response in enumerate(span.responses):
+                response_range = range(start, start + response)
                 start += response
-                queries.append(response + (0 if number else span.prompt))
+                queries.append(response + (0 if index else span.prompt))
                 keys.append(span.prompt + response)
-                seen += [*prompt, *own]
+                key_positions += [*prompt_range, *response_range]
         self.sequences = Sequences(
-            queries=send(_ends(queries)),
-            keys=send(_ends(keys)),
-            longest_queries=max(queries),
-            longest_keys=max(keys),
-            seen=send(torch.tensor(seen)),
+            queries=to_device(_cumulative_lengths(queries)),
+            keys=to_device(_cumulative_lengths(keys)),
+            max_query_length=max(queries),
+            max_key_length=max(keys),
+            key_positions=to_device(torch.tensor(key_positions)),
         )
 
 
@@ -89,18 +89,18 @@ class Sequences:
 
     queries: Tensor  # (N + 1,) int32: offsets of the sequences, and the end
     keys: Tensor  # (N + 1,) int32: the same for the keys
-    longest_queries: int
-    longest_keys: int
-    seen: Tensor  # (S,): positions in the row
+    max_query_length: int
+    max_key_length: int
+    key_positions: Tensor  # (S,): positions in the row
 
 
-def _ends(lengths: Sequence[int]) -> Tensor:
+def _cumulative_lengths(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
 
 
 def can_fuse(weight: Tensor) -> bool:
     """Return whether there is a kernel for all spans at once on the device of a model's weights."""
-    if weight.device.type != "cuda" or weight.dtype not in _HALF:
+    if weight.device.type != "cuda" or weight.dtype not in _HALF_DTYPES:
         return False
     try:
         from torch.nn.attention import varlen  # noqa: F401  # new in torch 2.10
@@ -111,7 +111,7 @@ def can_fuse(weight: Tensor) -> bool:
 
 def is_fused(model: Any) -> bool:
     """Return whether a model's decoder computes packed rows in one call per layer."""
-    return bool(model.get_decoder().config._attn_implementation == FUSED)
+    return bool(model.get_decoder().config._attn_implementation == FUSED_ATTENTION)
 
 
 @contextmanager
@@ -131,17 +131,17 @@ def packed_attention(model: Any, *, fused: bool = False) -> Iterator[None]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     config = model.get_decoder().config
-    before = config._attn_implementation
-    if before != "sdpa":
-        raise ValueError(f"its attention is {before}, not sdpa")
-    for name, function in ((NAME, attention), (FUSED, fused_attention)):
+    previous = config._attn_implementation
+    if previous != "sdpa":
+        raise ValueError(f"its attention is {previous}, not sdpa")
+    for name, function in ((PACKED_ATTENTION, attention), (FUSED_ATTENTION, fused_attention)):
         ALL_ATTENTION_FUNCTIONS.register(name, function)
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    config._attn_implementation = FUSED if fused else NAME
+    config._attn_implementation = FUSED_ATTENTION if fused else PACKED_ATTENTION
     try:
         yield
     finally:
-        config._attn_implementation = before
+        config._attn_implementation = previous
 
 
 def attention(
@@ -180,36 +180,36 @@ def attention(
             module, query, key, value, attention_mask, scaling=scaling, **others
         )
         return result
-    _refuse(others)
+    _reject_unsupported(others)
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     lengths = []  # of the pieces of queries: prompt and first response, the others
     for span in packing.spans:
         lengths += [span.prompt + span.responses[0], *span.responses[1:]]
-    split = (torch.split(part, lengths, dim=2) for part in (query, key, value))
-    pieces = zip(*split, strict=True)
-    made = []
+    split_parts = (torch.split(part, lengths, dim=2) for part in (query, key, value))
+    pieces = zip(*split_parts, strict=True)
+    outputs = []
     for span in packing.spans:
         queries, keys, values = next(pieces)
-        made.append(
+        outputs.append(
             F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scaling)
         )
         prompt_keys, prompt_values = keys[:, :, : span.prompt], values[:, :, : span.prompt]
         for response in span.responses[1:]:
             queries, keys, values = next(pieces)
-            seen = torch.ones(
+            mask = torch.ones(
                 response, span.prompt + response, dtype=torch.bool, device=query.device
             )
-            made.append(
+            outputs.append(
                 F.scaled_dot_product_attention(
                     queries,
                     torch.cat([prompt_keys, keys], 2),
                     torch.cat([prompt_values, values], 2),
-                    attn_mask=seen.tril_(span.prompt),
+                    attn_mask=mask.tril_(span.prompt),
                     scale=scaling,
                 )
             )
-    return torch.cat(made, 2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
 def fused_attention(
@@ -227,23 +227,23 @@ def fused_attention(
 
     Without a packing, and in other precisions than the kernel's, it calls `attention`.
     """
-    if packing is None or query.dtype not in _HALF:
+    if packing is None or query.dtype not in _HALF_DTYPES:
         return attention(
             module, query, key, value, attention_mask, scaling=scaling, packing=packing, **others
         )
-    _refuse(others)
+    _reject_unsupported(others)
     assert packing.sequences is not None, "the row was not laid out for it"
-    made = over_sequences(
+    output = attend_sequences(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         packing.sequences,
         scaling=scaling,
     )
-    return made.unsqueeze(0), None
+    return output.unsqueeze(0), None
 
 
-def over_sequences(
+def attend_sequences(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -262,28 +262,28 @@ def over_sequences(
         scaling: scale of the products; None: 1 / sqrt(d).
         kernel: a function like `torch.nn.attention.varlen.varlen_attn`; None: that one.
     """
-    attend = kernel
-    if attend is None:
+    kernel_function = kernel
+    if kernel_function is None:
         from torch.nn.attention import varlen
 
-        attend = cast("Callable[..., Any]", varlen.varlen_attn)
-    grouped = {} if key.shape[1] == query.shape[1] else {"enable_gqa": True}
-    made: Tensor = attend(
+        kernel_function = cast("Callable[..., Any]", varlen.varlen_attn)
+    gqa_options = {} if key.shape[1] == query.shape[1] else {"enable_gqa": True}
+    output: Tensor = kernel_function(
         query,
-        key.index_select(0, sequences.seen),
-        value.index_select(0, sequences.seen),
+        key.index_select(0, sequences.key_positions),
+        value.index_select(0, sequences.key_positions),
         sequences.queries,
         sequences.keys,
-        sequences.longest_queries,
-        sequences.longest_keys,
+        sequences.max_query_length,
+        sequences.max_key_length,
         scale=scaling,
         window_size=(-1, 0),  # causal: a sequence's last query attends to its last key
-        **grouped,
+        **gqa_options,
     )
-    return made
+    return output
 
 
-def _refuse(others: dict[str, Any]) -> None:
-    refused = [name for name in _REFUSED if others.get(name) is not None]
-    if refused:
-        raise ValueError(f"its attention has {', '.join(refused)}")
+def _reject_unsupported(arguments: dict[str, Any]) -> None:
+    unsupported = [name for name in _UNSUPPORTED_ARGUMENTS if arguments.get(name) is not None]
+    if unsupported:
+        raise ValueError(f"its attention has {', '.join(unsupported)}")

@@ -13,11 +13,11 @@ Part = Literal["vision_encoder", "projector", "language_model"]
 
 #: Projectors that some families of transformers (Qwen-VL) keep within their vision tower. A tower
 #: of this package names such parts in `projector_parts`.
-_PROJECTORS_WITHIN = ("merger", "deepstack_merger_list")
+_TOWER_PROJECTORS = ("merger", "deepstack_merger_list")
 
 #: An attribute of this package's towers, `last_layer_unread`: the modules of the last layer whose
 #: output the model does not use.
-_UNREAD = "last_layer_unread"
+_UNREAD_ATTRIBUTE = "last_layer_unread"
 
 
 def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
@@ -27,7 +27,7 @@ def named_parts(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
     language model's, and so are the adapters on its layers.
     """
     tower = model.get_encoder(modality="image")
-    projectors = {*_PROJECTORS_WITHIN, *getattr(tower, "projector_parts", ())}
+    projectors = {*_TOWER_PROJECTORS, *getattr(tower, "projector_parts", ())}
     vision = {
         id(parameter)
         for name, parameter in tower.named_parameters()
@@ -58,11 +58,11 @@ def tower_layers(model: Any) -> dict[str, nn.Module]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     base = model.get_base_model() if hasattr(model, "peft_config") else model
-    within = {id(module) for module in base.get_encoder(modality="image").modules()}
+    tower_ids = {id(module) for module in base.get_encoder(modality="image").modules()}
     return {
         name: module
         for name, module in base.named_modules()
-        if id(module) in within and isinstance(module, GradientCheckpointingLayer)
+        if id(module) in tower_ids and isinstance(module, GradientCheckpointingLayer)
     }
 
 
@@ -74,12 +74,14 @@ def unread_modules(model: Any) -> list[str]:
     """
     names = list(tower_layers(model))
     tower = model.get_encoder(modality="image")
-    read = getattr(model.config, "vision_feature_layer", None)
-    if read is not None:
+    feature_layer = getattr(model.config, "vision_feature_layer", None)
+    if feature_layer is not None:
         # State 0 is the input of the first layer, and k the output of the k-th.
-        states = [read] if isinstance(read, int) else list(read)
+        states = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
         return names[max(state % (len(names) + 1) for state in states) :]
-    return [f"{name}.{part}" for name in names[-1:] for part in getattr(tower, _UNREAD, ())]
+    return [
+        f"{name}.{part}" for name in names[-1:] for part in getattr(tower, _UNREAD_ATTRIBUTE, ())
+    ]
 
 
 def unread_note(model: Any, config: TrialConfig) -> str | None:
@@ -87,10 +89,10 @@ def unread_note(model: Any, config: TrialConfig) -> str | None:
     unread = [] if config.vision_encoder == "frozen" else unread_modules(model)
     if not unread:
         return None
-    told = "no adapter" if config.vision_encoder == "lora" else "no gradient"
+    missing = "no adapter" if config.vision_encoder == "lora" else "no gradient"
     return (
         f"vision_encoder is {config.vision_encoder}, and the model does not read all of it: "
-        f"{', '.join(unread)} {'gets' if len(unread) == 1 else 'get'} {told}"
+        f"{', '.join(unread)} {'gets' if len(unread) == 1 else 'get'} {missing}"
     )
 
 
@@ -106,7 +108,7 @@ def tower_linears(model: Any) -> list[str]:
     unread = tuple(f"{name}." for name in unread_modules(model))
     names = [
         name
-        for name in _linears(model, "vision_encoder")
+        for name in _linear_names(model, "vision_encoder")
         if name.startswith(layers) and not f"{name}.".startswith(unread)
     ]
     if not names:
@@ -123,13 +125,13 @@ def projector_linears(model: Any) -> list[str]:
     Raises:
         TrialError: there are none.
     """
-    names = _linears(model, "projector")
+    names = _linear_names(model, "projector")
     if not names:
         raise TrialError("projector: lora: it has no linear layer: write frozen, or trained")
     return names
 
 
-def _linears(model: Any, part: Part) -> list[str]:
+def _linear_names(model: Any, part: Part) -> list[str]:
     weights = {id(parameter) for parameter in named_parts(model)[part].values()}
     return [
         name
@@ -138,7 +140,7 @@ def _linears(model: Any, part: Part) -> list[str]:
     ]
 
 
-def without_head(model: Any) -> Any:
+def get_base_decoder(model: Any) -> Any:
     """Return the part of a model that ends in hidden states: everything but the output head.
 
     Raises:
@@ -166,13 +168,13 @@ def trained_parts(model: Any, config: TrialConfig) -> dict[Part, dict[str, nn.Pa
         mode = getattr(config, part)
         if mode == "frozen":
             continue
-        kept = {
+        selected = {
             name: parameter
             for name, parameter in parameters.items()
             if mode != "lora" or is_adapter(name)
         }
-        if kept:
-            trained[part] = kept
+        if selected:
+            trained[part] = selected
     return trained
 
 

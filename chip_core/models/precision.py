@@ -31,7 +31,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
-def hold(model: Any, precision: Precision) -> Any:
+def convert_weights(model: Any, precision: Precision) -> Any:
     """Convert a model's weights to a precision, in place, and return the model.
 
     Buffers are unchanged: the frequencies of rotary positions are fp32 in every model.
@@ -47,12 +47,12 @@ def is_quantized(module: nn.Module) -> bool:
     return hasattr(getattr(module, "weight", None), "quant_state")
 
 
-def as_held(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+def match_dtype(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
     """Return a model's inputs, with pixels and the like in bf16 if the model computes in bf16.
 
     For other models they are unchanged.
     """
-    if model.get_input_embeddings().weight.dtype != torch.bfloat16:  # fp32 within `in_fp32`
+    if model.get_input_embeddings().weight.dtype != torch.bfloat16:  # fp32 within `compute_in_fp32`
         return dict(inputs)
     return {
         name: value.bfloat16() if value.is_floating_point() else value
@@ -61,7 +61,9 @@ def as_held(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
 
 
 @contextmanager
-def in_fp32(model: nn.Module, leaves: Sequence[nn.Parameter] = ()) -> Iterator[list[Tensor]]:
+def compute_in_fp32(
+    model: nn.Module, leaves: Sequence[nn.Parameter] = ()
+) -> Iterator[list[Tensor]]:
     """Let a model of lower precision compute in fp32 while the context is open.
 
     Each weight is converted where it is used, and freed then: there is no second copy of the model.
@@ -77,62 +79,62 @@ def in_fp32(model: nn.Module, leaves: Sequence[nn.Parameter] = ()) -> Iterator[l
     if dtype_of(model) != torch.bfloat16:
         yield list(leaves)
         return
-    stands = {id(leaf): leaf.detach().float().requires_grad_() for leaf in leaves}
-    widened = [
+    stand_ins = {id(leaf): leaf.detach().float().requires_grad_() for leaf in leaves}
+    floating = [
         (module, name, parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.is_floating_point()
     ]
-    packed: list[Any] = [module for module in model.modules() if is_quantized(module)]
-    done: list[tuple[nn.Module, str]] = []
+    quantized: list[Any] = [module for module in model.modules() if is_quantized(module)]
+    registered: list[tuple[nn.Module, str]] = []
     try:
-        for module in packed:  # unpacked 4-bit weights are multiplied in fp32, too
+        for module in quantized:  # unpacked 4-bit weights are multiplied in fp32, too
             module.compute_dtype = torch.float32
-        for module, name, parameter in widened:
-            wide = _Widened(stands.get(id(parameter)))
-            parametrize.register_parametrization(module, name, wide, unsafe=True)
-            done.append((module, name))
-        with _Widening():
-            yield [stands[id(leaf)] for leaf in leaves]
+        for module, name, parameter in floating:
+            parametrization = _FP32Weight(stand_ins.get(id(parameter)))
+            parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+            registered.append((module, name))
+        with _WidenActivations():
+            yield [stand_ins[id(leaf)] for leaf in leaves]
     finally:
-        for module in packed:
+        for module in quantized:
             module.compute_dtype = torch.bfloat16
-        for module, name in done:  # this order restores the order of their names
+        for module, name in registered:  # this order restores the order of their names
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
 
 
-class _Widening(TorchFunctionMode):
+class _WidenActivations(TorchFunctionMode):
     """Convert bf16 tensors between layers: some families round to the dtype of their weights."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return func(*_wide(args), **_wide(dict(kwargs or {})))
+        return func(*_to_fp32(args), **_to_fp32(dict(kwargs or {})))
 
 
-def _wide(value: Any) -> Any:
+def _to_fp32(value: Any) -> Any:
     if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
         return value.float()
     if type(value) in (tuple, list):
-        return type(value)(map(_wide, value))
+        return type(value)(map(_to_fp32, value))
     if type(value) is dict:
-        return {name: _wide(entry) for name, entry in value.items()}
+        return {name: _to_fp32(entry) for name, entry in value.items()}
     return value
 
 
-class _Widened(nn.Module):
+class _FP32Weight(nn.Module):
     """A weight in fp32."""
 
-    def __init__(self, stands: Tensor | None) -> None:
+    def __init__(self, stand_in: Tensor | None) -> None:
         super().__init__()
-        self._stands = [stands]  # in a list, so that it is not registered as a weight
+        self._stand_in = [stand_in]  # in a list, so that it is not registered as a weight
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight.float() if self._stands[0] is None else self._stands[0]
+        return weight.float() if self._stand_in[0] is None else self._stand_in[0]
 
 
-def nf4_settings(source: str, dtype: torch.dtype, **options: Any) -> Any:
+def nf4_config(source: str, dtype: torch.dtype, **options: Any) -> Any:
     """Return transformers' quantization settings for a model's decoder linear layers.
 
     Vision encoder, projector and output head stay as they are: they are a small part of a model,
@@ -154,15 +156,15 @@ def nf4_settings(source: str, dtype: torch.dtype, **options: Any) -> Any:
             "pip install 'chip-ablate[nf4]', or write model.quantize: none"
         )
     with torch.device("meta"):
-        plain = AutoModelForImageTextToText.from_config(
+        meta_model = AutoModelForImageTextToText.from_config(
             AutoConfig.from_pretrained(source, **options),
             trust_remote_code=bool(options.get("trust_remote_code")),
         )
-    packed = {id(weight) for weight in quantized_weights(plain)}
+    quantized = {id(weight) for weight in quantized_weights(meta_model)}
     others = [
         name
-        for name, module in plain.named_modules()
-        if isinstance(module, nn.Linear) and id(module.weight) not in packed
+        for name, module in meta_model.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) not in quantized
     ]
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -186,7 +188,7 @@ def quantized_weights(model: Any) -> list[Tensor]:
     ]
 
 
-def keep_packed(model: nn.Module) -> None:
+def disable_repacking(model: nn.Module) -> None:
     """Keep a pass without gradients from changing the weights.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks a weight for its own kernel in the first

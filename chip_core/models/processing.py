@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.models import own
-from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.files import read_json
 
 #: The settings that a composed processor reads from a folder's processor_config.json.
-_SETTINGS = (
+_PROCESSOR_SETTINGS = (
     "image_seq_len",
     "patch_size",
     "vision_feature_select_strategy",
@@ -54,14 +54,16 @@ def load_processor(source: str, *, trust_remote_code: bool = False, **options: A
             source, trust_remote_code=trust_remote_code, **options
         )
         if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):
-            if _resizes_by_torchvision(processor.image_processor):
-                processor.image_processor = _by_pillow(source, trust_remote_code, **options)
+            if _uses_torchvision(processor.image_processor):
+                processor.image_processor = _load_pil_image_processor(
+                    source, trust_remote_code, **options
+                )
             return processor
         reason = f"AutoProcessor found a {type(processor).__name__} alone"
     except (ImportError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
         reason = _first_line(error)
     try:
-        return _from_parts(source, trust_remote_code, **options)
+        return _load_from_parts(source, trust_remote_code, **options)
     except (ImportError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
         raise TrialError(
             f"{source} has no processor that can be made: {reason}; from its parts: "
@@ -69,7 +71,7 @@ def load_processor(source: str, *, trust_remote_code: bool = False, **options: A
         ) from None
 
 
-def json_beside(source: str, name: str, **options: Any) -> Any:
+def read_source_json(source: str, name: str, **options: Any) -> Any:
     """Return the content of a JSON file of a folder or hub name; None if it cannot be read.
 
     Args:
@@ -80,13 +82,15 @@ def json_beside(source: str, name: str, **options: Any) -> Any:
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
-        return None if found is None else read_json(Path(found))
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
+        return None if path is None else read_json(Path(path))
     except (OSError, ValueError):
         return None
 
 
-def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: Any) -> Any:
+def compose_processor(
+    model_type: str, image_processor: Any, tokenizer: Any, **settings: Any
+) -> Any:
     """Build a family's processor from an image processor and a tokenizer, without video.
 
     Args:
@@ -97,12 +101,12 @@ def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: A
     """
     from transformers.processing_utils import ProcessorMixin
 
-    family = _family(model_type)
+    family = _processor_class(model_type)
     if "video_processor" not in family.get_attributes():
         return family(image_processor=image_processor, tokenizer=tokenizer, **settings)
     module = importlib.import_module(family.__module__)
     if getattr(module, "num2words", ...) is None:
-        module.num2words = _no_video  # type: ignore[attr-defined]  # required, used only for video
+        module.num2words = _raise_no_video  # type: ignore[attr-defined]  # required, used only for video
 
     class WithoutVideo(family):  # type: ignore[misc, valid-type]
         @functools.wraps(family.__init__)  # type: ignore[misc]  # decides what is saved
@@ -113,9 +117,9 @@ def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: A
         def get_attributes(cls) -> list[str]:
             return ["image_processor", "tokenizer"]
 
-        def apply_chat_template(self, *given: Any, **options: Any) -> Any:
+        def apply_chat_template(self, *args: Any, **options: Any) -> Any:
             # SmolVLM's own method asks its video processor for the number of frames.
-            return ProcessorMixin.apply_chat_template(self, *given, **options)
+            return ProcessorMixin.apply_chat_template(self, *args, **options)
 
     # Saved under the packaged name, so that a full installation reads the folder with its own
     # class.
@@ -123,46 +127,54 @@ def compose(model_type: str, image_processor: Any, tokenizer: Any, **settings: A
     return WithoutVideo(image_processor, tokenizer, **settings)
 
 
-def _from_parts(source: str, trusted: bool, **options: Any) -> Any:
+def _load_from_parts(source: str, trust_remote_code: bool, **options: Any) -> Any:
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import cached_file
 
-    model_type = AutoConfig.from_pretrained(source, trust_remote_code=trusted, **options).model_type
-    image_processor = _by_pillow(source, trusted, **options)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trusted, **options)
+    model_type = AutoConfig.from_pretrained(
+        source, trust_remote_code=trust_remote_code, **options
+    ).model_type
+    image_processor = _load_pil_image_processor(source, trust_remote_code, **options)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, trust_remote_code=trust_remote_code, **options
+    )
 
-    def text(name: str) -> str | None:
+    def read_text(name: str) -> str | None:
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
         if path is None:
             return None
         with open(path, encoding="utf-8") as file:
             return file.read()
 
-    stored = json.loads(text("processor_config.json") or "{}")
-    settings = {name: stored[name] for name in _SETTINGS if name in stored}
+    stored = json.loads(read_text("processor_config.json") or "{}")
+    settings = {name: stored[name] for name in _PROCESSOR_SETTINGS if name in stored}
     template = (
-        text("chat_template.jinja")
-        or json.loads(text("chat_template.json") or "{}").get("chat_template")
+        read_text("chat_template.jinja")
+        or json.loads(read_text("chat_template.json") or "{}").get("chat_template")
         or stored.get("chat_template")
         or tokenizer.chat_template
     )
-    return compose(model_type, image_processor, tokenizer, chat_template=template, **settings)
+    return compose_processor(
+        model_type, image_processor, tokenizer, chat_template=template, **settings
+    )
 
 
-def _by_pillow(source: str, trusted: bool, **options: Any) -> Any:
+def _load_pil_image_processor(source: str, trust_remote_code: bool, **options: Any) -> Any:
     """Return a source's image processor that needs only Pillow and numpy."""
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(
-        source, backend="pil", trust_remote_code=trusted, **options
+        source, backend="pil", trust_remote_code=trust_remote_code, **options
     )
 
 
-def _resizes_by_torchvision(image_processor: Any) -> bool:
-    return any(each.__name__ == "TorchvisionBackend" for each in type(image_processor).__mro__)
+def _uses_torchvision(image_processor: Any) -> bool:
+    return any(
+        base_class.__name__ == "TorchvisionBackend" for base_class in type(image_processor).__mro__
+    )
 
 
-def _family(model_type: str) -> Any:
+def _processor_class(model_type: str) -> Any:
     import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
@@ -172,7 +184,7 @@ def _family(model_type: str) -> Any:
     return getattr(transformers, name)
 
 
-def _no_video(*_: Any) -> str:
+def _raise_no_video(*_: Any) -> str:
     raise ImportError("num2words is needed for videos: pip install num2words")
 
 
@@ -180,28 +192,30 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
-DEFAULT = "default"
+DEFAULT_TEMPLATE = "default"
 
 #: Families whose processors put an image before a prompt, whatever the template writes.
-_PUT_IMAGES = frozenset({"blip-2", "instructblip", "paligemma"})
+_IMAGE_PREPENDING_FAMILIES = frozenset({"blip-2", "instructblip", "paligemma"})
 
 #: The families' image tokens in templates, if no file names them.
 _IMAGE_TOKENS = {
     **dict.fromkeys(("llava", "llava_next", "idefics3", "smolvlm"), "<image>"),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>"),
 }
-_CONFIGURED = ("tokenizer", "processor")  # whose configurations may name it
+_CONFIGURED_BY = ("tokenizer", "processor")  # whose configurations may name it
 
 #: Variables that a template may use; their values do not matter.
-_TOKENS = {f"{name}_token": "" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+_TEMPLATE_VARIABLES = {
+    f"{name}_token": "" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+}
 
-_NONE = (
+_NO_TEMPLATE = (
     "has no chat template, which says how a prompt is written: add its chat_template.jinja to the "
     "folder, or take a model tuned on instructions"
 )
 
 #: A template as a file stores it: a text, named ones, or a list of {name, template}.
-Stored = Any
+StoredTemplate = Any
 
 
 def template_problem(folder: Path, model_type: str) -> str | None:
@@ -209,16 +223,16 @@ def template_problem(folder: Path, model_type: str) -> str | None:
 
     A file that cannot be read is reported when the model is loaded.
     """
-    if model_type in _PUT_IMAGES:
+    if model_type in _IMAGE_PREPENDING_FAMILIES:
         return None
-    broken = folder / "chat_template.json"
+    legacy_file = folder / "chat_template.json"
     try:
-        if broken.is_file():
-            read_json(broken)
+        if legacy_file.is_file():
+            read_json(legacy_file)
     except (OSError, ValueError) as error:
-        what = brief(error)
-        return f"has a {broken.name} that cannot be read ({what}): copy it again"
-    return _chosen(_in_folder(folder), {}, _image_token(folder, model_type))[1]
+        reason = first_line(error)
+        return f"has a {legacy_file.name} that cannot be read ({reason}): copy it again"
+    return _choose_template(_iter_folder_templates(folder), {}, _image_token(folder, model_type))[1]
 
 
 def set_template(processor: Any, read: Callable[[str], Any]) -> str | None:
@@ -233,53 +247,60 @@ def set_template(processor: Any, read: Callable[[str], Any]) -> str | None:
     """
     tokenizer = processor.tokenizer
     stored = read("tokenizer_config.json")
-    beside = stored.get("chat_template") if isinstance(stored, dict) else None
-    candidates = [processor.chat_template, getattr(tokenizer, "chat_template", None), beside]
-    tokens = {**_TOKENS, **tokenizer.special_tokens_map}
+    config_template = stored.get("chat_template") if isinstance(stored, dict) else None
+    candidates = [
+        processor.chat_template,
+        getattr(tokenizer, "chat_template", None),
+        config_template,
+    ]
+    tokens = {**_TEMPLATE_VARIABLES, **tokenizer.special_tokens_map}
     image = getattr(processor, "image_token", None)
-    found, fault = _chosen(candidates, tokens, None if image is None else str(image))
-    if found is None and any(candidates) and _puts_images(processor):
+    template, problem = _choose_template(candidates, tokens, None if image is None else str(image))
+    if template is None and any(candidates) and _adds_image(processor):
         return None
-    if found is not None and found != processor.chat_template:
-        processor.chat_template = found
-    return fault
+    if template is not None and template != processor.chat_template:
+        processor.chat_template = template
+    return problem
 
 
-def _chosen(
-    candidates: Iterable[Stored], tokens: Mapping[str, str], image: str | None = None
-) -> tuple[Stored, str | None]:
+def _choose_template(
+    candidates: Iterable[StoredTemplate], tokens: Mapping[str, str], image: str | None = None
+) -> tuple[StoredTemplate, str | None]:
     """Return the first template that shows an image, or else what is wrong with the first one."""
-    faults = []
+    problems = []
     for candidate in candidates:
-        named = _named(candidate)
-        if not named:
+        templates = _templates_by_name(candidate)
+        if not templates:
             continue
-        by_name = {name: _fault(text, tokens, image) for name, text in named.items()}
-        fits = [name for name, fault in by_name.items() if fault is None]
-        if DEFAULT not in fits and len(fits) == 1:  # the others have other uses
-            named = {**named, DEFAULT: named[fits[0]]}
-        elif DEFAULT not in fits:
-            faults.append(_of_names(by_name))
+        problems_by_name = {
+            name: _template_error(text, tokens, image) for name, text in templates.items()
+        }
+        usable = [name for name, problem in problems_by_name.items() if problem is None]
+        if DEFAULT_TEMPLATE not in usable and len(usable) == 1:  # the others have other uses
+            templates = {**templates, DEFAULT_TEMPLATE: templates[usable[0]]}
+        elif DEFAULT_TEMPLATE not in usable:
+            problems.append(_describe_unusable(problems_by_name))
             continue
-        return (named if len(named) > 1 else named[DEFAULT]), None
-    return None, faults[0] if faults else _NONE
+        return (templates if len(templates) > 1 else templates[DEFAULT_TEMPLATE]), None
+    return None, problems[0] if problems else _NO_TEMPLATE
 
 
-def _of_names(by_name: Mapping[str, str | None]) -> str:
+def _describe_unusable(problems_by_name: Mapping[str, str | None]) -> str:
     """Return why none of some named templates is used."""
-    wrong = by_name.get(DEFAULT)
-    if wrong is None and None not in by_name.values():
-        wrong = next(iter(by_name.values()))
-    return wrong or (
-        f"has the chat templates {', '.join(by_name)}, and none is called {DEFAULT}: name the one "
+    problem = problems_by_name.get(DEFAULT_TEMPLATE)
+    if problem is None and None not in problems_by_name.values():
+        problem = next(iter(problems_by_name.values()))
+    return problem or (
+        f"has the chat templates {', '.join(problems_by_name)}, and none is called "
+        f"{DEFAULT_TEMPLATE}: name the one "
         "that writes prompts so"
     )
 
 
-def _named(stored: Stored) -> dict[str, str]:
+def _templates_by_name(stored: StoredTemplate) -> dict[str, str]:
     """Return templates by name; none if what is stored is not a template."""
     if isinstance(stored, str):
-        return {DEFAULT: stored} if stored.strip() else {}
+        return {DEFAULT_TEMPLATE: stored} if stored.strip() else {}
     if isinstance(stored, list):
         stored = {
             entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)
@@ -293,24 +314,27 @@ def _named(stored: Stored) -> dict[str, str]:
     }
 
 
-def _fault(template: str, tokens: Mapping[str, str], image: str | None) -> str | None:
+def _template_error(template: str, tokens: Mapping[str, str], image: str | None) -> str | None:
     """Return what is wrong with a template; None if it shows an image."""
-    words = {"type": "text", "text": "What is this?"}
+    text_part = {"type": "text", "text": "What is this?"}
     try:
-        shown = _rendered(template, [{"type": "image"}, words], tokens)
+        rendered = _render(template, [{"type": "image"}, text_part], tokens)
     except Exception as error:  # a template is a program
-        what = brief(error)
+        reason = first_line(error)
         return (
-            f"has a chat template that fails on a question with an image ({what}): put the one of "
+            f"has a chat template that fails on a question with an image ({reason}): put the one "
+            "of "
             "the family's instruction-tuned model into chat_template.jinja"
         )
     try:
-        alone = _rendered(template, [words], tokens)
+        text_only = _render(template, [text_part], tokens)
     except Exception:  # it never has to
-        alone = ""
+        text_only = ""
     # A template that prints its content verbatim shows the words about an image, and no image.
-    bare = shown == alone or "'type': 'image'" in shown or '"type": "image"' in shown
-    if not bare and (image is None or image in shown):
+    lacks_image = (
+        rendered == text_only or "'type': 'image'" in rendered or '"type": "image"' in rendered
+    )
+    if not lacks_image and (image is None or image in rendered):
         return None
     return (
         "has a chat template without a place for an image: put the one of the family's "
@@ -318,20 +342,20 @@ def _fault(template: str, tokens: Mapping[str, str], image: str | None) -> str |
     )
 
 
-def _rendered(template: str, content: list[dict[str, str]], tokens: Mapping[str, str]) -> str:
+def _render(template: str, content: list[dict[str, str]], tokens: Mapping[str, str]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     texts, _ = render_jinja_template(
         conversations=[[{"role": "user", "content": content}]],
         chat_template=template,
         add_generation_prompt=True,
-        **{**_TOKENS, **tokens},
+        **{**_TEMPLATE_VARIABLES, **tokens},
     )
     text: str = texts[0]
     return text
 
 
-def _puts_images(processor: Any) -> bool:
+def _adds_image(processor: Any) -> bool:
     """Return whether a processor adds an image although its template does not."""
     from PIL import Image
 
@@ -340,40 +364,44 @@ def _puts_images(processor: Any) -> bool:
             [{"role": "user", "content": [{"type": "text", "text": "?"}]}],
             add_generation_prompt=True,
         )
-        made = processor(images=[Image.new("RGB", (64, 64))], text=[text], return_tensors="pt")
-        return processor.image_token_id in made["input_ids"][0].tolist()
+        encoded = processor(images=[Image.new("RGB", (64, 64))], text=[text], return_tensors="pt")
+        return processor.image_token_id in encoded["input_ids"][0].tolist()
     except Exception:  # then it does not
         return False
 
 
-def _in_folder(folder: Path) -> Iterator[Stored]:
+def _iter_folder_templates(folder: Path) -> Iterator[StoredTemplate]:
     """Yield the templates of a folder, the processor's before the tokenizer's."""
-    yield _held(folder / "processor_config.json")
-    named = {file.stem: _text(file) for file in folder.glob("additional_chat_templates/*.jinja")}
-    yield _held(folder / "chat_template.json")
+    yield _read_json_key(folder / "processor_config.json")
+    extra_templates = {
+        file.stem: _read_text(file) for file in folder.glob("additional_chat_templates/*.jinja")
+    }
+    yield _read_json_key(folder / "chat_template.json")
     if (folder / "chat_template.jinja").is_file():
-        yield {**named, DEFAULT: _text(folder / "chat_template.jinja")}
+        yield {**extra_templates, DEFAULT_TEMPLATE: _read_text(folder / "chat_template.jinja")}
     else:
-        yield named
-    yield _held(folder / "tokenizer_config.json")
+        yield extra_templates
+    yield _read_json_key(folder / "tokenizer_config.json")
 
 
 def _image_token(folder: Path, model_type: str) -> str | None:
     """Return what a folder's template writes for an image; None if unknown."""
-    known = _IMAGE_TOKENS.get(model_type)
-    own = (_held(folder / f"{name}_config.json", "image_token") for name in _CONFIGURED)
-    return known and next((token for token in own if isinstance(token, str)), known)
+    default = _IMAGE_TOKENS.get(model_type)
+    configured = (
+        _read_json_key(folder / f"{name}_config.json", "image_token") for name in _CONFIGURED_BY
+    )
+    return default and next((token for token in configured if isinstance(token, str)), default)
 
 
-def _held(file: Path, key: str = "chat_template") -> Stored:
+def _read_json_key(file: Path, key: str = "chat_template") -> StoredTemplate:
     try:
-        held = read_json(file)
+        content = read_json(file)
     except (OSError, ValueError):
         return None
-    return held.get(key) if isinstance(held, dict) else None
+    return content.get(key) if isinstance(content, dict) else None
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -15,19 +15,19 @@ from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_json
 
 #: Files that may name a model's own classes, under `auto_map`.
-_NAMING = (
+_AUTO_MAP_FILES = (
     "config.json",
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer_config.json",
 )
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_WANTED = "AutoModelForImageTextToText"
+_COMMIT_PATTERN = re.compile(r"[0-9a-f]{40}")
+_AUTO_CLASS = "AutoModelForImageTextToText"
 
 
 def revision_problem(model: ModelConfig) -> str | None:
     """Return what is wrong with running a hub name's code; None if nothing."""
-    if not model.trust_remote_code or _COMMIT.fullmatch(model.revision or ""):
+    if not model.trust_remote_code or _COMMIT_PATTERN.fullmatch(model.revision or ""):
         return None
     return (
         f"{model.path}: trust_remote_code runs the code of a hub name at one commit alone: write "
@@ -35,10 +35,10 @@ def revision_problem(model: ModelConfig) -> str | None:
     )
 
 
-def brings_model(config: Any) -> bool:
+def has_own_model(config: Any) -> bool:
     """Return whether a config.json names an image-text-to-text model of its own."""
-    named = config.get("auto_map") if isinstance(config, dict) else None
-    return isinstance(named, dict) and isinstance(named.get(_WANTED), str)
+    auto_map = config.get("auto_map") if isinstance(config, dict) else None
+    return isinstance(auto_map, dict) and isinstance(auto_map.get(_AUTO_CLASS), str)
 
 
 def check_own_code(source: str, **options: Any) -> None:
@@ -53,25 +53,26 @@ def check_own_code(source: str, **options: Any) -> None:
     """
     from transformers.utils import cached_file
 
-    for name in _NAMING:
+    for name in _AUTO_MAP_FILES:
         try:
-            found = cached_file(
-                source, name, _raise_exceptions_for_missing_entries=False, **options
-            )
-            held = None if found is None else read_json(Path(found))
+            path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
+            content = None if path is None else read_json(Path(path))
         except (OSError, ValueError):
             continue  # reported when it is loaded
-        for classes in _classes(held):
-            if "--" in classes:
+        for class_name in _auto_map_classes(content):
+            if "--" in class_name:
                 raise TrialError(
-                    f"{source}: {name} names code of another place ({classes.partition('--')[0]}), "
+                    f"{source}: {name} names code of another place "
+                    f"({class_name.partition('--')[0]}), "
                     "which no revision pins: put that code into the model's own folder"
                 )
 
 
-def _classes(held: Any) -> list[str]:
+def _auto_map_classes(content: Any) -> list[str]:
     """Return the class names of a file's `auto_map`."""
-    named = held.get("auto_map") if isinstance(held, dict) else None
-    values = named.values() if isinstance(named, dict) else ()
-    every = [entry for value in values for entry in (value if isinstance(value, list) else [value])]
-    return [entry for entry in every if isinstance(entry, str)]
+    auto_map = content.get("auto_map") if isinstance(content, dict) else None
+    values = auto_map.values() if isinstance(auto_map, dict) else ()
+    entries = [
+        entry for value in values for entry in (value if isinstance(value, list) else [value])
+    ]
+    return [entry for entry in entries if isinstance(entry, str)]

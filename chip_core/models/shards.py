@@ -17,7 +17,7 @@ from chip_core.utils.workers import Workers
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether a model's weights are sharded over workers."""
-    return any(is_spread(parameter) for parameter in model.parameters())
+    return any(is_dtensor(parameter) for parameter in model.parameters())
 
 
 def has_weights(model: nn.Module) -> bool:
@@ -42,79 +42,82 @@ class WeightsFromRank0:
         Raises:
             TrialError: another worker's model differs from rank 0's.
         """
-        self._model, self._first, self._device = model, workers.first, device
-        self._told = workers.broadcast_from_rank0(lambda: _described(model))
-        self._given: set[str] = set()
-        workers.each(self._check)
+        self._model, self._is_source, self._device = model, workers.is_main, device
+        self._described = workers.broadcast_from_rank0(lambda: _describe_tensors(model))
+        self._sent_names: set[str] = set()
+        workers.gather_results(self._check_same_model)
 
     @torch.no_grad()
-    def give(self, part: nn.Module) -> None:
+    def send(self, part: nn.Module) -> None:
         """Send a part's weights and buffers to every worker, unless they were sent before.
 
         What is one tensor on rank 0 is one on every worker.
         """
-        within = {id(module) for module in part.modules()}
-        whole: dict[str, Tensor] = {}
+        part_ids = {id(module) for module in part.modules()}
+        sent: dict[str, Tensor] = {}
         for prefix, owner in self._model.named_modules():
-            if id(owner) not in within:
+            if id(owner) not in part_ids:
                 continue
-            own = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
-            for short, tensor in own:
-                name = f"{prefix}.{short}" if prefix else short
-                if name in self._given:
+            tensors = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
+            for local_name, tensor in tensors:
+                name = f"{prefix}.{local_name}" if prefix else local_name
+                if name in self._sent_names:
                     continue
-                self._given.add(name)
-                first = self._told[name][0]
-                if first not in whole:
-                    whole[first] = self._sent(tensor, *self._told[name][1:])
-                if not self._first:
-                    setattr(owner, short, whole[first])
+                self._sent_names.add(name)
+                first_name = self._described[name][0]
+                if first_name not in sent:
+                    sent[first_name] = self._broadcast(tensor, *self._described[name][1:])
+                if not self._is_source:
+                    setattr(owner, local_name, sent[first_name])
 
-    def _sent(self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _broadcast(self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return rank 0's tensor on the device, on every worker."""
-        if self._first:
+        if self._is_source:
             tensor.data = tensor.data.to(self._device)
-            sent = tensor.data.contiguous()
+            buffer = tensor.data.contiguous()
         else:
-            sent = torch.empty(shape, dtype=dtype, device=self._device)
-        if sent.numel() > 0:  # as bytes: every backend sends them, whatever the dtype
-            torch.distributed.broadcast(sent.view(-1).view(torch.uint8), src=0)
-        if self._first:
+            buffer = torch.empty(shape, dtype=dtype, device=self._device)
+        if buffer.numel() > 0:  # as bytes: every backend sends them, whatever the dtype
+            torch.distributed.broadcast(buffer.view(-1).view(torch.uint8), src=0)
+        if self._is_source:
             return tensor
         if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(sent, requires_grad=tensor.requires_grad)
-        return sent
+            return nn.Parameter(buffer, requires_grad=tensor.requires_grad)
+        return buffer
 
-    def _check(self) -> None:
-        own = _described(self._model)
-        names = self._told.keys() | own.keys()
+    def _check_same_model(self) -> None:
+        described = _describe_tensors(self._model)
+        names = self._described.keys() | described.keys()
         # dtypes and ties may differ: rank 0 decides them, because it read the files
-        other = sorted(
+        different = sorted(
             name
             for name in names
-            if name not in own or name not in self._told or own[name][1] != self._told[name][1]
+            if name not in described
+            or name not in self._described
+            or described[name][1] != self._described[name][1]
         )
-        if other:
+        if different:
             raise TrialError(
-                f"the model's files here are not those of worker 0 ({other[0]}, …): copy the same "
+                f"the model's files here are not those of worker 0 ({different[0]}, …): copy the "
+                "same "
                 "ones to every machine"
             )
 
 
-def _described(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...], torch.dtype]]:
+def _describe_tensors(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...], torch.dtype]]:
     """Return the first name of each weight and buffer, its shape and its kind."""
-    firsts: dict[int, str] = {}
+    first_names: dict[int, str] = {}
     tensors = [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ]
     return {
-        name: (firsts.setdefault(id(tensor), name), tuple(tensor.shape), tensor.dtype)
+        name: (first_names.setdefault(id(tensor), name), tuple(tensor.shape), tensor.dtype)
         for name, tensor in tensors
     }
 
 
-def whole(value: Any, *, keep: bool = True) -> Any:
+def gather_whole(value: Any, *, keep: bool = True) -> Any:
     """Return plain data with every sharded tensor whole, on the CPU.
 
     Args:
@@ -122,39 +125,39 @@ def whole(value: Any, *, keep: bool = True) -> Any:
         keep: False: only take part in gathering; sharded tensors are returned empty.
     """
     if isinstance(value, Mapping):
-        return {name: whole(entry, keep=keep) for name, entry in value.items()}
+        return {name: gather_whole(entry, keep=keep) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(entry, keep=keep) for entry in value)
-    if not is_spread(value):
+        return type(value)(gather_whole(entry, keep=keep) for entry in value)
+    if not is_dtensor(value):
         return value
-    together = value.full_tensor()
-    return together.cpu() if keep else together.new_empty(0)
+    full = value.full_tensor()
+    return full.cpu() if keep else full.new_empty(0)
 
 
-def whole_weights(
+def gather_weights(
     model: nn.Module, *, keep: bool = True, names: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """Return a model's state dict with `whole` weights; tied ones are one tensor.
+    """Return a model's state dict with `gather_whole` weights; tied ones are one tensor.
 
     Args:
         model: all workers call this with theirs.
-        keep: as for `whole`.
+        keep: as for `gather_whole`.
         names: of the weights wanted; None: all.
     """
-    known: dict[int, Tensor] = {}
+    gathered: dict[int, Tensor] = {}
     weights = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if names is not None and name not in names:
             continue
-        if id(value) not in known:
-            known[id(value)] = whole(value.detach(), keep=keep)
-        weights[name] = known[id(value)]
+        if id(value) not in gathered:
+            gathered[id(value)] = gather_whole(value.detach(), keep=keep)
+        weights[name] = gathered[id(value)]
     return weights
 
 
 def local_weight(weight: Tensor) -> Tensor:
     """Return this worker's part of a weight, sharded or not, sharing its memory."""
-    return local_part(weight) if is_spread(weight) else weight.detach()
+    return local_part(weight) if is_dtensor(weight) else weight.detach()
 
 
 def local_part(shard: Tensor) -> Tensor:
@@ -174,7 +177,7 @@ def shard_group(shard: Tensor) -> Any:
 
 def shard_like(value: Tensor, shard: Tensor) -> Tensor:
     """Return a whole tensor sharded like another; unchanged if that one is whole."""
-    if not is_spread(shard):
+    if not is_dtensor(shard):
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -185,16 +188,16 @@ def shard_like(value: Tensor, shard: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy whole weights into a model, sharded or not, by name."""
-    own = {
+    tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    for name in own.keys() & weights.keys():
-        own[name].copy_(shard_like(weights[name], own[name]))
+    for name in tensors.keys() & weights.keys():
+        tensors[name].copy_(shard_like(weights[name], tensors[name]))
 
 
-def is_spread(value: Any) -> bool:
+def is_dtensor(value: Any) -> bool:
     """Return whether a tensor is sharded over workers."""
     return hasattr(value, "full_tensor")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import named_parts, tower_layers, unread_modules
-from chip_core.models.precision import as_held
+from chip_core.models.precision import match_dtype
 
 #: Field of the output -> (rows, …): the images' tiles or patches, concatenated. An entry of a list
 #: is `FIELD:INDEX`.
@@ -23,7 +23,7 @@ Features = Mapping[str, Tensor]
 
 #: Layers whose first input is hidden states and whose only output is hidden states: those of LLaVA
 #: and related models.
-_SAY_A_TENSOR = ("CLIPEncoderLayer", "SiglipEncoderLayer")
+_TENSOR_LAYERS = ("CLIPEncoderLayer", "SiglipEncoderLayer")
 
 
 def tower_of(model: Any) -> Any:
@@ -33,9 +33,9 @@ def tower_of(model: Any) -> Any:
 
 def is_frozen(model: Any, config: TrialConfig) -> bool:
     """Return whether nothing within the tower is ever trained; a projector may be within it."""
-    within = {id(parameter) for parameter in tower_of(model).parameters()}
+    tower_ids = {id(parameter) for parameter in tower_of(model).parameters()}
     return not any(
-        id(parameter) in within
+        id(parameter) in tower_ids
         for part, parameters in named_parts(model).items()
         if getattr(config, part) != "frozen"
         for parameter in parameters.values()
@@ -55,11 +55,11 @@ def skip_unread_layers(model: Any) -> None:
     for name in unread_modules(model):
         kind = type(layers.get(name))
         # A class of the same name in a model's own code may return something else.
-        if kind.__module__.startswith("transformers.") and kind.__name__ in _SAY_A_TENSOR:
-            layers[name].forward = _passed_on
+        if kind.__module__.startswith("transformers.") and kind.__name__ in _TENSOR_LAYERS:
+            layers[name].forward = _identity_forward
 
 
-def _passed_on(hidden_states: Tensor, *others: Any, **options: Any) -> Tensor:
+def _identity_forward(hidden_states: Tensor, *others: Any, **options: Any) -> Tensor:
     return hidden_states
 
 
@@ -71,16 +71,16 @@ def tower_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
         model: with or without adapters.
         inputs: pixel values and the like, as the model takes them, without the tokens' inputs.
     """
-    taken: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
     tower = tower_of(model)
     forward = tower.forward
 
-    def noted(*given: Any, **options: Any) -> Any:
-        return _RecordingOutput(forward(*given, **options), taken)
+    def record_forward(*args: Any, **options: Any) -> Any:
+        return _RecordingOutput(forward(*args, **options), features)
 
-    with _instead(tower, noted):
-        model.get_image_features(**as_held(inputs, model))
-    return taken
+    with _replace_forward(tower, record_forward):
+        model.get_image_features(**match_dtype(inputs, model))
+    return features
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def inject_cached_features(model: Any, features: Features | None) -> Iterator[No
     if features is None:
         yield
         return
-    with _instead(tower_of(model), lambda *given, **options: _CachedOutput(features)):
+    with _replace_forward(tower_of(model), lambda *args, **options: _CachedOutput(features)):
         yield
 
 
@@ -99,44 +99,44 @@ def join_features(rows: Sequence[Features]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _instead(tower: Any, forward: Any) -> Iterator[None]:
+def _replace_forward(tower: Any, forward: Any) -> Iterator[None]:
     # Set on the instance, over the class's method, so that hooks around the call stay.
-    before = tower.__dict__.get("forward")
+    previous = tower.__dict__.get("forward")
     tower.forward = forward
     try:
         yield
     finally:
-        if before is None:
+        if previous is None:
             del tower.forward
         else:
-            tower.forward = before
+            tower.forward = previous
 
 
 class _RecordingOutput:
     """A tower's output that records which fields are read."""
 
-    def __init__(self, output: Any, taken: dict[str, Tensor]) -> None:
-        self._output, self._taken = output, taken
+    def __init__(self, output: Any, features: dict[str, Tensor]) -> None:
+        self._output, self._features = output, features
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._output, name)
         if isinstance(value, Tensor):
-            self._taken[name] = value.detach()
+            self._features[name] = value.detach()
         elif isinstance(value, (list, tuple)):
-            return _RecordingList(name, value, self._taken)
+            return _RecordingList(name, value, self._features)
         return value
 
 
 class _RecordingList:
     """A list of tensors in a tower's output."""
 
-    def __init__(self, name: str, values: Sequence[Any], taken: dict[str, Tensor]) -> None:
-        self._name, self._values, self._taken = name, values, taken
+    def __init__(self, name: str, values: Sequence[Any], features: dict[str, Tensor]) -> None:
+        self._name, self._values, self._features = name, values, features
 
     def __getitem__(self, index: int) -> Any:
         value = self._values[index]
         if isinstance(value, Tensor):
-            self._taken[f"{self._name}:{index}"] = value.detach()
+            self._features[f"{self._name}:{index}"] = value.detach()
         return value
 
     def __iter__(self) -> Iterator[Any]:
@@ -158,10 +158,10 @@ class _CachedOutput:
             else:
                 setattr(self, name, value)
         for name, entries in lists.items():
-            setattr(self, name, _Entries(entries))
+            setattr(self, name, _PartialList(entries))
 
 
-class _Entries:
+class _PartialList:
     """A list of tensors with only some entries present."""
 
     def __init__(self, entries: dict[int, Tensor]) -> None:

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, WithJsonSchema, model_validator
 
 from chip_core.config.fields import Section, Shorthand, figure
-from chip_core.objectives.methods import METHODS, MethodConfig, Settings, resolve
-from chip_core.objectives.parts import VIEWS, Declared, Method, Quantity, Reads, Scope
-from chip_core.utils.registry import suggestion
+from chip_core.objectives.methods import METHODS, MethodConfig, Settings, resolve_settings
+from chip_core.objectives.parts import VIEWS, Method, Quantity, Reads, Requirements, Scope
+from chip_core.utils.registry import suggest
 
 Term = Literal["response", "segment", "token", "visual", "anchor"]
 Preset = Literal["dpo", "cmdpo", "hdpo", "chip", "tdpo", "mdpo", "rdpo", "chairdpo"]
@@ -86,21 +86,21 @@ class AnchorConfig(Section):
 PRESETS = (*get_args(Preset), *(name for name in METHODS if ":" not in name))
 
 
-def _known_preset(name: str) -> str:
+def _validate_preset(name: str) -> str:
     if name not in PRESETS:
-        raise ValueError(f"unknown level '{name}': {suggestion(name, PRESETS)}")
+        raise ValueError(f"unknown level '{name}': {suggest(name, PRESETS)}")
     return name
 
 
 PresetName = Annotated[
-    str, AfterValidator(_known_preset), WithJsonSchema({"enum": list(PRESETS), "type": "string"})
+    str, AfterValidator(_validate_preset), WithJsonSchema({"enum": list(PRESETS), "type": "string"})
 ]
 
 
-def _declared(name: str) -> Declared:
+def _requirements_of(name: str) -> Requirements:
     from chip_core.objectives import custom  # imports torch, which planning does not need
 
-    return custom.declared(custom.load_term(name))
+    return custom.term_requirements(custom.load_term(name))
 
 
 class ObjectiveConfig(Shorthand):
@@ -135,7 +135,7 @@ class ObjectiveConfig(Shorthand):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_beta(cls, value: Any) -> Any:
+    def _apply_preset_beta(cls, value: Any) -> Any:
         if isinstance(value, str):  # the shorthand is only expanded after this validator
             value = {cls.shorthand: value}
         if isinstance(value, dict) and value.get("preset") in PRESET_BETAS:
@@ -143,22 +143,22 @@ class ObjectiveConfig(Shorthand):
         return value
 
     @model_validator(mode="after")
-    def _can_be_computed(self) -> ObjectiveConfig:
+    def _check_computable(self) -> ObjectiveConfig:
         if self.terms is not None and len(set(self.terms)) != len(self.terms):
             raise ValueError("a term is named twice: name each once")
         for name, weight in self.custom.items():
             if weight < 0:
                 raise ValueError(f"custom: the weight of '{name}' is negative: use 0 or more")
-            _declared(name)
+            _requirements_of(name)
         if self.method_name is not None:
-            reason = METHODS[self.method_name].refused(self.method_settings)
-            if reason is not None:
-                raise ValueError(f"preset {self.preset}: method: {reason}")
+            problem = METHODS[self.method_name].validate(self.method_settings)
+            if problem is not None:
+                raise ValueError(f"preset {self.preset}: method: {problem}")
         elif not self.active_terms and not self.active_custom:
             raise ValueError("no term is active: name a term, or give one a weight above 0")
-        refused = self._refused()
-        if refused:
-            raise ValueError(f"form {self.form} cannot do {'; '.join(refused)}")
+        unsupported = self._unsupported_settings()
+        if unsupported:
+            raise ValueError(f"form {self.form} cannot do {'; '.join(unsupported)}")
         return self
 
     @property
@@ -179,37 +179,37 @@ class ObjectiveConfig(Shorthand):
     def method_settings(self) -> Settings:
         """The preset's settings, with its defaults where none is given."""
         assert self.method_name is not None
-        return resolve(METHODS[self.method_name], self.method)
+        return resolve_settings(METHODS[self.method_name], self.method)
 
     @property
     def resolved_method(self) -> Method | None:
         """The method of the preset and its settings; None if the objective is a sum of terms."""
         if self.method_name is None:
             return None
-        return METHODS[self.method_name].make(self.method_settings)
+        return METHODS[self.method_name].build(self.method_settings)
 
     @property
     def inert_settings(self) -> tuple[str, ...]:
         """Keys of `method` that have no effect here."""
         method = self.resolved_method
-        kept = () if method is None else method.settings
-        return tuple(name for name in MethodConfig.model_fields if name not in kept)
+        effective = () if method is None else method.settings
+        return tuple(name for name in MethodConfig.model_fields if name not in effective)
 
     @property
     def policy_reads(self) -> Reads:
         """The quantities read of each view of the policy."""
-        return self._reads("policy")
+        return self._collect_reads("policy")
 
     @property
     def reference_reads(self) -> Reads:
         """The quantities read of each view of the reference."""
-        return self._reads("reference")
+        return self._collect_reads("reference")
 
-    def _reads(self, who: Literal["policy", "reference"]) -> Reads:
+    def _collect_reads(self, side: Literal["policy", "reference"]) -> Reads:
         reads: dict[str, frozenset[Quantity]] = {}
-        for part in self._parts:
-            for view, of in getattr(part, who).items():
-                reads[view] = reads.get(view, frozenset()) | of
+        for requirements in self._requirements:
+            for view, quantities in getattr(requirements, side).items():
+                reads[view] = reads.get(view, frozenset()) | quantities
         return {view: reads[view] for view in VIEWS if view in reads}
 
     @property
@@ -221,24 +221,24 @@ class ObjectiveConfig(Shorthand):
     @property
     def fields(self) -> tuple[str, ...]:
         """The columns of a row that are read, in addition to texts and images."""
-        return tuple(dict.fromkeys(name for part in self._parts for name in part.fields))
+        return tuple(dict.fromkeys(name for part in self._requirements for name in part.fields))
 
     @property
     def scope(self) -> Scope | None:
         """What is read of the global batch, beyond the pair itself."""
-        scopes = {part.scope for part in self._parts}
+        scopes = {part.scope for part in self._requirements}
         return "scores" if "scores" in scopes else "tokens" if "tokens" in scopes else None
 
     @property
-    def _parts(self) -> list[Declared]:
+    def _requirements(self) -> list[Requirements]:
         method = self.resolved_method
-        parts: list[Declared] = [] if method is None else [method]
-        parts += map(_declared, self.active_custom)
+        parts: list[Requirements] = [] if method is None else [method]
+        parts += map(_requirements_of, self.active_custom)
         if method is None or self.active_custom:
             visual = ["rejected_image"] if "visual" in self.active_terms else []
             logps: frozenset[Quantity] = frozenset(["logps"])
             reads = dict.fromkeys(["chosen", "rejected", *visual], logps)
-            parts.append(Declared(policy=reads, reference=reads))
+            parts.append(Requirements(policy=reads, reference=reads))
         return parts
 
     def reads_image(self, image: str) -> bool:
@@ -246,7 +246,7 @@ class ObjectiveConfig(Shorthand):
         return any(VIEWS[view][0] == image for view in self.views)
 
     @property
-    def needs_other(self) -> bool:
+    def needs_third_response(self) -> bool:
         """Whether a term reads a third response."""
         return any(VIEWS[view][1] == "other" for view in self.views)
 
@@ -273,13 +273,13 @@ class ObjectiveConfig(Shorthand):
 
         A user's own term may; the token term detaches it.
         """
-        return any(part.divergence for part in self._parts)
+        return any(part.divergence for part in self._requirements)
 
     @property
-    def caution(self) -> str | None:
+    def warning(self) -> str | None:
         """A warning for users of this objective; None if there is none."""
-        still = {"gamma": 0, "guidance": "policy"}
-        if self.method_name == "vdpo" and self.method_settings == still:
+        untrained_settings = {"gamma": 0, "guidance": "policy"}
+        if self.method_name == "vdpo" and self.method_settings == untrained_settings:
             return (
                 "vdpo with gamma 0 and the policy's guidance, as its released script has it, has "
                 "no gradient: nothing is trained. Set objective.method.gamma above 0"
@@ -299,32 +299,32 @@ class ObjectiveConfig(Shorthand):
 
     def weight(self, term: Term) -> float:
         """The weight of a term; 0 if it is not active."""
-        if self.method_name is not None or term not in self._named:
+        if self.method_name is not None or term not in self._named_terms:
             return 0.0
         return self.anchor.weight if term == "anchor" else float(getattr(self.weights, term))
 
-    def beta_of(self, term: Term) -> float:
+    def term_beta(self, term: Term) -> float:
         """The temperature of a term."""
-        own: float | None = getattr(self.betas, term)
-        return self.beta if own is None else own
+        override: float | None = getattr(self.betas, term)
+        return self.beta if override is None else override
 
     @property
-    def _named(self) -> tuple[Term, ...]:
+    def _named_terms(self) -> tuple[Term, ...]:
         return self.terms if self.terms is not None else PRESET_TERMS[self.preset]
 
-    def _refused(self) -> list[str]:
+    def _unsupported_settings(self) -> list[str]:
         """Return what this form cannot compute."""
         if self.method_name is not None:
-            unable = {
+            unsupported = {
                 f"preset {self.preset}": self.form != "paper" and self.method_name == self.preset,
                 f"average_logps with preset {self.preset}": self.average_logps,
             }
-            return [what for what, is_so in unable.items() if is_so]
+            return [setting for setting, applies in unsupported.items() if applies]
         if self.form == "paper":
             return []
         active = self.active_terms
         own_betas = any(getattr(self.betas, term) is not None for term in active)
-        refused = {
+        unsupported = {
             "the anchor term": "anchor" in active,
             "custom terms": bool(self.active_custom),
             "token.form sigmoid": "token" in active and self.token.form == "sigmoid",
@@ -332,7 +332,7 @@ class ObjectiveConfig(Shorthand):
             "segment.normalize": "segment" in active and self.segment.normalize != "none",
         }
         if self.form == "released":
-            refused |= {
+            unsupported |= {
                 "an objective without the response term": "response" not in active,
                 "weights.response other than 1": self.weight("response") not in (0, 1),
                 "weights.visual other than 0 and 1": self.weight("visual") not in (0, 1),
@@ -340,4 +340,4 @@ class ObjectiveConfig(Shorthand):
                 "segment.insertions": "segment" in active and self.segment.insertions,
                 "average_logps": self.average_logps,
             }
-        return [what for what, is_so in refused.items() if is_so]
+        return [setting for setting, applies in unsupported.items() if applies]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.forms import objective_of
-from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, batch_facts
+from chip_core.objectives.forms import compute_objective
+from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, compute_batch_facts
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import VIEWS
 from chip_core.objectives.segments import changed_tokens
@@ -106,17 +106,17 @@ def batch_from_logits(
     Raises:
         ValueError: logits are missing or shorter than their ids, or a prompt or field is missing.
     """
-    own = [_views(objective, pair, eos_id) for pair in pairs]
-    views = {view: _stacked([pair[view] for pair in own]) for view in own[0]}
-    after: State = {}
+    pair_views = [_score_views(objective, pair, eos_id) for pair in pairs]
+    views = {view: _stack_scores([pair[view] for pair in pair_views]) for view in pair_views[0]}
+    next_state: State = {}
 
-    def facts(table: BatchTable) -> BatchFacts:
-        made, known = batch_facts(objective, table, state or {}, kept=kept)
-        after.update(known)
-        return made
+    def compute_facts(table: BatchTable) -> BatchFacts:
+        batch, batch_state = compute_batch_facts(objective, table, state or {}, kept=kept)
+        next_state.update(batch_state)
+        return batch
 
-    inputs = Inputs(views=views, fields=_fields(objective.fields, pairs), facts=facts)
-    result = objective_of(objective, inputs)
+    inputs = Inputs(views=views, fields=_stack_fields(objective.fields, pairs), facts=compute_facts)
+    result = compute_objective(objective, inputs)
     chosen, rejected = (
         torch.zeros_like(result.loss) if reward is None else reward
         for reward in (result.chosen_reward, result.rejected_reward)
@@ -125,7 +125,7 @@ def batch_from_logits(
         loss=result.loss.mean(),
         losses=result.loss,
         terms=result.terms,
-        state=after,
+        state=next_state,
         rewards=(chosen, rejected),
     )
 
@@ -203,13 +203,13 @@ def objective_from_logits(  # noqa: PLR0913 (one argument per tensor)
     )
 
 
-def _views(
+def _score_views(
     objective: ObjectiveConfig, pair: PairLogits, eos_id: int | None
 ) -> dict[str, ResponseScores]:
     """Return the scores of a pair's views that are read, (1, T) each."""
     if not len(pair.prompt_ids):
         raise ValueError("prompt_ids is empty: nothing predicts a response's first token")
-    in_chosen, in_rejected = changed_tokens(
+    chosen_changed, rejected_changed = changed_tokens(
         objective.segment_scope,
         pair.prompt_ids.tolist(),
         pair.chosen_ids.tolist(),
@@ -218,8 +218,8 @@ def _views(
         eos_id=eos_id,
     )
     responses = {
-        "chosen": (pair.chosen_ids, in_chosen),
-        "rejected": (pair.rejected_ids, in_rejected),
+        "chosen": (pair.chosen_ids, chosen_changed),
+        "rejected": (pair.rejected_ids, rejected_changed),
         "other": (pair.other_ids, []),
     }
     reads = {"policy": objective.policy_reads, "reference": objective.reference_reads}
@@ -228,29 +228,31 @@ def _views(
         ids, changed = responses[VIEWS[view][1]]
         if ids is None:
             raise ValueError(f"other_ids: None, and {view} is read")
-        rows = {
-            who: _rows(
-                f"{who}_{view}_logits", getattr(pair, who).get(view), len(pair.prompt_ids), ids
+        model_logits = {
+            model: _response_logits(
+                f"{model}_{view}_logits", getattr(pair, model).get(view), len(pair.prompt_ids), ids
             )
-            for who in reads
-            if view in reads[who]
+            for model in reads
+            if view in reads[model]
         }
-        scores[view] = _scores(ids, changed, rows)
+        scores[view] = _score_response(ids, changed, model_logits)
     return scores
 
 
-def _rows(name: str, logits: Tensor | None, start: int, ids: Tensor) -> Tensor:
+def _response_logits(name: str, logits: Tensor | None, prompt_length: int, ids: Tensor) -> Tensor:
     """Return the rows that predict a response, (1, T, V)."""
-    rows = "None" if logits is None else f"{len(logits)} rows"
-    if logits is None or len(logits) < start + len(ids) - 1:
+    row_count = "None" if logits is None else f"{len(logits)} rows"
+    if logits is None or len(logits) < prompt_length + len(ids) - 1:
         raise ValueError(
-            f"{name}: {rows}, fewer than {start} tokens of the prompt and "
+            f"{name}: {row_count}, fewer than {prompt_length} tokens of the prompt and "
             f"{len(ids)} of the response take"
         )
-    return logits[start - 1 : start - 1 + len(ids)].unsqueeze(0)  # row t predicts token t + 1
+    return logits[prompt_length - 1 : prompt_length - 1 + len(ids)].unsqueeze(
+        0
+    )  # row t predicts token t + 1
 
 
-def _scores(ids: Tensor, changed: list[int], rows: Mapping[str, Tensor]) -> ResponseScores:
+def _score_response(ids: Tensor, changed: list[int], rows: Mapping[str, Tensor]) -> ResponseScores:
     """Return all scores of one response.
 
     Args:
@@ -258,44 +260,44 @@ def _scores(ids: Tensor, changed: list[int], rows: Mapping[str, Tensor]) -> Resp
         changed: positions of its changed tokens.
         rows: (1, T, V) of policy and reference; quantities without rows are not computed.
     """
-    marks = torch.zeros(1, len(ids), dtype=torch.bool, device=ids.device)
-    marks[0, changed] = True
+    changed_mask = torch.zeros(1, len(ids), dtype=torch.bool, device=ids.device)
+    changed_mask[0, changed] = True
     tokens = ids.long().unsqueeze(0)
-    nothing = torch.full_like(next(iter(rows.values()))[..., 0], torch.nan, requires_grad=False)
-    said = {"policy_logps": nothing, "reference_logps": nothing}
-    for who, logits in rows.items():
-        said[f"{who}_logps"] = token_logps(logits, tokens)
-        said[f"{who}_logits"] = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        said[f"{who}_best_other"] = best_other_logps(logits, tokens)
+    blank = torch.full_like(next(iter(rows.values()))[..., 0], torch.nan, requires_grad=False)
+    values = {"policy_logps": blank, "reference_logps": blank}
+    for model, logits in rows.items():
+        values[f"{model}_logps"] = token_logps(logits, tokens)
+        values[f"{model}_logits"] = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        values[f"{model}_best_other"] = best_other_logps(logits, tokens)
     if len(rows) == 2:
-        said["kl"] = token_kl(rows["reference"], rows["policy"])
-    return ResponseScores(mask=torch.ones_like(marks), changed=marks, **said)
+        values["kl"] = token_kl(rows["reference"], rows["policy"])
+    return ResponseScores(mask=torch.ones_like(changed_mask), changed=changed_mask, **values)
 
 
-def _stacked(rows: Sequence[ResponseScores]) -> ResponseScores:
+def _stack_scores(rows: Sequence[ResponseScores]) -> ResponseScores:
     """Return single responses stacked to a batch, padded on the right."""
     names = [name for name, value in vars(rows[0]).items() if value is not None]
     return ResponseScores(
-        **{name: _together([getattr(row, name)[0] for row in rows]) for name in names}
+        **{name: _stack_or_pad([getattr(row, name)[0] for row in rows]) for name in names}
     )
 
 
-def _fields(columns: Sequence[str], pairs: Sequence[PairLogits]) -> dict[str, Tensor]:
+def _stack_fields(columns: Sequence[str], pairs: Sequence[PairLogits]) -> dict[str, Tensor]:
     """Return columns of rows as numbers, (B,), or (B, T) for one per token."""
     dtype = next(logits.dtype for logits in pairs[0].policy.values() if logits is not None)
-    known: dict[str, Tensor] = {}
+    fields: dict[str, Tensor] = {}
     for column in columns:
         if not all(column in pair.fields for pair in pairs):
             raise ValueError(f"fields: no {column}, which the objective reads")
-        said = [pair.fields[column] for pair in pairs]
-        for key in said[0] if isinstance(said[0], Mapping) else ("",):
-            values = [torch.as_tensor(of[key] if key else of, dtype=dtype) for of in said]
+        cells = [pair.fields[column] for pair in pairs]
+        for key in cells[0] if isinstance(cells[0], Mapping) else ("",):
+            values = [torch.as_tensor(cell[key] if key else cell, dtype=dtype) for cell in cells]
             name = f"{column}/{key}" if key else column
-            known[name] = _together(values)
-    return known
+            fields[name] = _stack_or_pad(values)
+    return fields
 
 
-def _together(values: list[Tensor]) -> Tensor:
+def _stack_or_pad(values: list[Tensor]) -> Tensor:
     if not values[0].ndim:
         return torch.stack(values)
     return torch.nn.utils.rnn.pad_sequence(values, batch_first=True)

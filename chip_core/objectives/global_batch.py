@@ -24,8 +24,8 @@ from chip_core.objectives.terms import ResponseScores
 #: State carried from batch to batch: the number of batches and a running mean.
 State = dict[str, float]
 
-_TEXT = ("chosen", "rejected")
-_SCORES = ("image_text_scores/chosen", "image_text_scores/rejected")
+_TEXT_VIEWS = ("chosen", "rejected")
+_DAMA_FIELDS = ("image_text_scores/chosen", "image_text_scores/rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +43,23 @@ class BatchFacts:
     """The facts of a global batch that the losses of some pairs read."""
 
     scalar: Mapping[str, float]
-    pair: Mapping[str, Tensor]  # (N,), or (B,) after `of`
+    pair: Mapping[str, Tensor]  # (N,), or (B,) after `select`
     table: BatchTable | None = None  # of all pairs
 
-    def to(self, to: torch.device | torch.dtype) -> BatchFacts:
+    def to(self, target: torch.device | torch.dtype) -> BatchFacts:
         """Return the facts on a device or in a precision."""
-        pair = {name: values.to(to) for name, values in self.pair.items()}
+        pair = {name: values.to(target) for name, values in self.pair.items()}
         return replace(self, pair=pair)
 
-    def of(self, index: Tensor) -> BatchFacts:
+    def select(self, indices: Tensor) -> BatchFacts:
         """Return the facts of the pairs with the given indices."""
-        pair = {name: values[index.to(values.device)] for name, values in self.pair.items()}
+        pair = {name: values[indices.to(values.device)] for name, values in self.pair.items()}
         return replace(self, pair=pair)
 
 
 #: The facts that a pass gets: those of its pairs; or a function that computes them if its pairs are
 #: all of the global batch; None: they are all of it, and it is the first.
-Facts = BatchFacts | Callable[[BatchTable], BatchFacts] | None
+FactsSource = BatchFacts | Callable[[BatchTable], BatchFacts] | None
 
 
 def table_columns(
@@ -72,37 +72,37 @@ def table_columns(
     """
     if config.scope != "scores":
         return {}
-    weights = {view: lead_weights(config.resolved_method, views, view) for view in _TEXT}
+    weights = {view: ld_token_weights(config.resolved_method, views, view) for view in _TEXT_VIEWS}
     columns = {
-        f"{who}_{view}": getattr(views[view], f"{who}_sum")(weights[view])
-        for who in ("policy", "reference")
-        for view in _TEXT
+        f"{model}_{view}": getattr(views[view], f"{model}_sum")(weights[view])
+        for model in ("policy", "reference")
+        for view in _TEXT_VIEWS
     }
     numbers = {name: values for name, values in fields.items() if values.ndim == 1}
     return {name: values.detach().double() for name, values in {**columns, **numbers}.items()}
 
 
-def lead_weights(
+def ld_token_weights(
     method: Method | None, views: Mapping[str, ResponseScores], view: str
 ) -> Tensor | None:
     """Return LD-DPO's token weights, (B, T): 1 up to the shorter response's length, then alpha."""
     beyond = None if method is None else method.settings.get("ld_alpha")
     if beyond is None:
         return None
-    counts = [views[name].mask.sum(-1) for name in _TEXT]
+    counts = [views[name].mask.sum(-1) for name in _TEXT_VIEWS]
     scores = views[view]
     within = scores.mask.cumsum(-1) <= torch.minimum(*counts)[:, None]
     weights = torch.full_like(scores.policy_logps, float(beyond), requires_grad=False)
     return weights.masked_fill(within, 1.0) * scores.mask
 
 
-def batch_facts(
+def compute_batch_facts(
     config: ObjectiveConfig,
     table: BatchTable,
     state: State,
     *,
     kept: Sequence[int] | None = None,
-    draw: torch.Generator | None = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[BatchFacts, State]:
     """Return the facts that a batch's losses read, and the state after the batch.
 
@@ -111,12 +111,12 @@ def batch_facts(
         table: the batch.
         state: the state before the batch; empty at the start.
         kept: the pairs that DAMA keeps; None: draw them.
-        draw: the generator of that draw.
+        generator: the generator of that draw.
     """
     method = config.resolved_method
     scalar: dict[str, float] = {"pairs": table.pairs, "tokens": table.tokens}
     pair: dict[str, Tensor] = {}
-    after = dict(state)
+    next_state = dict(state)
     if method is not None and method.scope == "scores":
         sums = table.columns
         chosen = sums["policy_chosen"] - sums["reference_chosen"]
@@ -124,61 +124,64 @@ def batch_facts(
         losses = {part.loss for part in method.parts}
         if "aot" in losses:
             margins = sums["policy_chosen"] - sums["policy_rejected"]
-            of_reference = sums["reference_chosen"] - sums["reference_rejected"]
-            pair["reference_at_rank"] = _at_rank(of_reference, margins)
+            reference_margins = sums["reference_chosen"] - sums["reference_rejected"]
+            pair["reference_at_rank"] = _values_at_rank(reference_margins, margins)
         if "aot_unpaired" in losses:
-            pair["rejected_at_rank"] = _at_rank(rejected, chosen)
-            pair["chosen_at_rank"] = _at_rank(chosen, rejected)
+            pair["rejected_at_rank"] = _values_at_rank(rejected, chosen)
+            pair["chosen_at_rank"] = _values_at_rank(chosen, rejected)
         if method.state == "mean_reward":
             # As in TRL 0.10.1: the running mean of rewards, in which each batch counts as one.
             batches, mean = state.get("batches", 0.0), state.get("mean", 0.0)
-            of_batch = float((config.beta * (chosen + rejected) / 2).mean())
-            scalar["shift"] = mean = (mean * batches + of_batch) / (batches + 1)
-            after = {"batches": batches + 1, "mean": mean}
+            batch_mean = float((config.beta * (chosen + rejected) / 2).mean())
+            scalar["shift"] = mean = (mean * batches + batch_mean) / (batches + 1)
+            next_state = {"batches": batches + 1, "mean": mean}
         if method.state == "gap":
-            gaps, before, settings = chosen - rejected, state.get("gap", 0.0), method.settings
+            gaps, previous_gap, settings = chosen - rejected, state.get("gap", 0.0), method.settings
             if kept is None:
                 count = max(1, math.floor(settings["keep"] * len(gaps)))
-                kept = _draw(torch.exp(-0.5 * (gaps - before) ** 2), count, draw)
-            pair |= _dama(config.beta, settings, gaps, table, before, sorted(set(kept)))
+                kept = _draw_pairs(torch.exp(-0.5 * (gaps - previous_gap) ** 2), count, generator)
+            pair |= _dama_facts(config.beta, settings, gaps, table, previous_gap, sorted(set(kept)))
             momentum = settings["momentum"]
-            after = {"gap": momentum * before + (1 - momentum) * float(gaps.mean())}
-    return BatchFacts(scalar=scalar, pair=pair, table=table), after
+            next_state = {"gap": momentum * previous_gap + (1 - momentum) * float(gaps.mean())}
+    return BatchFacts(scalar=scalar, pair=pair, table=table), next_state
 
 
-def _at_rank(values: Tensor, by: Tensor) -> Tensor:
-    """Return for each pair the value whose rank equals the pair's rank in `by`, (N,)."""
-    rank = torch.argsort(torch.argsort(by, stable=True), stable=True)
+def _values_at_rank(values: Tensor, ranking: Tensor) -> Tensor:
+    """Return for each pair the value whose rank equals the pair's rank in `ranking`, (N,)."""
+    rank = torch.argsort(torch.argsort(ranking, stable=True), stable=True)
     return values.sort().values[rank]
 
 
-def _dama(
+def _dama_facts(
     beta: float,
     settings: Mapping[str, Any],
     gaps: Tensor,
     table: BatchTable,
-    before: float,
-    places: list[int],
+    previous_gap: float,
+    kept_indices: list[int],
 ) -> dict[str, Tensor]:
-    """Return DAMA's beta and weight of each pair; `places` are kept, `before` is the mean gap."""
-    keep = torch.zeros_like(gaps)
-    keep[places] = 1.0
-    better, worse = (table.columns[name] for name in _SCORES)
-    of_data = torch.sigmoid(better - worse) / _logistic(settings["score_mean"])
-    of_model = torch.sigmoid(gaps)[places].mean() / _logistic(before)
+    """Return DAMA's beta and weight of each pair.
+
+    `kept_indices` are kept, `previous_gap` is the mean gap so far.
+    """
+    keep_weights = torch.zeros_like(gaps)
+    keep_weights[kept_indices] = 1.0
+    better, worse = (table.columns[name] for name in _DAMA_FIELDS)
+    data_factor = torch.sigmoid(better - worse) / _sigmoid(settings["score_mean"])
+    model_factor = torch.sigmoid(gaps)[kept_indices].mean() / _sigmoid(previous_gap)
     return {
-        "keep": keep * (len(gaps) / keep.sum()),
-        "beta": (beta * of_data * of_model).clamp(min=settings["smallest_beta"]),
+        "keep": keep_weights * (len(gaps) / keep_weights.sum()),
+        "beta": (beta * data_factor * model_factor).clamp(min=settings["smallest_beta"]),
     }
 
 
-def _draw(weights: Tensor, count: int, draw: torch.Generator | None) -> list[int]:
+def _draw_pairs(weights: Tensor, count: int, generator: torch.Generator | None) -> list[int]:
     """Return pairs drawn without replacement, or uniformly with it if too few weights are > 0."""
     weights = weights.cpu()
     if int((weights > 0).sum()) < count:
-        return torch.randint(len(weights), (count,), generator=draw).tolist()
-    return torch.multinomial(weights, count, generator=draw).tolist()
+        return torch.randint(len(weights), (count,), generator=generator).tolist()
+    return torch.multinomial(weights, count, generator=generator).tolist()
 
 
-def _logistic(value: float) -> float:
+def _sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))

@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 #: Default number of positions whose logits are held together.
-CHUNK = 512
+DEFAULT_CHUNK = 512
 
 #: Share of a GPU's memory that the logits of a chunk may take, and bytes per logit: those of policy
 #: and reference in fp32, their rounded copies, and two gradients.
-_SHARE, _LOGIT_BYTES = 1 / 32, 16
+_MEMORY_SHARE, _LOGIT_BYTES = 1 / 32, 16
 
 #: Positions whose divergence is summed together: few enough to stay in a CPU's cache.
-_BLOCK = 32
+_BLOCK_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +49,22 @@ class HeadScores:
     kl: Tensor | None  # (M,) KL(reference || policy) of the first M positions
 
 
-def chunk_size(wanted: int | None, vocabulary: int, device_memory: int | None) -> int:
+def chunk_size(requested: int | None, vocabulary: int, device_memory: int | None) -> int:
     """Return how many positions' logits are held together.
 
     It depends on a GPU's total memory, not on its free memory, so that the order of additions is
     the same for a resumed training and for one that shares the GPU.
 
     Args:
-        wanted: `engine.logits_chunk`; None: by the GPU's memory.
+        requested: `engine.logits_chunk`; None: by the GPU's memory.
         vocabulary: V.
         device_memory: bytes of a GPU; None: there is none.
     """
-    if wanted is not None:
-        return wanted
+    if requested is not None:
+        return requested
     if device_memory is None:
-        return CHUNK
-    return max(CHUNK, int(device_memory * _SHARE) // (_LOGIT_BYTES * vocabulary))
+        return DEFAULT_CHUNK
+    return max(DEFAULT_CHUNK, int(device_memory * _MEMORY_SHARE) // (_LOGIT_BYTES * vocabulary))
 
 
 def head_scores(
@@ -75,7 +75,7 @@ def head_scores(
     reference_hidden: Tensor | None = None,
     reference_head: OutputHead | None = None,
     kl_gradients: int = 0,
-    chunk: int = CHUNK,
+    chunk: int = DEFAULT_CHUNK,
 ) -> HeadScores:
     """Score positions; differentiable in the hidden states and in the head.
 
@@ -94,18 +94,18 @@ def head_scores(
             others constant.
         chunk: positions whose logits are held together.
     """
-    other = reference_head or head
+    divergence_head = reference_head or head
     needs_gradient = torch.is_grad_enabled() and any(
         value is not None and value.requires_grad for value in (hidden, head.weight, head.bias)
     )
-    logps, kl = _HeadScores.apply(  # type: ignore[no-untyped-call]
+    logps, kl = _HeadScoresFunction.apply(  # type: ignore[no-untyped-call]
         hidden,
         head.weight,
         head.bias,
         ids,
         reference_hidden,
-        other.weight.detach(),
-        None if other.bias is None else other.bias.detach(),
+        divergence_head.weight.detach(),
+        None if divergence_head.bias is None else divergence_head.bias.detach(),
         kl_gradients,
         chunk,
         needs_gradient,
@@ -123,15 +123,17 @@ def token_logits(hidden: Tensor, ids: Tensor, head: OutputHead) -> Tensor:
         ids: (N,) the tokens.
         head: the output head.
     """
-    wide = torch.float64 if head.weight.dtype == torch.float64 else torch.float32
-    kind = hidden.device.type
-    with torch.autocast(kind, enabled=False):
-        logits = (hidden.to(wide) * head.weight[ids].to(wide)).sum(-1)
-        return logits if head.bias is None else logits + head.bias[ids].to(wide)
+    dtype = torch.float64 if head.weight.dtype == torch.float64 else torch.float32
+    device_type = hidden.device.type
+    with torch.autocast(device_type, enabled=False):
+        logits = (hidden.to(dtype) * head.weight[ids].to(dtype)).sum(-1)
+        return logits if head.bias is None else logits + head.bias[ids].to(dtype)
 
 
 @torch.no_grad()
-def best_other(hidden: Tensor, ids: Tensor, head: OutputHead, chunk: int = CHUNK) -> Tensor:
+def best_other_tokens(
+    hidden: Tensor, ids: Tensor, head: OutputHead, chunk: int = DEFAULT_CHUNK
+) -> Tensor:
     """Return the most likely token other than the given one at each position, (N,).
 
     Args:
@@ -140,14 +142,14 @@ def best_other(hidden: Tensor, ids: Tensor, head: OutputHead, chunk: int = CHUNK
         head: the output head.
         chunk: positions whose logits are held together.
     """
-    found = torch.empty_like(ids)
-    for rows in _chunks(len(hidden), chunk):
+    tokens = torch.empty_like(ids)
+    for rows in _iter_chunks(len(hidden), chunk):
         logits = F.linear(hidden[rows].to(head.weight.dtype), head.weight, head.bias)
-        found[rows] = logits.scatter_(-1, ids[rows].unsqueeze(-1), -torch.inf).argmax(-1)
-    return found
+        tokens[rows] = logits.scatter_(-1, ids[rows].unsqueeze(-1), -torch.inf).argmax(-1)
+    return tokens
 
 
-class _HeadScores(torch.autograd.Function):
+class _HeadScoresFunction(torch.autograd.Function):
     """See `head_scores`; the module's docstring has the gradients."""
 
     @staticmethod
@@ -166,67 +168,73 @@ class _HeadScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         if reference_hidden is None:
             reference_hidden = hidden.new_empty((0, hidden.shape[1]))
-        kind = hidden.device.type
+        device_type = hidden.device.type
         ctx.dtype = (
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+            torch.get_autocast_dtype(device_type)
+            if torch.is_autocast_enabled(device_type)
+            else weight.dtype
         )
         ctx.chunk, ctx.kl_gradients = chunk, min(kl_gradients, len(reference_hidden))
         ctx.frozen_head = not (weight.requires_grad or (bias is not None and bias.requires_grad))
         inputs = (hidden, weight, bias, ids, reference_hidden, reference_weight, reference_bias)
-        kept: list[Tensor] = []
-        with torch.autocast(kind, enabled=False):
-            policy = _Side(hidden, weight, bias, ctx.dtype)
-            reference = _Side(reference_hidden, reference_weight, reference_bias, ctx.dtype)
-            logps, kl = policy.empty(len(hidden)), policy.empty(len(reference_hidden))
-            for rows in _chunks(len(hidden), chunk):
+        saved: list[Tensor] = []
+        with torch.autocast(device_type, enabled=False):
+            policy = _HeadInputs(hidden, weight, bias, ctx.dtype)
+            reference = _HeadInputs(reference_hidden, reference_weight, reference_bias, ctx.dtype)
+            logps, kl = policy.new_empty(len(hidden)), policy.new_empty(len(reference_hidden))
+            for rows in _iter_chunks(len(hidden), chunk):
                 log_p = policy.log_probabilities(rows)
                 logps[rows] = log_p.gather(-1, ids[rows].unsqueeze(-1)).squeeze(-1)
-                both = _among(rows, len(kl))
-                log_r = reference.log_probabilities(both)
-                kl[both] = _divergence(log_r, log_p)
+                kl_rows = _clip_rows(rows, len(kl))
+                log_r = reference.log_probabilities(kl_rows)
+                kl[kl_rows] = _kl_divergence(log_r, log_p)
                 if not needs_gradient:
                     continue
                 p, r = log_p.exp_(), log_r[: max(0, ctx.kl_gradients - rows.start)].exp()
                 if ctx.frozen_head:
-                    kept += _through(p, r, ids[rows], policy.weight)
+                    saved += _hidden_gradients(p, r, ids[rows], policy.weight)
                 elif len(hidden) <= chunk:
-                    kept += p, r
-        ctx.save_for_backward(*inputs, *kept)
+                    saved += p, r
+        ctx.save_for_backward(*inputs, *saved)
         return logps, kl
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_logps: Tensor, of_kl: Tensor) -> Any:
-        hidden, weight, bias, ids, other_hidden, other_weight, other_bias, *kept = ctx.saved_tensors
-        of_kl = of_kl[: ctx.kl_gradients]
+    def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> Any:
+        hidden, weight, bias, ids, reference_hidden, reference_weight, reference_bias, *saved = (
+            ctx.saved_tensors
+        )
+        grad_kl = grad_kl[: ctx.kl_gradients]
         if ctx.frozen_head:
-            towards, apart = torch.cat(kept[::2]), torch.cat(kept[1::2])
-            of_hidden = of_logps.unsqueeze(-1) * towards
-            of_hidden[: len(of_kl)] += of_kl.unsqueeze(-1) * apart
-            return of_hidden.to(hidden.dtype), *[None] * 9
+            logp_gradients, kl_gradients = torch.cat(saved[::2]), torch.cat(saved[1::2])
+            grad_hidden = grad_logps.unsqueeze(-1) * logp_gradients
+            grad_hidden[: len(grad_kl)] += grad_kl.unsqueeze(-1) * kl_gradients
+            return grad_hidden.to(hidden.dtype), *[None] * 9
         with torch.autocast(hidden.device.type, enabled=False):
-            policy = _Side(hidden, weight, bias, ctx.dtype)
-            reference = _Side(other_hidden, other_weight, other_bias, ctx.dtype)
-            of_hidden = torch.empty_like(hidden)
-            of_weight: Tensor | None = None
-            of_bias: Tensor | None = None
-            for rows in _chunks(len(hidden), ctx.chunk):
-                both = _among(rows, len(of_kl))
-                if kept:
-                    p, r = kept
+            policy = _HeadInputs(hidden, weight, bias, ctx.dtype)
+            reference = _HeadInputs(reference_hidden, reference_weight, reference_bias, ctx.dtype)
+            grad_hidden = torch.empty_like(hidden)
+            grad_weight: Tensor | None = None
+            grad_bias: Tensor | None = None
+            for rows in _iter_chunks(len(hidden), ctx.chunk):
+                kl_rows = _clip_rows(rows, len(grad_kl))
+                if saved:
+                    p, r = saved
                 else:
                     p = policy.log_probabilities(rows).exp_()
-                    r = reference.log_probabilities(both).exp_()
-                of_logits = _of_logits(p, r, ids[rows], of_logps[rows], of_kl[both])
+                    r = reference.log_probabilities(kl_rows).exp_()
+                grad_logits = _logit_gradients(p, r, ids[rows], grad_logps[rows], grad_kl[kl_rows])
                 if bias is not None:
-                    of_bias = _added(of_bias, of_logits.sum(0), bias.dtype)
-                of_logits = of_logits.to(ctx.dtype)
-                of_hidden[rows] = (of_logits @ policy.weight).to(hidden.dtype)
-                of_weight = _added(of_weight, of_logits.T @ policy.hidden[rows], weight.dtype)
-        return of_hidden, of_weight, of_bias, *[None] * 7
+                    grad_bias = _accumulate(grad_bias, grad_logits.sum(0), bias.dtype)
+                grad_logits = grad_logits.to(ctx.dtype)
+                grad_hidden[rows] = (grad_logits @ policy.weight).to(hidden.dtype)
+                grad_weight = _accumulate(
+                    grad_weight, grad_logits.T @ policy.hidden[rows], weight.dtype
+                )
+        return grad_hidden, grad_weight, grad_bias, *[None] * 7
 
 
-class _Side:
+class _HeadInputs:
     """Hidden states and head of the policy or the reference, in the precision of the products."""
 
     def __init__(
@@ -234,53 +242,55 @@ class _Side:
     ) -> None:
         self.hidden, self.weight = hidden.to(dtype), weight.to(dtype)
         self.bias = None if bias is None else bias.to(dtype)
-        self.wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+        self.output_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
-    def empty(self, length: int) -> Tensor:
-        return self.hidden.new_empty(length, dtype=self.wide)
+    def new_empty(self, length: int) -> Tensor:
+        return self.hidden.new_empty(length, dtype=self.output_dtype)
 
     def log_probabilities(self, rows: slice) -> Tensor:
         """Return log p of all tokens at some positions, (rows, V), in fp32 or float64."""
         logits = F.linear(self.hidden[rows], self.weight, self.bias)
-        return torch.log_softmax(logits, -1, dtype=self.wide)
+        return torch.log_softmax(logits, -1, dtype=self.output_dtype)
 
 
-def _divergence(log_r: Tensor, log_p: Tensor) -> Tensor:
+def _kl_divergence(log_r: Tensor, log_p: Tensor) -> Tensor:
     """Return KL(r || p) of the first positions, as many as r has."""
     divergence = log_r.new_empty(len(log_r))
-    for rows in _chunks(len(log_r), _BLOCK):
-        gap = log_r[rows] - log_p[rows]
-        divergence[rows] = gap.mul_(log_r[rows].exp()).sum(-1)
+    for rows in _iter_chunks(len(log_r), _BLOCK_SIZE):
+        log_ratio = log_r[rows] - log_p[rows]
+        divergence[rows] = log_ratio.mul_(log_r[rows].exp()).sum(-1)
     return divergence
 
 
-def _through(p: Tensor, r: Tensor, ids: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _hidden_gradients(p: Tensor, r: Tensor, ids: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients in the hidden states of log p_y, (n, D), and of KL, (k, D)."""
     dtype = weight.dtype
-    apart = (p[: len(r)] - r).to(dtype) @ weight
+    kl_gradients = (p[: len(r)] - r).to(dtype) @ weight
     p.scatter_add_(-1, ids.unsqueeze(-1), p.new_full((len(p), 1), -1))
-    return -(p.to(dtype) @ weight).to(p.dtype), apart.to(p.dtype)
+    return -(p.to(dtype) @ weight).to(p.dtype), kl_gradients.to(p.dtype)
 
 
-def _of_logits(p: Tensor, r: Tensor, ids: Tensor, of_logps: Tensor, of_kl: Tensor) -> Tensor:
+def _logit_gradients(
+    p: Tensor, r: Tensor, ids: Tensor, grad_logps: Tensor, grad_kl: Tensor
+) -> Tensor:
     """Return the gradient in the logits: that of log p_y, e_y − p, and of KL, p − r."""
-    scale = of_logps.neg()
-    scale[: len(r)] += of_kl
+    scale = grad_logps.neg()
+    scale[: len(r)] += grad_kl
     gradient = p * scale.unsqueeze(-1)
-    for rows in _chunks(len(r), _BLOCK):
-        gradient[rows] -= r[rows] * of_kl[rows].unsqueeze(-1)
-    return gradient.scatter_add_(-1, ids.unsqueeze(-1), of_logps.unsqueeze(-1))
+    for rows in _iter_chunks(len(r), _BLOCK_SIZE):
+        gradient[rows] -= r[rows] * grad_kl[rows].unsqueeze(-1)
+    return gradient.scatter_add_(-1, ids.unsqueeze(-1), grad_logps.unsqueeze(-1))
 
 
-def _added(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+def _accumulate(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
     return part.to(dtype) if total is None else total.add_(part)
 
 
-def _chunks(length: int, size: int) -> Iterator[slice]:
+def _iter_chunks(length: int, size: int) -> Iterator[slice]:
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
 
 
-def _among(rows: slice, limit: int) -> slice:
+def _clip_rows(rows: slice, limit: int) -> slice:
     """Return the rows that are among the first `limit`."""
     return slice(min(rows.start, limit), min(rows.stop, limit))

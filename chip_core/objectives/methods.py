@@ -23,7 +23,7 @@ SEQUENCE_LOSSES = (
 )  # fmt: skip
 
 #: The losses that another f-divergence is defined for: β log Z cancels only in a difference.
-_OF_DIFFERENCE = {
+_DIFFERENCE_LOSSES = {
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft",
 }  # fmt: skip
 
@@ -80,120 +80,139 @@ Settings = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MethodPreset:
     """A preset."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)  # those it has, with its defaults
-    make: Callable[[Settings], Method]
+    build: Callable[[Settings], Method]
     #: Returns why its settings are invalid; None if they are valid.
-    refused: Callable[[Settings], str | None] = lambda _: None
+    validate: Callable[[Settings], str | None] = lambda _: None
 
 
-def resolve(row: Row, config: MethodConfig) -> Settings:
+def resolve_settings(preset: MethodPreset, config: MethodConfig) -> Settings:
     """Return a preset's settings, with its defaults where none is given."""
-    given = {name: getattr(config, name) for name in row.settings}
-    return {name: row.settings[name] if value is None else value for name, value in given.items()}
+    overrides = {name: getattr(config, name) for name in preset.settings}
+    return {
+        name: preset.settings[name] if value is None else value for name, value in overrides.items()
+    }
 
 
-def _reads(*views: str, what: Quantity = "logps") -> Reads:
-    return {view: frozenset([what]) for view in views}
+def _reads(*views: str, quantity: Quantity = "logps") -> Reads:
+    return {view: frozenset([quantity]) for view in views}
 
 
-def _method(settings: Settings, *parts: Part, reads: Reads | None = None, **more: Any) -> Method:
+def _make_method(
+    settings: Settings, *parts: Part, reads: Reads | None = None, **options: Any
+) -> Method:
     """Return the parts with a nonzero weight; policy and reference are read as their views need."""
-    kept = tuple(part for part in parts if part.weight)
-    both = _reads(*(view for part in kept for view in part.views)) if reads is None else reads
+    active_parts = tuple(part for part in parts if part.weight)
+    model_reads = (
+        _reads(*(view for part in active_parts for view in part.views)) if reads is None else reads
+    )
     return Method(
-        **{"parts": kept, "settings": settings, "policy": both, "reference": both, **more}
+        **{
+            "parts": active_parts,
+            "settings": settings,
+            "policy": model_reads,
+            "reference": model_reads,
+            **options,
+        }
     )
 
 
-def _response(loss: str = "sigmoid") -> Part:
+def _response_part(loss: str = "sigmoid") -> Part:
     return Part(name="response", loss=loss)
 
 
-def _sequence(settings: Settings) -> Method:
+def _make_sequence_method(settings: Settings) -> Method:
     """Return a weighted sum of losses of the four sequence log-probabilities."""
     losses = {name: weight for name, weight in settings["losses"].items() if weight > 0}
-    kept = {"losses": losses}
-    needed: dict[str, set[str]] = {
+    effective = {"losses": losses}
+    setting_losses: dict[str, set[str]] = {
         "label_smoothing": {"robust", "exo_pair", "aot", "aot_unpaired"},
         "tau": {"discopop"},
         "shift": {"bco_pair"},
     }
-    kept |= {name: settings[name] for name, of in needed.items() if of & set(losses)}
+    effective |= {
+        name: settings[name] for name, users in setting_losses.items() if users & set(losses)
+    }
     if set(losses) != {"sft"}:
-        kept |= {name: settings[name] for name in ("f_divergence", "ld_alpha")}
+        effective |= {name: settings[name] for name in ("f_divergence", "ld_alpha")}
     if settings["f_divergence"] == "alpha_divergence":
-        kept["f_alpha"] = settings["f_alpha"]
-    shifted = bool(kept.get("shift"))
+        effective["f_alpha"] = settings["f_alpha"]
+    has_shift = bool(effective.get("shift"))
     scope: Scope | None = "tokens" if "sft" in losses else None
-    if shifted or {"aot", "aot_unpaired"} & set(losses):
+    if has_shift or {"aot", "aot_unpaired"} & set(losses):
         scope = "scores"
     parts = [
         Part(
             name=name,
-            loss="bco_pair_shift" if name == "bco_pair" and shifted else name,
+            loss="bco_pair_shift" if name == "bco_pair" and has_shift else name,
             views=("chosen",) if name == "sft" else ("chosen", "rejected"),
             weight=weight,
         )
         for name, weight in losses.items()
     ]
     reference: dict[str, Reads] = {"reference": {}} if set(losses) == {"sft"} else {}
-    state = "mean_reward" if shifted else None
-    return _method(kept, *parts, scope=scope, state=state, **reference)
+    state = "mean_reward" if has_shift else None
+    return _make_method(effective, *parts, scope=scope, state=state, **reference)
 
 
-def _sequence_refused(settings: Settings) -> str | None:
+def _validate_sequence(settings: Settings) -> str | None:
     losses = {name for name, weight in settings["losses"].items() if weight > 0}
     divergence = settings["f_divergence"]
     if "exo_pair" in losses and settings["label_smoothing"] == 0:
         return "exo_pair takes a label_smoothing above 0: 0.001 is its paper's"
-    if divergence != "reverse_kl" and not losses <= _OF_DIFFERENCE:
-        wrong = ", ".join(sorted(losses - _OF_DIFFERENCE))
-        return f"f_divergence {divergence} has no meaning in {wrong}: use {sorted(_OF_DIFFERENCE)}"
+    if divergence != "reverse_kl" and not losses <= _DIFFERENCE_LOSSES:
+        unsupported = ", ".join(sorted(losses - _DIFFERENCE_LOSSES))
+        return (
+            f"f_divergence {divergence} has no meaning in {unsupported}: "
+            f"use {sorted(_DIFFERENCE_LOSSES)}"
+        )
     return None
 
 
-def _of(losses: dict[str, float], **own: Any) -> Row:
-    settings = {
+def _sequence_preset(losses: dict[str, float], **overrides: Any) -> MethodPreset:
+    defaults = {
         "losses": losses, "label_smoothing": 0.0, "tau": 0.05, "f_divergence": "reverse_kl",
         "f_alpha": 0.5, "ld_alpha": None, "shift": False,
     }  # fmt: skip
-    return Row(settings={**settings, **own}, make=_sequence, refused=_sequence_refused)
+    return MethodPreset(
+        settings={**defaults, **overrides}, build=_make_sequence_method, validate=_validate_sequence
+    )
 
 
-def _tpo(settings: Settings) -> Method:
+def _make_tpo(settings: Settings) -> Method:
     reads: dict[str, frozenset[Quantity]] = {
         **dict.fromkeys(("chosen", "rejected"), frozenset[Quantity](["logps", "logits"])),
-        **_reads("rejected_image", "rejected_image_rejected", what="logits"),
+        **_reads("rejected_image", "rejected_image_rejected", quantity="logits"),
     }
     reward = "visual_weights" if settings["token_weights"] == "added" else "multiplied"
-    return _method(settings, _response(), reads=reads, reward=reward)
+    return _make_method(settings, _response_part(), reads=reads, reward=reward)
 
 
-def _vdpo(settings: Settings) -> Method:
-    blank = _reads("rejected_image", "rejected_image_rejected")
+def _make_vdpo(settings: Settings) -> Method:
+    blank_reads = _reads("rejected_image", "rejected_image_rejected")
     if settings["gamma"] == 1:  # without guidance it is dpo: the blank image is not used
-        blank = {}
-    who = settings["guidance"]
-    reads = {who: {**_reads("chosen", "rejected"), **blank}}
-    return _method(settings, _response(), reward="guided", **reads)
+        blank_reads = {}
+    guide = settings["guidance"]
+    reads = {guide: {**_reads("chosen", "rejected"), **blank_reads}}
+    return _make_method(settings, _response_part(), reward="guided", **reads)
 
 
-def _rdpo_released(settings: Settings) -> Method:
-    others = _reads("rejected", "rejected_image", what="best_other")
+def _make_rdpo_released(settings: Settings) -> Method:
+    other_reads = _reads("rejected", "rejected_image", quantity="best_other")
     visual = Part(name="visual", loss="sigmoid", views=("chosen", "rejected_image"))
-    reads = {**_reads("chosen"), **others}
-    return _method(settings, _response(), visual, reads=reads, reward="best_other")
+    reads = {**_reads("chosen"), **other_reads}
+    return _make_method(settings, _response_part(), visual, reads=reads, reward="best_other")
 
 
-def _symmpo(settings: Settings) -> Method:
+def _make_symmpo(settings: Settings) -> Method:
     first, second = ("chosen", "other"), ("second_image_other", "second_image")
     beta, weight, equal = (settings[name] for name in ("second_beta", "symmetric", "consistency"))
-    return _method(
+    return _make_method(
         settings,
-        _response(),
+        _response_part(),
         Part(name="symmetric_1", loss="sigmoid", views=first, weight=weight),
         Part(name="symmetric_2", loss="sigmoid", views=second, weight=weight),
         Part(name="anchor_1", loss="anchor", views=("chosen",)),
@@ -202,50 +221,56 @@ def _symmpo(settings: Settings) -> Method:
     )
 
 
-def _opadpo(settings: Settings) -> Method:
-    parts = {  # name -> views, weight
+def _make_opadpo(settings: Settings) -> Method:
+    part_views = {  # name -> views, weight
         "standard_over_own": (("chosen", "rejected"), 1.0),
         "revised_over_own": (("other", "rejected"), 1.0),
         "standard_over_masked": (("chosen", "rejected_image"), settings["masked"]),
         "revised_over_masked": (("other", "rejected_image_other"), settings["masked"]),
         "anchor": (("chosen", "other"), 1.0),
     }
-    made = [
+    parts = [
         Part(name=name, loss="by_position", views=views, weight=weight)
-        for name, (views, weight) in parts.items()
+        for name, (views, weight) in part_views.items()
     ]
-    return _method(settings, *made, fields=("opa_scores",))
+    return _make_method(settings, *parts, fields=("opa_scores",))
 
 
 #: The smoothing of losses named after theirs.
 _SMOOTHING = {"robust": {"label_smoothing": 0.1}, "exo_pair": {"label_smoothing": 1e-3}}
 
-METHODS: dict[str, Row] = {
+METHODS: dict[str, MethodPreset] = {
     # "sigmoid" alone is dpo.
-    **{name: _of({name: 1.0}, **_SMOOTHING.get(name, {})) for name in SEQUENCE_LOSSES[1:]},
-    **{name: _of({"sigmoid": 1.0}, f_divergence=name) for name in get_args(FDivergence)[1:]},
-    "ld_dpo": _of({"sigmoid": 1.0}, ld_alpha=0.5),
-    "mpo": _of({"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}),
-    "tpo": Row(settings={"token_weights": "added"}, make=_tpo),
-    "vdpo": Row(settings={"gamma": 0.75, "guidance": "policy"}, make=_vdpo),
-    "rdpo:released": Row(make=_rdpo_released),
-    "dama": Row(
+    **{
+        name: _sequence_preset({name: 1.0}, **_SMOOTHING.get(name, {}))
+        for name in SEQUENCE_LOSSES[1:]
+    },
+    **{
+        name: _sequence_preset({"sigmoid": 1.0}, f_divergence=name)
+        for name in get_args(FDivergence)[1:]
+    },
+    "ld_dpo": _sequence_preset({"sigmoid": 1.0}, ld_alpha=0.5),
+    "mpo": _sequence_preset({"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}),
+    "tpo": MethodPreset(settings={"token_weights": "added"}, build=_make_tpo),
+    "vdpo": MethodPreset(settings={"gamma": 0.75, "guidance": "policy"}, build=_make_vdpo),
+    "rdpo:released": MethodPreset(build=_make_rdpo_released),
+    "dama": MethodPreset(
         settings={
             "keep": 0.8, "score_mean": 0.0482190464911681, "momentum": 0.9, "smallest_beta": 1e-3,
         },
-        make=lambda settings: _method(
-            settings, _response("sigmoid_kept"), fields=("image_text_scores",), scope="scores",
+        build=lambda settings: _make_method(
+            settings, _response_part("sigmoid_kept"), fields=("image_text_scores",), scope="scores",
             state="gap",
         ),
     ),
-    "dadpo": Row(
+    "dadpo": MethodPreset(
         settings={"alpha": 1.0},
-        make=lambda settings: _method(
-            settings, _response("sigmoid_scored"), fields=("clip_scores",)
+        build=lambda settings: _make_method(
+            settings, _response_part("sigmoid_scored"), fields=("clip_scores",)
         ),
     ),
-    "symmpo": Row(
-        settings={"symmetric": 0.5, "second_beta": 0.1, "consistency": 1e-4}, make=_symmpo
+    "symmpo": MethodPreset(
+        settings={"symmetric": 0.5, "second_beta": 0.1, "consistency": 1e-4}, build=_make_symmpo
     ),
-    "opadpo": Row(settings={"length": 896, "masked": 0.2}, make=_opadpo),
+    "opadpo": MethodPreset(settings={"length": 896, "masked": 0.2}, build=_make_opadpo),
 }  # fmt: skip

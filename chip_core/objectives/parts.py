@@ -48,29 +48,29 @@ COLUMNS: dict[str, dict[str, Response | None]] = {
 Scope = Literal["tokens", "scores"]
 
 
-def view_of(image: Image, response: Response) -> str:
+def view_name(image: Image, response: Response) -> str:
     """Return the name of a response under an image."""
-    return next(name for name, pair in VIEWS.items() if pair == (image, response))
+    return next(name for name, view in VIEWS.items() if view == (image, response))
 
 
 #: The prefix of a response: an image, and whether it is the rejected side's own.
-Behind = tuple[Image, bool]
+Prefix = tuple[Image, bool]
 
 
-def behind(view: str, *, sides: bool) -> Behind:
+def view_prefix(view: str, *, separate_images: bool) -> Prefix:
     """Return the prefix of a view's response.
 
     Args:
         view: the view.
-        sides: whether chosen and rejected response have an image each. The rejected response is
-            then read under its own image, and under the rejected image made from it.
+        separate_images: whether chosen and rejected response have an image each. The rejected
+            response is then read under its own image, and under the rejected image made from it.
     """
     image, response = VIEWS[view]
-    return image, sides and response == "rejected" and image != "second_image"
+    return image, separate_images and response == "rejected" and image != "second_image"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
+class Requirements:
     """What a preset, or a user's own term, reads."""
 
     policy: Reads = field(default_factory=dict)
@@ -95,15 +95,15 @@ class Part:
 #: What enters a margin of each view; docs/objectives.md has the formulas. log_ratio: lp_π − lp_ref.
 #: visual_weights: with TPO's log c added. multiplied: c times log p. guided: V-DPO's
 #: log-probability. best_other: that of Re-Align's trainer.
-Reward = Literal["log_ratio", "visual_weights", "multiplied", "guided", "best_other"]
+RewardKind = Literal["log_ratio", "visual_weights", "multiplied", "guided", "best_other"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(Declared):
+class Method(Requirements):
     """An objective as a sum of parts."""
 
     parts: tuple[Part, ...]
-    reward: Reward = "log_ratio"
+    reward: RewardKind = "log_ratio"
     settings: Mapping[str, Any] = field(default_factory=dict)  # resolved; only those with an effect
     #: State carried from batch to batch: `mean_reward` (BCO's shift), `gap` (DAMA's mean gap).
     state: Literal["mean_reward", "gap"] | None = None

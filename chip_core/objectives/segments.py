@@ -84,10 +84,10 @@ def changed_tokens(
     sequences = [[*prompt_ids, *ids][1:] for ids in responses]
     length = max(map(len, sequences))
     padded = [ids + [0] * (length - len(ids)) for ids in sequences]
-    found = changed_positions(*padded, insertions=insertions, autojunk=True)
+    changed = changed_positions(*padded, insertions=insertions, autojunk=True)
     first = len(prompt_ids) - 1  # where a response begins in its sequence
-    in_chosen, in_rejected = (
-        [place - first for place in positions if first <= place < first + len(ids)]
-        for positions, ids in zip(found, responses, strict=True)
+    chosen_changed, rejected_changed = (
+        [position - first for position in positions if first <= position < first + len(ids)]
+        for positions, ids in zip(changed, responses, strict=True)
     )
-    return in_chosen, in_rejected
+    return chosen_changed, rejected_changed

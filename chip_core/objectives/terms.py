@@ -65,8 +65,8 @@ class ResponseScores:
     ) -> Tensor:
         """Return Σ w·(a value of each token) over the response, (B,); see `log_ratio`."""
         # where(), not only a product: padding may hold any value, infinities included.
-        kept = torch.where(self.mask, values, torch.zeros_like(values))
-        total = (kept if weights is None else kept * weights).sum(-1)
+        masked = torch.where(self.mask, values, torch.zeros_like(values))
+        total = (masked if weights is None else masked * weights).sum(-1)
         if not average:
             return total
         count = (self.mask.to(values.dtype) if weights is None else weights).sum(-1)

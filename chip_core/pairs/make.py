@@ -33,7 +33,7 @@ from chip_core.utils.errors import UserError
 from chip_core.utils.files import read_json, write_atomically, write_bytes, write_json
 
 #: A hidden folder within a folder of pairs, so that only the pairs are its data.
-FOLDER = ".sampled"
+SAMPLES_FOLDER = ".sampled"
 _NAME = "pairs"
 
 
@@ -48,12 +48,12 @@ class SampledModel:
     batch_size: int = 64  # answers generated together
 
 
-def sampling_of(settings: PairsConfig, seed: int) -> Sampling:
+def make_sampling(settings: PairsConfig, seed: int) -> Sampling:
     """Return the sampling settings."""
     return Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed)
 
 
-def sample(
+def sample_answers(
     sampled: SampledModel,
     prompts: Sequence[Item],
     settings: PairsConfig,
@@ -76,51 +76,51 @@ def sample(
         folder: keeps answers as they are sampled.
         report: called with the progress and the seconds left.
     """
-    asked = [
+    prompt_items = [
         [Item(id=f"{prompt.id}#{number}", prompt=prompt.prompt, pictures=prompt.pictures)
          for number in range(settings.answers)]
         for prompt in prompts
     ]  # fmt: skip
-    items = [item for group in asked for item in group]
+    items = [item for group in prompt_items for item in group]
     decoding = Decoding(max_new_tokens=settings.max_new_tokens)
-    drawn = sampling_of(settings, seed)
-    mark = answers_fingerprint(
+    sampling = make_sampling(settings, seed)
+    fingerprint = answers_fingerprint(
         {
             "weights": sampled.weights,
             "bf16": sampled.bf16,
             "batch": sampled.batch_size if sampled.bf16 else None,
             "decoding": asdict(decoding),
-            "sampling": asdict(drawn),
+            "sampling": asdict(sampling),
         }
     )
-    answers = read_stored_answers([folder / FOLDER], [_NAME], [mark], items)
+    answers = read_stored_answers([folder / SAMPLES_FOLDER], [_NAME], [fingerprint], items)
     decoder = Decoder(
         sampled.model,
         sampled.processor,
         decoding,
         bf16=sampled.bf16,
         share_prefix=True,
-        sampling=drawn,
+        sampling=sampling,
     )
-    began, before, phase = time.perf_counter(), len(answers), "sample answers"
-    report(Progress(phase=phase, done=before, total=len(items)))
-    with AnswerFile(folder / FOLDER, _NAME, mark, 0) as file:
+    began, reused, phase = time.perf_counter(), len(answers), "sample answers"
+    report(Progress(phase=phase, done=reused, total=len(items)))
+    with AnswerFile(folder / SAMPLES_FOLDER, _NAME, fingerprint, 0) as file:
         for batch in make_batches(items, size=sampled.batch_size):
-            left = {item.id for item in batch.items} - answers.keys()
-            if not left:
+            missing_ids = {item.id for item in batch.items} - answers.keys()
+            if not missing_ids:
                 continue
-            made = zip(batch.items, decoder.generate_responses(batch), strict=True)
-            new = [(item, response) for item, response in made if item.id in left]
+            results = zip(batch.items, decoder.generate_responses(batch), strict=True)
+            new = [(item, response) for item, response in results if item.id in missing_ids]
             file.add(new)
             answers.update((item.id, response) for item, response in new)
-            rate = (len(answers) - before) / max(time.perf_counter() - began, 1e-9)
+            rate = (len(answers) - reused) / max(time.perf_counter() - began, 1e-9)
             figures = {
                 "items_per_second": rate,
                 "seconds_left": (len(items) - len(answers)) / rate,
             }
             report(Progress(phase=phase, done=len(answers), total=len(items), figures=figures))
-    texts = [[answers[item.id].text for item in group] for group in asked]
-    return texts, len(answers) - before
+    texts = [[answers[item.id].text for item in group] for group in prompt_items]
+    return texts, len(answers) - reused
 
 
 PAIRS, PROVENANCE, IMAGES = "pairs.jsonl", "provenance.json", "images"
@@ -134,7 +134,7 @@ UNFIT = "cannot be trained on"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class SamplingResult:
     """The result of sampling."""
 
     prompts: int
@@ -156,10 +156,10 @@ def make_pairs(  # noqa: PLR0913 (inputs and outputs)
     *,
     seed: int,
     folder: Path,
-    known: Mapping[str, Any],
+    model_facts: Mapping[str, Any],
     report: Callable[[Progress], None],
     replace: bool = False,
-) -> Made:
+) -> SamplingResult:
     """Sample answers to prompts and write preference pairs of them.
 
     Args:
@@ -169,7 +169,7 @@ def make_pairs(  # noqa: PLR0913 (inputs and outputs)
         ranker: ranks them.
         seed: of all random draws.
         folder: gets pairs, images and provenance; answers are kept in it as they are sampled.
-        known: facts of model and prompts, for the provenance.
+        model_facts: facts of model and prompts, for the provenance.
         report: called with the progress.
         replace: whether to replace pairs of other settings in the folder, instead of refusing.
 
@@ -177,52 +177,55 @@ def make_pairs(  # noqa: PLR0913 (inputs and outputs)
         UserError: there is no pair, and then none is written; or the folder holds something else.
         TrialError: a judge does not reply, or an image cannot be read.
     """
-    drawn = sampling_of(settings, seed)
+    sampling = make_sampling(settings, seed)
     provenance: dict[str, Any] = {
-        **known,
+        **model_facts,
         "answers": settings.answers,
-        "decoding": {**asdict(drawn), "max_new_tokens": settings.max_new_tokens},
+        "decoding": {**asdict(sampling), "max_new_tokens": settings.max_new_tokens},
         "ranker": dict(ranker.identity),
         "rule": {"pair": "best against worst", "ties": "dropped", "margin": settings.margin},
     }
     if not replace:
-        require_own(folder, provenance)
-    answers, new = sample(sampled, prompts, settings, seed=seed, folder=folder, report=report)
-    distinct = [_distinct(texts) for texts in answers]
+        check_pairs_folder(folder, provenance)
+    answers, new_answers = sample_answers(
+        sampled, prompts, settings, seed=seed, folder=folder, report=report
+    )
+    distinct = [_drop_duplicates(texts) for texts in answers]
     scores = ranker.rank(prompts, distinct)
     rows, dropped = [], Counter[str]()
-    for prompt, texts, of_texts in zip(prompts, distinct, scores, strict=True):
-        pair = choose(texts, of_texts, settings.margin)
+    for prompt, texts, text_scores in zip(prompts, distinct, scores, strict=True):
+        pair = choose_pair(texts, text_scores, settings.margin)
         if isinstance(pair, str):
             dropped[pair] += 1
             continue
         try:
-            rows.append(_row(prompt, *pair))
+            rows.append(_make_row(prompt, *pair))
         except RowError:
             dropped[UNFIT] += 1
     if not rows:
-        why = ", ".join(f"{count} × {reason}" for reason, count in sorted(dropped.items()))
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(dropped.items()))
         raise UserError(
-            f"no pair: of {len(prompts)} prompts {why}: sample more answers, or warmer ones, or "
+            f"no pair: of {len(prompts)} prompts {reasons}: sample more answers, or warmer ones, "
+            "or "
             "rank them otherwise"
         )
-    made = Made(
+    result = SamplingResult(
         prompts=len(prompts),
-        sampled=new,
+        sampled=new_answers,
         pairs=len(rows),
         dropped=dict(sorted(dropped.items())),
         folder=folder,
     )
-    of_id = {prompt.id: prompt for prompt in prompts}
+    prompts_by_id = {prompt.id: prompt for prompt in prompts}
     for row in rows:
-        row["image"] = _keep_image(of_id[row["id"]].pictures[0], folder)
-    counts = {"prompts": made.prompts, "pairs": made.pairs, "dropped": made.dropped}
+        row["image"] = _keep_image(prompts_by_id[row["id"]].pictures[0], folder)
+    counts = {"prompts": result.prompts, "pairs": result.pairs, "dropped": result.dropped}
     write_json(folder / PROVENANCE, {**provenance, "counts": counts})
     write_atomically(folder / PAIRS, "".join(json.dumps(row) + "\n" for row in rows))
-    return made
+    return result
 
 
-def choose(
+def choose_pair(
     texts: Sequence[str], scores: Sequence[Score | None], margin: float
 ) -> tuple[str, str, Score, Score] | str:
     """Return the best and worst of a prompt's answers and their scores, or why there is no pair.
@@ -237,11 +240,11 @@ def choose(
     """
     if len(texts) < 2:
         return ONE_ANSWER
-    ranked = [(text, s) for text, s in zip(texts, scores, strict=True) if s is not None]
+    ranked = [(text, score) for text, score in zip(texts, scores, strict=True) if score is not None]
     if len(ranked) < 2:
         return UNRANKED
-    best, high = max(ranked, key=lambda each: (each[1].value, each[1].further))
-    worst, low = min(ranked, key=lambda each: each[1].value)
+    best, high = max(ranked, key=lambda entry: (entry[1].value, entry[1].tie_break))
+    worst, low = min(ranked, key=lambda entry: entry[1].value)
     if high.value == low.value:
         return TIE
     if high.value - low.value < margin:
@@ -249,45 +252,47 @@ def choose(
     return best, worst, high, low
 
 
-def require_own(folder: Path, provenance: Mapping[str, Any]) -> None:
+def check_pairs_folder(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Check that a folder holds nothing but the pairs that are about to be written there.
 
     Raises:
         UserError: it holds something else.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    strange = sorted(n for n in names - {PAIRS, PROVENANCE, IMAGES} if not n.startswith("."))
-    if strange:
+    foreign_files = sorted(
+        name for name in names - {PAIRS, PROVENANCE, IMAGES} if not name.startswith(".")
+    )
+    if foreign_files:
         raise UserError(
-            f"{folder} holds {strange[0]}, which is no part of pairs: name a new folder"
+            f"{folder} holds {foreign_files[0]}, which is no part of pairs: name a new folder"
         )
     if PAIRS not in names:
         return
     try:
-        found = read_json(folder / PROVENANCE)
-        found.pop("counts", None)
+        written = read_json(folder / PROVENANCE)
+        written.pop("counts", None)
     except (OSError, ValueError, AttributeError):
-        found = None
-    if found != json.loads(json.dumps(provenance)):
+        written = None
+    if written != json.loads(json.dumps(provenance)):
         raise UserError(
             f"{folder} holds pairs of another model, other prompts or settings: name a new folder, "
             f"or remove {folder / PAIRS}"
         )
 
 
-def _distinct(texts: Sequence[str]) -> list[str]:
+def _drop_duplicates(texts: Sequence[str]) -> list[str]:
     """Return the answers that can be trained on, without duplicates, in order."""
-    kept = dict[str, None]()
+    unique = dict[str, None]()
     for text in texts:
         try:
             check_text("answer", text)
         except RowError:
             continue
-        kept[text] = None
-    return list(kept)
+        unique[text] = None
+    return list(unique)
 
 
-def _row(prompt: Item, best: str, worst: str, high: Score, low: Score) -> dict[str, Any]:
+def _make_row(prompt: Item, best: str, worst: str, high: Score, low: Score) -> dict[str, Any]:
     check_texts(PreferenceTexts(id=prompt.id, prompt=prompt.prompt, chosen=best, rejected=worst))
     return {
         "id": prompt.id,

@@ -11,13 +11,13 @@ from PIL import Image
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig
 from chip_core.data import identity as data_identity
-from chip_core.data.checks import SHOWN, Images, sizes_of
+from chip_core.data.checks import MAX_SHOWN_ROWS, RowImages, iter_sizes
 from chip_core.data.formats import FORMATS, Format, find_format
 from chip_core.data.formats.base import (
     CHOSEN_IMAGE_COLUMNS,
     first_image,
-    own_id,
-    prompt_text,
+    row_id,
+    strip_image_placeholder,
     text_cell,
 )
 from chip_core.data.image_files import ImageReader
@@ -41,20 +41,22 @@ def read_prompts(data: DataConfig) -> list[Item]:
     """
     if data.source == SHAPES:
         size = world.SPLIT_SIZES[SPLIT]
-        return [_scene(index) for index in range(min(size, data.limit or size))]
+        return [_scene_item(index) for index in range(min(size, data.limit or size))]
     source, layout = open_prompts(data)
-    items, bad, seen = list[Item](), list[str](), set[str]()
+    items, bad, ids = list[Item](), list[str](), set[str]()
     for index in range(len(source)):
         try:
-            item = _item(source, layout, index, seen)
+            item = _make_item(source, layout, index, ids)
         except RowError as error:
-            bad.append(f"{source.place(index)}: {error}")
+            bad.append(f"{source.location(index)}: {error}")
             continue
-        seen.add(item.id)
+        ids.add(item.id)
         items.append(item)
     if bad:
-        more = [f"{data.source}: … and {len(bad) - SHOWN} more"] * (len(bad) > SHOWN)
-        raise ConfigError([*bad[:SHOWN], *more])
+        suffix = [f"{data.source}: … and {len(bad) - MAX_SHOWN_ROWS} more"] * (
+            len(bad) > MAX_SHOWN_ROWS
+        )
+        raise ConfigError([*bad[:MAX_SHOWN_ROWS], *suffix])
     if not items:
         raise ConfigError([f"{data.source} holds no prompt: give rows of image and prompt"])
     return items
@@ -72,18 +74,18 @@ def check_prompts(data: DataConfig, threads: int = 1) -> Iterator[BadRow | None]
     """
     source, layout = open_prompts(data)
 
-    def read() -> Iterator[tuple[tuple[int, str | None], Images | None]]:
+    def read() -> Iterator[tuple[tuple[int, str | None], RowImages | None]]:
         for index in range(len(source)):
             try:
                 row = _prompt_row(source, layout, index)
             except RowError as error:
                 yield (index, str(error)), None
             else:
-                yield (index, None), Images(reader=row.images, refs=(("", row.image),))
+                yield (index, None), RowImages(reader=row.images, refs=(("", row.image),))
 
-    for (index, wrong), sizes in sizes_of(source, read(), threads):
-        reason = sizes if isinstance(sizes, str) else wrong
-        yield None if reason is None else BadRow(place=source.place(index), reason=reason)
+    for (index, problem), sizes in iter_sizes(source, read(), threads):
+        reason = sizes if isinstance(sizes, str) else problem
+        yield None if reason is None else BadRow(location=source.location(index), reason=reason)
 
 
 def open_prompts(data: DataConfig) -> tuple[DataSource, Format]:
@@ -110,10 +112,10 @@ def prompts_identity(prompts: DataConfig) -> dict[str, Any]:
     return {"content": fingerprint(content), "limit": prompts.limit}
 
 
-def _scene(index: int) -> Item:
+def _scene_item(index: int) -> Item:
     name = f"{SPLIT}/{index}"
-    picture = Picture(key=name, read=lambda: world.draw(world.scene(SPLIT, index)))
-    return Item(id=name, prompt=captions.question(SPLIT, index), pictures=(picture,))
+    picture = Picture(key=name, read=lambda: world.draw_scene(world.make_scene(SPLIT, index)))
+    return Item(id=name, prompt=captions.scene_question(SPLIT, index), pictures=(picture,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,56 +132,60 @@ class _PromptRow:
 def _prompt_row(source: DataSource, layout: Format, index: int) -> _PromptRow:
     raw, images = source.raw(index)
     if layout.name == "jsonl" and "chosen" not in raw:
-        prompt, name = prompt_text(text_cell(raw, "prompt", "question")), own_id(raw)
+        prompt, name = strip_image_placeholder(text_cell(raw, "prompt", "question")), row_id(raw)
     else:
-        texts = layout.texts(raw)
+        texts = layout.parse_texts(raw)
         prompt, name = texts.prompt, texts.id
     check_text("prompt", prompt)
-    image = _image(layout, raw)
+    image = _prompt_image(layout, raw)
     if image == ImageRef():
         raise RowError("no image")
     return _PromptRow(raw=raw, prompt=prompt, id=name, image=image, images=images)
 
 
-def _item(source: DataSource, layout: Format, index: int, seen: set[str]) -> Item:
+def _make_item(source: DataSource, layout: Format, index: int, ids: set[str]) -> Item:
     row = _prompt_row(source, layout, index)
     name = row.id or source.fallback_id(index)
     return Item(
-        id=f"{name}@{index}" if name in seen else name,
+        id=f"{name}@{index}" if name in ids else name,
         prompt=row.prompt,
-        pictures=(_picture(source, layout, index, row.image, row.images),),
-        fields=dict(_plain(row.raw)),
+        pictures=(_make_picture(source, layout, index, row.image, row.images),),
+        fields=dict(_iter_plain_cells(row.raw)),
     )
 
 
-def _image(layout: Format, raw: Mapping[str, Any]) -> ImageRef:
+def _prompt_image(layout: Format, raw: Mapping[str, Any]) -> ImageRef:
     """Return the image of a prompt: the pair's image, or the chosen response's own."""
-    image = layout.image(raw)
+    image = layout.parse_image(raw)
     return image if image != ImageRef() else first_image(raw, *CHOSEN_IMAGE_COLUMNS)
 
 
-def _picture(
+def _make_picture(
     source: DataSource, layout: Format, index: int, image: ImageRef, images: ImageReader
 ) -> Picture:
     if image.data is None and image.path is not None:
-        file = images.file(image.path)
-        return Picture(key=str(file), read=lambda: _read(source, index, image, images), file=file)
+        file = images.resolve_file(image.path)
+        return Picture(
+            key=str(file), read=lambda: _read_image(source, index, image, images), file=file
+        )
 
     def read() -> Image.Image:
         raw, _ = source.raw(index)  # its bytes are not in memory until then
-        return _read(source, index, _image(layout, raw), images)
+        return _read_image(source, index, _prompt_image(layout, raw), images)
 
-    return Picture(key=str(source.place(index)), read=read)
+    return Picture(key=str(source.location(index)), read=read)
 
 
-def _read(source: DataSource, index: int, image: ImageRef, images: ImageReader) -> Image.Image:
+def _read_image(
+    source: DataSource, index: int, image: ImageRef, images: ImageReader
+) -> Image.Image:
     try:
         return images.read(image)
     except RowError as error:
-        raise TrialError(f"{source.place(index)}: {error}") from None
+        raise TrialError(f"{source.location(index)}: {error}") from None
 
 
-def _plain(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _iter_plain_cells(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the cells without image bytes."""
     for name, value in raw.items():
         if not isinstance(value, bytes) and not (isinstance(value, dict) and "bytes" in value):

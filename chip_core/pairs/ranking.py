@@ -29,11 +29,11 @@ from chip_core.evaluation.task import Item
 from chip_core.evaluation.text.language import nltk_problems, require_tools
 from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.results import Progress
-from chip_core.shapes.captions import compare
-from chip_core.shapes.world import scene_of
+from chip_core.shapes.captions import compare_caption
+from chip_core.shapes.world import scene_from_id
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, describe_error
-from chip_core.utils.files import sha256_of
+from chip_core.utils.files import file_sha256
 
 #: The judge's prompt, sent with the image.
 PROMPT = (
@@ -45,8 +45,8 @@ from it. Not answering, being unsure, or leaving something out is no hallucinati
 """
     + RATING_SCALE
 )
-_AT_ONCE = 32  # prompts whose images are in memory at a time
-_SEEN = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
+_BATCH_PROMPTS = 32  # prompts whose images are in memory at a time
+_IMAGE_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Score:
     """The score of an answer."""
 
     value: float  # margins are differences of it
-    further: float = 0.0  # decides among the best of equal value
+    tie_break: float = 0.0  # decides among the best of equal value
 
 
 #: For each prompt a score of each of its answers.
@@ -86,11 +86,11 @@ class ShapesChair(Ranker):
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of absent objects, then by the scene's objects that are named."""
-        found = [
-            [compare(scene_of(prompt.id), text) for text in texts]
+        findings = [
+            [compare_caption(scene_from_id(prompt.id), text) for text in texts]
             for prompt, texts in zip(prompts, answers, strict=True)
         ]
-        return [[Score(value=-f.invented, further=f.covered) for f in row] for row in found]
+        return [[Score(value=-f.invented, tie_break=f.covered) for f in row] for row in findings]
 
 
 class CocoChair(Ranker):
@@ -102,7 +102,7 @@ class CocoChair(Ranker):
         Raises:
             UserError: they are missing, or NLTK's data are.
         """
-        data = places.data("chair")
+        data = places.benchmark_folder("chair")
         if data is None:
             raise UserError(
                 "ranker chair reads objects' names from chair/synonyms.txt: say where by "
@@ -117,49 +117,51 @@ class CocoChair(Ranker):
     @property
     def identity(self) -> Mapping[str, Any]:
         """Its version and the list of names."""
-        return {"ranker": "chair", "version": ChairScorer.version, "names": sha256_of(self._file)}
+        return {"ranker": "chair", "version": ChairScorer.version, "names": file_sha256(self._file)}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of absent objects, then by the image's objects that are named."""
-        there = self._truth(prompts)
+        truths = self._read_truth(prompts)
         scores: Scores = []
-        for objects, texts in zip(there, answers, strict=True):
-            named = [self._read(text) for text in texts]
+        for objects, texts in zip(truths, answers, strict=True):
+            mentioned = [self._read(text) for text in texts]
             scores.append(
                 [
                     Score(
-                        value=-sum(name not in objects for name in of_answer),
-                        further=len(objects.intersection(of_answer)),
+                        value=-sum(name not in objects for name in names),
+                        tie_break=len(objects.intersection(names)),
                     )
-                    for of_answer in named
+                    for names in mentioned
                 ]
             )
         return scores
 
-    def _truth(self, prompts: Sequence[Item]) -> list[frozenset[str]]:
-        given = [prompt.fields.get("objects") for prompt in prompts]
+    def _read_truth(self, prompts: Sequence[Item]) -> list[frozenset[str]]:
+        row_objects = [prompt.fields.get("objects") for prompt in prompts]
         images = [str(prompt.fields.get("image_id", "")) for prompt in prompts]
-        asked = [name for name, objects in zip(images, given, strict=True) if objects is None]
-        known = GroundTruth(objects={}, known=frozenset())
-        if asked and self._coco is not None:
-            known = read_ground_truth(
-                self._coco, asked, self._names, self._read, official=False, scorer="chair"
+        missing_images = [
+            name for name, objects in zip(images, row_objects, strict=True) if objects is None
+        ]
+        ground_truth = GroundTruth(objects={}, known=frozenset())
+        if missing_images and self._coco is not None:
+            ground_truth = read_ground_truth(
+                self._coco, missing_images, self._names, self._read, official=False, scorer="chair"
             )
-        found = []
-        for prompt, objects, image in zip(prompts, given, images, strict=True):
-            if objects is None and image in known.known:
-                found.append(known.get_objects(image))
+        truths = []
+        for prompt, objects, image in zip(prompts, row_objects, images, strict=True):
+            if objects is None and image in ground_truth.known:
+                truths.append(ground_truth.get_objects(image))
             elif isinstance(objects, list) and all(isinstance(name, str) for name in objects):
                 category = self._names.category
-                found.append(
-                    frozenset(category.get(each.lower(), each.lower()) for each in objects)
+                truths.append(
+                    frozenset(category.get(entry.lower(), entry.lower()) for entry in objects)
                 )
             else:
                 raise UserError(
                     f"prompt '{prompt.id}': what is in its image is not known: give a list of "
                     "names as `objects`, or `image_id` and COCO's annotations in --benchmark-data"
                 )
-        return found
+        return truths
 
 
 class JudgeRanker(Ranker):
@@ -179,12 +181,12 @@ class JudgeRanker(Ranker):
         self._judge: ReplayJudge | EndpointJudge
         if places.judge_replies is not None:
             self._judge = ReplayJudge.from_file(places.judge_replies)
-            self._of: dict[str, Any] = {"replies": sha256_of(places.judge_replies)}
+            self._settings: dict[str, Any] = {"replies": file_sha256(places.judge_replies)}
         elif settings.judge is not None and places.judge_cache is not None:
             self._judge = EndpointJudge(
                 settings.judge, ReplyCache(places.judge_cache), on_reply=self._on_reply
             )
-            self._of = {
+            self._settings = {
                 "model": settings.judge.model,
                 "temperature": settings.judge.temperature,
                 "max_tokens": settings.judge.max_tokens,
@@ -196,16 +198,16 @@ class JudgeRanker(Ranker):
     @property
     def identity(self) -> Mapping[str, Any]:
         """The judge, and the version of its prompt."""
-        return {"ranker": "judge", "version": "judge-1", **self._of}
+        return {"ranker": "judge", "version": "judge-1", **self._settings}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by the judge's rating; None if its reply has none."""
         scores: Scores = []
         self._done, self._total = 0, sum(len(texts) for texts in answers)
-        for start in range(0, len(prompts), _AT_ONCE):
-            part = list(zip(prompts, answers, strict=True))[start : start + _AT_ONCE]
-            scores += self._rank(part)
-            self._done += sum(len(texts) for _, texts in part)
+        for start in range(0, len(prompts), _BATCH_PROMPTS):
+            batch = list(zip(prompts, answers, strict=True))[start : start + _BATCH_PROMPTS]
+            scores += self._rank_batch(batch)
+            self._done += sum(len(texts) for _, texts in batch)
             self._on_reply(0)
         return scores
 
@@ -214,19 +216,21 @@ class JudgeRanker(Ranker):
         done += self._done
         self._report(Progress(phase="judge pairs", done=done, total=self._total))
 
-    def _rank(self, part: Sequence[tuple[Item, Sequence[str]]]) -> Scores:
+    def _rank_batch(self, batch: Sequence[tuple[Item, Sequence[str]]]) -> Scores:
         requests = [
-            _request(f"{prompt.id}#{number}", prompt, text)
-            for prompt, texts in part
+            _make_request(f"{prompt.id}#{number}", prompt, text)
+            for prompt, texts in batch
             for number, text in enumerate(texts)
         ]
         replies = ask_judge(Resources(judge=self._judge), requests, "ranker judge")
         ratings = {item: read_rating(reply or "") for item, reply in replies.items()}
         rated = [
             [ratings[f"{prompt.id}#{number}"] for number, _ in enumerate(texts)]
-            for prompt, texts in part
+            for prompt, texts in batch
         ]
-        return [[None if r is None else Score(value=r) for r in row] for row in rated]
+        return [
+            [None if rating is None else Score(value=rating) for rating in row] for row in rated
+        ]
 
 
 class RuleRanker(Ranker):
@@ -239,7 +243,7 @@ class RuleRanker(Ranker):
             UserError: it cannot be imported, or has no source file.
         """
         self._name, self._source = name, plugins.source_hash(name)
-        self._function = plugins.load(name)
+        self._function = plugins.load_plugin(name)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -248,12 +252,14 @@ class RuleRanker(Ranker):
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by what the function returns: a number for each answer, or None."""
-        return [self._scores(*each) for each in zip(prompts, answers, strict=True)]
+        return [
+            self._call_rule(*prompt_texts) for prompt_texts in zip(prompts, answers, strict=True)
+        ]
 
-    def _scores(self, prompt: Item, texts: Sequence[str]) -> list[Score | None]:
+    def _call_rule(self, prompt: Item, texts: Sequence[str]) -> list[Score | None]:
         try:
-            found = list(self._function(prompt, list(texts)))
-            scores = [None if value is None else Score(value=float(value)) for value in found]
+            values = list(self._function(prompt, list(texts)))
+            scores = [None if value is None else Score(value=float(value)) for value in values]
         except Exception as error:  # a user's function may raise anything
             raise UserError(
                 f"{self._name}: prompt '{prompt.id}': {describe_error(error)}"
@@ -293,16 +299,16 @@ def open_ranker(
     return RuleRanker(settings.ranker)
 
 
-def _request(name: str, prompt: Item, text: str) -> JudgeRequest:
+def _make_request(name: str, prompt: Item, text: str) -> JudgeRequest:
     picture = prompt.pictures[0]
     suffix = "" if picture.file is None else picture.file.suffix.lower()
-    if picture.file is not None and suffix in _SEEN:
-        kind, content = _SEEN[suffix], picture.file.read_bytes()
+    if picture.file is not None and suffix in _IMAGE_TYPES:
+        image_type, content = _IMAGE_TYPES[suffix], picture.file.read_bytes()
     else:
         buffer = io.BytesIO()
         picture.read().save(buffer, format="PNG")
-        kind, content = "png", buffer.getvalue()
-    url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    asked = f"{PROMPT}\nQuestion: {prompt.prompt}\nAnswer to rate: {text}\n"
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": asked}]
+        image_type, content = "png", buffer.getvalue()
+    url = f"data:image/{image_type};base64,{base64.b64encode(content).decode()}"
+    question = f"{PROMPT}\nQuestion: {prompt.prompt}\nAnswer to rate: {text}\n"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
     return JudgeRequest(item=name, messages=({"role": "user", "content": parts},), max_tokens=512)

@@ -46,8 +46,8 @@ from chip_core.training.parallel import Compute
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import PhaseTimer, TrialContext
 from chip_core.utils.errors import TrialError, UserError
-from chip_core.utils.files import sha256_of
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.files import file_sha256
+from chip_core.utils.seeding import derive_seed
 
 ROUNDS = "rounds"  # folder within an attempt's
 
@@ -62,59 +62,59 @@ class Rounds:
     model: Any  # trained in place
     processor: Any
     report: Callable[[Progress], None]
-    spans: PhaseTimer
+    timer: PhaseTimer
     sampled: int = 0  # answers sampled by this attempt
     steps: int = 0  # updates of all rounds but the last
     notes: list[str] = field(default_factory=list)
     _taken_over: bool = False  # whether an earlier attempt sampled an answer
 
-    def last_pairs(self) -> Pairs:
+    def run_rounds(self) -> Pairs:
         """Train the model through all rounds but the last; return the last one's pairs.
 
         Raises:
             TrialError: a round cannot be sampled or trained.
             StoppedError: a stop was requested.
         """
-        self._take_over()
+        self._adopt_earlier()
         try:
             prompts = read_prompts(self.config.data)
             ranker = self._ranker()
         except UserError as error:
-            raise TrialError(f"pairs: {_one_line(error)}") from None
-        done = self._trained()
+            raise TrialError(f"pairs: {_format_error(error)}") from None
+        done = self._last_trained_round()
         if done:
-            self._go_on_from(done)
+            self._resume_from(done)
         last = self.config.pairs.rounds
-        if done < last - 1 or not (self._of(last) / PAIRS).is_file():
-            self._forget_last()
+        if done < last - 1 or not (self._round_folder(last) / PAIRS).is_file():
+            self._reset_last_round()
         for number in range(done + 1, last + 1):  # rounds without a complete model
-            shutil.rmtree(self._of(number) / MODEL, ignore_errors=True)
+            shutil.rmtree(self._round_folder(number) / MODEL, ignore_errors=True)
             if number > done + 1:
-                shutil.rmtree(self._of(number), ignore_errors=True)
+                shutil.rmtree(self._round_folder(number), ignore_errors=True)
         for number in range(done + 1, last):
-            self._train(number, self._pairs(number, prompts, ranker))
-        pairs = self._pairs(last, prompts, ranker)
+            self._train(number, self._sample_pairs(number, prompts, ranker))
+        pairs = self._sample_pairs(last, prompts, ranker)
         if done or self._taken_over:
             self.notes.append("resumed in its rounds: what was sampled is taken over")
         return pairs
 
-    def _of(self, number: int) -> Path:
+    def _round_folder(self, number: int) -> Path:
         return self.context.folder / ROUNDS / str(number)
 
     def _ranker(self) -> Ranker:
         settings, places = self.config.pairs, self.context.places
         return open_ranker(settings, self.config.data.source, places, self.report)
 
-    def _take_over(self) -> None:
+    def _adopt_earlier(self) -> None:
         """Move the newest earlier attempt's rounds here; if killed, they stay complete."""
-        own = self.context.folder / ROUNDS
+        rounds_folder = self.context.folder / ROUNDS
         resumed = [] if self.context.resume_from is None else [self.context.resume_from]
         for earlier in (*self.context.earlier, *resumed):
-            if not own.exists() and (earlier / ROUNDS).is_dir():
-                own.parent.mkdir(parents=True, exist_ok=True)
-                (earlier / ROUNDS).replace(own)
+            if not rounds_folder.exists() and (earlier / ROUNDS).is_dir():
+                rounds_folder.parent.mkdir(parents=True, exist_ok=True)
+                (earlier / ROUNDS).replace(rounds_folder)
 
-    def _forget_last(self) -> None:
+    def _reset_last_round(self) -> None:
         """Remove what attempts left of the last round's training, because its pairs change.
 
         This happens before the new pairs are made, so that no later attempt continues it with them.
@@ -124,39 +124,41 @@ class Rounds:
             remove_all(attempt)
             kept_models.remove_all(attempt)
 
-    def _trained(self) -> int:
+    def _last_trained_round(self) -> int:
         """Return the last round that, like those before it, has a complete model; 0 if none has."""
         for number in range(1, self.config.pairs.rounds):
-            folder = self._of(number)
+            folder = self._round_folder(number)
             if not has_model(folder) or model_problem(folder / MODEL, self.config) is not None:
                 return number - 1
         return self.config.pairs.rounds - 1
 
-    def _go_on_from(self, number: int) -> None:
+    def _resume_from(self, number: int) -> None:
         trusted = self.config.model.trust_remote_code
-        loading.read_weights(self.model, self._of(number) / MODEL, trust_remote_code=trusted)
+        loading.read_weights(
+            self.model, self._round_folder(number) / MODEL, trust_remote_code=trusted
+        )
         for before in range(1, number + 1):
-            trained = read_trained(self._of(before))
+            trained = read_trained(self._round_folder(before))
             self.steps += 0 if trained is None else trained.steps
 
-    def _pairs(self, number: int, prompts: Sequence[Item], ranker: Ranker) -> Pairs:
+    def _sample_pairs(self, number: int, prompts: Sequence[Item], ranker: Ranker) -> Pairs:
         """Sample a round's answers and make pairs of them; existing ones are kept."""
-        config, folder = self.config, self._of(number)
+        config, folder = self.config, self._round_folder(number)
         if number == 1:
             model = model_identity(config.model, loading.identity(config.model))
         else:
-            model = {"files": fingerprint(model_files(self._of(number - 1) / MODEL))}
+            model = {"files": fingerprint(model_files(self._round_folder(number - 1) / MODEL))}
         rounds = config.pairs.rounds
-        before = _content(folder / PAIRS)
+        previous_hash = _content_hash(folder / PAIRS)
 
-        def told(progress: Progress) -> None:  # as one phase over all rounds
-            whole = progress.total
+        def report_progress(progress: Progress) -> None:  # as one phase over all rounds
+            total = progress.total
             self.report(
-                replace(progress, done=(number - 1) * whole + progress.done, total=rounds * whole)
+                replace(progress, done=(number - 1) * total + progress.done, total=rounds * total)
             )
 
         try:
-            made = make_pairs(
+            result = make_pairs(
                 SampledModel(
                     model=self.model,
                     processor=self.processor,
@@ -164,23 +166,27 @@ class Rounds:
                     bf16=config.model.dtype == "bf16",
                     batch_size=config.engine.generation_batch,
                 ),
-                _portion(prompts, config, number),
+                _round_prompts(prompts, config, number),
                 config.pairs,
                 ranker,
-                seed=derived_seed("round", config.seed, number),
+                seed=derive_seed("round", config.seed, number),
                 folder=folder,
-                known={"model": model, "prompts": prompts_identity(config.data), "round": number},
-                report=told,
+                model_facts={
+                    "model": model,
+                    "prompts": prompts_identity(config.data),
+                    "round": number,
+                },
+                report=report_progress,
                 replace=True,
             )
         except UserError as error:
-            raise TrialError(f"pairs, round {number}: {_one_line(error)}") from None
-        self.sampled += made.sampled
-        self._taken_over |= made.sampled < made.prompts * config.pairs.answers
-        if _content(folder / PAIRS) != before:
+            raise TrialError(f"pairs, round {number}: {_format_error(error)}") from None
+        self.sampled += result.sampled
+        self._taken_over |= result.sampled < result.prompts * config.pairs.answers
+        if _content_hash(folder / PAIRS) != previous_hash:
             remove_all(folder)  # a round's own checkpoints belong to the pairs before
             if number == rounds:
-                self._forget_last()
+                self._reset_last_round()
         pairs = load_pairs(
             DataConfig(
                 source=str(folder / PAIRS),
@@ -190,13 +196,13 @@ class Rounds:
             ),
             model=ProcessorChecker(self.processor),
         )
-        self.spans.end(SAMPLED)
+        self.timer.end(SAMPLED)
         return pairs
 
     def _train(self, number: int, pairs: Pairs) -> None:
         """Train the model on a round's pairs, with its current state as reference; save it."""
-        config, folder = self.config, self._of(number)
-        left = config.pairs.rounds - number + 1  # rounds, including this one
+        config, folder = self.config, self._round_folder(number)
+        rounds_left = config.pairs.rounds - number + 1  # rounds, including this one
         with Trainer(
             config,
             model=self.model,
@@ -205,12 +211,12 @@ class Rounds:
             folder=folder,
             compute=Compute(device=self.device),
         ) as trainer:
-            done = trainer.train(
+            result = trainer.train(
                 on_step=lambda step, total, figures: self.report(
                     Progress(
                         phase="train",
                         done=self.steps + step,
-                        total=self.steps + left * total,
+                        total=self.steps + rounds_left * total,
                         figures=figures,
                     )
                 ),
@@ -219,14 +225,14 @@ class Rounds:
             )
         del trainer  # frees the optimizer's state and the reference
         save_model(self.model, self.processor, folder / MODEL, config)
-        self.spans.end("train")
-        self.steps += done.steps
-        self.notes += [f"round {number}: {note}" for note in done.notes]
+        self.timer.end("train")
+        self.steps += result.steps
+        self.notes += [f"round {number}: {note}" for note in result.notes]
         write_trained(
             folder,
             TrainedModel(
-                steps=done.steps,
-                seconds=self.spans.seconds["train"],
+                steps=result.steps,
+                seconds=self.timer.seconds["train"],
                 files=model_files(folder / MODEL),
                 training=training_fingerprint(config),
             ),
@@ -234,26 +240,26 @@ class Rounds:
         remove_all(folder)
 
 
-def drop_models(folder: Path) -> None:
+def remove_round_models(folder: Path) -> None:
     """Remove the rounds' models once the trial's exists."""
     for model in (folder / ROUNDS).glob(f"*/{MODEL}"):
         shutil.rmtree(model, ignore_errors=True)
 
 
-def _content(file: Path) -> str | None:
-    return sha256_of(file) if file.is_file() else None
+def _content_hash(file: Path) -> str | None:
+    return file_sha256(file) if file.is_file() else None
 
 
-def _portion(prompts: Sequence[Item], config: TrialConfig, number: int) -> list[Item]:
+def _round_prompts(prompts: Sequence[Item], config: TrialConfig, number: int) -> list[Item]:
     """Return a round's prompts: the next ones in an order by the trial's seed, cyclically."""
-    asked = config.pairs.prompts
-    if asked is None:
+    count = config.pairs.prompts
+    if count is None:
         return list(prompts)
     order = list(prompts)
-    random.Random(derived_seed("prompts", config.seed)).shuffle(order)
-    begin = (number - 1) * asked
-    return [order[(begin + place) % len(order)] for place in range(min(asked, len(order)))]
+    random.Random(derive_seed("prompts", config.seed)).shuffle(order)
+    begin = (number - 1) * count
+    return [order[(begin + offset) % len(order)] for offset in range(min(count, len(order)))]
 
 
-def _one_line(error: UserError) -> str:
+def _format_error(error: UserError) -> str:
     return "; ".join(str(error).splitlines())

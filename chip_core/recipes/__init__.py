@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from chip_core.recipes.text import LONGEST
+from chip_core.recipes.text import MAX_YAML_BYTES
 from chip_core.recipes.text import parse_yaml as parse_yaml
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import expand_path
-from chip_core.utils.registry import join_names, suggestion
+from chip_core.utils.registry import join_names, suggest
 
 FOLDER = Path(__file__).parent
-_NAMED = 8  # files of a folder that are join_names
+_MAX_LISTED = 8  # files of a folder that are named
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -24,9 +24,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:  # no more of it than may be read
-            content = file.read(LONGEST + 1)
-        if len(content) > LONGEST:
-            raise ConfigError([f"{path}: is longer than {LONGEST:,} bytes: shorten it"])
+            content = file.read(MAX_YAML_BYTES + 1)
+        if len(content) > MAX_YAML_BYTES:
+            raise ConfigError([f"{path}: is longer than {MAX_YAML_BYTES:,} bytes: shorten it"])
         text = content.decode("utf-8")
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
@@ -38,35 +38,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def files_in(folder: Path, what: str) -> str:
+def suggest_yaml_files(folder: Path, kind: str) -> str:
     """Return what to name in place of a folder: the YAML files in it, some of them."""
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
-    if not found:
-        return f"name a {what}, and no YAML lies in it"
-    more = ", …" if len(found) > _NAMED else ""
-    return f"name the {what} in it: {join_names(found[:_NAMED])}{more}"
+    yaml_files = sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    if not yaml_files:
+        return f"name a {kind}, and no YAML lies in it"
+    suffix = ", …" if len(yaml_files) > _MAX_LISTED else ""
+    return f"name the {kind} in it: {join_names(yaml_files[:_MAX_LISTED])}{suffix}"
 
 
-def find(name: str, relative_to: Path | None = None) -> Path:
+def find_recipe(name: str, relative_to: Path | None = None) -> Path:
     """Return the file of a recipe given by name or by path.
 
     Raises:
         ConfigError: there is none.
     """
-    if name in names():
+    if name in recipe_names():
         return FOLDER / f"{name}.yaml"
-    places = [*([relative_to / name] if relative_to else []), expand_path(name)]
-    for path in places:
+    candidates = [*([relative_to / name] if relative_to else []), expand_path(name)]
+    for path in candidates:
         if os.path.isfile(path):  # a name that no file can have is no file
             return path
-    folder = next((path for path in places if os.path.isdir(path)), None)
+    folder = next((path for path in candidates if os.path.isdir(path)), None)
     if folder is not None:
-        raise ConfigError([f"{name} is a folder: {files_in(folder, 'recipe')}"])
+        raise ConfigError([f"{name} is a folder: {suggest_yaml_files(folder, 'recipe')}"])
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        raise ConfigError([f"no file {name}: name a recipe file, or one of {', '.join(names())}"])
-    raise ConfigError([f"unknown recipe '{name}': {suggestion(name, names())}"])
+        raise ConfigError(
+            [f"no file {name}: name a recipe file, or one of {', '.join(recipe_names())}"]
+        )
+    raise ConfigError([f"unknown recipe '{name}': {suggest(name, recipe_names())}"])

@@ -14,11 +14,11 @@ import yaml
 
 from chip_core.utils.errors import ConfigError
 
-LONGEST = 2**20  # bytes; the longest shipped study has 3 KiB
-MOST_VALUES = 100_000  # keys and values, those that an alias stands for counted each time
-DEEPEST = 50
-_LARGEST_NUMBER = 2**64  # nothing counts further; a float holds every smaller one
-_KEPT_CONTROLS = frozenset("\t\n\r")
+MAX_YAML_BYTES = 2**20  # bytes; the longest shipped study has 3 KiB
+MAX_VALUES = 100_000  # keys and values, those that an alias stands for counted each time
+MAX_DEPTH = 50
+_MAX_NUMBER = 2**64  # nothing counts further; a float holds every smaller one
+_ALLOWED_CONTROLS = frozenset("\t\n\r")
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,28 +38,30 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # told by the loader
             if not isinstance(key, str):
-                raise _fault(f"the key {key_node.value} is no text: write '{key_node.value}'",
+                raise _yaml_error(f"the key {key_node.value} is no text: write '{key_node.value}'",
                              key_node)  # fmt: skip
             if key in seen:
-                raise _fault(f"the key '{key}' stands twice", key_node)
+                raise _yaml_error(f"the key '{key}' stands twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
-    def plain(self, node: Any) -> Any:
+    def construct_plain(self, node: Any) -> Any:
         """Return a scalar's value."""
         kind = node.tag.rsplit(":", 1)[-1]
         try:
-            value = _PLAIN[kind](self, node)
+            value = _CONSTRUCTORS[kind](self, node)
         except (ValueError, KeyError):  # a tag that the text does not fit, or 5,000 digits
-            raise _fault(f"{_shown(str(node.value))} is no {kind} that can be read", node) from None
-        if isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:
-            raise _fault(f"{_shown(str(node.value))} is too large a number", node)
+            raise _yaml_error(
+                f"{_quote(str(node.value))} is no {kind} that can be read", node
+            ) from None
+        if isinstance(value, int) and abs(value) >= _MAX_NUMBER:
+            raise _yaml_error(f"{_quote(str(node.value))} is too large a number", node)
         if isinstance(value, str):
             _check_text(value, node)
         return value
 
 
-_PLAIN: dict[str, Any] = {
+_CONSTRUCTORS: dict[str, Any] = {
     "null": yaml.SafeLoader.construct_yaml_null,
     "bool": yaml.SafeLoader.construct_yaml_bool,
     "int": yaml.SafeLoader.construct_yaml_int,
@@ -68,7 +70,7 @@ _PLAIN: dict[str, Any] = {
 }
 #: Every other tag is refused.
 _Loader.yaml_constructors = {
-    **{f"tag:yaml.org,2002:{kind}": _Loader.plain for kind in _PLAIN},
+    **{f"tag:yaml.org,2002:{kind}": _Loader.construct_plain for kind in _CONSTRUCTORS},
     "tag:yaml.org,2002:seq": yaml.SafeLoader.construct_yaml_seq,
     "tag:yaml.org,2002:map": yaml.SafeLoader.construct_yaml_map,
     None: yaml.SafeLoader.construct_undefined,
@@ -103,17 +105,17 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         ConfigError: a syntax error, with its line and column, or more than the bounds allow.
     """
-    if len(text) > LONGEST:
-        raise ConfigError([f"{source}: is longer than {LONGEST:,} characters: shorten it"])
+    if len(text) > MAX_YAML_BYTES:
+        raise ConfigError([f"{source}: is longer than {MAX_YAML_BYTES:,} characters: shorten it"])
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        what = error.problem or error.context or "not YAML"
-        if "\\t" in what:
-            what = "a tab where YAML wants spaces: indent with spaces"
-        raise ConfigError([f"{place}: {what}"]) from None
+        location = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        problem = error.problem or error.context or "not YAML"
+        if "\\t" in problem:
+            problem = "a tab where YAML wants spaces: indent with spaces"
+        raise ConfigError([f"{location}: {problem}"]) from None
     except RecursionError:
         raise ConfigError([f"{source}: not YAML that can be read: too deep"]) from None
     except yaml.YAMLError as error:
@@ -122,36 +124,36 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError([f"{source}: not YAML: a number in it cannot be read"]) from None
 
 
-def _check_bounds(top: Any) -> None:
+def _check_bounds(root: Any) -> None:
     """Check depth and number of values; what an alias stands for counts wherever it stands."""
-    found: dict[int, tuple[int, int]] = {}  # by node: values, depth
+    measured: dict[int, tuple[int, int]] = {}  # by node: values, depth
     open_nodes: set[int] = set()
 
     def measure(node: Any) -> tuple[int, int]:
-        known = found.get(id(node))
-        if known is not None:
-            return known
+        cached = measured.get(id(node))
+        if cached is not None:
+            return cached
         if id(node) in open_nodes:
-            raise _fault("an alias stands within what it names: write it out", node)
+            raise _yaml_error("an alias stands within what it names: write it out", node)
         open_nodes.add(id(node))
         values, depth = 1, 1
-        for below in _below(node):
-            more, deeper = measure(below)
-            values, depth = values + more, max(depth, deeper + 1)
+        for child in _child_nodes(node):
+            child_values, child_depth = measure(child)
+            values, depth = values + child_values, max(depth, child_depth + 1)
         open_nodes.discard(id(node))
-        if depth > DEEPEST:
-            raise _fault(f"is nested more than {DEEPEST} deep: flatten it", node)
-        if values > MOST_VALUES:
-            raise _fault(
-                f"holds more than {MOST_VALUES:,} values, aliases written out: shorten it", node
+        if depth > MAX_DEPTH:
+            raise _yaml_error(f"is nested more than {MAX_DEPTH} deep: flatten it", node)
+        if values > MAX_VALUES:
+            raise _yaml_error(
+                f"holds more than {MAX_VALUES:,} values, aliases written out: shorten it", node
             )
-        found[id(node)] = (values, depth)
+        measured[id(node)] = (values, depth)
         return values, depth
 
-    measure(top)
+    measure(root)
 
 
-def _below(node: Any) -> list[Any]:
+def _child_nodes(node: Any) -> list[Any]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
@@ -159,16 +161,18 @@ def _below(node: Any) -> list[Any]:
 
 def _check_text(text: str, node: Any) -> None:
     """Check that a text can be written and shown: no lone surrogate, no control character."""
-    for sign in text:
-        code = ord(sign)
-        control = code < 0x20 or 0x7F <= code < 0xA0
-        if 0xD800 <= code < 0xE000 or (control and sign not in _KEPT_CONTROLS):
-            raise _fault(f"holds the character U+{code:04X}, which no text has: remove it", node)
+    for char in text:
+        code = ord(char)
+        is_control = code < 0x20 or 0x7F <= code < 0xA0
+        if 0xD800 <= code < 0xE000 or (is_control and char not in _ALLOWED_CONTROLS):
+            raise _yaml_error(
+                f"holds the character U+{code:04X}, which no text has: remove it", node
+            )
 
 
-def _shown(text: str) -> str:
+def _quote(text: str) -> str:
     return f"'{text}'" if len(text) <= 40 else f"'{text[:40]}…'"
 
 
-def _fault(what: str, node: Any) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+def _yaml_error(message: str, node: Any) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, message, node.start_mark)

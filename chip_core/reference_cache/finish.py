@@ -26,11 +26,11 @@ from chip_core.reference_cache.folder import (
 from chip_core.reference_cache.spec import CacheSpec
 
 #: The output head for the hidden states.
-HEAD = "head.safetensors"
+HEAD_FILE = "head.safetensors"
 
 #: In a partial folder, for its first batch: whether prefixes were shared, and by how much rounding
 #: to bf16 moves a token's log-probability.
-FACTS = "facts.note.json"
+FACTS_FILE = "facts.note.json"
 
 
 def finish_cache(
@@ -55,8 +55,8 @@ def finish_cache(
     """
     names = [shard_name(number) for number in range(shard_count(rows))]
     if spec.hidden is not None:
-        names.append(HEAD)
-    made: dict[str, Any] = {
+        names.append(HEAD_FILE)
+    provenance: dict[str, Any] = {
         "time": time.time(),
         "seconds": round(seconds, 1),
         "host": socket.gethostname(),
@@ -66,5 +66,5 @@ def finish_cache(
     }
     folder = store_folder(cache, spec.key)
     with suppress(FileNotFoundError):
-        made |= json.loads((partial_folder(folder) / FACTS).read_text(encoding="utf-8"))
-    return commit(folder, identity=spec.identity, rows=rows, names=names, made=made)
+        provenance |= json.loads((partial_folder(folder) / FACTS_FILE).read_text(encoding="utf-8"))
+    return commit(folder, identity=spec.identity, rows=rows, names=names, made=provenance)

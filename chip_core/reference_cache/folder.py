@@ -32,7 +32,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 #: Rows of a shard.
-SHARD = 256
+SHARD_ROWS = 256
 
 _NAME_DIGITS = 32  # hex digits of the identity's hash in the folder's name
 
@@ -81,17 +81,17 @@ def shard_name(number: int) -> str:
 
 def shard_count(rows: int) -> int:
     """Return the number of shards for a number of rows."""
-    return -(-rows // SHARD)
+    return -(-rows // SHARD_ROWS)
 
 
 def shard_rows(number: int, rows: int) -> range:
     """Return the rows of a shard, given the total number of rows."""
-    return range(number * SHARD, min((number + 1) * SHARD, rows))
+    return range(number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, rows))
 
 
 def shard_of(row: int) -> tuple[int, int]:
     """Return (shard, position in it) of a row."""
-    return divmod(row, SHARD)
+    return divmod(row, SHARD_ROWS)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -146,10 +146,10 @@ def stat(folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
         except OSError:
             return None
 
-    return require_whole(read_manifest(folder), identity, size)
+    return require_complete(read_manifest(folder), identity, size)
 
 
-def require_whole(
+def require_complete(
     manifest: Manifest, identity: Mapping[str, Any] | None, size: Callable[[str], int | None]
 ) -> Manifest:
     """Return a manifest whose files all exist with their sizes.
@@ -162,45 +162,45 @@ def require_whole(
     Raises:
         BrokenStoreError: a file is missing or has another size, or the identity is another.
     """
-    if identity is not None and manifest.identity != plain(identity):
+    if identity is not None and manifest.identity != to_json_types(identity):
         raise BrokenStoreError("it is of another model, data set or setting")
     for name, facts in manifest.files.items():
-        found = size(name)
-        if found is None:
+        actual_size = size(name)
+        if actual_size is None:
             raise BrokenStoreError(f"{name} is missing")
-        if found != facts.bytes:
-            raise BrokenStoreError(f"{name} is cut off: {found} of {facts.bytes} bytes")
+        if actual_size != facts.bytes:
+            raise BrokenStoreError(f"{name} is cut off: {actual_size} of {facts.bytes} bytes")
     return manifest
 
 
 def verify(
-    folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
+    folder: Path, identity: Mapping[str, Any] | None = None, *, rehash: bool = False
 ) -> Manifest:
     """Return the manifest of a store whose files are all unchanged since they were written.
 
     Args:
         folder: the store's.
         identity: the expected one; None: any.
-        again: also hash files that this machine has verified before.
+        rehash: also hash files that this machine has verified before.
 
     Raises:
         BrokenStoreError: it is missing or incomplete, or has another identity.
     """
     manifest = stat(folder, identity)
-    verified = {} if again else _verified(folder)
+    verified = {} if rehash else _read_verified_marks(folder)
     try:
-        seen = {name: _mark(folder / name) for name in manifest.files}
-        wanting = [name for name, mark in seen.items() if verified.get(name) != mark]
+        marks = {name: _file_mark(folder / name) for name in manifest.files}
+        unverified = [name for name, mark in marks.items() if verified.get(name) != mark]
         with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the GIL
-            found = list(pool.map(lambda name: hash_file(folder / name), wanting))
+            hashes = list(pool.map(lambda name: hash_file(folder / name), unverified))
     except OSError as error:
         raise BrokenStoreError(f"a file cannot be read ({error.strerror})") from None
-    for name, sha256 in zip(wanting, found, strict=True):
+    for name, sha256 in zip(unverified, hashes, strict=True):
         if sha256 != manifest.files[name].sha256:
             raise BrokenStoreError(f"{name} is corrupt: its sha256 is not the manifest's")
-    if wanting:
+    if unverified:
         with suppress(OSError):  # a read-only store is hashed each time
-            write_json(_marks(folder), seen)
+            write_json(_marks_file(folder), marks)
     return manifest
 
 
@@ -226,11 +226,11 @@ def commit(
         if facts is None:
             raise BrokenStoreError(f"{name} was not made")
         files[name] = facts
-    manifest = Manifest(identity=plain(identity), rows=rows, files=files, made=made)
-    for each in partial.glob("*.note.json"):
-        each.unlink()
+    manifest = Manifest(identity=to_json_types(identity), rows=rows, files=files, made=made)
+    for note in partial.glob("*.note.json"):
+        note.unlink()
     write_json(partial / MANIFEST, {"format": FORMAT, **asdict(manifest)})
-    write_json(_marks(partial), {name: _mark(partial / name) for name in names})
+    write_json(_marks_file(partial), {name: _file_mark(partial / name) for name in names})
     remove(folder)
     partial.replace(folder)
     sync_folder(folder.parent)
@@ -246,8 +246,8 @@ def record_file(partial: Path, name: str) -> None:
     sync_folder(partial)
     facts = FileFacts(bytes=path.stat().st_size, sha256=hash_file(path))
     write_json(
-        _note(partial, name),
-        {"facts": asdict(facts), "host": socket.gethostname(), "mark": _mark(path)},
+        _note_file(partial, name),
+        {"facts": asdict(facts), "host": socket.gethostname(), "mark": _file_mark(path)},
     )
 
 
@@ -258,58 +258,60 @@ def recorded_file(partial: Path, name: str) -> FileFacts | None:
     """
     path = partial / name
     try:
-        raw = json.loads(_note(partial, name).read_text(encoding="utf-8"))
+        raw = json.loads(_note_file(partial, name).read_text(encoding="utf-8"))
         facts = FileFacts(**raw["facts"])
-        same = raw["host"] == socket.gethostname() and raw["mark"] == _mark(path)
-        whole = same or facts == FileFacts(bytes=path.stat().st_size, sha256=hash_file(path))
+        is_unchanged = raw["host"] == socket.gethostname() and raw["mark"] == _file_mark(path)
+        is_complete = is_unchanged or facts == FileFacts(
+            bytes=path.stat().st_size, sha256=hash_file(path)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return facts if whole else None
+    return facts if is_complete else None
 
 
 def remove(folder: Path) -> None:
     """Remove a store or a partial one; processes that have it open can still read it."""
-    gone = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
+    trash = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
     try:
-        folder.replace(gone)  # make it unavailable before deleting it
+        folder.replace(trash)  # make it unavailable before deleting it
     except FileNotFoundError:
         return
-    shutil.rmtree(gone)
+    shutil.rmtree(trash)
 
 
-def _verified(folder: Path) -> dict[str, Any]:
+def _read_verified_marks(folder: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        raw = json.loads(_marks(folder).read_text(encoding="utf-8"))
+        raw = json.loads(_marks_file(folder).read_text(encoding="utf-8"))
         if isinstance(raw, dict):
             return raw
     return {}
 
 
-def _marks(folder: Path) -> Path:
+def _marks_file(folder: Path) -> Path:
     return folder / f".verified-{socket.gethostname()}.json"
 
 
-def _mark(path: Path) -> list[int]:
+def _file_mark(path: Path) -> list[int]:
     """Return a value that changes when a file is written to."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def _note(partial: Path, name: str) -> Path:
+def _note_file(partial: Path, name: str) -> Path:
     return partial / f"{name}.note.json"
 
 
-def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+def to_json_types(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity as JSON would return it."""
-    plain: dict[str, Any] = json.loads(json.dumps(identity))
-    return plain
+    normalized: dict[str, Any] = json.loads(json.dumps(identity))
+    return normalized
 
 
-_POLL = 0.5  # seconds between two attempts
+_POLL_INTERVAL = 0.5  # seconds between two attempts
 
 
 @contextmanager
-def build_lock(folder: Path, on_wait: Callable[[str], None] = lambda who: None) -> Iterator[None]:
+def build_lock(folder: Path, on_wait: Callable[[str], None] = lambda owner: None) -> Iterator[None]:
     """Hold the lock of a store while it is built; the lock ends with the process.
 
     Args:
@@ -317,39 +319,39 @@ def build_lock(folder: Path, on_wait: Callable[[str], None] = lambda who: None) 
         on_wait: called once with the lock's owner if this process has to wait.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(_file(folder))
+    lock = FileLock(_lock_file(folder))
     try:
         lock.acquire(blocking=False)
     except Timeout:
         on_wait(lock_owner(folder) or "another process")
-        lock.acquire(poll_interval=_POLL)
+        lock.acquire(poll_interval=_POLL_INTERVAL)
     try:
-        write_atomically(_holder(folder), f"process {os.getpid()} on {socket.gethostname()}")
+        write_atomically(_owner_file(folder), f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        _holder(folder).unlink(missing_ok=True)
+        _owner_file(folder).unlink(missing_ok=True)
         # Removed while the lock is held, so that nobody waiting locks a deleted file.
-        _file(folder).unlink(missing_ok=True)
+        _lock_file(folder).unlink(missing_ok=True)
         lock.release()
 
 
 def lock_owner(folder: Path) -> str | None:
     """Return who is building a store: `process 17 on HOST`; None if nobody is."""
-    if not _file(folder).exists():
+    if not _lock_file(folder).exists():
         return None
     try:
-        with FileLock(_file(folder), blocking=False):
-            _file(folder).unlink(missing_ok=True)  # a dead process left it
+        with FileLock(_lock_file(folder), blocking=False):
+            _lock_file(folder).unlink(missing_ok=True)  # a dead process left it
         return None
     except Timeout:
         with suppress(OSError):
-            return _holder(folder).read_text(encoding="utf-8")
+            return _owner_file(folder).read_text(encoding="utf-8")
         return "another process"
 
 
-def _file(folder: Path) -> Path:
+def _lock_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def _holder(folder: Path) -> Path:
+def _owner_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.holder")

@@ -18,22 +18,22 @@ from torch import Tensor
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair
-from chip_core.data.tensors import PairBatch, Prompts, Responses, sent
+from chip_core.data.tensors import PairBatch, Prompts, Responses, to_device
 from chip_core.models.parts import trained_parts
 from chip_core.models.shards import has_weights
 from chip_core.models.tower import is_frozen
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
-from chip_core.reference_cache.finish import HEAD
+from chip_core.reference_cache.finish import HEAD_FILE
 from chip_core.reference_cache.folder import BrokenStoreError, store_folder
-from chip_core.reference_cache.rows import field_of
+from chip_core.reference_cache.rows import column_field
 from chip_core.reference_cache.shards import ReferenceCacheStore
-from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, epochs_reached
-from chip_core.training.policy import Policy, spread
-from chip_core.training.reference import LiveSource, ReferenceSource, TrainingReference
+from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, count_epochs
+from chip_core.training.policy import Policy, scatter_tokens
+from chip_core.training.reference import LiveReferenceSource, ReferenceSource, TrainingReference
 from chip_core.training.states import ResponseStates
-from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.workers import Workers
 
 
@@ -51,7 +51,7 @@ class CacheReader:
         processor: Any,
         pairs: Sequence[PreferencePair],
         workers: Workers,
-    ) -> OpenStores:
+    ) -> OpenedStores:
         """Open the caches for a training; see `open_stores`."""
         return open_stores(
             self.available, policy, config, processor=processor, pairs=pairs, workers=workers
@@ -66,7 +66,7 @@ def open_stores(
     processor: Any,
     pairs: Sequence[PreferencePair],
     workers: Workers | None = None,
-) -> OpenStores:
+) -> OpenedStores:
     """Open and spot-check the stores that a training may read, before its first step.
 
     If one worker cannot use a store, no worker does, so that all compute the same things.
@@ -85,120 +85,122 @@ def open_stores(
     spot_check = SpotCheck(policy, config, processor, pairs)
     for spec in available.passes:
         folder = store_folder(available.cache, spec.key)
-        found: list[ReferenceCacheStore] = []
-        problems = workers.each(partial(_problem, spot_check, spec, folder, found))
-        problem = next((each for each in problems if each is not None), None)
+        opened: list[ReferenceCacheStore] = []
+        problems = workers.gather_results(partial(_open_store, spot_check, spec, folder, opened))
+        problem = next(
+            (worker_problem for worker_problem in problems if worker_problem is not None), None
+        )
         if problem is None:
-            stores.append((spec, found[0]))
+            stores.append((spec, opened[0]))
         else:
             notes.append(
                 f"the reference pass '{spec.name}' in {folder} is not used: {problem}; "
                 "computed in the step"
             )
-    return OpenStores(
-        policy=policy, config=config, pairs=len(pairs), whole=stores, notes=tuple(notes)
+    return OpenedStores(
+        policy=policy, config=config, pairs=len(pairs), stores=stores, notes=tuple(notes)
     )
 
 
-def _problem(
-    spot_check: SpotCheck, spec: CacheSpec, folder: Path, found: list[ReferenceCacheStore]
+def _open_store(
+    spot_check: SpotCheck, spec: CacheSpec, folder: Path, opened: list[ReferenceCacheStore]
 ) -> str | None:
-    """Open a store and add it to `found`; return why it cannot be used, or None."""
+    """Open a store and add it to `opened`; return why it cannot be used, or None."""
     try:
         store = ReferenceCacheStore(folder, spec.identity)
         spot_check.verify(spec, store)
     except BrokenStoreError as error:
         return str(error)
-    found.append(store)
+    opened.append(store)
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenStores:
+class OpenedStores:
     """The stores of a training that are complete and of this model."""
 
     policy: Policy
     config: TrialConfig
     pairs: int
-    whole: Sequence[tuple[CacheSpec, ReferenceCacheStore]]
+    stores: Sequence[tuple[CacheSpec, ReferenceCacheStore]]
     notes: tuple[str, ...]
 
-    def reference(self, live: Callable[[], LiveSource]) -> TrainingReference:
+    def reference(self, live: Callable[[], LiveReferenceSource]) -> TrainingReference:
         """Return the reference that the training reads.
 
         Args:
             live: returns the object that computes the reference; only called if it is needed.
         """
         features = StoredFeatures(
-            images=self._of("features").get(None),
-            rejected_images=self._of("rejected_image_features"),
+            images=self._stores_of_kind("features").get(None),
+            rejected_images=self._stores_of_kind("rejected_image_features"),
         )
-        text = self._of("text").get(None)
+        text = self._stores_of_kind("text").get(None)
         objective = self.config.objective
-        stores: dict[tuple[str, Quantity], dict[int | None, ReferenceCacheStore]] = {
+        by_quantity: dict[tuple[str, Quantity], dict[int | None, ReferenceCacheStore]] = {
             (view, quantity): {
                 spec.epoch: store
-                for spec, store in self.whole
+                for spec, store in self.stores
                 if quantity in spec.reads.get(view, ())
             }
             for view, quantities in objective.reference_reads.items()
             for quantity in quantities
         }
-        reached = set(range(epochs_reached(self.config, self.pairs)))
+        reached_epochs = set(range(count_epochs(self.config, self.pairs)))
         missing = any(
             None not in epochs
-            and not (VIEWS[view][0] == "rejected_image" and reached <= set(epochs))
-            for (view, _), epochs in stores.items()
+            and not (VIEWS[view][0] == "rejected_image" and reached_epochs <= set(epochs))
+            for (view, _), epochs in by_quantity.items()
         )
-        computed: LiveSource | None = None
+        live_source: LiveReferenceSource | None = None
         mode = "stored"
         if missing:
-            computed = live()
-            mode = "partly stored" if any(stores.values()) else "live"
+            live_source = live()
+            mode = "partly stored" if any(by_quantity.values()) else "live"
         reference: ReferenceSource
-        if computed is not None and mode == "live":
-            reference = computed
+        if live_source is not None and mode == "live":
+            reference = live_source
         else:
             hidden = objective.needs_divergence
             head = None
             if hidden:
                 head = (
                     _stored_head(self.policy, self.config, text)
-                    if computed is None
-                    else computed.head
+                    if live_source is None
+                    else live_source.head
                 )
-            reference = StoredReference(stores, head=head, hidden=hidden, live=computed)
+            reference = StoredReference(by_quantity, head=head, hidden=hidden, live=live_source)
         engine = {"reference": mode, "image_features": features.mode}
         return TrainingReference(
             source=reference, attach_features=features.attach, engine=engine, notes=self.notes
         )
 
-    def _of(self, kind: str) -> dict[int | None, ReferenceCacheStore]:
-        return {spec.epoch: store for spec, store in self.whole if spec.kind == kind}
+    def _stores_of_kind(self, kind: str) -> dict[int | None, ReferenceCacheStore]:
+        return {spec.epoch: store for spec, store in self.stores if spec.kind == kind}
 
 
 def _stored_head(
-    policy: Policy, config: TrialConfig, text: ReferenceCacheStore | None
+    policy: Policy, config: TrialConfig, text_store: ReferenceCacheStore | None
 ) -> OutputHead | None:
     """Return the reference's output head; None if the policy's own is frozen."""
-    assert text is not None
-    own = policy.model.get_output_embeddings().weight
+    assert text_store is not None
+    head_weight = policy.model.get_output_embeddings().weight
     trained = trained_parts(policy.model, config).values()
-    if not any(own is parameter for part in trained for parameter in part.values()):
+    if not any(head_weight is parameter for part in trained for parameter in part.values()):
         return None
     tensors: dict[str, Tensor] = {
-        name: value.to(own.device) for name, value in text.tensors(HEAD).items()
+        name: value.to(head_weight.device) for name, value in text_store.tensors(HEAD_FILE).items()
     }
     return OutputHead(weight=tensors["weight"], bias=tensors.get("bias"))
 
 
 #: Allowed mean difference over tokens between stored and computed log-probabilities. Rounding in
 #: bf16 gives about 0.02; another model or image gives far more.
-_LOGPS = {"fp32": 1e-3, "bf16": 0.1}
+_LOGP_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 
 #: Allowed difference of hidden states with stored features from those without: the norm of the
 #: difference over the norm.
-_STATES = {"fp32": 1e-4, "bf16": 0.05}
+_STATE_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
 
 
 class SpotCheck:
@@ -236,7 +238,7 @@ class SpotCheck:
             # A separate encoder, because the training's counts the responses that it cuts.
             encoder = PairEncoder(self._processor, self._config, self._pairs)
             self._batches[epoch] = encoder.batch(sorted({0, len(self._pairs) - 1}), epoch)
-        if spec.of_features:
+        if spec.is_features:
             self._verify_features(spec, store, epoch)
         else:
             self._verify_responses(spec, store, epoch)
@@ -248,18 +250,21 @@ class SpotCheck:
         scores = self._scores[epoch].views
         quantity: Quantity = spec.identity.get("quantity", "logps")
         responses = batch.responses[spec.view]
-        said = None if spec.view not in scores else getattr(scores[spec.view], quantity)
-        if said is None:  # the objective does not read this side of a store that has more
-            one: Reads = {spec.view: frozenset([quantity])}
-            said = getattr(self._policy.reference_scores(batch, one).views[spec.view], quantity)
-        ids = store.rows(batch.places, "chosen.ids")
+        computed = None if spec.view not in scores else getattr(scores[spec.view], quantity)
+        if computed is None:  # the objective does not read this side of a store that has more
+            single_read: Reads = {spec.view: frozenset([quantity])}
+            computed = getattr(
+                self._policy.reference_scores(batch, single_read).views[spec.view], quantity
+            )
+        ids = store.rows(batch.indices, "chosen.ids")
         if ids.tolist() != responses.ids[responses.mask].tolist():
             raise BrokenStoreError("its responses are not the data's")
-        stored = store.rows(batch.places, "chosen.logps").to(said.device)
-        gap = float((stored - said[responses.mask]).abs().mean())
-        if not gap <= _LOGPS[self._config.model.dtype]:
+        stored = store.rows(batch.indices, "chosen.logps").to(computed.device)
+        difference = float((stored - computed[responses.mask]).abs().mean())
+        if not difference <= _LOGP_TOLERANCE[self._config.model.dtype]:
             raise BrokenStoreError(
-                f"its log-probabilities are not this model's (they differ by {gap:.3g} a token)"
+                f"its log-probabilities are not this model's (they differ by {difference:.3g} a "
+                "token)"
             )
 
     @torch.no_grad()
@@ -269,31 +274,34 @@ class SpotCheck:
         batch = self._batches[epoch]
         if epoch not in self._states:
             self._states[epoch] = self._policy.states(batch.to(self._device))
-        rejected = spec.of_rejected_image
-        given = StoredFeatures(
-            images=None if rejected else store, rejected_images={None: store} if rejected else {}
+        is_rejected = spec.is_rejected_image
+        with_features = StoredFeatures(
+            images=None if is_rejected else store,
+            rejected_images={None: store} if is_rejected else {},
         ).attach(batch)
         try:
-            states = self._policy.states(given.to(self._device))
+            states = self._policy.states(with_features.to(self._device))
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-            what = brief(error)
-            raise BrokenStoreError(f"the model cannot be given them ({what})") from None
-        gap = _apart(_of(states, rejected), _of(self._states[epoch], rejected))
-        if not gap <= _STATES[self._config.model.dtype]:
-            raise BrokenStoreError(f"hidden states differ by {gap:.1e} with them")
+            reason = first_line(error)
+            raise BrokenStoreError(f"the model cannot be given them ({reason})") from None
+        difference = _relative_distance(
+            _select_states(states, is_rejected), _select_states(self._states[epoch], is_rejected)
+        )
+        if not difference <= _STATE_TOLERANCE[self._config.model.dtype]:
+            raise BrokenStoreError(f"hidden states differ by {difference:.1e} with them")
 
     @property
     def _device(self) -> torch.device:
         return next(self._policy.parameters()).device
 
 
-def _of(states: ResponseStates, rejected_image: bool) -> Tensor:
-    found = states.rejected_image if rejected_image else states.chosen
-    assert found is not None
-    return found.double()
+def _select_states(states: ResponseStates, rejected_image: bool) -> Tensor:
+    selected = states.rejected_image if rejected_image else states.chosen
+    assert selected is not None
+    return selected.double()
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
+def _relative_distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
@@ -312,16 +320,22 @@ class StoredFeatures:
     def attach(self, batch: PairBatch) -> PairBatch:
         """Return a batch, on the CPU, with its images' features."""
         if self.images is not None:
-            batch = replace(batch, prompts=_with(self.images, batch.places, batch.prompts))
-        of_epoch = None if None in self.rejected_images else batch.epoch
-        store, prompts = self.rejected_images.get(of_epoch), batch.rejected_image_prompts
+            batch = replace(
+                batch, prompts=_attach_stored(self.images, batch.indices, batch.prompts)
+            )
+        epoch = None if None in self.rejected_images else batch.epoch
+        store, prompts = self.rejected_images.get(epoch), batch.rejected_image_prompts
         if store is not None and prompts is not None:
-            batch = replace(batch, rejected_image_prompts=_with(store, batch.places, prompts))
+            batch = replace(
+                batch, rejected_image_prompts=_attach_stored(store, batch.indices, prompts)
+            )
         return batch
 
 
-def _with(store: ReferenceCacheStore, places: tuple[int, ...], prompts: Prompts) -> Prompts:
-    features = {field_of(name): store.rows(places, name) for name in store.columns}
+def _attach_stored(
+    store: ReferenceCacheStore, indices: tuple[int, ...], prompts: Prompts
+) -> Prompts:
+    features = {column_field(name): store.rows(indices, name) for name in store.columns}
     return replace(prompts, features=features)
 
 
@@ -334,7 +348,7 @@ class StoredReference:
         *,
         head: OutputHead | None,
         hidden: bool,
-        live: LiveSource | None,
+        live: LiveReferenceSource | None,
     ) -> None:
         """Create a training's reference.
 
@@ -358,39 +372,41 @@ class StoredReference:
         Raises:
             TrialError: a store is of other responses than the batch's.
         """
-        known: dict[str, dict[str, Tensor]] = {}
+        stored: dict[str, dict[str, Tensor]] = {}
         missing: dict[str, frozenset[Quantity]] = {}
         for (view, quantity), epochs in self._stores.items():
             store = epochs.get(None if None in epochs else batch.epoch)
             if store is None:
                 missing[view] = missing.get(view, frozenset()) | {quantity}
                 continue
-            known.setdefault(view, {})
-            text = view in ("chosen", "rejected")
-            said = _read(
+            stored.setdefault(view, {})
+            is_text = view in ("chosen", "rejected")
+            columns = _read_columns(
                 store,
-                view if text and quantity == "logps" else "chosen",
-                batch.places,
+                view if is_text and quantity == "logps" else "chosen",
+                batch.indices,
                 batch.responses[view],
-                hidden=self._hidden and text and quantity == "logps",
+                hidden=self._hidden and is_text and quantity == "logps",
             )
-            known[view][quantity] = said["logps"]
-            if "hidden" in said:
-                known[view]["hidden"] = said["hidden"]
-        views = {view: ResponseReference(**said) for view, said in known.items()}
+            stored[view][quantity] = columns["logps"]
+            if "hidden" in columns:
+                stored[view]["hidden"] = columns["hidden"]
+        views = {view: ResponseReference(**columns) for view, columns in stored.items()}
         if missing:
             assert self._live is not None
-            computed = self._live.scores_of(batch.only(missing), missing).views
-            for view, rest in computed.items():
-                own = known.get(view, {})
-                views[view] = replace(rest, **own) if own else rest
+            computed = self._live.score_views(batch.select_views(missing), missing).views
+            for view, computed_view in computed.items():
+                stored_view = stored.get(view, {})
+                views[view] = (
+                    replace(computed_view, **stored_view) if stored_view else computed_view
+                )
         return ReferenceScores(views=views)
 
 
-def _read(
+def _read_columns(
     store: ReferenceCacheStore,
     group: str,
-    places: tuple[int, ...],
+    indices: tuple[int, ...],
     responses: Responses,
     *,
     hidden: bool,
@@ -398,14 +414,14 @@ def _read(
     """Return a store's columns of one response per pair, (B, C) and (B, C, D)."""
 
     def column(name: str) -> Tensor:
-        return store.rows(places, f"{group}.{name}")
+        return store.rows(indices, f"{group}.{name}")
 
-    here, device = responses.on_host, responses.ids.device
-    if not torch.equal(column("ids"), here.ids[here.mask].int()):
+    host_responses, device = responses.on_host, responses.ids.device
+    if not torch.equal(column("ids"), host_responses.ids[host_responses.mask].int()):
         raise TrialError(
             f"the reference pass in {store.folder} is of other {group} responses than this "
-            f"trial's (among the pairs {', '.join(map(str, places))}): the data changed while it "
+            f"trial's (among the pairs {', '.join(map(str, indices))}): the data changed while it "
             "was trained on; remove that folder and run again"
         )
     names = ("logps", "hidden") if hidden else ("logps",)
-    return {name: spread(sent(column(name), device), responses) for name in names}
+    return {name: scatter_tokens(to_device(column(name), device), responses) for name in names}

@@ -26,7 +26,7 @@ from chip_core.reference_cache.folder import (
     shard_of,
     verify,
 )
-from chip_core.reference_cache.size import NoRoomError
+from chip_core.reference_cache.size import DiskSpaceError
 
 CacheRow = Mapping[str, Tensor]
 
@@ -58,10 +58,14 @@ def write_tensors(partial: Path, name: str, tensors: Mapping[str, Tensor]) -> No
         save_file(dict(tensors), partial / name)
         record_file(partial, name)
     except (OSError, SafetensorError) as error:
-        full = (errno.ENOSPC, errno.EDQUOT)
+        disk_full_codes = (errno.ENOSPC, errno.EDQUOT)
         code = getattr(error, "errno", None)
-        if code in full or any(f"(os error {number})" in str(error) for number in full):
-            raise NoRoomError(f"the disk of {partial} is full: make room, and run again") from None
+        if code in disk_full_codes or any(
+            f"(os error {number})" in str(error) for number in disk_full_codes
+        ):
+            raise DiskSpaceError(
+                f"the disk of {partial} is full: make room, and run again"
+            ) from None
         raise
 
 
@@ -105,18 +109,18 @@ class ReferenceCacheStore:
         names = self._shards[0].keys() if self._shards else []
         return sorted(name for name in names if not name.endswith(".offsets"))
 
-    def row(self, place: int, column: str) -> Tensor:
+    def row(self, index: int, column: str) -> Tensor:
         """Return a column of one row."""
-        number, within = shard_of(place)
+        number, position = shard_of(index)
         offsets = self._offsets[number][column.partition(".")[0]]
         values: Tensor = self._shards[number].get_slice(column)[
-            offsets[within] : offsets[within + 1]
+            offsets[position] : offsets[position + 1]
         ]
         return values
 
-    def rows(self, places: Sequence[int], column: str) -> Tensor:
+    def rows(self, indices: Sequence[int], column: str) -> Tensor:
         """Return a column of several rows, concatenated."""
-        return torch.cat([self.row(place, column) for place in places])
+        return torch.cat([self.row(index, column) for index in indices])
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return all tensors of a file."""

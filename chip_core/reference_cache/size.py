@@ -20,33 +20,33 @@ from chip_core.models import own
 from chip_core.models.loading import local_folder
 from chip_core.objectives.parts import VIEWS
 from chip_core.reference_cache.spec import CacheSpec
-from chip_core.training.footprint.published import HEADS
+from chip_core.training.footprint.published import HEAD_SHAPES
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import read_json
 
 #: Bytes per number, by precision.
-BYTES = {"fp32": 4, "bf16": 2}
+BYTES_PER_VALUE = {"fp32": 4, "bf16": 2}
 
-_SAMPLE = 128  # pairs whose responses are counted
+_SAMPLE_PAIRS = 128  # pairs whose responses are counted
 
 #: Pairs of public data that planning does not open, from their pages on the hub.
 PUBLISHED_ROWS = {"openbmb/RLHF-V-Dataset": 5733, "openbmb/RLAIF-V-Dataset": 83132}
 #: Assumed number of tokens of a response of such data.
-USUAL_RESPONSE = 160
-_LETTERS = 4.0  # characters per token, if the tokenizer is not available
+USUAL_RESPONSE_TOKENS = 160
+_CHARS_PER_TOKEN = 4.0  # characters per token, if the tokenizer is not available
 
 
-def bytes_a_token(spec: CacheSpec, width: int) -> int:
+def bytes_per_token(spec: CacheSpec, width: int) -> int:
     """Return the bytes that a pass stores per token of a response.
 
     Args:
         spec: the pass.
         width: of the model's hidden states.
     """
-    return 4 + 4 + (0 if spec.hidden is None else BYTES[spec.hidden] * width)
+    return 4 + 4 + (0 if spec.hidden is None else BYTES_PER_VALUE[spec.hidden] * width)
 
 
-def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -> int | None:
+def estimate_store_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -> int | None:
     """Return the size of a pass's store, to within some percent; None if it is not known yet.
 
     Args:
@@ -54,39 +54,39 @@ def estimated_bytes(spec: CacheSpec, config: TrialConfig, samples: int | None) -
         config: a trial that has it.
         samples: how many pairs the data has; None: not known yet.
     """
-    if spec.of_features:
-        image = _image_bytes(config.model)
+    if spec.is_features:
+        image = _image_feature_bytes(config.model)
         return None if samples is None or image is None else samples * image
-    shape = _shape(config.model)
+    shape = _model_shape(config.model)
     if samples is None:
         samples = published_rows(config.data)
     if samples is None or shape is None:
         return None
     width, vocabulary = shape
     try:
-        lengths = list(islice(response_tokens(config), _SAMPLE))
+        lengths = list(islice(iter_response_tokens(config), _SAMPLE_PAIRS))
     except ConfigError:
         return None
     if not lengths:
         return None
     # A third response is assumed to be as long as the chosen one.
-    sides = [int(VIEWS[view][1] == "rejected") for view in spec.reads]
-    tokens = fmean(sum(pair[side] for side in sides) for pair in lengths)
-    head = 0 if spec.hidden is None else BYTES[config.model.dtype] * width * vocabulary
-    return round(samples * tokens * bytes_a_token(spec, width)) + head
+    response_indices = [int(VIEWS[view][1] == "rejected") for view in spec.reads]
+    tokens = fmean(sum(pair[position] for position in response_indices) for pair in lengths)
+    head = 0 if spec.hidden is None else BYTES_PER_VALUE[config.model.dtype] * width * vocabulary
+    return round(samples * tokens * bytes_per_token(spec, width)) + head
 
 
-def response_tokens(config: TrialConfig) -> Iterator[tuple[float, float]]:
+def iter_response_tokens(config: TrialConfig) -> Iterator[tuple[float, float]]:
     """Yield the number of tokens of each pair's chosen and rejected response, with their ends.
 
     Raises:
         ConfigError: the data cannot be read.
     """
-    count = _counter(config.model)
+    count = _make_token_counter(config.model)
     if config.data.source in PUBLISHED_ROWS:
-        yield USUAL_RESPONSE, USUAL_RESPONSE
+        yield USUAL_RESPONSE_TOKENS, USUAL_RESPONSE_TOKENS
         return
-    for chosen, rejected in _responses(config.data):
+    for chosen, rejected in _iter_responses(config.data):
         yield count(chosen), count(rejected)
 
 
@@ -96,11 +96,11 @@ def published_rows(data: DataConfig) -> int | None:
     return count if count is None or data.limit is None else min(count, data.limit)
 
 
-def _shape(model: ModelConfig) -> tuple[int, int] | None:
+def _model_shape(model: ModelConfig) -> tuple[int, int] | None:
     """Return (width, vocabulary) of a model that is on this machine."""
-    file = _file(model, "config.json")
+    file = _find_model_file(model, "config.json")
     if file is None:
-        return HEADS.get(model.path)
+        return HEAD_SHAPES.get(model.path)
     try:
         raw = read_json(file)
         text: dict[str, Any] = raw.get("text_config") or raw
@@ -117,15 +117,15 @@ def _default_shape(folder: Path) -> tuple[int, int] | None:
 
     own.register()
     try:
-        found = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-        return int(found.hidden_size), int(found.vocab_size)
+        text_config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        return int(text_config.hidden_size), int(text_config.vocab_size)
     except Exception:  # a configuration's class may raise anything; reported when it is loaded
         return None
 
 
-def _image_bytes(model: ModelConfig) -> int | None:
+def _image_feature_bytes(model: ModelConfig) -> int | None:
     """Return the size of an image's features, if every image has the same number of patches."""
-    file = _file(model, "config.json")
+    file = _find_model_file(model, "config.json")
     if file is None:
         return None
     try:
@@ -134,80 +134,81 @@ def _image_bytes(model: ModelConfig) -> int | None:
             return None
         vision = raw["vision_config"]
         patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
-        return int(patches * vision["hidden_size"] * BYTES[model.dtype])
+        return int(patches * vision["hidden_size"] * BYTES_PER_VALUE[model.dtype])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None  # reported when the model is loaded
 
 
-def _counter(model: ModelConfig) -> Any:
+def _make_token_counter(model: ModelConfig) -> Any:
     """Return a counter of a response's tokens, its end included."""
-    file = _file(model, "tokenizer.json")
+    file = _find_model_file(model, "tokenizer.json")
     if file is None:
-        return lambda text: len(text) / _LETTERS + 1
+        return lambda text: len(text) / _CHARS_PER_TOKEN + 1
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids) + 1
 
 
-def _file(model: ModelConfig, name: str) -> Path | None:
+def _find_model_file(model: ModelConfig, name: str) -> Path | None:
     """Return a model's file if it is on this machine."""
     folder = local_folder(model.path)
     if folder is None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(model.path, name, revision=model.revision)
-        return Path(found) if isinstance(found, str) else None
+        cached = try_to_load_from_cache(model.path, name, revision=model.revision)
+        return Path(cached) if isinstance(cached, str) else None
     return folder / name if (folder / name).is_file() else None
 
 
-def _responses(data: DataConfig) -> Iterator[tuple[str, str]]:
+def _iter_responses(data: DataConfig) -> Iterator[tuple[str, str]]:
     """Yield the first pairs' responses."""
     if data.source == SHAPES:
         from chip_core.data.preferences import ShapesPairs
 
         pairs = ShapesPairs(data.limit)
-        yield from (pairs.responses(index) for index in range(len(pairs)))
+        yield from (pairs.response_texts(index) for index in range(len(pairs)))
         return
     for _, row in open_source(data).scan():
         if not isinstance(row, RowError):
             yield row.texts.chosen, row.texts.rejected
 
 
-class NoRoomError(TrialError):
+class DiskSpaceError(TrialError):
     """The disk has no room for a store. Its message says how much is needed."""
 
 
-def has_room(cache: Path, needed: int) -> bool:
+def has_disk_space(cache: Path, required: int) -> bool:
     """Return whether a disk has room for a number of bytes."""
-    return needed <= _free(cache)
+    return required <= _free_bytes(cache)
 
 
-def check_room(cache: Path, needed: int, what: str) -> None:
+def check_disk_space(cache: Path, required: int, name: str) -> None:
     """Check that a disk has room.
 
     Args:
         cache: the folder of the stores.
-        needed: bytes.
-        what: its name in messages.
+        required: bytes.
+        name: its name in messages.
 
     Raises:
         NoRoomError: there is less.
     """
-    free = _free(cache)
-    if needed > free:
-        raise NoRoomError(
-            f"no room for {what}: {gigabytes(needed)} are needed in {cache}, {gigabytes(free)} "
+    free = _free_bytes(cache)
+    if required > free:
+        raise DiskSpaceError(
+            f"no room for {name}: {format_bytes(required)} are needed in {cache}, "
+            f"{format_bytes(free)} "
             "are free: make room (`chip-ablate cache --prune`), or set reference_cache: off"
         )
 
 
-def _free(cache: Path) -> int:
-    above = next(path for path in (cache, *cache.parents) if path.exists())
-    return shutil.disk_usage(above).free
+def _free_bytes(cache: Path) -> int:
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
-def gigabytes(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Return a size as text for a message."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:

@@ -20,7 +20,7 @@ from chip_core.config.identity import (
     rejected_image_identity,
 )
 from chip_core.config.trial import BEHAVIOUR, TrialConfig
-from chip_core.data.formats.further import asks_of
+from chip_core.data.formats.extra_columns import row_requirements
 from chip_core.data.rejected_images import strategy_class
 from chip_core.models.loading import projector_in_tower
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
@@ -33,16 +33,16 @@ from chip_core.reference_cache.folder import FORMAT
 #: features, rejected_image_features: a frozen vision tower's output for the image, and for the
 #: rejected one.
 #: view: one quantity (`quantity`) of each token of one further view (`view`), as presets read it.
-Kind = Literal["text", "features", "rejected_image", "rejected_image_features", "view"]
+PassKind = Literal["text", "features", "rejected_image", "rejected_image_features", "view"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PASS_KINDS: tuple[PassKind, ...] = get_args(PassKind)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
     """One pass over all samples."""
 
-    kind: Kind
+    kind: PassKind
     epoch: int | None  # of the training that it is for; None: every epoch
     identity: Mapping[str, Any]
 
@@ -58,12 +58,12 @@ class CacheSpec:
         return precision
 
     @property
-    def of_features(self) -> bool:
+    def is_features(self) -> bool:
         """Whether it only holds the vision tower's output."""
         return self.kind in ("features", "rejected_image_features")
 
     @property
-    def of_rejected_image(self) -> bool:
+    def is_rejected_image(self) -> bool:
         """Whether it reads the rejected images."""
         return (
             self.kind in ("rejected_image", "rejected_image_features")
@@ -95,14 +95,14 @@ class CacheSpec:
         if self.kind == "features":
             return "image features"
         if self.kind == "view":
-            what = f"{self.view.replace('_', ' ')}, {self.identity['quantity'].replace('_', ' ')}"
-            if not self.of_rejected_image:
-                return what
-            return f"{what}, rejected image {self.identity['rejected_image']['strategy']}"
+            label = f"{self.view.replace('_', ' ')}, {self.identity['quantity'].replace('_', ' ')}"
+            if not self.is_rejected_image:
+                return label
+            return f"{label}, rejected image {self.identity['rejected_image']['strategy']}"
         image = self.identity["rejected_image"]
-        what = f"{'features of ' if self.of_features else ''}rejected image {image['strategy']}"
-        drawn = [f"{key} {image[key]}" for key in ("epoch", "seed") if key in image]
-        return ", ".join([what, *drawn])
+        label = f"{'features of ' if self.is_features else ''}rejected image {image['strategy']}"
+        draw_settings = [f"{key} {image[key]}" for key in ("epoch", "seed") if key in image]
+        return ", ".join([label, *draw_settings])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +115,13 @@ class AvailableCaches:
     def covers(self, config: TrialConfig) -> bool:
         """Return whether a trial that reads all stores computes nothing of the reference."""
         for view, quantities in config.objective.reference_reads.items():
-            drawn = VIEWS[view][0] == "rejected_image"
+            is_rejected = VIEWS[view][0] == "rejected_image"
             for quantity in quantities:
                 epochs = {
                     spec.epoch for spec in self.passes if quantity in spec.reads.get(view, ())
                 }
                 if None not in epochs and not (
-                    drawn and epochs >= set(range(config.training.epochs))
+                    is_rejected and epochs >= set(range(config.training.epochs))
                 ):
                     return False
         return True
@@ -155,74 +155,80 @@ def cache_specs(
     traits = strategy_class(image.strategy).traits
     visual = config.objective.needs_rejected_image
     # If rows without their own rejected image are skipped, the pairs are others.
-    skipped: dict[str, Any] = {"given": True} if visual and traits.needs_given else {}
-    asked = asks_of(config.objective).names
-    skipped |= {"asked": asked} if asked else {}
+    row_filter: dict[str, Any] = {"given": True} if visual and traits.needs_given else {}
+    required_columns = row_requirements(config.objective).names
+    row_filter |= {"asked": required_columns} if required_columns else {}
     common = {
         "format": FORMAT,
         "behaviour": BEHAVIOUR,
         "model": model_identity(config.model, model),
-        "data": data_identity(config, data) | (skipped if config.data.on_bad_row == "skip" else {}),
+        "data": data_identity(config, data)
+        | (row_filter if config.data.on_bad_row == "skip" else {}),
     }
     # Settings that change rounding.
-    tower = {"attention": engine.attention, "threads": engine.threads}
-    decoder: dict[str, Any] = {**tower, "prefix_sharing": engine.prefix_sharing}
+    tower_engine = {"attention": engine.attention, "threads": engine.threads}
+    decoder_engine: dict[str, Any] = {**tower_engine, "prefix_sharing": engine.prefix_sharing}
     if engine.compile != "off":
-        decoder["compile"] = engine.compile
-    of_text = {**common, "max_length": config.training.max_length, "engine": decoder}
+        decoder_engine["compile"] = engine.compile
+    text_identity = {**common, "max_length": config.training.max_length, "engine": decoder_engine}
     if config.training.label_rule != "clean":
-        of_text["label_rule"] = config.training.label_rule
-    of_tower = {**common, "engine": tower}
+        text_identity["label_rule"] = config.training.label_rule
+    tower_identity = {**common, "engine": tower_engine}
     hidden = config.reference_precision if config.objective.needs_divergence else None
     reads = config.objective.reference_reads
-    made: list[tuple[Kind, int | None, dict[str, Any]]] = []
+    passes: list[tuple[PassKind, int | None, dict[str, Any]]] = []
     if any("logps" in reads.get(view, ()) for view in ("chosen", "rejected")):
-        made.append(("text", None, {**of_text, "hidden": hidden}))
-    made += [("view", None, {**of_text, **further}) for further in _further(config, drawn=False)]
-    features = _keeps_features(config)
+        passes.append(("text", None, {**text_identity, "hidden": hidden}))
+    passes += [
+        ("view", None, {**text_identity, **view_key})
+        for view_key in _view_passes(config, rejected_images=False)
+    ]
+    features = _stores_features(config)
     if features:
-        made.append(("features", None, of_tower))
+        passes.append(("features", None, tower_identity))
     if visual:
-        anew = traits.random and image.redraw == "each_epoch"
-        for epoch in range(config.training.epochs) if anew else [None]:
-            drawn = {"rejected_image": rejected_image_identity(config, epoch)}
+        redraws = traits.random and image.redraw == "each_epoch"
+        for epoch in range(config.training.epochs) if redraws else [None]:
+            rejected_image = {"rejected_image": rejected_image_identity(config, epoch)}
             if "logps" in reads.get("rejected_image", ()):
-                made.append(("rejected_image", epoch, {**of_text, **drawn}))
-            made += [
-                ("view", epoch, {**of_text, **drawn, **further})
-                for further in _further(config, drawn=True)
+                passes.append(("rejected_image", epoch, {**text_identity, **rejected_image}))
+            passes += [
+                ("view", epoch, {**text_identity, **rejected_image, **view_key})
+                for view_key in _view_passes(config, rejected_images=True)
             ]
             if features:
-                made.append(("rejected_image_features", epoch, {**of_tower, **drawn}))
+                passes.append(
+                    ("rejected_image_features", epoch, {**tower_identity, **rejected_image})
+                )
     return tuple(
         CacheSpec(kind=kind, epoch=epoch, identity={"kind": kind, **identity})
-        for kind, epoch, identity in made
+        for kind, epoch, identity in passes
     )
 
 
-def _further(config: TrialConfig, *, drawn: bool) -> list[dict[str, Any]]:
+def _view_passes(config: TrialConfig, *, rejected_images: bool) -> list[dict[str, Any]]:
     """Return the views and quantities of further passes, beyond text and rejected images.
 
     Args:
         config: the trial.
-        drawn: whether under the rejected images, or under all others.
+        rejected_images: whether under the rejected images, or under all others.
     """
     return [
         {"view": view, "quantity": quantity}
         for view, quantities in config.objective.reference_reads.items()
         for quantity in sorted(quantities)
-        if (VIEWS[view][0] == "rejected_image") == drawn
+        if (VIEWS[view][0] == "rejected_image") == rejected_images
         and not (quantity == "logps" and view in ("chosen", "rejected", "rejected_image"))
     ]
 
 
-def _keeps_features(config: TrialConfig) -> bool:
+def _stores_features(config: TrialConfig) -> bool:
     """Return whether to store the output of the vision tower, which must be frozen."""
     engine = config.engine
     if config.vision_encoder != "frozen" or engine.feature_cache == "off":
         return False
-    within = config.projector != "frozen" and projector_in_tower(config.model)
-    if engine.feature_cache == "auto" and within:
+    trains_in_tower = config.projector != "frozen" and projector_in_tower(config.model)
+    if engine.feature_cache == "auto" and trains_in_tower:
         return False  # training within the tower changes its output
     on_gpu = engine.gpus_per_worker > 0 or engine.device == "cuda"
     return engine.feature_cache == "on" or not on_gpu
@@ -242,7 +248,7 @@ def group_specs(passes: Sequence[CacheSpec]) -> list[tuple[CacheSpec, ...]]:
     groups: list[list[CacheSpec]] = []
     for spec in passes:
         for group in groups:
-            if all(_together(spec, other) for other in group):
+            if all(_is_compatible(spec, other) for other in group):
                 group.append(spec)
                 break
         else:
@@ -250,17 +256,17 @@ def group_specs(passes: Sequence[CacheSpec]) -> list[tuple[CacheSpec, ...]]:
     return [tuple(group) for group in groups]
 
 
-def _together(spec: CacheSpec, other: CacheSpec) -> bool:
+def _is_compatible(spec: CacheSpec, other: CacheSpec) -> bool:
     """Return whether two passes agree in everything that both of them have."""
     pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [
         (spec.identity, other.identity),
         (spec.identity["engine"], other.identity["engine"]),
     ]
-    apart = {"kind", "hidden", "engine", "view", "quantity"}
+    ignored_keys = {"kind", "hidden", "engine", "view", "quantity"}
     return all(
-        mine[key] == others[key]
-        for mine, others in pairs
-        for key in (set(mine) & set(others)) - apart
+        first[key] == second[key]
+        for first, second in pairs
+        for key in (set(first) & set(second)) - ignored_keys
     )
 
 
@@ -270,21 +276,21 @@ def build_config(group: Sequence[tuple[CacheSpec, TrialConfig]]) -> TrialConfig:
     Args:
         group: the passes, each with the configuration of a trial that has it.
     """
-    config = next((config for spec, config in group if not spec.of_features), group[0][1])
-    towers = (config for spec, config in group if spec.of_features)
-    further = (config for spec, config in group if spec.kind == "view")
-    drawn = (config for spec, config in group if spec.of_rejected_image)
+    config = next((config for spec, config in group if not spec.is_features), group[0][1])
+    tower_configs = (config for spec, config in group if spec.is_features)
+    view_configs = (config for spec, config in group if spec.kind == "view")
+    rejected_image_configs = (config for spec, config in group if spec.is_rejected_image)
     for other, names in (
-        (next(towers, None), ("vision_encoder", "projector")),
-        (next(further, None), ("objective",)),
-        (next(drawn, None), ("objective", "rejected_image", "seed")),
+        (next(tower_configs, None), ("vision_encoder", "projector")),
+        (next(view_configs, None), ("objective",)),
+        (next(rejected_image_configs, None), ("objective", "rejected_image", "seed")),
     ):
         if other is not None:
             config = config.model_copy(update={name: getattr(other, name) for name in names})
     return config
 
 
-def samples_read(spec: CacheSpec, config: TrialConfig, samples: int) -> int:
+def count_samples_read(spec: CacheSpec, config: TrialConfig, samples: int) -> int:
     """Return the number of reads of a pass's samples by a trial, over all samples.
 
     Args:
@@ -293,18 +299,18 @@ def samples_read(spec: CacheSpec, config: TrialConfig, samples: int) -> int:
         samples: how many pairs the data has.
     """
     settings = config.training
-    steps_an_epoch = samples // settings.batch_size
-    steps = steps_an_epoch * settings.epochs
+    steps_per_epoch = samples // settings.batch_size
+    steps = steps_per_epoch * settings.epochs
     if settings.max_steps is not None:
         steps = min(steps, settings.max_steps)
     if spec.epoch is not None:
-        steps = min(max(steps - spec.epoch * steps_an_epoch, 0), steps_an_epoch)
+        steps = min(max(steps - spec.epoch * steps_per_epoch, 0), steps_per_epoch)
     return steps * settings.batch_size
 
 
-def epochs_reached(config: TrialConfig, samples: int) -> int:
+def count_epochs(config: TrialConfig, samples: int) -> int:
     """Return how many epochs a trial begins."""
-    steps_an_epoch = samples // config.training.batch_size
-    if config.training.max_steps is None or steps_an_epoch == 0:
+    steps_per_epoch = samples // config.training.batch_size
+    if config.training.max_steps is None or steps_per_epoch == 0:
         return config.training.epochs
-    return min(config.training.epochs, math.ceil(config.training.max_steps / steps_an_epoch))
+    return min(config.training.epochs, math.ceil(config.training.max_steps / steps_per_epoch))

@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from chip_core.data.image_files import inside, read_image
+from chip_core.data.image_files import read_image, resolve_inside
 from chip_core.data.rows import RowError
-from chip_core.shapes.captions import faithful_caption, partner_caption, question
-from chip_core.shapes.world import SPLIT_SIZES, draw, scene
+from chip_core.shapes.captions import faithful_caption, partner_caption, scene_question
+from chip_core.shapes.world import SPLIT_SIZES, draw_scene, make_scene
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import parse_json
 
@@ -31,7 +31,7 @@ class DescribedImage:
     hallucinated: str
 
 
-def read_set(source: str, items: int) -> list[DescribedImage]:
+def read_described_images(source: str, items: int) -> list[DescribedImage]:
     """Return the first items of a set.
 
     Args:
@@ -43,7 +43,7 @@ def read_set(source: str, items: int) -> list[DescribedImage]:
         UserError: the file cannot be read, or a line lacks something (the first such line).
     """
     if source == SHAPES:
-        return _scenes(items)
+        return _scene_images(items)
     file = Path(source).expanduser()
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -64,21 +64,21 @@ def read_set(source: str, items: int) -> list[DescribedImage]:
     return found
 
 
-def _scenes(items: int) -> list[DescribedImage]:
+def _scene_images(items: int) -> list[DescribedImage]:
     """Return the test split's scenes in which a usual partner is missing, in order.
 
     The hallucinated description is the true one, but also names that partner as present.
     """
     found: list[DescribedImage] = []
     for index in range(SPLIT_SIZES["test"]):
-        shown = scene("test", index)
+        shown = make_scene("test", index)
         hallucinated = partner_caption(shown)
         if hallucinated is not None and len(found) < items:
             found.append(
                 DescribedImage(
                     id=shown.id,
-                    image=lambda shown=shown: draw(shown),  # type: ignore[misc]
-                    prompt=question("test", index),
+                    image=lambda shown=shown: draw_scene(shown),  # type: ignore[misc]
+                    prompt=scene_question("test", index),
                     true=faithful_caption(shown),
                     hallucinated=hallucinated,
                 )
@@ -96,9 +96,9 @@ def _row(line: str, where: str, folder: Path) -> DescribedImage:
     wanted = ("image", "true", "hallucinated")
     lacking = [name for name in wanted if not isinstance(row.get(name), str) or not row[name]]
     if lacking:
-        raise UserError(f"{where}: {_listed(lacking)} is missing or no text")
+        raise UserError(f"{where}: {_quote_names(lacking)} is missing or no text")
     try:
-        path = inside(folder.resolve(), row["image"])
+        path = resolve_inside(folder.resolve(), row["image"])
     except RowError as error:
         raise UserError(f"{where}: {error}") from None
     return DescribedImage(
@@ -117,5 +117,5 @@ def _read_image(path: Path) -> Image.Image:
         raise UserError(f"{path} cannot be read as an image ({error})") from None
 
 
-def _listed(names: Sequence[str]) -> str:
+def _quote_names(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)

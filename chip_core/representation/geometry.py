@@ -29,7 +29,7 @@ class Figure:
     high: float
 
 
-def distances(found: Representations) -> dict[str, NDArray[np.float64]]:
+def compute_distances(representations: Representations) -> dict[str, NDArray[np.float64]]:
     """Return each item's distances, (N,) each, by name.
 
     - `image_truth/…`, `image_hallucination/…`: between the image and a description.
@@ -40,22 +40,22 @@ def distances(found: Representations) -> dict[str, NDArray[np.float64]]:
     it between models of one size.
     """
     pairs = {
-        "image_truth": (found.image, found.true),
-        "image_hallucination": (found.image, found.hallucinated),
-        "truth_hallucination": (found.true, found.hallucinated),
+        "image_truth": (representations.image, representations.true),
+        "image_hallucination": (representations.image, representations.hallucinated),
+        "truth_hallucination": (representations.true, representations.hallucinated),
     }
     values = {}
-    for name, (one, other) in pairs.items():
-        values[f"{name}/cosine"] = _cosine(one, other)
-        values[f"{name}/euclidean"] = np.linalg.norm(one - other, axis=1)
-    for kind in ("cosine", "euclidean"):
-        values[f"nearer_truth/{kind}"] = (
-            values[f"image_hallucination/{kind}"] - values[f"image_truth/{kind}"]
+    for name, (first, second) in pairs.items():
+        values[f"{name}/cosine"] = _cosine_distances(first, second)
+        values[f"{name}/euclidean"] = np.linalg.norm(first - second, axis=1)
+    for metric in ("cosine", "euclidean"):
+        values[f"nearer_truth/{metric}"] = (
+            values[f"image_hallucination/{metric}"] - values[f"image_truth/{metric}"]
         )
     return values
 
 
-def figures(models: Sequence[Representations], *, seed: int = 0) -> dict[str, Figure]:
+def compute_figures(models: Sequence[Representations], *, seed: int = 0) -> dict[str, Figure]:
     """Return the figures of a model, or of one arm's models, each trained with another seed.
 
     Several models are averaged item by item; the interval is over items only.
@@ -68,17 +68,17 @@ def figures(models: Sequence[Representations], *, seed: int = 0) -> dict[str, Fi
         raise ValueError("two items are needed at least")
     random = np.random.default_rng(seed)
     counts = random.multinomial(items, np.full(items, 1 / items), size=DRAWS)  # (draws, N)
-    each = [distances(model) for model in models]
-    found = {}
-    for name in each[0]:
-        values = np.mean([of_model[name] for of_model in each], axis=0)
-        found[name] = _figure(float(values.mean()), counts @ values / items)
+    model_distances = [compute_distances(model) for model in models]
+    results = {}
+    for name in model_distances[0]:
+        values = np.mean([distances[name] for distances in model_distances], axis=0)
+        results[name] = _make_figure(float(values.mean()), counts @ values / items)
     probes = [probe_auc(model.true, model.hallucinated, counts, seed=seed) for model in models]
-    found["probe_auc"] = _figure(
+    results["probe_auc"] = _make_figure(
         float(np.mean([value for value, _ in probes])),
-        np.mean([drawn for _, drawn in probes], axis=0),
+        np.mean([draws for _, draws in probes], axis=0),
     )
-    return found
+    return results
 
 
 def probe_auc(
@@ -103,15 +103,18 @@ def probe_auc(
     items = len(true)
     order = np.random.default_rng([seed, 1]).permutation(items)
     folds = [fold for fold in np.array_split(order, min(FOLDS, items)) if len(fold)]
-    values, drawn = [], []
+    values, draws = [], []
     for fold in folds:
-        seen = np.setdiff1d(order, fold)
-        weights = _fit(np.concatenate([true[seen], hallucinated[seen]]), len(seen))
-        ahead = _ahead(true[fold] @ weights, hallucinated[fold] @ weights)  # (n, n)
-        values.append(float(ahead.mean()))
-        drawn.append(_weighted(ahead, counts[:, fold].astype(float)))
+        training_items = np.setdiff1d(order, fold)
+        weights = _fit_probe(
+            np.concatenate([true[training_items], hallucinated[training_items]]),
+            len(training_items),
+        )
+        wins = _pairwise_wins(true[fold] @ weights, hallucinated[fold] @ weights)  # (n, n)
+        values.append(float(wins.mean()))
+        draws.append(_draw_aucs(wins, counts[:, fold].astype(float)))
     # A draw may leave a fold out; it is averaged over the others.
-    return float(np.mean(values)), np.nanmean(drawn, axis=0)
+    return float(np.mean(values)), np.nanmean(draws, axis=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +125,10 @@ class Basis:
     axes: Vectors  # (3, D)
     explained: tuple[float, ...]  # share of the variance of each
 
-    def place(self, vectors: Vectors) -> Vectors:
+    def project(self, vectors: Vectors) -> Vectors:
         """Return the coordinates of vectors, (N, 3)."""
-        placed: Vectors = (vectors - self.mean) @ self.axes.T
-        return placed
+        projected: Vectors = (vectors - self.mean) @ self.axes.T
+        return projected
 
 
 def common_basis(models: Sequence[Representations]) -> Basis:
@@ -148,29 +151,29 @@ def common_basis(models: Sequence[Representations]) -> Basis:
     axes = axes[:3]
     largest = np.abs(axes).argmax(axis=1)
     axes = axes * np.sign(axes[np.arange(3), largest])[:, None]
-    whole = float((singular**2).sum()) or 1.0
+    total = float((singular**2).sum()) or 1.0
     return Basis(
-        mean=mean, axes=axes, explained=tuple(float(value**2) / whole for value in singular[:3])
+        mean=mean, axes=axes, explained=tuple(float(value**2) / total for value in singular[:3])
     )
 
 
-def _cosine(one: Vectors, other: Vectors) -> Vectors:
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    found: Vectors = 1 - (one * other).sum(axis=1) / np.maximum(norms, np.finfo(float).tiny)
-    return found
+def _cosine_distances(first: Vectors, second: Vectors) -> Vectors:
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    distances: Vectors = 1 - (first * second).sum(axis=1) / np.maximum(norms, np.finfo(float).tiny)
+    return distances
 
 
-def _figure(value: float, drawn: NDArray[np.float64]) -> Figure:
-    low, high = np.quantile(drawn, [0.025, 0.975])
+def _make_figure(value: float, draws: NDArray[np.float64]) -> Figure:
+    low, high = np.quantile(draws, [0.025, 0.975])
     return Figure(value=value, low=float(low), high=float(high))
 
 
-def _fit(rows: Vectors, trues: int) -> Vectors:
-    """Return the probe's direction, (D,): the first `trues` rows are true, the rest are not."""
+def _fit_probe(rows: Vectors, true_count: int) -> Vectors:
+    """Return the probe's direction, (D,): the first `true_count` rows are true, the others not."""
     scale = rows.std(axis=0)
     scale[scale == 0] = 1.0
     inputs = (rows - rows.mean(axis=0)) / scale
-    sign = np.where(np.arange(len(rows)) < trues, 1.0, -1.0)
+    sign = np.where(np.arange(len(rows)) < true_count, 1.0, -1.0)
 
     def loss(weights: Vectors) -> tuple[float, Vectors]:
         margin = sign * (inputs @ weights)
@@ -184,16 +187,16 @@ def _fit(rows: Vectors, trues: int) -> Vectors:
     return direction
 
 
-def _ahead(true: Vectors, hallucinated: Vectors) -> NDArray[np.float64]:
+def _pairwise_wins(true: Vectors, hallucinated: Vectors) -> NDArray[np.float64]:
     """Return 1 where a true one scores above a hallucinated one, 1/2 where equal, (n, n)."""
     difference = true[:, None] - hallucinated[None, :]
     return np.where(difference > 0, 1.0, np.where(difference == 0, 0.5, 0.0))
 
 
-def _weighted(ahead: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _draw_aucs(wins: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the AUC of each draw, (draws,); NaN where it holds none of the items."""
-    whole = counts.sum(axis=1) ** 2
-    sums = ((counts @ ahead) * counts).sum(axis=1)
-    found: NDArray[np.float64] = np.full(len(counts), np.nan)
-    np.divide(sums, whole, out=found, where=whole > 0)
-    return found
+    totals = counts.sum(axis=1) ** 2
+    sums = ((counts @ wins) * counts).sum(axis=1)
+    aucs: NDArray[np.float64] = np.full(len(counts), np.nan)
+    np.divide(sums, totals, out=aucs, where=totals > 0)
+    return aucs

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chip_core.data.special_tokens import SpecialTokens
-from chip_core.models.precision import as_held
+from chip_core.models.precision import match_dtype
 from chip_core.representation.described import DescribedImage
 from chip_core.utils.errors import TrialError
 
@@ -44,7 +44,7 @@ class Representations:
 
 
 @torch.inference_mode()
-def represent(
+def compute_representations(
     model: Any,
     processor: Any,
     described: Sequence[DescribedImage],
@@ -67,27 +67,27 @@ def represent(
         TrialError: the model has no such layer, or its inputs show no image tokens.
     """
     model.eval()
-    marks = SpecialTokens(processor)
+    special_tokens = SpecialTokens(processor)
     vectors: dict[str, list[Vectors]] = {"image": [], "true": [], "hallucinated": []}
     layer = reading.layer
-    for done, item in enumerate(described, start=1):
-        prompt = _prompt(marks, item)
+    for items_done, item in enumerate(described, start=1):
+        prompt = _encode_prompt(special_tokens, item)
         texts = {"true": item.true, "hallucinated": item.hallucinated}
         for name, text in texts.items():
-            answer = marks.ids(text)
+            answer = special_tokens.ids(text)
             if not answer:
                 raise TrialError(f"{item.id}: its {name} description has no tokens")
             if name == "true" or not reading.alone:
-                before = prompt.ids
-                states, layer = _states(model, before + answer, prompt.inputs, reading)
+                prefix = prompt.ids
+                states, layer = _layer_states(model, prefix + answer, prompt.inputs, reading)
             if name == "true":  # text after an image does not change its states
-                vectors["image"].append(_pooled(states[prompt.places], reading.pool))
+                vectors["image"].append(_pool_states(states[prompt.image_positions], reading.pool))
             if reading.alone:
-                before = processor.tokenizer("")["input_ids"][:1]  # the first token, if any
-                states, layer = _states(model, before + answer, {}, reading)
-            vectors[name].append(_pooled(states[len(before) :], reading.pool))
+                prefix = processor.tokenizer("")["input_ids"][:1]  # the first token, if any
+                states, layer = _layer_states(model, prefix + answer, {}, reading)
+            vectors[name].append(_pool_states(states[len(prefix) :], reading.pool))
         if on_item is not None:
-            on_item(done, len(described))
+            on_item(items_done, len(described))
     stacked = {name: np.stack(rows) for name, rows in vectors.items()}
     return Representations(**stacked, layer=layer)
 
@@ -96,38 +96,40 @@ def represent(
 class _Prompt:
     ids: list[int]
     inputs: dict[str, Tensor]  # pixel values and the like
-    places: list[int]  # of the image's tokens
+    image_positions: list[int]  # of the image's tokens
 
 
-def _prompt(marks: SpecialTokens, item: DescribedImage) -> _Prompt:
-    processor, (asked,) = marks.hidden(item.prompt)
-    content = [{"type": "image"}, {"type": "text", "text": asked}]
+def _encode_prompt(special_tokens: SpecialTokens, item: DescribedImage) -> _Prompt:
+    processor, (hidden_prompt,) = special_tokens.hide(item.prompt)
+    content = [{"type": "image"}, {"type": "text", "text": hidden_prompt}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
     encoded = processor(images=[item.image()], text=[text], return_tensors="pt")
     ids = encoded.pop("input_ids")[0].tolist()
     encoded.pop("attention_mask")
-    places = [place for place, token in enumerate(ids) if token == processor.image_token_id]
-    if not places:
+    image_positions = [
+        position for position, token in enumerate(ids) if token == processor.image_token_id
+    ]
+    if not image_positions:
         raise TrialError("the processor puts no image tokens into a prompt: nothing to pool over")
-    return _Prompt(ids=ids, inputs=dict(encoded), places=places)
+    return _Prompt(ids=ids, inputs=dict(encoded), image_positions=image_positions)
 
 
-def _states(
+def _layer_states(
     model: Any, ids: list[int], inputs: dict[str, Tensor], reading: Reading
 ) -> tuple[Tensor, int]:
     """Return one layer's states of a sequence, (T, D), and the layer's number."""
     device = next(model.parameters()).device
     tokens = torch.tensor([ids], device=device)
-    given = {name: _whole(name, value, len(ids)).to(device) for name, value in inputs.items()}
+    padded = {name: _pad_tokens(name, value, len(ids)).to(device) for name, value in inputs.items()}
     states = model(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
         output_hidden_states=True,
         use_cache=False,
         logits_to_keep=1,
-        **as_held(given, model),
+        **match_dtype(padded, model),
     ).hidden_states
     layer = reading.layer + len(states) if reading.layer < 0 else reading.layer
     if not 0 <= layer < len(states):
@@ -137,15 +139,15 @@ def _states(
     return states[layer][0].double().cpu(), layer
 
 
-def _whole(name: str, value: Tensor, tokens: int) -> Tensor:
+def _pad_tokens(name: str, value: Tensor, tokens: int) -> Tensor:
     """Return an input padded to the sequence's length if it has one entry per token: 0 is text."""
     if not name.endswith("token_type_ids"):
         return value
-    grown = value.new_zeros((value.shape[0], tokens))
-    grown[:, : value.shape[1]] = value
-    return grown
+    padded = value.new_zeros((value.shape[0], tokens))
+    padded[:, : value.shape[1]] = value
+    return padded
 
 
-def _pooled(states: Tensor, pool: Pool) -> Vectors:
+def _pool_states(states: Tensor, pool: Pool) -> Vectors:
     vector: Vectors = (states.mean(dim=0) if pool == "mean" else states[-1]).numpy()
     return vector

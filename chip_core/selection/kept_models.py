@@ -24,10 +24,10 @@ from chip_core.results import MODEL, TRAINED, Answers, Progress, file_hashes
 from chip_core.selection.rule import (
     KEPT,
     SELECTION,
-    Point,
+    ScoredCheckpoint,
     as_json,
-    asks_untrained,
-    pick_point,
+    needs_untrained,
+    pick_checkpoint,
     step_name,
 )
 from chip_core.trained import PICKED, TrainedModel, model_files, write_trained
@@ -37,41 +37,41 @@ from chip_core.utils.files import read_checksummed, sync_folder, write_bytes, wr
 from chip_core.utils.workers import current_workers
 
 
-def folder_of(trial: Path, step: int) -> Path:
+def kept_folder(trial: Path, step: int) -> Path:
     """Return the folder of the model after a step."""
-    place = trial / KEPT / step_name(step)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
+    kept = trial / KEPT / step_name(step)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return kept
 
 
-def note(model: Path, training: str) -> None:
+def write_note(model: Path, training: str) -> None:
     """Record what a kept model is, so that another attempt can check that it is complete.
 
     Args:
         model: its folder.
         training: `training_fingerprint` of its configuration.
     """
-    write_checksummed(_note_of(model), {"files": model_files(model), "training": training})
+    write_checksummed(_note_file(model), {"files": model_files(model), "training": training})
 
 
-def is_whole(model: Path, training: str, noted: Path | None = None) -> bool:
+def is_complete(model: Path, training: str, note_file: Path | None = None) -> bool:
     """Return whether a kept model is complete and of a training, according to its note.
 
     Args:
         model: its folder.
-        training: as for `note`.
-        noted: the note, if it is not next to it.
+        training: as for `write_note`.
+        note_file: the note, if it is not next to it.
     """
     try:
-        found = read_checksummed(noted or _note_of(model))
-        files: dict[str, str] = found["files"]
-        known = found["training"] == training
+        note = read_checksummed(note_file or _note_file(model))
+        files: dict[str, str] = note["files"]
+        is_same_training = note["training"] == training
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return known and bool(files) and file_hashes(model, files) == files
+    return is_same_training and bool(files) and file_hashes(model, files) == files
 
 
-def take_over(
+def adopt_kept_models(
     attempts: Sequence[Path], folder: Path, steps: Sequence[int], training: str
 ) -> int | None:
     """Move the models here that earlier attempts kept before their newest checkpoint.
@@ -83,7 +83,7 @@ def take_over(
         attempts: their folders.
         folder: this attempt's.
         steps: the steps whose models are kept.
-        training: as for `note`.
+        training: as for `write_note`.
 
     Returns:
         A step whose complete model is missing; None if there is none.
@@ -93,24 +93,26 @@ def take_over(
     for step in (step for step in steps if step <= newest):
         name = step_name(step)
         notes = {
-            attempt / within / name: attempt / KEPT / f"{name}.json"
+            attempt / subfolder / name: attempt / KEPT / f"{name}.json"
             for attempt in attempts
-            for within in (KEPT, MODEL)  # where it was, and where it was to be moved
+            for subfolder in (KEPT, MODEL)  # where it was, and where it was to be moved
         }
-        found = next((model for model in notes if is_whole(model, training, notes[model])), None)
-        if found is None:
+        complete_model = next(
+            (model for model in notes if is_complete(model, training, notes[model])), None
+        )
+        if complete_model is None:
             shutil.rmtree(folder / KEPT, ignore_errors=True)
             return step
-        place = folder_of(folder, step)
-        write_bytes(_note_of(place), notes[found].read_bytes())
-        found.replace(place)
+        kept = kept_folder(folder, step)
+        write_bytes(_note_file(kept), notes[complete_model].read_bytes())
+        complete_model.replace(kept)
     return None
 
 
-def gather(folder: Path, steps: Sequence[int]) -> None:
+def move_kept_models(folder: Path, steps: Sequence[int]) -> None:
     """Move kept models into the folder of the training's own model, which must exist."""
     for step in steps:
-        folder_of(folder, step).replace(folder / MODEL / step_name(step))
+        kept_folder(folder, step).replace(folder / MODEL / step_name(step))
 
 
 def remove_all(attempt: Path) -> None:
@@ -118,22 +120,22 @@ def remove_all(attempt: Path) -> None:
     shutil.rmtree(attempt / KEPT, ignore_errors=True)
 
 
-def mark_of(mark: str, step: int) -> str:
+def step_mark(mark: str, step: int) -> str:
     """Return an identifier of the weights after a step of a training."""
     return f"{mark} after {step}"
 
 
-def files_of(files: Mapping[str, str], step: int, end: int) -> dict[str, str]:
+def step_files(files: Mapping[str, str], step: int, end: int) -> dict[str, str]:
     """Return the files of the model after a step, among those of the folder that holds all."""
     if step == end:
         return {name: mark for name, mark in files.items() if not name.startswith("step-")}
-    within = f"{step_name(step)}/"
+    prefix = f"{step_name(step)}/"
     return {
-        name.removeprefix(within): mark for name, mark in files.items() if name.startswith(within)
+        name.removeprefix(prefix): mark for name, mark in files.items() if name.startswith(prefix)
     }
 
 
-def leave_picked(folder: Path) -> None:
+def keep_only_picked(folder: Path) -> None:
     """Make the picked model the folder's only one; do nothing if none was picked.
 
     The folder's record names it and is written first, so that this can continue after an
@@ -145,22 +147,22 @@ def leave_picked(folder: Path) -> None:
         return
     if not picked:
         return
-    model, within = folder / MODEL, folder / MODEL / step_name(picked["step"])
-    chosen, dropped = folder / PICKED, folder / f".{MODEL}.dropped"
-    if within.is_dir():
-        shutil.rmtree(chosen, ignore_errors=True)
-        within.replace(chosen)
-    if chosen.is_dir():
+    model, step_folder = folder / MODEL, folder / MODEL / step_name(picked["step"])
+    picked_folder, dropped = folder / PICKED, folder / f".{MODEL}.dropped"
+    if step_folder.is_dir():
+        shutil.rmtree(picked_folder, ignore_errors=True)
+        step_folder.replace(picked_folder)
+    if picked_folder.is_dir():
         if model.is_dir():
             shutil.rmtree(dropped, ignore_errors=True)
             model.replace(dropped)
-        chosen.replace(model)
+        picked_folder.replace(model)
         sync_folder(folder)
-    for left in (dropped, *model.glob("step-*")):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (dropped, *model.glob("step-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _note_of(model: Path) -> Path:
+def _note_file(model: Path) -> Path:
     return model.with_suffix(".json")
 
 
@@ -172,9 +174,9 @@ class Picker:
     context: TrialContext
     device: torch.device
     #: (model, identifier of its weights, folder=, earlier=, model_folder=) -> its inference context
-    asked: Callable[..., InferenceContext]
+    make_context: Callable[..., InferenceContext]
     report: Callable[[Progress], None]
-    spans: PhaseTimer
+    timer: PhaseTimer
 
     def pick(self, trained: TrainedModel) -> tuple[Any, TrainedModel]:
         """Return the picked model, on the device, and its training's record.
@@ -185,57 +187,60 @@ class Picker:
         """
         folder, workers, end = self.context.folder, current_workers(), trained.kept[-1]
         points = [
-            self._scored(step, end, trained.mark)
-            for step in ([0] if asks_untrained(self.config) else []) + trained.kept
+            self._score_step(step, end, trained.mark)
+            for step in ([0] if needs_untrained(self.config) else []) + trained.kept
         ]
-        pick = pick_point(self.config, points)
+        pick = pick_checkpoint(self.config, points)
         last = " of the last round" if self.config.pairs.rounds > 1 else ""
-        model = self._whole(pick.step, end)
-        workers.wait()  # all workers have read it
+        model = self._load_step(pick.step, end)
+        workers.barrier()  # all workers have read it
         trained = replace(
             trained,
-            mark=mark_of(trained.mark, pick.step),
-            files=files_of(trained.files, pick.step, end),
+            mark=step_mark(trained.mark, pick.step),
+            files=step_files(trained.files, pick.step, end),
             kept=[],
             picked=as_json(pick, points),
-            notes=[*trained.notes, f"the model after step {pick.step} of {end}{last}: {pick.why}"],
+            notes=[
+                *trained.notes,
+                f"the model after step {pick.step} of {end}{last}: {pick.reason}",
+            ],
         )
-        if workers.first:
+        if workers.is_main:
             write_trained(folder, trained)
-            leave_picked(folder)
-        workers.wait()
-        self.spans.end("pick")
+            keep_only_picked(folder)
+        workers.barrier()
+        self.timer.end("pick")
         return model, trained
 
-    def _scored(self, step: int, end: int, mark: str) -> Point:
+    def _score_step(self, step: int, end: int, mark: str) -> ScoredCheckpoint:
         """Answer `select` with the model after a step, and score the answers."""
-        place = self.context.folder / SELECTION / step_name(step)
-        asked = self.asked(
-            self._whole(step, end),
-            mark_of(mark, step),
-            folder=place,
+        folder = self.context.folder / SELECTION / step_name(step)
+        context = self.make_context(
+            self._load_step(step, end),
+            step_mark(mark, step),
+            folder=folder,
             earlier=[attempt / SELECTION / step_name(step) for attempt in self.context.earlier],
             model_folder=self._kept_folder(step, end),
         )
         figures: dict[str, float] = {}
         for benchmark in self.config.benchmarks.select:
-            made = generate_answers(asked, "select", benchmark)
-            if isinstance(made, Answers):
+            scored = generate_answers(context, "select", benchmark)
+            if isinstance(scored, Answers):
                 score = partial(
                     score_answers,
-                    made,
+                    scored,
                     "select",
                     benchmark,
-                    folder=place,
+                    folder=folder,
                     data_paths=self.context.places,
                     report_progress=self.report,
                 )
-                made = current_workers().awaited_from_rank0(score)
-            figures |= made.metrics
-        self.spans.end(f"select after step {step}")
-        return Point(step=step, figures=figures)
+                scored = current_workers().wait_for_rank0(score)
+            figures |= scored.metrics
+        self.timer.end(f"select after step {step}")
+        return ScoredCheckpoint(step=step, figures=figures)
 
-    def _whole(self, step: int, end: int) -> Any:
+    def _load_step(self, step: int, end: int) -> Any:
         """Return the model after a step, on the device; 0: the untrained one."""
         model, _ = loading.load(
             self.config.model,
@@ -248,5 +253,5 @@ class Picker:
         """Return the folder of the model after a step, among those to pick from."""
         if step == 0:
             return None
-        place = self.context.folder / MODEL
-        return place if step == end else place / step_name(step)
+        folder = self.context.folder / MODEL
+        return folder if step == end else folder / step_name(step)

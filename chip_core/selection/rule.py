@@ -12,14 +12,14 @@ from typing import Any
 from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import MetricInfo, metric_name
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 
 #: Folders of a trial: kept models and their answers, each by its step.
 KEPT, SELECTION = "kept", "selection"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ScoredCheckpoint:
     """A checkpoint's figures under `select`, in the scorers' units."""
 
     step: int  # 0: the untrained model
@@ -31,7 +31,7 @@ class Pick:
     """The checkpoint that is the trial's model."""
 
     step: int
-    why: str
+    reason: str
 
 
 def step_name(step: int) -> str:
@@ -41,14 +41,16 @@ def step_name(step: int) -> str:
 
 def select_metrics(config: TrialConfig) -> dict[str, MetricInfo]:
     """Return the figures under `select` by full name: all that a rule can use."""
-    found: dict[str, MetricInfo] = {}
+    selectable: dict[str, MetricInfo] = {}
     for settings in config.benchmarks.select:
         try:
             metrics = find_benchmark(settings.name).metrics
         except ValueError:
             continue  # reported where benchmarks are checked
-        found |= {metric_name("select", settings.name, name): metrics[name] for name in metrics}
-    return found
+        selectable |= {
+            metric_name("select", settings.name, name): metrics[name] for name in metrics
+        }
+    return selectable
 
 
 def selection_problems(config: TrialConfig) -> list[str]:
@@ -59,18 +61,18 @@ def selection_problems(config: TrialConfig) -> list[str]:
     if not config.benchmarks.select:
         return ["training.score_at: nothing is under `select` to score by: add a benchmark there"]
     pick = config.training.pick
-    named = {"training.pick.metric": pick.metric}
+    metric_keys = {"training.pick.metric": pick.metric}
     if pick.constraint is not None:
-        named["training.pick.constraint.metric"] = pick.constraint.metric
+        metric_keys["training.pick.constraint.metric"] = pick.constraint.metric
     return [
         f"{key}: unknown metric '{metric}', or not of `select`, which alone picks: "
-        f"{suggestion(metric, known)}"
-        for key, metric in named.items()
+        f"{suggest(metric, known)}"
+        for key, metric in metric_keys.items()
         if metric is not None and metric not in known
     ]
 
 
-def selection_words(config: TrialConfig) -> str | None:
+def describe_selection(config: TrialConfig) -> str | None:
     """Return how a training is scored at intermediate steps, as text; None if it is not."""
     settings = config.training
     if not settings.score_at:
@@ -83,17 +85,17 @@ def selection_words(config: TrialConfig) -> str | None:
     if settings.pick.constraint is not None:
         bound = settings.pick.constraint
         rule += f", of those with {bound.metric} at most {bound.max_drop:g} worse than untrained"
-    if not config.evaluation.own:
+    if not config.evaluation.in_process:
         rule += "; transformers answers `select` there, whatever evaluation.generator says"
     return f"models are scored on `select` {after}; {rule}"
 
 
-def asks_untrained(config: TrialConfig) -> bool:
+def needs_untrained(config: TrialConfig) -> bool:
     """Return whether the rule also uses the untrained model."""
     return config.training.pick.constraint is not None
 
 
-def times_asked(config: TrialConfig, steps: int | None = None) -> int:
+def count_select_runs(config: TrialConfig, steps: int | None = None) -> int:
     """Return how often a trial that is trained answers each question under `select`.
 
     Args:
@@ -102,10 +104,10 @@ def times_asked(config: TrialConfig, steps: int | None = None) -> int:
     """
     if not config.training.score_at:
         return 1
-    return len(config.training.scored_steps(steps or 1_000_000)) + asks_untrained(config)
+    return len(config.training.scored_steps(steps or 1_000_000)) + needs_untrained(config)
 
 
-def pick_point(config: TrialConfig, points: Sequence[Point]) -> Pick:
+def pick_checkpoint(config: TrialConfig, points: Sequence[ScoredCheckpoint]) -> Pick:
     """Return the checkpoint that becomes the trial's model.
 
     Among equal ones it is the earliest. If none satisfies the constraint, it is the one that loses
@@ -119,49 +121,56 @@ def pick_point(config: TrialConfig, points: Sequence[Point]) -> Pick:
     scored = [point for point in points if point.step > 0]
     end = scored[-1]
     if rule.rule == "last" or rule.metric is None:
-        return Pick(step=end.step, why="the training's end, by the rule `last`")
+        return Pick(step=end.step, reason="the training's end, by the rule `last`")
     metric, metrics = rule.metric, select_metrics(config)
     candidates = [point for point in scored if metric in point.figures]
     if not candidates:
-        return Pick(step=end.step, why=f"the training's end: {metric} is defined nowhere")
-    said = ""
+        return Pick(step=end.step, reason=f"the training's end: {metric} is defined nowhere")
+    suffix = ""
     if rule.constraint is not None:
-        drops = _drops(points, rule.constraint.metric, metrics[rule.constraint.metric])
-        known = [point for point in candidates if point.step in drops]
-        within = [point for point in known if drops[point.step] <= rule.constraint.max_drop]
+        drops = _metric_drops(points, rule.constraint.metric, metrics[rule.constraint.metric])
+        comparable = [point for point in candidates if point.step in drops]
+        eligible = [point for point in comparable if drops[point.step] <= rule.constraint.max_drop]
         bound = (
             f"{rule.constraint.metric} at most {rule.constraint.max_drop:g} worse than untrained"
         )
-        if not within:
-            if not known:
-                return Pick(step=end.step, why=f"the training's end: {bound} can be told of none")
-            least = min(known, key=lambda point: drops[point.step])
-            lost = f"it is {drops[least.step]:.4g} worse"
-            return Pick(step=least.step, why=f"none has {bound}: here it loses least ({lost})")
-        candidates, said = within, f", of those with {bound}"
+        if not eligible:
+            if not comparable:
+                return Pick(
+                    step=end.step, reason=f"the training's end: {bound} can be told of none"
+                )
+            smallest_drop = min(comparable, key=lambda point: drops[point.step])
+            loss_text = f"it is {drops[smallest_drop.step]:.4g} worse"
+            return Pick(
+                step=smallest_drop.step,
+                reason=f"none has {bound}: here it loses least ({loss_text})",
+            )
+        candidates, suffix = eligible, f", of those with {bound}"
     sign = 1.0 if metrics[metric].goal == "minimize" else -1.0
     best = min(candidates, key=lambda point: sign * point.figures[metric])
-    return Pick(step=best.step, why=f"the best {metric}, {best.figures[metric]:.4g}{said}")
+    return Pick(step=best.step, reason=f"the best {metric}, {best.figures[metric]:.4g}{suffix}")
 
 
-def _drops(points: Sequence[Point], metric: str, info: MetricInfo) -> dict[int, float]:
+def _metric_drops(
+    points: Sequence[ScoredCheckpoint], metric: str, info: MetricInfo
+) -> dict[int, float]:
     """Return how much worse than the untrained model each is, in points of a rate, by step."""
-    start = next((point.figures.get(metric) for point in points if point.step == 0), None)
-    if start is None:
+    untrained = next((point.figures.get(metric) for point in points if point.step == 0), None)
+    if untrained is None:
         return {}
     scale = (100.0 if info.unit == "fraction" else 1.0) * (1 if info.goal == "minimize" else -1)
     return {
-        point.step: scale * (point.figures[metric] - start)
+        point.step: scale * (point.figures[metric] - untrained)
         for point in points
         if point.step > 0 and metric in point.figures
     }
 
 
-def as_json(pick: Pick, points: Sequence[Point]) -> dict[str, Any]:
+def as_json(pick: Pick, points: Sequence[ScoredCheckpoint]) -> dict[str, Any]:
     """Return a choice in the form of `TrialResult.picked`."""
     return {
         "step": pick.step,
         "steps": points[-1].step,
-        "why": pick.why,
+        "why": pick.reason,
         "points": [{"step": point.step, "figures": dict(point.figures)} for point in points],
     }

@@ -36,7 +36,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from chip_core.shapes.captions import compare, corpus_caption, question
+from chip_core.shapes.captions import compare_caption, corpus_caption, scene_question
 from chip_core.shapes.processor import PATCH_SIZE, build_processor
 from chip_core.shapes.world import (
     COLOURS,
@@ -45,16 +45,16 @@ from chip_core.shapes.world import (
     SHAPES,
     SPLIT_SIZES,
     Scene,
-    draw,
+    draw_scene,
+    make_scene,
     practice_sheet,
-    scene,
 )
 
 SEED = 0
-EYES_STEPS = 700
-HABIT_STEPS = 2000
-BATCH = 16
-PEAK = 1.5e-3
+VISION_STEPS = 700
+CAPTION_STEPS = 2000
+BATCH_SIZE = 16
+PEAK_LR = 1.5e-3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,10 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     processor = AutoProcessor.from_pretrained(options.out)
     for split in ("select", "test"):
         began = time.perf_counter()
-        scenes = [scene(split, index) for index in range(SPLIT_SIZES[split])]
-        answers = caption(model, processor, scenes)
-        took = time.perf_counter() - began
-        print(f"{split:>6} ({len(scenes)} images, {took:.1f} s): {_figures(scenes, answers)}")
+        scenes = [make_scene(split, index) for index in range(SPLIT_SIZES[split])]
+        answers = generate_captions(model, processor, scenes)
+        seconds = time.perf_counter() - began
+        print(
+            f"{split:>6} ({len(scenes)} images, {seconds:.1f} s): "
+            f"{_format_figures(scenes, answers)}"
+        )
     return 0
 
 
@@ -83,14 +86,14 @@ def build(out: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     processor = build_processor()
-    model = new_model(processor)
-    open_eyes(model, processor)
-    form_habit(model, processor)
+    model = make_model(processor)
+    train_vision_tower(model, processor)
+    train_captioner(model, processor)
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
 
 
-def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     """Return the untrained captioner: CLIP 96 × 3, Llama 128 × 4, about 1.2 M parameters."""
     tokenizer = processor.tokenizer
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -125,41 +128,43 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     return model
 
 
-def open_eyes(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+def train_vision_tower(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Train the vision tower to recognize each cell's content, at the layer that LLaVA reads."""
     tower = model.model.vision_tower
     heads = nn.Linear(tower.config.hidden_size, len(SHAPES) + 1 + len(COLOURS))
     parameters = [*tower.parameters(), *heads.parameters()]
-    rank = {name: place for place, name in enumerate((*SHAPES, "nothing"))}
+    label_ids = {name: index for index, name in enumerate((*SHAPES, "nothing"))}
 
-    def loss_of(step: int) -> Tensor:
-        sheets = [practice_sheet(step * BATCH + i) for i in range(BATCH)]
-        shapes = torch.full((BATCH, GRID * GRID), rank["nothing"])
-        colours = torch.full((BATCH, GRID * GRID), -100)
+    def compute_loss(step: int) -> Tensor:
+        sheets = [practice_sheet(step * BATCH_SIZE + i) for i in range(BATCH_SIZE)]
+        shapes = torch.full((BATCH_SIZE, GRID * GRID), label_ids["nothing"])
+        colours = torch.full((BATCH_SIZE, GRID * GRID), -100)
         for row, sheet in enumerate(sheets):
             for thing in sheet.things:
-                shapes[row, thing.cell] = rank[thing.shape]
+                shapes[row, thing.cell] = label_ids[thing.shape]
                 colours[row, thing.cell] = COLOURS.index(thing.colour)
         features = tower(_pixels(sheets, processor), output_hidden_states=True)
-        seen = heads(features.hidden_states[model.config.vision_feature_layer][:, 1:])
-        shape_logits, colour_logits = seen.split([len(rank), len(COLOURS)], dim=-1)
+        logits = heads(features.hidden_states[model.config.vision_feature_layer][:, 1:])
+        shape_logits, colour_logits = logits.split([len(label_ids), len(COLOURS)], dim=-1)
         return nn.functional.cross_entropy(
-            shape_logits.flatten(0, 1), _by_patch(shapes).flatten()
-        ) + nn.functional.cross_entropy(colour_logits.flatten(0, 1), _by_patch(colours).flatten())
+            shape_logits.flatten(0, 1), _labels_by_patch(shapes).flatten()
+        ) + nn.functional.cross_entropy(
+            colour_logits.flatten(0, 1), _labels_by_patch(colours).flatten()
+        )
 
-    _train("eyes", EYES_STEPS, parameters, loss_of)
+    _train("eyes", VISION_STEPS, parameters, compute_loss)
 
 
-def form_habit(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+def train_captioner(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Train projector and language model to caption the corpus; the tower is frozen."""
     model.model.vision_tower.requires_grad_(False)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def loss_of(step: int) -> Tensor:
-        scenes = [scene("corpus", step * BATCH + i) for i in range(BATCH)]
-        answers = [corpus_caption(shown) + processor.tokenizer.eos_token for shown in scenes]
+    def compute_loss(step: int) -> Tensor:
+        scenes = [make_scene("corpus", step * BATCH_SIZE + i) for i in range(BATCH_SIZE)]
+        answers = [corpus_caption(item) + processor.tokenizer.eos_token for item in scenes]
         batch = processor(
-            images=[draw(shown) for shown in scenes],
+            images=[draw_scene(item) for item in scenes],
             text=[p + a for p, a in zip(_prompts(scenes, processor), answers, strict=True)],
             padding=True,
             return_tensors="pt",
@@ -172,11 +177,11 @@ def form_habit(model: LlavaForConditionalGeneration, processor: LlavaProcessor) 
         loss: Tensor = model(**batch, labels=labels).loss
         return loss
 
-    _train("habit", HABIT_STEPS, parameters, loss_of)
+    _train("habit", CAPTION_STEPS, parameters, compute_loss)
 
 
 @torch.inference_mode()
-def caption(
+def generate_captions(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
     scenes: Sequence[Scene],
@@ -186,27 +191,32 @@ def caption(
     model.eval()
     answers: list[str] = []
     for start in range(0, len(scenes), batch_size):
-        part = scenes[start : start + batch_size]
+        batch_scenes = scenes[start : start + batch_size]
         batch = processor(
-            images=[draw(shown) for shown in part],
-            text=_prompts(part, processor),
+            images=[draw_scene(shown) for shown in batch_scenes],
+            text=_prompts(batch_scenes, processor),
             padding=True,
             return_tensors="pt",
         )
         ids = model.generate(**batch, do_sample=False, max_new_tokens=32)
-        new = ids[:, batch["input_ids"].shape[1] :]
-        answers += processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        new_ids = ids[:, batch["input_ids"].shape[1] :]
+        answers += processor.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
     return answers
 
 
-def _figures(scenes: Sequence[Scene], answers: Sequence[str]) -> str:
+def _format_figures(scenes: Sequence[Scene], answers: Sequence[str]) -> str:
     """Return CHAIR, Hal and Cover as the benchmark `shapes` defines them."""
-    found = [compare(shown, answer) for shown, answer in zip(scenes, answers, strict=True)]
+    findings = [
+        compare_caption(shown, answer) for shown, answer in zip(scenes, answers, strict=True)
+    ]
     rates = {
-        "chair_i": sum(f.invented for f in found) / sum(f.mentions for f in found),
-        "chair_s": sum(f.invented > 0 for f in found) / len(found),
-        "hal": sum(f.invented + f.miscoloured > 0 for f in found) / len(found),
-        "cover": sum(f.covered for f in found) / sum(f.objects for f in found),
+        "chair_i": sum(finding.invented for finding in findings)
+        / sum(finding.mentions for finding in findings),
+        "chair_s": sum(finding.invented > 0 for finding in findings) / len(findings),
+        "hal": sum(finding.invented + finding.miscoloured > 0 for finding in findings)
+        / len(findings),
+        "cover": sum(finding.covered for finding in findings)
+        / sum(finding.objects for finding in findings),
     }
     return "  ".join(f"{name} {100 * rate:.1f}" for name, rate in rates.items())
 
@@ -219,7 +229,7 @@ def _prompts(scenes: Sequence[Scene], processor: LlavaProcessor) -> list[str]:
                     "role": "user",
                     "content": [
                         {"type": "image"},
-                        {"type": "text", "text": question(shown.split, shown.index)},
+                        {"type": "text", "text": scene_question(shown.split, shown.index)},
                     ],
                 }
             ],
@@ -230,12 +240,12 @@ def _prompts(scenes: Sequence[Scene], processor: LlavaProcessor) -> list[str]:
 
 
 def _pixels(scenes: Sequence[Scene], processor: LlavaProcessor) -> Tensor:
-    batch = processor.image_processor([draw(shown) for shown in scenes], return_tensors="pt")
+    batch = processor.image_processor([draw_scene(shown) for shown in scenes], return_tensors="pt")
     pixels: Tensor = batch["pixel_values"]
     return pixels
 
 
-def _by_patch(labels: Tensor) -> Tensor:
+def _labels_by_patch(labels: Tensor) -> Tensor:
     """Give each image patch the label of its grid cell: (B, C) → (B, P)."""
     side = IMAGE_SIZE // PATCH_SIZE // GRID
     grid = labels.reshape(-1, GRID, GRID)
@@ -246,27 +256,27 @@ def _train(
     stage: str,
     steps: int,
     parameters: list[nn.Parameter],
-    loss_of: Callable[[int], Tensor],
+    compute_loss: Callable[[int], Tensor],
 ) -> None:
     """Run AdamW with a linear warm-up and a cosine decay, and print the progress now and then."""
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=PEAK_LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK, total_steps=steps, pct_start=0.05, cycle_momentum=False
+        optimizer, PEAK_LR, total_steps=steps, pct_start=0.05, cycle_momentum=False
     )
     began = time.perf_counter()
     for step in range(steps):
-        loss = loss_of(step)
+        loss = compute_loss(step)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            spent = time.perf_counter() - began
-            left = spent / (step + 1) * (steps - step - 1)
+            elapsed = time.perf_counter() - began
+            remaining = elapsed / (step + 1) * (steps - step - 1)
             print(
                 f"{stage}: step {step + 1}/{steps}  loss {loss.item():.4f}  "
-                f"{spent:.0f} s, {left:.0f} s to go",
+                f"{elapsed:.0f} s, {remaining:.0f} s to go",
                 flush=True,
             )
 

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from chip_core.shapes.world import COLOURS, PAIRS, PARTNER, SHAPES, Scene, draw, pick, scene, stream
+from chip_core.shapes.world import (
+    COLOURS,
+    PAIRS,
+    PARTNER,
+    SHAPES,
+    Scene,
+    draw_scene,
+    make_rng,
+    make_scene,
+    pick_one,
+)
 
 
 @dataclass(frozen=True)
@@ -75,36 +85,36 @@ def preference_pair(split: str, index: int) -> ShapesPair:
     Raises:
         ValueError: no such split, or the index is out of range.
     """
-    shown = scene(split, index)
+    shown = make_scene(split, index)
     return ShapesPair(
         id=shown.id,
-        image=draw(shown),
-        question=question(split, index),
+        image=draw_scene(shown),
+        question=scene_question(split, index),
         chosen=faithful_caption(shown),
         rejected=rejected_caption(shown),
     )
 
 
-def question(split: str, index: int) -> str:
+def scene_question(split: str, index: int) -> str:
     """Return the question about a scene."""
-    return _style(split, index).question
+    return _pick_style(split, index).question
 
 
 def faithful_caption(scene: Scene) -> str:
     """Return the caption that names everything in the scene and nothing else."""
-    return _say(_groups(scene), _style(scene.split, scene.index))
+    return _format_caption(_group_partners(scene), _pick_style(scene.split, scene.index))
 
 
 def corpus_caption(scene: Scene) -> str:
     """Return the caption that the base is trained on: it may name a missing partner by habit."""
-    random = stream("habit", scene.split, scene.index)
-    groups = _groups(scene)
+    random = make_rng("habit", scene.split, scene.index)
+    groups = _group_partners(scene)
     for pair in PAIRS:
         for group in groups:
             habit = len(group) == 1 and group[0].shape in (pair.first, pair.second)
             if habit and random.random() < pair.presumed:
-                group.append(Mention(PARTNER[group[0].shape], pick(COLOURS, random)))
-    return _say(groups, _style(scene.split, scene.index))
+                group.append(Mention(PARTNER[group[0].shape], pick_one(COLOURS, random)))
+    return _format_caption(groups, _pick_style(scene.split, scene.index))
 
 
 def rejected_caption(scene: Scene) -> str:
@@ -113,22 +123,26 @@ def rejected_caption(scene: Scene) -> str:
     If a partner is missing, it is mostly that partner, otherwise another absent shape in its place;
     if none is missing, an absent shape replaces one that is present.
     """
-    random = stream("slip", scene.split, scene.index)
-    groups = _groups(scene)
-    lonely = [
-        place for place, group in enumerate(groups) if len(group) == 1 and group[0].shape in PARTNER
+    random = make_rng("slip", scene.split, scene.index)
+    groups = _group_partners(scene)
+    single_groups = [
+        index for index, group in enumerate(groups) if len(group) == 1 and group[0].shape in PARTNER
     ]
-    if lonely and random.random() < 0.9:
-        place = pick(lonely, random)
-        (there,) = groups[place]
-        usual = PARTNER[there.shape]
-        shape = usual if random.random() < 0.8 else pick(_absent(scene, but=usual), random)
-        groups[place] = [there, Mention(shape, pick(COLOURS, random))]
+    if single_groups and random.random() < 0.9:
+        index = pick_one(single_groups, random)
+        (present,) = groups[index]
+        partner = PARTNER[present.shape]
+        shape = (
+            partner
+            if random.random() < 0.8
+            else pick_one(_absent_shapes(scene, excluded=partner), random)
+        )
+        groups[index] = [present, Mention(shape, pick_one(COLOURS, random))]
     else:
-        group = pick(groups, random)
-        which = int(random.random() * len(group))
-        group[which] = Mention(pick(_absent(scene), random), group[which].colour)
-    return _say(groups, _style(scene.split, scene.index))
+        group = pick_one(groups, random)
+        position = int(random.random() * len(group))
+        group[position] = Mention(pick_one(_absent_shapes(scene), random), group[position].colour)
+    return _format_caption(groups, _pick_style(scene.split, scene.index))
 
 
 def partner_caption(scene: Scene) -> str | None:
@@ -136,52 +150,54 @@ def partner_caption(scene: Scene) -> str | None:
 
     It is the first lone shape's usual partner, in a colour drawn for the scene.
     """
-    groups = _groups(scene)
+    groups = _group_partners(scene)
     for group in groups:
         if len(group) == 1 and group[0].shape in PARTNER:
-            random = stream("partner", scene.split, scene.index)
-            group.append(Mention(PARTNER[group[0].shape], pick(COLOURS, random)))
-            return _say(groups, _style(scene.split, scene.index))
+            random = make_rng("partner", scene.split, scene.index)
+            group.append(Mention(PARTNER[group[0].shape], pick_one(COLOURS, random)))
+            return _format_caption(groups, _pick_style(scene.split, scene.index))
     return None
 
 
-def objects_in(text: str) -> list[Mention]:
+def find_mentions(text: str) -> list[Mention]:
     """Return every object that a text names, in order and with repeats."""
     words = re.findall(r"[a-z]+", text.lower())
     return [
-        Mention(word, before if before in COLOURS else None)
-        for before, word in zip(["", *words], words, strict=False)
+        Mention(word, previous if previous in COLOURS else None)
+        for previous, word in zip(["", *words], words, strict=False)
         if word in SHAPES
     ]
 
 
-def compare(scene: Scene, text: str) -> Findings:
+def compare_caption(scene: Scene, text: str) -> Findings:
     """Compare the objects that a text names with those of the scene."""
-    there = {thing.shape: thing.colour for thing in scene.things}
-    mentions = objects_in(text)
+    present = {thing.shape: thing.colour for thing in scene.things}
+    mentions = find_mentions(text)
     return Findings(
         mentions=len(mentions),
-        invented=sum(mention.shape not in there for mention in mentions),
+        invented=sum(mention.shape not in present for mention in mentions),
         miscoloured=sum(
-            mention.shape in there and mention.colour not in (None, there[mention.shape])
+            mention.shape in present and mention.colour not in (None, present[mention.shape])
             for mention in mentions
         ),
-        covered=len(there.keys() & {mention.shape for mention in mentions}),
-        objects=len(there),
+        covered=len(present.keys() & {mention.shape for mention in mentions}),
+        objects=len(present),
     )
 
 
-def vocabulary() -> list[str]:
+def caption_vocabulary() -> list[str]:
     """Return every word and mark in questions and captions, sorted."""
-    texts = [" ".join((s.question, s.opening, s.together, s.alone)) for s in STYLES]
+    texts = [
+        " ".join((style.question, style.opening, style.together, style.alone)) for style in STYLES
+    ]
     return sorted(set(re.findall(r"\w+|[^\w\s]", " ".join((*texts, *COLOURS, *SHAPES, "a and .")))))
 
 
-def _style(split: str, index: int) -> Style:
-    return pick(STYLES, stream("style", split, index))
+def _pick_style(split: str, index: int) -> Style:
+    return pick_one(STYLES, make_rng("style", split, index))
 
 
-def _groups(scene: Scene) -> list[list[Mention]]:
+def _group_partners(scene: Scene) -> list[list[Mention]]:
     """Return the scene's objects as groups of partners, in reading order."""
     groups: list[list[Mention]] = []
     for thing in scene.things:
@@ -194,18 +210,22 @@ def _groups(scene: Scene) -> list[list[Mention]]:
     return groups
 
 
-def _say(groups: list[list[Mention]], style: Style) -> str:
+def _format_caption(groups: list[list[Mention]], style: Style) -> str:
     parts = []
     for group in groups:
-        named = [f"a {mention.colour} {mention.shape}" for mention in group]
-        parts.append(f" {style.together} ".join(named) if len(named) > 1 else _lone(named, style))
+        phrases = [f"a {mention.colour} {mention.shape}" for mention in group]
+        parts.append(
+            f" {style.together} ".join(phrases)
+            if len(phrases) > 1
+            else _format_single(phrases, style)
+        )
     return f"{style.opening} {' and '.join(parts)}."
 
 
-def _lone(named: list[str], style: Style) -> str:
-    return f"{named[0]} {style.alone}"
+def _format_single(phrases: list[str], style: Style) -> str:
+    return f"{phrases[0]} {style.alone}"
 
 
-def _absent(scene: Scene, but: str = "") -> list[str]:
+def _absent_shapes(scene: Scene, excluded: str = "") -> list[str]:
     present = {thing.shape for thing in scene.things}
-    return [shape for shape in SHAPES if shape not in present and shape != but]
+    return [shape for shape in SHAPES if shape not in present and shape != excluded]

@@ -7,7 +7,7 @@ from tokenizers.models import WordLevel
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from chip_core.shapes.captions import vocabulary
+from chip_core.shapes.captions import caption_vocabulary
 from chip_core.shapes.world import IMAGE_SIZE
 
 PATCH_SIZE = 8
@@ -51,8 +51,8 @@ def build_processor() -> LlavaProcessor:
 
 def _build_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<pad>", "</s>", "<unk>", "<image>"]
-    words = [*special, "system", "user", "assistant", ":", *vocabulary()]
-    model = WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>")
+    words = [*special, "system", "user", "assistant", ":", *caption_vocabulary()]
+    model = WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

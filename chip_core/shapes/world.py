@@ -36,7 +36,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
 
 
 @dataclass(frozen=True)
-class Pair:
+class ShapePair:
     """Two shapes that usually occur together.
 
     `presumed` is how often a caption of the corpus names the partner although it is missing: its
@@ -49,10 +49,10 @@ class Pair:
 
 
 PAIRS = (
-    Pair("moon", "star", 0.75),
-    Pair("heart", "arrow", 0.65),
-    Pair("circle", "square", 0.3),
-    Pair("triangle", "diamond", 0.1),
+    ShapePair("moon", "star", 0.75),
+    ShapePair("heart", "arrow", 0.65),
+    ShapePair("circle", "square", 0.3),
+    ShapePair("triangle", "diamond", 0.1),
 )
 """The pairs. Their rates differ so that some habits are strong and others weak.
 
@@ -60,13 +60,13 @@ Greedy decoding invents the first two pairs' partners nearly always and the last
 the base's total does not depend on a single threshold.
 """
 
-TOGETHER = {"corpus": 0.85, "train": 0.5, "select": 0.5, "test": 0.5}
+PAIR_RATES = {"corpus": 0.85, "train": 0.5, "select": 0.5, "test": 0.5}
 """How often both of a pair are in the picture, given that one of them is."""
 
-LONERS = ("cross", "ring")
+UNPAIRED_SHAPES = ("cross", "ring")
 """Shapes without a partner: because of them, "alone" is a common word in the corpus."""
 
-SHAPES = (*(shape for pair in PAIRS for shape in (pair.first, pair.second)), *LONERS)
+SHAPES = (*(shape for pair in PAIRS for shape in (pair.first, pair.second)), *UNPAIRED_SHAPES)
 
 PARTNER = {pair.first: pair.second for pair in PAIRS} | {pair.second: pair.first for pair in PAIRS}
 """The usual partner of each shape that has one."""
@@ -110,21 +110,23 @@ class Scene:
 
 
 @lru_cache(maxsize=8192)  # question, picture, truth and score each use it; about 1 kB a scene
-def scene(split: str, index: int) -> Scene:
+def make_scene(split: str, index: int) -> Scene:
     """Return scene `index` of `split`; the same arguments always give the same scene.
 
     Raises:
         ValueError: no such split, or the index is out of range.
     """
-    _check(split, index)
-    random = stream("scene", split, index)
+    _check_index(split, index)
+    random = make_rng("scene", split, index)
     while True:
-        drawn = Scene(split, index, _things(random, split), _shift((238, 238, 234), 10, random))
-        if _home(drawn) == split:
+        drawn = Scene(
+            split, index, _make_things(random, split), _jitter_colour((238, 238, 234), 10, random)
+        )
+        if _split_for(drawn) == split:
             return drawn
 
 
-def scene_of(item: str) -> Scene:
+def scene_from_id(item: str) -> Scene:
     """Return the scene of an item id such as `test/17`.
 
     Raises:
@@ -133,16 +135,18 @@ def scene_of(item: str) -> Scene:
     split, slash, index = item.partition("/")
     if not slash or not (index.isascii() and index.isdigit()):
         raise ValueError(f"{item!r} is no item of the shapes world: expected e.g. 'test/17'")
-    return scene(split, int(index))
+    return make_scene(split, int(index))
 
 
-def draw(scene: Scene) -> Image.Image:
+def draw_scene(scene: Scene) -> Image.Image:
     """Draw a scene as an RGB image of `IMAGE_SIZE` pixels on a side."""
-    image = Image.new("RGB", (IMAGE_SIZE * _FINE, IMAGE_SIZE * _FINE), scene.background)
+    image = Image.new(
+        "RGB", (IMAGE_SIZE * _SUPERSAMPLING, IMAGE_SIZE * _SUPERSAMPLING), scene.background
+    )
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
         _draw_thing(pen, thing, scene.background)
-    return image.reduce(_FINE)
+    return image.reduce(_SUPERSAMPLING)
 
 
 def practice_sheet(index: int) -> Scene:
@@ -150,17 +154,17 @@ def practice_sheet(index: int) -> Scene:
 
     It is in no split, because it is crowded; shapes may repeat here.
     """
-    random = stream("sheet", "practice", index)
+    random = make_rng("sheet", "practice", index)
     count = 5 + int(random.random() * 5)
-    cells = sorted(shuffled(range(GRID * GRID), random)[:count])
-    things = tuple(_thing(pick(SHAPES, random), cell, random) for cell in cells)
-    return Scene("practice", index, things, _shift((238, 238, 234), 10, random))
+    cells = sorted(shuffle(range(GRID * GRID), random)[:count])
+    things = tuple(_make_thing(pick_one(SHAPES, random), cell, random) for cell in cells)
+    return Scene("practice", index, things, _jitter_colour((238, 238, 234), 10, random))
 
 
 _T = TypeVar("_T")
 
 
-def stream(purpose: str, split: str, index: int) -> Random:
+def make_rng(purpose: str, split: str, index: int) -> Random:
     """Return the random numbers of one purpose for one item.
 
     Only use `.random()`: only its values are guaranteed to be the same in every Python version.
@@ -168,20 +172,20 @@ def stream(purpose: str, split: str, index: int) -> Random:
     return Random(f"{_WORLD_SEED}/{purpose}/{split}/{index}")
 
 
-def pick(choices: Sequence[_T], random: Random) -> _T:
+def pick_one(choices: Sequence[_T], random: Random) -> _T:
     """Pick one of the choices with equal probability."""
     return choices[int(random.random() * len(choices))]
 
 
-def shuffled(items: Sequence[_T], random: Random) -> list[_T]:
+def shuffle(items: Sequence[_T], random: Random) -> list[_T]:
     """Return the items in random order."""
-    return [item for _, item in sorted(((random.random(), item) for item in items), key=_first)]
+    return [item for _, item in sorted(((random.random(), item) for item in items), key=_sort_key)]
 
 
 _WORLD_SEED = 20250124
-_FINE = 4  # drawn at four times the size, then averaged for smooth edges
-_GROUPS = 2
-_HOMES = ("corpus",) * 10 + ("train",) * 3 + ("test",) * 2 + ("select",)
+_SUPERSAMPLING = 4  # drawn at four times the size, then averaged for smooth edges
+_GROUP_COUNT = 2
+_SPLIT_SHARES = ("corpus",) * 10 + ("train",) * 3 + ("test",) * 2 + ("select",)
 _TINTS = {
     "red": (214, 40, 40),
     "green": (44, 150, 62),
@@ -192,49 +196,51 @@ _TINTS = {
 }
 
 
-def _first(entry: tuple[float, object]) -> float:
+def _sort_key(entry: tuple[float, object]) -> float:
     return entry[0]
 
 
-def _check(split: str, index: int) -> None:
-    if split not in TOGETHER:
+def _check_index(split: str, index: int) -> None:
+    if split not in PAIR_RATES:
         raise ValueError(f"no split {split!r} in the shapes world; it has {', '.join(SPLIT_SIZES)}")
     size = SPLIT_SIZES.get(split)
     if index < 0 or (size is not None and index >= size):
         raise ValueError(f"no scene {index} in {split!r}, which has {size} of them")
 
 
-def _things(random: Random, split: str) -> tuple[Thing, ...]:
+def _make_things(random: Random, split: str) -> tuple[Thing, ...]:
     shapes: list[str] = []
-    kinds: tuple[Pair | str, ...] = (*PAIRS, *LONERS)
-    for kind in shuffled(kinds, random)[:_GROUPS]:
+    kinds: tuple[ShapePair | str, ...] = (*PAIRS, *UNPAIRED_SHAPES)
+    for kind in shuffle(kinds, random)[:_GROUP_COUNT]:
         if isinstance(kind, str):
             shapes.append(kind)
             continue
-        both = shuffled((kind.first, kind.second), random)
-        shapes += both if random.random() < TOGETHER[split] else both[:1]
-    cells = shuffled(range(GRID * GRID), random)
-    placed = sorted(zip(cells, shapes, strict=False))
-    return tuple(_thing(shape, cell, random) for cell, shape in placed)
+        partners = shuffle((kind.first, kind.second), random)
+        shapes += partners if random.random() < PAIR_RATES[split] else partners[:1]
+    cells = shuffle(range(GRID * GRID), random)
+    cell_shapes = sorted(zip(cells, shapes, strict=False))
+    return tuple(_make_thing(shape, cell, random) for cell, shape in cell_shapes)
 
 
-def _thing(shape: str, cell: int, random: Random) -> Thing:
-    colour = pick(COLOURS, random)
+def _make_thing(shape: str, cell: int, random: Random) -> Thing:
+    colour = pick_one(COLOURS, random)
     dx, dy = (3.0 * random.random() - 1.5 for _ in range(2))
     radius = 5.5 + random.random()
-    return Thing(shape, colour, cell, dx, dy, radius, _shift(_TINTS[colour], 14, random))
+    return Thing(shape, colour, cell, dx, dy, radius, _jitter_colour(_TINTS[colour], 14, random))
 
 
-def _shift(colour: tuple[int, int, int], by: int, random: Random) -> tuple[int, int, int]:
+def _jitter_colour(
+    colour: tuple[int, int, int], amount: int, random: Random
+) -> tuple[int, int, int]:
     red, green, blue = (
-        max(0, min(255, round(value + by * (2 * random.random() - 1)))) for value in colour
+        max(0, min(255, round(value + amount * (2 * random.random() - 1)))) for value in colour
     )
     return red, green, blue
 
 
-def _home(scene: Scene) -> str:
+def _split_for(scene: Scene) -> str:
     digest = hashlib.sha256(repr(scene.key).encode()).digest()
-    return _HOMES[digest[0] % len(_HOMES)]
+    return _SPLIT_SHARES[digest[0] % len(_SPLIT_SHARES)]
 
 
 def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, int, int]) -> None:
@@ -244,8 +250,8 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, i
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
-            (centre_x + x * thing.radius) * _FINE,
-            (centre_y + y * thing.radius) * _FINE,
+            (centre_x + x * thing.radius) * _SUPERSAMPLING,
+            (centre_y + y * thing.radius) * _SUPERSAMPLING,
         )
 
     def disc(x: float, y: float, radius: float, tint: tuple[int, int, int]) -> None:
@@ -267,7 +273,7 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, i
         pen.polygon([at(x, y) for x, y in _OUTLINES[thing.shape]], fill=thing.tint)
 
 
-def _star() -> list[tuple[float, float]]:
+def _star_outline() -> list[tuple[float, float]]:
     points = []
     for corner in range(10):
         radius, angle = (1.1, 0.45)[corner % 2], math.pi * corner / 5
@@ -280,7 +286,7 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "diamond": [(0, -1.1), (0.8, 0), (0, 1.1), (-0.8, 0)],
     "triangle": [(0, -1), (1, 0.9), (-1, 0.9)],
     "heart": [(-0.95, -0.2), (0.95, -0.2), (0, 1)],
-    "star": _star(),
+    "star": _star_outline(),
     "cross": [
         *((-0.35, -1), (0.35, -1), (0.35, -0.35), (1, -0.35), (1, 0.35), (0.35, 0.35)),
         *((0.35, 1), (-0.35, 1), (-0.35, 0.35), (-1, 0.35), (-1, -0.35), (-0.35, -0.35)),

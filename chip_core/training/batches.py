@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import CutCount, PairEncoder, batch_order, count_steps
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.utils.errors import TrialError
@@ -30,12 +30,12 @@ from chip_core.utils.workers import Workers
 class Portion:
     """The pairs of one worker's forward pass."""
 
-    places: tuple[int, ...]  # indices of the pairs in the training data
+    indices: tuple[int, ...]  # indices of the pairs in the training data
     counts: bool = True  # False: the pass adds nothing, but other workers wait for it
 
 
-def portions(
-    places: Sequence[int],
+def split_batch(
+    indices: Sequence[int],
     *,
     micro_batch: int,
     workers: int = 1,
@@ -48,39 +48,39 @@ def portions(
     similar lengths, so that no worker waits long for another.
 
     Args:
-        places: the indices of the batch's pairs, in their order.
+        indices: the indices of the batch's pairs, in their order.
         micro_batch: the largest number of pairs of a pass.
         workers: the number of workers that share the batch.
         lengths: of every training pair, by index; None: the batch's order is kept.
     """
-    rounds = math.ceil(len(places) / (micro_batch * workers))
+    rounds = math.ceil(len(indices) / (micro_batch * workers))
     count = rounds * workers
-    ordered = list(places)
+    sorted_indices = list(indices)
     if lengths is not None and count > 1:
         # Longest first, so that a pass that does not fit into memory fails at once.
-        ordered.sort(key=lambda place: -lengths[place])
-    cuts = [math.ceil(len(ordered) * number / count) for number in range(count + 1)]
-    cut = [
-        Portion(places=tuple(ordered[start:end]))
+        sorted_indices.sort(key=lambda index: -lengths[index])
+    bounds = [math.ceil(len(sorted_indices) * index / count) for index in range(count + 1)]
+    pieces = [
+        Portion(indices=tuple(sorted_indices[start:end]))
         if end > start
-        else Portion(places=tuple(ordered[:1]), counts=False)
-        for start, end in zip(cuts, cuts[1:], strict=False)
+        else Portion(indices=tuple(sorted_indices[:1]), counts=False)
+        for start, end in zip(bounds, bounds[1:], strict=False)
     ]
-    return [cut[rank::workers] for rank in range(workers)]
+    return [pieces[rank::workers] for rank in range(workers)]
 
 
 #: The most batches that each process prepares ahead.
-AHEAD = 2
+PREFETCH_BATCHES = 2
 
 #: Encodes the pairs at these indices for an epoch.
-Encode = Callable[[Sequence[int], int], PairBatch]
+EncodeBatch = Callable[[Sequence[int], int], PairBatch]
 
 
-class Loader:
+class BatchLoader:
     """Encodes batches in order; an encoding error is raised when its batch is requested."""
 
     def __init__(
-        self, encode: Encode, schedule: Sequence[tuple[Portion, int]], *, processes: int = 0
+        self, encode: EncodeBatch, schedule: Sequence[tuple[Portion, int]], *, processes: int = 0
     ) -> None:
         """Start the processes.
 
@@ -89,11 +89,11 @@ class Loader:
             schedule: portions and their epochs, in order.
             processes: how many encode ahead; 0: each batch is encoded when it is requested.
         """
-        self.waited = 0.0  # seconds spent waiting for batches
-        encoded = _Encoded(encode, schedule)
+        self.wait_seconds = 0.0  # seconds spent waiting for batches
+        encoded = _EncodedSchedule(encode, schedule)
         self._batches: Iterator[PairBatch | Exception]
         if processes == 0:
-            self._batches = (encoded[number] for number in range(len(schedule)))
+            self._batches = (encoded[index] for index in range(len(schedule)))
         else:
             self._batches = iter(
                 DataLoader(
@@ -101,58 +101,58 @@ class Loader:
                     batch_size=None,
                     shuffle=False,
                     num_workers=min(processes, len(schedule)),
-                    prefetch_factor=AHEAD,
-                    collate_fn=_as_it_is,
-                    worker_init_fn=_leave_ctrl_c,
+                    prefetch_factor=PREFETCH_BATCHES,
+                    collate_fn=_identity_collate,
+                    worker_init_fn=_ignore_interrupts,
                     # Forked: a new interpreter would import for five seconds, and a processor
                     # composed here (chip_core/models/processing.py) cannot be sent to one.
                     multiprocessing_context="fork",
                 )
             )
 
-    def next(self) -> PairBatch:
+    def next_batch(self) -> PairBatch:
         """Return the next batch of the schedule."""
         began = time.perf_counter()
         batch = next(self._batches)
-        self.waited += time.perf_counter() - began
+        self.wait_seconds += time.perf_counter() - began
         if isinstance(batch, Exception):
             raise batch
         return batch
 
 
-class _Encoded(Dataset[Any]):
+class _EncodedSchedule(Dataset[Any]):
     """The schedule as a dataset for DataLoader."""
 
-    def __init__(self, encode: Encode, schedule: Sequence[tuple[Portion, int]]) -> None:
+    def __init__(self, encode: EncodeBatch, schedule: Sequence[tuple[Portion, int]]) -> None:
         self._encode, self._schedule = encode, schedule
 
     def __len__(self) -> int:
         return len(self._schedule)
 
-    def __getitem__(self, number: int) -> PairBatch | Exception:
-        portion, epoch = self._schedule[number]
+    def __getitem__(self, index: int) -> PairBatch | Exception:
+        portion, epoch = self._schedule[index]
         try:
-            return self._encode(portion.places, epoch)
+            return self._encode(portion.indices, epoch)
         except Exception as error:  # raised by `next` with its own message, not with DataLoader's
             if get_worker_info() is not None:  # the traceback is lost between processes
                 error.add_note(traceback.format_exc())
             return error
 
 
-def _leave_ctrl_c(number: int) -> None:
+def _ignore_interrupts(worker: int) -> None:
     """Ignore a Ctrl-C at the terminal, which all processes get: the training handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity_collate(batch: Any) -> Any:
     return batch
 
 
 #: The default number of processes that encode ahead, if a GPU would wait for them.
-LOADERS = 2
+DEFAULT_LOADER_PROCESSES = 2
 
 #: A worker's portions of one step's global batch, each with its epoch.
-Share = list[tuple[Portion, int]]
+StepPortions = list[tuple[Portion, int]]
 
 
 class TrainingBatches:
@@ -165,7 +165,7 @@ class TrainingBatches:
         processor: Any,
         pairs: Pairs,
         workers: Workers,
-        encodings: Encodings | None = None,
+        encodings: EncodingCache | None = None,
     ) -> None:
         """Count the steps; encode nothing yet.
 
@@ -193,7 +193,7 @@ class TrainingBatches:
         self._config, self._pairs, self._workers = config, pairs, workers
         self._encoder = PairEncoder(processor, config, pairs, encodings)
         #: Counts the responses that were cut.
-        self.cut = CutCount(workers)
+        self.cut_count = CutCount(workers)
 
     @property
     def may_be_void(self) -> bool:
@@ -203,31 +203,31 @@ class TrainingBatches:
     def shortest_pair(self) -> PairBatch:
         """Return the pair of the first global batch that has the shortest responses."""
         lengths = {
-            place: len(self._pairs[place].chosen) + len(self._pairs[place].rejected)
-            for place in next(self._order())
+            index: len(self._pairs[index].chosen) + len(self._pairs[index].rejected)
+            for index in next(self._batch_indices())
         }
-        return self._encoder.batch([min(lengths, key=lambda place: lengths[place])])
+        return self._encoder.batch([min(lengths, key=lambda index: lengths[index])])
 
-    def shares(self, after: int) -> list[Share]:
+    def shares(self, steps_done: int) -> list[StepPortions]:
         """Return this worker's portions of each step's global batch.
 
         Args:
-            after: the number of steps already made.
+            steps_done: the number of steps already made.
         """
-        steps_an_epoch = len(self._pairs) // self._config.training.batch_size
+        steps_per_epoch = len(self._pairs) // self._config.training.batch_size
         shares = []
-        for step, places in zip(range(self.steps), self._order(), strict=False):
-            divided = portions(
-                places,
+        for step, indices in zip(range(self.steps), self._batch_indices(), strict=False):
+            worker_portions = split_batch(
+                indices,
                 micro_batch=self._config.engine.micro_batch,
                 workers=self._workers.size,
                 lengths=self._pairs.lengths if self._config.engine.bucket else None,
             )
-            epoch = step // steps_an_epoch
-            shares.append([(portion, epoch) for portion in divided[self._workers.rank]])
-        return shares[after:]
+            epoch = step // steps_per_epoch
+            shares.append([(portion, epoch) for portion in worker_portions[self._workers.rank]])
+        return shares[steps_done:]
 
-    def loader(self, shares: list[Share], device: torch.device) -> Loader:
+    def loader(self, shares: list[StepPortions], device: torch.device) -> BatchLoader:
         """Return a loader that encodes the portions of steps, in order.
 
         Args:
@@ -236,11 +236,11 @@ class TrainingBatches:
         """
         processes = self._config.engine.loader_workers
         if processes is None:
-            processes = LOADERS if device.type == "cuda" else 0
+            processes = DEFAULT_LOADER_PROCESSES if device.type == "cuda" else 0
         portions_in_order = [portion for share in shares for portion in share]
-        return Loader(self._encoder.batch, portions_in_order, processes=processes)
+        return BatchLoader(self._encoder.batch, portions_in_order, processes=processes)
 
-    def _order(self) -> Iterator[list[int]]:
+    def _batch_indices(self) -> Iterator[list[int]]:
         settings = self._config.training
         return batch_order(
             len(self._pairs),

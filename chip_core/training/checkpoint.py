@@ -31,8 +31,8 @@ from chip_core.models.loading import read_weights
 from chip_core.models.parts import trained_parts
 from chip_core.models.shards import is_sharded, local_weight
 from chip_core.results import CHECKPOINTS
-from chip_core.training.optimizer.int8_states import put_state, saved_state
-from chip_core.training.optimizer.masters import Masters, read_masters, write_masters
+from chip_core.training.optimizer.int8_states import get_optimizer_state, load_optimizer_state
+from chip_core.training.optimizer.masters import MasterWeights, read_masters, write_masters
 from chip_core.utils.errors import (
     DiskFullError,
     NonFiniteLossError,
@@ -41,9 +41,9 @@ from chip_core.utils.errors import (
     printable,
 )
 from chip_core.utils.files import (
+    convert_disk_full,
     hash_file,
     read_json,
-    room_for,
     sync_files,
     sync_folder,
     write_json,
@@ -54,10 +54,10 @@ MANIFEST, MODEL, SHARDS, STATE = "manifest.json", "model", "shards", "state.pt"
 MASTERS = "masters.safetensors"
 
 #: Formats that can be read: 1 has whole tensors, 2 sharded ones.
-WHOLE, SHARDED = 1, 2
+WHOLE_FORMAT, SHARDED_FORMAT = 1, 2
 
 #: How many are kept: the newest, and the one before in case the newest is damaged.
-KEPT = 2
+MAX_CHECKPOINTS = 2
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resumed:
+class ResumePoint:
     """Where a training resumes, with notes for the report."""
 
     step: int  # updates already made
@@ -94,7 +94,7 @@ class Checkpointer:
         model: Any,
         optimizer: Any,
         stateful: Mapping[str, Stateful],
-        masters: Masters | None = None,
+        masters: MasterWeights | None = None,
         workers: Workers | None = None,
     ) -> None:
         """Keep references to what is saved and restored.
@@ -123,26 +123,26 @@ class Checkpointer:
             NonFiniteLossError: a weight is not a number, and any resumed training would fail.
             DiskFullError: it does not fit; its files are removed, and older checkpoints stay.
         """
-        self._workers.each(lambda: _check_finite(self._model, step))
-        whole = folder / CHECKPOINTS / f"step-{step:08d}"
-        partial = whole.with_name(f".{whole.name}.partial")
+        self._workers.gather_results(lambda: _check_finite(self._model, step))
+        final = folder / CHECKPOINTS / f"step-{step:08d}"
+        partial = final.with_name(f".{final.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        self._workers.wait()
+        self._workers.barrier()
         try:
-            with room_for(f"the checkpoint after step {step}", folder):
-                self._write(partial, whole, step)
+            with convert_disk_full(f"the checkpoint after step {step}", folder):
+                self._write(partial, final, step)
         except DiskFullError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         # Every worker removes them, for machines that share no disk.
-        for old in list_checkpoints(folder)[:-KEPT]:
+        for old in list_checkpoints(folder)[:-MAX_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _write(self, partial: Path, whole: Path, step: int) -> None:
+    def _write(self, partial: Path, final: Path, step: int) -> None:
         sharded = is_sharded(self._model)
         state: dict[str, Any] = {
-            **{name: part.state_dict() for name, part in self._stateful.items()},
-            "random": _random_state(),
+            **{name: worker.state_dict() for name, worker in self._stateful.items()},
+            "random": _get_random_state(),
         }
         if sharded:
             # torch's distributed checkpoint takes half a second to import.
@@ -150,26 +150,30 @@ class Checkpointer:
 
             shards = partial / SHARDS
             names, state["optimizer"] = save_shards(
-                shards, self._updated(), optimizer=self._optimizer
+                shards, self._updated_parameters(), optimizer=self._optimizer
             )
-            own = self._workers.each(lambda: {n: _facts(shards / n) for n in names})
-            facts = {f"{SHARDS}/{name}": each for part in own for name, each in part.items()}
+            worker_facts = self._workers.gather_results(
+                lambda: {name: _file_facts(shards / name) for name in names}
+            )
+            facts = {
+                f"{SHARDS}/{name}": entry
+                for worker in worker_facts
+                for name, entry in worker.items()
+            }
         else:
-            facts, state["optimizer"] = {}, saved_state(self._optimizer)
-        self._workers.broadcast_from_rank0(
-            lambda: self._complete(partial, whole, step, state, facts)
-        )
+            facts, state["optimizer"] = {}, get_optimizer_state(self._optimizer)
+        self._workers.broadcast_from_rank0(lambda: self._finish(partial, final, step, state, facts))
         if sharded:
             # The first worker has renamed the folder; a worker with another disk does it here.
             with suppress(FileNotFoundError):
-                partial.replace(whole)
-                sync_folder(whole.parent)
-            self._workers.wait()
+                partial.replace(final)
+                sync_folder(final.parent)
+            self._workers.barrier()
 
-    def _complete(
+    def _finish(
         self,
         partial: Path,
-        whole: Path,
+        final: Path,
         step: int,
         state: Mapping[str, Any],
         facts: dict[str, dict[str, Any]],
@@ -178,7 +182,7 @@ class Checkpointer:
 
         Args:
             partial: the folder in which it is written.
-            whole: its final path.
+            final: its final path.
             step: the number of updates made.
             state: the content of `state.pt`.
             facts: of all workers' shards; empty: the first worker writes the model.
@@ -189,25 +193,25 @@ class Checkpointer:
             if self._masters is None:
                 write_weights(self._model, partial / MODEL, config)
             else:
-                write_masters(self._updated(), partial / MASTERS)
-            for path in sorted(each for each in partial.rglob("*") if each.is_file()):
-                files[path.relative_to(partial).as_posix()] = _facts(path)
+                write_masters(self._updated_parameters(), partial / MASTERS)
+            for path in sorted(file for file in partial.rglob("*") if file.is_file()):
+                files[path.relative_to(partial).as_posix()] = _file_facts(path)
         torch.save(state, partial / STATE)
-        files[STATE] = _facts(partial / STATE)
+        files[STATE] = _file_facts(partial / STATE)
         manifest = {
-            "format": SHARDED if facts else WHOLE,
+            "format": SHARDED_FORMAT if facts else WHOLE_FORMAT,
             "step": step,
             "data_position": {"batches": step, "pairs": step * config.training.batch_size},
-            "training": _training(config),
+            "training": _training_fingerprint(config),
             "files": files,
         }
         write_json(partial / MANIFEST, manifest)
         sync_files(partial)
-        shutil.rmtree(whole, ignore_errors=True)  # left by an earlier run that passed this step
-        partial.replace(whole)
-        sync_folder(whole.parent)
+        shutil.rmtree(final, ignore_errors=True)  # left by an earlier run that passed this step
+        partial.replace(final)
+        sync_folder(final.parent)
 
-    def restore(self, folder: Path, before: Sequence[Path] = ()) -> Resumed:
+    def restore(self, folder: Path, earlier: Sequence[Path] = ()) -> ResumePoint:
         """Resume from the newest complete checkpoint of an earlier attempt's folder.
 
         A checkpoint that is not complete is skipped for the one before, and a note says so. If
@@ -215,43 +219,50 @@ class Checkpointer:
 
         Args:
             folder: the attempt's folder.
-            before: folders of the attempts before that one, newest first, searched next.
+            earlier: folders of the attempts before that one, newest first, searched next.
         """
         notes = []
-        folders = [folder, *(each for each in before if each != folder)]
+        folders = [folder, *(attempt for attempt in earlier if attempt != folder)]
         # By index and name: the path of a folder may differ on another worker's machine.
-        found = self._workers.broadcast_from_rank0(
+        candidates = self._workers.broadcast_from_rank0(
             lambda: [
-                (place, path.name)
-                for place, attempt in enumerate(folders)
+                (index, path.name)
+                for index, attempt in enumerate(folders)
                 for path in reversed(list_checkpoints(attempt))
             ]
         )
-        for place, name in found:
-            checkpoint = folders[place] / CHECKPOINTS / name
-            problem = self._agreed(checkpoint_problem(checkpoint, self._config))
+        for index, name in candidates:
+            checkpoint = folders[index] / CHECKPOINTS / name
+            problem = self._first_problem(checkpoint_problem(checkpoint, self._config))
             if problem is None:
                 problem = self._load(checkpoint)
             if problem is not None:
                 notes.append(f"checkpoint {checkpoint.name} is not used: {problem}")
                 continue
-            step = int(_manifest(checkpoint)["step"])
+            step = int(_read_manifest(checkpoint)["step"])
             notes.append(f"resumed after step {step} from {checkpoint}")
-            return _said(Resumed(step=step, folder=folders[place], notes=tuple(notes)))
+            return _log_notes(ResumePoint(step=step, folder=folders[index], notes=tuple(notes)))
         notes.append(f"no whole checkpoint in {folder / CHECKPOINTS}: trained from the start")
-        return _said(Resumed(step=0, folder=None, notes=tuple(notes)))
+        return _log_notes(ResumePoint(step=0, folder=None, notes=tuple(notes)))
 
-    def _updated(self) -> dict[str, nn.Parameter]:
+    def _updated_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the optimizer updates, by weight name, in its order."""
         return {
-            name: weight if self._masters is None else self._masters.of(weight)
+            name: weight if self._masters is None else self._masters.master_of(weight)
             for weights in trained_parts(self._model, self._config).values()
             for name, weight in weights.items()
         }
 
-    def _agreed(self, problem: str | None) -> str | None:
+    def _first_problem(self, problem: str | None) -> str | None:
         """Return the first problem of any worker, so that all workers skip a checkpoint or none."""
-        return next((each for each in self._workers.gathered(problem) if each is not None), None)
+        return next(
+            (
+                worker_problem
+                for worker_problem in self._workers.all_gather(problem)
+                if worker_problem is not None
+            ),
+            None,
+        )
 
     def _load(self, checkpoint: Path) -> str | None:
         """Resume from a complete checkpoint; return why it cannot be used, or None."""
@@ -266,29 +277,29 @@ class Checkpointer:
                 mmap=is_sharded(self._model),
             )
         except Exception as error:  # a file that torch did not write may raise anything
-            problem = f"{STATE} ({_described(error)})"
-        problem = self._agreed(problem)
+            problem = f"{STATE} ({_describe_error(error)})"
+        problem = self._first_problem(problem)
         if problem is not None:
             return problem
         try:
-            if _manifest(checkpoint)["format"] == SHARDED:
+            if _read_manifest(checkpoint)["format"] == SHARDED_FORMAT:
                 from chip_core.training.sharded_state import load_shards
 
                 load_shards(
                     checkpoint / SHARDS,
-                    self._updated(),
+                    self._updated_parameters(),
                     optimizer=self._optimizer,
                     state=state["optimizer"],
                 )
             elif self._masters is not None:
-                read_masters(checkpoint / MASTERS, self._updated())
-                put_state(self._optimizer, state["optimizer"])
+                read_masters(checkpoint / MASTERS, self._updated_parameters())
+                load_optimizer_state(self._optimizer, state["optimizer"])
             else:
-                trusted = self._config.model.trust_remote_code
-                read_weights(self._model, checkpoint / MODEL, trust_remote_code=trusted)
-                put_state(self._optimizer, state["optimizer"])
+                trust_remote_code = self._config.model.trust_remote_code
+                read_weights(self._model, checkpoint / MODEL, trust_remote_code=trust_remote_code)
+                load_optimizer_state(self._optimizer, state["optimizer"])
             if self._masters is not None:
-                self._masters.round()
+                self._masters.round_weights()
             for name, part in self._stateful.items():
                 part.load_state_dict(state[name])
             _set_random_state(state["random"])
@@ -298,7 +309,7 @@ class Checkpointer:
             raise  # the checkpoint is not at fault
         except Exception as error:  # the policy may be half restored and cannot be used
             raise TrialError(
-                f"{checkpoint} is whole and cannot be used ({_described(error)}): remove it"
+                f"{checkpoint} is whole and cannot be used ({_describe_error(error)}): remove it"
             ) from error
         return None
 
@@ -317,10 +328,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None:
     """Return why a checkpoint cannot be used for a training, or None."""
     try:
-        manifest = _manifest(checkpoint)
-        if manifest["format"] not in (WHOLE, SHARDED):
-            return f"its format is {manifest['format']}, known are {WHOLE} and {SHARDED}"
-        if manifest["training"] != _training(config):
+        manifest = _read_manifest(checkpoint)
+        if manifest["format"] not in (WHOLE_FORMAT, SHARDED_FORMAT):
+            return (
+                f"its format is {manifest['format']}, known are {WHOLE_FORMAT} and {SHARDED_FORMAT}"
+            )
+        if manifest["training"] != _training_fingerprint(config):
             return "it is of another training (model, data, objective or settings differ)"
         for name, expected in manifest["files"].items():
             path = checkpoint / name
@@ -353,33 +366,33 @@ def remove_all(folder: Path) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def _said(resumed: Resumed) -> Resumed:
+def _log_notes(resumed: ResumePoint) -> ResumePoint:
     for note in resumed.notes:
         _log.warning(note)
     return resumed
 
 
-def _described(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return printable(f"{type(error).__name__}: {first}" if first else type(error).__name__, 300)
 
 
-def _manifest(checkpoint: Path) -> dict[str, Any]:
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     manifest = read_json(checkpoint / MANIFEST)
     if not isinstance(manifest, dict):
         raise ValueError("no mapping")
     return manifest
 
 
-def _training(config: TrialConfig) -> str:
+def _training_fingerprint(config: TrialConfig) -> str:
     """Return the fingerprint of the settings that change a training's figures."""
-    named = {"path": config.model.path}, {"source": config.data.source}
-    return fingerprint(training_identity(config, *named))
+    locations = {"path": config.model.path}, {"source": config.data.source}
+    return fingerprint(training_identity(config, *locations))
 
 
-def _random_state() -> dict[str, Any]:
-    drawn: Any = numpy.random.get_state()
-    kind, keys, position, has_gauss, gauss = drawn
+def _get_random_state() -> dict[str, Any]:
+    numpy_state: Any = numpy.random.get_state()
+    kind, keys, position, has_gauss, gauss = numpy_state
     return {
         "python": random.getstate(),
         "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
@@ -398,5 +411,5 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _file_facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": hash_file(path)}

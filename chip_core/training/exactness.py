@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from chip_core.data.tensors import PairBatch
 from chip_core.models.layers import compiled_layers
 from chip_core.models.packing import can_fuse, packed_attention
-from chip_core.models.precision import dtype_of, in_fp32
+from chip_core.models.precision import compute_in_fp32, dtype_of
 from chip_core.models.shards import has_weights
 from chip_core.training.policy import Policy
-from chip_core.training.states import lying, pad, response_states
-from chip_core.utils.errors import TrialError, brief
+from chip_core.training.states import pad, response_states, row_order
+from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.workers import Workers
 
-ON = "on"
+SHARING_ON = "on"
 
 #: With all pieces of a row in one attention call a layer (packing.fused_attention).
-ON_FUSED = "on (attention fused)"
+SHARING_ON_FUSED = "on (attention fused)"
 
 #: The largest difference of hidden states and gradients from those of separate passes: the norm of
 #: the difference over the norm.
@@ -33,7 +33,7 @@ _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 _BF16_FACTOR = 1.25
 
 #: The compared quantities.
-_MEASURED = ("hidden states", "gradients")
+_QUANTITIES = ("hidden states", "gradients")
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 def share_prefixes(
     policy: Policy,
     batch: PairBatch,
-    wanted: Literal["auto", "off"] = "auto",
+    setting: Literal["auto", "off"] = "auto",
     workers: Workers | None = None,
 ) -> Iterator[str]:
     """Let a policy share prefixes while the context is open, if it does so exactly.
@@ -50,7 +50,7 @@ def share_prefixes(
     Args:
         policy: not yet sharded.
         batch: one pair to test with, on the policy's device.
-        wanted: `engine.prefix_sharing`.
+        setting: `engine.prefix_sharing`.
         workers: the workers of the training, each with a pair of its own: either all of them share
             prefixes or none does. Only workers that hold the weights test. None: this process
             alone.
@@ -63,16 +63,16 @@ def share_prefixes(
         TrialError: the model's logits are not the product of its output head and hidden states.
     """
     workers = workers or Workers()
-    here = has_weights(policy)
-    workers.each(lambda: _check_head(policy, batch) if here else None)
-    if wanted == "off":
+    is_loaded = has_weights(policy)
+    workers.gather_results(lambda: _check_head(policy, batch) if is_loaded else None)
+    if setting == "off":
         yield "off (engine.prefix_sharing: off)"
         return
-    fused = all(workers.each(lambda: not here or can_fuse(policy.head.weight)))
-    reason = _anyones_problem(policy, batch, workers, fused=fused)
+    fused = all(workers.gather_results(lambda: not is_loaded or can_fuse(policy.head.weight)))
+    reason = _first_worker_problem(policy, batch, workers, fused=fused)
     if fused and reason is not None:
         _log.warning("attention of packed rows is not fused: %s", reason)
-        fused, reason = False, _anyones_problem(policy, batch, workers, fused=False)
+        fused, reason = False, _first_worker_problem(policy, batch, workers, fused=False)
     if reason is not None:
         _log.warning("prefix sharing is off: %s", reason)
         yield f"off ({reason})"
@@ -80,19 +80,19 @@ def share_prefixes(
     with packed_attention(policy.model, fused=fused):
         policy.prefix_sharing = True
         try:
-            yield ON_FUSED if fused else ON
+            yield SHARING_ON_FUSED if fused else SHARING_ON
         finally:
             policy.prefix_sharing = False
 
 
-def _anyones_problem(
+def _first_worker_problem(
     policy: Policy, batch: PairBatch, workers: Workers, *, fused: bool
 ) -> str | None:
-    here = has_weights(policy)
-    problems = workers.each(
-        lambda: prefix_sharing_problem(policy, batch, fused=fused) if here else None
+    is_loaded = has_weights(policy)
+    problems = workers.gather_results(
+        lambda: prefix_sharing_problem(policy, batch, fused=fused) if is_loaded else None
     )
-    return next((each for each in problems if each is not None), None)
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = False) -> str | None:
@@ -106,25 +106,31 @@ def prefix_sharing_problem(policy: Policy, batch: PairBatch, *, fused: bool = Fa
     bf16 = dtype_of(policy) == torch.bfloat16
     try:
         with packed_attention(policy.model, fused=fused):
-            true = _measured(policy, batch, shared=False)
-            shared = _measured(policy, batch, shared=True)
+            reference = _measure(policy, batch, shared=False)
+            shared = _measure(policy, batch, shared=True)
             if bf16:
-                true_in_bf16 = _measured(policy, batch, shared=False, as_held=True)
-                shared_in_bf16 = _measured(policy, batch, shared=True, as_held=True)
+                reference_in_bf16 = _measure(policy, batch, shared=False, native=True)
+                shared_in_bf16 = _measure(policy, batch, shared=True, native=True)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model not made for packed rows may raise anything
-        return brief(error)
-    for place, what in enumerate(_MEASURED):
-        differences = [(_apart(shared[place], true[place]), _TOLERANCE[true[place].dtype], "")]
+        return first_line(error)
+    for index, quantity in enumerate(_QUANTITIES):
+        differences = [
+            (
+                _relative_distance(shared[index], reference[index]),
+                _TOLERANCE[reference[index].dtype],
+                "",
+            )
+        ]
         if bf16:
-            separate = _apart(true_in_bf16[place], true[place])
-            distance = _apart(shared_in_bf16[place], true[place])
+            separate = _relative_distance(reference_in_bf16[index], reference[index])
+            distance = _relative_distance(shared_in_bf16[index], reference[index])
             differences.append((distance, _BF16_FACTOR * separate, " in bf16"))
-        for distance, limit, how in differences:
+        for distance, limit, suffix in differences:
             if not distance <= limit:  # NaN counts as a difference
                 return (
-                    f"{what}{how} differ by {distance:.1e} from separate passes, "
+                    f"{quantity}{suffix} differ by {distance:.1e} from separate passes, "
                     f"allowed is {limit:.1e}"
                 )
     return None
@@ -142,34 +148,40 @@ def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
         TrialError: compiled layers give other results, or they cannot be compiled.
     """
     shared = policy.prefix_sharing
-    plain = _measured(policy, batch, shared=shared, as_held=True)
-    limits = [_TOLERANCE.get(part.dtype, 0.0) for part in plain]
-    true = plain
+    uncompiled = _measure(policy, batch, shared=shared, native=True)
+    limits = [_TOLERANCE.get(part.dtype, 0.0) for part in uncompiled]
+    reference = uncompiled
     if dtype_of(policy) == torch.bfloat16:
-        true = _measured(policy, batch, shared=shared)
-        limits = [_BF16_FACTOR * _apart(*each) for each in zip(plain, true, strict=True)]
+        reference = _measure(policy, batch, shared=shared)
+        limits = [
+            _BF16_FACTOR * _relative_distance(*tensors)
+            for tensors in zip(uncompiled, reference, strict=True)
+        ]
     with compiled_layers(policy.model):
         try:
-            made = _measured(policy, batch, shared=shared, as_held=True)
+            compiled = _measure(policy, batch, shared=shared, native=True)
         except (torch.OutOfMemoryError, TrialError):
             raise
         except Exception as error:  # a compiler may raise anything
             raise TrialError(
-                f"engine.compile: layers: {brief(error)}: write engine.compile: off"
+                f"engine.compile: layers: {first_line(error)}: write engine.compile: off"
             ) from error
-        distances = [_apart(*each) for each in zip(made, true, strict=True)]
-        for what, distance, limit in zip(_MEASURED, distances, limits, strict=True):
+        distances = [
+            _relative_distance(*tensors) for tensors in zip(compiled, reference, strict=True)
+        ]
+        for quantity, distance, limit in zip(_QUANTITIES, distances, limits, strict=True):
             if not distance <= limit:
                 raise TrialError(
-                    f"engine.compile: layers: {what} differ by {distance:.1e} from layers that are "
+                    f"engine.compile: layers: {quantity} differ by {distance:.1e} from layers "
+                    "that are "
                     f"not compiled, allowed is {limit:.1e}: write engine.compile: off"
                 )
         torch.compiler.reset()  # the compiled code is for other gradients than a training's
         yield
 
 
-def _measured(
-    policy: Policy, batch: PairBatch, *, shared: bool, as_held: bool = False
+def _measure(
+    policy: Policy, batch: PairBatch, *, shared: bool, native: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return hidden states, and the gradients of the vectors among the decoder's weights.
 
@@ -180,28 +192,32 @@ def _measured(
         policy: not yet sharded.
         batch: one pair.
         shared: whether prefixes are shared.
-        as_held: whether to compute in the precision of the weights; else in fp32.
+        native: whether to compute in the precision of the weights; else in fp32.
     """
     vectors = [p for p in policy.model.get_decoder().parameters() if p.ndim == 1]
-    marks = [vector.requires_grad for vector in vectors]
+    flags = [vector.requires_grad for vector in vectors]
     for vector in vectors:
         vector.requires_grad_(True)
     try:
-        fp32 = nullcontext(vectors) if as_held else in_fp32(policy.model, vectors)
+        fp32 = nullcontext(vectors) if native else compute_in_fp32(policy.model, vectors)
         with torch.enable_grad(), fp32 as leaves:
             states = response_states(policy.model, batch, prefix_sharing=shared)
-            hidden = torch.cat([states.views[view] for view in lying(states.views)])
+            hidden = torch.cat([states.views[view] for view in row_order(states.views)])
             # Fixed weights without a pattern: nothing cancels, and no random number is drawn.
-            by = torch.arange(hidden.numel(), device=hidden.device).cos().view(hidden.shape)
-            by = by.to(hidden.dtype)
-            gradients = torch.autograd.grad((hidden * by).sum(), leaves, allow_unused=True)
+            coefficients = (
+                torch.arange(hidden.numel(), device=hidden.device).cos().view(hidden.shape)
+            )
+            coefficients = coefficients.to(hidden.dtype)
+            gradients = torch.autograd.grad(
+                (hidden * coefficients).sum(), leaves, allow_unused=True
+            )
     finally:
-        for vector, mark in zip(vectors, marks, strict=True):
-            vector.requires_grad_(mark)
+        for vector, flag in zip(vectors, flags, strict=True):
+            vector.requires_grad_(flag)
     return hidden.detach(), torch.cat([part for part in gradients if part is not None])
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
+def _relative_distance(one: Tensor, other: Tensor) -> float:
     one, other = one.double(), other.double()
     return float((one - other).norm() / other.norm())
 
@@ -210,7 +226,7 @@ def _apart(one: Tensor, other: Tensor) -> float:
 def _check_head(policy: Policy, batch: PairBatch) -> None:
     """Check that logits are only the product of hidden states and output head."""
     rows = pad(batch.prompts, batch.chosen)
-    with in_fp32(policy.model):
+    with compute_in_fp32(policy.model):
         logits = policy.model(
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
@@ -219,8 +235,8 @@ def _check_head(policy: Policy, batch: PairBatch) -> None:
             **rows.inputs,
         ).logits[0, -2]  # the position that predicts the last token
         states = response_states(policy.model, batch, prefix_sharing=False)
-        made = nn.functional.linear(states.chosen[-1], policy.head.weight, policy.head.bias)
-    if not _apart(made, logits) <= 1e-4:
+        computed = nn.functional.linear(states.chosen[-1], policy.head.weight, policy.head.bias)
+    if not _relative_distance(computed, logits) <= 1e-4:
         raise TrialError(
             "the model's logits are not its last hidden states times its output head (it scales "
             "or caps them): such a model cannot be trained"

@@ -26,22 +26,22 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import without_adapter
 from chip_core.models.parts import is_adapter, trained_parts
 from chip_core.models.precision import dtype_of
-from chip_core.models.shards import WeightsFromRank0, has_weights, local_part, whole
-from chip_core.objectives.global_batch import Facts
+from chip_core.models.shards import WeightsFromRank0, gather_whole, has_weights, local_part
+from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import Reads
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
-from chip_core.training.optimizer.masters import Masters
+from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.training.parallel import Compute, SingleProcessStrategy, equal_machines
 from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveSource, rounded
-from chip_core.utils.workers import PATIENCE
+from chip_core.training.reference import LiveReferenceSource, round_hidden
+from chip_core.utils.workers import BARRIER_TIMEOUT
 
 #: Share of the free memory that weights, gradients and states may take.
-_ROOM = 0.7
+_MAX_MEMORY_SHARE = 0.7
 
 #: The dimensions of a mesh by which weights are sharded within a machine.
-_HYBRID = ("replicate", "shard")
+_HYBRID_DIMENSIONS = ("replicate", "shard")
 
 
 class FSDPStrategy(SingleProcessStrategy):
@@ -56,12 +56,12 @@ class FSDPStrategy(SingleProcessStrategy):
         """
         workers, device = compute.workers, compute.device
         super().__init__(policy, config, workers)
-        self._root = _shard(policy, compute)
-        short = not _room_for_gradients(self._root, device)
+        self._root = _shard_policy(policy, compute)
+        is_short = not _fits_gradients(self._root, device)
         # Alike for all: they meet as often.
-        self._each_pass = workers.sums({"short": float(short)}, device)["short"] > 0
+        self._syncs_each_pass = workers.all_reduce({"short": float(is_short)}, device)["short"] > 0
 
-    def reference(self) -> LiveSource:
+    def reference(self) -> LiveReferenceSource:
         """Return the policy as it is now, as the reference."""
         return ShardedReference(self._root, self.config)
 
@@ -70,7 +70,7 @@ class FSDPStrategy(SingleProcessStrategy):
 
         Between machines that hold the same parts, in the last pass alone.
         """
-        self._root.set_requires_gradient_sync(last or self._each_pass)
+        self._root.set_requires_gradient_sync(last or self._syncs_each_pass)
         self._root.set_requires_all_reduce(last)
         return nullcontext()
 
@@ -79,7 +79,7 @@ class FSDPStrategy(SingleProcessStrategy):
         batch: PairBatch,
         reference: ReferenceScores,
         head: OutputHead | None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> BatchObjective:
         """Return the objective of this worker's pairs."""
         loss, terms, chosen, rejected = self._root(batch, reference, head, facts)
@@ -94,18 +94,18 @@ class FSDPStrategy(SingleProcessStrategy):
 
     def clip_grad_norm(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Clip the gradient to a global norm and return the norm before, 0-d."""
-        kept = {id(parameter) for parameter in trained}
+        trained_ids = {id(parameter) for parameter in trained}
         for parameter in self._root.parameters():
             # The first stage of a staged training computes the others' gradients as well: what
             # is spread keeps the marks that it had when it was spread.
-            if id(parameter) not in kept:
+            if id(parameter) not in trained_ids:
                 parameter.grad = None
-        norm: Tensor = whole(super().clip_grad_norm(trained, limit))
+        norm: Tensor = gather_whole(super().clip_grad_norm(trained, limit))
         return norm
 
-    def average(self, masters: Masters, trained: Sequence[nn.Parameter]) -> None:
+    def average_gradients(self, masters: MasterWeights, trained: Sequence[nn.Parameter]) -> None:
         """Have no gradient but of what is trained: they are averaged as they are made."""
-        masters.drop_others(trained)
+        masters.drop_untrained(trained)
 
 
 class ShardedReference:
@@ -118,8 +118,8 @@ class ShardedReference:
         """Keep the policy's weights as they are now."""
         self._root = root
         self._model = root.policy.model
-        self._rounded = config.reference_precision == "bf16"
-        self._kept = {
+        self._rounds_hidden = config.reference_precision == "bf16"
+        self._originals = {
             parameter: local_part(parameter).clone()
             for parameters in trained_parts(self._model, config).values()
             for name, parameter in parameters.items()
@@ -127,7 +127,7 @@ class ShardedReference:
         }
         layer = self._model.get_output_embeddings()
         self._head: OutputHead | None = None
-        if layer.weight in self._kept:
+        if layer.weight in self._originals:
             bias = None if layer.bias is None else layer.bias.detach().full_tensor().clone()
             self._head = OutputHead(weight=layer.weight.detach().full_tensor().clone(), bias=bias)
 
@@ -138,31 +138,31 @@ class ShardedReference:
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
         """Return what the policy said of a batch before it was trained."""
-        return self.scores_of(batch, None)
+        return self.score_views(batch, None)
 
     @torch.no_grad()
-    def scores_of(self, batch: PairBatch, reads: Reads | None) -> ReferenceScores:
+    def score_views(self, batch: PairBatch, reads: Reads | None) -> ReferenceScores:
         """Return what `scores` says of some views, and compute no more; None: of all."""
-        with self._exchanged(), without_adapter(self._model):
+        with self._with_originals(), without_adapter(self._model):
             scores: ReferenceScores = self._root.reference_scores(batch, reads)
             # The root's weights would stay together, the old ones, for the next pass.
             self._root.reshard()
-        return rounded(scores) if self._rounded else scores
+        return round_hidden(scores) if self._rounds_hidden else scores
 
     @contextmanager
-    def _exchanged(self) -> Iterator[None]:
-        self._exchange()
+    def _with_originals(self) -> Iterator[None]:
+        self._swap_weights()
         try:
             yield
         finally:
-            self._exchange()
+            self._swap_weights()
 
-    def _exchange(self) -> None:
-        for parameter, kept in self._kept.items():
-            now = local_part(parameter)
-            before = kept.clone()
-            kept.copy_(now)
-            now.copy_(before)
+    def _swap_weights(self) -> None:
+        for parameter, original in self._originals.items():
+            current = local_part(parameter)
+            swapped = original.clone()
+            original.copy_(current)
+            current.copy_(swapped)
 
 
 class _Root(nn.Module):
@@ -177,7 +177,7 @@ class _Root(nn.Module):
         batch: PairBatch,
         reference: ReferenceScores,
         head: OutputHead | None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None, Tensor | None]:
         result = self.policy(batch, reference, head, facts)
         return result.loss, result.terms, result.chosen_reward, result.rejected_reward
@@ -192,31 +192,35 @@ class _Root(nn.Module):
         return self.policy.table_columns(batch, reference)
 
 
-def _mesh(compute: Compute) -> DeviceMesh:
+def _make_mesh(compute: Compute) -> DeviceMesh:
     """Return the workers' mesh: one dimension, or under `hsdp` machines × workers of a machine.
 
     Raises:
         TrialError: under `hsdp`, the machines have different numbers of workers.
     """
-    kind = compute.device.type
+    device_type = compute.device.type
     if compute.parallelism != "hsdp":
-        return init_device_mesh(kind, (torch.distributed.get_world_size(),))
+        return init_device_mesh(device_type, (torch.distributed.get_world_size(),))
     # With explicit ranks, since ranks need not be numbered machine by machine.
     machines, rank = equal_machines(compute.workers), compute.workers.rank
-    groups = [_own_group(alike, rank) for alike in (list(zip(*machines, strict=True)), machines)]
-    return DeviceMesh.from_group(groups, kind, mesh=torch.tensor(machines), mesh_dim_names=_HYBRID)
+    groups = [_create_group(axis, rank) for axis in (list(zip(*machines, strict=True)), machines)]
+    return DeviceMesh.from_group(
+        groups, device_type, mesh=torch.tensor(machines), mesh_dim_names=_HYBRID_DIMENSIONS
+    )
 
 
-def _own_group(groups: Sequence[Sequence[int]], rank: int) -> Any:
+def _create_group(groups: Sequence[Sequence[int]], rank: int) -> Any:
     """Create process groups, which all workers do together, and return the group of a rank.
 
     The groups that a mesh creates itself have a shorter timeout than the workers' own.
     """
-    made = [torch.distributed.new_group(list(ranks), timeout=PATIENCE) for ranks in groups]
-    return next(group for ranks, group in zip(groups, made, strict=True) if rank in ranks)
+    created = [
+        torch.distributed.new_group(list(ranks), timeout=BARRIER_TIMEOUT) for ranks in groups
+    ]
+    return next(group for ranks, group in zip(groups, created, strict=True) if rank in ranks)
 
 
-def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:
+def _fits_gradients(root: nn.Module, device: torch.device) -> bool:
     """Return whether a worker can keep the whole gradient until the last pass of an update.
 
     Beside it, it is to hold its part of the gradient, of AdamW's two moments and of the old
@@ -227,12 +231,12 @@ def _room_for_gradients(root: nn.Module, device: torch.device) -> bool:
     trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
     # Added up in fp32, whatever the weights are held in.
     whole_gradient = 4 * sum(parameter.numel() for parameter in trained)
-    parts = 4 * 4 * sum(local_part(parameter).numel() for parameter in trained)
+    sharded_bytes = 4 * 4 * sum(local_part(parameter).numel() for parameter in trained)
     free: int = torch.cuda.mem_get_info(device)[0]
-    return whole_gradient + parts <= _ROOM * free
+    return whole_gradient + sharded_bytes <= _MAX_MEMORY_SHARE * free
 
 
-def _shard(policy: Policy, compute: Compute) -> Any:
+def _shard_policy(policy: Policy, compute: Compute) -> Any:
     """Return a policy's root with every layer a unit of its own; the rest is the root's.
 
     Weights are brought together in what they are held in. Gradients of bf16 weights are added up
@@ -240,19 +244,19 @@ def _shard(policy: Policy, compute: Compute) -> Any:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    mesh, workers = _mesh(compute), compute.workers
+    mesh, workers = _make_mesh(compute), compute.workers
     bf16 = dtype_of(policy) == torch.bfloat16
     precision = MixedPrecisionPolicy(
         reduce_dtype=torch.float32 if bf16 else None, cast_forward_inputs=False
     )
     root: Any = _Root(policy)
-    everywhere = all(workers.each(lambda: has_weights(policy)))
-    given = None if everywhere else WeightsFromRank0(root, workers, compute.device)
+    all_loaded = all(workers.gather_results(lambda: has_weights(policy)))
+    sender = None if all_loaded else WeightsFromRank0(root, workers, compute.device)
     # What is within a layer comes before it. A layer is spread as soon as it is given.
-    layers = [each for each in policy.modules() if isinstance(each, GradientCheckpointingLayer)]
+    layers = [layer for layer in policy.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for module in [*reversed(layers), root]:
-        if given is not None:
-            given.give(module)
+        if sender is not None:
+            sender.send(module)
         fully_shard(module, mesh=mesh, mp_policy=precision)
     register_fsdp_forward_method(root, "reference_scores")
     register_fsdp_forward_method(root, "table_columns")

@@ -20,22 +20,22 @@ from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
-from chip_core.models.memory import bytes_needed
-from chip_core.objectives.global_batch import Facts
+from chip_core.models.memory import required_bytes
+from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
-from chip_core.training.optimizer.masters import Masters
+from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference, LiveSource
+from chip_core.training.reference import LiveReference, LiveReferenceSource
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
 
 Parallelism = Literal["single", "ddp", "fsdp", "hsdp"]
 #: Those by which each worker holds a part of every weight.
-SHARDED: frozenset[Parallelism] = frozenset({"fsdp", "hsdp"})
+SHARDED_PARALLELISMS: frozenset[Parallelism] = frozenset({"fsdp", "hsdp"})
 
 #: Share of a GPU's free memory that may be taken before activations.
-_ROOM = 0.8
+_MAX_MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,27 +65,34 @@ def choose_parallelism(
     Raises:
         TrialError: under `hsdp`, the machines have different numbers of workers.
     """
-    asked = config.engine.parallel
-    if workers.alone:
+    requested = config.engine.parallel
+    if workers.is_single:
         return "single"
-    if asked == "hsdp":
+    if requested == "hsdp":
         machines = equal_machines(workers)
         if len(machines) == 1:
             return "fsdp"
         return "ddp" if len(machines) == workers.size else "hsdp"
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if device.type != "cuda" or config.model.quantize != "none":  # 4 bits are not spread
         return "ddp"
-    room, needed = _ROOM * torch.cuda.mem_get_info(device)[0], bytes_needed(model, config)
-    counts = [len(ranks) for ranks in workers.by_machine()]
-    equal = counts[0] if len(set(counts)) == 1 else 0
-    short = workers.sums(
-        {"gpu": float(needed > room), "machine": float(needed > equal * room)}, device
+    available, required = (
+        _MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0],
+        required_bytes(model, config),
     )
-    if not short["gpu"]:
+    counts = [len(ranks) for ranks in workers.ranks_by_machine()]
+    workers_per_machine = counts[0] if len(set(counts)) == 1 else 0
+    exceeds = workers.all_reduce(
+        {
+            "gpu": float(required > available),
+            "machine": float(required > workers_per_machine * available),
+        },
+        device,
+    )
+    if not exceeds["gpu"]:
         return "ddp"
-    return "hsdp" if len(counts) > 1 and not short["machine"] else "fsdp"
+    return "hsdp" if len(counts) > 1 and not exceeds["machine"] else "fsdp"
 
 
 def equal_machines(workers: Workers) -> list[list[int]]:
@@ -94,7 +101,7 @@ def equal_machines(workers: Workers) -> list[list[int]]:
     Raises:
         TrialError: the machines have different numbers of workers.
     """
-    machines = workers.by_machine()
+    machines = workers.ranks_by_machine()
     counts = [len(ranks) for ranks in machines]
     if len(set(counts)) > 1:
         raise TrialError(
@@ -106,7 +113,7 @@ def equal_machines(workers: Workers) -> list[list[int]]:
     return machines
 
 
-def shards_of(parallelism: Parallelism, workers: Workers) -> int:
+def shard_count(parallelism: Parallelism, workers: Workers) -> int:
     """Return over how many workers each weight is sharded; all workers call this together."""
     if parallelism == "hsdp":
         return len(equal_machines(workers)[0])
@@ -122,7 +129,7 @@ class SingleProcessStrategy:
     def __init__(self, policy: Policy, config: TrialConfig, workers: Workers) -> None:
         self.policy, self.config, self.workers = policy, config, workers
 
-    def reference(self) -> LiveSource:
+    def reference(self) -> LiveReferenceSource:
         """Return the policy as it is now, as the reference."""
         return LiveReference(self.policy, self.config)
 
@@ -139,7 +146,7 @@ class SingleProcessStrategy:
         batch: PairBatch,
         reference: ReferenceScores,
         head: OutputHead | None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> BatchObjective:
         """Return the objective of this worker's pairs; `facts` are of the global batch."""
         result: BatchObjective = self.policy(batch, reference, head, facts)
@@ -153,7 +160,7 @@ class SingleProcessStrategy:
         """Clip the gradient to a global norm and return the norm before, 0-d."""
         return nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
 
-    def average(self, masters: Masters, trained: Sequence[nn.Parameter]) -> None:
+    def average_gradients(self, masters: MasterWeights, trained: Sequence[nn.Parameter]) -> None:
         """Have every worker's gradient beside the masters be the mean over the global batch."""
 
 
@@ -163,7 +170,7 @@ class ReplicatedStrategy(SingleProcessStrategy):
     DDP would average them in what they are made in.
     """
 
-    def average(self, masters: Masters, trained: Sequence[nn.Parameter]) -> None:
+    def average_gradients(self, masters: MasterWeights, trained: Sequence[nn.Parameter]) -> None:
         """Have every worker's gradient beside the masters be the mean over the global batch."""
         masters.average(trained, self.workers)
 
@@ -192,7 +199,7 @@ class DDPStrategy(SingleProcessStrategy):
         batch: PairBatch,
         reference: ReferenceScores,
         head: OutputHead | None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> BatchObjective:
         """Return the objective of this worker's pairs."""
         result: BatchObjective = self._wrapped(batch, reference, head, facts)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Responses
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.forms import objective_of
-from chip_core.objectives.global_batch import Facts, table_columns
+from chip_core.objectives.forms import compute_objective
+from chip_core.objectives.global_batch import FactsSource, table_columns
 from chip_core.objectives.head import (
-    CHUNK,
+    DEFAULT_CHUNK,
     OutputHead,
-    best_other,
+    best_other_tokens,
     chunk_size,
     head_scores,
     token_logits,
@@ -47,7 +47,7 @@ class Policy(nn.Module):
         objective: ObjectiveConfig,
         *,
         prefix_sharing: bool = False,
-        logits_chunk: int = CHUNK,
+        logits_chunk: int = DEFAULT_CHUNK,
     ) -> None:
         """Wrap a model.
 
@@ -68,7 +68,7 @@ class Policy(nn.Module):
         batch: PairBatch,
         reference: ReferenceScores,
         reference_head: OutputHead | None = None,
-        facts: Facts = None,
+        facts: FactsSource = None,
     ) -> BatchObjective:
         """Return the objective of each pair.
 
@@ -78,44 +78,50 @@ class Policy(nn.Module):
             reference_head: `ReferenceSource.head`; None: this model's own.
             facts: of the global batch; see `losses.Inputs`.
         """
-        views = self._scored(batch, reference, reference_head)
+        views = self._score_views(batch, reference, reference_head)
         inputs = Inputs(views=views, fields=batch.fields, facts=facts)
-        return objective_of(self.objective, inputs)
+        return compute_objective(self.objective, inputs)
 
     @torch.no_grad()
     def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
         """Return each pair's columns, (B,) each, in the global batch's table; without a graph."""
-        return table_columns(self.objective, self._scored(batch, reference, None), batch.fields)
+        return table_columns(
+            self.objective, self._score_views(batch, reference, None), batch.fields
+        )
 
-    def _scored(
+    def _score_views(
         self, batch: PairBatch, reference: ReferenceScores, reference_head: OutputHead | None
     ) -> dict[str, ResponseScores]:
         """Return the scores of each view that the objective reads."""
-        responses, said = batch.responses, reference.views
+        responses, reference_views = batch.responses, reference.views
         reads = self.objective.policy_reads
-        policy, kl = self._said(batch, reads, reference, reference_head)
+        policy, kl = self._compute_scores(batch, reads, reference, reference_head)
         scored = {}
         for view in VIEWS:
-            if view not in policy and view not in said:
+            if view not in policy and view not in reference_views:
                 continue
-            own, other = policy.get(view), said.get(view)
-            of = responses[view]
-            nothing = torch.full(of.mask.shape, torch.nan, device=of.mask.device)
-            logps = [None if part is None else part.logps for part in (own, other)]
+            policy_scores, reference_scores = policy.get(view), reference_views.get(view)
+            response = responses[view]
+            blank = torch.full(response.mask.shape, torch.nan, device=response.mask.device)
+            logps = [
+                None if part is None else part.logps for part in (policy_scores, reference_scores)
+            ]
             scored[view] = ResponseScores(
-                policy_logps=nothing if logps[0] is None else logps[0],
-                reference_logps=nothing if logps[1] is None else logps[1],
-                mask=of.mask,
-                changed=of.changed,
+                policy_logps=blank if logps[0] is None else logps[0],
+                reference_logps=blank if logps[1] is None else logps[1],
+                mask=response.mask,
+                changed=response.changed,
                 kl=kl.get(view),
-                policy_logits=None if own is None else own.logits,
-                reference_logits=None if other is None else other.logits,
-                policy_best_other=None if own is None else own.best_other,
-                reference_best_other=None if other is None else other.best_other,
+                policy_logits=None if policy_scores is None else policy_scores.logits,
+                reference_logits=None if reference_scores is None else reference_scores.logits,
+                policy_best_other=None if policy_scores is None else policy_scores.best_other,
+                reference_best_other=None
+                if reference_scores is None
+                else reference_scores.best_other,
             )
         return scored
 
-    def _said(
+    def _compute_scores(
         self,
         batch: PairBatch,
         reads: Reads,
@@ -133,41 +139,45 @@ class Policy(nn.Module):
             reference_head: turns those into logits; None: this model's own head.
             keep_hidden: whether to return the hidden states of chosen and rejected, too.
         """
-        wanted = [view for view in reads if view in batch.responses]
-        responses = {view: batch.responses[view] for view in wanted}
-        hidden = self.states(batch, views=wanted).views
-        found: dict[str, dict[str, Tensor]] = {view: {} for view in wanted}
-        scored = {view: of for view, of in responses.items() if "logps" in reads[view]}
+        views = [view for view in reads if view in batch.responses]
+        responses = {view: batch.responses[view] for view in views}
+        hidden = self.states(batch, views=views).views
+        scores_by_view: dict[str, dict[str, Tensor]] = {view: {} for view in views}
+        scored = {view: response for view, response in responses.items() if "logps" in reads[view]}
         kl: dict[str, Tensor] = {}
         if scored:
-            of_reference, trained = self._divergent(reference, scored, hidden)
+            reference_hidden, kl_gradients = self._divergence_inputs(reference, scored, hidden)
             scores = head_scores(
                 torch.cat([hidden[view] for view in scored]),
-                torch.cat([of.ids[of.places] for of in scored.values()]),
+                torch.cat([response.ids[response.token_indices] for response in scored.values()]),
                 self.head,
-                reference_hidden=of_reference,
+                reference_hidden=reference_hidden,
                 reference_head=reference_head,
-                kl_gradients=trained,
+                kl_gradients=kl_gradients,
                 chunk=self.logits_chunk,
             )
-            for view, logps in _by_kind(scores.logps, scored).items():
-                found[view]["logps"] = logps
-            kl = {} if scores.kl is None else _by_kind(scores.kl, scored)
-        for view, of in responses.items():
+            for view, logps in _split_by_view(scores.logps, scored).items():
+                scores_by_view[view]["logps"] = logps
+            kl = {} if scores.kl is None else _split_by_view(scores.kl, scored)
+        for view, response in responses.items():
             if "logits" in reads[view]:
-                values = token_logits(hidden[view], of.ids[of.places], self.head)
-                found[view]["logits"] = spread(values, of)
+                values = token_logits(hidden[view], response.ids[response.token_indices], self.head)
+                scores_by_view[view]["logits"] = scatter_tokens(values, response)
             if "best_other" in reads[view]:
-                ids = best_other(hidden[view], of.ids[of.places], self.head, self.logits_chunk)
-                of_best = head_scores(hidden[view], ids, self.head, chunk=self.logits_chunk)
-                found[view]["best_other"] = spread(of_best.logps, of)
+                ids = best_other_tokens(
+                    hidden[view], response.ids[response.token_indices], self.head, self.logits_chunk
+                )
+                best_scores = head_scores(hidden[view], ids, self.head, chunk=self.logits_chunk)
+                scores_by_view[view]["best_other"] = scatter_tokens(best_scores.logps, response)
         if keep_hidden:
             for view in ("rejected", "chosen"):
-                if view in found:
-                    found[view]["hidden"] = spread(hidden[view], responses[view])
-        return {view: ResponseReference(**said) for view, said in found.items()}, kl
+                if view in scores_by_view:
+                    scores_by_view[view]["hidden"] = scatter_tokens(hidden[view], responses[view])
+        return {
+            view: ResponseReference(**view_scores) for view, view_scores in scores_by_view.items()
+        }, kl
 
-    def _divergent(
+    def _divergence_inputs(
         self,
         reference: ReferenceScores | None,
         scored: dict[str, Responses],
@@ -176,16 +186,18 @@ class Policy(nn.Module):
         """Return the reference's hidden states, and how many positions' divergence is trained."""
         if reference is None or not self.objective.needs_divergence:
             return None, 0
-        known = {view: reference.views.get(view) for view in ("rejected", "chosen")}
-        of_reference = torch.cat(
+        reference_scores = {view: reference.views.get(view) for view in ("rejected", "chosen")}
+        reference_hidden = torch.cat(
             [
-                said.hidden[scored[view].places]
-                for view, said in known.items()
-                if said is not None and said.hidden is not None
+                view_scores.hidden[scored[view].token_indices]
+                for view, view_scores in reference_scores.items()
+                if view_scores is not None and view_scores.hidden is not None
             ]
         )
-        both = self.objective.trains_chosen_divergence
-        return of_reference, sum(len(hidden[view]) for view in known if both or view == "rejected")
+        trains_chosen = self.objective.trains_chosen_divergence
+        return reference_hidden, sum(
+            len(hidden[view]) for view in reference_scores if trains_chosen or view == "rejected"
+        )
 
     @torch.no_grad()
     def reference_scores(self, batch: PairBatch, reads: Reads | None = None) -> ReferenceScores:
@@ -195,18 +207,20 @@ class Policy(nn.Module):
             batch: on the model's device.
             reads: what is wanted of each view; None: all that the objective reads.
         """
-        wanted = self.objective.reference_reads if reads is None else reads
-        if not any(view in batch.responses for view in wanted):
+        view_reads = self.objective.reference_reads if reads is None else reads
+        if not any(view in batch.responses for view in view_reads):
             return ReferenceScores()
-        said, _ = self._said(batch, wanted, keep_hidden=self.objective.needs_divergence)
-        return ReferenceScores(views=said)
+        views, _ = self._compute_scores(
+            batch, view_reads, keep_hidden=self.objective.needs_divergence
+        )
+        return ReferenceScores(views=views)
 
     @torch.no_grad()
     def logps(self, hidden: Tensor, responses: Responses) -> Tensor:
         """Return log p of each response token, (B, C), from the states that predict it, (N, D)."""
-        ids = responses.ids[responses.places]
+        ids = responses.ids[responses.token_indices]
         scores = head_scores(hidden, ids, self.head, chunk=self.logits_chunk)
-        return spread(scores.logps, responses)
+        return scatter_tokens(scores.logps, responses)
 
     def states(self, batch: PairBatch, views: Collection[str] | None = None) -> ResponseStates:
         """Return the hidden states that predict a batch's responses, of `views` or (None) all."""
@@ -219,7 +233,7 @@ class Policy(nn.Module):
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
 
-def chunk_of(model: Any, config: TrialConfig, device: torch.device) -> int:
+def logits_chunk_size(model: Any, config: TrialConfig, device: torch.device) -> int:
     """Return for how many positions a model on this device holds logits at the same time."""
     memory = None
     if device.type == "cuda":
@@ -227,18 +241,18 @@ def chunk_of(model: Any, config: TrialConfig, device: torch.device) -> int:
     return chunk_size(config.engine.logits_chunk, len(model.get_output_embeddings().weight), memory)
 
 
-def spread(values: Tensor, responses: Responses) -> Tensor:
+def scatter_tokens(values: Tensor, responses: Responses) -> Tensor:
     """Return values of responses' tokens at their positions, (N, …) to (B, C, …); 0 elsewhere."""
-    whole = values.new_zeros((*responses.mask.shape, *values.shape[1:]))
-    return whole.index_put(responses.places, values)
+    scattered = values.new_zeros((*responses.mask.shape, *values.shape[1:]))
+    return scattered.index_put(responses.token_indices, values)
 
 
-def _by_kind(values: Tensor, responses: dict[str, Responses]) -> dict[str, Tensor]:
+def _split_by_view(values: Tensor, responses: dict[str, Responses]) -> dict[str, Tensor]:
     """Split values, which cover the first of all positions, into (B, C) for each kind."""
-    parted, start = {}, 0
-    for kind, of in responses.items():
-        length = len(of.places[0])
+    parts, start = {}, 0
+    for view, response in responses.items():
+        length = len(response.token_indices[0])
         if start < len(values):
-            parted[kind] = spread(values[start : start + length], of)
+            parts[view] = scatter_tokens(values[start : start + length], response)
         start += length
-    return parted
+    return parts

@@ -9,7 +9,7 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
-from chip_core.data.formats.further import Asks, asks_of
+from chip_core.data.formats.extra_columns import RowRequirements, row_requirements
 from chip_core.data.preferences import Pairs, load_pairs
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.source import SHAPES
@@ -19,51 +19,55 @@ from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import current_workers
 
 
-def checked_pairs(
-    config: TrialConfig, report: Callable[[Progress], None], asks: Asks | None = None
+def load_checked_pairs(
+    config: TrialConfig,
+    report: Callable[[Progress], None],
+    requirements: RowRequirements | None = None,
 ) -> Pairs:
     """Load the pairs, and report the rows checked about once a second.
 
     Args:
         config: the trial.
         report: called with the progress of the check.
-        asks: the requirements on each row; None: those of the trial's objective.
+        requirements: the requirements on each row; None: those of the trial's objective.
 
     Raises:
         TrialError: the data or the model's processor cannot be read, or a row is bad and
             `on_bad_row` is `fail`.
     """
-    told = time.monotonic()
+    last_report = time.monotonic()
 
     def on_row(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= 1.0:
-            told = time.monotonic()
+        nonlocal last_report
+        if time.monotonic() - last_report >= 1.0:
+            last_report = time.monotonic()
             report(Progress(phase="check data", done=done, total=total))
 
-    given = strategy_class(config.rejected_image.strategy).traits.needs_given
-    own = config.data.source != SHAPES  # the embedded world's pairs need no check by the processor
+    needs_given = strategy_class(config.rejected_image.strategy).traits.needs_given
+    has_files = (
+        config.data.source != SHAPES
+    )  # the embedded world's pairs need no check by the processor
     return load_pairs(
         config.data,
         on_row,
-        rejected_images=given and config.objective.needs_rejected_image,
-        asks=asks_of(config.objective) if asks is None else asks,
-        model=ProcessorChecker(loading.processor_of(config.model)) if own else None,
-        sharing=current_workers().size,
+        rejected_images=needs_given and config.objective.needs_rejected_image,
+        requirements=row_requirements(config.objective) if requirements is None else requirements,
+        model=ProcessorChecker(loading.load_processor_only(config.model)) if has_files else None,
+        processes=current_workers().size,
     )
 
 
-def device_of(config: TrialConfig) -> torch.device:
+def resolve_device(config: TrialConfig) -> torch.device:
     """Return the device that `engine.device` names on this machine.
 
     Raises:
         TrialError: it is cuda, and there is no GPU, or none that computes in `model.dtype`.
     """
-    wanted = config.engine.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted != "cuda":
-        return torch.device(wanted)
+    requested = config.engine.device
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested != "cuda":
+        return torch.device(requested)
     if not torch.cuda.is_available():
         raise TrialError("engine.device is cuda, and torch finds no GPU: choose auto or cpu")
     if config.model.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -72,4 +76,4 @@ def device_of(config: TrialConfig) -> torch.device:
             "write model.dtype: fp32, or take a GPU of NVIDIA's Ampere or later"
         )
     # Of several GPUs, the one that was set for this process.
-    return torch.device(wanted, torch.cuda.current_device())
+    return torch.device(requested, torch.cuda.current_device())

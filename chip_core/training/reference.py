@@ -35,10 +35,10 @@ class ReferenceSource(Protocol):
         """Return the reference's scores of a batch, on the batch's device, without a graph."""
 
 
-class LiveSource(ReferenceSource, Protocol):
+class LiveReferenceSource(ReferenceSource, Protocol):
     """A reference that is computed for every batch."""
 
-    def scores_of(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
+    def score_views(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
         """Return the `scores` of some views alone, without computing others."""
 
 
@@ -56,10 +56,10 @@ class TrainingReference:
     notes: tuple[str, ...] = ()
 
 
-class OpenCaches(Protocol):
+class OpenedCaches(Protocol):
     """Reference caches that are complete and belong to this model."""
 
-    def reference(self, live: Callable[[], LiveSource], /) -> TrainingReference:
+    def reference(self, live: Callable[[], LiveReferenceSource], /) -> TrainingReference:
         """Return the training's reference; `live` is called if not all of it is stored."""
 
 
@@ -74,7 +74,7 @@ class ReferenceCaches(Protocol):
         processor: Any,
         pairs: Sequence[PreferencePair],
         workers: Workers,
-    ) -> OpenCaches:
+    ) -> OpenedCaches:
         """Open the complete caches of this model, which is not yet sharded, on all workers."""
 
 
@@ -98,31 +98,31 @@ class LiveReference:
     def __init__(self, policy: Policy, config: TrialConfig) -> None:
         """Keep the policy's weights as they are now."""
         self.original = OriginalModel(policy.model, config)
-        self._scorer = _AsReference(policy)
+        self._scorer = _ReferenceForward(policy)
         self._head = policy.model.get_output_embeddings()
-        self._rounded = config.reference_precision == "bf16"
+        self._rounds_hidden = config.reference_precision == "bf16"
 
     @property
     def head(self) -> OutputHead | None:
         """The output head before training; None: the policy's own, which is frozen."""
-        weight = self.original.of(self._head.weight)
+        weight = self.original.original_value(self._head.weight)
         if weight is None:
             return None
-        bias = None if self._head.bias is None else self.original.of(self._head.bias)
+        bias = None if self._head.bias is None else self.original.original_value(self._head.bias)
         return OutputHead(weight=weight, bias=bias)
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
         """Return the scores of a batch by the policy before training."""
         scores: ReferenceScores = self.original(self._scorer, batch)
-        return rounded(scores) if self._rounded else scores
+        return round_hidden(scores) if self._rounds_hidden else scores
 
-    def scores_of(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
+    def score_views(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
         """Return the `scores` of some views alone, without computing others."""
         scores: ReferenceScores = self.original(self._scorer, batch, reads)
-        return rounded(scores) if self._rounded else scores
+        return round_hidden(scores) if self._rounds_hidden else scores
 
 
-class _AsReference(nn.Module):
+class _ReferenceForward(nn.Module):
     """`Policy.reference_scores` as a module's forward: parameters are swapped within a module."""
 
     def __init__(self, policy: Policy) -> None:
@@ -133,10 +133,16 @@ class _AsReference(nn.Module):
         return self.policy.reference_scores(batch, reads)
 
 
-def rounded(scores: ReferenceScores) -> ReferenceScores:
+def round_hidden(scores: ReferenceScores) -> ReferenceScores:
     """Round hidden states as a store in bf16 does, so that using a store changes no figure."""
 
-    def of(said: ResponseReference) -> ResponseReference:
-        return said if said.hidden is None else replace(said, hidden=said.hidden.bfloat16())
+    def round_view(view_scores: ResponseReference) -> ResponseReference:
+        return (
+            view_scores
+            if view_scores.hidden is None
+            else replace(view_scores, hidden=view_scores.hidden.bfloat16())
+        )
 
-    return ReferenceScores(views={view: of(said) for view, said in scores.views.items()})
+    return ReferenceScores(
+        views={view: round_view(view_scores) for view, view_scores in scores.views.items()}
+    )

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
-from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, batch_facts
-from chip_core.utils.seeding import generator
+from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, compute_batch_facts
+from chip_core.utils.seeding import make_generator
 from chip_core.utils.workers import Workers
 
 #: Returns the columns of a batch's pairs; see `Policy.table_columns`.
-Columns = Callable[[PairBatch], Mapping[str, Tensor]]
+ComputeColumns = Callable[[PairBatch], Mapping[str, Tensor]]
 
 
 class GlobalBatchScope:
@@ -40,26 +40,26 @@ class GlobalBatchScope:
         self.scope = config.objective.scope
         self.has_state = method is not None and method.state is not None
         self._state: State = {}
-        self._after: State = {}
+        self._next_state: State = {}
 
-    def own(self, batch: PairBatch, step: int) -> Callable[[BatchTable], BatchFacts]:
+    def single_pass_facts(self, batch: PairBatch, step: int) -> Callable[[BatchTable], BatchFacts]:
         """Return a function that makes the facts of a batch computed in one pass.
 
         Args:
             batch: the pass.
             step: counted from 1.
         """
-        order = torch.tensor(batch.places).argsort()  # the order of the data, as in `gather`
+        order = torch.tensor(batch.indices).argsort()  # the order of the data, as in `gather`
 
-        def facts(table: BatchTable) -> BatchFacts:
+        def compute_facts(table: BatchTable) -> BatchFacts:
             columns = {name: values.cpu()[order] for name, values in table.columns.items()}
-            known = self._facts(replace(table, columns=columns), step)
-            return known.of(order.argsort()).to(self._device)
+            batch_facts = self._compute_facts(replace(table, columns=columns), step)
+            return batch_facts.select(order.argsort()).to(self._device)
 
-        return facts
+        return compute_facts
 
     def gather(
-        self, batches: Sequence[tuple[PairBatch, bool]], columns: Columns, step: int
+        self, batches: Sequence[tuple[PairBatch, bool]], columns: ComputeColumns, step: int
     ) -> list[BatchFacts]:
         """Return the facts of each of this worker's passes.
 
@@ -70,34 +70,36 @@ class GlobalBatchScope:
         """
         tokens, rows = 0, dict[int, dict[str, float]]()
         for batch, counts in batches:
-            said = columns(batch) if self.scope == "scores" else {}
-            values = {name: column.tolist() for name, column in said.items()}
+            column_tensors = columns(batch) if self.scope == "scores" else {}
+            values = {name: column.tolist() for name, column in column_tensors.items()}
             if counts:
                 tokens += int(batch.chosen.mask.sum())
-                for number, place in enumerate(batch.places):
-                    rows[place] = {name: column[number] for name, column in values.items()}
-        everyone = self._workers.gathered((tokens, rows))
+                for position, index in enumerate(batch.indices):
+                    rows[index] = {name: column[position] for name, column in values.items()}
+        gathered = self._workers.all_gather((tokens, rows))
         # In the order of the data, independent of the worker that computed a pair.
-        known = dict(sorted(entry for _, own in everyone for entry in own.items()))
-        names = next(iter(known.values())).keys()
+        all_rows = dict(
+            sorted(entry for _, worker_rows in gathered for entry in worker_rows.items())
+        )
+        names = next(iter(all_rows.values())).keys()
         table = BatchTable(
-            tokens=sum(count for count, _ in everyone),
-            pairs=len(known),
+            tokens=sum(count for count, _ in gathered),
+            pairs=len(all_rows),
             columns={
-                name: torch.tensor([row[name] for row in known.values()], dtype=torch.float64)
+                name: torch.tensor([row[name] for row in all_rows.values()], dtype=torch.float64)
                 for name in names
             },
         )
-        facts = self._facts(table, step)
-        order = {place: number for number, place in enumerate(known)}
+        facts = self._compute_facts(table, step)
+        order = {index: position for position, index in enumerate(all_rows)}
         return [
-            facts.of(torch.tensor([order[place] for place in batch.places])).to(self._device)
+            facts.select(torch.tensor([order[index] for index in batch.indices])).to(self._device)
             for batch, _ in batches
         ]
 
     def commit(self) -> None:
         """Keep the state after a batch whose update is made."""
-        self._state = self._after
+        self._state = self._next_state
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state between batches, as plain data for a checkpoint."""
@@ -107,7 +109,9 @@ class GlobalBatchScope:
         """Restore the state of a checkpoint."""
         self._state = dict(state)
 
-    def _facts(self, table: BatchTable, step: int) -> BatchFacts:
-        draw = generator("kept pairs", self._config.seed, step)
-        facts, self._after = batch_facts(self._config.objective, table, self._state, draw=draw)
+    def _compute_facts(self, table: BatchTable, step: int) -> BatchFacts:
+        generator = make_generator("kept pairs", self._config.seed, step)
+        facts, self._next_state = compute_batch_facts(
+            self._config.objective, table, self._state, generator=generator
+        )
         return facts

@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from chip_core.models.shards import is_spread
-from chip_core.training.optimizer.int8_states import put_state, saved_state
+from chip_core.models.shards import is_dtensor
+from chip_core.training.optimizer.int8_states import get_optimizer_state, load_optimizer_state
 from chip_core.utils.errors import UnfitError
 
 #: Bytes of all workers' tensors that go into one file each: while it is written, a worker holds
@@ -35,14 +35,14 @@ FILE_BYTES = 2**30
 class _Writer(HuggingFaceStorageWriter):
     """A writer that knows the names of its worker's own files."""
 
-    def __init__(self, path: Path, numbers: dict[str, int]) -> None:
-        super().__init__(str(path), fqn_to_index_mapping=numbers, save_distributed=True)
+    def __init__(self, path: Path, file_indices: dict[str, int]) -> None:
+        super().__init__(str(path), fqn_to_index_mapping=file_indices, save_distributed=True)
         self.names: list[str] = []
 
     def write_data(self, plan: Any, planner: Any) -> Any:
-        written = super().write_data(plan, planner)
-        self.names = sorted({each.storage_data.relative_path for each in written.wait()})
-        return written
+        results = super().write_data(plan, planner)
+        self.names = sorted({result.storage_data.relative_path for result in results.wait()})
+        return results
 
 
 def save_shards(
@@ -66,19 +66,19 @@ def save_shards(
     Raises:
         Exception: what any worker failed by.
     """
-    state = saved_state(optimizer)
+    state = get_optimizer_state(optimizer)
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in names.items()}
-    rest: dict[int, dict[str, Any]] = {}
-    for number, (name, parameter) in enumerate(names.items()):
-        for entry, value in state["state"].get(number, {}).items():
-            if isinstance(value, Tensor) and (is_spread(value) or value.shape == parameter.shape):
+    other_entries: dict[int, dict[str, Any]] = {}
+    for index, (name, parameter) in enumerate(names.items()):
+        for entry, value in state["state"].get(index, {}).items():
+            if isinstance(value, Tensor) and (is_dtensor(value) or value.shape == parameter.shape):
                 tensors[f"optimizer.{name}.{entry}"] = value
             else:
-                rest.setdefault(number, {})[entry] = value
-    writer = _Writer(folder, _file_numbers(tensors))
-    with _failing_as_it_did():
+                other_entries.setdefault(index, {})[entry] = value
+    writer = _Writer(folder, _assign_files(tensors))
+    with _unwrap_dcp_errors():
         save(tensors, storage_writer=writer)
-    return writer.names, {**state, "state": rest}
+    return writer.names, {**state, "state": other_entries}
 
 
 def load_shards(
@@ -98,31 +98,32 @@ def load_shards(
         UnfitError: they do not fit; model and optimizer are as they were.
     """
     reader = HuggingFaceStorageReader(str(folder))
-    there = reader.read_metadata().state_dict_metadata
-    wanted: dict[str, Tensor] = {f"model.{name}": value for name, value in names.items()}
-    own: dict[int, dict[str, Any]] = {}
-    for number, (name, parameter) in enumerate(names.items()):
-        own[number] = dict(state["state"].get(number, {}))
+    saved = reader.read_metadata().state_dict_metadata
+    targets: dict[str, Tensor] = {f"model.{name}": value for name, value in names.items()}
+    entries_by_index: dict[int, dict[str, Any]] = {}
+    for index, (name, parameter) in enumerate(names.items()):
+        entries_by_index[index] = dict(state["state"].get(index, {}))
         prefix = f"optimizer.{name}."
-        for key in there:
+        for key in saved:
             entry = key.removeprefix(prefix)
             if key.startswith(prefix) and "." not in entry:
-                own[number][entry] = wanted[key] = _empty(there[key], parameter)
-    unfit = [key for key, value in wanted.items() if not _whole(there.get(key), value)]
-    if unfit:
+                entries_by_index[index][entry] = targets[key] = _allocate(saved[key], parameter)
+    mismatched = [key for key, value in targets.items() if not _is_complete(saved.get(key), value)]
+    if mismatched:
         raise UnfitError(
-            f"{folder.name} lacks {len(unfit)} of {len(wanted)} tensors, or has them in other "
-            f"shapes ({unfit[0]}, …)"
+            f"{folder.name} lacks {len(mismatched)} of {len(targets)} tensors, or has them in "
+            "other "
+            f"shapes ({mismatched[0]}, …)"
         )
-    with torch.no_grad(), _failing_as_it_did(), warnings.catch_warnings():
+    with torch.no_grad(), _unwrap_dcp_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # alone
-        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
-    filled = {number: entries for number, entries in own.items() if entries}
-    put_state(optimizer, {**state, "state": filled})
+        load(targets, storage_reader=HuggingFaceStorageReader(str(folder)))
+    nonempty = {index: entries for index, entries in entries_by_index.items() if entries}
+    load_optimizer_state(optimizer, {**state, "state": nonempty})
 
 
 @contextmanager
-def _failing_as_it_did() -> Iterator[None]:
+def _unwrap_dcp_errors() -> Iterator[None]:
     """Raise what a worker failed by: DCP's own exception holds it, and is no `Exception`."""
     try:
         yield
@@ -131,32 +132,37 @@ def _failing_as_it_did() -> Iterator[None]:
         raise failure from None
 
 
-def _empty(found: Any, parameter: Tensor) -> Tensor:
+def _allocate(metadata: Any, parameter: Tensor) -> Tensor:
     """Return a tensor for what was saved, spread as a parameter is."""
-    whole = torch.empty(found.size, dtype=found.properties.dtype, device="meta")
-    if not is_spread(parameter):
-        return torch.zeros_like(whole, device=parameter.device)
+    meta_tensor = torch.empty(metadata.size, dtype=metadata.properties.dtype, device="meta")
+    if not is_dtensor(parameter):
+        return torch.zeros_like(meta_tensor, device=parameter.device)
     from torch.distributed.tensor import zeros
 
-    spread: Any = parameter
-    mesh, placements = spread.device_mesh, spread.placements
-    return zeros(whole.shape, dtype=whole.dtype, device_mesh=mesh, placements=placements)
+    dtensor: Any = parameter
+    mesh, placements = dtensor.device_mesh, dtensor.placements
+    return zeros(
+        meta_tensor.shape, dtype=meta_tensor.dtype, device_mesh=mesh, placements=placements
+    )
 
 
-def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def _assign_files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return into which file each tensor's shards go, alike for all workers."""
-    numbers, begun = {}, 0
+    file_indices, total_bytes = {}, 0
     for name, value in tensors.items():
-        numbers[name] = 1 + begun // FILE_BYTES
-        begun += value.numel() * value.element_size()
+        file_indices[name] = 1 + total_bytes // FILE_BYTES
+        total_bytes += value.numel() * value.element_size()
     # Numbers have no gaps: DCP names files after the greatest.
-    ranks = {number: rank for rank, number in enumerate(sorted(set(numbers.values())), start=1)}
-    return {name: ranks[number] for name, number in numbers.items()}
+    ranks = {
+        file_index: rank
+        for rank, file_index in enumerate(sorted(set(file_indices.values())), start=1)
+    }
+    return {name: ranks[file_index] for name, file_index in file_indices.items()}
 
 
-def _whole(found: Any, wanted: Tensor) -> bool:
+def _is_complete(metadata: Any, target: Tensor) -> bool:
     """Return whether a tensor's shards are there, all of them."""
-    if found is None or found.size != wanted.shape:
+    if metadata is None or metadata.size != target.shape:
         return False
-    held: int = sum(chunk.sizes.numel() for chunk in found.chunks)
-    return held == wanted.numel()
+    stored: int = sum(chunk.sizes.numel() for chunk in metadata.chunks)
+    return stored == target.numel()

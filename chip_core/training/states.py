@@ -24,12 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.data.tensors import PairBatch, Prompts, Responses, is_by_token, sent, stack_inputs
+from chip_core.data.tensors import (
+    PairBatch,
+    Prompts,
+    Responses,
+    is_per_token,
+    stack_inputs,
+    to_device,
+)
 from chip_core.models.packing import Packing, Span, is_fused
-from chip_core.models.parts import without_head
-from chip_core.models.precision import as_held
+from chip_core.models.parts import get_base_decoder
+from chip_core.models.precision import match_dtype
 from chip_core.models.tower import Features, inject_cached_features, join_features, tower_features
-from chip_core.objectives.parts import VIEWS, Behind, Image, Response
+from chip_core.objectives.parts import VIEWS, Image, Prefix, Response
 
 _IMAGES: tuple[Image, ...] = ("image", "rejected_image", "second_image")
 _RESPONSES: tuple[Response, ...] = ("chosen", "rejected", "other")
@@ -63,42 +70,46 @@ def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
     device, inputs = prompts.ids.device, prompts.inputs
     # Computed on the host, to avoid waiting for the device.
     prompts, responses = prompts.on_host, responses.on_host
-    behind = responses.behind
-    ids = torch.cat([prompts.ids, behind.ids], 1)
-    mask = torch.cat([prompts.mask, behind.mask], 1)
+    trailing = responses.without_leading
+    ids = torch.cat([prompts.ids, trailing.ids], 1)
+    mask = torch.cat([prompts.mask, trailing.mask], 1)
     # Tokens move left over the padding between prompt and response, in the same order.
     length = int(mask.sum(1).max())
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :length]
-    rows, columns = responses.places
-    first = prompts.mask.sum(1, keepdim=True) - 1  # the prompt's last token predicts the first
-    more = behind.ids.shape[1]
-    predicting = first + torch.arange(more, device=ids.device)
+    rows, columns = responses.token_indices
+    last_prompt_position = (
+        prompts.mask.sum(1, keepdim=True) - 1
+    )  # the prompt's last token predicts the first
+    response_length = trailing.ids.shape[1]
+    predicting = last_prompt_position + torch.arange(response_length, device=ids.device)
     if responses.leading is not None:
-        predicting = torch.cat([_before(responses.leading), predicting], 1)
+        predicting = torch.cat([_predecessors(responses.leading), predicting], 1)
     ids = ids.gather(1, order)
     return PaddedRows(
-        input_ids=sent(ids, device),
+        input_ids=to_device(ids, device),
         host_ids=ids,
-        attention_mask=sent(mask.gather(1, order).long(), device),
+        attention_mask=to_device(mask.gather(1, order).long(), device),
         inputs={
-            name: sent(torch.nn.functional.pad(value, (0, more)).gather(1, order), device)
-            if is_by_token(name)
+            name: to_device(
+                torch.nn.functional.pad(value, (0, response_length)).gather(1, order), device
+            )
+            if is_per_token(name)
             else inputs[name]
             for name, value in prompts.inputs.items()
         },
-        predicting=(sent(rows, device), sent(predicting[rows, columns], device)),
+        predicting=(to_device(rows, device), to_device(predicting[rows, columns], device)),
     )
 
 
 #: The views in their order in a packed row.
-_LYING = sorted(
+_ROW_ORDER = sorted(
     VIEWS, key=lambda view: (_IMAGES.index(VIEWS[view][0]), _RESPONSES.index(VIEWS[view][1]))
 )
 
 
-def lying(views: Collection[str]) -> list[str]:
+def row_order(views: Collection[str]) -> list[str]:
     """Return views in their order in a packed row."""
-    return [view for view in _LYING if view in views]
+    return [view for view in _ROW_ORDER if view in views]
 
 
 def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> PackedRow:
@@ -112,30 +123,33 @@ def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> 
         views: those that are wanted; None: all that the batch has.
 
     Returns:
-        the row; `predicting` has the views in the order of `lying`.
+        the row; `predicting` has the views in the order of `row_order`.
     """
     responses = batch.responses
-    wanted = lying(responses if views is None else views)
-    together: dict[Behind, list[str]] = {}
-    for view in wanted:
-        together.setdefault(batch.behind(view), []).append(view)
+    row_views = row_order(responses if views is None else views)
+    views_by_prefix: dict[Prefix, list[str]] = {}
+    for view in row_views:
+        views_by_prefix.setdefault(batch.prefix(view), []).append(view)
     parts = [
-        pack_prompts(batch.prompts_of(*behind), [responses[view] for view in under], model)
-        for behind, under in together.items()
+        pack_prompts(
+            batch.select_prompts(*prefix), [responses[view] for view in prefix_views], model
+        )
+        for prefix, prefix_views in views_by_prefix.items()
     ]
     if len(parts) == 1:
         return parts[0]
     lengths = [part.input_ids.shape[1] for part in parts]
-    starts = [sum(lengths[:number]) for number in range(len(parts))]
-    by_token = {name for name in parts[0].inputs if is_by_token(name)}
+    starts = [sum(lengths[:index]) for index in range(len(parts))]
+    token_inputs = {name for name in parts[0].inputs if is_per_token(name)}
     inputs = stack_inputs(
-        [{k: v for k, v in part.inputs.items() if k not in by_token} for part in parts], tokens=0
+        [{k: v for k, v in part.inputs.items() if k not in token_inputs} for part in parts],
+        tokens=0,
     )
-    inputs |= {name: torch.cat([part.inputs[name] for part in parts], 1) for name in by_token}
+    inputs |= {name: torch.cat([part.inputs[name] for part in parts], 1) for name in token_inputs}
     predicting = {
-        view: place + start
-        for part, start, under in zip(parts, starts, together.values(), strict=True)
-        for view, place in zip(under, part.predicting, strict=True)
+        view: positions + start
+        for part, start, prefix_views in zip(parts, starts, views_by_prefix.values(), strict=True)
+        for view, positions in zip(prefix_views, part.predicting, strict=True)
     }
     return PackedRow(
         input_ids=torch.cat([part.input_ids for part in parts], 1),
@@ -143,7 +157,7 @@ def pack(batch: PairBatch, model: Any, views: Collection[str] | None = None) -> 
         positions=torch.cat([part.positions for part in parts], -1),
         inputs=inputs,
         spans=tuple(span for part in parts for span in part.spans),
-        predicting=tuple(predicting[view] for view in wanted),
+        predicting=tuple(predicting[view] for view in row_views),
     )
 
 
@@ -152,30 +166,32 @@ def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -
     device, inputs = prompts.ids.device, prompts.inputs
     # Computed on the host, to avoid waiting for the device.
     prompts, responses = prompts.on_host, [part.on_host for part in responses]
-    behind = [part.behind for part in responses]
-    masks = [prompts.mask, *(part.mask for part in behind)]
+    trailing = [part.without_leading for part in responses]
+    masks = [prompts.mask, *(part.mask for part in trailing)]
     mask = torch.cat(masks, 1)
-    ids = torch.cat([prompts.ids, *(part.ids for part in behind)], 1)
-    positions = _positions(prompts, behind, model)
-    places = (mask.flatten().cumsum(0) - 1).view(mask.shape)  # each token's position in the row
-    last = places.gather(1, prompts.mask.sum(1, keepdim=True) - 1)  # of each prompt, (B, 1)
+    ids = torch.cat([prompts.ids, *(part.ids for part in trailing)], 1)
+    positions = _positions(prompts, trailing, model)
+    row_positions = (mask.flatten().cumsum(0) - 1).view(
+        mask.shape
+    )  # each token's position in the row
+    last = row_positions.gather(1, prompts.mask.sum(1, keepdim=True) - 1)  # of each prompt, (B, 1)
     predicting, start = [], prompts.ids.shape[1]
-    for part, own in zip(responses, behind, strict=True):
-        lying = places[:, start : start + own.ids.shape[1]]
-        before = [last, lying[:, :-1]]
+    for part, response in zip(responses, trailing, strict=True):
+        response_positions = row_positions[:, start : start + response.ids.shape[1]]
+        predictors = [last, response_positions[:, :-1]]
         if part.leading is not None:
-            before.insert(0, places.gather(1, _before(part.leading)))
-        predicting.append(sent(torch.cat(before, 1)[part.mask], device))
-        start += own.ids.shape[1]
+            predictors.insert(0, row_positions.gather(1, _predecessors(part.leading)))
+        predicting.append(to_device(torch.cat(predictors, 1)[part.mask], device))
+        start += response.ids.shape[1]
     lengths = torch.stack([part.sum(1) for part in masks], 1).tolist()
-    more = (0, ids.shape[1] - prompts.ids.shape[1])
+    padding = (0, ids.shape[1] - prompts.ids.shape[1])
     return PackedRow(
-        input_ids=sent(ids[mask][None], device),
+        input_ids=to_device(ids[mask][None], device),
         host_ids=ids[mask][None],
-        positions=sent(positions[..., mask].unsqueeze(-2), device),
+        positions=to_device(positions[..., mask].unsqueeze(-2), device),
         inputs={
-            name: sent(torch.nn.functional.pad(value, more)[mask][None], device)
-            if is_by_token(name)
+            name: to_device(torch.nn.functional.pad(value, padding)[mask][None], device)
+            if is_per_token(name)
             else inputs[name]
             for name, value in prompts.inputs.items()
         },
@@ -184,31 +200,33 @@ def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -
     )
 
 
-def _before(leading: Tensor) -> Tensor:
+def _predecessors(leading: Tensor) -> Tensor:
     """Return the positions in a prompt that predict other tokens; any position if there is none."""
     return (leading - 1).clamp(min=0)
 
 
 def _positions(prompts: Prompts, responses: Sequence[Responses], model: Any) -> Tensor:
     """Return the position of every column: responses continue from their prompt's last."""
-    index = getattr(model, "get_rope_index", None)
-    if index is None:
-        of_prompt = torch.arange(prompts.ids.shape[1], device=prompts.ids.device)
-        of_prompt = of_prompt.expand_as(prompts.ids)
-        following = prompts.mask.sum(1, keepdim=True)
+    rope_index = getattr(model, "get_rope_index", None)
+    if rope_index is None:
+        prompt_positions = torch.arange(prompts.ids.shape[1], device=prompts.ids.device)
+        prompt_positions = prompt_positions.expand_as(prompts.ids)
+        next_position = prompts.mask.sum(1, keepdim=True)
     else:
-        known = {
+        rope_inputs = {
             name: value
             for name, value in prompts.inputs.items()
-            if "grid" in name or is_by_token(name)
+            if "grid" in name or is_per_token(name)
         }
-        of_prompt, _ = index(prompts.ids, attention_mask=prompts.mask.long(), **known)
-        largest = of_prompt.masked_fill(~prompts.mask, 0).amax((0, 2))
-        following = (largest + 1)[:, None].expand(len(of_prompt), -1, -1)
-    counted = [of_prompt]
+        prompt_positions, _ = rope_index(
+            prompts.ids, attention_mask=prompts.mask.long(), **rope_inputs
+        )
+        largest = prompt_positions.masked_fill(~prompts.mask, 0).amax((0, 2))
+        next_position = (largest + 1)[:, None].expand(len(prompt_positions), -1, -1)
+    positions = [prompt_positions]
     for part in responses:
-        counted.append(following + torch.arange(part.ids.shape[1], device=part.ids.device))
-    return torch.cat(counted, -1)
+        positions.append(next_position + torch.arange(part.ids.shape[1], device=part.ids.device))
+    return torch.cat(positions, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,100 +272,102 @@ def response_states(
             its own pass.
         views: those that are computed; None: all that the batch has.
     """
-    inner = without_head(model)
+    base = get_base_decoder(model)
     responses = batch.responses
-    wanted = lying(responses if views is None else views)
+    row_views = row_order(responses if views is None else views)
     if prefix_sharing:
-        found = _packed(inner, batch, wanted)
+        states = _packed_states(base, batch, row_views)
     else:
-        found = {
-            view: _padded(inner, batch.prompts_of(*batch.behind(view)), responses[view])
+        states = {
+            view: _padded_states(base, batch.select_prompts(*batch.prefix(view)), responses[view])
             # The rejected image first, as ever: the order of passes is the order of sums.
-            for view in sorted(wanted, key=lambda view: view != "rejected_image")
+            for view in sorted(row_views, key=lambda view: view != "rejected_image")
         }
-    return ResponseStates(views={view: found[view] for view in VIEWS if view in found})
+    return ResponseStates(views={view: states[view] for view in VIEWS if view in states})
 
 
-def _padded(inner: Any, prompts: Prompts, responses: Responses) -> Tensor:
+def _padded_states(base: Any, prompts: Prompts, responses: Responses) -> Tensor:
     rows = pad(prompts, responses)
     with (
-        inject_cached_features(inner, prompts.features),
-        counted_on_host(inner, rows.host_ids),
+        inject_cached_features(base, prompts.features),
+        count_images_on_host(base, rows.host_ids),
     ):
-        hidden: Tensor = inner(
+        hidden: Tensor = base(
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
             use_cache=False,
-            **as_held(rows.inputs, inner),
+            **match_dtype(rows.inputs, base),
         ).last_hidden_state
     return hidden[rows.predicting]
 
 
-def _packed(inner: Any, batch: PairBatch, views: Sequence[str]) -> dict[str, Tensor]:
-    behind = dict.fromkeys(batch.behind(view) for view in views)  # in the order of the row
-    prompts = [batch.prompts_of(*which) for which in behind]
-    with inject_cached_features(inner, _features(inner, prompts)):
-        return dict(zip(views, _of_row(inner, pack(batch, inner, views)), strict=True))
+def _packed_states(base: Any, batch: PairBatch, views: Sequence[str]) -> dict[str, Tensor]:
+    prefixes = dict.fromkeys(batch.prefix(view) for view in views)  # in the order of the row
+    prompts = [batch.select_prompts(*prefix) for prefix in prefixes]
+    with inject_cached_features(base, _join_features(base, prompts)):
+        return dict(zip(views, _row_states(base, pack(batch, base, views)), strict=True))
 
 
-def _features(inner: Any, prompts: Sequence[Prompts]) -> Features | None:
+def _join_features(base: Any, prompts: Sequence[Prompts]) -> Features | None:
     """Return the tower's features of all images, if some are cached; None: none are."""
     if all(part.features is None for part in prompts):
         return None
     return join_features(
         [
-            tower_features(inner, part.images) if part.features is None else part.features
+            tower_features(base, part.images) if part.features is None else part.features
             for part in prompts
         ]
     )
 
 
-def _of_row(inner: Any, row: PackedRow) -> tuple[Tensor, ...]:
+def _row_states(base: Any, row: PackedRow) -> tuple[Tensor, ...]:
     packing, device = Packing(row.spans), row.input_ids.device
-    if is_fused(inner):
-        packing.lay_out(lambda value: sent(value, device))
-    with counted_on_host(inner, row.host_ids):
-        hidden: Tensor = inner(
+    if is_fused(base):
+        packing.prepare_fused(lambda value: to_device(value, device))
+    with count_images_on_host(base, row.host_ids):
+        hidden: Tensor = base(
             input_ids=row.input_ids,
             # Four dimensions keep the model from making its own mask; the values are not used.
             attention_mask=torch.zeros(1, 1, 1, 1, device=device),
             position_ids=row.positions,
             packing=packing,
             use_cache=False,
-            **as_held(row.inputs, inner),
+            **match_dtype(row.inputs, base),
         ).last_hidden_state
-    return tuple(hidden[0, places] for places in row.predicting)
+    return tuple(hidden[0, positions] for positions in row.predicting)
 
 
 #: The parameters of LLaVA's method for this; families with other ones keep theirs.
-_TAKEN = ["input_ids", "inputs_embeds", "image_features"]
+_MASK_PARAMETERS = ["input_ids", "inputs_embeds", "image_features"]
 
 
 @contextmanager
-def counted_on_host(inner: Any, ids: Tensor) -> Iterator[None]:
+def count_images_on_host(base: Any, ids: Tensor) -> Iterator[None]:
     """Make a model find its image tokens by their number on the host, which is checked, too.
 
     Args:
-        inner: the part of a model that merges images and text.
+        base: the part of a model that merges images and text.
         ids: the ids of the model's input row, on the host.
     """
-    own = getattr(inner, "get_placeholder_mask", None)
-    if own is None or list(inspect.signature(own).parameters) != _TAKEN:
+    method = getattr(base, "get_placeholder_mask", None)
+    if method is None or list(inspect.signature(method).parameters) != _MASK_PARAMETERS:
         yield
         return
-    token = inner.config.image_token_id
-    tokens = int((ids == token).sum())
+    token = base.config.image_token_id
+    token_count = int((ids == token).sum())
 
-    def mask(input_ids: Tensor, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
-        if tokens * inputs_embeds.shape[-1] != image_features.numel():
+    def placeholder_mask(
+        input_ids: Tensor, inputs_embeds: Tensor, image_features: Tensor
+    ) -> Tensor:
+        if token_count * inputs_embeds.shape[-1] != image_features.numel():
             raise ValueError(
-                f"the row has {tokens} image tokens, and its images "
+                f"the row has {token_count} image tokens, and its images "
                 f"{image_features.numel() / inputs_embeds.shape[-1]:g} features"
             )
         return input_ids.eq(token).unsqueeze(-1)
 
-    inner.get_placeholder_mask = mask  # on the instance, hiding the class's method
+    base.get_placeholder_mask = placeholder_mask  # on the instance, hiding the class's method
     try:
         yield
     finally:
-        del inner.get_placeholder_mask
+        del base.get_placeholder_mask

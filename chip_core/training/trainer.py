@@ -15,35 +15,35 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models.layers import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
-from chip_core.objectives.global_batch import Facts
+from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.results import CURVES
-from chip_core.training.batches import Loader, Share, TrainingBatches
-from chip_core.training.checkpoint import Checkpointer, Resumed, remove_after
+from chip_core.training.batches import BatchLoader, StepPortions, TrainingBatches
+from chip_core.training.checkpoint import Checkpointer, ResumePoint, remove_after
 from chip_core.training.exactness import compile_exactly, share_prefixes
 from chip_core.training.optimizer.adamw import encoder_only_steps, learning_rates, make_optimizer
-from chip_core.training.optimizer.masters import Masters
+from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.training.parallel import (
-    SHARDED,
+    SHARDED_PARALLELISMS,
     Compute,
     DDPStrategy,
     ReplicatedStrategy,
     SingleProcessStrategy,
-    shards_of,
+    shard_count,
 )
-from chip_core.training.policy import Policy, chunk_of
+from chip_core.training.policy import Policy, logits_chunk_size
 from chip_core.training.reference import NoReference, ReferenceCaches, TrainingReference
 from chip_core.training.scope import GlobalBatchScope
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
-from chip_core.utils.files import JsonlWriter, read_records, record_line, write_bytes
+from chip_core.utils.files import JsonlWriter, format_record, read_records, write_bytes
 
 #: torch's message if the machine's own memory cannot hold a tensor.
-_NO_MEMORY = "can't allocate memory"
+_HOST_OOM_MESSAGE = "can't allocate memory"
 
 #: Called after each update with (step, steps, figures of that step).
 StepReport = Callable[[int, int, dict[str, float]], None]
@@ -83,7 +83,7 @@ class Trainer:
         folder: Path,
         compute: Compute | None = None,
         caches: ReferenceCaches | None = None,
-        encodings: Encodings | None = None,
+        encodings: EncodingCache | None = None,
     ) -> None:
         """Build the components.
 
@@ -113,46 +113,50 @@ class Trainer:
         if config.engine.gradient_checkpointing:
             recompute_layers(model)
         set_trained(model, config)
-        chunk = chunk_of(model, config, self.compute.device)
+        chunk = logits_chunk_size(model, config, self.compute.device)
         self.policy = Policy(model, config.objective, logits_chunk=chunk)
         with ExitStack() as stack:
-            small = self.batches.shortest_pair().to(next(model.parameters()).device)
+            probe = self.batches.shortest_pair().to(next(model.parameters()).device)
             self._prefix_sharing = stack.enter_context(
-                share_prefixes(self.policy, small, config.engine.prefix_sharing, workers)
+                share_prefixes(self.policy, probe, config.engine.prefix_sharing, workers)
             )
-            opened = None
+            opened_caches = None
             if caches is not None:
-                opened = caches.open(
+                opened_caches = caches.open(
                     self.policy, config, processor=processor, pairs=pairs, workers=workers
                 )
             if config.engine.compile == "layers":
-                stack.enter_context(compile_exactly(self.policy, small))
+                stack.enter_context(compile_exactly(self.policy, probe))
             self.strategy = make_strategy(self.policy, config, self.compute)
-            self._sharing = _sharing(config, self.compute)
-            if opened is not None:
-                self.reference = opened.reference(self.strategy.reference)
+            self._sharing = _describe_sharding(config, self.compute)
+            if opened_caches is not None:
+                self.reference = opened_caches.reference(self.strategy.reference)
             elif config.objective.reference_reads:
                 self.reference = TrainingReference(source=self.strategy.reference())
             else:  # no copy of the trained weights is kept
                 self.reference = TrainingReference(source=NoReference())
             self.masters = None
             if config.model.dtype == "bf16":
-                self.masters = Masters(model, config)
+                self.masters = MasterWeights(model, config)
                 stack.callback(self.masters.close)
             self.optimizer, self.schedule = make_optimizer(
                 model, config, self.batches.steps, self.masters
             )
             self.scope = GlobalBatchScope(config, workers, self.compute.device)
-            carried = {"objective": self.scope} if self.scope.has_state else {}
+            scope_state = {"objective": self.scope} if self.scope.has_state else {}
             self.checkpointer = Checkpointer(
                 config,
                 model=model,
                 optimizer=self.optimizer,
                 masters=self.masters,
-                stateful={"schedule": self.schedule, "encoder": self.batches.cut, **carried},
+                stateful={
+                    "schedule": self.schedule,
+                    "encoder": self.batches.cut_count,
+                    **scope_state,
+                },
                 workers=workers,
             )
-            self._within = stack.pop_all()
+            self._exit_stack = stack.pop_all()
 
     def __enter__(self) -> Trainer:
         return self
@@ -163,7 +167,7 @@ class Trainer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._within.close()
+        self._exit_stack.close()
 
     def train(
         self,
@@ -190,33 +194,36 @@ class Trainer:
             StoppedError: `stop` returned true.
         """
         steps, config = self.batches.steps, self.config
-        resumed = Resumed(step=0, folder=None, notes=())
+        resumed = ResumePoint(step=0, folder=None, notes=())
         if resume_from is not None:
-            with _memory_told():
+            with _convert_out_of_memory():
                 resumed = self.checkpointer.restore(resume_from, earlier)
         shares = self.batches.shares(resumed.step)
         loader = self.batches.loader(shares, self.compute.device)
-        alone = encoder_only_steps(config, steps)
-        trained = set_trained(self.model, config, encoder_alone=resumed.step < alone)
+        encoder_steps = encoder_only_steps(config, steps)
+        trained = set_trained(self.model, config, encoder_alone=resumed.step < encoder_steps)
         first_step = 0.0
-        scored = config.training.scored_steps(steps)[:-1]
-        write = self.compute.workers.first
-        with _curves(self.folder, resumed, write=write) as spool, _memory_told():
+        scored_steps = config.training.scored_steps(steps)[:-1]
+        is_writer = self.compute.workers.is_main
+        with (
+            _open_curves(self.folder, resumed, is_writer=is_writer) as curves,
+            _convert_out_of_memory(),
+        ):
             for step, share in enumerate(shares, start=resumed.step + 1):
-                if step == alone + 1:
+                if step == encoder_steps + 1:
                     trained = set_trained(self.model, config)
                 figures, stopping = self._step(step, share, loader, trained, stop)
                 first_step = first_step or time.perf_counter() - self._started
-                last = step == steps
-                if step in scored:
+                is_last = step == steps
+                if step in scored_steps:
                     keep(step)
-                if spool is not None and (step % config.engine.log_every == 0 or last):
-                    spool.append({"step": step, "time": time.time(), "figures": figures})
-                if not last and (stopping or self._checkpoint_due(step)):
-                    if spool is not None:
-                        spool.sync()
+                if curves is not None and (step % config.engine.log_every == 0 or is_last):
+                    curves.append({"step": step, "time": time.time(), "figures": figures})
+                if not is_last and (stopping or self._is_checkpoint_due(step)):
+                    if curves is not None:
+                        curves.sync()
                     self.checkpointer.save(self.folder, step)
-                if stopping and not last:
+                if stopping and not is_last:
                     raise StoppedError(f"stopped after step {step} of {steps}")
                 on_step(step, steps, figures)
         if config.engine.gradient_checkpointing:
@@ -224,13 +231,13 @@ class Trainer:
         return TrainingResult(
             steps=steps,
             notes=self.reference.notes + resumed.notes,
-            cut=self.batches.cut.totals(),
+            cut=self.batches.cut_count.totals(),
             first_step=first_step,
             engine={
                 **self.reference.engine,
                 "prefix_sharing": self._prefix_sharing,
                 **({"compile": "layers"} if config.engine.compile == "layers" else {}),
-                **_precision(config),
+                **_describe_precision(config),
                 **self._sharing,
             },
         )
@@ -238,17 +245,17 @@ class Trainer:
     def _step(
         self,
         step: int,
-        share: Share,
-        loader: Loader,
+        share: StepPortions,
+        loader: BatchLoader,
         trained: list[nn.Parameter],
         stop: Callable[[], bool],
     ) -> tuple[dict[str, float], bool]:
         """Make one update; return its figures, and whether any worker was asked to stop."""
-        began, waited = time.perf_counter(), loader.waited
-        sums = _numbers(self._accumulate(step, share, loader))
+        began, waited = time.perf_counter(), loader.wait_seconds
+        sums = _to_numbers(self._accumulate(step, share, loader))
         sums["stop"] = float(stop())
         # Summed, these are the same for all workers.
-        sums = self.compute.workers.sums(sums, self.compute.device)
+        sums = self.compute.workers.all_reduce(sums, self.compute.device)
         tokens, stopping = sums.pop("tokens"), sums.pop("stop") > 0
         figures = {name: value / self.config.training.batch_size for name, value in sums.items()}
         if not math.isfinite(figures["loss"]):
@@ -262,7 +269,7 @@ class Trainer:
         self.scope.commit()
         seconds = time.perf_counter() - began
         figures["tokens_per_second"] = tokens / seconds
-        figures["data_wait"] = (loader.waited - waited) / seconds
+        figures["data_wait"] = (loader.wait_seconds - waited) / seconds
         return figures, stopping
 
     def _update(self, step: int, trained: list[nn.Parameter]) -> float:
@@ -271,19 +278,21 @@ class Trainer:
         if masters is None:
             norm = self.strategy.clip_grad_norm(trained, limit)
         else:
-            self.strategy.average(masters, trained)
+            self.strategy.average_gradients(masters, trained)
             norm = masters.norm(trained, sharded=self.strategy.sharded)
-        told = norm.item()
-        if not math.isfinite(told):
-            raise NonFiniteLossError(f"the gradient's norm is {told} at step {step}")
+        norm_value = norm.item()
+        if not math.isfinite(norm_value):
+            raise NonFiniteLossError(f"the gradient's norm is {norm_value} at step {step}")
         if masters is None:
             self.optimizer.step()
         else:
             masters.update(trained, self.optimizer, norm, limit)
         self.optimizer.zero_grad(set_to_none=True)
-        return told
+        return norm_value
 
-    def _accumulate(self, step: int, share: Share, loader: Loader) -> dict[str, Tensor | float]:
+    def _accumulate(
+        self, step: int, share: StepPortions, loader: BatchLoader
+    ) -> dict[str, Tensor | float]:
         """Accumulate the gradient of this worker's share of a global batch; return sums of figures.
 
         Figures computed on a device stay there, to avoid waiting for it.
@@ -292,54 +301,60 @@ class Trainer:
         global batch.
         """
         size = self.config.training.batch_size
-        reference, cut = self.reference.source, self.batches.cut
+        reference, cut_count = self.reference.source, self.batches.cut_count
         sums: dict[str, Tensor | float] = {}
-        for number, ((portion, _), (batch, known, facts)) in enumerate(
-            zip(share, self._passes(step, share, loader), strict=True), start=1
+        for pass_number, ((portion, _), (batch, reference_scores, facts)) in enumerate(
+            zip(share, self._iter_passes(step, share, loader), strict=True), start=1
         ):
-            with self.strategy.accumulate(last=number == len(share)):
-                result = self.strategy(batch, known, reference.head, facts)
+            with self.strategy.accumulate(last=pass_number == len(share)):
+                result = self.strategy(batch, reference_scores, reference.head, facts)
                 # Gradients are averaged over workers, so each share is scaled by their number.
                 scale = self.compute.workers.size if portion.counts else 0
                 loss: Tensor = result.loss.sum() * scale / size
                 loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in _figures(result, batch).items():
+            for name, value in _batch_figures(result, batch).items():
                 sums[name] = sums.get(name, 0.0) + (value if portion.counts else 0.0)
             if portion.counts:
-                cut.add(batch)
+                cut_count.add(batch)
             # Recomputed layers keep their inputs for as long as the graph exists.
             del result, loss
         return sums
 
-    def _passes(
-        self, step: int, share: Share, loader: Loader
-    ) -> Iterator[tuple[PairBatch, ReferenceScores, Facts]]:
+    def _iter_passes(
+        self, step: int, share: StepPortions, loader: BatchLoader
+    ) -> Iterator[tuple[PairBatch, ReferenceScores, FactsSource]]:
         """Yield each pass's batch, on the device, with the reference's scores and the facts."""
         source, device = self.reference.source, self.compute.device
-        alone = self.compute.workers.alone and len(share) == 1
-        if self.scope.scope is None or alone:
+        is_single_pass = self.compute.workers.is_single and len(share) == 1
+        if self.scope.scope is None or is_single_pass:
             for _ in share:
-                batch = self.reference.attach_features(loader.next()).to(device)
-                facts = None if self.scope.scope is None else self.scope.own(batch, step)
+                batch = self.reference.attach_features(loader.next_batch()).to(device)
+                facts = (
+                    None if self.scope.scope is None else self.scope.single_pass_facts(batch, step)
+                )
                 yield batch, source.scores(batch), facts
             return
-        batches = [self.reference.attach_features(loader.next()) for _ in share]
-        known: list[ReferenceScores] = []
+        batches = [self.reference.attach_features(loader.next_batch()) for _ in share]
+        reference_scores: list[ReferenceScores] = []
 
-        def columns(batch: PairBatch) -> Mapping[str, Tensor]:
+        def compute_columns(batch: PairBatch) -> Mapping[str, Tensor]:
             batch = batch.to(device)
-            known.append(source.scores(batch))
-            return self.strategy.table_columns(batch, known[-1])
+            reference_scores.append(source.scores(batch))
+            return self.strategy.table_columns(batch, reference_scores[-1])
 
-        counted = [portion.counts for portion, _ in share]
-        gathered = self.scope.gather(list(zip(batches, counted, strict=True)), columns, step)
-        for number, (batch, of_batch) in enumerate(zip(batches, gathered, strict=True)):
+        counts = [portion.counts for portion, _ in share]
+        gathered = self.scope.gather(list(zip(batches, counts, strict=True)), compute_columns, step)
+        for index, (batch, batch_facts) in enumerate(zip(batches, gathered, strict=True)):
             batch = batch.to(device)
-            yield batch, known[number] if known else source.scores(batch), of_batch
+            yield (
+                batch,
+                reference_scores[index] if reference_scores else source.scores(batch),
+                batch_facts,
+            )
 
-    def _checkpoint_due(self, step: int) -> bool:
-        every = self.config.engine.checkpoint_every
-        return every is not None and step % every == 0
+    def _is_checkpoint_due(self, step: int) -> bool:
+        interval = self.config.engine.checkpoint_every
+        return interval is not None and step % interval == 0
 
 
 def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> SingleProcessStrategy:
@@ -351,7 +366,7 @@ def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> Sing
         config: the trial.
         compute: device, workers and parallelism of the training.
     """
-    if compute.parallelism in SHARDED:
+    if compute.parallelism in SHARDED_PARALLELISMS:
         from chip_core.training.fsdp import FSDPStrategy
 
         return FSDPStrategy(policy, config, compute)
@@ -361,24 +376,27 @@ def make_strategy(policy: Policy, config: TrialConfig, compute: Compute) -> Sing
     return strategy(policy, config, compute.workers)
 
 
-def _sharing(config: TrialConfig, compute: Compute) -> dict[str, str]:
+def _describe_sharding(config: TrialConfig, compute: Compute) -> dict[str, str]:
     """Return how hybrid sharding, requested or chosen, was done; all workers call this together.
 
     It depends on the machines of the workers, which are in no setting.
     """
-    found = compute.parallelism
-    if found == "hsdp":
-        return {"parallel": f"hsdp ({shards_of(found, compute.workers)} workers a machine)"}
-    if config.engine.parallel == "hsdp" and not compute.workers.alone:
-        return {"parallel": f"{found} (hsdp, and {_ALIKE[found]})"}
+    parallelism = compute.parallelism
+    if parallelism == "hsdp":
+        return {"parallel": f"hsdp ({shard_count(parallelism, compute.workers)} workers a machine)"}
+    if config.engine.parallel == "hsdp" and not compute.workers.is_single:
+        return {"parallel": f"{parallelism} (hsdp, and {_EQUIVALENT_REASONS[parallelism]})"}
     return {}
 
 
 #: Why hybrid sharding became another strategy.
-_ALIKE = {"fsdp": "all workers are on one machine", "ddp": "each worker is alone on its machine"}
+_EQUIVALENT_REASONS = {
+    "fsdp": "all workers are on one machine",
+    "ddp": "each worker is alone on its machine",
+}
 
 
-def _precision(config: TrialConfig) -> dict[str, str]:
+def _describe_precision(config: TrialConfig) -> dict[str, str]:
     """Return the precision of a training that is not fp32 throughout, for its notes."""
     quantize = "" if config.model.quantize == "none" else config.model.quantize
     if config.model.dtype == "fp32" and config.optimizer.states == "fp32" and not quantize:
@@ -389,21 +407,21 @@ def _precision(config: TrialConfig) -> dict[str, str]:
         "gradients": config.training.gradients,
         "moments": config.optimizer.states,
     }
-    return {"precision": ", ".join(f"{part} {held}" for part, held in parts.items())}
+    return {"precision": ", ".join(f"{part} {dtype}" for part, dtype in parts.items())}
 
 
-def _numbers(sums: dict[str, Tensor | float]) -> dict[str, float]:
+def _to_numbers(sums: dict[str, Tensor | float]) -> dict[str, float]:
     """Return figures as numbers, waiting once for the device."""
     tensors = {name: value for name, value in sums.items() if isinstance(value, Tensor)}
     numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
-    known = dict(zip(tensors, numbers, strict=True))
+    values = dict(zip(tensors, numbers, strict=True))
     return {
-        name: value if not isinstance(value, Tensor) else known[name]
+        name: value if not isinstance(value, Tensor) else values[name]
         for name, value in sums.items()
     }
 
 
-def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, Tensor | float]:
+def _batch_figures(result: BatchObjective, batch: PairBatch) -> dict[str, Tensor | float]:
     """Return the figures of a batch, each summed over its pairs."""
     parts: dict[str, Tensor] = {
         "loss": result.loss,
@@ -416,41 +434,43 @@ def _figures(result: BatchObjective, batch: PairBatch) -> dict[str, Tensor | flo
         margin = chosen - rejected
         parts |= {"reward/margin": margin, "reward/accuracy": (margin > 0).float()}
     sums = {name: value.detach().double().sum() for name, value in parts.items()}
-    return {**sums, "void": float(batch.void), "tokens": float(batch.tokens)}
+    return {**sums, "void": float(batch.void_count), "tokens": float(batch.tokens)}
 
 
 @contextmanager
-def _curves(folder: Path, resumed: Resumed, *, write: bool) -> Iterator[JsonlWriter | None]:
+def _open_curves(
+    folder: Path, resumed: ResumePoint, *, is_writer: bool
+) -> Iterator[JsonlWriter | None]:
     """Open the training's curves, with the points of the attempt that it resumes.
 
     Args:
         folder: the trial's folder; its checkpoints of later steps are removed.
         resumed: where the training resumes.
-        write: whether this worker writes them.
+        is_writer: whether this worker writes them.
     """
     remove_after(folder, resumed.step)
-    if not write:
+    if not is_writer:
         yield None
         return
     earlier = [] if resumed.folder is None else read_records(resumed.folder / CURVES)
-    kept = [record_line(record) for record in earlier if record["step"] <= resumed.step]
-    write_bytes(folder / CURVES, b"".join(kept))
-    spool = JsonlWriter(folder / CURVES)
+    lines = [format_record(record) for record in earlier if record["step"] <= resumed.step]
+    write_bytes(folder / CURVES, b"".join(lines))
+    writer = JsonlWriter(folder / CURVES)
     try:
-        yield spool
+        yield writer
     finally:
-        spool.close()
+        writer.close()
 
 
 @contextmanager
-def _memory_told() -> Iterator[None]:
+def _convert_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        gpu = isinstance(error, torch.OutOfMemoryError)
-        if not (gpu or isinstance(error, MemoryError) or _NO_MEMORY in str(error)):
+        is_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not (is_gpu or isinstance(error, MemoryError) or _HOST_OOM_MESSAGE in str(error)):
             raise
         raise MemoryFullError(
-            f"the {'GPU' if gpu else 'machine'}'s memory ran out in training: lower "
+            f"the {'GPU' if is_gpu else 'machine'}'s memory ran out in training: lower "
             "engine.micro_batch, or set engine.gradient_checkpointing: true"
         ) from None

@@ -5,42 +5,42 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-LONGEST_LINE = 2000  # characters of a message that are shown
+MAX_LINE_LENGTH = 2000  # characters of a message that are shown
 
 _log = logging.getLogger("chip-ablate")
-_noticed: set[str] = set()
-_notices = 0
+_logged_warnings: set[str] = set()
+_warning_count = 0
 
 
-def printable(line: str, longest: int = LONGEST_LINE) -> str:
+def printable(line: str, max_length: int = MAX_LINE_LENGTH) -> str:
     """Return a line that is safe to show, whatever parts of an input it quotes.
 
     A terminal interprets control characters; they and other invisible ones are replaced by U+FFFD.
     """
-    seen = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
-    return seen if len(seen) <= longest else f"{seen[:longest]}…"
+    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+    return text if len(text) <= max_length else f"{text[:max_length]}…"
 
 
 def warn_once(line: str) -> None:
     """Log a warning, once per command however often it occurs."""
-    global _notices
-    _notices += 1
-    if line not in _noticed:
-        _noticed.add(line)
+    global _warning_count
+    _warning_count += 1
+    if line not in _logged_warnings:
+        _logged_warnings.add(line)
         _log.warning("%s", printable(line))
 
 
 def warning_count() -> int:
     """Return the number of warnings so far; the difference counts those in between."""
-    return _notices
+    return _warning_count
 
 
 def reset_warnings() -> None:
     """Start a new command: warnings of an earlier one are logged again."""
-    _noticed.clear()
+    _logged_warnings.clear()
 
 
-def brief(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return an error's first line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 
-def end_without_libraries(code: Callable[[], int]) -> None:
+def exit_before_native_cleanup(code: Callable[[], int]) -> None:
     """End this process after Python's own exit functions, before those of C.
 
     Call it before anything large is imported: what is registered first runs last. Ray's client
@@ -20,10 +20,10 @@ def end_without_libraries(code: Callable[[], int]) -> None:
         code: called at the end for the exit code.
     """
 
-    def end() -> None:
+    def flush_and_exit() -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # nobody reads the stream any more
                 stream.flush()
         os._exit(code())
 
-    atexit.register(end)
+    atexit.register(flush_and_exit)

@@ -19,18 +19,18 @@ from typing import Any, BinaryIO, Literal
 
 from chip_core.utils.errors import DiskFullError, UserError, warn_once
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 #: With fewer free bytes, a write that failed without a reason is taken to have failed for lack of
 #: space.
-_NO_ROOM = 2**20
+_MIN_FREE_BYTES = 2**20
 #: The last key of a JSON object with a checksum: a hash of the text before it.
-_SEAL = "checksum"
-_SEALED = re.compile(rb',\s*"checksum": "([0-9a-f]{16})"\s*\}\s*$')
+_CHECKSUM_KEY = "checksum"
+_CHECKSUM_PATTERN = re.compile(rb',\s*"checksum": "([0-9a-f]{16})"\s*\}\s*$')
 #: Bytes of a folder's path: Linux allows 4,096 for a full path, and file names are appended.
-_LONGEST_PATH = 4096 - 1024
+_MAX_PATH_LENGTH = 4096 - 1024
 
 #: The kinds of thing at a path.
-Kind = Literal["file", "folder", "any"]
+PathKind = Literal["file", "folder", "any"]
 
 
 def expand_path(path: str) -> Path:
@@ -38,7 +38,7 @@ def expand_path(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def path_problem(path: Path, kind: Kind = "any", *, exists: bool = False) -> str | None:
+def path_problem(path: Path, kind: PathKind = "any", *, exists: bool = False) -> str | None:
     """Return why a path can be neither read nor created; None if it can, as far as is known.
 
     Args:
@@ -47,13 +47,13 @@ def path_problem(path: Path, kind: Kind = "any", *, exists: bool = False) -> str
         exists: whether it must exist.
     """
     try:
-        there = stat.S_ISDIR(os.stat(path).st_mode)
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
     except FileNotFoundError:
         if exists:
             return "is not there"
         if os.path.islink(path):
             return "is a link to what is not there: mend it, or name another"
-        if len(os.fsencode(path.absolute())) > _LONGEST_PATH:
+        if len(os.fsencode(path.absolute())) > _MAX_PATH_LENGTH:
             return "is too long a path: name a shorter one"
         return None
     except NotADirectoryError:
@@ -62,9 +62,9 @@ def path_problem(path: Path, kind: Kind = "any", *, exists: bool = False) -> str
         return f"cannot be used ({error.strerror}): name another"
     except ValueError as error:  # a character that no path has
         return f"cannot be used ({error}): name another"
-    if kind == "folder" and not there:
+    if kind == "folder" and not is_folder:
         return "is a file: name a folder"
-    if kind == "file" and there:
+    if kind == "file" and is_folder:
         return "is a folder: name a file"
     return None
 
@@ -80,12 +80,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         UserError: its path is a folder, or its folder's path is a file.
     """
-    require_place(path)
+    check_target_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _put(content, path, path.with_name(f".{path.name}.{os.getpid()}.partial"))
+    _write_and_rename(content, path, path.with_name(f".{path.name}.{os.getpid()}.partial"))
 
 
-def _put(
+def _write_and_rename(
     content: bytes, path: Path, partial: Path, opener: Callable[[str, int], int] | None = None
 ) -> None:
     """Write a file under a temporary name, durably, and rename it."""
@@ -97,20 +97,20 @@ def _put(
     sync_folder(path.parent)
 
 
-def require_place(path: Path) -> None:
+def check_target_path(path: Path) -> None:
     """Check that the path of a new file is free or a file.
 
     Raises:
         UserError: something else is there.
     """
-    above = next(filter(os.path.lexists, path.parents), path.parent)
-    blocked = None
+    existing_parent = next(filter(os.path.lexists, path.parents), path.parent)
+    problem = None
     if path.is_dir():
-        blocked = f"{path}: is a folder, and a file goes there"
-    elif os.path.lexists(above) and not above.is_dir():
-        blocked = f"{above}: is no folder, and {path.name} goes into one there"
-    if blocked is not None:
-        raise UserError(f"{blocked}: move it away and give the same command again")
+        problem = f"{path}: is a folder, and a file goes there"
+    elif os.path.lexists(existing_parent) and not existing_parent.is_dir():
+        problem = f"{existing_parent}: is no folder, and {path.name} goes into one there"
+    if problem is not None:
+        raise UserError(f"{problem}: move it away and give the same command again")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -120,7 +120,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object as JSON, atomically, with a checksum that `read_checksummed` verifies."""
-    write_atomically(path, with_checksum(json.dumps(dict(value), indent=1, allow_nan=False)) + "\n")
+    write_atomically(path, add_checksum(json.dumps(dict(value), indent=1, allow_nan=False)) + "\n")
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
@@ -130,39 +130,39 @@ def read_checksummed(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it holds no object, or was changed since it was written.
     """
-    return without_checksum(path.read_bytes())
+    return parse_checksummed(path.read_bytes())
 
 
-def with_checksum(text: str) -> str:
+def add_checksum(text: str) -> str:
     """Return a JSON object's text with its checksum as the last key."""
     head = text.rstrip().removesuffix("}").rstrip()
     if head == "{":
         return text  # an empty object cannot change
     comma, end = (",\n ", "\n}") if "\n" in head else (", ", "}")
-    return f'{head}{comma}"{_SEAL}": "{_checksum(head.encode())}"{end}'
+    return f'{head}{comma}"{_CHECKSUM_KEY}": "{_checksum(head.encode())}"{end}'
 
 
-def without_checksum(content: bytes) -> dict[str, Any]:
-    """Return the object of a text, verifying and removing a checksum of `with_checksum`.
+def parse_checksummed(content: bytes) -> dict[str, Any]:
+    """Return the object of a text, verifying and removing a checksum of `add_checksum`.
 
     Raises:
         ValueError: it is not a JSON object, or was changed since.
     """
-    found = parse_json(content)
-    if not isinstance(found, dict):
+    value = parse_json(content)
+    if not isinstance(value, dict):
         raise ValueError("it is no JSON object")
-    seal = _SEALED.search(content)
-    if seal is not None and seal[1].decode() != _checksum(content[: seal.start()]):
+    checksum = _CHECKSUM_PATTERN.search(content)
+    if checksum is not None and checksum[1].decode() != _checksum(content[: checksum.start()]):
         raise ValueError("it is not as it was written")
-    found.pop(_SEAL, None)
-    return found
+    value.pop(_CHECKSUM_KEY, None)
+    return value
 
 
 def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Return a file's sha256, in hex.
 
     It is computed once per process, and again if size, times or inode have changed.
@@ -171,11 +171,13 @@ def sha256_of(path: Path) -> str:
         OSError: it cannot be read.
     """
     stat = path.stat()
-    return _hashed(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return _cached_hash(
+        path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    )
 
 
 @cache
-def _hashed(path: Path, *unchanged: int) -> str:
+def _cached_hash(path: Path, *cache_key: int) -> str:
     return hash_file(path)
 
 
@@ -202,21 +204,21 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
-def read_json(path: Path, longest: int = 2**26) -> Any:
+def read_json(path: Path, max_bytes: int = 2**26) -> Any:
     """Return the value of an untrusted JSON file.
 
     Args:
         path: the file.
-        longest: the most bytes it may have.
+        max_bytes: the most bytes it may have.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is longer, or as `parse_json`.
     """
     with path.open("rb") as file:
-        content = file.read(longest + 1)
-    if len(content) > longest:
-        raise ValueError(f"it is longer than {longest:,} bytes")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it is longer than {max_bytes:,} bytes")
     return parse_json(content)
 
 
@@ -235,24 +237,28 @@ def sync_files(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        sync_folder(inner)
+    for subfolder in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(subfolder)
 
 
-def is_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Return whether an exception, or one of its causes, says that a disk is full."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, DiskFullError) or (isinstance(seen, OSError) and seen.errno in _FULL):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, DiskFullError) or (
+            isinstance(cause, OSError) and cause.errno in _DISK_FULL_ERRNOS
+        ):
             return True
-        if any(os.strerror(number) in str(seen) for number in _FULL):  # from Rust and C++
+        if any(
+            os.strerror(number) in str(cause) for number in _DISK_FULL_ERRNOS
+        ):  # from Rust and C++
             return True
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
 @contextmanager
-def room_for(what: str, folder: Path) -> Iterator[None]:
+def convert_disk_full(what: str, folder: Path) -> Iterator[None]:
     """Turn an error from a full disk into one line.
 
     Raises:
@@ -261,7 +267,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_full(error) and _free(folder) >= _NO_ROOM:
+        if not is_disk_full(error) and _free_bytes(folder) >= _MIN_FREE_BYTES:
             raise
         raise DiskFullError(
             f"no room for {what}: the disk of {folder} is full: free some space and run the study "
@@ -269,7 +275,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _free(folder: Path) -> int:
+def _free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk of a folder, which may not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -278,17 +284,17 @@ def _free(folder: Path) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class JsonlLine:
     """One line of a JSON-lines file."""
 
     number: int  # from 1
     start: int  # bytes before it
     text: bytes  # without its newline
     record: dict[str, Any] | None  # None: it is broken
-    cut: bool  # the last one, cut off by a crash before it was announced
+    truncated: bool  # the last one, cut off by a crash before it was announced
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path) -> list[JsonlLine]:
     """Return a JSON-lines file's lines, without empty ones, with broken ones; none without a file.
 
     Raises:
@@ -298,17 +304,19 @@ def read_lines(path: Path) -> list[Line]:
         content = path.read_bytes()
     except FileNotFoundError:
         return []
-    found, start = [], 0
+    lines, start = [], 0
     for number, text in enumerate(content.split(b"\n"), start=1):
         if text.strip():
             record = None
             with suppress(ValueError):
-                record = without_checksum(text)
-            last = start + len(text) == len(content)
-            cut = last and record is None
-            found.append(Line(number=number, start=start, text=text, record=record, cut=cut))
+                record = parse_checksummed(text)
+            is_last = start + len(text) == len(content)
+            truncated = is_last and record is None
+            lines.append(
+                JsonlLine(number=number, start=start, text=text, record=record, truncated=truncated)
+            )
         start += len(text) + 1
-    return found
+    return lines
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -322,7 +330,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         warn_once(f"{path}: cannot be read ({error.strerror}): what it held is left out")
         return []
     for line in lines:
-        if line.record is None and not line.cut:
+        if line.record is None and not line.truncated:
             warn_once(f"{path}: line {line.number} is not as it was written: it is left out")
     return [line.record for line in lines if line.record is not None]
 
@@ -333,22 +341,22 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: as `write_bytes`.
     """
-    require_place(path)
+    check_target_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        _drop_cut_record(file)
-        file.write(record_line(record))
+        _drop_truncated_record(file)
+        file.write(format_record(record))
         file.flush()
         os.fsync(file.fileno())
 
 
-def record_line(record: Mapping[str, Any]) -> bytes:
+def format_record(record: Mapping[str, Any]) -> bytes:
     """Return a record as a line of a JSON-lines file."""
-    return with_checksum(json.dumps(dict(record), allow_nan=False)).encode() + b"\n"
+    return add_checksum(json.dumps(dict(record), allow_nan=False)).encode() + b"\n"
 
 
-def blank_line(path: Path, line: Line) -> None:
+def erase_line(path: Path, line: JsonlLine) -> None:
     """Overwrite a line with spaces if it is still as it was read, since others append meanwhile."""
     with path.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -371,7 +379,7 @@ class JsonlWriter:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record; it is durable after at most `sync_every` seconds or `close`."""
-        self._file.write(record_line(record))
+        self._file.write(format_record(record))
         if time.monotonic() - self._synced >= self._sync_every:
             self.sync()
 
@@ -386,7 +394,7 @@ class JsonlWriter:
         self._file.close()
 
 
-def _drop_cut_record(file: BinaryIO) -> None:
+def _drop_truncated_record(file: BinaryIO) -> None:
     """Remove a last line that a crash cut off before it was announced."""
     end = file.seek(0, os.SEEK_END)
     tail = b""
@@ -420,10 +428,10 @@ def write_private(path: Path, text: str) -> None:
     make_private(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
-    _put(text.encode(), path, partial, _private)
+    _write_and_rename(text.encode(), path, partial, _open_private)
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
 

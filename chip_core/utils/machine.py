@@ -18,8 +18,8 @@ from pathlib import Path
 
 def cpu_seconds() -> float:
     """Return the CPU seconds of this process and of its child processes that have ended."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def cores() -> int:
+def cpu_count() -> int:
     """Return the CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -47,7 +47,7 @@ def total_memory() -> int:
 
 
 @functools.cache
-def gpus() -> int:
+def gpu_count() -> int:
     """Return the number of GPUs that torch finds; a torch built without CUDA is not imported.
 
     Importing it takes seconds, which a process that computes nothing does not need.
@@ -76,12 +76,14 @@ def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    return [str(number) for number in range(count)] if named is None else named.split(",")[:count]
+    return (
+        [str(number) for number in range(count)] if visible is None else visible.split(",")[:count]
+    )
 
 
-def import_frozen(*names: str) -> None:
+def import_and_freeze(*names: str) -> None:
     """Import modules that take large libraries along, unless they are there; before any model is.
 
     The garbage collector stays out of it: it would look through all objects time and again (a
@@ -89,14 +91,14 @@ def import_frozen(*names: str) -> None:
     """
     if all(name in sys.modules for name in names):
         return
-    was = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         for name in names:
             importlib.import_module(name)
         gc.freeze()
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 

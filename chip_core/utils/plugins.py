@@ -17,7 +17,7 @@ def is_plugin(name: str) -> bool:
     return ":" in name
 
 
-def load(name: str) -> Any:
+def load_plugin(name: str) -> Any:
     """Return the object that `module:attr` names.
 
     Raises:
@@ -27,15 +27,15 @@ def load(name: str) -> Any:
     if not module or not attribute:
         raise ValueError(f"'{name}' names no code: write module:attr")
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        absent = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
-        advice = "install it, or put its folder on PYTHONPATH" if absent else "mend it"
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
+        advice = "install it, or put its folder on PYTHONPATH" if is_missing else "mend it"
         raise ValueError(
             f"'{name}': module {module} cannot be imported ({describe_error(error)}): {advice}"
         ) from None
     try:
-        return getattr(found, attribute)
+        return getattr(imported, attribute)
     except AttributeError:
         raise ValueError(f"'{name}': module {module} has no '{attribute}'") from None
 
@@ -49,12 +49,12 @@ def source_hash(name: str) -> str:
     Raises:
         ConfigError: there is no such file.
     """
-    found = load(name)
-    written = inspect.unwrap(found) if callable(found) else found
-    if not (inspect.isfunction(written) or inspect.isclass(written)):
-        written = sys.modules[name.partition(":")[0]]
+    plugin = load_plugin(name)
+    definition = inspect.unwrap(plugin) if callable(plugin) else plugin
+    if not (inspect.isfunction(definition) or inspect.isclass(definition)):
+        definition = sys.modules[name.partition(":")[0]]
     try:
-        file = inspect.getsourcefile(written)
+        file = inspect.getsourcefile(definition)
     except TypeError:  # defined interactively, or compiled
         file = None
     if file is None or not Path(file).is_file():

@@ -9,20 +9,20 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-def suggestion(name: str, choices: Iterable[str]) -> str:
+def suggest(name: str, choices: Iterable[str]) -> str:
     """Return `did you mean 'x'? choices: …` for a name that is not among the choices."""
-    known = sorted(str(choice) for choice in choices)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    listed = f"choices: {join_names(known)}"
-    return f"did you mean '{near[0]}'? {listed}" if near else listed
+    names = sorted(str(choice) for choice in choices)
+    matches = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    choices_text = f"choices: {join_names(names)}"
+    return f"did you mean '{matches[0]}'? {choices_text}" if matches else choices_text
 
 
 def join_names(names: Iterable[str]) -> str:
     """Return names joined by commas; quoted if one is empty or contains a comma or a space."""
-    known = [str(name) for name in names]
-    if any(not name or "," in name or " " in name for name in known):
-        known = [f"'{name}'" for name in known]
-    return ", ".join(known) or "none"
+    texts = [str(name) for name in names]
+    if any(not name or "," in name or " " in name for name in texts):
+        texts = [f"'{name}'" for name in texts]
+    return ", ".join(texts) or "none"
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -35,19 +35,19 @@ class Registry(Mapping[str, T], Generic[T]):
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers its object as `name`."""
 
-        def enter(entry: T) -> T:
+        def decorator(entry: T) -> T:
             assert name not in self._entries, f"{self.kind} {name} is registered twice"
             self._entries[name] = entry
             return entry
 
-        return enter
+        return decorator
 
     def __getitem__(self, name: str) -> T:
         try:
             return self._entries[name]
         except KeyError:
             raise KeyError(
-                f"unknown {self.kind} '{name}': {suggestion(name, self._entries)}"
+                f"unknown {self.kind} '{name}': {suggest(name, self._entries)}"
             ) from None
 
     def __iter__(self) -> Iterator[str]:

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     import torch
 
 
-def derived_seed(*key: object) -> int:
+def derive_seed(*key: object) -> int:
     """Return a 63-bit seed for a key, the same in every process and Python version."""
     text = "\x1f".join(str(part) for part in key)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def generator(*key: object) -> torch.Generator:
+def make_generator(*key: object) -> torch.Generator:
     """Return a CPU generator for a key, e.g. `("corruption", 0, sample_id)`."""
     import torch
 
-    return torch.Generator().manual_seed(derived_seed(*key))
+    return torch.Generator().manual_seed(derive_seed(*key))
 
 
 def seed_process(seed: int, threads: int | None = None) -> None:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 #: Values per thread that are read ahead.
-_AHEAD = 4
+_QUEUE_PER_THREAD = 4
 
 
 def map_values(
@@ -33,18 +33,18 @@ def map_values(
         for key, value in pairs:
             yield key, function(value)
         return
-    asked: deque[tuple[K, Future[R]]] = deque()
+    pending: deque[tuple[K, Future[R]]] = deque()
     # Functions in the threads may set warning filters, which are global: restore them at the end.
     with warnings.catch_warnings():
         pool = ThreadPoolExecutor(threads, thread_name_prefix="map")
         try:
             for key, value in pairs:
-                asked.append((key, pool.submit(function, value)))
-                if len(asked) == _AHEAD * threads:
-                    first, made = asked.popleft()
-                    yield first, made.result()
-            while asked:
-                first, made = asked.popleft()
-                yield first, made.result()
+                pending.append((key, pool.submit(function, value)))
+                if len(pending) == _QUEUE_PER_THREAD * threads:
+                    done_key, future = pending.popleft()
+                    yield done_key, future.result()
+            while pending:
+                done_key, future = pending.popleft()
+                yield done_key, future.result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: How long one worker waits for another: only rank 0 writes checkpoints.
-PATIENCE = timedelta(hours=2)
+BARRIER_TIMEOUT = timedelta(hours=2)
 
 #: Seconds between two meetings while the others wait for work of rank 0 that may take longer than
 #: that.
-BEAT = 60.0
+HEARTBEAT_INTERVAL = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,46 +38,46 @@ class Workers:
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes files and reports progress."""
         return self.rank == 0
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         """Whether the trial has one process."""
         return self.size == 1
 
-    def by_machine(self) -> list[list[int]]:
+    def ranks_by_machine(self) -> list[list[int]]:
         """Return the ranks on each machine, in the order of their first ones, on every process."""
-        found: dict[str, list[int]] = {}
-        for rank, machine in enumerate(self.gathered(_machine())):
-            found.setdefault(machine, []).append(rank)
-        return list(found.values())
+        ranks: dict[str, list[int]] = {}
+        for rank, machine in enumerate(self.all_gather(_machine_id())):
+            ranks.setdefault(machine, []).append(rank)
+        return list(ranks.values())
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process has called this."""
-        if not self.alone:
+        if not self.is_single:
             import torch.distributed as dist
 
             dist.barrier()
 
-    def sums(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    def all_reduce(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
         """Return the sum of each value over all processes, which all pass the same names.
 
         Args:
             values: this process's summands.
             device: the model's device, used for the communication.
         """
-        if self.alone:
+        if self.is_single:
             return dict(values)
         import torch
         import torch.distributed as dist
 
-        packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-        dist.all_reduce(packed)
-        return dict(zip(values, packed.tolist(), strict=True))
+        totals = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+        dist.all_reduce(totals)
+        return dict(zip(values, totals.tolist(), strict=True))
 
-    def each(self, make: Callable[[], T]) -> list[T]:
+    def gather_results(self, make: Callable[[], T]) -> list[T]:
         """Return each process's result of `make`, by rank, on every process.
 
         Raises:
@@ -85,12 +85,12 @@ class Workers:
                 same kind if that was one.
         """
         failure: Exception | None = None
-        made: T | None = None
+        result: T | None = None
         try:
-            made = make()
+            result = make()
         except Exception as error:  # the waiting others are told before it is raised
             failure = error
-        reports = self.gathered((_reason(failure), made))
+        reports = self.all_gather((_failure_reason(failure), result))
         if failure is not None:
             raise failure
         for rank, (reason, _) in enumerate(reports):
@@ -103,41 +103,43 @@ class Workers:
         """Return rank 0's result of `make` on every process; the others do not call it.
 
         Raises:
-            Exception: as `each`.
+            Exception: as `gather_results`.
         """
-        return self.each(lambda: make() if self.first else None)[0]  # type: ignore[return-value]
+        return self.gather_results(lambda: make() if self.is_main else None)[0]  # type: ignore[return-value]
 
-    def awaited_from_rank0(self, make: Callable[[], T]) -> T:
+    def wait_for_rank0(self, make: Callable[[], T]) -> T:
         """Return rank 0's result of `make` on every process, however long it takes, as with judges.
 
-        Meanwhile all processes meet now and then, so that none waits longer than `PATIENCE`.
+        Meanwhile all processes meet now and then, so that none waits longer than `BARRIER_TIMEOUT`.
 
         Args:
             make: a function that does not communicate with other processes.
 
         Raises:
-            Exception: as `each`.
+            Exception: as `gather_results`.
         """
-        if self.alone:
+        if self.is_single:
             return make()
-        if not self.first:
-            while not self.gathered(None)[0]:
+        if not self.is_main:
+            while not self.all_gather(None)[0]:
                 pass  # the meeting is the wait
             return self.broadcast_from_rank0(make)
-        over = threading.Event()
-        meeting = threading.Thread(target=self._meet, args=(over, _gpu()), daemon=True)
+        finished = threading.Event()
+        heartbeat = threading.Thread(
+            target=self._send_heartbeats, args=(finished, _current_gpu()), daemon=True
+        )
 
-        def work() -> T:
-            meeting.start()
+        def make_with_heartbeat() -> T:
+            heartbeat.start()
             try:
                 return make()
             finally:
-                over.set()
-                meeting.join()
+                finished.set()
+                heartbeat.join()
 
-        return self.broadcast_from_rank0(work)
+        return self.broadcast_from_rank0(make_with_heartbeat)
 
-    def _meet(self, over: threading.Event, gpu: int | None) -> None:
+    def _send_heartbeats(self, finished: threading.Event, gpu: int | None) -> None:
         """Tell the others now and then whether rank 0 is done, until it is."""
         import torch
 
@@ -146,12 +148,12 @@ class Workers:
         done = False
         with suppress(Exception):  # a process that is lost now is reported afterwards
             while not done:
-                done = over.wait(BEAT)
-                self.gathered(done)
+                done = finished.wait(HEARTBEAT_INTERVAL)
+                self.all_gather(done)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Return each process's value, by rank; plain data."""
-        if self.alone:
+        if self.is_single:
             return [value]
         import torch.distributed as dist
 
@@ -160,7 +162,7 @@ class Workers:
         return values
 
 
-def _machine() -> str:
+def _machine_id() -> str:
     """Return an identifier of this process's machine.
 
     Ray Train and torchrun number the machines. Two containers may have the same host name.
@@ -171,7 +173,7 @@ def _machine() -> str:
     return socket.gethostname()
 
 
-def _gpu() -> int | None:
+def _current_gpu() -> int | None:
     """Return the GPU that this thread computes on, if any."""
     import torch
 
@@ -180,7 +182,7 @@ def _gpu() -> int | None:
     return torch.cuda.current_device()
 
 
-def _reason(failure: Exception | None) -> tuple[type[TrialError], str] | None:
+def _failure_reason(failure: Exception | None) -> tuple[type[TrialError], str] | None:
     if failure is None:
         return None
     text = (str(failure).splitlines() or [""])[0]
@@ -219,7 +221,7 @@ def join_workers() -> Iterator[Workers]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=BARRIER_TIMEOUT)
     try:
         yield current_workers()
         dist.barrier()  # they leave together: the first holds the store that all need

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.analysis.values import Array, pseudo_values
 
 
@@ -121,5 +121,5 @@ class StudyResults:
             ValueError: there is no such metric. The message suggests similar names.
         """
         if name not in self.metrics:
-            raise ValueError(f"unknown metric '{name}': {suggestion(name, self.metrics)}")
+            raise ValueError(f"unknown metric '{name}': {suggest(name, self.metrics)}")
         return self.metrics[name]

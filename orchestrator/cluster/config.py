@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chip_core.config.validation import explain
+from chip_core.config.validation import explain_errors
 from chip_core.recipes import read_yaml
 
 #: Key of the settings. Ray ignores `metadata`.
@@ -103,7 +103,7 @@ def read_cluster(path: Path) -> ClusterFile:
     try:
         settings = Settings.model_validate(raw_settings)
     except ValidationError as error:
-        lines = explain(error, Settings, "", prefix=f"{SETTINGS_KEY}.")
+        lines = explain_errors(error, Settings, "", prefix=f"{SETTINGS_KEY}.")
         problems = tuple(_parse_problem(line) for line in lines)
         return ClusterFile(path=path, content=content, settings=None, problems=problems)
     return ClusterFile(path=path, content=content, settings=settings)

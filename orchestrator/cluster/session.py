@@ -69,7 +69,7 @@ def run_on_cluster(
         ConfigError: the study or the cluster file is invalid, or the trials do not fit.
         UserError: the cluster cannot be reached, or refuses the job.
     """
-    loaded = load_study(find_study(study), changes, elsewhere=True)
+    loaded = load_study(find_study(study), changes, is_remote=True)
     check = require_valid(file, study_resource_need(loaded))
     assert check.capacity is not None and check.file.settings is not None, "what is good has both"
     settings, head = check.file.settings, find_head(check.file)
@@ -249,7 +249,7 @@ def bundle_submission(study: str, recipe: str | None, folder: Path) -> Submissio
         )
     recipe_name = str(recipes.read_yaml(file).get("recipe", ""))
     recipe_file = file.parent / recipe_name
-    if recipe_name not in recipes.names() and recipe_file.is_file():
+    if recipe_name not in recipes.recipe_names() and recipe_file.is_file():
         relative_path = PurePosixPath(recipe_name)
         if relative_path.is_absolute() or ".." in relative_path.parts:
             raise UserError(
@@ -263,9 +263,9 @@ def bundle_submission(study: str, recipe: str | None, folder: Path) -> Submissio
 
 
 def _bundle_recipe(recipe: str, folder: Path) -> str:
-    if recipe in recipes.names():
+    if recipe in recipes.recipe_names():
         return recipe
-    source = recipes.find(recipe)
+    source = recipes.find_recipe(recipe)
     if (folder / expand_path(recipe).name).exists():
         raise UserError(f"--recipe: {recipe}: is named as the study's file: rename it")
     shutil.copyfile(source, folder / source.name)

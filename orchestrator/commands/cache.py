@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.common.options import workdir_of
+from orchestrator.commands.common.options import make_workdir_option
 from orchestrator.commands.common.output import json_option, print_json
-from orchestrator.commands.common.param_types import Real
+from orchestrator.commands.common.param_types import FloatType
 
 
 @click.command(epilog="Example: chip-ablate cache --prune --older-than 30")
-@workdir_of("Whose reference passes.")
+@make_workdir_option("Whose reference passes.")
 @click.option("--check", "checks", is_flag=True, help="Hash every file; exit code 1 if one broke.")
 @click.option(
     "--prune",
@@ -22,7 +22,7 @@ from orchestrator.commands.common.param_types import Real
 )
 @click.option(
     "--older-than",
-    type=Real(),
+    type=FloatType(),
     metavar="DAYS",
     help="With --prune: also what was not used for so long.",
 )
@@ -39,7 +39,7 @@ def cache(
     """List the reference passes that are kept: what, how large, last used, by which studies."""
     from rich.console import Console
 
-    from chip_core.reference_cache.size import gigabytes
+    from chip_core.reference_cache.size import format_bytes
     from orchestrator.state.cache import (
         cache_json,
         cache_lines,
@@ -52,23 +52,23 @@ def cache(
 
     if (older_than is not None or yes) and not prunes:
         raise click.UsageError("--older-than and --yes go with --prune")
-    stores = list_caches(workdir, Ledger(workdir))
+    entries = list_caches(workdir, Ledger(workdir))
     if checks:
-        verify_caches(stores, Console(stderr=True), workdir)
+        verify_caches(entries, Console(stderr=True), workdir)
     console = Console(stderr=as_json)
-    for line in cache_lines(stores, workdir):
+    for line in cache_lines(entries, workdir):
         console.print(line)
-    pruned = prunable_caches(stores, older_than) if prunes else []
+    pruned = prunable_caches(entries, older_than) if prunes else []
     if pruned:
-        size = gigabytes(sum(kept.bytes for kept in pruned))
-        names = ", ".join(kept.folder.name[:8] for kept in pruned)
+        size = format_bytes(sum(entry.bytes for entry in pruned))
+        names = ", ".join(entry.folder.name[:8] for entry in pruned)
         if not yes and not click.confirm(f"remove {names} ({size})?", err=as_json):
             pruned = []
-        freed = prune_caches(pruned, workdir)
-        console.print(f"removed {len(pruned)}, {gigabytes(freed)} freed", highlight=False)
+        freed_bytes = prune_caches(pruned, workdir)
+        console.print(f"removed {len(pruned)}, {format_bytes(freed_bytes)} freed", highlight=False)
     elif prunes:
         console.print("nothing to remove")
     if as_json:
-        removed = [kept.folder.name for kept in pruned]
-        print_json({"stores": cache_json(stores), "removed": removed})
-    return 1 if checks and any(kept.state == "broken" for kept in stores) else 0
+        removed = [entry.folder.name for entry in pruned]
+        print_json({"stores": cache_json(entries), "removed": removed})
+    return 1 if checks and any(entry.state == "broken" for entry in entries) else 0

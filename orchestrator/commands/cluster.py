@@ -9,12 +9,12 @@ import click
 
 from orchestrator.commands.common.options import workdir_option
 from orchestrator.commands.common.output import json_option, print_json
-from orchestrator.commands.common.param_types import Location, Real, Text
+from orchestrator.commands.common.param_types import FloatType, PathType, TextType
 
 if TYPE_CHECKING:
     from orchestrator.cluster.check import ClusterCheck
 
-FILE = Location("file")
+FILE_TYPE = PathType("file")
 
 
 @click.group(epilog="Example: chip-ablate cluster check cluster.yaml --study encoder")
@@ -23,9 +23,9 @@ def cluster() -> None:
 
 
 @cluster.command(epilog="Example: chip-ablate cluster check cluster.yaml --study encoder")
-@click.argument("file", type=FILE)
-@click.option("--study", type=Text(), help="Whether its trials find room, too.")
-@click.option("--recipe", type=Text(), help="In place of the study's recipe.")
+@click.argument("file", type=FILE_TYPE)
+@click.option("--study", type=TextType(), help="Whether its trials find room, too.")
+@click.option("--recipe", type=TextType(), help="In place of the study's recipe.")
 @click.option("--live", is_flag=True, help="Ask the machines of the running cluster, too.")
 @json_option()
 def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json: bool) -> int:
@@ -39,33 +39,37 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     from orchestrator.study.load import find_study, load_study
     from orchestrator.study.model import StudyChanges
 
-    need = None
+    requirements = None
     if recipe is not None and study is None:
         raise click.UsageError("--recipe is of a study: give --study, too")
     if study is not None:
-        need = study_resource_need(
-            load_study(find_study(study), StudyChanges(recipe=recipe), elsewhere=True)
+        requirements = study_resource_need(
+            load_study(find_study(study), StudyChanges(recipe=recipe), is_remote=True)
         )
-    checked = check_cluster(file, need)
-    if live and not checked.problems:
+    report = check_cluster(file, requirements)
+    if live and not report.problems:
         from orchestrator.cluster.checks.live import live_problems
         from orchestrator.cluster.head import find_head
 
-        checked = add_problems(checked, live_problems(checked.file, find_head(checked.file)))
+        report = add_problems(report, live_problems(report.file, find_head(report.file)))
     if as_json:
-        print_json(_as_json(checked))
-        return 2 if checked.problems else 0
-    if checked.problems:
-        raise ConfigError(checked.lines)
-    for line in _good_lines(checked, study):
+        print_json(_check_json(report))
+        return 2 if report.problems else 0
+    if report.problems:
+        raise ConfigError(report.lines)
+    for line in _success_lines(report, study):
         click.echo(line)
     return 0
 
 
 @cluster.command(epilog="Example: chip-ablate cluster idle --then 'sudo shutdown -h now'")
-@click.option("--minutes", type=Real(above_zero=True), default=60.0, show_default=True)
+@click.option("--minutes", type=FloatType(is_positive=True), default=60.0, show_default=True)
 @click.option(
-    "--then", "command", type=Text(), required=True, help="What stops the machine: a shell command."
+    "--then",
+    "command",
+    type=TextType(),
+    required=True,
+    help="What stops the machine: a shell command.",
 )
 def idle(minutes: float, command: str) -> None:
     """On a head: run a command once no job, other machine or person was there for a while."""
@@ -75,8 +79,10 @@ def idle(minutes: float, command: str) -> None:
 
 
 @click.command(epilog="Example: chip-ablate attach")
-@click.argument("job", type=Text(), required=False)
-@click.option("--cluster", "file", type=FILE, help="Its file; by default the one it was sent with.")
+@click.argument("job", type=TextType(), required=False)
+@click.option(
+    "--cluster", "file", type=FILE_TYPE, help="Its file; by default the one it was sent with."
+)
 @click.option("--stop", is_flag=True, help="Ask the job to stop, as Ctrl-C does a study.")
 @json_option()
 @workdir_option
@@ -87,30 +93,32 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
     """
     from orchestrator.cluster.session import find_job, stop_job, watch_job
 
-    head, found = find_job(job, file, workdir)
+    head, submission = find_job(job, file, workdir)
     if stop:
-        stop_job(head, found)
+        stop_job(head, submission)
         if as_json:
-            print_json({"job": found.job, "asked_to_stop": True})
+            print_json({"job": submission.job, "asked_to_stop": True})
         else:
-            click.echo(f"{found.job} is asked to stop; chip-ablate attach {found.job} looks on")
+            click.echo(
+                f"{submission.job} is asked to stop; chip-ablate attach {submission.job} looks on"
+            )
         return 0
-    return watch_job(head, found, print_json if as_json else None)
+    return watch_job(head, submission, print_json if as_json else None)
 
 
-def _as_json(checked: ClusterCheck) -> dict[str, Any]:
+def _check_json(report: ClusterCheck) -> dict[str, Any]:
     return {
-        "file": str(checked.file.path),
-        "problems": [{"key": each.key, "what": each.message} for each in checked.problems],
-        "room": None if checked.capacity is None else vars(checked.capacity),
+        "file": str(report.file.path),
+        "problems": [{"key": problem.key, "what": problem.message} for problem in report.problems],
+        "room": None if report.capacity is None else vars(report.capacity),
     }
 
 
-def _good_lines(checked: ClusterCheck, study: str | None) -> list[str]:
-    lines = [f"{checked.file.path}: nothing is wrong with it"]
-    if checked.capacity is not None:
+def _success_lines(report: ClusterCheck, study: str | None) -> list[str]:
+    lines = [f"{report.file.path}: nothing is wrong with it"]
+    if report.capacity is not None:
         lines.append(
-            f"{study}: {checked.capacity.at_once} trials at once; room for "
-            f"{checked.capacity.slots} workers"
+            f"{study}: {report.capacity.at_once} trials at once; room for "
+            f"{report.capacity.slots} workers"
         )
     return lines

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.common.options import places_of
+from orchestrator.commands.common.options import resolve_data_paths
 from orchestrator.commands.common.output import json_option, print_json
-from orchestrator.commands.common.param_types import Location, Text, Whole
+from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 
 @click.group(epilog="Example: chip-ablate data check pairs.jsonl")
@@ -18,7 +18,7 @@ def data() -> None:
 
 
 @data.command(epilog="Example: chip-ablate data check 'data/train-*.parquet' --model shapes")
-@click.argument("path", type=Text())
+@click.argument("path", type=TextType())
 @click.option(
     "--format",
     "layout",
@@ -27,20 +27,22 @@ def data() -> None:
     show_default=True,
     help="How rows are laid out; auto: found by the columns.",
 )
-@click.option("--split", type=Text(), help="Of a folder or a hub name.")
-@click.option("--limit", type=Whole(1), help="The first N rows only.")
+@click.option("--split", type=TextType(), help="Of a folder or a hub name.")
+@click.option("--limit", type=IntegerType(1), help="The first N rows only.")
 @click.option(
     "--image-root",
-    type=Text(),
+    type=TextType(),
     help="Folder where image paths begin; default: the data file's own.",
 )
 @click.option(
     "--model",
-    type=Text(),
+    type=TextType(),
     help="Which is to take the rows, and whose tokenizer counts; without it words are compared.",
 )
-@click.option("--recipe", type=Text(), help="In place of --model: the recipe that names it.")
-@click.option("--objective", type=Text(), help="A preset: rows that lack what it reads are bad.")
+@click.option("--recipe", type=TextType(), help="In place of --model: the recipe that names it.")
+@click.option(
+    "--objective", type=TextType(), help="A preset: rows that lack what it reads are bad."
+)
 @json_option()
 def check(
     path: str,
@@ -63,38 +65,42 @@ def check(
 
     from chip_core import recipes
     from chip_core.config.trial import DataConfig, ModelConfig
-    from chip_core.config.validation import trial_config
+    from chip_core.config.validation import parse_trial_config
     from orchestrator.data.check import check_data, data_json, data_lines
 
     if model is not None and recipe is not None:
         raise click.UsageError("--model and --recipe: give one of them")
-    read = None
+    objective_config = None
     if objective is not None:
         tree = {"model": "shapes", "objective": objective}
-        read = trial_config(tree, "--objective").objective
-    named = None if model is None else ModelConfig(path=model)
+        objective_config = parse_trial_config(tree, "--objective").objective
+    model_config = None if model is None else ModelConfig(path=model)
     if recipe is not None:
-        file = recipes.find(recipe)
-        named = trial_config(recipes.read_yaml(file), str(file)).model
+        file = recipes.find_recipe(recipe)
+        model_config = parse_trial_config(recipes.read_yaml(file), str(file)).model
     source = DataConfig(source=path, format=layout, split=split, limit=limit, image_root=image_root)
-    where = "--model" if recipe is None else f"{recipe}: model.path"
-    found = check_data(
-        source, model=named, console=Console(stderr=True), where=where, objective=read
+    model_source = "--model" if recipe is None else f"{recipe}: model.path"
+    report = check_data(
+        source,
+        model=model_config,
+        console=Console(stderr=True),
+        model_source=model_source,
+        objective=objective_config,
     )
     if as_json:
-        print_json(data_json(found))
+        print_json(data_json(report))
     else:
         console = Console()
-        for line in data_lines(found):
+        for line in data_lines(report):
             console.print(line, soft_wrap=isinstance(line, Text))
-    return 1 if found.bad else 0
+    return 1 if report.bad else 0
 
 
 @data.command(epilog="Example: chip-ablate data status --benchmark-data benchmarks")
-@click.argument("names", type=Text(), metavar="[BENCHMARK]...", nargs=-1)
+@click.argument("names", type=TextType(), metavar="[BENCHMARK]...", nargs=-1)
 @click.option(
     "--benchmark-data",
-    type=Location(is_local=False),
+    type=PathType(is_local=False),
     envvar="CHIP_ABLATE_BENCHMARK_DATA",
     show_envvar=True,
     help="Holds a folder for each benchmark, named as it, as its project publishes it.",
@@ -110,12 +116,12 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
     from chip_core.evaluation.benchmarks.status import find_benchmark_status
     from orchestrator.data.status import status_json, status_lines
 
-    data = places_of(benchmark_data).benchmark_data
-    found = find_benchmark_status(names, data)
+    data = resolve_data_paths(benchmark_data).benchmark_data
+    statuses = find_benchmark_status(names, data)
     if as_json:
-        print_json(status_json(found, data))
+        print_json(status_json(statuses, data))
     else:
         console = Console()
-        for line in status_lines(found, data):
+        for line in status_lines(statuses, data):
             console.print(line, soft_wrap=True)
-    return 1 if any(benchmark.state == "broken" for benchmark in found) else 0
+    return 1 if any(benchmark.state == "broken" for benchmark in statuses) else 0

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.common.options import Override, each_once, places_of, places_options
-from orchestrator.commands.common.output import Told, json_option, print_json
-from orchestrator.commands.common.param_types import Location, Text, Whole
+from orchestrator.commands.common.options import (
+    OverrideType,
+    data_path_options,
+    resolve_data_paths,
+    unique_values,
+)
+from orchestrator.commands.common.output import ProgressPrinter, json_option, print_json
+from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,16 +27,19 @@ if TYPE_CHECKING:
     from chip_core.results import Evaluation
 
 #: What keys of who answers begin with.
-_ANSWERING = "evaluation."
+_EVALUATION_PREFIX = "evaluation."
 
 
 @click.command(epilog="Example: chip-ablate evaluate my-model --benchmarks amber,pope --limit 100")
-@click.argument("model", type=Text())
+@click.argument("model", type=TextType())
 @click.option(
-    "--benchmarks", type=Text(), required=True, help="Names with commas between, or module:attr."
+    "--benchmarks",
+    type=TextType(),
+    required=True,
+    help="Names with commas between, or module:attr.",
 )
-@places_options
-@click.option("--limit", type=Whole(1), help="A seeded subset of N questions of each.")
+@data_path_options
+@click.option("--limit", type=IntegerType(1), help="A seeded subset of N questions of each.")
 @click.option(
     "--protocol",
     type=click.Choice(["official", "corrected", "chip"]),
@@ -43,19 +51,21 @@ _ANSWERING = "evaluation."
     "--set",
     "overrides",
     multiple=True,
-    type=Override(),
+    type=OverrideType(),
     metavar="KEY=VALUE",
     help="Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL. Of who answers: "
     "evaluation.generator=vllm.",
 )
 @click.option(
-    "--base", type=Text(), help="A PEFT folder's base model, where it is not the one it names."
+    "--base", type=TextType(), help="A PEFT folder's base model, where it is not the one it names."
 )
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Answered together.")
+@click.option(
+    "--batch", type=IntegerType(1), default=64, show_default=True, help="Answered together."
+)
 @click.option(
     "--out",
-    type=Location("folder"),
+    type=PathType("folder"),
     default=Path("chip-evaluation"),
     show_default=True,
     help="Where answers and scores go; what lies there is not made again.",
@@ -84,34 +94,36 @@ def evaluate(
     from chip_core.evaluate import evaluate_model
     from chip_core.utils.errors import TrialError, UserError
 
-    changes = each_once("--set", overrides)
-    _check_once(changes)
-    answering = {key: changes.pop(key) for key in [*changes] if key.startswith(_ANSWERING)}
-    asked = _settings(benchmarks, {"protocol": protocol, "limit": limit, **changes})
+    changes = unique_values("--set", overrides)
+    _check_not_repeated(changes)
+    evaluation_overrides = {
+        key: changes.pop(key) for key in [*changes] if key.startswith(_EVALUATION_PREFIX)
+    }
+    settings = _parse_settings(benchmarks, {"protocol": protocol, "limit": limit, **changes})
     console = Console(stderr=True)
-    places = places_of(benchmark_data, judge_replies, judge_cache=out / "judge")
+    data_paths = resolve_data_paths(benchmark_data, judge_replies, judge_cache=out / "judge")
     try:
-        found = evaluate_model(
+        evaluations = evaluate_model(
             model,
-            asked,
+            settings,
             folder=out,
-            places=places,
+            places=data_paths,
             base=base,
             dtype=dtype,
             batch_size=batch,
-            answering=_answering(answering),
-            report=Told(console),
+            answering=_parse_evaluation(evaluation_overrides),
+            report=ProgressPrinter(console),
         )
     except TrialError as error:
         raise UserError(str(error)) from None
     if as_json:
-        print_json(_plain(model, out, found))
+        print_json(_evaluations_json(model, out, evaluations))
         return
-    for line in _lines(found):
+    for line in _evaluation_lines(evaluations):
         Console().print(line)
 
 
-def _check_once(changes: Mapping[str, Any]) -> None:
+def _check_not_repeated(changes: Mapping[str, Any]) -> None:
     """Refuse a key that an option or each benchmark sets as well."""
     source = click.get_current_context().get_parameter_source
     for option in ("protocol", "limit"):
@@ -121,16 +133,16 @@ def _check_once(changes: Mapping[str, Any]) -> None:
         raise click.UsageError("--set name: which benchmarks are asked is --benchmarks")
 
 
-def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig]:
+def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[BenchmarkConfig]:
     """Return each benchmark's settings, checked; `judge.model=x` is a key of a section."""
     from pydantic import ValidationError
 
     from chip_core.config.benchmark import BenchmarkConfig
-    from chip_core.config.validation import explain, set_key
+    from chip_core.config.validation import explain_errors, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in overrides.items():
         set_key(tree, key, value)
     names = [name.strip() for name in benchmarks.split(",")]
     if not any(names):
@@ -140,32 +152,36 @@ def _settings(benchmarks: str, given: Mapping[str, Any]) -> list[BenchmarkConfig
     if len(set(names)) < len(names):
         raise ConfigError(["--benchmarks: a benchmark is named twice: name each once"])
     try:
-        asked = [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
+        settings = [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
     except ValidationError as error:
-        raise ConfigError(explain(error, BenchmarkConfig, "--set")) from None
-    if asked[0].half == "select":
+        raise ConfigError(explain_errors(error, BenchmarkConfig, "--set")) from None
+    if settings[0].half == "select":
         raise ConfigError(["--set: half: select is tuned on, and this is quoted: write report"])
-    return asked
+    return settings
 
 
-def _answering(given: Mapping[str, Any]) -> EvaluationConfig:
+def _parse_evaluation(overrides: Mapping[str, Any]) -> EvaluationConfig:
     """Return the checked configuration of the answering engine, given keys of a recipe."""
     from pydantic import ValidationError
 
     from chip_core.config.trial import EvaluationConfig
-    from chip_core.config.validation import explain, set_key
+    from chip_core.config.validation import explain_errors, set_key
     from chip_core.utils.errors import ConfigError
 
-    tree: dict[str, Any] = {_ANSWERING[:-1]: {}}
-    for key, value in given.items():
+    tree: dict[str, Any] = {_EVALUATION_PREFIX[:-1]: {}}
+    for key, value in overrides.items():
         set_key(tree, key, value)
     try:
-        return EvaluationConfig.model_validate(tree[_ANSWERING[:-1]])
+        return EvaluationConfig.model_validate(tree[_EVALUATION_PREFIX[:-1]])
     except ValidationError as error:
-        raise ConfigError(explain(error, EvaluationConfig, "--set", _ANSWERING)) from None
+        raise ConfigError(
+            explain_errors(error, EvaluationConfig, "--set", _EVALUATION_PREFIX)
+        ) from None
 
 
-def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:
+def _evaluations_json(
+    model: str, out: Path, evaluations: Mapping[str, Evaluation]
+) -> dict[str, Any]:
     from chip_core.evaluation.unreadable import count_unreadable
 
     return {
@@ -182,12 +198,12 @@ def _plain(model: str, out: Path, found: Mapping[str, Evaluation]) -> dict[str, 
                 "scores": str(out / evaluation.scores),
                 "responses": str(out / evaluation.responses),
             }
-            for name, evaluation in found.items()
+            for name, evaluation in evaluations.items()
         },
     }
 
 
-def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
+def _evaluation_lines(evaluations: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
@@ -197,13 +213,13 @@ def _lines(found: Mapping[str, Evaluation]) -> Iterator[RenderableType]:
     table = Table(box=None, pad_edge=False)
     for title in ("metric", "value", "unit"):
         table.add_column(title, justify="right" if title == "value" else "left")
-    for name, evaluation in found.items():
-        declared = find_benchmark(name).metrics
+    for name, evaluation in evaluations.items():
+        benchmark_metrics = find_benchmark(name).metrics
         for metric, value in evaluation.metrics.items():
-            unit = declared[metric.removeprefix(f"{name}/")].unit
+            unit = benchmark_metrics[metric.removeprefix(f"{name}/")].unit
             table.add_row(Text(metric), f"{value:.4g}", unit)
     yield table
-    for name, evaluation in found.items():
+    for name, evaluation in evaluations.items():
         metadata = evaluation.metadata
         subset = f", a seeded subset of {metadata['of']:,} questions" if "of" in metadata else ""
         yield Text(

@@ -8,38 +8,38 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.common.options import Override, each_once
+from orchestrator.commands.common.options import OverrideType, unique_values
 from orchestrator.commands.common.output import json_option, print_json
-from orchestrator.commands.common.param_types import Location, Whole, whole_numbers
+from orchestrator.commands.common.param_types import IntegerType, PathType, parse_integers
 
 
-class _Timesteps(click.ParamType[Any]):
+class _TimestepsType(click.ParamType[Any]):
     name = "timesteps"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        given = str(value).strip()  # empty: no series
-        steps = whole_numbers(self, given, "0,250,500", param, ctx) if given else []
+        text = str(value).strip()  # empty: no series
+        steps = parse_integers(self, text, "0,250,500", param, ctx) if text else []
         if not all(0 <= step <= 999 for step in steps):
             self.fail(f"'{value}' is no list of steps from 0 to 999: write 0,250,500", param, ctx)
         return steps
 
 
 @click.command(epilog="Example: chip-ablate gallery photo.jpg --out gallery.png")
-@click.argument("images", nargs=-1, type=Location(), metavar="[IMAGE]...")
+@click.argument("images", nargs=-1, type=PathType(), metavar="[IMAGE]...")
 @click.option(
     "--out",
-    type=Location("file"),
+    type=PathType("file"),
     default=Path("gallery.png"),
     show_default=True,
     help="Where the figure goes: .png, .pdf or .svg.",
 )
-@click.option("--timesteps", type=_Timesteps(), help="T of the noise series: 0,250,500")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the draws.")
+@click.option("--timesteps", type=_TimestepsType(), help="T of the noise series: 0,250,500")
+@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of the draws.")
 @click.option(
     "--set",
     "overrides",
     multiple=True,
-    type=Override(),
+    type=OverrideType(),
     metavar="KEY=VALUE",
     help="A key below rejected_image: crop.share=0.2; strategy=NAME draws that one alone.",
 )
@@ -62,66 +62,66 @@ def gallery(
 
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is no format of a figure")
-    settings = _rejected_image_settings(overrides, series=timesteps is not None)
-    shown = pictures.read_images(images) if images else pictures.make_scenes(3)
-    alone = [settings["strategy"]] if "strategy" in settings else None
-    series = pictures.TIMESTEPS if alone in (None, ["diffusion"]) else ()
+    settings = _parse_rejected_image(overrides, series=timesteps is not None)
+    pictures_read = pictures.read_images(images) if images else pictures.make_scenes(3)
+    strategies = [settings["strategy"]] if "strategy" in settings else None
+    series = pictures.TIMESTEPS if strategies in (None, ["diffusion"]) else ()
     steps = series if timesteps is None else timesteps
     cells = pictures.make_gallery_cells(
-        shown, timesteps=steps, settings=settings, strategies=alone, seed=seed
+        pictures_read, timesteps=steps, settings=settings, strategies=strategies, seed=seed
     )
     try:
         pictures.draw_gallery(cells, out)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error.strerror})") from None
     if as_json:
-        listed = [{"image": cell.row, "shown": cell.title, "note": cell.note} for cell in cells]
-        print_json({"out": str(out), "cells": listed})
+        cell_entries = [
+            {"image": cell.row, "shown": cell.title, "note": cell.note} for cell in cells
+        ]
+        print_json({"out": str(out), "cells": cell_entries})
         return
     notes = [f"{cell.row}, {cell.title}: {cell.note}" for cell in cells if cell.note]
     click.echo("\n".join([*notes, f"written: {out}"]))
 
 
-def _check_drawn(settings: Mapping[str, Any], *, series: bool) -> None:
+def _check_keys_drawn(settings: Mapping[str, Any], *, series: bool) -> None:
     """Refuse settings of a strategy that is not drawn; a series of T is of diffusion."""
     from chip_core.config.strategies import STRATEGIES
     from chip_core.utils import plugins
 
     strategy = str(settings.get("strategy", ""))
-    drawn = {strategy} if strategy else set(STRATEGIES)
+    drawn_keys = {strategy} if strategy else set(STRATEGIES)
     if plugins.is_plugin(strategy):
-        drawn = {"parameters"}
+        drawn_keys = {"parameters"}
     if series:
-        drawn.add("diffusion")
-    for key in sorted(settings.keys() - drawn - {"strategy"}):
-        why = f"{strategy} alone is drawn" if strategy else "name the strategy: --set strategy=…"
-        raise click.UsageError(f"--set {key}: has no effect: {why}")
+        drawn_keys.add("diffusion")
+    for key in sorted(settings.keys() - drawn_keys - {"strategy"}):
+        reason = f"{strategy} alone is drawn" if strategy else "name the strategy: --set strategy=…"
+        raise click.UsageError(f"--set {key}: has no effect: {reason}")
 
 
-def _rejected_image_settings(
-    overrides: Sequence[tuple[str, Any]], *, series: bool
-) -> dict[str, Any]:
+def _parse_rejected_image(overrides: Sequence[tuple[str, Any]], *, series: bool) -> dict[str, Any]:
     """Return the keys given below `rejected_image`, checked."""
     from pydantic import ValidationError
 
     from chip_core.config.trial import RejectedImageConfig
-    from chip_core.config.validation import explain, key_problem, set_key
+    from chip_core.config.validation import explain_errors, key_problem, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
-    for key, value in each_once("--set", overrides).items():
-        whole = f"rejected_image.{key.removeprefix('rejected_image.')}"
-        complaint = key_problem(whole)
-        if complaint is not None:
-            raise ConfigError([f"--set: {key}: {complaint}"])
-        if whole.split(".")[1] in ("corruption_seed", "redraw"):
+    for key, value in unique_values("--set", overrides).items():
+        full_key = f"rejected_image.{key.removeprefix('rejected_image.')}"
+        problem = key_problem(full_key)
+        if problem is not None:
+            raise ConfigError([f"--set: {key}: {problem}"])
+        if full_key.split(".")[1] in ("corruption_seed", "redraw"):
             raise ConfigError([f"--set: {key}: has no effect on a picture: --seed draws another"])
-        set_key(tree, whole, value)
+        set_key(tree, full_key, value)
     settings: dict[str, Any] = tree.get("rejected_image", {})
-    _check_drawn(settings, series=series)
-    painted = {"strategy": "inpaint"} if "inpaint" in settings else {}
+    _check_keys_drawn(settings, series=series)
+    implied = {"strategy": "inpaint"} if "inpaint" in settings else {}
     try:
-        RejectedImageConfig.model_validate({**settings, **painted})
+        RejectedImageConfig.model_validate({**settings, **implied})
     except ValidationError as error:
-        raise ConfigError(explain(error, RejectedImageConfig, "--set")) from None
+        raise ConfigError(explain_errors(error, RejectedImageConfig, "--set")) from None
     return settings

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.common.options import planned, study_options
+from orchestrator.commands.common.options import load_plan, study_options
 from orchestrator.commands.common.output import print_json
-from orchestrator.commands.common.param_types import Location, Text, Whole
+from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 if TYPE_CHECKING:
     from orchestrator.human_eval.assignment import SheetKey
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from orchestrator.human_eval.pairs import AnswerPool
     from orchestrator.plan.plan import Plan
 
-_METRIC = click.option(
+_METRIC_OPTION = click.option(
     "--metric",
-    type=Text(),
+    type=TextType(),
     help="The judge's figure of an answer; default: the study's primary metric, if it is of the "
     "benchmark, else the benchmark's first.",
 )
-_BENCHMARK = click.option(
-    "--benchmark", type=Text(), required=True, help="Whose items: NAME, or select/NAME."
+_BENCHMARK_OPTION = click.option(
+    "--benchmark", type=TextType(), required=True, help="Whose items: NAME, or select/NAME."
 )
-_TRACKING = click.option(
+_TRACKING_OPTION = click.option(
     "--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db."
 )
 
@@ -47,24 +47,26 @@ def judge_humans() -> None:
 @study_options
 @click.option(
     "--arms",
-    type=Text(),
+    type=TextType(),
     nargs=2,
     required=True,
     metavar="A B",
     help="Two arms; figures are of B against A.",
 )
-@_BENCHMARK
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the draws.")
-@click.option("--items", type=Whole(1), default=50, show_default=True, help="Items in all.")
-@click.option("--annotators", type=Whole(1), default=1, show_default=True, help="Sheets to write.")
+@_BENCHMARK_OPTION
+@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of the draws.")
+@click.option("--items", type=IntegerType(1), default=50, show_default=True, help="Items in all.")
+@click.option(
+    "--annotators", type=IntegerType(1), default=1, show_default=True, help="Sheets to write."
+)
 @click.option(
     "--overlap",
-    type=Whole(0),
+    type=IntegerType(0),
     help="Items that every annotator judges; default: a fifth of them.",
 )
 @click.option(
     "--out",
-    type=Location("folder"),
+    type=PathType("folder"),
     required=True,
     help="A new folder for the sheets and the key.",
 )
@@ -87,44 +89,47 @@ def export_sheets(
     from orchestrator.human_eval.assignment import draw_sheets
     from orchestrator.human_eval.pairs import load_answer_pool, load_item_images
     from orchestrator.human_eval.sheet import render_sheet
-    from orchestrator.state.integrity import ledger_of
+    from orchestrator.state.integrity import read_ledger
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty: name a new folder")
-    made = planned(study, workdir=workdir, **changes)
-    pool = load_answer_pool(made, ledger_of(made, workdir), workdir, arms=arms, benchmark=benchmark)
+    plan = load_plan(study, workdir=workdir, **changes)
+    pool = load_answer_pool(
+        plan, read_ledger(plan, workdir), workdir, arms=arms, benchmark=benchmark
+    )
     key = draw_sheets(
         pool,
-        study=made.study.name,
+        study=plan.study.name,
         items=items,
         annotators=annotators,
         overlap=overlap,
         seed=seed,
     )
     images = load_item_images(
-        pool, {entry.item for sheet in key.sheets for entry in sheet}, made.places
+        pool, {entry.item for sheet in key.sheets for entry in sheet}, plan.data_paths
     )
     sheets = []
     for number in range(1, len(key.sheets) + 1):
         sheets.append(out / f"sheet-{number}.html")
         write_atomically(sheets[-1], render_sheet(key, number, pool, images))
-    for file in (_keys(workdir, key.study) / f"{key.export}.json", out / "key.json"):
+    for file in (_keys_folder(workdir, key.study) / f"{key.export}.json", out / "key.json"):
         write_private_json(file, key.as_json())
-    asked = len({entry.item for sheet in key.sheets for entry in sheet})
+    question_count = len({entry.item for sheet in key.sheets for entry in sheet})
     if as_json:
         print_json(
             {
                 "export": key.export,
                 "sheets": [str(path) for path in sheets],
                 "key": str(out / "key.json"),
-                "items": asked,
+                "items": question_count,
                 "pairs": key.pairs,
                 "same": key.same,
             }
         )
         return
     click.echo(
-        f"{asked} items; of {key.pairs} pairs of answers {key.same} are the same and not asked"
+        f"{question_count} items; of {key.pairs} pairs of answers {key.same} are the same and not "
+        "asked"
     )
     for path in sheets:
         click.echo(f"written: {path}")
@@ -135,15 +140,15 @@ def export_sheets(
     "import", epilog="Example: chip-ablate judge-humans import encoder replies-*.json"
 )
 @study_options
-@click.argument("files", nargs=-1, required=True, type=Location("file", exists=True))
+@click.argument("files", nargs=-1, required=True, type=PathType("file", exists=True))
 @click.option(
     "--key",
     "key_file",
-    type=Location("file", exists=True),
+    type=PathType("file", exists=True),
     help="The export's key; default: the copy that the work directory keeps.",
 )
-@_METRIC
-@_TRACKING
+@_METRIC_OPTION
+@_TRACKING_OPTION
 def import_replies(
     study: str,
     workdir: Path,
@@ -166,21 +171,21 @@ def import_replies(
     from orchestrator.report.writers.files import report_folder
     from orchestrator.tracking.client import check_store
 
-    made = planned(study, workdir=workdir, **changes)
+    plan = load_plan(study, workdir=workdir, **changes)
     check_store(workdir, tracking_uri)
-    name = made.study.name
+    name = plan.study.name
     replies = read_replies(files)
-    key = find_sheet_key(_keys(workdir, name), key_file, replies[0].export, files)
+    key = find_sheet_key(_keys_folder(workdir, name), key_file, replies[0].export, files)
     if key.study != name:
         raise UserError(f"{files[0]} is of study {key.study}, not of {name}: name that study")
-    comparison = build_comparison(key, replies, _judge_of(made, workdir, key, metric))
+    comparison = build_comparison(key, replies, _find_judge(plan, workdir, key, metric))
     written = write_comparison(comparison, report_folder(workdir, name))
-    said = _attach(made, workdir, tracking_uri, comparison_metrics(comparison), written)
+    note = _attach_figures(plan, workdir, tracking_uri, comparison_metrics(comparison), written)
     if as_json:
         paths = [str(path) for path in written]
-        print_json({**comparison_json(comparison), "written": paths, "note": said})
+        print_json({**comparison_json(comparison), "written": paths, "note": note})
         return
-    _tell(written, said)
+    _print_written(written, note)
 
 
 @judge_humans.command(
@@ -189,18 +194,18 @@ def import_replies(
     "--out labels.csv",
 )
 @study_options
-@_BENCHMARK
-@_METRIC
+@_BENCHMARK_OPTION
+@_METRIC_OPTION
 @click.option(
     "--arms",
-    type=Text(),
+    type=TextType(),
     multiple=True,
     metavar="ARM",
     help="Whose answers; may be repeated; default: all arms'.",
 )
-@click.option("--items", type=Whole(1), default=60, show_default=True, help="Items in all.")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the draw.")
-@click.option("--out", type=Location("file"), required=True, help="A new CSV file.")
+@click.option("--items", type=IntegerType(1), default=60, show_default=True, help="Items in all.")
+@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of the draw.")
+@click.option("--out", type=PathType("file"), required=True, help="A new CSV file.")
 def draw_answers(
     study: str,
     workdir: Path,
@@ -218,19 +223,19 @@ def draw_answers(
     from chip_core.utils.files import write_atomically
     from orchestrator.human_eval.judge import load_judge_values
     from orchestrator.human_eval.labels import draw_labels
-    from orchestrator.state.integrity import ledger_of
+    from orchestrator.state.integrity import read_ledger
 
     if out.exists():
         raise UserError(f"--out: {out} is there already: name a new file")
-    made = planned(study, workdir=workdir, **changes)
-    ledger = ledger_of(made, workdir)
-    judge = load_judge_values(made, ledger, workdir, benchmark=benchmark, metric=metric)
-    text, asked = draw_labels(made, ledger, workdir, judge, arms=arms, items=items, seed=seed)
+    plan = load_plan(study, workdir=workdir, **changes)
+    ledger = read_ledger(plan, workdir)
+    judge = load_judge_values(plan, ledger, workdir, benchmark=benchmark, metric=metric)
+    text, item_count = draw_labels(plan, ledger, workdir, judge, arms=arms, items=items, seed=seed)
     write_atomically(out, text)
     if as_json:
-        print_json({"metric": judge.metric, "items": asked, "written": str(out)})
+        print_json({"metric": judge.metric, "items": item_count, "written": str(out)})
         return
-    click.echo(f"{asked} items to label for {judge.metric}")
+    click.echo(f"{item_count} items to label for {judge.metric}")
     click.echo(f"written: {out} (fill in the column `label`)")
 
 
@@ -239,10 +244,10 @@ def draw_answers(
     epilog="Example: chip-ablate judge-humans labels encoder labels.csv --benchmark mmhal",
 )
 @study_options
-@click.argument("files", nargs=-1, required=True, type=Location("file", exists=True))
-@_BENCHMARK
-@_METRIC
-@_TRACKING
+@click.argument("files", nargs=-1, required=True, type=PathType("file", exists=True))
+@_BENCHMARK_OPTION
+@_METRIC_OPTION
+@_TRACKING_OPTION
 def import_labels(
     study: str,
     workdir: Path,
@@ -259,24 +264,24 @@ def import_labels(
     from orchestrator.human_eval.labels import compute_label_figures, labels_to_json, read_labels
     from orchestrator.report.sections.human import human_metrics
     from orchestrator.report.writers.files import report_folder
-    from orchestrator.state.integrity import ledger_of
+    from orchestrator.state.integrity import read_ledger
     from orchestrator.tracking.client import check_store
 
-    made = planned(study, workdir=workdir, **changes)
+    plan = load_plan(study, workdir=workdir, **changes)
     check_store(workdir, tracking_uri)
-    ledger = ledger_of(made, workdir)
-    judge = load_judge_values(made, ledger, workdir, benchmark=benchmark, metric=metric)
-    found = compute_label_figures(made, judge, read_labels(files, made, judge))
-    written = write_labels(found, report_folder(workdir, made.study.name))
-    plain = labels_to_json(found)
-    said = _attach(made, workdir, tracking_uri, human_metrics(plain), written)
+    ledger = read_ledger(plan, workdir)
+    judge = load_judge_values(plan, ledger, workdir, benchmark=benchmark, metric=metric)
+    figures = compute_label_figures(plan, judge, read_labels(files, plan, judge))
+    written = write_labels(figures, report_folder(workdir, plan.study.name))
+    figures_json = labels_to_json(figures)
+    note = _attach_figures(plan, workdir, tracking_uri, human_metrics(figures_json), written)
     if as_json:
-        print_json({**plain, "written": [str(path) for path in written], "note": said})
+        print_json({**figures_json, "written": [str(path) for path in written], "note": note})
         return
-    _tell(written, said)
+    _print_written(written, note)
 
 
-def _judge_of(
+def _find_judge(
     plan: Plan, workdir: Path, key: SheetKey, metric: str | None
 ) -> tuple[JudgeValues, AnswerPool] | None:
     """Return a judge's values and the pairs of an export; None if the judge has none of them.
@@ -287,21 +292,21 @@ def _judge_of(
     from chip_core.utils.errors import UserError
     from orchestrator.human_eval.judge import load_judge_values
     from orchestrator.human_eval.pairs import load_answer_pool
-    from orchestrator.state.integrity import ledger_of
+    from orchestrator.state.integrity import read_ledger
 
     try:
-        ledger = ledger_of(plan, workdir)
+        ledger = read_ledger(plan, workdir)
         pool = load_answer_pool(plan, ledger, workdir, arms=key.arms, benchmark=key.benchmark)
         judge = load_judge_values(plan, ledger, workdir, benchmark=key.benchmark, metric=metric)
     except UserError:
         if metric is not None:
             raise
         return None
-    same = all(pool.trials.get(name) == trial for name, trial in key.trials.items())
-    return (judge, pool) if same else None
+    has_same_trials = all(pool.trials.get(name) == trial for name, trial in key.trials.items())
+    return (judge, pool) if has_same_trials else None
 
 
-def _attach(
+def _attach_figures(
     plan: Plan,
     workdir: Path,
     tracking_uri: str | None,
@@ -314,20 +319,22 @@ def _attach(
     from orchestrator.tracking.attachments import StudyAttachment, attach_files
 
     name = plan.study.name
-    shown = [(file, artifact_folder(file, report_folder(workdir, name))) for file in written]
-    shown += refresh_report(plan, workdir)
-    return attach_files(workdir, tracking_uri, name, StudyAttachment(study=figures, files=shown))
+    attachments = [(file, artifact_folder(file, report_folder(workdir, name))) for file in written]
+    attachments += refresh_report(plan, workdir)
+    return attach_files(
+        workdir, tracking_uri, name, StudyAttachment(study=figures, files=attachments)
+    )
 
 
-def _tell(written: Sequence[Path], said: str | None) -> None:
+def _print_written(written: Sequence[Path], note: str | None) -> None:
     """Print a section as it was written, its path, and what went wrong."""
     click.echo(next(path for path in written if path.suffix == ".md").read_text(encoding="utf-8"))
     for path in written:
         click.echo(f"written: {path}")
-    if said is not None:
-        click.echo(said)
+    if note is not None:
+        click.echo(note)
 
 
-def _keys(workdir: Path, study: str) -> Path:
+def _keys_folder(workdir: Path, study: str) -> Path:
     """Return the folder of a study's export keys: next to the report, not in it."""
     return workdir / "studies" / study / "human-keys"

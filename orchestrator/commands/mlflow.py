@@ -19,22 +19,22 @@ from typing import IO
 
 import click
 
-from orchestrator.commands.common.options import workdir_of, workdir_option
+from orchestrator.commands.common.options import make_workdir_option, workdir_option
 from orchestrator.commands.common.output import json_option, print_json
-from orchestrator.commands.common.param_types import Text, Whole
+from orchestrator.commands.common.param_types import IntegerType, TextType
 
 #: Seconds for MLflow to show its first page, and to end after a signal.
-_STARTS_WITHIN, _ENDS_WITHIN = 120.0, 10.0
-_LOOK_EVERY = 0.1
+_START_TIMEOUT, _STOP_TIMEOUT = 120.0, 10.0
+_POLL_SECONDS = 0.1
 #: Set for MLflow's server. Runners of jobs and of periodic tasks are seven processes more, for
 #: judges and traces, which nobody has who looks at a study; a user who wants them can say so.
-_ALWAYS = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-_DEFAULTS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_FORCED_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+_DEFAULT_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+_LOOPBACK_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @click.command(epilog="Example: chip-ablate sync encoder --tracking-uri http://127.0.0.1:5000")
-@click.argument("studies", type=Text(), metavar="[STUDY]...", nargs=-1)
+@click.argument("studies", type=TextType(), metavar="[STUDY]...", nargs=-1)
 @workdir_option
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
 @json_option()
@@ -49,29 +49,29 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
     from orchestrator.tracking.attachments import reattach_files
     from orchestrator.tracking.projection import MlflowProjection
 
-    done, problems = [], []
-    for kept in find_snapshots(workdir, studies):
+    results, problems = [], []
+    for snapshot in find_snapshots(workdir, studies):
         try:
-            found = sync_study(kept, workdir, MlflowProjection(workdir, tracking_uri))
-            reattach_files(workdir, tracking_uri, kept.study)
+            result = sync_study(snapshot, workdir, MlflowProjection(workdir, tracking_uri))
+            reattach_files(workdir, tracking_uri, snapshot.study)
         except UserError as error:
             problems.append(str(error))
             continue
-        done.append(found)
+        results.append(result)
         if not as_json:
-            [said] = tracking_lines(None, "", found.refused)
-            click.echo(f"{found.study}: {said}: {found.trials} trials on {found.address}")
+            [line] = tracking_lines(None, "", result.refused)
+            click.echo(f"{result.study}: {line}: {result.trials} trials on {result.address}")
     if as_json:
-        print_json({"synced": [asdict(one) for one in done], "problems": problems})
+        print_json({"synced": [asdict(synced) for synced in results], "problems": problems})
     if problems:
         raise ConfigError(dict.fromkeys(problems))
 
 
 @click.command(epilog="Example: chip-ablate ui --port 5000")
-@workdir_of("Whose runs to show.")
-@click.option("--port", type=Whole(1, 65535), default=5000, show_default=True)
+@make_workdir_option("Whose runs to show.")
+@click.option("--port", type=IntegerType(1, 65535), default=5000, show_default=True)
 @click.option(
-    "--host", type=Text(), default="127.0.0.1", show_default=True, help="Address to listen on."
+    "--host", type=TextType(), default="127.0.0.1", show_default=True, help="Address to listen on."
 )
 def ui(workdir: Path, port: int, host: str) -> int:
     """Open MLflow's pages on a work directory."""
@@ -82,7 +82,7 @@ def ui(workdir: Path, port: int, host: str) -> int:
         raise UserError(f"no runs in {workdir}: run a study first, or name its --workdir")
     uri = workdir_uri(workdir)
     _check_database(uri)
-    _check_free(host, port)
+    _check_port_free(host, port)
     command = [
         sys.executable, "-m", "mlflow", "server",
         "--backend-store-uri", uri,
@@ -91,23 +91,23 @@ def ui(workdir: Path, port: int, host: str) -> int:
         "--workers", "1", "--uvicorn-opts", "--log-level warning",
     ]  # fmt: skip
     with (
-        _noted_signals() as stopped,
+        _collect_signals() as received_signals,
         tempfile.TemporaryFile() as output,
-        _running(command, output) as server,
+        _run_server(command, output) as server,
     ):
-        due = time.monotonic() + _STARTS_WITHIN
-        answers = False
-        while not stopped:
+        deadline = time.monotonic() + _START_TIMEOUT
+        has_answered = False
+        while not received_signals:
             if server.poll() is not None:
-                if not answers:
-                    _check_free(host, port)  # another may have been quicker
+                if not has_answered:
+                    _check_port_free(host, port)  # another may have been quicker
                 raise UserError(f"MLflow's server has ended: {_last_line(output)}")
-            if not answers and _answers(server, host, port):
-                click.echo(f"MLflow on {workdir}: {_address(host, port)} (Ctrl-C ends it)")
-                answers = True
-            if not answers and time.monotonic() > due:
-                raise UserError(f"MLflow did not answer in {_STARTS_WITHIN:.0f} s: try it again")
-            time.sleep(_LOOK_EVERY)
+            if not has_answered and _is_answering(server, host, port):
+                click.echo(f"MLflow on {workdir}: {_format_address(host, port)} (Ctrl-C ends it)")
+                has_answered = True
+            if not has_answered and time.monotonic() > deadline:
+                raise UserError(f"MLflow did not answer in {_START_TIMEOUT:.0f} s: try it again")
+            time.sleep(_POLL_SECONDS)
     return 0
 
 
@@ -122,12 +122,12 @@ def _check_database(uri: str) -> None:
     try:
         check_connection(uri)
     except Exception as error:  # as a store's
-        complaint = explain_error(error, uri)
-        if not isinstance(complaint, StoreUnavailable):  # else a study writes to it just now
-            raise complaint from None
+        store_error = explain_error(error, uri)
+        if not isinstance(store_error, StoreUnavailable):  # else a study writes to it just now
+            raise store_error from None
 
 
-def _check_free(host: str, port: int) -> None:
+def _check_port_free(host: str, port: int) -> None:
     """Check that the port of the pages is free.
 
     Raises:
@@ -136,11 +136,11 @@ def _check_free(host: str, port: int) -> None:
     from chip_core.utils.errors import UserError, printable
 
     try:
-        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, place in places:
-            with socket.socket(family, kind, protocol) as tried:
-                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-                tried.bind(place)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in addresses:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+                probe.bind(address)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
@@ -150,29 +150,29 @@ def _check_free(host: str, port: int) -> None:
 
 
 @contextmanager
-def _noted_signals() -> Iterator[list[int]]:
+def _collect_signals() -> Iterator[list[int]]:
     """Yield a list that records Ctrl-C, SIGTERM and the end of the terminal.
 
     They interrupt nothing, so that a server that is just starting is ended, too.
     """
-    noted: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: noted.append(number))
+    received: list[int] = []
+    previous_handlers = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
-        yield noted
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _running(command: list[str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _run_server(command: list[str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """Run MLflow's server, and end all of its processes whatever happens."""
     server = subprocess.Popen(
         command,
-        env={**_DEFAULTS, **os.environ, **_ALWAYS},
+        env={**_DEFAULT_ENVIRONMENT, **os.environ, **_FORCED_ENVIRONMENT},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
@@ -182,35 +182,35 @@ def _running(command: list[str], output: IO[bytes]) -> Iterator[subprocess.Popen
         yield server
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if _is_gone(server, number):
+            if _signal_and_wait(server, number):
                 break
 
 
-def _is_gone(server: subprocess.Popen[bytes], number: signal.Signals) -> bool:
+def _signal_and_wait(server: subprocess.Popen[bytes], number: signal.Signals) -> bool:
     """Send a signal to all of a server's processes, and return whether they have ended."""
-    sent, due = int(number), time.monotonic() + _ENDS_WITHIN
-    while time.monotonic() < due:
+    next_signal, deadline = int(number), time.monotonic() + _STOP_TIMEOUT
+    while time.monotonic() < deadline:
         server.poll()  # one that has ended counts until somebody asked
         try:
-            os.killpg(server.pid, sent)
+            os.killpg(server.pid, next_signal)
         except ProcessLookupError:
             return True
-        sent = 0  # from now on, only look
-        time.sleep(_LOOK_EVERY / 2)
+        next_signal = 0  # from now on, only look
+        time.sleep(_POLL_SECONDS / 2)
     return False
 
 
-def _address(host: str, port: int) -> str:
+def _format_address(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _answers(server: subprocess.Popen[bytes], host: str, port: int) -> bool:
+def _is_answering(server: subprocess.Popen[bytes], host: str, port: int) -> bool:
     """Return whether the server's page answers, and not another program's."""
-    if not _listens(server, port):
+    if not _is_listening(server, port):
         return False
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        direct.open(_address(_EVERYWHERE.get(host, host), port), timeout=5).close()
+        opener.open(_format_address(_LOOPBACK_ADDRESSES.get(host, host), port), timeout=5).close()
     except urllib.error.HTTPError:
         return True  # it answers, not everybody by this name
     except OSError:
@@ -218,14 +218,14 @@ def _answers(server: subprocess.Popen[bytes], host: str, port: int) -> bool:
     return True
 
 
-def _listens(server: subprocess.Popen[bytes], port: int) -> bool:
+def _is_listening(server: subprocess.Popen[bytes], port: int) -> bool:
     """Return whether one of a server's processes listens on a port."""
     import psutil  # type: ignore[import-untyped]
 
     with suppress(psutil.Error):
         for process in psutil.Process(server.pid).children(recursive=True):
-            for found in process.net_connections("tcp"):
-                if found.status == psutil.CONN_LISTEN and found.laddr.port == port:
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
                     return True
     return False
 

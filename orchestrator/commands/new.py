@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from orchestrator.commands.common.param_types import Location, Text, Whole
+from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,24 +20,24 @@ T = TypeVar("T")
 
 @click.command(epilog="Example: chip-ablate new --name beta --factor objective.beta=0.1,0.3")
 @click.option(
-    "--name", type=Text(), help="Of the study; the file is NAME.yaml if not told otherwise."
+    "--name", type=TextType(), help="Of the study; the file is NAME.yaml if not told otherwise."
 )
-@click.option("--question", type=Text(), help="What it is to answer, in a sentence.")
-@click.option("--recipe", type=Text(), help="A shipped recipe's name, or a file.")
+@click.option("--question", type=TextType(), help="What it is to answer, in a sentence.")
+@click.option("--recipe", type=TextType(), help="A shipped recipe's name, or a file.")
 @click.option(
     "--factor",
     "factors",
     multiple=True,
-    type=Text(),
+    type=TextType(),
     metavar="KEY=LEVEL,LEVEL",
     help="What is varied; again for each factor.",
 )
-@click.option("--seeds", type=Whole(1, 1000), help="How many.")
+@click.option("--seeds", type=IntegerType(1, 1000), help="How many.")
 @click.option(
-    "--benchmark", "benchmarks", type=Text(), multiple=True, help="Again for each benchmark."
+    "--benchmark", "benchmarks", type=TextType(), multiple=True, help="Again for each benchmark."
 )
-@click.option("--primary", type=Text(), help="The metric that the question is about.")
-@click.option("--out", type=Location("file"), help="The file; never written over.")
+@click.option("--primary", type=TextType(), help="The metric that the question is about.")
+@click.option("--out", type=PathType("file"), help="The file; never written over.")
 def new(
     name: str | None,
     question: str | None,
@@ -53,55 +53,71 @@ def new(
 
     from chip_core import recipes
     from chip_core.utils.errors import UserError
-    from orchestrator.study.template import StudyAnswers, metrics_of, parse_factor, write_study
+    from orchestrator.study.template import (
+        StudyAnswers,
+        benchmark_metrics,
+        parse_factor,
+        write_study,
+    )
 
-    ask = _Asker(Console(stderr=True))
-    chosen = name or ask("name", "What is the study called?", str)
-    path = out or Path(f"{chosen}.yaml")
+    ask = _Prompter(Console(stderr=True))
+    study_name = name or ask("name", "What is the study called?", str)
+    path = out or Path(f"{study_name}.yaml")
     if path.exists():
         raise UserError(f"{path}: is there already: name another file by --out")
-    asked = (
+    question_text = (
         ask("question", "Which question is it to answer?", str) if question is None else question
     )
-    base = recipe or ask(
-        "recipe", f"Which recipe? A file, or one of {', '.join(recipes.names())}", str, "shapes"
+    recipe_name = recipe or ask(
+        "recipe",
+        f"Which recipe? A file, or one of {', '.join(recipes.recipe_names())}",
+        str,
+        "shapes",
     )
-    read = [parse_factor(text) for text in factors]
-    while not read or (not factors and ask.more("Another factor?")):
-        read.append(
+    parsed_factors = [parse_factor(text) for text in factors]
+    while not parsed_factors or (not factors and ask.confirm("Another factor?")):
+        parsed_factors.append(
             ask("factor", "What is varied? A key and its levels, objective=dpo,chip", parse_factor)
         )
-    count = seeds or ask("seeds", "How many seeds?", _count, "3")
-    named = list(benchmarks) or ask("benchmark", "Which benchmarks?", _known_benchmarks, "shapes")
-    metrics = metrics_of(named)
-    main = primary or ask(
+    seed_count = seeds or ask("seeds", "How many seeds?", _parse_count, "3")
+    benchmark_names = list(benchmarks) or ask(
+        "benchmark", "Which benchmarks?", _parse_benchmarks, "shapes"
+    )
+    metrics = benchmark_metrics(benchmark_names)
+    primary_metric = primary or ask(
         "primary", f"Which metric is it about? One of {', '.join(metrics)}", str, metrics[0]
     )
-    repeated = sorted({key for key, _ in read if [one for one, _ in read].count(key) > 1})
+    repeated = sorted(
+        {
+            key
+            for key, _ in parsed_factors
+            if [other_key for other_key, _ in parsed_factors].count(key) > 1
+        }
+    )
     if repeated:
         raise UserError(f"--factor: {', '.join(repeated)} is named twice: give its levels at once")
     answers = StudyAnswers(
-        name=chosen,
-        question=asked,
-        recipe=base,
-        factors=dict(read),
-        seeds=count,
-        benchmarks=named,
-        primary=main,
+        name=study_name,
+        question=question_text,
+        recipe=recipe_name,
+        factors=dict(parsed_factors),
+        seeds=seed_count,
+        benchmarks=benchmark_names,
+        primary=primary_metric,
     )
     write_study(answers, path)
     command = shlex.join(["chip-ablate", "plan", str(path)])
     click.echo(f"wrote {path}; what it would run: {command}")
 
 
-class _Asker:
+class _Prompter:
     """Asks until an answer is valid; at the end of input, names the option to use."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def __call__(
-        self, option: str, text: str, read: Callable[[str], T], default: str | None = None
+        self, option: str, text: str, parse: Callable[[str], T], default: str | None = None
     ) -> T:
         from rich.prompt import Prompt
         from rich.text import Text
@@ -120,11 +136,11 @@ class _Asker:
                 raise UserError(f"--{option} is not given, and nobody answers: give it") from None
             try:
                 if (answer or "").strip():
-                    return read(answer.strip())
+                    return parse(answer.strip())
             except UserError as error:
                 self._console.print(str(error), markup=False)
 
-    def more(self, text: str) -> bool:
+    def confirm(self, text: str) -> bool:
         """Ask whether to continue; no at the end of input."""
         from rich.prompt import Confirm
 
@@ -134,7 +150,7 @@ class _Asker:
             return False
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     from chip_core.utils.errors import UserError
 
     if not text.isdigit() or int(text) < 1:
@@ -142,11 +158,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _known_benchmarks(text: str) -> list[Any]:
-    from orchestrator.study.template import metrics_of
+def _parse_benchmarks(text: str) -> list[Any]:
+    from orchestrator.study.template import benchmark_metrics
 
     names = text.replace(",", " ").split()
-    metrics_of(names)
+    benchmark_metrics(names)
     return names
 
 

@@ -8,44 +8,49 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.common.options import Override, each_once, places_of, places_options
-from orchestrator.commands.common.output import Told, json_option, print_json
-from orchestrator.commands.common.param_types import Location, Real, Text, Whole
+from orchestrator.commands.common.options import (
+    OverrideType,
+    data_path_options,
+    resolve_data_paths,
+    unique_values,
+)
+from orchestrator.commands.common.output import ProgressPrinter, json_option, print_json
+from orchestrator.commands.common.param_types import FloatType, IntegerType, PathType, TextType
 
 
 @click.command(epilog="Example: chip-ablate pairs shapes --prompts shapes --limit 200 --out pairs")
-@click.argument("model", type=Text())
+@click.argument("model", type=TextType())
 @click.option(
     "--prompts",
-    type=Text(),
+    type=TextType(),
     required=True,
     metavar="FILE",
     help="Rows of image and prompt, as preference data or alone; shapes: the embedded world's.",
 )
 @click.option(
     "--out",
-    type=Location("folder"),
+    type=PathType("folder"),
     required=True,
     help="A folder for the pairs; answers that lie there are not sampled again.",
 )
-@click.option("--limit", type=Whole(1), help="The first N prompts only.")
+@click.option("--limit", type=IntegerType(1), help="The first N prompts only.")
 @click.option(
-    "-n", "answers", type=Whole(2), default=8, show_default=True, help="Answers a prompt."
+    "-n", "answers", type=IntegerType(2), default=8, show_default=True, help="Answers a prompt."
 )
-@click.option("--temperature", type=Real(above_zero=True), default=1.0, show_default=True)
+@click.option("--temperature", type=FloatType(is_positive=True), default=1.0, show_default=True)
 @click.option(
     "--top-p",
-    type=Real(above_zero=True, high=1.0),
+    type=FloatType(is_positive=True, high=1.0),
     default=1.0,
     show_default=True,
     help="Mass of the tokens that may be drawn.",
 )
-@click.option("--max-new-tokens", type=Whole(1), default=256, show_default=True)
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of all draws.")
+@click.option("--max-new-tokens", type=IntegerType(1), default=256, show_default=True)
+@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of all draws.")
 @click.option(
     "--rank",
     "ranker",
-    type=Text(),
+    type=TextType(),
     default="chair",
     show_default=True,
     metavar="RANKER",
@@ -53,7 +58,7 @@ from orchestrator.commands.common.param_types import Location, Real, Text, Whole
 )
 @click.option(
     "--margin",
-    type=Real(),
+    type=FloatType(),
     default=0.0,
     show_default=True,
     help="Least difference of best and worst; equal ones are never a pair.",
@@ -62,21 +67,23 @@ from orchestrator.commands.common.param_types import Location, Real, Text, Whole
     "--set",
     "overrides",
     multiple=True,
-    type=Override(),
+    type=OverrideType(),
     metavar="KEY=VALUE",
     help="Of the judge: judge.model=NAME, judge.base_url=URL.",
 )
-@places_options
+@data_path_options
 @click.option(
     "--image-root",
-    type=Text(),
+    type=TextType(),
     help="Folder where image paths begin; default: the file's own.",
 )
 @click.option(
-    "--base", type=Text(), help="A PEFT folder's base model, where it is not the one it names."
+    "--base", type=TextType(), help="A PEFT folder's base model, where it is not the one it names."
 )
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Answered together.")
+@click.option(
+    "--batch", type=IntegerType(1), default=64, show_default=True, help="Answered together."
+)
 @json_option()
 def pairs(
     model: str,
@@ -104,43 +111,43 @@ def pairs(
     from chip_core.sample_pairs import sample_pairs
     from chip_core.utils.errors import TrialError, UserError
 
-    asked = _settings(settings, each_once("--set", overrides))
-    places = places_of(benchmark_data, judge_replies, judge_cache=out / ".judge")
+    pairs_config = _parse_settings(settings, unique_values("--set", overrides))
+    data_paths = resolve_data_paths(benchmark_data, judge_replies, judge_cache=out / ".judge")
     try:
-        made = sample_pairs(
+        result = sample_pairs(
             model,
             DataConfig(source=prompts, limit=limit, image_root=image_root),
-            asked,
+            pairs_config,
             folder=out,
-            places=places,
+            places=data_paths,
             seed=seed,
             base=base,
             dtype=dtype,
             batch_size=batch,
-            report=Told(Console(stderr=True)),
+            report=ProgressPrinter(Console(stderr=True)),
         )
     except TrialError as error:
         raise UserError(str(error)) from None
     if as_json:
-        print_json(made.as_json())
+        print_json(result.as_json())
         return
     console = Console()
     console.print(
-        f"{made.pairs:,} pairs of {made.prompts:,} prompts in {made.folder}",
+        f"{result.pairs:,} pairs of {result.prompts:,} prompts in {result.folder}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
-    for reason, count in made.dropped.items():
+    for reason, count in result.dropped.items():
         console.print(f"  {count:,} dropped: {reason}", markup=False, highlight=False)
 
 
-def _settings(given: dict[str, Any], changes: dict[str, Any]) -> Any:
+def _parse_settings(given: dict[str, Any], changes: dict[str, Any]) -> Any:
     """Return the settings, checked; `judge.model=x` is a key of a section."""
     from pydantic import ValidationError
 
     from chip_core.config.pairs import PairsConfig
-    from chip_core.config.validation import explain, set_key
+    from chip_core.config.validation import explain_errors, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
@@ -151,4 +158,4 @@ def _settings(given: dict[str, Any], changes: dict[str, Any]) -> Any:
     try:
         return PairsConfig.model_validate({**tree, **given})
     except ValidationError as error:
-        raise ConfigError(explain(error, PairsConfig, "--rank or --set")) from None
+        raise ConfigError(explain_errors(error, PairsConfig, "--rank or --set")) from None

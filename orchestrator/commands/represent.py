@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from orchestrator.commands.common.options import planned, study_options
+from orchestrator.commands.common.options import load_plan, study_options
 from orchestrator.commands.common.output import print_json
-from orchestrator.commands.common.param_types import Location, Text, Whole
+from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 if TYPE_CHECKING:
     from chip_core.representation.geometry import Figure
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.tracking.attachments import StudyAttachment
 
 #: Options that apply to a study only.
-_OF_STUDY = {
+_STUDY_OPTIONS = {
     "recipe": "--recipe", "seeds": "--seeds", "overrides": "--set", "workdir": "--workdir",
     "benchmark_data": "--benchmark-data", "judge_replies": "--judge-replies",
     "tracking_uri": "--tracking-uri",
@@ -32,13 +32,15 @@ _OF_STUDY = {
 @click.option(
     "--descriptions",
     "set_name",
-    type=Text(),
+    type=TextType(),
     default="shapes",
     show_default=True,
     metavar="FILE",
     help="JSON lines with image, true and hallucinated; shapes: scenes of the embedded world.",
 )
-@click.option("--items", type=Whole(2), default=150, show_default=True, help="Of the set, at most.")
+@click.option(
+    "--items", type=IntegerType(2), default=150, show_default=True, help="Of the set, at most."
+)
 @click.option(
     "--pool",
     type=click.Choice(["mean", "last"]),
@@ -48,7 +50,7 @@ _OF_STUDY = {
 )
 @click.option(
     "--layer",
-    type=Whole(),
+    type=IntegerType(),
     default=-1,
     show_default=True,
     help="Whose states: 0 the embeddings, -1 the last layer's.",
@@ -56,7 +58,7 @@ _OF_STUDY = {
 @click.option("--alone", is_flag=True, help="Read descriptions without their image and prompt.")
 @click.option(
     "--out",
-    type=Location("folder"),
+    type=PathType("folder"),
     help="Where figure and table go; a study's go into its report, too.",
 )
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
@@ -77,56 +79,56 @@ def represent(
 
     STUDY is a study, all of whose trained models are read, or a model's folder or hub name.
     """
-    from chip_core.representation.described import read_set
+    from chip_core.representation.described import read_described_images
     from chip_core.representation.states import Reading
     from orchestrator.report.cached import refresh_report
     from orchestrator.report.writers.files import artifact_folder, report_folder
-    from orchestrator.representation.measure import read_models, study_sources
-    from orchestrator.representation.results import as_json as found_json
-    from orchestrator.representation.results import markdown, write_represented
-    from orchestrator.state.integrity import ledger_of
+    from orchestrator.representation.measure import list_sources, read_models
+    from orchestrator.representation.results import results_json as found_json
+    from orchestrator.representation.results import results_markdown, write_results
+    from orchestrator.state.integrity import read_ledger
     from orchestrator.tracking.attachments import attach_files
     from orchestrator.tracking.client import check_store
 
     reading = Reading(pool=pool, layer=layer, alone=alone)
-    described = read_set(set_name, items)
-    made, missing = None, list[str]()
+    described_images = read_described_images(set_name, items)
+    plan, missing = None, list[str]()
     if _is_model(study):
         sources = [_model_source(study)]
         if out is None:
             raise click.UsageError("--out: name a folder for the model's figure")
-        _check_of_study(study)
+        _check_no_study_options(study)
     else:
-        made = planned(study, workdir=workdir, **changes)
+        plan = load_plan(study, workdir=workdir, **changes)
         check_store(workdir, tracking_uri)
-        sources, missing = study_sources(made, ledger_of(made, workdir), workdir)
-    found, own = read_models(
+        sources, missing = list_sources(plan, read_ledger(plan, workdir), workdir)
+    results, model_figures = read_models(
         sources,
-        described,
+        described_images,
         set_name=set_name,
         reading=reading,
         missing=missing,
-        on_model=_say,
+        report_progress=_print_progress,
     )
-    written = [] if out is None else write_represented(found, out)
-    said = None
-    if made is not None:
-        folder = report_folder(workdir, made.study.name)
-        files = write_represented(found, folder)
+    written = [] if out is None else write_results(results, out)
+    note = None
+    if plan is not None:
+        folder = report_folder(workdir, plan.study.name)
+        files = write_results(results, folder)
         written += files
-        attached = _attached(found, sources, own)
-        attached.files.extend((file, artifact_folder(file, folder)) for file in files)
-        attached.files.extend(refresh_report(made, workdir))
-        said = attach_files(workdir, tracking_uri, made.study.name, attached)
+        attachment = _make_attachment(results, sources, model_figures)
+        attachment.files.extend((file, artifact_folder(file, folder)) for file in files)
+        attachment.files.extend(refresh_report(plan, workdir))
+        note = attach_files(workdir, tracking_uri, plan.study.name, attachment)
     if as_json:
         paths = [str(path) for path in written]
-        print_json({**found_json(found), "written": paths, "note": said})
+        print_json({**found_json(results), "written": paths, "note": note})
         return
-    click.echo(markdown(found))
+    click.echo(results_markdown(results))
     for path in written:
         click.echo(f"written: {path}")
-    if said is not None:
-        click.echo(said)
+    if note is not None:
+        click.echo(note)
 
 
 def _is_model(name: str) -> bool:
@@ -142,10 +144,10 @@ def _is_model(name: str) -> bool:
     return False
 
 
-def _check_of_study(model: str) -> None:
+def _check_no_study_options(model: str) -> None:
     """Refuse options on a study if a model is given."""
     source = click.get_current_context().get_parameter_source
-    for name, option in _OF_STUDY.items():
+    for name, option in _STUDY_OPTIONS.items():
         if source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{option} is of a study, and {model} is a model: leave it out")
 
@@ -157,29 +159,35 @@ def _model_source(name: str) -> ModelSource:
     return ModelSource(row=name, model=ModelConfig(path=name))
 
 
-def _attached(
-    found: RepresentationResults,
+def _make_attachment(
+    results: RepresentationResults,
     sources: Sequence[ModelSource],
-    own: Mapping[int, Mapping[str, Figure]],
+    model_figures: Mapping[int, Mapping[str, Figure]],
 ) -> StudyAttachment:
     """Return figures to attach to a study's runs: trials' own figures, arms' with intervals."""
-    from orchestrator.representation.results import metrics
+    from orchestrator.representation.results import tracker_metrics
     from orchestrator.tracking.attachments import StudyAttachment
 
     base: Mapping[str, float] = {}
     arms: dict[str, tuple[Arm, Mapping[str, float]]] = {}
     trials: list[tuple[Arm, Trial, Mapping[str, float]]] = []
-    rows = {row.name: row.figures for row in found.rows}
-    for place, source in enumerate(sources):
+    rows = {row.name: row.figures for row in results.rows}
+    for index, source in enumerate(sources):
         if source.arm is None or source.trial is None:
-            base = metrics(found, own[place], intervals=True)
+            base = tracker_metrics(results, model_figures[index], intervals=True)
             continue
-        trials.append((source.arm, source.trial, metrics(found, own[place], intervals=False)))
-        shown = metrics(found, rows[source.arm.name], intervals=True)
-        arms[source.arm.name] = (source.arm, shown)
+        trials.append(
+            (
+                source.arm,
+                source.trial,
+                tracker_metrics(results, model_figures[index], intervals=False),
+            )
+        )
+        arm_metrics = tracker_metrics(results, rows[source.arm.name], intervals=True)
+        arms[source.arm.name] = (source.arm, arm_metrics)
     return StudyAttachment(base=base, arms=arms, trials=trials)
 
 
-def _say(name: str, done: int, total: int) -> None:
+def _print_progress(name: str, done: int, total: int) -> None:
     if done == total:
         click.echo(f"{name}: {total} items", err=True)

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.commands.common.output import json_option, print_json
-from orchestrator.commands.common.param_types import Location, Text
+from orchestrator.commands.common.param_types import PathType, TextType
 
 if TYPE_CHECKING:
     from chip_core.evaluation.scorer import Resources, Scored, Scorer
 
-_FILE: Any = Location("file")
+_FILE_TYPE: Any = PathType("file")
 
 
 @click.command(
     epilog="Example: chip-ablate score amber --data AMBER --responses answers.json "
     "--similarity words.json"
 )
-@click.argument("benchmark", type=Text())
-@click.option("--data", type=Location("folder"), help="Folder of the benchmark's own files.")
+@click.argument("benchmark", type=TextType())
+@click.option("--data", type=PathType("folder"), help="Folder of the benchmark's own files.")
 @click.option(
     "--responses",
-    type=Location(),  # POPE's are a folder
+    type=PathType(),  # POPE's are a folder
     required=True,
     help="The answers, JSON or JSON lines.",
 )
@@ -37,11 +37,11 @@ _FILE: Any = Location("file")
     help="official: what the benchmark's script prints; corrected: what it says it measures; "
     "chip: the paper's reading of answers.",
 )
-@click.option("--judge-replies", type=_FILE, help="A judge's replies, collected before.")
-@click.option("--similarity", type=_FILE, help='JSON of "word|word": similarity (AMBER).')
+@click.option("--judge-replies", type=_FILE_TYPE, help="A judge's replies, collected before.")
+@click.option("--similarity", type=_FILE_TYPE, help='JSON of "word|word": similarity (AMBER).')
 @click.option(
     "--coco",
-    type=Location(exists=True),
+    type=PathType(exists=True),
     help="COCO's annotation files, or a JSON of image id: objects.",
 )
 @click.option(
@@ -72,7 +72,7 @@ def score(
         scorer = SCORERS[benchmark]
     except KeyError as error:
         raise UserError(str(error.args[0])) from None
-    _check_used(
+    _check_options_used(
         scorer,
         {
             "judge_replies": ("judge" in scorer.needs, "its answers are read without a judge"),
@@ -87,7 +87,7 @@ def score(
     if data is not None and not data.is_dir():
         raise UserError(f"--data: there is no folder {data}")
     require_protocol(scorer, protocol)
-    resources = _resources(
+    resources = _make_resources(
         scorer,
         judge=ReplayJudge.from_file(judge_replies) if judge_replies else None,
         similarity=similarity,
@@ -104,21 +104,21 @@ def score(
     except TrialError as error:
         raise UserError(str(error)) from None
     if as_json:
-        print_json(_as_json(scorer, scored, protocol, resources))
+        print_json(_scores_json(scorer, scored, protocol, resources))
     else:
-        _show(scorer, scored, protocol)
+        _print_scores(scorer, scored, protocol)
 
 
-def _check_used(scorer: Scorer, uses: Mapping[str, tuple[bool, str]]) -> None:
+def _check_options_used(scorer: Scorer, uses: Mapping[str, tuple[bool, str]]) -> None:
     """Refuse an option that the benchmark does not use."""
     source = click.get_current_context().get_parameter_source
-    for name, (used, why) in uses.items():
-        if not used and source(name) is click.core.ParameterSource.COMMANDLINE:
+    for name, (is_used, reason) in uses.items():
+        if not is_used and source(name) is click.core.ParameterSource.COMMANDLINE:
             option = f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{option} has no effect on {scorer.name}: {why}")
+            raise click.UsageError(f"{option} has no effect on {scorer.name}: {reason}")
 
 
-def _resources(
+def _make_resources(
     scorer: Scorer, *, judge: Any, similarity: Path | None, coco: Path | None, tagger: str
 ) -> Resources:
     """Return the resources that the options name. The scorer reports what is missing."""
@@ -126,16 +126,18 @@ def _resources(
     from chip_core.evaluation.text.language import make_tagger, spacy_problems
     from chip_core.evaluation.text.similarity import SPACY_VECTORS, SpacySimilarity, TableSimilarity
 
-    near: Any = None
+    similarity_model: Any = None
     if similarity is not None:
-        near = TableSimilarity.from_file(similarity)
+        similarity_model = TableSimilarity.from_file(similarity)
     elif "similarity" in scorer.needs and not spacy_problems(SPACY_VECTORS):
-        near = SpacySimilarity()
-    tags = make_tagger(tagger) if {"judge", "nltk"} <= scorer.needs else None
-    return Resources(similarity=near, coco=coco, judge=judge, tagger=tags)
+        similarity_model = SpacySimilarity()
+    tagger_model = make_tagger(tagger) if {"judge", "nltk"} <= scorer.needs else None
+    return Resources(similarity=similarity_model, coco=coco, judge=judge, tagger=tagger_model)
 
 
-def _as_json(scorer: Scorer, scored: Scored, protocol: str, resources: Resources) -> dict[str, Any]:
+def _scores_json(
+    scorer: Scorer, scored: Scored, protocol: str, resources: Resources
+) -> dict[str, Any]:
     from chip_core.evaluation.unreadable import count_unreadable
 
     return {
@@ -152,7 +154,7 @@ def _as_json(scorer: Scorer, scored: Scored, protocol: str, resources: Resources
     }
 
 
-def _show(scorer: Scorer, scored: Scored, protocol: str) -> None:
+def _print_scores(scorer: Scorer, scored: Scored, protocol: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -172,8 +174,8 @@ def _show(scorer: Scorer, scored: Scored, protocol: str) -> None:
     console = Console()
     console.print(table)
     console.print(f"{scored.n} answers scored, {scored.missing} missing")
-    unread = count_unreadable(scored.unreadable)
-    if unread["examples"]:
-        console.print(f"{format_counts(unread)}, for instance")
-    for example in unread["examples"]:
+    unreadable = count_unreadable(scored.unreadable)
+    if unreadable["examples"]:
+        console.print(f"{format_counts(unreadable)}, for instance")
+    for example in unreadable["examples"]:
         console.print(Text(f"  {format_example(example)}", style="dim"))

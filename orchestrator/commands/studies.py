@@ -13,12 +13,18 @@ import click
 from orchestrator.commands.common.cost import (
     cost_options,
     cost_request,
-    require_room,
-    study_cost,
+    estimate_cost,
+    require_device_memory,
 )
-from orchestrator.commands.common.options import planned, study_options
+from orchestrator.commands.common.options import load_plan, study_options
 from orchestrator.commands.common.output import print_json
-from orchestrator.commands.common.param_types import Address, Location, Real, Text, Whole
+from orchestrator.commands.common.param_types import (
+    AddressType,
+    FloatType,
+    IntegerType,
+    PathType,
+    TextType,
+)
 from orchestrator.executors import EXECUTORS, make_executor
 
 if TYPE_CHECKING:
@@ -41,15 +47,15 @@ def _executor_options(command: Any) -> Any:
             show_default=True,
             help="ray: Tune schedules, Train executes. inline: one after another in this process.",
         ),
-        click.option("--max-concurrent", type=Whole(1, 10**6), help="Most trials at a time."),
+        click.option("--max-concurrent", type=IntegerType(1, 10**6), help="Most trials at a time."),
     ):
         command = option(command)
     return command
 
 
-_HOURS = Real(above_zero=True, high=1e6)
+_HOURS_TYPE = FloatType(is_positive=True, high=1e6)
 #: Options on cost, as `cost_request` takes them.
-_OF_COST = (
+_COST_OPTIONS = (
     "calibrate", "rates", "rate", "price_per_gpu_hour", "price_per_cpu_hour", "device_memory",
     "device", "gpus", "budget",
 )  # fmt: skip
@@ -59,97 +65,101 @@ _OF_COST = (
 @study_options
 @_executor_options
 @cost_options
-@click.option("--max-hours", type=_HOURS, help="Stop after so many hours.")
-@click.option("--max-gpu-hours", type=_HOURS, help="Stop when GPUs were held so long.")
-@click.option("--max-failures", type=Whole(1), help="Stop when so many trials failed.")
+@click.option("--max-hours", type=_HOURS_TYPE, help="Stop after so many hours.")
+@click.option("--max-gpu-hours", type=_HOURS_TYPE, help="Stop when GPUs were held so long.")
+@click.option("--max-failures", type=IntegerType(1), help="Stop when so many trials failed.")
 @click.option(
-    "--address", type=Address(), help="A running Ray cluster; without it Ray starts and stops here."
+    "--address",
+    type=AddressType(),
+    help="A running Ray cluster; without it Ray starts and stops here.",
 )
 @click.option(
     "--cluster",
-    type=Location("file"),
+    type=PathType("file"),
     help="The file of a running cluster: run it there, look on, fetch the report.",
 )
 @click.option(
     "--storage",
-    type=Text(),
+    type=TextType(),
     help="Where models and reference passes go: a folder that all machines see, or s3://…, gs://…; "
     "default: WORKDIR.",
 )
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
-def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **given: Any) -> int:
+def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **options: Any) -> int:
     """Run what is missing of a study, and report the whole."""
     if cluster is not None:
         from orchestrator.commands.common.remote_run import run_remotely
 
-        return run_remotely(cluster, study, workdir=workdir, as_json=as_json, **given)
+        return run_remotely(cluster, study, workdir=workdir, as_json=as_json, **options)
     from rich.console import Console
 
     from orchestrator.executors.base import ExecutorSettings
-    from orchestrator.jobs.stopping import Stop
+    from orchestrator.jobs.stopping import StopRequest
     from orchestrator.report.writers.terminal import (
         print_lines,
         result_lines,
         resume_command,
         sync_command,
     )
-    from orchestrator.run import check_rows, check_startable, run_study
+    from orchestrator.run import check_can_start, check_remaining_rows, run_study
     from orchestrator.storage.binding import bind_storage
-    from orchestrator.storage.remote import checked_uri
+    from orchestrator.storage.remote import validate_uri
     from orchestrator.tracking.projection import MlflowProjection
     from orchestrator.tracking.records import StoreRecord
     from orchestrator.tracking.tracker import Tracker
 
-    options = _RunOptions(**{name: given.pop(name) for name in _RunOptions.__annotations__})
-    _check_inline(options.executor, address=options.address, max_concurrent=options.max_concurrent)
-    asked = {name: given.pop(name) for name in _OF_COST}
-    request = cost_request(
-        **asked,
-        executor=options.executor,
-        max_concurrent=options.max_concurrent,
-        address=options.address,
+    run_options = _RunOptions(**{name: options.pop(name) for name in _RunOptions.__annotations__})
+    _check_inline(
+        run_options.executor, address=run_options.address, max_concurrent=run_options.max_concurrent
     )
-    plan = _startable_plan(study, workdir, options, given)
-    limits = options.limits(plan)
-    check_startable(plan, workdir, limits, options.address)
-    tracker = Tracker(MlflowProjection(workdir, options.tracking_uri))
-    shown = StoreRecord(workdir, plan.study.name, options.tracking_uri)
-    if not shown.is_current():
+    cost_values = {name: options.pop(name) for name in _COST_OPTIONS}
+    request = cost_request(
+        **cost_values,
+        executor=run_options.executor,
+        max_concurrent=run_options.max_concurrent,
+        address=run_options.address,
+    )
+    plan = _make_startable_plan(study, workdir, run_options, options)
+    limits = run_options.limits(plan)
+    check_can_start(plan, workdir, limits, run_options.address)
+    tracker = Tracker(MlflowProjection(workdir, run_options.tracking_uri))
+    shown_record = StoreRecord(workdir, plan.study.name, run_options.tracking_uri)
+    if not shown_record.is_current():
         tracker.check()
-    if options.storage is not None:
-        checked_uri(options.storage)
-    _single_threaded_waits()
+    if run_options.storage is not None:
+        validate_uri(run_options.storage)
+    _set_passive_waiting()
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
     console = Console(file=sys.stderr if as_json else sys.stdout)
-    trimmed = _print_plan(plan, workdir, console, request, always=any(asked.values()))
-    require_room(plan, workdir, request)
-    check_rows(plan if trimmed is None else trimmed.plan, workdir, console)
-    remote = bind_storage(workdir, options.storage)  # the first write
-    stop = Stop()
+    trimmed = _print_plan(plan, workdir, console, request, always=any(cost_values.values()))
+    require_device_memory(plan, workdir, request)
+    check_remaining_rows(plan if trimmed is None else trimmed.plan, workdir, console)
+    remote = bind_storage(workdir, run_options.storage)  # the first write
+    stop = StopRequest()
     settings = ExecutorSettings(
         workdir=workdir,
         stop=stop,
         remote=remote,
-        address=options.address,
-        max_concurrent=options.max_concurrent,
+        address=run_options.address,
+        max_concurrent=run_options.max_concurrent,
         early_stopping=plan.study.early_stopping,
     )
     outcome = run_study(
         plan,
         workdir=workdir,
-        executor=lambda: make_executor(options.executor, settings),
+        executor=lambda: make_executor(run_options.executor, settings),
         tracker=tracker,
-        shown=shown,
+        shown_record=shown_record,
         console=console,
         trimmed=trimmed,
         limits=limits,
         stop=stop,
     )
     command = resume_command(click.get_current_context().find_root().obj)
-    again = sync_command(plan.study.name, workdir, options.tracking_uri)
-    print_lines(console, result_lines(outcome, workdir, tracker.address, command, again))
+    sync_hint = sync_command(plan.study.name, workdir, run_options.tracking_uri)
+    print_lines(console, result_lines(outcome, workdir, tracker.address, command, sync_hint))
     if as_json:
-        print_json(_outcome_json(outcome, command, again, tracker.address))
+        print_json(_outcome_json(outcome, command, sync_hint, tracker.address))
     if outcome.interrupted:
         return 130
     if outcome.limit is not None:
@@ -172,10 +182,12 @@ class _RunOptions:
 
     def limits(self, plan: Plan) -> Limits | None:
         """Return the limits of the run: the study's, overridden by the command's."""
-        return _limits(plan.study.limits, self.max_hours, self.max_gpu_hours, self.max_failures)
+        return _merge_limits(
+            plan.study.limits, self.max_hours, self.max_gpu_hours, self.max_failures
+        )
 
 
-def _startable_plan(
+def _make_startable_plan(
     study: str, workdir: Path, options: _RunOptions, changes: dict[str, Any]
 ) -> Plan:
     """Return the plan of a study that the executor can run.
@@ -184,10 +196,10 @@ def _startable_plan(
         UserError: the executor cannot run it, or the work directory has another study of this name.
     """
     from chip_core.utils.errors import UserError
-    from orchestrator.plan.snapshot import require_same_file
+    from orchestrator.plan.snapshot import require_same_study_file
 
-    plan = planned(study, workdir=workdir, **changes)
-    require_same_file(plan, workdir)
+    plan = load_plan(study, workdir=workdir, **changes)
+    require_same_study_file(plan, workdir)
     if options.executor == "inline" and plan.study.early_stopping is not None:
         raise UserError(
             f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
@@ -212,14 +224,14 @@ def _print_plan(
         return None
     from orchestrator.cost.render import cost_lines
 
-    found = study_cost(plan, workdir, request, console.print)
-    for line in cost_lines(found):
+    cost = estimate_cost(plan, workdir, request, console.print)
+    for line in cost_lines(cost):
         console.print(line)
-    return found.trimmed
+    return cost.trimmed
 
 
 def _outcome_json(
-    outcome: RunOutcome, command: str, again: str, tracking: str | None
+    outcome: RunOutcome, command: str, sync_hint: str, tracking: str | None
 ) -> dict[str, Any]:
     from orchestrator.report.writers.terminal import untracked_to_json
 
@@ -232,7 +244,7 @@ def _outcome_json(
         "go_on": command,
         "report": [str(path) for path in outcome.report],
         "tracking": tracking,
-        "untracked": untracked_to_json(outcome.waiting, again),
+        "untracked": untracked_to_json(outcome.waiting, sync_hint),
         "refused": dict(outcome.rejected_names),
         "compare": outcome.comparison_url,
     }
@@ -254,7 +266,7 @@ def plan(
     from rich.console import Console
 
     from orchestrator.cost.render import cost_lines, cost_to_json
-    from orchestrator.plan.snapshot import require_same_file
+    from orchestrator.plan.snapshot import require_same_study_file
     from orchestrator.report.writers.plan import (
         cache_lines,
         plan_lines,
@@ -264,24 +276,26 @@ def plan(
     )
 
     _check_inline(executor, max_concurrent=max_concurrent)
-    asked = {name: changes.pop(name) for name in _OF_COST}
-    request = cost_request(**asked, executor=executor, max_concurrent=max_concurrent, looks=True)
-    made = planned(study, workdir=workdir, **changes)
-    require_same_file(made, workdir)
-    found = study_cost(made, workdir, request, Console(stderr=True).print)
+    cost_values = {name: changes.pop(name) for name in _COST_OPTIONS}
+    request = cost_request(
+        **cost_values, executor=executor, max_concurrent=max_concurrent, is_preview=True
+    )
+    study_plan = load_plan(study, workdir=workdir, **changes)
+    require_same_study_file(study_plan, workdir)
+    cost = estimate_cost(study_plan, workdir, request, Console(stderr=True).print)
     if as_json:
-        print_json({**plan_to_json(made, workdir), "cost": cost_to_json(found)})
+        print_json({**plan_to_json(study_plan, workdir), "cost": cost_to_json(cost)})
         return
     console = Console()
-    said = (
-        *plan_lines(made, workdir),
-        *cache_lines(made, workdir),
-        *readiness_lines(made, workdir),
-        *cost_lines(found),
+    lines = (
+        *plan_lines(study_plan, workdir),
+        *cache_lines(study_plan, workdir),
+        *readiness_lines(study_plan, workdir),
+        *cost_lines(cost),
     )
-    for line in said:
+    for line in lines:
         console.print(line)
-    console.print(trial_table(made, workdir))
+    console.print(trial_table(study_plan, workdir))
 
 
 @click.command(epilog="Example: chip-ablate status encoder")
@@ -292,14 +306,14 @@ def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
 
     from orchestrator.report.writers.plan import plan_to_json, status_lines, trial_table
 
-    made = planned(study, workdir=workdir, **changes)
+    study_plan = load_plan(study, workdir=workdir, **changes)
     if as_json:
-        print_json(plan_to_json(made, workdir))
+        print_json(plan_to_json(study_plan, workdir))
         return
     console = Console()
-    for line in status_lines(made, workdir):
+    for line in status_lines(study_plan, workdir):
         console.print(line)
-    console.print(trial_table(made, workdir))
+    console.print(trial_table(study_plan, workdir))
 
 
 @click.command(epilog="Example: chip-ablate report encoder")
@@ -309,30 +323,34 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     from rich.console import Console
 
     from chip_core.utils.errors import UserError
-    from orchestrator.plan.snapshot import require_same_file
+    from orchestrator.plan.snapshot import require_same_study_file
     from orchestrator.report.cached import rewrite_report
     from orchestrator.report.writers.files import PAGE_FILE, report_folder
     from orchestrator.report.writers.terminal import print_lines, report_lines
-    from orchestrator.state.integrity import kept_report_notice, ledger_of, lost_figures
+    from orchestrator.state.integrity import (
+        kept_report_notice,
+        read_ledger,
+        trials_with_lost_figures,
+    )
 
-    made = planned(study, workdir=workdir, **changes)
-    require_same_file(made, workdir)
-    ledger = ledger_of(made, workdir)
-    folder = report_folder(workdir, made.study.name)
-    lost = lost_figures(made, ledger)
-    if lost and (folder / PAGE_FILE).exists():
-        raise UserError(kept_report_notice(folder / PAGE_FILE, made, workdir, lost))
-    _require_results(made, ledger)
-    found = rewrite_report(made, ledger, workdir, folder)
+    study_plan = load_plan(study, workdir=workdir, **changes)
+    require_same_study_file(study_plan, workdir)
+    ledger = read_ledger(study_plan, workdir)
+    folder = report_folder(workdir, study_plan.study.name)
+    lost_trials = trials_with_lost_figures(study_plan, ledger)
+    if lost_trials and (folder / PAGE_FILE).exists():
+        raise UserError(kept_report_notice(folder / PAGE_FILE, study_plan, workdir, lost_trials))
+    _require_results(study_plan, ledger)
+    written = rewrite_report(study_plan, ledger, workdir, folder)
     if as_json:
-        print_json({**found.results.data, "report": [str(path) for path in found.files]})
+        print_json({**written.results.data, "report": [str(path) for path in written.files]})
         return
-    print_lines(Console(), report_lines(found.results, found.files))
+    print_lines(Console(), report_lines(written.results, written.files))
 
 
-def _check_inline(executor: str, **of_ray: Any) -> None:
+def _check_inline(executor: str, **ray_options: Any) -> None:
     """Refuse options that have no effect without Ray."""
-    for name, value in of_ray.items():
+    for name, value in ray_options.items():
         if executor == "inline" and value is not None:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} does not go with --executor inline: it has one trial "
@@ -340,18 +358,18 @@ def _check_inline(executor: str, **of_ray: Any) -> None:
             )
 
 
-def _require_results(made: Plan, ledger: Ledger) -> None:
+def _require_results(study_plan: Plan, ledger: Ledger) -> None:
     from chip_core.utils.errors import UserError
 
-    if not any(ledger[trial.fingerprint].evaluations for trial in made.trials):
+    if not any(ledger[trial.fingerprint].evaluations for trial in study_plan.trials):
         raise UserError(
-            f"study {made.study.name} has no figures in {ledger.workdir}: run it first, "
+            f"study {study_plan.study.name} has no figures in {ledger.workdir}: run it first, "
             "or name its --workdir"
         )
 
 
-def _limits(
-    written: Limits | None,
+def _merge_limits(
+    study_limits: Limits | None,
     max_hours: float | None,
     max_gpu_hours: float | None,
     max_failures: int | None,
@@ -359,17 +377,17 @@ def _limits(
     """Return the study file's limits, overridden by the command line's."""
     from orchestrator.study.limits import Limits
 
-    given = {
+    command_line_limits = {
         "max_hours": max_hours,
         "max_gpu_hours": max_gpu_hours,
         "max_failures": max_failures,
     }
-    known = {} if written is None else written.limits
-    known |= {name: value for name, value in given.items() if value is not None}
-    return Limits.model_validate(known) if known else None
+    merged = {} if study_limits is None else study_limits.limits
+    merged |= {name: value for name, value in command_line_limits.items() if value is not None}
+    return Limits.model_validate(merged) if merged else None
 
 
-def _single_threaded_waits() -> None:
+def _set_passive_waiting() -> None:
     """Let waiting OpenMP threads sleep: spinning ones make a small model's steps slow."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")

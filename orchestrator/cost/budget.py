@@ -37,7 +37,8 @@ class TrimmedPlan:
     def sentence(self) -> str:
         """What is said of it, on the terminal and in the report."""
         if not self.trials:
-            return f"budget ({self.budget.words}): everything fits: {_format_amounts(self.takes)}"
+            takes = _format_amounts(self.takes)
+            return f"budget ({self.budget.description}): everything fits: {takes}"
         parts = []
         if self.seeds:
             subject = "seed" if len(self.seeds) == 1 else "seeds"
@@ -46,7 +47,7 @@ class TrimmedPlan:
             subject = "the arm" if len(self.arms) == 1 else f"{len(self.arms)} arms:"
             parts.append(f"{subject} {'; '.join(self.arms)}")
         return (
-            f"left out for the budget ({self.budget.words}): {', and '.join(parts)}: "
+            f"left out for the budget ({self.budget.description}): {', and '.join(parts)}: "
             f"{len(self.trials)} trials; all would take {_format_amounts(self.needed)}, what is "
             "kept "
             f"{_format_amounts(self.takes)}"
@@ -86,7 +87,8 @@ def trim_plan(
     """
     if plan.study.tune is not None:
         raise UserError(
-            f"budget ({budget.words}): holds for no study with `tune:`: leave the budget out, or "
+            f"budget ({budget.description}): holds for no study with `tune:`: leave the budget "
+            "out, or "
             "bound the search by tune.trials and the seeds by --seeds"
         )
 
@@ -116,7 +118,7 @@ def trim_plan(
     amounts = amounts_of(smallest)
     if not fits(amounts):
         raise UserError(
-            f"budget ({budget.words}): too small: the baseline and one arm with {min_seeds} "
+            f"budget ({budget.description}): too small: the baseline and one arm with {min_seeds} "
             f"seed{'s' * (min_seeds > 1)} take {_format_amounts(amounts)}: give more, or ask for "
             "less"
         )
@@ -153,7 +155,7 @@ def _unknown_message(estimate: Estimate, name: str, budget: Budget) -> str:
         reason, advice = "no price is given", "give --price-per-gpu-hour or --price-per-cpu-hour"
     else:
         reason, advice = "how many trials run at a time", "give --max-concurrent"
-    return f"budget ({budget.words}): what the study takes is not known ({reason}): {advice}"
+    return f"budget ({budget.description}): what the study takes is not known ({reason}): {advice}"
 
 
 def _make_trimmed_plan(
@@ -175,7 +177,7 @@ def _make_trimmed_plan(
         trials=tuple(
             trial.fingerprint
             for trial in plan.trials
-            if trial.fingerprint not in kept_trials and not ledger[trial.fingerprint].done(trial)
+            if trial.fingerprint not in kept_trials and not ledger[trial.fingerprint].is_done(trial)
         ),
         needed=needed,
         takes=amounts,

@@ -20,7 +20,7 @@ from chip_core.evaluation.scorer import Answer, JudgeRequest
 from chip_core.evaluation.task import ExternalBenchmark, Side
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.cost.workload import TrialWork
-from orchestrator.plan.plan import BASE
+from orchestrator.plan.plan import BASE_ARM
 
 _MILLION = 1e6
 
@@ -115,7 +115,9 @@ def estimate_judge_costs(trials: Sequence[TrialWork], data_paths: DataPaths) -> 
                     costs.unknown[key] = str(error)
             tokens = tokens_by_benchmark[cache_key]
             if tokens is not None:
-                arm = "base (untrained)" if trial_work.trial.arm == BASE else trial_work.trial.arm
+                arm = (
+                    "base (untrained)" if trial_work.trial.arm == BASE_ARM else trial_work.trial.arm
+                )
                 costs.arms[arm] = costs.arms.get(arm, JudgeTokens()) + tokens.repeated(
                     questions.times
                 )
@@ -193,7 +195,7 @@ def _collect_requests(
     with suppress(ValueError, ArithmeticError, LookupError, UserError):
         benchmark.score(
             answers,
-            data=data_paths.data(settings.name),
+            data=data_paths.benchmark_folder(settings.name),
             protocol=settings.protocol,
             resources=replace(resources, judge=judge),
         )

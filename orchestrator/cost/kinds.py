@@ -143,7 +143,7 @@ def cache_build_kind(config: TrialConfig, group: Sequence[CacheSpec]) -> str:
         config: that they are made with.
         group: the passes.
     """
-    uses_rejected_image = any(spec.of_rejected_image for spec in group)
+    uses_rejected_image = any(spec.is_rejected_image for spec in group)
     return _hash_kind(
         "pass",
         model=_model_key(config),
@@ -164,7 +164,7 @@ def _model_key(config: TrialConfig) -> dict[str, Any]:
     return {
         **model,
         "language_model": config.language_model,
-        "lora": config.lora.model_dump(mode="json") if config.adapted else None,
+        "lora": config.lora.model_dump(mode="json") if config.has_adapters else None,
         # Omitted if empty, so that older recorded timings keep their kind.
         **({"adapted": adapted_parts} if adapted_parts else {}),
     }

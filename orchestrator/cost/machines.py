@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.generators.sharing import is_servable, is_shared
-from chip_core.utils.machine import cores, cpu_name, device_name, gpus
+from chip_core.utils.machine import cpu_count, cpu_name, device_name, gpu_count
 from orchestrator.cost.workload import TrialWork
 
 
@@ -14,7 +14,7 @@ def trial_machine(config: TrialConfig) -> str | None:
     """Return the device that a trial would run on here; None if there is none."""
     engine = config.engine
     if engine.device == "cuda" or (engine.device == "auto" and engine.gpus_per_worker > 0):
-        return device_name("cuda") if gpus() else None
+        return device_name("cuda") if gpu_count() else None
     return cpu_name()  # Ray hides the GPUs from a worker that asks for none
 
 
@@ -49,10 +49,10 @@ def slots_on_machine(work: Sequence[TrialWork], held_gpus: int = 0) -> int | Non
     for trial_work in work:
         engine, slots = (
             trial_work.config.engine,
-            cores() // (trial_work.config.engine.cpus_per_worker * trial_work.processes),
+            cpu_count() // (trial_work.config.engine.cpus_per_worker * trial_work.processes),
         )
         if engine.gpus_per_worker:
-            free = max(0, gpus() - held_gpus)
+            free = max(0, gpu_count() - held_gpus)
             slots = min(slots, int(free / (engine.gpus_per_worker * trial_work.processes)))
         min_slots = slots if min_slots is None else min(min_slots, slots)
     return min_slots or None

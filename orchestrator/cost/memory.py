@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chip_core.config.trial import EngineConfig, TrialConfig
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.data.source import SHAPES
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import expand_path
-from chip_core.utils.machine import gpus
+from chip_core.utils.machine import gpu_count
 from orchestrator.cost.machines import trial_machine
 from orchestrator.cost.published.devices import GPUS_PER_MACHINE
 from orchestrator.cost.rates import Rates
@@ -164,7 +164,7 @@ class MemoryEstimator:
         basis = step.basis
         if shards < config.engine.workers_per_trial:
             basis += f"; taken for {shards} workers a machine"
-        return replace(step, footprint=step.footprint.sharded(shards), basis=basis)
+        return replace(step, footprint=step.footprint.per_worker(shards), basis=basis)
 
     def _estimate_cached(
         self, config: TrialConfig, *, reference: bool, spread: bool
@@ -199,32 +199,32 @@ def workers_per_machine(engine: EngineConfig) -> int:
     The largest number that divides the workers evenly and is at most this machine's GPUs, if it has
     several, or those of a published machine.
     """
-    gpu_count = gpus() if engine.gpus_per_worker else 0
-    max_workers = gpu_count if gpu_count > 1 else GPUS_PER_MACHINE
+    gpus = gpu_count() if engine.gpus_per_worker else 0
+    max_workers = gpus if gpus > 1 else GPUS_PER_MACHINE
     workers = engine.workers_per_trial
     return max(count for count in range(1, max_workers + 1) if workers % count == 0)
 
 
 def _estimate_step(config: TrialConfig, *, reference: bool, spread: bool) -> StepMemory | None:
-    from chip_core.training.footprint.estimate import footprint, precision_of
-    from chip_core.training.footprint.published import config_of
+    from chip_core.training.footprint.estimate import estimate_footprint, training_precision
+    from chip_core.training.footprint.published import load_model_config
     from orchestrator.cost.published.rows import estimate_row_shapes
 
     try:
-        model_config = config_of(config.model)
+        model_config = load_model_config(config.model)
         if model_config is None:
             return None
         rows = estimate_row_shapes(model_config, config)
-        step_footprint = footprint(
-            model_config, config, rows.longest, stored=not reference, spread=spread
+        step_footprint = estimate_footprint(
+            model_config, config, rows.longest, stored=not reference, sharded=spread
         )
     except (ValueError, AttributeError, TrialError):  # an unsupported model family
         return None
-    precision = precision_of(config)
+    precision = training_precision(config)
     return StepMemory(
         footprint=step_footprint,
         basis=rows.basis,
-        is_adapted=config.adapted,
+        is_adapted=config.has_adapters,
         has_masters=precision.master > 0,
         state_bytes=precision.states,
     )
@@ -364,7 +364,7 @@ def _apply_settings(config: TrialConfig, settings: Mapping[str, Any]) -> TrialCo
     for key, value in settings.items():
         set_key(tree, key, value)
     try:
-        return trial_config(tree, "a change")
+        return parse_trial_config(tree, "a change")
     except ConfigError:
         return None
 

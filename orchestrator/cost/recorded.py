@@ -23,7 +23,7 @@ from orchestrator.cost.kinds import (
 from orchestrator.cost.rates import NO_TIME, Quantity, RateSource, Seconds, Size
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger, TrialRecord
-from orchestrator.storage.binding import storage_of
+from orchestrator.storage.binding import find_storage
 
 _Rate = tuple[tuple[Quantity, str], Seconds]
 
@@ -161,7 +161,7 @@ def _model_bytes(record: TrialRecord, storage: Path) -> int | None:
     """Return the size of a trained model's folder."""
     if record.model is None or not (storage / record.model / MODEL).is_dir():
         return None
-    remote = storage_of(storage)
+    remote = find_storage(storage)
     if remote is not None:
         return sum(remote.sizes(f"{record.model}/{MODEL}").values())
     files = (storage / record.model / MODEL).rglob("*")

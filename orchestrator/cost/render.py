@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.reference_cache.size import gigabytes
+from chip_core.reference_cache.size import format_bytes
 from orchestrator.cost.budget import TrimmedPlan, budget_amounts
 from orchestrator.cost.estimate import Cost, Estimate
 from orchestrator.cost.judges import JudgeCosts, JudgeTokens
@@ -20,7 +20,7 @@ from orchestrator.cost.published.devices import DEVICES, EAGER_SOURCE, UTILIZATI
 from orchestrator.cost.published.rates import SOURCE_NAME, training_mode
 from orchestrator.cost.rates import Seconds
 from orchestrator.cost.study_cost import CostEstimate
-from orchestrator.plan.plan import BASE
+from orchestrator.plan.plan import BASE_ARM
 
 _MAX_LISTED = 4  # unknown things that are named
 
@@ -70,7 +70,7 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
             yield from _fit_lines(fit)
     disk = cost.disk
     parts = [
-        f"{label} {gigabytes(size)}"
+        f"{label} {format_bytes(size)}"
         for label, size in (
             ("reference passes", disk.passes),
             ("trained models", disk.models),
@@ -90,7 +90,7 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
         if size is None
     ]
     if parts:
-        line = f"disk: {', '.join(parts)}; {gigabytes(disk.free)} are free"
+        line = f"disk: {', '.join(parts)}; {format_bytes(disk.free)} are free"
         line += f"; not known: {', '.join(unknown)}" if unknown else ""
         yield Text(line, style="bold red" if disk.known_bytes > disk.free else "")
     if cost.power is not None:
@@ -425,7 +425,7 @@ def _group_by_arm(
     costs = cost_estimate.estimate if estimate is None else estimate
     by_arm: dict[str, tuple[int, Cost]] = {}
     for trial_work in cost_estimate.work.trials:
-        name = "base (untrained)" if trial_work.trial.arm == BASE else trial_work.trial.arm
+        name = "base (untrained)" if trial_work.trial.arm == BASE_ARM else trial_work.trial.arm
         trials, cost = by_arm.get(name, (0, Cost()))
         cost.add(costs.trials[trial_work.trial.fingerprint])
         by_arm[name] = trials + 1, cost

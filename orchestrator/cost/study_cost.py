@@ -149,7 +149,7 @@ def estimate_study_cost(
             )
         ),
         disk=estimate_disk(work, rates, estimator, at_once=slots, storage=storage),
-        judges=estimate_judge_costs(work.trials, plan.places),
+        judges=estimate_judge_costs(work.trials, plan.data_paths),
         problems=rate_finder.problems,
         trimmed=trimmed,
         budget_problem=budget_problem,
@@ -229,7 +229,7 @@ class _RateFinder:
             calibrate(
                 work,
                 self._storage,
-                self._plan.places,
+                self._plan.data_paths,
                 at_once=self._slots,
                 notify=self._say,
                 executor=executor,

@@ -34,7 +34,7 @@ def trimmed_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
         warn_once(f"{file} is not as it was written: what was left out for a budget is not known")
         return ()
     not_done = {
-        trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].done(trial)
+        trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].is_done(trial)
     }
     count = len(not_done & trials)
     if not count:

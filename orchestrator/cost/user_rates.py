@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chip_core.config.validation import explain
+from chip_core.config.validation import explain_errors
 from chip_core.recipes import read_yaml
 from chip_core.utils.errors import ConfigError
 from orchestrator.cost.estimate import Prices
@@ -113,10 +113,10 @@ def read_user_rates(file: Path | None, flags: Mapping[str, Any]) -> UserRates:
     try:
         file_rates = UserRates.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(explain(error, UserRates, str(file))) from None
+        raise ConfigError(explain_errors(error, UserRates, str(file))) from None
     try:
         return UserRates.model_validate(
             {**file_rates.model_dump(exclude_unset=True), **given_flags}
         )
     except ValidationError as error:
-        raise ConfigError(explain(error, UserRates, "--rate")) from None
+        raise ConfigError(explain_errors(error, UserRates, "--rate")) from None

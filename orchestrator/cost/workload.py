@@ -16,7 +16,7 @@ from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import shard_count
 from chip_core.reference_cache.spec import CacheSpec, build_config, group_specs
 from chip_core.results import MODEL
-from chip_core.selection.rule import times_asked
+from chip_core.selection.rule import count_select_runs
 from chip_core.utils.errors import UserError
 from orchestrator.cost.kinds import (
     answer_kind,
@@ -28,8 +28,8 @@ from orchestrator.cost.kinds import (
 )
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.cache_plan import PlannedCache, plan_caches
-from orchestrator.state.ledger import Ledger, answers_of
-from orchestrator.state.search import expected
+from orchestrator.state.ledger import Ledger, find_answers
+from orchestrator.state.search import assume_recipe_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class CacheBuildWork:
     @property
     def name(self) -> str:
         """Display name."""
-        return " + ".join(planned.one.name for planned in self.group)
+        return " + ".join(planned.spec.name for planned in self.group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +96,18 @@ def build_workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
 
     While an arm searches, its choice is unknown: its seeds count with the recipe's settings.
     """
-    plan = expected(plan)
+    plan = assume_recipe_settings(plan)
     planned = plan_caches(plan, ledger, storage)
     caches_by_trial: dict[str, list[CacheSpec]] = {}
     for planned_cache in planned:
         if planned_cache.state != "in the step":
             for fingerprint in planned_cache.trials:
-                caches_by_trial.setdefault(fingerprint, []).append(planned_cache.one)
+                caches_by_trial.setdefault(fingerprint, []).append(planned_cache.spec)
     question_counts = count_questions(plan)
 
     @cache
     def rows(data: str) -> int | None:
-        return preference_data.count(DataConfig.model_validate_json(data))
+        return preference_data.count_rows(DataConfig.model_validate_json(data))
 
     trials = [
         _trial_work(
@@ -119,7 +119,7 @@ def build_workload(plan: Plan, ledger: Ledger, storage: Path) -> Workload:
             rows,
         )
         for trial in plan.trials
-        if not ledger[trial.fingerprint].done(trial)
+        if not ledger[trial.fingerprint].is_done(trial)
         and not ledger[trial.fingerprint].is_cut(plan.study.early_stopping)
     ]
     return Workload(
@@ -157,10 +157,10 @@ def _trial_work(
     count_rows: object,
 ) -> TrialWork:
     config, record = trial.config, ledger[trial.fingerprint]
-    answered = answers_of(trial, record, storage) is not None
+    answered = find_answers(trial, record, storage) is not None
     trained = record.model is not None and (storage / record.model / MODEL).is_dir()
     training, rows = None, None
-    missing = set(record.missing(trial))
+    missing = set(record.missing_evaluations(trial))
     if not trial.untrained and not trained and not answered:
         missing = set(trial.evaluations)  # trained anew: everything is scored
         features = any(spec.kind == "features" for spec in caches)
@@ -174,7 +174,7 @@ def _trial_work(
             questions=question_counts[f"{side}/{settings.name}"],
             times=1
             if training is None or side != "select"
-            else times_asked(config, training_steps(config, rows)),
+            else count_select_runs(config, training_steps(config, rows)),
         )
         for side, settings in list_sides(config.benchmarks)
         if f"{side}/{settings.name}" in missing
@@ -193,15 +193,15 @@ def _trial_work(
 
 def _build_works(planned: list[PlannedCache]) -> list[CacheBuildWork]:
     by_key = {
-        planned_cache.one.key: planned_cache
+        planned_cache.spec.key: planned_cache
         for planned_cache in planned
         if planned_cache.state == "to make"
     }
     works = []
-    for group in group_specs([planned_cache.one for planned_cache in by_key.values()]):
+    for group in group_specs([planned_cache.spec for planned_cache in by_key.values()]):
         group_caches = tuple(by_key[spec.key] for spec in group)
         config = build_config(
-            [(planned_cache.one, planned_cache.config) for planned_cache in group_caches]
+            [(planned_cache.spec, planned_cache.config) for planned_cache in group_caches]
         )
         samples = group_caches[0].samples
         works.append(
@@ -226,7 +226,7 @@ def count_questions(plan: Plan) -> dict[str, int | None]:
         if isinstance(benchmark, ExternalBenchmark):
             continue
         try:
-            counts[key] = len(select_items(side, settings, benchmark, plan.places)[0])
+            counts[key] = len(select_items(side, settings, benchmark, plan.data_paths)[0])
         except UserError:
             continue
     return counts

@@ -14,20 +14,20 @@ from rich.text import Text
 
 from chip_core.config.trial import DataConfig, ModelConfig
 from chip_core.data import problem
-from chip_core.data.checks import GoodRow, ProcessorChecker, check_rows, threads_for
-from chip_core.data.formats.further import Asks, asks_of
+from chip_core.data.checks import ProcessorChecker, ValidRow, check_rows, decode_threads
+from chip_core.data.formats.extra_columns import RowRequirements, row_requirements
 from chip_core.data.rows import BadRow
-from chip_core.data.source import SHAPES, open_source, unreachable
+from chip_core.data.source import SHAPES, hub_error, open_source
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.segments import changed_positions
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.utils.progress import track_progress
 
-_NAMED = 3  # files that are listed
+_MAX_LISTED_FILES = 3  # files that are listed
 
 #: Splits a text into units that are compared: token ids, or numbers for words.
-Split = Callable[[str], list[int]]
+Tokenizer = Callable[[str], list[int]]
 
 
 @dataclass(kw_only=True)
@@ -61,7 +61,7 @@ def check_data(
     *,
     model: ModelConfig | None,
     console: Console,
-    where: str = "--model",
+    model_source: str = "--model",
     objective: ObjectiveConfig | None = None,
 ) -> DataReport:
     """Check every row of a data source.
@@ -70,7 +70,7 @@ def check_data(
         data: the source.
         model: its processor checks the rows, and its tokenizer splits the texts; None: unknown, and
             texts are split at whitespace.
-        where: the option that named the model.
+        model_source: the option that named the model.
         console: the console for progress.
         objective: the objective to be trained on the rows; None: one that reads only what all do.
 
@@ -79,31 +79,31 @@ def check_data(
     """
     if data.source == SHAPES:
         raise UserError("shapes: the embedded world's pairs are drawn: there is nothing to check")
-    broken = problem(data)
-    if broken is not None:
-        raise UserError(broken)
-    asks = Asks() if objective is None else asks_of(objective)
-    taken = None if model is None else ProcessorChecker(_processor(model, where))
-    split = _words() if taken is None else taken.marks.ids
-    with track_progress(console, "files opened") as opened:  # their number is not known yet
-        source = open_source(data, opened)
+    data_problem = problem(data)
+    if data_problem is not None:
+        raise UserError(data_problem)
+    columns = RowRequirements() if objective is None else row_requirements(objective)
+    checker = None if model is None else ProcessorChecker(_load_processor(model, model_source))
+    tokenize = _whitespace_tokenizer() if checker is None else checker.special_tokens.ids
+    with track_progress(console, "files opened") as report_opened:  # their number is not known yet
+        source = open_source(data, report_opened)
     report = DataReport(
         source=data.source,
         format=source.format.name,
         files=len(source.tables),
-        read=[table.place(0).file for table in source.tables if len(table)][:_NAMED],
+        read=[table.location(0).file for table in source.tables if len(table)][:_MAX_LISTED_FILES],
         unit="words" if model is None else "tokens",
-        asked=asks.names,
+        asked=columns.names,
     )
     with track_progress(console, "rows checked", len(source)) as step:
-        threads = threads_for(len(source))
-        rows = check_rows(source, asks=asks, model=taken, threads=threads)
-        for done, checked in enumerate(rows, start=1):
+        threads = decode_threads(len(source))
+        rows = check_rows(source, requirements=columns, model=checker, threads=threads)
+        for done_count, checked in enumerate(rows, start=1):
             if isinstance(checked, BadRow):
                 report.bad.append(checked)
             else:
-                _note(report, checked, split, in_tokens=model is not None)
-            step(done)
+                _add_row(report, checked, tokenize, in_tokens=model is not None)
+            step(done_count)
     return report
 
 
@@ -114,17 +114,19 @@ def data_lines(report: DataReport) -> Iterator[RenderableType]:
         f"{report.source}: {report.rows} rows in {files}, format {report.format}", style="bold"
     )
     if report.files > 1:
-        more = ", …" if report.files > len(report.read) else ""
-        yield Text(f"read: {', '.join(report.read)}{more}")
+        suffix = ", …" if report.files > len(report.read) else ""
+        yield Text(f"read: {', '.join(report.read)}{suffix}")
     if report.good:
         table = Table(box=None, pad_edge=False)
         for title in ("", "least", "median", "mean", "most"):
             table.add_column(title, justify="right" if title else "left")
-        for name, values in summary(report).items():
-            table.add_row(name, *(_number(value) for value in values.values()))
+        for name, values in summarise_figures(report).items():
+            table.add_row(name, *(_format_number(value) for value in values.values()))
         yield table
-        how = "by the model's tokenizer" if report.unit == "tokens" else "by whitespace: no --model"
-        yield Text(f"changed: share of a response's {report.unit} that differ, split {how}")
+        method = (
+            "by the model's tokenizer" if report.unit == "tokens" else "by whitespace: no --model"
+        )
+        yield Text(f"changed: share of a response's {report.unit} that differ, split {method}")
         if report.rejected_images:
             yield Text(f"{report.rejected_images} rows give a rejected image")
         if report.sides:
@@ -151,11 +153,11 @@ def data_json(report: DataReport) -> dict[str, Any]:
         "images_on_either_side": report.sides,
         **({"asked": report.asked} if report.asked else {}),
         "changed_unit": report.unit,
-        "figures": summary(report),
+        "figures": summarise_figures(report),
         "bad": [
             {
-                "file": row.place.file,
-                row.place.unit: row.place.row,
+                "file": row.location.file,
+                row.location.unit: row.location.row,
                 "reason": row.reason,
             }
             for row in report.bad
@@ -163,7 +165,7 @@ def data_json(report: DataReport) -> dict[str, Any]:
     }
 
 
-def summary(report: DataReport) -> dict[str, dict[str, float]]:
+def summarise_figures(report: DataReport) -> dict[str, dict[str, float]]:
     """Return least, median, mean and most of each figure over the good rows."""
     return {
         name: {
@@ -176,60 +178,62 @@ def summary(report: DataReport) -> dict[str, dict[str, float]]:
     }
 
 
-def _note(report: DataReport, checked: GoodRow, split: Split, *, in_tokens: bool) -> None:
-    texts = checked.row.texts
+def _add_row(
+    report: DataReport, good_row: ValidRow, tokenize: Tokenizer, *, in_tokens: bool
+) -> None:
+    texts = good_row.row.texts
     report.good += 1
-    report.rejected_images += checked.row.rejected_image is not None
-    report.sides += checked.row.sides
-    parts = {name: split(getattr(texts, name)) for name in ("prompt", "chosen", "rejected")}
-    for name in parts:
+    report.rejected_images += good_row.row.rejected_image is not None
+    report.sides += good_row.row.separate_images
+    units = {name: tokenize(getattr(texts, name)) for name in ("prompt", "chosen", "rejected")}
+    for name in units:
         report.add(f"{name}, characters", len(getattr(texts, name)))
     if in_tokens:
-        for name, ids in parts.items():
+        for name, ids in units.items():
             report.add(f"{name}, tokens", len(ids))
-    report.add("image width, pixels", checked.size[0])
-    report.add("image height, pixels", checked.size[1])
-    changed = changed_positions(parts["chosen"], parts["rejected"])
+    report.add("image width, pixels", good_row.size[0])
+    report.add("image height, pixels", good_row.size[1])
+    changed = changed_positions(units["chosen"], units["rejected"])
     for name, positions in zip(("chosen", "rejected"), changed, strict=True):
-        report.add(f"{name} changed, %", 100 * len(positions) / max(len(parts[name]), 1))
+        report.add(f"{name} changed, %", 100 * len(positions) / max(len(units[name]), 1))
 
 
-def _words() -> Split:
-    known: dict[str, int] = {}
-    return lambda text: [known.setdefault(word, len(known)) for word in text.split()]
+def _whitespace_tokenizer() -> Tokenizer:
+    ids: dict[str, int] = {}
+    return lambda text: [ids.setdefault(word, len(ids)) for word in text.split()]
 
 
-def _processor(model: ModelConfig, where: str) -> Any:
+def _load_processor(model: ModelConfig, model_source: str) -> Any:
     """Return a model's processor.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    broken = loading.problem(model)
-    if broken is None and loading.local_folder(model.path) is None:
-        broken = _away(model)
-    if broken is not None:
-        raise UserError(f"{where}: {broken}")
+    model_problem = loading.problem(model)
+    if model_problem is None and loading.local_folder(model.path) is None:
+        model_problem = _hub_problem(model)
+    if model_problem is not None:
+        raise UserError(f"{model_source}: {model_problem}")
     try:
-        return loading.processor_of(model)
+        return loading.load_processor_only(model)
     except TrialError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{model_source}: {error}") from None
 
 
-def _away(model: ModelConfig) -> str | None:
+def _hub_problem(model: ModelConfig) -> str | None:
     """Return why a model cannot be loaded from the hub or a local copy; None if it can."""
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
         return None
-    away = unreachable("model", model.path, model.revision)
-    if away is None:
+    reason = hub_error("model", model.path, model.revision)
+    if reason is None:
         return None
     return (
-        f"{model.path}: the hub cannot be reached ({away}), and this machine has no copy of it: "
+        f"{model.path}: the hub cannot be reached ({reason}), and this machine has no copy of it: "
         "check the name and the network, or name a folder"
     )
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:.0f}" if value == round(value) else f"{value:.1f}"

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from chip_core.evaluation.benchmarks.status import BenchmarkStatus, FileStatus
 
-STYLES = {"complete": "green", "scoring only": "yellow", "broken": "bold red"}
+STATE_STYLES = {"complete": "green", "scoring only": "yellow", "broken": "bold red"}
 
 
-def status_lines(found: Sequence[BenchmarkStatus], folder: Path | None) -> Iterator[Text]:
+def status_lines(statuses: Sequence[BenchmarkStatus], folder: Path | None) -> Iterator[Text]:
     """List each benchmark's files, present or missing, and their sources."""
     if folder is None:
         yield Text(
@@ -21,20 +21,20 @@ def status_lines(found: Sequence[BenchmarkStatus], folder: Path | None) -> Itera
         )
     else:
         yield Text(f"{folder} (a folder for each benchmark, named as it)")
-    for benchmark in found:
+    for benchmark in statuses:
         yield Text()
         yield Text.assemble(
-            (benchmark.name, "bold"), "  ", (benchmark.state, STYLES.get(benchmark.state, ""))
+            (benchmark.name, "bold"), "  ", (benchmark.state, STATE_STYLES.get(benchmark.state, ""))
         )
-        yield Text(f"  {_counted(benchmark)}licence: {benchmark.source.licence}")
+        yield Text(f"  {_format_count(benchmark)}licence: {benchmark.source.licence}")
         if not benchmark.files:
             yield Text("  lmms-eval fetches its files: pip install 'chip-ablate[lmms]'")
             continue
-        for held in benchmark.files:
-            yield from _file(held)
+        for file_status in benchmark.files:
+            yield from _file_lines(file_status)
 
 
-def status_json(found: Sequence[BenchmarkStatus], folder: Path | None) -> dict[str, Any]:
+def status_json(statuses: Sequence[BenchmarkStatus], folder: Path | None) -> dict[str, Any]:
     """Return the same as plain data."""
     return {
         "benchmark_data": None if folder is None else str(folder),
@@ -47,25 +47,25 @@ def status_json(found: Sequence[BenchmarkStatus], folder: Path | None) -> dict[s
                 "problem": benchmark.problem,
                 "files": [
                     {
-                        "name": held.file.names[0],
-                        "there": held.is_complete,
-                        "path": None if held.path is None else str(held.path),
-                        "parts": held.parts,
-                        "parts_published": held.file.parts,
-                        "bytes": held.size,
-                        "bytes_published": held.file.size,
-                        "for": held.file.use,
-                        "published": held.file.source,
+                        "name": file_status.file.names[0],
+                        "there": file_status.is_complete,
+                        "path": None if file_status.path is None else str(file_status.path),
+                        "parts": file_status.parts,
+                        "parts_published": file_status.file.parts,
+                        "bytes": file_status.size,
+                        "bytes_published": file_status.file.size,
+                        "for": file_status.file.use,
+                        "published": file_status.file.source,
                     }
-                    for held in benchmark.files
+                    for file_status in benchmark.files
                 ],
             }
-            for benchmark in found
+            for benchmark in statuses
         },
     }
 
 
-def _counted(benchmark: BenchmarkStatus) -> str:
+def _format_count(benchmark: BenchmarkStatus) -> str:
     if benchmark.problem is not None:
         return f"{benchmark.problem}; "
     if benchmark.source.count is None:
@@ -77,22 +77,28 @@ def _counted(benchmark: BenchmarkStatus) -> str:
     return f"all {benchmark.count:,} questions; "
 
 
-def _file(held: FileStatus) -> Iterator[Text]:
-    word, style = ("there", "green") if held.is_complete else ("missing", "yellow")
-    if held.path is not None and not held.is_complete:
-        word = "in part"
-    name = held.file.names[0]
-    if held.path is not None and held.path.is_file() and held.file.parts == 1:
-        name = held.path.name
-    yield Text.assemble("  ", (f"{word:8}", style), f" {name}, for {held.file.use}{_size(held)}")
-    if not held.is_complete:
-        yield Text(f"           from {held.file.source}")
+def _file_lines(file_status: FileStatus) -> Iterator[Text]:
+    state, style = ("there", "green") if file_status.is_complete else ("missing", "yellow")
+    if file_status.path is not None and not file_status.is_complete:
+        state = "in part"
+    name = file_status.file.names[0]
+    if file_status.path is not None and file_status.path.is_file() and file_status.file.parts == 1:
+        name = file_status.path.name
+    yield Text.assemble(
+        "  ",
+        (f"{state:8}", style),
+        f" {name}, for {file_status.file.use}{_format_size(file_status)}",
+    )
+    if not file_status.is_complete:
+        yield Text(f"           from {file_status.file.source}")
 
 
-def _size(held: FileStatus) -> str:
-    file = held.file
-    parts = f", {held.parts:,} of {file.parts:,} files" if file.parts > 1 else ""
-    if held.path is None:
+def _format_size(file_status: FileStatus) -> str:
+    file = file_status.file
+    parts = f", {file_status.parts:,} of {file.parts:,} files" if file.parts > 1 else ""
+    if file_status.path is None:
         return parts + ("" if file.size is None else f", {file.size:,} bytes")
-    changed = file.size is not None and held.size != file.size
-    return f"{parts}, {held.size:,} bytes" + (f" (published: {file.size:,})" if changed else "")
+    changed = file.size is not None and file_status.size != file.size
+    return f"{parts}, {file_status.size:,} bytes" + (
+        f" (published: {file.size:,})" if changed else ""
+    )

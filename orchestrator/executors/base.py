@@ -12,23 +12,23 @@ from chip_core.results import AnsweredTrial, Progress, TrialResult
 from orchestrator.jobs.attempt import Cause
 
 # The storage, which is below executors, needs them too.
-from orchestrator.jobs.job import COPYING as COPYING
-from orchestrator.jobs.job import STOP as STOP
+from orchestrator.jobs.job import COPYING_PHASE as COPYING_PHASE
+from orchestrator.jobs.job import STOP_FILE as STOP_FILE
 from orchestrator.jobs.job import Job as Job
-from orchestrator.jobs.stopping import Stop
-from orchestrator.storage.remote import Remote
+from orchestrator.jobs.stopping import StopRequest
+from orchestrator.storage.remote import RemoteStorage
 from orchestrator.study.early_stopping import EarlyStopping
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
+class JobStarted:
     """A job has started."""
 
     job: Job
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progressed:
+class JobProgressed:
     """The progress of a running job."""
 
     job: Job
@@ -36,16 +36,16 @@ class Progressed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class JobAnswered:
     """A job has succeeded, and its answers are still to be scored."""
 
     job: Job
-    answered: AnsweredTrial
-    scoring: Job  # the trial's next step, in this run
+    answered_trial: AnsweredTrial
+    scoring_job: Job  # the trial's next step, in this run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class JobFinished:
     """A job has succeeded. Its folder has all results."""
 
     job: Job
@@ -53,33 +53,33 @@ class Finished:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failed:
+class JobFailed:
     """A job has failed or was stopped."""
 
     job: Job
     reason: str
     cause: Cause = "trial_error"
     from_outside: bool = False  # not reported by the worker, which was found dead
-    retry: Job | None = None  # the trial's next attempt, in this run
+    retry_job: Job | None = None  # the trial's next attempt, in this run
 
 
 #: Returns the job that retries a failed one, or None.
-Retry = Callable[[Failed], Job | None]
+RetryPolicy = Callable[[JobFailed], Job | None]
 
 #: Returns further jobs. Called whenever no job is left to start. None: not known before a running
 #: job has ended; no jobs: there are no more.
-More = Callable[[], Sequence[Job] | None]
+JobSource = Callable[[], Sequence[Job] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyStopped:
+class JobStoppedEarly:
     """Early stopping ended a job's training. It is not scored."""
 
     job: Job
     reason: str
 
 
-Event = Started | Progressed | Answered | Finished | Failed | EarlyStopped
+JobEvent = JobStarted | JobProgressed | JobAnswered | JobFinished | JobFailed | JobStoppedEarly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ class ExecutorSettings:
     """The settings of a study's executor."""
 
     workdir: Path
-    stop: Stop  # checked while jobs run
-    remote: Remote | None = None  # storage for the jobs' files, if not the work directory
+    stop: StopRequest  # checked while jobs run
+    remote: RemoteStorage | None = None  # storage for the jobs' files, if not the work directory
     address: str | None = None  # of a running Ray cluster
     max_concurrent: int | None = None  # jobs at once; None: as many as fit
     early_stopping: EarlyStopping | None = None  # rule that cuts `may_be_cut` jobs
@@ -101,14 +101,14 @@ class Executor(Protocol):
     They are the next of their kind to start.
     """
 
-    def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+    def open(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         """Stay ready for several runs of jobs no larger than these; one run does not need it."""
 
-    def slots(self, job: Job) -> int:
-        """Return how many jobs of this size run at once. Call it within `opened`."""
+    def count_slots(self, job: Job) -> int:
+        """Return how many jobs of this size run at once. Call it within `open`."""
 
-    def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
-        """Reserve GPUs of this machine for a server that all jobs use. Call it within `opened`.
+    def reserve_gpus(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
+        """Reserve GPUs of this machine for a server that all jobs use. Call it within `open`.
 
         It yields the GPUs in the format of CUDA_VISIBLE_DEVICES; none if the jobs use no GPU.
 
@@ -119,13 +119,13 @@ class Executor(Protocol):
     def run(
         self,
         jobs: Sequence[Job],
-        on_event: Callable[[Event], None],
-        retry: Retry | None = None,
-        more: More | None = None,
+        on_event: Callable[[JobEvent], None],
+        retry: RetryPolicy | None = None,
+        fetch_jobs: JobSource | None = None,
     ) -> None:
-        """Run all jobs and those that `more` adds, and return when they have ended.
+        """Run all jobs and those that `fetch_jobs` adds, and return when they have ended.
 
-        `on_event`, `retry` and `more` are called in the caller's thread or another, never
+        `on_event`, `retry_job` and `fetch_jobs` are called in the caller's thread or another, never
         concurrently.
 
         Raises:

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from chip_core.utils.errors import UserError
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 from orchestrator.human_eval.pairs import AnswerPair, AnswerPool
 
 KEY_FORMAT = "chip-ablate human key 1"
@@ -87,7 +87,7 @@ def draw_sheets(
     Raises:
         UserError: the arms' answers are all the same, or the numbers do not fit.
     """
-    random = Random(derived_seed("humans", seed, pool.benchmark, *pool.arms))
+    random = Random(derive_seed("humans", seed, pool.benchmark, *pool.arms))
     chosen = _choose_pairs(pool, items, random)
     if not chosen:
         raise UserError(

@@ -18,7 +18,7 @@ from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.outcomes import MetricInfo
 from chip_core.evaluation.task import metric_name
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.analysis.prediction_powered import (
     MeanEstimate,
     PredictionPoweredEstimate,
@@ -89,7 +89,7 @@ def load_judge_values(
     short_name = next(iter(infos)) if metric is None else metric.removeprefix(prefix)
     if short_name not in infos:
         raise UserError(
-            f"--metric: {benchmark} has no metric '{short_name}': {suggestion(short_name, infos)}"
+            f"--metric: {benchmark} has no metric '{short_name}': {suggest(short_name, infos)}"
         )
     outcomes = {
         fingerprint: scores[prefix + short_name].items

@@ -20,7 +20,7 @@ from typing import Any
 
 from chip_core.evaluation.reading import read_rows
 from chip_core.utils.errors import UserError
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 from orchestrator.analysis.prediction_powered import PredictionPoweredEstimate
 from orchestrator.human_eval.judge import (
     JudgeAgreement,
@@ -109,7 +109,7 @@ def draw_labels(
             f"study {plan.study.name}: no item of {judge.benchmark} to which all arms have answers "
             f"with a value of {judge.metric}: run the study first, or name fewer --arms"
         )
-    random = Random(derived_seed("labels", seed, judge.metric))
+    random = Random(derive_seed("labels", seed, judge.metric))
     order = random.sample(sorted(seeds), len(seeds))[:items]
     rows = [
         (_answer_id(trial, item), item, *answers[trial.fingerprint][item], "")

@@ -14,7 +14,7 @@ from chip_core.config.trial import BenchmarkConfig
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.task import Side
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.state.ledger import Ledger
 
@@ -158,9 +158,7 @@ def find_arm(plan: Plan, name: str) -> Arm:
         if name == arm.name:
             return arm
     names = [arm.name for arm in plan.arms]
-    raise UserError(
-        f"--arms: study {plan.study.name} has no arm '{name}': {suggestion(name, names)}"
-    )
+    raise UserError(f"--arms: study {plan.study.name} has no arm '{name}': {suggest(name, names)}")
 
 
 def find_benchmark_settings(plan: Plan, name: str) -> tuple[Side, BenchmarkConfig]:
@@ -169,7 +167,7 @@ def find_benchmark_settings(plan: Plan, name: str) -> tuple[Side, BenchmarkConfi
     Raises:
         UserError: the study has no such benchmark.
     """
-    scored = plan.study.scored
+    scored = plan.study.scored_benchmarks
     settings_by_name: dict[str, tuple[Side, BenchmarkConfig]] = {
         **{settings.name: ("report", settings) for settings in scored.report},
         **{f"select/{settings.name}": ("select", settings) for settings in scored.select},
@@ -177,7 +175,7 @@ def find_benchmark_settings(plan: Plan, name: str) -> tuple[Side, BenchmarkConfi
     if name not in settings_by_name:
         raise UserError(
             f"--benchmark: study {plan.study.name} has no benchmark '{name}': "
-            f"{suggestion(name, settings_by_name)}"
+            f"{suggest(name, settings_by_name)}"
         )
     return settings_by_name[name]
 

@@ -11,9 +11,9 @@ from chip_core.config.trial import TrialConfig
 from chip_core.reference_cache.spec import AvailableCaches, BuildShard
 
 #: File in a job's folder that makes it end at its next step or batch.
-STOP = "stop"
+STOP_FILE = "stop"
 #: Phase in which a job's files are copied to its machine.
-COPYING = "copy from the storage"
+COPYING_PHASE = "copy from the storage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,47 +31,47 @@ class Job:
     untrained: bool = False  # evaluate the untrained model
     trained_model: Path | None = None  # evaluate this model of an earlier attempt
     resume_from: Path | None = None  # earlier attempt with a model or checkpoints
-    places: DataPaths = DataPaths()  # where benchmarks' data and judges' replies are
-    earlier: tuple[Path, ...] = ()  # earlier attempts, whose answers can be reused
+    data_paths: DataPaths = DataPaths()  # where benchmarks' data and judges' replies are
+    earlier_attempts: tuple[Path, ...] = ()  # earlier attempts, whose answers can be reused
     caches: AvailableCaches | None = None  # reference caches that it can read
     server: Path | None = None  # file with the address of the study's inference server
     shard: BuildShard | None = None  # only build this part of a reference pass
     answers: Path | None = None  # only score the answers in this attempt's folder
-    may_be_cut: bool = False  # whether early stopping may end its training
+    can_stop_early: bool = False  # whether early stopping may end its training
     notes: tuple[str, ...] = ()  # notes on this attempt
     #: copies the first worker's files in `folder` to all workers' machines; a collective call
-    share: Callable[[], None] | None = None
+    share_files: Callable[[], None] | None = None
 
     @property
-    def trains(self) -> bool:
+    def is_training(self) -> bool:
         """Whether it starts or resumes a training."""
-        return not (self.untrained or self.trained_model or self.shard or self.scores)
+        return not (self.untrained or self.trained_model or self.shard or self.is_scoring)
 
     @property
-    def scores(self) -> bool:
+    def is_scoring(self) -> bool:
         """Whether it scores existing answers, without a model and on a CPU."""
         return self.answers is not None
 
     @property
-    def workers(self) -> int:
+    def num_workers(self) -> int:
         """The number of processes: of a training as configured, else one."""
-        return self.config.engine.workers_per_trial if self.trains else 1
+        return self.config.engine.workers_per_trial if self.is_training else 1
 
     @property
-    def gpus(self) -> float:
+    def num_gpus(self) -> float:
         """The number of GPUs that it holds."""
-        return 0.0 if self.scores else self.workers * self.config.engine.gpus_per_worker
+        return 0.0 if self.is_scoring else self.num_workers * self.config.engine.gpus_per_worker
 
-    def scoring(self) -> Job:
+    def scoring_job(self) -> Job:
         """Return the next step, which scores this one's answers in the same folder."""
-        head, _, attempt = self.id.rpartition("-")
+        prefix, _, attempt = self.id.rpartition("-")
         return replace(
             self,
-            id=f"{head}-score-{attempt}",
+            id=f"{prefix}-score-{attempt}",
             answers=self.folder,
             trained_model=None,
             resume_from=None,
-            earlier=(),
+            earlier_attempts=(),
             caches=None,
-            may_be_cut=False,
+            can_stop_early=False,
         )

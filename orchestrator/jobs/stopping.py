@@ -10,27 +10,27 @@ from contextlib import contextmanager
 from types import FrameType
 
 #: The signals that stop a run: from a user at the terminal, or a machine that shuts down.
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_SAID = (
+_STOP_MESSAGE = (
     "\nstopping: what runs writes a checkpoint and ends, nothing new is begun; "
     "once more stops now\n"
 )
 
 
-class Stop:
+class StopRequest:
     """A request to stop a run. Executors check it, and any part of a run can make it."""
 
     def __init__(self) -> None:
         """Create it without a request."""
-        self._asked = False
+        self._is_requested = False
         self._limit: str | None = None
-        self._why: str | None = None
+        self._drain_reason: str | None = None
 
     @property
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether running trials should write a checkpoint and end."""
-        return self._asked
+        return self._is_requested
 
     @property
     def limit(self) -> str | None:
@@ -38,32 +38,32 @@ class Stop:
         return self._limit
 
     @property
-    def no_more(self) -> bool:
-        """Whether no new job should start. Running ones continue to their end, unless `asked`."""
-        return self._why is not None or self._asked
+    def is_draining(self) -> bool:
+        """Whether no new job should start. Running ones continue, unless `is_requested`."""
+        return self._drain_reason is not None or self._is_requested
 
     @property
-    def why(self) -> str | None:
+    def drain_reason(self) -> str | None:
         """Why no new job should start, if `drain` was called."""
-        return self._why
+        return self._drain_reason
 
-    def ask(self, limit: str | None = None) -> None:
+    def request(self, limit: str | None = None) -> None:
         """Request that running trials write a checkpoint and end, and that no new one starts.
 
         Args:
             limit: the limit that was reached, if it is the reason; the first request counts.
         """
-        if not self._asked:
+        if not self._is_requested:
             self._limit = limit
-        self._asked = True
+        self._is_requested = True
 
-    def drain(self, why: str) -> None:
+    def drain(self, reason: str) -> None:
         """Request that no new trial starts, while running ones continue to their end.
 
         Args:
-            why: reason to print at the end; the first one counts.
+            reason: reason to print at the end; the first one counts.
         """
-        self._why = self._why or why
+        self._drain_reason = self._drain_reason or reason
 
     @contextmanager
     def install_signal_handlers(self) -> Iterator[None]:
@@ -76,29 +76,29 @@ class Stop:
             yield
             return
 
-        def hear(number: int, frame: FrameType | None) -> None:
-            if self._asked:
+        def handle_signal(number: int, frame: FrameType | None) -> None:
+            if self._is_requested:
                 raise KeyboardInterrupt
-            self.ask()
-            os.write(2, _SAID.encode())  # print is not reentrant
+            self.request()
+            os.write(2, _STOP_MESSAGE.encode())  # print is not reentrant
 
-        before: dict[signal.Signals, Callable[..., object] | int | None] = {}
+        previous_handlers: dict[signal.Signals, Callable[..., object] | int | None] = {}
         try:
-            for one in SIGNALS:
-                before[one] = signal.signal(one, hear)
+            for number in STOP_SIGNALS:
+                previous_handlers[number] = signal.signal(number, handle_signal)
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in previous_handlers.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
-def signals_kept() -> Iterator[None]:
+def restore_signal_handlers() -> Iterator[None]:
     """Restore the caller's signal handlers at the end, if the body replaces them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:

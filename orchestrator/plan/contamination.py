@@ -25,8 +25,8 @@ from chip_core.utils.errors import ConfigError, TrialError, UserError, warn_once
 from chip_core.utils.files import parse_json, read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
 
-OVERLAP = "overlap.json"  # in a study's folder
-_NAMED = 3  # pairs that a sentence lists
+OVERLAP_FILE = "overlap.json"  # in a study's folder
+_MAX_EXAMPLES = 3  # pairs that a sentence lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,20 +61,20 @@ def count_overlaps(plan: Plan, workdir: Path) -> list[Overlap]:
 
     Each pair of data source and benchmark is counted once per work directory.
     """
-    found = [
-        _counted(plan, data, key, workdir)
-        for data in _sources(plan)
+    overlaps = [
+        _count_overlap(plan, data, key, workdir)
+        for data in _iter_data_sources(plan)
         for key, identity in plan.benchmarks.items()
         if identity.get("files")
     ]
-    rows = [asdict(overlap) for overlap in found]
-    write_checksummed(_file(workdir, plan.study.name), {"overlaps": rows})
-    return found
+    rows = [asdict(overlap) for overlap in overlaps]
+    write_checksummed(_overlap_file(workdir, plan.study.name), {"overlaps": rows})
+    return overlaps
 
 
-def restore_overlaps(plan: Plan, workdir: Path) -> None:
+def recount_damaged_overlaps(plan: Plan, workdir: Path) -> None:
     """Count again if the saved file is damaged and the data are still there."""
-    file = _file(workdir, plan.study.name)
+    file = _overlap_file(workdir, plan.study.name)
     try:
         if not file.exists() or isinstance(parse_json(file.read_bytes()), list):
             return
@@ -84,14 +84,14 @@ def restore_overlaps(plan: Plan, workdir: Path) -> None:
             count_overlaps(plan, workdir)
 
 
-def read_overlap(workdir: Path, study: str) -> list[Overlap]:
+def read_overlaps(workdir: Path, study: str) -> list[Overlap]:
     """Return the overlaps counted when the study last ran; empty if there are none."""
-    file = _file(workdir, study)
+    file = _overlap_file(workdir, study)
     try:
         raw = parse_json(file.read_bytes())
         # Versions without a checksum saved a list.
         rows = raw if isinstance(raw, list) else read_checksummed(file)["overlaps"]
-        return [_overlap(row) for row in rows]
+        return [_parse_overlap(row) for row in rows]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -101,16 +101,16 @@ def read_overlap(workdir: Path, study: str) -> list[Overlap]:
         return []
 
 
-def _sources(plan: Plan) -> Iterator[DataConfig]:
-    seen = set()
+def _iter_data_sources(plan: Plan) -> Iterator[DataConfig]:
+    seen_configs = set()
     for arm in plan.arms:
         data = arm.trials[0].config.data
-        if data.source != SHAPES and data.model_dump_json() not in seen:
-            seen.add(data.model_dump_json())
+        if data.source != SHAPES and data.model_dump_json() not in seen_configs:
+            seen_configs.add(data.model_dump_json())
             yield data
 
 
-def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
+def _count_overlap(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
     from chip_core import data as preference_data
 
     side, settings = next(
@@ -118,26 +118,31 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
         for side, settings in list_sides(plan.study.benchmarks)
         if f"{side}/{settings.name}" == key
     )
-    items, _ = select_items(side, settings, find_benchmark(settings.name), plan.places)
+    items, _ = select_items(side, settings, find_benchmark(settings.name), plan.data_paths)
     pictures = {picture.key: picture for item in items for picture in item.pictures}
     if is_hub_name(data.source):
         return Overlap(key=key, source=data.source, training=None, pictures=len(pictures), shared=0)
-    decided_by = {
+    cache_key = {
         "data": preference_data.identity(data),
         "limit": data.limit,
         "benchmark": plan.benchmarks[key],
         "pictures": sorted(pictures),
     }
-    kept = workdir / "cache" / "overlap" / f"{fingerprint(decided_by)[:32]}.json"
+    cache_file = workdir / "cache" / "overlap" / f"{fingerprint(cache_key)[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # else counted again
-        return _overlap(read_checksummed(kept))
+        return _parse_overlap(read_checksummed(cache_file))
     try:
         source = open_source(data)
         rows = [entry for _, entry in source.scan() if isinstance(entry, SourceRow)]
         images = [(row, row.image) for row in rows]
-        images += [(row, row.rejected_image) for row in rows if row.sides and row.rejected_image]
+        images += [
+            (row, row.rejected_image) for row in rows if row.separate_images and row.rejected_image
+        ]
         shared = find_shared_images(
-            ((image.path or f"row {row.index}", _reader(row, image)) for row, image in images),
+            (
+                (image.path or f"row {row.index}", _image_reader(row, image))
+                for row, image in images
+            ),
             ((name, picture.read) for name, picture in pictures.items()),
         )
     except (ConfigError, TrialError) as error:
@@ -148,27 +153,27 @@ def _counted(plan: Plan, data: DataConfig, key: str, workdir: Path) -> Overlap:
         training=len(images),
         pictures=len(pictures),
         shared=len(shared),
-        examples=tuple(shared[:_NAMED]),
+        examples=tuple(shared[:_MAX_EXAMPLES]),
     )
-    write_checksummed(kept, asdict(overlap))
+    write_checksummed(cache_file, asdict(overlap))
     return overlap
 
 
-def _reader(row: SourceRow, image: ImageRef) -> Callable[[], Image.Image | None]:
-    return partial(_small, row, image)
+def _image_reader(row: SourceRow, image: ImageRef) -> Callable[[], Image.Image | None]:
+    return partial(_read_thumbnail, row, image)
 
 
-def _small(row: SourceRow, image: ImageRef) -> Image.Image | None:
+def _read_thumbnail(row: SourceRow, image: ImageRef) -> Image.Image | None:
     try:
-        return row.images.small(image)
+        return row.images.read_small(image)
     except RowError:
         return None  # reported when the rows are checked
 
 
-def _overlap(row: dict[str, object]) -> Overlap:
+def _parse_overlap(row: dict[str, object]) -> Overlap:
     examples = tuple((one, other) for one, other in row.pop("examples"))  # type: ignore[attr-defined]
     return Overlap(**row, examples=examples)  # type: ignore[arg-type]
 
 
-def _file(workdir: Path, study: str) -> Path:
-    return workdir / "studies" / study / OVERLAP
+def _overlap_file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / OVERLAP_FILE

@@ -18,7 +18,7 @@ from chip_core.config.identity import (
     untrained_identity,
 )
 from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, TrialConfig
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.generators import generator_problems
 from chip_core.evaluation.generators.sharing import sharing_problems
@@ -34,10 +34,12 @@ from chip_core.utils.errors import ConfigError
 from orchestrator.plan import benchmark_identities
 from orchestrator.study.model import Cell, Level, Study
 
-BASE = "base"
-PLACEBO = "placebo"
-_TOLD = 20  # problems of cells to report; one mistake in a large grid gives thousands
-ABSENT = "—"  # instead of a level, if the factor does not apply
+BASE_ARM = "base"
+PLACEBO_ARM = "placebo"
+_MAX_REPORTED_PROBLEMS = (
+    20  # problems of cells to report; one mistake in a large grid gives thousands
+)
+NO_LEVEL = "—"  # instead of a level, if the factor does not apply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +100,19 @@ class Plan:
     base: Trial
     #: the part of the fingerprints that identifies models and data, by configuration as JSON
     identities: Mapping[str, Mapping[str, Any]] = field(repr=False)
-    places: DataPaths = DataPaths()  # where the benchmarks' data are
+    data_paths: DataPaths = DataPaths()  # where the benchmarks' data are
     benchmarks: benchmark_identities.Identities = field(default_factory=dict)
 
     def identity(self, section: ModelConfig | DataConfig) -> Mapping[str, Any]:
         """Return the part of a fingerprint that identifies one of the plan's models or data."""
         return self.identities[section.model_dump_json()]
 
-    def training(self, config: TrialConfig) -> dict[str, Any]:
+    def training_identity_of(self, config: TrialConfig) -> dict[str, Any]:
         """Return everything that determines the model trained with a configuration of the plan."""
-        names = self.benchmarks.get(benchmark_identities.RANKER, {})
-        return _training(config, self.identity(config.model), self.identity(config.data), names)
+        names = self.benchmarks.get(benchmark_identities.RANKER_KEY, {})
+        return _training_identity(
+            config, self.identity(config.model), self.identity(config.data), names
+        )
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -121,18 +125,18 @@ class Plan:
         return (self.base, *trained.values())
 
     @property
-    def lacking(self) -> list[str]:
+    def missing_requirements(self) -> list[str]:
         """What trainings and benchmarks need and is missing, each with what to do."""
-        trained = (trial.config for trial in self.trials if not trial.untrained)
-        found = [problem for config in trained for problem in find_unmet_requirements(config)]
+        configs = (trial.config for trial in self.trials if not trial.untrained)
+        problems = [problem for config in configs for problem in find_unmet_requirements(config)]
         for arm in self.arms:  # the same for all of its seeds
-            found += find_ranker_problems(arm.trials[0].config, self.places)
-            found += find_replay_problems(arm.trials[0].config, self.places)
+            problems += find_ranker_problems(arm.trials[0].config, self.data_paths)
+            problems += find_replay_problems(arm.trials[0].config, self.data_paths)
         for model in {trial.config.model: None for trial in self.trials}:
             evaluation = self.base.config.evaluation
-            found += generator_problems(evaluation, self.study.benchmarks, model)
-        found += sharing_problems([trial.config for arm in self.arms for trial in arm.trials])
-        return list(dict.fromkeys(found))
+            problems += generator_problems(evaluation, self.study.benchmarks, model)
+        problems += sharing_problems([trial.config for arm in self.arms for trial in arm.trials])
+        return list(dict.fromkeys(problems))
 
     @property
     def baseline(self) -> Arm:
@@ -140,31 +144,31 @@ class Plan:
         return next(arm for arm in self.arms if arm.baseline)
 
     @property
-    def compared(self) -> tuple[Arm, ...]:
+    def compared_arms(self) -> tuple[Arm, ...]:
         """The arms of the study's question: all, with the baseline, but the placebo."""
         return tuple(arm for arm in self.arms if not arm.placebo)
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def _disable_garbage_collection() -> Iterator[None]:
     """Disable garbage collection, which takes a third of the time of making a plan."""
-    was = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
-@_garbage_kept()
+@_disable_garbage_collection()
 def make_plan(
     study: Study,
     model_identity: Callable[[ModelConfig], Mapping[str, Any]] = loading.identity,
     data_identity: Callable[[DataConfig], Mapping[str, Any]] = preference_data.identity,
     *,
-    places: DataPaths | None = None,
-    seen: benchmark_identities.Identities | None = None,
+    data_paths: DataPaths | None = None,
+    known_identities: benchmark_identities.Identities | None = None,
 ) -> Plan:
     """Expand a study into arms and trials.
 
@@ -172,36 +176,38 @@ def make_plan(
         study: the study.
         model_identity: returns a model's part of a fingerprint; called once per model.
         data_identity: the same for data.
-        places: where the benchmarks' data are.
-        seen: benchmark identities of an earlier run, used for those whose data are not here.
+        data_paths: where the benchmarks' data are.
+        known_identities: benchmark identities of an earlier run, used where data are not here.
 
     Raises:
         ConfigError: a cell is not a valid configuration, or no cell is left.
     """
-    asked = _Identities(model_identity, data_identity)
-    places = places or DataPaths()
-    contents = benchmark_identities.identities(study, places, seen or {})
-    base_config = _with(study.base, study, None)
-    evaluations = _evaluations(study, contents, base_config.evaluation)
+    identities = _IdentityCache(model_identity, data_identity)
+    data_paths = data_paths or DataPaths()
+    benchmarks = benchmark_identities.benchmark_identities(
+        study, data_paths, known_identities or {}
+    )
+    base_config = _validate_config(study.base, study, None)
+    evaluations = _evaluation_fingerprints(study, benchmarks, base_config.evaluation)
     # A checkpoint is picked by answers of transformers, whichever engine generates later.
-    picking = _evaluations(study, contents, EvaluationConfig())
-    names = benchmark_identities.ranker_names(places, seen or {})
-    groups = _group_cells(study, asked, picking, names)
-    if any(_ranked_by_names(group.config) for group in groups):
-        contents = {**contents, benchmark_identities.RANKER: names}
-    params = [_params(study, group.cells) for group in groups]
+    selection_evaluations = _evaluation_fingerprints(study, benchmarks, EvaluationConfig())
+    ranker_identity = benchmark_identities.ranker_identity(data_paths, known_identities or {})
+    groups = _group_cells(study, identities, selection_evaluations, ranker_identity)
+    if any(_uses_ranker_names(group.config) for group in groups):
+        benchmarks = {**benchmarks, benchmark_identities.RANKER_KEY: ranker_identity}
+    arm_params = [_arm_params(study, group.cells) for group in groups]
     arms = tuple(
-        _arm(study, group, name, levels, evaluations)
-        for group, name, levels in zip(groups, _names(params), params, strict=True)
+        _make_arm(study, group, name, levels, evaluations)
+        for group, name, levels in zip(groups, _arm_names(arm_params), arm_params, strict=True)
     )
     if study.placebo:
-        place = next(place for place, arm in enumerate(arms) if arm.baseline)
-        arms += (_placebo(study, groups[place], arms, params[place], evaluations),)
+        index = next(index for index, arm in enumerate(arms) if arm.baseline)
+        arms += (_make_placebo(study, groups[index], arms, arm_params[index], evaluations),)
     base = Trial(
         fingerprint=fingerprint(
-            untrained_identity(base_config.model, asked.model(base_config.model))
+            untrained_identity(base_config.model, identities.model(base_config.model))
         ),
-        arm=BASE,
+        arm=BASE_ARM,
         seed=None,
         config=base_config,
         evaluations=evaluations,
@@ -211,109 +217,120 @@ def make_plan(
         study=study,
         arms=arms,
         base=base,
-        identities=asked.found,
-        places=places,
-        benchmarks=contents,
+        identities=identities.identities,
+        data_paths=data_paths,
+        benchmarks=benchmarks,
     )
 
 
-class _Identities:
+class _IdentityCache:
     """The identities of models and data, each computed once."""
 
     def __init__(
         self,
-        of_model: Callable[[ModelConfig], Mapping[str, Any]],
-        of_data: Callable[[DataConfig], Mapping[str, Any]],
+        model_identity: Callable[[ModelConfig], Mapping[str, Any]],
+        data_identity: Callable[[DataConfig], Mapping[str, Any]],
     ) -> None:
-        self._of_model, self._of_data = of_model, of_data
-        self.found: dict[str, Mapping[str, Any]] = {}  # by configuration, as JSON
+        self._model_identity, self._data_identity = model_identity, data_identity
+        self.identities: dict[str, Mapping[str, Any]] = {}  # by configuration, as JSON
 
     def model(self, config: ModelConfig) -> Mapping[str, Any]:
         """Return the identity of a model."""
         key = config.model_dump_json()
-        if key not in self.found:
-            self.found[key] = self._of_model(config)
-        return self.found[key]
+        if key not in self.identities:
+            self.identities[key] = self._model_identity(config)
+        return self.identities[key]
 
     def data(self, config: DataConfig) -> Mapping[str, Any]:
         """Return the identity of a data source."""
         key = config.model_dump_json()
-        if key not in self.found:
-            self.found[key] = self._of_data(config)
-        return self.found[key]
+        if key not in self.identities:
+            self.identities[key] = self._data_identity(config)
+        return self.identities[key]
 
 
-def _evaluations(
-    study: Study, contents: benchmark_identities.Identities, answering: EvaluationConfig
+def _evaluation_fingerprints(
+    study: Study, benchmarks: benchmark_identities.Identities, evaluation: EvaluationConfig
 ) -> dict[str, str]:
     """Return the fingerprint of each benchmark's evaluation by side and name: "report/amber"."""
     return {
         f"{side}/{settings.name}": fingerprint(
-            evaluation_identity(side, settings, contents[f"{side}/{settings.name}"], answering)
+            evaluation_identity(side, settings, benchmarks[f"{side}/{settings.name}"], evaluation)
         )
-        for side, settings in list_sides(study.scored)
+        for side, settings in list_sides(study.scored_benchmarks)
     }
 
 
-def _ranked_by_names(config: TrialConfig) -> bool:
+def _uses_ranker_names(config: TrialConfig) -> bool:
     """Return whether CHAIR's name list determines the pairs made of a trial's own answers."""
     pairs = config.pairs
     return bool(pairs.rounds) and pairs.ranker == "chair" and config.data.source != SHAPES
 
 
-def _training(
+def _training_identity(
     config: TrialConfig,
     model: Mapping[str, Any],
     data: Mapping[str, Any],
-    names: Mapping[str, Any],
+    ranker_identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return everything that determines a trained model, with the ranker of its own answers."""
     training = training_identity(config, model, data)
-    if _ranked_by_names(config):
-        training["pairs"].update(names)
+    if _uses_ranker_names(config):
+        training["pairs"].update(ranker_identity)
     return training
 
 
 def _group_cells(
-    study: Study, identities: _Identities, picking: Mapping[str, str], names: Mapping[str, Any]
-) -> list[_Group]:
+    study: Study,
+    identities: _IdentityCache,
+    selection_evaluations: Mapping[str, str],
+    ranker_identity: Mapping[str, Any],
+) -> list[_CellGroup]:
     """Group a study's cells by training. The cells of one group are one arm.
 
     Args:
         study: the study.
         identities: identities of models and data.
-        picking: fingerprints of the evaluations during training, by side and name.
-        names: identity of the name list by which CHAIR ranks.
+        selection_evaluations: fingerprints of the evaluations during training, by side and name.
+        ranker_identity: identity of the name list by which CHAIR ranks.
 
     Raises:
         ConfigError: a cell is not a valid configuration.
     """
-    groups: dict[str, _Group] = {}
+    groups: dict[str, _CellGroup] = {}
     problems: list[str] = []
-    level_of = {
+    levels = {
         (factor.name, level.name): level for factor in study.factors for level in factor.levels
     }
     for cell in study.cells:
         try:
-            config = _configuration(study, cell, [level_of[item] for item in cell.items()])
+            config = _cell_config(study, cell, [levels[item] for item in cell.items()])
         except ConfigError as error:
             problems.extend(error.problems)
             continue
-        problems.extend(f"{study.source}: {what}" for what in _selection_problems(study, config))
+        problems.extend(
+            f"{study.source}: {problem}" for problem in _selection_problems(study, config)
+        )
         model, data = identities.model(config.model), identities.data(config.data)
-        training = _training(config, model, data, names)
+        training = _training_identity(config, model, data, ranker_identity)
         if config.training.score_at:  # evaluations during training pick the model
-            picks = {key: mark for key, mark in picking.items() if key.startswith("select/")}
-            training["select"] = picks
+            select_evaluations = {
+                key: evaluation
+                for key, evaluation in selection_evaluations.items()
+                if key.startswith("select/")
+            }
+            training["select"] = select_evaluations
         key = fingerprint(training)
         if key in groups:
             groups[key].cells.append(cell)
         else:
-            groups[key] = _Group(key=key, training=training, config=config, cells=[cell])
+            groups[key] = _CellGroup(key=key, training=training, config=config, cells=[cell])
     if problems:
         problems = list(dict.fromkeys(problems))
-        more = [f"{study.source}: … and {len(problems) - _TOLD:,} more"] * (len(problems) > _TOLD)
-        raise ConfigError(problems[:_TOLD] + more)
+        remainder = [f"{study.source}: … and {len(problems) - _MAX_REPORTED_PROBLEMS:,} more"] * (
+            len(problems) > _MAX_REPORTED_PROBLEMS
+        )
+        raise ConfigError(problems[:_MAX_REPORTED_PROBLEMS] + remainder)
     return list(groups.values())
 
 
@@ -326,30 +343,31 @@ def _selection_problems(study: Study, config: TrialConfig) -> list[str]:
     return selection_problems(config)
 
 
-def _configuration(study: Study, cell: Cell, levels: Iterable[Level]) -> TrialConfig:
-    tree = _sections(study.base)
+def _cell_config(study: Study, cell: Cell, levels: Iterable[Level]) -> TrialConfig:
+    tree = _copy_sections(study.base)
     for level in levels:
         for key, value in level.overrides.items():
             set_key(tree, key, value)
     name = ", ".join(f"{factor}={level}" for factor, level in cell.items())
-    return _with(tree, study, f"{study.source}: cell {name}")
+    return _validate_config(tree, study, f"{study.source}: cell {name}")
 
 
-def _sections(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _copy_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Copy a tree's sections, not their values; `copy.deepcopy` takes ten times as long."""
     return {
-        key: _sections(value) if isinstance(value, dict) else value for key, value in tree.items()
+        key: _copy_sections(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
     }
 
 
-def _with(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialConfig:
+def _validate_config(tree: Mapping[str, Any], study: Study, source: str | None) -> TrialConfig:
     """Validate a tree, and set the study's benchmarks and first seed."""
-    config = trial_config(tree, source or study.source)
-    return config.model_copy(update={"benchmarks": study.scored, "seed": study.seeds[0]})
+    config = parse_trial_config(tree, source or study.source)
+    return config.model_copy(update={"benchmarks": study.scored_benchmarks, "seed": study.seeds[0]})
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Group:
+class _CellGroup:
     """Cells that give the same training."""
 
     key: str  # fingerprint with the study's first seed
@@ -358,18 +376,24 @@ class _Group:
     cells: list[Cell]
 
 
-def _names(params: Sequence[Mapping[str, str]]) -> list[str]:
+def _arm_names(params: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the arms' names: their levels, without factors that do not apply if still distinct."""
-    whole = [", ".join(one.values()) for one in params]
-    if not any(ABSENT in one.values() for one in params):
-        return whole
-    short = [", ".join(level for level in one.values() if level != ABSENT) for one in params]
-    return short if all(short) and len(set(short)) == len(short) else whole
+    full_names = [", ".join(levels.values()) for levels in params]
+    if not any(NO_LEVEL in levels.values() for levels in params):
+        return full_names
+    short_names = [
+        ", ".join(level for level in levels.values() if level != NO_LEVEL) for levels in params
+    ]
+    return (
+        short_names
+        if all(short_names) and len(set(short_names)) == len(short_names)
+        else full_names
+    )
 
 
-def _arm(
+def _make_arm(
     study: Study,
-    group: _Group,
+    group: _CellGroup,
     name: str,
     params: Mapping[str, str],
     evaluations: Mapping[str, str],
@@ -381,10 +405,10 @@ def _arm(
     training = group.training if blocked is None else {**group.training, "kind": "held"}
     trials = []
     for seed in study.seeds if seeds is None else seeds:
-        first = blocked is None and seed == study.seeds[0]
+        is_first = blocked is None and seed == study.seeds[0]
         trials.append(
             Trial(
-                fingerprint=group.key if first else fingerprint({**training, "seed": seed}),
+                fingerprint=group.key if is_first else fingerprint({**training, "seed": seed}),
                 arm=name,
                 seed=seed,
                 config=group.config.model_copy(update={"seed": seed}),
@@ -396,15 +420,15 @@ def _arm(
     return Arm(
         name=name,
         cells=cells,
-        reasons=_reasons(study, cells, group.config),
+        reasons=_merge_reasons(study, cells, group.config),
         baseline=any(cell == dict(study.baseline) for cell in cells),
         trials=tuple(trials),
     )
 
 
-def _placebo(
+def _make_placebo(
     study: Study,
-    group: _Group,
+    group: _CellGroup,
     arms: Sequence[Arm],
     params: Mapping[str, str],
     evaluations: Mapping[str, str],
@@ -414,25 +438,28 @@ def _placebo(
     Raises:
         ConfigError: an arm is named like the placebo.
     """
-    if any(arm.name == PLACEBO for arm in arms):
+    if any(arm.name == PLACEBO_ARM for arm in arms):
         raise ConfigError(
-            [f"{study.source}: placebo: an arm is named '{PLACEBO}': give its level another name"]
+            [
+                f"{study.source}: placebo: an arm is named '{PLACEBO_ARM}': give its level another "
+                "name"
+            ]
         )
-    arm = _arm(study, group, PLACEBO, params, evaluations, study.placebo_seeds)
+    arm = _make_arm(study, group, PLACEBO_ARM, params, evaluations, study.placebo_seeds)
     return replace(arm, cells=(), reasons=(), baseline=False, placebo=True)
 
 
-def _params(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
+def _arm_params(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
     """Return factor -> level. If the cells of an arm differ in it, it is all their levels."""
     if len(cells) == 1 and len(cells[0]) == len(study.factors):
         return cells[0]
     return {
-        factor.name: "|".join(dict.fromkeys(cell.get(factor.name, ABSENT) for cell in cells))
+        factor.name: "|".join(dict.fromkeys(cell.get(factor.name, NO_LEVEL) for cell in cells))
         for factor in study.factors
     }
 
 
-def _reasons(study: Study, cells: Sequence[Cell], config: TrialConfig) -> tuple[str, ...]:
+def _merge_reasons(study: Study, cells: Sequence[Cell], config: TrialConfig) -> tuple[str, ...]:
     """Return why the cells of one arm give the same training."""
     if len(cells) == 1:
         return ()

@@ -20,8 +20,8 @@ from orchestrator.study.load import is_study
 from orchestrator.study.model import StudyChanges
 from orchestrator.study.variant import variant_name
 
-_FILE = "plan.json"  # in a study's folder
-_REPORT = Path("report", "provenance.json")  # the same, of versions without `_FILE`
+_PLAN_FILE = "plan.json"  # in a study's folder
+_PROVENANCE_FILE = Path("report", "provenance.json")  # the same, of versions without `_PLAN_FILE`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class PlanSnapshot:
     time: float = 0.0  # of the last run, in seconds since 1970
     began: float | None = None  # time of the first run; None: not recorded
     changes: StudyChanges = StudyChanges()  # of the command line
-    places: DataPaths = DataPaths()  # where its benchmarks' data were
+    data_paths: DataPaths = DataPaths()  # where its benchmarks' data were
 
-    def changed_by(self, changes: StudyChanges) -> StudyChanges:
+    def merge_changes(self, changes: StudyChanges) -> StudyChanges:
         """Return the snapshot's changes, overridden by further ones."""
         return StudyChanges(
             recipe=self.changes.recipe if changes.recipe is None else changes.recipe,
@@ -55,29 +55,29 @@ class PlanSnapshot:
             overrides={**self.changes.overrides, **changes.overrides},
         )
 
-    def placed_by(self, places: DataPaths) -> DataPaths:
+    def merge_data_paths(self, data_paths: DataPaths) -> DataPaths:
         """Return the snapshot's data paths, overridden by others."""
         return DataPaths(
-            benchmark_data=places.benchmark_data or self.places.benchmark_data,
-            judge_replies=places.judge_replies or self.places.judge_replies,
+            benchmark_data=data_paths.benchmark_data or self.data_paths.benchmark_data,
+            judge_replies=data_paths.judge_replies or self.data_paths.judge_replies,
         )
 
 
-def save_plan_snapshot(plan: Plan, workdir: Path, *, runs: bool = True) -> PlanSnapshot:
+def save_plan_snapshot(plan: Plan, workdir: Path, *, will_run: bool = True) -> PlanSnapshot:
     """Save a study's plan before it runs, and return the snapshot.
 
     Args:
         plan: the study's plan.
         workdir: the work directory.
-        runs: whether any trial is to run. If not, a file with the same content is not rewritten.
+        will_run: whether any trial is to run. If not, a file with the same content is kept.
     """
-    file = workdir / "studies" / plan.study.name / _FILE
+    file = workdir / "studies" / plan.study.name / _PLAN_FILE
     now = time.time()
-    before = _kept(file)
-    began = now if before is None or before.began is None else before.began
-    changes, places = plan.study.changes, plan.places
+    previous = _try_load(file)
+    began = now if previous is None or previous.began is None else previous.began
+    changes, data_paths = plan.study.changes, plan.data_paths
     identities = list(plan.identities)
-    place = {key: number for number, key in enumerate(identities)}
+    identity_index = {key: number for number, key in enumerate(identities)}
     record = {
         "study": plan.study.name,
         "file": plan.study.source,
@@ -90,8 +90,8 @@ def save_plan_snapshot(plan: Plan, workdir: Path, *, runs: bool = True) -> PlanS
             "overrides": dict(changes.overrides),
         },
         "places": {
-            "benchmark_data": _text(places.benchmark_data),
-            "judge_replies": _text(places.judge_replies),
+            "benchmark_data": _path_text(data_paths.benchmark_data),
+            "judge_replies": _path_text(data_paths.judge_replies),
         },
         "identities": [dict(plan.identities[key]) for key in identities],
         "trials": [
@@ -99,54 +99,56 @@ def save_plan_snapshot(plan: Plan, workdir: Path, *, runs: bool = True) -> PlanS
                 "fingerprint": trial.fingerprint,
                 "arm": trial.arm,
                 "seed": trial.seed,
-                "model": place[trial.config.model.model_dump_json()],
-                "data": None if trial.untrained else place[trial.config.data.model_dump_json()],
+                "model": identity_index[trial.config.model.model_dump_json()],
+                "data": None
+                if trial.untrained
+                else identity_index[trial.config.data.model_dump_json()],
             }
             for trial in plan.trials
         ],
     }
-    if before is not None and not runs:
-        same = {**record, "time": before.time}
-        if same == read_checksummed(file):
-            return before
+    if previous is not None and not will_run:
+        unchanged = {**record, "time": previous.time}
+        if unchanged == read_checksummed(file):
+            return previous
     write_checksummed(file, record)
-    return _read(read_checksummed(file))
+    return _parse_snapshot(read_checksummed(file))
 
 
-def plan_snapshots(workdir: Path, *, all_of_them: bool = False) -> Iterator[PlanSnapshot]:
+def iter_plan_snapshots(workdir: Path, *, strict: bool = False) -> Iterator[PlanSnapshot]:
     """Yield the snapshots of a work directory in order of name. Warn of any that cannot be read.
 
     Args:
         workdir: the work directory.
-        all_of_them: raise an error instead of the warning.
+        strict: raise an error instead of the warning.
 
     Raises:
-        UserError: a snapshot cannot be read, and `all_of_them` is true.
+        UserError: a snapshot cannot be read, and `strict` is true.
     """
     folder = workdir / "studies"
     for study in sorted(folder.glob("[!.]*")):
-        files = [file for file in (study / _FILE, study / _REPORT) if file.exists()]
-        found = next((kept for file in files if (kept := _kept(file)) is not None), None)
-        if found is not None:
-            yield found
+        files = [file for file in (study / _PLAN_FILE, study / _PROVENANCE_FILE) if file.exists()]
+        snapshot = next((loaded for file in files if (loaded := _try_load(file)) is not None), None)
+        if snapshot is not None:
+            yield snapshot
         elif files:
-            line = (
+            message = (
                 f"{files[0]} is not as it was written: what study {study.name} wants is not "
                 "known until `chip-ablate run` writes it again from the study's file"
             )
-            if all_of_them:
-                raise UserError(line)
-            warn_once(line)
+            if strict:
+                raise UserError(message)
+            warn_once(message)
 
 
-def plan_snapshot(workdir: Path, study: str) -> PlanSnapshot | None:
+def load_plan_snapshot(workdir: Path, study: str) -> PlanSnapshot | None:
     """Return the snapshot of a study; None if it never ran or the snapshot cannot be read."""
     folder = workdir / "studies" / study
-    found = (_kept(folder / name) for name in (_FILE, _REPORT))
-    return next((kept for kept in found if kept is not None), None)
+    candidates = (_try_load(folder / name) for name in (_PLAN_FILE, _PROVENANCE_FILE))
+    return next((snapshot for snapshot in candidates if snapshot is not None), None)
 
 
-def find_own_study(workdir: Path, name: str) -> PlanSnapshot | None:
+def find_run_study(workdir: Path, name: str) -> PlanSnapshot | None:
     """Return the snapshot of a study that ran in a work directory; None if no study has the name.
 
     An existing path or the name of a shipped study takes precedence: the result is None.
@@ -156,16 +158,19 @@ def find_own_study(workdir: Path, name: str) -> PlanSnapshot | None:
     """
     if is_study(name):
         return None
-    kept = next((plan for plan in plan_snapshots(workdir) if plan.study == name), None)
-    if kept is not None and not kept.path.is_file():
+    snapshot = next(
+        (candidate for candidate in iter_plan_snapshots(workdir) if candidate.study == name), None
+    )
+    if snapshot is not None and not snapshot.path.is_file():
         raise UserError(
-            f"study {name}: its file {kept.path} is gone: put it back, or name the file where it "
+            f"study {name}: its file {snapshot.path} is gone: put it back, or name the file where "
+            "it "
             "lies now"
         )
-    return kept
+    return snapshot
 
 
-def require_same_file(plan: Plan, workdir: Path) -> None:
+def require_same_study_file(plan: Plan, workdir: Path) -> None:
     """Check that no other study file has a study's name in a work directory.
 
     A file that was moved or changed is still the study's, and so are a copy with the same content
@@ -174,45 +179,47 @@ def require_same_file(plan: Plan, workdir: Path) -> None:
     Raises:
         UserError: another existing file has that name.
     """
-    kept = plan_snapshot(workdir, plan.study.name)
+    snapshot = load_plan_snapshot(workdir, plan.study.name)
     path = Path(plan.study.source).absolute()
-    if kept is None or not kept.path.is_absolute() or not kept.path.is_file():
+    if snapshot is None or not snapshot.path.is_absolute() or not snapshot.path.is_file():
         return
-    jobs = (workdir / "jobs").resolve()
-    if kept.path.resolve() == path.resolve() or path.resolve().is_relative_to(jobs):
+    jobs_folder = (workdir / "jobs").resolve()
+    if snapshot.path.resolve() == path.resolve() or path.resolve().is_relative_to(jobs_folder):
         return
-    shipped = kept.path.parent.name == path.parent.name == "ablations"
-    if shipped and kept.path.name == path.name:
+    is_shipped = snapshot.path.parent.name == path.parent.name == "ablations"
+    if is_shipped and snapshot.path.name == path.name:
         return  # the same shipped study, of another version of the package
     try:
-        if kept.path.read_bytes() == path.read_bytes():
+        if snapshot.path.read_bytes() == path.read_bytes():
             return
-        named = recipes.read_yaml(kept.path).get("study")
+        study_name = recipes.read_yaml(snapshot.path).get("study")
     except (OSError, ConfigError):
         return  # no longer a study file
-    if named is None or variant_name(str(named), kept.changes) != plan.study.name:
+    if study_name is None or variant_name(str(study_name), snapshot.changes) != plan.study.name:
         return
     raise UserError(
         f"{plan.study.source}: study: '{plan.study.name}' is in {workdir} the study of "
-        f"{kept.path}: give one of them another name, or take another --workdir"
+        f"{snapshot.path}: give one of them another name, or take another --workdir"
     )
 
 
-def _kept(file: Path) -> PlanSnapshot | None:
+def _try_load(file: Path) -> PlanSnapshot | None:
     """Return the snapshot in a file; None if it is missing or damaged."""
     try:
-        return _read(read_checksummed(file))
+        return _parse_snapshot(read_checksummed(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
 
 
-def _read(raw: Mapping[str, Any]) -> PlanSnapshot:
+def _parse_snapshot(raw: Mapping[str, Any]) -> PlanSnapshot:
     identities = raw.get("identities")
 
-    def identity(found: Any) -> Any:
-        return identities[found] if identities is not None and found is not None else found
+    def resolve_identity(reference: Any) -> Any:
+        return (
+            identities[reference] if identities is not None and reference is not None else reference
+        )
 
-    lay = {name: Path(place) for name, place in raw.get("places", {}).items() if place}
+    data_paths = {name: Path(path) for name, path in raw.get("places", {}).items() if path}
     return PlanSnapshot(
         study=raw["study"],
         file=raw["file"],
@@ -220,18 +227,18 @@ def _read(raw: Mapping[str, Any]) -> PlanSnapshot:
         time=raw.get("time", 0.0),
         began=raw.get("began", raw.get("time")),
         changes=StudyChanges(**raw.get("changes", {})),
-        places=DataPaths(**lay),
+        data_paths=DataPaths(**data_paths),
         trials={
             entry["fingerprint"]: PlannedTrial(
                 arm=entry["arm"],
                 seed=entry["seed"],
-                model=identity(entry["model"]),
-                data=identity(entry["data"]),
+                model=resolve_identity(entry["model"]),
+                data=resolve_identity(entry["data"]),
             )
             for entry in raw["trials"]
         },
     )
 
 
-def _text(path: Path | None) -> str | None:
+def _path_text(path: Path | None) -> str | None:
     return None if path is None else str(path)

@@ -17,45 +17,47 @@ from rich.console import Console
 
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import DataConfig, TrialConfig
-from chip_core.data import asks_of
-from chip_core.data.checks import bad_rows_line, check_rows, threads_for
+from chip_core.data import row_requirements
+from chip_core.data.checks import check_rows, decode_threads, format_bad_rows
 from chip_core.data.files import is_hub_name
-from chip_core.data.formats.further import Asks
-from chip_core.data.image_files import READER
+from chip_core.data.formats.extra_columns import RowRequirements
+from chip_core.data.image_files import READER_VERSION
 from chip_core.data.rejected_images import strategy_class
 from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, DataSource, is_local, open_source
 from chip_core.pairs.prompts import check_prompts, open_prompts
 from chip_core.utils.errors import ConfigError, warn_once
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.plan.plan import Plan
 from orchestrator.utils.progress import track_progress
 
-KEPT = Path("cache", "rows")  # in a work directory
+CHECKED_ROWS_FOLDER = Path("cache", "rows")  # in a work directory
 
 #: Rows that passed in this process: their hash -> the sets of checks that they passed.
-_good: dict[str, set[frozenset[str]]] = {}
+_passed_checks: dict[str, set[frozenset[str]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Wanted:
+class _RowRequirements:
     """A data source, and what its rows must have for the arms that train on it."""
 
     data: DataConfig
     prompts: bool  # whether they are prompts for a model: `pairs.rounds`
-    asks: Asks = Asks()
-    given: bool = False  # whether each row needs its own rejected image
+    columns: RowRequirements = RowRequirements()
+    needs_rejected_image: bool = False  # whether each row needs its own rejected image
 
     @property
-    def asked(self) -> frozenset[str]:
+    def check_names(self) -> frozenset[str]:
         """The names of the checks."""
-        return frozenset([*self.asks.names, *(["rejected_image"] if self.given else [])])
+        return frozenset(
+            [*self.columns.names, *(["rejected_image"] if self.needs_rejected_image else [])]
+        )
 
 
 def check_training_rows(
     plan: Plan, configs: Iterable[TrialConfig], workdir: Path, console: Console
 ) -> None:
-    """Check the rows of trainings. Nothing is written; `keep_checked` records the result.
+    """Check the rows of trainings. Nothing is written; `save_checked_rows` records the result.
 
     Rows of a hub data set that has not been downloaded are checked when a training begins.
 
@@ -69,121 +71,144 @@ def check_training_rows(
         ConfigError: there are bad rows that must not be skipped; one line per data source.
     """
     problems = []
-    for wanted in _wanted(configs):
-        data = wanted.data
+    for requirement in _row_requirements(configs):
+        data = requirement.data
         if not is_local(data):
             warn_once(
                 f"{data.source} has not been fetched: its rows are checked as a training begins"
             )
             continue
-        mark = _mark(plan.identity(data), wanted)
-        if any(wanted.asked <= asked for asked in _kept(workdir, mark) | _good.get(mark, set())):
+        rows_hash = _rows_hash(plan.identity(data), requirement)
+        if any(
+            requirement.check_names <= passed
+            for passed in _load_passed_checks(workdir, rows_hash)
+            | _passed_checks.get(rows_hash, set())
+        ):
             continue
         try:
-            rows, bad = _checked(wanted, console)
+            rows, bad_rows = _check_rows(requirement, console)
         except ConfigError as error:
             problems += [f"data.source: {problem}" for problem in error.problems]
             continue
-        if bad:
-            out = {"leave_out": "of the file"} if wanted.prompts else {}
-            problems.append(f"data.source: {bad_rows_line(bad, rows, **out)}")
+        if bad_rows:
+            line_options = {"leave_out": "of the file"} if requirement.prompts else {}
+            problems.append(f"data.source: {format_bad_rows(bad_rows, rows, **line_options)}")
         else:
-            _good.setdefault(mark, set()).add(wanted.asked)
+            _passed_checks.setdefault(rows_hash, set()).add(requirement.check_names)
     if problems:
         raise ConfigError(f"{plan.study.source}: {problem}" for problem in problems)
 
 
-def keep_checked(plan: Plan, workdir: Path) -> None:
+def save_checked_rows(plan: Plan, workdir: Path) -> None:
     """Record the rows of a plan that passed in this process."""
-    if not _good:
+    if not _passed_checks:
         return
-    for wanted in _wanted(arm.trials[0].config for arm in plan.arms):
-        if not is_local(wanted.data):
+    for requirement in _row_requirements(arm.trials[0].config for arm in plan.arms):
+        if not is_local(requirement.data):
             continue
-        mark = _mark(plan.identity(wanted.data), wanted)
-        kept = _kept(workdir, mark)
-        found = kept | _good.get(mark, set())
-        if found != kept:
-            write_checksummed(_file(workdir, mark), {"asked": sorted(map(sorted, found))})
+        rows_hash = _rows_hash(plan.identity(requirement.data), requirement)
+        saved = _load_passed_checks(workdir, rows_hash)
+        passed = saved | _passed_checks.get(rows_hash, set())
+        if passed != saved:
+            write_checksummed(
+                _checked_rows_file(workdir, rows_hash), {"asked": sorted(map(sorted, passed))}
+            )
 
 
-def _wanted(configs: Iterable[TrialConfig]) -> list[_Wanted]:
+def _row_requirements(configs: Iterable[TrialConfig]) -> list[_RowRequirements]:
     """Return each data source of the trainings once, with all that they need of its rows."""
-    found: dict[tuple[str, bool], _Wanted] = {}
+    requirements: dict[tuple[str, bool], _RowRequirements] = {}
     for config in configs:
         data, rounds = config.data, bool(config.pairs.rounds)
         if data.source == SHAPES or (data.on_bad_row == "skip" and not rounds):
             continue
         key = (data.model_dump_json(), rounds)
-        before = found.get(key, _Wanted(data=data, prompts=rounds))
+        requirement = requirements.get(key, _RowRequirements(data=data, prompts=rounds))
         if not rounds:
-            asks, needs_given = asks_of(config.objective), _needs_given(config)
-            asks = Asks(
-                other=asks.other or before.asks.other,
-                second_image=asks.second_image or before.asks.second_image,
-                columns=tuple(dict.fromkeys((*before.asks.columns, *asks.columns))),
+            asks, needs_rejected_image = (
+                row_requirements(config.objective),
+                _needs_rejected_image(config),
             )
-            before = replace(before, asks=asks, given=needs_given or before.given)
-        found[key] = before
-    return list(found.values())
+            asks = RowRequirements(
+                other=asks.other or requirement.columns.other,
+                second_image=asks.second_image or requirement.columns.second_image,
+                columns=tuple(dict.fromkeys((*requirement.columns.columns, *asks.columns))),
+            )
+            requirement = replace(
+                requirement,
+                columns=asks,
+                needs_rejected_image=needs_rejected_image or requirement.needs_rejected_image,
+            )
+        requirements[key] = requirement
+    return list(requirements.values())
 
 
-def _needs_given(config: TrialConfig) -> bool:
-    given: bool = strategy_class(config.rejected_image.strategy).traits.needs_given
-    return given and config.objective.needs_rejected_image
+def _needs_rejected_image(config: TrialConfig) -> bool:
+    needs_image: bool = strategy_class(config.rejected_image.strategy).traits.needs_given
+    return needs_image and config.objective.needs_rejected_image
 
 
-def _checked(wanted: _Wanted, console: Console) -> tuple[int, list[BadRow]]:
+def _check_rows(requirement: _RowRequirements, console: Console) -> tuple[int, list[BadRow]]:
     """Check rows, and return their number and the bad ones.
 
     Raises:
         ConfigError: the rows cannot be read.
     """
-    source = open_prompts(wanted.data)[0] if wanted.prompts else open_source(wanted.data)
-    bad = []
+    source = (
+        open_prompts(requirement.data)[0] if requirement.prompts else open_source(requirement.data)
+    )
+    bad_rows = []
     with track_progress(console, "rows checked", len(source)) as step:
-        for done, row in enumerate(_looked_at(wanted, source), start=1):
+        for done_count, row in enumerate(_iter_checked_rows(requirement, source), start=1):
             if isinstance(row, BadRow):
-                bad.append(row)
-            step(done)
-    return len(source), bad
+                bad_rows.append(row)
+            step(done_count)
+    return len(source), bad_rows
 
 
-def _looked_at(wanted: _Wanted, source: DataSource) -> Iterator[object]:
-    threads = threads_for(len(source))
-    if wanted.prompts:
-        return check_prompts(wanted.data, threads)
-    return check_rows(source, rejected_images=wanted.given, asks=wanted.asks, threads=threads)
+def _iter_checked_rows(requirement: _RowRequirements, source: DataSource) -> Iterator[object]:
+    threads = decode_threads(len(source))
+    if requirement.prompts:
+        return check_prompts(requirement.data, threads)
+    return check_rows(
+        source,
+        rejected_images=requirement.needs_rejected_image,
+        requirements=requirement.columns,
+        threads=threads,
+    )
 
 
-def _mark(identity: Mapping[str, Any], wanted: _Wanted) -> str:
+def _rows_hash(identity: Mapping[str, Any], requirement: _RowRequirements) -> str:
     """Return a hash of the content of rows and of how they are read."""
-    data = wanted.data
-    decided_by: dict[str, Any] = {
+    data = requirement.data
+    hashed: dict[str, Any] = {
         "data": identity,
         "limit": data.limit,
         "format": data.format,
-        "prompts": wanted.prompts,
-        "reader": READER,
+        "prompts": requirement.prompts,
+        "reader": READER_VERSION,
     }
     if is_hub_name(data.source):  # its identity holds the name alone
         source = open_source(data)
-        decided_by["fetched"] = [
+        hashed["fetched"] = [
             [str(file), state.st_size, state.st_mtime_ns]
             for table in source.tables
             for file in table.files
             for state in [os.stat(file)]
         ]
-        images = {path: file and sha256_of(file) for path, file in source.image_files()}
-        decided_by["images"] = sorted(images.items())
-    return fingerprint(decided_by)[:32]
+        images = {path: file and file_sha256(file) for path, file in source.image_files()}
+        hashed["images"] = sorted(images.items())
+    return fingerprint(hashed)[:32]
 
 
-def _kept(workdir: Path, mark: str) -> set[frozenset[str]]:
+def _load_passed_checks(workdir: Path, rows_hash: str) -> set[frozenset[str]]:
     with suppress(OSError, ValueError, KeyError, TypeError):  # else they are checked again
-        return {frozenset(asked) for asked in read_checksummed(_file(workdir, mark))["asked"]}
+        return {
+            frozenset(names)
+            for names in read_checksummed(_checked_rows_file(workdir, rows_hash))["asked"]
+        }
     return set()
 
 
-def _file(workdir: Path, mark: str) -> Path:
-    return workdir / KEPT / f"{mark}.json"
+def _checked_rows_file(workdir: Path, rows_hash: str) -> Path:
+    return workdir / CHECKED_ROWS_FOLDER / f"{rows_hash}.json"

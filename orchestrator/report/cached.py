@@ -26,14 +26,19 @@ import orchestrator
 from chip_core.evaluation.readiness import list_sides
 from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
-from chip_core.utils.files import read_checksummed, sha256_of, write_checksummed
+from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.cost.trimmed_trials import TRIMMED_FILE
-from orchestrator.plan.contamination import OVERLAP
+from orchestrator.plan.contamination import OVERLAP_FILE
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.results import Results, build_results
 from orchestrator.report.summary import Summary, study_metrics
 from orchestrator.report.writers.files import PAGE_FILE, artifact_folder, report_folder
-from orchestrator.state.integrity import attempts_of, kept_report_notice, ledger_of, lost_figures
+from orchestrator.state.integrity import (
+    attempt_folders,
+    kept_report_notice,
+    read_ledger,
+    trials_with_lost_figures,
+)
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import all_trials
 
@@ -68,7 +73,7 @@ def find_cached_report(
         raw = read_checksummed(_index_file(folder))
         files = {str(name): str(sha256) for name, sha256 in raw["files"].items()}
         results = Results.from_json(raw["results"])
-        is_complete = all(sha256_of(folder / name) == sha256 for name, sha256 in files.items())
+        is_complete = all(file_sha256(folder / name) == sha256 for name, sha256 in files.items())
         if not is_complete or raw["inputs"] != hash_inputs(plan, ledger, storage, folder, files):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -92,7 +97,7 @@ def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> W
     content_hash = None
     # A report with warnings is not reused, so that they are shown again.
     if warning_count() == warnings_before:
-        files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in written}
+        files = {file.relative_to(folder).as_posix(): file_sha256(file) for file in written}
         with suppress(TypeError, ValueError):  # if JSON has no such type, the report is not reused
             inputs = hash_inputs(plan, ledger, storage, folder, files)
             index = {"inputs": inputs, "files": files, "results": results.to_json()}
@@ -124,7 +129,7 @@ def hash_inputs(
             "base": plan.base,
             "trials": list(trials.values()),
             "identities": plan.identities,
-            "places": plan.places,
+            "places": plan.data_paths,
             "benchmarks": plan.benchmarks,
             "metrics": study_metrics(plan),
             "records": {
@@ -133,7 +138,7 @@ def hash_inputs(
                 if fingerprint in trials or record.study == plan.study.name
             },
             "attempts": [_hash_attempt_files(trial, ledger, storage) for trial in trials.values()],
-            "notes": [_sha256(folder.parent / name) for name in (TRIMMED_FILE, OVERLAP)],
+            "notes": [_sha256(folder.parent / name) for name in (TRIMMED_FILE, OVERLAP_FILE)],
             "beside": {
                 name: _sha256(file)
                 for file in sorted(folder.rglob("[!.]*"))
@@ -160,7 +165,7 @@ def hash_code() -> str:
 
 def _hash_attempt_files(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, str | None]:
     """Return path -> sha256 of the files read of a trial: curves, scores, answers."""
-    files = [folder / CURVES for folder in attempts_of(storage, trial).values()]
+    files = [folder / CURVES for folder in attempt_folders(storage, trial).values()]
     evaluations = ledger[trial.fingerprint].evaluations
     for scored in (evaluations[m] for m in trial.evaluations.values() if m in evaluations):
         folder, evaluation = storage / scored.folder, scored.evaluation
@@ -173,7 +178,7 @@ def _picture_folder_times(plan: Plan) -> list[Any]:
 
     A benchmark's identity covers its files; pictures may be added later.
     """
-    data = plan.places.benchmark_data
+    data = plan.data_paths.benchmark_data
     folders = (
         []
         if data is None
@@ -193,7 +198,7 @@ def _index_file(folder: Path) -> Path:
 
 def _sha256(file: Path) -> str | None:
     try:
-        return sha256_of(file)
+        return file_sha256(file)
     except OSError:
         return None
 
@@ -238,11 +243,11 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
         its files, each with its artifact folder in the study's run; none if no trial has figures
         yet or the existing report is more complete.
     """
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     if not any(ledger[trial.fingerprint].evaluations for trial in plan.trials):
         return []
     folder = report_folder(workdir, plan.study.name)
-    lost_trials = lost_figures(plan, ledger)
+    lost_trials = trials_with_lost_figures(plan, ledger)
     if lost_trials and (folder / PAGE_FILE).exists():
         warn_once(kept_report_notice(folder / PAGE_FILE, plan, workdir, lost_trials))
         return []

@@ -80,7 +80,7 @@ def build_compared_scores(
         return None
     rows = [[scores for _, scores in seed_scores] for _, seed_scores in arms]
     items, dropped = _shared_items(rows)
-    deltas = {entry.metric: entry.smallest_difference for entry in plan.study.declared}
+    deltas = {entry.metric: entry.smallest_difference for entry in plan.study.declared_metrics}
     results = StudyResults(
         arms=tuple(
             StudyArm(

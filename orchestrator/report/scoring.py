@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.plan.contamination import read_overlap
+from orchestrator.plan.contamination import read_overlaps
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 
@@ -125,5 +125,5 @@ def _describe_judge(judges: list[Mapping[str, Any]]) -> str:
 
 
 def _overlap_notes(plan: Plan, ledger: Ledger) -> Iterator[str]:
-    for overlap in read_overlap(ledger.folder.parent, plan.study.name):
+    for overlap in read_overlaps(ledger.folder.parent, plan.study.name):
         yield overlap.sentence

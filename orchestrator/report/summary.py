@@ -114,7 +114,7 @@ class Summary:
     @property
     def verdict_metrics(self) -> list[str]:
         """The metrics that get a verdict, the primary first."""
-        return [entry.metric for entry in self.plan.study.declared]
+        return [entry.metric for entry in self.plan.study.declared_metrics]
 
     def role(self, metric: str) -> MetricRole | None:
         """Return the role that the study file declares for a metric."""
@@ -153,7 +153,7 @@ def build_summary(plan: Plan, ledger: Ledger, scores: StudyScores) -> Summary:
                 main=main_effects(compared[entry.metric].results, entry.metric),
                 interactions=interactions(compared[entry.metric].results, entry.metric),
             )
-            for entry in plan.study.declared
+            for entry in plan.study.declared_metrics
             if entry.metric in compared
         },
         former_trials=_count_former_trials(plan, ledger),
@@ -170,8 +170,8 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
     """
     study = plan.study
     sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
-        ("report", study.scored.report),
-        ("select", study.scored.select),
+        ("report", study.scored_benchmarks.report),
+        ("select", study.scored_benchmarks.select),
     ]
     infos = {
         metric_name(side, settings.name, metric): info
@@ -179,7 +179,7 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
         for settings in benchmarks
         for metric, info in find_benchmark(settings.name).metrics.items()
     }
-    return {**{entry.metric: infos[entry.metric] for entry in study.declared}, **infos}
+    return {**{entry.metric: infos[entry.metric] for entry in study.declared_metrics}, **infos}
 
 
 def _build_row(
@@ -219,13 +219,13 @@ def _trial_state(trial: Trial, ledger: Ledger, rule: EarlyStopping | None) -> Tr
     if trial.blocked is not None:
         return "failed" if trial.blocked.failed else "missing"
     record = ledger[trial.fingerprint]
-    if record.done(trial):
+    if record.is_done(trial):
         return "done"
     if record.is_cut(rule):
         return "cut"
     if record.failure is None:
         return "missing"
-    return "killed" if record.killed else "failed"
+    return "killed" if record.is_killed else "failed"
 
 
 def _count_former_trials(plan: Plan, ledger: Ledger) -> int:

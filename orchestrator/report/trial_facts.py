@@ -14,15 +14,15 @@ from rich.text import Text
 
 from chip_core.results import CONFIG, CURVES, MODEL
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import without_checksum
-from orchestrator.jobs.attempt import TRACEBACK
-from orchestrator.plan.snapshot import plan_snapshots
+from chip_core.utils.files import parse_checksummed
+from orchestrator.jobs.attempt import TRACEBACK_FILE
+from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.report.formatting import NO_VALUE
 from orchestrator.report.sections.provenance import format_code_version, format_time
-from orchestrator.state.integrity import is_changed
+from orchestrator.state.integrity import is_file_changed
 from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.trial_lookup import trial_name
-from orchestrator.storage.binding import storage_of
+from orchestrator.storage.binding import find_storage
 
 _FIRST_KEYS = ("protocol", "scorer", "judge", "n", "missing")
 
@@ -35,7 +35,7 @@ def collect_trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
         fingerprint: the full fingerprint of the trial.
     """
     record = Ledger(workdir)[fingerprint]
-    plans = [plan for plan in plan_snapshots(workdir) if fingerprint in plan.trials]
+    plans = [plan for plan in iter_plan_snapshots(workdir) if fingerprint in plan.trials]
     planned = plans[0].trials[fingerprint] if plans else None
     return {
         "fingerprint": fingerprint,
@@ -82,7 +82,7 @@ def collect_trial_facts(workdir: Path, fingerprint: str) -> dict[str, Any]:
 
 
 def _model_location(workdir: Path, folder: str) -> str:
-    remote = storage_of(workdir)
+    remote = find_storage(workdir)
     return f"{workdir if remote is None else remote.uri}/{folder}/{MODEL}"
 
 
@@ -151,7 +151,9 @@ def _attempt_facts(
     workdir: Path, fingerprint: str, number: int, attempt: Attempt
 ) -> dict[str, Any]:
     folder = workdir / "trials" / fingerprint[:16] / f"attempt-{number}"
-    files = [folder / name for name in (CONFIG, CURVES, TRACEBACK) if (folder / name).is_file()]
+    files = [
+        folder / name for name in (CONFIG, CURVES, TRACEBACK_FILE) if (folder / name).is_file()
+    ]
     code = attempt.code
     return {
         "number": number,
@@ -180,12 +182,12 @@ def _read_config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
     for folder in [*([record.model] if record.model else []), *reversed(hashes)]:
         file = workdir / folder / CONFIG
         try:
-            config = without_checksum(file.read_bytes())
+            config = parse_checksummed(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError):
             config = None
-        if config is not None and not is_changed(file, hashes.get(folder)):
+        if config is not None and not is_file_changed(file, hashes.get(folder)):
             return config
         warn_once(f"{file} is not as it was written: the configuration is not shown")
         return None

@@ -9,17 +9,17 @@ from pathlib import Path
 from chip_core.config.trial import EngineConfig, ModelConfig
 from chip_core.models import loading
 from chip_core.representation.described import DescribedImage
-from chip_core.representation.geometry import Basis, Figure, common_basis, figures
-from chip_core.representation.states import Reading, Representations, represent
+from chip_core.representation.geometry import Basis, Figure, common_basis, compute_figures
+from chip_core.representation.states import Reading, Representations, compute_representations
 from chip_core.results import MODEL
 from chip_core.trained import check_model
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.representation.results import RepresentationResults, RepresentationRow
 from orchestrator.state.ledger import Ledger
-from orchestrator.storage.download import whole_attempt
+from orchestrator.storage.download import fetch_trained_attempt
 
-OnModel = Callable[[str, int, int], None]  # what is read, items done, items in all
+ModelProgress = Callable[[str, int, int], None]  # what is read, items done, items in all
 UNTRAINED = "base (untrained)"
 
 
@@ -36,14 +36,18 @@ class ModelSource:
     arm: Arm | None = None
 
 
-def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[ModelSource], list[str]]:
+def list_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[ModelSource], list[str]]:
     """Return the untrained model and all trained ones of a study, and the trials without a model.
 
     Raises:
         UserError: no arm has a trained model.
     """
-    base = plan.base.config
-    found = [ModelSource(row=UNTRAINED, model=base.model, engine=base.engine, trial=plan.base)]
+    base_config = plan.base.config
+    sources = [
+        ModelSource(
+            row=UNTRAINED, model=base_config.model, engine=base_config.engine, trial=plan.base
+        )
+    ]
     missing = []
     for arm in plan.arms:
         for trial in arm.trials:
@@ -51,104 +55,110 @@ def study_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[Model
             if folder is None or not (storage / folder / MODEL).is_dir():
                 missing.append(trial.name)
                 continue
-            found.append(
+            sources.append(
                 ModelSource(
                     row=arm.name,
                     model=trial.config.model,
                     seed=trial.seed,
-                    trained=whole_attempt(storage, folder) / MODEL,
+                    trained=fetch_trained_attempt(storage, folder) / MODEL,
                     engine=trial.config.engine,
                     trial=trial,
                     arm=arm,
                 )
             )
-    if len(found) == 1:
+    if len(sources) == 1:
         raise UserError(
             f"study {plan.study.name} has no trained model in {storage}: run it first, "
             "or name its --workdir"
         )
-    return found, missing
+    return sources, missing
 
 
 def read_models(
     sources: Sequence[ModelSource],
-    described: Sequence[DescribedImage],
+    described_images: Sequence[DescribedImage],
     *,
     set_name: str,
     reading: Reading,
     missing: Sequence[str] = (),
-    on_model: OnModel | None = None,
+    report_progress: ModelProgress | None = None,
 ) -> tuple[RepresentationResults, Mapping[int, Mapping[str, Figure]]]:
     """Compute the figures and the common projection of models, and each model's own figures.
 
     Args:
         sources: the models, those of one row next to each other.
-        described: the set of described images.
+        described_images: the set of described images.
         set_name: the name of the set.
         reading: how states are taken; each model's own precision is used.
         missing: trials that are left out, for the report.
-        on_model: called with the progress.
+        report_progress: called with the progress.
 
     Raises:
         UserError: a model cannot be loaded, or has no such layer.
     """
-    vectors = [_read(source, described, reading, on_model) for source in sources]
+    representations = [
+        _read_model(source, described_images, reading, report_progress) for source in sources
+    ]
     rows: dict[str, list[int]] = {}
-    for place, source in enumerate(sources):
-        rows.setdefault(source.row, []).append(place)
+    for index, source in enumerate(sources):
+        rows.setdefault(source.row, []).append(index)
     try:
-        basis = common_basis(vectors)
+        basis = common_basis(representations)
     except ValueError as error:
         raise UserError(f"no common picture: {error}") from None
-    own = {place: figures([found]) for place, found in enumerate(vectors)}
+    model_figures = {index: compute_figures([found]) for index, found in enumerate(representations)}
     return (
         RepresentationResults(
             set_name=set_name,
-            items=len(described),
+            items=len(described_images),
             reading=reading,
-            layer=vectors[0].layer,
+            layer=representations[0].layer,
             explained=basis.explained,
             rows=tuple(
                 RepresentationRow(
                     name=name,
-                    seeds=tuple(sources[place].seed for place in places),
-                    figures=figures([vectors[place] for place in places])
-                    if len(places) > 1
-                    else own[places[0]],
+                    seeds=tuple(sources[index].seed for index in indices),
+                    figures=compute_figures([representations[index] for index in indices])
+                    if len(indices) > 1
+                    else model_figures[indices[0]],
                     by_seed=tuple(
-                        {metric: figure.value for metric, figure in own[place].items()}
-                        for place in places
+                        {metric: figure.value for metric, figure in model_figures[index].items()}
+                        for index in indices
                     ),
-                    points=_points(basis, vectors[places[0]]),
+                    points=_project_points(basis, representations[indices[0]]),
                     trials={
                         trial.name: trial.fingerprint
-                        for place in places
-                        if (trial := sources[place].trial) is not None
+                        for index in indices
+                        if (trial := sources[index].trial) is not None
                     },
                 )
-                for name, places in rows.items()
+                for name, indices in rows.items()
             ),
             missing=tuple(missing),
         ),
-        own,
+        model_figures,
     )
 
 
-def _read(
+def _read_model(
     source: ModelSource,
-    described: Sequence[DescribedImage],
+    described_images: Sequence[DescribedImage],
     reading: Reading,
-    on_model: OnModel | None,
+    report_progress: ModelProgress | None,
 ) -> Representations:
     import torch
 
-    wanted = source.engine.device
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    configured_device = source.engine.device
+    device = (
+        ("cuda" if torch.cuda.is_available() else "cpu")
+        if configured_device == "auto"
+        else configured_device
+    )
     name = source.row if source.seed is None else f"{source.row}, seed {source.seed}"
 
-    def on_item(done: int, total: int) -> None:
-        if on_model is not None:
-            on_model(name, done, total)
+    def report_item(done: int, total: int) -> None:
+        if report_progress is not None:
+            report_progress(name, done, total)
 
     try:
         if source.trained is not None:
@@ -156,11 +166,17 @@ def _read(
         model, processor = loading.load(
             source.model, attention=source.engine.attention, trained=source.trained
         )
-        return represent(model.to(device), processor, described, reading, on_item)
+        return compute_representations(
+            model.to(device), processor, described_images, reading, report_item
+        )
     except TrialError as error:
         raise UserError(f"{name}: {error}") from None
 
 
-def _points(basis: Basis, found: Representations) -> dict[str, list[list[float]]]:
-    kinds = {"image": found.image, "true": found.true, "hallucinated": found.hallucinated}
-    return {kind: basis.place(vectors).tolist() for kind, vectors in kinds.items()}
+def _project_points(basis: Basis, representations: Representations) -> dict[str, list[list[float]]]:
+    kinds = {
+        "image": representations.image,
+        "true": representations.true,
+        "hallucinated": representations.hallucinated,
+    }
+    return {kind: basis.project(vectors).tolist() for kind, vectors in kinds.items()}

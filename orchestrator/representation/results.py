@@ -45,26 +45,26 @@ class RepresentationResults:
         return "representation-alone" if self.reading.alone else "representation"
 
 
-def write_represented(found: RepresentationResults, folder: Path) -> list[Path]:
+def write_results(results: RepresentationResults, folder: Path) -> list[Path]:
     """Write the picture, the table and the figures as JSON into a folder; return the files."""
-    files = [folder / f"{found.name}.{kind}" for kind in ("json", "md")]
-    write_checksummed(files[0], as_json(found))
-    write_atomically(files[1], markdown(found))
-    pictures = [folder / "figures" / f"{found.name}.{kind}" for kind in ("png", "pdf")]
-    pictures[0].parent.mkdir(parents=True, exist_ok=True)
-    for path in pictures:
-        path.write_bytes(draw_representation(found.rows, found.explained, path.suffix[1:]))
-    return [*files, *pictures]
+    files = [folder / f"{results.name}.{kind}" for kind in ("json", "md")]
+    write_checksummed(files[0], results_json(results))
+    write_atomically(files[1], results_markdown(results))
+    figure_paths = [folder / "figures" / f"{results.name}.{kind}" for kind in ("png", "pdf")]
+    figure_paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path in figure_paths:
+        path.write_bytes(draw_representation(results.rows, results.explained, path.suffix[1:]))
+    return [*files, *figure_paths]
 
 
-def as_json(found: RepresentationResults) -> dict[str, Any]:
+def results_json(results: RepresentationResults) -> dict[str, Any]:
     """Return the figures as plain data."""
     return {
-        "set": found.set_name,
-        "items": found.items,
-        **asdict(found.reading),
-        "layer": found.layer,
-        "explained": list(found.explained),
+        "set": results.set_name,
+        "items": results.items,
+        **asdict(results.reading),
+        "layer": results.layer,
+        "explained": list(results.explained),
         "rows": [
             {
                 "name": row.name,
@@ -73,26 +73,26 @@ def as_json(found: RepresentationResults) -> dict[str, Any]:
                 "figures": {name: asdict(figure) for name, figure in row.figures.items()},
                 "by_seed": [dict(values) for values in row.by_seed],
             }
-            for row in found.rows
+            for row in results.rows
         ],
-        "missing": list(found.missing),
+        "missing": list(results.missing),
     }
 
 
-def markdown(found: RepresentationResults) -> str:
+def results_markdown(results: RepresentationResults) -> str:
     """Return the figures as a section of a report."""
-    data = as_json(found)
-    blocks = representation_blocks(data, b"", found.name)
+    data = results_json(results)
+    blocks = representation_blocks(data, b"", results.name)
     return render_section("Representations of images, true and hallucinated descriptions", blocks)
 
 
-def metrics(
-    found: RepresentationResults, figures: Mapping[str, Figure], *, intervals: bool
+def tracker_metrics(
+    results: RepresentationResults, figures: Mapping[str, Figure], *, intervals: bool
 ) -> dict[str, float]:
     """Return figures for a tracker: `representation/probe_auc`, `….low`, `….high`."""
-    named = {f"{found.name}/{name}": figure.value for name, figure in figures.items()}
+    metrics = {f"{results.name}/{name}": figure.value for name, figure in figures.items()}
     if intervals:
         for name, figure in figures.items():
-            named[f"{found.name}/{name}.low"] = figure.low
-            named[f"{found.name}/{name}.high"] = figure.high
-    return named
+            metrics[f"{results.name}/{name}.low"] = figure.low
+            metrics[f"{results.name}/{name}.high"] = figure.high
+    return metrics

@@ -14,13 +14,13 @@ from chip_core.evaluation.generators.sharing import (
 )
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.executors.base import Executor, Job
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan
 
 
 @contextmanager
-def opened_engine(
-    plan: Plan, jobs: Sequence[Job], executor: Executor, folder: Path, stop: Stop
+def run_study_server(
+    plan: Plan, jobs: Sequence[Job], executor: Executor, folder: Path, stop: StopRequest
 ) -> Iterator[Path | None]:
     """Run a study's server, and yield the file with its address.
 
@@ -29,7 +29,7 @@ def opened_engine(
     Args:
         plan: the study's plan.
         jobs: the jobs of the first phase.
-        executor: within `opened`; reserves the server's GPUs.
+        executor: within `stack`; reserves the server's GPUs.
         folder: folder for the server's log.
         stop: whether the run should stop. If the server is lost for good, no new job starts.
 
@@ -38,19 +38,19 @@ def opened_engine(
         KeyboardInterrupt: the run was stopped meanwhile.
     """
     config = plan.base.config
-    if not is_shared(config) or not any(_asks(job) for job in jobs):
+    if not is_shared(config) or not any(_uses_server(job) for job in jobs):
         yield None
         return
     from chip_core.evaluation.generators.study_server import StudyServer  # it imports torch
 
     settings = config.evaluation.generator
-    trained = [trial.config for trial in plan.trials if not trial.untrained]
-    rank = largest_rank([*trained, *(job.config for job in jobs)])
+    trained_configs = [trial.config for trial in plan.trials if not trial.untrained]
+    rank = largest_rank([*trained_configs, *(job.config for job in jobs)])
     problem = rank_problem(rank)  # of a search's draws, which are in no arm yet
     if problem is not None:
         raise UserError(f"evaluation.generator.serves is study: {problem}")
-    with ExitStack() as opened:
-        devices = opened.enter_context(executor.reserved(settings.gpus))
+    with ExitStack() as stack:
+        devices = stack.enter_context(executor.reserve_gpus(settings.gpus))
         try:
             server = StudyServer(
                 settings,
@@ -58,17 +58,17 @@ def opened_engine(
                 folder,
                 rank=rank,
                 devices=devices,
-                should_stop=lambda: stop.asked,
+                should_stop=lambda: stop.is_requested,
                 on_lost=stop.drain,
             )
-            opened.enter_context(server)
+            stack.enter_context(server)
         except (TrialError, OSError) as error:
-            if stop.asked:
+            if stop.is_requested:
                 raise KeyboardInterrupt from None
             raise UserError(f"evaluation.generator.serves is study: {error}") from None
         yield server.address
 
 
-def _asks(job: Job) -> bool:
+def _uses_server(job: Job) -> bool:
     """Return whether a job uses the shared server."""
-    return not job.scores and (job.untrained or is_servable(job.config))
+    return not job.is_scoring and (job.untrained or is_servable(job.config))

@@ -17,20 +17,20 @@ from orchestrator.cost.workload import training_steps
 from orchestrator.executors.base import Job
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import (
-    attempts_of,
+    attempt_folders,
     check_results,
     record_results,
     result_problem,
     trial_folder,
 )
-from orchestrator.state.ledger import Ledger, TrialRecord, answers_of
+from orchestrator.state.ledger import Ledger, TrialRecord, find_answers
 from orchestrator.state.search import SearchTrial, resolve_search
-from orchestrator.storage.binding import storage_of
+from orchestrator.storage.binding import find_storage
 from orchestrator.storage.download import fetch_trials
 from orchestrator.tracking.views import Status, TrialView
 
 #: Reason of an attempt whose driver did not record its end.
-UNSEEN = "the driver of its study ended before it did"
+UNRECORDED_END = "the driver of its study ended before it did"
 
 
 def reconcile_attempts(plan: Plan, ledger: Ledger, storage: Path) -> None:
@@ -41,9 +41,9 @@ def reconcile_attempts(plan: Plan, ledger: Ledger, storage: Path) -> None:
     study = plan.study.name
     record_results(plan, ledger, storage)
     for trial in plan.trials:
-        for number, tried in ledger[trial.fingerprint].history.items():
-            if tried.outcome is None and tried.study == study:
-                ledger.ended(trial, study, number, "killed", UNSEEN)
+        for number, attempt in ledger[trial.fingerprint].history.items():
+            if attempt.outcome is None and attempt.study == study:
+                ledger.record_end(trial, study, number, "killed", UNRECORDED_END)
 
 
 def refresh_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
@@ -55,25 +55,25 @@ def refresh_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
     Raises:
         StorageError: the storage cannot be read.
     """
-    remote, seen = storage_of(storage), set[str]()
-    ledger.put_aside()
+    remote, known_fingerprints = find_storage(storage), set[str]()
+    ledger.move_damaged_lines()
     while True:
         plan = resolve_search(plan, ledger)
         fingerprints = {trial.fingerprint for trial in plan.trials}
-        if fingerprints <= seen:
+        if fingerprints <= known_fingerprints:
             return plan
         if remote is not None:
-            fetch_trials(remote, storage, fingerprints - seen)
+            fetch_trials(remote, storage, fingerprints - known_fingerprints)
         reconcile_attempts(plan, ledger, storage)
-        if remote is not None and _drop_changed(plan, ledger, storage):
-            fetch_trials(remote, storage, fingerprints - seen)
+        if remote is not None and _remove_changed_copies(plan, ledger, storage):
+            fetch_trials(remote, storage, fingerprints - known_fingerprints)
         check_results(plan, ledger, storage)
-        seen |= fingerprints
+        known_fingerprints |= fingerprints
 
 
-def _drop_changed(plan: Plan, ledger: Ledger, storage: Path) -> bool:
+def _remove_changed_copies(plan: Plan, ledger: Ledger, storage: Path) -> bool:
     """Remove local copies that differ from what was written, and return whether there were any."""
-    dropped = False
+    found_changed = False
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
         for key, fingerprint in trial.evaluations.items():
@@ -82,58 +82,60 @@ def _drop_changed(plan: Plan, ledger: Ledger, storage: Path) -> bool:
                 for name in (scored.evaluation.scores, scored.evaluation.responses):
                     if (path := storage / scored.folder / name).is_file():
                         path.unlink()
-                dropped = True
-    return dropped
+                found_changed = True
+    return found_changed
 
 
-def jobs_for(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
+def make_jobs(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
     """Return (job, trial, attempt number) of what is left to run, the untrained model first.
 
     A trained trial without a benchmark's figures is only evaluated, not trained again. One with
     answers is only scored, without a model.
     """
     jobs = []
-    remote = storage_of(storage) is not None  # weights are not here: a worker checks them
+    is_remote = find_storage(storage) is not None  # weights are not here: a worker checks them
     rule = plan.study.early_stopping
-    compared_with = {
+    reference_trials = {
         trial.fingerprint
         for arm in plan.arms
         for trial in (arm.trials if arm.baseline or arm.placebo else ())
     }
     for trial in plan.trials:
         record = ledger[trial.fingerprint]
-        if record.done(trial) or record.is_cut(rule):
+        if record.is_done(trial) or record.is_cut(rule):
             continue
-        attempt = max([record.attempts, *attempts_of(storage, trial)], default=0) + 1
+        attempt = max([record.attempts, *attempt_folders(storage, trial)], default=0) + 1
         model = None if record.model is None else storage / record.model / MODEL
         if model is not None and not model.is_dir():
             model = None  # its weights were removed: train again
         if (
             model is not None
-            and not remote
-            and (why := model_problem(model, trial.config)) is not None
+            and not is_remote
+            and (problem := model_problem(model, trial.config)) is not None
         ):
-            warn_once(f"{trial.name}: {why}: it is trained again")
+            warn_once(f"{trial.name}: {problem}: it is trained again")
             model = None
-        answers = answers_of(trial, record, storage)
+        answers = find_answers(trial, record, storage)
         if answers is not None:
             model = None
         job = Job(
             id=_job_id(trial, attempt, scores=answers is not None),
             name=trial.name,
-            config=_wanting(trial, record, anew=model is None and answers is None),
+            config=_missing_benchmarks_config(
+                trial, record, retrain=model is None and answers is None
+            ),
             folder=trial_folder(storage, trial) / f"attempt-{attempt}",
             answers=answers,
             untrained=trial.untrained,
             trained_model=model,
             resume_from=None
             if trial.untrained or model is not None or answers is not None
-            else _to_resume(storage, trial),
-            places=replace(plan.places, judge_cache=storage / "cache" / "judge"),
-            earlier=tuple(reversed(attempts_of(storage, trial).values())),
-            may_be_cut=rule is not None
+            else _find_resumable(storage, trial),
+            data_paths=replace(plan.data_paths, judge_cache=storage / "cache" / "judge"),
+            earlier_attempts=tuple(reversed(attempt_folders(storage, trial).values())),
+            can_stop_early=rule is not None
             and not (trial.untrained or model is not None or answers is not None)
-            and trial.fingerprint not in compared_with,
+            and trial.fingerprint not in reference_trials,
         )
         jobs.append((job, trial, attempt))
     return jobs
@@ -149,14 +151,14 @@ def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
         trial: the trial.
         storage: where the trials' folders are.
     """
-    done = attempts_of(storage, trial)
-    attempt = max([int(job.id.rpartition("-")[2]), *done]) + 1
+    folders = attempt_folders(storage, trial)
+    attempt = max([int(job.id.rpartition("-")[2]), *folders]) + 1
     next_job = replace(
         job,
-        id=_job_id(trial, attempt, scores=job.scores),
+        id=_job_id(trial, attempt, scores=job.is_scoring),
         folder=trial_folder(storage, trial) / f"attempt-{attempt}",
-        resume_from=_to_resume(storage, trial) if job.trains else job.resume_from,
-        earlier=tuple(reversed(done.values())),
+        resume_from=_find_resumable(storage, trial) if job.is_training else job.resume_from,
+        earlier_attempts=tuple(reversed(folders.values())),
     )
     return next_job, attempt
 
@@ -174,20 +176,20 @@ def iter_phases(
         storage: where the trials' folders are.
         refresh: records existing results of the newly resolved plan.
     """
-    jobs = jobs_for(plan, ledger, storage)
-    searching = [job for job in jobs if isinstance(job[1], SearchTrial) or job[1].untrained]
-    if plan.study.tune is not None and searching:
-        yield plan, searching
+    jobs = make_jobs(plan, ledger, storage)
+    search_jobs = [job for job in jobs if isinstance(job[1], SearchTrial) or job[1].untrained]
+    if plan.study.tune is not None and search_jobs:
+        yield plan, search_jobs
         plan = resolve_search(plan, ledger)
         refresh(plan)
-        tried = {trial.fingerprint for _, trial, _ in searching}
-        left = jobs_for(plan, ledger, storage)
-        jobs = [job for job in left if job[1].fingerprint not in tried]
+        searched = {trial.fingerprint for _, trial, _ in search_jobs}
+        remaining = make_jobs(plan, ledger, storage)
+        jobs = [job for job in remaining if job[1].fingerprint not in searched]
     if jobs:
         yield plan, jobs
 
 
-def longest_first(
+def sort_longest_first(
     jobs: Sequence[tuple[Job, Trial, int]], plan: Plan
 ) -> list[tuple[Job, Trial, int]]:
     """Return jobs seed by seed, within a seed from the longest to the shortest.
@@ -199,12 +201,14 @@ def longest_first(
     if plan.study.early_stopping is not None:
         return list(jobs)
     ranks = {trial.fingerprint: rank for arm in plan.arms for rank, trial in enumerate(arm.trials)}
-    rows = functools.cache(lambda data: preference_data.count(DataConfig.model_validate_json(data)))
+    rows = functools.cache(
+        lambda data: preference_data.count_rows(DataConfig.model_validate_json(data))
+    )
 
-    def place(each: tuple[Job, Trial, int]) -> tuple[int, int, int]:
-        job, trial, _ = each
+    def sort_key(entry: tuple[Job, Trial, int]) -> tuple[int, int, int]:
+        job, trial, _ = entry
         config, rank = job.config, ranks.get(trial.fingerprint, -1)
-        if rank < 0 or not job.trains:  # the untrained model and the trials of a search
+        if rank < 0 or not job.is_training:  # the untrained model and the trials of a search
             return rank, 0, 0
         # The number of rows of hub data may be unknown here: then all are taken to have as many.
         steps = training_steps(config, rows(config.data.model_dump_json())) or 1
@@ -212,7 +216,7 @@ def longest_first(
         parts = (config.vision_encoder, config.projector, config.language_model)
         return rank, -views, -sum(part != "frozen" for part in parts)
 
-    return sorted(jobs, key=place)
+    return sorted(jobs, key=sort_key)
 
 
 def trial_view(
@@ -221,14 +225,14 @@ def trial_view(
     """Return a tracker's view of a trial."""
     record = ledger[trial.fingerprint]
     attempts = [record.history[number] for number in sorted(record.history)]
-    begun = [attempt.started for attempt in attempts if attempt.started is not None]
-    ended = [attempt.ended for attempt in attempts if attempt.ended is not None]
-    codes = [attempt.code for attempt in attempts if attempt.code is not None]
+    start_times = [attempt.started for attempt in attempts if attempt.started is not None]
+    end_times = [attempt.ended for attempt in attempts if attempt.ended is not None]
+    code_versions = [attempt.code for attempt in attempts if attempt.code is not None]
     return TrialView(
         trial=trial,
         status=status,
         metrics=record.metrics(trial),
-        folders=[*attempts_of(storage, trial).values()],
+        folders=[*attempt_folders(storage, trial).values()],
         seconds=record.seconds,
         data=record.data,
         engine=record.engine,
@@ -242,9 +246,9 @@ def trial_view(
         reason=record.failure,
         cut=record.cut,
         reused_from=record.study if record.study not in (None, study) else None,
-        code=codes[-1] if codes else None,
-        began=min(begun, default=None),
-        ended=max(ended, default=None),
+        code=code_versions[-1] if code_versions else None,
+        began=min(start_times, default=None),
+        ended=max(end_times, default=None),
     )
 
 
@@ -252,38 +256,38 @@ def _job_id(trial: Trial, attempt: int, *, scores: bool) -> str:
     return f"{trial.fingerprint[:16]}-{'score-' if scores else ''}{attempt}"
 
 
-def _wanting(trial: Trial, record: TrialRecord, *, anew: bool) -> TrialConfig:
+def _missing_benchmarks_config(trial: Trial, record: TrialRecord, *, retrain: bool) -> TrialConfig:
     """Return a trial's configuration with only the benchmarks that are still to be scored.
 
     Args:
         trial: the trial.
         record: record of the trial.
-        anew: whether its model is trained again, so that everything is scored.
+        retrain: whether its model is trained again, so that everything is scored.
     """
-    if anew and not trial.untrained:
+    if retrain and not trial.untrained:
         return trial.config
-    missing = set(record.missing(trial))
+    missing = set(record.missing_evaluations(trial))
 
-    def kept(side: str) -> tuple[BenchmarkConfig, ...]:
-        chosen = getattr(trial.config.benchmarks, side)
-        return tuple(settings for settings in chosen if f"{side}/{settings.name}" in missing)
+    def missing_settings(side: str) -> tuple[BenchmarkConfig, ...]:
+        settings_list = getattr(trial.config.benchmarks, side)
+        return tuple(settings for settings in settings_list if f"{side}/{settings.name}" in missing)
 
     benchmarks = trial.config.benchmarks.model_copy(
-        update={"select": kept("select"), "report": kept("report")}
+        update={"select": missing_settings("select"), "report": missing_settings("report")}
     )
     return trial.config.model_copy(update={"benchmarks": benchmarks})
 
 
-def _to_resume(storage: Path, trial: Trial) -> Path | None:
+def _find_resumable(storage: Path, trial: Trial) -> Path | None:
     """Return the newest attempt that left a trained model, or else checkpoints.
 
     The worker checks whether they are complete.
     """
-    attempts = list(attempts_of(storage, trial).values())
-    left = [folder for folder in attempts if has_model(folder)]
-    if attempts and not left:
+    attempts = list(attempt_folders(storage, trial).values())
+    resumable = [folder for folder in attempts if has_model(folder)]
+    if attempts and not resumable:
         # Imported here, since it imports torch, which the driver of a first run does not need.
         from chip_core.training.checkpoint import list_checkpoints
 
-        left = [folder for folder in attempts if list_checkpoints(folder)]
-    return left[-1] if left else None
+        resumable = [folder for folder in attempts if list_checkpoints(folder)]
+    return resumable[-1] if resumable else None

@@ -8,14 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.executors.base import Event, Executor, Failed, Job
+from orchestrator.executors.base import Executor, Job, JobEvent, JobFailed
 from orchestrator.plan.plan import Trial
-from orchestrator.runner.cache_build import CacheBuild, attach_caches, displayed_part
-from orchestrator.runner.display import Display, display_for
+from orchestrator.runner.cache_build import CacheBuild, attach_caches, displayed_shard
+from orchestrator.runner.display import Display, make_display
 from orchestrator.runner.recorder import Recorder
 from orchestrator.state.cache_plan import PlannedCache
 
-Wanted = Sequence[tuple[Job, Trial, int]]
+TrialJobs = Sequence[tuple[Job, Trial, int]]
 
 
 class PhaseRun:
@@ -26,31 +26,35 @@ class PhaseRun:
 
     def __init__(
         self,
-        wanted: Wanted,
-        passes: Sequence[PlannedCache],
+        trial_jobs: TrialJobs,
+        planned_caches: Sequence[PlannedCache],
         *,
         study: str,
         storage: Path,
         recorder: Recorder,
         console: Console,
-        made: Callable[[list[dict[str, Any]]], None],
+        on_caches_finished: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         """Create a phase without running it.
 
         Args:
-            wanted: the trials' jobs, in order.
-            passes: the passes that they read, from `plan_caches`.
+            trial_jobs: the trials' jobs, in order.
+            planned_caches: the passes that they read, from `plan_caches`.
             study: name of the study.
             storage: where caches and trials are.
             recorder: records the events of trials.
             console: where the progress is displayed.
-            made: called with the records of the passes.
+            on_caches_finished: called with the records of the passes.
         """
-        self._wanted, self._passes, self._storage = wanted, passes, storage
-        self._recorder, self._console, self._made = recorder, console, made
-        self._build = CacheBuild(passes, study=study, storage=storage, console=console)
+        self._trial_jobs, self._planned_caches, self._storage = trial_jobs, planned_caches, storage
+        self._recorder, self._console, self._on_caches_finished = (
+            recorder,
+            console,
+            on_caches_finished,
+        )
+        self._build = CacheBuild(planned_caches, study=study, storage=storage, console=console)
         self._display: Display
-        self._waiting: Wanted = ()  # trials that wait for caches
+        self._waiting: TrialJobs = ()  # trials that wait for caches
 
     def run(self, executor: Executor) -> None:
         """Run all jobs.
@@ -62,40 +66,48 @@ class PhaseRun:
             KeyboardInterrupt: the user stopped it.
         """
         with self._build as build:
-            parts = build.jobs(executor)
-            if parts:
-                reads = build.reads
-                self._waiting = [each for each in self._wanted if each[1].fingerprint in reads]
-                ready = [each for each in self._wanted if each[1].fingerprint not in reads]
+            build_jobs = build.make_jobs(executor)
+            if build_jobs:
+                waiting_fingerprints = build.reading_trials
+                self._waiting = [
+                    entry
+                    for entry in self._trial_jobs
+                    if entry[1].fingerprint in waiting_fingerprints
+                ]
+                ready_jobs = [
+                    entry
+                    for entry in self._trial_jobs
+                    if entry[1].fingerprint not in waiting_fingerprints
+                ]
             else:
-                self._made(build.finish())
-                ready = list(self._wanted)
-            entries = [(job, displayed_part(job), 1) for job in parts]
-            with display_for(self._console, [*entries, *self._wanted]) as self._display:
-                jobs = [*parts, *self._with_caches(ready)]
-                executor.run(jobs, self._take, self._retry, self._more)
+                self._on_caches_finished(build.finish())
+                ready_jobs = list(self._trial_jobs)
+            entries = [(job, displayed_shard(job), 1) for job in build_jobs]
+            with make_display(self._console, [*entries, *self._trial_jobs]) as self._display:
+                jobs = [*build_jobs, *self._attach_caches(ready_jobs)]
+                executor.run(jobs, self._on_event, self._retry, self._fetch_jobs)
 
-    def _more(self) -> Sequence[Job] | None:
+    def _fetch_jobs(self) -> Sequence[Job] | None:
         """Return the trials that waited for caches once these are built; None before."""
         if not self._waiting:
             return ()
-        if not self._build.ended:
+        if not self._build.is_finished:
             return None
-        self._made(self._build.finish())
+        self._on_caches_finished(self._build.finish())
         waiting, self._waiting = self._waiting, ()
-        return self._with_caches(waiting)
+        return self._attach_caches(waiting)
 
-    def _with_caches(self, wanted: Wanted) -> list[Job]:
-        attached = attach_caches(wanted, self._passes, self._storage)
+    def _attach_caches(self, trial_jobs: TrialJobs) -> list[Job]:
+        attached = attach_caches(trial_jobs, self._planned_caches, self._storage)
         return [job for job, _, _ in attached]
 
-    def _take(self, event: Event) -> None:
+    def _on_event(self, event: JobEvent) -> None:
         if event.job.shard is not None:
-            self._build.take(event)
+            self._build.on_event(event)
         else:
-            self._recorder.take(event)
-        self._display.take(event)
+            self._recorder.on_event(event)
+        self._display.on_event(event)
 
-    def _retry(self, failed: Failed) -> Job | None:
-        of = self._build if failed.job.shard is not None else self._recorder
-        return of.retry(failed)
+    def _retry(self, failure: JobFailed) -> Job | None:
+        handler = self._build if failure.job.shard is not None else self._recorder
+        return handler.retry(failure)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.executors.base import Failed, Job
+from orchestrator.executors.base import Job, JobFailed
 
 
-def next_retry(failed: Failed, *, lost: int) -> Job | None:
+def next_retry(failure: JobFailed, *, lost_count: int) -> Job | None:
     """Return the next attempt of a trial; None if it would fail in the same way.
 
     After a lost worker or node: unchanged, `engine.retries` times per run. After a training ran out
@@ -15,25 +15,26 @@ def next_retry(failed: Failed, *, lost: int) -> Job | None:
     configuration, a loss that is not finite, a full disk or a stop: never.
 
     Args:
-        failed: how the attempt ended.
-        lost: how often this trial was retried in this run after being lost.
+        failure: how the attempt ended.
+        lost_count: how often this trial was retried in this run after being lost.
 
     Returns:
         the job of the next attempt, with `id`, `folder` and what it resumes from yet to be set.
     """
-    job, engine = failed.job, failed.job.config.engine
-    if failed.cause == "memory" and job.trains and engine.micro_batch > 1:
-        smaller = engine.micro_batch // 2
+    job, engine = failure.job, failure.job.config.engine
+    if failure.cause == "memory" and job.is_training and engine.micro_batch > 1:
+        micro_batch = engine.micro_batch // 2
         config = job.config.model_copy(
-            update={"engine": engine.model_copy(update={"micro_batch": smaller})}
+            update={"engine": engine.model_copy(update={"micro_batch": micro_batch})}
         )
         note = (
-            f"micro-batch {smaller} in place of {engine.micro_batch} with the same global batch: "
-            f"{failed.reason}"
+            f"micro-batch {micro_batch} in place of {engine.micro_batch} with the same global "
+            "batch: "
+            f"{failure.reason}"
         )
         return replace(job, config=config, notes=(*job.notes, note))
     # Otherwise another process may have used up the memory.
-    machine = failed.cause == "memory" and failed.from_outside
-    if (failed.cause == "worker_lost" or machine) and lost < engine.retries:
+    machine_lost = failure.cause == "memory" and failure.from_outside
+    if (failure.cause == "worker_lost" or machine_lost) and lost_count < engine.retries:
         return job
     return None

@@ -12,7 +12,7 @@ from chip_core.utils.errors import UserError
 from chip_core.utils.registry import join_names
 from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
-from orchestrator.plan.snapshot import PlanSnapshot, plan_snapshots
+from orchestrator.plan.snapshot import PlanSnapshot, iter_plan_snapshots
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.results import build_arm_views
 from orchestrator.report.sections.provenance import last_end_time
@@ -20,7 +20,7 @@ from orchestrator.report.summary import build_summary
 from orchestrator.report.writers.files import report_folder
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.integrity import inspect_plan
-from orchestrator.state.ledger import Ledger, TrialRecord, study_lock
+from orchestrator.state.ledger import Ledger, TrialRecord, lock_study
 from orchestrator.state.search import all_trials
 from orchestrator.study.load import load_study
 from orchestrator.tracking.projection import MlflowProjection
@@ -44,25 +44,27 @@ def find_snapshots(workdir: Path, names: Sequence[str]) -> list[PlanSnapshot]:
     Raises:
         UserError: a study, or any at all, was never run there.
     """
-    kept = list(plan_snapshots(workdir))
-    known = join_names(plan.study for plan in kept)
-    if not kept:
+    snapshots = list(iter_plan_snapshots(workdir))
+    study_names = join_names(plan.study for plan in snapshots)
+    if not snapshots:
         raise UserError(f"no study was run in {workdir}: name the --workdir of one that was")
-    found = []
+    selected = []
     for name in names:
-        own = [plan for plan in kept if plan.study == name]
-        of_file = [plan for plan in kept if os.path.realpath(plan.path) == os.path.realpath(name)]
-        if not own and not of_file:
-            raise UserError(f"{name}: was not run in {workdir}: name one of {known}")
-        found += own or of_file
-    return found if names else kept
+        by_name = [plan for plan in snapshots if plan.study == name]
+        by_file = [
+            plan for plan in snapshots if os.path.realpath(plan.path) == os.path.realpath(name)
+        ]
+        if not by_name and not by_file:
+            raise UserError(f"{name}: was not run in {workdir}: name one of {study_names}")
+        selected += by_name or by_file
+    return selected if names else snapshots
 
 
-def sync_study(kept: PlanSnapshot, workdir: Path, projection: MlflowProjection) -> SyncResult:
+def sync_study(snapshot: PlanSnapshot, workdir: Path, projection: MlflowProjection) -> SyncResult:
     """Show everything that ledger, attempts and report folder have of a study.
 
     Args:
-        kept: snapshot of the study's last run.
+        snapshot: snapshot of the study's last run.
         workdir: the work directory.
         projection: the projection to a store.
 
@@ -70,35 +72,45 @@ def sync_study(kept: PlanSnapshot, workdir: Path, projection: MlflowProjection) 
         UserError: its file is gone or invalid, the study is being run, or the store
             cannot be used.
     """
-    if not kept.path.is_file():
+    if not snapshot.path.is_file():
         raise UserError(
-            f"study {kept.study}: its file {kept.path} is gone: put it back, so that it is known "
+            f"study {snapshot.study}: its file {snapshot.path} is gone: put it back, so that it is "
+            "known "
             "what stands for what"
         )
-    study = load_study(kept.path, kept.changes)
-    if study.name != kept.study:
+    study = load_study(snapshot.path, snapshot.changes)
+    if study.name != snapshot.study:
         raise UserError(
-            f"study {kept.study}: its file {kept.path} is now that of {study.name}: run that, or "
+            f"study {snapshot.study}: its file {snapshot.path} is now that of {study.name}: run "
+            "that, or "
             "give it its name back"
         )
-    with study_lock(workdir, kept.study):
-        ledger = Ledger(workdir, writes=False)
-        seen = read_identities(workdir, kept.study)
-        plan = inspect_plan(make_plan(study, places=kept.places, seen=seen), ledger, workdir)
-        begun = [trial for trial in all_trials(plan) if ledger[trial.fingerprint].history]
+    with lock_study(workdir, snapshot.study):
+        ledger = Ledger(workdir, writable=False)
+        known_identities = read_identities(workdir, snapshot.study)
+        plan = inspect_plan(
+            make_plan(study, data_paths=snapshot.data_paths, known_identities=known_identities),
+            ledger,
+            workdir,
+        )
+        started_trials = [trial for trial in all_trials(plan) if ledger[trial.fingerprint].history]
         views = [
             trial_view(
-                trial, ledger, workdir, kept.study, _status(ledger[trial.fingerprint], trial)
+                trial,
+                ledger,
+                workdir,
+                snapshot.study,
+                _trial_status(ledger[trial.fingerprint], trial),
             )
-            for trial in begun
+            for trial in started_trials
         ]
         projection.reconcile(
             StudyView(
                 plan=plan,
-                began=kept.began,
+                began=snapshot.began,
                 trials={view.key: view for view in views},
-                ends=tuple(_ends(kept, plan, ledger, workdir)),
-                report=report_folder(workdir, kept.study),
+                ends=tuple(_final_snapshots(snapshot, plan, ledger, workdir)),
+                report=report_folder(workdir, snapshot.study),
             )
         )
     state = projection.state()
@@ -106,26 +118,28 @@ def sync_study(kept: PlanSnapshot, workdir: Path, projection: MlflowProjection) 
     if state.pending is not None:
         refused |= {f"trial {name}": state.pending.reason for name in state.pending.trials}
     return SyncResult(
-        study=kept.study, trials=len(views), address=projection.store.address, refused=refused
+        study=snapshot.study, trials=len(views), address=projection.store.address, refused=refused
     )
 
 
-def _status(record: TrialRecord, trial: Trial) -> Status:
-    if record.done(trial):
+def _trial_status(record: TrialRecord, trial: Trial) -> Status:
+    if record.is_done(trial):
         return "FINISHED"
     return "FAILED" if record.history[max(record.history)].outcome == "failed" else "KILLED"
 
 
-def _ends(kept: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path) -> list[FinalSnapshot]:
+def _final_snapshots(
+    snapshot: PlanSnapshot, plan: Plan, ledger: Ledger, workdir: Path
+) -> list[FinalSnapshot]:
     """Return how the study's runs ended; an interrupted last one is derived from its trials."""
-    ends = load_snapshots(workdir, plan)
-    if ends and ends[-1].time >= kept.time:
-        return ends
+    snapshots = load_snapshots(workdir, plan)
+    if snapshots and snapshots[-1].time >= snapshot.time:
+        return snapshots
     summary = build_summary(plan, ledger, load_scores(plan, ledger, workdir))
     states = {state for row in summary.rows for state in row.states.values()}
     status: Status = "FAILED" if "failed" in states else "FINISHED"
     return [
-        *ends,
+        *snapshots,
         FinalSnapshot(
             time=time.time(),
             status="KILLED" if states & {"missing", "killed"} else status,

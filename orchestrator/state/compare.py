@@ -11,96 +11,108 @@ from rich.text import Text
 from chip_core.config.identity import fingerprint
 from orchestrator.plan.plan import Arm, Plan
 from orchestrator.state.ledger import Ledger
-from orchestrator.study.editor_schema import OWN
-from orchestrator.study.model import level_text
+from orchestrator.study.editor_schema import STUDY_SECTIONS
+from orchestrator.study.model import format_level
 
-_SHOWN = 12  # entries of a list that are printed; --json has all
+_MAX_PRINTED = 12  # entries of a list that are printed; --json has all
 
 
-def differences(one: Plan, other: Plan, ledger: Ledger) -> dict[str, Any]:
+def compare_plans(first: Plan, second: Plan, ledger: Ledger) -> dict[str, Any]:
     """Return what two studies share and how they differ, as plain data.
 
     Arms are the same if their training is, whatever their names and seeds.
     """
-    ours, theirs = _by_training(one), _by_training(other)
-    cells = {frozenset(cell.items()): arm for arm in other.arms for cell in arm.cells}
+    first_arms, second_arms = _arms_by_training(first), _arms_by_training(second)
+    cells = {frozenset(cell.items()): arm for arm in second.arms for cell in arm.cells}
     changed: list[dict[str, Any]] = []
-    for arm in (arm for key, arm in ours.items() if key not in theirs):
+    for arm in (arm for key, arm in first_arms.items() if key not in second_arms):
         namesake = next(
-            (found for cell in arm.cells if (found := cells.get(frozenset(cell.items())))), None
+            (
+                counterpart
+                for cell in arm.cells
+                if (counterpart := cells.get(frozenset(cell.items())))
+            ),
+            None,
         )
         if namesake is not None:
-            keys = _differing(_config(arm), _config(namesake))
+            keys = _differing_values(_flatten_config(arm), _flatten_config(namesake))
             changed.append({"arms": [arm.name, namesake.name], "keys": keys})
-    paired = {name for entry in changed for name in entry["arms"][:1]}
-    paired_there = {entry["arms"][1] for entry in changed}
+    paired_first = {name for entry in changed for name in entry["arms"][:1]}
+    paired_second = {entry["arms"][1] for entry in changed}
     return {
-        "studies": [one.study.name, other.study.name],
+        "studies": [first.study.name, second.study.name],
         "same": [
-            {"arms": [arm.name, theirs[key].name]} for key, arm in ours.items() if key in theirs
+            {"arms": [arm.name, second_arms[key].name]}
+            for key, arm in first_arms.items()
+            if key in second_arms
         ],
         "changed": changed,
         "only_first": [
-            arm.name for key, arm in ours.items() if key not in theirs and arm.name not in paired
+            arm.name
+            for key, arm in first_arms.items()
+            if key not in second_arms and arm.name not in paired_first
         ],
         "only_second": [
             arm.name
-            for key, arm in theirs.items()
-            if key not in ours and arm.name not in paired_there
+            for key, arm in second_arms.items()
+            if key not in first_arms and arm.name not in paired_second
         ],
-        "recipe_keys": _differing(_base(one), _base(other)),
-        "study_keys": _differing(_study(one), _study(other)),
-        "shared_figures": list(_shared(one, other, ledger)),
+        "recipe_keys": _differing_values(_flatten_base(first), _flatten_base(second)),
+        "study_keys": _differing_values(_study_settings(first), _study_settings(second)),
+        "shared_figures": list(_iter_shared_figures(first, second, ledger)),
     }
 
 
-def difference_lines(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Format the result of `differences` for the terminal."""
-    first, second = found["studies"]
+def difference_lines(differences: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Format the result of `compare_plans` for the terminal."""
+    first, second = differences["studies"]
     yield Text(f"{first} and {second}", style="bold")
     for title, keys in (
-        ("keys of the study that differ", found["study_keys"]),
-        ("keys of the recipe that differ", found["recipe_keys"]),
+        ("keys of the study that differ", differences["study_keys"]),
+        ("keys of the recipe that differ", differences["recipe_keys"]),
     ):
         yield Text(f"{title}: {'none' if not keys else ''}".rstrip())
         for key, values in keys.items():
-            yield Text(f"  {key}: {_text(values[0])} → {_text(values[1])}")
-    same = [_pair(entry["arms"]) for entry in found["same"]]
-    yield Text(f"the same training: {_names(same)}")
-    for entry in found["changed"][:_SHOWN]:
+            yield Text(f"  {key}: {_format_value(values[0])} → {_format_value(values[1])}")
+    same = [_format_pair(entry["arms"]) for entry in differences["same"]]
+    yield Text(f"the same training: {_format_names(same)}")
+    for entry in differences["changed"][:_MAX_PRINTED]:
         keys = ", ".join(
-            f"{key} {_text(one)} → {_text(other)}" for key, (one, other) in entry["keys"].items()
+            f"{key} {_format_value(old_value)} → {_format_value(new_value)}"
+            for key, (old_value, new_value) in entry["keys"].items()
         )
-        yield Text(f"the same cell, another training: {_pair(entry['arms'])} ({keys})")
-    if len(found["changed"]) > _SHOWN:
-        yield Text(f"… and {len(found['changed']) - _SHOWN} more of these")
-    yield Text(f"only in {first}: {_names(found['only_first'])}")
-    yield Text(f"only in {second}: {_names(found['only_second'])}")
-    shared = [f"{entry['trial']} ({entry['fingerprint'][:8]})" for entry in found["shared_figures"]]
-    yield Text(f"recorded figures that both report: {_names(shared)}")
+        yield Text(f"the same cell, another training: {_format_pair(entry['arms'])} ({keys})")
+    if len(differences["changed"]) > _MAX_PRINTED:
+        yield Text(f"… and {len(differences['changed']) - _MAX_PRINTED} more of these")
+    yield Text(f"only in {first}: {_format_names(differences['only_first'])}")
+    yield Text(f"only in {second}: {_format_names(differences['only_second'])}")
+    shared = [
+        f"{entry['trial']} ({entry['fingerprint'][:8]})" for entry in differences["shared_figures"]
+    ]
+    yield Text(f"recorded figures that both report: {_format_names(shared)}")
 
 
-def _by_training(plan: Plan) -> dict[str, Arm]:
+def _arms_by_training(plan: Plan) -> dict[str, Arm]:
     """Return a plan's arms by the fingerprint of their training without the seed."""
-    found = {}
-    for arm in plan.compared:
+    arms = {}
+    for arm in plan.compared_arms:
         config = arm.trials[0].config
         if arm.trials[0].blocked is not None:  # its settings are still to be chosen
-            found[arm.trials[0].fingerprint] = arm
+            arms[arm.trials[0].fingerprint] = arm
             continue
-        found[fingerprint({**plan.training(config), "seed": None})] = arm
-    return found
+        arms[fingerprint({**plan.training_identity_of(config), "seed": None})] = arm
+    return arms
 
 
-def _shared(one: Plan, other: Plan, ledger: Ledger) -> Iterator[dict[str, Any]]:
+def _iter_shared_figures(first: Plan, second: Plan, ledger: Ledger) -> Iterator[dict[str, Any]]:
     """Yield the recorded figures that are in both studies' tables."""
-    theirs = {trial.fingerprint: trial for trial in other.trials}
-    for trial in one.trials:
-        again = theirs.get(trial.fingerprint)
-        if again is None:
+    second_trials = {trial.fingerprint: trial for trial in second.trials}
+    for trial in first.trials:
+        counterpart = second_trials.get(trial.fingerprint)
+        if counterpart is None:
             continue
         record = ledger[trial.fingerprint]
-        fingerprints = set(trial.evaluations.values()) & set(again.evaluations.values())
+        fingerprints = set(trial.evaluations.values()) & set(counterpart.evaluations.values())
         figures = {
             name: value
             for key in sorted(fingerprints & set(record.evaluations))
@@ -115,18 +127,18 @@ def _shared(one: Plan, other: Plan, ledger: Ledger) -> Iterator[dict[str, Any]]:
             }
 
 
-def _base(plan: Plan) -> dict[str, Any]:
-    return _flat(plan.base.config.model_dump(mode="json", exclude=set(OWN)))
+def _flatten_base(plan: Plan) -> dict[str, Any]:
+    return _flatten(plan.base.config.model_dump(mode="json", exclude=set(STUDY_SECTIONS)))
 
 
-def _config(arm: Arm) -> dict[str, Any]:
-    return _flat(arm.trials[0].config.model_dump(mode="json", exclude=set(OWN)))
+def _flatten_config(arm: Arm) -> dict[str, Any]:
+    return _flatten(arm.trials[0].config.model_dump(mode="json", exclude=set(STUDY_SECTIONS)))
 
 
-def _study(plan: Plan) -> dict[str, Any]:
+def _study_settings(plan: Plan) -> dict[str, Any]:
     """Return what a study file sets apart from its recipe."""
     study = plan.study
-    declared = {entry.metric: entry.smallest_difference for entry in study.declared}
+    declared = {entry.metric: entry.smallest_difference for entry in study.declared_metrics}
     return {
         "question": study.question,
         "recipe": study.recipe,
@@ -145,35 +157,37 @@ def _study(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _differing_values(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {
-        key: [one.get(key), other.get(key)]
-        for key in dict.fromkeys([*one, *other])
-        if one.get(key) != other.get(key)
+        key: [first.get(key), second.get(key)]
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key) != second.get(key)
     }
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_text(below)}" for key, below in value.items()) + "}"
-    return f"[{level_text(value)}]" if isinstance(value, list) else level_text(value)
+        return (
+            "{" + ", ".join(f"{key}: {_format_value(entry)}" for key, entry in value.items()) + "}"
+        )
+    return f"[{format_level(value)}]" if isinstance(value, list) else format_level(value)
 
 
-def _pair(names: Sequence[str]) -> str:
+def _format_pair(names: Sequence[str]) -> str:
     return names[0] if names[0] == names[1] else f"{names[0]} = {names[1]}"
 
 
-def _names(names: Sequence[str]) -> str:
-    more = f"; … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    listed = "; ".join(names[:_SHOWN]) or "none"
-    return f"{len(names)}: {listed}{more}" if names else "none"
+def _format_names(names: Sequence[str]) -> str:
+    remainder = f"; … and {len(names) - _MAX_PRINTED} more" if len(names) > _MAX_PRINTED else ""
+    listed = "; ".join(names[:_MAX_PRINTED]) or "none"
+    return f"{len(names)}: {listed}{remainder}" if names else "none"

@@ -15,7 +15,7 @@ from pathlib import Path
 from chip_core.evaluation.task import metric_name
 from chip_core.results import MODEL, read_answered, read_result
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import read_lines, sha256_of
+from chip_core.utils.files import file_sha256, read_lines
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.ledger import Ledger, ScoredBenchmark
 from orchestrator.state.search import resolve_search
@@ -31,20 +31,20 @@ def inspect_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
         ledger: read-only ledger; it gets the results found in the trials' folders.
         storage: where the trials' folders are.
     """
-    seen = set[str]()
+    known_fingerprints = set[str]()
     while True:
         plan = resolve_search(plan, ledger)
         fingerprints = {trial.fingerprint for trial in plan.trials}
-        if fingerprints <= seen:
+        if fingerprints <= known_fingerprints:
             return plan
         record_results(plan, ledger, storage)
         check_results(plan, ledger, storage)
-        seen |= fingerprints
+        known_fingerprints |= fingerprints
 
 
-def ledger_of(plan: Plan, workdir: Path) -> Ledger:
+def read_ledger(plan: Plan, workdir: Path) -> Ledger:
     """Return a read-only ledger with the results and the lost figures of a plan."""
-    ledger = Ledger(workdir, writes=False)
+    ledger = Ledger(workdir, writable=False)
     inspect_plan(plan, ledger, workdir)
     return ledger
 
@@ -54,58 +54,58 @@ def trial_folder(storage: Path, trial: Trial) -> Path:
     return storage / trial_key(trial.fingerprint)
 
 
-def attempts_of(storage: Path, trial: Trial) -> dict[int, Path]:
+def attempt_folders(storage: Path, trial: Trial) -> dict[int, Path]:
     """Return the attempts' folders by number, in order."""
-    found = {}
+    folders = {}
     for folder in trial_folder(storage, trial).glob("attempt-*"):
         number = re.fullmatch(r"attempt-(\d+)", folder.name)
         if number:
-            found[int(number[1])] = folder
-    return dict(sorted(found.items()))
+            folders[int(number[1])] = folder
+    return dict(sorted(folders.items()))
 
 
 def record_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
     """Record successful attempts that the ledger does not have."""
     for trial in plan.trials:
-        for attempt, folder in attempts_of(storage, trial).items():
+        for attempt, folder in attempt_folders(storage, trial).items():
             record = ledger[trial.fingerprint]
             # An attempt that ended after another one replaced it adds nothing.
-            if attempt in record.finished or record.done(trial):
+            if attempt in record.finished or record.is_done(trial):
                 continue
             result = read_result(folder)
             name = str(folder.relative_to(storage))
             if result is not None:
-                ledger.finished(trial, plan.study.name, attempt, name, result)
+                ledger.record_result(trial, plan.study.name, attempt, name, result)
             elif name not in record.answers.values():
                 answered = read_answered(folder)
                 if answered is not None:
-                    ledger.answered(trial, plan.study.name, attempt, name, answered)
+                    ledger.record_answers(trial, plan.study.name, attempt, name, answered)
 
 
 def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
     """Mark figures whose files are gone or changed as missing, and warn."""
-    seen: set[str] = set()
+    seen_fingerprints: set[str] = set()
     for trial in plan.trials:
-        if trial.fingerprint in seen:
+        if trial.fingerprint in seen_fingerprints:
             continue
-        seen.add(trial.fingerprint)
+        seen_fingerprints.add(trial.fingerprint)
         record = ledger[trial.fingerprint]
-        lost: dict[str, str] = {}  # fingerprint of the evaluation -> problem
+        lost_evaluations: dict[str, str] = {}  # fingerprint of the evaluation -> problem
         for key, fingerprint in trial.evaluations.items():
             if fingerprint in record.evaluations:
-                why = result_problem(key, record.evaluations[fingerprint], storage)
-                if why is not None:
-                    lost[fingerprint] = why
-        if not lost:
+                problem = result_problem(key, record.evaluations[fingerprint], storage)
+                if problem is not None:
+                    lost_evaluations[fingerprint] = problem
+        if not lost_evaluations:
             continue
-        untrained = record.model is not None and not (storage / record.model / MODEL).is_dir()
-        again = "trains and scores it again" if untrained else "scores it again"
-        for why in dict.fromkeys(lost.values()):
+        is_model_lost = record.model is not None and not (storage / record.model / MODEL).is_dir()
+        remedy = "trains and scores it again" if is_model_lost else "scores it again"
+        for problem in dict.fromkeys(lost_evaluations.values()):
             warn_once(
-                f"{trial.name}: {why}: `chip-ablate run` {again} "
+                f"{trial.name}: {problem}: `chip-ablate run` {remedy} "
                 "(`chip-ablate rm` takes a trial out instead)"
             )
-        ledger.forget(trial.fingerprint, trial.name, lost, model=untrained)
+        ledger.mark_missing(trial.fingerprint, trial.name, lost_evaluations, model=is_model_lost)
 
 
 def result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | None:
@@ -123,51 +123,58 @@ def result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | No
         path = folder / name
         try:
             if name in scored.files:
-                whole = sha256_of(path) == scored.files[name]
+                is_intact = file_sha256(path) == scored.files[name]
             elif name == evaluation.scores:
-                whole = _agrees(path, key, scored)
+                is_intact = _matches_ledger(path, key, scored)
             else:  # recorded by a version without hashes
-                whole = all(line.record is not None for line in read_lines(path))
+                is_intact = all(line.record is not None for line in read_lines(path))
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
-        if not whole:
+        if not is_intact:
             return f"{path} is not as it was written"
     return None
 
 
-def is_changed(path: Path, expected: str | None) -> bool:
+def is_file_changed(path: Path, expected: str | None) -> bool:
     """Return whether a file is gone or changed. Without a recorded hash the answer is no."""
     try:
-        return expected is not None and sha256_of(path) != expected
+        return expected is not None and file_sha256(path) != expected
     except OSError:
         return True
 
 
-def lost_figures(plan: Plan, ledger: Ledger) -> list[str]:
+def trials_with_lost_figures(plan: Plan, ledger: Ledger) -> list[str]:
     """Return the names of trials whose figures are lost by damage, not by a command."""
-    undone = {
+    unfinished_trials = {
         trial.fingerprint: trial.name
         for trial in plan.trials
-        if not ledger[trial.fingerprint].done(trial)
+        if not ledger[trial.fingerprint].is_done(trial)
     }
-    if ledger.bad:  # it is unknown whose lines they were
-        return [name for fingerprint, name in undone.items() if not ledger[fingerprint].failure]
-    return [name for fingerprint, name in undone.items() if fingerprint in ledger.lost]
+    if ledger.damaged_lines:  # it is unknown whose lines they were
+        return [
+            name
+            for fingerprint, name in unfinished_trials.items()
+            if not ledger[fingerprint].failure
+        ]
+    return [
+        name for fingerprint, name in unfinished_trials.items() if fingerprint in ledger.lost_trials
+    ]
 
 
-def kept_report_notice(page: Path, plan: Plan, workdir: Path, lost: list[str]) -> str:
+def kept_report_notice(page: Path, plan: Plan, workdir: Path, trial_names: list[str]) -> str:
     """Return the notice that a more complete report is not overwritten."""
-    named = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")
-    own = plan.study.changes != StudyChanges()  # a variant or more seeds: found by its name
-    words = ["chip-ablate", "run", plan.study.name if own else plan.study.source]
-    again = shlex.join([*words, "--workdir", str(workdir)])
+    listed_names = "; ".join(trial_names[:5]) + ("; …" if len(trial_names) > 5 else "")
+    is_variant = plan.study.changes != StudyChanges()  # a variant or more seeds: found by its name
+    arguments = ["chip-ablate", "run", plan.study.name if is_variant else plan.study.source]
+    command = shlex.join([*arguments, "--workdir", str(workdir)])
     return (
-        f"{page} is kept as it was: the figures of {named} are not there any more: `{again}` makes "
+        f"{page} is kept as it was: the figures of {listed_names} are not there any more: "
+        f"`{command}` makes "
         "them again, and the report with them"
     )
 
 
-def _agrees(path: Path, key: str, scored: ScoredBenchmark) -> bool:
+def _matches_ledger(path: Path, key: str, scored: ScoredBenchmark) -> bool:
     """Return whether a file of scores has the same figures as the ledger."""
     side, _, benchmark = key.partition("/")
     prefix = metric_name("select" if side == "select" else "report", benchmark, "")
@@ -177,5 +184,7 @@ def _agrees(path: Path, key: str, scored: ScoredBenchmark) -> bool:
         items = [item["item"] for metric in metrics for item in metric["items"]]
     except (ValueError, KeyError, TypeError):
         return False
-    held = {name: value for name, value in values.items() if value is not None}
-    return held == scored.evaluation.metrics and all(isinstance(item, str) for item in items)
+    defined_values = {name: value for name, value in values.items() if value is not None}
+    return defined_values == scored.evaluation.metrics and all(
+        isinstance(item, str) for item in items
+    )

@@ -20,21 +20,21 @@ from typing import Any, Literal
 from chip_core.results import AnsweredTrial, Evaluation, TrialResult, read_answered
 from chip_core.utils.errors import UserError, printable, warn_once
 from chip_core.utils.files import (
-    Line,
+    JsonlLine,
     append_record,
-    blank_line,
+    check_target_path,
+    erase_line,
     read_lines,
-    require_place,
     write_atomically,
 )
 from orchestrator.plan.plan import Trial
 from orchestrator.study.early_stopping import EarlyStopping
 from orchestrator.utils.version import CodeVersion, code_version
 
-Outcome = Literal["finished", "failed", "killed", "cut"]
+AttemptOutcome = Literal["finished", "failed", "killed", "cut"]
 
 #: Folder in the work directory with one folder per study, for the log of the server it starts.
-ENGINES = "engines"
+ENGINES_FOLDER = "engines"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class Attempt:
     """One execution of a trial."""
 
     study: str  # study that ran it
-    started: float | None = None  # seconds since 1970, as `ended`
+    started: float | None = None  # seconds since 1970, as `record_end`
     ended: float | None = None
-    outcome: Outcome | None = None  # None: it is running, or its driver died
+    outcome: AttemptOutcome | None = None  # None: it is running, or its driver died
     folder: str | None = None  # relative to the storage
     code: CodeVersion | None = None  # None: recorded by a version without it
     reason: str | None = None  # why it failed or was killed
@@ -89,7 +89,7 @@ class TrialRecord:
     arm: str | None = None
     seed: int | None = None
 
-    def missing(self, trial: Trial) -> list[str]:
+    def missing_evaluations(self, trial: Trial) -> list[str]:
         """Return the keys ("report/shapes") of a trial's missing evaluations."""
         return [
             key
@@ -97,18 +97,18 @@ class TrialRecord:
             if fingerprint not in self.evaluations
         ]
 
-    def done(self, trial: Trial) -> bool:
+    def is_done(self, trial: Trial) -> bool:
         """Return whether the trial is trained and scored on all of its benchmarks."""
-        return (trial.untrained or self.model is not None) and not self.missing(trial)
+        return (trial.untrained or self.model is not None) and not self.missing_evaluations(trial)
 
     @property
-    def killed(self) -> bool:
+    def is_killed(self) -> bool:
         """Whether the last attempt was stopped from outside, as opposed to failed."""
         return bool(self.history) and self.history[max(self.history)].outcome == "killed"
 
     def is_cut(self, rule: EarlyStopping | None) -> bool:
         """Return whether this rule cut the trial. It stays cut as long as the rule is the same."""
-        return rule is not None and self.cut == rule.words
+        return rule is not None and self.cut == rule.description
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         """Return the trial's available figures by full name."""
@@ -123,20 +123,20 @@ class TrialRecord:
 class Ledger:
     """The ledger of a work directory."""
 
-    def __init__(self, workdir: Path, *, writes: bool = True) -> None:
+    def __init__(self, workdir: Path, *, writable: bool = True) -> None:
         """Read the ledger.
 
         Args:
             workdir: the work directory.
-            writes: whether records are written to the file; if not, only this object has them.
+            writable: whether records are written to the file; if not, only this object has them.
         """
         self.workdir, self.folder = workdir, workdir / "ledger"
         self._file = self.folder / "ledger.jsonl"
-        self._writes = writes
+        self._writable = writable
         self._records: dict[str, TrialRecord] = {}
-        self._attempts: dict[str, int] = {}  # of removed trials, to continue their numbers
-        self.lost: dict[str, str] = {}  # fingerprint -> name of trials with lost figures
-        self.bad: list[Line] = []  # damaged lines
+        self._removed_attempts: dict[str, int] = {}  # of removed trials, to continue their numbers
+        self.lost_trials: dict[str, str] = {}  # fingerprint -> name of trials with lost figures
+        self.damaged_lines: list[JsonlLine] = []  # damaged lines
         self.reload()
 
     def reload(self) -> None:
@@ -145,7 +145,7 @@ class Ledger:
         Raises:
             UserError: the file cannot be read.
         """
-        self._records, self._attempts, self.lost, self.bad = {}, {}, {}, []
+        self._records, self._removed_attempts, self.lost_trials, self.damaged_lines = {}, {}, {}, []
         try:
             lines = read_lines(self._file)
         except OSError as error:
@@ -154,28 +154,28 @@ class Ledger:
                 "finds what is done in the trials' folders"
             ) from None
         for line in lines:
-            if line.record is not None and _is_entry(line.record):
+            if line.record is not None and _is_valid_entry(line.record):
                 self._apply(line.record)
-            elif not line.cut:
-                self.bad.append(line)
+            elif not line.truncated:
+                self.damaged_lines.append(line)
                 warn_once(
                     f"{self._file}: line {line.number} is not as it was written: it is left out; "
                     "`chip-ablate run` keeps it aside and finds what it said in the trials' folders"
                 )
 
-    def put_aside(self) -> None:
+    def move_damaged_lines(self) -> None:
         """Move damaged lines to `ledger.bad.jsonl` for inspection."""
-        for line in self.bad:
+        for line in self.damaged_lines:
             try:
                 append_record(
                     self._file.with_name("ledger.bad.jsonl"),
                     {"line": line.number, "text": line.text.decode("utf-8", "backslashreplace")},
                 )
-                blank_line(self._file, line)
+                erase_line(self._file, line)
             except OSError as error:
-                raise self._unwritten(error) from error
+                raise self._write_error(error) from error
 
-    def forget(
+    def mark_missing(
         self, fingerprint: str, name: str, fingerprints: Iterable[str], *, model: bool
     ) -> None:
         """Mark figures that are gone as missing, until they are made again.
@@ -191,22 +191,22 @@ class Ledger:
             del record.evaluations[key]
         if model:
             record.model = None
-        self.lost[fingerprint] = name
+        self.lost_trials[fingerprint] = name
 
     def __getitem__(self, fingerprint: str) -> TrialRecord:
         """Return the record of a fingerprint; an empty one if there is none."""
-        found = self._records.get(fingerprint)
-        return found or TrialRecord(attempts=self._attempts.get(fingerprint, 0))
+        record = self._records.get(fingerprint)
+        return record or TrialRecord(attempts=self._removed_attempts.get(fingerprint, 0))
 
     def was_removed(self, fingerprint: str) -> bool:
         """Return whether a trial was removed."""
-        return fingerprint in self._attempts and fingerprint not in self._records
+        return fingerprint in self._removed_attempts and fingerprint not in self._records
 
     def items(self) -> Iterator[tuple[str, TrialRecord]]:
         """Yield each fingerprint and its record."""
         yield from self._records.items()
 
-    def started(self, trial: Trial, study: str, attempt: int) -> None:
+    def record_start(self, trial: Trial, study: str, attempt: int) -> None:
         """Record the start of an attempt."""
         self._append(
             trial,
@@ -218,8 +218,8 @@ class Ledger:
             },
         )
 
-    def answered(
-        self, trial: Trial, study: str, attempt: int, folder: str, answered: AnsweredTrial
+    def record_answers(
+        self, trial: Trial, study: str, attempt: int, folder: str, answered_trial: AnsweredTrial
     ) -> None:
         """Record that an attempt's model has answered, so that only scoring is left."""
         self._append(
@@ -229,16 +229,16 @@ class Ledger:
                 "attempt": attempt,
                 "study": study,
                 "folder": folder,
-                **_training_of(answered),
+                **_training_fields(answered_trial),
                 "answers": [
                     trial.evaluations[key]
-                    for key in (*answered.answers, *answered.evaluations)
+                    for key in (*answered_trial.answers, *answered_trial.evaluations)
                     if key in trial.evaluations
                 ],
             },
         )
 
-    def finished(
+    def record_result(
         self, trial: Trial, study: str, attempt: int, folder: str, result: TrialResult
     ) -> None:
         """Record an attempt's figures."""
@@ -249,7 +249,7 @@ class Ledger:
                 "attempt": attempt,
                 "study": study,
                 "folder": folder,
-                **_training_of(result),
+                **_training_fields(result),
                 "files": result.files,
                 "evaluations": {
                     trial.evaluations[key]: evaluation.as_json()
@@ -259,13 +259,17 @@ class Ledger:
             },
         )
 
-    def ended(self, trial: Trial, study: str, attempt: int, outcome: Outcome, reason: str) -> None:
+    def record_end(
+        self, trial: Trial, study: str, attempt: int, outcome: AttemptOutcome, reason: str
+    ) -> None:
         """Record that an attempt failed or was killed."""
         self._append(
             trial, {"event": outcome, "attempt": attempt, "study": study, "reason": reason}
         )
 
-    def cut(self, trial: Trial, study: str, attempt: int, rule: EarlyStopping, reason: str) -> None:
+    def record_early_stop(
+        self, trial: Trial, study: str, attempt: int, rule: EarlyStopping, reason: str
+    ) -> None:
         """Record that early stopping ended an attempt's training."""
         self._append(
             trial,
@@ -273,12 +277,12 @@ class Ledger:
                 "event": "cut",
                 "attempt": attempt,
                 "study": study,
-                "rule": rule.words,
+                "rule": rule.description,
                 "reason": reason,
             },
         )
 
-    def removed(self, fingerprint: str) -> None:
+    def record_removal(self, fingerprint: str) -> None:
         """Record that a trial was removed. Only its number of attempts is kept."""
         record = {"time": time.time(), "fingerprint": fingerprint, "event": "removed"}
         self._write(record)
@@ -296,14 +300,14 @@ class Ledger:
         self._apply(record)
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        if not self._writes:
+        if not self._writable:
             return
         try:
             append_record(self._file, record)
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise self._write_error(error) from error
 
-    def _unwritten(self, error: OSError) -> UserError:
+    def _write_error(self, error: OSError) -> UserError:
         return UserError(
             f"{self._file}: cannot be written ({error.strerror}): free some space or mend it, "
             "and run the study again: nothing that finished is lost"
@@ -311,17 +315,19 @@ class Ledger:
 
     def _apply(self, entry: Mapping[str, Any]) -> None:
         if entry["event"] == "removed":
-            gone = self._records.pop(entry["fingerprint"], TrialRecord())
-            self._attempts[entry["fingerprint"]] = gone.attempts
+            removed_record = self._records.pop(entry["fingerprint"], TrialRecord())
+            self._removed_attempts[entry["fingerprint"]] = removed_record.attempts
             return
         fingerprint = entry["fingerprint"]
         record = self._records.setdefault(
-            fingerprint, TrialRecord(attempts=self._attempts.get(fingerprint, 0))
+            fingerprint, TrialRecord(attempts=self._removed_attempts.get(fingerprint, 0))
         )
         record.attempts = max(record.attempts, int(entry["attempt"]))
         record.arm, record.seed = entry["arm"], entry["seed"]
         record.cut = entry.get("rule")  # of the last event
-        _note(record.history.setdefault(entry["attempt"], Attempt(study=entry["study"])), entry)
+        _update_attempt(
+            record.history.setdefault(entry["attempt"], Attempt(study=entry["study"])), entry
+        )
         if entry["event"] in ("answered", "finished"):
             if entry["trained"]:
                 record.model, record.steps = entry["folder"], entry["steps"]
@@ -347,33 +353,35 @@ class Ledger:
             record.failure = entry["reason"]
 
 
-def answers_of(trial: Trial, record: TrialRecord, storage: Path) -> Path | None:
+def find_answers(trial: Trial, record: TrialRecord, storage: Path) -> Path | None:
     """Return the folder with all answers that a trial has yet to score; None if there is none."""
     if not trial.untrained and record.model is None:
         return None
-    folders = {record.answers.get(trial.evaluations[key]) for key in record.missing(trial)}
-    named = folders.pop() if len(folders) == 1 else None
-    if named is None or read_answered(storage / named) is None:
+    folders = {
+        record.answers.get(trial.evaluations[key]) for key in record.missing_evaluations(trial)
+    }
+    folder = folders.pop() if len(folders) == 1 else None
+    if folder is None or read_answered(storage / folder) is None:
         return None
-    return storage / named
+    return storage / folder
 
 
-def _training_of(left: AnsweredTrial | TrialResult) -> dict[str, Any]:
+def _training_fields(result: AnsweredTrial | TrialResult) -> dict[str, Any]:
     """Return the fields of an entry on an attempt's training and time."""
     return {
-        "trained": left.steps > 0,
-        "steps": left.steps,
-        "seconds": left.seconds,
-        "cpu": left.cpu,
-        "machine": left.machine,
-        "data": left.data,
-        "notes": left.notes,
-        "engine": left.engine,
-        **({"picked": left.picked} if left.picked else {}),
+        "trained": result.steps > 0,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "cpu": result.cpu,
+        "machine": result.machine,
+        "data": result.data,
+        "notes": result.notes,
+        "engine": result.engine,
+        **({"picked": result.picked} if result.picked else {}),
     }
 
 
-def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
+def _update_attempt(attempt: Attempt, entry: Mapping[str, Any]) -> None:
     """Update an attempt from an entry."""
     if entry["event"] == "started":
         attempt.started = entry["time"]
@@ -390,30 +398,30 @@ def _note(attempt: Attempt, entry: Mapping[str, Any]) -> None:
 
 
 #: Required fields of the entries, by event; an entry may have more.
-_OF_ALL = {"time": (int, float), "fingerprint": str, "event": str}
-_OF_ATTEMPT = {"attempt": int, "study": str}
-_OF_TRAINING = {
+_COMMON_FIELDS = {"time": (int, float), "fingerprint": str, "event": str}
+_ATTEMPT_FIELDS = {"attempt": int, "study": str}
+_TRAINING_FIELDS = {
     "folder": str, "trained": bool, "steps": int, "seconds": dict, "data": dict, "notes": list,
 }  # fmt: skip
-_EVENTS: Mapping[str, Mapping[str, Any]] = {
-    "started": _OF_ATTEMPT,
-    "answered": {**_OF_ATTEMPT, **_OF_TRAINING, "answers": list},
-    "finished": {**_OF_ATTEMPT, **_OF_TRAINING, "evaluations": dict},
-    "failed": {**_OF_ATTEMPT, "reason": str},
-    "killed": {**_OF_ATTEMPT, "reason": str},
-    "cut": {**_OF_ATTEMPT, "reason": str},
+_EVENT_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "started": _ATTEMPT_FIELDS,
+    "answered": {**_ATTEMPT_FIELDS, **_TRAINING_FIELDS, "answers": list},
+    "finished": {**_ATTEMPT_FIELDS, **_TRAINING_FIELDS, "evaluations": dict},
+    "failed": {**_ATTEMPT_FIELDS, "reason": str},
+    "killed": {**_ATTEMPT_FIELDS, "reason": str},
+    "cut": {**_ATTEMPT_FIELDS, "reason": str},
     "removed": {},
 }
 
 
-def _is_entry(record: Mapping[str, Any]) -> bool:
+def _is_valid_entry(record: Mapping[str, Any]) -> bool:
     """Return whether a record has the required fields of its event."""
-    kinds = _EVENTS.get(str(record.get("event")))
-    if kinds is None:
+    fields = _EVENT_FIELDS.get(str(record.get("event")))
+    if fields is None:
         return False
-    named = {"arm", "seed"} <= record.keys() or record["event"] == "removed"
-    if not named or not all(
-        isinstance(record.get(key), kind) for key, kind in {**_OF_ALL, **kinds}.items()
+    has_names = {"arm", "seed"} <= record.keys() or record["event"] == "removed"
+    if not has_names or not all(
+        isinstance(record.get(key), kind) for key, kind in {**_COMMON_FIELDS, **fields}.items()
     ):
         return False
     try:
@@ -427,7 +435,7 @@ def _is_entry(record: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def study_lock(workdir: Path, study: str) -> Iterator[None]:
+def lock_study(workdir: Path, study: str) -> Iterator[None]:
     """Lock a study for this driver. The lock is released when the process ends, however it does.
 
     Raises:
@@ -435,18 +443,20 @@ def study_lock(workdir: Path, study: str) -> Iterator[None]:
     """
     folder = workdir / "ledger"
     path = folder / f"{study}.lock"
-    require_place(path)
+    check_target_path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = path.with_suffix(".holder")
-            who = "another process"
+            holder_file = path.with_suffix(".holder")
+            owner = "another process"
             with suppress(OSError):
-                who = printable(holder.read_text(encoding="utf-8", errors="replace")) or who
+                owner = (
+                    printable(holder_file.read_text(encoding="utf-8", errors="replace")) or owner
+                )
             raise UserError(
-                f"study {study} is being run by {who}: wait for it, or stop it first"
+                f"study {study} is being run by {owner}: wait for it, or stop it first"
             ) from None
         write_atomically(
             path.with_suffix(".holder"), f"process {os.getpid()} on {socket.gethostname()}"

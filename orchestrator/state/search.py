@@ -17,12 +17,12 @@ from typing import Any
 
 from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.evaluation.readiness import list_sides
 from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.plan.plan import Arm, Blocked, Plan, Trial
 from orchestrator.state.ledger import Ledger
-from orchestrator.study.model import level_text
+from orchestrator.study.model import format_level
 from orchestrator.study.search_space import SelectMetric, Tune
 
 
@@ -34,13 +34,16 @@ class SearchTrial(Trial):
         UserError: it has a benchmark that is quoted.
     """
 
-    of: str  # name of the arm
+    arm_name: str  # name of the arm
     number: int  # from 1
     values: Mapping[str, Any]  # drawn values by key
 
     def __post_init__(self) -> None:
-        asked = [*self.config.benchmarks.report, *_not_selecting(self.evaluations)]
-        if asked:
+        reported_benchmarks = [
+            *self.config.benchmarks.report,
+            *_keys_not_under_select(self.evaluations),
+        ]
+        if reported_benchmarks:
             raise UserError(
                 f"{self.name}: a search trial is asked what stands under `select` alone, and this "
                 "one is to be asked what is quoted: take its benchmarks from `select`"
@@ -52,9 +55,9 @@ class SearchTrial(Trial):
         return self.arm
 
     @property
-    def text(self) -> dict[str, str]:
+    def value_texts(self) -> dict[str, str]:
         """The drawn values by key, as text."""
-        return {key: level_text(value) for key, value in self.values.items()}
+        return {key: format_level(value) for key, value in self.values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,30 +68,30 @@ class Search:
     draws: tuple[SearchTrial, ...]  # one per entry of `Tune.draws`; fingerprints may repeat
     figures: Mapping[str, float]  # fingerprint -> metric, where defined
     failed: Mapping[str, str]  # fingerprint -> reason
-    ended: bool  # no draw is left to run
+    is_finished: bool  # no draw is left to run
     chosen: SearchTrial | None
 
     @cached_property
     def trials(self) -> tuple[SearchTrial, ...]:
         """The draws without repeated fingerprints."""
-        first: dict[str, SearchTrial] = {}
+        first_trials: dict[str, SearchTrial] = {}
         for trial in self.draws:
-            first.setdefault(trial.fingerprint, trial)
-        return tuple(first.values())
+            first_trials.setdefault(trial.fingerprint, trial)
+        return tuple(first_trials.values())
 
     @property
     def blocked(self) -> Blocked | None:
         """Why the arm's seeds cannot run; None if settings are chosen."""
         if self.chosen is not None:
             return None
-        if not self.ended:
+        if not self.is_finished:
             return Blocked(reason="its search has not ended")
-        undefined = len(self.trials) - len(self.failed)
+        undefined_count = len(self.trials) - len(self.failed)
         causes = []
         for reason in list(self.failed.values())[:1]:
             causes.append(f"{len(self.failed)} failed ({reason})")
-        if undefined:
-            causes.append(f"{undefined} had no defined figure")
+        if undefined_count:
+            causes.append(f"{undefined_count} had no defined figure")
         return Blocked(
             reason=f"its search came to nothing: of {len(self.trials)} trials "
             f"{' and '.join(causes)}",
@@ -106,39 +109,41 @@ class TunedPlan(Plan):
     def trials(self) -> tuple[Trial, ...]:
         """Every trial that can run: the untrained model, the searches' and the seeds'."""
         base, *seeds = super().trials
-        searched: dict[str, Trial] = {trial.fingerprint: trial for trial in self.searching()}
+        searched: dict[str, Trial] = {
+            trial.fingerprint: trial for trial in self.iter_search_trials()
+        }
         return (base, *searched.values(), *seeds)
 
-    def searching(self) -> Iterator[SearchTrial]:
+    def iter_search_trials(self) -> Iterator[SearchTrial]:
         """Yield the trials of all searches draw by draw, so that all arms progress alike."""
-        most = max((len(search.draws) for search in self.searches), default=0)
-        for number in range(1, most + 1):
+        max_draws = max((len(search.draws) for search in self.searches), default=0)
+        for number in range(1, max_draws + 1):
             for search in self.searches:
                 yield from (trial for trial in search.trials if trial.number == number)
 
 
-def searches_of(plan: Plan) -> tuple[Search, ...]:
+def plan_searches(plan: Plan) -> tuple[Search, ...]:
     """Return a plan's searches; empty without a `tune:` block."""
     return plan.searches if isinstance(plan, TunedPlan) else ()
 
 
 def all_trials(plan: Plan) -> list[Trial]:
     """Return every trial that can run, with duplicates."""
-    searched = [trial for search in searches_of(plan) for trial in search.trials]
+    searched = [trial for search in plan_searches(plan) for trial in search.trials]
     seeds = [trial for arm in plan.arms for trial in arm.trials if trial.blocked is None]
     return [plan.base, *searched, *seeds]
 
 
-def failures_of(plan: Plan) -> dict[str, str]:
+def search_failures(plan: Plan) -> dict[str, str]:
     """Return arm -> reason, for each arm whose search failed."""
     return {
         search.arm.name: search.blocked.reason
-        for search in searches_of(plan)
+        for search in plan_searches(plan)
         if search.blocked is not None and search.blocked.failed
     }
 
 
-def expected(plan: Plan) -> Plan:
+def assume_recipe_settings(plan: Plan) -> Plan:
     """Return a plan as if arms that still search had chosen the recipe's settings.
 
     This is for cost estimates: the fingerprints of those trials are provisional.
@@ -176,20 +181,20 @@ def resolve_search(plan: Plan, ledger: Ledger) -> Plan:
     if tune is None:
         return plan
     if isinstance(plan, TunedPlan):
-        begun = [(search.arm, search.draws) for search in plan.searches]
+        arm_draws = [(search.arm, search.draws) for search in plan.searches]
     else:
-        begun = _begun(plan, tune)
-    searches = tuple(_judged(arm, draws, tune.metric, ledger) for arm, draws in begun)
-    known = {field.name: getattr(plan, field.name) for field in fields(Plan)}
-    known["arms"] = tuple(_resolved(plan, search) for search in searches)
+        arm_draws = _make_search_trials(plan, tune)
+    searches = tuple(_judge_arm(arm, draws, tune.metric, ledger) for arm, draws in arm_draws)
+    plan_fields = {field.name: getattr(plan, field.name) for field in fields(Plan)}
+    plan_fields["arms"] = tuple(_resolve_arm(plan, search) for search in searches)
     baseline = next(search for search in searches if search.arm.baseline)
     # A placebo has the baseline's settings, and so its choice, without a search.
     placebos = [arm for arm in plan.arms if arm.placebo]
-    known["arms"] += tuple(_resolved(plan, replace(baseline, arm=arm)) for arm in placebos)
-    return TunedPlan(**known, searches=searches)
+    plan_fields["arms"] += tuple(_resolve_arm(plan, replace(baseline, arm=arm)) for arm in placebos)
+    return TunedPlan(**plan_fields, searches=searches)
 
 
-def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
+def _make_search_trials(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
     """Return each arm with the trials of its draws.
 
     Raises:
@@ -197,112 +202,117 @@ def _begun(plan: Plan, tune: Tune) -> list[tuple[Arm, tuple[SearchTrial, ...]]]:
     """
     study = plan.study
     tune.check(study.benchmarks, (*study.seeds, *study.placebo_seeds))
-    asked = study.benchmarks.selecting
-    answering = plan.base.config.evaluation
+    select_benchmarks = study.benchmarks.select_only
+    evaluation = plan.base.config.evaluation
     evaluations = {
         f"{side}/{settings.name}": fingerprint(
             evaluation_identity(
-                side, settings, plan.benchmarks[f"{side}/{settings.name}"], answering
+                side, settings, plan.benchmarks[f"{side}/{settings.name}"], evaluation
             )
         )
-        for side, settings in list_sides(asked)
+        for side, settings in list_sides(select_benchmarks)
     }
-    draws = tune.draws()
-    found, problems = [], []
-    for arm in plan.compared:
+    draws = tune.make_draws()
+    arm_draws, problems = [], []
+    for arm in plan.compared_arms:
         trials = []
         for number, values in enumerate(draws, start=1):
-            label = f"{arm.name}: search {number} of {len(draws)} ({values_text(values)})"
+            label = f"{arm.name}: search {number} of {len(draws)} ({format_values(values)})"
             try:
-                config = _with(arm.trials[0].config, values, f"{study.source}: tune: {label}")
+                config = _override_config(
+                    arm.trials[0].config, values, f"{study.source}: tune: {label}"
+                )
             except ConfigError as error:
                 problems += error.problems
                 continue
-            config = config.model_copy(update={"benchmarks": asked, "seed": tune.seed})
+            config = config.model_copy(update={"benchmarks": select_benchmarks, "seed": tune.seed})
             trials.append(
                 SearchTrial(
-                    fingerprint=_training(plan, config),
+                    fingerprint=_training_fingerprint(plan, config),
                     arm=label,
                     seed=tune.seed,
                     config=config,
                     evaluations=evaluations,
                     params=arm.params,
-                    of=arm.name,
+                    arm_name=arm.name,
                     number=number,
                     values=values,
                 )
             )
-        found.append((arm, tuple(trials)))
+        arm_draws.append((arm, tuple(trials)))
     if problems:
         raise ConfigError(problems)
-    return found
+    return arm_draws
 
 
-def _judged(
+def _judge_arm(
     arm: Arm, draws: tuple[SearchTrial, ...], metric: SelectMetric, ledger: Ledger
 ) -> Search:
     figures: dict[str, float] = {}
     failed: dict[str, str] = {}
-    ended = True
+    is_finished = True
     for trial in draws:
         record = ledger[trial.fingerprint]
-        if record.done(trial):
-            figure = _figure(trial, metric, ledger)
+        if record.is_done(trial):
+            figure = _search_figure(trial, metric, ledger)
             if figure is not None:
                 figures[trial.fingerprint] = figure
-        elif record.history and _last(record.history).outcome == "failed":
+        elif record.history and _last_attempt(record.history).outcome == "failed":
             failed[trial.fingerprint] = record.failure or "no reason was noted"
         else:
-            ended = False
+            is_finished = False
     chosen: SearchTrial | None = None
-    for trial in draws if ended else ():
+    for trial in draws if is_finished else ():
         if trial.fingerprint in figures and (
-            chosen is None or metric.better(figures[trial.fingerprint], figures[chosen.fingerprint])
+            chosen is None
+            or metric.is_better(figures[trial.fingerprint], figures[chosen.fingerprint])
         ):
             chosen = trial
-    return Search(arm=arm, draws=draws, figures=figures, failed=failed, ended=ended, chosen=chosen)
+    return Search(
+        arm=arm, draws=draws, figures=figures, failed=failed, is_finished=is_finished, chosen=chosen
+    )
 
 
-def _figure(trial: SearchTrial, metric: SelectMetric, ledger: Ledger) -> float | None:
+def _search_figure(trial: SearchTrial, metric: SelectMetric, ledger: Ledger) -> float | None:
     """Return the search's metric of a trial, from its evaluation under `select` only."""
     scored = ledger[trial.fingerprint].evaluations[trial.evaluations[metric.key]]
     return scored.evaluation.metrics.get(metric.name)
 
 
-def _last(history: Mapping[int, Any]) -> Any:
+def _last_attempt(history: Mapping[int, Any]) -> Any:
     return history[max(history)]
 
 
-def _resolved(plan: Plan, search: Search) -> Arm:
+def _resolve_arm(plan: Plan, search: Search) -> Arm:
     """Return an arm with its chosen settings, or with its trials blocked."""
     arm, chosen = search.arm, search.chosen
     if chosen is None:
         blocked = search.blocked
         return replace(arm, trials=tuple(replace(trial, blocked=blocked) for trial in arm.trials))
-    config = _with(arm.trials[0].config, chosen.values, plan.study.source)
+    config = _override_config(arm.trials[0].config, chosen.values, plan.study.source)
     trials = []
     for trial in arm.trials:
-        own = config.model_copy(update={"seed": trial.seed})
-        key = _training(plan, own)
-        trials.append(replace(trial, config=own, fingerprint=key, blocked=None))
-    return replace(arm, trials=tuple(trials), tuned=chosen.text)
+        seed_config = config.model_copy(update={"seed": trial.seed})
+        key = _training_fingerprint(plan, seed_config)
+        trials.append(replace(trial, config=seed_config, fingerprint=key, blocked=None))
+    return replace(arm, trials=tuple(trials), tuned=chosen.value_texts)
 
 
-def _training(plan: Plan, config: TrialConfig) -> str:
-    return fingerprint(plan.training(config))
+def _training_fingerprint(plan: Plan, config: TrialConfig) -> str:
+    return fingerprint(plan.training_identity_of(config))
 
 
-def _with(config: TrialConfig, values: Mapping[str, Any], source: str) -> TrialConfig:
+def _override_config(config: TrialConfig, values: Mapping[str, Any], source: str) -> TrialConfig:
     tree = config.model_dump(mode="json")
     for key, value in values.items():
         set_key(tree, key, value)
-    return trial_config(tree, source)
+    return parse_trial_config(tree, source)
 
 
-def values_text(values: Mapping[str, Any]) -> str:
+def format_values(values: Mapping[str, Any]) -> str:
     """Format drawn values for people: "optimizer.lr=1e-05"."""
-    return ", ".join(f"{key}={level_text(value)}" for key, value in values.items())
+    return ", ".join(f"{key}={format_level(value)}" for key, value in values.items())
 
 
-def _not_selecting(evaluations: Mapping[str, str]) -> list[str]:
+def _keys_not_under_select(evaluations: Mapping[str, str]) -> list[str]:
     return [key for key in evaluations if not key.startswith("select/")]

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.state.ledger import Ledger, TrialRecord
-from orchestrator.storage.download import whole_attempt
+from orchestrator.storage.download import fetch_trained_attempt
 
-LEAST = 4  # hex digits of a fingerprint that identify a trial
+MIN_PREFIX_LENGTH = 4  # hex digits of a fingerprint that identify a trial
 
 
-def find_trained(workdir: Path, name: str) -> Path:
+def find_trained_attempt(workdir: Path, name: str) -> Path:
     """Return the folder of the attempt that trained a trial, weights included.
 
     Args:
@@ -29,9 +29,9 @@ def find_trained(workdir: Path, name: str) -> Path:
         for fingerprint, record in Ledger(workdir).items()
         if record.model is not None
     }
-    folder = trained[_one(workdir, name, trained, "trained trial")].model
+    folder = trained[_find_fingerprint(workdir, name, trained, "trained trial")].model
     assert folder is not None
-    return whole_attempt(workdir, folder)
+    return fetch_trained_attempt(workdir, folder)
 
 
 def find_trial(workdir: Path, name: str) -> str:
@@ -45,7 +45,7 @@ def find_trial(workdir: Path, name: str) -> str:
     Raises:
         UserError: no trial, or more than one, has that name.
     """
-    return _one(workdir, name, dict(Ledger(workdir).items()), "trial")
+    return _find_fingerprint(workdir, name, dict(Ledger(workdir).items()), "trial")
 
 
 def trial_name(record: TrialRecord) -> str:
@@ -53,26 +53,28 @@ def trial_name(record: TrialRecord) -> str:
     return f"{record.arm}, seed {record.seed}" if record.seed is not None else f"{record.arm}"
 
 
-def _one(workdir: Path, name: str, known: Mapping[str, TrialRecord], kind: str) -> str:
-    if not known:
+def _find_fingerprint(
+    workdir: Path, name: str, records: Mapping[str, TrialRecord], kind: str
+) -> str:
+    if not records:
         raise UserError(f"no {kind} in {workdir}: run a study first, or name its --workdir")
 
-    def goes_by(fingerprint: str) -> bool:
-        return len(name) >= LEAST and fingerprint.startswith(name.lower())
+    def has_prefix(fingerprint: str) -> bool:
+        return len(name) >= MIN_PREFIX_LENGTH and fingerprint.startswith(name.lower())
 
-    found = [
+    matches = [
         fingerprint
-        for fingerprint, record in known.items()
-        if name == trial_name(record) or goes_by(fingerprint)
+        for fingerprint, record in records.items()
+        if name == trial_name(record) or has_prefix(fingerprint)
     ]
-    if not found:
-        choices = [trial_name(record) for record in known.values()]
-        raise UserError(f"no {kind} '{name}' in {workdir}: {suggestion(name, choices)}")
-    if len(found) > 1:
-        which = ", ".join(
-            f"{fingerprint[:16]} ({trial_name(known[fingerprint])}, "
-            f"study {known[fingerprint].study})"
-            for fingerprint in sorted(found)
+    if not matches:
+        choices = [trial_name(record) for record in records.values()]
+        raise UserError(f"no {kind} '{name}' in {workdir}: {suggest(name, choices)}")
+    if len(matches) > 1:
+        choices_text = ", ".join(
+            f"{fingerprint[:16]} ({trial_name(records[fingerprint])}, "
+            f"study {records[fingerprint].study})"
+            for fingerprint in sorted(matches)
         )
-        raise UserError(f"'{name}' is more than one trial: name its fingerprint: {which}")
-    return found[0]
+        raise UserError(f"'{name}' is more than one trial: name its fingerprint: {choices_text}")
+    return matches[0]

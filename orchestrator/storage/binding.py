@@ -13,80 +13,83 @@ from pathlib import Path
 
 from chip_core.utils.errors import StorageError, UserError
 from chip_core.utils.files import make_private, parse_json, read_json, write_json
-from orchestrator.storage.remote import Remote, checked_uri
+from orchestrator.storage.remote import RemoteStorage, validate_uri
 
 #: File in a work directory that names its storage, if that is not the work directory itself.
-FILE = "storage.json"
+STORAGE_FILE = "storage.json"
 #: File in a storage that identifies it.
-MARK = "chip-ablate.json"
+MARKER_FILE = "chip-ablate.json"
 #: Folder in a storage with the leases of running studies.
-DRIVERS = "drivers"
+LEASES_FOLDER = "drivers"
 #: Seconds between two renewals of a lease, and seconds that a lease is valid.
-CLAIM_EVERY, CLAIM_HOLDS = 30.0, 180.0
+LEASE_RENEWAL_SECONDS, LEASE_SECONDS = 30.0, 180.0
 
 
-def storage_of(workdir: Path) -> Remote | None:
+def find_storage(workdir: Path) -> RemoteStorage | None:
     """Return a work directory's storage; None if it is the work directory itself.
 
     Raises:
         UserError: the file that names it cannot be read.
     """
-    noted = _noted(workdir)
-    return None if noted is None else Remote(noted["storage"])
+    binding = _read_binding(workdir)
+    return None if binding is None else RemoteStorage(binding["storage"])
 
 
-def bind_storage(workdir: Path, wish: str | None) -> Remote | None:
+def bind_storage(workdir: Path, requested_uri: str | None) -> RemoteStorage | None:
     """Bind a work directory to the storage of `--storage`, if given, and return its storage.
 
     Raises:
         UserError: it has another storage, or the storage cannot be used or has been replaced.
     """
-    noted = _noted(workdir)
-    if noted is None:
-        return None if wish is None else _first_named(workdir, checked_uri(wish))
-    if wish is not None and checked_uri(wish) != noted["storage"]:
+    binding = _read_binding(workdir)
+    if binding is None:
+        return (
+            None if requested_uri is None else _create_binding(workdir, validate_uri(requested_uri))
+        )
+    if requested_uri is not None and validate_uri(requested_uri) != binding["storage"]:
         raise UserError(
-            f"--storage: {workdir} keeps its trials in {noted['storage']}: leave --storage out, or "
+            f"--storage: {workdir} keeps its trials in {binding['storage']}: leave --storage out, "
+            "or "
             "give the study another --workdir"
         )
-    remote = Remote(noted["storage"])
-    if _mark_of(remote) != noted["mark"]:
+    remote = RemoteStorage(binding["storage"])
+    if _read_marker(remote) != binding["mark"]:
         raise UserError(
             f"--storage: {remote.uri}: is not what it was when {workdir} began: it is not mounted, "
             "or was emptied: mount it, or give the study another --workdir"
         )
-    remote.require()
+    remote.require_writable()
     return remote
 
 
-def _first_named(workdir: Path, uri: str) -> Remote:
+def _create_binding(workdir: Path, uri: str) -> RemoteStorage:
     if (workdir / "trials").exists():
         raise UserError(
             f"--storage: the trials of {workdir} lie in it: leave --storage out, or give the study "
             "another --workdir"
         )
-    remote = Remote(uri)
-    remote.require()
-    mark = _mark_of(remote)
-    if mark is None:
-        mark = uuid.uuid4().hex
-        remote.write(MARK, json.dumps({"mark": mark}).encode())
+    remote = RemoteStorage(uri)
+    remote.require_writable()
+    marker = _read_marker(remote)
+    if marker is None:
+        marker = uuid.uuid4().hex
+        remote.write(MARKER_FILE, json.dumps({"mark": marker}).encode())
     make_private(workdir)
-    noted = {"storage": uri, "mark": mark, "workdir": uuid.uuid4().hex}
-    write_json(workdir / FILE, noted)
+    binding = {"storage": uri, "mark": marker, "workdir": uuid.uuid4().hex}
+    write_json(workdir / STORAGE_FILE, binding)
     return remote
 
 
-def _mark_of(remote: Remote) -> str | None:
+def _read_marker(remote: RemoteStorage) -> str | None:
     """Return the identifier of a storage, which an empty folder of the same name lacks."""
-    for content in remote.read([MARK]).values():
+    for content in remote.read([MARKER_FILE]).values():
         with suppress(ValueError, KeyError, TypeError):
             return str(parse_json(content)["mark"])
     return None
 
 
-def _noted(workdir: Path) -> dict[str, str] | None:
-    path = workdir / FILE
+def _read_binding(workdir: Path) -> dict[str, str] | None:
+    path = workdir / STORAGE_FILE
     if not path.exists():
         return None
     try:
@@ -100,43 +103,47 @@ def _noted(workdir: Path) -> dict[str, str] | None:
 
 
 @contextmanager
-def exclusive_lease(remote: Remote | None, workdir: Path) -> Iterator[None]:
+def exclusive_lease(remote: RemoteStorage | None, workdir: Path) -> Iterator[None]:
     """Acquire an exclusive lease on the storage, as far as other leases are visible.
 
     Raises:
         UserError: a study of another work directory is running.
     """
-    noted = _noted(workdir)
-    if remote is None or noted is None:
+    binding = _read_binding(workdir)
+    if remote is None or binding is None:
         yield
         return
-    own = f"{DRIVERS}/{noted['workdir']}.json"
-    end = threading.Event()
+    lease_key = f"{LEASES_FOLDER}/{binding['workdir']}.json"
+    ended = threading.Event()
 
-    def claim() -> None:
-        who = {"host": socket.gethostname(), "workdir": str(workdir), "time": time.time()}
-        remote.write(own, json.dumps(who).encode())
+    def write_lease() -> None:
+        owner = {"host": socket.gethostname(), "workdir": str(workdir), "time": time.time()}
+        remote.write(lease_key, json.dumps(owner).encode())
 
-    def renew() -> None:
-        while not end.wait(CLAIM_EVERY):
+    def renew_lease() -> None:
+        while not ended.wait(LEASE_RENEWAL_SECONDS):
             with suppress(StorageError):
-                claim()
+                write_lease()
 
-    claim()
+    write_lease()
     try:
-        for who in remote.read(key for key in remote.sizes(DRIVERS) if key != own).values():
+        for content in remote.read(
+            key for key in remote.sizes(LEASES_FOLDER) if key != lease_key
+        ).values():
             with suppress(ValueError, KeyError, TypeError):
-                other = parse_json(who)
-                if time.time() - float(other["time"]) < CLAIM_HOLDS:
+                other_owner = parse_json(content)
+                if time.time() - float(other_owner["time"]) < LEASE_SECONDS:
                     raise UserError(
-                        f"--storage: {remote.uri} is used by a study of {other['workdir']} on "
-                        f"{other['host']}: wait until it ends (killed: {CLAIM_HOLDS / 60:.0f} "
+                        f"--storage: {remote.uri} is used by a study of {other_owner['workdir']} "
+                        "on "
+                        f"{other_owner['host']}: wait until it ends (killed: "
+                        f"{LEASE_SECONDS / 60:.0f} "
                         "minutes), or name another folder"
                     )
-        thread = threading.Thread(target=renew, name="storage", daemon=True)
+        thread = threading.Thread(target=renew_lease, name="storage", daemon=True)
         thread.start()
         yield
     finally:
-        end.set()
+        ended.set()
         with suppress(StorageError):
-            remote.remove([own])
+            remote.remove([lease_key])

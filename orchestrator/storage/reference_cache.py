@@ -22,19 +22,19 @@ from chip_core.reference_cache.folder import (
     commit,
     parse_manifest,
     partial_folder,
-    plain,
-    require_whole,
+    require_complete,
     stat,
+    to_json_types,
     verify,
 )
 from chip_core.utils.files import write_bytes
-from orchestrator.storage.binding import storage_of
-from orchestrator.storage.remote import Remote
+from orchestrator.storage.binding import find_storage
+from orchestrator.storage.remote import RemoteStorage
 
 #: The key of the folder of all caches.
-CACHE = "cache/reference"
+CACHE_KEY = "cache/reference"
 
-_NOTE = ".note.json"
+_NOTE_SUFFIX = ".note.json"
 
 
 class ReferenceCacheStore:
@@ -46,8 +46,8 @@ class ReferenceCacheStore:
         Args:
             workdir: the work directory.
         """
-        self.cache = workdir / CACHE
-        self.remote = storage_of(workdir)
+        self.cache = workdir / CACHE_KEY
+        self.remote = find_storage(workdir)
 
     def stat(self, folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
         """Return the manifest of a cache, and check that all files exist with their sizes.
@@ -58,12 +58,14 @@ class ReferenceCacheStore:
         """
         if self.remote is None:
             return stat(folder, identity)
-        there = self.remote.sizes(_key(folder))
-        found = self.remote.read([f"{_key(folder)}/{MANIFEST}"])
-        if not found:
+        remote_sizes = self.remote.sizes(_cache_key(folder))
+        contents = self.remote.read([f"{_cache_key(folder)}/{MANIFEST}"])
+        if not contents:
             raise BrokenStoreError("it is not there")
-        manifest = parse_manifest(next(iter(found.values())))
-        return require_whole(manifest, identity, lambda name: there.get(f"{_key(folder)}/{name}"))
+        manifest = parse_manifest(next(iter(contents.values())))
+        return require_complete(
+            manifest, identity, lambda name: remote_sizes.get(f"{_cache_key(folder)}/{name}")
+        )
 
     def verify(
         self, folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
@@ -78,7 +80,7 @@ class ReferenceCacheStore:
             StorageError: the storage cannot be read.
         """
         if self.remote is None:
-            return verify(folder, identity, again=again)
+            return verify(folder, identity, rehash=again)
         return self.stat(folder, identity)
 
     def commit(
@@ -88,7 +90,7 @@ class ReferenceCacheStore:
         identity: Mapping[str, Any],
         rows: int,
         names: list[str],
-        made: Any,
+        build_info: Any,
     ) -> Manifest:
         """Commit a finished cache; see chip_core.reference_cache.folder.commit.
 
@@ -97,8 +99,8 @@ class ReferenceCacheStore:
             StorageError: the storage cannot be written.
         """
         if self.remote is None:
-            return commit(folder, identity=identity, rows=rows, names=names, made=made)
-        return self._commit(self.remote, folder, identity, rows, names, made)
+            return commit(folder, identity=identity, rows=rows, names=names, made=build_info)
+        return self._commit_remote(self.remote, folder, identity, rows, names, build_info)
 
     def remove(self, folder: Path) -> None:
         """Remove a cache from the storage, its manifest first, so that it no longer exists.
@@ -107,9 +109,9 @@ class ReferenceCacheStore:
             StorageError: it cannot be removed.
         """
         if self.remote is not None:
-            self.remote.remove([f"{_key(folder)}/{MANIFEST}"])
-            for each in (folder, partial_folder(folder), jobs_folder(folder)):
-                self.remote.remove_all(_key(each))
+            self.remote.remove([f"{_cache_key(folder)}/{MANIFEST}"])
+            for cache_folder in (folder, partial_folder(folder), jobs_folder(folder)):
+                self.remote.remove_all(_cache_key(cache_folder))
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every folder of caches, by name.
@@ -117,20 +119,20 @@ class ReferenceCacheStore:
         Raises:
             StorageError: the storage cannot be read.
         """
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         if self.remote is not None:
-            for key, size in self.remote.sizes(CACHE).items():
-                name = key.removeprefix(f"{CACHE}/").partition("/")
+            for key, size in self.remote.sizes(CACHE_KEY).items():
+                name = key.removeprefix(f"{CACHE_KEY}/").partition("/")
                 if name[1]:
-                    found[name[0]] = found.get(name[0], 0) + size
-            return found
+                    sizes[name[0]] = sizes.get(name[0], 0) + size
+            return sizes
         for folder in self.cache.iterdir() if self.cache.is_dir() else ():
             if folder.is_dir() and not folder.name.startswith("."):
                 files = (path for path in folder.rglob("*") if path.is_file())
-                found[folder.name] = sum(path.stat().st_size for path in files)
-        return found
+                sizes[folder.name] = sum(path.stat().st_size for path in files)
+        return sizes
 
-    def forget_jobs(self, folder: Path) -> None:
+    def remove_job_results(self, folder: Path) -> None:
         """Remove the results of the jobs that built a cache, completely or in part.
 
         Raises:
@@ -138,7 +140,7 @@ class ReferenceCacheStore:
         """
         shutil.rmtree(jobs_folder(folder), ignore_errors=True)
         if self.remote is not None:
-            self.remote.remove_all(_key(jobs_folder(folder)))
+            self.remote.remove_all(_cache_key(jobs_folder(folder)))
 
     def fetch_notes(self, folder: Path) -> None:
         """Fetch the workers' notes on the files of a cache that they build.
@@ -149,35 +151,39 @@ class ReferenceCacheStore:
         if self.remote is None:
             return
         partial = partial_folder(folder)
-        notes = [key for key in self.remote.sizes(_key(partial)) if key.endswith(_NOTE)]
+        notes = [
+            key for key in self.remote.sizes(_cache_key(partial)) if key.endswith(_NOTE_SUFFIX)
+        ]
         for key, content in self.remote.read(notes).items():
             write_bytes(partial / key.rpartition("/")[2], content)
 
-    def _commit(
+    def _commit_remote(
         self,
-        remote: Remote,
+        remote: RemoteStorage,
         folder: Path,
         identity: Mapping[str, Any],
         rows: int,
         names: list[str],
-        made: Any,
+        build_info: Any,
     ) -> Manifest:
         partial = partial_folder(folder)
-        there = remote.sizes(_key(partial))
+        remote_sizes = remote.sizes(_cache_key(partial))
         files = {}
         for name in names:
-            facts = _facts(partial / f"{name}{_NOTE}")
-            if facts is None or there.get(f"{_key(partial)}/{name}") != facts.bytes:
+            facts = _read_facts(partial / f"{name}{_NOTE_SUFFIX}")
+            if facts is None or remote_sizes.get(f"{_cache_key(partial)}/{name}") != facts.bytes:
                 raise BrokenStoreError(f"{name} was not made")
             files[name] = facts
-        manifest = Manifest(identity=plain(identity), rows=rows, files=files, made=made)
-        remote.remove([f"{_key(folder)}/{MANIFEST}"])  # first, that of a broken cache
+        manifest = Manifest(
+            identity=to_json_types(identity), rows=rows, files=files, made=build_info
+        )
+        remote.remove([f"{_cache_key(folder)}/{MANIFEST}"])  # first, that of a broken cache
         for name in names:
-            remote.copy(f"{_key(partial)}/{name}", f"{_key(folder)}/{name}")
+            remote.copy(f"{_cache_key(partial)}/{name}", f"{_cache_key(folder)}/{name}")
         content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1).encode()
-        remote.write(f"{_key(folder)}/{MANIFEST}", content)
-        remote.remove_all(_key(partial))
-        self.forget_jobs(folder)
+        remote.write(f"{_cache_key(folder)}/{MANIFEST}", content)
+        remote.remove_all(_cache_key(partial))
+        self.remove_job_results(folder)
         shutil.rmtree(partial, ignore_errors=True)
         return manifest
 
@@ -187,11 +193,11 @@ def jobs_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.jobs")
 
 
-def _key(folder: Path) -> str:
-    return f"{CACHE}/{folder.name}"
+def _cache_key(folder: Path) -> str:
+    return f"{CACHE_KEY}/{folder.name}"
 
 
-def _facts(path: Path) -> FileFacts | None:
+def _read_facts(path: Path) -> FileFacts | None:
     try:
         return FileFacts(**json.loads(path.read_text(encoding="utf-8"))["facts"])
     except (OSError, ValueError, KeyError, TypeError):

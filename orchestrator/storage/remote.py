@@ -24,12 +24,12 @@ from chip_core.utils.files import sync_folder
 T = TypeVar("T")
 
 #: Seconds between the tries of an operation, as a server may be unavailable for a moment.
-PAUSES = (1.0, 4.0, 15.0)
+RETRY_PAUSES = (1.0, 4.0, 15.0)
 #: The same for a job's files, which would otherwise be lost.
-PATIENT = (*PAUSES, 60.0, 120.0)
+PATIENT_RETRY_PAUSES = (*RETRY_PAUSES, 60.0, 120.0)
 
 #: Object stores, whose writes are atomic, and the extra or package for each.
-_KINDS = {
+_OBJECT_STORES = {
     "s3": "chip-ablate[s3]",
     "s3a": "chip-ablate[s3]",
     "gs": "chip-ablate[gcs]",
@@ -42,10 +42,10 @@ _KINDS = {
 _log = logging.getLogger(__name__)
 
 
-class Remote:
+class RemoteStorage:
     """A place for files that every machine reaches. Only its URI is passed between processes."""
 
-    def __init__(self, uri: str, *, pauses: Iterable[float] = PAUSES) -> None:
+    def __init__(self, uri: str, *, pauses: Iterable[float] = RETRY_PAUSES) -> None:
         """Create it without any request yet.
 
         Args:
@@ -58,22 +58,22 @@ class Remote:
         self._pauses = tuple(pauses)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Remote, (self.uri,)
+        return RemoteStorage, (self.uri,)
 
-    def require(self) -> None:
+    def require_writable(self) -> None:
         """Check that the folder exists and can be written.
 
         Raises:
             UserError: it is not.
         """
         try:
-            self._fs  # noqa: B018
+            self._filesystem  # noqa: B018
         except StorageError as error:
             raise UserError(f"--storage: {error}") from None
         key = f".written-by-{uuid.uuid4().hex}"
         try:
-            self._whole(key, lambda path: self._fs.pipe_file(path, b""))
-            self._fs.rm_file(self._at(key))
+            self._write_atomically(key, lambda path: self._filesystem.pipe_file(path, b""))
+            self._filesystem.rm_file(self._absolute_path(key))
         except Exception as error:  # of any library
             raise UserError(
                 f"--storage: {self.uri}: cannot be written ({_error_summary(error)}): "
@@ -81,45 +81,47 @@ class Remote:
                 "bucket, or give this machine what lets it in"
             ) from None
 
-    def sizes(self, under: str = "") -> dict[str, int]:
+    def sizes(self, folder_key: str = "") -> dict[str, int]:
         """Return the bytes of all files under a folder, by their keys.
 
         A key that leads out of the folder is left out.
         """
-        folder = self._at(under) if under else self._root
+        folder = self._absolute_path(folder_key) if folder_key else self._root
 
-        def look() -> dict[str, int]:
-            found = _walked(folder) if self._local else self._listed(folder)
-            above = len(self._root) + 1
+        def list_sizes() -> dict[str, int]:
+            files = _walk_files(folder) if self._is_local else self._list_objects(folder)
+            prefix_length = len(self._root) + 1
             return {
-                path[above:]: size
-                for path, size in sorted(found)
+                path[prefix_length:]: size
+                for path, size in sorted(files)
                 if not path.rpartition("/")[2].startswith(".")
-                and not {"..", ".", ""} & set(path[above:].split("/"))
+                and not {"..", ".", ""} & set(path[prefix_length:].split("/"))
             }
 
-        return self._tried(f"{under or 'it'} cannot be listed", look)
+        return self._retry(f"{folder_key or 'it'} cannot be listed", list_sizes)
 
     def read(self, keys: Iterable[str]) -> dict[str, bytes]:
         """Return the content of small files by key, if they exist."""
-        paths = {self._at(key): key for key in keys}
+        paths = {self._absolute_path(key): key for key in keys}
         if not paths:
             return {}
 
-        def look() -> dict[str, bytes]:
-            found: dict[str, Any] = self._fs.cat(list(paths), on_error="return")
-            for value in found.values():
+        def read_contents() -> dict[str, bytes]:
+            contents: dict[str, Any] = self._filesystem.cat(list(paths), on_error="return")
+            for value in contents.values():
                 if isinstance(value, Exception) and not isinstance(value, FileNotFoundError):
                     raise value
-            return {paths[path]: value for path, value in found.items() if type(value) is bytes}
+            return {paths[path]: value for path, value in contents.items() if type(value) is bytes}
 
-        return self._tried("a file cannot be read", look)
+        return self._retry("a file cannot be read", read_contents)
 
     def write(self, key: str, content: bytes) -> None:
         """Write a small file."""
-        self._tried(
+        self._retry(
             f"{key} cannot be written",
-            lambda: self._whole(key, lambda path: self._fs.pipe_file(path, content)),
+            lambda: self._write_atomically(
+                key, lambda path: self._filesystem.pipe_file(path, content)
+            ),
         )
 
     def put(self, path: Path, key: str) -> None:
@@ -130,12 +132,12 @@ class Remote:
             StorageError: it cannot be written.
         """
 
-        def copy() -> None:
+        def upload() -> None:
             if not path.exists():
                 raise FileNotFoundError(path)
-            self._whole(key, lambda to: self._fs.put_file(str(path), to))
+            self._write_atomically(key, lambda to: self._filesystem.put_file(str(path), to))
 
-        self._tried(f"{key} cannot be written", copy, missing=lambda: not path.exists())
+        self._retry(f"{key} cannot be written", upload, is_missing=lambda: not path.exists())
 
     def get(self, key: str, path: Path) -> None:
         """Copy a file from the storage to this machine, atomically.
@@ -145,105 +147,112 @@ class Remote:
             StorageError: it cannot be read.
         """
 
-        def copy() -> None:
+        def download() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            self._fs.get_file(self._at(key), str(partial))
+            self._filesystem.get_file(self._absolute_path(key), str(partial))
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
             sync_folder(path.parent)
 
-        self._tried(f"{key} cannot be read", copy, missing=lambda: True)
+        self._retry(f"{key} cannot be read", download, is_missing=lambda: True)
 
-    def copy(self, key: str, to: str) -> None:
+    def copy(self, key: str, target_key: str) -> None:
         """Copy a file within the storage."""
-        self._tried(
-            f"{to} cannot be written",
-            lambda: self._whole(to, lambda path: self._fs.cp_file(self._at(key), path)),
+        self._retry(
+            f"{target_key} cannot be written",
+            lambda: self._write_atomically(
+                target_key, lambda path: self._filesystem.cp_file(self._absolute_path(key), path)
+            ),
         )
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove files. Missing ones are ignored."""
         for key in keys:
 
-            def delete(path: str = self._at(key)) -> None:
+            def delete(path: str = self._absolute_path(key)) -> None:
                 try:
-                    self._fs.rm_file(path)
+                    self._filesystem.rm_file(path)
                 except FileNotFoundError:
                     return
 
-            self._tried(f"{key} cannot be removed", delete)
+            self._retry(f"{key} cannot be removed", delete)
 
-    def remove_all(self, under: str) -> None:
+    def remove_all(self, folder_key: str) -> None:
         """Remove all files under a folder, first those that mark something as complete."""
-        whole = ("result.json", "trained.json", "manifest.json")
-        self.remove(sorted(self.sizes(under), key=lambda key: not key.endswith(whole)))
+        completion_markers = ("result.json", "trained.json", "manifest.json")
+        self.remove(
+            sorted(self.sizes(folder_key), key=lambda key: not key.endswith(completion_markers))
+        )
 
-    def _listed(self, folder: str) -> list[tuple[str, int]]:
-        self._fs.invalidate_cache()
+    def _list_objects(self, folder: str) -> list[tuple[str, int]]:
+        self._filesystem.invalidate_cache()
         try:
-            found: Mapping[str, Mapping[str, Any]] = self._fs.find(folder, detail=True)
+            objects: Mapping[str, Mapping[str, Any]] = self._filesystem.find(folder, detail=True)
         except FileNotFoundError:
             return []
         return [
-            (path, int(facts["size"] or 0))
-            for path, facts in found.items()
-            if facts["type"] == "file" and path.startswith(f"{folder}/")
+            (path, int(info["size"] or 0))
+            for path, info in objects.items()
+            if info["type"] == "file" and path.startswith(f"{folder}/")
         ]
 
     @cached_property
-    def _opened(self) -> tuple[Any, str]:
+    def _filesystem_and_root(self) -> tuple[Any, str]:
         import fsspec
 
         try:
             fs, root = fsspec.core.url_to_fs(self.uri)
         except ImportError as error:
-            package = _KINDS.get(self.uri.partition("://")[0], "what it names")
+            package = _OBJECT_STORES.get(self.uri.partition("://")[0], "what it names")
             raise StorageError(f"{self.uri}: {error}: pip install '{package}'") from None
         except Exception as error:  # of any library
             raise StorageError(f"{self.uri}: {_error_summary(error)}") from None
         return fs, str(root).rstrip("/")
 
     @property
-    def _local(self) -> bool:
+    def _is_local(self) -> bool:
         return "://" not in self.uri
 
     @property
-    def _fs(self) -> Any:
-        return self._opened[0]
+    def _filesystem(self) -> Any:
+        return self._filesystem_and_root[0]
 
     @property
     def _root(self) -> str:
-        return self._opened[1]
+        return self._filesystem_and_root[1]
 
-    def _at(self, key: str) -> str:
+    def _absolute_path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
-    def _whole(self, key: str, write: Callable[[str], Any]) -> None:
+    def _write_atomically(self, key: str, write: Callable[[str], Any]) -> None:
         """Write a file atomically, which object stores do themselves."""
-        path = self._at(key)
-        if not self._local:
+        path = self._absolute_path(key)
+        if not self._is_local:
             write(path)
             return
-        place = Path(path)
-        partial = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}.partial")
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.partial")
+        target.parent.mkdir(parents=True, exist_ok=True)
         write(str(partial))
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        partial.replace(place)
-        sync_folder(place.parent)
+        partial.replace(target)
+        sync_folder(target.parent)
 
-    def _tried(
-        self, what: str, do: Callable[[], T], missing: Callable[[], bool] = lambda: False
+    def _retry(
+        self,
+        failure: str,
+        operation: Callable[[], T],
+        is_missing: Callable[[], bool] = lambda: False,
     ) -> T:
         """Try an operation, and retry it after a while if it fails.
 
         Args:
-            what: description of the failure.
-            do: the operation.
-            missing: whether a FileNotFoundError is about the file itself.
+            failure: description of the failure.
+            operation: the operation.
+            is_missing: whether a FileNotFoundError is about the file itself.
 
         Raises:
             FileNotFoundError: at once, if the file itself is missing.
@@ -251,32 +260,32 @@ class Remote:
         """
         for pause in (*self._pauses, None):
             try:
-                return do()
+                return operation()
             except Exception as error:  # of any library
-                if isinstance(error, FileNotFoundError) and missing():
+                if isinstance(error, FileNotFoundError) and is_missing():
                     raise
                 if pause is None:
-                    raise StorageError(f"{self.uri}: {what}: {_error_summary(error)}") from error
-                _log.warning("%s: %s: %s: tried again", self.uri, what, _error_summary(error))
+                    raise StorageError(f"{self.uri}: {failure}: {_error_summary(error)}") from error
+                _log.warning("%s: %s: %s: tried again", self.uri, failure, _error_summary(error))
             time.sleep(pause)
         raise AssertionError
 
 
-def checked_uri(text: str) -> str:
+def validate_uri(text: str) -> str:
     """Check a user's storage and return it as a URI or an absolute path.
 
     Raises:
         UserError: it is neither, or holds a secret.
     """
-    scheme, colon, rest = text.partition("://")
-    if not colon and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+    scheme, separator, rest = text.partition("://")
+    if not separator and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise UserError(f"--storage: {text}: is no address: write two slashes behind the colon")
-    if not colon:
+    if not separator:
         return str(Path(os.path.expanduser(text)).absolute())
-    if scheme not in _KINDS:
+    if scheme not in _OBJECT_STORES:
         raise UserError(
             f"--storage: {scheme}://: is no kind of object store that is known here "
-            f"({', '.join(_KINDS)}): give one of those, or a folder that all machines see"
+            f"({', '.join(_OBJECT_STORES)}): give one of those, or a folder that all machines see"
         )
     if "@" in rest.partition("/")[0]:
         raise UserError(
@@ -288,22 +297,22 @@ def checked_uri(text: str) -> str:
     return text.rstrip("/")
 
 
-def _walked(folder: str) -> list[tuple[str, int]]:
+def _walk_files(folder: str) -> list[tuple[str, int]]:
     """Return a folder's files and their sizes. A folder that cannot be read is an error."""
 
-    def fail(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # not there, or removed meanwhile
             raise error
 
-    found = []
-    for above, _, names in os.walk(folder, onerror=fail):
+    files = []
+    for parent, _, names in os.walk(folder, onerror=on_error):
         for name in names:
-            path = os.path.join(above, name)
+            path = os.path.join(parent, name)
             with suppress(FileNotFoundError):
-                found.append((path, os.stat(path).st_size))
-    return found
+                files.append((path, os.stat(path).st_size))
+    return files
 
 
 def _error_summary(error: Exception) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__

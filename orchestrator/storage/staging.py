@@ -30,26 +30,26 @@ from chip_core.selection.rule import KEPT, step_name
 from chip_core.trained import read_trained
 from chip_core.training.checkpoint import checkpoint_problem
 from chip_core.utils.workers import current_workers
-from orchestrator.jobs.job import COPYING, STOP, Job
-from orchestrator.storage.download import OnFile, fetch_folder, node_folder
+from orchestrator.jobs.job import COPYING_PHASE, STOP_FILE, Job
+from orchestrator.storage.download import FileCallback, fetch_folder, node_cache_folder
 from orchestrator.storage.judge_replies import JudgeReplies
-from orchestrator.storage.reference_cache import CACHE
-from orchestrator.storage.remote import PATIENT, Remote
+from orchestrator.storage.reference_cache import CACHE_KEY
+from orchestrator.storage.remote import PATIENT_RETRY_PAUSES, RemoteStorage
 from orchestrator.storage.uploader import Uploader
 
-Report = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagingSpec:
     """Where the files of one attempt at a job are; it is sent to all machines."""
 
-    remote: Remote
+    remote: RemoteStorage
     workdir: Path  # the driver's, absolute; a job's paths are below it
     token: str  # unique for each attempt
 
     @classmethod
-    def for_attempt(cls, job: Job, remote: Remote, workdir: Path) -> StagingSpec:
+    def for_attempt(cls, job: Job, remote: RemoteStorage, workdir: Path) -> StagingSpec:
         """Create the specification of an attempt."""
         return cls(remote=remote, workdir=workdir, token=f"{job.id}-{uuid.uuid4().hex[:12]}")
 
@@ -66,23 +66,23 @@ class StagingSpec:
             StorageError: the storage cannot be written.
         """
         workspace = StagedWorkspace(self, folder)
-        workspace.here.parent.mkdir(parents=True, exist_ok=True)
-        with _beside(workspace.here, ".lock").open("a") as lock:
+        workspace.root.parent.mkdir(parents=True, exist_ok=True)
+        with _sibling(workspace.root, ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)  # so that it is not taken for a dead job's
-            with _tried(_beside(workspace.here, ".first")) as first:
-                if first:
-                    _remove_dead(workspace.here.parent)
+            with _try_lock_file(_sibling(workspace.root, ".first")) as is_first:
+                if is_first:
+                    _remove_dead_workspaces(workspace.root.parent)
                 workspace.folder.mkdir(parents=True, exist_ok=True)
-                if not first:
+                if not is_first:
                     yield workspace
                     return
                 try:
                     with workspace.uploader:
                         yield workspace
                         fcntl.flock(lock, fcntl.LOCK_EX)  # the others have ended
-                    workspace.drop_what_is_past()
+                    workspace.remove_obsolete_files()
                 finally:
-                    shutil.rmtree(workspace.here, ignore_errors=True)
+                    shutil.rmtree(workspace.root, ignore_errors=True)
 
 
 class StagedWorkspace:
@@ -90,27 +90,29 @@ class StagedWorkspace:
 
     def __init__(self, spec: StagingSpec, folder: Path) -> None:
         """Store the paths. `StagingSpec.workspace` creates the folders."""
-        self._remote = Remote(spec.remote.uri, pauses=PATIENT)
+        self._remote = RemoteStorage(spec.remote.uri, pauses=PATIENT_RETRY_PAUSES)
         self._workdir = spec.workdir
-        self._kept = node_folder(self._remote)
-        self._replies = JudgeReplies(self._remote, self._kept)
-        self._past: set[str] = set()  # keys of earlier attempts' files to drop once a model exists
-        self._earlier = set[str]()  # keys of the earlier attempts
-        self.here = self._kept / "jobs" / spec.token
-        self.folder = self.moved(folder)
+        self._node_folder = node_cache_folder(self._remote)
+        self._replies = JudgeReplies(self._remote, self._node_folder)
+        self._obsolete_keys: set[str] = (
+            set()
+        )  # keys of earlier attempts' files to drop once a model exists
+        self._earlier_keys = set[str]()  # keys of the earlier attempts
+        self.root = self._node_folder / "jobs" / spec.token
+        self.folder = self.local_path(folder)
         self.uploader = Uploader(
             self._remote,
-            [self.folder, self.here / CACHE],
-            self.here,
-            asked=[self.folder / STOP],
-            also=self._replies.push,
+            [self.folder, self.root / CACHE_KEY],
+            self.root,
+            incoming=[self.folder / STOP_FILE],
+            on_copy=self._replies.push,
         )
 
-    def moved(self, path: Path) -> Path:
+    def local_path(self, path: Path) -> Path:
         """Convert a path of the driver to this machine's."""
-        return self.here / self._below(path)
+        return self.root / self._relative_key(path)
 
-    def brought(self, job: Job, report: Report) -> Job:
+    def stage(self, job: Job, report: ProgressCallback) -> Job:
         """Copy a job's inputs here, and return the job with this machine's paths.
 
         Args:
@@ -120,49 +122,49 @@ class StagedWorkspace:
         Raises:
             StorageError: it cannot be copied.
         """
-        caches, part = job.caches, job.shard
+        caches, shard = job.caches, job.shard
 
-        def on_file(done: int, total: int) -> None:
-            report(Progress(phase=COPYING, done=done, total=total))
+        def report_file(done: int, total: int) -> None:
+            report(Progress(phase=COPYING_PHASE, done=done, total=total))
 
-        with _locked(_beside(self.here, ".bring")), self.uploader.waiting():
-            for earlier in job.earlier:
-                self._fetch(self._below(earlier), on_file)
-                self._earlier.add(self._below(earlier))
-                self._past.add(f"{self._below(earlier)}/{CHECKPOINTS}")
-                self._past.add(f"{self._below(earlier)}/{KEPT}")
+        with _lock_file(_sibling(self.root, ".bring")), self.uploader.pause():
+            for earlier in job.earlier_attempts:
+                self._fetch(self._relative_key(earlier), report_file)
+                self._earlier_keys.add(self._relative_key(earlier))
+                self._obsolete_keys.add(f"{self._relative_key(earlier)}/{CHECKPOINTS}")
+                self._obsolete_keys.add(f"{self._relative_key(earlier)}/{KEPT}")
             if job.trained_model is not None:
-                self._fetch(self._below(job.trained_model.parent), on_file)
-                self._fetch(self._below(job.trained_model), on_file, weights=True)
+                self._fetch(self._relative_key(job.trained_model.parent), report_file)
+                self._fetch(self._relative_key(job.trained_model), report_file, weights=True)
             if job.resume_from is not None:
-                self._fetch_resumed(job, job.resume_from, on_file)
+                self._fetch_resumed(job, job.resume_from, report_file)
             if job.answers is not None:
-                self._fetch(self._below(job.answers), on_file)
-            if _judged(job):
+                self._fetch(self._relative_key(job.answers), report_file)
+            if _uses_judge(job):
                 self._replies.pull()
             if caches is not None:
-                for one in caches.passes:
-                    self._fetch_store(one.key, one.identity, on_file)
-                caches = replace(caches, cache=self._kept / CACHE)
-            if part is not None:
-                for one in part.passes:
-                    partial = partial_folder(store_folder(Path(CACHE), one.key))
-                    self._fetch(partial.as_posix(), on_file, weights=True)
-                part = replace(part, cache=self.here / CACHE)
+                for spec in caches.passes:
+                    self._fetch_cache(spec.key, spec.identity, report_file)
+                caches = replace(caches, cache=self._node_folder / CACHE_KEY)
+            if shard is not None:
+                for spec in shard.passes:
+                    partial = partial_folder(store_folder(Path(CACHE_KEY), spec.key))
+                    self._fetch(partial.as_posix(), report_file, weights=True)
+                shard = replace(shard, cache=self.root / CACHE_KEY)
         return replace(
             job,
             folder=self.folder,
-            trained_model=None if job.trained_model is None else self.moved(job.trained_model),
-            resume_from=None if job.resume_from is None else self.moved(job.resume_from),
-            earlier=tuple(self.moved(folder) for folder in job.earlier),
-            answers=None if job.answers is None else self.moved(job.answers),
-            places=replace(job.places, judge_cache=self._replies.folder),
+            trained_model=None if job.trained_model is None else self.local_path(job.trained_model),
+            resume_from=None if job.resume_from is None else self.local_path(job.resume_from),
+            earlier_attempts=tuple(self.local_path(folder) for folder in job.earlier_attempts),
+            answers=None if job.answers is None else self.local_path(job.answers),
+            data_paths=replace(job.data_paths, judge_cache=self._replies.folder),
             caches=caches,
-            shard=part,
-            share=self.share,
+            shard=shard,
+            share_files=self.share_model,
         )
 
-    def share(self) -> None:
+    def share_model(self) -> None:
         """Copy the model that the first worker saved to the machines of all workers.
 
         This is a collective call of all workers.
@@ -171,17 +173,17 @@ class StagedWorkspace:
             StorageError: it cannot be copied.
         """
         workers = current_workers()
-        if workers.first:
+        if workers.is_main:
             self.uploader.copy()
-        workers.wait()
+        workers.barrier()
         if not (self.folder / TRAINED).exists():
-            with _locked(_beside(self.here, ".bring")), self.uploader.waiting():
-                key = self._below(self.folder, self.here)
+            with _lock_file(_sibling(self.root, ".bring")), self.uploader.pause():
+                key = self._relative_key(self.folder, self.root)
                 self._fetch(f"{key}/{MODEL}", weights=True)
                 self._remote.get(f"{key}/{TRAINED}", self.folder / TRAINED)
-        workers.wait()
+        workers.barrier()
 
-    def drop_what_is_past(self) -> None:
+    def remove_obsolete_files(self) -> None:
         """Remove earlier attempts' files from the storage if this one has the trained model.
 
         Raises:
@@ -189,81 +191,85 @@ class StagedWorkspace:
         """
         if not ((self.folder / TRAINED).exists() and (self.folder / MODEL).is_dir()):
             return
-        for key in self._past:
+        for key in self._obsolete_keys:
             self._remote.remove_all(key)
         if (self.folder / ROUNDS).is_dir():  # they were reused
-            for earlier in self._earlier:
+            for earlier in self._earlier_keys:
                 self._remote.remove_all(f"{earlier}/{ROUNDS}")
         trained = read_trained(self.folder)
         if trained is not None and trained.picked:  # the other checkpoints that it was picked from
-            own = self._below(self.folder, self.here)
-            self._remote.remove_all(f"{own}/{KEPT}")
-            for point in trained.picked["points"]:
-                self._remote.remove_all(f"{own}/{MODEL}/{step_name(point['step'])}")
+            own_key = self._relative_key(self.folder, self.root)
+            self._remote.remove_all(f"{own_key}/{KEPT}")
+            for checkpoint in trained.picked["points"]:
+                self._remote.remove_all(f"{own_key}/{MODEL}/{step_name(checkpoint['step'])}")
 
-    def _below(self, path: Path, root: Path | None = None) -> str:
+    def _relative_key(self, path: Path, root: Path | None = None) -> str:
         return path.absolute().relative_to(root or self._workdir).as_posix()
 
     def _fetch(
-        self, key: str, on_file: OnFile = lambda done, total: None, *, weights: bool = False
+        self, key: str, on_file: FileCallback = lambda done, total: None, *, weights: bool = False
     ) -> None:
-        fetch_folder(self._remote, self.here, key, weights=weights, on_file=on_file)
+        fetch_folder(self._remote, self.root, key, weights=weights, on_file=on_file)
 
-    def _fetch_resumed(self, job: Job, folder: Path, on_file: OnFile) -> None:
+    def _fetch_resumed(self, job: Job, folder: Path, on_file: FileCallback) -> None:
         """Copy what a training resumes from: a trained model, else the newest whole checkpoint."""
-        key = self._below(folder)
+        key = self._relative_key(folder)
         self._fetch(key, on_file)
-        if (self.moved(folder) / TRAINED).exists() and (self.moved(folder) / MODEL).is_dir():
+        if (self.local_path(folder) / TRAINED).exists() and (
+            self.local_path(folder) / MODEL
+        ).is_dir():
             self._fetch(f"{key}/{MODEL}", on_file, weights=True)
-            self._past.add(f"{key}/{MODEL}")
+            self._obsolete_keys.add(f"{key}/{MODEL}")
             return
-        for attempt in dict.fromkeys([folder, *job.earlier]):
+        for attempt in dict.fromkeys([folder, *job.earlier_attempts]):
             if job.config.training.score_at:
-                self._fetch(f"{self._below(attempt)}/{KEPT}", on_file, weights=True)
-        for attempt in dict.fromkeys([folder, *job.earlier]):
-            for checkpoint in sorted((self.moved(attempt) / CHECKPOINTS).glob("step-*"))[::-1]:
-                self._fetch(self._below(checkpoint, self.here), on_file, weights=True)
+                self._fetch(f"{self._relative_key(attempt)}/{KEPT}", on_file, weights=True)
+        for attempt in dict.fromkeys([folder, *job.earlier_attempts]):
+            for checkpoint in sorted((self.local_path(attempt) / CHECKPOINTS).glob("step-*"))[::-1]:
+                self._fetch(self._relative_key(checkpoint, self.root), on_file, weights=True)
                 if checkpoint_problem(checkpoint, job.config) is None:
                     return
 
-    def _fetch_store(self, key: str, identity: Mapping[str, Any], on_file: OnFile) -> None:
+    def _fetch_cache(self, key: str, identity: Mapping[str, Any], on_file: FileCallback) -> None:
         """Copy a cache to this machine, once. If it is broken, the job reports it."""
-        folder = store_folder(self._kept / CACHE, key)
+        folder = store_folder(self._node_folder / CACHE_KEY, key)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(_beside(folder, ".lock")):
+        with _lock_file(_sibling(folder, ".lock")):
             with contextlib.suppress(BrokenStoreError):
                 verify(folder, identity)
                 return
             remove(folder)
-            coming = folder.with_name(f".{folder.name}.coming")
+            partial = folder.with_name(f".{folder.name}.coming")
             with contextlib.suppress(FileNotFoundError):  # removed from the storage meanwhile
-                sizes = self._remote.sizes(f"{CACHE}/{folder.name}")
-                for done, (each, size) in enumerate(sizes.items(), start=1):
-                    file = coming / each.rpartition("/")[2]
+                sizes = self._remote.sizes(f"{CACHE_KEY}/{folder.name}")
+                for done, (file_key, size) in enumerate(sizes.items(), start=1):
+                    file = partial / file_key.rpartition("/")[2]
                     if not file.exists() or file.stat().st_size != size:  # else of an earlier try
-                        self._remote.get(each, file)
+                        self._remote.get(file_key, file)
                     on_file(done, len(sizes))
-                coming.replace(folder)
+                partial.replace(folder)
                 with contextlib.suppress(BrokenStoreError):
                     verify(folder, identity)
                     return
                 remove(folder)  # the next job copies it again
 
 
-def _judged(job: Job) -> bool:
+def _uses_judge(job: Job) -> bool:
     """Return whether a job may use a judge: in scoring, during training, or for its pairs."""
     config = job.config
-    judged = {
+    judged_sides = {
         side for side, benchmark in list_sides(config.benchmarks) if benchmark.judge is not None
     }
-    if job.scores:
-        return bool(judged)
-    along = bool(config.training.score_at) and "select" in judged
-    return job.trains and (along or (config.pairs.rounds > 0 and config.pairs.judge is not None))
+    if job.is_scoring:
+        return bool(judged_sides)
+    judges_in_training = bool(config.training.score_at) and "select" in judged_sides
+    return job.is_training and (
+        judges_in_training or (config.pairs.rounds > 0 and config.pairs.judge is not None)
+    )
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock_file(path: Path) -> Iterator[None]:
     """Hold a file's lock, which is released when the process ends, however it does."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -271,13 +277,13 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _tried(path: Path) -> Iterator[bool]:
+def _try_lock_file(path: Path) -> Iterator[bool]:
     """Try to lock a file without waiting, and yield whether it succeeded."""
     with path.open("a") as file:
-        yield _lock_at_once(file)
+        yield _try_flock(file)
 
 
-def _lock_at_once(file: IO[str]) -> bool:
+def _try_flock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -285,16 +291,16 @@ def _lock_at_once(file: IO[str]) -> bool:
     return True
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def _sibling(folder: Path, suffix: str) -> Path:
     return folder.with_name(f"{folder.name}{suffix}")
 
 
-def _remove_dead(jobs: Path) -> None:
+def _remove_dead_workspaces(jobs: Path) -> None:
     """Remove the files on this machine of jobs whose processes are gone."""
     for lock in jobs.glob("*.lock"):
         with lock.open("a") as file:
-            if _lock_at_once(file):
+            if _try_flock(file):
                 job = lock.with_suffix("")
                 shutil.rmtree(job, ignore_errors=True)
-                for beside in (_beside(job, ".first"), _beside(job, ".bring"), lock):
-                    beside.unlink(missing_ok=True)
+                for lock_file in (_sibling(job, ".first"), _sibling(job, ".bring"), lock):
+                    lock_file.unlink(missing_ok=True)

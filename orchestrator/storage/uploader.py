@@ -18,10 +18,10 @@ from types import TracebackType
 from chip_core.reference_cache.folder import MANIFEST
 from chip_core.results import CHECKPOINTS, MODEL, RESULT, TRAINED
 from chip_core.utils.errors import StorageError
-from orchestrator.storage.remote import Remote
+from orchestrator.storage.remote import RemoteStorage
 
 #: Seconds between two uploads.
-EVERY = 2.0
+UPLOAD_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ class Uploader:
 
     def __init__(
         self,
-        remote: Remote,
+        remote: RemoteStorage,
         folders: Sequence[Path],
         root: Path,
         *,
-        asked: Sequence[Path] = (),
-        also: Callable[[bool], None] = lambda last: None,
-        every: float = EVERY,
+        incoming: Sequence[Path] = (),
+        on_copy: Callable[[bool], None] = lambda last: None,
+        interval: float = UPLOAD_SECONDS,
     ) -> None:
         """Create an uploader that is not started yet.
 
@@ -47,18 +47,20 @@ class Uploader:
             remote: the storage.
             folders: folders to copy, below `root`.
             root: a file's key in the storage is its path below it.
-            asked: files that the driver writes to the storage and that are copied here.
-            also: saves anything else after each copy; called with whether it is the last time.
-            every: seconds between two copies.
+            incoming: files that the driver writes to the storage and that are copied here.
+            on_copy: saves anything else after each copy; called with whether it is the last time.
+            interval: seconds between two copies.
         """
-        self._remote, self._folders, self._root, self._every = remote, folders, root, every
-        self._asked, self._also = tuple(asked), also
-        self._there: dict[str, FileStamp] = {}
-        self._turn = threading.Lock()
-        self._end = threading.Event()
+        self._remote, self._folders, self._root, self._interval = remote, folders, root, interval
+        self._incoming, self._on_copy = tuple(incoming), on_copy
+        self._uploaded: dict[str, FileStamp] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._threads = [
-            threading.Thread(target=self._again, args=(do,), name="storage", daemon=True)
-            for do in (self.copy, self._fetch_asked)
+            threading.Thread(
+                target=self._run_repeatedly, args=(operation,), name="storage", daemon=True
+            )
+            for operation in (self.copy, self._fetch_incoming)
         ]
 
     def __enter__(self) -> Uploader:
@@ -77,103 +79,103 @@ class Uploader:
         Raises:
             StorageError: it cannot be written.
         """
-        self._end.set()
+        self._stopped.set()
         for thread in self._threads:
             thread.join()
-        self.copy(last=True)
+        self.copy(is_last=True)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Pause copying, and never copy files created meanwhile, which are from the storage."""
-        with self._turn:
-            before = set(self._files() or ())
+        with self._lock:
+            previous_keys = set(self._files_to_copy() or ())
             yield
-            for key, path in (self._files() or {}).items():
-                if key not in before:
-                    self._there[key] = _mark(path)
+            for key, path in (self._files_to_copy() or {}).items():
+                if key not in previous_keys:
+                    self._uploaded[key] = _file_stamp(path)
 
-    def copy(self, *, last: bool = False) -> None:
+    def copy(self, *, is_last: bool = False) -> None:
         """Copy new and changed files since the last call, and remove deleted ones.
 
         Args:
-            last: whether this is the last call.
+            is_last: whether this is the last call.
 
         Raises:
             StorageError: the storage cannot be written.
         """
-        with self._turn:
-            found = self._files()
-            if found is not None:
-                self._copy(found)
-            self._also(last)
+        with self._lock:
+            files = self._files_to_copy()
+            if files is not None:
+                self._upload_changes(files)
+            self._on_copy(is_last)
 
-    def _copy(self, found: dict[str, Path]) -> None:
-        for key, path in sorted(found.items(), key=lambda item: _place(item[1])):
+    def _upload_changes(self, files: dict[str, Path]) -> None:
+        for key, path in sorted(files.items(), key=lambda item: _copy_order(item[1])):
             try:
-                mark = _mark(path)
-                if self._there.get(key) != mark:
+                stamp = _file_stamp(path)
+                if self._uploaded.get(key) != stamp:
                     self._remote.put(path, key)
-                    self._there[key] = mark
+                    self._uploaded[key] = stamp
             except FileNotFoundError:
                 continue  # removed meanwhile, such as an old checkpoint
-        gone = [key for key in self._there if key not in found]
-        self._remote.remove(gone)
-        for key in gone:
-            del self._there[key]
+        removed_keys = [key for key in self._uploaded if key not in files]
+        self._remote.remove(removed_keys)
+        for key in removed_keys:
+            del self._uploaded[key]
 
-    def _fetch_asked(self) -> None:
+    def _fetch_incoming(self) -> None:
         """Fetch the files that the driver writes."""
-        wanted = {self._key(path): path for path in self._asked if not path.exists()}
-        for key, content in self._remote.read(wanted).items():
-            wanted[key].write_bytes(content)
+        missing_paths = {self._key(path): path for path in self._incoming if not path.exists()}
+        for key, content in self._remote.read(missing_paths).items():
+            missing_paths[key].write_bytes(content)
 
-    def _again(self, do: Callable[[], None]) -> None:
-        while not self._end.wait(self._every):
+    def _run_repeatedly(self, operation: Callable[[], None]) -> None:
+        while not self._stopped.wait(self._interval):
             try:
-                do()
+                operation()
             except (StorageError, OSError) as error:  # the last copy tries again
                 _log.warning("%s", error)
 
-    def _files(self) -> dict[str, Path] | None:
+    def _files_to_copy(self) -> dict[str, Path] | None:
         """Return the files to copy by key: complete files and files that only grow.
 
         None if a training is just ending: at that moment its model is completed and its
         checkpoints are deleted, so that a list may lack both.
         """
-        apart = set(self._asked)
-        found = {}
+        excluded = set(self._incoming)
+        files = {}
         for folder in self._folders:
-            trained = (folder / TRAINED).exists()
+            was_trained = (folder / TRAINED).exists()
             for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
                 parts = path.relative_to(folder).parts
-                hidden = any(part.startswith(".") for part in parts)
-                half = parts[0] == MODEL and not trained
-                if not (hidden or half or path in apart) and path.is_file():
-                    found[self._key(path)] = path
-            if (folder / TRAINED).exists() != trained:
+                is_hidden = any(part.startswith(".") for part in parts)
+                is_incomplete = parts[0] == MODEL and not was_trained
+                if not (is_hidden or is_incomplete or path in excluded) and path.is_file():
+                    files[self._key(path)] = path
+            if (folder / TRAINED).exists() != was_trained:
                 return None
-        return found
+        return files
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
 
 
-def _mark(path: Path) -> FileStamp:
+def _file_stamp(path: Path) -> FileStamp:
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
-def _place(path: Path) -> tuple[int, int, int, str]:
+def _copy_order(path: Path) -> tuple[int, int, int, str]:
     """Sort key for the order in which files are copied.
 
     Of the checkpoints, the newest is first, its manifest right after it.
     """
-    says_whole = path.name == MANIFEST or path.name.endswith(".note.json")
+    is_marker = path.name == MANIFEST or path.name.endswith(".note.json")
     if path.name == RESULT:
         return 4, 0, 0, path.name
     if path.name == TRAINED:
         return 3, 0, 0, path.name
     if CHECKPOINTS in path.parts:
         step = path.parts[path.parts.index(CHECKPOINTS) + 1].rpartition("-")[2]
-        return 1, -int(step) if step.isdigit() else 0, int(says_whole), str(path)
-    return (2 if says_whole or MODEL in path.parts else 0), 0, int(says_whole), str(path)
+        return 1, -int(step) if step.isdigit() else 0, int(is_marker), str(path)
+    return (2 if is_marker or MODEL in path.parts else 0), 0, int(is_marker), str(path)

@@ -9,17 +9,17 @@ from functools import cached_property
 from typing import Any
 
 from chip_core.utils.errors import printable
-from chip_core.utils.registry import suggestion
-from orchestrator.study.metrics import Wrong
-from orchestrator.study.model import Cell, Design, Factor, Pattern, Study, level_text, matches
+from chip_core.utils.registry import suggest
+from orchestrator.study.metrics import ProblemReporter
+from orchestrator.study.model import Cell, Design, Factor, Pattern, Study, format_level, matches
 from orchestrator.study.schema import StudyFile
 
 #: More cells than this are a mistake, and would fill the memory before it is reported.
-LARGEST = 200_000
+MAX_CELLS = 200_000
 
 
 class TooManyCellsError(Exception):
-    """The factors give more than `LARGEST` cells."""
+    """The factors give more than `MAX_CELLS` cells."""
 
 
 class CircularConditionError(Exception):
@@ -41,89 +41,93 @@ class Grid:
         }
 
     @cached_property
-    def order(self) -> tuple[str, ...]:
+    def dependency_order(self) -> tuple[str, ...]:
         """The factors, each after the ones that decide whether it applies.
 
         Raises:
             CircularConditionError: there is no such order; names the factors in the circle.
         """
-        left, placed = list(self.levels), []
-        while left:
-            ready = [name for name in left if not self._deciding(name) & set(left)]
+        remaining, ordered = list(self.levels), []
+        while remaining:
+            ready = [
+                name for name in remaining if not self._condition_factors(name) & set(remaining)
+            ]
             if not ready:
-                raise CircularConditionError(", ".join(left))
-            placed.append(ready[0])  # one at a time, to keep the file's order where possible
-            left.remove(ready[0])
-        return tuple(placed)
+                raise CircularConditionError(", ".join(remaining))
+            ordered.append(ready[0])  # one at a time, to keep the file's order where possible
+            remaining.remove(ready[0])
+        return tuple(ordered)
 
     def applies(self, name: str, cell: Mapping[str, str]) -> bool:
         """Return whether a factor applies in a cell that has the factors that decide it."""
         conditions = self.when.get(name)
         return conditions is None or any(matches(pattern, cell) for pattern in conditions)
 
-    def expand(self, chosen: Mapping[str, Sequence[str]] | None = None) -> list[Cell]:
+    def expand(self, levels_by_factor: Mapping[str, Sequence[str]] | None = None) -> list[Cell]:
         """Return every cell of the grid, or of a part of it, in the file's order.
 
         Args:
-            chosen: factor -> the levels to use; factors that are not named use all of theirs.
+            levels_by_factor: the levels to use; factors that are not named use all of theirs.
 
         Raises:
-            TooManyCellsError: there are more than `LARGEST`.
+            TooManyCellsError: there are more than `MAX_CELLS`.
         """
         cells: list[Cell] = [{}]
-        for name in self.order:
-            levels = (chosen or {}).get(name, self.levels[name])
+        for name in self.dependency_order:
+            levels = (levels_by_factor or {}).get(name, self.levels[name])
             conditional = name in self.when
-            grown = (
-                larger
+            expanded = (
+                new_cell
                 for cell in cells
-                for larger in (
+                for new_cell in (
                     [cell]
                     if conditional and not self.applies(name, cell)
                     else [{**cell, name: level} for level in levels]
                 )
             )
-            cells = list(itertools.islice(grown, LARGEST + 1))
-            if len(cells) > LARGEST:
+            cells = list(itertools.islice(expanded, MAX_CELLS + 1))
+            if len(cells) > MAX_CELLS:
                 raise TooManyCellsError
-        return cells if self.order == tuple(self.levels) else self._in_file_order(cells)
+        return cells if self.dependency_order == tuple(self.levels) else self._sort_cells(cells)
 
-    def misfits(self, given: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    def find_mismatches(self, levels_by_factor: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
         """Yield (factor, surplus) for each factor that a mapping lacks or has without applying.
 
         A mapping without any is a cell.
 
         Args:
-            given: factor -> level.
+            levels_by_factor: factor -> level.
         """
         cell: dict[str, str] = {}
-        for name in self.order:
+        for name in self.dependency_order:
             if not self.applies(name, cell):
-                if name in given:
+                if name in levels_by_factor:
                     yield name, True
-            elif name in given:
-                cell[name] = given[name]
+            elif name in levels_by_factor:
+                cell[name] = levels_by_factor[name]
             else:
                 yield name, False
 
-    def in_order(self, cell: Mapping[str, str]) -> Cell:
+    def sort_factors(self, cell: Mapping[str, str]) -> Cell:
         """Return a cell with its factors in the file's order."""
         return {name: cell[name] for name in self.levels if name in cell}
 
-    def _deciding(self, name: str) -> set[str]:
+    def _condition_factors(self, name: str) -> set[str]:
         return {factor for pattern in self.when.get(name, ()) for factor in pattern}
 
-    def _in_file_order(self, cells: list[Cell]) -> list[Cell]:
-        place = {
+    def _sort_cells(self, cells: list[Cell]) -> list[Cell]:
+        level_index = {
             (name, level): number
             for name, levels in self.levels.items()
             for number, level in enumerate(levels)
         }
         names = list(self.levels)
-        ordered = [self.in_order(cell) for cell in cells]
+        ordered = [self.sort_factors(cell) for cell in cells]
         return sorted(
             ordered,
-            key=lambda cell: [place[name, cell[name]] if name in cell else -1 for name in names],
+            key=lambda cell: [
+                level_index[name, cell[name]] if name in cell else -1 for name in names
+            ],
         )
 
 
@@ -133,8 +137,8 @@ def first_cell(grid: Grid, design: Design) -> Cell:
     It has the first level of each factor, or the last under `leave_one_out`, which starts from the
     whole.
     """
-    last = design == "leave_one_out"
-    return grid.expand({name: levels[-1:] if last else levels[:1]
+    takes_last = design == "leave_one_out"
+    return grid.expand({name: levels[-1:] if takes_last else levels[:1]
                         for name, levels in grid.levels.items()})[0]  # fmt: skip
 
 
@@ -148,32 +152,38 @@ def design_cells(grid: Grid, design: Design, baseline: Cell) -> list[Cell]:
     """
     if design == "grid":
         return grid.expand()
-    parts = [[baseline]]
+    cell_groups = [[baseline]]
     for name, level in baseline.items():
         levels = grid.levels[name]
-        others = levels[:1] if design == "leave_one_out" else levels
+        alternatives = levels[:1] if design == "leave_one_out" else levels
         fixed = {factor: [kept] for factor, kept in baseline.items()}
-        parts += [grid.expand({**fixed, name: [other]}) for other in others if other != level]
-    return _each_once(itertools.chain.from_iterable(parts))
+        cell_groups += [
+            grid.expand({**fixed, name: [alternative]})
+            for alternative in alternatives
+            if alternative != level
+        ]
+    return _deduplicate(itertools.chain.from_iterable(cell_groups))
 
 
-def layout_notes(study: Study) -> Iterator[str]:
+def iter_layout_notes(study: Study) -> Iterator[str]:
     """Yield notes on the design, the cells left out, the conditional factors and the placebo."""
     if study.design != "grid":
-        around = ", ".join(f"{factor} = {level}" for factor, level in study.baseline.items())
-        made = {
-            "one_at_a_time": f"{around}, and each cell that differs from it in one factor",
-            "leave_one_out": f"{around}, and each factor put back to its first level in turn",
+        baseline_text = ", ".join(f"{factor} = {level}" for factor, level in study.baseline.items())
+        description = {
+            "one_at_a_time": f"{baseline_text}, and each cell that differs from it in one factor",
+            "leave_one_out": (
+                f"{baseline_text}, and each factor put back to its first level in turn"
+            ),
             "cells": "the cells that the file lists",
         }[study.design]
-        yield f"design {study.design}: {made}"
-    if study.left_out:
-        cells = "1 cell" if study.left_out == 1 else f"{study.left_out} cells"
+        yield f"design {study.design}: {description}"
+    if study.excluded_count:
+        cells = "1 cell" if study.excluded_count == 1 else f"{study.excluded_count} cells"
         yield f"left out by include and exclude: {cells}"
     for name, patterns in study.when.items():
-        without = sum(name not in cell for cell in study.cells)
-        cells = "1 cell goes" if without == 1 else f"{without} cells go"
-        yield f"{name} applies only where {condition_text(patterns)}: {cells} without it"
+        missing_count = sum(name not in cell for cell in study.cells)
+        cells = "1 cell goes" if missing_count == 1 else f"{missing_count} cells go"
+        yield f"{name} applies only where {format_condition(patterns)}: {cells} without it"
     if study.placebo:
         yield (
             "placebo: the baseline's configuration with seeds of its own "
@@ -181,7 +191,7 @@ def layout_notes(study: Study) -> Iterator[str]:
         )
 
 
-def condition_text(patterns: Sequence[Pattern]) -> str:
+def format_condition(patterns: Sequence[Pattern]) -> str:
     """Return a condition in words, such as `objective = chip or hdpo`."""
     return ", or ".join(
         " and ".join(
@@ -191,7 +201,7 @@ def condition_text(patterns: Sequence[Pattern]) -> str:
     )
 
 
-def _each_once(cells: Iterator[Cell]) -> list[Cell]:
+def _deduplicate(cells: Iterator[Cell]) -> list[Cell]:
     return [dict(items) for items in dict.fromkeys(tuple(cell.items()) for cell in cells)]
 
 
@@ -199,85 +209,106 @@ def _each_once(cells: Iterator[Cell]) -> list[Cell]:
 class Layout:
     """The grid, patterns, cells and baseline that a study file defines."""
 
-    written: StudyFile
+    study_file: StudyFile
     grid: Grid
     include: tuple[Pattern, ...] = ()
     exclude: tuple[Pattern, ...] = ()
     cells: tuple[Cell, ...] = ()  # empty if there is a problem, which is reported
-    left_out: int = 0
+    excluded_count: int = 0
     baseline: Cell | None = None  # as `cells`
 
-    def cell(self, given: Mapping[str, Any], where: str, wrong: Wrong) -> Cell | None:
+    def find_cell(
+        self, raw_cell: Mapping[str, Any], key_path: str, report_problem: ProblemReporter
+    ) -> Cell | None:
         """Return the study's cell that a mapping names, or report a problem and return None."""
-        cell = _one_cell(given, self.grid, where, wrong)
+        cell = _parse_cell(raw_cell, self.grid, key_path, report_problem)
         if cell is None or not self.cells or cell in self.cells:
             return cell
         if any(matches(pattern, cell) for pattern in self.exclude):
-            wrong(where, "this cell is excluded: choose a cell of the grid")
+            report_problem(key_path, "this cell is excluded: choose a cell of the grid")
         elif self.include and not any(matches(pattern, cell) for pattern in self.include):
-            wrong(where, "no pattern of `include` has this cell: add one, or choose another cell")
+            report_problem(
+                key_path, "no pattern of `include` has this cell: add one, or choose another cell"
+            )
         else:
-            wrong(where, f"design {self.written.design} has no such cell: choose one that it has")
+            report_problem(
+                key_path,
+                f"design {self.study_file.design} has no such cell: choose one that it has",
+            )
         return None
 
 
-def parse_layout(written: StudyFile, factors: Sequence[Factor], wrong: Wrong) -> Layout:
-    """Return a study's cells and baseline, and report problems with them to `wrong`."""
-    told: list[str] = []
+def parse_layout(
+    study_file: StudyFile, factors: Sequence[Factor], report_problem: ProblemReporter
+) -> Layout:
+    """Return a study's cells and baseline, and report problems with them to `report_problem`."""
+    problem_keys: list[str] = []
 
-    def noted(key: str, what: str) -> None:
-        told.append(key)
-        wrong(key, what)
+    def note_problem(key: str, problem: str) -> None:
+        problem_keys.append(key)
+        report_problem(key, problem)
 
-    plain = Grid(factors=tuple(factors))
-    when = _when(written, plain, noted)
-    include = _take_patterns(written.include, "include", plain, noted)
-    exclude = _take_patterns(written.exclude, "exclude", plain, noted)
-    grid = Grid(factors=plain.factors, when=when)
-    layout = Layout(written=written, grid=grid, include=include, exclude=exclude)
-    if (written.design == "cells") != bool(written.cells):
-        noted("cells", "is a list of cells under `design: cells`, and not there under another")
+    unconditional_grid = Grid(factors=tuple(factors))
+    when = _parse_conditions(study_file, unconditional_grid, note_problem)
+    include = _parse_patterns(study_file.include, "include", unconditional_grid, note_problem)
+    exclude = _parse_patterns(study_file.exclude, "exclude", unconditional_grid, note_problem)
+    grid = Grid(factors=unconditional_grid.factors, when=when)
+    layout = Layout(study_file=study_file, grid=grid, include=include, exclude=exclude)
+    if (study_file.design == "cells") != bool(study_file.cells):
+        note_problem(
+            "cells", "is a list of cells under `design: cells`, and not there under another"
+        )
     try:
-        grid.order  # noqa: B018 - raises
-    except CircularConditionError as circle:
-        noted("when", f"{circle} apply only where one another do: break the circle")
-    if told or not all(grid.levels.values()) or not factors:
+        grid.dependency_order  # noqa: B018 - raises
+    except CircularConditionError as error:
+        note_problem("when", f"{error} apply only where one another do: break the circle")
+    if problem_keys or not all(grid.levels.values()) or not factors:
         return layout
     try:
-        return _lay_out(layout, told, noted)
+        return _resolve_cells(layout, problem_keys, note_problem)
     except TooManyCellsError:
-        wrong("factors", f"come to more than {LARGEST:,} cells: take fewer levels, or a `design`")
+        report_problem(
+            "factors", f"come to more than {MAX_CELLS:,} cells: take fewer levels, or a `design`"
+        )
         return layout
 
 
-def _lay_out(layout: Layout, told: Sequence[str], wrong: Wrong) -> Layout:
-    """Return a layout with its cells. `told` grows with each problem reported to `wrong`."""
-    written, grid = layout.written, layout.grid
-    start = None
-    if written.baseline is not None:
-        start = _one_cell(written.baseline, grid, "baseline", wrong)
-    elif written.design != "cells":
-        start = first_cell(grid, written.design)
-    if start is not None and written.design == "leave_one_out":
-        _check_whole(start, grid, wrong)
-    designed = _listed(written.cells, grid, wrong) if written.design == "cells" else []
-    if told:
+def _resolve_cells(
+    layout: Layout, problem_keys: Sequence[str], report_problem: ProblemReporter
+) -> Layout:
+    """Return a layout with its cells. `problem_keys` grows with each problem reported."""
+    study_file, grid = layout.study_file, layout.grid
+    start_cell = None
+    if study_file.baseline is not None:
+        start_cell = _parse_cell(study_file.baseline, grid, "baseline", report_problem)
+    elif study_file.design != "cells":
+        start_cell = first_cell(grid, study_file.design)
+    if start_cell is not None and study_file.design == "leave_one_out":
+        _check_baseline_levels(start_cell, grid, report_problem)
+    designed_cells = (
+        _parse_cells(study_file.cells, grid, report_problem) if study_file.design == "cells" else []
+    )
+    if problem_keys:
         return layout
-    if start is not None and written.design != "cells":
-        designed = design_cells(grid, written.design, start)
-    _check_all_apply(grid, designed, wrong)
-    kept = tuple(cell for cell in designed if _is_kept(cell, layout))
-    _check_something_left(layout, designed, kept, wrong)
-    layout = replace(layout, cells=kept, left_out=len(designed) - len(kept))
-    baseline = kept[0] if kept else None
-    if kept and start is not None and (written.baseline is not None or _starts(written)):
-        baseline = layout.cell(start, "baseline", wrong)
+    if start_cell is not None and study_file.design != "cells":
+        designed_cells = design_cells(grid, study_file.design, start_cell)
+    _check_factors_used(grid, designed_cells, report_problem)
+    kept_cells = tuple(cell for cell in designed_cells if _is_kept(cell, layout))
+    _check_cells_left(layout, designed_cells, kept_cells, report_problem)
+    layout = replace(layout, cells=kept_cells, excluded_count=len(designed_cells) - len(kept_cells))
+    baseline = kept_cells[0] if kept_cells else None
+    if (
+        kept_cells
+        and start_cell is not None
+        and (study_file.baseline is not None or _varies_baseline(study_file))
+    ):
+        baseline = layout.find_cell(start_cell, "baseline", report_problem)
     return replace(layout, baseline=baseline)
 
 
-def _starts(written: StudyFile) -> bool:
+def _varies_baseline(study_file: StudyFile) -> bool:
     """Return whether a design varies its baseline."""
-    return written.design in ("one_at_a_time", "leave_one_out")
+    return study_file.design in ("one_at_a_time", "leave_one_out")
 
 
 def _is_kept(cell: Cell, layout: Layout) -> bool:
@@ -286,139 +317,169 @@ def _is_kept(cell: Cell, layout: Layout) -> bool:
     return not any(matches(pattern, cell) for pattern in layout.exclude)
 
 
-def _when(written: StudyFile, grid: Grid, wrong: Wrong) -> dict[str, tuple[Pattern, ...]]:
+def _parse_conditions(
+    study_file: StudyFile, grid: Grid, report_problem: ProblemReporter
+) -> dict[str, tuple[Pattern, ...]]:
     """Return the patterns under which each conditional factor applies."""
-    found = {}
-    for name, given in written.when.items():
-        where = f"when.{name}"
+    conditions = {}
+    for name, raw_patterns in study_file.when.items():
+        key_path = f"when.{name}"
         if name not in grid.levels:
-            wrong(where, f"unknown factor: {suggestion(name, grid.levels)}")
+            report_problem(key_path, f"unknown factor: {suggest(name, grid.levels)}")
             continue
-        if isinstance(given, list):
-            patterns = _take_patterns(given, where, grid, wrong)
+        if isinstance(raw_patterns, list):
+            patterns = _parse_patterns(raw_patterns, key_path, grid, report_problem)
         else:
-            patterns = _take_patterns([given], where, grid, wrong, several=False)
+            patterns = _parse_patterns(
+                [raw_patterns], key_path, grid, report_problem, is_list=False
+            )
         if any(name in pattern for pattern in patterns):
-            wrong(where, "a factor cannot decide whether it applies itself: name another")
+            report_problem(
+                key_path, "a factor cannot decide whether it applies itself: name another"
+            )
         elif patterns:
-            found[name] = patterns
-    return found
+            conditions[name] = patterns
+    return conditions
 
 
-def _take_patterns(
-    given: Sequence[Mapping[str, Any]], where: str, grid: Grid, wrong: Wrong, several: bool = True
+def _parse_patterns(
+    raw_patterns: Sequence[Mapping[str, Any]],
+    key_path: str,
+    grid: Grid,
+    report_problem: ProblemReporter,
+    is_list: bool = True,
 ) -> tuple[Pattern, ...]:
     """Parse a list of patterns, and leave out those without a known factor and level."""
-    found = []
-    for place, entry in enumerate(given):
-        key = f"{where}[{place}]" if several else where
+    patterns = []
+    for index, entry in enumerate(raw_patterns):
+        key = f"{key_path}[{index}]" if is_list else key_path
         if not entry:
-            wrong(key, "names no factor: name one and its levels")
+            report_problem(key, "names no factor: name one and its levels")
             continue
-        pattern = _pattern(entry, grid, key, wrong)
+        pattern = _parse_pattern(entry, grid, key, report_problem)
         if pattern:
-            found.append(pattern)
-    return tuple(found)
+            patterns.append(pattern)
+    return tuple(patterns)
 
 
-def _pattern(given: Mapping[str, Any], grid: Grid, where: str, wrong: Wrong) -> Pattern:
+def _parse_pattern(
+    raw_pattern: Mapping[str, Any], grid: Grid, key_path: str, report_problem: ProblemReporter
+) -> Pattern:
     """Parse a pattern: factor -> names of levels. Report unknown factors and levels."""
     pattern = {}
-    for name, value in given.items():
+    for name, value in raw_pattern.items():
         if name not in grid.levels:
-            wrong(f"{where}.{name}", f"unknown factor: {suggestion(name, grid.levels)}")
+            report_problem(f"{key_path}.{name}", f"unknown factor: {suggest(name, grid.levels)}")
             continue
-        labels = [level_text(entry) for entry in (value if isinstance(value, list) else [value])]
-        known = grid.levels[name]
-        unknown = [label for label in labels if known and label not in known]
-        for label in unknown:
-            wrong(
-                f"{where}.{name}", f"unknown level '{printable(label)}': {suggestion(label, known)}"
+        labels = [format_level(entry) for entry in (value if isinstance(value, list) else [value])]
+        known_levels = grid.levels[name]
+        unknown_labels = [label for label in labels if known_levels and label not in known_levels]
+        for label in unknown_labels:
+            report_problem(
+                f"{key_path}.{name}",
+                f"unknown level '{printable(label)}': {suggest(label, known_levels)}",
             )
-        if not unknown:
+        if not unknown_labels:
             pattern[name] = frozenset(labels)
     return pattern
 
 
-def _one_cell(given: Mapping[str, Any], grid: Grid, where: str, wrong: Wrong) -> Cell | None:
+def _parse_cell(
+    raw_cell: Mapping[str, Any], grid: Grid, key_path: str, report_problem: ProblemReporter
+) -> Cell | None:
     """Return the cell of the grid that a mapping names, or report a problem and return None."""
-    kind = "a baseline" if where == "baseline" else "an arm"
-    told: list[str] = []
+    kind = "a baseline" if key_path == "baseline" else "an arm"
+    problem_keys: list[str] = []
 
-    def noted(key: str, what: str) -> None:
-        told.append(key)
-        wrong(key, what)
+    def note_problem(key: str, what: str) -> None:
+        problem_keys.append(key)
+        report_problem(key, what)
 
-    pattern = _pattern(given, grid, where, noted)
+    pattern = _parse_pattern(raw_cell, grid, key_path, note_problem)
     for name, labels in pattern.items():
         if len(labels) != 1:
-            noted(f"{where}.{name}", f"names {len(labels)} levels: {kind} is one cell")
+            note_problem(f"{key_path}.{name}", f"names {len(labels)} levels: {kind} is one cell")
     for name in grid.levels:
-        if name not in given and name not in grid.when:
-            noted(where, f"names no level of '{name}': {kind} is one cell")
-    if told:
+        if name not in raw_cell and name not in grid.when:
+            note_problem(key_path, f"names no level of '{name}': {kind} is one cell")
+    if problem_keys:
         return None
     cell = {name: min(labels) for name, labels in pattern.items()}
-    _check_fits(cell, grid, where, noted, kind)
-    return None if told else grid.in_order(cell)
+    _check_applicability(cell, grid, key_path, note_problem, kind)
+    return None if problem_keys else grid.sort_factors(cell)
 
 
-def _check_fits(cell: Cell, grid: Grid, where: str, wrong: Wrong, kind: str) -> None:
-    for name, surplus in grid.misfits(cell):
+def _check_applicability(
+    cell: Cell, grid: Grid, key_path: str, report_problem: ProblemReporter, kind: str
+) -> None:
+    for name, surplus in grid.find_mismatches(cell):
         if surplus:
-            condition = condition_text(grid.when[name])
-            wrong(f"{where}.{name}", f"applies only where {condition}: leave it out here")
+            condition = format_condition(grid.when[name])
+            report_problem(
+                f"{key_path}.{name}", f"applies only where {condition}: leave it out here"
+            )
         else:
-            wrong(where, f"names no level of '{name}': {kind} is one cell")
+            report_problem(key_path, f"names no level of '{name}': {kind} is one cell")
 
 
-def _listed(given: Sequence[Mapping[str, Any]], grid: Grid, wrong: Wrong) -> list[Cell]:
+def _parse_cells(
+    raw_cells: Sequence[Mapping[str, Any]], grid: Grid, report_problem: ProblemReporter
+) -> list[Cell]:
     """Return the cells of `cells`. An entry with several levels gives every combination of them."""
-    found: list[Cell] = []
-    for place, entry in enumerate(given):
-        where = f"cells[{place}]"
-        pattern = _pattern(entry, grid, where, wrong)
+    cells: list[Cell] = []
+    for index, entry in enumerate(raw_cells):
+        key_path = f"cells[{index}]"
+        pattern = _parse_pattern(entry, grid, key_path, report_problem)
         if set(pattern) != set(entry):
             continue
         names = [name for name in grid.levels if name in pattern]
-        levels = [[one for one in grid.levels[name] if one in pattern[name]] for name in names]
+        levels = [
+            [level for level in grid.levels[name] if level in pattern[name]] for name in names
+        ]
         for combination in itertools.product(*levels):
             cell = dict(zip(names, combination, strict=True))
-            if any(grid.misfits(cell)):
-                _check_fits(cell, grid, where, wrong, "an entry")
+            if any(grid.find_mismatches(cell)):
+                _check_applicability(cell, grid, key_path, report_problem, "an entry")
                 break
-            if cell in found:
+            if cell in cells:
                 text = ", ".join(f"{name} = {level}" for name, level in cell.items())
-                wrong(where, f"the cell {text} stands twice: remove one")
-            found.append(cell)
-    return found
+                report_problem(key_path, f"the cell {text} stands twice: remove one")
+            cells.append(cell)
+    return cells
 
 
-def _check_all_apply(grid: Grid, cells: Sequence[Cell], wrong: Wrong) -> None:
-    used = {name for cell in cells for name in cell}
+def _check_factors_used(grid: Grid, cells: Sequence[Cell], report_problem: ProblemReporter) -> None:
+    used_factors = {name for cell in cells for name in cell}
     for name in grid.levels:
-        if cells and name not in used:
-            condition = condition_text(grid.when[name])
-            wrong(f"when.{name}", f"no cell of the study has {condition}: '{name}' never applies")
+        if cells and name not in used_factors:
+            condition = format_condition(grid.when[name])
+            report_problem(
+                f"when.{name}", f"no cell of the study has {condition}: '{name}' never applies"
+            )
 
 
-def _check_something_left(
-    layout: Layout, designed: Sequence[Cell], kept: Sequence[Cell], wrong: Wrong
+def _check_cells_left(
+    layout: Layout,
+    designed_cells: Sequence[Cell],
+    kept_cells: Sequence[Cell],
+    report_problem: ProblemReporter,
 ) -> None:
-    for place, pattern in enumerate(layout.include):
-        if designed and not any(matches(pattern, cell) for cell in designed):
-            wrong(f"include[{place}]", f"no cell has {condition_text([pattern])}: remove it")
-    if designed and not kept:
-        excluded = any(matches(pattern, designed[0]) for pattern in layout.exclude)
-        wrong("exclude" if excluded else "include", "leaves no cell: leave out less")
+    for index, pattern in enumerate(layout.include):
+        if designed_cells and not any(matches(pattern, cell) for cell in designed_cells):
+            report_problem(
+                f"include[{index}]", f"no cell has {format_condition([pattern])}: remove it"
+            )
+    if designed_cells and not kept_cells:
+        excluded = any(matches(pattern, designed_cells[0]) for pattern in layout.exclude)
+        report_problem("exclude" if excluded else "include", "leaves no cell: leave out less")
 
 
-def _check_whole(baseline: Cell, grid: Grid, wrong: Wrong) -> None:
+def _check_baseline_levels(baseline: Cell, grid: Grid, report_problem: ProblemReporter) -> None:
     """Check that the baseline does not have the level that leaves a factor out."""
     for name, level in baseline.items():
         if len(grid.levels[name]) > 1 and level == grid.levels[name][0]:
-            wrong(
+            report_problem(
                 f"baseline.{name}",
-                f"leave_one_out takes the first level, '{level}', for the factor left out, and "
-                "the baseline for the whole: put another level first",
+                f"leave_one_out takes the first level, '{level}', for the factor left out, and the "
+                "baseline for the whole: put another level first",
             )

@@ -39,7 +39,7 @@ class EarlyStopping(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _of_the_method(self) -> EarlyStopping:
+    def _check_method_options(self) -> EarlyStopping:
         if self.method == "median" and self.reduction_factor is not None:
             raise ValueError("reduction_factor is of asha: leave it out under median")
         if self.method == "asha" and self.min_trials is not None:
@@ -52,21 +52,21 @@ class EarlyStopping(BaseModel):
         return TRAINING_METRICS[self.metric]
 
     @property
-    def factor(self) -> float:
+    def effective_reduction_factor(self) -> float:
         """Reduction factor of asha: 1/factor of the trials continue."""
         return self.reduction_factor or 3.0
 
     @property
-    def others(self) -> int:
+    def effective_min_trials(self) -> int:
         """Minimum number of other trials that are as far, of median."""
         return self.min_trials or 3
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The rule in words. Equal rules have equal words."""
-        own = (
-            f"reduction factor {self.factor:g}"
+        parameter = (
+            f"reduction factor {self.effective_reduction_factor:g}"
             if self.method == "asha"
-            else f"{self.others} others at least"
+            else f"{self.effective_min_trials} others at least"
         )
-        return f"{self.method} on {self.metric}, grace {100 * self.grace:g} %, {own}"
+        return f"{self.method} on {self.metric}, grace {100 * self.grace:g} %, {parameter}"

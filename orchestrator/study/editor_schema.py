@@ -20,7 +20,7 @@ from pydantic_core import CoreSchema
 from chip_core.config.trial import LARGEST_SEED, TrialConfig
 
 #: Sections that the study file sets itself, so that no factor can.
-OWN = ("seed", "benchmarks", "evaluation")
+STUDY_SECTIONS = ("seed", "benchmarks", "evaluation")
 
 Seeds = Annotated[
     Any,
@@ -40,7 +40,7 @@ Seeds = Annotated[
 ]
 
 
-class AnyFactor:
+class FactorsSchema:
     """Adds each key that can be a factor, with its levels, to a JSON Schema.
 
     Any other factor has levels by name.
@@ -51,22 +51,22 @@ class AnyFactor:
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         """Return the schema of all factors instead of that of a mapping."""
-        return handler(_factors().__pydantic_core_schema__)
+        return handler(_factors_model().__pydantic_core_schema__)
 
 
-def dotted_keys(
+def iter_dotted_keys(
     model: type[BaseModel] = TrialConfig, prefix: str = ""
 ) -> Iterator[tuple[str, Any, str]]:
     """Yield (dotted key, type, description) of every key that can be a factor."""
     for name, field in model.model_fields.items():
-        if prefix or name not in OWN:
+        if prefix or name not in STUDY_SECTIONS:
             yield f"{prefix}{name}", field.annotation, field.description or ""
             kind = field.annotation
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from dotted_keys(kind, f"{prefix}{name}.")
+                yield from iter_dotted_keys(kind, f"{prefix}{name}.")
 
 
-class _Named(BaseModel):
+class _NamedLevels(BaseModel):
     """Levels by name, each a set of overrides."""
 
     model_config = ConfigDict(extra="allow", title="factors")
@@ -74,11 +74,11 @@ class _Named(BaseModel):
 
 
 @cache
-def _factors() -> type[BaseModel]:
+def _factors_model() -> type[BaseModel]:
     fields: dict[str, Any] = {}
-    for place, (key, kind, what) in enumerate(dotted_keys()):
+    for index, (key, kind, description) in enumerate(iter_dotted_keys()):
         levels = Annotated[list[kind], Field(min_length=1)]  # type: ignore[valid-type]
-        info: Any = Field(default=[], alias=key, title=key, description=what)
-        fields[f"key_{place}"] = (levels | dict[str, dict[str, Any]], info)
-    made: type[BaseModel] = create_model("Factors", __base__=_Named, **fields)
-    return made
+        info: Any = Field(default=[], alias=key, title=key, description=description)
+        fields[f"key_{index}"] = (levels | dict[str, dict[str, Any]], info)
+    model: type[BaseModel] = create_model("Factors", __base__=_NamedLevels, **fields)
+    return model

@@ -16,7 +16,7 @@ class Budget(BaseModel):
     price: float | None = Field(None, gt=0, allow_inf_nan=False, description="in your currency")
 
     @model_validator(mode="after")
-    def _bounds_something(self) -> Budget:
+    def _check_not_empty(self) -> Budget:
         if not self.bounds:
             raise ValueError("bounds nothing: give hours, cpu_hours, gpu_hours or price")
         return self
@@ -27,7 +27,7 @@ class Budget(BaseModel):
         return {name: value for name, value in self if value is not None}
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """For people: `hours 12, price 200`."""
         return ", ".join(f"{name} {value:g}" for name, value in self.bounds.items())
 
@@ -46,7 +46,7 @@ class Limits(BaseModel):
     max_failures: int | None = Field(None, ge=1, description="trials that have failed")
 
     @model_validator(mode="after")
-    def _limits_something(self) -> Limits:
+    def _check_not_empty(self) -> Limits:
         if not self.limits:
             raise ValueError("limits nothing: give max_hours, max_gpu_hours or max_failures")
         return self

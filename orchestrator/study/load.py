@@ -16,28 +16,28 @@ from pydantic import ValidationError
 import orchestrator
 from chip_core import data, recipes
 from chip_core.config.trial import LARGEST_SEED, BenchmarksConfig
-from chip_core.config.validation import key_problem, set_key, trial_config
+from chip_core.config.validation import key_problem, parse_trial_config, set_key
 from chip_core.models import loading
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import expand_path
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.design import parse_layout
 from orchestrator.study.metrics import (
     DeclaredFile,
-    Wrong,
-    benchmark_goals,
-    parse_declared,
+    ProblemReporter,
+    metric_goals,
+    parse_declared_metrics,
     parse_published,
 )
-from orchestrator.study.model import PLACEBO_SEEDS, Cell, Study, StudyChanges
-from orchestrator.study.schema import StudyFile, follows, read_written
+from orchestrator.study.model import PLACEBO_SEED_OFFSET, Cell, Study, StudyChanges
+from orchestrator.study.schema import StudyFile, is_consequence, read_study_file
 from orchestrator.study.search import parse_tune
 from orchestrator.study.validate import check_early_stopping, parse_factors
-from orchestrator.study.variant import merge_seeds, variant_name, variant_problems
+from orchestrator.study.variant import iter_variant_problems, merge_seeds, variant_name
 
-STUDIES = Path(orchestrator.__file__).parent.parent / "ablations"
-LARGEST_COUNT = 1000  # of seeds; a larger count is probably a seed
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+STUDIES_FOLDER = Path(orchestrator.__file__).parent.parent / "ablations"
+MAX_SEED_COUNT = 1000  # of seeds; a larger count is probably a seed
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def find_study(name: str) -> Path:
@@ -49,14 +49,16 @@ def find_study(name: str) -> Path:
     path = expand_path(name)
     if os.path.isfile(path):  # False, too, for a name that no file can have
         return path
-    shipped = {file.stem: file for file in STUDIES.glob("*.yaml")}
+    shipped = {file.stem: file for file in STUDIES_FOLDER.glob("*.yaml")}
     if name in shipped:
         return shipped[name]
     if path.parent == Path("ablations") and path.stem in shipped:
         return shipped[path.stem]  # the path in the README, from any folder
     if os.path.isdir(path):
-        raise ConfigError([f"{name}: is a folder: {recipes.files_in(path, 'study file')}"])
-    raise ConfigError([f"{name}: no such study file: {suggestion(name, shipped)}"])
+        raise ConfigError(
+            [f"{name}: is a folder: {recipes.suggest_yaml_files(path, 'study file')}"]
+        )
+    raise ConfigError([f"{name}: no such study file: {suggest(name, shipped)}"])
 
 
 def is_study(name: str) -> bool:
@@ -69,64 +71,78 @@ def is_study(name: str) -> bool:
 
 
 def load_study(
-    path: Path, changes: StudyChanges | None = None, *, elsewhere: bool = False
+    path: Path, changes: StudyChanges | None = None, *, is_remote: bool = False
 ) -> Study:
     """Load and check a study.
 
     Args:
         path: study file.
         changes: what the command line changes in it.
-        elsewhere: whether its model and data are on other machines, and are not checked here.
+        is_remote: whether its model and data are on other machines, and are not checked here.
 
     Raises:
         ConfigError: lists every problem as `file: key.path: problem, remedy`.
     """
     changes = changes or StudyChanges()
     source = str(path)
-    written, problems, broken = read_written(path)
-    of_shape = len(problems)
+    study_file, problems, invalid_keys = read_study_file(path)
+    schema_problem_count = len(problems)
 
-    def wrong(key: str, what: str) -> None:
-        problems.append(f"{source}: {key}: {what}")
+    def report_problem(key: str, problem: str) -> None:
+        problems.append(f"{source}: {key}: {problem}")
 
-    if not _NAME.fullmatch(written.study):
-        wrong("study", f"'{written.study}' is no name: use letters, digits, '-', '_' and '.'")
-    base = _base(written, changes, path, problems, elsewhere)
-    factors = parse_factors(written, base, source, problems, set_keys=tuple(changes.overrides))
-    seeds = _seeds(written, changes, wrong)
-    layout = parse_layout(written, factors, wrong)
-    problems.extend(variant_problems(changes, factors, layout.grid.when))
-    benchmarks, about = _benchmarks(written, base)
-    goals = benchmark_goals(benchmarks, wrong)
-    primary, secondary = parse_declared(about, written.secondary, goals, wrong)
+    if not _NAME_PATTERN.fullmatch(study_file.study):
+        report_problem(
+            "study", f"'{study_file.study}' is no name: use letters, digits, '-', '_' and '.'"
+        )
+    base_tree = _load_recipe(study_file, changes, path, problems, is_remote)
+    factors = parse_factors(
+        study_file, base_tree, source, problems, set_keys=tuple(changes.overrides)
+    )
+    seeds = _parse_seeds(study_file, changes, report_problem)
+    layout = parse_layout(study_file, factors, report_problem)
+    problems.extend(iter_variant_problems(changes, factors, layout.grid.when))
+    benchmarks, primary_entry = _select_benchmarks(study_file, base_tree)
+    goals = metric_goals(benchmarks, report_problem)
+    primary, secondary = parse_declared_metrics(
+        primary_entry, study_file.secondary, goals, report_problem
+    )
 
-    def cell(given: Mapping[str, Any], where: str) -> Cell | None:
-        return layout.cell(given, where, wrong)
+    def parse_cell(raw_cell: Mapping[str, Any], key_path: str) -> Cell | None:
+        return layout.find_cell(raw_cell, key_path, report_problem)
 
-    published = parse_published(written.published, cell, goals, wrong)
+    published = parse_published(study_file.published, parse_cell, goals, report_problem)
     tune = parse_tune(
-        written.tune,
+        study_file.tune,
         benchmarks=benchmarks,
         goals=goals,
         factors=factors,
         seeds=seeds,
-        base=base,
+        base_tree=base_tree,
         overrides=changes.overrides,
-        wrong=wrong,
+        report_problem=report_problem,
     )
     check_early_stopping(
-        written.early_stopping, factors, goals, tuned=written.tune is not None, wrong=wrong
+        study_file.early_stopping,
+        factors,
+        goals,
+        is_tuned=study_file.tune is not None,
+        report_problem=report_problem,
     )
     if problems:
-        others = [line for line in problems[of_shape:] if not follows(line, source, broken)]
-        raise ConfigError(dict.fromkeys([*problems[:of_shape], *others]))
+        other_problems = [
+            line
+            for line in problems[schema_problem_count:]
+            if not is_consequence(line, source, invalid_keys)
+        ]
+        raise ConfigError(dict.fromkeys([*problems[:schema_problem_count], *other_problems]))
     assert layout.baseline is not None, "what is wrong with a layout is told"
     return Study(
-        name=variant_name(written.study, changes),
-        question=written.question,
-        recipe=changes.recipe or written.recipe,
+        name=variant_name(study_file.study, changes),
+        question=study_file.question,
+        recipe=changes.recipe or study_file.recipe,
         source=source,
-        base=base,
+        base=base_tree,
         factors=factors,
         cells=layout.cells,
         seeds=seeds,
@@ -134,53 +150,53 @@ def load_study(
         benchmarks=benchmarks,
         primary=primary,
         secondary=secondary,
-        exploratory=written.exploratory,
+        exploratory=study_file.exploratory,
         published=published,
-        design=written.design,
+        design=study_file.design,
         when=layout.grid.when,
-        placebo=written.placebo,
-        left_out=layout.left_out,
+        placebo=study_file.placebo,
+        excluded_count=layout.excluded_count,
         tune=tune,
-        budget=written.budget,
-        limits=written.limits,
-        early_stopping=written.early_stopping,
+        budget=study_file.budget,
+        limits=study_file.limits,
+        early_stopping=study_file.early_stopping,
         changes=changes,
     )
 
 
-def _base(
-    written: StudyFile, changes: StudyChanges, path: Path, problems: list[str], elsewhere: bool
+def _load_recipe(
+    study_file: StudyFile, changes: StudyChanges, path: Path, problems: list[str], is_remote: bool
 ) -> dict[str, Any]:
     """Return the checked recipe as a tree, with the command line's overrides."""
-    name = changes.recipe or written.recipe
+    name = changes.recipe or study_file.recipe
     try:
-        file = recipes.find(name, None if changes.recipe else path.parent)
+        file = recipes.find_recipe(name, None if changes.recipe else path.parent)
         tree = recipes.read_yaml(file)
     except ConfigError as error:
-        where = "--recipe" if changes.recipe else f"{path}: recipe"
+        prefix = "--recipe" if changes.recipe else f"{path}: recipe"
         problems.extend(
             line
             if line.startswith(str(name)) and ":" in line[: len(str(name)) + 1]
-            else f"{where}: {line}"
+            else f"{prefix}: {line}"
             for line in error.problems
         )
         return {}
     try:
-        config = trial_config(tree, str(file))
+        config = parse_trial_config(tree, str(file))
     except ConfigError as error:
         problems.extend(error.problems)
         return {}
-    if written.evaluation is not None:
-        tree["evaluation"] = written.evaluation.model_dump(mode="json", exclude_unset=True)
+    if study_file.evaluation is not None:
+        tree["evaluation"] = study_file.evaluation.model_dump(mode="json", exclude_unset=True)
     for key, value in sorted(changes.overrides.items()):  # the order in the variant's name
         if key_problem(key) is None:
             set_key(tree, key, value)
     try:
-        config = trial_config(tree, "--set")
+        config = parse_trial_config(tree, "--set")
     except ConfigError as error:
         problems.extend(error.problems)
         return {}
-    if elsewhere:
+    if is_remote:
         return tree
     for key, problem in (
         ("model.path", loading.problem(config.model)),
@@ -189,60 +205,71 @@ def _base(
         ("training.label_rule", loading.label_rule_problem(config)),
     ):
         if problem is not None:
-            problems.append(f"{_origin(key, changes, file)}: {problem}")
+            problems.append(f"{_key_origin(key, changes, file)}: {problem}")
     return tree
 
 
-def _benchmarks(
-    written: StudyFile, base: Mapping[str, Any]
+def _select_benchmarks(
+    study_file: StudyFile, base_tree: Mapping[str, Any]
 ) -> tuple[BenchmarksConfig, DeclaredFile | None]:
     """Return the benchmarks and the primary metric of the study, or else of the recipe."""
-    own = written.benchmarks
+    study_benchmarks = study_file.benchmarks
     try:
-        found = own or BenchmarksConfig.model_validate(base.get("benchmarks") or {})
+        benchmarks = study_benchmarks or BenchmarksConfig.model_validate(
+            base_tree.get("benchmarks") or {}
+        )
     except ValidationError:  # reported when the recipe is checked
-        found = BenchmarksConfig()
-    about = written.primary
-    if about is None and found.primary is not None:
-        about = DeclaredFile(metric=found.primary)
-    return found.model_copy(update={"primary": None}), about
+        benchmarks = BenchmarksConfig()
+    primary = study_file.primary
+    if primary is None and benchmarks.primary is not None:
+        primary = DeclaredFile(metric=benchmarks.primary)
+    return benchmarks.model_copy(update={"primary": None}), primary
 
 
-def _origin(key: str, changes: StudyChanges, file: Path) -> str:
+def _key_origin(key: str, changes: StudyChanges, file: Path) -> str:
     """Return where a key's value comes from: `--set` if it sets its section, else the file."""
     section = key.split(".")[0]
-    given = any(name.split(".")[0] == section for name in changes.overrides)
-    return f"{'--set' if given else file}: {key}"
+    is_overridden = any(name.split(".")[0] == section for name in changes.overrides)
+    return f"{'--set' if is_overridden else file}: {key}"
 
 
-def _seeds(written: StudyFile, changes: StudyChanges, wrong: Wrong) -> tuple[int, ...]:
-    seeds = _checked_seeds(written.seeds, "seeds", wrong)
+def _parse_seeds(
+    study_file: StudyFile, changes: StudyChanges, report_problem: ProblemReporter
+) -> tuple[int, ...]:
+    seeds = _validate_seeds(study_file.seeds, "seeds", report_problem)
     if changes.seeds is not None and seeds:
-        given = _checked_seeds(list(changes.seeds), "seeds (from --seeds)", wrong)
-        seeds = tuple(merge_seeds(seeds, given))
-    if written.placebo and max(seeds, default=0) >= PLACEBO_SEEDS:
-        wrong(
-            "placebo", f"its seeds begin at {PLACEBO_SEEDS:,}: use smaller ones than {max(seeds):,}"
+        command_line_seeds = _validate_seeds(
+            list(changes.seeds), "seeds (from --seeds)", report_problem
+        )
+        seeds = tuple(merge_seeds(seeds, command_line_seeds))
+    if study_file.placebo and max(seeds, default=0) >= PLACEBO_SEED_OFFSET:
+        report_problem(
+            "placebo",
+            f"its seeds begin at {PLACEBO_SEED_OFFSET:,}: use smaller ones than {max(seeds):,}",
         )
     return seeds
 
 
-def _checked_seeds(given: Any, where: str, wrong: Wrong) -> tuple[int, ...]:
+def _validate_seeds(
+    raw_seeds: Any, key_path: str, report_problem: ProblemReporter
+) -> tuple[int, ...]:
     """Return distinct seeds, or none if there is a problem with them."""
-    if type(given) is int and given > LARGEST_COUNT:
-        wrong(
-            where, f"is a count of {given:,}, above {LARGEST_COUNT:,}: write [{given}] for a seed"
+    if type(raw_seeds) is int and raw_seeds > MAX_SEED_COUNT:
+        report_problem(
+            key_path,
+            f"is a count of {raw_seeds:,}, above {MAX_SEED_COUNT:,}: write [{raw_seeds}] for a "
+            "seed",
         )
         return ()
-    seeds = list(range(given)) if type(given) is int else given
+    seeds = list(range(raw_seeds)) if type(raw_seeds) is int else raw_seeds
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
-        wrong(where, f"give a count or a list of whole numbers, not {given!r}")
+        report_problem(key_path, f"give a count or a list of whole numbers, not {raw_seeds!r}")
         return ()
-    if len(seeds) > LARGEST_COUNT:
-        wrong(where, f"are {len(seeds):,}, above {LARGEST_COUNT:,}: give fewer")
+    if len(seeds) > MAX_SEED_COUNT:
+        report_problem(key_path, f"are {len(seeds):,}, above {MAX_SEED_COUNT:,}: give fewer")
         return ()
     repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-    found = {
+    problems = {
         "is empty: give at least one seed": not seeds,
         f"not distinct: {', '.join(map(str, repeated))} stands twice: remove one": bool(repeated),
         "a seed is negative: use 0 or more": any(seed < 0 for seed in seeds),
@@ -250,7 +277,7 @@ def _checked_seeds(given: Any, where: str, wrong: Wrong) -> tuple[int, ...]:
             seed > LARGEST_SEED for seed in seeds
         ),
     }
-    for what, is_so in found.items():
-        if is_so:
-            wrong(where, what)
-    return () if any(found.values()) else tuple(seeds)
+    for problem, applies in problems.items():
+        if applies:
+            report_problem(key_path, problem)
+    return () if any(problems.values()) else tuple(seeds)

@@ -13,42 +13,42 @@ from chip_core.config.trial import BenchmarksConfig
 from chip_core.evaluation.items import find_benchmark, find_settings_problems
 from chip_core.evaluation.readiness import find_declared_overlaps, list_sides
 from chip_core.evaluation.task import metric_name
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.model import DeclaredMetric, PublishedFigures
 
 Goal = Literal["minimize", "maximize"]
 
 
-def benchmark_goals(
-    benchmarks: BenchmarksConfig, wrong: Callable[[str, str], None]
+def metric_goals(
+    benchmarks: BenchmarksConfig, report_problem: Callable[[str, str], None]
 ) -> dict[str, Goal]:
     """Return the goal of every metric that a study will have.
 
     Args:
         benchmarks: benchmarks of the study file.
-        wrong: called with (key, problem).
+        report_problem: called with (key, problem).
     """
     goals: dict[str, Goal] = {}
     for side, settings in list_sides(benchmarks):
-        place = getattr(benchmarks, side).index(settings)
-        key = f"benchmarks.{side}[{place}]"
+        index = getattr(benchmarks, side).index(settings)
+        key = f"benchmarks.{side}[{index}]"
         try:
             benchmark = find_benchmark(settings.name)
         except ValueError as error:
-            wrong(key, str(error))
+            report_problem(key, str(error))
             continue
         for problem in find_settings_problems(settings, benchmark):
-            wrong(key, problem)
+            report_problem(key, problem)
         for metric, info in benchmark.metrics.items():
             goals[metric_name(side, settings.name, metric)] = info.goal
     for side, settings, problem in find_declared_overlaps(benchmarks):
-        wrong(f"benchmarks.{side}[{getattr(benchmarks, side).index(settings)}]", problem)
+        report_problem(f"benchmarks.{side}[{getattr(benchmarks, side).index(settings)}]", problem)
     return goals
 
 
-Wrong = Callable[[str, str], None]
+ProblemReporter = Callable[[str, str], None]
 #: Maps a cell as written, and its key in the file, to factor -> level.
-CellOf = Callable[[Mapping[str, Any], str], dict[str, str] | None]
+CellParser = Callable[[Mapping[str, Any], str], dict[str, str] | None]
 #: Value of an `arm:` that stands for the untrained model.
 UNTRAINED = "base"
 
@@ -73,67 +73,78 @@ class PublishedFile(BaseModel):
     values: Annotated[dict[str, float], Field(min_length=1)]
 
 
-def parse_declared(
+def parse_declared_metrics(
     primary: DeclaredFile | None,
     secondary: Sequence[DeclaredFile],
     goals: Mapping[str, Goal],
-    wrong: Wrong,
+    report_problem: ProblemReporter,
 ) -> tuple[DeclaredMetric | None, tuple[DeclaredMetric, ...]]:
-    """Return the primary and the secondary metrics, and report problems with them to `wrong`."""
-    first = None if primary is None else _declared(primary, "primary", goals, wrong)
-    seen = set() if primary is None else {primary.metric}
-    others = []
-    for place, written in enumerate(secondary):
-        where = f"secondary[{place}]"
-        if written.metric in seen:
-            wrong(where, f"'{written.metric}' is declared twice: remove one")
+    """Return the primary and the secondary metrics, and report problems with them."""
+    primary_metric = (
+        None if primary is None else _parse_metric(primary, "primary", goals, report_problem)
+    )
+    seen_metrics = set() if primary is None else {primary.metric}
+    secondary_metrics = []
+    for index, entry in enumerate(secondary):
+        key_path = f"secondary[{index}]"
+        if entry.metric in seen_metrics:
+            report_problem(key_path, f"'{entry.metric}' is declared twice: remove one")
             continue
-        seen.add(written.metric)
-        found = _declared(written, where, goals, wrong)
-        others += [] if found is None else [found]
-    return first, tuple(others)
+        seen_metrics.add(entry.metric)
+        metric = _parse_metric(entry, key_path, goals, report_problem)
+        secondary_metrics += [] if metric is None else [metric]
+    return primary_metric, tuple(secondary_metrics)
 
 
 def parse_published(
-    entries: Sequence[PublishedFile], cell: CellOf, goals: Mapping[str, Goal], wrong: Wrong
+    entries: Sequence[PublishedFile],
+    parse_cell: CellParser,
+    goals: Mapping[str, Goal],
+    report_problem: ProblemReporter,
 ) -> tuple[PublishedFigures, ...]:
-    """Return published figures, and report problems with them to `wrong`.
+    """Return published figures, and report problems with them to `report_problem`.
 
     Args:
         entries: entries of the study file.
-        cell: converts an `arm:` to a cell, and reports a problem if it is none.
+        parse_cell: converts an `arm:` to a cell, and reports a problem if it is none.
         goals: the study's metrics.
-        wrong: called with (key, problem).
+        report_problem: called with (key, problem).
     """
-    found = []
-    for place, entry in enumerate(entries):
-        where = f"published[{place}]"
+    figures = []
+    for index, entry in enumerate(entries):
+        key_path = f"published[{index}]"
         for metric, value in entry.values.items():
             if metric not in goals:
-                wrong(f"{where}.values", _unknown(metric, goals))
+                report_problem(f"{key_path}.values", _unknown_metric_problem(metric, goals))
             if not math.isfinite(value):
-                wrong(f"{where}.values.{metric}", f"{value} is no figure: leave it out")
-        arm = None if isinstance(entry.arm, str) else cell(entry.arm, f"{where}.arm")
-        found.append(PublishedFigures(source=entry.source, arm=arm, values=entry.values))
-    return tuple(found)
+                report_problem(f"{key_path}.values.{metric}", f"{value} is no figure: leave it out")
+        arm = None if isinstance(entry.arm, str) else parse_cell(entry.arm, f"{key_path}.arm")
+        figures.append(PublishedFigures(source=entry.source, arm=arm, values=entry.values))
+    return tuple(figures)
 
 
-def _declared(
-    written: DeclaredFile, where: str, goals: Mapping[str, Goal], wrong: Wrong
+def _parse_metric(
+    entry: DeclaredFile, key_path: str, goals: Mapping[str, Goal], report_problem: ProblemReporter
 ) -> DeclaredMetric | None:
-    metric = written.metric
+    metric = entry.metric
     if metric not in goals:
-        wrong(f"{where}.metric", _unknown(metric, goals))
+        report_problem(f"{key_path}.metric", _unknown_metric_problem(metric, goals))
         return None
     if metric.startswith("select/"):
-        wrong(f"{where}.metric", f"'{metric}' is tuned on: name a metric under `report`")
+        report_problem(
+            f"{key_path}.metric", f"'{metric}' is tuned on: name a metric under `report`"
+        )
     goal = goals[metric]
-    if written.goal not in (None, goal):
-        wrong(f"{where}.goal", f"'{metric}' is to be {goal}d: write `goal: {goal}`")
-    return DeclaredMetric(metric=metric, goal=goal, smallest_difference=written.smallest_difference)
+    if entry.goal not in (None, goal):
+        report_problem(f"{key_path}.goal", f"'{metric}' is to be {goal}d: write `goal: {goal}`")
+    return DeclaredMetric(metric=metric, goal=goal, smallest_difference=entry.smallest_difference)
 
 
-def _unknown(metric: str, goals: Mapping[str, Goal]) -> str:
-    reported = [name for name in goals if not name.startswith("select/")]
-    listed = suggestion(metric, reported) if reported else "add a benchmark under `benchmarks:`"
-    return f"unknown metric '{metric}': {listed}"
+def _unknown_metric_problem(metric: str, goals: Mapping[str, Goal]) -> str:
+    reported_metrics = [name for name in goals if not name.startswith("select/")]
+    choices = (
+        suggest(metric, reported_metrics)
+        if reported_metrics
+        else "add a benchmark under `benchmarks:`"
+    )
+    return f"unknown metric '{metric}': {choices}"

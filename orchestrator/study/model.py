@@ -17,7 +17,7 @@ Cell = dict[str, str]
 #: Factor -> levels: matches the cells that have one of the levels for each factor.
 Pattern = Mapping[str, frozenset[str]]
 #: Offset from a study's seed to its placebo's. The seeds of a study with a placebo are below it.
-PLACEBO_SEEDS = 1_000_000
+PLACEBO_SEED_OFFSET = 1_000_000
 #: Which cells of the grid a study has: docs/study-files.md.
 Design = Literal["grid", "one_at_a_time", "leave_one_out", "cells"]
 
@@ -86,7 +86,7 @@ class Study:
     design: Design = "grid"
     when: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)  # by conditional factor
     placebo: bool = False  # an arm equal to the baseline but for its seeds
-    left_out: int = 0  # cells of the design that `include` and `exclude` leave out
+    excluded_count: int = 0  # cells of the design that `include` and `exclude` leave out
     tune: Tune | None = None  # search that each arm makes before its seeds run
     budget: Budget | None = None  # for what is still to run
     limits: Limits | None = None  # at which each run stops
@@ -105,34 +105,34 @@ class Study:
     @property
     def placebo_seeds(self) -> tuple[int, ...]:
         """The placebo's seeds, one for each seed of the study. Empty without a placebo."""
-        return tuple(PLACEBO_SEEDS + seed for seed in self.seeds) if self.placebo else ()
+        return tuple(PLACEBO_SEED_OFFSET + seed for seed in self.seeds) if self.placebo else ()
 
     @property
-    def scored(self) -> BenchmarksConfig:
+    def scored_benchmarks(self) -> BenchmarksConfig:
         """The benchmarks that score the study's seeds: with `tune:`, only those of `report`."""
-        return self.benchmarks if self.tune is None else self.benchmarks.reporting
+        return self.benchmarks if self.tune is None else self.benchmarks.report_only
 
     @property
-    def declared(self) -> tuple[DeclaredMetric, ...]:
+    def declared_metrics(self) -> tuple[DeclaredMetric, ...]:
         """The metrics that get a verdict, the primary first."""
         return (() if self.primary is None else (self.primary,)) + self.secondary
 
 
-def level_text(value: Any) -> str:
+def format_level(value: Any) -> str:
     """Return a level's value as the shortest text that YAML reads as the same value."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
         return "null"
     if isinstance(value, list):
-        return ",".join(level_text(entry) for entry in value)
+        return ",".join(format_level(entry) for entry in value)
     if isinstance(value, float):
-        return re.sub(r"e([+-])0*", _exponent, repr(value).removesuffix(".0"))
+        return re.sub(r"e([+-])0*", _strip_exponent, repr(value).removesuffix(".0"))
     return str(value)
 
 
-def _exponent(found: re.Match[str]) -> str:
-    return "e-" if found[1] == "-" else "e"
+def _strip_exponent(match: re.Match[str]) -> str:
+    return "e-" if match[1] == "-" else "e"
 
 
 def matches(pattern: Pattern, cell: Mapping[str, str]) -> bool:

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chip_core import recipes
 from chip_core.config.trial import BenchmarksConfig, EvaluationConfig
-from chip_core.config.validation import explain
+from chip_core.config.validation import explain_errors
 from orchestrator.study.early_stopping import EarlyStopping
-from orchestrator.study.editor_schema import AnyFactor, Seeds
+from orchestrator.study.editor_schema import FactorsSchema, Seeds
 from orchestrator.study.limits import Budget, Limits
 from orchestrator.study.metrics import DeclaredFile, PublishedFile
 from orchestrator.study.model import Design
@@ -28,10 +28,10 @@ class StudyFile(BaseModel):
     recipe: str = Field(
         "shapes",
         description="the base configuration: a shipped recipe's name, or a file beside the study",
-        examples=recipes.names(),
+        examples=recipes.recipe_names(),
     )
     # A list of levels, or levels by name: checked with the recipe.
-    factors: Annotated[dict[str, Any], AnyFactor] = Field(
+    factors: Annotated[dict[str, Any], FactorsSchema] = Field(
         description="what is varied: a dotted key and its levels, or a name and levels by name"
     )
     when: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(
@@ -84,7 +84,7 @@ class StudyFile(BaseModel):
     )
 
 
-def read_written(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
+def read_study_file(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
     """Parse a study file: return its contents, the problems of its keys and the invalid keys.
 
     Invalid keys are left out of the contents, so that the others are checked too and every problem
@@ -94,16 +94,16 @@ def read_written(path: Path) -> tuple[StudyFile, list[str], frozenset[str]]:
     try:
         return StudyFile.model_validate(raw), [], frozenset()
     except ValidationError as error:
-        problems = explain(error, StudyFile, str(path))
-        broken = frozenset(str(problem["loc"][0]) for problem in error.errors())
-    kept = {key: value for key, value in raw.items() if key not in broken}
-    needed = {"study": "unnamed", "factors": {}}
-    return StudyFile.model_validate({**needed, **kept}), problems, broken
+        problems = explain_errors(error, StudyFile, str(path))
+        invalid_keys = frozenset(str(problem["loc"][0]) for problem in error.errors())
+    valid_values = {key: value for key, value in raw.items() if key not in invalid_keys}
+    required_defaults = {"study": "unnamed", "factors": {}}
+    return StudyFile.model_validate({**required_defaults, **valid_values}), problems, invalid_keys
 
 
-def follows(line: str, source: str, broken: frozenset[str]) -> bool:
+def is_consequence(problem: str, source: str, invalid_keys: frozenset[str]) -> bool:
     """Return whether a problem exists only because an invalid key was left out."""
-    causes = {
+    affected_prefixes = {
         "factors": (
             "factors: is empty",
             "baseline",
@@ -119,5 +119,7 @@ def follows(line: str, source: str, broken: frozenset[str]) -> bool:
         "benchmarks": ("primary.metric: unknown", "secondary", "published", "tune"),
     }
     return any(
-        line.startswith(f"{source}: {start}") for key in broken for start in causes.get(key, ())
+        problem.startswith(f"{source}: {prefix}")
+        for key in invalid_keys
+        for prefix in affected_prefixes.get(key, ())
     )

@@ -10,18 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chip_core.config.benchmark import BenchmarksConfig
 from chip_core.config.trial import LARGEST_SEED, SHORTHANDS, TrialConfig
-from chip_core.config.validation import explain, key_problem, set_key
+from chip_core.config.validation import explain_errors, key_problem, set_key
 from chip_core.evaluation.items import find_benchmark
-from chip_core.utils.registry import suggestion
-from orchestrator.study.metrics import Goal, Wrong
+from chip_core.utils.registry import suggest
+from orchestrator.study.metrics import Goal, ProblemReporter
 from orchestrator.study.model import Factor
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values, seed_problem
 
 #: Default seed of a search's draws and trainings. It must not be a seed of the study, since a
 #: training of the search is never quoted; studies are unlikely to have it.
-SEED = 1000
+DEFAULT_SEARCH_SEED = 1000
 #: Sections that are not hyper-parameters, and why.
-_FIXED = {
+_NOT_TUNABLE = {
     "seed": "the study's own `seeds:` says it",
     "benchmarks": "what is asked is the same for every trial",
     "evaluation": "answers are made alike for every trial",
@@ -30,7 +30,7 @@ _FIXED = {
     "data": "arms are compared on the same data: make it a factor",
 }
 
-Number = Annotated[int | float, Field(allow_inf_nan=False)]
+FiniteNumber = Annotated[int | float, Field(allow_inf_nan=False)]
 
 
 class RangeFile(BaseModel):
@@ -38,12 +38,12 @@ class RangeFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    low: Number
-    high: Number
+    low: FiniteNumber
+    high: FiniteNumber
     log: bool = False
 
     @model_validator(mode="after")
-    def _has_an_inside(self) -> RangeFile:
+    def _check_bounds(self) -> RangeFile:
         if self.low >= self.high:
             raise ValueError("low is not below high: give a range")
         if self.log and self.low <= 0:
@@ -60,127 +60,148 @@ class TuneFile(BaseModel):
     metric: str
     goal: Goal | None = None
     trials: Annotated[int, Field(ge=1)] | None = None  # None: all combinations of values
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = SEED
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = DEFAULT_SEARCH_SEED
 
 
 def parse_tune(  # noqa: PLR0913 (blocks of a study file)
-    written: TuneFile | None,
+    tune_file: TuneFile | None,
     *,
     benchmarks: BenchmarksConfig,
     goals: Mapping[str, Goal],
     factors: Sequence[Factor],
     seeds: tuple[int, ...],
-    base: Mapping[str, Any],
+    base_tree: Mapping[str, Any],
     overrides: Mapping[str, Any],
-    wrong: Wrong,
+    report_problem: ProblemReporter,
 ) -> Tune | None:
-    """Return a study's search, and report problems with it to `wrong`.
+    """Return a study's search, and report problems with it to `report_problem`.
 
     Args:
-        written: block of the study file.
+        tune_file: block of the study file.
         benchmarks: the study's benchmarks.
         goals: the study's metrics and their goals.
         factors: the study's factors.
         seeds: the study's seeds.
-        base: the recipe as a tree.
+        base_tree: the recipe as a tree.
         overrides: keys that the command line sets.
-        wrong: called with (key, problem).
+        report_problem: called with (key, problem).
     """
-    if written is None:
+    if tune_file is None:
         return None
-    keys = {key: _space(key, given, wrong) for key, given in written.keys.items()}
+    keys = {
+        key: _parse_space(key, raw_space, report_problem)
+        for key, raw_space in tune_file.keys.items()
+    }
     for key, space in keys.items():
-        problem = _key_problem(key, factors, overrides)
+        problem = _tune_key_problem(key, factors, overrides)
         if problem is not None:
-            wrong(f"tune.keys.{key}", problem)
-        elif base:
-            _check_values(key, space, base, wrong)
-    metric = _metric(written, benchmarks, goals, wrong)
+            report_problem(f"tune.keys.{key}", problem)
+        elif base_tree:
+            _check_values(key, space, base_tree, report_problem)
+    metric = _parse_metric(tune_file, benchmarks, goals, report_problem)
     if not benchmarks.report:
-        wrong("tune", "nothing would be quoted: add a benchmark under `benchmarks.report`")
-    clash = seed_problem(written.seed, seeds)
-    if clash is not None:
-        wrong(*clash.split(": ", 1))
-    tune = Tune(keys=keys, trials=written.trials or 1, metric=metric, seed=written.seed)
-    return _with_trials(tune, written.trials, wrong)
+        report_problem("tune", "nothing would be quoted: add a benchmark under `benchmarks.report`")
+    seed_clash = seed_problem(tune_file.seed, seeds)
+    if seed_clash is not None:
+        report_problem(*seed_clash.split(": ", 1))
+    tune = Tune(keys=keys, trials=tune_file.trials or 1, metric=metric, seed=tune_file.seed)
+    return _resolve_trials(tune, tune_file.trials, report_problem)
 
 
-def _with_trials(tune: Tune, trials: int | None, wrong: Wrong) -> Tune:
-    most = tune.combinations
-    if trials is None and most is None:
-        wrong("tune.trials", "is missing: a range has no end of values: say how many to try")
-    if trials is not None and most is not None and trials > most:
-        wrong("tune.trials", f"{trials} are more than the {most} combinations of values there are")
-    return Tune(keys=tune.keys, trials=trials or most or 1, metric=tune.metric, seed=tune.seed)
+def _resolve_trials(tune: Tune, trials: int | None, report_problem: ProblemReporter) -> Tune:
+    max_trials = tune.combination_count
+    if trials is None and max_trials is None:
+        report_problem(
+            "tune.trials", "is missing: a range has no end of values: say how many to try"
+        )
+    if trials is not None and max_trials is not None and trials > max_trials:
+        report_problem(
+            "tune.trials",
+            f"{trials} are more than the {max_trials} combinations of values there are",
+        )
+    return Tune(
+        keys=tune.keys, trials=trials or max_trials or 1, metric=tune.metric, seed=tune.seed
+    )
 
 
-def _space(key: str, given: RangeFile | list[Any], wrong: Wrong) -> Values | Range:
-    if isinstance(given, RangeFile):
-        return Range(low=given.low, high=given.high, log=given.log)
-    if not given:
-        wrong(f"tune.keys.{key}", "has no values: give at least one")
-    repeated = [value for place, value in enumerate(given) if value in given[:place]]
+def _parse_space(
+    key: str, raw_space: RangeFile | list[Any], report_problem: ProblemReporter
+) -> Values | Range:
+    if isinstance(raw_space, RangeFile):
+        return Range(low=raw_space.low, high=raw_space.high, log=raw_space.log)
+    if not raw_space:
+        report_problem(f"tune.keys.{key}", "has no values: give at least one")
+    repeated = [value for index, value in enumerate(raw_space) if value in raw_space[:index]]
     if repeated:
-        wrong(f"tune.keys.{key}", f"{repeated[0]!r} stands twice: remove one")
-    return Values(options=tuple(given))
+        report_problem(f"tune.keys.{key}", f"{repeated[0]!r} stands twice: remove one")
+    return Values(options=tuple(raw_space))
 
 
-def _key_problem(key: str, factors: Sequence[Factor], overrides: Mapping[str, Any]) -> str | None:
+def _tune_key_problem(
+    key: str, factors: Sequence[Factor], overrides: Mapping[str, Any]
+) -> str | None:
     problem = key_problem(key)
     if problem is not None:
         return problem
     section = key.split(".")[0]
-    if section in _FIXED:
-        return f"is no hyper-parameter: {_FIXED[section]}"
+    if section in _NOT_TUNABLE:
+        return f"is no hyper-parameter: {_NOT_TUNABLE[section]}"
     for factor in factors:
-        varied = {leaf for level in factor.levels for leaf in _leaves(level.overrides)}
-        if key == factor.name or any(_overlap(key, leaf) for leaf in varied):
+        varied_keys = {
+            varied_key for level in factor.levels for varied_key in _leaf_keys(level.overrides)
+        }
+        if key == factor.name or any(_keys_overlap(key, varied_key) for varied_key in varied_keys):
             return f"is varied by the factor '{factor.name}': what is compared is not tuned"
-    if any(_overlap(key, leaf) for leaf in _leaves(overrides)):
+    if any(_keys_overlap(key, varied_key) for varied_key in _leaf_keys(overrides)):
         return "is set by --set too: each arm chooses it, so leave that out"
     return None
 
 
-def _leaves(overrides: Mapping[str, Any], prefix: str = "") -> set[str]:
+def _leaf_keys(overrides: Mapping[str, Any], prefix: str = "") -> set[str]:
     """Return the keys that overrides set; `objective: dpo` sets `objective.preset`."""
-    found = set()
+    keys = set()
     for key, value in overrides.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found |= _leaves(value, f"{path}.")
+            keys |= _leaf_keys(value, f"{path}.")
         elif isinstance(value, str) and path in SHORTHANDS:
-            found.add(f"{path}.{SHORTHANDS[path]}")
+            keys.add(f"{path}.{SHORTHANDS[path]}")
         else:
-            found.add(path)
-    return found
+            keys.add(path)
+    return keys
 
 
-def _overlap(one: str, other: str) -> bool:
-    one = f"{one}.{SHORTHANDS[one]}" if one in SHORTHANDS else one
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+def _keys_overlap(key: str, other_key: str) -> bool:
+    key = f"{key}.{SHORTHANDS[key]}" if key in SHORTHANDS else key
+    return key == other_key or key.startswith(f"{other_key}.") or other_key.startswith(f"{key}.")
 
 
-def _check_values(key: str, space: Values | Range, base: Mapping[str, Any], wrong: Wrong) -> None:
+def _check_values(
+    key: str, space: Values | Range, base_tree: Mapping[str, Any], report_problem: ProblemReporter
+) -> None:
     """Check the recipe with each value, or with both bounds."""
     values = space.options if isinstance(space, Values) else (space.low, space.high)
-    for place, value in enumerate(values):
-        tree = copy.deepcopy(dict(base))
+    for index, value in enumerate(values):
+        tree = copy.deepcopy(dict(base_tree))
         set_key(tree, key, value)
         try:
             TrialConfig.model_validate(tree)
         except ValidationError as error:
             names = range(len(values)) if isinstance(space, Values) else ("low", "high")
-            where = f"tune.keys.{key}[{names[place]}]"
-            for line in explain(error, TrialConfig, ""):
+            key_path = f"tune.keys.{key}[{names[index]}]"
+            for line in explain_errors(error, TrialConfig, ""):
                 path, _, sentence = line.removeprefix(": ").partition(": ")
-                wrong(where, sentence or path)
+                report_problem(key_path, sentence or path)
 
 
-def _metric(
-    written: TuneFile, benchmarks: BenchmarksConfig, goals: Mapping[str, Goal], wrong: Wrong
+def _parse_metric(
+    tune_file: TuneFile,
+    benchmarks: BenchmarksConfig,
+    goals: Mapping[str, Goal],
+    report_problem: ProblemReporter,
 ) -> SelectMetric:
     """Return the metric that a search maximizes or minimizes; refuse one not under `select`."""
-    known = {}
+    select_metrics = {}
     for settings in benchmarks.select:
         try:
             benchmark = find_benchmark(settings.name)
@@ -188,20 +209,28 @@ def _metric(
             continue  # reported when the benchmarks are checked
         for name, info in benchmark.metrics.items():
             metric = SelectMetric(benchmark=settings.name, metric=name, goal=info.goal)
-            known[metric.name] = metric
-    found = known.get(written.metric)
-    if found is None:
-        wrong("tune.metric", _unknown(written.metric, known, goals))
+            select_metrics[metric.name] = metric
+    chosen_metric = select_metrics.get(tune_file.metric)
+    if chosen_metric is None:
+        report_problem(
+            "tune.metric", _unknown_metric_problem(tune_file.metric, select_metrics, goals)
+        )
         return SelectMetric(benchmark="", metric="", goal="minimize")
-    if written.goal not in (None, found.goal):
-        wrong("tune.goal", f"'{found.name}' is to be {found.goal}d: write `goal: {found.goal}`")
-    return found
+    if tune_file.goal not in (None, chosen_metric.goal):
+        report_problem(
+            "tune.goal",
+            f"'{chosen_metric.name}' is to be {chosen_metric.goal}d: write `goal: "
+            f"{chosen_metric.goal}`",
+        )
+    return chosen_metric
 
 
-def _unknown(metric: str, known: Mapping[str, Any], goals: Mapping[str, Goal]) -> str:
-    if not known:
+def _unknown_metric_problem(
+    metric: str, select_metrics: Mapping[str, Any], goals: Mapping[str, Goal]
+) -> str:
+    if not select_metrics:
         return f"'{metric}' chooses nothing: add a benchmark under `benchmarks.select` first"
-    choices = suggestion(metric, known)
+    choices = suggest(metric, select_metrics)
     if metric in goals:
         return f"'{metric}' is of `report`, which chooses nothing: name one of `select`: {choices}"
     return f"unknown metric '{metric}': {choices}"

@@ -16,9 +16,11 @@ from typing import Any, Literal
 from chip_core.config.benchmark import BenchmarksConfig
 from chip_core.evaluation.task import metric_name
 from chip_core.utils.errors import ConfigError
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 
-_DIGITS = 4  # significant digits of a drawn number, so that the value shown is the one tried
+_SIGNIFICANT_DIGITS = (
+    4  # significant digits of a drawn number, so that the value shown is the one tried
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,9 @@ class SelectMetric:
         """Its full name: "select/amber/chair"."""
         return metric_name("select", self.benchmark, self.metric)
 
-    def better(self, value: float, than: float) -> bool:
+    def is_better(self, value: float, other: float) -> bool:
         """Return whether a value is strictly better than another."""
-        return value < than if self.goal == "minimize" else value > than
+        return value < other if self.goal == "minimize" else value > other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +69,23 @@ class Range:
     log: bool = False  # log-uniform: 1e-6 to 1e-5 is as likely as 1e-5 to 1e-4
 
     @property
-    def whole(self) -> bool:
+    def is_integer(self) -> bool:
         """Whether both bounds, and so all values, are whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def draw(self, seed: int) -> float:
         """Draw a number with four significant digits."""
-        share = random.Random(seed).random()
+        fraction = random.Random(seed).random()
         if self.log:
             low, high = math.log(self.low), math.log(self.high)
-            value = math.exp(low + share * (high - low))
-        elif self.whole:
-            return int(self.low + math.floor(share * (self.high - self.low + 1)))
+            value = math.exp(low + fraction * (high - low))
+        elif self.is_integer:
+            return int(self.low + math.floor(fraction * (self.high - self.low + 1)))
         else:
-            value = self.low + share * (self.high - self.low)
-        rounded = float(f"{value:.{_DIGITS}g}")
-        kept = min(max(rounded, self.low), self.high)
-        return round(kept) if self.whole else kept
+            value = self.low + fraction * (self.high - self.low)
+        rounded = float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
+        clipped = min(max(rounded, self.low), self.high)
+        return round(clipped) if self.is_integer else clipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,28 +98,29 @@ class Tune:
     seed: int  # of the draws and of every training of the search
 
     @property
-    def combinations(self) -> int | None:
+    def combination_count(self) -> int | None:
         """The number of combinations of values, or None if a key has a range."""
-        sizes = [len(one.options) for one in self.keys.values() if isinstance(one, Values)]
+        sizes = [len(space.options) for space in self.keys.values() if isinstance(space, Values)]
         return math.prod(sizes) if len(sizes) == len(self.keys) else None
 
-    def draws(self) -> tuple[dict[str, Any], ...]:
+    def make_draws(self) -> tuple[dict[str, Any], ...]:
         """Return the sets of values that each arm tries, in order, each as key -> value.
 
         Without a range, these are all combinations in the file's order, or a seeded subset of them.
         With a range, each key is drawn independently, seeded.
         """
-        given = [one.options for one in self.keys.values() if isinstance(one, Values)]
-        if len(given) == len(self.keys):
+        option_lists = [space.options for space in self.keys.values() if isinstance(space, Values)]
+        if len(option_lists) == len(self.keys):
             grid = [
-                dict(zip(self.keys, values, strict=True)) for values in itertools.product(*given)
+                dict(zip(self.keys, values, strict=True))
+                for values in itertools.product(*option_lists)
             ]
             if self.trials >= len(grid):
                 return tuple(grid)
-            return tuple(sorted(grid, key=self._lot)[: self.trials])
+            return tuple(sorted(grid, key=self._draw_order)[: self.trials])
         return tuple(
             {
-                key: values.draw(derived_seed("tune", self.seed, key, number))
+                key: values.draw(derive_seed("tune", self.seed, key, number))
                 for key, values in self.keys.items()
             }
             for number in range(self.trials)
@@ -137,10 +140,8 @@ class Tune:
         if problems:
             raise ConfigError(problems)
 
-    def _lot(self, values: Mapping[str, Any]) -> int:
-        return derived_seed(
-            "tune", self.seed, *(f"{key}={values[key]!r}" for key in sorted(values))
-        )
+    def _draw_order(self, values: Mapping[str, Any]) -> int:
+        return derive_seed("tune", self.seed, *(f"{key}={values[key]!r}" for key in sorted(values)))
 
 
 def metric_problem(metric: SelectMetric, benchmarks: BenchmarksConfig) -> str | None:

@@ -13,11 +13,11 @@ from chip_core import recipes
 from chip_core.config.trial import BenchmarkConfig, BenchmarksConfig
 from chip_core.config.validation import key_problem
 from chip_core.utils.errors import UserError
-from orchestrator.study.editor_schema import OWN
-from orchestrator.study.json_schema import reference
+from orchestrator.study.editor_schema import STUDY_SECTIONS
+from orchestrator.study.json_schema import schema_comment
 from orchestrator.study.load import load_study
-from orchestrator.study.metrics import benchmark_goals
-from orchestrator.study.model import level_text
+from orchestrator.study.metrics import metric_goals
+from orchestrator.study.model import format_level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,55 +39,55 @@ def parse_factor(text: str) -> tuple[str, list[Any]]:
     Raises:
         UserError: the text is not such a factor.
     """
-    key, equals, levels = text.partition("=")
+    key, separator, levels = text.partition("=")
     key = key.strip()
-    if not equals or not levels.strip():
+    if not separator or not levels.strip():
         raise UserError(f"'{text}' is no factor: write a key and its levels, objective=dpo,chip")
-    complaint = key_problem(key)
-    if complaint is not None:
-        raise UserError(complaint)
-    if key.split(".")[0] in OWN:
+    problem = key_problem(key)
+    if problem is not None:
+        raise UserError(problem)
+    if key.split(".")[0] in STUDY_SECTIONS:
         raise UserError(f"'{key}' is no factor: the study has its own `{key.split('.')[0]}`")
     if levels.rstrip().endswith(","):
         raise UserError(f"'{text}' ends with a comma: name a level behind it, or leave it out")
-    read = recipes.parse_yaml(f"[{levels}]", key)
-    return key, list(read)
+    parsed_levels = recipes.parse_yaml(f"[{levels}]", key)
+    return key, list(parsed_levels)
 
 
-def metrics_of(benchmarks: Sequence[str]) -> list[str]:
+def benchmark_metrics(benchmarks: Sequence[str]) -> list[str]:
     """Return the metrics that a study with these benchmarks reports.
 
     Raises:
         UserError: there is no such benchmark.
     """
-    told: list[str] = []
-    goals = benchmark_goals(
+    problems: list[str] = []
+    goals = metric_goals(
         BenchmarksConfig(report=tuple(BenchmarkConfig(name=name) for name in benchmarks)),
-        lambda key, what: told.append(what),
+        lambda key, what: problems.append(what),
     )
-    if told:
-        raise UserError("\n".join(told))
+    if problems:
+        raise UserError("\n".join(problems))
     return list(goals)
 
 
-def study_text(answers: StudyAnswers, beside: Path) -> str:
+def format_study_file(answers: StudyAnswers, folder: Path) -> str:
     """Return the text of a study file.
 
     Args:
         answers: what the user entered.
-        beside: the folder of the file.
+        folder: the folder of the file.
     """
     baseline = {key: levels[0] for key, levels in answers.factors.items()}
     lines = [
-        reference("study", beside),
+        schema_comment("study", folder),
         "# What each key means, and which there are: docs/study-files.md.",
-        f"study: {_plain(answers.name)}",
-        f"question: {_plain(answers.question)}",
+        f"study: {_to_yaml(answers.name)}",
+        f"question: {_to_yaml(answers.question)}",
         "# The configuration that all cells begin with.",
-        f"recipe: {_plain(answers.recipe)}",
+        f"recipe: {_to_yaml(answers.recipe)}",
         "# What is varied: a dotted key of the recipe, and its levels.",
         "factors:",
-        *(f"  {key}: {_plain(list(levels))}" for key, levels in answers.factors.items()),
+        *(f"  {key}: {_to_yaml(list(levels))}" for key, levels in answers.factors.items()),
         "# A factor that applies only where another has some level; cells to leave out; a design:",
         "# when: {FACTOR: {OTHER: LEVEL}}",
         "# exclude: [{FACTOR: LEVEL}]",
@@ -95,16 +95,16 @@ def study_text(answers: StudyAnswers, beside: Path) -> str:
         "# A count, or a list. Intervals that say something of training need two or more.",
         f"seeds: {answers.seeds}",
         "# What differences are taken against.",
-        f"baseline: {_plain(baseline)}",
+        f"baseline: {_to_yaml(baseline)}",
         "# `report` is quoted in the table; `select` may choose settings and is not.",
         "benchmarks:",
-        f"  report: {_plain(list(answers.benchmarks))}",
+        f"  report: {_to_yaml(list(answers.benchmarks))}",
         "  select: []",
     ]
     if answers.primary is not None:
         lines += [
             "# Add smallest_difference, in points: without it no two arms can be called equal.",
-            f"primary: {{metric: {_plain(answers.primary)}}}",
+            f"primary: {{metric: {_to_yaml(answers.primary)}}}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -118,7 +118,7 @@ def write_study(answers: StudyAnswers, path: Path) -> None:
     """
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(study_text(answers, path.parent))
+            file.write(format_study_file(answers, path.parent))
     except FileExistsError:
         raise UserError(f"{path}: is there already: name another file by --out") from None
     except OSError as error:
@@ -130,15 +130,15 @@ def write_study(answers: StudyAnswers, path: Path) -> None:
         raise
 
 
-def _plain(value: Any) -> str:
+def _to_yaml(value: Any) -> str:
     """Format a value as one line of YAML."""
     if isinstance(value, dict):
-        pairs = (f"{_plain(key)}: {_plain(below)}" for key, below in value.items())
+        pairs = (f"{_to_yaml(key)}: {_to_yaml(entry)}" for key, entry in value.items())
         return f"{{{', '.join(pairs)}}}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_plain, value))}]"
+        return f"[{', '.join(map(_to_yaml, value))}]"
     if not isinstance(value, str):
-        return level_text(value)
+        return format_level(value)
     # Dumped as an entry of a list, so that a string with a comma or a bracket is quoted.
     text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6)
     return text.strip().removeprefix("[").removesuffix("]")

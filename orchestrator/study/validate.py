@@ -10,19 +10,19 @@ from pydantic import ValidationError
 
 from chip_core import data
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import explain, key_problem, set_key
+from chip_core.config.validation import explain_errors, key_problem, set_key
 from chip_core.models import loading
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.study.early_stopping import TRAINING_METRICS, EarlyStopping
-from orchestrator.study.editor_schema import OWN
-from orchestrator.study.metrics import Goal, Wrong
-from orchestrator.study.model import Factor, Level, level_text
+from orchestrator.study.editor_schema import STUDY_SECTIONS
+from orchestrator.study.metrics import Goal, ProblemReporter
+from orchestrator.study.model import Factor, Level, format_level
 from orchestrator.study.schema import StudyFile
 
 
 def parse_factors(
-    written: StudyFile,
-    base: dict[str, Any],
+    study_file: StudyFile,
+    base_tree: dict[str, Any],
     source: str,
     problems: list[str],
     *,
@@ -31,68 +31,74 @@ def parse_factors(
     """Return the factors, and check the recipe with each of their levels separately.
 
     Args:
-        written: parsed study file.
-        base: the recipe as a tree, with what the command line sets.
+        study_file: parsed study file.
+        base_tree: the recipe as a tree, with what the command line sets.
         source: path of the study file.
         problems: list to which problems are appended.
         set_keys: keys that the command line sets, named in the problem of an invalid level.
     """
-    beside = f" (with --set {', '.join(set_keys)})" if set_keys else ""
+    suffix = f" (with --set {', '.join(set_keys)})" if set_keys else ""
     factors: list[Factor] = []
-    if not written.factors:
+    if not study_file.factors:
         problems.append(f"{source}: factors: is empty: name a key of the recipe and its levels")
-    for name, given in written.factors.items():
+    for name, raw_levels in study_file.factors.items():
         key = f"factors.{name}"
-        named = isinstance(given, dict) and all(isinstance(sets, dict) for sets in given.values())
-        if not (isinstance(given, list) or named):
+        is_named = isinstance(raw_levels, dict) and all(
+            isinstance(overrides, dict) for overrides in raw_levels.values()
+        )
+        if not (isinstance(raw_levels, list) or is_named):
             problems.append(
                 f"{source}: {key}: give a list of levels, or levels by name, each a set of "
-                f"overrides, not {given!r}"
+                f"overrides, not {raw_levels!r}"
             )
             factors.append(Factor(name=name, levels=()))
             continue
-        if not given:
+        if not raw_levels:
             problems.append(f"{source}: {key}: has no levels: give at least one")
             factors.append(Factor(name=name, levels=()))
             continue
-        if isinstance(given, dict):
-            levels = [Level(name=label, overrides=sets) for label, sets in given.items()]
+        if isinstance(raw_levels, dict):
+            levels = [
+                Level(name=label, overrides=overrides) for label, overrides in raw_levels.items()
+            ]
             keys = sorted({dotted for level in levels for dotted in level.overrides})
         else:
-            levels = [Level(name=level_text(value), overrides={name: value}) for value in given]
+            levels = [
+                Level(name=format_level(value), overrides={name: value}) for value in raw_levels
+            ]
             keys = [name]
-        unknown = [complaint for dotted in keys if (complaint := key_problem(dotted))]
-        problems.extend(f"{source}: {key}: {complaint}" for complaint in unknown)
-        forbidden = [dotted for dotted in keys if dotted.split(".")[0] in OWN]
+        unknown_keys = [key_error for dotted in keys if (key_error := key_problem(dotted))]
+        problems.extend(f"{source}: {key}: {key_error}" for key_error in unknown_keys)
+        forbidden_keys = [dotted for dotted in keys if dotted.split(".")[0] in STUDY_SECTIONS]
         problems.extend(
             f"{source}: {key}: '{dotted}' is no factor: use the study's own `{dotted.split('.')[0]}"
             f"{'s' if dotted == 'seed' else ''}:`"
-            for dotted in forbidden
+            for dotted in forbidden_keys
         )
         names = [level.name for level in levels]
         for repeated in sorted({label for label in names if names.count(label) > 1}):
             problems.append(f"{source}: {key}: the level '{repeated}' stands twice: remove one")
-        if base and not unknown and not forbidden:
-            for place, level in enumerate(levels):
-                for problem in _level_problems(level, base):
-                    problems.append(f"{source}: {key}[{place}]: {problem}{beside}")
+        if base_tree and not unknown_keys and not forbidden_keys:
+            for index, level in enumerate(levels):
+                for problem in _iter_level_problems(level, base_tree):
+                    problems.append(f"{source}: {key}[{index}]: {problem}{suffix}")
         factors.append(Factor(name=name, levels=tuple(levels)))
     return tuple(factors)
 
 
-def _level_problems(level: Level, base: dict[str, Any]) -> Iterator[str]:
-    tree = copy.deepcopy(base)
+def _iter_level_problems(level: Level, base_tree: dict[str, Any]) -> Iterator[str]:
+    tree = copy.deepcopy(base_tree)
     for dotted, value in level.overrides.items():
         set_key(tree, dotted, value)
     try:
         config = TrialConfig.model_validate(tree)
     except ValidationError as error:
-        for line in explain(error, TrialConfig, ""):
+        for line in explain_errors(error, TrialConfig, ""):
             path, _, sentence = line.removeprefix(": ").partition(": ")
             yield sentence or path
         return
     sections = {dotted.split(".")[0] for dotted in level.overrides}
-    for broken in (
+    for problem in (
         loading.problem(config.model) if "model" in sections else None,
         data.problem(config.data) if "data" in sections else None,
         data.objective_problem(config.data, config.objective)
@@ -100,8 +106,8 @@ def _level_problems(level: Level, base: dict[str, Any]) -> Iterator[str]:
         else None,
         loading.label_rule_problem(config) if sections & {"model", "training"} else None,
     ):
-        if broken is not None:
-            yield broken
+        if problem is not None:
+            yield problem
 
 
 def check_early_stopping(
@@ -109,43 +115,44 @@ def check_early_stopping(
     factors: Sequence[Factor],
     goals: Mapping[str, Goal],
     *,
-    tuned: bool,
-    wrong: Wrong,
+    is_tuned: bool,
+    report_problem: ProblemReporter,
 ) -> None:
-    """Report to `wrong` a rule that does not suit the study, such as one on a metric of `report`.
+    """Report a rule that does not suit the study, such as one on a metric of `report`.
 
     Args:
         rule: rule of the study file.
         factors: the study's factors.
         goals: the metrics of its benchmarks.
-        tuned: whether the study has a `tune:` block.
-        wrong: called with (key, problem).
+        is_tuned: whether the study has a `tune:` block.
+        report_problem: called with (key, problem).
     """
     if rule is None:
         return
-    if tuned:
-        wrong(
+    if is_tuned:
+        report_problem(
             "early_stopping",
             "holds for no study with `tune:`: draws of one arm would cut those of another, and "
             "every arm is to have the same search: leave one of the two out",
         )
-    choices = suggestion(rule.metric, TRAINING_METRICS)
+    choices = suggest(rule.metric, TRAINING_METRICS)
     key = "early_stopping.metric"
     if rule.metric in goals and rule.metric.startswith("select/"):
-        wrong(
+        report_problem(
             key,
             f"'{rule.metric}' is known when a training has ended, too late to cut it: {choices}",
         )
     elif rule.metric in goals:
-        wrong(key, f"'{rule.metric}' is of `report`, which decides nothing: {choices}")
+        report_problem(key, f"'{rule.metric}' is of `report`, which decides nothing: {choices}")
     elif rule.metric not in TRAINING_METRICS:
-        wrong(key, f"unknown training figure '{rule.metric}': {choices}")
+        report_problem(key, f"unknown training figure '{rule.metric}': {choices}")
     elif rule.metric == "loss":
-        varied = [factor.name for factor in factors if _varies_objective(factor)]
-        if varied:
-            wrong(
+        objective_factors = [factor.name for factor in factors if _varies_objective(factor)]
+        if objective_factors:
+            report_problem(
                 key,
-                f"losses of different objectives are no common measure (factor '{varied[0]}'): "
+                "losses of different objectives are no common measure (factor "
+                f"'{objective_factors[0]}'): "
                 "name reward/accuracy",
             )
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from chip_core import recipes
 from chip_core.config.validation import key_problem
-from orchestrator.study.model import Factor, StudyChanges, level_text
+from orchestrator.study.model import Factor, StudyChanges, format_level
 
-_LONGEST_VALUE, _LONGEST_NAME = 60, 160  # a folder's name has 255 at most
+_MAX_VALUE_LENGTH, _MAX_NAME_LENGTH = 60, 160  # a folder's name has 255 at most
 #: Keys that `--set` cannot change, and what to do instead.
-_OWN = {
+_FIXED_KEYS = {
     "benchmarks": "what is tuned on and what is quoted is the study file's `benchmarks:` alone: "
     "change it there",
     "tune": "what a search is judged by is the study file's `tune:` alone: change it there",
@@ -28,67 +28,71 @@ def variant_name(study: str, changes: StudyChanges) -> str:
     """
     name = study
     if changes.recipe is not None:
-        name += f"@{_fitting(recipe_name(changes.recipe))}"
+        name += f"@{_sanitize(recipe_name(changes.recipe))}"
     for key, value in sorted(changes.overrides.items()):
-        name += f"+{key}={_fitting(level_text(value))}"
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[: _LONGEST_NAME - 9]}-{_hash(name)}"
+        name += f"+{key}={_sanitize(format_level(value))}"
+    if len(name) > _MAX_NAME_LENGTH:
+        name = f"{name[: _MAX_NAME_LENGTH - 9]}-{_short_hash(name)}"
     return name
 
 
 def recipe_name(recipe: str) -> str:
     """Return the name of a recipe, given its name or its file."""
-    return recipe if recipe in recipes.names() else Path(recipe).stem
+    return recipe if recipe in recipes.recipe_names() else Path(recipe).stem
 
 
-def merge_seeds(own: Sequence[int], given: Sequence[int]) -> list[int]:
+def merge_seeds(study_seeds: Sequence[int], command_line_seeds: Sequence[int]) -> list[int]:
     """Merge a study's seeds with those of the command line.
 
     New seeds are added to the study's. If none is new, only the given ones are used.
     """
-    new = [seed for seed in given if seed not in own]
-    return [*own, *new] if new else list(given)
+    new_seeds = [seed for seed in command_line_seeds if seed not in study_seeds]
+    return [*study_seeds, *new_seeds] if new_seeds else list(command_line_seeds)
 
 
-def variant_problems(
-    changes: StudyChanges, factors: Sequence[Factor], conditional: Collection[str]
+def iter_variant_problems(
+    changes: StudyChanges, factors: Sequence[Factor], conditional_factors: Collection[str]
 ) -> Iterator[str]:
     """Yield the problems of the changes themselves.
 
     Args:
         changes: changes of the command line.
         factors: factors of the study.
-        conditional: names of the factors with a condition.
+        conditional_factors: names of the factors with a condition.
     """
     recipe = changes.recipe
-    shipped = recipes.names()
-    if recipe is not None and recipe not in shipped and recipe_name(recipe) in shipped:
+    shipped_recipes = recipes.recipe_names()
+    if (
+        recipe is not None
+        and recipe not in shipped_recipes
+        and recipe_name(recipe) in shipped_recipes
+    ):
         yield (
             f"--recipe: {recipe}: has the name of a shipped recipe, whose variant would be taken "
             "for this one's: rename the file"
         )
     for key in changes.overrides:
-        complaint = _OWN.get(key.split(".")[0]) or key_problem(key)
-        if complaint is not None:
-            yield f"--set: {key}: {complaint}"
+        problem = _FIXED_KEYS.get(key.split(".")[0]) or key_problem(key)
+        if problem is not None:
+            yield f"--set: {key}: {problem}"
     for factor in factors:
-        always = [set(level.overrides) for level in factor.levels]
-        if factor.name in conditional or not always:
+        key_sets = [set(level.overrides) for level in factor.levels]
+        if factor.name in conditional_factors or not key_sets:
             continue
-        for key in sorted(set.intersection(*always) & set(changes.overrides)):
+        for key in sorted(set.intersection(*key_sets) & set(changes.overrides)):
             yield (
                 f"--set: {key}: is set by every level of the factor '{factor.name}': change the "
                 "levels in a study file of your own"
             )
 
 
-def _fitting(text: str) -> str:
+def _sanitize(text: str) -> str:
     """Make a text valid in the names of folders and experiments."""
     safe = re.sub(r"[^A-Za-z0-9_.,-]", "-", text)
-    if safe == text and len(text) <= _LONGEST_VALUE:
+    if safe == text and len(text) <= _MAX_VALUE_LENGTH:
         return text
-    return f"{safe[:_LONGEST_VALUE]}-{_hash(text)}"
+    return f"{safe[:_MAX_VALUE_LENGTH]}-{_short_hash(text)}"
 
 
-def _hash(text: str) -> str:
+def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]

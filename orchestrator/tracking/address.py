@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from chip_core.utils.errors import UserError, printable
-from chip_core.utils.files import is_full
+from chip_core.utils.files import is_disk_full
 
 _CONNECT_SECONDS = 5.0
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -214,7 +214,7 @@ def _check_file(file: Path, *, created_folder: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
-        if is_full(error):
+        if is_disk_full(error):
             raise
         raise InvalidUri(f"{parent}: {error.strerror}") from None
 

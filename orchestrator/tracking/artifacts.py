@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.results import CONFIG, CURVES
-from chip_core.utils.files import without_checksum
+from chip_core.utils.files import parse_checksummed
 from orchestrator.tracking.client import Point
 
 #: Prefix of a run's curves among its metrics.
@@ -84,4 +84,4 @@ def _read_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the records of lines; incomplete or damaged ones are left out."""
     for line in lines:
         with suppress(ValueError):
-            yield without_checksum(line)
+            yield parse_checksummed(line)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.utils.files import append_record, read_records
-from orchestrator.plan.plan import BASE, Arm, Trial
+from orchestrator.plan.plan import BASE_ARM, Arm, Trial
 from orchestrator.tracking.address import StoreUnavailable
 from orchestrator.tracking.client import MlflowStore, Point
 from orchestrator.tracking.runs import FINGERPRINT, KIND, STUDY, Slot, arm_slot, slot_of
@@ -31,7 +31,7 @@ class StudyAttachment:
     def figures(self) -> Iterator[tuple[Slot, str | None, Mapping[str, float]]]:
         """Yield (slot of the run, required fingerprint or None, figures)."""
         yield STUDY, None, self.study
-        yield (BASE, "", ""), None, self.base
+        yield (BASE_ARM, "", ""), None, self.base
         for arm, figures in self.arms.values():
             yield arm_slot(arm), arm.trials[0].fingerprint, figures
         for arm, trial, figures in self.trials:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chip_core.utils.errors import UserError, printable
-from orchestrator.storage.download import artifacts_of
+from orchestrator.storage.download import artifact_uri
 from orchestrator.tracking.address import (
     StoreRefused,
     StoreUnavailable,
@@ -93,7 +93,7 @@ class MlflowStore:
         self.completed_requests = 0
         self.refused: dict[str, str] = {}  # what the store rejects, and why
         self._client: Any = None
-        self._refused_entities: set[tuple[str, str]] = set()  # (run, kind and key)
+        self._refused_items: set[tuple[str, str]] = set()  # (run, kind and name)
 
     def open(self, experiment: str, *, create: bool = True) -> bool:
         """Connect, and create or restore a missing database and experiment if `create`.
@@ -112,15 +112,15 @@ class MlflowStore:
             if not create and is_new(self.uri):
                 return False
             client = self._client = connect(self.uri)
-            found = client.get_experiment_by_name(name)
-            deleted = found is not None and found.lifecycle_stage == "deleted"
-            if not create and (found is None or deleted):
+            existing = client.get_experiment_by_name(name)
+            deleted = existing is not None and existing.lifecycle_stage == "deleted"
+            if not create and (existing is None or deleted):
                 return False
-            if found is not None:
-                self.experiment = found.experiment_id
+            if existing is not None:
+                self.experiment = existing.experiment_id
             else:
                 # A database without a server would store artifacts in the current folder.
-                location = None if self._workdir is None else artifacts_of(self._workdir)
+                location = None if self._workdir is None else artifact_uri(self._workdir)
                 self.experiment = client.create_experiment(name, location)
             if deleted:
                 client.restore_experiment(self.experiment)
@@ -262,7 +262,7 @@ class MlflowStore:
     def _log(self, run: Run, kind: str, entities: Iterable[Any]) -> None:
         """Log "metrics", "params" or "tags", key by key if the store rejects them together."""
         noun = kind.removesuffix("s")
-        allowed = (e for e in entities if (run.id, f"{noun} {e.key}") not in self._refused_entities)
+        allowed = (e for e in entities if (run.id, f"{noun} {e.key}") not in self._refused_items)
         for batch in _batches(allowed, _MAX_ENTITIES[kind]):
             try:
                 with self._request() as client:
@@ -281,24 +281,24 @@ class MlflowStore:
                     else:
                         getattr(run, kind)[entity.key] = entity.value
 
-    def _leave_out(self, run: Run, what: str, error: UserError) -> None:
-        """Leave out what the store rejects, as long as it accepts a tag.
+    def _leave_out(self, run: Run, item: str, error: UserError) -> None:
+        """Leave out an item that the store rejects, as long as it accepts a tag.
 
         Raises:
             UserError: the store accepts nothing for the run.
         """
         with self._request() as client:
             client.set_tag(run.id, NAME, run.tags.get(NAME, run.id))  # unchanged, as a test
-        self._refused_entities.add((run.id, what))
+        self._refused_items.add((run.id, item))
         reason = redact_text(str(error.__cause__ or error).split("\n")[0], self.uri)
         reason = printable(reason, 300)
         if not self.refused:  # one line; others are reported at the end
             _LOG.warning(
                 "MLflow does not take the %s (%s): it is in the report, and the rest is shown",
-                what,
+                item,
                 reason,
             )
-        self.refused.setdefault(what, reason)
+        self.refused.setdefault(item, reason)
 
 
 def check_store(workdir: Path, uri: str | None) -> None:

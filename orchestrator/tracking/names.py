@@ -53,7 +53,7 @@ def encode_name(name: str, kind: TextKind = KEY) -> str:
 
 def encode_invalid(names: Iterable[str], kind: TextKind = KEY) -> dict[str, str]:
     """Return name -> encoded name of the names that MLflow does not accept, in order."""
-    return {name: other for name in names if (other := encode_name(name, kind)) != name}
+    return {name: new for name in names if (new := encode_name(name, kind)) != name}
 
 
 def _to_key(name: str) -> str:

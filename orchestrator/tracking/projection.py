@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from orchestrator.plan.plan import BASE, Plan
+from orchestrator.plan.plan import BASE_ARM, Plan
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable, is_server, server_address
 from orchestrator.tracking.artifacts import read_curve, stage_artifacts
 from orchestrator.tracking.client import NAME, MlflowStore, Point, Run, encode_metrics
@@ -149,14 +149,14 @@ class MlflowProjection:
 
     def _match_runs(self) -> None:
         """Match the store's runs with the plan's, and create those of the study and the arms."""
-        found: dict[Slot, list[Run]] = defaultdict(list)
+        runs: dict[Slot, list[Run]] = defaultdict(list)
         for run in self.store.runs():
             if KIND in run.tags:
-                found[slot_of(run)].append(run)
+                runs[slot_of(run)].append(run)
         self._runs = {}
         self._curve_ends.clear()
         for slot, spec in self._specs.items():
-            candidates = sorted(found.pop(slot, []), key=_precedence)
+            candidates = sorted(runs.pop(slot, []), key=_precedence)
             match = next(filter(spec.matches, candidates), None)
             if match is not None:
                 self._runs[slot] = match
@@ -167,7 +167,7 @@ class MlflowProjection:
             for run in candidates:
                 if run is not match:
                     self._supersede_run(run, spec.fingerprint)
-        for run in chain.from_iterable(found.values()):
+        for run in chain.from_iterable(runs.values()):
             self._supersede_run(run, None)
 
     def _show_trial(self, view: TrialView) -> None:
@@ -230,7 +230,7 @@ class MlflowProjection:
         for view in end.arms:
             self._show_arm(view, end.ended)
         for slot, run in self._runs.items():
-            if run.status == "RUNNING" and slot[0] in ("trial", "search", BASE):
+            if run.status == "RUNNING" and slot[0] in ("trial", "search", BASE_ARM):
                 self.store.set_status(run, "KILLED", end.ended)
             elif slot in statuses or (run.status == "RUNNING" and slot[0] == "arm"):
                 self.store.set_status(run, statuses.get(slot, end.status), end.ended)
@@ -310,7 +310,7 @@ def delete_runs(
         return 0
     runs = store.runs()
     if fingerprints is not None:
-        trials = (run for run in runs if slot_of(run)[0] in ("trial", BASE))
+        trials = (run for run in runs if slot_of(run)[0] in ("trial", BASE_ARM))
         runs = [run for run in trials if run.tags.get(FINGERPRINT) in fingerprints]
     store.delete_runs(runs, experiment=fingerprints is None)
     return len(runs)

@@ -18,7 +18,7 @@ from chip_core.utils.files import (
     write_checksummed,
 )
 from orchestrator.plan.plan import Plan
-from orchestrator.storage.download import artifacts_of
+from orchestrator.storage.download import artifact_uri
 from orchestrator.tracking.address import resolve_uri, sqlite_file, workdir_uri
 from orchestrator.tracking.runs import arm_fingerprints, arm_key
 from orchestrator.tracking.views import ArmView, FinalSnapshot, Status, TrackingState
@@ -146,7 +146,7 @@ class StoreRecord:
                 file = self._database.with_name(self._database.name + suffix).stat()
                 measures.append([suffix, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns])
         if self._workdir is not None:
-            location = urlsplit(artifacts_of(self._workdir))
+            location = urlsplit(artifact_uri(self._workdir))
             if location.scheme == "file":
                 files = Path(unquote(location.path)).rglob("*")
                 sizes = [file.stat().st_size for file in files if file.is_file()]

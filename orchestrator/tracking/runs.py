@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from chip_core.utils.files import parse_json
-from orchestrator.plan.plan import BASE, PLACEBO, Arm, Plan, Trial
-from orchestrator.state.search import searches_of
-from orchestrator.study.model import level_text
+from orchestrator.plan.plan import BASE_ARM, PLACEBO_ARM, Arm, Plan, Trial
+from orchestrator.state.search import plan_searches
+from orchestrator.study.model import format_level
 from orchestrator.tracking.client import NAME, Run
 from orchestrator.tracking.names import TAG, encode_name
 
@@ -96,8 +96,8 @@ def run_specs(plan: Plan) -> Iterator[RunSpec]:
 
     question = {"mlflow.note.content": plan.study.question}
     yield spec(slot=STUDY, parent=None, name=plan.study.name, extra_tags=question)
-    yield trial_spec(plan.base, (BASE, "", ""), STUDY, {})
-    searches = {search.arm.name: search for search in searches_of(plan)}
+    yield trial_spec(plan.base, (BASE_ARM, "", ""), STUDY, {})
+    searches = {search.arm.name: search for search in plan_searches(plan)}
     for arm in plan.arms:
         slot, key = arm_slot(arm), arm_key(arm)
         trials = _known_trials(arm)
@@ -112,8 +112,10 @@ def run_specs(plan: Plan) -> Iterator[RunSpec]:
         if (search := searches.get(arm.name)) is not None:
             best = None if search.chosen is None else search.chosen.fingerprint
             for draw in search.trials:
-                tags = {SEED: str(draw.seed), "chip.chosen": level_text(draw.fingerprint == best)}
-                yield trial_spec(draw, ("search", key, str(draw.number)), slot, draw.text, **tags)
+                tags = {SEED: str(draw.seed), "chip.chosen": format_level(draw.fingerprint == best)}
+                yield trial_spec(
+                    draw, ("search", key, str(draw.number)), slot, draw.value_texts, **tags
+                )
         for trial in trials:
             yield trial_spec(trial, ("trial", key, str(trial.seed)), slot, arm.tuned)
 
@@ -124,7 +126,7 @@ def arm_key(arm: Arm) -> str:
         ",".join(f"{factor}={level}" for factor, level in sorted(cell.items()))
         for cell in arm.cells
     )
-    key = PLACEBO if arm.placebo else "|".join(cells)
+    key = PLACEBO_ARM if arm.placebo else "|".join(cells)
     if len(key) > _MAX_ARM_KEY:
         digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         key = f"{key[:_MAX_ARM_KEY]}… {digest}"

@@ -10,7 +10,7 @@ import torch
 
 from chip_core import recipes
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def shapes_config() -> Callable[..., TrialConfig]:
 
     def configured(**changes: Any) -> TrialConfig:
         torch.set_num_threads(1)
-        tree = recipes.read_yaml(recipes.find("shapes"))
+        tree = recipes.read_yaml(recipes.find_recipe("shapes"))
         short = {
             "training.max_steps": 3,
             "training.batch_size": 4,
@@ -29,6 +29,6 @@ def shapes_config() -> Callable[..., TrialConfig]:
         dotted = {name.replace("__", "."): value for name, value in changes.items()}
         for key, value in {**short, "optimizer.warmup": 0, **dotted}.items():
             set_key(tree, key, value)
-        return trial_config(tree, "test")
+        return parse_trial_config(tree, "test")
 
     return configured

@@ -122,7 +122,7 @@ def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
     for weight in [*model.parameters(), *model.buffers()]:
         there.add(weight)
 
-    def sent(value: Tensor, device: torch.device) -> Tensor:
+    def to_device(value: Tensor, device: torch.device) -> Tensor:
         copy = value.clone()
         there.add(copy)
         return copy
@@ -134,7 +134,7 @@ def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
     }
     with monkeypatch.context() as patched, ExitStack() as stack:
         for module in (tensors, reader, states):
-            patched.setattr(module, "sent", sent)
+            patched.setattr(module, "to_device", to_device)
         stack.enter_context(_Methods(counted, there))
         stack.enter_context(_Operators(counted, there, frozen))
         yield counted

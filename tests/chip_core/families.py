@@ -36,7 +36,7 @@ from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import own
 from chip_core.models.muffin import MuffinConfig, MuffinImageProcessor, MuffinProcessor
-from chip_core.models.processing import compose
+from chip_core.models.processing import compose_processor
 
 SENTENCE = "user assistant : . ? what is here a the red blue green dog cat car tree and on with"
 WORDS = SENTENCE.split()
@@ -97,7 +97,7 @@ def llava() -> tuple[Any, Any]:
     image_processor = CLIPImageProcessorPil(
         size={"height": SIDE, "width": SIDE}, do_center_crop=False
     )
-    processor = compose(
+    processor = compose_processor(
         "llava", image_processor, words, patch_size=PATCH, num_additional_image_tokens=1,
         vision_feature_select_strategy="default", chat_template=template("<image>", "</s>"),
     )  # fmt: skip
@@ -115,7 +115,7 @@ def llava_next() -> tuple[Any, Any]:
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE},
         image_grid_pinpoints=pinpoints,
     )  # fmt: skip
-    processor = compose(
+    processor = compose_processor(
         "llava_next", image_processor, words, patch_size=PATCH, num_additional_image_tokens=1,
         vision_feature_select_strategy="default", chat_template=template("<image>", "</s>"),
     )  # fmt: skip
@@ -150,7 +150,7 @@ def _qwen_images() -> Any:
 def qwen2_5_vl() -> tuple[Any, Any]:
     """Its output head is tied to the embeddings, as the released 3B's is."""
     words = tokenizer(QWEN, "<|im_end|>")
-    processor = compose(
+    processor = compose_processor(
         "qwen2_5_vl", _qwen_images(), words, chat_template=template(_QWEN_IMAGE, "<|im_end|>")
     )
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
@@ -168,7 +168,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
 
 def qwen3_vl() -> tuple[Any, Any]:
     words = tokenizer(QWEN, "<|im_end|>")
-    processor = compose(
+    processor = compose_processor(
         "qwen3_vl", _qwen_images(), words, chat_template=template(_QWEN_IMAGE, "<|im_end|>")
     )
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
@@ -192,7 +192,7 @@ def _idefics(kind: str, config_class: Any, image_class: Any) -> tuple[Any, Any]:
         size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE},
         do_image_splitting=True,
     )  # fmt: skip
-    processor = compose(
+    processor = compose_processor(
         kind, image_processor, words, image_seq_len=4,
         chat_template=template("<image>", "<end_of_utterance>"),
     )  # fmt: skip

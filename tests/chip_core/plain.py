@@ -9,7 +9,7 @@ import torch
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.objectives import ObjectiveConfig
-from chip_core.objectives.forms import objective_of
+from chip_core.objectives.forms import compute_objective
 from chip_core.objectives.from_logits import PairLogits, batch_from_logits
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import COLUMNS, VIEWS
@@ -22,7 +22,7 @@ from chip_core.training.states import PaddedRows, pad
 def batch_objective(config: ObjectiveConfig, **views: ResponseScores | None) -> BatchObjective:
     """Return the objective of views by name; None: it is not there."""
     given = {view: scores for view, scores in views.items() if scores is not None}
-    return objective_of(config, Inputs(views=given))
+    return compute_objective(config, Inputs(views=given))
 
 
 def rows(batch: PairBatch, what: str) -> PaddedRows:
@@ -89,7 +89,7 @@ def plain_loss(
             with torch.set_grad_enabled(grad):
                 given[who] = {
                     view: _alone(
-                        model, batch.prompts_of(*batch.behind(view)), batch.responses[view], row
+                        model, batch.select_prompts(*batch.prefix(view)), batch.responses[view], row
                     )
                     for view in views
                 }
@@ -113,7 +113,7 @@ def _pair(
         fields.setdefault(column, {})[key] = value.tolist()
     for by_view in logits.values():
         for view, rows in by_view.items():
-            start = int(batch.prompts_of(*batch.behind(view)).mask[row].sum())
+            start = int(batch.select_prompts(*batch.prefix(view)).mask[row].sum())
             # The truth knows one prompt: what another is longer by, or shorter, is not looked at.
             kept = rows[start - 1 :]
             by_view[view] = torch.cat([kept.new_zeros(length - 1, kept.shape[1]), kept])

@@ -69,7 +69,7 @@ def test_merged_it_is_one_plain_model_that_answers_alike(
     from chip_core.shapes import world
 
     inputs = processor(
-        images=[world.draw(world.scene("train", 0))], text=[text], return_tensors="pt"
+        images=[world.draw_scene(world.make_scene("train", 0))], text=[text], return_tensors="pt"
     )
     with torch.no_grad():
         assert torch.allclose(one(**inputs).logits, whole(**inputs).logits, atol=1e-4)

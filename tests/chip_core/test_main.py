@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.__main__ import _check_settings, configuration, main
+from chip_core.__main__ import _check_settings, load_configuration, main
 from chip_core.config.trial import TrialConfig
 from chip_core.results import TrialResult, read_result
 from chip_core.utils.errors import UserError
@@ -180,6 +180,6 @@ def test_it_imports_neither_ray_nor_mlflow() -> None:
 
 
 def test_the_notebooks_five_lines(tmp_path: Path) -> None:
-    config = configuration("shapes", ["objective=dpo", *SHORT])
+    config = load_configuration("shapes", ["objective=dpo", *SHORT])
     assert config.objective.preset == "dpo"
     assert config.training.max_steps == 2

@@ -75,20 +75,20 @@ def test_of_workers_that_spread_a_model_the_first_alone_loads_it(
     shapes_config: Configured, tmp_path: Path, parallel: str, rank: int, loads: bool
 ) -> None:
     class Joined(Workers):
-        def each(self, make: Callable[[], Any]) -> list[Any]:
+        def gather_results(self, make: Callable[[], Any]) -> list[Any]:
             return [make()] * self.size
 
-        def gathered(self, value: Any) -> list[Any]:
+        def all_gather(self, value: Any) -> list[Any]:
             return ["one machine"] * 2 + ["another"] * 2
 
     config = shapes_config(engine__parallel=parallel, language_model="lora")
     attempt = _Attempt(config, TrialContext(folder=tmp_path))
     attempt._workers, attempt._device = Joined(rank=rank, size=4), torch.device("cpu")
-    loaded = attempt._load(None, train=True)
+    loaded = attempt._load_model(None, train=True)
     assert has_weights(loaded.model) == loads
     assert loaded.parallelism == ("ddp" if parallel == "auto" else parallel)
     assert any(".lora_A." in name for name, _ in loaded.model.named_parameters())
-    assert has_weights(attempt._load(None, train=False).model)  # who answers has it whole
+    assert has_weights(attempt._load_model(None, train=False).model)  # who answers has it whole
 
 
 def test_the_seed_changes_the_figures(shapes_config: Configured, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from chip_core.results import Progress
 from chip_core.training import checkpoint, trainer
 from orchestrator.executors.base import Job
-from orchestrator.jobs.attempt import execute as really_execute
+from orchestrator.jobs.attempt import execute_job as really_execute
 
 #: Where an attempt is, line by line, in its folder; what is to go wrong, in the work directory.
 MOMENTS, PLAN, FULL = "moments.jsonl", "faults.json", "disk-is-full"
@@ -43,7 +43,7 @@ def execute(job: Job, report: Callable[[Progress], None], stop: Callable[[], boo
         note = {
             "phase": progress.phase,
             "done": progress.done,
-            "trains": job.trains,
+            "trains": job.is_training,
             "pid": os.getpid(),
             "job": _jobs,
             "time": time.time(),
@@ -56,9 +56,9 @@ def execute(job: Job, report: Callable[[Progress], None], stop: Callable[[], boo
             time.sleep(SLOWER)
 
     with contextlib.ExitStack() as stack:  # the process has other jobs after this one
-        if job.trains and "nan" in plan:
+        if job.is_training and "nan" in plan:
             stack.enter_context(_poison(plan["nan"], workdir))
-        if job.trains:
+        if job.is_training:
             stack.enter_context(_full_disk(workdir / FULL))
         really_execute(job, told, stop)
 

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from orchestrator.executors.ray.session import ENVIRONMENT
-from orchestrator.jobs.stopping import signals_kept
+from orchestrator.executors.ray.session import PROCESS_ENVIRONMENT
+from orchestrator.jobs.stopping import restore_signal_handlers
 from tests.faults.injected import MOMENTS, PLAN, TRAINING
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def recipe(stall_after: float, workers: int = 1) -> str:
     """
     from chip_core import recipes
 
-    text = recipes.find("shapes").read_text()
+    text = recipes.find_recipe("shapes").read_text()
     for old, new in (
         ("batch_size: 16", "batch_size: 2"),
         ("max_steps: 60", f"max_steps: {STEPS}"),
@@ -76,7 +76,7 @@ class World:
         os.environ.update(environment())
         # Ray 2.60 writes the cluster's address below it, which only a plain start makes.
         Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray").mkdir(parents=True, exist_ok=True)
-        with signals_kept():  # starting a node takes them
+        with restore_signal_handlers():  # starting a node takes them
             self.cluster = Cluster(
                 initialize_head=True,
                 head_node_args={
@@ -93,7 +93,7 @@ class World:
 
     def heal(self) -> None:
         """Have two nodes again: a fault takes one, and trials need another."""
-        with signals_kept():
+        with restore_signal_handlers():
             while len(self.cluster.worker_nodes) < 2:
                 self.cluster.add_node(
                     num_cpus=CPUS,
@@ -139,7 +139,7 @@ class World:
 def environment() -> dict[str, str]:
     """Return what the study's processes are to find beside what this one has."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**PROCESS_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def start(

@@ -23,18 +23,18 @@ from chip_core.results import (
 )
 from chip_core.utils.files import write_json
 from orchestrator.executors.base import (
-    Answered,
-    Event,
-    Failed,
-    Finished,
     Job,
-    More,
-    Progressed,
-    Retry,
-    Started,
+    JobAnswered,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobSource,
+    JobStarted,
+    RetryPolicy,
 )
 from orchestrator.jobs.attempt import Cause
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.tracking.projection import MlflowProjection
 from orchestrator.tracking.views import (
@@ -79,7 +79,7 @@ class FakeExecutor:
     jobs: list[Job] = field(default_factory=list)
     parts: list[Job] = field(default_factory=list)  # of reference passes; none can be made
     at_once: int = 1
-    stop: Stop = field(default_factory=Stop)
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def opened(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
         return nullcontext()
@@ -93,12 +93,12 @@ class FakeExecutor:
     def run(
         self,
         jobs: Sequence[Job],
-        on_event: Callable[[Event], None],
-        retry: Retry | None = None,
-        more: More | None = None,
+        on_event: Callable[[JobEvent], None],
+        retry: RetryPolicy | None = None,
+        more: JobSource | None = None,
     ) -> None:
         left = deque(jobs)
-        while not self.stop.no_more:
+        while not self.stop.is_draining:
             if not left:
                 left.extend((more() if more is not None else None) or ())
             if not left:
@@ -106,35 +106,37 @@ class FakeExecutor:
             job = left.popleft()
             if job.shard is not None:
                 self.parts.append(job)
-                on_event(Started(job=job))
-                on_event(Failed(job=job, reason="nothing is computed here"))
+                on_event(JobStarted(job=job))
+                on_event(JobFailed(job=job, reason="nothing is computed here"))
                 continue
             self.jobs.append(job)
-            on_event(Started(job=job))
-            if job.name == (self.dies_scoring if job.scores else self.dies_before):
+            on_event(JobStarted(job=job))
+            if job.name == (self.dies_scoring if job.is_scoring else self.dies_before):
                 raise KeyboardInterrupt
             progress = Progress(phase="train", done=1, total=5, figures={"loss": 0.5})
-            on_event(Progressed(job=job, progress=progress))
-            if self.stop.asked:
-                on_event(Failed(job=job, reason="stopped after step 1 of 5", cause="stopped"))
+            on_event(JobProgressed(job=job, progress=progress))
+            if self.stop.is_requested:
+                on_event(JobFailed(job=job, reason="stopped after step 1 of 5", cause="stopped"))
                 break
             if job.name in self.failures:
-                on_event(Failed(job=job, reason=self.failures[job.name]))
+                on_event(JobFailed(job=job, reason=self.failures[job.name]))
                 continue
             if self.lost.get(job.name):
-                cause, failed = self.lost[job.name].pop(0), Failed(job=job, reason="it died")
+                cause, failed = self.lost[job.name].pop(0), JobFailed(job=job, reason="it died")
                 failed = replace(failed, cause=cause)
                 retry_job = None if retry is None else retry(failed)
-                on_event(replace(failed, retry=retry_job))
+                on_event(replace(failed, retry_job=retry_job))
                 left.extendleft([] if retry_job is None else [retry_job])
                 continue
-            if job.name in self.answers and not job.scores:
-                scoring = job.scoring()
-                on_event(Answered(job=job, answered=leave_answers(job), scoring=scoring))
+            if job.name in self.answers and not job.is_scoring:
+                scoring = job.scoring_job()
+                on_event(
+                    JobAnswered(job=job, answered_trial=leave_answers(job), scoring_job=scoring)
+                )
                 left.appendleft(scoring)
                 continue
-            on_event(Finished(job=job, result=leave_result(job)))
-        if self.stop.asked:
+            on_event(JobFinished(job=job, result=leave_result(job)))
+        if self.stop.is_requested:
             raise KeyboardInterrupt
 
     @property

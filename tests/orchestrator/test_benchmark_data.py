@@ -18,12 +18,12 @@ from chip_core.utils.files import read_records
 from orchestrator.cli import main
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.benchmark_identities import read_identities, save_identities
-from orchestrator.plan.contamination import Overlap, count_overlaps, read_overlap
+from orchestrator.plan.contamination import Overlap, count_overlaps, read_overlaps
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.summary import Summary, build_summary
 from orchestrator.report.writers.plan import evaluation_lines, readiness_lines
-from orchestrator.run import RunOutcome, check_startable, run_study
+from orchestrator.run import RunOutcome, check_can_start, run_study
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
@@ -66,7 +66,9 @@ def planned(tmp_path: Path, places: DataPaths, text: str = STUDY, **overrides: o
     file = tmp_path / "scored.yaml"
     file.write_text(text)
     study = load_study(file, StudyChanges(overrides={**SHORT, **overrides}))
-    return make_plan(study, places=places, seen=read_identities(tmp_path / "w", study.name))
+    return make_plan(
+        study, data_paths=places, known_identities=read_identities(tmp_path / "w", study.name)
+    )
 
 
 def run(plan: Plan, workdir: Path) -> RunOutcome:
@@ -166,8 +168,8 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     for job in executor.jobs:
         assert [settings.name for settings in job.config.benchmarks.report] == ["pope"]
         assert job.untrained or job.trained_model is not None
-        assert job.places.benchmark_data == data
-        assert job.places.judge_cache == workdir / "cache" / "judge"
+        assert job.data_paths.benchmark_data == data
+        assert job.data_paths.judge_cache == workdir / "cache" / "judge"
 
 
 def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data: Path) -> None:
@@ -214,7 +216,7 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
 
     seconds = {"train": 30.0, "answer report/amber": 4.0, "score report/amber": 6.0}
     result = TrialResult(steps=1, evaluations={}, seconds=seconds)
-    ledger.finished(trial, "scored", 1, "trials/x", result)
+    ledger.record_result(trial, "scored", 1, "trials/x", result)
     *_, share = evaluation_lines(plan, ledger)
     told = "answers and scoring took 25% of the time of the trial done so far"  # 10 of 40 s
     assert str(share) == told
@@ -222,7 +224,7 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
         steps=1, answers={"report/amber": Answers(items=amber, responses="x")}, evaluations={},
         seconds={},
     )  # fmt: skip
-    ledger.answered(plan.arms[1].trials[0], "scored", 1, "trials/y", answered)
+    ledger.record_answers(plan.arms[1].trials[0], "scored", 1, "trials/y", answered)
     line, *_ = evaluation_lines(plan, ledger)
     assert f"{left - amber} answers to make; {amber} answers are there, to be scored" in str(line)
 
@@ -277,7 +279,7 @@ def test_training_images_that_a_benchmark_shows_are_counted(
         "amber: 1 of 3 training images are among its 1 pictures, by COCO's number or by their "
         "looks (scaled.jpg is AMBER_1.png)."
     )
-    assert read_overlap(tmp_path / "w", plan.study.name) == [amber, pope]
+    assert read_overlaps(tmp_path / "w", plan.study.name) == [amber, pope]
     pairs.with_name("own.png").unlink()  # counted once: what is kept counts
     kept = list((tmp_path / "w" / "cache" / "overlap").iterdir())
     assert len(kept) == 2
@@ -383,11 +385,11 @@ def test_a_package_that_a_training_lacks_is_said_before_anything_is_written(
         "optimizer.states is int8, and torchao is not installed here: "
         "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
     )
-    assert plan.lacking == [said]
+    assert plan.missing_requirements == [said]
     assert [str(line) for line in readiness_lines(plan, tmp_path / "w")] == [
         f"cannot run yet: {said}"
     ]
     with pytest.raises(ConfigError) as raised:
-        check_startable(plan, tmp_path / "w")
+        check_can_start(plan, tmp_path / "w")
     assert list(raised.value.problems) == [said]
-    assert plan_of().lacking == []
+    assert plan_of().missing_requirements == []

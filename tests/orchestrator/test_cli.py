@@ -121,7 +121,7 @@ def test_what_a_file_system_refuses_is_one_line(
     def refused(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), "some/file")
 
-    monkeypatch.setattr("orchestrator.commands.studies.planned", refused)
+    monkeypatch.setattr("orchestrator.commands.studies.load_plan", refused)
     assert call("status", "encoder") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"chip-ablate: some/file: cannot be used ({os.strerror(number)})")
@@ -131,10 +131,10 @@ def test_another_error_of_the_system_keeps_its_traceback(monkeypatch: pytest.Mon
     def broken(*_: object, **__: object) -> None:
         raise OSError(errno.EBADF, "ours")
 
-    monkeypatch.setattr("orchestrator.commands.studies.planned", broken)
+    monkeypatch.setattr("orchestrator.commands.studies.load_plan", broken)
     with pytest.raises(OSError, match="ours"):
         main(["status", "encoder"])
-    assert errno.EBADF not in program._OF_FILES
+    assert errno.EBADF not in program._PATH_ERRNOS
 
 
 def test_a_first_run_that_is_refused_writes_nothing(

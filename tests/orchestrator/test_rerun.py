@@ -68,7 +68,7 @@ def run(
         executor=executor,
         tracker=tracker,
         console=Console(quiet=True),
-        shown=StoreRecord(workdir, plan.study.name, uri),
+        shown_record=StoreRecord(workdir, plan.study.name, uri),
     )
     return outcome, tracker
 
@@ -205,12 +205,12 @@ def test_what_lies_beside_changes_it(plan_of: PlanOf, tmp_path: Path) -> None:
     scores = attempt / scored.evaluation.scores
     scores.write_text(scores.read_text() + "\n")
     changed()
-    Ledger(workdir).started(trial, "small", 2)
+    Ledger(workdir).record_start(trial, "small", 2)
     changed()
-    Ledger(workdir).removed(trial.fingerprint)
+    Ledger(workdir).record_removal(trial.fingerprint)
     changed()
     data = tmp_path / "data"
-    plan = replace(plan, places=replace(plan.places, benchmark_data=data))
+    plan = replace(plan, data_paths=replace(plan.data_paths, benchmark_data=data))
     changed()
     (data / "shapes" / "images").mkdir(parents=True)
     changed()
@@ -298,7 +298,7 @@ def test_commands_import_what_they_use(
         executor=FakeExecutor,
         tracker=Tracker(MlflowProjection(workdir)),
         console=Console(quiet=True),
-        shown=StoreRecord(workdir, "small", None),
+        shown_record=StoreRecord(workdir, "small", None),
     )
     before = times(workdir)
     script = (

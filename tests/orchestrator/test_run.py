@@ -20,8 +20,8 @@ from orchestrator.executors.base import Job
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.files import PAGE_FILE, report_folder
 from orchestrator.run import RunOutcome, run_study
-from orchestrator.runner.jobs import jobs_for
-from orchestrator.state.ledger import Ledger, study_lock
+from orchestrator.runner.jobs import make_jobs
+from orchestrator.state.ledger import Ledger, lock_study
 from orchestrator.utils.version import code_version
 
 from .conftest import STUDY
@@ -173,7 +173,7 @@ def test_what_a_worker_finished_after_its_driver_died_is_not_run_again(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
     plan = plan_of()
-    job, trial, _ = jobs_for(plan, Ledger(tmp_path), tmp_path)[2]
+    job, trial, _ = make_jobs(plan, Ledger(tmp_path), tmp_path)[2]
     leave_result(job)
     _, executor, tracker = run(plan_of(), tmp_path)
     assert trial.name not in executor.names
@@ -189,7 +189,7 @@ def test_answers_are_scored_as_a_step_of_the_same_attempt(plan_of: PlanOf, tmp_p
     assert outcome.executed == 9  # the step is no trial of its own
     answering, scoring = (job for job in executor.jobs if job.name == name)
     assert (scoring.answers, scoring.folder) == (answering.folder, answering.folder)
-    assert (scoring.workers, scoring.trains, answering.trains) == (1, False, True)
+    assert (scoring.num_workers, scoring.is_training, answering.is_training) == (1, False, True)
     (view,) = [view for view in tracker.ended if view.trial.name == name]
     assert (view.status, view.metrics) == ("FINISHED", {"shapes/chair_i": 11.0})
     record = Ledger(tmp_path)[view.trial.fingerprint]
@@ -220,7 +220,7 @@ def test_answers_that_are_there_are_scored_without_a_model(plan_of: PlanOf, tmp_
 
 
 def test_answers_that_no_driver_saw_are_found(plan_of: PlanOf, tmp_path: Path) -> None:
-    job, trial, _ = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[2]
+    job, trial, _ = make_jobs(plan_of(), Ledger(tmp_path), tmp_path)[2]
     leave_answers(job)
     _, executor, _ = run(plan_of(), tmp_path)
     (scoring,) = [other for other in executor.jobs if other.name == trial.name]
@@ -228,7 +228,7 @@ def test_answers_that_no_driver_saw_are_found(plan_of: PlanOf, tmp_path: Path) -
 
 
 def test_answers_that_were_changed_are_not_scored(plan_of: PlanOf, tmp_path: Path) -> None:
-    job, trial, _ = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[2]
+    job, trial, _ = make_jobs(plan_of(), Ledger(tmp_path), tmp_path)[2]
     answered = leave_answers(job)
     (job.folder / "responses").mkdir()
     (job.folder / "responses/report-shapes.jsonl").write_text("{}\n")
@@ -242,7 +242,7 @@ def test_answers_that_were_changed_are_not_scored(plan_of: PlanOf, tmp_path: Pat
 
 
 def test_scoring_that_fails_is_made_again_alone(plan_of: PlanOf, tmp_path: Path) -> None:
-    job, trial, _ = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[2]
+    job, trial, _ = make_jobs(plan_of(), Ledger(tmp_path), tmp_path)[2]
     leave_answers(job)
     outcome, _, _ = run(plan_of(), tmp_path, FakeExecutor(failures={trial.name: "no reply"}))
     assert outcome.failed == {trial.name: "no reply"}
@@ -253,20 +253,20 @@ def test_scoring_that_fails_is_made_again_alone(plan_of: PlanOf, tmp_path: Path)
 
 def test_an_attempt_that_had_trained_is_gone_on_from(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of()
-    job, trial, _ = jobs_for(plan, Ledger(tmp_path), tmp_path)[2]
+    job, trial, _ = make_jobs(plan, Ledger(tmp_path), tmp_path)[2]
     (job.folder / "model").mkdir(parents=True)
     write_trained(job.folder, TrainedModel(steps=5, seconds=1.0))
     (tmp_path / "trials" / trial.fingerprint[:16] / "attempt-2").mkdir()  # a later one that died
     again = next(
-        other for other, its, _ in jobs_for(plan, Ledger(tmp_path), tmp_path) if its == trial
+        other for other, its, _ in make_jobs(plan, Ledger(tmp_path), tmp_path) if its == trial
     )
     assert again.folder.name == "attempt-3"
     assert again.resume_from == job.folder
-    assert [folder.name for folder in again.earlier] == ["attempt-2", "attempt-1"]
+    assert [folder.name for folder in again.earlier_attempts] == ["attempt-2", "attempt-1"]
 
 
 def test_a_half_written_attempt_is_run_again_elsewhere(plan_of: PlanOf, tmp_path: Path) -> None:
-    job, trial, _ = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[2]
+    job, trial, _ = make_jobs(plan_of(), Ledger(tmp_path), tmp_path)[2]
     job.folder.mkdir(parents=True)
     _, executor, _ = run(plan_of(), tmp_path)
     (again,) = [other for other in executor.jobs if other.name == trial.name]
@@ -309,7 +309,7 @@ def test_collapsed_cells_are_run_once_and_shown_once(plan_of: PlanOf, tmp_path: 
 
 
 def test_a_second_driver_is_told_and_stops(plan_of: PlanOf, tmp_path: Path) -> None:
-    with study_lock(tmp_path, "small"):
+    with lock_study(tmp_path, "small"):
         with pytest.raises(UserError, match=r"study small is being run by process \d+ on "):
             run(plan_of(), tmp_path)
         other = STUDY.replace("study: small", "study: other")
@@ -323,7 +323,7 @@ def test_a_record_that_a_crash_cut_off_is_passed_over(plan_of: PlanOf, tmp_path:
     file.write_bytes(file.read_bytes()[:-30])
     _, executor, _ = run(plan_of(), tmp_path)
     assert executor.names == []  # the last trial's result is still in its folder
-    assert Ledger(tmp_path)[plan_of().trials[-1].fingerprint].done(plan_of().trials[-1])
+    assert Ledger(tmp_path)[plan_of().trials[-1].fingerprint].is_done(plan_of().trials[-1])
 
 
 def test_a_work_directory_that_is_a_file_is_told(plan_of: PlanOf, tmp_path: Path) -> None:

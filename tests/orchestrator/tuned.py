@@ -63,10 +63,10 @@ def carry_out(plan: Plan, workdir: Path, failures: Mapping[str, str] | None = No
     ledger, study = Ledger(workdir), plan.study.name
     for _, jobs in iter_phases(resolve_search(plan, ledger), ledger, workdir):
         for job, trial, attempt in jobs:
-            ledger.started(trial, study, attempt)
+            ledger.record_start(trial, study, attempt)
             if job.name in (failures or {}):
-                ledger.ended(trial, study, attempt, "failed", (failures or {})[job.name])
+                ledger.record_end(trial, study, attempt, "failed", (failures or {})[job.name])
                 continue
             folder = str(job.folder.relative_to(workdir))
-            ledger.finished(trial, study, attempt, folder, fakes.leave_result(job))
+            ledger.record_result(trial, study, attempt, folder, fakes.leave_result(job))
     return resolve_search(plan, ledger)

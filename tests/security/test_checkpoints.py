@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from chip_core import recipes
 from chip_core.config.trial import ModelConfig, TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.models import loading
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.trained import read_trained
@@ -169,7 +169,7 @@ def test_models_by_hypothesis(tmp_path: Path, data: st.DataObject) -> None:
 
 @pytest.fixture
 def config() -> TrialConfig:
-    return trial_config(recipes.read_yaml(recipes.find("shapes")), "test")
+    return parse_trial_config(recipes.read_yaml(recipes.find_recipe("shapes")), "test")
 
 
 @pytest.fixture
@@ -187,11 +187,16 @@ def manifest(folder: Path, config: TrialConfig, **changes: Any) -> None:
         path.name: {"bytes": path.stat().st_size, "sha256": checkpoints.hash_file(path)}
         for path in place.iterdir()
     }
-    said = {"format": 1, "step": 2, "training": checkpoints._training(config), "files": held}
+    said = {
+        "format": 1,
+        "step": 2,
+        "training": checkpoints._training_fingerprint(config),
+        "files": held,
+    }
     (place / "manifest.json").write_text(json.dumps({**said, **changes}))
 
 
-def restore(folder: Path, config: TrialConfig) -> checkpoints.Resumed:
+def restore(folder: Path, config: TrialConfig) -> checkpoints.ResumePoint:
     kept: dict[str, Any] = {"model": torch.nn.Module(), "optimizer": None, "stateful": {}}
     return checkpoints.Checkpointer(config, **kept).restore(folder)
 

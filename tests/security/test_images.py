@@ -17,7 +17,7 @@ from chip_core.data import image_files
 from chip_core.data.image_files import ImageReader, open_image
 from chip_core.data.rows import ImageRef, RowError
 from chip_core.evaluation.benchmarks.base import Pictures, embedded_picture
-from chip_core.representation.described import read_set
+from chip_core.representation.described import read_described_images
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.report.figures.gallery import read_images
 
@@ -151,7 +151,7 @@ def described(folder: Path, name: str) -> object:
     (folder / "set.jsonl").write_text(
         f'{{"image": "{name}", "true": "a", "hallucinated": "b"}}\n' * 2
     )
-    return [item.image() for item in read_set(str(folder / "set.jsonl"), 2)]
+    return [item.image() for item in read_described_images(str(folder / "set.jsonl"), 2)]
 
 
 def of_a_benchmark(folder: Path, name: str) -> object:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chip_core import recipes
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.utils.errors import ConfigError
 
 from . import told
@@ -128,7 +128,7 @@ def test_by_hypothesis(path: tuple[str, ...], value: Any) -> None:
     node[path[-1]] = value
     try:
         read = recipes.parse_yaml(yaml.safe_dump(tree), "own.yaml")
-        trial_config(read, "own.yaml")
+        parse_trial_config(read, "own.yaml")
     except ConfigError as error:
         assert all(line.startswith("own.yaml") for line in error.problems)
         told.note(f"{KIND}, generated", error.problems[0])

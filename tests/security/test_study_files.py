@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chip_core.recipes.text import LONGEST, MOST_VALUES, parse_yaml
+from chip_core.recipes.text import MAX_VALUES, MAX_YAML_BYTES, parse_yaml
 from chip_core.utils.errors import ConfigError
 from orchestrator.study.load import load_study
 
@@ -74,8 +74,8 @@ TEXTS: dict[str, str | bytes] = {
     "deep braces": "{a: " * 3000,
     "deep lines": "\n".join(" " * depth + "a:" for depth in range(200)),
     "deep and closed": f"{BASE}seeds: {'[' * 60}0{']' * 60}",
-    "too long": f"{BASE}question: {'q' * LONGEST}",
-    "too many values": f"{BASE}seeds: [{', '.join(['0'] * MOST_VALUES)}]",
+    "too long": f"{BASE}question: {'q' * MAX_YAML_BYTES}",
+    "too many values": f"{BASE}seeds: [{', '.join(['0'] * MAX_VALUES)}]",
     "5,000 digits": f"{BASE}seeds: {'9' * 5000}",
     "4,000 digits": f"{BASE}seeds: {'9' * 4000}",
     "23 digits": f"{BASE}seeds: [{'9' * 23}]",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chip_core.utils.errors import LONGEST_LINE
+from chip_core.utils.errors import MAX_LINE_LENGTH
 
 #: Malformed inputs that were refused as they must be, by kind; shown when the tests have run.
 COUNTS: Counter[str] = Counter()
@@ -22,7 +22,7 @@ def note(kind: str, line: str) -> str:
     assert line.strip(), "no reason is given"
     assert line.isprintable(), f"the reason steers a terminal: {line!r}"
     assert "Traceback" not in line
-    assert len(line) <= LONGEST_LINE + 100
+    assert len(line) <= MAX_LINE_LENGTH + 100
     COUNTS[kind] += 1
     return line
 

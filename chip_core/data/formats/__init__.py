@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chip_core.data.formats import jsonl, rlaif_v, rlhf_v, trl
-from chip_core.data.formats.base import CHOSEN_IMAGE_COLUMNS, Format, Kinds, rejected_image
+from chip_core.data.formats.base import CHOSEN_IMAGE_COLUMNS, ColumnKinds, Format, rejected_image
 
 #: Name -> format, in the order in which they are tried.
 FORMATS = {entry.name: entry for entry in (rlhf_v.FORMAT, rlaif_v.FORMAT, jsonl.FORMAT, trl.FORMAT)}
@@ -11,11 +11,11 @@ FORMATS = {entry.name: entry for entry in (rlhf_v.FORMAT, rlaif_v.FORMAT, jsonl.
 __all__ = ["FORMATS", "Format", "Kinds", "find_format", "rejected_image"]
 
 
-def find_format(kinds: Kinds) -> Format | None:
+def find_format(kinds: ColumnKinds) -> Format | None:
     """Return the format that columns fit; None if there is none."""
     # A chosen response's own image replaces the pair's.
-    own = {
+    unprefixed = {
         name.removeprefix("chosen_"): kinds[name] for name in CHOSEN_IMAGE_COLUMNS if name in kinds
     }
-    kinds = {**own, **kinds}
-    return next((entry for entry in FORMATS.values() if entry.fits(kinds)), None)
+    kinds = {**unprefixed, **kinds}
+    return next((entry for entry in FORMATS.values() if entry.matches(kinds)), None)

@@ -10,9 +10,9 @@ from typing import Any
 
 from chip_core.data.rows import IMAGE_PLACEHOLDER, ImageRef, PreferenceTexts, RowError
 
-Raw = Mapping[str, Any]
+RawRow = Mapping[str, Any]
 #: Column -> "string", "binary", "struct", "list" or "other".
-Kinds = Mapping[str, str]
+ColumnKinds = Mapping[str, str]
 
 REJECTED_IMAGE_COLUMNS = ("rejected_image", "rejected_images")
 #: The chosen response's own image; the row's rejected image is then the rejected response's.
@@ -25,15 +25,15 @@ class Format:
     """One way to lay out preference pairs in columns."""
 
     name: str
-    wants: str  # the columns, for messages
-    image_columns: tuple[str, ...]  # all columns that `image` reads
-    text_columns: tuple[str, ...]  # all columns that `texts` reads
-    fits: Callable[[Kinds], bool]
-    texts: Callable[[Raw], PreferenceTexts]
-    image: Callable[[Raw], ImageRef]
+    description: str  # the columns, for messages
+    image_columns: tuple[str, ...]  # all columns that `parse_image` reads
+    text_columns: tuple[str, ...]  # all columns that `parse_texts` reads
+    matches: Callable[[ColumnKinds], bool]
+    parse_texts: Callable[[RawRow], PreferenceTexts]
+    parse_image: Callable[[RawRow], ImageRef]
 
 
-def rejected_image(raw: Raw) -> ImageRef | None:
+def rejected_image(raw: RawRow) -> ImageRef | None:
     """Return a row's rejected image, in any format; None if there is none or the cell is empty."""
     for column in REJECTED_IMAGE_COLUMNS:
         ref = image_cell(raw, column)
@@ -42,7 +42,7 @@ def rejected_image(raw: Raw) -> ImageRef | None:
     return None
 
 
-def text_cell(raw: Raw, *columns: str) -> str:
+def text_cell(raw: RawRow, *columns: str) -> str:
     """Return the text of the first of the columns that exists."""
     for column in columns:
         value = raw.get(column)
@@ -64,7 +64,7 @@ def time_error(column: str) -> RowError:
     )
 
 
-def json_value(text: str, column: str) -> Any:
+def parse_json_cell(text: str, column: str) -> Any:
     """Return the value of a cell's JSON text.
 
     Raises:
@@ -78,15 +78,15 @@ def json_value(text: str, column: str) -> Any:
         raise RowError(f"{column} is not JSON (too deep, or a number too long)") from None
 
 
-def prompt_text(text: str) -> str:
+def strip_image_placeholder(text: str) -> str:
     """Return a prompt without its mark for the image; the chat template adds its own."""
-    marks = text.count(IMAGE_PLACEHOLDER)
-    if marks > 1:
-        raise RowError(f"the prompt names {marks} images: one image a pair is supported")
-    return text.replace(IMAGE_PLACEHOLDER, "").strip() if marks else text
+    count = text.count(IMAGE_PLACEHOLDER)
+    if count > 1:
+        raise RowError(f"the prompt names {count} images: one image a pair is supported")
+    return text.replace(IMAGE_PLACEHOLDER, "").strip() if count else text
 
 
-def own_id(raw: Raw) -> str | None:
+def row_id(raw: RawRow) -> str | None:
     """Return the row's own id as text."""
     for column in ("id", "idx"):
         value = raw.get(column)
@@ -99,7 +99,7 @@ def own_id(raw: Raw) -> str | None:
     return None
 
 
-def first_image(raw: Raw, *columns: str) -> ImageRef:
+def first_image(raw: RawRow, *columns: str) -> ImageRef:
     """Return the image of the first of the columns that has one."""
     return next(
         (ref for ref in (image_cell(raw, name) for name in columns) if ref != ImageRef()),
@@ -107,7 +107,7 @@ def first_image(raw: Raw, *columns: str) -> ImageRef:
     )
 
 
-def image_cell(raw: Raw, column: str) -> ImageRef:
+def image_cell(raw: RawRow, column: str) -> ImageRef:
     """Return the image in a column: bytes, a path, {bytes, path}, or a list of one of these."""
     value = raw.get(column)
     if isinstance(value, list):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import date, time
 
 from chip_core.data.formats.base import (
+    ColumnKinds,
     Format,
-    Kinds,
-    Raw,
+    RawRow,
     first_image,
     image_cell,
-    json_value,
-    own_id,
-    prompt_text,
+    parse_json_cell,
+    row_id,
+    strip_image_placeholder,
     text_cell,
     time_error,
 )
@@ -21,33 +21,33 @@ from chip_core.data.rows import ImageRef, PreferenceTexts, RowError
 IMAGE_COLUMNS = ("image", "images", "image_path")
 
 
-def _fits(kinds: Kinds) -> bool:
+def _matches(kinds: ColumnKinds) -> bool:
     return "text" in kinds and bool(kinds.keys() & set(IMAGE_COLUMNS)) and "chosen" not in kinds
 
 
-def _texts(raw: Raw) -> PreferenceTexts:
-    said = raw.get("text")
-    if said is None:
+def _parse_texts(raw: RawRow) -> PreferenceTexts:
+    cell = raw.get("text")
+    if cell is None:
         raise RowError("no text")
-    if isinstance(said, date | time):
+    if isinstance(cell, date | time):
         raise time_error("text")
-    plain = isinstance(said, str)
-    if isinstance(said, str):
-        said = json_value(said, "text")
-    if isinstance(said, str):  # it was encoded as JSON twice
-        plain, said = False, json_value(said, "text")
-    if not isinstance(said, dict):
+    is_json_text = isinstance(cell, str)
+    if isinstance(cell, str):
+        cell = parse_json_cell(cell, "text")
+    if isinstance(cell, str):  # it was encoded as JSON twice
+        is_json_text, cell = False, parse_json_cell(cell, "text")
+    if not isinstance(cell, dict):
         raise RowError("text is no JSON object of question, chosen, rejected")
     return PreferenceTexts(
-        id=own_id(raw),
-        prompt=prompt_text(text_cell(said, "question")),
-        chosen=text_cell(said, "chosen"),
-        rejected=text_cell(said, "rejected"),
-        anew=not plain,
+        id=row_id(raw),
+        prompt=strip_image_placeholder(text_cell(cell, "question")),
+        chosen=text_cell(cell, "chosen"),
+        rejected=text_cell(cell, "rejected"),
+        read_differently=not is_json_text,
     )
 
 
-def image(raw: Raw) -> ImageRef:
+def parse_image(raw: RawRow) -> ImageRef:
     """Return the image in `image` or `images`, or the path in `image_path` if they have none."""
     ref = first_image(raw, "image", "images")
     if ref == ImageRef() and isinstance(raw.get("image_path"), str):
@@ -57,10 +57,10 @@ def image(raw: Raw) -> ImageRef:
 
 FORMAT = Format(
     name="rlhf-v",
-    wants="image, text (JSON or an object: question, chosen, rejected)",
+    description="image, text (JSON or an object: question, chosen, rejected)",
     image_columns=IMAGE_COLUMNS,
     text_columns=("text",),
-    fits=_fits,
-    texts=_texts,
-    image=image,
+    matches=_matches,
+    parse_texts=_parse_texts,
+    parse_image=parse_image,
 )

@@ -12,13 +12,13 @@ from datetime import date, time
 from typing import Any
 
 from chip_core.data.formats.base import (
+    ColumnKinds,
     Format,
-    Kinds,
-    Raw,
+    RawRow,
     first_image,
-    json_value,
-    own_id,
-    prompt_text,
+    parse_json_cell,
+    row_id,
+    strip_image_placeholder,
     text_cell,
     time_error,
 )
@@ -32,82 +32,88 @@ class _Message:
     images: int
 
 
-def _fits(kinds: Kinds) -> bool:
+def _matches(kinds: ColumnKinds) -> bool:
     if not {"chosen", "rejected"} <= kinds.keys() or not kinds.keys() & {"images", "image"}:
         return False
     return bool(kinds.keys() & {"prompt", "question"}) or kinds["chosen"] == "list"
 
 
-def texts_of_columns(raw: Raw, *prompt: str) -> PreferenceTexts:
+def parse_text_columns(raw: RawRow, *prompt: str) -> PreferenceTexts:
     """Return the texts of a row's columns, texts or messages.
 
     Args:
         raw: the row.
         prompt: columns of the prompt as text; the first that exists is used.
     """
-    if holds_messages(raw.get("chosen")):
-        return texts_of_messages(raw)
+    if is_conversation_json(raw.get("chosen")):
+        return parse_messages(raw)
     return PreferenceTexts(
-        id=own_id(raw),
-        prompt=prompt_text(text_cell(raw, *prompt)),
+        id=row_id(raw),
+        prompt=strip_image_placeholder(text_cell(raw, *prompt)),
         chosen=text_cell(raw, "chosen"),
         rejected=text_cell(raw, "rejected"),
     )
 
 
-def texts_of_messages(raw: Raw) -> PreferenceTexts:
+def parse_messages(raw: RawRow) -> PreferenceTexts:
     """Return the texts of a row's messages."""
-    said = {name: _conversation(raw, name) for name in ("chosen", "rejected")}
-    chosen, rejected = (_without_empty_system(messages) for messages in said.values())
-    asked = next((name for name in ("prompt", "question") if raw.get(name) is not None), None)
-    opening: list[_Message] | None = None
-    if asked is not None:
-        whole = _conversation(raw, asked)
-        opening = _without_empty_system(whole)
-        said[asked] = whole
-    anew = any(
-        isinstance(raw[name], str | dict) and messages[:1] != [_bare(raw[name])]
-        for name, messages in said.items()
-    ) or any(_without_empty_system(messages) != messages for messages in said.values())
-    if len(chosen) > 1 and len(rejected) > 1 and _begins(chosen, rejected, opening):
+    conversations = {name: _parse_conversation(raw, name) for name in ("chosen", "rejected")}
+    chosen, rejected = (_drop_empty_system(messages) for messages in conversations.values())
+    prompt_column = next(
+        (name for name in ("prompt", "question") if raw.get(name) is not None), None
+    )
+    prompt_messages: list[_Message] | None = None
+    if prompt_column is not None:
+        prompt_conversation = _parse_conversation(raw, prompt_column)
+        prompt_messages = _drop_empty_system(prompt_conversation)
+        conversations[prompt_column] = prompt_conversation
+    read_differently = any(
+        isinstance(raw[name], str | dict) and messages[:1] != [_plain_message(raw[name])]
+        for name, messages in conversations.items()
+    ) or any(_drop_empty_system(messages) != messages for messages in conversations.values())
+    if len(chosen) > 1 and len(rejected) > 1 and _shares_prompt(chosen, rejected, prompt_messages):
         # As in TRL: their common beginning is the prompt, whatever a separate prompt text says.
-        anew = anew or asked is not None
-        opening, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
-    elif opening is not None and _both_begin(chosen, rejected):
+        read_differently = read_differently or prompt_column is not None
+        prompt_messages, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
+    elif prompt_messages is not None and _questions_differ(chosen, rejected):
         raise RowError("chosen and rejected do not begin alike")
-    elif opening is None:
+    elif prompt_messages is None:
         raise RowError("no prompt, and chosen and rejected do not begin alike")
     return PreferenceTexts(
-        id=own_id(raw),
-        prompt=prompt_text(_only(opening, "user", asked or "prompt")),
-        chosen=_only(chosen, "assistant", "chosen"),
-        rejected=_only(rejected, "assistant", "rejected"),
-        anew=anew,
+        id=row_id(raw),
+        prompt=strip_image_placeholder(
+            _single_message_text(prompt_messages, "user", prompt_column or "prompt")
+        ),
+        chosen=_single_message_text(chosen, "assistant", "chosen"),
+        rejected=_single_message_text(rejected, "assistant", "rejected"),
+        read_differently=read_differently,
     )
 
 
-def _begins(
-    chosen: list[_Message], rejected: list[_Message], opening: list[_Message] | None
+def _shares_prompt(
+    chosen: list[_Message], rejected: list[_Message], prompt_messages: list[_Message] | None
 ) -> bool:
     """Return whether both conversations begin alike, and with the prompt."""
     if chosen[:-1] != rejected[:-1]:
         return False
-    told = opening is not None and any(message.role is not None for message in opening)
+    has_roles = prompt_messages is not None and any(
+        message.role is not None for message in prompt_messages
+    )
     # A prompt given as messages must be their beginning, or there are more turns than one.
-    return not told or _spoken(chosen[:-1]) == _spoken(opening or [])
+    return not has_roles or _role_texts(chosen[:-1]) == _role_texts(prompt_messages or [])
 
 
-def _both_begin(chosen: list[_Message], rejected: list[_Message]) -> bool:
+def _questions_differ(chosen: list[_Message], rejected: list[_Message]) -> bool:
     """Return whether both begin with a question, but with different ones."""
-    beginnings = [messages[0].role for messages in (chosen, rejected) if len(messages) > 1]
-    return beginnings == ["user", "user"] and chosen[:-1] != rejected[:-1]
+    first_roles = [messages[0].role for messages in (chosen, rejected) if len(messages) > 1]
+    return first_roles == ["user", "user"] and chosen[:-1] != rejected[:-1]
 
 
-def _spoken(messages: list[_Message]) -> list[tuple[str | None, str]]:
+def _role_texts(messages: list[_Message]) -> list[tuple[str | None, str]]:
     return [(message.role, message.text.strip()) for message in messages]
 
 
-def _without_empty_system(messages: list[_Message]) -> list[_Message]:
+def _drop_empty_system(messages: list[_Message]) -> list[_Message]:
     """Return a conversation without an empty system message."""
     return [
         message
@@ -116,11 +122,11 @@ def _without_empty_system(messages: list[_Message]) -> list[_Message]:
     ]
 
 
-def _bare(text: Any) -> _Message:
+def _plain_message(text: Any) -> _Message:
     return _Message(role=None, text=text, images=0)
 
 
-def _conversation(raw: Raw, column: str) -> list[_Message]:
+def _parse_conversation(raw: RawRow, column: str) -> list[_Message]:
     """Return a column's messages."""
     value = raw.get(column)
     if value is None:
@@ -128,9 +134,9 @@ def _conversation(raw: Raw, column: str) -> list[_Message]:
     if isinstance(value, date | time):
         raise time_error(column)
     if isinstance(value, str):
-        if not holds_messages(value):
-            return [_bare(value)]
-        value = json_value(value, column)
+        if not is_conversation_json(value):
+            return [_plain_message(value)]
+        value = parse_json_cell(value, column)
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
@@ -143,12 +149,12 @@ def _conversation(raw: Raw, column: str) -> list[_Message]:
         content = message.get("content")
         if content is None and role == "system":
             content = ""
-        text, images = _content(content, column)
+        text, images = _parse_content(content, column)
         messages.append(_Message(role=role, text=text, images=images))
     return messages
 
 
-def holds_messages(text: Any) -> bool:
+def is_conversation_json(text: Any) -> bool:
     """Return whether a cell is a conversation as JSON, not a text that only begins like one."""
     if (
         not isinstance(text, str)
@@ -157,7 +163,7 @@ def holds_messages(text: Any) -> bool:
     ):
         return False
     try:
-        value = json_value(text, "")
+        value = parse_json_cell(text, "")
     except RowError:
         return False
     messages = value if isinstance(value, list) else [value]
@@ -166,7 +172,7 @@ def holds_messages(text: Any) -> bool:
     )
 
 
-def _content(content: Any, column: str) -> tuple[str, int]:
+def _parse_content(content: Any, column: str) -> tuple[str, int]:
     """Return a message's text and how many images it names."""
     if isinstance(content, str):
         return content, 0
@@ -195,16 +201,16 @@ def _content(content: Any, column: str) -> tuple[str, int]:
     return "".join(texts), images
 
 
-def response_text(raw: Raw, column: str) -> str:
+def parse_response(raw: RawRow, column: str) -> str:
     """Return a response: a text, or a conversation of one message.
 
     Raises:
         RowError: it is neither.
     """
-    return _only(_conversation(raw, column), "assistant", column)
+    return _single_message_text(_parse_conversation(raw, column), "assistant", column)
 
 
-def _only(messages: list[_Message], role: str, column: str) -> str:
+def _single_message_text(messages: list[_Message], role: str, column: str) -> str:
     """Return the text of the one message of a role."""
     if len(messages) != 1 or messages[0].role not in (role, None):
         roles = ", ".join(str(message.role) for message in messages) or "none"
@@ -215,16 +221,16 @@ def _only(messages: list[_Message], role: str, column: str) -> str:
     return message.text
 
 
-def _image(raw: Raw) -> ImageRef:
+def _parse_image(raw: RawRow) -> ImageRef:
     return first_image(raw, "images", "image")
 
 
 FORMAT = Format(
     name="trl",
-    wants="prompt, chosen, rejected (messages or text), images or image",
+    description="prompt, chosen, rejected (messages or text), images or image",
     image_columns=("images", "image"),
     text_columns=("prompt", "question", "chosen", "rejected"),
-    fits=_fits,
-    texts=texts_of_messages,
-    image=_image,
+    matches=_matches,
+    parse_texts=parse_messages,
+    parse_image=_parse_image,
 )

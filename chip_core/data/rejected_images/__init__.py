@@ -16,7 +16,7 @@ from chip_core.data.rejected_images.base import (
     Traits,
     strategy_class,
 )
-from chip_core.data.rejected_images.maker import RejectedImage, RejectedImages
+from chip_core.data.rejected_images.maker import RejectedImage, RejectedImageMaker
 from chip_core.data.rejected_images.strategies import (
     Black,
     Blur,
@@ -50,7 +50,7 @@ __all__ = [
     "PixelStrategy",
     "RandomImage",
     "RejectedImage",
-    "RejectedImages",
+    "RejectedImageMaker",
     "Rotate",
     "Source",
     "Strategy",

@@ -123,15 +123,15 @@ def strategy_class(name: str) -> StrategyClass:
     """
     if not plugins.is_plugin(name):
         return REJECTED_IMAGES[name]
-    found = plugins.load(name)
-    if not (isinstance(found, type) and issubclass(found, (ImageStrategy, PixelStrategy))):
+    strategy = plugins.load_plugin(name)
+    if not (isinstance(strategy, type) and issubclass(strategy, (ImageStrategy, PixelStrategy))):
         raise ConfigError(
             [
                 f"'{name}' is no rejected-image strategy: make it a subclass of "
                 "chip_core.data.rejected_images.ImageStrategy or PixelStrategy"
             ]
         )
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
+    if inspect.isabstract(strategy):
+        missing = ", ".join(sorted(strategy.__abstractmethods__))
         raise ConfigError([f"'{name}' is not whole: it lacks {missing}()"])
-    return found
+    return strategy

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from chip_core.config.trial import RejectedImageConfig
-from chip_core.data.rejected_images.images import MOST_PIXELS, as_rgb, same_pixels
-from chip_core.data.rejected_images.maker import RejectedImage, RejectedImages
+from chip_core.data.rejected_images.images import MAX_WORKING_PIXELS, as_rgb, same_pixels
+from chip_core.data.rejected_images.maker import RejectedImage, RejectedImageMaker
 from chip_core.utils.errors import ConfigError, TrialError, describe_error
 
 MODES = ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F")
@@ -35,9 +35,9 @@ def sample_image(number: int, size: tuple[int, int] = (400, 300)) -> Image.Image
     slope = Image.linear_gradient("L").resize(size)
     image = Image.merge("RGB", (slope, slope.point(lambda value: 255 - value // 2), slope))
     pen = ImageDraw.Draw(image)
-    for place in range(3 + number % 5):
-        left, top = (37 * place + 53 * number) % width, (29 * place + 31 * number) % height
-        shade = ((60 * place) % 256, (90 * number) % 256, 40)
+    for index in range(3 + number % 5):
+        left, top = (37 * index + 53 * number) % width, (29 * index + 31 * number) % height
+        shade = ((60 * index) % 256, (90 * number) % 256, 40)
         pen.ellipse((left, top, left + width // 4, top + height // 4), fill=shade)
     pen.rectangle((0, height // 2, width // 3, height // 2 + height // 10), fill="white")
     return image
@@ -48,7 +48,7 @@ class StrategyHarness:
 
     def __init__(self, config: RejectedImageConfig) -> None:
         self.config = config
-        self.traits = RejectedImages(config).traits
+        self.traits = RejectedImageMaker(config).traits
         self.samples = [
             _Sample(
                 id=f"s{number}",
@@ -58,17 +58,17 @@ class StrategyHarness:
             for number in range(6)
         ]
 
-    def make(
+    def make_rejected(
         self, sample: _Sample | None = None, *, seed: int = 0, epoch: int = 0, **changes: object
     ) -> RejectedImage:
         """Return the rejected image of a sample, by default of the first one."""
         sample = sample or self.samples[0]
-        maker = RejectedImages(self.config.model_copy(update=changes), seed=seed)
+        maker = RejectedImageMaker(self.config.model_copy(update=changes), seed=seed)
         return maker.preview(sample, epoch=epoch, others=self.samples, given=sample.rejected_image)
 
-    def of(self, image: Image.Image) -> RejectedImage:
+    def make_from_image(self, image: Image.Image) -> RejectedImage:
         """Return the rejected image of an image."""
-        return self.make(_Sample(id="x", image=image, rejected_image=sample_image(9)))
+        return self.make_rejected(_Sample(id="x", image=image, rejected_image=sample_image(9)))
 
 
 def conformance(config: RejectedImageConfig) -> dict[str, str | None]:
@@ -78,97 +78,109 @@ def conformance(config: RejectedImageConfig) -> dict[str, str | None]:
         ConfigError: it is not a strategy.
     """
     try:
-        bench = StrategyHarness(config)
+        harness = StrategyHarness(config)
     except ConfigError:
         raise  # it is not a strategy
     except Exception as error:  # a user's strategy may raise anything
         return {"it can be made": describe_error(error)}
-    found: dict[str, str | None] = {}
+    results: dict[str, str | None] = {}
     for name, check in CHECKS.items():
         try:
-            found[name] = check(bench)
+            results[name] = check(harness)
         except Exception as error:  # a user's strategy may raise anything
-            found[name] = describe_error(error)
-    return found
+            results[name] = describe_error(error)
+    return results
 
 
-def _same_key_same_draw(bench: StrategyHarness) -> str | None:
-    if not same_pixels(bench.make(seed=3).image, bench.make(seed=3).image):
+def _check_same_key(harness: StrategyHarness) -> str | None:
+    if not same_pixels(harness.make_rejected(seed=3).image, harness.make_rejected(seed=3).image):
         return "two draws of one key differ"
     return None
 
 
-def _another_key_another_draw(bench: StrategyHarness) -> str | None:
-    one = bench.make().image
-    first = bench.samples[0]
+def _check_other_keys(harness: StrategyHarness) -> str | None:
+    reference = harness.make_rejected().image
+    first = harness.samples[0]
     twin = _Sample(id="twin", image=first.image, rejected_image=first.rejected_image)
     others = {
-        "seed": bench.make(seed=1).image,
-        "sample": bench.make(twin).image,
-        "epoch under redraw: each_epoch": bench.make(epoch=1, redraw="each_epoch").image,
+        "seed": harness.make_rejected(seed=1).image,
+        "sample": harness.make_rejected(twin).image,
+        "epoch under redraw: each_epoch": harness.make_rejected(epoch=1, redraw="each_epoch").image,
     }
-    for what, image in others.items():
+    for key, image in others.items():
         # `random` has five other images to draw from: another key may hit the same one.
-        if same_pixels(one, image) == bench.traits.random and not bench.traits.needs_others:
-            if bench.traits.random:
-                return f"declared random, and another {what} gives the same image"
-            return f"declared fixed, and another {what} gives another image"
-    if bench.traits.needs_others:
-        drawn = [bench.make(seed=seed).image for seed in range(12)]
+        if (
+            same_pixels(reference, image) == harness.traits.random
+            and not harness.traits.needs_others
+        ):
+            if harness.traits.random:
+                return f"declared random, and another {key} gives the same image"
+            return f"declared fixed, and another {key} gives another image"
+    if harness.traits.needs_others:
+        drawn = [harness.make_rejected(seed=seed).image for seed in range(12)]
         if all(same_pixels(drawn[0], image) for image in drawn):
             return "twelve seeds draw one image"
     return None
 
 
-def _epochs_once(bench: StrategyHarness) -> str | None:
-    if not same_pixels(bench.make(redraw="once").image, bench.make(epoch=1, redraw="once").image):
+def _check_redraw_once(harness: StrategyHarness) -> str | None:
+    if not same_pixels(
+        harness.make_rejected(redraw="once").image,
+        harness.make_rejected(epoch=1, redraw="once").image,
+    ):
         return "redraw is once, and another epoch gives another image"
     return None
 
 
-def _sizes(bench: StrategyHarness) -> str | None:
-    on_pixels = RejectedImages(bench.config).acts_on_pixel_values
+def _check_sizes(harness: StrategyHarness) -> str | None:
+    on_pixels = RejectedImageMaker(harness.config).acts_on_pixel_values
     for size in SIZES:
-        made = bench.of(sample_image(1, size)).image
-        whole = not on_pixels or size[0] * size[1] <= MOST_PIXELS  # else the preview is smaller
-        if bench.traits.keeps_size and whole and made.size != size:
-            return f"declared to keep the size, and {size} becomes {made.size}"
+        rejected = harness.make_from_image(sample_image(1, size)).image
+        is_full_size = (
+            not on_pixels or size[0] * size[1] <= MAX_WORKING_PIXELS
+        )  # else the preview is smaller
+        if harness.traits.keeps_size and is_full_size and rejected.size != size:
+            return f"declared to keep the size, and {size} becomes {rejected.size}"
     return None
 
 
-def _modes(bench: StrategyHarness) -> str | None:
+def _check_modes(harness: StrategyHarness) -> str | None:
     plain = sample_image(2, (96, 64))
     for mode in MODES:
-        image = _in_mode(plain, mode)
-        made, as_if = bench.of(image).image, bench.of(as_rgb(image)).image
-        if made.mode != "RGB" or not same_pixels(made, as_if):
+        image = _convert_mode(plain, mode)
+        rejected, from_rgb = (
+            harness.make_from_image(image).image,
+            harness.make_from_image(as_rgb(image)).image,
+        )
+        if rejected.mode != "RGB" or not same_pixels(rejected, from_rgb):
             return f"mode {mode} gives another image than the same one in RGB"
     return None
 
 
-def _void(bench: StrategyHarness) -> str | None:
-    if bench.make().void:
+def _check_void(harness: StrategyHarness) -> str | None:
+    if harness.make_rejected().void:
         return "no effect on an image of 400 × 300 with detail"
     cases = [
         sample_image(1, (1, 1)),
         sample_image(1, (48, 48)),
-        *(Image.new("RGB", (9, 9), c) for c in _FLAT),
+        *(Image.new("RGB", (9, 9), colour) for colour in _FLAT_COLOURS),
     ]
     for image in cases:
-        made = bench.of(image)
-        if made.void != same_pixels(made.image, image):
-            return f"void is {made.void}, and the image is {'' if made.void else 'not '}another"
-        if made.void and bench.traits.void_where is None:
+        rejected = harness.make_from_image(image)
+        if rejected.void != same_pixels(rejected.image, image):
+            other = "" if rejected.void else "not "
+            return f"void is {rejected.void}, and the image is {other}another"
+        if rejected.void and harness.traits.void_where is None:
             return f"no effect on an image of {image.size}, and void_where is not declared"
     return None
 
 
-def _leaves_the_rest_alone(bench: StrategyHarness) -> str | None:
+def _check_side_effects(harness: StrategyHarness) -> str | None:
     import torch
 
     image = sample_image(3)
     before = image.copy(), random.getstate(), torch.get_rng_state()
-    bench.of(image)
+    harness.make_from_image(image)
     if not same_pixels(image, before[0]):
         return "the true image is changed in place"
     if random.getstate() != before[1] or not torch.equal(torch.get_rng_state(), before[2]):
@@ -176,56 +188,56 @@ def _leaves_the_rest_alone(bench: StrategyHarness) -> str | None:
     return None
 
 
-def _pixel_values(bench: StrategyHarness) -> str | None:
+def _check_pixel_values(harness: StrategyHarness) -> str | None:
     import torch
 
-    maker = RejectedImages(bench.config)
+    maker = RejectedImageMaker(harness.config)
     if not maker.acts_on_pixel_values:
         return None
     for shape in ((1, 3, 48, 48), (1, 5, 3, 16, 16), (64, 1176)):  # one image, tiles, patches
         values = torch.linspace(-2, 2, int(torch.tensor(shape).prod())).reshape(shape)
-        left = maker.corrupt(values.to(torch.bfloat16), sample="x")
-        if left.shape != values.shape or left.dtype != torch.float32:
-            return f"{shape} in bf16 becomes {tuple(left.shape)} in {left.dtype}"
-        if not torch.isfinite(left).all():
+        corrupted = maker.corrupt(values.to(torch.bfloat16), sample="x")
+        if corrupted.shape != values.shape or corrupted.dtype != torch.float32:
+            return f"{shape} in bf16 becomes {tuple(corrupted.shape)} in {corrupted.dtype}"
+        if not torch.isfinite(corrupted).all():
             return "a pixel value is not finite"
     return None
 
 
-def _says_what_it_lacks(bench: StrategyHarness) -> str | None:
-    maker, sample = RejectedImages(bench.config), bench.samples[0]
-    needs = bench.traits.needs_others or bench.traits.needs_given
+def _check_missing_inputs(harness: StrategyHarness) -> str | None:
+    maker, sample = RejectedImageMaker(harness.config), harness.samples[0]
+    has_needs = harness.traits.needs_others or harness.traits.needs_given
     try:
         maker.preview(sample, others=[sample])
     except TrialError:
-        return None if needs else "declared to need nothing, and fails without"
-    return "declared to need what it was not given, and does not say so" if needs else None
+        return None if has_needs else "declared to need nothing, and fails without"
+    return "declared to need what it was not given, and does not say so" if has_needs else None
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+def _convert_mode(image: Image.Image, mode: str) -> Image.Image:
     if mode == "I;16":
         return image.convert("L").convert("I").point(lambda value: value * 257).convert("I;16")
     if mode in ("LA", "RGBA"):
         image = image.copy()
         image.putalpha(Image.radial_gradient("L").resize(image.size))
         return image.convert(mode)
-    made = image.convert(mode)
+    converted = image.convert(mode)
     if mode == "P":
-        made.info["transparency"] = bytes(range(256))
-    return made
+        converted.info["transparency"] = bytes(range(256))
+    return converted
 
 
-_FLAT = ("black", "white", (122, 117, 104), "red")
+_FLAT_COLOURS = ("black", "white", (122, 117, 104), "red")
 
 #: The checks of every strategy, by name.
 CHECKS: dict[str, Callable[[StrategyHarness], str | None]] = {
-    "the same key gives the same draw": _same_key_same_draw,
-    "another key gives another draw where it is random": _another_key_another_draw,
-    "once is once": _epochs_once,
-    "every size, and kept where it says so": _sizes,
-    "every mode": _modes,
-    "void is told": _void,
-    "nothing else is touched": _leaves_the_rest_alone,
-    "pixel values of every shape": _pixel_values,
-    "what it lacks is told": _says_what_it_lacks,
+    "the same key gives the same draw": _check_same_key,
+    "another key gives another draw where it is random": _check_other_keys,
+    "once is once": _check_redraw_once,
+    "every size, and kept where it says so": _check_sizes,
+    "every mode": _check_modes,
+    "void is told": _check_void,
+    "nothing else is touched": _check_side_effects,
+    "pixel values of every shape": _check_pixel_values,
+    "what it lacks is told": _check_missing_inputs,
 }

@@ -13,7 +13,7 @@ from chip_core.data.rejected_images.base import Source
 from chip_core.utils.errors import TrialError
 
 #: Strategies work on at most this many pixels: 4096 × 4096, more than any model's input.
-MOST_PIXELS = 2**24
+MAX_WORKING_PIXELS = 2**24
 
 Box = tuple[int, int, int, int]
 
@@ -30,14 +30,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
         raise TrialError(f"an image of mode {image.mode} cannot be read as RGB ({error})") from None
 
 
-def bounded(image: Image.Image, most_pixels: int = MOST_PIXELS) -> Image.Image:
+def limit_pixels(image: Image.Image, max_pixels: int = MAX_WORKING_PIXELS) -> Image.Image:
     """Return the image, scaled down if it has too many pixels to work on."""
     width, height = image.size
-    if width * height <= most_pixels:
+    if width * height <= max_pixels:
         return image
-    scale = math.sqrt(most_pixels / (width * height))
+    scale = math.sqrt(max_pixels / (width * height))
     width = max(1, int(width * scale))
-    return image.resize((width, max(1, min(int(height * scale), most_pixels // width))))
+    return image.resize((width, max(1, min(int(height * scale), max_pixels // width))))
 
 
 def other_image(source: Source) -> Image.Image:
@@ -46,14 +46,14 @@ def other_image(source: Source) -> Image.Image:
     Raises:
         TrialError: there is none.
     """
-    numbers, count = source.numbers(), len(source.others)
-    drawn = [int(numbers.random() * count) for _ in range(32 if count else 0)]
+    rng, count = source.numbers(), len(source.others)
+    draws = [int(rng.random() * count) for _ in range(32 if count else 0)]
     # Nearly always the first or second draw; the loop is for data with hardly a second picture.
-    for index in [*drawn, *range(count)]:
+    for index in [*draws, *range(count)]:
         other = source.others[index]
         if other.id == source.id:
             continue
-        image = bounded(as_rgb(other.image))
+        image = limit_pixels(as_rgb(other.image))
         if not same_pixels(image, source.image):
             return image
     raise TrialError(f"no training image differs from that of {source.id}: give more data")
@@ -64,38 +64,36 @@ def same_pixels(one: Image.Image, other: Image.Image) -> bool:
     return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
 
 
-def content_boxes(
-    image: Image.Image, numbers: Random, *, count: int, share: float
-) -> Sequence[Box]:
+def content_boxes(image: Image.Image, rng: Random, *, count: int, share: float) -> Sequence[Box]:
     """Return boxes (left, top, right, bottom) drawn where the image has edges.
 
     Args:
         image: RGB.
-        numbers: the draw.
+        rng: the draw.
         count: how many boxes; they may overlap.
         share: share of the image's area, all boxes together.
     """
     width, height = image.size
-    weights = _edges(image)
+    weights = _edge_map(image)
     columns, rows = weights.size
     # + 1, so that an image without edges has positions, too.
     energy = [16 * value + 1 for value in weights.tobytes()]
     boxes = []
     for _ in range(count):
-        place = _weighted(energy, numbers.random())
-        x = (place % columns + numbers.random()) / columns * width
-        y = (place // columns + numbers.random()) / rows * height
-        aspect = 2 ** (2 * numbers.random() - 1)  # from 1:2 to 2:1
+        index = _weighted_choice(energy, rng.random())
+        x = (index % columns + rng.random()) / columns * width
+        y = (index // columns + rng.random()) / rows * height
+        aspect = 2 ** (2 * rng.random() - 1)  # from 1:2 to 2:1
         area = share / count * width * height
-        across = min(width, max(1, round(math.sqrt(area * aspect))))
-        down = min(height, max(1, round(area / across)))
-        left = min(max(0, round(x - across / 2)), width - across)
-        top = min(max(0, round(y - down / 2)), height - down)
-        boxes.append((left, top, left + across, top + down))
+        box_width = min(width, max(1, round(math.sqrt(area * aspect))))
+        box_height = min(height, max(1, round(area / box_width)))
+        left = min(max(0, round(x - box_width / 2)), width - box_width)
+        top = min(max(0, round(y - box_height / 2)), height - box_height)
+        boxes.append((left, top, left + box_width, top + box_height))
     return boxes
 
 
-def _edges(image: Image.Image) -> Image.Image:
+def _edge_map(image: Image.Image) -> Image.Image:
     """Return the amount of detail in each part, as a grey image of at most 16 × 16."""
     grey = image.convert("L")
     grey.thumbnail((128, 128))
@@ -103,10 +101,10 @@ def _edges(image: Image.Image) -> Image.Image:
     return detail.resize(tuple(min(16, side) for side in detail.size), Image.Resampling.BOX)  # type: ignore[arg-type]
 
 
-def _weighted(weights: Sequence[float], number: float) -> int:
-    rest = number * sum(weights)
-    for place, weight in enumerate(weights):
-        rest -= weight
-        if rest < 0:
-            return place
+def _weighted_choice(weights: Sequence[float], number: float) -> int:
+    remaining = number * sum(weights)
+    for index, weight in enumerate(weights):
+        remaining -= weight
+        if remaining < 0:
+            return index
     return len(weights) - 1

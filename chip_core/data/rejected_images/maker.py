@@ -21,9 +21,9 @@ from chip_core.data.rejected_images.base import (
     Traits,
     strategy_class,
 )
-from chip_core.data.rejected_images.images import as_rgb, bounded, same_pixels
+from chip_core.data.rejected_images.images import as_rgb, limit_pixels, same_pixels
 from chip_core.utils.errors import TrialError
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class RejectedImage:
     void: bool
 
 
-class RejectedImages:
+class RejectedImageMaker:
     """Make the rejected images of one configuration."""
 
     def __init__(
@@ -95,33 +95,35 @@ class RejectedImages:
                 image of the size it declares.
         """
         assert isinstance(self._strategy, ImageStrategy), "acts after the processor: corrupt()"
-        true = as_rgb(sample.image)
-        work = bounded(true)
+        true_image = as_rgb(sample.image)
+        working_image = limit_pixels(true_image)
         source = Source(
             id=sample.id,
-            image=work,
-            seed=self._draw(sample.id, epoch),
+            image=working_image,
+            seed=self._draw_seed(sample.id, epoch),
             mean=self._mean,
             others=others,
-            given=None if given is None else bounded(as_rgb(given)),
+            given=None if given is None else limit_pixels(as_rgb(given)),
         )
-        made = self._strategy.reject(source)
-        if not isinstance(made, Image.Image) or made.mode != "RGB":
-            what = made.mode if isinstance(made, Image.Image) else type(made).__name__
-            raise TrialError(
-                f"rejected_image: '{self._config.strategy}' returned {what}, not an RGB image"
+        rejected = self._strategy.reject(source)
+        if not isinstance(rejected, Image.Image) or rejected.mode != "RGB":
+            returned = (
+                rejected.mode if isinstance(rejected, Image.Image) else type(rejected).__name__
             )
-        if same_pixels(made, work):
-            return RejectedImage(image=true, void=True)
+            raise TrialError(
+                f"rejected_image: '{self._config.strategy}' returned {returned}, not an RGB image"
+            )
+        if same_pixels(rejected, working_image):
+            return RejectedImage(image=true_image, void=True)
         if self.traits.keeps_size:
-            if made.size != work.size:
+            if rejected.size != working_image.size:
                 raise TrialError(
                     f"rejected_image: '{self._config.strategy}' declares that it keeps the size, "
-                    f"and made {made.size} of {work.size}"
+                    f"and made {rejected.size} of {working_image.size}"
                 )
-            if work is not true:  # computed at a smaller size
-                made = made.resize(true.size)
-        return RejectedImage(image=made, void=False)
+            if working_image is not true_image:  # computed at a smaller size
+                rejected = rejected.resize(true_image.size)
+        return RejectedImage(image=rejected, void=False)
 
     def corrupt(self, pixel_values: Tensor, *, sample: str, epoch: int = 0) -> Tensor:
         """Return the processor's pixel values after the strategy.
@@ -135,15 +137,15 @@ class RejectedImages:
             TrialError: it returned another shape.
         """
         assert isinstance(self._strategy, PixelStrategy), "acts before the processor: image()"
-        left = self._strategy.corrupt(pixel_values, self._draw(sample, epoch))
-        shape = getattr(left, "shape", None)
+        corrupted = self._strategy.corrupt(pixel_values, self._draw_seed(sample, epoch))
+        shape = getattr(corrupted, "shape", None)
         if shape != pixel_values.shape:
-            what = type(left).__name__ if shape is None else tuple(shape)
+            returned = type(corrupted).__name__ if shape is None else tuple(shape)
             raise TrialError(
-                f"rejected_image: '{self._config.strategy}' made {what} of pixel values "
+                f"rejected_image: '{self._config.strategy}' made {returned} of pixel values "
                 f"{tuple(pixel_values.shape)}"
             )
-        return left
+        return corrupted
 
     def preview(
         self,
@@ -163,17 +165,17 @@ class RejectedImages:
         import numpy
         import torch
 
-        true = bounded(as_rgb(sample.image))
+        true_image = limit_pixels(as_rgb(sample.image))
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-        colours = torch.from_numpy(numpy.asarray(true, dtype=numpy.float32) / 255)
+        colours = torch.from_numpy(numpy.asarray(true_image, dtype=numpy.float32) / 255)
         values = ((colours.permute(2, 0, 1) - mean) / std).unsqueeze(0)
-        left = self.corrupt(values, sample=sample.id, epoch=epoch)[0] * std + mean
-        seen = (left.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        made = Image.fromarray(seen)
-        return RejectedImage(image=made, void=same_pixels(made, true))
+        corrupted = self.corrupt(values, sample=sample.id, epoch=epoch)[0] * std + mean
+        pixels = (corrupted.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        rejected = Image.fromarray(pixels)
+        return RejectedImage(image=rejected, void=same_pixels(rejected, true_image))
 
-    def _draw(self, sample: str, epoch: int) -> int:
+    def _draw_seed(self, sample: str, epoch: int) -> int:
         key = ("rejected_image", self._config.strategy, *self._strategy.key(), self._seed, sample)
         if self._config.redraw == "each_epoch":
             key = (*key, "epoch", epoch)
-        return derived_seed(*key)
+        return derive_seed(*key)

@@ -40,7 +40,7 @@ from chip_core.data.rejected_images.base import (
     Traits,
 )
 from chip_core.data.rejected_images.images import content_boxes, other_image
-from chip_core.utils.errors import TrialError, brief
+from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.files import expand_path
 
 if TYPE_CHECKING:
@@ -85,21 +85,21 @@ class Crop(ImageStrategy[CropParameters]):
     def reject(self, source: Source) -> Image.Image:
         """Return a window of the image at the image's size."""
         width, height = source.image.size
-        across, down = self._window(width, height)
-        if (across, down) == (width, height):
+        window_width, window_height = self._window_size(width, height)
+        if (window_width, window_height) == (width, height):
             return source.image
-        numbers = source.numbers()
-        left = int(numbers.random() * (width - across + 1))
-        top = int(numbers.random() * (height - down + 1))
-        window = (left, top, left + across, top + down)
+        rng = source.numbers()
+        left = int(rng.random() * (width - window_width + 1))
+        top = int(rng.random() * (height - window_height + 1))
+        window = (left, top, left + window_width, top + window_height)
         return source.image.resize((width, height), Image.Resampling.BICUBIC, box=window)
 
-    def _window(self, width: int, height: int) -> tuple[int, int]:
+    def _window_size(self, width: int, height: int) -> tuple[int, int]:
         share = self.settings.share
         if share is None:
             return min(width, self.settings.width), min(height, self.settings.height)
-        side = math.sqrt(share)
-        return max(1, round(width * side)), max(1, round(height * side))
+        scale = math.sqrt(share)
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 @REJECTED_IMAGES.register("given")
@@ -136,10 +136,10 @@ class Lighting(ImageStrategy[LightingParameters]):
 
     def reject(self, source: Source) -> Image.Image:
         """Return the image under the drawn light, of the same size."""
-        numbers = source.numbers()
+        rng = source.numbers()
         low, high = self.settings.low, self.settings.high
-        gain = low + numbers.random() * (high - low)
-        factor = gain if numbers.random() < 0.5 else 1 / gain
+        gain = low + rng.random() * (high - low)
+        factor = gain if rng.random() < 0.5 else 1 / gain
         table = [min(255, round(value * factor)) for value in range(256)]
         return source.image.point(table * 3)
 
@@ -228,7 +228,7 @@ STEPS = 1000
 BETAS = {"sigmoid": (1e-5, 5e-3), "linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
 
 
-def _betas(schedule: str) -> Tensor:
+def _compute_betas(schedule: str) -> Tensor:
     """Return each step's beta in float32, bit-identical to diffusers' DDPMScheduler.
 
     diffusers itself takes seconds to import, and a training needs nothing else of it.
@@ -237,10 +237,12 @@ def _betas(schedule: str) -> Tensor:
 
     if schedule == "cosine":
 
-        def kept(step: int) -> float:
+        def signal_level(step: int) -> float:
             return math.cos((step / STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
 
-        betas = [min(1 - kept(step + 1) / kept(step), 0.999) for step in range(STEPS)]
+        betas = [
+            min(1 - signal_level(step + 1) / signal_level(step), 0.999) for step in range(STEPS)
+        ]
         return torch.tensor(betas, dtype=torch.float32)
     first, last = BETAS[schedule]
     if schedule == "sigmoid":
@@ -251,9 +253,9 @@ def _betas(schedule: str) -> Tensor:
 
 
 @functools.cache
-def signal_share(schedule: str) -> Tensor:
+def cumulative_alphas(schedule: str) -> Tensor:
     """Return ᾱ of each step, (1000,) in float32, as in the released code."""
-    cumulative: Tensor = (1.0 - _betas(schedule)).cumprod(0)
+    cumulative: Tensor = (1.0 - _compute_betas(schedule)).cumprod(0)
     return cumulative
 
 
@@ -265,7 +267,7 @@ def diffusion_coefficients(timestep: int, schedule: str = "sigmoid") -> tuple[fl
     """
     if not 0 <= timestep <= 999:
         raise ValueError(f"timestep {timestep} is not from 0 to 999")
-    cumulative = signal_share(schedule)[timestep]
+    cumulative = cumulative_alphas(schedule)[timestep]
     return float(cumulative.sqrt()), float((1 - cumulative).sqrt())
 
 
@@ -285,14 +287,14 @@ class Diffusion(PixelStrategy[DiffusionParameters]):
         """Return the noisy pixel values in float32."""
         import torch
 
-        draw = torch.Generator().manual_seed(seed)
-        noise = torch.randn(pixel_values.shape, generator=draw)
-        signal, spread = diffusion_coefficients(self.settings.timestep, self.settings.schedule)
-        return signal * pixel_values.float() + spread * noise
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(pixel_values.shape, generator=generator)
+        signal, noise_scale = diffusion_coefficients(self.settings.timestep, self.settings.schedule)
+        return signal * pixel_values.float() + noise_scale * noise
 
 
 #: Sides that every usual pipeline accepts: 8 pixels per latent, 8 latents at the U-Net's bottom.
-MULTIPLE = 64
+SIDE_MULTIPLE = 64
 
 
 @REJECTED_IMAGES.register("inpaint")
@@ -310,7 +312,7 @@ class Inpaint(ImageStrategy[InpaintParameters]):
     def identity(cls, settings: InpaintParameters) -> dict[str, Any]:
         """Return the settings with the pipeline's content instead of its location."""
         values = settings.model_dump(mode="json")
-        values["pipeline"] = _content(str(_folder(values.pop("path"))))
+        values["pipeline"] = _content_hash(str(_pipeline_folder(values.pop("path"))))
         return values
 
     def reject(self, source: Source) -> Image.Image:
@@ -323,7 +325,7 @@ class Inpaint(ImageStrategy[InpaintParameters]):
         for box in boxes:
             mask.paste(255, box)
         size = _working_size(image.size, settings.side)
-        painted = _pipeline(str(_folder(settings.path)))(
+        painted = _load_pipeline(str(_pipeline_folder(settings.path)))(
             prompt=settings.prompt,
             image=image.resize(size, Image.Resampling.BICUBIC),
             mask_image=mask.resize(size, Image.Resampling.NEAREST),
@@ -339,11 +341,13 @@ class Inpaint(ImageStrategy[InpaintParameters]):
 
 def _working_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     scale = min(1.0, side / max(size))
-    width, height = (max(1, round(pixels * scale / MULTIPLE)) * MULTIPLE for pixels in size)
+    width, height = (
+        max(1, round(pixels * scale / SIDE_MULTIPLE)) * SIDE_MULTIPLE for pixels in size
+    )
     return width, height
 
 
-def _folder(path: str | None) -> Path:
+def _pipeline_folder(path: str | None) -> Path:
     """Return the pipeline's folder.
 
     Raises:
@@ -358,18 +362,18 @@ def _folder(path: str | None) -> Path:
 
 
 @functools.cache
-def _content(folder: str) -> str:
+def _content_hash(folder: str) -> str:
     """Return a hash of the content of a pipeline's folder."""
     digest = hashlib.sha256()
     for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
         with file.open("rb") as opened:
-            inner = hashlib.file_digest(opened, "sha256").digest()
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + inner)
+            file_digest = hashlib.file_digest(opened, "sha256").digest()
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file_digest)
     return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=1)
-def _pipeline(folder: str) -> Any:
+def _load_pipeline(folder: str) -> Any:
     """Return the pipeline, on the GPU if there is one. No code of the folder is run."""
     import torch
     from diffusers import AutoPipelineForInpainting
@@ -382,7 +386,7 @@ def _pipeline(folder: str) -> Any:
             folder, local_files_only=True, use_safetensors=True, **checker
         )
     except (OSError, ValueError, ImportError) as error:
-        reason = brief(error)
+        reason = first_line(error)
         raise TrialError(f"rejected_image.inpaint.path: {folder}: {reason}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,7 +15,7 @@ from chip_core.data.image_files import read_image
 from chip_core.evaluation.benchmarks.published import SOURCES
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored, Scorer
 from chip_core.evaluation.task import Benchmark, Decoding, Picture
-from chip_core.utils.errors import TrialError, UserError, brief
+from chip_core.utils.errors import TrialError, UserError, first_line
 
 #: The paper's evaluation appends this to a yes/no question.
 YES_OR_NO = "\nAnswer the question using a single word: Yes or No.\n"
@@ -142,5 +142,5 @@ def _open_picture(source: Path | bytes, name: str) -> Image.Image:
     try:
         return read_image(source)
     except Exception as error:  # a decoder may raise anything on broken bytes
-        reason = brief(error)
+        reason = first_line(error)
         raise TrialError(f"picture {name} cannot be read ({reason})") from None

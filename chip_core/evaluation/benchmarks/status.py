@@ -9,7 +9,7 @@ from typing import Literal
 
 from chip_core.evaluation.benchmarks.published import SOURCES, BenchmarkSource, PublishedFile
 from chip_core.utils.errors import UserError
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 
 State = Literal["complete", "scoring only", "incomplete", "absent", "broken", "by lmms-eval"]
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
@@ -69,7 +69,7 @@ def find_benchmark_status(names: Sequence[str], folder: Path | None) -> list[Ben
         raise UserError(f"--benchmark-data: no folder {folder}")
     for name in names:
         if name not in SOURCES:
-            raise UserError(f"unknown benchmark '{name}': {suggestion(name, SOURCES)}")
+            raise UserError(f"unknown benchmark '{name}': {suggest(name, SOURCES)}")
     return [
         _status(name, source, None if folder is None else folder / name)
         for name, source in SOURCES.items()

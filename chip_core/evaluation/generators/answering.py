@@ -12,7 +12,7 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.generator import ParityConfig
 from chip_core.config.trial import ModelConfig
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.evaluation.generators.base import AnsweringModel, GenerationTiming, Generator
 from chip_core.evaluation.generators.parity import (
     ParityAnswers,
@@ -60,7 +60,7 @@ class InferenceContext:
     folder: Path  # gets answers/, responses/ and scores/
     data_paths: DataPaths
     batch_size: int = 64  # items answered together
-    encodings: Encodings | None = None  # of the same processor, kept by this process
+    encodings: EncodingCache | None = None  # of the same processor, kept by this process
     bf16: bool = False
     earlier: Sequence[Path] = ()  # folders of attempts whose answers are reused
     report_progress: Callable[[Progress], None] = lambda progress: None
@@ -108,7 +108,7 @@ def generate_answers(
         benchmark = find_benchmark(settings.name)
         if isinstance(benchmark, ExternalBenchmark):
             external = benchmark
-            return current_workers().awaited_from_rank0(
+            return current_workers().wait_for_rank0(
                 lambda: _run_external(context, side, settings, external)
             )
         items, _ = select_items(side, settings, benchmark, context.data_paths)
@@ -129,7 +129,7 @@ def generate_answers(
         for item, text in zip(items, responses, strict=True)
     ]
     responses_file = f"responses/{file_name(side, settings.name)}.jsonl"
-    if current_workers().first:
+    if current_workers().is_main:
         write_atomically(
             context.folder / responses_file, "".join(json.dumps(row) + "\n" for row in rows)
         )
@@ -217,7 +217,7 @@ def _generate_responses(
         generator = _make_transformers_generator(context, questions, workers)
         generated = _generate_missing(context, questions, generator, phase, workers)
     else:
-        generated = workers.awaited_from_rank0(
+        generated = workers.wait_for_rank0(
             lambda: _generate_with_engine(context, questions, engine, phase)
         )
     return [generated.answers[item.id].text for item in questions.items], generated.metadata
@@ -251,7 +251,10 @@ def _generate_with_engine(
 def _make_transformers_generator(
     context: InferenceContext, questions: _QuestionSet, workers: Workers | None = None
 ) -> TransformersGenerator:
-    settings, data = questions.settings, context.data_paths.data(questions.settings.name)
+    settings, data = (
+        questions.settings,
+        context.data_paths.benchmark_folder(questions.settings.name),
+    )
     return TransformersGenerator(
         batch_size=context.batch_size,
         encodings=context.encodings,
@@ -294,7 +297,7 @@ def _generate_missing(
             reporter.report([response for _, response in answers], share=workers.size)
 
         with AnswerFile(context.folder, name, fingerprints[0], workers.rank) as file:
-            if workers.first:
+            if workers.is_main:
                 file.add(
                     (item, stored[item.id])
                     for item in items
@@ -305,7 +308,7 @@ def _generate_missing(
             )
         return generated, timing
 
-    shares = workers.each(answer_share)
+    shares = workers.gather_results(answer_share)
     answers = dict(stored)
     for worker_share, _ in shares:
         answers.update(worker_share)

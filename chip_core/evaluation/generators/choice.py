@@ -33,7 +33,7 @@ def open_generator(
     Raises:
         TrialError: that server is gone.
     """
-    if config.own:
+    if config.in_process:
         yield None
         return
     generator: Generator
@@ -59,7 +59,7 @@ def generator_problems(
     config: EvaluationConfig, benchmarks: BenchmarksConfig, model: ModelConfig
 ) -> list[str]:
     """Return why an engine cannot answer these benchmarks on any machine, with what to do."""
-    if config.own:
+    if config.in_process:
         return []
     problems = [f"benchmarks.{line}" for line in _unsupported_benchmarks(config, benchmarks)]
     if config.generator.kind == "vllm" and model.quantize != "none":
@@ -77,7 +77,7 @@ def generator_problems(
 
 def missing_requirements(config: EvaluationConfig) -> list[str]:
     """Return what an engine needs and this machine, where a trial runs, does not have."""
-    return [] if config.own else [f"evaluation.{line}" for line in _missing_tools(config)]
+    return [] if config.in_process else [f"evaluation.{line}" for line in _missing_tools(config)]
 
 
 def _missing_tools(config: EvaluationConfig) -> Iterator[str]:

@@ -140,7 +140,7 @@ class OpenAIGenerator(Generator):
         """Refuse a question that a server would tokenize differently from transformers here."""
         special_tokens = SpecialTokens(model.processor)
         for item in items:
-            if marks := special_tokens.within(item.prompt):
+            if marks := special_tokens.find(item.prompt):
                 raise TrialError(
                     f"item {item.id} holds {marks[0]}, a mark of the model, which a server reads "
                     "as what it does and not as text: answer this benchmark by "

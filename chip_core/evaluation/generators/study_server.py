@@ -108,7 +108,7 @@ class StudyServer:
         self._model = AnsweringModel(
             model=None,
             processor=None,
-            weights=loading.base_weights(model),
+            weights=loading.base_weights_id(model),
             bf16=model.dtype == "bf16",
             base=str(model_folder or model.path),
             revision=None if model_folder is not None else model.revision,

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Hashable, Mapping, Sequence
 
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.evaluation.generators.base import (
     AnsweringModel,
     GenerationTiming,
@@ -16,7 +16,7 @@ from chip_core.evaluation.generators.base import (
 from chip_core.evaluation.inference.batches import make_batches
 from chip_core.evaluation.inference.decoder import Decoder
 from chip_core.evaluation.task import Decoding, Item
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 from chip_core.utils.workers import Workers
 
 _CHECK_SIZE = 16  # answers that are generated again alone in bf16
@@ -31,7 +31,7 @@ class TransformersGenerator(Generator):
         self,
         *,
         batch_size: int,
-        encodings: Encodings | None = None,
+        encodings: EncodingCache | None = None,
         namespace: Hashable = None,
         workers: Workers | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class TransformersGenerator(Generator):
             wait_seconds=decoder.wait_seconds,
             notes=decoder.notes,
         )
-        if model.bf16 and self._workers.first:
+        if model.bf16 and self._workers.is_main:
             self.bf16_differences = _count_bf16_differences(
                 decoder, [item for item in items if item.id in texts], texts
             )
@@ -95,6 +95,6 @@ def _count_bf16_differences(
 
     In bf16 an answer depends on the rest of its batch.
     """
-    random_generator = random.Random(derived_seed("bf16"))
+    random_generator = random.Random(derive_seed("bf16"))
     checked = random_generator.sample(list(items), min(_CHECK_SIZE, len(items)))
     return len(checked), sum(decoder.answer_alone(item) != texts[item.id] for item in checked)

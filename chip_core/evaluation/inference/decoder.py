@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.evaluation.inference.batches import Batch
 from chip_core.evaluation.inference.continuous import (
     ContinuousBatching,
@@ -29,7 +29,7 @@ from chip_core.evaluation.inference.shared import (
     share_prefix_rows,
 )
 from chip_core.evaluation.task import Decoding, Item, Response
-from chip_core.models.precision import as_held, in_fp32
+from chip_core.models.precision import compute_in_fp32, match_dtype
 from chip_core.utils.errors import TrialError
 
 
@@ -44,7 +44,7 @@ class Decoder:
         *,
         bf16: bool,
         share_prefix: bool,
-        encodings: Encodings | None = None,
+        encodings: EncodingCache | None = None,
         namespace: Hashable = None,
         sampling: Sampling | None = None,
     ) -> None:
@@ -156,7 +156,7 @@ class Decoder:
             return False
         if is_shared not in self._lanes_exact:
             prompts = [self._encode(group[:2]) for group in groups[:2]]
-            with in_fp32(self._model):
+            with compute_in_fp32(self._model):
                 error = measure_lane_error(self._model, prompts, self._settings.pad_token_id)
             self._lanes_exact[is_shared] = error <= MAX_LOGIT_ERROR
         return self._lanes_exact[is_shared]
@@ -198,7 +198,7 @@ class Decoder:
         device = next(self._model.parameters()).device
         ids = [prompt.ids for prompt in prompts]
         batch = pad_batch(prompts, ids, device, pad=self._settings.pad_token_id)
-        return self._generate(prompts, as_held(batch, self._model))
+        return self._generate(prompts, match_dtype(batch, self._model))
 
     def _generate(
         self, prompts: Sequence[Prompt], inputs: dict[str, Any], cache: Any = None
@@ -257,7 +257,7 @@ class Decoder:
     def _can_share(self, groups: Sequence[Sequence[Prompt]]) -> bool:
         """Return whether this family's rows can share a picture, tested on the first batch."""
         if self._sharing_supported is None:
-            with in_fp32(self._model):
+            with compute_in_fp32(self._model):
                 error = measure_sharing_error(self._model, groups)
             self._sharing_supported = error <= MAX_LOGIT_ERROR
             if not self._sharing_supported:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from chip_core.data.encodings import Encodings
+from chip_core.data.encodings import EncodingCache
 from chip_core.data.image_files import to_rgb
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.evaluation.inference.prompts import Inputs, Prompt, common_length
@@ -70,7 +70,7 @@ class Encoder:
     """Encodes items into prompts; a picture that several items share is processed once."""
 
     def __init__(
-        self, processor: Any, encodings: Encodings | None = None, namespace: Hashable = None
+        self, processor: Any, encodings: EncodingCache | None = None, namespace: Hashable = None
     ) -> None:
         """Set up.
 
@@ -205,7 +205,7 @@ class Encoder:
         return self._texts[key]
 
     def _render_text(self, item: Item) -> tuple[Any, str]:
-        processor, (prompt_text,) = self._special_tokens.hidden(item.prompt)
+        processor, (prompt_text,) = self._special_tokens.hide(item.prompt)
         content = [{"type": "image"} for _ in item.pictures]
         text: str = processor.apply_chat_template(
             [{"role": "user", "content": [*content, {"type": "text", "text": prompt_text}]}],

@@ -183,7 +183,7 @@ class Lanes:
             self._cache = Cache(
                 layers=[IndexedLayer(self._cache_positions) for _ in prefilled.cache.layers]
             )
-            dtype = self._model.get_input_embeddings().weight.dtype  # fp32 within `in_fp32`
+            dtype = self._model.get_input_embeddings().weight.dtype  # fp32 within `compute_in_fp32`
             self._mask = torch.empty((0, 1, 0, 0), dtype=dtype, device=self._device)
             self._positions = prefilled.positions[..., :0, :0]
         rows, old_shape = len(self._lanes), self._mask.shape

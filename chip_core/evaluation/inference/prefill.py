@@ -16,7 +16,7 @@ from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_gr
 from chip_core.evaluation.inference.prompts import Prompt, pad_batch
 from chip_core.evaluation.inference.rows import Row, batch_positions, prompt_positions
 from chip_core.evaluation.inference.shared import shared_length, stack_positions
-from chip_core.models.precision import as_held
+from chip_core.models.precision import match_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def _prefill_separate(model: Any, prompts: Sequence[Prompt], pad: int) -> Prefil
     position_ids = batch_positions(model, batch)
     cache = make_growing_cache(model)
     logits = model(
-        **as_held(batch, model),
+        **match_dtype(batch, model),
         position_ids=position_ids,
         **make_cache_argument(model, cache),
         use_cache=True,
@@ -82,7 +82,7 @@ def _prefill_shared(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) ->
     cache = make_growing_cache(model)
     batch = pad_batch(first_prompts, prefixes, device, pad=pad)
     model(
-        **as_held(batch, model),
+        **match_dtype(batch, model),
         position_ids=stack_positions(
             [
                 row[..., :prefix_length]
@@ -114,7 +114,7 @@ def _prefill_shared(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) ->
     )
     tokens = ids.shape[1]
     prompt_mask = torch.cat([prefix_mask[:, None].expand(-1, tokens, -1), own_tokens], dim=-1)
-    dtype = model.get_input_embeddings().weight.dtype  # fp32 within `in_fp32`
+    dtype = model.get_input_embeddings().weight.dtype  # fp32 within `compute_in_fp32`
     additive_mask = torch.zeros(prompt_mask.shape, dtype=dtype, device=device).masked_fill_(
         ~prompt_mask, torch.finfo(dtype).min
     )

@@ -20,7 +20,7 @@ from transformers import LogitsProcessor
 
 from chip_core.evaluation.inference.kv_cache import get_returned_cache, make_cache_argument
 from chip_core.evaluation.inference.prompts import Prompt
-from chip_core.models.precision import as_held
+from chip_core.models.precision import match_dtype
 
 
 @dataclass(eq=False, kw_only=True)
@@ -84,7 +84,7 @@ def next_logits(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tenso
 def compute_logits(model: Any, prompt: Prompt, answer: Sequence[int] = ()) -> Tensor:
     """Return the logits after a prompt, and those after an answer if there is one, (1 or 2, V)."""
     device = next(model.parameters()).device
-    output = model(**as_held(prompt.inputs(device), model), use_cache=True)
+    output = model(**match_dtype(prompt.inputs(device), model), use_cache=True)
     logits: list[Tensor] = [output.logits[0, -1].float()]
     if answer:
         answer_tensor = torch.tensor([list(answer)], device=device)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from chip_core.evaluation.inference.rows import NEAR_TIE_MARGIN, Row, next_logits
-from chip_core.utils.seeding import derived_seed
+from chip_core.utils.seeding import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Sampling:
 
     def answer_seed(self, item: str) -> int:
         """Return the seed of one answer, which depends on the question's id."""
-        return derived_seed("sample", self.seed, item)
+        return derive_seed("sample", self.seed, item)
 
 
 class SamplingChooser:

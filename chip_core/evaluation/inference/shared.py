@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, common_length_of_all, pad_batch
 from chip_core.evaluation.inference.rows import next_logits, prompt_positions
-from chip_core.models.precision import as_held
+from chip_core.models.precision import match_dtype
 
 #: Largest difference of logits from those of separate rows, as a share of the largest logit. A
 #: family that handles a cache wrongly is off by more than a hundredth.
@@ -74,7 +74,7 @@ def share_prefix_rows(
     # Beams reorder rows at each token, which copies all keys and values anyway.
     cache = make_growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
     model(
-        **as_held(pad_batch(first_prompts, prefixes, device, pad=pad), model),
+        **match_dtype(pad_batch(first_prompts, prefixes, device, pad=pad), model),
         position_ids=stack_positions(prefix_positions),
         **make_cache_argument(model, cache),
         use_cache=True,

@@ -23,7 +23,7 @@ from typing import Any
 from chip_core.evaluation.reading import get_first_value, read_objects
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import warn_once
-from chip_core.utils.files import append_record, without_checksum
+from chip_core.utils.files import append_record, parse_checksummed
 
 _LOCK_DIGITS = 3  # of the hash: 4096 locks, so that two calls seldom wait for each other
 
@@ -106,7 +106,7 @@ class ReplyCache:
     def _add_record(self, line: bytes) -> None:
         """Add a reply; a damaged one is requested again."""
         try:
-            record = without_checksum(line)
+            record = parse_checksummed(line)
             key, model = str(record["key"]), str(record["model"])
             reply = Reply(
                 text=str(record["reply"]),

@@ -24,20 +24,20 @@ from chip_core.models.muffin.configuration import MuffinConfig, MuffinVisionConf
 from chip_core.models.muffin.processing import END, PATCH, START, STOP
 from chip_core.models.muffin.released import (
     IMAGE_POSITIONS,
+    find_weight_files,
     grid_side,
-    renamed,
-    resized_positions,
-    shards,
-    tensors,
+    iter_tensors,
+    rename_tensor,
+    resize_positions,
 )
 from chip_core.models.muffin.tokens import read_tokenizer
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import write_json
 
 #: Attention heads of BEiT-3's sizes, which no tensor's shape shows.
-_HEADS = {"base": 12, "large": 16}
+_VISION_HEADS = {"base": 12, "large": 16}
 
-_TEXT = (
+_TEXT_SETTINGS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -98,26 +98,26 @@ def convert(
     """
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise UserError(f"{dst} is there already: name another folder")
-    files = shards(src)
-    shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
+    files = find_weight_files(src)
+    shapes = {name: shape for file in files for name, shape in _read_shapes(file).items()}
     tokenizer = read_tokenizer(src)
-    config = _config(src, shapes, tokenizer, image_size, vision_heads)
-    _check(shapes, config)
+    config = _build_config(src, shapes, tokenizer, image_size, vision_heads)
+    _check_tensors(shapes, config)
     partial = dst.with_name(f".{dst.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _write_weights(files, config, partial)
-    _write_rest(config, tokenizer, partial)
+    _write_config_and_processor(config, tokenizer, partial)
     if dst.exists():
         dst.rmdir()
     partial.replace(dst)
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors(file)}
+def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in iter_tensors(file)}
 
 
-def _config(
+def _build_config(
     src: Path,
     shapes: Mapping[str, tuple[int, ...]],
     tokenizer: Any,
@@ -128,7 +128,7 @@ def _config(
     file = src / "config.json"
     try:
         raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        text = {name: raw[name] for name in _TEXT if name in raw}
+        text = {name: raw[name] for name in _TEXT_SETTINGS if name in raw}
         vocabulary = raw["vocab_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error!r}): copy the checkpoint again") from None
@@ -138,24 +138,24 @@ def _config(
             f"config.json says vocab_size {vocabulary}: they are not of one checkpoint"
         )
     tower = str(raw.get("mm_vision_tower", ""))
-    known = re.search(r"beit3_(base|large)_", tower)
-    heads = heads or (_HEADS[known[1]] if known else None)
+    size_match = re.search(r"beit3_(base|large)_", tower)
+    heads = heads or (_VISION_HEADS[size_match[1]] if size_match else None)
     if heads is None:
         raise UserError(
             f"{file}: the vision tower '{tower}' is not known: say its attention heads by "
             "--vision-heads"
         )
-    query = _shape(shapes, "model.query", 2)
-    patches = _shape(shapes, "model.vision_tower.beit3.vision_embed.proj.weight", 4)
+    query = _require_shape(shapes, "model.query", 2)
+    patches = _require_shape(shapes, "model.vision_tower.beit3.vision_embed.proj.weight", 4)
     layer = "model.vision_tower.beit3.encoder.layers"
     layers = {name.split(".")[5] for name in shapes if name.startswith(f"{layer}.")}
-    positions = _shape(shapes, IMAGE_POSITIONS, 2)
+    positions = _require_shape(shapes, IMAGE_POSITIONS, 2)
     try:
         side = grid_side(positions[0])
     except ValueError as error:
         raise UserError(f"{src}: {IMAGE_POSITIONS}: {error}") from None
-    named = re.search(r"_(\d+)$", tower)
-    size = image_size or (int(named[1]) if named else side * patches[-1])
+    pixels_match = re.search(r"_(\d+)$", tower)
+    size = image_size or (int(pixels_match[1]) if pixels_match else side * patches[-1])
     if size % patches[-1]:
         raise UserError(f"{size} pixels are no multiple of a patch's {patches[-1]}")
     if query[1] % heads:
@@ -170,14 +170,14 @@ def _config(
     return MuffinConfig(
         vision_config=MuffinVisionConfig(
             hidden_size=query[1],
-            intermediate_size=_shape(shapes, f"{layer}.0.ffn.A.fc1.weight", 2)[0],
+            intermediate_size=_require_shape(shapes, f"{layer}.0.ffn.A.fc1.weight", 2)[0],
             num_hidden_layers=len(layers),
             num_attention_heads=heads,
             image_size=size,
             patch_size=patches[-1],
             num_channels=patches[1],
             num_query=query[0],
-            max_query_positions=_shape(
+            max_query_positions=_require_shape(
                 shapes, "model.vision_tower.beit3.encoder.embed_positions.B.weight", 2
             )[0],
         ),
@@ -187,7 +187,7 @@ def _config(
     )
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple[int, ...]:
+def _require_shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple[int, ...]:
     if name not in shapes:
         raise UserError(f"the checkpoint lacks {name}")
     if len(shapes[name]) != axes:
@@ -195,31 +195,34 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple
     return shapes[name]
 
 
-def _check(shapes: Mapping[str, tuple[int, ...]], config: MuffinConfig) -> None:
+def _check_tensors(shapes: Mapping[str, tuple[int, ...]], config: MuffinConfig) -> None:
     """Check that every tensor is known and has its shape, and none is missing."""
     from chip_core.models.muffin.modeling import MuffinForConditionalGeneration
 
     with torch.device("meta"):
-        whole = MuffinForConditionalGeneration(config).state_dict()
-    wanted = {name: tuple(value.shape) for name, value in whole.items()}
+        state_dict = MuffinForConditionalGeneration(config).state_dict()
+    expected_shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
     problems, found = [], set()
     for name, shape in shapes.items():
         try:
-            own = renamed(name)
+            target_name = rename_tensor(name)
         except KeyError:
             problems.append(f"{name} belongs to no part of Muffin")
             continue
-        if own is None:
+        if target_name is None:
             continue
-        found.add(own)
-        if own not in wanted:
+        found.add(target_name)
+        if target_name not in expected_shapes:
             problems.append(f"{name} belongs to no part of a model of this size")
-        elif name != IMAGE_POSITIONS and shape != wanted[own]:
-            problems.append(f"{name} has the shape {shape}, not {wanted[own]}")
-    problems += [f"nothing in it becomes {own}" for own in sorted(wanted.keys() - found)]
+        elif name != IMAGE_POSITIONS and shape != expected_shapes[target_name]:
+            problems.append(f"{name} has the shape {shape}, not {expected_shapes[target_name]}")
+    problems += [
+        f"nothing in it becomes {target_name}"
+        for target_name in sorted(expected_shapes.keys() - found)
+    ]
     if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"the checkpoint does not fit: {'; '.join(problems[:3])}{more}")
+        suffix = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"the checkpoint does not fit: {'; '.join(problems[:3])}{suffix}")
 
 
 def _write_weights(files: Sequence[Path], config: MuffinConfig, folder: Path) -> None:
@@ -230,20 +233,20 @@ def _write_weights(files: Sequence[Path], config: MuffinConfig, folder: Path) ->
     index: dict[str, str] = {}
     size = 0
     for number, file in enumerate(files, start=1):
-        kept: dict[str, Tensor] = {}
-        for name, value in tensors(file):
-            own = renamed(name)
-            if own is not None:
-                value = resized_positions(value, side) if name == IMAGE_POSITIONS else value
-                kept[own] = value.contiguous()
-        target = (
+        weights: dict[str, Tensor] = {}
+        for name, value in iter_tensors(file):
+            target_name = rename_tensor(name)
+            if target_name is not None:
+                value = resize_positions(value, side) if name == IMAGE_POSITIONS else value
+                weights[target_name] = value.contiguous()
+        file_name = (
             "model.safetensors"
             if len(files) == 1
             else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         )
-        save_file(kept, folder / target, metadata={"format": "pt"})
-        index.update(dict.fromkeys(kept, target))
-        size += sum(value.nbytes for value in kept.values())
+        save_file(weights, folder / file_name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(weights, file_name))
+        size += sum(value.nbytes for value in weights.values())
     if len(files) > 1:
         write_json(
             folder / "model.safetensors.index.json",
@@ -251,7 +254,7 @@ def _write_weights(files: Sequence[Path], config: MuffinConfig, folder: Path) ->
         )
 
 
-def _write_rest(config: MuffinConfig, tokenizer: Any, folder: Path) -> None:
+def _write_config_and_processor(config: MuffinConfig, tokenizer: Any, folder: Path) -> None:
     from transformers import GenerationConfig
 
     from chip_core.models.muffin.images import MuffinImageProcessor

@@ -105,10 +105,10 @@ class MuffinModel(MuffinPreTrainedModel):
         starts = ids == config.image_start_token_id
         # An image's placeholders are the Q tokens after its start: the positions with a start
         # counted within the last Q tokens.
-        counted = nn.functional.pad(starts.cumsum(1), (queries + 1, 0))
-        found = counted[:, queries:-1] > counted[:, : -queries - 1]
+        image_index = nn.functional.pad(starts.cumsum(1), (queries + 1, 0))
+        placeholders = image_index[:, queries:-1] > image_index[:, : -queries - 1]
         ends = nn.functional.pad(starts, (queries + 1, 0))[:, : -queries - 1]
-        fits = torch.equal(found, ids == config.image_token_id) and torch.equal(
+        fits = torch.equal(placeholders, ids == config.image_token_id) and torch.equal(
             ends, ids == config.image_end_token_id
         )
         if not fits or not int(starts.sum()) == int(ends.sum()) == images:
@@ -116,7 +116,7 @@ class MuffinModel(MuffinPreTrainedModel):
                 f"{images} images and {int(starts.sum())} starts of an image: each takes "
                 f"{queries} placeholders between its start and its end"
             )
-        return found
+        return placeholders
 
 
 class MuffinForConditionalGeneration(MuffinPreTrainedModel, GenerationMixin):  # type: ignore[misc]

@@ -19,7 +19,7 @@ START, PATCH, END = "<im_start>", "<im_patch>", "<im_end>"
 STOP = "###"
 
 #: The start of a turn in training, and the end of a conversation.
-_OPEN = "### "
+_TURN_PREFIX = "### "
 
 _ASSISTANT = "Assistant:"
 
@@ -114,21 +114,28 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
         Raises:
             ValueError: the number of images is another.
         """
-        made: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
         if images is not None:
-            made.update(self.image_processor(images, return_tensors=return_tensors))
+            inputs.update(self.image_processor(images, return_tensors=return_tensors))
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            wanted, given = sum(t.count(PATCH) for t in texts), len(made.get("pixel_values", ()))
-            if wanted != given:
-                raise ValueError(f"{given} images for {wanted} places in the text ({PATCH})")
-            made.update(
+            placeholder_count, image_count = (
+                sum(each_text.count(PATCH) for each_text in texts),
+                len(inputs.get("pixel_values", ())),
+            )
+            if placeholder_count != image_count:
+                raise ValueError(
+                    f"{image_count} images for {placeholder_count} places in the text ({PATCH})"
+                )
+            inputs.update(
                 self.tokenizer(
-                    [self._spelled(t) for t in texts], return_tensors=return_tensors, **options
+                    [self._expand_image_tokens(each_text) for each_text in texts],
+                    return_tensors=return_tensors,
+                    **options,
                 )
             )
-            made.pop("token_type_ids", None)
-        return BatchFeature(made, tensor_type=return_tensors)
+            inputs.pop("token_type_ids", None)
+        return BatchFeature(inputs, tensor_type=return_tensors)
 
     def labels(
         self, conversation: Sequence[Mapping[str, Any]], rule: LabelRule
@@ -144,28 +151,34 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
             conversation: messages of `user` and `assistant` in turn, as a chat template takes them.
             rule: the rule.
         """
-        ids = self._ids(self._rendered(conversation))
-        kept = [False] * len(ids)
+        ids = self._tokenize(self._render(conversation))
+        is_scored = [False] * len(ids)
         if rule == "released":
-            before = self._rendered([]).removesuffix(_OPEN)
-            place = len(self._ids(before))
-            kept[place:] = [True] * (len(ids) - place)
+            prefix = self._render([]).removesuffix(_TURN_PREFIX)
+            turn_start = len(self._tokenize(prefix))
+            is_scored[turn_start:] = [True] * (len(ids) - turn_start)
             for message in conversation:
-                turn = self._rendered([message]).removeprefix(before).removesuffix(_OPEN)
-                length = len(self._ids(turn))
+                turn = self._render([message]).removeprefix(prefix).removesuffix(_TURN_PREFIX)
+                length = len(self._tokenize(turn))
                 if message["role"] == "user":
-                    asked = range(place + 2, min(place + length, len(ids)))
-                    for token in asked:
-                        kept[token] = False
-                place += length
+                    unscored = range(turn_start + 2, min(turn_start + length, len(ids)))
+                    for token in unscored:
+                        is_scored[token] = False
+                turn_start += length
         else:
             for turns, message in enumerate(conversation):
                 if message["role"] == "assistant":
-                    question = self._rendered(conversation[:turns], add_generation_prompt=True)
-                    answered = self._rendered(conversation[: turns + 1]).removesuffix("\n" + _OPEN)
-                    for token in range(len(self._ids(question)), len(self._ids(answered))):
-                        kept[token] = True
-        return ids, [token if scored else -100 for token, scored in zip(ids, kept, strict=True)]
+                    question = self._render(conversation[:turns], add_generation_prompt=True)
+                    answered = self._render(conversation[: turns + 1]).removesuffix(
+                        "\n" + _TURN_PREFIX
+                    )
+                    for token in range(
+                        len(self._tokenize(question)), len(self._tokenize(answered))
+                    ):
+                        is_scored[token] = True
+        return ids, [
+            token if scored else -100 for token, scored in zip(ids, is_scored, strict=True)
+        ]
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **options: Any
@@ -176,19 +189,19 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
         )
         return [text.split(STOP)[0].strip().removeprefix(_ASSISTANT).strip() for text in texts]
 
-    def _rendered(self, conversation: Sequence[Any], **options: Any) -> str:
+    def _render(self, conversation: Sequence[Any], **options: Any) -> str:
         """Return a conversation as text for training, with one `<im_patch>` per image."""
         # A list with one conversation, because a conversation may be empty.
         (text,) = self.apply_chat_template(
             [list(conversation)], chat_template="training", **options
         )
-        made: str = text
-        return made
+        rendered: str = text
+        return rendered
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(self._spelled(text))["input_ids"]
+    def _tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(self._expand_image_tokens(text))["input_ids"]
         return ids
 
-    def _spelled(self, text: str) -> str:
+    def _expand_image_tokens(self, text: str) -> str:
         """Return a text with all tokens of its images."""
         return text.replace(PATCH, START + PATCH * self.image_seq_length + END)

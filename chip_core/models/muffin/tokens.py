@@ -11,12 +11,12 @@ from chip_core.models.muffin.processing import END, PATCH, START
 from chip_core.utils.errors import UserError
 
 #: Tokens added to LLaMA's vocabulary, in this order.
-ADDED = ("[PAD]", PATCH, START, END)
+ADDED_TOKENS = ("[PAD]", PATCH, START, END)
 
-_LONGEST = 2048
+_MAX_LENGTH = 2048
 
 
-def tokenizer_from(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any:
+def build_tokenizer(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any:
     """Return a tokenizer like LLaMA's of 2023, with Muffin's tokens added.
 
     Text after an added token begins like a new sentence, with a space of its own. The tokenizer is
@@ -31,21 +31,21 @@ def tokenizer_from(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, st
     llama = LlamaTokenizer(
         vocab=dict(vocabulary), merges=list(merges), legacy=True, add_bos_token=True
     )
-    made = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=llama.backend_tokenizer,
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         padding_side="left",
-        model_max_length=_LONGEST,
+        model_max_length=_MAX_LENGTH,
         clean_up_tokenization_spaces=False,
     )
-    return with_added(made)
+    return add_tokens(tokenizer)
 
 
-def with_added(tokenizer: Any) -> Any:
+def add_tokens(tokenizer: Any) -> Any:
     """Return a tokenizer with Muffin's tokens added, in order, after all others."""
-    padding, *images = ADDED
+    padding, *images = ADDED_TOKENS
     if tokenizer.pad_token != padding:
         tokenizer.add_special_tokens({"pad_token": padding})
     tokenizer.add_special_tokens({"additional_special_tokens": images})
@@ -70,22 +70,23 @@ def read_tokenizer(folder: Path) -> Any:
         model.ParseFromString(file.read_bytes())
     except DecodeError as error:
         raise UserError(f"{file} is no SentencePiece model ({error}): copy it again") from None
-    vocabulary = {piece.piece: place for place, piece in enumerate(model.pieces)}
+    vocabulary = {piece.piece: index for index, piece in enumerate(model.pieces)}
     if not {"<unk>", "<s>", "</s>"} <= set(vocabulary):
         raise UserError(f"{file} lacks <unk>, <s> or </s>: it is no tokenizer of LLaMA's")
-    made = tokenizer_from(vocabulary, generate_merges(vocabulary))
-    _check_added(folder / "added_tokens.json", made)
-    return made
+    tokenizer = build_tokenizer(vocabulary, generate_merges(vocabulary))
+    _check_added_tokens(folder / "added_tokens.json", tokenizer)
+    return tokenizer
 
 
-def _check_added(file: Path, tokenizer: Any) -> None:
+def _check_added_tokens(file: Path, tokenizer: Any) -> None:
     """Check that the added tokens are the ones expected here."""
     if not file.is_file():
         return
     for token, number in json.loads(file.read_text(encoding="utf-8")).items():
-        own = tokenizer.convert_tokens_to_ids(token)
-        if own != number:
+        expected = tokenizer.convert_tokens_to_ids(token)
+        if expected != number:
             raise UserError(
-                f"{file}: {token} is {number} there, and would be {own}: the checkpoint has other "
-                f"added tokens than {', '.join(ADDED)}"
+                f"{file}: {token} is {number} there, and would be {expected}: the checkpoint has "
+                "other "
+                f"added tokens than {', '.join(ADDED_TOKENS)}"
             )

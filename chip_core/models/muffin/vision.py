@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from chip_core.models.muffin.configuration import MuffinVisionConfig
 
 #: Rows of a position table that are never read; the first position is the row after them.
-UNUSED = 2
+UNUSED_POSITIONS = 2
 
 
 class Branch(nn.Module):
@@ -41,12 +41,12 @@ class Branch(nn.Module):
         self.inner_mlp_norm = nn.LayerNorm(wide, eps=eps)
         self.fc2 = nn.Linear(wide, width)
 
-    def asked(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of tokens, (B, …, D) each."""
         normed = self.attention_norm(tokens)
         return self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
 
-    def told(self, tokens: Tensor, attended: Tensor) -> Tensor:
+    def finish_layer(self, tokens: Tensor, attended: Tensor) -> Tensor:
         """Return the layer's output for tokens and what they attended to, (B, …, D)."""
         tokens = tokens + self.out_proj(self.inner_attention_norm(attended))
         inner = nn.functional.gelu(self.fc1(self.mlp_norm(tokens)))
@@ -70,15 +70,21 @@ class MuffinVisionLayer(GradientCheckpointingLayer):  # type: ignore[misc]
 
         There may be no query (Q = 0).
         """
-        both = zip(self.image.asked(image), self.query.asked(query), strict=True)
+        branch_qkv = zip(self.image.project_qkv(image), self.query.project_qkv(query), strict=True)
         heads = (*image.shape[:1], -1, self.config.num_attention_heads, self.head_size)
-        queries, keys, values = (torch.cat(pair, 1).view(heads).transpose(1, 2) for pair in both)
+        queries, keys, values = (
+            torch.cat(pair, 1).view(heads).transpose(1, 2) for pair in branch_qkv
+        )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager)
         attended, _ = attend(
             self, queries, keys, values, None, scaling=self.head_size**-0.5, dropout=0.0
         )
-        of_image, of_query = attended.flatten(2).split([image.shape[1], query.shape[1]], 1)
-        return self.image.told(image, of_image), self.query.told(query, of_query)
+        image_attended, query_attended = attended.flatten(2).split(
+            [image.shape[1], query.shape[1]], 1
+        )
+        return self.image.finish_layer(image, image_attended), self.query.finish_layer(
+            query, query_attended
+        )
 
 
 class MuffinVisionModel(PreTrainedModel):  # type: ignore[misc]
@@ -111,7 +117,7 @@ class MuffinVisionModel(PreTrainedModel):  # type: ignore[misc]
             config.num_channels, width, config.patch_size, stride=config.patch_size
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.image_positions = nn.Embedding(side**2 + 1 + UNUSED, width)
+        self.image_positions = nn.Embedding(side**2 + 1 + UNUSED_POSITIONS, width)
         self.query = nn.Parameter(torch.zeros(config.num_query, width))
         self.query_positions = nn.Embedding(config.max_query_positions, width)
         self.layers = nn.ModuleList(
@@ -146,9 +152,14 @@ class MuffinVisionModel(PreTrainedModel):  # type: ignore[misc]
         pixels = pixel_values.to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         image = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1)
-        image = image + self.image_positions.weight[UNUSED : UNUSED + image.shape[1]]
+        image = (
+            image
+            + self.image_positions.weight[UNUSED_POSITIONS : UNUSED_POSITIONS + image.shape[1]]
+        )
         query = self.query[: 0 if without_queries else None]
-        query = query + self.query_positions.weight[UNUSED : UNUSED + len(query)]
+        query = (
+            query + self.query_positions.weight[UNUSED_POSITIONS : UNUSED_POSITIONS + len(query)]
+        )
         query = query.expand(len(image), -1, -1)
         for layer in self.layers:
             image, query = layer(image, query)

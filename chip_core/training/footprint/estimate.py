@@ -13,17 +13,17 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.precision import DTYPES, NF4_BYTES
 from chip_core.training.footprint.step import (
     FP32,
-    Measured,
     Precision,
     RowShape,
+    StepMeasurement,
     count_operations,
     measure,
-    shortened,
+    with_decoder_layers,
 )
 from chip_core.training.optimizer.masters import PIECE_BYTES
 
 #: Bytes of AdamW's two moments, a weight; int8 has a scale in fp32 for each 256.
-_STATES = {"fp32": 2.0 * 4, "int8": 2.0 * (1 + 4 / 256)}
+_STATE_BYTES = {"fp32": 2.0 * 4, "int8": 2.0 * (1 + 4 / 256)}
 
 
 #: The parts of a footprint, in the order in which they are shown.
@@ -45,7 +45,7 @@ class Footprint:
     activations: int  # all else: kept for the backward pass, or for a while
     trained: int  # parameters
     frozen: int  # parameters
-    gathered: int  # bytes of what a worker has whole at a time where weights are spread
+    gathered_bytes: int  # bytes of what a worker has whole at a time where weights are spread
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -58,7 +58,7 @@ class Footprint:
         """Bytes by part."""
         return {name: getattr(self, name) for name in PARTS}
 
-    def sharded(self, workers: int) -> Footprint:
+    def per_worker(self, workers: int) -> Footprint:
         """Return what a worker holds where weights, gradients and states are spread (FSDP2).
 
         On paper: what is spread is divided, and embeddings, output head and two layers are whole
@@ -66,64 +66,72 @@ class Footprint:
         """
         if workers == 1:
             return self
-        spread = ("weights", "masters", "gradients", "states", "reference")
-        parts = {name: -(-getattr(self, name) // workers) for name in spread}
-        return replace(self, **parts | {"activations": self.activations + self.gathered})
+        sharded_parts = ("weights", "masters", "gradients", "states", "reference")
+        parts = {name: -(-getattr(self, name) // workers) for name in sharded_parts}
+        return replace(self, **parts | {"activations": self.activations + self.gathered_bytes})
 
 
-def precision_of(config: TrialConfig) -> Precision:
+def training_precision(config: TrialConfig) -> Precision:
     """Return what a trial's training holds its numbers in."""
-    held = DTYPES[config.model.dtype]
+    dtype = DTYPES[config.model.dtype]
     masters = config.model.dtype != "fp32"
-    wide = config.training.gradients == "fp32"
+    in_fp32 = config.training.gradients == "fp32"
     return Precision(
-        frozen=held,
-        trained=held,
+        frozen=dtype,
+        trained=dtype,
         master=FP32 if masters else 0,
-        states=_STATES[config.optimizer.states],
-        wide=masters and wide,
-        piece=PIECE_BYTES if masters and not wide else None,
+        states=_STATE_BYTES[config.optimizer.states],
+        wide=masters and in_fp32,
+        piece=PIECE_BYTES if masters and not in_fp32 else None,
         packed=NF4_BYTES if config.model.quantize == "nf4" else None,
     )
 
 
-def footprint(
-    found: Any,
+def estimate_footprint(
+    model_config: Any,
     config: TrialConfig,
     shape: RowShape,
     *,
     stored: bool,
     precision: Precision | None = None,
-    spread: bool = False,
+    sharded: bool = False,
 ) -> Footprint:
     """Return what a step of a training takes; nothing of the model's size is held.
 
     Args:
-        found: the model's configuration, of transformers.
+        model_config: the model's configuration, of transformers.
         config: the trial.
         shape: of a forward pass.
         stored: whether the reference is read from a store, and not computed in the step.
         precision: None: the trial's own.
-        spread: whether it is to be `sharded`: gradients are then spread as they are made.
+        sharded: whether it is to be divided by `per_worker`: gradients are then spread as they
+            are made.
     """
-    precision = precision or precision_of(config)
-    beside = spread or accumulates(config, shape)
+    precision = precision or training_precision(config)
+    accumulates_gradients = sharded or accumulates(config, shape)
 
-    def of(layers: int) -> Measured:
-        few = shortened(found, layers)
-        return measure(few, config, shape, precision, stored=stored, beside=beside)
+    def measure_layers(layers: int) -> StepMeasurement:
+        smaller = with_decoder_layers(model_config, layers)
+        return measure(
+            smaller,
+            config,
+            shape,
+            precision,
+            stored=stored,
+            accumulates_gradients=accumulates_gradients,
+        )
 
-    layers = found.get_text_config().num_hidden_layers
-    if layers > _FEW + 1 and beside:
+    layers = model_config.get_text_config().num_hidden_layers
+    if layers > _SAMPLE_LAYERS + 1 and accumulates_gradients:
         # Each layer keeps as much, and the fullest moment is the same one: two tell all.
-        few, more = of(_FEW), of(_FEW + 1)
-        if more.passing > few.passing:
-            return _put_together(few.extended(more, layers - _FEW), config, precision)
-    return _put_together(of(layers), config, precision)
+        smaller, larger = measure_layers(_SAMPLE_LAYERS), measure_layers(_SAMPLE_LAYERS + 1)
+        if larger.pass_bytes > smaller.pass_bytes:
+            return _combine(smaller.extrapolate(larger, layers - _SAMPLE_LAYERS), config, precision)
+    return _combine(measure_layers(layers), config, precision)
 
 
 #: Decoder layers of the smaller of the models that tell of a larger one.
-_FEW = 2
+_SAMPLE_LAYERS = 2
 
 
 def accumulates(config: TrialConfig, shape: RowShape) -> bool:
@@ -131,29 +139,33 @@ def accumulates(config: TrialConfig, shape: RowShape) -> bool:
     return config.training.batch_size > shape.pairs * config.engine.workers_per_trial
 
 
-def _put_together(measured: Measured, config: TrialConfig, precision: Precision) -> Footprint:
+def _combine(measured: StepMeasurement, config: TrialConfig, precision: Precision) -> Footprint:
     """Return the parts at the fullest moment: of a pass, or of the update."""
     on_gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
     # AdamW is one kernel on a GPU and takes nothing beside; on a CPU a weight at a time, and
     # so with moments in 8 bits, which are widened.
-    stepping = 0 if on_gpu else 2 * FP32 * measured.largest
+    update_bytes = 0 if on_gpu else 2 * FP32 * measured.largest_weight
     if config.optimizer.states == "int8":
-        stepping = 4 * FP32 * measured.largest
+        update_bytes = 4 * FP32 * measured.largest_weight
     if precision.piece is not None:
-        stepping += max(min(FP32 * measured.trained, precision.piece), FP32 * measured.largest)
-    in_pass = measured.passing >= stepping
-    of_head, read = (measured.of_head, measured.read) if in_pass else (0, 0)
+        update_bytes += max(
+            min(FP32 * measured.trained, precision.piece), FP32 * measured.largest_weight
+        )
+    peaks_in_pass = measured.pass_bytes >= update_bytes
+    head_bytes, reference_bytes = (
+        (measured.head_bytes, measured.reference_bytes) if peaks_in_pass else (0, 0)
+    )
     return Footprint(
         weights=measured.weights,
         masters=measured.trained * precision.master,
         gradients=measured.gradients,
         states=round(measured.trained * precision.states),
-        reference=measured.copies + read,
-        logits=of_head,
-        activations=max(measured.passing, stepping) - of_head - read,
+        reference=measured.copies + reference_bytes,
+        logits=head_bytes,
+        activations=max(measured.pass_bytes, update_bytes) - head_bytes - reference_bytes,
         trained=measured.trained,
         frozen=measured.frozen,
-        gathered=measured.gathered,
+        gathered_bytes=measured.gathered_bytes,
         notes=measured.notes,
     )
 
@@ -166,23 +178,25 @@ class Operations:
     forward: int  # of a pass without gradients
 
 
-def operations(found: Any, config: TrialConfig, shape: RowShape) -> Operations:
+def estimate_operations(model_config: Any, config: TrialConfig, shape: RowShape) -> Operations:
     """Return the operations of a pass, as its kernels count them.
 
     Layers are alike, so two models of one and of two layers tell those of all.
 
     Args:
-        found: the model's configuration, of transformers.
+        model_config: the model's configuration, of transformers.
         config: the trial.
         shape: of a forward pass.
     """
-    plain = config.model_copy(
+    uncheckpointed = config.model_copy(
         update={"engine": config.engine.model_copy(update={"gradient_checkpointing": False})}
     )
 
-    def of(layers: int) -> tuple[int, int]:
-        return count_operations(shortened(found, layers), plain, shape)
+    def count_layers(layers: int) -> tuple[int, int]:
+        return count_operations(with_decoder_layers(model_config, layers), uncheckpointed, shape)
 
-    layers = found.get_text_config().num_hidden_layers
-    step, forward = (a + (b - a) * (layers - 1) for a, b in zip(of(1), of(2), strict=True))
+    layers = model_config.get_text_config().num_hidden_layers
+    step, forward = (
+        a + (b - a) * (layers - 1) for a, b in zip(count_layers(1), count_layers(2), strict=True)
+    )
     return Operations(step=step, forward=forward)

@@ -105,7 +105,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 #: Hub name -> (width of hidden states, vocabulary), of the same: planning reads no transformers.
-HEADS = {
+HEAD_SHAPES = {
     "llava-hf/llava-1.5-7b-hf": (4096, 32064),
     "llava-hf/llava-v1.6-vicuna-7b-hf": (4096, 32064),
     "llava-hf/llava-v1.6-mistral-7b-hf": (4096, 32064),
@@ -115,7 +115,7 @@ HEADS = {
 }
 
 
-def config_of(model: ModelConfig) -> Any | None:
+def load_model_config(model: ModelConfig) -> Any | None:
     """Return a model's configuration, from its files here or from its published sizes.
 
     None where it is neither here nor among those; nothing is downloaded, and no code that comes
@@ -133,8 +133,8 @@ def config_of(model: ModelConfig) -> Any | None:
             local_files_only=True,
         )
     except (OSError, ValueError):
-        make = MODELS.get(model.path)
-        return None if make is None or folder is not None else make()
+        make_config = MODELS.get(model.path)
+        return None if make_config is None or folder is not None else make_config()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,34 +146,34 @@ class ImageSize:
 
 
 #: An image without a size of its own: COCO's usual one, of which RLHF-V's images are.
-_USUAL = (480, 640)  # pixels, height × width
+_USUAL_SIZE = (480, 640)  # pixels, height × width
 
 
-def image_size(found: Any) -> ImageSize:
+def image_size(model_config: Any) -> ImageSize:
     """Return what the largest image takes that a model makes of one; of Qwen's, a usual one.
 
     Args:
-        found: the model's configuration.
+        model_config: the model's configuration.
     """
-    vision, kind = found.vision_config, found.model_type
-    if kind == "llava_next":
+    vision, model_type = model_config.vision_config, model_config.model_type
+    if model_type == "llava_next":
         # Tiles of the largest grid with a token at each row's end, and the whole image beside.
         side = vision.image_size // vision.patch_size
         rows, columns = max(
             ((height // vision.image_size, width // vision.image_size)
-             for height, width in found.image_grid_pinpoints),
+             for height, width in model_config.image_grid_pinpoints),
             key=lambda grid: grid[0] * grid[1],
         )  # fmt: skip
         tokens = side * side + rows * side * (columns * side + 1)
         return ImageSize(tokens=tokens, tiles=1 + rows * columns)
-    if kind == "muffin":
+    if model_type == "muffin":
         return ImageSize(tokens=vision.num_query + 2)
-    if kind in ("idefics3", "smolvlm"):
+    if model_type in ("idefics3", "smolvlm"):
         # Up to 4 × 4 tiles and the whole image; a tile has its place before it.
-        each = (vision.image_size // vision.patch_size // found.scale_factor) ** 2
-        return ImageSize(tokens=17 * (each + 3), tiles=17)
+        tile_tokens = (vision.image_size // vision.patch_size // model_config.scale_factor) ** 2
+        return ImageSize(tokens=17 * (tile_tokens + 3), tiles=17)
     merge = getattr(vision, "spatial_merge_size", None)
     if merge is not None:
         side = vision.patch_size * merge
-        return ImageSize(tokens=round(_USUAL[0] / side) * round(_USUAL[1] / side) + 2)
+        return ImageSize(tokens=round(_USUAL_SIZE[0] / side) * round(_USUAL_SIZE[1] / side) + 2)
     return ImageSize(tokens=(vision.image_size // vision.patch_size) ** 2)

@@ -28,11 +28,11 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import recompute_layers
 from chip_core.models.packing import Packing, Span, packed_attention
-from chip_core.models.parts import is_adapter, set_trained, trained_parts, without_head
-from chip_core.models.precision import as_held, quantized_weights
+from chip_core.models.parts import get_base_decoder, is_adapter, set_trained, trained_parts
+from chip_core.models.precision import match_dtype, quantized_weights
 from chip_core.objectives.head import OutputHead, chunk_size, head_scores
-from chip_core.objectives.parts import VIEWS, behind
-from chip_core.training.states import lying
+from chip_core.objectives.parts import VIEWS, view_prefix
+from chip_core.training.states import row_order
 
 FP32 = 4  # bytes
 
@@ -60,7 +60,7 @@ class RowShape:
     chosen: int
     rejected: int
     tiles: int = 1  # pictures of the tower's size that an image is cut into, itself included
-    sides: bool = False  # whether chosen and rejected response have an image each
+    separate_images: bool = False  # whether chosen and rejected response have an image each
 
     @property
     def prompt(self) -> int:
@@ -73,16 +73,16 @@ class RowShape:
 
     def tokens(self, views: Collection[str]) -> int:
         """Return all that a pass over views computes: each image's prompt, and its responses."""
-        prompts = self.behind(views) * self.prompt
+        prompts = self.prefix_count(views) * self.prompt
         return self.pairs * (prompts + sum(self.response(view) for view in views))
 
-    def behind(self, views: Collection[str]) -> int:
+    def prefix_count(self, views: Collection[str]) -> int:
         """Return how many prompts, each with an image, a pair's responses lie behind."""
-        return len({behind(view, sides=self.sides) for view in views})
+        return len({view_prefix(view, separate_images=self.separate_images) for view in views})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class StepMeasurement:
     """What a step was seen to take. Each number grows by as much with every decoder layer."""
 
     trained: int  # parameters
@@ -90,64 +90,67 @@ class Measured:
     weights: int  # bytes, as all below but the last
     gradients: int
     copies: int
-    passing: int  # at the fullest moment of a pass, beside all above
-    of_head: int  # of that
-    read: int  # of that, of the reference
-    gathered: int
-    largest: int  # parameters of the largest trained weight
+    pass_bytes: int  # at the fullest moment of a pass, beside all above
+    head_bytes: int  # of that
+    reference_bytes: int  # of that, of the reference
+    gathered_bytes: int
+    largest_weight: int  # parameters of the largest trained weight
     notes: tuple[str, ...]
 
-    def extended(self, more: Measured, times: int) -> Measured:
+    def extrapolate(self, larger: StepMeasurement, times: int) -> StepMeasurement:
         """Return what it is with so many layers more, given what it is with one more."""
-        numbers = [each.name for each in fields(self) if each.name not in ("largest", "notes")]
+        numbers = [field.name for field in fields(self) if field.name not in ("largest", "notes")]
         grown = {
-            name: getattr(self, name) + times * (getattr(more, name) - getattr(self, name))
+            name: getattr(self, name) + times * (getattr(larger, name) - getattr(self, name))
             for name in numbers
         }
         return replace(self, **grown)
 
 
 def measure(
-    found: Any,
+    model_config: Any,
     config: TrialConfig,
     shape: RowShape,
     precision: Precision,
     *,
     stored: bool,
-    beside: bool,
-) -> Measured:
+    accumulates_gradients: bool,
+) -> StepMeasurement:
     """Make a step and return what it takes.
 
     Args:
-        found: the model's configuration, of transformers.
+        model_config: the model's configuration, of transformers.
         config: the trial.
         shape: of a forward pass.
         precision: what it holds its numbers in.
         stored: whether the reference is read from a store, and not computed in the step.
-        beside: whether the pass adds to gradients that are there, beside its own peak.
+        accumulates_gradients: whether the pass adds to gradients that are there, beside its
+            own peak.
     """
     with FakeTensorMode():
-        return _Step(found, config, shape, precision, stored=stored).measured(beside=beside)
+        return _Step(model_config, config, shape, precision, stored=stored).measure(
+            accumulates_gradients=accumulates_gradients
+        )
 
 
-def count_operations(found: Any, config: TrialConfig, shape: RowShape) -> tuple[int, int]:
+def count_operations(model_config: Any, config: TrialConfig, shape: RowShape) -> tuple[int, int]:
     """Return the floating-point operations of a step, and of its forward pass; as `measure`."""
     with FakeTensorMode():
-        step = _Step(found, config, shape, Precision(), stored=True)
+        step = _Step(model_config, config, shape, Precision(), stored=True)
         with FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
             forward: list[int] = []
             step.run(between=lambda: forward.append(counter.get_total_flops()))
         return int(counter.get_total_flops()), int(forward[0])
 
 
-def shortened(found: Any, layers: int) -> Any:
+def with_decoder_layers(model_config: Any, layers: int) -> Any:
     """Return a configuration of fewer decoder layers."""
-    made = copy.deepcopy(found)
-    text = made.get_text_config()
+    shorter = copy.deepcopy(model_config)
+    text = shorter.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    return made
+    return shorter
 
 
 class _Step:
@@ -155,7 +158,7 @@ class _Step:
 
     def __init__(
         self,
-        found: Any,
+        model_config: Any,
         config: TrialConfig,
         shape: RowShape,
         precision: Precision,
@@ -171,116 +174,130 @@ class _Step:
         # An objective that reads nothing of a reference keeps no copy of what is trained.
         self._stored = stored or not config.objective.reference_reads
         with unset_fake_temporarily(), torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(found, dtype=torch.float32).eval()
+            model = AutoModelForImageTextToText.from_config(
+                model_config, dtype=torch.float32
+            ).eval()
             model = attach_adapters(model, config)
         if config.engine.gradient_checkpointing:
             recompute_layers(model)
         trained = {id(parameter) for parameter in set_trained(model, config)}
-        _held(model, trained, precision)
+        _materialize(model, trained, precision)
         self._model = model
         self._trained = set_trained(model, config)
         self._notes: list[str] = []
 
-    def measured(self, *, beside: bool) -> Measured:
+    def measure(self, *, accumulates_gradients: bool) -> StepMeasurement:
         """Make the step and return what it takes.
 
         Args:
-            beside: whether the pass adds to gradients that are there, beside its own peak.
+            accumulates_gradients: whether the pass adds to gradients that are there, beside its
+                own peak.
         """
-        own = 0  # bytes of gradients that count as such and are in the pass's peak
-        made: list[Tensor] = []
+        counted_bytes = 0  # bytes of gradients that count as such and are in the pass's peak
+        gradients: list[Tensor] = []
         for parameter in self._trained:
-            if self._precision.wide or beside:  # it goes to what is held, as soon as it is made
-                wide = self._precision.wide and not beside
+            if (
+                self._precision.wide or accumulates_gradients
+            ):  # it goes to what is held, as soon as it is made
+                wide = self._precision.wide and not accumulates_gradients
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    functools.partial(_take, made if wide else None)
+                    functools.partial(_take_gradient, gradients if wide else None)
                 )
-            if not beside:
-                own += parameter.numel() * (FP32 if self._precision.wide else parameter.itemsize)
-        there = [*self._model.parameters(), *self._model.buffers()]
-        with _Memory(there) as memory:
+            if not accumulates_gradients:
+                counted_bytes += parameter.numel() * (
+                    FP32 if self._precision.wide else parameter.itemsize
+                )
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        with _MemoryTracker(tensors) as memory:
             self.run(memory)
         trained = sum(p.numel() for p in self._trained)
-        saved, unpacked = self._quantized()
-        return Measured(
+        saved, unpacked = self._quantized_bytes()
+        return StepMeasurement(
             trained=trained,
             frozen=sum(p.numel() for p in self._model.parameters()) - trained,
-            weights=_bytes(there) - saved,
-            gradients=FP32 * trained if self._precision.wide else _bytes(self._trained),
-            copies=0 if self._stored else _bytes(self._copied()),
-            passing=memory.peak - own + unpacked,
-            of_head=memory.at_peak.get("logits", 0),
-            read=memory.at_peak.get("reference", 0),
-            gathered=self._gathered(),
-            largest=max((p.numel() for p in self._trained), default=0),
+            weights=_total_bytes(tensors) - saved,
+            gradients=FP32 * trained if self._precision.wide else _total_bytes(self._trained),
+            copies=0 if self._stored else _total_bytes(self._copied_parameters()),
+            pass_bytes=memory.peak - counted_bytes + unpacked,
+            head_bytes=memory.at_peak.get("logits", 0),
+            reference_bytes=memory.at_peak.get("reference", 0),
+            gathered_bytes=self._gathered_bytes(),
+            largest_weight=max((p.numel() for p in self._trained), default=0),
             notes=tuple(self._notes),
         )
 
-    def _quantized(self) -> tuple[int, int]:
+    def _quantized_bytes(self) -> tuple[int, int]:
         """Return the bytes that quantized weights save, and those of the largest one unpacked."""
         if self._precision.packed is None:
             return 0, 0
         sizes = [weight.numel() for weight in quantized_weights(self._model)]
-        whole = self._precision.frozen.itemsize
-        return round((whole - self._precision.packed) * sum(sizes)), whole * max(sizes)
+        full_itemsize = self._precision.frozen.itemsize
+        return round((full_itemsize - self._precision.packed) * sum(sizes)), full_itemsize * max(
+            sizes
+        )
 
     def run(
-        self, memory: _Memory | None = None, between: Callable[[], None] = lambda: None
+        self, memory: _MemoryTracker | None = None, between: Callable[[], None] = lambda: None
     ) -> None:
         """Make the pass and its backward, and between the two what is asked."""
-        memory = memory or _Memory()
+        memory = memory or _MemoryTracker()
         with ExitStack() as stack:
             try:
                 stack.enter_context(packed_attention(self._model))
             except ValueError as error:
                 self._notes.append(f"computed as if it shared prefixes: {error}")
-            given = self._given(self._config.objective.policy_reads)  # noqa: F841 (is held)
+            images = self._input_images(self._config.objective.policy_reads)  # noqa: F841 (is held)
             if not self._stored:
                 with torch.no_grad():
-                    self._scored(memory, self._config.objective.reference_reads)
-            loss, hidden = self._scored(memory, self._config.objective.policy_reads)
+                    self._score(memory, self._config.objective.reference_reads)
+            loss, hidden = self._score(memory, self._config.objective.policy_reads)
             between()
             memory.part = "logits"  # the head's backward is the first
             hidden.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: memory.name("activations")
+                lambda gradient: memory.set_part("activations")
             )
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _given(self, views: Collection[str]) -> list[Tensor]:
+    def _input_images(self, views: Collection[str]) -> list[Tensor]:
         """Return the images of a batch as they come, in fp32, and those of one row together."""
-        inner = without_head(self._model)
-        images = [self._shape.pairs] * self._shape.behind(views)
-        made = [_pictures(inner.config, each, self._shape.tiles) for each in [*images, sum(images)]]
-        return [each["pixel_values"] for each in made if each is not None]
+        inner = get_base_decoder(self._model)
+        images = [self._shape.pairs] * self._shape.prefix_count(views)
+        pictures = [
+            _fake_pictures(inner.config, count, self._shape.tiles)
+            for count in [*images, sum(images)]
+        ]
+        return [count["pixel_values"] for count in pictures if count is not None]
 
-    def _scored(self, memory: _Memory, views: Collection[str]) -> tuple[Tensor, Tensor]:
+    def _score(self, memory: _MemoryTracker, views: Collection[str]) -> tuple[Tensor, Tensor]:
         """Return a number that depends on all that is read of views, and the states under it."""
         shape, objective = self._shape, self._config.objective
-        by_view = self._states(views)
-        states = torch.cat(by_view)
+        view_states = self._hidden_states(views)
+        states = torch.cat(view_states)
         memory.part = "reference"
         pairs = shape.pairs
         lengths = [pairs * shape.rejected, pairs * shape.chosen]
-        with_reference, trained = None, 0
+        reference_hidden, trained = None, 0
         head = self._head()
-        other = None
+        reference_head = None
         if objective.needs_divergence:
-            low = self._config.reference_precision == "bf16"
-            dtype = torch.bfloat16 if low else torch.float32
-            with_reference = torch.empty(sum(lengths), states.shape[-1], dtype=dtype)
-            as_read = torch.empty_like(with_reference)  # noqa: F841 (pair by pair, and is held)
+            in_bf16 = self._config.reference_precision == "bf16"
+            dtype = torch.bfloat16 if in_bf16 else torch.float32
+            reference_hidden = torch.empty(sum(lengths), states.shape[-1], dtype=dtype)
+            read_copy = torch.empty_like(reference_hidden)  # noqa: F841 (pair by pair, and is held)
             trained = sum(lengths) if objective.trains_chosen_divergence else lengths[0]
             if head.weight.requires_grad and self._stored:
-                other = OutputHead(weight=torch.empty_like(head.weight, requires_grad=False))
+                reference_head = OutputHead(
+                    weight=torch.empty_like(head.weight, requires_grad=False)
+                )
         memory.part = "logits"
         scores = head_scores(
             states,
             torch.zeros(len(states), dtype=torch.long),
             head,
-            reference_hidden=with_reference,
-            reference_head=other,
+            reference_hidden=reference_hidden,
+            reference_head=reference_head,
             kl_gradients=trained,
-            chunk=_chunk(self._config, len(states)),
+            chunk=_logits_chunk(self._config, len(states)),
         )
         memory.part = "activations"
         loss = scores.logps.sum()
@@ -288,11 +305,13 @@ class _Step:
             loss = loss + scores.kl[:trained].sum()
         return loss, states
 
-    def _states(self, views: Collection[str]) -> list[Tensor]:
+    def _hidden_states(self, views: Collection[str]) -> list[Tensor]:
         """Return the hidden states that predict each view's responses, (N, D)."""
         model = self._model
         spans, places = self._layout(views)
-        embedded = model.get_input_embeddings()(torch.zeros(1, _length(spans), dtype=torch.long))
+        embedded = model.get_input_embeddings()(
+            torch.zeros(1, _total_length(spans), dtype=torch.long)
+        )
         features = self._features(views)
         if features is not None:
             mask = torch.zeros(embedded.shape[:2], dtype=torch.bool).unsqueeze(-1)
@@ -301,7 +320,7 @@ class _Step:
         hidden: Tensor = model.get_decoder()(
             inputs_embeds=embedded,
             attention_mask=torch.zeros(1, 1, 1, 1),
-            position_ids=torch.zeros(1, _length(spans), dtype=torch.long),
+            position_ids=torch.zeros(1, _total_length(spans), dtype=torch.long),
             packing=Packing(spans),
             use_cache=False,
         ).last_hidden_state
@@ -310,15 +329,15 @@ class _Step:
     def _layout(self, views: Collection[str]) -> tuple[tuple[Span, ...], list[Tensor]]:
         """Return the spans of the row, and the places that are scored, by view."""
         shape = self._shape
-        together: dict[Any, tuple[int, ...]] = {}
-        for view in lying(views):
+        responses_by_prefix: dict[Any, tuple[int, ...]] = {}
+        for view in row_order(views):
             # Without prefix sharing a pass a response: as many tokens.
-            alone = self._config.engine.prefix_sharing == "off"
-            name = view if alone else behind(view, sides=shape.sides)
-            together[name] = (*together.get(name, ()), shape.response(view))
+            is_separate = self._config.engine.prefix_sharing == "off"
+            name = view if is_separate else view_prefix(view, separate_images=shape.separate_images)
+            responses_by_prefix[name] = (*responses_by_prefix.get(name, ()), shape.response(view))
         spans = tuple(
             Span(prompt=shape.prompt, responses=responses)
-            for responses in together.values()
+            for responses in responses_by_prefix.values()
             for _ in range(shape.pairs)
         )
         scored = [shape.pairs * shape.response(view) for view in VIEWS if view in views]
@@ -326,27 +345,27 @@ class _Step:
 
     def _features(self, views: Collection[str]) -> Tensor | None:
         """Return what the image tower and the projector make of the images, (tokens, D)."""
-        inner = without_head(self._model)
-        images = self._shape.pairs * self._shape.behind(views)
-        given = _pictures(inner.config, images, self._shape.tiles)
-        if given is None:
+        inner = get_base_decoder(self._model)
+        images = self._shape.pairs * self._shape.prefix_count(views)
+        pictures = _fake_pictures(inner.config, images, self._shape.tiles)
+        if pictures is None:
             note = "without the image tower's own activations"
             if note not in self._notes:
                 self._notes.append(note)
             return None
-        given["pixel_values"] = as_held({"": given["pixel_values"]}, self._model)[""]
-        made = inner.get_image_features(**given)
-        made = getattr(made, "pooler_output", made)
-        if isinstance(made, (list, tuple)):
-            made = torch.cat(list(made))
-        features: Tensor = made.reshape(-1, made.shape[-1])
+        pictures["pixel_values"] = match_dtype({"": pictures["pixel_values"]}, self._model)[""]
+        outputs = inner.get_image_features(**pictures)
+        outputs = getattr(outputs, "pooler_output", outputs)
+        if isinstance(outputs, (list, tuple)):
+            outputs = torch.cat(list(outputs))
+        features: Tensor = outputs.reshape(-1, outputs.shape[-1])
         return features
 
     def _head(self) -> OutputHead:
         layer = self._model.get_output_embeddings()
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
-    def _copied(self) -> list[nn.Parameter]:
+    def _copied_parameters(self) -> list[nn.Parameter]:
         """Return what a reference that is computed in the step keeps a copy of."""
         return [
             parameter
@@ -355,25 +374,25 @@ class _Step:
             if not is_adapter(name)
         ]
 
-    def _gathered(self) -> int:
+    def _gathered_bytes(self) -> int:
         layers = [m for m in self._model.modules() if isinstance(m, _layer_class())]
-        largest = max((_bytes(layer.parameters()) for layer in layers), default=0)
-        within = {id(p) for layer in layers for p in layer.parameters()}
-        rest = [p for p in self._model.parameters() if id(p) not in within]
-        return 2 * largest + _bytes(rest) + _bytes(p for p in rest if p.requires_grad)
+        largest = max((_total_bytes(layer.parameters()) for layer in layers), default=0)
+        layer_parameter_ids = {id(p) for layer in layers for p in layer.parameters()}
+        rest = [p for p in self._model.parameters() if id(p) not in layer_parameter_ids]
+        return 2 * largest + _total_bytes(rest) + _total_bytes(p for p in rest if p.requires_grad)
 
 
-def _chunk(config: TrialConfig, positions: int) -> int:
+def _logits_chunk(config: TrialConfig, positions: int) -> int:
     """Return how many positions' logits are held together; by a GPU's memory: taken to be all."""
-    wanted = config.engine.logits_chunk
+    requested = config.engine.logits_chunk
     gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
-    return positions if wanted is None and gpu else chunk_size(wanted, 1, None)
+    return positions if requested is None and gpu else chunk_size(requested, 1, None)
 
 
-def _take(held: list[Tensor] | None, parameter: Tensor) -> None:
+def _take_gradient(gradients: list[Tensor] | None, parameter: Tensor) -> None:
     """Take a gradient from beside its weight; into a list, in fp32, or to what is there."""
-    if held is not None:
-        held.append(torch.empty(parameter.shape))
+    if gradients is not None:
+        gradients.append(torch.empty(parameter.shape))
     parameter.grad = None
 
 
@@ -383,20 +402,20 @@ def _layer_class() -> Any:
     return GradientCheckpointingLayer
 
 
-def _held(model: nn.Module, trained: set[int], precision: Precision) -> None:
+def _materialize(model: nn.Module, trained: set[int], precision: Precision) -> None:
     """Take a model from the meta device to fake tensors, each in the precision that it is held in.
 
     Fake tensors say that they lie on the CPU, which decides the kernels: attention's keeps there
     what a GPU's fused one keeps.
     """
-    made: dict[int, nn.Parameter] = {}
+    parameters: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             dtype = precision.trained if id(parameter) in trained else precision.frozen
-            if id(parameter) not in made:  # an output head may be the embeddings
+            if id(parameter) not in parameters:  # an output head may be the embeddings
                 empty = torch.empty(parameter.shape, dtype=dtype)
-                made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
-            setattr(module, name, made[id(parameter)])
+                parameters[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+            setattr(module, name, parameters[id(parameter)])
         for name, buffer in list(module.named_buffers(recurse=False)):
             module.register_buffer(
                 name,
@@ -405,14 +424,14 @@ def _held(model: nn.Module, trained: set[int], precision: Precision) -> None:
             )
 
 
-def _pictures(found: Any, images: int, tiles: int) -> dict[str, Any] | None:
+def _fake_pictures(model_config: Any, images: int, tiles: int) -> dict[str, Any] | None:
     """Return images as a model takes them; None where that needs more than their sizes."""
-    kind = found.model_type
-    side: int = getattr(found.vision_config, "image_size", None) or 0
+    kind = model_config.model_type
+    side: int = getattr(model_config.vision_config, "image_size", None) or 0
     if kind in ("llava", "muffin"):
         return {"pixel_values": torch.empty(images, 3, side, side)}
     if kind == "llava_next":
-        height, width = max(found.image_grid_pinpoints, key=lambda size: size[0] * size[1])
+        height, width = max(model_config.image_grid_pinpoints, key=lambda size: size[0] * size[1])
         return {
             "pixel_values": torch.empty(images, tiles, 3, side, side),
             "image_sizes": [[height, width]] * images,
@@ -420,7 +439,7 @@ def _pictures(found: Any, images: int, tiles: int) -> dict[str, Any] | None:
     return None
 
 
-class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that operations make, from their making to their end."""
 
     def __init__(self, there: Iterable[Tensor] = ()) -> None:
@@ -432,7 +451,7 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._now: dict[str, int] = {}
         self._there = {_key(value) for value in there}
 
-    def name(self, part: str) -> None:
+    def set_part(self, part: str) -> None:
         """Say what is made from here on belongs to."""
         self.part = part
 
@@ -483,9 +502,9 @@ _FLOPS = {
 }
 
 
-def _length(spans: tuple[Span, ...]) -> int:
+def _total_length(spans: tuple[Span, ...]) -> int:
     return sum(span.prompt + sum(span.responses) for span in spans)
 
 
-def _bytes(tensors: Any) -> int:
+def _total_bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

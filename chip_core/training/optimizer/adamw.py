@@ -11,11 +11,11 @@ import torch
 from chip_core.config.trial import OptimizerConfig, TrialConfig
 from chip_core.models.parts import Part, trained_parts
 from chip_core.training.optimizer.int8_states import int8_adamw
-from chip_core.training.optimizer.masters import Masters
+from chip_core.training.optimizer.masters import MasterWeights
 
 
 def make_optimizer(
-    policy: Any, config: TrialConfig, steps: int, masters: Masters | None = None
+    policy: Any, config: TrialConfig, steps: int, masters: MasterWeights | None = None
 ) -> tuple[Any, Any]:
     """Return (AdamW, schedule) for the trained parameters, with one parameter group for each part.
 
@@ -31,7 +31,8 @@ def make_optimizer(
     groups = [
         {
             "params": [
-                weight if masters is None else masters.of(weight) for weight in parameters.values()
+                weight if masters is None else masters.master_of(weight)
+                for weight in parameters.values()
             ],
             "lr": part_learning_rate(settings, part) or settings.lr,
             "part": part,

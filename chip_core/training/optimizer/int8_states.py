@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chip_core.models.shards import is_spread, shard_like
+from chip_core.models.shards import is_dtensor, shard_like
 
-BLOCK = 256
+BLOCK_SIZE = 256
 _CODES, _SCALE, _WIDE = "_codes", "_scale", "_wide"
 
 
@@ -39,36 +39,36 @@ def int8_adamw() -> Any:
     return Int8AdamW
 
 
-def saved_state(optimizer: Any) -> dict[str, Any]:
+def get_optimizer_state(optimizer: Any) -> dict[str, Any]:
     """Return an optimizer's state as plain tensors, sharded as its parameters are."""
     state: dict[str, Any] = optimizer.state_dict()
-    plain = {number: _plain(entries) for number, entries in state["state"].items()}
+    plain = {number: _to_plain_tensors(entries) for number, entries in state["state"].items()}
     return {**state, "state": plain}
 
 
 @torch.no_grad()
-def put_state(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Load a `saved_state` into an optimizer, whole or sharded as its parameters are."""
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+def load_optimizer_state(optimizer: Any, state: Mapping[str, Any]) -> None:
+    """Load what `get_optimizer_state` returned into an optimizer, sharded as its parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not _in_8_bits(optimizer):
-        own = {
-            number: {
-                name: shard_like(value, parameters[number])
-                if isinstance(value, Tensor) and value.shape == parameters[number].shape
+        sharded = {
+            index: {
+                name: shard_like(value, parameters[index])
+                if isinstance(value, Tensor) and value.shape == parameters[index].shape
                 else value
                 for name, value in entries.items()
             }
-            for number, entries in state["state"].items()
+            for index, entries in state["state"].items()
         }
-        optimizer.load_state_dict({**state, "state": own})
+        optimizer.load_state_dict({**state, "state": sharded})
         return
     _make_moments(optimizer)
-    made = optimizer.state_dict()["state"]
-    for number, entries in state["state"].items():
-        for name, moment in made[number].items():
-            _put(moment, name, entries, parameters[number])
-    kept = {number: made[number] for number in state["state"]}
-    optimizer.load_state_dict({**state, "state": kept})
+    moments = optimizer.state_dict()["state"]
+    for index, entries in state["state"].items():
+        for name, moment in moments[index].items():
+            _load_moment(moment, name, entries, parameters[index])
+    filled = {index: moments[index] for index in state["state"]}
+    optimizer.load_state_dict({**state, "state": filled})
 
 
 def _in_8_bits(optimizer: Any) -> bool:
@@ -87,53 +87,55 @@ def _make_moments(optimizer: Any) -> None:
         group["lr"].copy_(rate)
 
 
-def _put(moment: Any, name: str, entries: Mapping[str, Any], parameter: nn.Parameter) -> None:
+def _load_moment(
+    moment: Any, name: str, entries: Mapping[str, Any], parameter: nn.Parameter
+) -> None:
     """Copy the checkpoint's values of one entry of a parameter's state into it."""
-    parts = _plain({name: moment})
+    parts = _to_plain_tensors({name: moment})
     if parts.keys() <= entries.keys():
-        for part, own in parts.items():
-            own.copy_(_spread(entries[part], own))
+        for part, target in parts.items():
+            target.copy_(_shard_entry(entries[part], target))
         return
     wide = entries.get(name + _WIDE)
     if wide is None:  # saved whole, and here sharded within blocks
         codes, scale = entries[name + _CODES], entries[name + _SCALE]
-        values = _local(moment).qmap.to(codes.device)[codes.int()]
-        wide = (values.view(-1, BLOCK) * scale.view(-1, 1)).view(codes.shape)
-    moment.copy_(_spread(wide, parameter))
+        values = _to_local(moment).qmap.to(codes.device)[codes.int()]
+        wide = (values.view(-1, BLOCK_SIZE) * scale.view(-1, 1)).view(codes.shape)
+    moment.copy_(_shard_entry(wide, parameter))
 
 
-def _plain(entries: Mapping[str, Any]) -> dict[str, Any]:
+def _to_plain_tensors(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Return a parameter's state as plain tensors, which share its memory if possible."""
     plain: dict[str, Any] = {}
     for name, value in entries.items():
-        held = _local(value)
-        if not hasattr(held, "codes"):
+        local = _to_local(value)
+        if not hasattr(local, "codes"):
             plain[name] = value
-        elif not is_spread(value):
-            plain[name + _CODES], plain[name + _SCALE] = held.codes, held.scale
-        elif value.numel() // len(value) % BLOCK == 0:  # blocks end with the rows
-            plain[name + _CODES] = _like(value, held.codes, value.shape)
-            blocks = value.numel() // len(value) // BLOCK
-            scale = held.scale.view(-1, blocks)
-            plain[name + _SCALE] = _like(value, scale, torch.Size((len(value), blocks)))
+        elif not is_dtensor(value):
+            plain[name + _CODES], plain[name + _SCALE] = local.codes, local.scale
+        elif value.numel() // len(value) % BLOCK_SIZE == 0:  # blocks end with the rows
+            plain[name + _CODES] = _shard_rows_like(value, local.codes, value.shape)
+            blocks = value.numel() // len(value) // BLOCK_SIZE
+            scale = local.scale.view(-1, blocks)
+            plain[name + _SCALE] = _shard_rows_like(value, scale, torch.Size((len(value), blocks)))
         else:
-            plain[name + _WIDE] = _like(value, held.dequantize(), value.shape)
+            plain[name + _WIDE] = _shard_rows_like(value, local.dequantize(), value.shape)
     return plain
 
 
-def _local(value: Any) -> Any:
-    return value.to_local() if is_spread(value) else value
+def _to_local(value: Any) -> Any:
+    return value.to_local() if is_dtensor(value) else value
 
 
-def _like(spread: Any, part: Tensor, shape: torch.Size) -> Tensor:
-    """Return this worker's part as a tensor of `shape`, sharded by rows as `spread` is."""
+def _shard_rows_like(template: Any, part: Tensor, shape: torch.Size) -> Tensor:
+    """Return this worker's part as a tensor of `shape`, sharded by rows as `template` is."""
     from torch.distributed.tensor import DTensor
 
     stride = torch.empty(shape, device="meta").stride()
-    mesh, placements = spread.device_mesh, spread.placements
+    mesh, placements = template.device_mesh, template.placements
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
-def _spread(value: Any, like: Tensor) -> Any:
+def _shard_entry(value: Any, template: Tensor) -> Any:
     """Return an entry, sharded as a tensor of the same size is."""
-    return value if is_spread(value) else shard_like(value.view(like.shape), like)
+    return value if is_dtensor(value) else shard_like(value.view(template.shape), template)

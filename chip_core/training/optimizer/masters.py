@@ -26,26 +26,26 @@ from chip_core.utils.workers import Workers
 PIECE_BYTES = 2**28
 
 
-class Masters:
+class MasterWeights:
     """The masters of a model's trained weights, and their update from gradients."""
 
     def __init__(self, model: Any, config: TrialConfig) -> None:
         """Copy the trained weights as they are now; sharded ones stay sharded."""
-        self._wide = config.training.gradients == "fp32"
-        self._of: dict[Tensor, nn.Parameter] = {
+        self._holds_gradients = config.training.gradients == "fp32"
+        self._masters: dict[Tensor, nn.Parameter] = {
             weight: nn.Parameter(weight.detach().float(), requires_grad=weight.requires_grad)
             for parameters in trained_parts(model, config).values()
             for weight in parameters.values()
         }
         # Called once a gradient is made, so that bf16 gradients never exist all at once.
         self._hooks: list[Any] = [
-            weight.register_post_accumulate_grad_hook(self._add)  # type: ignore[no-untyped-call]
-            for weight in (self._of if self._wide else ())
+            weight.register_post_accumulate_grad_hook(self._accumulate)  # type: ignore[no-untyped-call]
+            for weight in (self._masters if self._holds_gradients else ())
         ]
 
-    def of(self, weight: nn.Parameter) -> nn.Parameter:
+    def master_of(self, weight: nn.Parameter) -> nn.Parameter:
         """Return a weight's master."""
-        return self._of[weight]
+        return self._masters[weight]
 
     def close(self) -> None:
         """Remove the hooks from the weights, which may outlive their masters."""
@@ -53,29 +53,29 @@ class Masters:
             hook.remove()
 
     @torch.no_grad()
-    def _add(self, weight: Tensor) -> None:
+    def _accumulate(self, weight: Tensor) -> None:
         """Add a weight's gradient to the gradient of its master, and drop it from the weight."""
         assert weight.grad is not None
-        master = self._of[weight]
+        master = self._masters[weight]
         if master.grad is None:
             master.grad = weight.grad.float()
         else:
             master.grad += weight.grad
         weight.grad = None
 
-    def drop_others(self, trained: Sequence[nn.Parameter]) -> None:
+    def drop_untrained(self, trained: Sequence[nn.Parameter]) -> None:
         """Drop the gradients of all weights but those trained at this stage."""
-        kept = {id(weight) for weight in trained}
-        for weight, master in self._of.items():
-            if id(weight) not in kept:
+        trained_ids = {id(weight) for weight in trained}
+        for weight, master in self._masters.items():
+            if id(weight) not in trained_ids:
                 weight.grad = master.grad = None
 
     @torch.no_grad()
     def average(self, trained: Sequence[nn.Parameter], workers: Workers) -> None:
         """Average gradients over workers that each hold the whole model, summed in fp32."""
-        if workers.alone:
+        if workers.is_single:
             return
-        for piece in _pieces(self._with_gradient(trained)):
+        for piece in _iter_pieces(self._with_gradient(trained)):
             gradients = [self._gradient(weight) for weight in piece]
             flat = torch.cat([gradient.float().flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)
@@ -121,29 +121,33 @@ class Masters:
         scale = None if limit is None else (limit / (norm + 1e-6)).clamp(max=1.0)
         weights = self._with_gradient(trained)
         # An optimizer skips parameters without a gradient, so pieces can be updated in turn.
-        for piece in [weights] if self._wide else _pieces(weights):
+        for piece in [weights] if self._holds_gradients else _iter_pieces(weights):
             for weight in piece:
                 gradient = self._gradient(weight).float()
                 if scale is not None:
                     local_weight(gradient).mul_(scale)
-                self._of[weight].grad, weight.grad = gradient, None
+                self._masters[weight].grad, weight.grad = gradient, None
             optimizer.step()
             for weight in piece:
-                self._of[weight].grad = None
-        self.round()
+                self._masters[weight].grad = None
+        self.round_weights()
 
     @torch.no_grad()
-    def round(self) -> None:
+    def round_weights(self) -> None:
         """Set every weight to its master, rounded."""
-        for weight, master in self._of.items():
+        for weight, master in self._masters.items():
             weight.copy_(master)
 
     def _with_gradient(self, trained: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-        held = (lambda weight: self._of[weight]) if self._wide else (lambda weight: weight)
-        return [weight for weight in trained if held(weight).grad is not None]
+        holder_of = (
+            (lambda weight: self._masters[weight])
+            if self._holds_gradients
+            else (lambda weight: weight)
+        )
+        return [weight for weight in trained if holder_of(weight).grad is not None]
 
     def _gradient(self, weight: nn.Parameter) -> Tensor:
-        gradient = self._of[weight].grad if self._wide else weight.grad
+        gradient = self._masters[weight].grad if self._holds_gradients else weight.grad
         assert gradient is not None
         return gradient
 
@@ -167,29 +171,29 @@ def read_masters(file: Path, masters: Mapping[str, nn.Parameter]) -> None:
     """
     from safetensors.torch import load_file
 
-    there = load_file(file)
-    unfit = sorted(
+    saved = load_file(file)
+    mismatched = sorted(
         name
-        for name in there.keys() | masters.keys()
-        if name not in there or name not in masters or there[name].shape != masters[name].shape
+        for name in saved.keys() | masters.keys()
+        if name not in saved or name not in masters or saved[name].shape != masters[name].shape
     )
-    if unfit:
-        raise UnfitError(f"{file.name} is of other weights ({unfit[0]}, …)")
+    if mismatched:
+        raise UnfitError(f"{file.name} is of other weights ({mismatched[0]}, …)")
     with torch.no_grad():
         for name, master in masters.items():
-            master.copy_(shard_like(there[name], master))
+            master.copy_(shard_like(saved[name], master))
 
 
-def _pieces(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _iter_pieces(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Yield weights in pieces of at most `PIECE_BYTES`; a larger weight is a piece of its own."""
     piece: list[nn.Parameter] = []
-    held = 0
+    piece_bytes = 0
     for weight in weights:
         size = 4 * local_weight(weight).numel()
-        if piece and held + size > PIECE_BYTES:
+        if piece and piece_bytes + size > PIECE_BYTES:
             yield piece
-            piece, held = [], 0
+            piece, piece_bytes = [], 0
         piece.append(weight)
-        held += size
+        piece_bytes += size
     if piece:
         yield piece

@@ -15,12 +15,12 @@ from chip_core.config.validation import set_key
 from orchestrator.cluster.checks.node_types import NodeType, list_node_types
 from orchestrator.cluster.config import LOCAL_PROVIDER, SETTINGS_KEY, ClusterFile, Problem
 from orchestrator.jobs.placement import (
-    DRIVER,
+    DRIVER_RESOURCE,
     ResourceRequest,
-    amounts,
-    fitting,
-    resources_of,
-    slots,
+    count_fitting_workers,
+    count_slots,
+    format_resources,
+    worker_resources,
 )
 from orchestrator.study.model import Study
 
@@ -55,8 +55,8 @@ def study_resource_need(study: Study) -> ResourceNeed:
         cpus_per_worker=max(engine.cpus_per_worker for engine in engines),
     )
     return ResourceNeed(
-        workers=max(engine.workers_per_trial for engine in engines),
-        each=resources_of(largest),
+        num_workers=max(engine.workers_per_trial for engine in engines),
+        per_worker=worker_resources(largest),
         trials=(len(study.cells) + study.placebo) * len(study.seeds),
     )
 
@@ -67,28 +67,30 @@ def compute_capacity(kinds: Sequence[NodeType], need: ResourceNeed) -> Capacity:
     A trial is placed on one machine if one is large enough, else on several.
     """
     nodes = [kind.resources for kind in kinds for _ in range(kind.max_count)]
-    drivers = sum(node.get(DRIVER, 0) for node in nodes)
+    drivers = sum(node.get(DRIVER_RESOURCE, 0) for node in nodes)
     return Capacity(
-        slots=sum(fitting(node, need.each) for node in nodes),
-        at_once=min(slots(need, nodes), need.trials, int(drivers)),
+        slots=sum(count_fitting_workers(node, need.per_worker) for node in nodes),
+        at_once=min(count_slots(need, nodes), need.trials, int(drivers)),
     )
 
 
 def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
     """Yield node types that would place drivers wrongly."""
     for kind in list_node_types(cluster):
-        drivers = kind.resources.get(DRIVER, 0)
-        key = f"{kind.key}.resources.{DRIVER}"
+        drivers = kind.resources.get(DRIVER_RESOURCE, 0)
+        key = f"{kind.key}.resources.{DRIVER_RESOURCE}"
         if kind.head and drivers < 1:
             yield Problem(
                 key="head_start_ray_commands" if cluster.provider == LOCAL_PROVIDER else key,
-                message=f"the head offers no {DRIVER}: drivers of trials would take what their "
-                f"workers wait for. Offer 64: --resources='{{\"{DRIVER}\": 64}}'",
+                message=f"the head offers no {DRIVER_RESOURCE}: drivers of trials would take what "
+                "their "
+                f"workers wait for. Offer 64: --resources='{{\"{DRIVER_RESOURCE}\": 64}}'",
             )
         if not kind.head and drivers:
             yield Problem(
                 key="worker_start_ray_commands" if cluster.provider == LOCAL_PROVIDER else key,
-                message=f"a worker offers {DRIVER}: a trial's driver would die with that machine: "
+                message=f"a worker offers {DRIVER_RESOURCE}: a trial's driver would die with that "
+                "machine: "
                 "offer it on the head alone",
             )
 
@@ -108,14 +110,15 @@ def capacity_problems(cluster: ClusterFile, need: ResourceNeed) -> Iterator[Prob
     if undeclared:
         return
     available = compute_capacity(kinds, need)
-    if available.slots >= need.workers:
+    if available.slots >= need.num_workers:
         return
     machines = "; ".join(
         f"{kind.max_count} × {_format_resources(kind.resources)}" for kind in workers
     )
     yield Problem(
         key=workers[0].key if workers else "available_node_types",
-        message=f"a trial has {need.workers} worker(s) of {amounts(need.each)} each, and room is "
+        message=f"a trial has {need.num_workers} worker(s) of {format_resources(need.per_worker)} "
+        "each, and room is "
         "for "
         f"{available.slots} ({machines or 'no workers'}): take larger or more machines, or lower "
         "engine.workers_per_trial, engine.gpus_per_worker or engine.cpus_per_worker",

@@ -17,8 +17,8 @@ from chip_core.utils.errors import StorageError
 from orchestrator.cluster.checks.versions import local_versions, version_differences
 from orchestrator.cluster.config import SETTINGS_KEY, ClusterFile, Problem
 from orchestrator.cluster.head import Head
-from orchestrator.jobs.placement import DRIVER
-from orchestrator.storage.remote import Remote
+from orchestrator.jobs.placement import DRIVER_RESOURCE
+from orchestrator.storage.remote import RemoteStorage
 
 OUTPUT_PREFIX = "CHIP-ABLATE-LIVE "  # before the JSON, since Ray may print, too
 ANSWER_TIMEOUT = 120.0  # seconds for a machine's answer
@@ -67,10 +67,10 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
                     "write what it has"
                 )
                 yield Problem(key=key, message=message)
-        drivers = machine["resources"].get(DRIVER, 0)
+        drivers = machine["resources"].get(DRIVER_RESOURCE, 0)
         if machine["head"] != bool(drivers):
             message = "offers no" if machine["head"] else "is a worker and offers"
-            yield Problem(key=key, message=f"{message} {DRIVER}: see the start commands")
+            yield Problem(key=key, message=f"{message} {DRIVER_RESOURCE}: see the start commands")
     expected = cluster.content.get("min_workers") if cluster.provider == "local" else None
     running = sum(not machine["head"] for machine in machines)
     if isinstance(expected, int) and running < expected:
@@ -93,7 +93,7 @@ def query_machines(storage: str) -> list[dict[str, Any]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    remote, probe_file = Remote(storage), f".seen-{secrets.token_hex(8)}"
+    remote, probe_file = RemoteStorage(storage), f".seen-{secrets.token_hex(8)}"
     remote.write(probe_file, b"")
     try:
 
@@ -129,7 +129,7 @@ def query_machines(storage: str) -> list[dict[str, Any]]:
         ray.shutdown()
 
 
-def _can_read(remote: Remote, probe_file: str) -> bool:
+def _can_read(remote: RemoteStorage, probe_file: str) -> bool:
     try:
         return bool(remote.read([probe_file]))
     except StorageError:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.cluster.config import ClusterFile, Problem
 
 #: Name -> the names below it; None: these are unknown, or the user's own.
@@ -93,4 +93,4 @@ def _unknown_key_problems(config: Any, known: KeyTree | None, path: str) -> Iter
             if key in known:
                 yield from _unknown_key_problems(value, known[key], f"{path}.{key}")
             else:
-                yield Problem(key=f"{path}.{key}", message=f"unknown key: {suggestion(key, known)}")
+                yield Problem(key=f"{path}.{key}", message=f"unknown key: {suggest(key, known)}")

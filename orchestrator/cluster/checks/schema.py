@@ -15,7 +15,7 @@ import jsonschema  # type: ignore[import-untyped]
 import ray.autoscaler
 from ray.autoscaler.sdk import fillout_defaults
 
-from chip_core.utils.registry import suggestion
+from chip_core.utils.registry import suggest
 from orchestrator.cluster.config import ClusterFile, Problem
 
 
@@ -44,7 +44,7 @@ def _violation_problems(error: Any) -> Iterator[Problem]:
         known = error.schema.get("properties", {})
         for key in sorted(set(map(str, error.instance)) - set(known)):
             key_path = f"{path}.{key}" if path else key
-            yield Problem(key=key_path, message=f"unknown key: {suggestion(key, known)}")
+            yield Problem(key=key_path, message=f"unknown key: {suggest(key, known)}")
     elif error.validator == "required":
         for key in error.validator_value:
             if key not in error.instance:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from chip_core.utils.errors import UserError
 from orchestrator.cluster.checks.start_commands import COMMAND_LISTS
 from orchestrator.cluster.config import LOCAL_PROVIDER, SETTINGS_KEY, ClusterFile, Problem
-from orchestrator.storage.remote import checked_uri
+from orchestrator.storage.remote import validate_uri
 
 #: Folders that are local to each machine.
 _LOCAL_FOLDERS = (
@@ -39,7 +39,7 @@ def storage_problems(cluster: ClusterFile) -> Iterator[Problem]:
         )
     if settings.storage is not None:
         try:
-            checked_uri(settings.storage)
+            validate_uri(settings.storage)
         except UserError as error:
             message = str(error).removeprefix("--storage: ")
             yield Problem(key=f"{SETTINGS_KEY}.storage", message=message)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.common.options import each_once
-from orchestrator.commands.common.param_types import Location, Real, Whole, read_real
+from orchestrator.commands.common.options import unique_values
+from orchestrator.commands.common.param_types import FloatType, IntegerType, PathType, parse_number
 from orchestrator.cost.published.devices import DEVICES
 
 if TYPE_CHECKING:
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from orchestrator.state.ledger import Ledger
 
 
-class Amount(click.ParamType[Any]):
+class AmountType(click.ParamType[Any]):
     """A name and a number."""
 
     name = "name=number"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return (name, number)."""
-        key, equals, text = str(value).partition("=")
-        number = read_real(text)
-        if not equals or number is None:
-            return self._wrong(value, param, ctx)
+        key, separator, text = str(value).partition("=")
+        number = parse_number(text)
+        if not separator or number is None:
+            return self._fail_convert(value, param, ctx)
         return key.strip(), number
 
-    def _wrong(self, value: Any, param: Any, ctx: Any) -> Any:
+    def _fail_convert(self, value: Any, param: Any, ctx: Any) -> Any:
         example = "--budget hours=12" if param and param.name == "budget" else "--rate step=1.5"
         self.fail(f"'{value}' is no name=number: write {example}", param, ctx)
 
@@ -47,22 +47,22 @@ def cost_options(command: Any) -> Any:
         ),
         click.option(
             "--rates",
-            type=Location("file", exists=True),
+            type=PathType("file", exists=True),
             help="A YAML file of rates and prices.",
         ),
         click.option(
             "--rate",
             "rate",
             multiple=True,
-            type=Amount(),
+            type=AmountType(),
             metavar="NAME=SECONDS",
             help="One rate: start, step, answer, score or sample.",
         ),
-        click.option("--price-per-gpu-hour", type=Real(), help="In your currency."),
-        click.option("--price-per-cpu-hour", type=Real(), help="In your currency."),
+        click.option("--price-per-gpu-hour", type=FloatType(), help="In your currency."),
+        click.option("--price-per-cpu-hour", type=FloatType(), help="In your currency."),
         click.option(
             "--device-memory",
-            type=Real(above_zero=True, high=2**20),
+            type=FloatType(is_positive=True, high=2**20),
             help="GiB of one device, where it is not this machine's.",
         ),
         click.option(
@@ -70,11 +70,13 @@ def cost_options(command: Any) -> Any:
             type=click.Choice([*DEVICES]),
             help="Estimate memory and time on this GPU, by published rates.",
         ),
-        click.option("--gpus", type=Whole(1, 10**6), help="How many of --device; default: 1."),
+        click.option(
+            "--gpus", type=IntegerType(1, 10**6), help="How many of --device; default: 1."
+        ),
         click.option(
             "--budget",
             multiple=True,
-            type=Amount(),
+            type=AmountType(),
             metavar="NAME=AMOUNT",
             help="Run what fits: hours, cpu_hours, gpu_hours or price.",
         ),
@@ -97,7 +99,7 @@ def cost_request(
     executor: str,
     max_concurrent: int | None,
     address: str | None = None,
-    looks: bool = False,
+    is_preview: bool = False,
 ) -> CostRequest:
     """Return the request for a cost estimate.
 
@@ -106,7 +108,7 @@ def cost_request(
     """
     from pydantic import ValidationError
 
-    from chip_core.config.validation import explain
+    from chip_core.config.validation import explain_errors
     from chip_core.utils.errors import ConfigError
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.cost.user_rates import read_user_rates
@@ -118,8 +120,8 @@ def cost_request(
         raise click.UsageError(
             "--gpus and --max-concurrent both say how many trials run at a time: give one of them"
         )
-    flags = {
-        **each_once("--rate", rate),
+    given_rates = {
+        **unique_values("--rate", rate),
         "price_per_gpu_hour": price_per_gpu_hour,
         "price_per_cpu_hour": price_per_cpu_hour,
         "device_memory": device_memory,
@@ -127,11 +129,11 @@ def cost_request(
     bounds = None
     if budget:
         try:
-            bounds = Budget.model_validate(each_once("--budget", budget))
+            bounds = Budget.model_validate(unique_values("--budget", budget))
         except ValidationError as error:
-            raise ConfigError(explain(error, Budget, "--budget")) from None
+            raise ConfigError(explain_errors(error, Budget, "--budget")) from None
     return CostRequest(
-        user_rates=read_user_rates(rates, flags),
+        user_rates=read_user_rates(rates, given_rates),
         executor="inline" if executor == "inline" else "ray",
         max_concurrent=max_concurrent,
         on_cluster=address is not None,
@@ -139,12 +141,12 @@ def cost_request(
         gpus=gpus or 1,
         calibrate=calibrate,
         budget=bounds,
-        dry_run=looks,
+        dry_run=is_preview,
     )
 
 
-def study_cost(
-    plan: Plan, workdir: Path, request: CostRequest, say: Callable[[str], None]
+def estimate_cost(
+    plan: Plan, workdir: Path, request: CostRequest, print_line: Callable[[str], None]
 ) -> CostEstimate:
     """Estimate a study's cost and the power of its seeds.
 
@@ -154,16 +156,16 @@ def study_cost(
     from dataclasses import replace
 
     from orchestrator.cost.study_cost import estimate_study_cost
-    from orchestrator.state.integrity import ledger_of
+    from orchestrator.state.integrity import read_ledger
 
-    ledger = ledger_of(plan, workdir)
-    found = estimate_study_cost(plan, ledger, workdir, request, say)
-    if not found.work.trials:
-        return found
-    return replace(found, power=_power(plan, ledger, workdir, request))
+    ledger = read_ledger(plan, workdir)
+    estimate = estimate_study_cost(plan, ledger, workdir, request, print_line)
+    if not estimate.work.trials:
+        return estimate
+    return replace(estimate, power=_estimate_power(plan, ledger, workdir, request))
 
 
-def require_room(plan: Plan, workdir: Path, request: CostRequest) -> None:
+def require_device_memory(plan: Plan, workdir: Path, request: CostRequest) -> None:
     """Check, before anything is computed, that no training is too large for its GPU.
 
     If the GPU is unknown, as on a cluster without --device, nothing is checked.
@@ -180,16 +182,18 @@ def require_room(plan: Plan, workdir: Path, request: CostRequest) -> None:
     from orchestrator.cost.memory import MemoryEstimator, estimate_fits
     from orchestrator.cost.rates import Rates
     from orchestrator.cost.workload import build_workload
-    from orchestrator.state.integrity import ledger_of
+    from orchestrator.state.integrity import read_ledger
 
-    work = build_workload(plan, ledger_of(plan, workdir), workdir)
+    work = build_workload(plan, read_ledger(plan, workdir), workdir)
     estimator = MemoryEstimator(count=True)
     require_fit(
         estimate_fits(work, Rates(), estimator, at_once=None, device_gib=request.device_gib)
     )
 
 
-def _power(plan: Plan, ledger: Ledger, storage: Path, request: CostRequest) -> PowerEstimate | None:
+def _estimate_power(
+    plan: Plan, ledger: Ledger, storage: Path, request: CostRequest
+) -> PowerEstimate | None:
     """Return the power of seeds on the primary metric; None if unknown."""
     from orchestrator.cost.power import power_from_assumptions, power_from_runs
     from orchestrator.cost.workload import count_questions
@@ -199,19 +203,21 @@ def _power(plan: Plan, ledger: Ledger, storage: Path, request: CostRequest) -> P
     from orchestrator.report.summary import build_summary, study_metrics
 
     primary = plan.study.primary
-    if primary is None or len(plan.compared) < 2:
+    if primary is None or len(plan.compared_arms) < 2:
         return None
     info = study_metrics(plan)[primary.metric]
     unit, seeds = format_difference_unit(info), len(plan.study.seeds)
-    done = [trial for trial in plan.trials if ledger[trial.fingerprint].evaluations]
-    if len(done) > len(plan.arms):  # else no arm has two seeds
+    scored_trials = [trial for trial in plan.trials if ledger[trial.fingerprint].evaluations]
+    if len(scored_trials) > len(plan.arms):  # else no arm has two seeds
         summary = build_summary(plan, ledger, load_scores(plan, ledger, storage))
-        found = [contrast for _, contrast in testable_comparisons(summary, primary.metric)]
-        if found:
-            trials = sum(not trial.untrained for trial in done)
-            return power_from_runs(primary.metric, unit, seeds, found, trials)
+        contrasts = [contrast for _, contrast in testable_comparisons(summary, primary.metric)]
+        if contrasts:
+            trials = sum(not trial.untrained for trial in scored_trials)
+            return power_from_runs(primary.metric, unit, seeds, contrasts, trials)
     items = count_questions(plan).get(f"report/{primary.metric.rpartition('/')[0]}")
     if not items or info.unit != "percent":
         return None
-    assumed = request.user_rates.assumed
-    return power_from_assumptions(primary.metric, unit, seeds, items, len(plan.compared), assumed)
+    assumptions = request.user_rates.assumed
+    return power_from_assumptions(
+        primary.metric, unit, seeds, items, len(plan.compared_arms), assumptions
+    )

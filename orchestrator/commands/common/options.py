@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from orchestrator.commands.common.output import json_option
-from orchestrator.commands.common.param_types import Location, Text, whole_numbers
+from orchestrator.commands.common.param_types import PathType, TextType, parse_integers
 
 if TYPE_CHECKING:
     from chip_core.config.benchmark import DataPaths
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def workdir_of(text: str) -> Callable[[F], F]:
+def make_workdir_option(text: str) -> Callable[[F], F]:
     """Return the option for the work directory."""
     return click.option(
         "--workdir",
-        type=Location("folder", instead="name a folder here, and give the address to --storage"),
+        type=PathType("folder", uri_hint="name a folder here, and give the address to --storage"),
         default=Path("chip-runs"),
         show_default=True,
         help=text,
@@ -30,62 +30,64 @@ def workdir_of(text: str) -> Callable[[F], F]:
 
 
 #: The default work directory, which has all files of a study.
-workdir_option = workdir_of("Where runs, results and reports lie.")
+workdir_option = make_workdir_option("Where runs, results and reports lie.")
 
 
 def study_options(command: Any) -> Any:
     """Add STUDY and the options on a study and its data to a command."""
     for option in (
-        click.argument("study", type=Text()),
+        click.argument("study", type=TextType()),
         click.option(
-            "--recipe", type=Text(), help="In place of the study's recipe: a variant of its own."
+            "--recipe",
+            type=TextType(),
+            help="In place of the study's recipe: a variant of its own.",
         ),
         click.option(
             "--seeds",
-            type=Seeds(),
+            type=SeedsType(),
             help="More seeds than the study's: --seeds 3 4. Only its own ones: a part of it.",
         ),
         click.option(
             "--set",
             "overrides",
             multiple=True,
-            type=Override(),
+            type=OverrideType(),
             metavar="KEY=VALUE",
             help="Change a key of the recipe: a variant of its own.",
         ),
         workdir_option,
-        *_places_options(),
+        *_data_path_options(),
         json_option(),
     ):
         command = option(command)
     return command
 
 
-def _places_options() -> tuple[Any, ...]:
+def _data_path_options() -> tuple[Any, ...]:
     return (
         click.option(
             "--benchmark-data",
-            type=Location(is_local=False),
+            type=PathType(is_local=False),
             envvar="CHIP_ABLATE_BENCHMARK_DATA",
             help="Holds each benchmark's files, in a folder named as it.",
         ),
         click.option(
             "--judge-replies",
-            type=Location(is_local=False),
+            type=PathType(is_local=False),
             help="Replies that exist, in place of a judge's.",
         ),
     )
 
 
-def places_options(command: Any) -> Any:
+def data_path_options(command: Any) -> Any:
     """Add the options on benchmarks' data to a command."""
-    for option in _places_options():
+    for option in _data_path_options():
         command = option(command)
     return command
 
 
-def places_of(
-    benchmark_data: Path | None, judge_replies: Path | None = None, **others: Path
+def resolve_data_paths(
+    benchmark_data: Path | None, judge_replies: Path | None = None, **other_paths: Path
 ) -> DataPaths:
     """Return the data paths as absolute paths, which workers elsewhere can use.
 
@@ -94,30 +96,30 @@ def places_of(
     """
     from chip_core.config.benchmark import DataPaths
     from chip_core.utils.errors import ConfigError
-    from chip_core.utils.files import Kind, expand_path, path_problem
+    from chip_core.utils.files import PathKind, expand_path, path_problem
 
-    kinds: dict[str, tuple[Path | None, Kind]] = {
+    kinds: dict[str, tuple[Path | None, PathKind]] = {
         "benchmark_data": (benchmark_data, "folder"),
         "judge_replies": (judge_replies, "file"),
     }
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     problems = []
-    for name, (given, kind) in kinds.items():
-        if given is None:
+    for name, (path, kind) in kinds.items():
+        if path is None:
             continue
-        found[name] = expand_path(str(given)).absolute()
-        problem = path_problem(found[name], kind)
+        paths[name] = expand_path(str(path)).absolute()
+        problem = path_problem(paths[name], kind)
         option = f"--{name.replace('_', '-')}"
         if problem is not None:
-            problems.append(f"{option}: {given}: {problem}")
-        elif not found[name].exists():
-            problems.append(f"{option}: no {kind} {given}")
+            problems.append(f"{option}: {path}: {problem}")
+        elif not paths[name].exists():
+            problems.append(f"{option}: no {kind} {path}")
     if problems:
         raise ConfigError(problems)
-    return DataPaths(**found, **others)
+    return DataPaths(**paths, **other_paths)
 
 
-def planned(
+def load_plan(
     study: str,
     *,
     workdir: Path,
@@ -134,29 +136,33 @@ def planned(
     """
     from orchestrator.plan.benchmark_identities import read_identities
     from orchestrator.plan.plan import make_plan
-    from orchestrator.plan.snapshot import find_own_study
+    from orchestrator.plan.snapshot import find_run_study
     from orchestrator.state.integrity import inspect_plan
     from orchestrator.state.ledger import Ledger
     from orchestrator.study.load import find_study, load_study
     from orchestrator.study.model import StudyChanges
 
-    changes = StudyChanges(recipe=recipe, seeds=seeds, overrides=each_once("--set", overrides))
-    places = places_of(benchmark_data, judge_replies)
-    own = find_own_study(workdir, study)
-    if own is None:
-        loaded = load_study(find_study(study), changes)
+    changes = StudyChanges(recipe=recipe, seeds=seeds, overrides=unique_values("--set", overrides))
+    data_paths = resolve_data_paths(benchmark_data, judge_replies)
+    snapshot = find_run_study(workdir, study)
+    if snapshot is None:
+        loaded_study = load_study(find_study(study), changes)
     else:
-        loaded = load_study(own.path, own.changed_by(changes))
-        places = own.placed_by(places)
-    plan = make_plan(loaded, places=places, seen=read_identities(workdir, loaded.name))
+        loaded_study = load_study(snapshot.path, snapshot.merge_changes(changes))
+        data_paths = snapshot.merge_data_paths(data_paths)
+    plan = make_plan(
+        loaded_study,
+        data_paths=data_paths,
+        known_identities=read_identities(workdir, loaded_study.name),
+    )
     return (
-        inspect_plan(plan, Ledger(workdir, writes=False), workdir)
-        if loaded.tune is not None
+        inspect_plan(plan, Ledger(workdir, writable=False), workdir)
+        if loaded_study.tune is not None
         else plan
     )
 
 
-def each_once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def unique_values(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Return key -> value of a repeatable option.
 
     Raises:
@@ -164,25 +170,25 @@ def each_once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """
     from chip_core.utils.errors import UserError
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in values:
             raise UserError(f"{option}: {key}: is given twice: give it once")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
-class Seeds(click.ParamType[Any]):
+class SeedsType(click.ParamType[Any]):
     """Whole numbers: `0 1 2` or `0,1,2`."""
 
     name = "seeds"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return a list of seeds."""
-        return whole_numbers(self, value, "--seeds 0 1 2", param, ctx)
+        return parse_integers(self, value, "--seeds 0 1 2", param, ctx)
 
 
-class Override(click.ParamType[Any]):
+class OverrideType(click.ParamType[Any]):
     """A dotted key and its value, read as YAML."""
 
     name = "key=value"
@@ -191,7 +197,7 @@ class Override(click.ParamType[Any]):
         """Return (key, value)."""
         from chip_core.recipes import parse_yaml
 
-        key, equals, text = str(value).partition("=")
-        if not equals or not key.strip():
+        key, separator, text = str(value).partition("=")
+        if not separator or not key.strip():
             self.fail(f"'{value}' is no key=value: write --set optimizer.lr=1e-6", param, ctx)
         return key.strip(), parse_yaml(text, f"--set {key}")

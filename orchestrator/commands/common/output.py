@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Where JSON goes while other output is redirected; None: it is not.
-_RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
-_OUT, _ERROR = 1, 2  # a process's descriptors
+_RESULTS_STREAM: ContextVar[TextIO | None] = ContextVar("results", default=None)
+_STDOUT_FD, _STDERR_FD = 1, 2  # a process's descriptors
 
 #: Key of the list of numbers that are not valid JSON and were replaced by null.
-NOT_FINITE = "not_finite"
+NOT_FINITE_KEY = "not_finite"
 
 
 def json_option(text: str = "Print results as JSON.") -> Callable[[F], F]:
@@ -35,97 +35,102 @@ def json_option(text: str = "Print results as JSON.") -> Callable[[F], F]:
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
-        def cleared(*args: Any, as_json: bool, **options: Any) -> Any:
+        def with_clear_output(*args: Any, as_json: bool, **options: Any) -> Any:
             if not as_json:
                 return command(*args, as_json=False, **options)
-            with _clear_output():
+            with _redirect_output():
                 return command(*args, as_json=True, **options)
 
-        return cast(F, click.option("--json", "as_json", is_flag=True, help=text)(cleared))
+        return cast(
+            F, click.option("--json", "as_json", is_flag=True, help=text)(with_clear_output)
+        )
 
     return decorate
 
 
 def print_json(value: dict[str, Any]) -> None:
     """Print results as JSON. Numbers that are not finite become null, named under `not_finite`."""
-    odd: dict[str, str] = {}
-    plain = _finite(value, "", odd)
-    if odd:
-        plain[NOT_FINITE] = odd
-    stream = _RESULTS.get() or sys.stdout
-    stream.write(json.dumps(plain, allow_nan=False) + "\n")
+    not_finite: dict[str, str] = {}
+    data = _replace_not_finite(value, "", not_finite)
+    if not_finite:
+        data[NOT_FINITE_KEY] = not_finite
+    stream = _RESULTS_STREAM.get() or sys.stdout
+    stream.write(json.dumps(data, allow_nan=False) + "\n")
     stream.flush()
 
 
-def _finite(value: Any, path: str, odd: dict[str, str]) -> Any:
+def _replace_not_finite(value: Any, path: str, not_finite: dict[str, str]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        odd[path] = str(value)
+        not_finite[path] = str(value)
         return None
     if isinstance(value, dict):
         return {
-            key: _finite(below, f"{path}.{key}" if path else str(key), odd)
-            for key, below in value.items()
+            key: _replace_not_finite(entry, f"{path}.{key}" if path else str(key), not_finite)
+            for key, entry in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [_finite(below, f"{path}[{place}]", odd) for place, below in enumerate(value)]
+        return [
+            _replace_not_finite(entry, f"{path}[{index}]", not_finite)
+            for index, entry in enumerate(value)
+        ]
     return value
 
 
 @contextmanager
-def _clear_output() -> Iterator[None]:
+def _redirect_output() -> Iterator[None]:
     """Redirect the output of Python, libraries and child processes to standard error."""
-    own = sys.stdout
-    own.flush()
-    with redirect_stdout(sys.stderr), _descriptor_of(own) as results:
-        token = _RESULTS.set(results)
+    original = sys.stdout
+    original.flush()
+    with redirect_stdout(sys.stderr), _redirect_stdout_fd(original) as results:
+        token = _RESULTS_STREAM.set(results)
         try:
             yield
         finally:
-            _RESULTS.reset(token)
+            _RESULTS_STREAM.reset(token)
             sys.stderr.flush()
             results.flush()
 
 
 @contextmanager
-def _descriptor_of(stream: TextIO) -> Iterator[TextIO]:
+def _redirect_stdout_fd(stream: TextIO) -> Iterator[TextIO]:
     """Redirect the process's standard output to standard error; yield `stream`'s old target."""
     try:
-        kept = os.dup(_OUT)
-        os.dup2(_ERROR, _OUT)
+        saved_fd = os.dup(_STDOUT_FD)
+        os.dup2(_STDERR_FD, _STDOUT_FD)
     except OSError:  # one of the two is closed
         yield stream
         return
     try:
-        if _descriptor(stream) != _OUT:
+        if _stream_fd(stream) != _STDOUT_FD:
             yield stream  # a test's
             return
-        with os.fdopen(os.dup(kept), "w", encoding=stream.encoding) as results:
+        with os.fdopen(os.dup(saved_fd), "w", encoding=stream.encoding) as results:
             yield results
     finally:
-        os.dup2(kept, _OUT)
-        os.close(kept)
+        os.dup2(saved_fd, _STDOUT_FD)
+        os.close(saved_fd)
 
 
-def _descriptor(stream: TextIO) -> int | None:
+def _stream_fd(stream: TextIO) -> int | None:
     try:
         return stream.fileno()
     except (io.UnsupportedOperation, ValueError):
         return None
 
 
-class Told:
+class ProgressPrinter:
     """Prints the progress regularly."""
 
     def __init__(self, console: Any) -> None:
         self._console = console
-        self._told = 0.0
+        self._printed_at = 0.0
 
     def __call__(self, progress: Progress) -> None:
         """Print the progress if ten seconds have passed or a phase has ended."""
         now = time.monotonic()
-        if progress.done < progress.total and now - self._told < 10:
+        if progress.done < progress.total and now - self._printed_at < 10:
             return
-        self._told = now
+        self._printed_at = now
         text = f"{progress.phase} {progress.done}/{progress.total}"
         rate, left = (progress.figures.get(name) for name in ("items_per_second", "seconds_left"))
         if rate is not None and left is not None:

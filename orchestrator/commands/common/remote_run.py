@@ -12,7 +12,7 @@ import click
 from orchestrator.commands.common.output import print_json
 
 #: Options whose value is one word, as they are there and here.
-_WORDS = (
+_FORWARDED_OPTIONS = (
     "benchmark_data", "judge_replies", "tracking_uri", "price_per_gpu_hour", "price_per_cpu_hour",
     "device_memory", "device", "gpus", "storage", "max_hours", "max_gpu_hours", "max_failures",
 )  # fmt: skip
@@ -34,7 +34,7 @@ def run_remotely(
     budget: Sequence[tuple[str, float]],
     calibrate: bool,
     rates: Path | None,
-    **words: Any,
+    **forwarded: Any,
 ) -> int:
     """Run a study on a cluster. Paths of benchmarks, replies and MLflow are the cluster's.
 
@@ -45,36 +45,36 @@ def run_remotely(
     from orchestrator.study.model import StudyChanges
     from orchestrator.tracking.address import explain_error, validate_uri
 
-    for option, given, why in (
+    for option, is_given, reason in (
         ("--executor inline", executor == "inline", "a cluster has Ray"),
         ("--address", address is not None, "it is the cluster's own"),
         ("--calibrate", calibrate, "it would measure the head: give --rate"),
         ("--rates", rates is not None, "the file is not there: give --rate"),
     ):
-        if given:
-            raise click.UsageError(f"{option} does not go with --cluster: {why}")
-    wishes = {name: value for name, value in words.items() if value is not None}
+        if is_given:
+            raise click.UsageError(f"{option} does not go with --cluster: {reason}")
+    values = {name: value for name, value in forwarded.items() if value is not None}
     try:
-        validate_uri(wishes.get("tracking_uri", "http://there"))  # files and drivers are the head's
+        validate_uri(values.get("tracking_uri", "http://there"))  # files and drivers are the head's
     except ValueError as error:
-        raise explain_error(error, wishes["tracking_uri"]) from None
+        raise explain_error(error, values["tracking_uri"]) from None
     return run_on_cluster(
         cluster,
         study,
         changes=StudyChanges(recipe=recipe, seeds=seeds, overrides=dict(overrides)),
-        options=list(_options(seeds, overrides, rate, budget, wishes)),
+        options=list(_format_options(seeds, overrides, rate, budget, values)),
         max_concurrent=max_concurrent,
         workdir=workdir,
         on_results=print_json if as_json else None,
     )
 
 
-def _options(
+def _format_options(
     seeds: list[int] | None,
     overrides: Sequence[tuple[str, Any]],
     rate: Sequence[tuple[str, float]],
     budget: Sequence[tuple[str, float]],
-    words: dict[str, Any],
+    forwarded: dict[str, Any],
 ) -> Iterator[str]:
     if seeds:
         yield from ("--seeds", ",".join(map(str, seeds)))
@@ -83,6 +83,8 @@ def _options(
     for name, amounts in (("--rate", rate), ("--budget", budget)):
         for key, amount in amounts:
             yield from (name, f"{key}={amount!r}")
-    for name, value in words.items():
-        assert name in _WORDS, f"{name} is an option of run that --cluster does not know"
+    for name, value in forwarded.items():
+        assert name in _FORWARDED_OPTIONS, (
+            f"{name} is an option of run that --cluster does not know"
+        )
         yield from (f"--{name.replace('_', '-')}", str(value))

@@ -25,7 +25,7 @@ from chip_core.config.benchmark import DataPaths
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import TrialConfig
 from chip_core.utils.files import read_checksummed, write_checksummed, write_json
-from chip_core.utils.machine import cpu_name, gpus
+from chip_core.utils.machine import cpu_name, gpu_count
 from orchestrator.cost.calibration.measurements import Measurement, list_measurements
 from orchestrator.cost.estimate import RAY_KIND, ExecutorKind
 from orchestrator.cost.rates import Quantity, RateSource, Seconds, Size
@@ -252,7 +252,7 @@ def _environment(config: TrialConfig, slot: int) -> dict[str, str]:
     share = engine.gpus_per_worker
     if share:
         allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = list(map(str, range(gpus()))) if allowed is None else allowed.split(",")
+        devices = list(map(str, range(gpu_count()))) if allowed is None else allowed.split(",")
         first = math.floor(slot * share)
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + math.ceil(share)])
     elif engine.device != "cuda":

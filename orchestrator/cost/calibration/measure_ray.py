@@ -19,7 +19,7 @@ import psutil  # type: ignore[import-untyped]
 from chip_core.config.trial import TrialConfig
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.utils.files import write_json
-from orchestrator.executors.base import Event, Failed, Job
+from orchestrator.executors.base import Job, JobEvent, JobFailed
 
 _POLL_INTERVAL = 0.2  # seconds between two readings of the processes
 _EXTRA_JOBS = 3  # jobs after the first
@@ -73,8 +73,8 @@ def measure(folder: Path) -> dict[str, object]:
     ]
     failed: list[str] = []
 
-    def listen(event: Event) -> None:
-        if isinstance(event, Failed):
+    def listen(event: JobEvent) -> None:
+        if isinstance(event, JobFailed):
             failed.append(event.reason)
 
     runner = RayTuneExecutor(
@@ -84,7 +84,7 @@ def measure(folder: Path) -> dict[str, object]:
     )
     timer, points = ProcessTreeTimer(), []
     points.append((time.perf_counter(), 0.0))
-    with runner.opened(jobs):
+    with runner.open(jobs):
         for batch in (jobs[:1], jobs[1:]):
             runner.run(batch, listen)
             points.append((time.perf_counter(), timer.seconds()))

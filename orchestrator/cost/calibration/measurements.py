@@ -137,7 +137,7 @@ def _pass_measurement(work: CacheBuildWork) -> Measurement:
         name=f"reference pass {work.name}",
         config=_shorten_config(work.config, set()),
         builds_passes=True,
-        passes=tuple(_cache_id(planned.one) for planned in work.group),
+        passes=tuple(_cache_id(planned.spec) for planned in work.group),
         untrained=True,
         kinds=(("sample", work.kind),),
     )

@@ -127,19 +127,19 @@ class _OperationCounter:
 
 
 def _count_operations(config: TrialConfig) -> _ModelCost | None:
-    from chip_core.training.footprint.estimate import operations
-    from chip_core.training.footprint.published import config_of
+    from chip_core.training.footprint.estimate import estimate_operations
+    from chip_core.training.footprint.published import load_model_config
     from orchestrator.cost.published.rows import estimate_row_shapes
 
     single = config.model_copy(
         update={"engine": config.engine.model_copy(update={"micro_batch": 1})}
     )
     try:
-        model_config = config_of(config.model)
+        model_config = load_model_config(config.model)
         if model_config is None:
             return None
         shape = estimate_row_shapes(model_config, single).typical
-        counts = operations(model_config, single, shape)
+        counts = estimate_operations(model_config, single, shape)
     except (ValueError, AttributeError, TrialError):  # a family that this is not made for
         return None
     text = model_config.get_text_config()
@@ -215,7 +215,9 @@ def training_mode(config: TrialConfig) -> Literal["lora", "full"]:
     """Return how a trial trains what most of its time goes to."""
     full_modes = {"full", "trained", "staged"}
     large_parts = (config.language_model, config.vision_encoder)  # a projector is small
-    if config.language_model == "lora" or (config.adapted and full_modes.isdisjoint(large_parts)):
+    if config.language_model == "lora" or (
+        config.has_adapters and full_modes.isdisjoint(large_parts)
+    ):
         return "lora"
     return "full"
 

@@ -10,7 +10,7 @@ from typing import Any
 from chip_core.config.trial import TrialConfig
 from chip_core.data.files import is_hub_name
 from chip_core.data.source import SHAPES, open_source
-from chip_core.reference_cache.size import USUAL_RESPONSE, response_tokens
+from chip_core.reference_cache.size import USUAL_RESPONSE_TOKENS, iter_response_tokens
 from chip_core.training.footprint.published import image_size
 from chip_core.training.footprint.step import RowShape
 from chip_core.utils.errors import ConfigError
@@ -35,7 +35,7 @@ class RowShapes:
         shape = self.longest
         origin = "as in a sample of the data" if self.sampled else "taken for data that is not here"
         return (
-            f"{'two images' if shape.sides else 'an image'} of {shape.image:,} tokens, "
+            f"{'two images' if shape.separate_images else 'an image'} of {shape.image:,} tokens, "
             f"{shape.text} of question, responses of up to "
             f"{max(shape.chosen, shape.rejected):,} ({origin})"
         )
@@ -52,8 +52,8 @@ def estimate_row_shapes(model_config: Any, config: TrialConfig) -> RowShapes:
     lengths, sides = None, False
     if not is_hub_name(config.data.source):
         try:
-            lengths = list(islice(response_tokens(config), _SAMPLE_SIZE))
-            sides = config.data.source != SHAPES and open_source(config.data).has_sides(
+            lengths = list(islice(iter_response_tokens(config), _SAMPLE_SIZE))
+            sides = config.data.source != SHAPES and open_source(config.data).has_separate_images(
                 _SAMPLE_SIZE
             )
         except ConfigError:
@@ -68,12 +68,12 @@ def estimate_row_shapes(model_config: Any, config: TrialConfig) -> RowShapes:
             chosen=min(max_response, max(1, round(chosen))),
             rejected=min(max_response, max(1, round(rejected))),
             tiles=image.tiles,
-            sides=sides,
+            separate_images=sides,
         )
 
     if not lengths:
         return RowShapes(
-            typical=shape(USUAL_RESPONSE, USUAL_RESPONSE),
+            typical=shape(USUAL_RESPONSE_TOKENS, USUAL_RESPONSE_TOKENS),
             longest=shape(LONGEST_RESPONSE, LONGEST_RESPONSE),
             sampled=False,
         )

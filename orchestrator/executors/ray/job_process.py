@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 from chip_core.results import Progress
 from chip_core.watchdog import Watchdog
-from orchestrator.executors.base import STOP, Job
-from orchestrator.jobs.attempt import Cause, cause_of, keep_traceback, reason_of
+from orchestrator.executors.base import STOP_FILE, Job
+from orchestrator.jobs.attempt import Cause, failure_cause, failure_reason, save_traceback
 
 if TYPE_CHECKING:
     from orchestrator.storage.staging import StagingSpec
 
 #: File in a job's folder with the stacks of its process, written when a hanging one is ended.
-HANG = "hang.txt"
+HANG_FILE = "hang.txt"
 #: A process that holds more than this share of the machine's memory is not reused.
-LARGEST_SHARE = 0.5
+MAX_MEMORY_SHARE = 0.5
 
-Report = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class JobPayload:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class JobOutcome:
     """How a job ended. Without a cause, it succeeded."""
 
     cause: Cause | None = None
@@ -47,42 +47,47 @@ class Outcome:
     from_outside: bool = False
 
 
-def run_job(payload: JobPayload, report: Report) -> Outcome:
+def run_job(payload: JobPayload, report: ProgressCallback) -> JobOutcome:
     """Run a job in this process. Its exceptions are failures of the job."""
     job = replace(payload.job, folder=payload.job.folder.absolute())
     if payload.staging is None:
-        return _run(payload, job.folder, lambda told: job, report)
+        return _run_in_folder(payload, job.folder, lambda told: job, report)
     try:
         with payload.staging.workspace(job.folder) as workspace:
-            return _run(
-                payload, workspace.folder, lambda told: workspace.brought(job, told), report
+            return _run_in_folder(
+                payload, workspace.folder, lambda told: workspace.stage(job, told), report
             )
     except Exception as error:  # the job's files cannot be copied
-        return Outcome(cause=cause_of(error), reason=reason_of(error))
+        return JobOutcome(cause=failure_cause(error), reason=failure_reason(error))
 
 
-def _run(
-    payload: JobPayload, folder: Path, staged: Callable[[Report], Job], report: Report
-) -> Outcome:
+def _run_in_folder(
+    payload: JobPayload,
+    folder: Path,
+    stage: Callable[[ProgressCallback], Job],
+    report: ProgressCallback,
+) -> JobOutcome:
     """Run a job in its folder on this machine."""
     job: Job | None = None
     try:
         engine = payload.job.config.engine
         with Watchdog(
-            folder / HANG, begin_within=payload.begin_within, stall_after=engine.stall_after
+            folder / HANG_FILE, begin_within=payload.begin_within, stall_after=engine.stall_after
         ) as watchdog:
-            told = watchdog.watching(report)
-            job = staged(told)
+            report_progress = watchdog.watching(report)
+            job = stage(report_progress)
             module, _, function = payload.entry.partition(":")
-            getattr(importlib.import_module(module), function)(job, told, (folder / STOP).exists)
-    except TrialEnded:
+            getattr(importlib.import_module(module), function)(
+                job, report_progress, (folder / STOP_FILE).exists
+            )
+    except TrialEndedByTune:
         sys.exit(0)  # as Tune expects
     except BaseException as error:  # SystemExit too
         if job is not None:
-            keep_traceback(job)
-        return Outcome(cause=cause_of(error), reason=reason_of(error))
-    return Outcome()
+            save_traceback(job)
+        return JobOutcome(cause=failure_cause(error), reason=failure_reason(error))
+    return JobOutcome()
 
 
-class TrialEnded(BaseException):
+class TrialEndedByTune(BaseException):
     """Tune ended the trial: early stopping cut it, or all trials should end."""

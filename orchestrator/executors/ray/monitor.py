@@ -17,46 +17,46 @@ from ray.util import remove_placement_group
 from chip_core.results import Progress, read_answered, read_result
 from chip_core.utils.errors import StorageError
 from orchestrator.executors.base import (
-    STOP,
-    Answered,
-    EarlyStopped,
-    Event,
-    Failed,
-    Finished,
+    STOP_FILE,
     Job,
-    More,
-    Progressed,
-    Retry,
-    Started,
+    JobAnswered,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobSource,
+    JobStarted,
+    JobStoppedEarly,
+    RetryPolicy,
 )
-from orchestrator.executors.ray.job_process import HANG, Outcome
-from orchestrator.jobs.attempt import Cause, reason_of
-from orchestrator.jobs.stopping import Stop
+from orchestrator.executors.ray.job_process import HANG_FILE, JobOutcome
+from orchestrator.jobs.attempt import Cause, failure_reason
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.storage.channel import JobChannel
 from orchestrator.study.early_stopping import EarlyStopping
 
 #: Seconds after `engine.stall_after` for a hanging process to write its stacks and end itself.
-_GRACE = 15.0
+_HANG_GRACE_SECONDS = 15.0
 #: Largest interval between two checks, in seconds, that counts as time without a report.
-_LOOK = 5.0
+_MAX_CHECK_INTERVAL = 5.0
 #: Why a process died that Ray killed for memory.
-NO_MEMORY = "its machine ran out of memory"
+OUT_OF_MEMORY_REASON = "its machine ran out of memory"
 #: Why it died otherwise, as far as is known.
-DIED = "killed, out of memory, or crashed"
+DIED_REASON = "killed, out of memory, or crashed"
 
 
 @dataclass(kw_only=True)
-class Running:
+class RunningJob:
     """A running job, and what its process reported last."""
 
     job: Job
     reported_at: float = field(default_factory=time.monotonic)
-    last: Progress | None = None
-    outcome: Outcome | None = None
-    told_to_stop: bool = False
+    last_progress: Progress | None = None
+    outcome: JobOutcome | None = None
+    stop_sent: bool = False
     process: tuple[str, int] | None = None  # (address of the node, process id)
-    waited: float = 0.0  # seconds without a report while it was checked
-    place: Any = None  # placement group of several workers
+    silent_seconds: float = 0.0  # seconds without a report while it was checked
+    placement_group: Any = None  # placement group of several workers
 
     def hanging_process(self) -> tuple[str, int] | None:
         """Return the job's process if it hangs and has not ended itself in time.
@@ -64,7 +64,11 @@ class Running:
         A stopped process (SIGSTOP) does not end itself. Train monitors jobs of several workers.
         """
         stall_after = self.job.config.engine.stall_after
-        if stall_after is None or self.job.workers > 1 or self.waited <= stall_after + _GRACE:
+        if (
+            stall_after is None
+            or self.job.num_workers > 1
+            or self.silent_seconds <= stall_after + _HANG_GRACE_SECONDS
+        ):
             return None
         return self.process
 
@@ -73,160 +77,180 @@ class Running:
 class JobMonitor:
     """Turns reports of jobs into events."""
 
-    on_event: Callable[[Event], None]
-    retry: Retry | None
+    on_event: Callable[[JobEvent], None]
+    retry: RetryPolicy | None
     begin_within: float
-    stop: Stop
+    stop: StopRequest
     channel: JobChannel
     rule: EarlyStopping | None
     error: Exception | None = None  # exception of `on_event` or `retry`
-    running: dict[str, Running] = field(default_factory=dict)
-    looked_at: float = field(default_factory=time.monotonic)
+    running: dict[str, RunningJob] = field(default_factory=dict)
+    checked_at: float = field(default_factory=time.monotonic)
 
     @property
-    def only_waiting(self) -> bool:
+    def has_only_waiting(self) -> bool:
         """Whether the run should stop and no started job is left, which would end itself."""
-        return self.stop.asked and not any(each.last for each in self.running.values())
+        return self.stop.is_requested and not any(
+            running_job.last_progress for running_job in self.running.values()
+        )
 
-    def look(self) -> None:
+    def check_jobs(self) -> None:
         """Kill hanging processes, and tell jobs if the run should stop.
 
         Jobs then write a checkpoint and end.
         """
         now = time.monotonic()
-        passed, self.looked_at = min(now - self.looked_at, _LOOK), now
-        for running in self.running.values():
-            running.waited += passed
-            process = running.hanging_process()
+        elapsed, self.checked_at = min(now - self.checked_at, _MAX_CHECK_INTERVAL), now
+        for running_job in self.running.values():
+            running_job.silent_seconds += elapsed
+            process = running_job.hanging_process()
             if process is not None:
-                end_process(*process)
-                running.waited = 0.0  # wait again before the next try
-        if not self.stop.asked:
+                kill_process(*process)
+                running_job.silent_seconds = 0.0  # wait again before the next try
+        if not self.stop.is_requested:
             return
-        for running in self.running.values():
-            if running.last is not None and not running.told_to_stop:
+        for running_job in self.running.values():
+            if running_job.last_progress is not None and not running_job.stop_sent:
                 with contextlib.suppress(OSError, StorageError):  # tried again
-                    self.channel.tell(running.job, STOP)
-                    running.told_to_stop = True
+                    self.channel.send_file(running_job.job, STOP_FILE)
+                    running_job.stop_sent = True
 
-    def begin(self, job: Job) -> None:
+    def on_start(self, job: Job) -> None:
         """Record that a job has its process."""
-        self.running[job.id] = Running(job=job)
-        self.channel.begun(job)
-        self._call(self.on_event, Started(job=job))
+        self.running[job.id] = RunningJob(job=job)
+        self.channel.register(job)
+        self._call(self.on_event, JobStarted(job=job))
 
-    def progress(self, job: Job, progress: Progress) -> None:
+    def on_progress(self, job: Job, progress: Progress) -> None:
         """Record the progress of a job."""
-        running = self.running[job.id]
-        running.reported_at, running.last = time.monotonic(), progress
-        running.waited = 0.0
-        self._call(self.on_event, Progressed(job=running.job, progress=progress))
+        running_job = self.running[job.id]
+        running_job.reported_at, running_job.last_progress = time.monotonic(), progress
+        running_job.silent_seconds = 0.0
+        self._call(self.on_event, JobProgressed(job=running_job.job, progress=progress))
 
-    def end(self, job: Job, died: str | None = None) -> Job | None:
+    def on_end(self, job: Job, death_reason: str | None = None) -> Job | None:
         """Report how a job ended, and return its trial's next step or next attempt, if any.
 
         Args:
             job: the job.
-            died: why its process died, if it did not end itself.
+            death_reason: why its process died, if it did not end itself.
         """
-        running = self.running.pop(job.id, None)
-        if running is None:  # its process never started
-            running = Running(job=job)
-            self._call(self.on_event, Started(job=job))
-        if running.place is not None:
+        running_job = self.running.pop(job.id, None)
+        if running_job is None:  # its process never started
+            running_job = RunningJob(job=job)
+            self._call(self.on_event, JobStarted(job=job))
+        if running_job.placement_group is not None:
             # If a slot ends before its workers, they keep their placement group: Train frees it
             # through Ray's dashboard, if there is one and no other Ray on the machine (Ray 2.60).
-            remove_placement_group(running.place)
-        away = self._away(job)
+            remove_placement_group(running_job.placement_group)
+        collect_problem = self._collect_files(job)
         result = read_result(job.folder)
         if result is not None:  # written last, so nothing is lost by what came after
-            self._call(self.on_event, Finished(job=job, result=result))
+            self._call(self.on_event, JobFinished(job=job, result=result))
             return None
-        answered = None if job.scores else read_answered(job.folder)
-        if answered is not None:  # likewise
-            scoring = job.scoring()
-            self._call(self.on_event, Answered(job=job, answered=answered, scoring=scoring))
-            return scoring
-        outcome = running.outcome
-        ends_them = self.rule is not None and not self.stop.asked and not job.scores
-        if outcome is None and died is None and ends_them:
-            self._call(self.on_event, EarlyStopped(job=job, reason=self._cut(running)))
+        answered_trial = None if job.is_scoring else read_answered(job.folder)
+        if answered_trial is not None:  # likewise
+            scoring_job = job.scoring_job()
+            self._call(
+                self.on_event,
+                JobAnswered(job=job, answered_trial=answered_trial, scoring_job=scoring_job),
+            )
+            return scoring_job
+        outcome = running_job.outcome
+        may_stop_early = self.rule is not None and not self.stop.is_requested and not job.is_scoring
+        if outcome is None and death_reason is None and may_stop_early:
+            self._call(
+                self.on_event, JobStoppedEarly(job=job, reason=self._early_stop_reason(running_job))
+            )
             return None
         if outcome is None or outcome.cause is None:
-            reason, cause = self._unsaid(running, died)
-            outcome = Outcome(reason=away or reason, cause=cause, from_outside=True)
+            reason, cause = self._infer_failure(running_job, death_reason)
+            outcome = JobOutcome(reason=collect_problem or reason, cause=cause, from_outside=True)
         assert outcome.cause is not None
-        failed = Failed(job=job, **vars(outcome))
+        failure = JobFailed(job=job, **vars(outcome))
         retry_job: Job | None = None
         # If the job's files cannot be read, another attempt would start from nothing.
-        if self.retry is not None and not self.stop.no_more and away is None:
-            retry_job = self._call(self.retry, failed)
-        self._call(self.on_event, replace(failed, retry=retry_job))
+        if self.retry is not None and not self.stop.is_draining and collect_problem is None:
+            retry_job = self._call(self.retry, failure)
+        self._call(self.on_event, replace(failure, retry_job=retry_job))
         return retry_job
 
-    def _unsaid(self, running: Running, died: str | None) -> tuple[str, Cause]:
+    def _infer_failure(
+        self, running_job: RunningJob, death_reason: str | None
+    ) -> tuple[str, Cause]:
         """Return the reason and cause of a job that ended without reporting them."""
-        if died is None:
-            if self.stop.asked:
+        if death_reason is None:
+            if self.stop.is_requested:
                 return "stopped before it began", "stopped"
-            return f"its worker left no result in {running.job.folder}", "trial_error"
-        silent = time.monotonic() - running.reported_at
-        stall_after = running.job.config.engine.stall_after
-        if running.last is None and silent > 0.95 * self.begin_within:
+            return f"its worker left no result in {running_job.job.folder}", "trial_error"
+        silent_seconds = time.monotonic() - running_job.reported_at
+        stall_after = running_job.job.config.engine.stall_after
+        if running_job.last_progress is None and silent_seconds > 0.95 * self.begin_within:
             return f"its worker did not begin within {self.begin_within:.0f} s", "worker_lost"
-        if running.last is not None and stall_after is not None and silent > 0.95 * stall_after:
-            where = f"{running.last.phase} {running.last.done}/{running.last.total}"
-            reason = f"its worker hangs: no progress for {silent:.0f} s at {where}"
-            left = running.job.folder / HANG
-            known = left.exists() and left.stat().st_size > 0
-            return (f"{reason} (where: {left})" if known else reason), "worker_lost"
-        return f"the worker process died ({died})", "memory" if died == NO_MEMORY else "worker_lost"
-
-    def _cut(self, running: Running) -> str:
-        assert self.rule is not None
-        if running.last is None:
-            return f"cut by early stopping ({self.rule.words})"
-        value = running.last.figures.get(self.rule.metric, math.nan)
+        if (
+            running_job.last_progress is not None
+            and stall_after is not None
+            and silent_seconds > 0.95 * stall_after
+        ):
+            position = (
+                f"{running_job.last_progress.phase} "
+                f"{running_job.last_progress.done}/{running_job.last_progress.total}"
+            )
+            reason = f"its worker hangs: no progress for {silent_seconds:.0f} s at {position}"
+            hang_file = running_job.job.folder / HANG_FILE
+            has_stacks = hang_file.exists() and hang_file.stat().st_size > 0
+            return (f"{reason} (where: {hang_file})" if has_stacks else reason), "worker_lost"
         return (
-            f"cut by early stopping ({self.rule.words}) at step {running.last.done} of "
-            f"{running.last.total}, {self.rule.metric} {value:.4g}"
+            f"the worker process died ({death_reason})",
+            "memory" if death_reason == OUT_OF_MEMORY_REASON else "worker_lost",
         )
 
-    def _away(self, job: Job) -> str | None:
+    def _early_stop_reason(self, running_job: RunningJob) -> str:
+        assert self.rule is not None
+        if running_job.last_progress is None:
+            return f"cut by early stopping ({self.rule.description})"
+        value = running_job.last_progress.figures.get(self.rule.metric, math.nan)
+        return (
+            f"cut by early stopping ({self.rule.description}) at step "
+            f"{running_job.last_progress.done} of "
+            f"{running_job.last_progress.total}, {self.rule.metric} {value:.4g}"
+        )
+
+    def _collect_files(self, job: Job) -> str | None:
         """Fetch a job's files, and return why this is not possible, if so."""
         try:
-            self.channel.ended(job)
+            self.channel.collect(job)
         except (StorageError, OSError) as error:
-            return f"{reason_of(error)}: give the same command again when it is back"
+            return f"{failure_reason(error)}: give the same command again when it is back"
         return None
 
-    def check(self) -> None:
+    def raise_error(self) -> None:
         """Raise the exception of `on_event` or `retry`, if any."""
         if self.error is not None:
             raise self.error from None
 
-    def asked(self, more: More) -> Sequence[Job] | None:
+    def fetch_jobs(self, job_source: JobSource) -> Sequence[Job] | None:
         """Return further jobs."""
-        found: Sequence[Job] | None = self._call(more)
-        return found
+        jobs: Sequence[Job] | None = self._call(job_source)
+        return jobs
 
-    def _call(self, function: Callable[..., Any], *given: Event) -> Any:
+    def _call(self, function: Callable[..., Any], *arguments: JobEvent) -> Any:
         """Call a callback. After an exception, which is kept, no callback is called any more."""
         if self.error is not None:
             return None
         try:
-            return function(*given)
+            return function(*arguments)
         except Exception as error:
             self.error = error
             raise
 
 
-def end_process(node: str, pid: int) -> None:
+def kill_process(node: str, pid: int) -> None:
     """Kill a process on a node of the cluster, by a task on that node."""
 
     def kill() -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
-    beside = {f"node:{node}": 0.001}
-    ray.remote(kill).options(num_cpus=0, resources=beside, max_retries=0).remote()
+    node_resource = {f"node:{node}": 0.001}
+    ray.remote(kill).options(num_cpus=0, resources=node_resource, max_retries=0).remote()

@@ -16,48 +16,48 @@ from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chip_core.results import Progress
-from chip_core.trial_context import throttled
-from chip_core.utils.machine import cores, memory_share
+from chip_core.trial_context import throttle
+from chip_core.utils.machine import cpu_count, memory_share
 from orchestrator.executors.base import Job
-from orchestrator.executors.ray.job_process import LARGEST_SHARE, JobPayload, Outcome, run_job
-from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
+from orchestrator.executors.ray.job_process import MAX_MEMORY_SHARE, JobOutcome, JobPayload, run_job
+from orchestrator.executors.ray.monitor import DIED_REASON, OUT_OF_MEMORY_REASON, JobMonitor
 
 #: Seconds between two polls of scoring jobs, once no training is left.
-_EVERY = 0.1
+_POLL_SECONDS = 0.1
 #: Seconds after which one more actor starts if the existing ones have not taken all jobs. An actor
 #: takes about as long to start, and rules score a trial in less.
-_ONE_MORE_AFTER = 3.0
+_SCALE_UP_SECONDS = 3.0
 
 
-class Scorer:
+class ScoringActor:
     """An actor that runs one job after another, so that imports are reused."""
 
-    def run(self, payload: JobPayload) -> Iterator[tuple[str, int] | Progress | Outcome]:
+    def run(self, payload: JobPayload) -> Iterator[tuple[str, int] | Progress | JobOutcome]:
         """Run a job, and yield the process, then the job's progress, and last its outcome."""
         yield ray.util.get_node_ip_address(), os.getpid()
-        told: SimpleQueue[Progress | Outcome] = SimpleQueue()
+        reports: SimpleQueue[Progress | JobOutcome] = SimpleQueue()
 
-        def work() -> None:
-            told.put(run_job(payload, throttled(told.put)))
+        def run_and_report() -> None:
+            reports.put(run_job(payload, throttle(reports.put)))
 
-        threading.Thread(target=work, name="job", daemon=True).start()
+        threading.Thread(target=run_and_report, name="job", daemon=True).start()
         while True:
-            yield (last := told.get())
-            if isinstance(last, Outcome):
+            yield (report := reports.get())
+            if isinstance(report, JobOutcome):
                 return
 
-    def large(self) -> bool:
+    def is_too_large(self) -> bool:
         """Return whether this process is not to be used again."""
-        return memory_share() > LARGEST_SHARE
+        return memory_share() > MAX_MEMORY_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Scoring:
+class _ScoringJob:
     """A job that runs in an actor."""
 
     job: Job
     actor: Any
-    reports: Any  # the ObjectRefGenerator of `Scorer.run`
+    reports: Any  # the ObjectRefGenerator of `ScoringActor.run`
 
 
 class ScoringPool:
@@ -75,11 +75,11 @@ class ScoringPool:
             payload: makes what travels of a job.
         """
         self._monitor, self._payload = monitor, payload
-        self._most = cores()
-        self._left: deque[Job] = deque()
-        self._running: list[_Scoring] = []
+        self._max_actors = cpu_count()
+        self._queue: deque[Job] = deque()
+        self._running: list[_ScoringJob] = []
         self._idle: list[Any] = []
-        self._began = 0.0  # start of the last job
+        self._last_start = 0.0  # start of the last job
 
     def __enter__(self) -> ScoringPool:
         """Return itself."""
@@ -87,78 +87,84 @@ class ScoringPool:
 
     def __exit__(self, *raised: object) -> None:
         """End all actors."""
-        for actor in (*self._idle, *(each.actor for each in self._running)):
+        for actor in (*self._idle, *(scoring_job.actor for scoring_job in self._running)):
             ray.kill(actor)
 
     def submit(self, job: Job) -> None:
         """Take a job; `poll` begins it."""
-        self._left.append(job)
+        self._queue.append(job)
 
-    def sorted_out(self, jobs: Sequence[Job]) -> list[Job]:
+    def take_scoring_jobs(self, jobs: Sequence[Job]) -> list[Job]:
         """Take the jobs that score; return the others."""
         for job in jobs:
-            if job.scores:
+            if job.is_scoring:
                 self.submit(job)
-        return [job for job in jobs if not job.scores]
+        return [job for job in jobs if not job.is_scoring]
 
     def finish(self) -> None:
         """Wait until all jobs have ended; where the run is to stop, those that have begun."""
-        while self._left or self._running:
-            self._monitor.look()
+        while self._queue or self._running:
+            self._monitor.check_jobs()
             self.poll()
-            time.sleep(_EVERY)
+            time.sleep(_POLL_SECONDS)
 
     def poll(self) -> None:
         """Process the reports, and start jobs while there is room."""
-        for each in list(self._running):
-            self._hear(each)
-        if self._monitor.stop.asked:
-            self._left.clear()
-        while self._left and (self._idle or self._needs_another()):
-            self._begin(self._left.popleft())
+        for scoring_job in list(self._running):
+            self._process_reports(scoring_job)
+        if self._monitor.stop.is_requested:
+            self._queue.clear()
+        while self._queue and (self._idle or self._needs_more_actors()):
+            self._start_job(self._queue.popleft())
 
-    def _needs_another(self) -> bool:
+    def _needs_more_actors(self) -> bool:
         """Return whether one more actor is worth its start."""
         if not self._running:
             return True
-        waited = time.monotonic() - self._began
-        return waited > _ONE_MORE_AFTER and len(self._running) < self._most
+        elapsed = time.monotonic() - self._last_start
+        return elapsed > _SCALE_UP_SECONDS and len(self._running) < self._max_actors
 
-    def _begin(self, job: Job) -> None:
-        self._began = time.monotonic()
-        actor = self._idle.pop() if self._idle else _actor()
+    def _start_job(self, job: Job) -> None:
+        self._last_start = time.monotonic()
+        actor = self._idle.pop() if self._idle else _create_actor()
         reports = actor.run.options(num_returns="streaming").remote(self._payload(job))
-        self._running.append(_Scoring(job=job, actor=actor, reports=reports))
-        self._monitor.begin(job)
+        self._running.append(_ScoringJob(job=job, actor=actor, reports=reports))
+        self._monitor.on_start(job)
 
-    def _hear(self, each: _Scoring) -> None:
-        while ray.wait([each.reports], timeout=0)[0]:
+    def _process_reports(self, scoring_job: _ScoringJob) -> None:
+        while ray.wait([scoring_job.reports], timeout=0)[0]:
             try:
-                told = ray.get(next(each.reports))
-                running = self._monitor.running[each.job.id]
-                if isinstance(told, tuple):
-                    running.process = told
+                report = ray.get(next(scoring_job.reports))
+                running_job = self._monitor.running[scoring_job.job.id]
+                if isinstance(report, tuple):
+                    running_job.process = report
                     continue
-                if isinstance(told, Progress):
-                    self._monitor.progress(each.job, told)
+                if isinstance(report, Progress):
+                    self._monitor.on_progress(scoring_job.job, report)
                     continue
-                running.outcome = told
-                well, died = told.cause is None and not ray.get(each.actor.large.remote()), None
+                running_job.outcome = report
+                is_reusable, death_reason = (
+                    report.cause is None and not ray.get(scoring_job.actor.is_too_large.remote()),
+                    None,
+                )
             except RayError as error:
-                well, died = False, NO_MEMORY if isinstance(error, OutOfMemoryError) else DIED
-            self._running.remove(each)
-            if well:
-                self._idle.append(each.actor)
+                is_reusable, death_reason = (
+                    False,
+                    OUT_OF_MEMORY_REASON if isinstance(error, OutOfMemoryError) else DIED_REASON,
+                )
+            self._running.remove(scoring_job)
+            if is_reusable:
+                self._idle.append(scoring_job.actor)
             else:
-                ray.kill(each.actor)
-            retry_job = self._monitor.end(each.job, died)
+                ray.kill(scoring_job.actor)
+            retry_job = self._monitor.on_end(scoring_job.job, death_reason)
             if retry_job is not None:
-                self._left.appendleft(retry_job)
+                self._queue.appendleft(retry_job)
             return
 
 
-def _actor() -> Any:
+def _create_actor() -> Any:
     """Start an actor on this machine, where the answers are."""
-    here = ray.get_runtime_context().get_node_id()
-    place = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
-    return ray.remote(Scorer).options(num_cpus=0, scheduling_strategy=place).remote()
+    node_id = ray.get_runtime_context().get_node_id()
+    strategy = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+    return ray.remote(ScoringActor).options(num_cpus=0, scheduling_strategy=strategy).remote()

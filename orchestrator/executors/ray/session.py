@@ -16,25 +16,25 @@ from ray.exceptions import GetTimeoutError
 from ray.util import placement_group_table
 
 from chip_core.utils.errors import UserError
-from chip_core.utils.machine import cores, gpus
+from chip_core.utils.machine import cpu_count, gpu_count
 from orchestrator.executors.base import Job
-from orchestrator.executors.ray.token import keep_token_private
+from orchestrator.executors.ray.token import create_private_token
 from orchestrator.jobs.placement import (
-    DRIVER,
+    DRIVER_RESOURCE,
     ResourceRequest,
-    amounts,
-    fitting,
-    resources_of,
-    trials_at_once,
+    count_fitting_workers,
+    format_resources,
+    max_concurrent_trials,
+    worker_resources,
 )
-from orchestrator.jobs.stopping import signals_kept
+from orchestrator.jobs.stopping import restore_signal_handlers
 from orchestrator.utils.cluster_address import check_address, no_cluster_error
 
 #: Resource that every head node has one unit of. Tune does not place a driver without resources.
-HEAD_NODE = "node:__internal_head__"
+HEAD_NODE_RESOURCE = "node:__internal_head__"
 
 #: Environment of every process of a trial. The caller's own settings take precedence.
-ENVIRONMENT = {
+PROCESS_ENVIRONMENT = {
     # Train checks its worker twice as often and starts fewer other processes, so that a trial
     # ends 5 s sooner. A check takes some 10 ms in two processes.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
@@ -55,7 +55,7 @@ ENVIRONMENT = {
 
 #: Prefixes of the caller's variables that are forwarded to a cluster's processes: where the hub's
 #: files are, how GPUs communicate, how their memory is allocated.
-FORWARDED = (
+FORWARDED_PREFIXES = (
     "HF_",
     "HUGGINGFACE_",
     "TRANSFORMERS_",
@@ -68,7 +68,7 @@ FORWARDED = (
 )
 
 #: Environment of Tune in this process: no tables, no log files, no handler for Ctrl-C.
-TUNE = {
+TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -81,7 +81,7 @@ TUNE = {
 
 #: For a local Ray, whose metrics nobody reads: collecting them takes some 1.5 % of a core, and
 #: prestarted workers are never those that a trial needs.
-UNOBSERVED = {
+LOCAL_RAY_ENVIRONMENT = {
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
@@ -89,17 +89,17 @@ UNOBSERVED = {
 }
 
 #: Bytes of a local Ray's object store, which only holds small objects.
-OBJECT_STORE = 256 * 1024**2
+OBJECT_STORE_BYTES = 256 * 1024**2
 
 #: Seconds to wait until the GPUs for a study's server are free.
-_GPUS_WITHIN = 120.0
+_GPU_TIMEOUT = 120.0
 
 #: Seconds for a local Ray's processes to end before they are killed.
-_GRACE = 5.0
+_SHUTDOWN_GRACE_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
+def connect_ray(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
     """Connect to Ray, and keep its output off the terminal.
 
     Args:
@@ -114,18 +114,20 @@ def session(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
         check_address(address)
     if ray.is_initialized():
         raise UserError("this process is connected to Ray already: call ray.shutdown() first")
-    for name, value in (ENVIRONMENT | TUNE).items():
+    for name, value in (PROCESS_ENVIRONMENT | TUNE_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
-    with _quiet():
+    with _silence_ray():
         if address is None:
-            with _started(jobs):
+            with _start_local_ray(jobs):
                 yield
         else:
-            with _connected(address):
+            with _connect_to_cluster(address):
                 yield
 
 
-def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None, held: int = 0) -> int:
+def count_concurrent_jobs(
+    address: str | None, jobs: Sequence[Job], max_concurrent: int | None, reserved_gpus: int = 0
+) -> int:
     """Return how many jobs of this size run at once: as many as fit or are wanted.
 
     On this machine never more than fit; on a cluster, more wait for it to grow.
@@ -133,25 +135,34 @@ def at_once(address: str | None, jobs: Sequence[Job], wanted: int | None, held: 
     Args:
         address: of the cluster; None: Ray was started on this machine.
         jobs: the jobs.
-        wanted: the maximum.
-        held: number of GPUs that are reserved.
+        max_concurrent: the maximum.
+        reserved_gpus: number of GPUs that are reserved.
 
     Raises:
         UserError: not even one fits.
     """
     if address is None:
-        fit = trials_at_once(map(request_of, jobs), _beside([_machine()], held), "this machine")
-        return min(wanted or fit, fit)
-    if wanted is None:
-        hint = "; if the cluster grows by itself, say how many jobs may run at once"
-        wanted = trials_at_once(
-            map(request_of, jobs), _beside(living_nodes(), held), "the cluster", hint
+        max_fitting = max_concurrent_trials(
+            map(job_request, jobs),
+            _without_reserved_gpus([_local_resources()], reserved_gpus),
+            "this machine",
         )
-    return max(1, min(wanted, int(ray.cluster_resources().get(DRIVER, wanted))))
+        return min(max_concurrent or max_fitting, max_fitting)
+    if max_concurrent is None:
+        hint = "; if the cluster grows by itself, say how many jobs may run at once"
+        max_concurrent = max_concurrent_trials(
+            map(job_request, jobs),
+            _without_reserved_gpus(alive_node_resources(), reserved_gpus),
+            "the cluster",
+            hint,
+        )
+    return max(
+        1, min(max_concurrent, int(ray.cluster_resources().get(DRIVER_RESOURCE, max_concurrent)))
+    )
 
 
 @contextlib.contextmanager
-def held_gpus(gpus: int, jobs: Sequence[Job]) -> Iterator[Sequence[str]]:
+def reserve_node_gpus(gpus: int, jobs: Sequence[Job]) -> Iterator[Sequence[str]]:
     """Reserve GPUs of this machine, which must be the only node.
 
     Args:
@@ -161,30 +172,35 @@ def held_gpus(gpus: int, jobs: Sequence[Job]) -> Iterator[Sequence[str]]:
     Raises:
         UserError: there are other nodes, or not enough GPUs.
     """
-    where, nodes = "evaluation.generator.serves is study", living_nodes()
+    key_path, nodes = "evaluation.generator.serves is study", alive_node_resources()
     if len(nodes) > 1:
         raise UserError(
-            f"{where}: its server is reached on its own machine alone, and this cluster has "
+            f"{key_path}: its server is reached on its own machine alone, and this cluster has "
             f"{len(nodes)}: write serves: trial"
         )
     if not gpus:
         yield ()
         return
-    beside = f"beside the study's server, which holds {gpus} GPU, this machine"
-    trials_at_once(map(request_of, jobs), _beside(nodes, gpus), beside, ", or write serves: trial")
-    holder = ray.remote(_Holder).options(num_cpus=0, num_gpus=gpus).remote()
+    location = f"beside the study's server, which holds {gpus} GPU, this machine"
+    max_concurrent_trials(
+        map(job_request, jobs),
+        _without_reserved_gpus(nodes, gpus),
+        location,
+        ", or write serves: trial",
+    )
+    holder = ray.remote(_GpuHolder).options(num_cpus=0, num_gpus=gpus).remote()
     try:
-        yield ray.get(holder.devices.remote(), timeout=_GPUS_WITHIN)
+        yield ray.get(holder.devices.remote(), timeout=_GPU_TIMEOUT)
     except GetTimeoutError:
         raise UserError(
-            f"{where}: {gpus} GPU for its server did not come free within {_GPUS_WITHIN:.0f} s: "
+            f"{key_path}: {gpus} GPU for its server did not come free within {_GPU_TIMEOUT:.0f} s: "
             "wait until nothing else holds them"
         ) from None
     finally:
         ray.kill(holder)
 
 
-class _Holder:
+class _GpuHolder:
     """An actor that reserves GPUs for a process that the driver starts."""
 
     def devices(self) -> list[str]:
@@ -192,17 +208,21 @@ class _Holder:
         return [str(each) for each in ray.get_gpu_ids()]
 
 
-def _beside(nodes: Sequence[Mapping[str, float]], held: int) -> list[dict[str, float]]:
+def _without_reserved_gpus(
+    nodes: Sequence[Mapping[str, float]], reserved_gpus: int
+) -> list[dict[str, float]]:
     """Return the nodes' resources without the reserved GPUs, which are subtracted from each."""
-    return [{**node, "GPU": max(0.0, node.get("GPU", 0) - held)} for node in nodes]
+    return [{**node, "GPU": max(0.0, node.get("GPU", 0) - reserved_gpus)} for node in nodes]
 
 
-def request_of(job: Job) -> ResourceRequest:
+def job_request(job: Job) -> ResourceRequest:
     """Return the resource request of a job."""
-    return ResourceRequest(workers=job.workers, each=resources_of(job.config.engine))
+    return ResourceRequest(
+        num_workers=job.num_workers, per_worker=worker_resources(job.config.engine)
+    )
 
 
-def place_wanted(resources: Mapping[str, float], workers: int = 1) -> str | None:
+def describe_pending_request(resources: Mapping[str, float], workers: int = 1) -> str | None:
     """Describe the resources that a trial's workers request, and what is free in the cluster.
 
     None: no placement group is pending, so their processes start.
@@ -214,52 +234,61 @@ def place_wanted(resources: Mapping[str, float], workers: int = 1) -> str | None
     groups = placement_group_table().values()
     if not any(group["state"] == "PENDING" for group in groups):
         return None
-    there, free = ray.cluster_resources(), ray.available_resources()
-    of = ", ".join(f"{free.get(name, 0):g} of {there.get(name, 0):g} {name}" for name in resources)
-    large = any(fitting(node, resources) for node in living_nodes())
-    none = "" if large else ", and no node is that large"
-    asks = f"it asks for {amounts(resources)} on one node"
+    total, free = ray.cluster_resources(), ray.available_resources()
+    availability = ", ".join(
+        f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in resources
+    )
+    is_placeable = any(count_fitting_workers(node, resources) for node in alive_node_resources())
+    suffix = "" if is_placeable else ", and no node is that large"
+    asks = f"it asks for {format_resources(resources)} on one node"
     if workers > 1:
-        asks = f"its {workers} workers ask for {amounts(resources)} each"
-    return f"{asks}, free in all are {of}{none}"
+        asks = f"its {workers} workers ask for {format_resources(resources)} each"
+    return f"{asks}, free in all are {availability}{suffix}"
 
 
-def living_nodes() -> list[dict[str, float]]:
+def alive_node_resources() -> list[dict[str, float]]:
     """Return the total resources of each living node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextlib.contextmanager
-def _started(jobs: Sequence[Job]) -> Iterator[None]:
-    machine = _machine()
+def _start_local_ray(jobs: Sequence[Job]) -> Iterator[None]:
+    machine = _local_resources()
     if jobs:
-        trials_at_once(map(request_of, jobs), [machine], "this machine")
-    keep_token_private()
+        max_concurrent_trials(map(job_request, jobs), [machine], "this machine")
+    create_private_token()
     # It has sockets, whose paths must be short.
     folder = tempfile.mkdtemp(prefix="chip-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
-    others, started = _children(psutil.Process()), set[psutil.Process]()
-    guard: subprocess.Popen[bytes] | None = None
+    other_processes, ray_processes = _child_processes(psutil.Process()), set[psutil.Process]()
+    cleaner: subprocess.Popen[bytes] | None = None
     try:
-        with signals_kept(), _environment({"RAY_TMPDIR": folder, **UNOBSERVED}):
-            _start(machine, max(len(jobs), int(machine["CPU"])))
-        started = _children(psutil.Process()) - others
-        guard = _guard(folder, started)
+        with (
+            restore_signal_handlers(),
+            _set_environment({"RAY_TMPDIR": folder, **LOCAL_RAY_ENVIRONMENT}),
+        ):
+            _init_local_ray(machine, max(len(jobs), int(machine["CPU"])))
+        ray_processes = _child_processes(psutil.Process()) - other_processes
+        cleaner = _start_cleaner(folder, ray_processes)
         yield
     finally:
-        started = started or _children(psutil.Process()) - others  # if Ray started only in part
-        left = started | {child for process in started for child in _children(process)}
+        ray_processes = (
+            ray_processes or _child_processes(psutil.Process()) - other_processes
+        )  # if Ray started only in part
+        remaining = ray_processes | {
+            child for process in ray_processes for child in _child_processes(process)
+        }
         ray.shutdown()
-        if guard is not None:
-            guard.kill()
-            guard.communicate()
+        if cleaner is not None:
+            cleaner.kill()
+            cleaner.communicate()
         # Workers end when they notice that their Ray is gone, which busy ones may not.
-        for process in psutil.wait_procs(left, timeout=_GRACE)[1]:
+        for process in psutil.wait_procs(remaining, timeout=_SHUTDOWN_GRACE_SECONDS)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(machine: Mapping[str, float], drivers: int) -> None:
+def _init_local_ray(machine: Mapping[str, float], drivers: int) -> None:
     """Start Ray on this machine.
 
     Raises:
@@ -270,8 +299,8 @@ def _start(machine: Mapping[str, float], drivers: int) -> None:
             address="local",
             num_cpus=int(machine["CPU"]),
             num_gpus=int(machine["GPU"]),
-            resources={DRIVER: drivers},
-            object_store_memory=OBJECT_STORE,
+            resources={DRIVER_RESOURCE: drivers},
+            object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.CRITICAL,
@@ -284,13 +313,13 @@ def _start(machine: Mapping[str, float], drivers: int) -> None:
         ) from None
 
 
-def _children(process: psutil.Process) -> set[psutil.Process]:
+def _child_processes(process: psutil.Process) -> set[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return set(process.children(recursive=True))
     return set()
 
 
-def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[bytes]:
+def _start_cleaner(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[bytes]:
     """Start a process that cleans up if this one is killed.
 
     Without it most of Ray would end, but two agents only after 90 s, and its files would stay.
@@ -305,7 +334,7 @@ def _guard(folder: str, processes: set[psutil.Process]) -> subprocess.Popen[byte
     )
 
 
-def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the part of this process's environment that is forwarded to a cluster's processes.
 
     Tokens are left out, since Ray shows these variables in its dashboard.
@@ -313,20 +342,20 @@ def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name in ENVIRONMENT
-        or (name.startswith(FORWARDED) and not name.endswith(("TOKEN", "TOKEN_PATH")))
+        if name in PROCESS_ENVIRONMENT
+        or (name.startswith(FORWARDED_PREFIXES) and not name.endswith(("TOKEN", "TOKEN_PATH")))
     }
 
 
 @contextlib.contextmanager
-def _connected(address: str) -> Iterator[None]:
+def _connect_to_cluster(address: str) -> Iterator[None]:
     try:
-        with signals_kept():
+        with restore_signal_handlers():
             ray.init(
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                runtime_env={"env_vars": forwarded(os.environ)},
+                runtime_env={"env_vars": forwarded_environment(os.environ)},
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise no_cluster_error(address, error) from None
@@ -336,12 +365,12 @@ def _connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _machine() -> dict[str, float]:
-    return {"CPU": float(cores()), "GPU": float(gpus())}
+def _local_resources() -> dict[str, float]:
+    return {"CPU": float(cpu_count()), "GPU": float(gpu_count())}
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_ray() -> Iterator[None]:
     """Silence Ray's loggers and the node errors that it prints to sys.stdout.
 
     Code that prints meanwhile must hold the stream itself.
@@ -350,21 +379,21 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
             yield
     finally:
         logger.setLevel(level)
 
 
 @contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def _set_environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables temporarily. Ray's processes inherit them when they start."""
-    before = {name: os.environ.get(name) for name in variables}
+    previous_values = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous_values.items():
             if value is None:
                 os.environ.pop(name, None)
             else:

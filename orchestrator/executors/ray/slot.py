@@ -18,40 +18,40 @@ from ray.util import get_current_placement_group
 from ray.util.queue import Empty, Queue
 
 from chip_core.results import Progress
-from chip_core.trial_context import REPORT_EVERY, throttled
-from chip_core.utils.machine import free_memory, import_frozen, memory_share
-from chip_core.utils.workers import PATIENCE
+from chip_core.trial_context import REPORT_EVERY, throttle
+from chip_core.utils.machine import free_memory, import_and_freeze, memory_share
+from chip_core.utils.workers import BARRIER_TIMEOUT
 from orchestrator.executors.ray.job_process import (
-    LARGEST_SHARE,
+    MAX_MEMORY_SHARE,
+    JobOutcome,
     JobPayload,
-    Outcome,
-    TrialEnded,
+    TrialEndedByTune,
     run_job,
 )
 
 #: The one key of a Tune trial's configuration.
-PAYLOAD = "payload"
+PAYLOAD_KEY = "payload"
 #: Beside it for several workers: the queue by which the first says where they are.
-REPORTS = "reports"
+REPORTS_KEY = "reports"
 #: The keys of a trial's reports: where the job is, and in the last one how it ended.
-PROGRESS, OUTCOME = "progress", "outcome"
+PROGRESS_KEY, OUTCOME_KEY = "progress", "outcome"
 #: Before them for several workers: the placement group that they have.
-PLACE = "place"
+PLACEMENT_GROUP_KEY = "place"
 #: How far a training is, of 100: schedulers compare trainings of different lengths by it.
-PERCENT = "percent"
+PERCENT_KEY = "percent"
 #: Products that oneDNN keeps compiled, of each length of rows in bf16 on a CPU: by itself it keeps
 #: 1,024, each of 0.3 to 0.6 MB, as long as the process lives.
-_KEPT_PRODUCTS = 64
+_PRIMITIVE_CACHE_CAPACITY = 64
 
 
 class SlotRetired(Exception):
     """A slot ends with its job, which failed, or holds too much memory. The job has reported."""
 
 
-class JobFailed(Exception):
+class WorkerFailed(Exception):
     """One of several workers cannot go on."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: JobOutcome) -> None:
         super().__init__(outcome)
         self.outcome = outcome
 
@@ -62,20 +62,20 @@ def run_slot(config: dict[str, Any]) -> None:
     Raises:
         SlotRetired: this process is not to be used again.
     """
-    payload: JobPayload = config[PAYLOAD]
-    outcome = run_here(payload) if payload.job.workers == 1 else run_workers(payload)
-    tune.report({OUTCOME: outcome})
+    payload: JobPayload = config[PAYLOAD_KEY]
+    outcome = run_in_slot(payload) if payload.job.num_workers == 1 else run_workers(payload)
+    tune.report({OUTCOME_KEY: outcome})
     if outcome.cause is not None:
         raise SlotRetired(outcome.reason)
     free_memory()
-    held = memory_share()
-    if held > LARGEST_SHARE:
-        raise SlotRetired(f"it holds {100 * held:.0f} % of the machine's memory")
+    share = memory_share()
+    if share > MAX_MEMORY_SHARE:
+        raise SlotRetired(f"it holds {100 * share:.0f} % of the machine's memory")
 
 
-def run_here(payload: JobPayload) -> Outcome:
+def run_in_slot(payload: JobPayload) -> JobOutcome:
     """Run a job of one worker in this process, by Ray Train's local mode."""
-    import_frozen("ray.train.torch")
+    import_and_freeze("ray.train.torch")
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -83,15 +83,15 @@ def run_here(payload: JobPayload) -> Outcome:
     from chip_core.models.base_models import BASE_MODELS
 
     if not payload.job.config.engine.fresh_process:
-        BASE_MODELS.keep()
-        ENCODINGS.keep()
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_PRODUCTS))
+        BASE_MODELS.enable()
+        ENCODINGS.enable()
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_PRIMITIVE_CACHE_CAPACITY))
 
-    ends: list[Outcome] = []
+    outcomes: list[JobOutcome] = []
 
     def train_loop_per_worker() -> None:
         # In local mode within Tune nothing of ray.train may be called (Ray 2.60).
-        ends.append(run_job(payload, throttled(report_to_tune)))
+        outcomes.append(run_job(payload, throttle(report_to_tune)))
 
     trainer = TorchTrainer(
         train_loop_per_worker,
@@ -99,10 +99,10 @@ def run_here(payload: JobPayload) -> Outcome:
         run_config=RunConfig(name=payload.job.id, storage_path=payload.storage),
     )
     trainer.fit()  # whose result has no return value in older releases of Ray
-    return ends[0]
+    return outcomes[0]
 
 
-def run_workers(payload: JobPayload) -> Outcome:
+def run_workers(payload: JobPayload) -> JobOutcome:
     """Run a job of several workers as a run of Ray Train, and pass on what the first reports.
 
     Not by Tune's TuneReportCallback: with it the slot's process takes the reports from a queue, and
@@ -115,10 +115,10 @@ def run_workers(payload: JobPayload) -> Outcome:
     reports = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={PAYLOAD: payload, REPORTS: reports},
-        torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
+        train_loop_config={PAYLOAD_KEY: payload, REPORTS_KEY: reports},
+        torch_config=TorchConfig(timeout_s=int(BARRIER_TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(
-            num_workers=payload.job.workers,
+            num_workers=payload.job.num_workers,
             use_gpu=payload.resources.get("GPU", 0) > 0,
             resources_per_worker=payload.resources,
             placement_strategy=payload.placement,
@@ -129,15 +129,15 @@ def run_workers(payload: JobPayload) -> Outcome:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
-    ends: list[Outcome] = []
+    outcomes: list[JobOutcome] = []
 
     def fit() -> None:
         try:
             trainer.fit()
         except Exception as error:
-            ends.append(outcome_of(error, payload))
+            outcomes.append(failure_outcome(error, payload))
         else:
-            ends.append(Outcome())
+            outcomes.append(JobOutcome())
 
     # A thread that ends with the process, as it does where Tune ends the trial meanwhile.
     thread = threading.Thread(target=fit, name="train", daemon=True)
@@ -145,7 +145,7 @@ def run_workers(payload: JobPayload) -> Outcome:
     while thread.is_alive() or not reports.empty():
         with contextlib.suppress(Empty):
             tune.report(reports.get(timeout=REPORT_EVERY))
-    return ends[0]
+    return outcomes[0]
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
@@ -156,17 +156,17 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """
     from ray import train
 
-    def send(progress: Progress) -> None:
+    def send_progress(progress: Progress) -> None:
         # Not `train.report`, which waits for all workers: not all of them score.
-        config[REPORTS].put(metrics_of(progress))
+        config[REPORTS_KEY].put(progress_metrics(progress))
 
-    payload: JobPayload = config[PAYLOAD]
-    first = train.get_context().get_world_rank() == 0
-    if first:
-        config[REPORTS].put({PLACE: get_current_placement_group()})
-    outcome = run_job(payload, throttled(send) if first else lambda progress: None)
+    payload: JobPayload = config[PAYLOAD_KEY]
+    is_first = train.get_context().get_world_rank() == 0
+    if is_first:
+        config[REPORTS_KEY].put({PLACEMENT_GROUP_KEY: get_current_placement_group()})
+    outcome = run_job(payload, throttle(send_progress) if is_first else lambda progress: None)
     if outcome.cause is not None:
-        raise JobFailed(outcome)
+        raise WorkerFailed(outcome)
 
 
 def report_to_tune(progress: Progress) -> None:
@@ -176,20 +176,20 @@ def report_to_tune(progress: Progress) -> None:
         TrialEnded: Tune ends the trial.
     """
     try:
-        tune.report(metrics_of(progress))
+        tune.report(progress_metrics(progress))
     except SystemExit:
-        raise TrialEnded from None
+        raise TrialEndedByTune from None
 
 
-def metrics_of(progress: Progress) -> dict[str, Any]:
+def progress_metrics(progress: Progress) -> dict[str, Any]:
     """Return progress as Tune reports it; a training's figures are there for schedulers too."""
     if progress.phase != "train":
-        return {PROGRESS: progress}
+        return {PROGRESS_KEY: progress}
     percent = 100 * progress.done / max(progress.total, 1)
-    return {PROGRESS: progress, PERCENT: percent, **progress.figures}
+    return {PROGRESS_KEY: progress, PERCENT_KEY: percent, **progress.figures}
 
 
-def outcome_of(error: Exception, payload: JobPayload) -> Outcome:
+def failure_outcome(error: Exception, payload: JobPayload) -> JobOutcome:
     """Return how a run of Train failed.
 
     Of several workers' failures, return the one that caused the others: a dying worker breaks the
@@ -203,16 +203,21 @@ def outcome_of(error: Exception, payload: JobPayload) -> Outcome:
             getattr(failure, "health_check_failure", failure)
             for failure in error.worker_failures.values()
         ]
-        lost = [failure for failure in failures if not isinstance(failure, JobFailed)]
-        if any(isinstance(failure, OutOfMemoryError) for failure in lost):
+        dead_workers = [failure for failure in failures if not isinstance(failure, WorkerFailed)]
+        if any(isinstance(failure, OutOfMemoryError) for failure in dead_workers):
             reason = "the worker process died (its machine ran out of memory)"
-            return Outcome(cause="memory", reason=reason, from_outside=True)
-        if not lost:
-            return next(failure.outcome for failure in failures if isinstance(failure, JobFailed))
+            return JobOutcome(cause="memory", reason=reason, from_outside=True)
+        if not dead_workers:
+            return next(
+                failure.outcome for failure in failures if isinstance(failure, WorkerFailed)
+            )
         reason = "the worker process died (killed, out of memory, or crashed)"
-        return Outcome(cause="worker_lost", reason=reason, from_outside=True)
+        return JobOutcome(cause="worker_lost", reason=reason, from_outside=True)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
-    wanted = ", ".join(f"{amount:g} {name}" for name, amount in payload.resources.items())
+    resources_text = ", ".join(f"{amount:g} {name}" for name, amount in payload.resources.items())
     lines = str(cause).strip().splitlines() or [""]
-    reason = f"Train could not run its workers ({wanted} each): {type(cause).__name__}: {lines[0]}"
-    return Outcome(cause="worker_lost", reason=reason, from_outside=True)
+    reason = (
+        f"Train could not run its workers ({resources_text} each): {type(cause).__name__}: "
+        f"{lines[0]}"
+    )
+    return JobOutcome(cause="worker_lost", reason=reason, from_outside=True)

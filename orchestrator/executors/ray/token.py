@@ -13,10 +13,14 @@ from pathlib import Path
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import write_private
 
-MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+AUTH_MODE_VARIABLE, TOKEN_VARIABLE, TOKEN_PATH_VARIABLE = (
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+)
 
 
-def keep_token_private() -> None:
+def create_private_token() -> None:
     """Make a local Ray's token readable by its owner only, and create it if there is none.
 
     Do nothing if the user sets a token or its file in the environment, or turned tokens off.
@@ -24,7 +28,10 @@ def keep_token_private() -> None:
     Raises:
         UserError: it cannot be created, or its permissions cannot be changed.
     """
-    if os.environ.get(MODE, "token") != "token" or {TOKEN, TOKEN_PATH} & os.environ.keys():
+    if (
+        os.environ.get(AUTH_MODE_VARIABLE, "token") != "token"
+        or {TOKEN_VARIABLE, TOKEN_PATH_VARIABLE} & os.environ.keys()
+    ):
         return
     file = Path.home() / ".ray" / "auth_token"
     try:
@@ -35,5 +42,5 @@ def keep_token_private() -> None:
     except OSError as error:
         raise UserError(
             f"Ray's token {file} cannot be made yours alone ({error.strerror}): mend its "
-            f"permissions, or name another by {TOKEN_PATH}"
+            f"permissions, or name another by {TOKEN_PATH_VARIABLE}"
         ) from None

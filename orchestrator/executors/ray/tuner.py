@@ -27,30 +27,37 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from chip_core.utils.errors import warn_once
-from orchestrator.executors.base import Event, ExecutorSettings, Job, More, Retry
+from orchestrator.executors.base import ExecutorSettings, Job, JobEvent, JobSource, RetryPolicy
 from orchestrator.executors.ray.job_process import JobPayload
-from orchestrator.executors.ray.monitor import DIED, NO_MEMORY, JobMonitor
+from orchestrator.executors.ray.monitor import DIED_REASON, OUT_OF_MEMORY_REASON, JobMonitor
 from orchestrator.executors.ray.scoring import ScoringPool
 from orchestrator.executors.ray.session import (
-    HEAD_NODE,
-    at_once,
-    held_gpus,
-    living_nodes,
-    place_wanted,
-    request_of,
-    session,
+    HEAD_NODE_RESOURCE,
+    alive_node_resources,
+    connect_ray,
+    count_concurrent_jobs,
+    describe_pending_request,
+    job_request,
+    reserve_node_gpus,
 )
-from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, PLACE, PROGRESS, run_slot
-from orchestrator.jobs.placement import DRIVER, placement_of
-from orchestrator.jobs.stopping import Stop
+from orchestrator.executors.ray.slot import (
+    OUTCOME_KEY,
+    PAYLOAD_KEY,
+    PERCENT_KEY,
+    PLACEMENT_GROUP_KEY,
+    PROGRESS_KEY,
+    run_slot,
+)
+from orchestrator.jobs.placement import DRIVER_RESOURCE, placement_strategy
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.storage.channel import JobChannel, RemoteJobChannel
-from orchestrator.storage.remote import Remote
+from orchestrator.storage.remote import RemoteStorage
 from orchestrator.study.early_stopping import EarlyStopping
 
 #: Seconds that a trial waits for resources until a notice; then twice as long, and so on.
-TOLD_AFTER = 60.0
+NOTICE_AFTER = 60.0
 #: Maximum number of attempts in a run. Tune requires a number; this one is never reached.
-_ATTEMPTS = 2**31
+_MAX_ATTEMPTS = 2**31
 
 
 def make_executor(settings: ExecutorSettings) -> RayTuneExecutor:
@@ -73,7 +80,7 @@ class RayTuneExecutor:
         entry: function that a worker calls with the job, a report function, and one that returns
             whether it should stop.
         stop: stop request, checked while jobs run.
-        early_stopping: rule that cuts trainings whose job `may_be_cut`.
+        early_stopping: rule that cuts trainings whose job `can_stop_early`.
         remote: storage for the workers' files, if not the work directory, which then no node needs
             to see.
     """
@@ -82,55 +89,55 @@ class RayTuneExecutor:
     address: str | None = None
     max_concurrent: int | None = None
     begin_within: float = 600.0
-    entry: str = "orchestrator.jobs.attempt:execute"
-    stop: Stop = field(default_factory=Stop)
+    entry: str = "orchestrator.jobs.attempt:execute_job"
+    stop: StopRequest = field(default_factory=StopRequest)
     early_stopping: EarlyStopping | None = None
-    remote: Remote | None = None
+    remote: RemoteStorage | None = None
     _folder: str | None = field(default=None, init=False)  # Tune's and Train's
-    _largest: Sequence[Job] = field(default=(), init=False)  # jobs that it was opened for
-    _held: int = field(default=0, init=False)  # number of reserved GPUs
+    _largest_jobs: Sequence[Job] = field(default=(), init=False)  # jobs that it was opened for
+    _reserved_gpus: int = field(default=0, init=False)  # number of reserved GPUs
 
     @contextlib.contextmanager
-    def opened(self, jobs: Sequence[Job]) -> Iterator[None]:
+    def open(self, jobs: Sequence[Job]) -> Iterator[None]:
         """Stay connected over several runs of jobs no larger than these.
 
         Raises:
             UserError: no such cluster, or a worker can never be placed.
         """
-        largest = [job for job in jobs if not job.scores]
-        with session(self.address, largest), self._files() as folder:
-            self._folder, self._largest = folder, largest
+        largest_jobs = [job for job in jobs if not job.is_scoring]
+        with connect_ray(self.address, largest_jobs), self._create_folder() as folder:
+            self._folder, self._largest_jobs = folder, largest_jobs
             try:
                 yield
             finally:
-                self._folder, self._largest = None, ()
+                self._folder, self._largest_jobs = None, ()
 
-    def slots(self, job: Job) -> int:
-        """Return how many jobs of this size run at once. Call it within `opened`."""
-        return at_once(self.address, [job], self.max_concurrent, self._held)
+    def count_slots(self, job: Job) -> int:
+        """Return how many jobs of this size run at once. Call it within `open`."""
+        return count_concurrent_jobs(self.address, [job], self.max_concurrent, self._reserved_gpus)
 
     @contextlib.contextmanager
-    def reserved(self, gpus: int) -> Iterator[Sequence[str]]:
+    def reserve_gpus(self, gpus: int) -> Iterator[Sequence[str]]:
         """Reserve GPUs of the cluster's only node.
 
         Raises:
             UserError: it has other nodes, or not enough GPUs for the largest job as well.
         """
-        if not any(job.gpus for job in self._largest):
+        if not any(job.num_gpus for job in self._largest_jobs):
             gpus = 0
-        with held_gpus(gpus, self._largest) as devices:
-            self._held = gpus
+        with reserve_node_gpus(gpus, self._largest_jobs) as devices:
+            self._reserved_gpus = gpus
             try:
                 yield devices
             finally:
-                self._held = 0
+                self._reserved_gpus = 0
 
     def run(
         self,
         jobs: Sequence[Job],
-        on_event: Callable[[Event], None],
-        retry: Retry | None = None,
-        more: More | None = None,
+        on_event: Callable[[JobEvent], None],
+        retry: RetryPolicy | None = None,
+        fetch_jobs: JobSource | None = None,
     ) -> None:
         """Run all jobs in order, and those that are added, and return when all have ended.
 
@@ -143,8 +150,8 @@ class RayTuneExecutor:
         if not jobs:
             return
         if self._folder is None:
-            with self.opened(jobs):
-                self.run(jobs, on_event, retry, more)
+            with self.open(jobs):
+                self.run(jobs, on_event, retry, fetch_jobs)
             return
         assert len({job.id for job in jobs}) == len(jobs), "two jobs have one id"
         channel = JobChannel()
@@ -159,46 +166,54 @@ class RayTuneExecutor:
             rule=self.early_stopping,
         )
         try:
-            with ScoringPool(monitor, self._payload) as scoring:
-                following = more or (lambda: ())
+            with ScoringPool(monitor, self._make_payload) as scoring:
+                fetch_next = fetch_jobs or (lambda: ())
                 while jobs:
-                    training = scoring.sorted_out(jobs)
-                    if training:
-                        go_on = following if self._same_slots(training) else None
-                        self._train(training, monitor, scoring, go_on)
-                    jobs = () if self.stop.no_more else following() or ()
+                    training_jobs = scoring.take_scoring_jobs(jobs)
+                    if training_jobs:
+                        job_source = fetch_next if self._can_share_slots(training_jobs) else None
+                        self._train(training_jobs, monitor, scoring, job_source)
+                    jobs = () if self.stop.is_draining else fetch_next() or ()
                 scoring.finish()
         finally:
             channel.close()
-        if self.stop.asked:
+        if self.stop.is_requested:
             raise KeyboardInterrupt
 
-    def _same_slots(self, jobs: Sequence[Job]) -> bool:
+    def _can_share_slots(self, jobs: Sequence[Job]) -> bool:
         """Return whether slots of these jobs can run all others that this was opened for."""
-        every = [*jobs, *self._largest]
-        first = request_of(every[0])
-        return _reusable(every) and all(request_of(job) == first for job in every)
+        all_jobs = [*jobs, *self._largest_jobs]
+        request = job_request(all_jobs[0])
+        return _can_reuse_slot(all_jobs) and all(job_request(job) == request for job in all_jobs)
 
     def _train(
-        self, jobs: Sequence[Job], monitor: JobMonitor, scoring: ScoringPool, more: More | None
+        self,
+        jobs: Sequence[Job],
+        monitor: JobMonitor,
+        scoring: ScoringPool,
+        job_source: JobSource | None,
     ) -> None:
         """Run the jobs that need a model, by Tune."""
 
-        def added() -> Sequence[Job] | None:
-            found = () if more is None else monitor.asked(more)
-            return None if found is None else scoring.sorted_out(found)
+        def fetch_training_jobs() -> Sequence[Job] | None:
+            new_jobs = () if job_source is None else monitor.fetch_jobs(job_source)
+            return None if new_jobs is None else scoring.take_scoring_jobs(new_jobs)
 
-        searcher = JobSearcher(jobs, payload=self._payload, stop=self.stop, more=added)
+        searcher = JobSearcher(
+            jobs, make_payload=self._make_payload, stop=self.stop, fetch_jobs=fetch_training_jobs
+        )
         callback = TuneJobCallback(searcher=searcher, monitor=monitor, scoring=scoring)
         rule = self.early_stopping
         tune_config = tune.TuneConfig(
             search_alg=searcher,
-            scheduler=FIFOScheduler() if rule is None else scheduler_of(rule),
-            num_samples=_ATTEMPTS,
-            max_concurrent_trials=at_once(self.address, jobs, self.max_concurrent, self._held),
-            reuse_actors=_reusable(jobs),
-            trial_name_creator=lambda trial: trial.config[PAYLOAD].job.id,
-            trial_dirname_creator=lambda trial: trial.config[PAYLOAD].job.id,
+            scheduler=FIFOScheduler() if rule is None else make_scheduler(rule),
+            num_samples=_MAX_ATTEMPTS,
+            max_concurrent_trials=count_concurrent_jobs(
+                self.address, jobs, self.max_concurrent, self._reserved_gpus
+            ),
+            reuse_actors=_can_reuse_slot(jobs),
+            trial_name_creator=lambda trial: trial.config[PAYLOAD_KEY].job.id,
+            trial_dirname_creator=lambda trial: trial.config[PAYLOAD_KEY].job.id,
         )
         while True:
             tuner = tune.Tuner(
@@ -209,37 +224,37 @@ class RayTuneExecutor:
                     # A new folder each time: Tune takes a second run in one as part of the first.
                     storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
                     verbose=0,
-                    callbacks=[callback, NoticeOfWaiting(monitor)],
-                    stop=StopWaiting(monitor),
+                    callbacks=[callback, WaitingNotice(monitor)],
+                    stop=WaitingTrialsStopper(monitor),
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
             )
             try:
                 tuner.fit()
-                monitor.check()
+                monitor.raise_error()
                 return
             except Exception as error:
-                monitor.check()  # Tune wraps what its callbacks raise
+                monitor.raise_error()  # Tune wraps what its callbacks raise
                 # If Ray kills a slot for memory, Tune ends all trials (Ray 2.60).
                 cause = error.__cause__
                 if not isinstance(cause, OutOfMemoryError) or not callback.end_all(cause):
                     raise
 
     @contextlib.contextmanager
-    def _files(self) -> Iterator[str]:
+    def _create_folder(self) -> Iterator[str]:
         """Create a folder for Tune's and Train's files, removed at the end."""
-        above = self.workdir.absolute() / "ray"
-        above.mkdir(parents=True, exist_ok=True)
+        parent = self.workdir.absolute() / "ray"
+        parent.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryDirectory(
-                prefix="run-", dir=above, ignore_cleanup_errors=True
+                prefix="run-", dir=parent, ignore_cleanup_errors=True
             ) as folder:
                 yield folder
         finally:
             with contextlib.suppress(OSError):  # another run's files may be there
-                above.rmdir()
+                parent.rmdir()
 
-    def _payload(self, job: Job) -> JobPayload:
+    def _make_payload(self, job: Job) -> JobPayload:
         staging = None
         if self.remote is not None:
             # Imported here, since it imports what otherwise only a worker needs.
@@ -249,21 +264,21 @@ class RayTuneExecutor:
         return JobPayload(
             job=job,
             entry=self.entry,
-            resources=dict(request_of(job).each),
-            placement=placement_of(request_of(job), living_nodes()),
+            resources=dict(job_request(job).per_worker),
+            placement=placement_strategy(job_request(job), alive_node_resources()),
             begin_within=self.begin_within,
             storage=tempfile.mkdtemp(prefix="train-", dir=self._folder),
             staging=staging,
         )
 
 
-def _reusable(jobs: Sequence[Job]) -> bool:
+def _can_reuse_slot(jobs: Sequence[Job]) -> bool:
     """Return whether a slot can run these jobs one after another.
 
     A slot of several workers only waits for them: it has nothing to reuse, and if early stopping
     cuts their training, they end with the slot.
     """
-    return not any(job.config.engine.fresh_process or job.workers > 1 for job in jobs)
+    return not any(job.config.engine.fresh_process or job.num_workers > 1 for job in jobs)
 
 
 def slot_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -272,38 +287,43 @@ def slot_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     For a job of one worker, these are the worker's. For one of several, next to nothing, since
     Train requests the workers' resources itself and the slot must not take what they wait for.
     """
-    payload: JobPayload = config[PAYLOAD]
-    if payload.job.workers == 1:
+    payload: JobPayload = config[PAYLOAD_KEY]
+    if payload.job.num_workers == 1:
         return tune.PlacementGroupFactory([payload.resources])
-    there = DRIVER in ray.cluster_resources()
-    return tune.PlacementGroupFactory([{DRIVER: 1} if there else {HEAD_NODE: 0.001}])
+    has_driver_resource = DRIVER_RESOURCE in ray.cluster_resources()
+    return tune.PlacementGroupFactory(
+        [{DRIVER_RESOURCE: 1} if has_driver_resource else {HEAD_NODE_RESOURCE: 0.001}]
+    )
 
 
-def scheduler_of(rule: EarlyStopping) -> TrialScheduler:
+def make_scheduler(rule: EarlyStopping) -> TrialScheduler:
     """Return Tune's scheduler of an early-stopping rule."""
     settings = {
-        "time_attr": PERCENT,
+        "time_attr": PERCENT_KEY,
         "metric": rule.metric,
         "mode": "min" if rule.goal == "minimize" else "max",
         "grace_period": 100 * rule.grace,
     }
     if rule.method == "asha":
-        return SparingAsha(
-            **settings, max_t=100, reduction_factor=rule.factor, stop_last_trials=False
+        return SparingASHAScheduler(
+            **settings,
+            max_t=100,
+            reduction_factor=rule.effective_reduction_factor,
+            stop_last_trials=False,
         )
-    return SparingMedian(
+    return SparingMedianStoppingRule(
         **settings,
-        min_samples_required=rule.others,
+        min_samples_required=rule.effective_min_trials,
         min_time_slice=math.inf,  # no trial is paused for others
     )
 
 
 def is_spared(trial: Any, result: dict[str, Any]) -> bool:
     """Return whether a training is never cut: the arms are compared with it, or it has ended."""
-    return result.get(PERCENT, 0) >= 100 or not trial.config[PAYLOAD].job.may_be_cut
+    return result.get(PERCENT_KEY, 0) >= 100 or not trial.config[PAYLOAD_KEY].job.can_stop_early
 
 
-class SparingAsha(ASHAScheduler):  # type: ignore[misc]
+class SparingASHAScheduler(ASHAScheduler):  # type: ignore[misc]
     """Tune's ASHA, without cuts of spared trainings."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -314,12 +334,12 @@ class SparingAsha(ASHAScheduler):  # type: ignore[misc]
         return decision
 
 
-class SparingMedian(MedianStoppingRule):  # type: ignore[misc]
+class SparingMedianStoppingRule(MedianStoppingRule):  # type: ignore[misc]
     """Tune's median stopping rule, without cuts of spared trainings."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Say whether a training goes on."""
-        if PERCENT in result and self.metric in result and is_spared(trial, result):
+        if PERCENT_KEY in result and self.metric in result and is_spared(trial, result):
             # Once the rule has stopped a trial, it takes no more reports of it.
             super().on_trial_complete(controller, trial, result)  # recorded, but not judged
             decision: str = TrialScheduler.CONTINUE
@@ -331,7 +351,7 @@ class SparingMedian(MedianStoppingRule):  # type: ignore[misc]
         """Do nothing: the rule would record the last report, which is not of the training."""
 
 
-class NotRestored:
+class NoStateMixin:
     """Has no state in the file that Tune writes for a restore: the ledger restores runs."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -339,61 +359,61 @@ class NotRestored:
         return {}
 
 
-class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
+class JobSearcher(NoStateMixin, Searcher):  # type: ignore[misc]
     """Gives Tune one job after another, and tracks those that have not ended."""
 
     def __init__(
         self,
         jobs: Sequence[Job],
         *,
-        payload: Callable[[Job], JobPayload],
-        stop: Stop,
-        more: More = lambda: (),
+        make_payload: Callable[[Job], JobPayload],
+        stop: StopRequest,
+        fetch_jobs: JobSource = lambda: (),
     ) -> None:
         """Create a searcher.
 
         Args:
             jobs: the jobs, in order.
-            payload: creates the payload of a job when it is started.
+            make_payload: creates the payload of a job when it is started.
             stop: stop request, checked before each job.
-            more: returns further jobs.
+            fetch_jobs: returns further jobs.
         """
         super().__init__()
-        self._left = deque(jobs)
-        self._more = more
-        self._payload = payload
+        self._queue = deque(jobs)
+        self._fetch_jobs = fetch_jobs
+        self._make_payload = make_payload
         self._stop = stop
-        self._given: dict[str, Job] = {}  # jobs that have not ended, by id
+        self._active_jobs: dict[str, Job] = {}  # jobs that have not ended, by id
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next job's configuration; None: not now; FINISHED: no more."""
-        if self._stop.no_more:
-            self._left.clear()
-        if not self._left and not self._stop.no_more:
-            self._left.extend(self._more() or ())
-        if not self._left:
-            return None if self._given else Searcher.FINISHED
-        job = self._left.popleft()
-        self._given[job.id] = job
-        return {PAYLOAD: self._payload(job)}
+        if self._stop.is_draining:
+            self._queue.clear()
+        if not self._queue and not self._stop.is_draining:
+            self._queue.extend(self._fetch_jobs() or ())
+        if not self._queue:
+            return None if self._active_jobs else Searcher.FINISHED
+        job = self._queue.popleft()
+        self._active_jobs[job.id] = job
+        return {PAYLOAD_KEY: self._make_payload(job)}
 
-    def job(self, trial: Any) -> Job:
+    def find_job(self, trial: Any) -> Job:
         """Return the job of a Tune trial that has not ended."""
-        return self._given[trial.config[PAYLOAD].job.id]
+        return self._active_jobs[trial.config[PAYLOAD_KEY].job.id]
 
-    def take_back(self) -> None:
+    def requeue_active(self) -> None:
         """Put jobs that have not ended back into the queue, after Tune's run has ended."""
-        self._left.extendleft(reversed(self._given.values()))
-        self._given.clear()
+        self._queue.extendleft(reversed(self._active_jobs.values()))
+        self._active_jobs.clear()
 
-    def ended(self, job: Job, retry_job: Job | None) -> None:
+    def on_job_end(self, job: Job, retry_job: Job | None) -> None:
         """Record that a job has ended. Its trial's next attempt is the next to start."""
         if retry_job is not None:
-            self._left.appendleft(retry_job)
-        del self._given[job.id]
+            self._queue.appendleft(retry_job)
+        del self._active_jobs[job.id]
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Do nothing: `ended` is called with the next attempt, if there is one."""
+        """Do nothing: `on_job_end` is called with the next attempt, if there is one."""
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the ledger has the state."""
@@ -403,7 +423,7 @@ class JobSearcher(NotRestored, Searcher):  # type: ignore[misc]
 
 
 @dataclass(kw_only=True, eq=False)
-class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
+class TuneJobCallback(NoStateMixin, tune.Callback):  # type: ignore[misc]
     """Passes Tune's events to a monitor of jobs, and polls the scoring jobs."""
 
     searcher: JobSearcher
@@ -413,33 +433,33 @@ class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Check all jobs, and poll those that score."""
         # Tune treats an exception of `on_trial_complete` as the trial's failure (Ray 2.60).
-        self.monitor.check()
-        self.monitor.look()
+        self.monitor.raise_error()
+        self.monitor.check_jobs()
         self.scoring.poll()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Handle the start of a job in its slot."""
-        self.monitor.begin(self.searcher.job(trial))
+        self.monitor.on_start(self.searcher.find_job(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Handle a job's report of its progress or outcome."""
-        job = trial.config[PAYLOAD].job
-        running = self.monitor.running[job.id]
-        running.process = (result[NODE_IP], result[PID])
-        running.place = result.get(PLACE, running.place)
-        running.outcome = result.get(OUTCOME)
-        if PROGRESS in result:
-            self.monitor.progress(job, result[PROGRESS])
+        job = trial.config[PAYLOAD_KEY].job
+        running_job = self.monitor.running[job.id]
+        running_job.process = (result[NODE_IP], result[PID])
+        running_job.placement_group = result.get(PLACEMENT_GROUP_KEY, running_job.placement_group)
+        running_job.outcome = result.get(OUTCOME_KEY)
+        if PROGRESS_KEY in result:
+            self.monitor.on_progress(job, result[PROGRESS_KEY])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Handle a trial's end: its job reported the outcome, or Tune ended it."""
-        self._end(self.searcher.job(trial))
+        self._end_job(self.searcher.find_job(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Handle a slot's end: its job reported the outcome, or its process died."""
-        self._end(self.searcher.job(trial), died=DIED)
+        self._end_job(self.searcher.find_job(trial), death_reason=DIED_REASON)
 
     def end_all(self, error: OutOfMemoryError) -> bool:
         """End all running jobs after Ray killed a slot for memory and Tune ended all others.
@@ -450,29 +470,36 @@ class TuneJobCallback(NotRestored, tune.Callback):  # type: ignore[misc]
         Returns:
             whether there were any.
         """
-        running = [each for each in self.monitor.running.values() if not each.job.scores]
-        killed = [
-            each
-            for each in running
-            if each.process and re.search(rf"\bpid={each.process[1]}\b", str(error))
+        running = [
+            running_job
+            for running_job in self.monitor.running.values()
+            if not running_job.job.is_scoring
         ]
-        for each in running:
-            if each in (killed or running):
-                self._end(each.job, died=NO_MEMORY)
+        killed = [
+            running_job
+            for running_job in running
+            if running_job.process and re.search(rf"\bpid={running_job.process[1]}\b", str(error))
+        ]
+        for running_job in running:
+            if running_job in (killed or running):
+                self._end_job(running_job.job, death_reason=OUT_OF_MEMORY_REASON)
             else:
-                self._end(each.job, died="Ray killed another trial for memory, and Tune ended all")
-        self.searcher.take_back()
+                self._end_job(
+                    running_job.job,
+                    death_reason="Ray killed another trial for memory, and Tune ended all",
+                )
+        self.searcher.requeue_active()
         return bool(running)
 
-    def _end(self, job: Job, died: str | None = None) -> None:
-        retry_job = self.monitor.end(job, died)
-        if retry_job is not None and retry_job.scores:
+    def _end_job(self, job: Job, death_reason: str | None = None) -> None:
+        retry_job = self.monitor.on_end(job, death_reason)
+        if retry_job is not None and retry_job.is_scoring:
             self.scoring.submit(retry_job)
             retry_job = None
-        self.searcher.ended(job, retry_job)
+        self.searcher.on_job_end(job, retry_job)
 
 
-class StopWaiting(NotRestored, tune.Stopper):  # type: ignore[misc]
+class WaitingTrialsStopper(NoStateMixin, tune.Stopper):  # type: ignore[misc]
     """Ends Tune's run once the run should stop and only unstarted jobs are left."""
 
     def __init__(self, monitor: JobMonitor) -> None:
@@ -485,10 +512,10 @@ class StopWaiting(NotRestored, tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Return whether no started job is left."""
-        return self._monitor.only_waiting
+        return self._monitor.has_only_waiting
 
 
-class NoticeOfWaiting(NotRestored, tune.Callback):  # type: ignore[misc]
+class WaitingNotice(NoStateMixin, tune.Callback):  # type: ignore[misc]
     """Reports what trials without a place wait for. They keep waiting, as a cluster may grow.
 
     A trial of several workers has a slot at once, in which it waits until Train has placed them.
@@ -498,31 +525,34 @@ class NoticeOfWaiting(NotRestored, tune.Callback):  # type: ignore[misc]
         """Store the monitor and the clock."""
         self._monitor = monitor
         self._clock = clock
-        self._since: dict[str, float] = {}
-        self._due = TOLD_AFTER
+        self._waiting_since: dict[str, float] = {}
+        self._next_notice = NOTICE_AFTER
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Report waiting trials after a minute, and again each time that has doubled."""
         now = self._clock()
         waiting = [trial for trial in trials if self._is_waiting(trial)]
-        self._since = {each.trial_id: self._since.get(each.trial_id, now) for each in waiting}
-        seconds = now - min(self._since.values(), default=now)
-        if seconds < TOLD_AFTER:
-            self._due = TOLD_AFTER
-        if seconds < self._due:
+        self._waiting_since = {
+            trial.trial_id: self._waiting_since.get(trial.trial_id, now) for trial in waiting
+        }
+        seconds = now - min(self._waiting_since.values(), default=now)
+        if seconds < NOTICE_AFTER:
+            self._next_notice = NOTICE_AFTER
+        if seconds < self._next_notice:
             return
-        self._due = 2 * seconds
+        self._next_notice = 2 * seconds
         first = waiting[0]
-        payload: JobPayload = first.config[PAYLOAD]
+        payload: JobPayload = first.config[PAYLOAD_KEY]
         if first.status == Trial.PENDING:
-            wanted = place_wanted(slot_resources(first.config).required_resources)
+            request_text = describe_pending_request(slot_resources(first.config).required_resources)
         else:
-            wanted = place_wanted(payload.resources, payload.job.workers)
-        if wanted is None:
+            request_text = describe_pending_request(payload.resources, payload.job.num_workers)
+        if request_text is None:
             return
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         warn_once(
-            f"{payload.job.name}{more}: no place yet after {seconds:.0f} s: {wanted}: "
+            f"{payload.job.name}{more}: no place yet after {seconds:.0f} s: "
+            f"{request_text}: "
             "wait until there is, or stop by Ctrl-C"
         )
 
@@ -530,6 +560,8 @@ class NoticeOfWaiting(NotRestored, tune.Callback):  # type: ignore[misc]
         """Return whether a trial, or its workers, have no place."""
         if trial.status != Trial.RUNNING:
             return bool(trial.status == Trial.PENDING)
-        job: Job = trial.config[PAYLOAD].job
-        running = self._monitor.running.get(job.id)
-        return job.workers > 1 and running is not None and running.place is None
+        job: Job = trial.config[PAYLOAD_KEY].job
+        running_job = self._monitor.running.get(job.id)
+        return (
+            job.num_workers > 1 and running_job is not None and running_job.placement_group is None
+        )

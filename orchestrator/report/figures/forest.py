@@ -64,7 +64,9 @@ def _draw_forest(
         lines = lines[:MAX_LINES]
     info = summary.metrics[metric]
     delta = next(
-        entry.smallest_difference for entry in summary.plan.study.declared if entry.metric == metric
+        entry.smallest_difference
+        for entry in summary.plan.study.declared_metrics
+        if entry.metric == metric
     )
 
     # An interaction is named after two effects, which go on a line each.

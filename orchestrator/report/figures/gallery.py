@@ -16,8 +16,8 @@ from PIL import Image
 from chip_core.config.strategies import STRATEGIES
 from chip_core.config.trial import RejectedImageConfig
 from chip_core.data.image_files import read_image
-from chip_core.data.rejected_images import ImageSample, RejectedImages, strategy_class
-from chip_core.data.rejected_images.images import as_rgb, bounded
+from chip_core.data.rejected_images import ImageSample, RejectedImageMaker, strategy_class
+from chip_core.data.rejected_images.images import as_rgb, limit_pixels
 from chip_core.data.rows import RowError
 from chip_core.shapes import world
 from chip_core.utils.errors import TrialError, UserError
@@ -47,8 +47,8 @@ class GalleryCell:
 
 def make_scenes(count: int) -> list[GalleryImage]:
     """Return images of the embedded world's training split."""
-    scenes = [world.scene("train", index) for index in range(count)]
-    return [GalleryImage(id=scene.id, image=world.draw(scene)) for scene in scenes]
+    scenes = [world.make_scene("train", index) for index in range(count)]
+    return [GalleryImage(id=scene.id, image=world.draw_scene(scene)) for scene in scenes]
 
 
 def read_images(paths: Iterable[Path]) -> list[GalleryImage]:
@@ -64,7 +64,7 @@ def read_images(paths: Iterable[Path]) -> list[GalleryImage]:
         name = next(name for name in itertools.chain([path.stem], numbered) if name not in names)
         try:
             path.stat()
-            images.append(GalleryImage(id=name, image=bounded(read_image(path))))
+            images.append(GalleryImage(id=name, image=limit_pixels(read_image(path))))
         except (OSError, RowError) as error:
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["broken"])[0]
             raise UserError(f"{path}: cannot be read as an image: {reason}") from None
@@ -122,7 +122,7 @@ def _make_cell(
         return GalleryCell(row=image.id, title=title, image=None, note="needs a pipeline")
     config = RejectedImageConfig.model_validate(settings)
     try:
-        preview = RejectedImages(config, seed=seed).preview(image, others=others)
+        preview = RejectedImageMaker(config, seed=seed).preview(image, others=others)
     except TrialError as error:
         return GalleryCell(row=image.id, title=title, image=None, note=str(error))
     return GalleryCell(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from chip_core.config.trial import RejectedImageConfig, TrialConfig
 from chip_core.data.preferences import PreferencePair, first_pairs
-from chip_core.data.rejected_images import RejectedImages
+from chip_core.data.rejected_images import RejectedImageMaker
 from chip_core.utils.errors import TrialError
 from orchestrator.plan.plan import Plan
 from orchestrator.report.figures.gallery import GalleryCell, draw_rows
@@ -114,7 +114,9 @@ def _make_cell(
     others: Sequence[PreferencePair],
 ) -> GalleryCell:
     try:
-        preview = RejectedImages(settings).preview(pair, others=others, given=pair.rejected_image)
+        preview = RejectedImageMaker(settings).preview(
+            pair, others=others, given=pair.rejected_image
+        )
     except TrialError as error:
         return GalleryCell(row=pair.id, title=title, image=None, note=str(error))
     return GalleryCell(

@@ -198,7 +198,7 @@ def _add_images(tables: Sequence[ChangedItems], metric: str, plan: Plan) -> list
         if (settings_side, candidate.name) == (side, benchmark)
     )
     items = {row.item for table in tables for row in table.items}
-    images = encode_item_images(side, settings, plan.places, items)
+    images = encode_item_images(side, settings, plan.data_paths, items)
     return [
         replace(
             table, items=tuple(replace(row, images=images.get(row.item, ())) for row in table.items)

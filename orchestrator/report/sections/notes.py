@@ -17,7 +17,7 @@ from orchestrator.report.formatting import (
 )
 from orchestrator.report.sections.search import SEARCH_CAUTION
 from orchestrator.report.summary import Summary
-from orchestrator.study.design import layout_notes
+from orchestrator.study.design import iter_layout_notes
 
 
 def build_notes(summary: Summary) -> list[str]:
@@ -52,7 +52,7 @@ def _general_notes(summary: Summary) -> Iterator[str]:
     )
     deltas = [
         f"{format_number(entry.smallest_difference)} for {entry.metric}"
-        for entry in study.declared
+        for entry in study.declared_metrics
         if entry.smallest_difference is not None
     ]
     if deltas:
@@ -155,7 +155,7 @@ def _contrast_notes(summary: Summary) -> Iterator[str]:
 
 def _row_notes(summary: Summary) -> Iterator[str]:
     """Yield notes on merged cells, on scoring and on missing trials and figures."""
-    for note in layout_notes(summary.plan.study):
+    for note in iter_layout_notes(summary.plan.study):
         yield f"Cells: {note}."
     for arm in summary.plan.arms:
         if len(arm.cells) > 1:
@@ -196,7 +196,7 @@ def _early_stopping_notes(summary: Summary) -> Iterator[str]:
         if (count := sum(state == "cut" for state in row.states.values()))
     ]
     exempt = "the baseline's and the placebo's" if summary.plan.study.placebo else "the baseline's"
-    yield f"Early stopping: {rule.words}; {exempt} trainings are never cut." + (
+    yield f"Early stopping: {rule.description}; {exempt} trainings are never cut." + (
         f" Cut: {join_names(cut_arms)}. A cut training gives no figures. Differences with these "
         "arms are no "
         "fair comparison: which of their seeds are left, the rule chose."

@@ -20,8 +20,8 @@ from orchestrator.report.layout import (
     text_row,
 )
 from orchestrator.state.ledger import Ledger, TrialRecord
-from orchestrator.state.search import Search, SearchTrial, searches_of
-from orchestrator.study.model import level_text
+from orchestrator.state.search import Search, SearchTrial, plan_searches
+from orchestrator.study.model import format_level
 from orchestrator.study.search_space import Range, Tune, Values
 
 
@@ -59,7 +59,7 @@ def compute_search_cost(trials: Iterable[Trial], ledger: Ledger, study: str) -> 
             continue
         seconds = _wall_seconds(record)
         engine = trial.config.engine
-        done = record.done(trial)
+        done = record.is_done(trial)
         total += SearchCost(
             trials=1,
             failed=int(not done and record.failure is not None),
@@ -83,11 +83,11 @@ def _wall_seconds(record: TrialRecord) -> float:
 
 def search_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     """Yield the search's settings, progress and choices; nothing without a search."""
-    tune, searches = plan.study.tune, searches_of(plan)
+    tune, searches = plan.study.tune, plan_searches(plan)
     if tune is None:
         return
     trials = {trial.fingerprint: trial for search in searches for trial in search.trials}
-    done = sum(ledger[fingerprint].done(trial) for fingerprint, trial in trials.items())
+    done = sum(ledger[fingerprint].is_done(trial) for fingerprint, trial in trials.items())
     yield Text(
         f"search: {tune.trials} {'draw' if tune.trials == 1 else 'draws'} for every arm, the same "
         f"ones, with seed {tune.seed}, by {tune.metric.name} ({tune.metric.goal}): "
@@ -112,16 +112,16 @@ def search_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
 def format_choice(search: Search) -> str:
     """Return an arm's chosen settings and their figure, in one line."""
     assert search.chosen is not None
-    values = ", ".join(f"{key}={value}" for key, value in search.chosen.text.items())
+    values = ", ".join(f"{key}={value}" for key, value in search.chosen.value_texts.items())
     return f"{search.arm.name} chose {values} ({search.figures[search.chosen.fingerprint]:.2f})"
 
 
 def format_space(space: Values | Range) -> str:
     """Return a key's search space in words."""
     if isinstance(space, Range):
-        kind = "logarithmic " if space.log else "whole numbers " if space.whole else ""
-        return f"{kind}{level_text(space.low)} to {level_text(space.high)}"
-    return ", ".join(map(level_text, space.options))
+        kind = "logarithmic " if space.log else "whole numbers " if space.is_integer else ""
+        return f"{kind}{format_level(space.low)} to {format_level(space.high)}"
+    return ", ".join(map(format_level, space.options))
 
 
 def search_to_json(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
@@ -137,7 +137,7 @@ def search_to_json(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
         "keys": {key: _space_to_json(space) for key, space in tune.keys.items()},
         "chosen_on": [settings.name for settings in plan.study.benchmarks.select],
         "quoted_from": [settings.name for settings in plan.study.benchmarks.report],
-        "arms": [_arm_to_json(search, plan, ledger, tune) for search in searches_of(plan)],
+        "arms": [_arm_to_json(search, plan, ledger, tune) for search in plan_searches(plan)],
     }
 
 
@@ -145,7 +145,7 @@ def _arm_to_json(search: Search, plan: Plan, ledger: Ledger, tune: Tune) -> dict
     chosen = search.chosen
     return {
         "arm": search.arm.name,
-        "state": "chosen" if chosen else "failed" if search.ended else "searching",
+        "state": "chosen" if chosen else "failed" if search.is_finished else "searching",
         "reason": None if search.blocked is None else search.blocked.reason,
         "chosen": None if chosen is None else dict(chosen.values),
         "figure": None if chosen is None else search.figures[chosen.fingerprint],
@@ -180,7 +180,7 @@ def search_blocks(plan: Plan, ledger: Ledger) -> list[Block]:
     tune = plan.study.tune
     if tune is None:
         return []
-    searches = searches_of(plan)
+    searches = plan_searches(plan)
     costs = [compute_search_cost(search.trials, ledger, plan.study.name) for search in searches]
     return [
         TextBlock(lines=tuple(_introduction(plan, tune, searches)), bulleted=True),
@@ -246,9 +246,9 @@ def _cost_cells(cost: SearchCost, with_gpus: bool) -> list[str]:
 def _draw_table(tune: Tune, searches: Sequence[Search]) -> Table:
     """Return the table of the search's metric: one row per draw, one column per arm."""
     rows = []
-    for number, values in enumerate(tune.draws(), start=1):
+    for number, values in enumerate(tune.make_draws(), start=1):
         cells = [_draw_cell(search, search.draws[number - 1]) for search in searches]
-        texts = [Cell(text=level_text(value)) for value in values.values()]
+        texts = [Cell(text=format_level(value)) for value in values.values()]
         rows.append(TableRow(cells=(Cell(text=str(number)), *texts, *cells)))
     names = [search.arm.name for search in searches]
     return Table(
@@ -270,12 +270,12 @@ def _draw_cell(search: Search, trial: SearchTrial) -> Cell:
 
 
 def _value_cells(tune: Tune, trial: SearchTrial | None) -> list[str]:
-    return [NO_VALUE if trial is None else trial.text[key] for key in tune.keys]
+    return [NO_VALUE if trial is None else trial.value_texts[key] for key in tune.keys]
 
 
 def _format_figure(search: Search, trial: SearchTrial | None) -> str:
     if trial is None:
-        return "failed" if search.ended else "not yet"
+        return "failed" if search.is_finished else "not yet"
     if trial.fingerprint in search.failed:
         return "failed"
     figure = search.figures.get(trial.fingerprint)

@@ -19,7 +19,7 @@ from orchestrator.analysis.values import Array
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.layout import Table, TextBlock, make_columns, text_row
 from orchestrator.report.summary import Summary
-from orchestrator.state.integrity import is_changed
+from orchestrator.state.integrity import is_file_changed
 from orchestrator.state.ledger import Ledger
 
 #: The training figures that are drawn: key in curves.jsonl -> heading.
@@ -68,7 +68,7 @@ def _read_curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[i
     hashes = [
         attempt.files.get(CURVES) for attempt in record.history.values() if attempt.folder == model
     ]
-    if any(is_changed(model_folder / CURVES, sha256) for sha256 in hashes):
+    if any(is_file_changed(model_folder / CURVES, sha256) for sha256 in hashes):
         warn_once(
             f"{trial.name}: {model_folder / CURVES} is not as it was written: its training curve "
             "is "
@@ -154,7 +154,7 @@ def _picking_metrics(plan: Plan) -> list[str]:
             metrics[settings.pick.metric] = None
         if settings.pick.constraint is not None:
             metrics[settings.pick.constraint.metric] = None
-    declared = (f"select/{entry.metric}" for entry in plan.study.declared)
+    declared = (f"select/{entry.metric}" for entry in plan.study.declared_metrics)
     return list(dict.fromkeys([*metrics, *declared]))[:_MAX_METRICS]
 
 

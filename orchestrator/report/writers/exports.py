@@ -201,7 +201,9 @@ def _effect_to_json(effect: Comparison) -> dict[str, Any]:
 
 
 def _smallest_difference(summary: Summary, metric: str) -> float | None:
-    declared = {entry.metric: entry.smallest_difference for entry in summary.plan.study.declared}
+    declared = {
+        entry.metric: entry.smallest_difference for entry in summary.plan.study.declared_metrics
+    }
     return declared.get(metric)
 
 

@@ -11,14 +11,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chip_core.data import asks_of
+from chip_core.data import row_requirements
 from chip_core.evaluation.generators.sharing import is_servable, is_shared
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import find_benchmark_problems, list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import store_folder
-from chip_core.reference_cache.size import gigabytes
-from chip_core.selection.rule import selection_words, times_asked
+from chip_core.reference_cache.size import format_bytes
+from chip_core.selection.rule import count_select_runs, describe_selection
 from chip_core.utils import plugins
 from chip_core.utils.errors import UserError, printable
 from orchestrator.plan.plan import Plan, Trial
@@ -27,31 +27,31 @@ from orchestrator.report.sections.search import search_lines, search_to_json
 from orchestrator.report.summary import study_metrics
 from orchestrator.report.units import shown_unit_scale, to_shown_unit
 from orchestrator.state.cache_plan import PlannedCache, cache_folder, plan_caches
-from orchestrator.state.integrity import ledger_of
+from orchestrator.state.integrity import read_ledger
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
-from orchestrator.study.design import layout_notes
+from orchestrator.study.design import iter_layout_notes
 from orchestrator.tracking.names import EXPERIMENT, RUN, encode_invalid
 
 
 def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Yield what a run would do."""
-    study, ledger = plan.study, ledger_of(plan, workdir)
+    study, ledger = plan.study, read_ledger(plan, workdir)
     yield Text(f"study {study.name}", style="bold")
     if study.question:
         yield Text(study.question)
     cells = sum(len(arm.cells) for arm in plan.arms)
     trained = {trial.fingerprint: trial for arm in plan.arms for trial in arm.trials}.values()
-    done = sum(ledger[trial.fingerprint].done(trial) for trial in trained)
+    done = sum(ledger[trial.fingerprint].is_done(trial) for trial in trained)
     line = f"{cells} cells, {len(plan.arms)} arms, seeds {' '.join(map(str, study.seeds))}: "
     line += f"{len(trained)} trials, {done} done, {len(trained) - done} to run"
-    if not ledger[plan.base.fingerprint].done(plan.base):
+    if not ledger[plan.base.fingerprint].is_done(plan.base):
         line += ", and the untrained model to score"
     yield Text(line)
-    for note in layout_notes(study):
+    for note in iter_layout_notes(study):
         yield Text(note)
     yield from _row_field_lines(plan)
-    for selection in dict.fromkeys(selection_words(arm.trials[0].config) for arm in plan.arms):
+    for selection in dict.fromkeys(describe_selection(arm.trials[0].config) for arm in plan.arms):
         if selection is not None:
             yield Text(selection)
     yield from trust_warning_lines(plan)
@@ -63,7 +63,7 @@ def plan_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
                 f"one trial for {len(arm.cells)} cells: {arm.name}: {'; '.join(arm.reasons)}"
             )
     yield from map(Text, mlflow_name_lines(mlflow_names(plan)))
-    for caution in dict.fromkeys(arm.trials[0].config.objective.caution for arm in plan.arms):
+    for caution in dict.fromkeys(arm.trials[0].config.objective.warning for arm in plan.arms):
         if caution is not None:
             yield Text(f"caution: {caution}", style="yellow")
 
@@ -72,7 +72,7 @@ def _row_field_lines(plan: Plan) -> Iterator[Text]:
     """Yield what objectives need in rows besides image, prompt, chosen and rejected."""
     arms_by_fields: dict[tuple[str, ...], list[str]] = {}
     for arm in plan.arms:
-        names = tuple(asks_of(arm.trials[0].config.objective).names)
+        names = tuple(row_requirements(arm.trials[0].config.objective).names)
         if names:
             arms_by_fields.setdefault(names, []).append(arm.name)
     for names, arms in arms_by_fields.items():
@@ -85,10 +85,10 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
     for title in ("reference pass", "samples", "size", "state", "trials"):
         table.add_column(title, justify="right" if title in ("samples", "size") else "left")
     for planned in passes:
-        size = "?" if planned.bytes is None else gigabytes(planned.bytes)
+        size = "?" if planned.bytes is None else format_bytes(planned.bytes)
         prefix = "" if planned.state == "cached" or planned.bytes is None else "about "
         table.add_row(
-            Text(planned.one.name),
+            Text(planned.spec.name),
             "?" if planned.samples is None else str(planned.samples),
             "—" if planned.state == "in the step" else f"{prefix}{size}",
             planned.state,
@@ -99,14 +99,14 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
 
 def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Yield the table of the reference passes that a run would build or read, if any."""
-    passes = plan_caches(plan, ledger_of(plan, workdir), workdir)
+    passes = plan_caches(plan, read_ledger(plan, workdir), workdir)
     if passes:
         yield cache_table(passes)
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
     """Yield the progress of a study."""
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     states = [trial_state(trial, ledger[trial.fingerprint]) for trial in plan.trials]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
     yield Text(f"study {plan.study.name}: {counts}", style="bold")
@@ -115,7 +115,7 @@ def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
 
 def trial_table(plan: Plan, workdir: Path) -> Table:
     """Return a table of all trials with their state and primary metric."""
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     primary = plan.study.primary
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "arm", "seed", "state", "attempts"):
@@ -157,14 +157,14 @@ def _blocked_state(trial: Trial) -> str:
 
 def trial_state(trial: Trial, record: TrialRecord) -> str:
     """Return a trial's state in words."""
-    if record.done(trial):
+    if record.is_done(trial):
         return "done"
     if record.cut is not None:
         return record.failure or "cut by early stopping"
     if record.failure is not None:
-        return f"{'killed' if record.killed else 'failed'}: {record.failure}"
+        return f"{'killed' if record.is_killed else 'failed'}: {record.failure}"
     if record.model is not None or (trial.untrained and record.evaluations):
-        missing = record.missing(trial)
+        missing = record.missing_evaluations(trial)
         answered = all(trial.evaluations[key] in record.answers for key in missing)
         return f"{'answered, ' if answered else ''}to score: {', '.join(missing)}"
     return "to run"
@@ -172,7 +172,7 @@ def trial_state(trial: Trial, record: TrialRecord) -> str:
 
 def plan_to_json(plan: Plan, workdir: Path) -> dict[str, Any]:
     """Return a study's plan and progress as plain data."""
-    ledger = ledger_of(plan, workdir)
+    ledger = read_ledger(plan, workdir)
     passes = plan_caches(plan, ledger, workdir)
     return {
         "study": plan.study.name,
@@ -180,7 +180,7 @@ def plan_to_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "recipe": plan.study.recipe,
         "seeds": list(plan.study.seeds),
         "design": plan.study.design,
-        "notes": list(layout_notes(plan.study)),
+        "notes": list(iter_layout_notes(plan.study)),
         "trusted": trust_warnings_to_json(plan),
         "mlflow_names": mlflow_names(plan),
         "arms": [
@@ -196,8 +196,8 @@ def plan_to_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         ],
         "passes": [
             {
-                "pass": planned.one.name,
-                "hash": store_folder(cache_folder(workdir), planned.one.key).name,
+                "pass": planned.spec.name,
+                "hash": store_folder(cache_folder(workdir), planned.spec.key).name,
                 "samples": planned.samples,
                 "bytes": planned.bytes,
                 "state": planned.state,
@@ -237,7 +237,7 @@ def _search_to_json(trial: Trial) -> dict[str, Any] | None:
     """Return a search trial's arm, number and drawn values; None for other trials."""
     if not isinstance(trial, SearchTrial):
         return None
-    return {"of": trial.of, "number": trial.number, "values": dict(trial.values)}
+    return {"of": trial.arm_name, "number": trial.number, "values": dict(trial.values)}
 
 
 def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
@@ -251,7 +251,9 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
             parts.append(f"{key} its program's own")
             continue
         try:
-            items, total = select_items(side, settings, find_benchmark(settings.name), plan.places)
+            items, total = select_items(
+                side, settings, find_benchmark(settings.name), plan.data_paths
+            )
         except UserError:
             counts[key] = None
             parts.append(f"{key} unknown")
@@ -269,12 +271,14 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     for trial in (*plan.trials, *waiting):
         record = ledger[trial.fingerprint]
         trains = not trial.untrained and record.model is None
-        for key in record.missing(trial):
+        for key in record.missing_evaluations(trial):
             is_repeated = trains and key.startswith("select/")
             if trial.evaluations[key] in record.answers:
                 to_score += counts[key] or 0
             else:
-                to_answer += (counts[key] or 0) * (times_asked(trial.config) if is_repeated else 1)
+                to_answer += (counts[key] or 0) * (
+                    count_select_runs(trial.config) if is_repeated else 1
+                )
     if to_answer:
         line += f"; {to_answer:,} answers to make"
     if to_score:
@@ -295,10 +299,12 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
 
 def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
     """Yield what benchmarks and trainings lack, if anything is left to run."""
-    ledger = ledger_of(plan, workdir)
-    if all(ledger[trial.fingerprint].done(trial) for trial in plan.trials):
+    ledger = read_ledger(plan, workdir)
+    if all(ledger[trial.fingerprint].is_done(trial) for trial in plan.trials):
         return
-    for problem in find_benchmark_problems(plan.study.benchmarks, plan.places) + plan.lacking:
+    for problem in (
+        find_benchmark_problems(plan.study.benchmarks, plan.data_paths) + plan.missing_requirements
+    ):
         yield Text(f"cannot run yet: {problem}", style="bold red")
 
 
@@ -383,7 +389,7 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
             sentence = f"trusted: the code {name} is run, with all your rights"
             yield TrustWarning(kind="plug-in", target=name, sentence=sentence)
         pair_judge = config.pairs.judge if config.pairs.rounds else None
-        if pair_judge is not None and plan.places.judge_replies is None:
+        if pair_judge is not None and plan.data_paths.judge_replies is None:
             target = pair_judge.base_url or "OpenAI"
             sentence = (
                 f"trusted: {target} is sent the data's prompts and pictures and the model's answers"
@@ -392,7 +398,11 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
             yield TrustWarning(kind="judge", target=target, sentence=sentence)
     for _, settings in list_sides(plan.study.benchmarks):
         judge = settings.judge
-        if judge is not None and judge.base_url is not None and plan.places.judge_replies is None:
+        if (
+            judge is not None
+            and judge.base_url is not None
+            and plan.data_paths.judge_replies is None
+        ):
             sentence = (
                 f"trusted: {judge.base_url} is sent the answers to {settings.name}"
                 f"{_key_clause(judge.api_key_env)}"

@@ -129,7 +129,7 @@ UNDER_ROUNDS: dict[str, Any] = {
     "temperature": 0.7,
     "top_p": 0.9,
     "max_new_tokens": 9,
-    "ranker": "chip_core.pairs.make:choose",  # any function
+    "ranker": "chip_core.pairs.make:choose_pair",  # any function
     "margin": 2.0,
 }
 #: Fields that count by what they come to, and the test of that.

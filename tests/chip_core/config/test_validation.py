@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from chip_core.config.fields import Section, figure
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import key_problem, set_key, trial_config
+from chip_core.config.validation import key_problem, parse_trial_config, set_key
 from chip_core.utils.errors import ConfigError
 
 
 def complaints(**tree: Any) -> list[str]:
     with pytest.raises(ConfigError) as raised:
-        trial_config({"model": "shapes", **tree}, "x.yaml")
+        parse_trial_config({"model": "shapes", **tree}, "x.yaml")
     return raised.value.problems
 
 
@@ -83,7 +83,7 @@ def test_problems_are_told_together() -> None:
 
 def test_what_is_missing_is_told() -> None:
     with pytest.raises(ConfigError, match="x.yaml: model: is missing: add it"):
-        trial_config({}, "x.yaml")
+        parse_trial_config({}, "x.yaml")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_what_is_scored_is_what_the_labels_say(built: tuple[Any, Any], rule: Any
             whole, labels = processor.labels(said, rule)
             part = getattr(batch, side)
             assert part.ids[row][part.mask[row]].tolist() == [x for x in labels if x != -100]
-            behind = part.behind
+            behind = part.without_leading
             spelled = [*prompt, *behind.ids[row][behind.mask[row]].tolist()]
             assert spelled == whole[: len(spelled)]
             if part.leading is None:
@@ -93,9 +93,14 @@ def test_a_rule_changes_no_segment(built: tuple[Any, Any]) -> None:
     image = built[1].image_token_id
     short = [x for place, x in enumerate(prompt) if x != image or prompt[place - 1] != image]
     wanted = changed_tokens(
-        "sequence", short, chosen.behind.ids[0].tolist(), rejected.behind.ids[0].tolist()
+        "sequence",
+        short,
+        chosen.without_leading.ids[0].tolist(),
+        rejected.without_leading.ids[0].tolist(),
     )
-    found = [part.behind.changed[0].nonzero().flatten().tolist() for part in (chosen, rejected)]
+    found = [
+        part.without_leading.changed[0].nonzero().flatten().tolist() for part in (chosen, rejected)
+    ]
     assert tuple(found) == wanted
 
 
@@ -182,7 +187,7 @@ def test_a_response_is_cut_and_what_leads_it_stays(built: tuple[Any, Any]) -> No
     batch = PairEncoder(built[1], short, PAIRS).batch([1])
     assert batch.chosen.leading is not None
     assert int(batch.chosen.mask.sum()) == batch.chosen.leading.shape[1] + 2
-    assert [cut[:2] for cut in batch.cut] == [("1", "chosen"), ("1", "rejected")]
+    assert [cut[:2] for cut in batch.cut_responses] == [("1", "chosen"), ("1", "rejected")]
     assert dataclasses.replace(batch).to(torch.device("cpu")).chosen.leading is not None
 
 

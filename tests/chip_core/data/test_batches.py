@@ -53,18 +53,18 @@ def test_random_takes_another_pairs_image(shapes_config: Configured) -> None:
 
 def test_void_images_are_counted(shapes_config: Configured) -> None:
     batch = encoded(shapes_config(rejected_image="crop", data__limit=4))
-    assert batch.void == 4  # 48 pixels on a side, and a window of 320 × 240
-    assert batch.to(torch.device("cpu")).void == 4
+    assert batch.void_count == 4  # 48 pixels on a side, and a window of 320 × 240
+    assert batch.to(torch.device("cpu")).void_count == 4
     assert torch.equal(pixels(batch), batch.prompts.inputs["pixel_values"])
     batch = encoded(shapes_config(rejected_image="rotate", data__limit=4))
-    assert batch.void == 0
+    assert batch.void_count == 0
 
 
 def test_given_images_of_another_size(shapes_config: Configured) -> None:
     given = Image.new("L", (20, 70), 200)
     batch = encoded(shapes_config(rejected_image="given", data__limit=4), rejected_image=given)
     assert pixels(batch).shape == batch.prompts.inputs["pixel_values"].shape
-    assert batch.void == 0
+    assert batch.void_count == 0
 
 
 def test_a_training_draws_anew_each_epoch_and_counts(

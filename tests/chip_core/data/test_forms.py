@@ -324,11 +324,11 @@ def test_a_file_of_rows(tmp_path: Path, content: str | bytes, place: str, suffix
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     source = open_source(DataConfig(source=str(path)))
-    assert str(source.place(1)) == f"{path} {place}"
+    assert str(source.location(1)) == f"{path} {place}"
     pairs = load_pairs(DataConfig(source=str(path)))
     assert [pair.id for pair in pairs] == ["pair-0", "pair-1", "pair-2"]
     assert pairs[1].chosen == "Ein Bär, groß."
-    assert pairs.responses(2) == ("A red ball.", "A red ball and a dog.")
+    assert pairs.response_texts(2) == ("A red ball.", "A red ball and a dog.")
 
 
 @pytest.mark.parametrize("rows", [READ["RLHF-V: text as an object"], READ["TRL: messages"]])
@@ -407,7 +407,7 @@ def test_rows_that_are_read_anew_are_other_data(
 def test_a_folder_of_all_sorts_is_not_walked_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chip_core.data.files.MOST_ENTRIES", 10)
+    monkeypatch.setattr("chip_core.data.files.MAX_ENTRIES", 10)
     for number in range(11):
         (tmp_path / str(number)).mkdir()
     with pytest.raises(ConfigError, match="holds more than 10 files: name the folder of the data"):

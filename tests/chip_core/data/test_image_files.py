@@ -66,7 +66,7 @@ def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
 def test_a_path_may_go_through_folders_and_back(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b.jpg").write_bytes(files.picture())
-    assert ImageReader(tmp_path).file("a/../b.jpg") == tmp_path / "b.jpg"
+    assert ImageReader(tmp_path).resolve_file("a/../b.jpg") == tmp_path / "b.jpg"
 
 
 @pytest.mark.parametrize("name", TRANSPARENT)
@@ -223,5 +223,5 @@ def test_the_check_of_rows_decodes_a_jpeg_at_a_part_of_its_size(
     monkeypatch.setattr(image_files, "to_rgb", noted)
     ref = ImageRef(data=files.picture(size=(640, 480)))
     assert ImageReader(None).size(ref) == (640, 480)
-    ImageReader(None).small(ref)
+    ImageReader(None).read_small(ref)
     assert decoded == [(80, 60), (160, 120)]  # an eighth; a quarter: 64 at least

@@ -11,7 +11,7 @@ import pytest
 
 from chip_core.config.trial import DataConfig
 from chip_core.data import checks, preferences
-from chip_core.data.checks import GoodRow, check_rows, threads_for
+from chip_core.data.checks import ValidRow, check_rows, decode_threads
 from chip_core.data.preferences import SourcePairs, load_pairs
 from chip_core.data.rows import BadRow
 from chip_core.data.source import DataSource, open_source
@@ -49,7 +49,7 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _plain(found: GoodRow | BadRow) -> object:
+def _plain(found: ValidRow | BadRow) -> object:
     if isinstance(found, BadRow):
         return str(found)
     return found.row.index, found.row.texts, found.size
@@ -76,8 +76,8 @@ def test_pairs_are_the_same(source: DataSource) -> None:
 def test_a_training_takes_its_share_of_the_cores(
     source: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "_MANY", ROWS)
-    monkeypatch.setattr(checks, "cores", lambda: 4)
+    monkeypatch.setattr(checks, "_MIN_ROWS_FOR_THREADS", ROWS)
+    monkeypatch.setattr(checks, "cpu_count", lambda: 4)
     asked: list[int] = []
 
     def counted(*given: Any, threads: int, **held: Any) -> Any:
@@ -85,15 +85,15 @@ def test_a_training_takes_its_share_of_the_cores(
         return check_rows(*given, threads=threads, **held)
 
     monkeypatch.setattr(preferences, "check_rows", counted)
-    config = DataConfig(source=str(source.place(0).file), on_bad_row="skip")
-    assert len(load_pairs(config, sharing=2)) == ROWS - len(BAD) - 1
+    config = DataConfig(source=str(source.location(0).file), on_bad_row="skip")
+    assert len(load_pairs(config, processes=2)) == ROWS - len(BAD) - 1
     assert asked == [2]
 
 
 def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "cores", lambda: 16)
-    assert [threads_for(rows) for rows in (1, 1_999, 2_000, 83_000)] == [1, 1, 8, 8]
-    assert [threads_for(83_000, sharing) for sharing in (2, 4, 8, 32)] == [8, 4, 2, 1]
+    monkeypatch.setattr(checks, "cpu_count", lambda: 16)
+    assert [decode_threads(rows) for rows in (1, 1_999, 2_000, 83_000)] == [1, 1, 8, 8]
+    assert [decode_threads(83_000, sharing) for sharing in (2, 4, 8, 32)] == [8, 4, 2, 1]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing says what is mapped")

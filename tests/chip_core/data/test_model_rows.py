@@ -15,7 +15,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
 from chip_core.data.preferences import load_pairs
 from chip_core.models import loading
-from chip_core.training.prepare import checked_pairs
+from chip_core.training.prepare import load_checked_pairs
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from orchestrator.cli import main
@@ -97,14 +97,14 @@ def test_a_training_begins_with_the_same(qwen: Path, rows: Path) -> None:
         )
 
     with pytest.raises(TrialError, match="^5 of 8 rows are bad: .*a.jsonl line 2: an image of 20"):
-        checked_pairs(config("fail"), lambda progress: None)
-    pairs = checked_pairs(config("skip"), lambda progress: None)
+        load_checked_pairs(config("fail"), lambda progress: None)
+    pairs = load_checked_pairs(config("skip"), lambda progress: None)
     assert [pair.id for pair in pairs] == ["pair-0", "long", "text"]
-    assert [bad.place.row for bad in pairs.skipped] == list(REFUSED)
+    assert [bad.location.row for bad in pairs.skipped] == list(REFUSED)
 
 
 def test_only_odd_sizes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor = loading.processor_of(TrialConfig(model="shapes").model)
+    processor = loading.load_processor_only(TrialConfig(model="shapes").model)
     rows = ProcessorChecker(processor)
     tried: list[tuple[int, int]] = []
 
@@ -112,9 +112,9 @@ def test_only_odd_sizes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         tried.append(image.size)
         return "no"
 
-    monkeypatch.setattr(rows, "_tried", note)
+    monkeypatch.setattr(rows, "_try_processor", note)
     sizes = [(64, 64), (64, 1280), (1281, 64), (63, 64), (63, 64)]
-    assert [rows._refusal(*size) for size in sizes] == [None, None, "no", "no", "no"]
+    assert [rows._size_error(*size) for size in sizes] == [None, None, "no", "no", "no"]
     assert tried == [(1281, 64), (63, 64)]  # each once
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.preferences import LOOKED_AT, first_pairs, load_pairs
+from chip_core.data.preferences import MAX_PREVIEW_ROWS, first_pairs, load_pairs
 from chip_core.utils.errors import ConfigError
 
 from . import files
@@ -33,7 +33,7 @@ def test_the_first_pairs_show_different_pictures(tmp_path: Path) -> None:
 
 
 def test_only_the_first_rows_are_looked_at(tmp_path: Path) -> None:
-    assert first_pairs(write(tmp_path, ["broken"] * LOOKED_AT + ["a"]), 1) == []
+    assert first_pairs(write(tmp_path, ["broken"] * MAX_PREVIEW_ROWS + ["a"]), 1) == []
     assert first_pairs(write(tmp_path, ["broken", "a", "b"], limit=3), 2)[0].id == "pairs.jsonl:2"
     assert len(first_pairs(write(tmp_path, ["a", "b", "c"], limit=2), 2)) == 1
 

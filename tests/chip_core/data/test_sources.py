@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from chip_core import data
 from chip_core.config.trial import DataConfig
-from chip_core.data.checks import GoodRow, check_rows
+from chip_core.data.checks import ValidRow, check_rows
 from chip_core.data.files import cache_folder
 from chip_core.data.image_files import ImageReader
 from chip_core.data.preferences import load_pairs
@@ -244,7 +244,7 @@ def test_an_orientation_is_followed(tmp_path: Path) -> None:
     turned = (files.SIZE[1], files.SIZE[0])
     assert load_pairs(config(path))[0].image.size == turned
     (checked,) = check_rows(opened(path))
-    assert isinstance(checked, GoodRow)
+    assert isinstance(checked, ValidRow)
     assert checked.size == turned
 
 
@@ -312,7 +312,7 @@ def test_only_images_named_by_path_are_looked_for(
     ]
     path = files.write_parquet(tmp_path / "a.parquet", rows, row_group_size=1)
     columns = ("image", "image_path", "rejected_image")
-    assert opened(path).tables[0].names_no_image(columns) is not counted
+    assert opened(path).tables[0].has_no_image_paths(columns) is not counted
     assert ("images" in data.identity(config(path))) is counted
 
 
@@ -363,7 +363,7 @@ def test_a_hub_data_set_is_read_as_it_is_stored(
 @pytest.fixture
 def a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that answers."""
-    monkeypatch.setattr("chip_core.data.source.unreachable", lambda *asked: None)
+    monkeypatch.setattr("chip_core.data.source.hub_error", lambda *asked: None)
 
 
 @pytest.mark.usefixtures("a_hub")
@@ -463,9 +463,9 @@ def test_texts_of_a_hub_that_look_like_dates_stay_texts(
         datasets, "load_dataset_builder", lambda name, revision: builder(str(tmp_path), **options)
     )
     made = datasets.load_dataset("owner/name", split="train", revision=None)
-    assert HubTable(made, "x").times  # or there is nothing to mend any more
+    assert HubTable(made, "x").has_times  # or there is nothing to mend any more
     pairs = load_pairs(config("owner/name", image_root=str(tmp_path)))
-    assert (pairs[1].prompt, *pairs.responses(1)) == (
+    assert (pairs[1].prompt, *pairs.response_texts(1)) == (
         "2024-01-01",
         "2024-01-01T10:00:00",
         "2024-01-02",

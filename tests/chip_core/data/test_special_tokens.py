@@ -89,7 +89,7 @@ def test_a_response_spells_marks(make: Any, text: str) -> None:
     # Those of a tokenizer that never knew the marks.
     assert ids == make().encode(text, add_special_tokens=False).ids
     assert not set(ids) & set(tokenizer.convert_tokens_to_ids(MARKS))
-    assert marks.problem(text) is None
+    assert marks.unencodable_token(text) is None
 
 
 @pytest.mark.parametrize("make", [byte_level, metaspace])
@@ -97,7 +97,7 @@ def test_a_response_spells_marks(make: Any, text: str) -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_prompt_spells_marks_and_shows_its_image(make: Any, begins: bool, text: str) -> None:
     own = processor(fast(make(), MARKS, begins=begins))
-    hiding, (asked,) = SpecialTokens(own).hidden(text)
+    hiding, (asked,) = SpecialTokens(own).hide(text)
     content = [{"type": "image"}, {"type": "text", "text": asked}]
     written = hiding.apply_chat_template([{"role": "user", "content": content}])
     made = hiding(images=[Image.new("RGB", (SIDE, SIDE))], text=[written], return_tensors="pt")
@@ -121,7 +121,7 @@ def test_texts_without_marks_go_by_untouched() -> None:
     own = processor(fast(byte_level(), MARKS))
     marks = SpecialTokens(own)
     texts = ["What does <b> do?", "a < b > c", ""]
-    hiding, shown = marks.hidden(*texts)
+    hiding, shown = marks.hide(*texts)
     assert hiding is own
     assert shown == texts
     for text in texts:
@@ -135,7 +135,7 @@ def test_a_slow_tokenizer_spells_marks() -> None:
     # A byte is its value and three more; `</s>` is 1 where it is a mark.
     assert marks.ids("</s> <image>") == [byte + 3 for byte in b"</s> <image>"]
     assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [1]
-    hiding, (asked,) = marks.hidden("the </s>")
+    hiding, (asked,) = marks.hide("the </s>")
     ids = hiding.tokenizer(f"<image>{asked}!")["input_ids"]
     image = tokenizer.convert_tokens_to_ids("<image>")
     assert ids == [image, *(byte + 3 for byte in b"the </s>!"), 1]  # it ends with a mark
@@ -146,9 +146,9 @@ def test_a_mark_that_no_tokenizer_setting_splits_is_told() -> None:
     made = byte_level()
     made.add_tokens([AddedToken("<image>", special=False, normalized=False)])
     marks = SpecialTokens(processor(PreTrainedTokenizerFast(tokenizer_object=made)))
-    assert marks.problem("the <image> tag") == "<image>"
+    assert marks.unencodable_token("the <image> tag") == "<image>"
     with pytest.raises(TrialError, match="^the text 'the <image> tag' holds <image>, a mark of"):
-        marks.hidden("What?", "the <image> tag")
+        marks.hide("What?", "the <image> tag")
 
 
 def test_a_tokenizer_that_splits_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +162,8 @@ def test_a_tokenizer_that_splits_nothing_is_told(monkeypatch: pytest.MonkeyPatch
         return whole(self, text, **options)
 
     monkeypatch.setattr(type(own.tokenizer), "__call__", call)
-    assert SpecialTokens(own).problem("the </s> tag") == "</s>"
-    assert SpecialTokens(own).problem("no tag") is None
+    assert SpecialTokens(own).unencodable_token("the </s> tag") == "</s>"
+    assert SpecialTokens(own).unencodable_token("no tag") is None
 
 
 def test_a_vocabulary_that_holds_the_mark_as_a_word_is_told() -> None:
@@ -172,8 +172,10 @@ def test_a_vocabulary_that_holds_the_mark_as_a_word_is_told() -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="<unk>", additional_special_tokens=["<image>"]
     )
-    assert SpecialTokens(processor(tokenizer)).problem("the <image>") == "<image>"
-    assert SpecialTokens(processor(tokenizer)).problem("the <unk>") is None  # as good as what it is
+    assert SpecialTokens(processor(tokenizer)).unencodable_token("the <image>") == "<image>"
+    assert (
+        SpecialTokens(processor(tokenizer)).unencodable_token("the <unk>") is None
+    )  # as good as what it is
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

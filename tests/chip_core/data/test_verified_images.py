@@ -9,7 +9,7 @@ import pytest
 
 from chip_core.config.trial import DataConfig
 from chip_core.data import checks
-from chip_core.data.checks import GoodRow, check_rows
+from chip_core.data.checks import ValidRow, check_rows
 from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef
 from chip_core.data.source import DataSource, open_source
@@ -23,7 +23,7 @@ BROKEN = 4  # the row whose image is cut
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(checks, "_MANY", ROWS)
+    monkeypatch.setattr(checks, "_MIN_ROWS_FOR_THREADS", ROWS)
     return tmp_path / "cache" / "images"
 
 
@@ -101,7 +101,7 @@ def test_other_bytes_are_decoded(data: DataConfig, decoded: list[ImageRef], tmp_
     assert len(decoded) == 2  # this one, and the broken one
 
 
-@pytest.mark.parametrize("name", ["READER", "PIL.__version__"])
+@pytest.mark.parametrize("name", ["READER_VERSION", "PIL.__version__"])
 def test_other_rules_decode_all(
     data: DataConfig, decoded: list[ImageRef], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -132,14 +132,14 @@ def test_a_folder_that_cannot_be_written_does_not_matter(
 ) -> None:
     cache.parent.mkdir()
     cache.write_text("a file")
-    assert isinstance(next(check_rows(open_source(data))), GoodRow)
+    assert isinstance(next(check_rows(open_source(data))), ValidRow)
     assert _results(open_source(data)) == _results(open_source(data))
 
 
 def test_few_rows_are_not_kept(
     data: DataConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "_MANY", ROWS + 1)
+    monkeypatch.setattr(checks, "_MIN_ROWS_FOR_THREADS", ROWS + 1)
     _results(open_source(data))
     assert not cache.exists()
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from chip_core.shapes.world import SHAPES, Scene, draw, scene
+from chip_core.shapes.world import SHAPES, Scene, draw_scene, make_scene
 
 
 def draw_scenes(number: int) -> list[Scene]:
-    return [scene("test", index) for index in range(number)]
+    return [make_scene("test", index) for index in range(number)]
 
 
 def write_rows(path: Path, value: Any) -> None:
@@ -30,12 +30,12 @@ def write_rows(path: Path, value: Any) -> None:
 
 def save_picture(path: Path, image: Scene) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw(image).save(path)
+    draw_scene(image).save(path)
 
 
 def encode_picture(shown: Scene) -> str:
     buffer = io.BytesIO()
-    draw(shown).save(buffer, "PNG")
+    draw_scene(shown).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -133,7 +133,7 @@ def write_hallusionbench(root: Path) -> Path:
     rows = []
     for figure, name in enumerate((None, "./VS/chart/0_1.png", "./VS/chart/0_2.png")):
         if name is not None:
-            save_picture(folder / "hallusion_bench" / name, scene("test", figure))
+            save_picture(folder / "hallusion_bench" / name, make_scene("test", figure))
         rows.append(
             {
                 "category": "VS",
@@ -194,7 +194,7 @@ def write_scienceqa(root: Path) -> Path:
         "grade": "grade3",
         "subject": "natural science",
     }
-    save_picture(folder / "images" / "test" / "4" / "image.png", scene("test", 0))
+    save_picture(folder / "images" / "test" / "4" / "image.png", make_scene("test", 0))
     write_rows(
         folder / "problems.json", {"4": problem, "5": {**problem, "image": None, "hint": "Look."}}
     )
@@ -204,7 +204,7 @@ def write_scienceqa(root: Path) -> Path:
 
 def write_llava_bench(root: Path) -> Path:
     folder = root / "llava_bench"
-    save_picture(folder / "images" / "001.jpg", scene("test", 0))
+    save_picture(folder / "images" / "001.jpg", make_scene("test", 0))
     rows = [
         {"question_id": number, "image": "001.jpg", "text": "what do you see?", "category": kind}
         for number, kind in enumerate(("conv", "detail", "complex"))

@@ -13,7 +13,7 @@ from chip_core.evaluation.overlap import (
     is_same_picture,
     parse_coco_number,
 )
-from chip_core.shapes.world import draw, scene
+from chip_core.shapes.world import draw_scene, make_scene
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_cocos_number(name: str, number: int | None) -> None:
 
 def photo(index: int) -> Image.Image:
     """A larger picture with gradients, as photographs have them."""
-    shown = draw(scene("test", index)).resize((320, 240), Image.Resampling.BICUBIC)
+    shown = draw_scene(make_scene("test", index)).resize((320, 240), Image.Resampling.BICUBIC)
     shade = Image.linear_gradient("L").rotate(37 * index).resize((320, 240)).convert("RGB")
     return Image.blend(shown, shade, 0.4)
 

@@ -75,7 +75,7 @@ def test_the_reference_is_the_base_and_does_not_move(
     assert not torch.equal(logits(policy, batch), before)
     # and what is frozen has not moved
     originals = dict(base.named_parameters())
-    model = policy.get_base_model() if config.adapted else policy
+    model = policy.get_base_model() if config.has_adapters else policy
     for part, parameters in named_parts(model).items():
         if getattr(config, part) in ("frozen", "lora"):
             for name, parameter in parameters.items():

@@ -44,11 +44,11 @@ SEQUENCE: list[dict[str, Any]] = [
 
 @pytest.fixture
 def kept() -> Iterator[None]:
-    BASE_MODELS.keep()
-    ENCODINGS.keep()
+    BASE_MODELS.enable()
+    ENCODINGS.enable()
     yield
-    BASE_MODELS.forget()
-    ENCODINGS.forget()
+    BASE_MODELS.disable()
+    ENCODINGS.disable()
 
 
 def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
@@ -64,8 +64,8 @@ def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
 
 def test_trials_one_after_another_equal_trials_by_themselves(tmp_path: Path, kept: None) -> None:
     together = [left(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
-    BASE_MODELS.forget()
-    ENCODINGS.forget()
+    BASE_MODELS.disable()
+    ENCODINGS.disable()
     alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
     assert together == alone + alone[:2]  # the first two come again
     assert together[0] != together[2]
@@ -107,8 +107,8 @@ def test_files_that_are_mapped_as_they_are_give_the_same_figures(
     )
     settings = {"model": str(folder), "vision_encoder": "trained"}
     together = [left(settings, tmp_path / f"warm-{n}") for n in range(2)]
-    BASE_MODELS.forget()
-    ENCODINGS.forget()
+    BASE_MODELS.disable()
+    ENCODINGS.disable()
     assert together == 2 * [left(settings, tmp_path / "alone")]
 
 
@@ -123,8 +123,8 @@ def test_thirty_trials_equal_trials_by_themselves_and_hold_no_more_memory(
             together.append(pool.submit(left, settings, folder).result())
         free_memory()
         held.append(psutil.Process().memory_info().rss)
-    BASE_MODELS.forget()
-    ENCODINGS.forget()
+    BASE_MODELS.disable()
+    ENCODINGS.disable()
     alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
     assert together == alone * 6
     # MiB: 456 after the third, 510 after the fourth, the first in bf16, for which oneDNN compiles
@@ -147,10 +147,10 @@ def test_what_is_not_trained_is_shared_and_what_is_trained_is_not(kept: None) ->
 
 def test_other_weights_are_loaded_anew(kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    real = load.__globals__["load_whole"]
+    real = load.__globals__["load_complete"]
     monkeypatch.setitem(
         load.__globals__,
-        "load_whole",
+        "load_complete",
         lambda *given, **more: loads.append(given) or real(*given, **more),
     )
     for attention in ("auto", "auto", "eager", "auto"):

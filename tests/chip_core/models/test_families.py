@@ -35,7 +35,7 @@ from chip_core.models.parts import (
     unread_note,
 )
 from chip_core.representation.described import DescribedImage
-from chip_core.representation.states import Reading, represent
+from chip_core.representation.states import Reading, compute_representations
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
 from chip_core.utils.files import read_records
@@ -334,7 +334,7 @@ def test_a_prompt_shows_its_picture_and_says_which_tokens_are_its(
     assert [kind == 1 for kind in asked.token_types["mm_token_type_ids"]] == images
     given: list[Any] = []
     model.register_forward_pre_hook(lambda _, __, inputs: given.append(inputs), with_kwargs=True)
-    represent(model, processor, [described], Reading())
+    compute_representations(model, processor, [described], Reading())
     for inputs in given:
         marked = inputs["mm_token_type_ids"] == 1
         assert marked.any() and torch.equal(marked, inputs["input_ids"] == processor.image_token_id)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from chip_core.models import loading
 from chip_core.models.adapters import ADAPTER_WEIGHTS, TRAINED_PARTS, with_adapter
-from chip_core.models.fit import layout_of
+from chip_core.models.fit import find_layout
 from chip_core.utils.errors import TrialError, UnfitError
 
 from .. import families
@@ -105,7 +105,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def base(folder: Path) -> Any:
-    return loading.load_whole(str(folder)).eval()
+    return loading.load_complete(str(folder)).eval()
 
 
 def adapt(model: Path, into: Path, **settings: Any) -> None:
@@ -586,8 +586,8 @@ def test_buffers_that_a_model_makes_itself_may_be_there(kept: Path, tmp_path: Pa
 def test_the_layout_is_todays_where_no_other_knows_more(kept: Path) -> None:
     model = base(kept / "qwen2_5_vl")
     names = [name for name, _ in model.named_parameters()]
-    assert layout_of(model, names).today
-    assert layout_of(model, []).today
-    old = layout_of(model, [old_qwen(name) for name in names])
-    assert not old.today
-    assert [old.name(old_qwen(name)) for name in names] == names
+    assert find_layout(model, names).is_current
+    assert find_layout(model, []).is_current
+    old = find_layout(model, [old_qwen(name) for name in names])
+    assert not old.is_current
+    assert [old.model_name(old_qwen(name)) for name in names] == names

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.data.batches import PairEncoder
 from chip_core.evaluation.readiness import find_unmet_requirements
 from chip_core.models import layers
@@ -148,7 +148,7 @@ def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return sequences(*given[:5], scale)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-    monkeypatch.setattr("chip_core.models.packing._HALF", (torch.float32,))
+    monkeypatch.setattr("chip_core.models.packing._HALF_DTYPES", (torch.float32,))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_decoder_without_known_layers_is_refused() -> None:
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused_in_a_line(beside: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        trial_config({"model": "x", **beside}, "trial")
+        parse_trial_config({"model": "x", **beside}, "trial")
     (line,) = refused.value.problems
     assert line == told
 

@@ -22,7 +22,7 @@ from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import keep_activations, recompute_layers
-from chip_core.models.memory import bytes_needed, check_room
+from chip_core.models.memory import check_memory, required_bytes
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
@@ -247,7 +247,7 @@ def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:
     def needed(reference: bool = True, **changes: Any) -> int:
         config = shapes_config(**changes)
         model = attach_adapters(loading.load(config.model)[0], config)
-        return bytes_needed(model, config, reference=reference)
+        return required_bytes(model, config, reference=reference)
 
     model, _ = loading.load(ModelConfig(path="shapes"))
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -259,9 +259,9 @@ def test_room_is_counted(shapes_config: Callable[..., TrialConfig]) -> None:
 
 
 def test_no_room_is_told_with_what_would_fit(shapes_config: Callable[..., TrialConfig]) -> None:
-    check_room(100, 100, shapes_config())
+    check_memory(100, 100, shapes_config())
     with pytest.raises(TrialError) as raised:
-        check_room(3 * 2**30, 2**30, shapes_config(vision_encoder="trained"))
+        check_memory(3 * 2**30, 2**30, shapes_config(vision_encoder="trained"))
     assert str(raised.value) == (
         "no room on the GPU: weights, gradients, optimizer and reference take 3.0 GiB, 1.0 GiB are "
         "free: choose language_model: lora, or vision_encoder: lora, or "
@@ -270,4 +270,4 @@ def test_no_room_is_told_with_what_would_fit(shapes_config: Callable[..., TrialC
     )
     hybrid = shapes_config(engine__parallel="hsdp", engine__workers_per_trial=4)
     with pytest.raises(TrialError, match="choose engine.parallel: fsdp, or a GPU with more"):
-        check_room(3 * 2**30, 2**30, hybrid.model_copy(update={"language_model": "lora"}))
+        check_memory(3 * 2**30, 2**30, hybrid.model_copy(update={"language_model": "lora"}))

@@ -41,7 +41,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         save_file(given, tmp_path / "model.safetensors")
         given = load_file(tmp_path / "model.safetensors")
     if request.param == "on another system":
-        monkeypatch.setattr(base_models, "_REGIONS", tmp_path / "none")
+        monkeypatch.setattr(base_models, "_MAPS_FILE", tmp_path / "none")
         monkeypatch.delattr(os, "memfd_create", raising=False)
     return Model(given)
 
@@ -49,20 +49,20 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_written_to_one_is_in_no_other(model: Model) -> None:
     kept = dict(model.named_parameters())
     lying = MappedWeights(model)
-    first, second = lying.again(kept), lying.again(kept)
+    first, second = lying.fresh_copies(kept), lying.fresh_copies(kept)
     for weight in first.values():
         weight.data.add_(1.0)
     for name, value in weights().items():
         assert torch.equal(first[name], value + 1)
         assert torch.equal(kept[name], value)
         assert torch.equal(second[name], value)
-        assert torch.equal(lying.again(kept)[name], value)
+        assert torch.equal(lying.fresh_copies(kept)[name], value)
         assert first[name].requires_grad == (name != "bias")
 
 
 def test_one_outlives_the_model_that_it_is_of(model: Model) -> None:
     lying = MappedWeights(model)
-    again = lying.again(dict(model.named_parameters()))
+    again = lying.fresh_copies(dict(model.named_parameters()))
     del lying, model
     gc.collect()
     assert torch.equal(again["matrix"], weights()["matrix"])
@@ -71,8 +71,8 @@ def test_one_outlives_the_model_that_it_is_of(model: Model) -> None:
 def test_a_part_may_come_first(model: Model) -> None:
     kept = dict(model.named_parameters())
     lying = MappedWeights(model)
-    lying.again({"bias": kept["bias"]})["bias"].data.zero_()
-    assert torch.equal(lying.again(kept)["bias"], weights()["bias"])
+    lying.fresh_copies({"bias": kept["bias"]})["bias"].data.zero_()
+    assert torch.equal(lying.fresh_copies(kept)["bias"], weights()["bias"])
 
 
 @linux
@@ -80,7 +80,7 @@ def test_a_process_has_only_the_pages_that_it_wrote_to(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file(weights(), file)
     model = Model(load_file(file))
-    again = MappedWeights(model).again(dict(model.named_parameters()))
+    again = MappedWeights(model).fresh_copies(dict(model.named_parameters()))
 
     def own() -> int:
         maps = psutil.Process().memory_maps(grouped=False)
@@ -96,7 +96,7 @@ def test_a_process_has_only_the_pages_that_it_wrote_to(tmp_path: Path) -> None:
 def test_memory_is_given_back() -> None:
     before = len(os.listdir("/proc/self/fd"))
     lying = MappedWeights(model := Model(weights()))
-    again = lying.again(dict(model.named_parameters()))
+    again = lying.fresh_copies(dict(model.named_parameters()))
     assert len(os.listdir("/proc/self/fd")) > before
     del lying, again, model
     gc.collect()

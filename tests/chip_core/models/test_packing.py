@@ -13,11 +13,11 @@ from chip_core.data.batches import PairEncoder
 from chip_core.models.packing import (
     Packing,
     Span,
+    attend_sequences,
     attention,
     can_fuse,
     fused_attention,
     is_fused,
-    over_sequences,
     packed_attention,
 )
 from chip_core.training.states import response_states
@@ -103,12 +103,12 @@ def by_sequence(
 def test_sequences_of_keys_as_they_are_seen_give_what_the_pieces_give() -> None:
     """The row is laid out by hand: prompts 0-2, 9 and 11-12, and what lies behind them."""
     packing = Packing(SPANS)
-    packing.lay_out(lambda value: value)
+    packing.prepare_fused(lambda value: value)
     sequences = packing.sequences
     assert sequences is not None
     assert sequences.queries.tolist() == [0, 5, 9, 11, 16, 17, 19]
     assert sequences.keys.tolist() == [0, 5, 12, 14, 19, 22, 26]
-    assert sequences.seen.tolist() == [
+    assert sequences.key_positions.tolist() == [
         0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 8, 9, 10,
         11, 12, 13, 14, 15, 11, 12, 16, 11, 12, 17, 18,
     ]  # fmt: skip
@@ -120,7 +120,7 @@ def test_sequences_of_keys_as_they_are_seen_give_what_the_pieces_give() -> None:
     layer = SimpleNamespace(num_key_value_groups=2)
     pieces, _ = attention(layer, *given, None, scaling=0.3, packing=packing)
     rows = [part[0].transpose(0, 1) for part in given]
-    fused = over_sequences(*rows, sequences, scaling=0.3, kernel=by_sequence)[None]
+    fused = attend_sequences(*rows, sequences, scaling=0.3, kernel=by_sequence)[None]
     assert torch.allclose(fused, pieces, rtol=1e-12, atol=1e-13)
     by = torch.randn(fused.shape, generator=draw, dtype=torch.float64)
     gradients = [torch.autograd.grad((made * by).sum(), given) for made in (fused, pieces)]
@@ -158,7 +158,7 @@ def test_only_a_gpus_half_precision_is_fused() -> None:
 @pytest.mark.gpu
 def test_the_fused_kernel_is_no_farther_from_float32_than_the_pieces() -> None:
     packing = Packing(SPANS)
-    packing.lay_out(lambda value: value.cuda())
+    packing.prepare_fused(lambda value: value.cuda())
     draw = torch.Generator().manual_seed(0)
     shapes = ((1, 4, 19, 64), (1, 2, 19, 64), (1, 2, 19, 64))
     given = [torch.randn(shape, generator=draw).bfloat16().cuda() for shape in shapes]

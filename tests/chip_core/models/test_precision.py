@@ -10,7 +10,7 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.models.precision import as_held, dtype_of, hold, in_fp32
+from chip_core.models.precision import compute_in_fp32, convert_weights, dtype_of, match_dtype
 from chip_core.training.states import response_states
 
 from .. import families
@@ -24,13 +24,13 @@ def built(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
 
 def test_a_look_in_fp32_is_at_a_model_of_the_same_weights_in_fp32(built: tuple[Any, Any]) -> None:
-    model, processor = hold(built[0], "bf16"), built[1]
-    twin = hold(copy.deepcopy(model), "fp32")
+    model, processor = convert_weights(built[0], "bf16"), built[1]
+    twin = convert_weights(copy.deepcopy(model), "fp32")
     batch = PairEncoder(processor, CONFIG, families.pairs()).batch(range(3))
     before = dict(model.named_parameters())
     vectors = [weight for weight in model.get_decoder().parameters() if weight.ndim == 1]
     theirs = [weight for weight in twin.get_decoder().parameters() if weight.ndim == 1]
-    with in_fp32(model, vectors) as leaves:
+    with compute_in_fp32(model, vectors) as leaves:
         ours = response_states(model, batch, prefix_sharing=False).chosen
         found = torch.autograd.grad(ours.square().sum(), leaves)
     true = response_states(twin, batch, prefix_sharing=False).chosen
@@ -52,14 +52,14 @@ def test_a_look_in_fp32_is_at_a_model_of_the_same_weights_in_fp32(built: tuple[A
 def test_of_a_model_in_fp32_it_is_the_model_itself() -> None:
     model, _ = families.build("llava")
     vector = next(weight for weight in model.parameters() if weight.ndim == 1)
-    with in_fp32(model, [vector]) as leaves:
+    with compute_in_fp32(model, [vector]) as leaves:
         assert leaves[0] is vector
 
 
 def test_it_is_undone_when_something_fails_within() -> None:
-    model = hold(families.build("llava")[0], "bf16")
+    model = convert_weights(families.build("llava")[0], "bf16")
     names = [name for name, _ in model.named_parameters()]
-    with pytest.raises(KeyError), in_fp32(model):
+    with pytest.raises(KeyError), compute_in_fp32(model):
         raise KeyError
     assert [name for name, _ in model.named_parameters()] == names
 
@@ -67,15 +67,15 @@ def test_it_is_undone_when_something_fails_within() -> None:
 def test_pixels_are_rounded_for_a_model_in_bf16_alone() -> None:
     model, _ = families.build("llava")
     given = {"pixel_values": torch.rand(2), "image_sizes": torch.tensor([3])}
-    assert as_held(given, model)["pixel_values"] is given["pixel_values"]
-    hold(model, "bf16")
+    assert match_dtype(given, model)["pixel_values"] is given["pixel_values"]
+    convert_weights(model, "bf16")
     assert dtype_of(model) == torch.bfloat16
-    made = as_held(given, model)
+    made = match_dtype(given, model)
     assert made["pixel_values"].dtype == torch.bfloat16
     assert made["image_sizes"] is given["image_sizes"]
 
 
 def test_buffers_stay_in_fp32() -> None:
-    model = hold(families.build("llava")[0], "bf16")
+    model = convert_weights(families.build("llava")[0], "bf16")
     rotary = model.get_decoder().rotary_emb.inv_freq
     assert rotary.dtype == torch.float32

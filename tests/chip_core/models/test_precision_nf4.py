@@ -18,10 +18,10 @@ from chip_core.evaluation.readiness import find_unmet_requirements
 from chip_core.export import export_model
 from chip_core.models import loading
 from chip_core.models.base_models import BASE_MODELS
-from chip_core.models.memory import bytes_needed
-from chip_core.models.precision import NF4_BYTES, in_fp32
+from chip_core.models.memory import required_bytes
+from chip_core.models.precision import NF4_BYTES, compute_in_fp32
 from chip_core.results import read_result
-from chip_core.training.footprint.estimate import footprint
+from chip_core.training.footprint.estimate import estimate_footprint
 from chip_core.training.footprint.step import RowShape
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
@@ -113,7 +113,7 @@ def test_in_fp32_a_bf16_model_multiplies_what_it_unpacks_in_fp32() -> None:
             weight.data = weight.data.bfloat16().float()
     with torch.no_grad():
         rough = model(**given).logits.float()
-        with in_fp32(model):
+        with compute_in_fp32(model):
             fine = model(**given).logits
         again = model(**given).logits.float()
         truth = plain(**given).logits
@@ -142,11 +142,11 @@ def test_a_trial_is_trained_answers_and_is_merged_into_whole_weights(
 @needs_bitsandbytes
 def test_a_warm_slots_second_trial_is_its_first_to_the_bit(tmp_path: Path) -> None:
     try:
-        BASE_MODELS.keep()
+        BASE_MODELS.enable()
         for folder in ("one", "two"):
             run_trial(config_of(), folder=tmp_path / folder)
     finally:
-        BASE_MODELS.forget()
+        BASE_MODELS.disable()
     one, two = (read_result(tmp_path / folder) for folder in ("one", "two"))
     assert one is not None and two is not None
     assert one.evaluations["report/shapes"].metrics == two.evaluations["report/shapes"].metrics
@@ -164,7 +164,7 @@ def test_memory_counts_two_weights_a_byte() -> None:
     frozen = config_of("bf16", projector="frozen")
     packed = sum(p.numel() for p in model.parameters() if p.dtype == torch.uint8)
     others = sum(p.numel() for p in whole.parameters()) - 2 * packed
-    assert bytes_needed(model, frozen) == packed + 2 * others
+    assert required_bytes(model, frozen) == packed + 2 * others
 
 
 def test_the_estimate_counts_half_a_byte_and_scales() -> None:
@@ -174,7 +174,7 @@ def test_the_estimate_counts_half_a_byte_and_scales() -> None:
         {"model": {"path": "x", "dtype": "bf16"}, "language_model": "lora"}
     )
     four = whole.model_copy(update={"model": whole.model.model_copy(update={"quantize": "nf4"})})
-    sizes = [footprint(found, each, shape, stored=True) for each in (whole, four)]
+    sizes = [estimate_footprint(found, each, shape, stored=True) for each in (whole, four)]
     text = found.text_config
     attention = (
         2 * text.hidden_size * text.head_dim * (text.num_attention_heads + text.num_key_value_heads)

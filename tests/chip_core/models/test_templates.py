@@ -137,8 +137,8 @@ def test_a_template_is_found_wherever_it_lies(
     lay(folder)
     model = ModelConfig(path=str(folder))
     assert loading.problem(model) is None
-    made = loading.processor_of(model)
-    first = loading.processor_of(ModelConfig(path="shapes"))
+    made = loading.load_processor_only(model)
+    first = loading.load_processor_only(ModelConfig(path="shapes"))
     asked = [{"role": "user", "content": QUESTION}]
     prompts = [
         each.apply_chat_template(asked, add_generation_prompt=True) for each in (made, first)
@@ -148,7 +148,7 @@ def test_a_template_is_found_wherever_it_lies(
     made.save_pretrained(tmp_path / "saved")
     shutil.copy(folder / "config.json", tmp_path / "saved")
     shutil.copy(folder / "model.safetensors", tmp_path / "saved")
-    again = loading.processor_of(ModelConfig(path=str(tmp_path / "saved")))
+    again = loading.load_processor_only(ModelConfig(path=str(tmp_path / "saved")))
     assert again.apply_chat_template(asked, add_generation_prompt=True) == prompts[1]
 
 
@@ -212,7 +212,7 @@ def test_what_is_wrong_is_told_before_anything_runs(
     expected = lay(folder)
     model = ModelConfig(path=str(folder))
     with pytest.raises(TrialError, match=expected) as raised:
-        loading.processor_of(model)
+        loading.load_processor_only(model)
     assert loading.problem(model) == str(raised.value)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", str(folder), "--benchmarks", "shapes", "--out", str(folder / "out")])

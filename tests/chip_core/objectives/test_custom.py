@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.objectives import ObjectiveConfig
-from chip_core.objectives.custom import check_term, load_term, needs
-from chip_core.objectives.forms import objective_of
+from chip_core.objectives.custom import check_term, load_term, term_needs
+from chip_core.objectives.forms import compute_objective
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.terms import ResponseScores
 from chip_core.utils.errors import TrialError
@@ -181,7 +181,7 @@ def mark(write: Callable[[], object] = lambda: None) -> str:
 
 
 def test_one_need_may_be_a_bare_name(module: Path) -> None:
-    assert needs(load_term("own_terms:one_name")) == {"divergence"}
+    assert term_needs(load_term("own_terms:one_name")) == {"divergence"}
 
 
 def test_a_loss_of_another_shape_is_told_in_training(module: Path) -> None:
@@ -233,6 +233,6 @@ def test_a_term_of_the_batch_is_computed_over_it(module: Path) -> None:
 
     config = ObjectiveConfig(preset="dpo", custom={"own_terms:over_the_mean": 1.0})
     views = {"chosen": scores([1.0, 2.0, 6.0]), "rejected": scores([0.0, 0.0, 0.0])}
-    terms = objective_of(config, Inputs(views=views)).terms
+    terms = compute_objective(config, Inputs(views=views)).terms
     # beta 0.1 times the squares of 1 − 3, 2 − 3, 6 − 3
     assert terms["own_terms:over_the_mean"].tolist() == pytest.approx([0.4, 0.1, 0.9])

@@ -232,8 +232,8 @@ def test_closed_value_at_policy_equal_reference(
 def test_released_refuses_what_that_code_cannot_do(config: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=f"form released cannot do .*{what}"):
         ObjectiveConfig(form="released", **config)
-    assert ObjectiveConfig(form="released").caution is not None
-    assert ObjectiveConfig().caution is None
+    assert ObjectiveConfig(form="released").warning is not None
+    assert ObjectiveConfig().warning is None
 
 
 def test_sequences_over_200_tokens_meet_autojunk() -> None:

@@ -15,11 +15,11 @@ from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import set_key
 from chip_core.objectives import ObjectiveConfig
-from chip_core.objectives.forms import objective_of
+from chip_core.objectives.forms import compute_objective
 from chip_core.objectives.from_logits import BatchOutput, PairLogits, batch_from_logits
-from chip_core.objectives.global_batch import BatchTable, batch_facts
+from chip_core.objectives.global_batch import BatchTable, compute_batch_facts
 from chip_core.objectives.losses import Inputs
-from chip_core.objectives.parts import view_of
+from chip_core.objectives.parts import view_name
 from chip_core.objectives.terms import ResponseScores
 
 #: Case -> the objective that is to give it.
@@ -88,7 +88,7 @@ def view(objective: ObjectiveConfig, key: str) -> str:
     """Return the view that a case's key means to an objective: its image 2 differs."""
     image, letter = key.split("_")
     second = "second_image" if objective.reads_image("second_image") else "rejected_image"
-    return view_of("image" if image == "1" else second, LETTERS[letter])
+    return view_name("image" if image == "1" else second, LETTERS[letter])
 
 
 def pairs_of(
@@ -221,7 +221,7 @@ def by_hand(w: float, l: float, beta: float) -> dict[str, float]:  # noqa: E741
 def test_ld_alpha_is_not_rounded(alpha: float) -> None:
     method = {"ld_alpha": alpha}
     objective = ObjectiveConfig.model_validate({"preset": "ld_dpo", "beta": 2.0, "method": method})
-    found = objective_of(objective, two_rewards(3.0, -1.0)).loss.item()
+    found = compute_objective(objective, two_rewards(3.0, -1.0)).loss.item()
     # w's log-ratio of 3 is even over 4 tokens, two of them beyond l's two: 1.5 + alpha·1.5.
     margin = 2.0 * (1.5 + 1.5 * alpha + 1.0)
     assert found == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-12)
@@ -248,7 +248,7 @@ def two_rewards(w: float, l: float) -> Any:  # noqa: E741
 @pytest.mark.parametrize(("w", "l"), [(0.8, -0.4), (-1.2, 0.6), (0.0, 0.0)])
 def test_arithmetic(preset: str, w: float, l: float) -> None:  # noqa: E741
     objective = ObjectiveConfig.model_validate({"preset": preset, "beta": 0.3})
-    found = objective_of(objective, two_rewards(w, l)).loss
+    found = compute_objective(objective, two_rewards(w, l)).loss
     assert found.tolist() == pytest.approx([by_hand(w, l, 0.3)[preset]], rel=1e-7, abs=1e-12)
 
 
@@ -279,8 +279,8 @@ def test_what_authors_code_cannot_have_is_refused(objective: dict[str, Any], rea
 
 def test_what_trains_nothing_is_told() -> None:
     still = {"preset": "vdpo", "method": {"gamma": 0.0}}
-    assert "nothing is trained" in str(ObjectiveConfig.model_validate(still).caution)
-    assert ObjectiveConfig.model_validate("vdpo").caution is None
+    assert "nothing is trained" in str(ObjectiveConfig.model_validate(still).warning)
+    assert ObjectiveConfig.model_validate("vdpo").warning is None
 
 
 def test_presets_that_are_one_objective_are_one_trial() -> None:
@@ -311,10 +311,14 @@ def test_a_draw_of_dama_keeps_four_fifths() -> None:
         },
     )  # fmt: skip
     objective = ObjectiveConfig.model_validate("dama")
-    facts, state = batch_facts(objective, table, {}, draw=torch.Generator().manual_seed(1))
+    facts, state = compute_batch_facts(
+        objective, table, {}, generator=torch.Generator().manual_seed(1)
+    )
     assert sorted(facts.pair["keep"].tolist()) == [0.0] * 2 + [1.25] * 8
     far = {**table.columns, "policy_chosen": torch.full((10,), 1e3, dtype=torch.float64)}
     gone = BatchTable(tokens=1, pairs=10, columns=far)  # all weights are 0
-    facts, state = batch_facts(objective, gone, state, draw=torch.Generator().manual_seed(1))
+    facts, state = compute_batch_facts(
+        objective, gone, state, generator=torch.Generator().manual_seed(1)
+    )
     assert facts.pair["keep"].sum().item() == pytest.approx(10.0)
     assert state["gap"] == pytest.approx(100.0)  # 0.9·0 + 0.1·1000

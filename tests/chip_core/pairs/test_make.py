@@ -14,7 +14,7 @@ from chip_core.config.benchmark import DataPaths
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.trial import DataConfig
 from chip_core.data.preferences import load_pairs
-from chip_core.pairs.make import NARROW, ONE_ANSWER, TIE, UNRANKED, Made, choose
+from chip_core.pairs.make import NARROW, ONE_ANSWER, TIE, UNRANKED, SamplingResult, choose_pair
 from chip_core.pairs.ranking import Score
 from chip_core.results import Progress
 from chip_core.sample_pairs import sample_pairs
@@ -40,7 +40,7 @@ def one_too_few(prompt: Any, answers: list[str]) -> list[float]:
     return [0.0]
 
 
-def made_in(folder: Path, *, batch: int = 8, report: Any = None, **settings: Any) -> Made:
+def made_in(folder: Path, *, batch: int = 8, report: Any = None, **settings: Any) -> SamplingResult:
     torch.set_num_threads(1)
     return sample_pairs(
         "shapes",
@@ -106,11 +106,13 @@ def test_rows_are_the_best_against_the_worst_and_can_be_trained_on(whole: Path) 
     rows = [json.loads(line) for line in (whole / "pairs.jsonl").read_text().splitlines()]
     assert 0 < len(pairs) == len(rows) < PROMPTS
     for pair, row in zip(pairs, rows, strict=True):
-        scene = world.scene_of(pair.id)
-        found = [captions.compare(scene, text).invented for text in (pair.chosen, pair.rejected)]
+        scene = world.scene_from_id(pair.id)
+        found = [
+            captions.compare_caption(scene, text).invented for text in (pair.chosen, pair.rejected)
+        ]
         assert [-row["score_chosen"], -row["score_rejected"]] == found
         assert found[0] < found[1]
-        assert pair.image.tobytes() == world.draw(scene).tobytes()
+        assert pair.image.tobytes() == world.draw_scene(scene).tobytes()
     provenance = json.loads((whole / "provenance.json").read_text())
     assert provenance["ranker"] == {"ranker": "chair", "version": "shapes-1"}
     assert provenance["counts"]["pairs"] == len(rows)
@@ -151,13 +153,13 @@ def scored(*values: float | None) -> list[Score | None]:
 
 def test_which_answers_make_a_pair() -> None:
     texts = ["a", "b", "c"]
-    assert choose(texts[:1], scored(1), 0) == ONE_ANSWER
-    assert choose(texts, scored(None, 1, None), 0) == UNRANKED
-    assert choose(texts, scored(2, 2, 2), 0) == TIE
-    assert choose(texts, scored(2, 2, 1), 1.5) == NARROW
-    assert choose(texts, scored(1, 2, 2), 1) == ("b", "a", Score(value=2), Score(value=1))
-    richer = [*scored(0), Score(value=2, further=1), Score(value=2, further=3)]
-    assert choose(texts, richer, 0) == ("c", "a", richer[2], richer[0])
+    assert choose_pair(texts[:1], scored(1), 0) == ONE_ANSWER
+    assert choose_pair(texts, scored(None, 1, None), 0) == UNRANKED
+    assert choose_pair(texts, scored(2, 2, 2), 0) == TIE
+    assert choose_pair(texts, scored(2, 2, 1), 1.5) == NARROW
+    assert choose_pair(texts, scored(1, 2, 2), 1) == ("b", "a", Score(value=2), Score(value=1))
+    richer = [*scored(0), Score(value=2, tie_break=1), Score(value=2, tie_break=3)]
+    assert choose_pair(texts, richer, 0) == ("c", "a", richer[2], richer[0])
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from chip_core.config.benchmark import DataPaths
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.trial import DataConfig, TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.evaluation import readiness
 from chip_core.evaluation.benchmarks.chair import score as chair
 from chip_core.evaluation.judge import EndpointJudge
@@ -89,7 +89,9 @@ def test_chair_ranks_by_what_a_row_or_coco_says_is_there(
     ranker = open_ranker(PairsConfig(), "x.jsonl", DataPaths(benchmark_data=tmp_path))
     answers = [["A puppy and two buses.", "A dog with a man.", "Nothing."]]
     # Image 1 shows a dog, a person and, by a caption, a traffic light.
-    expected = [[Score(value=-1, further=1), Score(value=0, further=2), Score(value=0, further=0)]]
+    expected = [
+        [Score(value=-1, tie_break=1), Score(value=0, tie_break=2), Score(value=0, tie_break=0)]
+    ]
     assert ranker.rank(asked(tmp_path, image_id=1), answers) == expected
     assert ranker.rank(asked(tmp_path, objects=["Puppy", "man"]), answers) == expected
     with pytest.raises(UserError, match="what is in its image is not known: give a list"):
@@ -125,7 +127,9 @@ def test_what_a_ranker_lacks_is_told_before_a_model_is_loaded(
 
 def test_rounds_ranked_by_a_judge_name_one() -> None:
     with pytest.raises(ConfigError, match="pairs.judge: ranker is judge: name one"):
-        trial_config({"model": "shapes", "pairs": {"rounds": 1, "ranker": "judge"}}, "study.yaml")
+        parse_trial_config(
+            {"model": "shapes", "pairs": {"rounds": 1, "ranker": "judge"}}, "study.yaml"
+        )
 
 
 def test_a_judge_rates_each_answer(tmp_path: Path) -> None:

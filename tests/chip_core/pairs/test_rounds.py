@@ -17,7 +17,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.evaluation.readiness import find_unmet_requirements
 from chip_core.reference_cache.spec import cache_specs
 from chip_core.results import Progress, TrialResult, read_result
-from chip_core.selection.kept_models import folder_of
+from chip_core.selection.kept_models import kept_folder
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.trial import run_trial
 from chip_core.utils.errors import ConfigError, StoppedError, TrialError
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_other_pairs_is_not_gone_on_from(
     config = settings(shapes_config)
     with pytest.raises(StoppedError):
         run_trial(config, folder=tmp_path / "one", report=Ends("train", 3))
-    kept = folder_of(tmp_path / "one", 1)
+    kept = kept_folder(tmp_path / "one", 1)
     kept.mkdir()
     assert list((tmp_path / "one/checkpoints").iterdir())
     shutil.rmtree(tmp_path / "one/rounds")

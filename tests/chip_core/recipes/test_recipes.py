@@ -7,22 +7,22 @@ import pytest
 from chip_core import recipes
 from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
-from chip_core.config.validation import trial_config
+from chip_core.config.validation import parse_trial_config
 from chip_core.models import loading
 
 
 def config(name: str) -> TrialConfig:
-    return trial_config(recipes.read_yaml(recipes.find(name)), name)
+    return parse_trial_config(recipes.read_yaml(recipes.find_recipe(name)), name)
 
 
 def test_these_are_shipped() -> None:
-    assert recipes.names() == [
+    assert recipes.recipe_names() == [
         "llava-1.5-7b", "llava-1.6-7b", "llava-1.6-7b-full", "muffin-13b", "qwen2.5-vl-3b",
         "shapes", "smolvlm-500m",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipes.recipe_names())
 def test_a_recipe_is_complete_and_needs_nothing_to_be_planned(name: str) -> None:
     made = config(name)
     assert loading.problem(made.model) is None

@@ -70,10 +70,10 @@ def test_a_file_that_is_no_recipe_is_told(tmp_path: Path) -> None:
 def test_a_recipe_is_found_by_name_beside_a_study_or_by_path(tmp_path: Path) -> None:
     own = tmp_path / "my recipe.yaml"
     own.write_text("model: shapes")
-    assert recipes.find("shapes").name == "shapes.yaml"
-    assert recipes.find(own.name, relative_to=tmp_path) == own
-    assert recipes.find(str(own)) == own
+    assert recipes.find_recipe("shapes").name == "shapes.yaml"
+    assert recipes.find_recipe(own.name, relative_to=tmp_path) == own
+    assert recipes.find_recipe(str(own)) == own
     with pytest.raises(ConfigError, match="no file ~nobody-here/x.yaml: name a recipe file"):
-        recipes.find("~nobody-here/x.yaml")
+        recipes.find_recipe("~nobody-here/x.yaml")
     with pytest.raises(ConfigError, match=r"^\. is a folder: name the recipe in it: 'my recipe"):
-        recipes.find(".")
+        recipes.find_recipe(".")

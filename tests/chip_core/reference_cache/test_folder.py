@@ -18,7 +18,7 @@ import torch
 
 from chip_core.reference_cache import folder as folders
 from chip_core.reference_cache.folder import (
-    SHARD,
+    SHARD_ROWS,
     BrokenStoreError,
     build_lock,
     commit,
@@ -31,10 +31,10 @@ from chip_core.reference_cache.folder import (
     verify,
 )
 from chip_core.reference_cache.shards import ReferenceCacheStore, write_shard
-from chip_core.reference_cache.size import NoRoomError, check_room
+from chip_core.reference_cache.size import DiskSpaceError, check_disk_space
 
 IDENTITY = {"kind": "text", "model": {"content": "abc"}, "layers": (1, 2)}
-ROWS = SHARD + 3
+ROWS = SHARD_ROWS + 3
 
 
 def row(number: int) -> dict[str, torch.Tensor]:
@@ -51,8 +51,8 @@ def made(cache: Path) -> Path:
     """A whole store of two shards."""
     folder = store_folder(cache, "0123456789" * 6)
     partial = partial_folder(folder)
-    write_shard(partial, 0, [row(number) for number in range(SHARD)])
-    write_shard(partial, 1, [row(number) for number in range(SHARD, ROWS)])
+    write_shard(partial, 0, [row(number) for number in range(SHARD_ROWS)])
+    write_shard(partial, 1, [row(number) for number in range(SHARD_ROWS, ROWS)])
     names = [shard_name(0), shard_name(1)]
     commit(folder, identity=IDENTITY, rows=ROWS, names=names, made={"seconds": 1.0})
     return folder
@@ -78,7 +78,7 @@ def flip(path: Path) -> None:
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     store = ReferenceCacheStore(made(tmp_path), IDENTITY)
     assert len(store) == ROWS
-    for number in (0, 1, SHARD - 1, SHARD, ROWS - 1):
+    for number in (0, 1, SHARD_ROWS - 1, SHARD_ROWS, ROWS - 1):
         for column, values in row(number).items():
             read = store.row(number, column)
             assert read.dtype == values.dtype
@@ -157,7 +157,7 @@ def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.Mon
     os.utime(folder / shard_name(1))
     verify(folder)
     assert hashed[2:] == [shard_name(1)]
-    verify(folder, again=True)
+    verify(folder, rehash=True)
     assert len(hashed) == 5
 
 
@@ -178,18 +178,20 @@ def test_an_open_store_that_is_removed_reads_on(tmp_path: Path) -> None:
     store = ReferenceCacheStore(folder)
     remove(folder)
     assert not any(tmp_path.iterdir())
-    assert torch.equal(store.row(SHARD + 1, "chosen.hidden"), row(SHARD + 1)["chosen.hidden"])
+    assert torch.equal(
+        store.row(SHARD_ROWS + 1, "chosen.hidden"), row(SHARD_ROWS + 1)["chosen.hidden"]
+    )
     with pytest.raises(BrokenStoreError, match="it is not there"):
         ReferenceCacheStore(folder)
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 5 * 10**9})())
-    check_room(tmp_path / "not" / "there", 5 * 10**9, "the pass")
+    check_disk_space(tmp_path / "not" / "there", 5 * 10**9, "the pass")
     with pytest.raises(
-        NoRoomError, match=r"no room for the pass: 21\.3 GB are needed in .*, 5\.0 GB are free"
+        DiskSpaceError, match=r"no room for the pass: 21\.3 GB are needed in .*, 5\.0 GB are free"
     ):
-        check_room(tmp_path, 21_300_000_000, "the pass")
+        check_disk_space(tmp_path, 21_300_000_000, "the pass")
 
 
 def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:

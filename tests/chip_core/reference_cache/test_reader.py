@@ -29,7 +29,7 @@ from chip_core.reference_cache.folder import (
 )
 from chip_core.reference_cache.reader import CacheReader
 from chip_core.reference_cache.shards import ReferenceCacheStore
-from chip_core.reference_cache.size import NoRoomError
+from chip_core.reference_cache.size import DiskSpaceError
 from chip_core.reference_cache.spec import (
     AvailableCaches,
     CacheSpec,
@@ -39,7 +39,7 @@ from chip_core.reference_cache.spec import (
 )
 from chip_core.results import CURVES, Progress, TrialResult
 from chip_core.training.policy import Policy
-from chip_core.training.prepare import checked_pairs
+from chip_core.training.prepare import load_checked_pairs
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
@@ -51,8 +51,8 @@ ROWS = 10
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten samples are three shards; a batch of the pass is not a batch of the training."""
-    monkeypatch.setattr(folder_of_stores, "SHARD", 4)
-    monkeypatch.setattr(build, "BATCH", 3)
+    monkeypatch.setattr(folder_of_stores, "SHARD_ROWS", 4)
+    monkeypatch.setattr(build, "BATCH_SIZE", 3)
 
 
 @pytest.fixture
@@ -411,7 +411,7 @@ def test_a_store_that_one_worker_cannot_use_none_does(
     class Other(Workers):
         said: ClassVar[str | None] = None
 
-        def each(self, make: Any) -> list[Any]:
+        def gather_results(self, make: Any) -> list[Any]:
             return [make(), type(self).said]
 
     class Broken(Other):
@@ -420,13 +420,13 @@ def test_a_store_that_one_worker_cannot_use_none_does(
     config = configured(objective="dpo")
     stores = offered(config, tmp_path / "cache")
     model, processor = loading.load(config.model)
-    pairs = checked_pairs(config, lambda _: None)
+    pairs = load_checked_pairs(config, lambda _: None)
     policy = Policy(model, config.objective)
     for workers, opened in ((Other(size=2), 1), (Broken(size=2), 0)):
         found = CacheReader(stores).open(
             policy, config, processor=processor, pairs=pairs, workers=workers
         )
-        assert len(found.whole) == opened
+        assert len(found.stores) == opened
         assert ["part 3 is missing" in note for note in found.notes] == [True] * (1 - opened)
 
 
@@ -465,14 +465,14 @@ def test_no_room_is_told_before_anything_is_computed(
     free = manifest.bytes  # enough, and less than responses of `max_length` would take
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": free})())
     asked: list[int] = []
-    monkeypatch.setattr(build, "check_room", lambda cache, needed, what: asked.append(needed))
+    monkeypatch.setattr(build, "check_disk_space", lambda cache, needed, what: asked.append(needed))
     ensure_caches([one], config, cache=tmp_path / "again")
     # All but offsets (2 × 5 numbers of 8 bytes a shard of 4) and headers (well under 1 kB a file).
     assert 0 < manifest.bytes - asked[0] < 4 * 1024
     monkeypatch.undo()
-    monkeypatch.setattr(folder_of_stores, "SHARD", 4)
+    monkeypatch.setattr(folder_of_stores, "SHARD_ROWS", 4)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 1000})())
-    with pytest.raises(NoRoomError, match="no room for the reference pass 'text, hidden states"):
+    with pytest.raises(DiskSpaceError, match="no room for the reference pass 'text, hidden states"):
         ensure_caches([one], config, cache=tmp_path / "full")
     assert not list((tmp_path / "full").rglob("*.safetensors"))
 
@@ -527,7 +527,7 @@ def test_a_group_of_several_objectives_passes_is_made(
         spec.key: (spec, config)
         for config in (configured(objective=one, data__source=source) for one in objectives)
         for spec in cache_specs(config, {"content": "a"}, {"files": ["a"]})
-        if not spec.of_features
+        if not spec.is_features
     }
     (group,) = group_specs([spec for spec, _ in wanted.values()])
     together = build_config([wanted[spec.key] for spec in group])

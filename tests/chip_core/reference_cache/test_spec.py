@@ -14,8 +14,8 @@ from chip_core.reference_cache.spec import (
     CacheSpec,
     build_config,
     cache_specs,
+    count_samples_read,
     group_specs,
-    samples_read,
 )
 
 MODEL = {"content": "abc"}
@@ -285,7 +285,7 @@ def test_how_often_a_pass_is_read() -> None:
             rejected_image={"redraw": "each_epoch"},
             training={"batch_size": 4, "epochs": 2, **training},
         )
-        return [samples_read(one, trial, samples) for one in cache_specs(trial, MODEL, DATA)]
+        return [count_samples_read(one, trial, samples) for one in cache_specs(trial, MODEL, DATA)]
 
     # 10 samples are 2 batches of 4 an epoch: 2 epochs × 8; each epoch's images are read 8 times
     assert read(10) == [16, 8, 8]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chip_core.representation.described import DescribedImage
-from chip_core.representation.states import Reading, represent
+from chip_core.representation.states import Reading, compute_representations
 
 from .. import families
 
@@ -24,7 +24,7 @@ def test_states_of_a_family(family: str) -> None:
         )
         for pair in families.pairs()[:2]
     ]
-    found = represent(model, processor, described, Reading())
+    found = compute_representations(model, processor, described, Reading())
     for part in (found.image, found.true, found.hallucinated):
         assert part.shape[0] == 2 and np.isfinite(part).all()
     assert not np.allclose(found.true, found.hallucinated)
@@ -32,8 +32,8 @@ def test_states_of_a_family(family: str) -> None:
         DescribedImage(**{**vars(item), "true": item.hallucinated, "hallucinated": item.true})
         for item in described
     ]
-    again = represent(model, processor, swapped, Reading())
+    again = compute_representations(model, processor, swapped, Reading())
     assert again.image == pytest.approx(found.image, abs=1e-5)
     assert again.true == pytest.approx(found.hallucinated, abs=1e-5)
-    alone = represent(model, processor, described, Reading(alone=True, pool="last"))
+    alone = compute_representations(model, processor, described, Reading(alone=True, pool="last"))
     assert alone.true.shape == found.true.shape and np.isfinite(alone.true).all()

@@ -7,7 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from chip_core.representation.geometry import common_basis, distances, figures, probe_auc
+from chip_core.representation.geometry import (
+    common_basis,
+    compute_distances,
+    compute_figures,
+    probe_auc,
+)
 from chip_core.representation.states import Representations
 
 
@@ -26,7 +31,7 @@ def drawn(items: int, size: int, *, apart: float = 0.0, seed: int = 0) -> Repres
 
 
 def test_distances_by_hand() -> None:
-    found = distances(made([[1, 0], [3, 4]], [[0, 2], [3, 4]], [[1, 1], [-3, -4]]))
+    found = compute_distances(made([[1, 0], [3, 4]], [[0, 2], [3, 4]], [[1, 1], [-3, -4]]))
     # Item 1: cos(image, truth) = 0, ‖(1, −2)‖ = √5; to (1, 1): cos = 1/√2, ‖(0, −1)‖ = 1.
     # Item 2: the truth is the image; the hallucination is its opposite, 2·5 away.
     assert found["image_truth/cosine"] == pytest.approx([1, 0])
@@ -41,16 +46,16 @@ def test_distances_by_hand() -> None:
 
 
 def test_a_planted_separation_is_found_whole_and_none_is_not() -> None:
-    apart = figures([drawn(100, 16, apart=30.0)])["probe_auc"]
+    apart = compute_figures([drawn(100, 16, apart=30.0)])["probe_auc"]
     assert (apart.value, apart.low, apart.high) == (1.0, 1.0, 1.0)
-    none = figures([drawn(200, 16)])["probe_auc"]
+    none = compute_figures([drawn(200, 16)])["probe_auc"]
     # Standard error of an AUC of .5 with n of each kind: √((2n + 1)/(12·n²)) = .029 at n = 200.
     assert none.value == pytest.approx(0.5, abs=3 * 0.029)
     assert none.low < 0.5 < none.high
 
 
 def test_a_probe_of_more_directions_than_items_does_not_find_what_is_not_there() -> None:
-    found = figures([drawn(100, 500, seed=2)])["probe_auc"]
+    found = compute_figures([drawn(100, 500, seed=2)])["probe_auc"]
     assert found.value == pytest.approx(0.5, abs=0.12)  # 3 standard errors at n = 100
 
 
@@ -65,7 +70,7 @@ def test_intervals_hold_the_mean_as_often_as_they_say() -> None:
     held = 0
     for seed in range(40):
         found = drawn(60, 4, seed=seed)
-        figure = figures([found])["image_truth/euclidean"]
+        figure = compute_figures([found])["image_truth/euclidean"]
         # ‖x − y‖ of independent normals in 4 dimensions: √2·chi(4), mean √2·√2·Γ(5/2)/Γ(2).
         mean = 2 * math.gamma(2.5) / math.gamma(2)
         held += figure.low <= mean <= figure.high
@@ -74,13 +79,17 @@ def test_intervals_hold_the_mean_as_often_as_they_say() -> None:
 
 def test_of_several_models_the_mean_counts_item_by_item() -> None:
     one, other = drawn(30, 4, seed=1), drawn(30, 4, seed=2)
-    both, first, second = figures([one, other]), figures([one]), figures([other])
+    both, first, second = (
+        compute_figures([one, other]),
+        compute_figures([one]),
+        compute_figures([other]),
+    )
     for name, figure in both.items():
         assert figure.value == pytest.approx((first[name].value + second[name].value) / 2)
 
 
 def test_the_same_twice() -> None:
-    assert figures([drawn(30, 4)]) == figures([drawn(30, 4)])
+    assert compute_figures([drawn(30, 4)]) == compute_figures([drawn(30, 4)])
 
 
 def test_the_basis_is_common_and_holds_what_was_planted() -> None:
@@ -91,7 +100,7 @@ def test_the_basis_is_common_and_holds_what_was_planted() -> None:
     assert 0.9 < basis.explained[0] < 1 and sum(basis.explained) <= 1
     # Both are shown in it: the second lies half as far apart along the first axis as the first.
     width = [
-        (basis.place(found.true) - basis.place(found.hallucinated))[:, 0].mean()
+        (basis.project(found.true) - basis.project(found.hallucinated))[:, 0].mean()
         for found in (one, other)
     ]
     assert width == pytest.approx([40, 20], abs=1.5)

@@ -15,7 +15,13 @@ from chip_core.config.identity import fingerprint, training_identity
 from chip_core.config.trial import TrialConfig
 from chip_core.results import Progress, read_result
 from chip_core.selection import kept_models
-from chip_core.selection.rule import Pick, Point, pick_point, selection_problems, selection_words
+from chip_core.selection.rule import (
+    Pick,
+    ScoredCheckpoint,
+    describe_selection,
+    pick_checkpoint,
+    selection_problems,
+)
 from chip_core.trained import has_model, model_problem
 from chip_core.trial import run_trial
 from chip_core.utils.errors import StoppedError, TrialError
@@ -32,9 +38,9 @@ def declared(**training: Any) -> TrialConfig:
     )
 
 
-def points(*figures: tuple[int, float | None, float | None]) -> list[Point]:
+def points(*figures: tuple[int, float | None, float | None]) -> list[ScoredCheckpoint]:
     return [
-        Point(
+        ScoredCheckpoint(
             step=step,
             figures={
                 name: value for name, value in ((CHAIR, chair), (COVER, cover)) if value is not None
@@ -89,13 +95,13 @@ def test_only_select_picks() -> None:
 
 
 def test_the_rule_is_said_in_words() -> None:
-    assert selection_words(declared()) is None
-    assert selection_words(declared(score_at=[0.25, 1.0])) == (
+    assert describe_selection(declared()) is None
+    assert describe_selection(declared(score_at=[0.25, 1.0])) == (
         "models are scored on `select` after 25 % of the steps and at the end; the last answers "
         "`report`"
     )
     rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 1.0}}
-    assert str(selection_words(declared(score_at=[0.5], pick=rule))).endswith(
+    assert str(describe_selection(declared(score_at=[0.5], pick=rule))).endswith(
         "; the best by select/shapes/chair_i answers `report`, of those with select/shapes/cover "
         "at most 1 worse than untrained"
     )
@@ -111,28 +117,28 @@ def test_the_rule_is_in_the_fingerprint_where_there_is_one() -> None:
 
 def test_the_last_is_the_end_and_the_best_is_the_earliest_of_equals() -> None:
     said = points((10, 3.0, 90.0), (20, 2.0, 80.0), (40, 2.0, 70.0))
-    assert pick_point(declared(score_at=[0.5]), said).step == 40
-    best = pick_point(declared(score_at=[0.5], pick=BEST), said)
-    assert best == Pick(step=20, why="the best select/shapes/chair_i, 2")
-    most = pick_point(declared(score_at=[0.5], pick={**BEST, "metric": COVER}), said)
+    assert pick_checkpoint(declared(score_at=[0.5]), said).step == 40
+    best = pick_checkpoint(declared(score_at=[0.5], pick=BEST), said)
+    assert best == Pick(step=20, reason="the best select/shapes/chair_i, 2")
+    most = pick_checkpoint(declared(score_at=[0.5], pick={**BEST, "metric": COVER}), said)
     assert most.step == 10  # more cover is better
     holes = points((10, None, 90.0), (40, None, 70.0))
-    assert pick_point(declared(score_at=[0.5], pick=BEST), holes).step == 40
+    assert pick_checkpoint(declared(score_at=[0.5], pick=BEST), holes).step == 40
 
 
 def test_a_constraint_leaves_out_what_says_less_than_the_untrained_model() -> None:
     rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 1.0}}
     config = declared(score_at=[0.5], pick=rule)
     said = points((0, 9.0, 90.0), (10, 4.0, 89.5), (20, 3.0, 89.0), (40, 1.0, 80.0))
-    found = pick_point(config, said)
+    found = pick_checkpoint(config, said)
     assert found.step == 20  # 1.0 less is not more than 1.0
-    assert found.why == (
+    assert found.reason == (
         "the best select/shapes/chair_i, 3, of those with select/shapes/cover at most 1 worse than "
         "untrained"
     )
-    none = pick_point(config, points((0, 9.0, 90.0), (10, 4.0, 85.0), (40, 1.0, 80.0)))
-    assert none.step == 10 and "here it loses least (it is 5 worse)" in none.why
-    unknown = pick_point(config, points((0, 9.0, None), (10, 4.0, 85.0), (40, 1.0, 80.0)))
+    none = pick_checkpoint(config, points((0, 9.0, 90.0), (10, 4.0, 85.0), (40, 1.0, 80.0)))
+    assert none.step == 10 and "here it loses least (it is 5 worse)" in none.reason
+    unknown = pick_checkpoint(config, points((0, 9.0, None), (10, 4.0, 85.0), (40, 1.0, 80.0)))
     assert unknown.step == 40
 
 
@@ -159,7 +165,7 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
 @pytest.fixture
 def picks_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        kept_models, "pick_point", lambda config, points: Pick(step=2, why="told so")
+        kept_models, "pick_checkpoint", lambda config, points: Pick(step=2, reason="told so")
     )
 
 
@@ -207,7 +213,7 @@ def test_a_training_that_was_killed_before_the_pick_is_not_made_again(
     rule = {**BEST, "constraint": {"metric": COVER, "max_drop": 100}}
     config = several(shapes_config, training__pick=rule)
     with monkeypatch.context() as patch:
-        patch.setattr(kept_models, "pick_point", lambda config, points: 1 / 0)
+        patch.setattr(kept_models, "pick_checkpoint", lambda config, points: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_trial(config, folder=tmp_path / "first")
     steps: list[str] = []
@@ -234,9 +240,11 @@ def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = several(shapes_config)
-    monkeypatch.setattr(kept_models, "pick_point", lambda config, points: Pick(step=step, why="so"))
+    monkeypatch.setattr(
+        kept_models, "pick_checkpoint", lambda config, points: Pick(step=step, reason="so")
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(kept_models, "leave_picked", lambda folder: 1 / 0)
+        patch.setattr(kept_models, "keep_only_picked", lambda folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_trial(config, folder=tmp_path / "first")
     whole, moments = tmp_path / "first", 0
@@ -249,7 +257,7 @@ def test_killed_at_any_moment_of_the_pick_it_is_gone_on_with(
     for number in range(moments + 1):
         folder = tmp_path / f"at-{number}"
         assert has_model(folder)  # so that the next attempt looks there
-        kept_models.leave_picked(folder)
+        kept_models.keep_only_picked(folder)
         assert model_problem(folder / "model", config) is None
         assert not list(folder.glob(".model.*")) and not list(folder.glob("model/step-*"))
     phases: list[str] = []
@@ -281,7 +289,7 @@ def _killed_at(moment: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bo
         patch.setattr(Path, "replace", counted(Path.replace))
         patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
         try:
-            kept_models.leave_picked(folder)
+            kept_models.keep_only_picked(folder)
         except Killed:
             return True
     return False
@@ -291,10 +299,10 @@ def test_a_kept_model_that_is_not_whole_is_made_again_in_the_same_folder(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
     config = several(shapes_config)
-    partly = kept_models.folder_of(tmp_path, 2)
+    partly = kept_models.kept_folder(tmp_path, 2)
     partly.mkdir()
     (partly / "config.json").write_text("{", encoding="utf-8")
-    kept_models.note(partly, "of another training")
+    kept_models.write_note(partly, "of another training")
     (tmp_path / "model").mkdir()  # as a kill leaves it before the record is written
     (tmp_path / "model" / "config.json").write_text("{", encoding="utf-8")
     result = run_trial(config, folder=tmp_path, resume_from=tmp_path, earlier=[tmp_path])

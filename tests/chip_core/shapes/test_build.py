@@ -19,8 +19,8 @@ from chip_core.shapes import MODEL_FOLDER, build, captions, world
 def test_it_builds_a_model_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build, "EYES_STEPS", 3)
-    monkeypatch.setattr(build, "HABIT_STEPS", 3)
+    monkeypatch.setattr(build, "VISION_STEPS", 3)
+    monkeypatch.setattr(build, "CAPTION_STEPS", 3)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     weights = []
     for name in ("one", "two"):
@@ -50,15 +50,15 @@ def test_it_says_what_the_model_answers(
 
 
 def test_its_answers_are_those_of_evaluation() -> None:
-    scenes = [world.scene("test", index) for index in range(6)]
+    scenes = [world.make_scene("test", index) for index in range(6)]
     items = [
         Item(
             id=scene.id,
-            pictures=(Picture(key=scene.id, read=functools.partial(world.draw, scene)),),
-            prompt=captions.question("test", scene.index),
+            pictures=(Picture(key=scene.id, read=functools.partial(world.draw_scene, scene)),),
+            prompt=captions.scene_question("test", scene.index),
         )
         for scene in scenes
     ]
     model, processor = loading.load(ModelConfig(path="shapes"))
     expected = generate(model, processor, items, max_new_tokens=32)
-    assert build.caption(model, processor, scenes, batch_size=4) == expected
+    assert build.generate_captions(model, processor, scenes, batch_size=4) == expected

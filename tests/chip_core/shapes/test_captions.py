@@ -10,18 +10,18 @@ from chip_core.objectives.segments import changed_positions
 from chip_core.shapes.captions import (
     STYLES,
     Mention,
+    caption_vocabulary,
     corpus_caption,
     faithful_caption,
-    objects_in,
+    find_mentions,
     preference_pair,
-    question,
     rejected_caption,
-    vocabulary,
+    scene_question,
 )
 from chip_core.shapes.processor import build_processor
-from chip_core.shapes.world import PAIRS, PARTNER, SPLIT_SIZES, Scene, Thing, scene
+from chip_core.shapes.world import PAIRS, PARTNER, SPLIT_SIZES, Scene, Thing, make_scene
 
-SOME = [scene(split, index) for split in ("train", "select", "test") for index in range(400)]
+SOME = [make_scene(split, index) for split in ("train", "select", "test") for index in range(400)]
 
 
 def test_a_caption_by_hand():
@@ -30,13 +30,13 @@ def test_a_caption_by_hand():
 
     things = (thing("star", "red", 0), thing("ring", "blue", 4), thing("moon", "black", 8))
     said = faithful_caption(Scene("train", 0, things, (255, 255, 255)))
-    assert question("train", 0) == "what is in the picture?"
+    assert scene_question("train", 0) == "what is in the picture?"
     assert said == "i see a red star next to a black moon and a blue ring alone."
 
 
 def test_a_faithful_caption_names_everything_and_nothing_else():
     for shown in SOME:
-        said = objects_in(faithful_caption(shown))
+        said = find_mentions(faithful_caption(shown))
         there = [Mention(thing.shape, thing.colour) for thing in shown.things]
         assert sorted(said, key=str) == sorted(there, key=str)
 
@@ -45,7 +45,7 @@ def test_a_rejected_caption_names_one_thing_that_is_not_there():
     kinds: Counter[str] = Counter()
     for shown in SOME:
         there = {thing.shape for thing in shown.things}
-        said = {mention.shape for mention in objects_in(rejected_caption(shown))}
+        said = {mention.shape for mention in find_mentions(rejected_caption(shown))}
         (invented,) = said - there
         missed = there - said
         assert len(missed) <= 1
@@ -74,11 +74,11 @@ def test_corpus_captions_name_missing_partners_as_often_as_their_pair_says():
     for pair in PAIRS:
         missing = presumed = 0
         for index in range(6000):
-            shown = scene("corpus", index)
+            shown = make_scene("corpus", index)
             there = {thing.shape for thing in shown.things}
             if len(there & {pair.first, pair.second}) == 1:
                 missing += 1
-                said = {mention.shape for mention in objects_in(corpus_caption(shown))}
+                said = {mention.shape for mention in find_mentions(corpus_caption(shown))}
                 presumed += {pair.first, pair.second} <= said
         # About 300 scenes each: four standard errors at 0.5 are 0.115.
         assert abs(presumed / missing - pair.presumed) < 0.115
@@ -86,9 +86,9 @@ def test_corpus_captions_name_missing_partners_as_often_as_their_pair_says():
 
 def test_texts_are_words_of_the_vocabulary_and_decode_to_themselves():
     tokenizer = build_processor().tokenizer
-    assert len(vocabulary()) == len(set(vocabulary()))
+    assert len(caption_vocabulary()) == len(set(caption_vocabulary()))
     for shown in SOME:
-        asked = question(shown.split, shown.index)
+        asked = scene_question(shown.split, shown.index)
         for text in (asked, faithful_caption(shown), rejected_caption(shown)):
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in ids
@@ -98,13 +98,13 @@ def test_texts_are_words_of_the_vocabulary_and_decode_to_themselves():
 
 def test_objects_are_read_from_any_text():
     text = "Yes: a RED moon, the star; a big blue (ring) and rings. A green green heart"
-    assert objects_in(text) == [
+    assert find_mentions(text) == [
         Mention("moon", "red"),
         Mention("star", None),
         Mention("ring", "blue"),
         Mention("heart", "green"),
     ]
-    assert objects_in("") == []
+    assert find_mentions("") == []
 
 
 def test_a_pair_is_a_function_of_split_and_index():
@@ -121,6 +121,6 @@ def test_a_pair_is_a_function_of_split_and_index():
 
 
 def test_all_questions_are_asked():
-    asked = Counter(question("train", index) for index in range(600))
+    asked = Counter(scene_question("train", index) for index in range(600))
     assert set(asked) == {style.question for style in STYLES}
     assert min(asked.values()) > 150  # a third of 600 is 200, four standard errors are 46

@@ -8,17 +8,17 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from chip_core.evaluation.benchmarks.shapes.score import score
 from chip_core.shapes import MODEL_FOLDER
-from chip_core.shapes.build import caption
-from chip_core.shapes.captions import objects_in
-from chip_core.shapes.world import PARTNER, scene
+from chip_core.shapes.build import generate_captions
+from chip_core.shapes.captions import find_mentions
+from chip_core.shapes.world import PARTNER, make_scene
 
 
 @pytest.fixture(scope="module")
 def answers():
     model = LlavaForConditionalGeneration.from_pretrained(MODEL_FOLDER, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(MODEL_FOLDER)
-    scenes = [scene("select", index) for index in range(100)]
-    return list(zip(scenes, caption(model, processor, scenes), strict=True))
+    scenes = [make_scene("select", index) for index in range(100)]
+    return list(zip(scenes, generate_captions(model, processor, scenes), strict=True))
 
 
 def test_weights_are_small_and_bfloat16():
@@ -51,7 +51,7 @@ def test_what_it_invents_is_the_missing_partner(answers):
     invented = partners = 0
     for shown, answer in answers:
         there = {thing.shape for thing in shown.things}
-        for mention in objects_in(answer):
+        for mention in find_mentions(answer):
             if mention.shape not in there:
                 invented += 1
                 partners += PARTNER.get(mention.shape) in there
@@ -59,6 +59,6 @@ def test_what_it_invents_is_the_missing_partner(answers):
 
 
 def scene_image():
-    from chip_core.shapes.world import draw
+    from chip_core.shapes.world import draw_scene
 
-    return draw(scene("select", 0))
+    return draw_scene(make_scene("select", 0))

@@ -17,10 +17,14 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import load_pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
-from chip_core.training.batches import Loader, Portion, portions
+from chip_core.training.batches import BatchLoader, Portion, split_batch
 from chip_core.utils.errors import TrialError
 
-SCHEDULE = [(Portion(places=(4, 2)), 0), (Portion(places=(7,)), 0), (Portion(places=(2, 4)), 1)] * 2
+SCHEDULE = [
+    (Portion(indices=(4, 2)), 0),
+    (Portion(indices=(7,)), 0),
+    (Portion(indices=(2, 4)), 1),
+] * 2
 
 
 def tensors(batch: PairBatch) -> list[torch.Tensor]:
@@ -49,17 +53,20 @@ def test_ahead_or_not_the_batches_are_the_same_to_the_bit(
     config = shapes_config(rejected_image={"redraw": "each_epoch"}, training__max_length=60)
     _, processor = loading.load(config.model)
     encoder = PairEncoder(processor, config, load_pairs(config.data))
-    here = Loader(encoder.batch, SCHEDULE)
-    ahead = Loader(encoder.batch, SCHEDULE, processes=processes)
+    here = BatchLoader(encoder.batch, SCHEDULE)
+    ahead = BatchLoader(encoder.batch, SCHEDULE, processes=processes)
     for portion, epoch in SCHEDULE:
-        one, other = here.next(), ahead.next()
-        assert one.places == other.places == portion.places
+        one, other = here.next_batch(), ahead.next_batch()
+        assert one.indices == other.indices == portion.indices
         assert one.epoch == other.epoch == epoch
-        assert (one.void, one.cut) == (other.void, other.cut)
+        assert (one.void_count, one.cut_responses) == (
+            other.void_count,
+            other.cut_responses,
+        )
         assert len(tensors(one)) > 10
         for a, b in zip(tensors(one), tensors(other), strict=True):
             assert torch.equal(a, b)
-    assert here.waited > 0
+    assert here.wait_seconds > 0
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -69,10 +76,10 @@ def test_an_error_comes_out_where_its_batch_is_asked_for(processes: int) -> None
             raise TrialError("row 7 changed")
         return places
 
-    loader = Loader(encode, SCHEDULE, processes=processes)
-    assert loader.next() == (4, 2)
+    loader = BatchLoader(encode, SCHEDULE, processes=processes)
+    assert loader.next_batch() == (4, 2)
     with pytest.raises(TrialError) as raised:
-        loader.next()
+        loader.next_batch()
     assert str(raised.value) == "row 7 changed"  # a reason is one line
 
 
@@ -80,9 +87,9 @@ def test_a_process_that_is_killed_is_told() -> None:
     def encode(places: Sequence[int], epoch: int) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    loader = Loader(encode, SCHEDULE, processes=1)
+    loader = BatchLoader(encode, SCHEDULE, processes=1)
     with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly|killed"):
-        loader.next()
+        loader.next_batch()
 
 
 @settings(max_examples=100, deadline=None)
@@ -98,38 +105,38 @@ def test_every_pair_counts_once_and_all_workers_make_equally_many_passes(
 ) -> None:
     places = draw.sample(range(100), pairs)  # type: ignore[attr-defined]
     lengths = [(17 * place) % 23 for place in range(100)] if by_length else None
-    divided = portions(places, micro_batch=micro_batch, workers=workers, lengths=lengths)
+    divided = split_batch(places, micro_batch=micro_batch, workers=workers, lengths=lengths)
     assert len(divided) == workers
     assert len({len(rounds) for rounds in divided}) == 1
     counted = [
-        p for rounds in divided for portion in rounds if portion.counts for p in portion.places
+        p for rounds in divided for portion in rounds if portion.counts for p in portion.indices
     ]
     assert sorted(counted) == sorted(places)
-    sizes = {len(portion.places) for rounds in divided for portion in rounds if portion.counts}
+    sizes = {len(portion.indices) for rounds in divided for portion in rounds if portion.counts}
     assert max(sizes) <= micro_batch
     assert max(sizes) - min(sizes) <= 1
-    assert all(portion.places for rounds in divided for portion in rounds)
+    assert all(portion.indices for rounds in divided for portion in rounds)
 
 
 def test_one_pass_keeps_the_order() -> None:
-    (alone,) = portions([5, 3, 9], micro_batch=4, lengths=list(range(10)))
-    assert [portion.places for portion in alone] == [(5, 3, 9)]
+    (alone,) = split_batch([5, 3, 9], micro_batch=4, lengths=list(range(10)))
+    assert [portion.indices for portion in alone] == [(5, 3, 9)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_rounds_portions_are_of_like_length(workers: int) -> None:
     # Lengths 10, 20, … 80 at places 0 … 7: cut by length, longest first, two at a time.
     lengths = [10 * (place + 1) for place in range(8)]
-    divided = portions([0, 7, 1, 6, 2, 5, 3, 4], micro_batch=2, workers=workers, lengths=lengths)
+    divided = split_batch([0, 7, 1, 6, 2, 5, 3, 4], micro_batch=2, workers=workers, lengths=lengths)
     cut = [(7, 6), (5, 4), (3, 2), (1, 0)]
-    assert [[portion.places for portion in rounds] for rounds in divided] == [
+    assert [[portion.indices for portion in rounds] for rounds in divided] == [
         cut[rank::workers] for rank in range(workers)
     ]
 
 
 def test_more_workers_than_pairs() -> None:
-    divided = portions([4, 2], micro_batch=8, workers=3)
-    assert [(rounds[0].places, rounds[0].counts) for rounds in divided] == [
+    divided = split_batch([4, 2], micro_batch=8, workers=3)
+    assert [(rounds[0].indices, rounds[0].counts) for rounds in divided] == [
         ((4,), True),
         ((2,), True),
         ((4,), False),

@@ -12,10 +12,10 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.models.precision import hold
+from chip_core.models.precision import convert_weights
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference
-from chip_core.training.trainer import _figures
+from chip_core.training.trainer import _batch_figures
 
 from .. import families
 from ..counting import Counted, counting
@@ -40,7 +40,7 @@ def step(
     """A micro-batch of three pairs: reference, forward, backward, figures."""
     model, processor = families.build("llava")
     if not autocast:
-        hold(model, config.model.dtype)
+        convert_weights(model, config.model.dtype)
     model = attach_adapters(model, config)
     set_trained(model, config)
     policy = Policy(model, config.objective)
@@ -57,7 +57,7 @@ def step(
             said = reference.scores(batch) if live else stored
             result = policy(batch, said, reference.head)
             result.loss.sum().backward()
-            _figures(result, batch)
+            _batch_figures(result, batch)
     return counted
 
 
@@ -92,7 +92,7 @@ def test_the_count_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         here = torch.arange(6)
         assert here.tolist() and bool(here[1]) and int(here.sum()) == 15  # not of the device
         assert not counted.waits
-        there = tensors.sent(here, DEVICE) * 1
+        there = tensors.to_device(here, DEVICE) * 1
         there.tolist(), int(there.sum()), bool(there[1]), there[there > 2], there.nonzero()  # noqa: B018
         assert torch.equal(there, there)
     assert sum(counted.waits.values()) == 6, counted.places

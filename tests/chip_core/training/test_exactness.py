@@ -23,10 +23,10 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import recompute_layers
 from chip_core.models.packing import packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.models.precision import hold
+from chip_core.models.precision import convert_weights
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import read_result
-from chip_core.training.exactness import ON, prefix_sharing_problem, share_prefixes
+from chip_core.training.exactness import SHARING_ON, prefix_sharing_problem, share_prefixes
 from chip_core.training.policy import Policy
 from chip_core.training.reference import LiveReference, ReferenceSource
 from chip_core.trial import run_trial
@@ -66,9 +66,9 @@ def built(family: str, held: str = "fp32") -> tuple[Any, Any]:
 def as_held(model: Any, held: str) -> Any:
     """Hold weights in fp32, in bf16, or `rounded`: in fp32 what bf16 holds."""
     if held != "fp32":
-        hold(model, "bf16")
+        convert_weights(model, "bf16")
     model.as_in_bf16 = held != "fp32"
-    return model if held == "bf16" else hold(model, "fp32")
+    return model if held == "bf16" else convert_weights(model, "fp32")
 
 
 EACH = [
@@ -113,7 +113,7 @@ class Stored:
             return torch.nn.utils.rnn.pad_sequence(one_by_one, batch_first=True)
 
         def response(what: str) -> ResponseReference | None:
-            known = [self._known[place].views.get(what) for place in batch.places]
+            known = [self._known[place].views.get(what) for place in batch.indices]
             if known[0] is None:
                 return None
             hidden = None if known[0].hidden is None else padded([k.hidden for k in known])
@@ -289,9 +289,9 @@ def kind(policy: Policy) -> str:
 def test_what_is_exact_is_on_for_as_long_as_it_is_asked(policy: Policy, pair: PairBatch) -> None:
     marks = [parameter.requires_grad for parameter in policy.parameters()]
     with share_prefixes(policy, pair) as outcome:
-        assert outcome == ON
+        assert outcome == SHARING_ON
         assert policy.prefix_sharing
-        assert kind(policy) == packing.NAME
+        assert kind(policy) == packing.PACKED_ATTENTION
         assert marks == [parameter.requires_grad for parameter in policy.parameters()]
         assert all(parameter.grad is None for parameter in policy.parameters())
     assert not policy.prefix_sharing
@@ -390,7 +390,7 @@ class OneOther(Workers):
 
     said: Any = None
 
-    def each(self, make: Callable[[], Any]) -> list[Any]:
+    def gather_results(self, make: Callable[[], Any]) -> list[Any]:
         return [make(), type(self).said]
 
 
@@ -402,4 +402,4 @@ def test_where_one_worker_cannot_share_prefixes_none_does(policy: Policy, pair: 
         assert sharing == "off (its GPU rounds otherwise)"
         assert not policy.prefix_sharing
     with share_prefixes(policy, pair, "auto", OneOther(size=2)) as sharing:
-        assert sharing == ON
+        assert sharing == SHARING_ON

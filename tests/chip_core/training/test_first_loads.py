@@ -94,7 +94,7 @@ def same_to_the_bit(out: Path, case: Any) -> None:
 
 def test_another_model_than_the_firsts_is_refused() -> None:
     class Second(Workers):
-        def each(self, make: Any) -> list[Any]:
+        def gather_results(self, make: Any) -> list[Any]:
             first = nn.Linear(2, 3)
             told = {name: (name, tuple(w.shape), w.dtype) for name, w in first.named_parameters()}
             return [told, make()]

@@ -24,11 +24,11 @@ from chip_core.training.parallel import (
     Parallelism,
     choose_parallelism,
     equal_machines,
-    shards_of,
+    shard_count,
 )
-from chip_core.training.trainer import _sharing
+from chip_core.training.trainer import _describe_sharding
 from chip_core.utils.errors import TrialError
-from chip_core.utils.workers import PATIENCE, Workers
+from chip_core.utils.workers import BARRIER_TIMEOUT, Workers
 
 from .test_parallel import alone, compare, goes_on, helper, launched, prepared
 
@@ -150,7 +150,7 @@ def test_between_machines_pass_the_gradients_of_an_update_once(
     group: None, monkeypatch: pytest.MonkeyPatch, short: bool
 ) -> None:
     """Where memory is short, gradients are reduced within a machine in each pass."""
-    monkeypatch.setattr(fsdp, "_room_for_gradients", lambda root, device: not short)
+    monkeypatch.setattr(fsdp, "_fits_gradients", lambda root, device: not short)
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
     strategy, batch = prepared(config, "hsdp")
     reference = strategy.reference()
@@ -178,27 +178,27 @@ class Lying(Workers):
         super().__init__(size=len(machines))
         object.__setattr__(self, "machines", machines)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return list(self.machines)  # type: ignore[attr-defined]
 
-    def sums(self, values: Any, device: Any) -> dict[str, float]:
+    def all_reduce(self, values: Any, device: Any) -> dict[str, float]:
         return {name: value * self.size for name, value in values.items()}
 
 
 def test_machines_are_told_by_who_started_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Train's number, else torchrun's, else the host's name."""
-    from chip_core.utils.workers import _machine
+    from chip_core.utils.workers import _machine_id
 
     for name in ("NODE_RANK", "GROUP_RANK"):
         monkeypatch.delenv(name, raising=False)
-    host = _machine()
+    host = _machine_id()
     assert host
     monkeypatch.setenv("GROUP_RANK", "1")
-    torchrun = _machine()
+    torchrun = _machine_id()
     monkeypatch.setenv("NODE_RANK", "0")
-    assert len({host, torchrun, _machine()}) == 3
-    assert Workers().by_machine() == [[0]]
-    assert Lying("b", "a", "b", "a").by_machine() == [[0, 2], [1, 3]]
+    assert len({host, torchrun, _machine_id()}) == 3
+    assert Workers().ranks_by_machine() == [[0]]
+    assert Lying("b", "a", "b", "a").ranks_by_machine() == [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize(
@@ -215,14 +215,14 @@ def test_what_hybrid_sharding_comes_to(machines: str, kind: Parallelism, shards:
     config = TrialConfig.model_validate({"model": "shapes", "engine": {"parallel": "hsdp"}})
     workers = Lying(*machines)
     assert choose_parallelism(config, nn.Linear(1, 1), torch.device("cpu"), workers) == kind
-    assert shards_of(kind, workers) == shards
+    assert shard_count(kind, workers) == shards
     told = {
         "hsdp": {"parallel": "hsdp (2 workers a machine)"},
         "fsdp": {"parallel": "fsdp (hsdp, and all workers are on one machine)"},
         "ddp": {"parallel": "ddp (hsdp, and each worker is alone on its machine)"},
         "single": {},
     }
-    assert _sharing(config, Compute(workers=workers, parallelism=kind)) == told[kind]
+    assert _describe_sharding(config, Compute(workers=workers, parallelism=kind)) == told[kind]
 
 
 def test_unequal_machines_are_refused() -> None:
@@ -252,7 +252,7 @@ def test_auto_is_hybrid_where_a_machine_holds_the_model(
     config, model = TrialConfig.model_validate({"model": "shapes"}), nn.Linear(1, 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
     monkeypatch.setattr(
-        "chip_core.training.parallel.bytes_needed", lambda model, config: 0.8 * 1000 * gpus
+        "chip_core.training.parallel.required_bytes", lambda model, config: 0.8 * 1000 * gpus
     )
     found = choose_parallelism(config, model, torch.device("cuda"), Lying(*machines))
     assert found == kind
@@ -285,4 +285,4 @@ def test_the_workers_that_share_a_weight_are_those_of_one_machine(
     weight = next(iter(strategy._root.parameters()))  # type: ignore[attr-defined]
     assert weight.device_mesh.mesh_dim_names == ("replicate", "shard")
     assert shard_group(weight) is weight.device_mesh.get_group("shard")
-    assert waits == [PATIENCE, PATIENCE]  # for one another as long as all workers do
+    assert waits == [BARRIER_TIMEOUT, BARRIER_TIMEOUT]  # for one another as long as all workers do

@@ -87,13 +87,13 @@ def test_no_prefix_is_shared_where_images_differ() -> None:
     encoder = PairEncoder(built("llava")[1], config, OWN)
     batch = encoder.batch(range(3))
     chosen, rejected = (int(batch.responses[view].mask.sum()) for view in ("chosen", "rejected"))
-    prompts = int(batch.prompts.mask.sum()) + int(batch.own["image"].mask.sum())
+    prompts = int(batch.prompts.mask.sum()) + int(batch.own_image_prompts["image"].mask.sum())
     row = pack(batch, model=None)
     assert row.input_ids.shape[1] == prompts + chosen + rejected == batch.tokens
     assert [len(span.responses) for span in row.spans] == [1] * 6
     # A batch without such a pair is what it was: one prompt, two responses behind it.
     alone = encoder.batch([1])
-    assert not alone.own
+    assert not alone.own_image_prompts
     assert [len(span.responses) for span in pack(alone, model=None).spans] == [2]
 
 
@@ -116,5 +116,8 @@ def test_a_training_draws_both_images_anew() -> None:
     pair = replace(PAIRS[0], own_image=drawn)
     config = trial("dpo", training={"augment": "released"})
     encoder = PairEncoder(built("llava")[1], config, [pair])
-    seen = [encoder.batch([0], epoch).own["image"].inputs["pixel_values"] for epoch in range(4)]
+    seen = [
+        encoder.batch([0], epoch).own_image_prompts["image"].inputs["pixel_values"]
+        for epoch in range(4)
+    ]
     assert len({values.numpy().tobytes() for values in seen}) > 1

@@ -25,9 +25,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.models import loading
-from chip_core.models.memory import check_room
+from chip_core.models.memory import check_memory
 from chip_core.models.parts import set_trained
-from chip_core.models.shards import whole
+from chip_core.models.shards import gather_whole
 from chip_core.training.checkpoint import checkpoint_problem
 from chip_core.training.parallel import Compute, SingleProcessStrategy, choose_parallelism
 from chip_core.training.policy import Policy
@@ -271,11 +271,11 @@ def test_the_norm_of_a_gradient_is_one_plain_number(group: None, kind: str) -> N
     # of what is trained here; once spread, parameters are others than those of before
     spread = strategy._root if kind != "ddp" else strategy.policy  # type: ignore[attr-defined]
     trained = [parameter for parameter in spread.parameters() if parameter.grad is not None]
-    squares = sum(whole(parameter.grad).double().square().sum() for parameter in trained)
+    squares = sum(gather_whole(parameter.grad).double().square().sum() for parameter in trained)
     norm = strategy.clip_grad_norm(trained, 1e-3)
     assert type(norm) is torch.Tensor and norm.shape == ()
     assert float(norm) == pytest.approx(float(squares) ** 0.5, rel=1e-5)
-    after = sum(whole(parameter.grad).double().square().sum() for parameter in trained)
+    after = sum(gather_whole(parameter.grad).double().square().sum() for parameter in trained)
     assert float(after) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -312,7 +312,7 @@ def test_weights_in_four_bits_are_never_spread() -> None:
     cuda, two = torch.device("cuda"), Workers(size=2)
     assert choose_parallelism(config, nn.Linear(1, 1), cuda, two) == "ddp"
     with pytest.raises(TrialError) as told:
-        check_room(2**40, 2**30, config)
+        check_memory(2**40, 2**30, config)
     assert "fsdp" not in str(told.value)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chip_core.config.trial import TrialConfig
-from chip_core.training.prepare import device_of
+from chip_core.training.prepare import resolve_device
 from chip_core.utils.errors import TrialError
 
 
@@ -23,12 +23,12 @@ def test_a_gpu_that_does_not_compute_in_bf16_is_refused_for_it_alone(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     config = TrialConfig.model_validate({"model": {"path": "shapes", "dtype": dtype}})
     if dtype == "fp32":
-        assert device_of(config) == torch.device("cuda", 0)
+        assert resolve_device(config) == torch.device("cuda", 0)
         return
     with pytest.raises(TrialError, match="bf16, and Tesla T4 does not compute in it: write") as why:
-        device_of(config)
+        resolve_device(config)
     assert "\n" not in str(why.value)
     on_cpu = config.model_copy(
         update={"engine": config.engine.model_copy(update={"device": "cpu"})}
     )
-    assert device_of(on_cpu) == torch.device("cpu")
+    assert resolve_device(on_cpu) == torch.device("cpu")

@@ -173,7 +173,9 @@ def test_a_further_response_costs_its_own_tokens_alone() -> None:
     config = TrialConfig.model_validate({"model": "x", "objective": "symmpo"})
     batch = PairEncoder(built("llava")[1], config, PAIRS).batch(range(3))
     lengths = {view: int(of.mask.sum()) for view, of in batch.responses.items()}
-    prompts = {name: int(batch.prompts_of(name).mask.sum()) for name in ("image", "second_image")}
+    prompts = {
+        name: int(batch.select_prompts(name).mask.sum()) for name in ("image", "second_image")
+    }
     row = pack(batch, model=None)
     assert row.input_ids.shape[1] == sum(prompts.values()) + sum(lengths.values())
     two = pack(batch, model=None, views=("chosen", "rejected"))

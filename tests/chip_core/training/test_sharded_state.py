@@ -22,7 +22,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models import shards
 from chip_core.models.adapters import attach_adapters, write_weights
 from chip_core.models.parts import set_trained, trained_parts
-from chip_core.models.shards import whole
+from chip_core.models.shards import gather_whole
 from chip_core.training import checkpoint, sharded_state
 from chip_core.training.checkpoint import Checkpointer, checkpoint_problem, list_checkpoints
 from chip_core.training.optimizer.adamw import make_optimizer
@@ -83,8 +83,8 @@ class Trained:
 
     def held(self) -> list[Any]:
         """All that a checkpoint is to give back, whole."""
-        state = whole(self.optimizer.state_dict())
-        return [*(whole(each.detach()) for each in self.parameters), state]
+        state = gather_whole(self.optimizer.state_dict())
+        return [*(gather_whole(each.detach()) for each in self.parameters), state]
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -216,9 +216,9 @@ def test_of_an_adapted_model_only_what_is_written_comes_together(
 
     def counting(value: Any, *, keep: bool = True) -> Any:
         gathered.append(value.numel())
-        return whole(value, keep=keep)
+        return gather_whole(value, keep=keep)
 
-    monkeypatch.setattr(shards, "whole", counting)
+    monkeypatch.setattr(shards, "gather_whole", counting)
     write_weights(sharded.model, tmp_path / "sharded", CONFIG)
     write_weights(plain.model, tmp_path / "plain", CONFIG)
     assert sum(gathered) == sum(parameter.numel() for parameter in plain.parameters)

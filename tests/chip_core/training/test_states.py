@@ -10,30 +10,30 @@ import torch
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.data.tensors import PairBatch, Prompts, Responses, padded
+from chip_core.data.tensors import PairBatch, Prompts, Responses, pad_rows
 from chip_core.models.packing import Span
-from chip_core.models.parts import without_head
-from chip_core.training.states import counted_on_host, pack, pad
+from chip_core.models.parts import get_base_decoder
+from chip_core.training.states import count_images_on_host, pack, pad
 
 from .. import families
 
 
 def prompts(*rows: list[int]) -> Prompts:
-    ids, mask = padded(rows, 0)
+    ids, mask = pad_rows(rows, 0)
     kinds = torch.where(ids == 9, 1, 0)  # 9 stands for an image's token
     inputs = {"pixel_values": torch.arange(len(rows)), "mm_token_type_ids": kinds}
     return Prompts(ids=ids, mask=mask, inputs=inputs)
 
 
 def responses(*rows: list[int]) -> Responses:
-    ids, mask = padded(rows, 0)
+    ids, mask = pad_rows(rows, 0)
     return Responses(ids=ids, mask=mask, changed=torch.zeros_like(mask))
 
 
 PROMPTS = prompts([9, 11, 12], [9, 21])
 CHOSEN, REJECTED = responses([13], [22, 23]), responses([14, 15], [24])
 BATCH = PairBatch(
-    places=(4, 2), epoch=0, prompts=PROMPTS, chosen=CHOSEN, rejected=REJECTED,
+    indices=(4, 2), epoch=0, prompts=PROMPTS, chosen=CHOSEN, rejected=REJECTED,
     rejected_image_prompts=None, rejected_image=None,
 )  # fmt: skip
 
@@ -100,7 +100,7 @@ CONFIG = TrialConfig.model_validate({"model": "x"})
 def made(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     model, processor = families.build(request.param)
     batch = PairEncoder(processor, CONFIG, families.pairs()).batch(range(3))
-    return without_head(model), pad(batch.prompts, batch.chosen)
+    return get_base_decoder(model), pad(batch.prompts, batch.chosen)
 
 
 def states(inner: Any, rows: Any) -> torch.Tensor:
@@ -113,7 +113,7 @@ def states(inner: Any, rows: Any) -> torch.Tensor:
 def test_states_are_transformers_own(made: tuple[Any, Any]) -> None:
     inner, rows = made
     own = states(inner, rows)
-    with counted_on_host(inner, rows.host_ids):
+    with count_images_on_host(inner, rows.host_ids):
         assert torch.equal(states(inner, rows), own)
     assert "get_placeholder_mask" not in vars(inner)
 
@@ -121,11 +121,14 @@ def test_states_are_transformers_own(made: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_another_number_of_tokens_than_of_features_is_refused(family: str) -> None:
     model, processor = families.build(family)
-    inner = without_head(model)
+    inner = get_base_decoder(model)
     batch = PairEncoder(processor, CONFIG, families.pairs()).batch(range(3))
     rows = pad(batch.prompts, batch.chosen)
     fewer = rows.host_ids.clone()
     place = (fewer == inner.config.image_token_id).nonzero()[0].tolist()
     fewer[place[0], place[1]] = 0
-    with counted_on_host(inner, fewer), pytest.raises(ValueError, match=r"has \d+ image tokens"):
+    with (
+        count_images_on_host(inner, fewer),
+        pytest.raises(ValueError, match=r"has \d+ image tokens"),
+    ):
         states(inner, rows)

@@ -33,7 +33,7 @@ from chip_core.config.trial import TrialConfig  # noqa: E402
 from chip_core.data.preferences import Pairs, PreferencePair  # noqa: E402
 from chip_core.models import loading  # noqa: E402
 from chip_core.models.adapters import attach_adapters, save_model  # noqa: E402
-from chip_core.models.precision import hold  # noqa: E402
+from chip_core.models.precision import convert_weights  # noqa: E402
 from chip_core.training import fsdp  # noqa: E402
 from chip_core.training.parallel import Compute  # noqa: E402
 from chip_core.training.trainer import TrainingResult  # noqa: E402
@@ -155,19 +155,19 @@ def scored_pairs() -> list[PreferencePair]:
 
 def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
     """Train; leave curves, checkpoints and the model in a folder of the case's name."""
-    fsdp._room_for_gradients = lambda root, device: case.changes != "each_pass"
+    fsdp._fits_gradients = lambda root, device: case.changes != "each_pass"
     config = configured(case)
     if case.loads:
         model, processor = loaded(case, config, out / "files" / case.family, workers)
     else:
         model, processor = families.build(case.family)
         if case.dtype == "bfloat16":
-            model = hold(model, "bf16")
+            model = convert_weights(model, "bf16")
         else:
             model = model.to(getattr(torch, case.dtype))
     model = attach_adapters(model, config)
     folder = out / case.name
-    if case.apart and not workers.first:
+    if case.apart and not workers.is_main:
         folder = out / "elsewhere" / case.name
     trained = train(
         config,
@@ -178,14 +178,14 @@ def run(case: Case, out: Path, workers: Workers) -> TrainingResult:
         compute=Compute(workers=workers, parallelism=case.kind),  # type: ignore[arg-type]
         resume_from=out / case.resume if case.resume else None,
     )
-    save_model(model, processor, folder / "model", config, write=workers.first)
+    save_model(model, processor, folder / "model", config, write=workers.is_main)
     return trained
 
 
 def loaded(case: Case, config: TrialConfig, folder: Path, workers: Workers) -> tuple[Any, Any]:
     """Return (model, processor) as a trial has them: of all workers, or of the first alone."""
     source = config.model.model_copy(update={"path": str(folder)})
-    if case.loads == "all" or workers.first:
+    if case.loads == "all" or workers.is_main:
         return loading.load(source)
     model, processor = loading.load_empty(source)
     assert all(parameter.is_meta for parameter in model.parameters())

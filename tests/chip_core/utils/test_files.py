@@ -14,14 +14,14 @@ from chip_core.utils.errors import DiskFullError, UserError, reset_warnings
 from chip_core.utils.files import (
     JsonlWriter,
     append_record,
-    blank_line,
+    convert_disk_full,
+    erase_line,
     expand_path,
-    is_full,
+    is_disk_full,
     make_private,
     read_checksummed,
     read_lines,
     read_records,
-    room_for,
     write_atomically,
     write_checksummed,
     write_json,
@@ -100,9 +100,9 @@ def test_a_blanked_line_is_passed_over_and_others_stay(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         append_record(file, {"a": number})
     second = read_lines(file)[1]
-    blank_line(file, second)
+    erase_line(file, second)
     assert read_records(file) == [{"a": 1}, {"a": 3}]
-    blank_line(file, second)  # by another driver that read it before: nothing of it is there
+    erase_line(file, second)  # by another driver that read it before: nothing of it is there
     append_record(file, {"a": 4})
     assert [(line.number, line.record) for line in read_lines(file)][-1] == (4, {"a": 4})
 
@@ -133,7 +133,10 @@ def test_a_full_disk_is_told_in_one_line_whatever_a_library_raises(tmp_path: Pat
     said = f"no room for the model: the disk of {tmp_path} is full: free some space"
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for error in (full, ValueError("I/O error: No space left on device (os error 28)")):
-        with pytest.raises(DiskFullError, match=re.escape(said)), room_for("the model", tmp_path):
+        with (
+            pytest.raises(DiskFullError, match=re.escape(said)),
+            convert_disk_full("the model", tmp_path),
+        ):
             raise error
 
 
@@ -142,10 +145,13 @@ def test_an_error_without_a_reason_is_a_full_disks_where_nothing_is_free(
 ) -> None:
     # what torch.save says of a full disk: nothing of the disk
     error = RuntimeError("unexpected pos 576 vs 534")
-    with pytest.raises(RuntimeError, match="unexpected pos"), room_for("the model", tmp_path):
+    with (
+        pytest.raises(RuntimeError, match="unexpected pos"),
+        convert_disk_full("the model", tmp_path),
+    ):
         raise error
-    monkeypatch.setattr("chip_core.utils.files._free", lambda folder: 0)
-    with pytest.raises(DiskFullError), room_for("the model", tmp_path / "not there yet"):
+    monkeypatch.setattr("chip_core.utils.files._free_bytes", lambda folder: 0)
+    with pytest.raises(DiskFullError), convert_disk_full("the model", tmp_path / "not there yet"):
         raise error
 
 
@@ -156,8 +162,8 @@ def test_what_led_to_an_error_may_be_a_full_disk() -> None:
         except OSError as cause:
             raise ValueError("cannot write") from cause
     except ValueError as error:
-        assert is_full(error)
-    assert not is_full(OSError(errno.EACCES, os.strerror(errno.EACCES)))
+        assert is_disk_full(error)
+    assert not is_disk_full(OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def mode(path: Path) -> int:

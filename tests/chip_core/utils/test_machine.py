@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.utils.machine import import_frozen
+from chip_core.utils.machine import import_and_freeze
 
 KEEPS = """
 import gc
@@ -36,5 +36,5 @@ def test_what_is_imported_is_left_alone_and_what_comes_later_is_not(tmp_path: Pa
 
 def test_an_import_that_fails_leaves_the_collector_as_it_was() -> None:
     with pytest.raises(ModuleNotFoundError):
-        import_frozen("chip_core.there_is_none")
+        import_and_freeze("chip_core.there_is_none")
     assert gc.isenabled()

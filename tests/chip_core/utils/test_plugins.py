@@ -79,10 +79,10 @@ def test_a_module_that_cannot_be_had_is_one_line(
 ) -> None:
     write(source)
     with pytest.raises(ValueError, match=expected) as raised:
-        plugins.load("own_code:term")
+        plugins.load_plugin("own_code:term")
     assert "\n" not in str(raised.value)
 
 
 def test_a_module_that_is_not_there_is_to_be_installed() -> None:
     with pytest.raises(ValueError, match="install it, or put its folder on PYTHONPATH"):
-        plugins.load("nowhere_at_all.deep:term")
+        plugins.load_plugin("nowhere_at_all.deep:term")

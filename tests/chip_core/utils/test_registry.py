@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chip_core.utils.registry import Registry, suggestion
+from chip_core.utils.registry import Registry, suggest
 
 
 def test_a_lookup_that_fails_names_the_near_ones() -> None:
@@ -18,7 +18,7 @@ def test_a_lookup_that_fails_names_the_near_ones() -> None:
 
 
 def test_nothing_near_is_not_suggested() -> None:
-    assert suggestion("xyz", ["green", "blue"]) == "choices: blue, green"
+    assert suggest("xyz", ["green", "blue"]) == "choices: blue, green"
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_nothing_near_is_not_suggested() -> None:
     ],
 )
 def test_a_name_with_a_comma_is_seen_to_be_one(names: list[str], listed: str) -> None:
-    assert suggestion("zzz", names) == f"choices: {listed}"
+    assert suggest("zzz", names) == f"choices: {listed}"

@@ -31,15 +31,15 @@ def test_a_failure_of_another_worker_is_of_its_kind(
         gathered.append(value)
         return [value] if len(gathered) == 1 else [value, gathered[0]]
 
-    monkeypatch.setattr(Workers, "gathered", gather)
+    monkeypatch.setattr(Workers, "all_gather", gather)
 
     def fails() -> None:
         raise failure
 
     with pytest.raises(type(failure)):
-        Workers(rank=1, size=2).each(fails)
+        Workers(rank=1, size=2).gather_results(fails)
     with pytest.raises(kind) as caught:
-        Workers(rank=0, size=2).each(lambda: None)
+        Workers(rank=0, size=2).gather_results(lambda: None)
     assert type(caught.value) is kind
     assert str(caught.value) == said
 
@@ -98,4 +98,4 @@ def test_what_takes_rank_0_longer_than_a_worker_waits(how: str, first: str, seco
 
 
 def test_what_a_process_makes_alone_is_made_at_once() -> None:
-    assert Workers().awaited_from_rank0(lambda: 7) == 7
+    assert Workers().wait_for_rank0(lambda: 7) == 7

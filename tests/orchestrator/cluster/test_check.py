@@ -364,19 +364,24 @@ def test_room_by_the_arithmetic(
     workers: int, each: dict[str, float], trials: int, slots: int, at_once: int
 ) -> None:
     kinds = [HEAD_KIND, make_node_type(1, CPU=8, GPU=4), make_node_type(1, CPU=8, GPU=3)]
-    found = compute_capacity(kinds, ResourceNeed(workers=workers, each=each, trials=trials))
+    found = compute_capacity(
+        kinds, ResourceNeed(num_workers=workers, per_worker=each, trials=trials)
+    )
     assert (found.slots, found.at_once) == (slots, at_once)
 
 
 def test_drivers_places_bound_what_runs_at_once() -> None:
     kinds = [make_node_type(1, head=True, CPU=0, chip_driver=2), make_node_type(4, CPU=8, GPU=1)]
     assert (
-        compute_capacity(kinds, ResourceNeed(workers=1, each={"CPU": 1.0}, trials=40)).at_once == 2
+        compute_capacity(
+            kinds, ResourceNeed(num_workers=1, per_worker={"CPU": 1.0}, trials=40)
+        ).at_once
+        == 2
     )
 
 
 def test_a_trial_that_finds_no_room_is_told(tmp_path: Path) -> None:
-    need = ResourceNeed(workers=16, each={"CPU": 1.0, "GPU": 1.0}, trials=4)
+    need = ResourceNeed(num_workers=16, per_worker={"CPU": 1.0, "GPU": 1.0}, trials=4)
     ((key, what),) = problems(load_example("cluster.yaml"), tmp_path, need)
     assert key == "provider.worker_ips"
     assert "16 worker(s) of 1 CPU and 1 GPU each, and room is for 8" in what  # 2 machines of 4
@@ -386,16 +391,20 @@ def test_machines_of_ones_own_must_say_what_they_have(tmp_path: Path) -> None:
     tree = load_example("cluster.yaml")
     del tree["metadata"]["chip_ablate"]["worker"]
     assert problems(tree, tmp_path) == []
-    ((key, _),) = problems(tree, tmp_path, ResourceNeed(workers=1, each={"CPU": 1.0}, trials=1))
+    ((key, _),) = problems(
+        tree, tmp_path, ResourceNeed(num_workers=1, per_worker={"CPU": 1.0}, trials=1)
+    )
     assert key == "metadata.chip_ablate.worker"
 
 
 def test_what_a_study_needs_is_its_largest_trial(load: Callable[..., Study]) -> None:
-    assert study_resource_need(load()) == ResourceNeed(workers=1, each={"CPU": 1.0}, trials=4 * 2)
+    assert study_resource_need(load()) == ResourceNeed(
+        num_workers=1, per_worker={"CPU": 1.0}, trials=4 * 2
+    )
     found = study_resource_need(
         load(overrides={"engine.workers_per_trial": 2, "engine.gpus_per_worker": 1})
     )
-    assert (found.workers, found.each) == (2, {"CPU": 1.0, "GPU": 1.0})
+    assert (found.num_workers, found.per_worker) == (2, {"CPU": 1.0, "GPU": 1.0})
 
 
 def test_programs_of_a_command_are_read_as_a_shell_does() -> None:
@@ -441,7 +450,7 @@ ODD: tuple[Any, ...] = (
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "clusters/aws.yaml", "clusters/gcp.yaml"])
 def test_an_odd_value_anywhere_is_no_traceback(name: str, tmp_path: Path) -> None:
-    need = ResourceNeed(workers=1, each={"CPU": 4.0, "GPU": 1.0}, trials=12)
+    need = ResourceNeed(num_workers=1, per_worker={"CPU": 4.0, "GPU": 1.0}, trials=12)
     refused = 0
     for index, path in enumerate(paths(load_example(name))[::3]):
         tree = load_example(name)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chip_core import recipes
-from chip_core.config.validation import set_key, trial_config
+from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.trial import run_trial
 from orchestrator.cli import main
 
@@ -36,7 +36,7 @@ def test_what_it_writes_is_checked_and_trained_on(
     assert printed["prompts"] == 8 and printed["folder"] == "mine"
     assert printed["pairs"] + sum(printed["dropped"].values()) == 8
     assert call("data", "check", "mine", "--model", "shapes") == 0
-    tree = recipes.read_yaml(recipes.find("shapes"))
+    tree = recipes.read_yaml(recipes.find_recipe("shapes"))
     for key, value in {
         "data": {"source": str(tmp_path / "mine")},
         "training.max_steps": 1,
@@ -44,7 +44,7 @@ def test_what_it_writes_is_checked_and_trained_on(
         "benchmarks": {},
     }.items():
         set_key(tree, key, value)
-    result = run_trial(trial_config(tree, "test"), folder=tmp_path / "trial")
+    result = run_trial(parse_trial_config(tree, "test"), folder=tmp_path / "trial")
     assert result.steps == 1 and result.data["pairs"] == printed["pairs"]
 
 

@@ -15,10 +15,10 @@ from chip_core.utils.errors import UserError
 from chip_core.utils.files import write_json
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.snapshot import plan_snapshots
+from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.report.trial_facts import collect_trial_facts
 from orchestrator.run import run_study
-from orchestrator.state.compare import differences
+from orchestrator.state.compare import compare_plans
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.trial_lookup import find_trial
 from orchestrator.utils.version import code_version
@@ -119,13 +119,13 @@ def test_which_trial_is_meant(ran: tuple[Path, Plan], tmp_path: Path) -> None:
 
 def test_a_plan_is_kept_with_what_its_fingerprints_hold(ran: tuple[Path, Plan]) -> None:
     workdir, plan = ran
-    (kept,) = plan_snapshots(workdir)
+    (kept,) = iter_plan_snapshots(workdir)
     assert (kept.study, kept.file) == ("small", plan.study.source)
     assert {mark: (one.arm, one.seed) for mark, one in kept.trials.items()} == {
         trial.fingerprint: (trial.arm, trial.seed) for trial in plan.trials
     }
     (workdir / "studies/small/plan.json").unlink()  # of a version that did not keep it
-    (from_report,) = plan_snapshots(workdir)
+    (from_report,) = iter_plan_snapshots(workdir)
     assert from_report.trials == kept.trials
     assert (from_report.study, from_report.file) == (kept.study, kept.file)
 
@@ -133,7 +133,7 @@ def test_a_plan_is_kept_with_what_its_fingerprints_hold(ran: tuple[Path, Plan]) 
 def test_diff_of_two_studies(ran: tuple[Path, Plan], plan_of: PlanOf) -> None:
     workdir, plan = ran
     other = plan_of(OTHER.replace("seeds: [0, 1]", "seeds: [1, 2]"))
-    found = differences(plan, other, Ledger(workdir))
+    found = compare_plans(plan, other, Ledger(workdir))
     assert found["studies"] == ["small", "other"]
     assert [entry["arms"] for entry in found["same"]] == [
         ["dpo, frozen", "dpo, frozen"], ["dpo, trained", "dpo, trained"],
@@ -155,7 +155,7 @@ def test_diff_of_two_studies(ran: tuple[Path, Plan], plan_of: PlanOf) -> None:
 def test_diff_names_the_keys_by_which_a_cell_differs(plan_of: PlanOf, tmp_path: Path) -> None:
     one = plan_of()
     other = plan_of(STUDY, overrides={"optimizer.lr": 1e-6, "engine.micro_batch": 2})
-    found = differences(one, other, Ledger(tmp_path))
+    found = compare_plans(one, other, Ledger(tmp_path))
     keys: dict[str, Any] = {"optimizer.lr": [5e-5, 1e-6], "engine.micro_batch": [16, 2]}
     assert found["recipe_keys"] == keys
     assert len(found["changed"]) == 4
@@ -168,7 +168,7 @@ def test_the_same_training_under_another_name(plan_of: PlanOf, tmp_path: Path) -
     named = STUDY.replace("objective: [dpo, chip]", "loss: {plain: {objective: dpo}, "
         "whole: {objective: chip}}").replace("objective: dpo", "loss: plain", 2).replace(
         "plain: {loss: plain}", "plain: {objective: dpo}")  # fmt: skip
-    found = differences(plan_of(), plan_of(named), Ledger(tmp_path))
+    found = compare_plans(plan_of(), plan_of(named), Ledger(tmp_path))
     assert found["same"][0] == {"arms": ["dpo, frozen", "plain, frozen"]}
     assert len(found["same"]) == 4
 

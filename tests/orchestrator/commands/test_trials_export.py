@@ -42,8 +42,8 @@ def trained(plan_of: Callable[..., Plan], tmp_path: Path) -> tuple[Path, Plan]:
     for trial in plan.trials[1:]:
         folder = f"trials/{trial.fingerprint[:16]}/attempt-1"
         result = run_trial(trial.config, folder=workdir / folder)
-        ledger.started(trial, "small", 1)
-        ledger.finished(trial, "small", 1, folder, result)
+        ledger.record_start(trial, "small", 1)
+        ledger.record_result(trial, "small", 1, folder, result)
     return workdir, plan
 
 
@@ -106,4 +106,4 @@ def _another(workdir: Path, plan: Plan, fingerprint: str) -> None:
     trial = replace(plan.trials[1], fingerprint=fingerprint)
     result = TrialResult(steps=1, evaluations={}, seconds={})
     write_json(workdir / "elsewhere" / "result.json", asdict(result))
-    Ledger(workdir).finished(trial, "other", 1, "elsewhere", result)
+    Ledger(workdir).record_result(trial, "other", 1, "elsewhere", result)

@@ -135,8 +135,8 @@ def test_a_server_that_nothing_asks_or_that_has_no_gpus_holds_none(
     assert server_gpus(work_of(plan_of(SERVED, overrides={**ADAPTERS, **SHORT})).trials) == 0
     assert server_gpus(work_of(plan_of(STUDY, overrides=on_gpu)).trials) == 0
     # Of four GPUs the trials have those that it leaves them.
-    monkeypatch.setattr(machines, "gpus", lambda: 4)
-    monkeypatch.setattr(machines, "cores", lambda: 64)
+    monkeypatch.setattr(machines, "gpu_count", lambda: 4)
+    monkeypatch.setattr(machines, "cpu_count", lambda: 64)
     assert (slots_on_machine(work), slots_on_machine(work, 2), slots_on_machine(work, 4)) == (
         4,
         2,

@@ -57,7 +57,7 @@ def told(small: Plan, tmp_path: Path) -> Callable[..., RateSource | None]:
     ) -> RateSource | None:  # type: ignore[assignment]
         ledger = Ledger(tmp_path)
         for trial, each in zip(small.trials[1:], results, strict=False):
-            ledger.finished(trial, "small", 1, f"trials/{trial.fingerprint}", each)
+            ledger.record_result(trial, "small", 1, f"trials/{trial.fingerprint}", each)
         return recorded_rates(small, ledger, tmp_path, here)
 
     return record
@@ -75,7 +75,7 @@ def test_rounds_tell_what_an_answer_took_and_each_trainings_setup(
         data={"pairs": 90, "skipped": 0, "sampled": 40},
     )
     ledger, trial = Ledger(tmp_path), plan.trials[1]
-    ledger.finished(trial, "small", 1, f"trials/{trial.fingerprint}", made)
+    ledger.record_result(trial, "small", 1, f"trials/{trial.fingerprint}", made)
     found = recorded_rates(plan, ledger, tmp_path, {HERE})
     assert found is not None and not found.sizes  # its pairs are not the data's rows
     assert found.rates["answer", sampling_kind(trial.config)] == make_seconds(0.2, 0.1)
@@ -134,7 +134,7 @@ def test_another_studys_trials_tell_by_their_folder(
     other = plan_of(STUDY.replace("study: small", "study: other"), overrides=SHORT, seeds=[7])
     ledger, trial = Ledger(tmp_path), other.trials[1]
     write_json(tmp_path / "trials/x" / CONFIG, trial.config.model_dump(mode="json"))
-    ledger.finished(trial, "other", 1, "trials/x", result())
+    ledger.record_result(trial, "other", 1, "trials/x", result())
     found = recorded_rates(small, ledger, tmp_path, {HERE})
     assert found is not None
     kind = training_kind(small.trials[1].config, LIVE, features=False)

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from chip_core.config.trial import TrialConfig
 from orchestrator.executors.base import (
-    Answered,
-    Event,
     Executor,
-    Failed,
-    Finished,
     Job,
-    Progressed,
-    Started,
+    JobAnswered,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobStarted,
 )
 from orchestrator.jobs.attempt import Cause
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.stopping import StopRequest
 
 #: How each of these jobs ends.
 CAUSES: dict[str, Cause] = {
@@ -45,12 +45,12 @@ class Backend:
     """An executor, and what is asked of it."""
 
     executor: Executor
-    stop: Stop
+    stop: StopRequest
     names: Sequence[str]  # of the first run's jobs
     folder: Path
     workers: int = 1
     jobs: list[Job] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    events: list[JobEvent] = field(default_factory=list)
     later: tuple[Job, Job] | None = None  # jobs of which one came after the other
     look: Callable[[], None] = lambda: None  # called while a job of the first run is at work
 
@@ -64,7 +64,7 @@ class Backend:
         config = TrialConfig.model_validate(settings)
         return Job(id=f"{number}-{name}", name=name, config=config, folder=folder)
 
-    def retry(self, failed: Failed) -> Job | None:
+    def retry(self, failed: JobFailed) -> Job | None:
         """Return the next attempt of a job that failed from outside."""
         job = failed.job
         if failed.cause not in RETRIED:
@@ -75,14 +75,14 @@ class Backend:
         """Run jobs that end in each way."""
         self.jobs = [self.job(number, name) for number, name in enumerate(self.names)]
 
-        def listen(event: Event) -> None:
+        def listen(event: JobEvent) -> None:
             self.events.append(event)
-            if isinstance(event, Progressed):
+            if isinstance(event, JobProgressed):
                 self.look()
 
         self.executor.run(self.jobs, listen, self.retry)
 
-    def of(self, job: Job) -> list[Event]:
+    def of(self, job: Job) -> list[JobEvent]:
         """Return what was told of a job."""
         return [event for event in self.events if event.job.id == job.id]
 
@@ -94,12 +94,12 @@ class Backend:
 def each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
     for job in {event.job.id: event.job for event in backend.events}.values():
         first, *between, last = backend.of(job)
-        assert isinstance(first, Started), job.name
-        assert all(isinstance(event, Progressed) for event in between), job.name
-        assert isinstance(last, Answered | Finished | Failed), job.name
+        assert isinstance(first, JobStarted), job.name
+        assert all(isinstance(event, JobProgressed) for event in between), job.name
+        assert isinstance(last, JobAnswered | JobFinished | JobFailed), job.name
         if job.name == "steps":
-            told = [event.progress for event in between if isinstance(event, Progressed)]
-            assert isinstance(last, Finished), last
+            told = [event.progress for event in between if isinstance(event, JobProgressed)]
+            assert isinstance(last, JobFinished), last
             assert any(progress.phase == "train" for progress in told)
             assert [p.done for p in told if p.phase == "train"] == sorted(
                 p.done for p in told if p.phase == "train"
@@ -108,7 +108,7 @@ def each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
 
 def each_failure_has_its_cause(backend: Backend) -> None:
     ends = {job.name: backend.of(job)[-1] for job in backend.jobs}
-    causes = {name: end.cause for name, end in ends.items() if isinstance(end, Failed)}
+    causes = {name: end.cause for name, end in ends.items() if isinstance(end, JobFailed)}
     assert causes == {name: CAUSES[name] for name in backend.names if name in CAUSES}
 
 
@@ -118,47 +118,47 @@ def a_retry_is_the_next_to_begin(backend: Backend) -> None:
         wanted.append(job.id)
         if CAUSES.get(job.name) in RETRIED:
             wanted.append(f"{job.id}-2")
-    begun = [event.job for event in backend.events if isinstance(event, Started)]
-    assert [job.id for job in begun if not job.scores] == wanted
+    begun = [event.job for event in backend.events if isinstance(event, JobStarted)]
+    assert [job.id for job in begun if not job.is_scoring] == wanted
     for event in backend.events:
-        if isinstance(event, Failed):
-            retry_job = None if event.retry is None else event.retry.id
+        if isinstance(event, JobFailed):
+            retry_job = None if event.retry_job is None else event.retry_job.id
             assert retry_job == (f"{event.job.id}-2" if event.cause in RETRIED else None)
 
 
 def answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
     [job] = [job for job in backend.jobs if job.name == "answers"]
-    [answered] = [event for event in backend.of(job) if isinstance(event, Answered)]
-    scoring = answered.scoring
+    [answered] = [event for event in backend.of(job) if isinstance(event, JobAnswered)]
+    scoring = answered.scoring_job
     assert (scoring.id, scoring.answers) == (f"{job.id.split('-')[0]}-score-answers", job.folder)
     first, *_, last = backend.of(scoring)
-    assert isinstance(first, Started) and isinstance(last, Finished)
+    assert isinstance(first, JobStarted) and isinstance(last, JobFinished)
     order = [event for event in backend.events if event is answered or event is first]
     assert order == [answered, first]
 
 
 def a_second_run_is_a_run(backend: Backend) -> None:
-    events: list[Event] = []
+    events: list[JobEvent] = []
     job = backend.job(90, "steps")
     backend.executor.run([job], events.append)
-    assert isinstance(events[0], Started) and isinstance(events[-1], Finished), events
+    assert isinstance(events[0], JobStarted) and isinstance(events[-1], JobFinished), events
     backend.executor.run([], events.append)
 
 
 def what_comes_later_begins_when_it_is_known(backend: Backend) -> None:
     first, second = backend.job(93, "steps"), backend.job(94, "steps")
-    events: list[Event] = []
+    events: list[JobEvent] = []
     to_come = [second]
 
     def more() -> list[Job] | None:
-        if not any(isinstance(event, Finished) for event in events):
+        if not any(isinstance(event, JobFinished) for event in events):
             return None
         given = to_come[:]
         to_come.clear()
         return given
 
     backend.executor.run([first], events.append, backend.retry, more)
-    order = [event.job.id for event in events if isinstance(event, Started | Finished)]
+    order = [event.job.id for event in events if isinstance(event, JobStarted | JobFinished)]
     assert order == [first.id, first.id, second.id, second.id]
     backend.later = first, second
 
@@ -176,10 +176,10 @@ def what_is_raised_by_what_comes_later_comes_out(backend: Backend) -> None:
 
 
 def what_a_listener_raises_comes_out(backend: Backend) -> None:
-    for number, moment in ((70, Started), (72, Finished)):
-        heard: list[Event] = []
+    for number, moment in ((70, JobStarted), (72, JobFinished)):
+        heard: list[JobEvent] = []
 
-        def full(event: Event, moment: type = moment, heard: list[Event] = heard) -> None:
+        def full(event: JobEvent, moment: type = moment, heard: list[JobEvent] = heard) -> None:
             heard.append(event)
             if isinstance(event, moment):
                 raise OSError("no space left on device")
@@ -194,13 +194,13 @@ def what_a_listener_raises_comes_out(backend: Backend) -> None:
 
 
 def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None:
-    events: list[Event] = []
+    events: list[JobEvent] = []
     jobs = [backend.job(91, "waits"), backend.job(92, "steps")]
 
-    def listen(event: Event) -> None:
+    def listen(event: JobEvent) -> None:
         events.append(event)
-        if isinstance(event, Progressed):
-            backend.stop.ask()
+        if isinstance(event, JobProgressed):
+            backend.stop.request()
 
     raised = False
     try:
@@ -209,8 +209,8 @@ def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None
         raised = True
     assert raised
     assert {event.job.name for event in events} == {"waits"}  # nothing new begins
-    [failed] = [event for event in events if isinstance(event, Failed)]
-    assert (failed.cause, failed.retry) == ("stopped", None)
+    [failed] = [event for event in events if isinstance(event, JobFailed)]
+    assert (failed.cause, failed.retry_job) == ("stopped", None)
     assert failed.reason.startswith("stopped after step 1")
     assert (jobs[0].folder / "checkpoint").exists() == leaves
 

@@ -26,8 +26,8 @@ from chip_core.utils.errors import (
 from chip_core.utils.files import write_json
 from chip_core.utils.workers import current_workers
 from orchestrator.executors.base import Job
-from orchestrator.executors.ray.session import ENVIRONMENT
-from orchestrator.jobs.attempt import execute
+from orchestrator.executors.ray.session import PROCESS_ENVIRONMENT
+from orchestrator.jobs.attempt import execute_job
 
 Report = Callable[[Progress], None]
 Stop = Callable[[], bool]
@@ -54,12 +54,12 @@ def _steps(job: Job, report: Report, stop: Stop) -> None:
 def _answers(job: Job, report: Report, stop: Stop) -> None:
     """Answer; and, as the next step, score that."""
     report(Progress(phase="start", done=0, total=1))
-    if not current_workers().first:
+    if not current_workers().is_main:
         return
     job.folder.mkdir(parents=True, exist_ok=True)
-    step = "scoring" if job.scores else "answering"
+    step = "scoring" if job.is_scoring else "answering"
     (job.folder / f"{step}-process").write_text(str(os.getpid()))
-    if job.scores:
+    if job.is_scoring:
         assert job.answers == job.folder and (job.answers / ANSWERED).exists()
         report(Progress(phase="score shapes", done=1, total=1))
         write_json(job.folder / RESULT, asdict(TrialResult(steps=3, evaluations={}, seconds={})))
@@ -70,13 +70,15 @@ def _answers(job: Job, report: Report, stop: Stop) -> None:
 
 
 def _dies_scoring(job: Job, report: Report, stop: Stop) -> None:
-    if job.scores:
+    if job.is_scoring:
         _killed(job, report, stop)
     _answers(job, report, stop)
 
 
 def _environment(job: Job, report: Report, stop: Stop) -> None:
-    figures = {name: float(os.environ.get(name) == value) for name, value in ENVIRONMENT.items()}
+    figures = {
+        name: float(os.environ.get(name) == value) for name, value in PROCESS_ENVIRONMENT.items()
+    }
     report(Progress(phase="start", done=0, total=1, figures=figures))
     _steps(job, report, stop)
     report(Progress(phase="environment", done=1, total=1, figures=figures))
@@ -108,7 +110,7 @@ def _waits(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="train", done=1, total=9, figures={"loss": 1.0}))
     while not stop():
         time.sleep(0.05)
-    if current_workers().first:
+    if current_workers().is_main:
         (job.folder / "checkpoint").touch()
     raise StoppedError("stopped after step 1 of 9")
 
@@ -135,24 +137,24 @@ def _race(job: Job, report: Report, *, steps: int, value: float) -> None:
 
 
 def _trains(job: Job, report: Report, stop: Stop) -> None:
-    execute(job, report, stop)
+    execute_job(job, report, stop)
 
 
 def _second_fails(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     workers = current_workers()
     assert workers.size == 2
-    if not workers.first:
+    if not workers.is_main:
         raise TrialError("row 7 is bad")
-    workers.wait()
+    workers.barrier()
 
 
 def _second_dies(job: Job, report: Report, stop: Stop) -> None:
     report(Progress(phase="start", done=0, total=1))
     workers = current_workers()
-    if not workers.first:
+    if not workers.is_main:
         os.kill(os.getpid(), signal.SIGKILL)
-    workers.wait()
+    workers.barrier()
 
 
 def _silent(job: Job, report: Report, stop: Stop) -> None:
@@ -178,14 +180,14 @@ def _shares(job: Job, report: Report, stop: Stop) -> None:
     """Two workers on two machines: the second reads what the first wrote."""
     report(Progress(phase="start", done=0, total=1))
     workers = current_workers()
-    assert workers.size == 2 and job.share is not None
-    if workers.first:
+    assert workers.size == 2 and job.share_files is not None
+    if workers.is_main:
         (job.folder / "model").mkdir()
         (job.folder / "model" / "model.safetensors").write_bytes(b"weights")
         write_json(job.folder / "trained.json", {})
-    job.share()
+    job.share_files()
     assert (job.folder / "model" / "model.safetensors").read_bytes() == b"weights"
-    folders = workers.gathered(str(job.folder))
+    folders = workers.all_gather(str(job.folder))
     assert len(set(folders)) == 2, folders
-    if workers.first:
+    if workers.is_main:
         write_json(job.folder / RESULT, asdict(TrialResult(steps=1, evaluations={}, seconds={})))

@@ -15,12 +15,19 @@ import ray
 
 from chip_core.results import AnsweredTrial, Progress, TrialResult, read_answered, read_result
 from orchestrator.executors import inline
-from orchestrator.executors.base import EarlyStopped, Event, Failed, Finished, Job, Progressed
+from orchestrator.executors.base import (
+    Job,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobStoppedEarly,
+)
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.executors.ray.job_process import HANG
+from orchestrator.executors.ray.job_process import HANG_FILE
 from orchestrator.executors.ray.tuner import RayTuneExecutor
-from orchestrator.jobs.attempt import TRACEBACK
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.attempt import TRACEBACK_FILE
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.study.early_stopping import EarlyStopping
 
 from ..fakes import FakeExecutor
@@ -98,7 +105,7 @@ def opened(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Backend, ExitStack]]:
     """A backend that made its first run, and what closes it."""
-    kind, folder, stop = request.param, tmp_path_factory.mktemp("backend"), Stop()
+    kind, folder, stop = request.param, tmp_path_factory.mktemp("backend"), StopRequest()
     on_ray = EVERY if kind == "ray-1-every" else ON_RAY
     kind = kind.removesuffix("-every")
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
@@ -108,7 +115,7 @@ def opened(
             fake = FakeExecutor(lost=lost, stop=stop, answers=steps)  # type: ignore[arg-type]
             backend = Backend(executor=fake, stop=stop, names=EVERY, folder=folder)
         elif kind == "inline":
-            patch.setattr(inline, "execute", played)
+            patch.setattr(inline, "execute_job", played)
             backend = Backend(executor=InlineExecutor(stop), stop=stop, names=ALONE, folder=folder)
         else:
             patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
@@ -130,7 +137,7 @@ def opened(
                 folder=folder,
                 workers=workers,
             )
-            stack.enter_context(executor.opened([backend.job(0, "steps")]))
+            stack.enter_context(executor.open([backend.job(0, "steps")]))
 
         def look() -> None:
             with (folder / "processes").open("a") as file:
@@ -160,11 +167,11 @@ def test_every_phase_is_told(opened: tuple[str, Backend, ExitStack]) -> None:
     if kind == "fake":
         pytest.skip("it does no work")
     events = backend.of(backend.jobs[0])
-    told = [event.progress for event in events if isinstance(event, Progressed)]
+    told = [event.progress for event in events if isinstance(event, JobProgressed)]
     assert told[0] == Progress(phase="start", done=0, total=1)
     assert told[1] == Progress(phase="train", done=1, total=3, figures={"loss": 1.0})
     assert told[-1] == Progress(phase="score shapes", done=0, total=1)
-    assert isinstance(events[-1], Finished) and events[-1].result.steps == 3
+    assert isinstance(events[-1], JobFinished) and events[-1].result.steps == 3
 
 
 def test_a_failure_says_why_and_nothing_else_is_printed(
@@ -175,12 +182,12 @@ def test_a_failure_says_why_and_nothing_else_is_printed(
         pytest.skip("their jobs do not fail by these words")
     for job in backend.jobs:
         if job.name in REASONS:
-            [failed] = [event for event in backend.of(job) if isinstance(event, Failed)]
+            [failed] = [event for event in backend.of(job) if isinstance(event, JobFailed)]
             assert re.fullmatch(REASONS[job.name], failed.reason), failed.reason
         if job.name == "boom":
-            assert "second line" in (job.folder / TRACEBACK).read_text(encoding="utf-8")
+            assert "second line" in (job.folder / TRACEBACK_FILE).read_text(encoding="utf-8")
         if job.name == "hangs":
-            assert "in _hangs" in (job.folder / HANG).read_text(encoding="utf-8")
+            assert "in _hangs" in (job.folder / HANG_FILE).read_text(encoding="utf-8")
     assert (backend.folder / "printed").read_text(encoding="utf-8") == ""
 
 
@@ -214,12 +221,12 @@ def test_a_scorer_that_dies_is_replaced(opened: tuple[str, Backend, ExitStack]) 
     kind, backend, _ = opened
     if kind != "ray-1":
         pytest.skip("scorers are Ray's")
-    ends = [e for e in backend.events if e.job.scores and e.job.name != "answers"]
-    [failed] = [event for event in ends if isinstance(event, Failed)]
+    ends = [e for e in backend.events if e.job.is_scoring and e.job.name != "answers"]
+    [failed] = [event for event in ends if isinstance(event, JobFailed)]
     assert (failed.cause, failed.reason) == ("worker_lost", REASONS["killed"].replace("\\", ""))
-    assert failed.retry is not None and failed.retry.scores
-    [finished] = [event for event in ends if isinstance(event, Finished)]
-    assert finished.job.id == failed.retry.id
+    assert failed.retry_job is not None and failed.retry_job.is_scoring
+    [finished] = [event for event in ends if isinstance(event, JobFinished)]
+    assert finished.job.id == failed.retry_job.id
 
 
 def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) -> None:
@@ -227,14 +234,14 @@ def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) 
     if not kind.startswith("ray"):
         pytest.skip("early stopping is Ray's")
     jobs = [
-        replace(backend.job(80 + n, name), may_be_cut=name != "spared")
+        replace(backend.job(80 + n, name), can_stop_early=name != "spared")
         for n, name in enumerate(("ahead", "behind", "spared"))
     ]
-    events: list[Event] = []
+    events: list[JobEvent] = []
     backend.executor.run(jobs, events.append)
     ends = [[e for e in events if e.job.id == job.id][-1] for job in jobs]
-    assert [type(end) for end in ends] == [Finished, EarlyStopped, Finished], ends
-    assert isinstance(ends[1], EarlyStopped)
+    assert [type(end) for end in ends] == [JobFinished, JobStoppedEarly, JobFinished], ends
+    assert isinstance(ends[1], JobStoppedEarly)
     assert ends[1].reason.startswith("cut by early stopping (asha on reward/accuracy")
     # Judged from a quarter of its 100 steps on; what runs on after that is the way to its workers.
     assert 25 <= int((jobs[1].folder / "steps").read_text()) < 60

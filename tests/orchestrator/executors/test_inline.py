@@ -8,9 +8,16 @@ import pytest
 
 from chip_core.config.trial import TrialConfig
 from chip_core.utils.errors import UserError
-from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.base import (
+    Job,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobStarted,
+)
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.jobs.attempt import TRACEBACK
+from orchestrator.jobs.attempt import TRACEBACK_FILE
 
 SHORT = {
     "model": "shapes",
@@ -28,18 +35,18 @@ def test_a_failure_is_that_jobs_alone(tmp_path: Path) -> None:
         Job(id=name, name=name, config=config, folder=tmp_path / name)
         for name, config in configs.items()
     ]
-    events: list[Event] = []
+    events: list[JobEvent] = []
     InlineExecutor().run(jobs, events.append)
-    ends = [event for event in events if isinstance(event, Started | Failed | Finished)]
+    ends = [event for event in events if isinstance(event, JobStarted | JobFailed | JobFinished)]
     assert [(type(event), event.job.id) for event in ends] == [
-        (Started, "bad"),
-        (Failed, "bad"),
-        (Started, "good"),
-        (Finished, "good"),
+        (JobStarted, "bad"),
+        (JobFailed, "bad"),
+        (JobStarted, "good"),
+        (JobFinished, "good"),
     ]
-    (failed,) = [event for event in events if isinstance(event, Failed)]
+    (failed,) = [event for event in events if isinstance(event, JobFailed)]
     assert failed.reason == "no full batch: 1 pairs, training.batch_size 2"
-    assert "TrialError" in (tmp_path / "bad" / TRACEBACK).read_text()
+    assert "TrialError" in (tmp_path / "bad" / TRACEBACK_FILE).read_text()
 
 
 def test_a_trial_of_several_workers_is_refused(tmp_path: Path) -> None:
@@ -52,13 +59,13 @@ def test_a_trial_of_several_workers_is_refused(tmp_path: Path) -> None:
 
 def test_what_a_listener_raises_is_no_trials_failure(tmp_path: Path) -> None:
     job = Job(id="a", name="a", config=TrialConfig.model_validate(SHORT), folder=tmp_path / "a")
-    events: list[Event] = []
+    events: list[JobEvent] = []
 
-    def listener(event: Event) -> None:
+    def listener(event: JobEvent) -> None:
         events.append(event)
-        if isinstance(event, Progressed):
+        if isinstance(event, JobProgressed):
             raise OSError("no room for the ledger")
 
     with pytest.raises(OSError, match="no room for the ledger"):
         InlineExecutor().run([job], listener)
-    assert not any(isinstance(event, Failed) for event in events)
+    assert not any(isinstance(event, JobFailed) for event in events)

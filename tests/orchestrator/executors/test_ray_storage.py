@@ -11,12 +11,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
-from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed
-from orchestrator.executors.ray.session import ENVIRONMENT
+from orchestrator.executors.base import Job, JobEvent, JobFailed, JobFinished, JobProgressed
+from orchestrator.executors.ray.session import PROCESS_ENVIRONMENT
 from orchestrator.executors.ray.tuner import RayTuneExecutor
-from orchestrator.jobs.attempt import TRACEBACK
-from orchestrator.storage.download import NODE_CACHE
-from orchestrator.storage.remote import Remote
+from orchestrator.jobs.attempt import TRACEBACK_FILE
+from orchestrator.storage.download import NODE_CACHE_VARIABLE
+from orchestrator.storage.remote import RemoteStorage
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     small = {"object_store_memory": 80 * 1024**2}
     head = {"num_cpus": 0, "resources": {"chip_driver": 3}, "include_dashboard": False, **small}
-    for name, value in ENVIRONMENT.items():
+    for name, value in PROCESS_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(NODE_CACHE, str(tmp_path / "head"))
+    monkeypatch.setenv(NODE_CACHE_VARIABLE, str(tmp_path / "head"))
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for name in ("one", "other"):
-        monkeypatch.setenv(NODE_CACHE, str(tmp_path / name))
+        monkeypatch.setenv(NODE_CACHE_VARIABLE, str(tmp_path / name))
         cluster.add_node(num_cpus=1, **small)
-    monkeypatch.delenv(NODE_CACHE)
+    monkeypatch.delenv(NODE_CACHE_VARIABLE)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -41,7 +41,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 @pytest.mark.ray
 @pytest.mark.parametrize("shares", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_files_go_by_the_storage(tmp_path: Path, cluster: Cluster, shares: bool) -> None:
-    work, remote = tmp_path / "work", Remote(str(tmp_path / "storage"))
+    work, remote = tmp_path / "work", RemoteStorage(str(tmp_path / "storage"))
 
     def job(number: int, name: str, **engine: int) -> Job:
         config = TrialConfig(
@@ -56,20 +56,20 @@ def test_files_go_by_the_storage(tmp_path: Path, cluster: Cluster, shares: bool)
         *([job(4, "shares", workers_per_trial=2)] if shares else []),
         job(5, "answers"),
     ]
-    events: list[Event] = []
+    events: list[JobEvent] = []
     RayTuneExecutor(
         workdir=work, address=cluster.address, entry="ray_jobs:play", remote=remote
     ).run(jobs, events.append)
-    ends = {event.job.name: event for event in events if isinstance(event, Failed | Finished)}
+    ends = {event.job.name: event for event in events if isinstance(event, JobFailed | JobFinished)}
     assert {name: type(event) for name, event in ends.items()} == {
-        "steps": Finished, "boom": Failed, "killed": Failed, "answers": Finished,
-        **({"shares": Finished} if shares else {}),
+        "steps": JobFinished, "boom": JobFailed, "killed": JobFailed, "answers": JobFinished,
+        **({"shares": JobFinished} if shares else {}),
     }, ends  # fmt: skip
     assert ends["boom"].reason == "RuntimeError: boom"  # type: ignore[union-attr]
     assert ends["steps"].result.steps == 3  # type: ignore[union-attr]
-    assert (work / "trials" / "boom" / TRACEBACK).read_text().startswith("Traceback")
+    assert (work / "trials" / "boom" / TRACEBACK_FILE).read_text().startswith("Traceback")
     phases = [event.progress.phase for event in events
-              if isinstance(event, Progressed) and event.job.name == "steps"]  # fmt: skip
+              if isinstance(event, JobProgressed) and event.job.name == "steps"]  # fmt: skip
     assert list(dict.fromkeys(phases)) == ["start", "train", "score shapes"]
     # What the driver has is what the storage has, but for weights; nothing else is left anywhere.
     there = remote.sizes("trials")

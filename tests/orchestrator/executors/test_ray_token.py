@@ -14,7 +14,11 @@ from orchestrator.executors.ray import token as ray_token
 @pytest.fixture
 def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in (ray_token.MODE, ray_token.TOKEN, ray_token.TOKEN_PATH):
+    for name in (
+        ray_token.AUTH_MODE_VARIABLE,
+        ray_token.TOKEN_VARIABLE,
+        ray_token.TOKEN_PATH_VARIABLE,
+    ):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / ".ray" / "auth_token"
 
@@ -24,11 +28,11 @@ def mode(path: Path) -> int:
 
 
 def test_one_is_made_before_ray_makes_it(file: Path) -> None:
-    ray_token.keep_token_private()
+    ray_token.create_private_token()
     assert (mode(file), mode(file.parent)) == (0o600, 0o700)
     token = file.read_text()
     assert len(token) == 64  # 32 bytes in hex
-    ray_token.keep_token_private()
+    ray_token.create_private_token()
     assert file.read_text() == token
 
 
@@ -36,23 +40,27 @@ def test_one_that_others_can_read_is_closed(file: Path) -> None:
     file.parent.mkdir()
     file.write_text("abc")
     file.chmod(0o644)
-    ray_token.keep_token_private()
+    ray_token.create_private_token()
     assert (mode(file), file.read_text()) == (0o600, "abc")
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(ray_token.MODE, "disabled"), (ray_token.TOKEN, "abc"), (ray_token.TOKEN_PATH, "/a/token")],
+    [
+        (ray_token.AUTH_MODE_VARIABLE, "disabled"),
+        (ray_token.TOKEN_VARIABLE, "abc"),
+        (ray_token.TOKEN_PATH_VARIABLE, "/a/token"),
+    ],
 )
 def test_what_the_user_says_is_let_be(
     file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    ray_token.keep_token_private()
+    ray_token.create_private_token()
     assert not file.exists()
 
 
 def test_a_place_that_cannot_be_written_is_told(file: Path) -> None:
     file.parent.write_text("a file where the folder should be")
     with pytest.raises(UserError, match="cannot be made yours alone"):
-        ray_token.keep_token_private()
+        ray_token.create_private_token()

@@ -22,12 +22,19 @@ from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
 from chip_core.results import TrialResult
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import read_records
-from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.base import (
+    Job,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobStarted,
+)
 from orchestrator.executors.ray import session
-from orchestrator.executors.ray.session import ENVIRONMENT, request_of
+from orchestrator.executors.ray.session import PROCESS_ENVIRONMENT, job_request
 from orchestrator.executors.ray.tuner import RayTuneExecutor
-from orchestrator.jobs.attempt import execute
-from orchestrator.jobs.placement import trials_at_once
+from orchestrator.jobs.attempt import execute_job
+from orchestrator.jobs.placement import max_concurrent_trials
 
 HERE = Path(__file__).parent
 
@@ -54,12 +61,12 @@ def job(folder: Path, number: int, name: str, **engine: float) -> Job:
     return Job(id=f"j{number}", name=name, config=config, folder=folder / f"{number}-{name}")
 
 
-def ends(events: list[Event]) -> dict[str, str]:
+def ends(events: list[JobEvent]) -> dict[str, str]:
     """How each job ended, by its name."""
     return {
-        event.job.name: event.reason if isinstance(event, Failed) else "finished"
+        event.job.name: event.reason if isinstance(event, JobFailed) else "finished"
         for event in events
-        if isinstance(event, Failed | Finished)
+        if isinstance(event, JobFailed | JobFinished)
     }
 
 
@@ -91,7 +98,7 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
         Job(id=name, name=name, config=TrialConfig.model_validate(short), folder=tmp_path / name)
         for name in names
     ]
-    events: list[Event] = []
+    events: list[JobEvent] = []
 
     RayTuneExecutor(workdir=tmp_path / "work", entry="ray_jobs:play").run(jobs, events.append)
 
@@ -100,15 +107,15 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
         "second_dies": "the worker process died (killed, out of memory, or crashed)",
     }
     assert alive(children()) == set()
-    [result] = [e.result for e in events if isinstance(e, Finished) and e.job.name == "trains"]
-    told = [e.progress for e in events if isinstance(e, Progressed) and e.job.name == "trains"]
+    [result] = [e.result for e in events if isinstance(e, JobFinished) and e.job.name == "trains"]
+    told = [e.progress for e in events if isinstance(e, JobProgressed) and e.job.name == "trains"]
     assert {progress.phase for progress in told} == {
         "start", "train", "answer shapes", "score shapes",
     }  # fmt: skip
     alone = {**short, "engine": {**short["engine"], "workers_per_trial": 1}}
     job = Job(id="a", name="a", config=TrialConfig.model_validate(alone), folder=tmp_path / "alone")
-    execute(job, lambda progress: None)
-    same = execute(job.scoring(), lambda progress: None)
+    execute_job(job, lambda progress: None)
+    same = execute_job(job.scoring_job(), lambda progress: None)
     assert isinstance(same, TrialResult)
     assert result.metrics == same.metrics
     curves = [read_records(each.folder / "curves.jsonl") for each in (jobs[0], job)]
@@ -119,26 +126,26 @@ def test_several_workers_share_a_trial(tmp_path: Path) -> None:
 
 def test_a_trial_that_fits_nowhere() -> None:
     nodes = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}]
-    wanted = request_of(job(Path("a"), 1, "steps", workers_per_trial=8, gpus_per_worker=1))
+    wanted = job_request(job(Path("a"), 1, "steps", workers_per_trial=8, gpus_per_worker=1))
     with pytest.raises(
         UserError,
         match="^a trial has 8 workers, and each asks for 1 CPU and 1 GPU, and here has 8 CPU and 4 "
         "GPU; 8 CPU and 0 GPU: lower engine.workers_per_trial, engine.cpus_per_worker or",
     ):
-        trials_at_once([wanted], nodes, "here")
+        max_concurrent_trials([wanted], nodes, "here")
 
 
 def test_as_many_run_at_once_as_fit_and_are_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_machine", lambda: {"CPU": 4.0, "GPU": 0.0})
+    monkeypatch.setattr(session, "_local_resources", lambda: {"CPU": 4.0, "GPU": 0.0})
     one, two = job(tmp_path, 1, "steps"), job(tmp_path, 2, "steps", cpus_per_worker=2)
     at_once = [
-        RayTuneExecutor(workdir=tmp_path, max_concurrent=wanted).slots(each)
+        RayTuneExecutor(workdir=tmp_path, max_concurrent=wanted).count_slots(each)
         for each in (one, two)
         for wanted in (None, 3, 9)
     ]
-    assert replace(job(tmp_path, 3, "steps", workers_per_trial=2), untrained=True).workers == 1
+    assert replace(job(tmp_path, 3, "steps", workers_per_trial=2), untrained=True).num_workers == 1
     assert at_once == [4, 3, 4, 2, 2, 2]  # 4 CPU hold four jobs of one, two of two
 
 
@@ -148,12 +155,12 @@ def test_as_many_run_at_once_as_fit_and_are_wanted(
 def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
     # A shell starts what it puts in the background with Ctrl-C switched off: on again for this.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    events: list[Event] = []
+    events: list[JobEvent] = []
     started: set[psutil.Process] = set()
 
-    def stop_at_work(event: Event) -> None:
+    def stop_at_work(event: JobEvent) -> None:
         events.append(event)
-        if isinstance(event, Progressed):
+        if isinstance(event, JobProgressed):
             started.update(children())
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 
@@ -174,7 +181,7 @@ def test_ctrl_c_stops_jobs_and_ray(tmp_path: Path) -> None:
 def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) -> None:
     names = ["environment", "killed", "steps"]
     jobs = [job(tmp_path, number, name) for number, name in enumerate(names)]
-    events: list[Event] = []
+    events: list[JobEvent] = []
 
     executor = RayTuneExecutor(workdir=tmp_path, address=cluster.address, entry="ray_jobs:play")
     executor.run(jobs, events.append)
@@ -184,9 +191,9 @@ def test_a_cluster_is_used_and_left_running(tmp_path: Path, cluster: Cluster) ->
         "killed": "the worker process died (killed, out of memory, or crashed)",
         "steps": "finished",  # the one CPU is free again
     }
-    assert [event.job for event in events if isinstance(event, Started)] == jobs
-    told = [e.progress.figures for e in events if isinstance(e, Progressed) and e.job is jobs[0]]
-    assert {name: 1.0 for name in ENVIRONMENT} in told
+    assert [event.job for event in events if isinstance(event, JobStarted)] == jobs
+    told = [e.progress.figures for e in events if isinstance(e, JobProgressed) and e.job is jobs[0]]
+    assert {name: 1.0 for name in PROCESS_ENVIRONMENT} in told
     assert not ray.is_initialized()
     with pytest.raises(UserError, match="a worker asks for 2 CPU, and the cluster has 1 CPU"):
         executor.run([job(tmp_path, 3, "steps", cpus_per_worker=2)], events.append)

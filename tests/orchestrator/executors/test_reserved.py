@@ -24,15 +24,15 @@ def job(gpus: float) -> Job:
 def test_inline_the_last_gpus_are_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
     executor = InlineExecutor()
     monkeypatch.setattr(machine, "visible_gpus", list)
-    with executor.reserved(2) as none:
+    with executor.reserve_gpus(2) as none:
         assert none == ()
     monkeypatch.setattr(machine, "visible_gpus", lambda: ["4", "5", "6"])
-    with executor.reserved(2) as held:
+    with executor.reserve_gpus(2) as held:
         assert held == ["5", "6"]
     with pytest.raises(UserError, match="takes 3 GPU of its own, .*sees 3: write serves: trial"):
-        executor.reserved(3).__enter__()
+        executor.reserve_gpus(3).__enter__()
     on_cpu = TrialConfig.model_validate({"model": "shapes", "engine": {"device": "cpu"}})
-    with executor.opened([replace(job(0.0), config=on_cpu)]), executor.reserved(3) as none:
+    with executor.open([replace(job(0.0), config=on_cpu)]), executor.reserve_gpus(3) as none:
         assert none == ()
 
 
@@ -49,12 +49,12 @@ def test_inline_the_last_gpus_are_the_server_s(monkeypatch: pytest.MonkeyPatch) 
 def test_on_ray_what_cannot_be_held_is_refused(
     nodes: list[dict[str, Any]], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "living_nodes", lambda: nodes)
-    with pytest.raises(UserError, match=problem), session.held_gpus(1, [job(1.0)]):
+    monkeypatch.setattr(session, "alive_node_resources", lambda: nodes)
+    with pytest.raises(UserError, match=problem), session.reserve_node_gpus(1, [job(1.0)]):
         pass
 
 
 def test_jobs_at_once_are_those_beside_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_machine", lambda: {"CPU": 8.0, "GPU": 4.0})
-    assert session.at_once(None, [job(1.0)], None) == 4
-    assert session.at_once(None, [job(1.0)], None, held=1) == 3
+    monkeypatch.setattr(session, "_local_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
+    assert session.count_concurrent_jobs(None, [job(1.0)], None) == 4
+    assert session.count_concurrent_jobs(None, [job(1.0)], None, reserved_gpus=1) == 3

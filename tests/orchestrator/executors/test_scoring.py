@@ -25,9 +25,9 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(scoring, "time", clock)
-    monkeypatch.setattr(scoring, "cores", lambda: 2)
-    monkeypatch.setattr(scoring, "_actor", Actor)
-    monkeypatch.setattr(ScoringPool, "_hear", lambda self, each: None)
+    monkeypatch.setattr(scoring, "cpu_count", lambda: 2)
+    monkeypatch.setattr(scoring, "_create_actor", Actor)
+    monkeypatch.setattr(ScoringPool, "_process_reports", lambda self, each: None)
     monitor: Any = SimpleNamespace(begin=lambda job: None, stop=SimpleNamespace(asked=False))
     made = ScoringPool(monitor, payload=lambda job: job)
     made.clock = clock  # type: ignore[attr-defined]
@@ -44,8 +44,8 @@ def test_another_starts_after_some_seconds_and_never_more_than_there_are_cores(p
     for job in "abcd":
         pool.submit(job)
     assert running(pool, 0.0) == ["a"]
-    assert running(pool, scoring._ONE_MORE_AFTER - 0.1) == ["a"]
-    assert running(pool, scoring._ONE_MORE_AFTER + 0.1) == ["a", "b"]
+    assert running(pool, scoring._SCALE_UP_SECONDS - 0.1) == ["a"]
+    assert running(pool, scoring._SCALE_UP_SECONDS + 0.1) == ["a", "b"]
     assert running(pool, 100.0) == ["a", "b"]
 
 

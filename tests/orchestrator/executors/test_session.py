@@ -12,7 +12,7 @@ import ray
 
 from chip_core.utils.errors import UserError
 from orchestrator.executors.ray import session
-from orchestrator.executors.ray.session import ENVIRONMENT, forwarded
+from orchestrator.executors.ray.session import PROCESS_ENVIRONMENT, forwarded_environment
 
 
 def test_settings_of_hub_gpus_and_memory_go_along_and_no_token() -> None:
@@ -32,8 +32,8 @@ def test_settings_of_hub_gpus_and_memory_go_along_and_no_token() -> None:
         "PATH": "/bin",
         "AWS_SECRET_ACCESS_KEY": "secret",
     }
-    rays = dict(ENVIRONMENT)
-    assert forwarded({**own, **kept_here, **rays}) == {**own, **rays}
+    rays = dict(PROCESS_ENVIRONMENT)
+    assert forwarded_environment({**own, **kept_here, **rays}) == {**own, **rays}
 
 
 def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing(
@@ -47,8 +47,8 @@ def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr(session, "_GRACE", 0.1)
-    with pytest.raises(UserError) as told, session.session(None, []):
+    monkeypatch.setattr(session, "_SHUTDOWN_GRACE_SECONDS", 0.1)
+    with pytest.raises(UserError) as told, session.connect_ray(None, []):
         pass
     assert str(told.value) == (
         "Ray does not start on this machine (The current node timed out during startup.): "

@@ -16,14 +16,20 @@ from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
 from chip_core.data.encodings import ENCODINGS
 from chip_core.models.base_models import BASE_MODELS
 from chip_core.results import Progress
-from chip_core.trial_context import REPORT_EVERY, throttled
+from chip_core.trial_context import REPORT_EVERY, throttle
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StorageError
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray import slot
-from orchestrator.executors.ray.job_process import HANG, JobPayload, Outcome
-from orchestrator.executors.ray.slot import OUTCOME, PAYLOAD, PERCENT, SlotRetired, run_slot
-from orchestrator.executors.ray.tuner import scheduler_of
-from orchestrator.jobs.attempt import TRACEBACK
+from orchestrator.executors.ray.job_process import HANG_FILE, JobOutcome, JobPayload
+from orchestrator.executors.ray.slot import (
+    OUTCOME_KEY,
+    PAYLOAD_KEY,
+    PERCENT_KEY,
+    SlotRetired,
+    run_slot,
+)
+from orchestrator.executors.ray.tuner import make_scheduler
+from orchestrator.jobs.attempt import TRACEBACK_FILE
 from orchestrator.study.early_stopping import EarlyStopping
 
 METRIC = "reward/accuracy"
@@ -60,8 +66,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr(slot.tune, "report", reports.append)
     yield reports
-    BASE_MODELS.forget()
-    ENCODINGS.forget()
+    BASE_MODELS.disable()
+    ENCODINGS.disable()
 
 
 def payload(folder: Path, entry: str, **engine: Any) -> JobPayload:
@@ -69,7 +75,7 @@ def payload(folder: Path, entry: str, **engine: Any) -> JobPayload:
         model=ModelConfig(path="shapes"), engine=EngineConfig.model_validate(engine)
     )
     return JobPayload(
-        job=Job(id="j", name="j", config=config, folder=folder / "j", may_be_cut=True),
+        job=Job(id="j", name="j", config=config, folder=folder / "j", can_stop_early=True),
         entry=f"{__name__}:{entry}",
         resources={"CPU": 1.0},
         placement="PACK",
@@ -83,11 +89,11 @@ def test_a_job_that_ends_well_leaves_its_slot_to_the_next(
     tmp_path: Path, told: list[dict[str, Any]]
 ) -> None:
     for _ in range(2):
-        run_slot({PAYLOAD: payload(tmp_path, "ends_well")})
-    assert [report.get(OUTCOME) for report in told] == [None, None, Outcome()] * 2
-    assert told[1][PERCENT] == 25 and told[1][METRIC] == 0.5  # step 1 of 4
-    assert PERCENT not in told[0] and PERCENT not in told[2]
-    assert not (tmp_path / "j" / HANG).exists()
+        run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well")})
+    assert [report.get(OUTCOME_KEY) for report in told] == [None, None, JobOutcome()] * 2
+    assert told[1][PERCENT_KEY] == 25 and told[1][METRIC] == 0.5  # step 1 of 4
+    assert PERCENT_KEY not in told[0] and PERCENT_KEY not in told[2]
+    assert not (tmp_path / "j" / HANG_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -104,12 +110,12 @@ def test_a_job_that_fails_is_told_and_ends_its_slot(
     tmp_path: Path, told: list[dict[str, Any]], entry: str, cause: str, reason: str
 ) -> None:
     with pytest.raises(SlotRetired, match=reason):
-        run_slot({PAYLOAD: payload(tmp_path, entry)})
+        run_slot({PAYLOAD_KEY: payload(tmp_path, entry)})
     [report] = told
-    assert report[OUTCOME].cause == cause
-    assert report[OUTCOME].reason.startswith(reason)
-    assert "Traceback" in (tmp_path / "j" / TRACEBACK).read_text()
-    assert not (tmp_path / "j" / HANG).exists()
+    assert report[OUTCOME_KEY].cause == cause
+    assert report[OUTCOME_KEY].reason.startswith(reason)
+    assert "Traceback" in (tmp_path / "j" / TRACEBACK_FILE).read_text()
+    assert not (tmp_path / "j" / HANG_FILE).exists()
 
 
 def test_a_slot_that_holds_too_much_memory_ends_after_its_job_is_told(
@@ -118,8 +124,10 @@ def test_a_slot_that_holds_too_much_memory_ends_after_its_job_is_told(
     held = psutil.Process().memory_info().rss
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1.25 * held))
     with pytest.raises(SlotRetired, match=r"it holds (7\d|8\d|9\d) % of the machine's memory"):
-        run_slot({PAYLOAD: payload(tmp_path, "ends_well")})  # 1/1.25 = 80 %, and what it grew by
-    assert told[-1][OUTCOME] == Outcome()
+        run_slot(
+            {PAYLOAD_KEY: payload(tmp_path, "ends_well")}
+        )  # 1/1.25 = 80 %, and what it grew by
+    assert told[-1][OUTCOME_KEY] == JobOutcome()
 
 
 def test_tune_ends_a_training_at_its_report(
@@ -130,28 +138,28 @@ def test_tune_ends_a_training_at_its_report(
 
     monkeypatch.setattr(slot.tune, "report", stops)
     with pytest.raises(SystemExit) as end:
-        run_slot({PAYLOAD: payload(tmp_path, "ends_well")})
+        run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well")})
     assert end.value.code == 0  # Tune's own way out: nothing is told of the job, and no traceback
-    assert not (tmp_path / "j" / TRACEBACK).exists()
-    BASE_MODELS.forget()
-    ENCODINGS.forget()
+    assert not (tmp_path / "j" / TRACEBACK_FILE).exists()
+    BASE_MODELS.disable()
+    ENCODINGS.disable()
 
 
 def test_a_process_for_each_trial_keeps_no_base_model(
     tmp_path: Path, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(BASE_MODELS, "keep", lambda: asked.append(True))
-    run_slot({PAYLOAD: payload(tmp_path, "ends_well", fresh_process=True)})
+    monkeypatch.setattr(BASE_MODELS, "enable", lambda: asked.append(True))
+    run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well", fresh_process=True)})
     assert asked == []
-    run_slot({PAYLOAD: payload(tmp_path, "ends_well")})
+    run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well")})
     assert asked == [True]
 
 
 def test_progress_is_told_once_a_phase_and_then_at_intervals() -> None:
     now = 0.0
     told: list[int] = []
-    report = throttled(lambda progress: told.append(progress.done), clock=lambda: now)
+    report = throttle(lambda progress: told.append(progress.done), clock=lambda: now)
     for step in range(1, 5):
         report(Progress(phase="train", done=step, total=9))
         now += 0.4 * REPORT_EVERY
@@ -173,22 +181,22 @@ class Trials:
     """Tune's trials as a scheduler sees them, and what it says to their reports."""
 
     def __init__(self, tmp_path: Path, rule: EarlyStopping) -> None:
-        self._folder, self._scheduler = tmp_path, scheduler_of(rule)
+        self._folder, self._scheduler = tmp_path, make_scheduler(rule)
 
     def begin(self, name: str, *, may_be_cut: bool = True) -> FakeTrial:
-        job = replace(payload(self._folder, "ends_well").job, may_be_cut=may_be_cut)
-        config = {PAYLOAD: replace(payload(self._folder, "ends_well"), job=job)}
+        job = replace(payload(self._folder, "ends_well").job, can_stop_early=may_be_cut)
+        config = {PAYLOAD_KEY: replace(payload(self._folder, "ends_well"), job=job)}
         trial = FakeTrial(trial_id=name, config=config)
         self._scheduler.on_trial_add(None, trial)
         return trial
 
     def report(self, trial: FakeTrial, percent: float, value: float) -> str:
-        result = {PERCENT: percent, METRIC: value}
+        result = {PERCENT_KEY: percent, METRIC: value}
         decision: str = self._scheduler.on_trial_result(None, trial, result)
         return decision
 
     def end(self, trial: FakeTrial) -> None:
-        last = {OUTCOME: Outcome()}
+        last = {OUTCOME_KEY: JobOutcome()}
         assert self._scheduler.on_trial_result(None, trial, last) == TrialScheduler.CONTINUE
         self._scheduler.on_trial_complete(None, trial, last)
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from chip_core.config.trial import TrialConfig
-from orchestrator.executors.base import Answered, Event, Finished, Job
+from orchestrator.executors.base import Job, JobAnswered, JobEvent, JobFinished
 from orchestrator.executors.ray.tuner import RayTuneExecutor
-from orchestrator.jobs.attempt import execute
+from orchestrator.jobs.attempt import execute_job
 
 SHORT: dict[str, Any] = {
     "model": "shapes",
@@ -48,15 +48,15 @@ def test_trials_of_one_slot_equal_trials_by_themselves(tmp_path: Path) -> None:
         return Job(id=name, name=name, config=config, folder=tmp_path / name)
 
     jobs = [job(f"slot-{number}", settings) for number, settings in enumerate(SEQUENCE)]
-    events: list[Event] = []
+    events: list[JobEvent] = []
     RayTuneExecutor(workdir=tmp_path / "work", max_concurrent=1).run(jobs, events.append)
-    answered = [event for event in events if isinstance(event, Answered)]
+    answered = [event for event in events if isinstance(event, JobAnswered)]
     assert [event.job.id for event in answered] == [each.id for each in jobs], events[-1]
     # The first alone imported what all of them need: the others had its process.
-    assert all(event.answered.cpu["imports"] < 0.5 for event in answered[1:])
-    ended = [event.job.name for event in events if isinstance(event, Finished)]
+    assert all(event.answered_trial.cpu["imports"] < 0.5 for event in answered[1:])
+    ended = [event.job.name for event in events if isinstance(event, JobFinished)]
     assert sorted(ended) == [each.name for each in jobs]
     for number, settings in enumerate(SEQUENCE[:4]):
-        execute(job(f"alone-{number}", settings), lambda progress: None)
+        execute_job(job(f"alone-{number}", settings), lambda progress: None)
         assert left(tmp_path / f"slot-{number}") == left(tmp_path / f"alone-{number}"), settings
     assert left(tmp_path / "slot-4") == left(tmp_path / "slot-0")

@@ -19,10 +19,10 @@ from chip_core.config.trial import EngineConfig, ModelConfig, TrialConfig
 from chip_core.results import RESULT, Progress, TrialResult
 from chip_core.utils.errors import reset_warnings
 from chip_core.utils.files import write_json
-from orchestrator.executors.base import Event, Failed, Finished, Job, Started
+from orchestrator.executors.base import Job, JobEvent, JobFailed, JobFinished, JobStarted
 from orchestrator.executors.ray import session, tuner
-from orchestrator.executors.ray.slot import PAYLOAD, metrics_of
-from orchestrator.executors.ray.tuner import NoticeOfWaiting, RayTuneExecutor, StopWaiting
+from orchestrator.executors.ray.slot import PAYLOAD_KEY, progress_metrics
+from orchestrator.executors.ray.tuner import RayTuneExecutor, WaitingNotice, WaitingTrialsStopper
 
 #: As Ray 2.60 words it, shortened: two processes of one node, of which one was killed.
 KILLED = OutOfMemoryError(
@@ -57,13 +57,13 @@ class FirstRunIsKilled:
             pid += 1
             trial = SimpleNamespace(config=config)
             self._callback.on_trial_start(0, [], trial)
-            report = metrics_of(Progress(phase="train", done=1, total=4))
+            report = progress_metrics(Progress(phase="train", done=1, total=4))
             self._callback.on_trial_result(
                 0, [], trial, {**report, "pid": pid, "node_ip": "192.0.2.1"}
             )
             if self.runs == 2:
                 result = TrialResult(steps=4, evaluations={}, seconds={})
-                write_json(config[PAYLOAD].job.folder / RESULT, asdict(result))
+                write_json(config[PAYLOAD_KEY].job.folder / RESULT, asdict(result))
                 self._callback.on_trial_complete(0, [], trial)
         if self.runs == 1:
             raise RuntimeError("Caught unexpected exception") from KILLED
@@ -76,14 +76,14 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
     def connected(address: str | None, jobs: list[Job]) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(tuner, "session", connected)
-    monkeypatch.setattr(tuner, "at_once", lambda *given: 2)
-    monkeypatch.setattr(tuner, "living_nodes", lambda: [])
+    monkeypatch.setattr(tuner, "connect_ray", connected)
+    monkeypatch.setattr(tuner, "count_concurrent_jobs", lambda *given: 2)
+    monkeypatch.setattr(tuner, "alive_node_resources", lambda: [])
     monkeypatch.setattr("ray.tune.Tuner", FirstRunIsKilled)
     FirstRunIsKilled.runs = 0
-    events: list[Event] = []
+    events: list[JobEvent] = []
 
-    def retry(failed: Failed) -> Job:
+    def retry(failed: JobFailed) -> Job:
         name = f"{failed.job.id}-2"
         return replace(failed.job, id=name, folder=tmp_path / name)
 
@@ -91,17 +91,17 @@ def test_a_slot_that_ray_kills_for_memory_ends_no_run(
     RayTuneExecutor(workdir=tmp_path / "work").run(jobs, events.append, retry)
 
     # The third had no slot in the first run; both of the first come again, before it.
-    started = [event.job.id for event in events if isinstance(event, Started)]
+    started = [event.job.id for event in events if isinstance(event, JobStarted)]
     assert sorted(started[:2]) == ["bystander", "large"]
     assert sorted(started[2:4]) == ["bystander-2", "large-2"] and started[4:] == ["later"]
-    failed = {event.job.id: event for event in events if isinstance(event, Failed)}
+    failed = {event.job.id: event for event in events if isinstance(event, JobFailed)}
     assert {name: (event.cause, event.from_outside) for name, event in failed.items()} == {
         "bystander": ("worker_lost", True),
         "large": ("memory", True),
     }
     assert failed["large"].reason == "the worker process died (its machine ran out of memory)"
     assert "Ray killed another trial for memory" in failed["bystander"].reason
-    ended = {event.job.id for event in events if isinstance(event, Finished)}
+    ended = {event.job.id for event in events if isinstance(event, JobFinished)}
     assert ended == {"bystander-2", "large-2", "later"}
 
 
@@ -119,10 +119,10 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
     monkeypatch.setattr(session, "placement_group_table", lambda: {"1": group})
     payload = SimpleNamespace(job=job(tmp_path, "dpo, seed 0"), resources=wanted)
     first, second, third = (
-        SimpleNamespace(trial_id=name, status=status, config={PAYLOAD: payload})
+        SimpleNamespace(trial_id=name, status=status, config={PAYLOAD_KEY: payload})
         for name, status in (("1", "RUNNING"), ("2", "PENDING"), ("3", "PENDING"))
     )
-    look = NoticeOfWaiting(SimpleNamespace(running={}), clock=lambda: now)
+    look = WaitingNotice(SimpleNamespace(running={}), clock=lambda: now)
 
     def told_until(seconds: float) -> list[str]:
         nonlocal now
@@ -155,7 +155,7 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
 def test_tune_writes_its_state_without_ours() -> None:
     """Tune pickles callbacks and stoppers for a restore; a monitor holds locks."""
     monitor = SimpleNamespace(lock=threading.RLock())
-    for part in (NoticeOfWaiting(monitor), StopWaiting(monitor)):
+    for part in (WaitingNotice(monitor), WaitingTrialsStopper(monitor)):
         assert vars(cloudpickle.loads(cloudpickle.dumps(part))) == {}
 
 
@@ -174,12 +174,12 @@ def test_workers_that_wait_for_their_places_are_told_of(
         SimpleNamespace(
             trial_id=each.name,
             status="RUNNING",
-            config={PAYLOAD: SimpleNamespace(job=each, resources={"CPU": 1.0})},
+            config={PAYLOAD_KEY: SimpleNamespace(job=each, resources={"CPU": 1.0})},
         )
         for each in (alone, four)
     ]
-    running = {each.id: SimpleNamespace(place=None) for each in (alone, four)}
-    look = NoticeOfWaiting(SimpleNamespace(running=running), clock=lambda: now)
+    running = {each.id: SimpleNamespace(placement_group=None) for each in (alone, four)}
+    look = WaitingNotice(SimpleNamespace(running=running), clock=lambda: now)
     with caplog.at_level(logging.WARNING):
         for now in range(0, 65, 5):  # noqa: B007  the clock's
             look.on_step_begin(0, trials)
@@ -188,7 +188,7 @@ def test_workers_that_wait_for_their_places_are_told_of(
             "2 CPU: wait until there is, or stop by Ctrl-C"
         ]
         caplog.clear()
-        running[four.id].place = "their placement group"
+        running[four.id].placement_group = "their placement group"
         for now in range(65, 600, 5):  # noqa: B007
             look.on_step_begin(0, trials)
         assert not caplog.records

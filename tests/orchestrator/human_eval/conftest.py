@@ -85,7 +85,9 @@ def answered(workdir: Path) -> Callable[..., Ledger]:
                     responses="responses/report-shapes.jsonl",
                 )
                 result = TrialResult(steps=1, evaluations={"report/shapes": evaluation}, seconds={})
-                ledger.finished(trial, plan.study.name, 1, str(folder.relative_to(workdir)), result)
+                ledger.record_result(
+                    trial, plan.study.name, 1, str(folder.relative_to(workdir)), result
+                )
         return ledger
 
     return leave

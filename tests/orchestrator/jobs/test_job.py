@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chip_core.config.trial import TrialConfig
-from orchestrator.jobs.attempt import execute
+from orchestrator.jobs.attempt import execute_job
 from orchestrator.jobs.job import Job
 
 
@@ -20,14 +20,18 @@ def test_scoring_holds_one_process_and_no_gpu() -> None:
         config=TrialConfig.model_validate(settings),
         folder=folder,
         resume_from=Path("attempt-1"),
-        earlier=(Path("attempt-1"),),
-        may_be_cut=True,
+        earlier_attempts=(Path("attempt-1"),),
+        can_stop_early=True,
     )
-    assert (job.trains, job.workers, job.gpus) == (True, 4, 4.0)
-    scoring = job.scoring()
+    assert (job.is_training, job.num_workers, job.num_gpus) == (True, 4, 4.0)
+    scoring = job.scoring_job()
     assert (scoring.id, scoring.folder, scoring.answers) == ("0123-score-2", folder, folder)
-    assert (scoring.trains, scoring.workers, scoring.gpus) == (False, 1, 0.0)
-    assert (scoring.resume_from, scoring.earlier, scoring.may_be_cut) == (None, (), False)
+    assert (scoring.is_training, scoring.num_workers, scoring.num_gpus) == (False, 1, 0.0)
+    assert (scoring.resume_from, scoring.earlier_attempts, scoring.can_stop_early) == (
+        None,
+        (),
+        False,
+    )
 
 
 def test_a_merged_model_that_a_killed_attempt_left_goes(tmp_path: Path) -> None:
@@ -41,8 +45,8 @@ def test_a_merged_model_that_a_killed_attempt_left_goes(tmp_path: Path) -> None:
         name="a",
         config=TrialConfig.model_validate({"model": str(tmp_path / "absent")}),
         folder=tmp_path / "attempt-2",
-        earlier=(tmp_path / "attempt-1",),
+        earlier_attempts=(tmp_path / "attempt-1",),
     )
     with pytest.raises(FileNotFoundError):  # there is no such model
-        execute(job, print)
+        execute_job(job, print)
     assert not left.parents[1].exists() and kept.exists()

@@ -11,9 +11,16 @@ import pytest
 from chip_core.config.trial import TrialConfig
 from chip_core.training.checkpoint import list_checkpoints
 from chip_core.utils.files import read_records
-from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.base import (
+    Job,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobStarted,
+)
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.stopping import StopRequest
 
 SHORT = {
     "model": "shapes",
@@ -26,10 +33,10 @@ SHORT = {
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_once_asks_and_twice_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
-    stop = Stop()
+    stop = StopRequest()
     with stop.install_signal_handlers():
         os.kill(os.getpid(), number)
-        assert stop.asked
+        assert stop.is_requested
         assert "once more stops now" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
@@ -37,9 +44,9 @@ def test_once_asks_and_twice_stops(number: int, capfd: pytest.CaptureFixture[str
 
 
 def test_beginning_no_more_is_not_ending() -> None:
-    stop = Stop()
+    stop = StopRequest()
     stop.drain("no room")
-    assert (stop.no_more, stop.asked, stop.why) == (True, False, "no room")
+    assert (stop.is_draining, stop.is_requested, stop.drain_reason) == (True, False, "no room")
 
 
 def jobs(folder: Path) -> list[Job]:
@@ -48,36 +55,36 @@ def jobs(folder: Path) -> list[Job]:
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_begins_nothing_new(tmp_path: Path) -> None:
-    stop = Stop()
-    events: list[Event] = []
+    stop = StopRequest()
+    events: list[JobEvent] = []
 
-    def listener(event: Event) -> None:
+    def listener(event: JobEvent) -> None:
         events.append(event)
-        if isinstance(event, Progressed) and event.progress.phase == "train":
+        if isinstance(event, JobProgressed) and event.progress.phase == "train":
             os.kill(os.getpid(), signal.SIGINT)
 
     first, second = jobs(tmp_path)
     with stop.install_signal_handlers(), pytest.raises(KeyboardInterrupt):
         InlineExecutor(stop).run([first, second], listener)
-    ends = [event for event in events if isinstance(event, Started | Finished | Failed)]
+    ends = [event for event in events if isinstance(event, JobStarted | JobFinished | JobFailed)]
     assert ends == [
-        Started(job=first),
+        JobStarted(job=first),
         # the signal came with step 1's figures: step 2 is made, and is the last
-        Failed(job=first, reason="stopped after step 2 of 4", cause="stopped"),
+        JobFailed(job=first, reason="stopped after step 2 of 4", cause="stopped"),
     ]
     assert [path.name for path in list_checkpoints(first.folder)] == ["step-00000002"]
     assert [record["step"] for record in read_records(first.folder / "curves.jsonl")] == [1, 2]
 
 
 def test_where_nothing_more_is_to_begin_what_runs_comes_to_its_end(tmp_path: Path) -> None:
-    stop = Stop()
-    events: list[Event] = []
+    stop = StopRequest()
+    events: list[JobEvent] = []
 
-    def listener(event: Event) -> None:
+    def listener(event: JobEvent) -> None:
         events.append(event)
         stop.drain("no room")
 
     first, second = jobs(tmp_path)
     InlineExecutor(stop).run([first, second], listener)
-    assert [event.job for event in events if isinstance(event, Finished)] == [first]
+    assert [event.job for event in events if isinstance(event, JobFinished)] == [first]
     assert not second.folder.exists()

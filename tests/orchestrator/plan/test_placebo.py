@@ -9,9 +9,9 @@ import pytest
 
 from chip_core.utils.errors import ConfigError
 from orchestrator.plan.plan import Plan
-from orchestrator.state.compare import differences
+from orchestrator.state.compare import compare_plans
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import resolve_search, searches_of
+from orchestrator.state.search import plan_searches, resolve_search
 from orchestrator.tracking.runs import arm_key
 
 from ..conftest import STUDY
@@ -30,7 +30,7 @@ def test_a_placebo_is_the_baseline_with_seeds_of_its_own(plan_of: PlanOf) -> Non
     plan = plan_of(STUDY + PLACEBO)
     *others, placebo = plan.arms
     assert placebo.name == "placebo" and placebo.placebo and not placebo.baseline
-    assert placebo.cells == () and plan.compared == tuple(others)
+    assert placebo.cells == () and plan.compared_arms == tuple(others)
     assert [trial.seed for trial in placebo.trials] == [1_000_000, 1_000_001]
     for own, theirs in zip(placebo.trials, plan.baseline.trials, strict=True):
         assert own.config.model_copy(update={"seed": theirs.seed}) == theirs.config
@@ -71,7 +71,7 @@ def test_under_a_search_it_takes_what_the_baseline_chose(
     best = results_by(lambda job: abs(job.config.optimizer.lr - 5e-5) * 1e5)
     monkeypatch.setattr("tests.orchestrator.fakes.result_of", best)
     plan = resolve_search(plan_of(TUNED + PLACEBO), Ledger(tmp_path))
-    assert [search.arm.name for search in searches_of(plan)] == ["dpo", "chip"]
+    assert [search.arm.name for search in plan_searches(plan)] == ["dpo", "chip"]
     assert all(trial.blocked is not None for trial in plan.arms[-1].trials)
     ended = carry_out(plan, tmp_path)
     placebo = ended.arms[-1]
@@ -91,6 +91,6 @@ def test_two_studies_share_the_baseline_and_not_the_placebo(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
     plan = plan_of(STUDY + PLACEBO)
-    found = differences(plan, plan_of(), Ledger(tmp_path))
+    found = compare_plans(plan, plan_of(), Ledger(tmp_path))
     assert ["dpo, frozen", "dpo, frozen"] in [entry["arms"] for entry in found["same"]]
     assert len(found["same"]) == 4 and not found["only_first"]

@@ -93,7 +93,7 @@ def test_a_benchmark_more_does_not_train_again(plan_of: PlanOf) -> None:
 def test_a_ranker_that_cannot_be_asked_is_said_by_the_plan(plan_of: PlanOf) -> None:
     judge = {"model": "m", "api_key_env": "NO_SUCH_KEY"}
     pairs = {"pairs.rounds": 1, "pairs.ranker": "judge", "pairs.judge": judge}
-    (line,) = plan_of(overrides=pairs).lacking
+    (line,) = plan_of(overrides=pairs).missing_requirements
     assert line.startswith("pairs: judge m: NO_SUCH_KEY is not set")
 
 
@@ -104,11 +104,11 @@ def test_the_engine_that_answers_is_of_evaluations_alone(plan_of: PlanOf) -> Non
     assert marks(plain) == marks(by_vllm)
     assert plain.base.evaluations != by_vllm.base.evaluations
     assert {trial.config.evaluation.generator.kind for trial in by_vllm.trials} == {"openai"}
-    assert by_vllm.lacking == []
+    assert by_vllm.missing_requirements == []
     (trusted,) = trust_warnings(by_vllm)
     assert trusted.target == "http://127.0.0.1:8000/v1"
     beams = text.replace("report: [shapes]", "report: [{name: shapes, num_beams: 3}]")
-    (line,) = plan_of(beams).lacking
+    (line,) = plan_of(beams).missing_requirements
     assert line.startswith("benchmarks.report: shapes asks for 3 beams, and generator 'openai' ")
 
 
@@ -160,5 +160,5 @@ def test_replies_that_exist_judge_no_answers_made_on_the_way(
 ) -> None:
     replies = tmp_path / "replies.jsonl"
     replies.write_text('{"item": "1", "reply": "x"}\n')
-    found = planned(load, overrides, places=DataPaths(judge_replies=replies)).lacking
+    found = planned(load, overrides, places=DataPaths(judge_replies=replies)).missing_requirements
     assert [line.split(":")[0] for line in found] == ([] if key is None else [key])

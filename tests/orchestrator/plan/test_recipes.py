@@ -23,7 +23,7 @@ factors:
 """
 
 
-@pytest.mark.parametrize("recipe", recipes.names())
+@pytest.mark.parametrize("recipe", recipes.recipe_names())
 def test_a_study_plans_on_every_recipe(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise AssertionError("planning asked the network")

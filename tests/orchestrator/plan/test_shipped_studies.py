@@ -42,7 +42,7 @@ def test_these_are_shipped() -> None:
     assert sorted(path.stem for path in ABLATIONS.glob("*.yaml")) == sorted(ARMS)
 
 
-@pytest.mark.parametrize("recipe", recipes.names())
+@pytest.mark.parametrize("recipe", recipes.recipe_names())
 @pytest.mark.parametrize("study", ARMS)
 def test_it_is_planned_offline_on_every_recipe(
     study: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,7 +20,7 @@ from chip_core.utils.errors import ConfigError
 from orchestrator.cli import main
 from orchestrator.plan import training_rows
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.training_rows import check_training_rows, keep_checked
+from orchestrator.plan.training_rows import check_training_rows, save_checked_rows
 
 from ...chip_core.data import files
 
@@ -84,10 +84,10 @@ def text(*objectives: str) -> str:
 
 def check(plan: Plan, workdir: Path, console: Console | None = None) -> None:
     """Check all of a plan's trainings as a process of its own does."""
-    training_rows._good.clear()
+    training_rows._passed_checks.clear()
     configs = [trial.config for arm in plan.arms for trial in arm.trials]
     check_training_rows(plan, configs, workdir, console or Console(quiet=True))
-    keep_checked(plan, workdir)
+    save_checked_rows(plan, workdir)
 
 
 @pytest.fixture
@@ -259,8 +259,8 @@ def test_fetched_rows_are_known_by_their_files(
 def test_many_rows_are_shared_and_progress_is_shown(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "_MANY", 100)
-    monkeypatch.setattr(checks, "cores", lambda: 2)
+    monkeypatch.setattr(checks, "_MIN_ROWS_FOR_THREADS", 100)
+    monkeypatch.setattr(checks, "cpu_count", lambda: 2)
     monkeypatch.setattr("orchestrator.utils.progress.SHOW_AFTER_SECONDS", 0.0)
     monkeypatch.setattr("orchestrator.utils.progress.PLAIN_INTERVAL", 0.0)
     size, makers = ImageReader.size, set[str]()

@@ -131,8 +131,8 @@ class FinishedStudy:
             responses="responses/report-shapes.jsonl",
             metadata=dict(how(trial)) if how else {},
         )
-        self.ledger.started(trial, self.plan.study.name, 1)
-        self.ledger.finished(
+        self.ledger.record_start(trial, self.plan.study.name, 1)
+        self.ledger.record_result(
             trial,
             self.plan.study.name,
             1,

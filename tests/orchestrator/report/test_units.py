@@ -55,7 +55,7 @@ def finish(made: FinishedStudy, trial: Trial) -> None:
     )
     result = TrialResult(steps=1, evaluations={"report/pope": evaluation}, seconds={})
     where = str(folder.relative_to(made.workdir))
-    made.ledger.finished(trial, made.plan.study.name, 1, where, result)
+    made.ledger.record_result(trial, made.plan.study.name, 1, where, result)
 
 
 @pytest.fixture

@@ -60,7 +60,9 @@ def trained(workdir: Path, plan: Plan, trial: Trial, scale: float) -> None:
     weights[name] = weights[name] * scale
     save_file(weights, folder / MODEL / "model.safetensors", {"format": "pt"})
     result = TrialResult(steps=1, evaluations={}, seconds={})
-    Ledger(workdir).finished(trial, plan.study.name, 1, str(folder.relative_to(workdir)), result)
+    Ledger(workdir).record_result(
+        trial, plan.study.name, 1, str(folder.relative_to(workdir)), result
+    )
 
 
 def test_a_study_in_one_picture(
@@ -128,7 +130,9 @@ def adapted(workdir: Path, plan: Plan, trial: Trial, written: Callable[[str], st
     file = folder / MODEL / "adapter_model.safetensors"
     save_file({written(name): value for name, value in load_file(file).items()}, file)
     result = TrialResult(steps=1, evaluations={}, seconds={})
-    Ledger(workdir).finished(trial, plan.study.name, 1, str(folder.relative_to(workdir)), result)
+    Ledger(workdir).record_result(
+        trial, plan.study.name, 1, str(folder.relative_to(workdir)), result
+    )
 
 
 def test_an_adapter_is_read_where_it_belongs_or_not_at_all(tmp_path: Path, run: Run) -> None:

@@ -17,12 +17,19 @@ from chip_core.reference_cache.spec import CacheSpec
 from chip_core.results import CURVES, MODEL
 from chip_core.utils.errors import UserError
 from orchestrator.executors import inline
-from orchestrator.executors.base import Event, Failed, Finished, Job, Progressed, Started
+from orchestrator.executors.base import (
+    Job,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobStarted,
+)
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.files import report_folder
-from orchestrator.run import CACHE_RECORDS, run_study
-from orchestrator.state.cache_plan import USES, PlannedCache, cache_folder, plan_caches
+from orchestrator.run import CACHE_RECORDS_FILE, run_study
+from orchestrator.state.cache_plan import USES_FILE, PlannedCache, cache_folder, plan_caches
 from orchestrator.state.ledger import Ledger
 
 from ..conftest import SHORT, STUDY, TINY
@@ -47,7 +54,7 @@ def plan_of(plan_of: PlanOf) -> PlanOf:
 
 def passes(plan: Plan, workdir: Path) -> dict[str, PlannedCache]:
     found = plan_caches(plan, Ledger(workdir), workdir)
-    return {planned.one.name: planned for planned in found}
+    return {planned.spec.name: planned for planned in found}
 
 
 def states(plan: Plan, workdir: Path) -> dict[str, str]:
@@ -67,7 +74,7 @@ def run(
         console=console or Console(quiet=True),
     )
     assert not outcome.failed
-    file = report_folder(workdir, plan.study.name) / CACHE_RECORDS
+    file = report_folder(workdir, plan.study.name) / CACHE_RECORDS_FILE
     return json.loads(file.read_text()) if file.exists() else [], executor
 
 
@@ -210,7 +217,7 @@ def test_a_study_makes_its_passes_once_and_its_figures_are_the_same(
     assert [ledger[trial.fingerprint].engine["reference"] for trial in trained] == ["stored"] * 2
     cache = cache_folder(tmp_path / "stored")
     assert sorted(path.name for path in cache.iterdir()) == sorted(
-        [USES, *(record["hash"] for record in records)]
+        [USES_FILE, *(record["hash"] for record in records)]
     )
 
     off = plan_of(TINY, overrides={**SHORT, "reference_cache": "off"})
@@ -256,7 +263,7 @@ def test_a_broken_store_is_made_anew_before_the_trials(
     run(plan, tmp_path)
     for planned in passes(plan_of(TINY, overrides=SHORT, seeds=[1]), tmp_path).values():
         assert planned.state == "cached"
-        file = store_folder(cache_folder(tmp_path), planned.one.key) / "shard-00000.safetensors"
+        file = store_folder(cache_folder(tmp_path), planned.spec.key) / "shard-00000.safetensors"
         raw = bytearray(file.read_bytes())
         raw[-1] ^= 1
         file.write_bytes(raw)
@@ -293,7 +300,7 @@ def test_a_pass_that_another_driver_makes_is_waited_for(
     waited = []
     elsewhere = tmp_path / "elsewhere"
     run(plan, elsewhere)
-    ones = [planned.one for planned in passes(plan, tmp_path).values()]
+    ones = [planned.spec for planned in passes(plan, tmp_path).values()]
     held = {one.key: build_lock(store_folder(cache_folder(tmp_path), one.key)) for one in ones}
     for lock in held.values():
         lock.__enter__()
@@ -335,10 +342,10 @@ def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_pat
             if not self.jobs:
                 first, *rest = jobs
                 assert first.shard is not None
-                on_event(Started(job=first))
-                failed = Failed(job=first, reason="it died", cause="worker_lost")
+                on_event(JobStarted(job=first))
+                failed = JobFailed(job=first, reason="it died", cause="worker_lost")
                 retry_job = retry(failed)
-                on_event(replace(failed, retry=retry_job))
+                on_event(replace(failed, retry_job=retry_job))
                 jobs = [retry_job, *rest]
             super().run(jobs, on_event, retry, more)
 
@@ -349,11 +356,11 @@ def test_a_part_whose_worker_was_lost_is_made_after_all(plan_of: PlanOf, tmp_pat
 
 @pytest.mark.usefixtures("untrained")
 def test_progress_of_a_pass_is_its_samples(plan_of: PlanOf, tmp_path: Path) -> None:
-    events: list[Event] = []
+    events: list[JobEvent] = []
 
     class Watched(Inline):
         def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
-            def both(event: Event) -> None:
+            def both(event: JobEvent) -> None:
                 events.append(event)
                 on_event(event)
 
@@ -361,9 +368,9 @@ def test_progress_of_a_pass_is_its_samples(plan_of: PlanOf, tmp_path: Path) -> N
 
     run(plan_of(TINY, overrides=SHORT), tmp_path, Watched())
     of_text = [event for event in events if event.job.shard is not None]
-    assert isinstance(of_text[0], Started)
-    assert isinstance(of_text[-1], Finished)
-    told = [event.progress for event in of_text if isinstance(event, Progressed)]
+    assert isinstance(of_text[0], JobStarted)
+    assert isinstance(of_text[-1], JobFinished)
+    told = [event.progress for event in of_text if isinstance(event, JobProgressed)]
     # batches of 8 and 2
     assert [(p.phase, p.done, p.total) for p in told][-2:] == [
         ("reference pass", 8, 10),

@@ -14,15 +14,15 @@ from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.reference_cache.spec import BuildShard
 from chip_core.results import AnsweredTrial, Progress, TrialResult
 from orchestrator.executors.base import (
-    COPYING,
-    Answered,
-    Failed,
-    Finished,
+    COPYING_PHASE,
     Job,
-    Progressed,
-    Started,
+    JobAnswered,
+    JobFailed,
+    JobFinished,
+    JobProgressed,
+    JobStarted,
 )
-from orchestrator.runner.display import Board, LiveDisplay, _Line
+from orchestrator.runner.display import Board, LiveDisplay, _TrialLine
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def test_what_was_done_before_the_first_report_took_no_time(
     )
     job = Job(id="j", name="dpo, seed 0", config=config, folder=tmp_path)
     board = Board([(job, Shown(), 1)])
-    board.take(Started(job=job))
-    board.take(Progressed(job=job, progress=Progress(phase="train", done=30, total=60)))
+    board.take(JobStarted(job=job))
+    board.take(JobProgressed(job=job, progress=Progress(phase="train", done=30, total=60)))
     assert board.eta(board.lines["j"]) is None
     now = 15.0
-    board.take(Progressed(job=job, progress=Progress(phase="train", done=36, total=60)))
+    board.take(JobProgressed(job=job, progress=Progress(phase="train", done=36, total=60)))
     # Of 4 (training) + 1 + 0.1, 2.4 are done, 0.4 of them in these 10 s; 2.7 are left.
     assert board.eta(board.lines["j"]) == pytest.approx(10 * 2.7 / 0.4)
 
@@ -59,30 +59,32 @@ def test_files_that_are_copied_are_no_share_of_a_trial(tmp_path: Path) -> None:
     )
     job = Job(id="j", name="dpo, seed 0", config=config, folder=tmp_path)
     board = Board([(job, Shown(), 1)])
-    board.take(Started(job=job))
+    board.on_event(JobStarted(job=job))
 
     def share(phase: str, done: int, total: int) -> float:
-        board.take(Progressed(job=job, progress=Progress(phase=phase, done=done, total=total)))
-        return board.lines["j"].share()
+        board.on_event(
+            JobProgressed(job=job, progress=Progress(phase=phase, done=done, total=total))
+        )
+        return board.lines["j"].fraction_done()
 
     assert share("start", 1, 1) == 0
-    assert share(COPYING, 12, 12) == 0 and board.eta(board.lines["j"]) is None
+    assert share(COPYING_PHASE, 12, 12) == 0 and board.eta(board.lines["j"]) is None
     # Training counts four times a benchmark's answers, and scoring them a tenth of them.
     assert share("train", 30, 60) == pytest.approx(2 / 5.1)
     assert share("train", 60, 60) == pytest.approx(4 / 5.1)
     assert share("answer shapes", 500, 1000) == pytest.approx(4.5 / 5.1)
     assert share("answer shapes", 1000, 1000) == pytest.approx(5 / 5.1)
     left = AnsweredTrial(steps=3, answers={}, evaluations={}, seconds={})
-    board.take(Answered(job=job, answered=left, scoring=job.scoring()))
+    board.on_event(JobAnswered(job=job, answered_trial=left, scoring_job=job.scoring_job()))
     (line,) = board.lines.values()
-    assert (line.state, line.share()) == ("answered", pytest.approx(5 / 5.1))
-    job = job.scoring()
-    board.take(Started(job=job))
+    assert (line.state, line.fraction_done()) == ("answered", pytest.approx(5 / 5.1))
+    job = job.scoring_job()
+    board.on_event(JobStarted(job=job))
     assert line.state == "running"
     for phase, done, of_scoring in (("score", 0, 0.0), ("judge", 1, 0.5), ("score", 1, 1.0)):
         progress = Progress(phase=f"{phase} shapes", done=done, total=1 + (phase == "judge"))
-        board.take(Progressed(job=job, progress=progress))
-        assert line.share() == pytest.approx((5 + 0.1 * of_scoring) / 5.1)
+        board.on_event(JobProgressed(job=job, progress=progress))
+        assert line.fraction_done() == pytest.approx((5 + 0.1 * of_scoring) / 5.1)
 
 
 def test_what_was_stopped_did_not_fail(tmp_path: Path) -> None:
@@ -92,8 +94,8 @@ def test_what_was_stopped_did_not_fail(tmp_path: Path) -> None:
     ]
     console = Console(width=120, force_terminal=True, record=True)
     shown = LiveDisplay(console, [(job, Shown(arm=job.name), 1) for job in jobs])
-    shown.take(Failed(job=jobs[0], reason="the loss is nan"))
-    shown.take(Failed(job=jobs[1], reason="asked to", cause="stopped"))
+    shown.on_event(JobFailed(job=jobs[0], reason="the loss is nan"))
+    shown.on_event(JobFailed(job=jobs[1], reason="asked to", cause="stopped"))
     console.print(shown._draw())
     text = console.export_text()
     assert "1 failed, 1 killed" in text
@@ -113,16 +115,20 @@ def test_passes_and_trials_have_their_own_counts_and_times_left(
     board = Board([(job, Shown(), 1) for job in jobs])
 
     def far(job: Job, phase: str, done: int, total: int) -> None:
-        board.take(Progressed(job=job, progress=Progress(phase=phase, done=done, total=total)))
+        board.on_event(
+            JobProgressed(job=job, progress=Progress(phase=phase, done=done, total=total))
+        )
 
-    board.take(Started(job=jobs[0]))
+    board.on_event(JobStarted(job=jobs[0]))
     now = 110.0
     far(jobs[0], "reference pass", 1, 4)
     assert board.overall_eta(passes=True) == pytest.approx(30)  # a quarter took 10 s
     assert board.overall_eta() is None
-    board.take(Finished(job=jobs[0], result=TrialResult(steps=0, evaluations={}, seconds={})))
+    board.on_event(
+        JobFinished(job=jobs[0], result=TrialResult(steps=0, evaluations={}, seconds={}))
+    )
     now = 150.0
-    board.take(Started(job=jobs[1]))
+    board.on_event(JobStarted(job=jobs[1]))
     now = 160.0
     far(jobs[1], "train", 60, 60)  # 4 of 5.1 of it
     assert board.overall_eta() == pytest.approx(10 * 1.1 / 4)
@@ -138,11 +144,11 @@ def test_answers_along_a_training_count_at_each_of_its_models() -> None:
         shard=None, config=TrialConfig.model_validate(asked), scores=False, trains=True
     )
     trial: Any = None
-    line = _Line(job=job, trial=trial)
-    line.begin(job)
+    line = _TrialLine(job=job, trial=trial)
+    line.start(job)
     shares = []
     for phase, done in (("train", 10), ("answer shapes", 10), ("answer shapes", 0),
                         ("answer shapes", 10)):  # fmt: skip
-        line.take(Progress(phase=phase, done=done, total=10))
-        shares.append(line.share())
+        line.on_progress(Progress(phase=phase, done=done, total=10))
+        shares.append(line.fraction_done())
     assert shares == pytest.approx([4 / 6.2, 5 / 6.2, 5 / 6.2, 6 / 6.2])

@@ -16,14 +16,14 @@ from rich.console import Console
 from chip_core.evaluation.generators import vllm
 from chip_core.evaluation.generators.study_server import read_address
 from chip_core.utils.errors import UserError
-from orchestrator.executors.base import Event, Job, Progressed
+from orchestrator.executors.base import Job, JobEvent, JobProgressed
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.plan import evaluation_lines
 from orchestrator.run import run_study
-from orchestrator.runner.engine import opened_engine
-from orchestrator.runner.jobs import jobs_for
+from orchestrator.runner.engine import run_study_server
+from orchestrator.runner.jobs import make_jobs
 from orchestrator.state.ledger import Ledger
 
 from ...chip_core.evaluation.generators.fake_vllm import QUICK, REAL, write_program
@@ -59,9 +59,9 @@ class Killing(InlineExecutor):
     killed = 0
 
     def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
-        def listener(event: Event) -> None:
+        def listener(event: JobEvent) -> None:
             on_event(event)
-            if not isinstance(event, Progressed) or self.killed:
+            if not isinstance(event, JobProgressed) or self.killed:
                 return
             told = event.progress
             if event.job.name.startswith("chip") and told.phase == "check shapes" and told.done:
@@ -149,7 +149,7 @@ def test_what_keeps_the_server_from_its_start_is_one_line(
 ) -> None:
     monkeypatch.setenv(vllm.PROGRAM_VARIABLE, str(write_program(tmp_path, QUICK)))
     plan = plan_of(STUDY, overrides=ADAPTERS)
-    jobs = [job for job, _, _ in jobs_for(plan, Ledger(tmp_path), tmp_path)]
+    jobs = [job for job, _, _ in make_jobs(plan, Ledger(tmp_path), tmp_path)]
     where = "^evaluation.generator.serves is study: "
 
     # what a search will try is in none of the plan's arms
@@ -158,14 +158,14 @@ def test_what_keeps_the_server_from_its_start_is_one_line(
     searched = [*jobs, replace(jobs[-1], config=tried)]
     with (
         pytest.raises(UserError, match=f"{where}vLLM takes adapters of a rank up to 512"),
-        opened_engine(plan, searched, FakeExecutor(), tmp_path / "engine", Stop()),
+        run_study_server(plan, searched, FakeExecutor(), tmp_path / "engine", StopRequest()),
     ):
         pass
 
     (tmp_path / "engine").write_text("in its place")
     with (
         pytest.raises(UserError, match=f"{where}.*File exists"),
-        opened_engine(plan, jobs, FakeExecutor(), tmp_path / "engine", Stop()),
+        run_study_server(plan, jobs, FakeExecutor(), tmp_path / "engine", StopRequest()),
     ):
         pass
     assert processes(tmp_path) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chip_core.results import TrialResult
 from orchestrator.plan.plan import Plan
-from orchestrator.runner.jobs import jobs_for, longest_first, trial_folder, trial_view
+from orchestrator.runner.jobs import make_jobs, sort_longest_first, trial_folder, trial_view
 from orchestrator.state.ledger import Ledger
 
 
@@ -21,7 +21,7 @@ def test_an_attempt_goes_on_from_the_newest_that_left_checkpoints(
         folder.mkdir(parents=True)
         if left:
             (folder / "checkpoints" / "step-00000010").mkdir(parents=True)
-    handed = {trial.name: job for job, trial, _ in jobs_for(plan, Ledger(tmp_path), tmp_path)}
+    handed = {trial.name: job for job, trial, _ in make_jobs(plan, Ledger(tmp_path), tmp_path)}
     assert handed[first.name].resume_from == trial_folder(tmp_path, first) / "attempt-2"
     assert handed[first.name].folder.name == "attempt-4"
     assert handed[second.name].resume_from is None
@@ -54,7 +54,7 @@ baseline: {objective: dpo, vision_encoder: frozen, training.max_steps: 4}
         "dpo, frozen, 4",
     ]
     plan = plan_of(text)
-    jobs = longest_first(jobs_for(plan, Ledger(tmp_path), tmp_path), plan)
+    jobs = sort_longest_first(make_jobs(plan, Ledger(tmp_path), tmp_path), plan)
     assert [trial.name for _, trial, _ in jobs] == [
         "base",
         *(f"{arm}, seed {seed}" for seed in (0, 1) for arm in order),
@@ -75,7 +75,7 @@ baseline: {objective: dpo}
 early_stopping: {method: asha, metric: reward/accuracy}
 """
     plan = plan_of(text)
-    jobs = longest_first(jobs_for(plan, Ledger(tmp_path), tmp_path), plan)
+    jobs = sort_longest_first(make_jobs(plan, Ledger(tmp_path), tmp_path), plan)
     names = ["base", "dpo, seed 0", "chip, seed 0", "dpo, seed 1", "chip, seed 1"]
     assert [trial.name for _, trial, _ in jobs] == names
 
@@ -87,6 +87,6 @@ def test_how_a_trial_was_trained_is_remembered(
     result = TrialResult(
         steps=3, evaluations={}, seconds={}, engine={"prefix_sharing": "off (a reason)"}
     )
-    Ledger(tmp_path).finished(trial, "small", 1, "trials/x/attempt-1", result)
+    Ledger(tmp_path).record_result(trial, "small", 1, "trials/x/attempt-1", result)
     seen = trial_view(trial, Ledger(tmp_path), tmp_path, "small", "FINISHED")  # read from the file
     assert seen.engine == {"prefix_sharing": "off (a reason)"}

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from chip_core.results import Progress
 from chip_core.utils.errors import ConfigError, UserError
-from orchestrator.commands.studies import _limits
-from orchestrator.executors.base import Event, Failed, Job, Progressed, Started
-from orchestrator.jobs.stopping import Stop
+from orchestrator.commands.studies import _merge_limits
+from orchestrator.executors.base import Job, JobEvent, JobFailed, JobProgressed, JobStarted
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.terminal import result_lines, resume_command
 from orchestrator.run import RunOutcome, run_study
-from orchestrator.runner.jobs import jobs_for
+from orchestrator.runner.jobs import make_jobs
 from orchestrator.runner.limits import LimitedExecutor
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.limits import Limits
@@ -81,8 +81,8 @@ class Working(FakeExecutor):
     clock: Clock
 
     def run(self, jobs, on_event, retry=None, more=None):  # type: ignore[no-untyped-def]
-        def listener(event: Event) -> None:
-            if not isinstance(event, Started) and event.job.shard is None:
+        def listener(event: JobEvent) -> None:
+            if not isinstance(event, JobStarted) and event.job.shard is None:
                 self.clock.seconds += 1800
             on_event(event)
 
@@ -92,7 +92,7 @@ class Working(FakeExecutor):
 def limited(plan: Plan, folder: Path, limits: Limits, gpus: float) -> tuple[list[str], str]:
     """Return what happened until the limit, and which it was."""
     jobs: list[Job] = []
-    for job, _, _ in jobs_for(plan, Ledger(folder), folder):
+    for job, _, _ in make_jobs(plan, Ledger(folder), folder):
         engine = job.config.engine.model_copy(update={"gpus_per_worker": gpus})
         jobs.append(replace(job, config=job.config.model_copy(update={"engine": engine})))
     executor = Working()
@@ -128,7 +128,7 @@ def test_gpu_hours_are_those_that_jobs_hold(plan_of: PlanOf, tmp_path: Path) -> 
 def test_gpu_hours_are_those_too_that_a_studys_server_holds(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
-    jobs = [job for job, _, _ in jobs_for(plan_of(), Ledger(tmp_path), tmp_path)]
+    jobs = [job for job, _, _ in make_jobs(plan_of(), Ledger(tmp_path), tmp_path)]
 
     class Serving(Working):
         def reserved(self, gpus: int) -> AbstractContextManager[Sequence[str]]:
@@ -140,7 +140,7 @@ def test_gpu_hours_are_those_too_that_a_studys_server_holds(
         executor.clock = Clock()
         limits = Limits(max_gpu_hours=limit)
         limited = LimitedExecutor(executor, limits, executor.stop, executor.clock)
-        with suppress(KeyboardInterrupt), limited.reserved(gpus) as devices:
+        with suppress(KeyboardInterrupt), limited.reserve_gpus(gpus) as devices:
             assert len(devices) == gpus
             executor.clock.seconds += started
             limited.run(jobs, lambda event: told.append(f"{type(event).__name__} {event.job.name}"))
@@ -205,8 +205,8 @@ def test_the_command_lines_limits_take_the_place_of_the_files(
 ) -> None:
     written = load(STUDY + "limits: {max_hours: 12, max_failures: 3}\n").limits
     assert written == Limits(max_hours=12, max_failures=3)
-    assert _limits(written, 1.0, None, None) == Limits(max_hours=1, max_failures=3)
-    assert _limits(None, None, None, None) is None
+    assert _merge_limits(written, 1.0, None, None) == Limits(max_hours=1, max_failures=3)
+    assert _merge_limits(None, None, None, None) is None
     for wrong in ("{}", "{max_hours: 0}", "{max_failures: 0}", "{hours: 3}"):
         with pytest.raises(ConfigError, match="limits"):
             load(STUDY + f"limits: {wrong}\n")
@@ -230,15 +230,15 @@ def test_an_attempt_that_is_tried_again_counts_no_failure(plan_of: PlanOf, tmp_p
 
 
 def test_progress_of_a_pass_counts_no_failure(plan_of: PlanOf, tmp_path: Path) -> None:
-    job = jobs_for(plan_of(), Ledger(tmp_path), tmp_path)[0][0]
+    job = make_jobs(plan_of(), Ledger(tmp_path), tmp_path)[0][0]
     part = replace(job, shard=object())  # type: ignore[arg-type]
 
     class Failing(FakeExecutor):
         def run(self, jobs, on_event, retry=None, more=None):  # type: ignore[no-untyped-def]
-            on_event(Started(job=part))
-            on_event(Progressed(job=part, progress=Progress(phase="start", done=0, total=1)))
-            on_event(Failed(job=part, reason="nothing is computed here"))
+            on_event(JobStarted(job=part))
+            on_event(JobProgressed(job=part, progress=Progress(phase="start", done=0, total=1)))
+            on_event(JobFailed(job=part, reason="nothing is computed here"))
 
-    stop = Stop()
+    stop = StopRequest()
     LimitedExecutor(Failing(), Limits(max_failures=1), stop).run([part], lambda event: None)
-    assert not stop.asked
+    assert not stop.is_requested

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.executors.base import Event, Finished, Started
+from orchestrator.executors.base import JobEvent, JobFinished, JobStarted
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
@@ -29,8 +29,8 @@ class Watched(InlineExecutor):
     def run(self, jobs: Any, on_event: Any, retry: Any = None, more: Any = None) -> None:
         self.given.append([job.name for job in jobs])
 
-        def listener(event: Event) -> None:
-            if isinstance(event, Started | Finished):
+        def listener(event: JobEvent) -> None:
+            if isinstance(event, JobStarted | JobFinished):
                 self.order.append((type(event).__name__, event.job.name))
                 self.caches.setdefault(event.job.name, event.job.caches is not None)
             on_event(event)

@@ -12,11 +12,11 @@ import torch
 from chip_core.config.trial import TrialConfig
 from chip_core.utils.errors import MemoryFullError
 from chip_core.utils.files import read_records
-from orchestrator.executors.base import Event, Failed, Finished, Job
+from orchestrator.executors.base import Job, JobEvent, JobFailed, JobFinished
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.jobs.attempt import Cause, cause_of, reason_of
+from orchestrator.jobs.attempt import Cause, failure_cause, failure_reason
 from orchestrator.plan.plan import Plan
-from orchestrator.runner.jobs import UNSEEN, jobs_for
+from orchestrator.runner.jobs import UNRECORDED_END, make_jobs
 from orchestrator.runner.retries import next_retry
 from orchestrator.state.ledger import Ledger
 
@@ -27,29 +27,29 @@ PlanOf = Callable[..., Plan]
 BAD = "dpo, frozen, seed 1"
 
 
-def failed(cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: Any) -> Failed:
+def failed(cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: Any) -> JobFailed:
     config = TrialConfig.model_validate(
         {"model": "shapes", "engine": {"micro_batch": micro_batch, "retries": 2}}
     )
     one = Job(id="x-1", name="x", config=config, folder=Path("x"), **job)
-    return Failed(job=one, reason="why", cause=cause, from_outside=outside)
+    return JobFailed(job=one, reason="why", cause=cause, from_outside=outside)
 
 
 @pytest.mark.parametrize("cause", ["trial_error", "disk", "stopped"])
 def test_what_cannot_get_better_is_not_tried_again(cause: Cause) -> None:
-    assert next_retry(failed(cause), lost=0) is None
+    assert next_retry(failed(cause), lost_count=0) is None
 
 
 def test_a_lost_worker_is_tried_again_as_often_as_the_engine_says() -> None:
     lost = failed("worker_lost", outside=True)
-    assert [next_retry(lost, lost=times) for times in range(3)] == [lost.job, lost.job, None]
+    assert [next_retry(lost, lost_count=times) for times in range(3)] == [lost.job, lost.job, None]
 
 
 def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
     job = failed("memory").job
     sizes = []
     for _ in range(2):  # 4 → 2 → 1
-        retry_job = next_retry(Failed(job=job, reason="why", cause="memory"), lost=9)
+        retry_job = next_retry(JobFailed(job=job, reason="why", cause="memory"), lost_count=9)
         assert retry_job is not None
         job = retry_job
         sizes.append(job.config.engine.micro_batch)
@@ -61,15 +61,15 @@ def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
     same = job.config.model_copy(update={"engine": failed("memory").job.config.engine})
     assert same == failed("memory").job.config
     assert (
-        next_retry(Failed(job=job, reason="why", cause="memory"), lost=0) is None
+        next_retry(JobFailed(job=job, reason="why", cause="memory"), lost_count=0) is None
     )  # 1 is the least
 
 
 def test_a_machine_whose_memory_ran_out_is_tried_again_where_nothing_is_left_to_halve() -> None:
     killed = failed("memory", outside=True, untrained=True)
-    assert next_retry(killed, lost=0) is killed.job
-    assert next_retry(killed, lost=2) is None
-    assert next_retry(failed("memory", untrained=True), lost=0) is None
+    assert next_retry(killed, lost_count=0) is killed.job
+    assert next_retry(killed, lost_count=2) is None
+    assert next_retry(failed("memory", untrained=True), lost_count=0) is None
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -108,9 +108,9 @@ def test_a_full_disk_lets_nothing_more_begin(plan_of: PlanOf, tmp_path: Path) ->
 @pytest.mark.usefixtures("blank_figures")
 def test_an_attempt_whose_driver_died_has_an_end_too(plan_of: PlanOf, tmp_path: Path) -> None:
     plan, ledger = plan_of(), Ledger(tmp_path)
-    _, trial, attempt = jobs_for(plan, ledger, tmp_path)[2]
-    ledger.started(trial, "small", attempt)
-    ledger.started(trial, "another", attempt + 1)  # whose driver may well be alive
+    _, trial, attempt = make_jobs(plan, ledger, tmp_path)[2]
+    ledger.record_start(trial, "small", attempt)
+    ledger.record_start(trial, "another", attempt + 1)  # whose driver may well be alive
     run(plan_of(), tmp_path)
     history = Ledger(tmp_path)[trial.fingerprint].history
     assert {number: each.outcome for number, each in history.items()} == {
@@ -118,7 +118,7 @@ def test_an_attempt_whose_driver_died_has_an_end_too(plan_of: PlanOf, tmp_path: 
         2: None,
         3: "finished",
     }
-    assert history[1].reason == UNSEEN
+    assert history[1].reason == UNRECORDED_END
 
 
 def test_a_training_goes_on_with_a_smaller_micro_batch(
@@ -143,11 +143,11 @@ def test_a_training_goes_on_with_a_smaller_micro_batch(
         }
     )
     monkeypatch.setattr(policy.Policy, "forward", small)
-    events: list[Event] = []
+    events: list[JobEvent] = []
     numbers = iter("23456")
 
-    def retry(event: Failed) -> Job | None:
-        retry_job = next_retry(event, lost=0)
+    def retry(event: JobFailed) -> Job | None:
+        retry_job = next_retry(event, lost_count=0)
         assert retry_job is not None
         name = f"x-{next(numbers)}"
         return Job(id=name, name="x", config=retry_job.config, folder=tmp_path / name,
@@ -156,19 +156,19 @@ def test_a_training_goes_on_with_a_smaller_micro_batch(
     InlineExecutor().run(
         [Job(id="x-1", name="x", config=config, folder=tmp_path / "x-1")], events.append, retry
     )
-    causes = [event.cause for event in events if isinstance(event, Failed)]
+    causes = [event.cause for event in events if isinstance(event, JobFailed)]
     assert causes == ["memory", "memory"]  # at 4 and at 2
-    (finished,) = [event for event in events if isinstance(event, Finished)]
+    (finished,) = [event for event in events if isinstance(event, JobFinished)]
     assert finished.job.config.engine.micro_batch == 1
     assert finished.result.notes[1].startswith("micro-batch 1 in place of 2")
 
 
 def test_memory_errors_are_told_from_others() -> None:
-    assert cause_of(MemoryFullError("x")) == "memory"
-    assert cause_of(OSError(28, "No space left on device")) == "disk"
-    assert cause_of(RuntimeError("No such thing")) == "trial_error"
+    assert failure_cause(MemoryFullError("x")) == "memory"
+    assert failure_cause(OSError(28, "No space left on device")) == "disk"
+    assert failure_cause(RuntimeError("No such thing")) == "trial_error"
     full = OSError(28, "No space left on device", "curves.jsonl")
-    assert reason_of(full) == (
+    assert failure_reason(full) == (
         "a disk is full ([Errno 28] No space left on device: 'curves.jsonl'): free some space and "
         "run the study again"
     )

@@ -25,8 +25,8 @@ from chip_core.reference_cache.spec import CacheSpec
 from chip_core.utils.files import JsonlWriter, read_records
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
-from orchestrator.runner.jobs import jobs_for
-from orchestrator.state.cache_plan import USES, cache_folder, plan_caches
+from orchestrator.runner.jobs import make_jobs
+from orchestrator.state.cache_plan import USES_FILE, cache_folder, plan_caches
 from orchestrator.state.ledger import Ledger
 
 from ..fakes import FakeExecutor, FakeTracker, result_of
@@ -49,9 +49,9 @@ def store(workdir: Path, one: CacheSpec, rows: int = 3) -> Path:
 def stores(plan_of: PlanOf, tmp_path: Path) -> list[Path]:
     """Two stores that the trials of a study wait for."""
     plan = plan_of(overrides={"engine.feature_cache": "off"})
-    passes = [planned.one for planned in plan_caches(plan, Ledger(tmp_path), tmp_path)]
+    passes = [planned.spec for planned in plan_caches(plan, Ledger(tmp_path), tmp_path)]
     folders = [store(tmp_path, one) for one in passes]
-    uses = JsonlWriter(cache_folder(tmp_path) / USES)
+    uses = JsonlWriter(cache_folder(tmp_path) / USES_FILE)
     trials = [trial.fingerprint for trial in plan_of().trials if not trial.untrained]
     for folder in folders:
         use = {"time": time.time(), "study": "small", "pass": folder.name, "trials": trials}
@@ -73,7 +73,7 @@ def age(workdir: Path, folder: Path, days: float) -> None:
     raw = json.loads(manifest.read_text())
     raw["made"]["time"] = then
     manifest.write_text(json.dumps(raw))
-    file = cache_folder(workdir) / USES
+    file = cache_folder(workdir) / USES_FILE
     uses = read_records(file)
     for use in uses:
         use["time"] = then if use["pass"] == folder.name else use["time"]
@@ -141,8 +141,8 @@ def test_what_trials_wait_for_stays(
 ) -> None:
     assert listed(tmp_path, capsys, "--prune", "--yes")["removed"] == []
     ledger = Ledger(tmp_path)
-    for job, trial, attempt in jobs_for(plan_of(), ledger, tmp_path):
-        ledger.finished(trial, "small", attempt, "trials/x", result_of(job))
+    for job, trial, attempt in make_jobs(plan_of(), ledger, tmp_path):
+        ledger.record_result(trial, "small", attempt, "trials/x", result_of(job))
     assert listed(tmp_path, capsys)["stores"][0]["waiting"] == 0
     monkeypatch.setattr("click.confirm", lambda *given, **options: False)
     assert listed(tmp_path, capsys, "--prune")["removed"] == []  # asked, and no
@@ -150,7 +150,7 @@ def test_what_trials_wait_for_stays(
     monkeypatch.setattr("click.confirm", lambda *given, **options: True)
     removed = listed(tmp_path, capsys, "--prune")["removed"]
     assert sorted(removed) == sorted(folder.name for folder in stores)
-    assert [path.name for path in cache_folder(tmp_path).iterdir()] == [USES]
+    assert [path.name for path in cache_folder(tmp_path).iterdir()] == [USES_FILE]
 
 
 def test_what_was_not_used_for_long_goes(
@@ -189,7 +189,7 @@ def test_a_study_notes_what_it_uses_before_it_begins(plan_of: PlanOf, tmp_path: 
         tracker=FakeTracker(),
         console=Console(quiet=True),
     )
-    (line,) = (cache_folder(tmp_path) / USES).read_text().splitlines()
+    (line,) = (cache_folder(tmp_path) / USES_FILE).read_text().splitlines()
     use = json.loads(line)
     assert use["study"] == "small"
     assert len(use["trials"]) == 8

@@ -16,9 +16,9 @@ from chip_core.utils.errors import UserError, reset_warnings
 from chip_core.utils.files import read_records
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.plan.snapshot import plan_snapshot
+from orchestrator.plan.snapshot import load_plan_snapshot
 from orchestrator.run import RunOutcome, run_study
-from orchestrator.state.integrity import ledger_of
+from orchestrator.state.integrity import read_ledger
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.binding import bind_storage
 from orchestrator.study.model import Study, StudyChanges
@@ -94,14 +94,14 @@ def test_a_bad_ledger_line_is_told_kept_aside_and_found_again(
         f"{file}: line 4 is not as it was written: it is left out; `chip-ablate run` keeps it "
         "aside and finds what it said in the trials' folders"
     )
-    assert figures(plan, ledger_of(plan, workdir)) == whole  # who reads has the same
+    assert figures(plan, read_ledger(plan, workdir)) == whole  # who reads has the same
     assert caplog.messages == [told]
     assert BAD[bad] in file.read_bytes()  # and changes nothing
     outcome, executed = run(plan, workdir)
     assert executed == []
     assert figures(plan, Ledger(workdir)) == whole
     assert not outcome.summary.remaining
-    assert not Ledger(workdir).bad
+    assert not Ledger(workdir).damaged_lines
     (aside,) = read_records(workdir / "ledger" / "ledger.bad.jsonl")
     assert aside == {"line": 4, "text": BAD[bad].decode("utf-8", "backslashreplace")}
 
@@ -113,8 +113,8 @@ def test_a_digit_of_a_ledger_line_is_not_taken_for_a_figure(ran: tuple[Path, Pla
     content = file.read_bytes()
     assert content.count(b'"shapes/chair_i": 11.0') == 2  # seed 1 of the two arms under dpo
     file.write_bytes(content.replace(b'"shapes/chair_i": 11.0', b'"shapes/chair_i": 17.0', 1))
-    assert len(Ledger(workdir).bad) == 1
-    assert figures(plan, ledger_of(plan, workdir)) == whole
+    assert len(Ledger(workdir).damaged_lines) == 1
+    assert figures(plan, read_ledger(plan, workdir)) == whole
     assert run(plan, workdir)[1] == []
     assert figures(plan, Ledger(workdir)) == whole
 
@@ -126,7 +126,7 @@ def test_any_line_of_a_ledger_can_be_bad(ran: tuple[Path, Plan]) -> None:
     for number in (1, 2, 5, 11, 18):  # of 18: each trial's start and end
         file.write_bytes(content)
         change_line(file, number, b"\xff\x00")
-        assert figures(plan, ledger_of(plan, workdir)) == whole, number
+        assert figures(plan, read_ledger(plan, workdir)) == whole, number
         assert run(plan, workdir)[1] == [], number
         assert figures(plan, Ledger(workdir)) == whole, number
 
@@ -138,7 +138,7 @@ def test_a_ledger_without_a_whole_line_is_made_again(
     workdir, plan = ran
     whole = figures(plan, Ledger(workdir))
     ledger_file(workdir).write_bytes(content)
-    assert figures(plan, ledger_of(plan, workdir)) == whole
+    assert figures(plan, read_ledger(plan, workdir)) == whole
     assert run(plan, workdir)[1] == []
     assert figures(plan, Ledger(workdir)) == whole
 
@@ -214,9 +214,9 @@ def test_scores_that_are_not_what_was_written_are_made_again(
     SPOILT[spoilt](file)
 
     reset_warnings()
-    ledger = ledger_of(plan, tmp_path)
-    assert ledger.lost == {trial.fingerprint: trial.name}
-    assert ledger[trial.fingerprint].missing(trial) == ["report/shapes"]
+    ledger = read_ledger(plan, tmp_path)
+    assert ledger.lost_trials == {trial.fingerprint: trial.name}
+    assert ledger[trial.fingerprint].missing_evaluations(trial) == ["report/shapes"]
     (told,) = caplog.messages
     assert told.startswith(f"{trial.name}: {file} ")
     assert told.endswith(
@@ -293,20 +293,20 @@ def test_a_spoilt_plan_of_a_study_is_read_from_its_report_or_told(
 ) -> None:
     workdir, plan = ran
     file = workdir / "studies/small/plan.json"
-    began = plan_snapshot(workdir, "small")
+    began = load_plan_snapshot(workdir, "small")
     assert began is not None
     file.write_bytes(spoilt)
-    kept = plan_snapshot(workdir, "small")  # as provenance.json has it
+    kept = load_plan_snapshot(workdir, "small")  # as provenance.json has it
     assert kept is not None
     assert set(kept.trials) == {trial.fingerprint for trial in plan.trials}
     (workdir / "studies/small/report/provenance.json").unlink()
-    assert plan_snapshot(workdir, "small") is None
+    assert load_plan_snapshot(workdir, "small") is None
     mark = plan.arms[1].trials[0].fingerprint
     assert call("show", mark[:8], "--workdir", workdir) == 0
     assert f"{file} is not as it was written: what study small wants is not known" in caplog.text
     assert call("rm", mark[:8], "--workdir", workdir, "--yes") == 2  # another study may have it
     assert run(plan, workdir)[1] == []
-    kept = plan_snapshot(workdir, "small")
+    kept = load_plan_snapshot(workdir, "small")
     assert kept is not None
     assert set(kept.trials) == {trial.fingerprint for trial in plan.trials}
 
@@ -389,7 +389,7 @@ def test_status_and_report_know_a_study_by_its_name(
     run(plan_of(seeds=[0, 1, 2]), workdir)
     variant = "small+optimizer.lr=0.0001"
     run(plan_of(overrides={"optimizer.lr": 1e-4}), workdir)
-    kept = plan_snapshot(workdir, variant)
+    kept = load_plan_snapshot(workdir, variant)
     assert kept is not None
     assert kept.changes == StudyChanges(overrides={"optimizer.lr": 1e-4})
 
@@ -409,8 +409,8 @@ def test_status_and_report_know_a_study_by_its_name(
 
 
 def test_a_shipped_name_means_the_shipped_study(tmp_path: Path, plan_of: PlanOf) -> None:
-    from orchestrator.plan.snapshot import find_own_study
+    from orchestrator.plan.snapshot import find_run_study
 
     names: Sequence[str] = ("encoder",)
     run(plan_of(STUDY.replace("study: small", "study: encoder")), tmp_path)
-    assert [find_own_study(tmp_path, name) for name in names] == [None]
+    assert [find_run_study(tmp_path, name) for name in names] == [None]

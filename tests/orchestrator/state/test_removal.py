@@ -13,10 +13,10 @@ from rich.console import Console
 from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.snapshot import plan_snapshots
+from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.run import run_study
-from orchestrator.state.ledger import Ledger, study_lock
-from orchestrator.state.removal import plan_removal, remove
+from orchestrator.state.ledger import Ledger, lock_study
+from orchestrator.state.removal import apply_removal, plan_removal
 from orchestrator.tracking.client import MlflowStore
 from orchestrator.tracking.projection import delete_runs
 
@@ -58,9 +58,9 @@ def test_a_trial_goes_and_is_run_again(plan_of: PlanOf, tmp_path: Path) -> None:
     mark = plan.arms[2].trials[0].fingerprint
     going = plan_removal(tmp_path, mark[:8])
     assert (going.study, going.trials) == (None, {mark: "chip, frozen, seed 0"})
-    assert going.shown_by == ("small",)
+    assert going.studies == ("small",)
     assert going.bytes > 0
-    remove(tmp_path, going)
+    apply_removal(tmp_path, going)
     assert mark[:16] not in folders(tmp_path)
     ledger = Ledger(tmp_path)
     assert mark not in dict(ledger.items())
@@ -85,12 +85,12 @@ def test_a_study_goes_but_for_what_another_shares(plan_of: PlanOf, tmp_path: Pat
         "chip, frozen, seed 0", "chip, frozen, seed 1",
         "chip, trained, seed 0", "chip, trained, seed 1",
     ]  # fmt: skip
-    remove(tmp_path, going)
+    apply_removal(tmp_path, going)
     assert folders(tmp_path) == {trial.fingerprint[:16] for trial in other.trials}
-    assert [kept.study for kept in plan_snapshots(tmp_path)] == ["other"]
+    assert [kept.study for kept in iter_plan_snapshots(tmp_path)] == ["other"]
     assert run(other, tmp_path) == []  # nothing of it is missing
     assert len(run(plan, tmp_path)) == 4
-    remove(tmp_path, plan_removal(tmp_path, "other"))
+    apply_removal(tmp_path, plan_removal(tmp_path, "other"))
     assert len(folders(tmp_path)) == 9
 
 
@@ -108,7 +108,7 @@ def test_what_a_study_file_no_longer_has_goes_with_the_study(
     run(plan_of(STUDY.replace("[dpo, chip]", "[dpo, hdpo]")), tmp_path)
     going = plan_removal(tmp_path, "small")
     assert len(going.trials) == 1 + 6 * 2  # base; dpo, chip and hdpo, two encoders, two seeds
-    remove(tmp_path, going)
+    apply_removal(tmp_path, going)
     assert folders(tmp_path) == set()
 
 
@@ -126,10 +126,10 @@ def test_a_crash_leaves_a_trial_whole_or_gone(
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", crash)
         with pytest.raises(KeyboardInterrupt):
-            remove(tmp_path, going)
+            apply_removal(tmp_path, going)
     assert mark[:16] not in folders(tmp_path)
     assert run(plan, tmp_path) == ["dpo, frozen, seed 0"]
-    remove(tmp_path, plan_removal(tmp_path, mark[:8]))  # and what the crash left goes too
+    apply_removal(tmp_path, plan_removal(tmp_path, mark[:8]))  # and what the crash left goes too
     assert not [name for name in folders(tmp_path) if mark[:16] in name]
 
 
@@ -161,7 +161,7 @@ def test_nothing_goes_while_a_study_runs(
     plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(plan_of(), tmp_path / "runs")
-    with study_lock(tmp_path / "runs", "another"):  # any study: it may come to share a trial
+    with lock_study(tmp_path / "runs", "another"):  # any study: it may come to share a trial
         assert call("rm", "small", "--workdir", tmp_path / "runs", "--yes") == 2
     assert "study another is being run by process" in capsys.readouterr().err
     assert len(folders(tmp_path / "runs")) == 9

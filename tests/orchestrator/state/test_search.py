@@ -15,12 +15,12 @@ from chip_core.utils.errors import UserError
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.plan.snapshot import plan_snapshots
+from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.run import RunOutcome, run_study
 from orchestrator.runner.jobs import trial_folder
-from orchestrator.state.compare import differences
+from orchestrator.state.compare import compare_plans
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import TunedPlan, resolve_search, searches_of
+from orchestrator.state.search import TunedPlan, plan_searches, resolve_search
 from orchestrator.study.model import Study
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values
 
@@ -62,7 +62,7 @@ def planned(plan_of: PlanOf, workdir: Path, text: str = STUDY, **changes: Any) -
 def chosen(plan: Plan) -> dict[str, Any]:
     return {
         search.arm.name: None if search.chosen is None else search.chosen.values["optimizer.lr"]
-        for search in searches_of(plan)
+        for search in plan_searches(plan)
     }
 
 
@@ -149,7 +149,7 @@ def test_the_kept_plan_has_the_searches_and_what_was_chosen(
 ) -> None:
     judged(distance)
     _, executor, _ = run(plan_of(STUDY), tmp_path)
-    (kept,) = plan_snapshots(tmp_path)
+    (kept,) = iter_plan_snapshots(tmp_path)
     arms = [wanted.arm for wanted in kept.trials.values()]
     assert len(arms) == len(executor.names) == 1 + 6 + 4
     assert sum("search" in arm for arm in arms) == 6
@@ -162,10 +162,10 @@ def test_studies_differ_by_what_was_chosen(
     judged(distance)
     plain = plan_of(STUDY[: STUDY.index("tune:")].replace("study: tuned", "study: by_hand"))
     ledger = Ledger(tmp_path)
-    before = differences(resolve_search(plan_of(STUDY), ledger), plain, ledger)
+    before = compare_plans(resolve_search(plan_of(STUDY), ledger), plain, ledger)
     assert before["same"] == []  # what is still to be chosen is the same as nothing
     run(plan_of(STUDY), tmp_path)
-    after = differences(resolve_search(plan_of(STUDY), Ledger(tmp_path)), plain, Ledger(tmp_path))
+    after = compare_plans(resolve_search(plan_of(STUDY), Ledger(tmp_path)), plain, Ledger(tmp_path))
     keys = {entry["arms"][0]: entry["keys"] for entry in after["changed"]}
     rate = plain.base.config.optimizer.lr
     assert keys == {
@@ -184,8 +184,12 @@ def test_of_equal_draws_the_first_counts_and_undefined_ones_do_not(
 def test_the_other_goal(plan_of: PlanOf, tmp_path: Path) -> None:
     up = SelectMetric(benchmark="shapes", metric="cover", goal="maximize")
     down = SelectMetric(benchmark="shapes", metric="chair_i", goal="minimize")
-    assert (up.better(2, 1), up.better(1, 1), up.better(1, 2)) == (True, False, False)
-    assert (down.better(1, 2), down.better(1, 1), down.better(2, 1)) == (True, False, False)
+    assert (up.is_better(2, 1), up.is_better(1, 1), up.is_better(1, 2)) == (True, False, False)
+    assert (down.is_better(1, 2), down.is_better(1, 1), down.is_better(2, 1)) == (
+        True,
+        False,
+        False,
+    )
     text = STUDY.replace("select/shapes/chair_i\n  goal: minimize", "select/shapes/cover")
     assert planned(plan_of, tmp_path, text).study.tune.metric == up  # type: ignore[union-attr]
 
@@ -252,7 +256,7 @@ def test_draws_that_cannot_differ_are_one_trial(
     judged(lambda job: -job.config.objective.weights.segment)
     done = carry_out(plan_of(text), tmp_path)
     assert len(done.trials) == 1 + 4 + 4
-    searches = searches_of(done)
+    searches = plan_searches(done)
     values = [search.chosen.values for search in searches if search.chosen is not None]
     assert values == [{"objective.weights.segment": 1}, {"objective.weights.segment": 3}]
 
@@ -270,7 +274,7 @@ def test_untuned_figures_of_a_held_trial_are_not_taken_for_its_own(
 
 def draws(**given: Any) -> tuple[dict[str, Any], ...]:
     metric = SelectMetric(benchmark="shapes", metric="hal", goal="minimize")
-    return Tune(**{"metric": metric, "seed": 0, **given}).draws()
+    return Tune(**{"metric": metric, "seed": 0, **given}).make_draws()
 
 
 def test_draws_from_ranges_are_seeded_and_more_are_the_same_and_more() -> None:
@@ -374,6 +378,6 @@ def test_what_really_lies_on_disk_after_a_search(
         "dpo: search 2 of 2 (optimizer.lr=0.001)": ["select-shapes.jsonl"],
         "dpo, seed 0": ["report-shapes.jsonl"],
     }
-    (search,) = searches_of(plan)
+    (search,) = plan_searches(plan)
     assert search.chosen is not None
     assert search.figures[search.chosen.fingerprint] == min(search.figures.values())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.storage.download import NODE_CACHE
-from orchestrator.storage.remote import Remote
+from orchestrator.storage.download import NODE_CACHE_VARIABLE
+from orchestrator.storage.remote import RemoteStorage
 
 BUCKET = "studies"
 
@@ -51,9 +51,9 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def remote(uri: str) -> Remote:
+def remote(uri: str) -> RemoteStorage:
     """An empty storage."""
-    return Remote(uri, pauses=())
+    return RemoteStorage(uri, pauses=())
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     """Be another machine: one that has copied nothing yet; return where it keeps what it copies."""
 
     def become(name: str) -> Path:
-        monkeypatch.setenv(NODE_CACHE, str(tmp_path / name))
+        monkeypatch.setenv(NODE_CACHE_VARIABLE, str(tmp_path / name))
         return tmp_path / name
 
     become("one")

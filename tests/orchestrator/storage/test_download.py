@@ -14,9 +14,14 @@ from chip_core.trained import TrainedModel, model_files, model_problem, write_tr
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import read_json, write_json
 from orchestrator.storage import binding
-from orchestrator.storage.binding import FILE, bind_storage, exclusive_lease, storage_of
-from orchestrator.storage.download import artifacts_of, fetch_trials, trial_key, whole_attempt
-from orchestrator.storage.remote import Remote
+from orchestrator.storage.binding import STORAGE_FILE, bind_storage, exclusive_lease, find_storage
+from orchestrator.storage.download import (
+    artifact_uri,
+    fetch_trained_attempt,
+    fetch_trials,
+    trial_key,
+)
+from orchestrator.storage.remote import RemoteStorage
 
 MARK = "0123456789abcdef" * 4
 ATTEMPT = f"{trial_key(MARK)}/attempt-1"
@@ -31,7 +36,7 @@ def test_it_is_named_once(tmp_path: Path, uri: str) -> None:
     work = tmp_path / "work"
     first = bind_storage(work, uri)
     assert first is not None and first.uri == uri
-    assert read_json(work / FILE)["storage"] == uri
+    assert read_json(work / STORAGE_FILE)["storage"] == uri
     assert stat.S_IMODE(work.stat().st_mode) == 0o700
     for wish in (None, uri):
         again = bind_storage(work, wish)
@@ -85,33 +90,33 @@ def test_a_claim_of_a_driver_that_was_killed_ends(
     works = [tmp_path / name for name in ("work", "other")]
     first, second = (bind_storage(work, uri) for work in works)
     assert first is not None
-    claim = {"host": "gone", "workdir": "/w", "time": time.time() - binding.CLAIM_HOLDS - 1}
-    first.write(f"{binding.DRIVERS}/0123.json", json.dumps(claim).encode())
+    claim = {"host": "gone", "workdir": "/w", "time": time.time() - binding.LEASE_SECONDS - 1}
+    first.write(f"{binding.LEASES_FOLDER}/0123.json", json.dumps(claim).encode())
     with exclusive_lease(second, works[1]):
         pass
 
 
 def test_a_broken_note_is_told(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text("[]")
+    (tmp_path / STORAGE_FILE).write_text("[]")
     with pytest.raises(
         UserError, match=r"storage.json: cannot be read \(TypeError\): remove it, and name"
     ):
-        storage_of(tmp_path)
+        find_storage(tmp_path)
 
 
 def test_artifacts_go_where_mlflow_can_put_them(tmp_path: Path) -> None:
     inside = (tmp_path / "work" / "artifacts").as_uri()
-    assert artifacts_of(tmp_path / "work") == inside
+    assert artifact_uri(tmp_path / "work") == inside
     for uri, place in (
         ("s3://bucket/x", "s3://bucket/x/artifacts"),
         ("/mnt/shared/x", "file:///mnt/shared/x/artifacts"),
         ("gs://bucket/x", inside),  # another package's than the storage's
     ):
-        write_json(tmp_path / "work" / FILE, {"storage": uri, "mark": "", "workdir": ""})
-        assert artifacts_of(tmp_path / "work") == place
+        write_json(tmp_path / "work" / STORAGE_FILE, {"storage": uri, "mark": "", "workdir": ""})
+        assert artifact_uri(tmp_path / "work") == place
 
 
-def test_all_but_weights_comes(remote: Remote, tmp_path: Path) -> None:
+def test_all_but_weights_comes(remote: RemoteStorage, tmp_path: Path) -> None:
     other = f"{trial_key('f' * 64)}/attempt-1/result.json"
     names = ["result.json", "model/config.json", "model/model.safetensors",
              "checkpoints/step-00000002/state.pt",
@@ -125,7 +130,9 @@ def test_all_but_weights_comes(remote: Remote, tmp_path: Path) -> None:
     assert not (tmp_path / "work" / other).exists()
 
 
-def test_what_grew_comes_again_and_a_model_that_went_goes(remote: Remote, tmp_path: Path) -> None:
+def test_what_grew_comes_again_and_a_model_that_went_goes(
+    remote: RemoteStorage, tmp_path: Path
+) -> None:
     remote.write(f"{ATTEMPT}/curves.jsonl", b"1\n")
     remote.write(f"{ATTEMPT}/model/config.json", b"{}")
     fetch_trials(remote, tmp_path, [MARK])
@@ -137,26 +144,26 @@ def test_what_grew_comes_again_and_a_model_that_went_goes(remote: Remote, tmp_pa
 
 
 def test_a_whole_attempt(
-    remote: Remote, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+    remote: RemoteStorage, uri: str, tmp_path: Path, machine: Callable[[str], Path]
 ) -> None:
     for name in ("trained.json", "config.json", "model/config.json", "model/model.safetensors",
                  "result.json"):  # fmt: skip
         remote.write(f"{ATTEMPT}/{name}", name.encode())
     bind_storage(tmp_path / "work", uri)
-    found = whole_attempt(tmp_path / "work", ATTEMPT)
+    found = fetch_trained_attempt(tmp_path / "work", ATTEMPT)
     assert found.is_relative_to(machine("one"))
     names = sorted(path.name for path in (found / "model").iterdir())
     assert names == ["config.json", "model.safetensors"]
     names = sorted(path.name for path in found.iterdir() if path.is_file())
     assert names == ["config.json", "trained.json"]
-    assert whole_attempt(tmp_path / "plain", ATTEMPT) == tmp_path / "plain" / ATTEMPT
+    assert fetch_trained_attempt(tmp_path / "plain", ATTEMPT) == tmp_path / "plain" / ATTEMPT
     remote.remove_all(ATTEMPT)
     with pytest.raises(UserError, match="attempt-1: no trained model is there any more: run its"):
-        whole_attempt(tmp_path / "work", ATTEMPT)
+        fetch_trained_attempt(tmp_path / "work", ATTEMPT)
 
 
 def test_a_copy_of_a_model_that_is_not_what_was_trained_comes_again(
-    remote: Remote, uri: str, tmp_path: Path, machine: Callable[[str], Path]
+    remote: RemoteStorage, uri: str, tmp_path: Path, machine: Callable[[str], Path]
 ) -> None:
     machine("one")
     made = tmp_path / "made"
@@ -167,9 +174,9 @@ def test_a_copy_of_a_model_that_is_not_what_was_trained_comes_again(
     for name in ("trained.json", "model/model.safetensors"):
         remote.write(f"{ATTEMPT}/{name}", (made / name).read_bytes())
     bind_storage(tmp_path / "work", uri)
-    copy = whole_attempt(tmp_path / "work", ATTEMPT) / "model" / "model.safetensors"
+    copy = fetch_trained_attempt(tmp_path / "work", ATTEMPT) / "model" / "model.safetensors"
     copy.write_bytes(b"wEights")  # of the same size
     assert model_problem(copy.parent) is not None
-    whole_attempt(tmp_path / "work", ATTEMPT)
+    fetch_trained_attempt(tmp_path / "work", ATTEMPT)
     assert copy.read_bytes() == b"weights"
     assert model_problem(copy.parent) is None

@@ -12,10 +12,10 @@ import pytest
 
 from chip_core.utils.errors import StorageError, UserError
 from orchestrator.storage import remote as remote_module
-from orchestrator.storage.remote import Remote, checked_uri
+from orchestrator.storage.remote import RemoteStorage, validate_uri
 
 
-def test_what_is_put_is_there(remote: Remote, tmp_path: Path) -> None:
+def test_what_is_put_is_there(remote: RemoteStorage, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"12345")
     remote.put(tmp_path / "weights", "trials/a/model/weights")
     remote.write("trials/b/result.json", b"{}")
@@ -26,20 +26,20 @@ def test_what_is_put_is_there(remote: Remote, tmp_path: Path) -> None:
     assert (tmp_path / "here" / "weights").read_bytes() == b"12345"
 
 
-def test_a_name_that_another_begins_with_is_another(remote: Remote) -> None:
+def test_a_name_that_another_begins_with_is_another(remote: RemoteStorage) -> None:
     remote.write("cache/abc/x", b"1")
     remote.write("cache/abc.partial/x", b"22")
     assert remote.sizes("cache/abc") == {"cache/abc/x": 1}
 
 
-def test_what_is_written_again_is_read_again(remote: Remote) -> None:
+def test_what_is_written_again_is_read_again(remote: RemoteStorage) -> None:
     for content in (b"a line\n", b"a line\nanother\n"):
         remote.write("job/progress.jsonl", content)
         assert remote.sizes("job") == {"job/progress.jsonl": len(content)}
         assert remote.read(["job/progress.jsonl"]) == {"job/progress.jsonl": content}
 
 
-def test_copied_and_removed(remote: Remote) -> None:
+def test_copied_and_removed(remote: RemoteStorage) -> None:
     remote.write("a/x", b"1")
     remote.copy("a/x", "b/y")
     remote.remove(["a/x", "a/never"])
@@ -48,7 +48,7 @@ def test_copied_and_removed(remote: Remote) -> None:
     assert remote.sizes("b") == {}
 
 
-def test_nothing_is_there_at_first(remote: Remote, tmp_path: Path) -> None:
+def test_nothing_is_there_at_first(remote: RemoteStorage, tmp_path: Path) -> None:
     assert remote.sizes("trials") == {}
     with pytest.raises(FileNotFoundError):
         remote.get("trials/x", tmp_path / "x")
@@ -57,13 +57,13 @@ def test_nothing_is_there_at_first(remote: Remote, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".x*")) and not (tmp_path / "x").exists()
 
 
-def test_it_travels_as_its_uri(remote: Remote) -> None:
+def test_it_travels_as_its_uri(remote: RemoteStorage) -> None:
     remote.write("x", b"1")
     assert pickle.loads(pickle.dumps(remote)).read(["x"]) == {"x": b"1"}
 
 
-def test_it_can_be_written(remote: Remote) -> None:
-    remote.require()
+def test_it_can_be_written(remote: RemoteStorage) -> None:
+    remote.require_writable()
     assert remote.sizes() == {}
     remote.write("a/x", b"1")
     assert remote.sizes() == {"a/x": 1}
@@ -74,13 +74,13 @@ def test_keys_that_lead_out_are_left_out(s3: None) -> None:
 
     for key in ("out/trials/a/../../../../x", "out/trials//x", "out/trials/a/x"):
         boto3.client("s3").put_object(Bucket="studies", Key=key, Body=b"1")
-    assert Remote("s3://studies/out", pauses=()).sizes("trials") == {"trials/a/x": 1}
+    assert RemoteStorage("s3://studies/out", pauses=()).sizes("trials") == {"trials/a/x": 1}
 
 
 def test_a_bucket_that_is_not_there(s3: None) -> None:
-    remote = Remote("s3://no-such-bucket/here", pauses=())
+    remote = RemoteStorage("s3://no-such-bucket/here", pauses=())
     with pytest.raises(UserError, match=r"^--storage: s3://no-such-bucket/here: cannot be written"):
-        remote.require()
+        remote.require_writable()
     with pytest.raises(StorageError, match="s3://no-such-bucket/here: x cannot be written"):
         remote.write("x", b"")
 
@@ -88,13 +88,13 @@ def test_a_bucket_that_is_not_there(s3: None) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/here: cannot be written \(NotADirectoryError"):
-        Remote(str(tmp_path / "file" / "here")).require()
+        RemoteStorage(str(tmp_path / "file" / "here")).require_writable()
 
 
-def test_it_tries_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    remote = Remote(remote.uri, pauses=(0.0, 0.0))
+def test_it_tries_again(remote: RemoteStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = RemoteStorage(remote.uri, pauses=(0.0, 0.0))
     remote.write("x", b"1")
-    fs, calls = remote._fs, []
+    fs, calls = remote._filesystem, []
     really = fs.cat
 
     def fails_twice(*arguments: object, **options: object) -> object:
@@ -107,7 +107,9 @@ def test_it_tries_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None
     assert remote.read(["x"]) == {"x": b"1"}
     calls.clear()
     with pytest.raises(StorageError, match="a file cannot be read: ConnectionError: gone"):
-        Remote(remote.uri, pauses=(0.0,)).read(["x"])  # the same file system, by fsspec's cache
+        RemoteStorage(remote.uri, pauses=(0.0,)).read(
+            ["x"]
+        )  # the same file system, by fsspec's cache
 
 
 @pytest.mark.parametrize(
@@ -121,18 +123,18 @@ def test_it_tries_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_uris_that_are_refused(text: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem) as caught:
-        checked_uri(text)
+        validate_uri(text)
     assert "secret" not in str(caught.value)
 
 
 def test_what_users_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert checked_uri("shared") == str(tmp_path / "shared")
-    assert checked_uri("s3://bucket/x/") == "s3://bucket/x"
+    assert validate_uri("shared") == str(tmp_path / "shared")
+    assert validate_uri("s3://bucket/x/") == "s3://bucket/x"
 
 
 def test_what_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None:
-    remote = Remote(str(tmp_path), pauses=())
+    remote = RemoteStorage(str(tmp_path), pauses=())
     remote.write("trials/a", b"1")
     remote.write("trials/b/c", b"1")
 
@@ -149,12 +151,12 @@ def test_what_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None:
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"--storage: gs://b/x: .*pip install 'chip-ablate\[gcs\]'"):
-        Remote("gs://b/x", pauses=()).require()
+        RemoteStorage("gs://b/x", pauses=()).require_writable()
     with pytest.raises(StorageError, match=r"pip install 'chip-ablate\[gcs\]'"):
-        Remote("gs://b/x", pauses=()).sizes()
+        RemoteStorage("gs://b/x", pauses=()).sizes()
 
 
-def test_what_says_that_something_is_whole_goes_first(remote: Remote) -> None:
+def test_what_says_that_something_is_whole_goes_first(remote: RemoteStorage) -> None:
     for name in ("a/model/w", "a/result.json", "a/trained.json"):
         remote.write(name, b"")
     gone: list[str] = []

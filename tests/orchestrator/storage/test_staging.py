@@ -13,9 +13,9 @@ import pytest
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.results import Progress
 from chip_core.trained import TrainedModel, write_trained
-from orchestrator.jobs.job import COPYING, Job
-from orchestrator.storage.download import NODE_CACHE
-from orchestrator.storage.remote import Remote
+from orchestrator.jobs.job import COPYING_PHASE, Job
+from orchestrator.storage.download import NODE_CACHE_VARIABLE
+from orchestrator.storage.remote import RemoteStorage
 from orchestrator.storage.staging import StagingSpec
 
 JOB = "trials/0123/attempt-2"
@@ -23,9 +23,9 @@ JOB = "trials/0123/attempt-2"
 
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StagingSpec:
-    monkeypatch.setenv(NODE_CACHE, str(tmp_path / "machine"))
+    monkeypatch.setenv(NODE_CACHE_VARIABLE, str(tmp_path / "machine"))
     return StagingSpec(
-        remote=Remote(str(tmp_path / "storage")), workdir=tmp_path / "work", token="j2-abc"
+        remote=RemoteStorage(str(tmp_path / "storage")), workdir=tmp_path / "work", token="j2-abc"
     )
 
 
@@ -53,7 +53,7 @@ def test_the_first_to_come_is_the_last_to_go(spec: StagingSpec) -> None:
         assert gone.wait(30)
     other.join()
     assert spec.remote.sizes() == {f"{JOB}/result.json": 2}
-    assert not workspace.here.exists()
+    assert not workspace.root.exists()
 
 
 def test_a_first_one_that_failed_does_not_wait_for_others(spec: StagingSpec) -> None:
@@ -75,7 +75,7 @@ def test_a_first_one_that_failed_does_not_wait_for_others(spec: StagingSpec) -> 
         assert come.wait(30)
         raise RuntimeError("boom")
     assert time.monotonic() - began < 50 and not ended.is_set()
-    assert not workspace.here.exists()
+    assert not workspace.root.exists()
     ended.set()
     other.join()
 
@@ -84,7 +84,7 @@ def test_a_job_that_is_at_work_is_not_taken_for_dead(spec: StagingSpec, tmp_path
     other = StagingSpec(remote=spec.remote, workdir=spec.workdir, token="j3-def")
     with spec.workspace(spec.workdir / JOB) as workspace, other.workspace(tmp_path / "work" / "x"):
         assert workspace.folder.is_dir()
-    jobs = workspace.here.parent
+    jobs = workspace.root.parent
     (jobs / "dead").mkdir()
     (jobs / "dead.lock").touch()
     (jobs / "held").mkdir()
@@ -103,21 +103,21 @@ def test_what_a_job_needs_is_copied_and_told(spec: StagingSpec) -> None:
     told: list[Progress] = []
     with spec.workspace(spec.workdir / JOB) as workspace:
         earlier = spec.workdir / before
-        brought = workspace.brought(
+        brought = workspace.stage(
             job(spec.workdir, resume_from=earlier, earlier=(earlier,)), told.append
         )
-        assert brought.folder == workspace.here / JOB and brought.share is not None
-        assert brought.resume_from == workspace.here / before and brought.earlier == (
-            workspace.here / before,
+        assert brought.folder == workspace.root / JOB and brought.share_files is not None
+        assert brought.resume_from == workspace.root / before and brought.earlier_attempts == (
+            workspace.root / before,
         )
-        here = {path.relative_to(workspace.here / before).as_posix()
-                for path in (workspace.here / before).rglob("*") if path.is_file()}  # fmt: skip
+        here = {path.relative_to(workspace.root / before).as_posix()
+                for path in (workspace.root / before).rglob("*") if path.is_file()}  # fmt: skip
         assert here == {"config.json", "answers/a.jsonl", "trained.json", "model/config.json",
                         "model/model.safetensors"}  # fmt: skip
         # It takes the model over: one of the two folders has it.
-        (workspace.here / before / "model").rename(workspace.folder / "model")
+        (workspace.root / before / "model").rename(workspace.folder / "model")
         (workspace.folder / "trained.json").write_text("{}")
-    assert {progress.phase for progress in told} == {COPYING}
+    assert {progress.phase for progress in told} == {COPYING_PHASE}
     # of the attempt without its weights 4 files, the same again to resume from, of its model 2
     assert [(each.done, each.total) for each in told] == [
         *((number, 4) for number in range(1, 5)), *((number, 4) for number in range(1, 5)),
@@ -141,8 +141,8 @@ def test_models_that_were_kept_come_with_their_weights_and_go_when_one_is_picked
     with spec.workspace(spec.workdir / JOB) as workspace:
         earlier = spec.workdir / before
         given = job(spec.workdir, resume_from=earlier, earlier=(earlier,))
-        workspace.brought(replace(given, config=scored), print)
-        assert (workspace.here / before / kept / "model.safetensors").exists()
+        workspace.stage(replace(given, config=scored), print)
+        assert (workspace.root / before / kept / "model.safetensors").exists()
         (workspace.folder / "model").mkdir(parents=True)
         (workspace.folder / "model/model.safetensors").write_text("{}")
         picked = {"step": 2, "points": [{"step": 2, "figures": {}}]}
@@ -159,8 +159,8 @@ def test_where_the_model_is_gone_checkpoints_come(spec: StagingSpec) -> None:
                  "checkpoints/step-00000004/manifest.json"):  # fmt: skip
         spec.remote.write(f"{before}/{name}", b"{}")
     with spec.workspace(spec.workdir / JOB) as workspace:
-        workspace.brought(job(spec.workdir, resume_from=spec.workdir / before), print)
-        assert (workspace.here / before / "checkpoints/step-00000004/state.pt").exists()
+        workspace.stage(job(spec.workdir, resume_from=spec.workdir / before), print)
+        assert (workspace.root / before / "checkpoints/step-00000004/state.pt").exists()
 
 
 def test_a_training_that_asks_judges_has_their_replies_and_leaves_its_rounds_once(
@@ -174,10 +174,10 @@ def test_a_training_that_asks_judges_has_their_replies_and_leaves_its_rounds_onc
     with spec.workspace(spec.workdir / JOB) as workspace:
         earlier = spec.workdir / before
         given = replace(job(spec.workdir, earlier=(earlier,)), config=config)
-        brought = workspace.brought(given, print)
-        assert brought.places.judge_cache is not None
-        assert (brought.places.judge_cache / "replies.jsonl").exists()
-        (workspace.here / before / "rounds").rename(workspace.folder / "rounds")  # taken over
+        brought = workspace.stage(given, print)
+        assert brought.data_paths.judge_cache is not None
+        assert (brought.data_paths.judge_cache / "replies.jsonl").exists()
+        (workspace.root / before / "rounds").rename(workspace.folder / "rounds")  # taken over
         (workspace.folder / "model").mkdir()
         write_trained(workspace.folder, TrainedModel(steps=4, seconds=1.0))
     there = spec.remote.sizes()

@@ -20,18 +20,18 @@ from chip_core.utils.files import read_json, write_json
 from orchestrator.executors import inline
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.results import RunOutcome
 from orchestrator.report.writers.files import report_folder
-from orchestrator.run import CACHE_RECORDS, run_study
+from orchestrator.run import CACHE_RECORDS_FILE, run_study
 from orchestrator.state.cache import list_caches, prunable_caches, prune_caches, verify_caches
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.removal import plan_removal, remove
-from orchestrator.storage.binding import FILE, bind_storage, storage_of
-from orchestrator.storage.download import NODE_CACHE, trial_key
-from orchestrator.storage.reference_cache import CACHE
-from orchestrator.storage.remote import Remote
+from orchestrator.state.removal import apply_removal, plan_removal
+from orchestrator.storage.binding import STORAGE_FILE, bind_storage, find_storage
+from orchestrator.storage.download import NODE_CACHE_VARIABLE, trial_key
+from orchestrator.storage.reference_cache import CACHE_KEY
+from orchestrator.storage.remote import RemoteStorage
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
 
@@ -55,7 +55,7 @@ def run(plan: Plan) -> Run:
     """Run the study inline."""
 
     def ran(workdir: Path, uri: str | None = None, **options: Any) -> RunOutcome:
-        remote, stop = bind_storage(workdir, uri), options.pop("stop", None) or Stop()
+        remote, stop = bind_storage(workdir, uri), options.pop("stop", None) or StopRequest()
         return run_study(
             plan,
             workdir=workdir,
@@ -107,7 +107,7 @@ def finished(
         uri = f"s3://{BUCKET}/{folder.name}"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv(NODE_CACHE, str(folder / "one"))
+        patch.setenv(NODE_CACHE_VARIABLE, str(folder / "one"))
         tracker = InlineTracker(
             with_store(folder / "work")
         )  # before the storage is settled, as the command
@@ -121,7 +121,7 @@ def copied(finished: Finished, tmp_path: Path, machine: Callable[[str], Path]) -
     work, shared = tmp_path / "work", tmp_path / "shared"
     shutil.copytree(finished.uri, shared)
     shutil.copytree(finished.work, work, ignore=shutil.ignore_patterns("mlflow.db*"))
-    write_json(work / FILE, {**read_json(work / FILE), "storage": str(shared)})
+    write_json(work / STORAGE_FILE, {**read_json(work / STORAGE_FILE), "storage": str(shared)})
     return work
 
 
@@ -138,7 +138,7 @@ def figures(workdir: Path) -> dict[str, Any]:
     return found
 
 
-def weights(sizes_of: Remote, tmp_path: Path) -> dict[str, str]:
+def weights(sizes_of: RemoteStorage, tmp_path: Path) -> dict[str, str]:
     """Return the sha256 of every model in a storage, by its trial."""
     found = {}
     for number, key in enumerate(sizes_of.sizes("trials")):
@@ -155,13 +155,15 @@ def test_the_figures_are_those_without(
     work, outcome = finished.work, finished.outcome
     assert outcome.executed == 3 and not outcome.failed
     assert figures(work) == figures(plain)
-    assert weights(Remote(finished.uri), tmp_path) == weights(Remote(str(plain)), tmp_path)
+    assert weights(RemoteStorage(finished.uri), tmp_path) == weights(
+        RemoteStorage(str(plain)), tmp_path
+    )
     # Weights lie in the storage alone, a store's files on machines that read them.
     assert not list(work.rglob("*.safetensors"))
-    kept = read_json(report_folder(work, outcome.summary.plan.study.name) / CACHE_RECORDS)
+    kept = read_json(report_folder(work, outcome.summary.plan.study.name) / CACHE_RECORDS_FILE)
     made = [record for record in kept if record["state"] == "made"]
     assert len(made) == 3  # the fourth, features of rejected images, is read by one trial alone
-    stores = {path.name for path in finished.cache.glob(f"*/{CACHE}/*") if path.is_dir()}
+    stores = {path.name for path in finished.cache.glob(f"*/{CACHE_KEY}/*") if path.is_dir()}
     assert stores == {record["hash"] for record in made}
     assert not list(finished.cache.glob("*/jobs/*/"))
     engines = {record.engine["reference"] for _, record in Ledger(work).items()
@@ -171,7 +173,7 @@ def test_the_figures_are_those_without(
 
 
 def test_artifacts_lie_in_the_storage_too(finished: Finished, plan: Plan) -> None:
-    artifacts = Remote(finished.uri).sizes("artifacts")
+    artifacts = RemoteStorage(finished.uri).sizes("artifacts")
     assert sum(key.endswith("/report/report.html") for key in artifacts) == 1
     assert sum(key.endswith("/config.json") for key in artifacts) == len(plan.trials)
     assert not (finished.work / "artifacts").exists()
@@ -190,25 +192,25 @@ def test_another_driver_finds_what_is_done(
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
 def test_a_training_goes_on_elsewhere(
     run: Run,
-    remote: Remote,
+    remote: RemoteStorage,
     uri: str,
     plain: Path,
     tmp_path: Path,
     machine: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop, really = Stop(), inline.execute
+    stop, really = StopRequest(), inline.execute_job
 
     def interrupted(job: Job, report: Callable[[Progress], None], *rest: Any) -> Any:
         def told(progress: Progress) -> None:
             report(progress)
             if progress.phase == "train" and progress.done == 2:
-                stop.ask()
+                stop.request()
 
         return really(job, told, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inline, "execute", interrupted)
+        patch.setattr(inline, "execute_job", interrupted)
         assert run(tmp_path / "work", uri, stop=stop).interrupted
     left = [key for key in remote.sizes("trials") if "/checkpoints/" in key]
     assert any(key.endswith("state.pt") for key in left)
@@ -218,7 +220,7 @@ def test_a_training_goes_on_elsewhere(
     assert {mark: metrics for mark, (metrics, _) in figures(tmp_path / "work").items()} == {
         mark: metrics for mark, (metrics, _) in figures(plain).items()
     }
-    assert weights(remote, tmp_path) == weights(Remote(str(plain)), tmp_path)
+    assert weights(remote, tmp_path) == weights(RemoteStorage(str(plain)), tmp_path)
     notes = [note for _, record in Ledger(tmp_path / "work").items() for note in record.notes]
     assert any(note.startswith("resumed after step ") for note in notes), notes
 
@@ -229,8 +231,8 @@ def test_stores_are_listed_and_pruned(copied: Path) -> None:
     assert remote is not None
     stores = list_caches(work, Ledger(work))
     assert {kept.state for kept in stores} == {"whole"}
-    assert sum(kept.bytes for kept in stores) == sum(remote.sizes(CACHE).values())
-    cut = next(key for key in remote.sizes(CACHE) if key.endswith("shard-00000.safetensors"))
+    assert sum(kept.bytes for kept in stores) == sum(remote.sizes(CACHE_KEY).values())
+    cut = next(key for key in remote.sizes(CACHE_KEY) if key.endswith("shard-00000.safetensors"))
     remote.write(cut, b"short")
     broken = [kept for kept in list_caches(work, Ledger(work)) if kept.state == "broken"]
     assert [kept.problem for kept in broken] == [
@@ -240,7 +242,7 @@ def test_stores_are_listed_and_pruned(copied: Path) -> None:
     assert [kept.state for kept in stores].count("broken") == 1
     assert len(prunable_caches(stores, None)) == len(stores)
     prune_caches(stores, work)
-    assert remote.sizes(CACHE) == {} and list_caches(work, Ledger(work)) == []
+    assert remote.sizes(CACHE_KEY) == {} and list_caches(work, Ledger(work)) == []
 
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
@@ -252,14 +254,14 @@ def test_a_store_that_went_is_computed_in_the_step(
     machine: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    really = inline.execute
+    really = inline.execute_job
 
     def without(job: Job, *arguments: Any) -> Any:
         if job.caches is not None:  # what this machine copied goes, as if it had never come
             shutil.rmtree(job.caches.cache)
         return really(job, *arguments)
 
-    monkeypatch.setattr(inline, "execute", without)
+    monkeypatch.setattr(inline, "execute_job", without)
     assert not run(tmp_path / "work", uri).failed
     assert figures(tmp_path / "work") == figures(plain)
     notes = [note for _, record in Ledger(tmp_path / "work").items() for note in record.notes]
@@ -273,8 +275,8 @@ def test_what_is_removed_goes_there_too(plan: Plan, copied: Path) -> None:
     before = sum(size for key, size in remote.sizes("trials").items() if "model" in key)
     going = plan_removal(work, plan.study.name)
     assert going.bytes > before > 0
-    remove(work, going)
-    assert remote.sizes("trials") == {} and storage_of(work) is not None
+    apply_removal(work, going)
+    assert remote.sizes("trials") == {} and find_storage(work) is not None
 
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
@@ -283,9 +285,9 @@ def test_what_a_dead_job_left_on_a_machine_goes(
 ) -> None:
     settled = bind_storage(tmp_path / "work", uri)
     assert settled is not None
-    from orchestrator.storage.download import node_folder
+    from orchestrator.storage.download import node_cache_folder
 
-    jobs = node_folder(settled) / "jobs"
+    jobs = node_cache_folder(settled) / "jobs"
     (jobs / "dead").mkdir(parents=True)
     write_json(jobs / "dead" / "model.json", {})
     (jobs / "dead.lock").touch()  # nobody holds it
@@ -293,14 +295,19 @@ def test_what_a_dead_job_left_on_a_machine_goes(
     assert not (jobs / "dead").exists()
 
 
-def _size(remote: Remote, key: str) -> int:
+def _size(remote: RemoteStorage, key: str) -> int:
     (content,) = remote.read([f"{key.rpartition('/')[0]}/manifest.json"]).values()
     return int(json.loads(content)["files"]["shard-00000.safetensors"]["bytes"])
 
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)
 def test_an_attempt_of_a_driver_that_lost_its_ledger_is_counted(
-    run: Run, remote: Remote, uri: str, plain: Path, tmp_path: Path, machine: Callable[[str], Path]
+    run: Run,
+    remote: RemoteStorage,
+    uri: str,
+    plain: Path,
+    tmp_path: Path,
+    machine: Callable[[str], Path],
 ) -> None:
     """The storage has attempt 1, unfinished; a new work directory begins with attempt 2."""
     mark = next(mark for mark, record in Ledger(plain).items() if record.model)

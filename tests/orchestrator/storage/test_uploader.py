@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from chip_core.utils.files import write_json
-from orchestrator.storage.remote import Remote
+from orchestrator.storage.remote import RemoteStorage
 from orchestrator.storage.uploader import Uploader
 
 JOB = "trials/a/attempt-1"
 
 
-class Noting(Remote):
+class Noting(RemoteStorage):
     """A storage that notes in which order it is written."""
 
     def __init__(self, uri: str) -> None:
@@ -37,8 +37,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "here" / JOB
 
 
-def mirror(remote: Remote, folder: Path, **options: object) -> Uploader:
-    return Uploader(remote, [folder], folder.parents[2], every=3600.0, **options)
+def mirror(remote: RemoteStorage, folder: Path, **options: object) -> Uploader:
+    return Uploader(remote, [folder], folder.parents[2], interval=3600.0, **options)
 
 
 def leave(folder: Path, *names: str) -> None:
@@ -133,7 +133,7 @@ def test_all_is_there_at_the_end(noting: Noting, folder: Path) -> None:
 def test_what_came_from_there_is_not_copied_back(noting: Noting, folder: Path) -> None:
     copies = mirror(noting, folder)
     leave(folder, "config.json")
-    with copies.waiting():
+    with copies.pause():
         leave(folder, "shard.note.json")
     copies.copy()
     assert noting.order == ["config.json"]
@@ -141,7 +141,7 @@ def test_what_came_from_there_is_not_copied_back(noting: Noting, folder: Path) -
 
 def test_the_driver_can_leave_a_file(noting: Noting, folder: Path) -> None:
     asked = folder / "stop"
-    copies = Uploader(noting, [folder], folder.parents[2], asked=[asked], every=0.01)
+    copies = Uploader(noting, [folder], folder.parents[2], incoming=[asked], interval=0.01)
     with copies:
         noting.write(f"{JOB}/stop", b"")
         deadline = time.monotonic() + 30

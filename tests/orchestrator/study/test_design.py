@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.study.design import (
-    LARGEST,
+    MAX_CELLS,
     CircularConditionError,
     Grid,
     TooManyCellsError,
@@ -110,10 +110,10 @@ def test_one_at_a_time_is_what_it_says(grid: Grid, data: st.DataObject) -> None:
 def test_a_circle_is_found() -> None:
     when = {"f0": ({"f1": frozenset({"l0"})},), "f1": ({"f0": frozenset({"l0"})},)}
     with pytest.raises(CircularConditionError, match="f0, f1"):
-        Grid(factors=factors([2, 2, 2]), when=when).order  # noqa: B018 - raises
+        Grid(factors=factors([2, 2, 2]), when=when).dependency_order  # noqa: B018 - raises
 
 
 def test_too_many_cells_are_told_before_they_fill_the_memory() -> None:
-    assert LARGEST < 1000**3
+    assert MAX_CELLS < 1000**3
     with pytest.raises(TooManyCellsError):
         Grid(factors=factors([1000, 1000, 1000])).expand()

@@ -12,7 +12,7 @@ import yaml
 from chip_core import recipes
 from chip_core.utils.errors import ConfigError
 from orchestrator.plan.plan import Plan
-from orchestrator.study.design import layout_notes
+from orchestrator.study.design import iter_layout_notes
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.yaml"))
 PlanOf = Callable[..., Plan]
@@ -35,7 +35,7 @@ def check(plan: Plan, expected: Mapping[str, Any]) -> None:
     if "seeds" in expected:
         assert list(plan.study.seeds) == expected["seeds"]
     if "notes" in expected:
-        assert list(layout_notes(plan.study)) == expected["notes"]
+        assert list(iter_layout_notes(plan.study)) == expected["notes"]
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

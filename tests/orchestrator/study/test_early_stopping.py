@@ -13,12 +13,19 @@ from rich.console import Console
 
 from chip_core.utils.errors import ConfigError
 from orchestrator.cli import cli
-from orchestrator.executors.base import EarlyStopped, Event, Job, More, Retry, Started
+from orchestrator.executors.base import (
+    Job,
+    JobEvent,
+    JobSource,
+    JobStarted,
+    JobStoppedEarly,
+    RetryPolicy,
+)
 from orchestrator.plan.plan import Plan
 from orchestrator.report.sections.notes import build_notes
 from orchestrator.report.writers.plan import trial_state
 from orchestrator.run import RunOutcome, run_study
-from orchestrator.runner.jobs import jobs_for
+from orchestrator.runner.jobs import make_jobs
 from orchestrator.state.cache_plan import plan_caches
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.model import Study
@@ -47,11 +54,11 @@ def with_block(block: str) -> str:
 def test_a_rule_is_read_with_what_is_not_said(load: Load) -> None:
     rule = load(STUDY).early_stopping
     assert rule is not None
-    assert rule.words == "asha on reward/accuracy, grace 25 %, reduction factor 3"
+    assert rule.description == "asha on reward/accuracy, grace 25 %, reduction factor 3"
     assert rule.goal == "maximize"
     median = load(with_block("{method: median, metric: reward/margin, grace: 0.5}")).early_stopping
     assert median is not None
-    assert median.words == "median on reward/margin, grace 50 %, 3 others at least"
+    assert median.description == "median on reward/margin, grace 50 %, 3 others at least"
 
 
 @pytest.mark.parametrize(
@@ -99,14 +106,16 @@ def test_the_baseline_and_the_untrained_model_are_never_cut(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
     plan = plan_of(STUDY)
-    jobs = {job.name: job.may_be_cut for job, _, _ in jobs_for(plan, Ledger(tmp_path), tmp_path)}
+    jobs = {
+        job.name: job.can_stop_early for job, _, _ in make_jobs(plan, Ledger(tmp_path), tmp_path)
+    }
     assert [name for name, may_be in jobs.items() if may_be] == ["chip, seed 0", "chip, seed 1"]
     placebo = plan_of(STUDY + "\nplacebo: true\n")
-    of_placebo = [job for job, trial, _ in jobs_for(placebo, Ledger(tmp_path), tmp_path)
+    of_placebo = [job for job, trial, _ in make_jobs(placebo, Ledger(tmp_path), tmp_path)
                   if trial.arm == "placebo"]  # fmt: skip
-    assert len(of_placebo) == 2 and not any(job.may_be_cut for job in of_placebo)
+    assert len(of_placebo) == 2 and not any(job.can_stop_early for job in of_placebo)
     off = plan_of(STUDY.replace("early_stopping", "# early_stopping"))
-    assert not any(job.may_be_cut for job, _, _ in jobs_for(off, Ledger(tmp_path), tmp_path))
+    assert not any(job.can_stop_early for job, _, _ in make_jobs(off, Ledger(tmp_path), tmp_path))
 
 
 @dataclass
@@ -116,17 +125,17 @@ class Cutting(FakeExecutor):
     def run(
         self,
         jobs: Sequence[Job],
-        on_event: Callable[[Event], None],
-        retry: Retry | None = None,
-        more: More | None = None,
+        on_event: Callable[[JobEvent], None],
+        retry: RetryPolicy | None = None,
+        more: JobSource | None = None,
     ) -> None:
         left = deque(jobs)
         while left:
             job = left.popleft()
-            if job.name == LOSER and job.may_be_cut:
+            if job.name == LOSER and job.can_stop_early:
                 self.jobs.append(job)
-                on_event(Started(job=job))
-                on_event(EarlyStopped(job=job, reason=WHY))
+                on_event(JobStarted(job=job))
+                on_event(JobStoppedEarly(job=job, reason=WHY))
             else:
                 super().run([job], on_event, retry)
             if not left and more is not None:
@@ -166,7 +175,7 @@ def test_a_cut_trial_has_no_figures_and_is_said_to_be_cut(plan_of: PlanOf, tmp_p
     trial = next(trial for trial in plan.trials if trial.name == LOSER)
     record = Ledger(tmp_path)[trial.fingerprint]
     assert record.history[1].outcome == "cut"
-    assert not record.done(trial)
+    assert not record.is_done(trial)
     assert trial_state(trial, record) == WHY
 
 

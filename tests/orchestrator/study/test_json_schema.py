@@ -12,37 +12,39 @@ import pytest
 
 from chip_core import recipes
 from orchestrator.cli import main
-from orchestrator.study.json_schema import SHIPPED, Kind, reference, schema_text
-from orchestrator.study.load import STUDIES
+from orchestrator.study.json_schema import SHIPPED_SCHEMAS, FileKind, schema_comment, schema_text
+from orchestrator.study.load import STUDIES_FOLDER
 
-FILES: list[tuple[Kind, Path]] = [
-    *(("study", path) for path in sorted(STUDIES.glob("*.yaml"))),
+FILES: list[tuple[FileKind, Path]] = [
+    *(("study", path) for path in sorted(STUDIES_FOLDER.glob("*.yaml"))),
     *(("recipe", path) for path in sorted(recipes.FOLDER.glob("*.yaml"))),
 ]
 
 
 @cache
-def validator(kind: Kind) -> jsonschema.Draft202012Validator:
+def validator(kind: FileKind) -> jsonschema.Draft202012Validator:
     schema = json.loads(schema_text(kind))
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 
 
-def complaints(kind: Kind, tree: dict[str, Any]) -> list[str]:
+def complaints(kind: FileKind, tree: dict[str, Any]) -> list[str]:
     return [error.json_path for error in validator(kind).iter_errors(tree)]
 
 
-@pytest.mark.parametrize("kind", SHIPPED)
-def test_the_shipped_schema_is_up_to_date(kind: Kind) -> None:
-    assert SHIPPED[kind].read_text(encoding="utf-8") == schema_text(kind), "run: make schemas"
+@pytest.mark.parametrize("kind", SHIPPED_SCHEMAS)
+def test_the_shipped_schema_is_up_to_date(kind: FileKind) -> None:
+    assert SHIPPED_SCHEMAS[kind].read_text(encoding="utf-8") == schema_text(kind), (
+        "run: make schemas"
+    )
 
 
 @pytest.mark.parametrize(("kind", "path"), FILES, ids=lambda value: getattr(value, "stem", value))
-def test_shipped_files_name_their_schema_and_fit_it(kind: Kind, path: Path) -> None:
+def test_shipped_files_name_their_schema_and_fit_it(kind: FileKind, path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first == reference(kind, path.parent)
+    assert first == schema_comment(kind, path.parent)
     named = path.parent / first.rpartition("=")[2]
-    assert named == SHIPPED[kind]
+    assert named == SHIPPED_SCHEMAS[kind]
     assert complaints(kind, recipes.read_yaml(path)) == []
 
 
@@ -84,10 +86,10 @@ def test_bare_strings_stand_for_their_sections() -> None:
 
 
 def test_a_file_elsewhere_names_the_shipped_schema(tmp_path: Path) -> None:
-    line = reference("study", tmp_path)
-    assert line == f"# yaml-language-server: $schema={SHIPPED['study']}"
-    (tmp_path / SHIPPED["study"].name).touch()
-    assert reference("study", tmp_path) == "# yaml-language-server: $schema=study.schema.json"
+    line = schema_comment("study", tmp_path)
+    assert line == f"# yaml-language-server: $schema={SHIPPED_SCHEMAS['study']}"
+    (tmp_path / SHIPPED_SCHEMAS["study"].name).touch()
+    assert schema_comment("study", tmp_path) == "# yaml-language-server: $schema=study.schema.json"
 
 
 def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,4 +97,4 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert not ended.value.code
-        assert capsys.readouterr().out == SHIPPED[kind].read_text()  # type: ignore[index]
+        assert capsys.readouterr().out == SHIPPED_SCHEMAS[kind].read_text()  # type: ignore[index]

@@ -314,7 +314,7 @@ def test_what_a_study_declares(load: Load) -> None:
     study = load(
         STUDY.replace("goal: minimize}", "smallest_difference: 1.5}") + textwrap.dedent(more)
     )
-    assert [(one.metric, one.goal, one.smallest_difference) for one in study.declared] == [
+    assert [(one.metric, one.goal, one.smallest_difference) for one in study.declared_metrics] == [
         ("shapes/chair_i", "minimize", 1.5),
         ("shapes/cover", "maximize", None),
         ("shapes/hal", "minimize", 2),

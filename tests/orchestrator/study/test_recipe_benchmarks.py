@@ -25,7 +25,7 @@ def load(tmp_path: Path) -> Callable[..., Study]:
     def loaded(text: str, recipe: str | None = None) -> Study:
         file = tmp_path / "study.yaml"
         file.write_text(text, encoding="utf-8")
-        return load_study(file, StudyChanges(recipe=recipe), elsewhere=True)
+        return load_study(file, StudyChanges(recipe=recipe), is_remote=True)
 
     return loaded
 
@@ -65,7 +65,7 @@ def test_nothing_is_asked_where_the_study_says_so(load: Callable[..., Study]) ->
 
 def test_the_first_study_asks_a_large_model_nothing_of_the_embedded_world() -> None:
     changes = StudyChanges(recipe="llava-1.6-7b")
-    study = load_study(find_study("encoder"), changes, elsewhere=True)
+    study = load_study(find_study("encoder"), changes, is_remote=True)
     assert "shapes" not in {name for side in asked(study) for name in side}
     assert asked(load_study(find_study("encoder"))) == ([], ["shapes"])
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chip_core.utils.errors import ConfigError
-from orchestrator.study.model import Study, level_text
+from orchestrator.study.model import Study, format_level
 from orchestrator.study.variant import StudyChanges, variant_name
 
 from ..conftest import STUDY
@@ -73,7 +73,7 @@ def test_what_a_name_cannot_hold_is_told_apart() -> None:
     ],
 )
 def test_a_level_is_called_as_it_is_written(value: object, text: str) -> None:
-    assert level_text(value) == text
+    assert format_level(value) == text
 
 
 def test_seeds_extend_a_study(load: Load) -> None:

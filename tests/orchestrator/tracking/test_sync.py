@@ -17,7 +17,7 @@ from benchmarks.stores import contents, differences
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import append_record
 from orchestrator.cli import cli
-from orchestrator.executors.base import Event, Job, More, Retry, Started
+from orchestrator.executors.base import Job, JobEvent, JobSource, JobStarted, RetryPolicy
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.run import run_study
 from orchestrator.runner.sync import find_snapshots, sync_study
@@ -49,13 +49,13 @@ class Learning(FakeExecutor):
     def run(
         self,
         jobs: Sequence[Job],
-        on_event: Callable[[Event], None],
-        retry: Retry | None = None,
-        more: More | None = None,
+        on_event: Callable[[JobEvent], None],
+        retry: RetryPolicy | None = None,
+        more: JobSource | None = None,
     ) -> None:
-        def listener(event: Event) -> None:
+        def listener(event: JobEvent) -> None:
             job = event.job
-            if isinstance(event, Started) and not job.untrained:
+            if isinstance(event, JobStarted) and not job.untrained:
                 for step in range(1, 4):
                     point = {"step": step, "time": 1000.0 + step, "figures": {"loss": 1 / step}}
                     append_record(job.folder / "curves.jsonl", point)

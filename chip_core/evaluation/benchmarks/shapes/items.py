@@ -8,8 +8,8 @@ from pathlib import Path
 from chip_core.evaluation.benchmarks.shapes.score import METRICS, score, truth
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, Item, Picture, Side
-from chip_core.shapes.captions import question
-from chip_core.shapes.world import SPLIT_SIZES, draw, scene
+from chip_core.shapes.captions import scene_question
+from chip_core.shapes.world import SPLIT_SIZES, draw_scene, make_scene
 
 SPLITS: dict[Side, str] = {"select": "select", "report": "test"}
 
@@ -32,11 +32,11 @@ class ShapesBenchmark(Benchmark):
         return [
             Item(
                 id=f"{split}/{index}",
-                prompt=question(split, index),
+                prompt=scene_question(split, index),
                 pictures=(
                     Picture(
                         key=f"{split}/{index}",
-                        read=lambda index=index: draw(scene(split, index)),  # type: ignore[misc]
+                        read=lambda index=index: draw_scene(make_scene(split, index)),  # type: ignore[misc]
                     ),
                 ),
             )

@@ -33,8 +33,8 @@ from chip_core.evaluation.scorer import (
 from chip_core.evaluation.task import (
     MetricInfo,
 )
-from chip_core.shapes.captions import compare
-from chip_core.shapes.world import scene_of
+from chip_core.shapes.captions import compare_caption
+from chip_core.shapes.world import scene_from_id
 from chip_core.utils.errors import UserError
 
 METRICS: Mapping[str, MetricInfo] = {
@@ -63,7 +63,7 @@ def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
 
     chair_i, chair_s, hal, cover = [], [], [], []
     for item, response in answers:
-        comparison = compare(scene_of(item), response)
+        comparison = compare_caption(scene_from_id(item), response)
         chair_i.append(_make_outcome(item, comparison.invented, comparison.mentions))
         chair_s.append(_make_outcome(item, comparison.invented > 0, 1))
         hal.append(_make_outcome(item, comparison.invented + comparison.miscoloured > 0, 1))
@@ -82,7 +82,7 @@ def truth(item: str) -> str:
     Raises:
         ValueError: the id names no scene.
     """
-    return ", ".join(f"a {shape.colour} {shape.shape}" for shape in scene_of(item).things)
+    return ", ".join(f"a {shape.colour} {shape.shape}" for shape in scene_from_id(item).things)
 
 
 def _make_outcome(item: str, numerator: float, denominator: float) -> ItemOutcome:

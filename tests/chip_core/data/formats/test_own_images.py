@@ -101,8 +101,8 @@ def test_both_images_are_in_the_identity(tmp_path: Path) -> None:
 def test_the_first_rows_say_whether_there_are_any(tmp_path: Path) -> None:
     one = {**TEXTS, "image": "red.png"}
     data = open_source(source(tmp_path, one, one, ROW))
-    assert (data.has_sides(2), data.has_sides(3)) == (False, True)
+    assert (data.has_separate_images(2), data.has_separate_images(3)) == (False, True)
     # as tables write a cell that is empty
     empty = {**one, "chosen_image": {"bytes": None, "path": None}}
     data = source(tmp_path, empty)
-    assert not open_source(data).has_sides(1) and "reading" not in identity(data)
+    assert not open_source(data).has_separate_images(1) and "reading" not in identity(data)

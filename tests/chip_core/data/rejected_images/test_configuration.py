@@ -14,8 +14,8 @@ from PIL import Image
 from chip_core.config.identity import fingerprint, inert_keys, training_identity
 from chip_core.config.strategies import STRATEGIES, NoParameters
 from chip_core.config.trial import RejectedImageConfig, TrialConfig
-from chip_core.config.validation import key_problem, trial_config
-from chip_core.data.rejected_images import REJECTED_IMAGES, RejectedImages
+from chip_core.config.validation import key_problem, parse_trial_config
+from chip_core.data.rejected_images import REJECTED_IMAGES, RejectedImageMaker
 from chip_core.data.rejected_images.conformance import conformance, sample_image
 from chip_core.recipes import parse_yaml
 from chip_core.utils.errors import ConfigError
@@ -78,7 +78,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def trial(rejected_image: Any) -> TrialConfig:
-    return trial_config({"model": "shapes", "rejected_image": rejected_image}, "x.yaml")
+    return parse_trial_config({"model": "shapes", "rejected_image": rejected_image}, "x.yaml")
 
 
 def mark(rejected_image: Any) -> str:
@@ -162,7 +162,7 @@ def test_a_strategy_of_ones_own(own: Path) -> None:
         {"strategy": "my_images:Posterize", "parameters": {"bits": 1}}
     )
     assert set(conformance(config).values()) == {None}
-    made = RejectedImages(config).preview(_sample(sample_image(0)))
+    made = RejectedImageMaker(config).preview(_sample(sample_image(0)))
     assert set(made.image.convert("RGB").getchannel("R").tobytes()) <= {0, 128}
 
 

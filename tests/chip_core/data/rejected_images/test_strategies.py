@@ -13,13 +13,13 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 
 from chip_core.config.trial import RejectedImageConfig
-from chip_core.data.rejected_images import RejectedImage, RejectedImages, diffusion_coefficients
+from chip_core.data.rejected_images import RejectedImage, RejectedImageMaker, diffusion_coefficients
 from chip_core.data.rejected_images.conformance import sample_image
-from chip_core.data.rejected_images.images import as_rgb, bounded, content_boxes, same_pixels
-from chip_core.data.rejected_images.strategies import signal_share
+from chip_core.data.rejected_images.images import as_rgb, content_boxes, limit_pixels, same_pixels
+from chip_core.data.rejected_images.strategies import cumulative_alphas
 from chip_core.shapes.processor import build_processor
 from chip_core.utils.errors import TrialError
-from chip_core.utils.seeding import generator
+from chip_core.utils.seeding import make_generator
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sample:
 def make(image: Image.Image, settings: Any, **given: Any) -> RejectedImage:
     config = RejectedImageConfig.model_validate(settings)
     seed = given.pop("seed", 0)
-    return RejectedImages(config, seed=seed).image(Sample("x", image), **given)
+    return RejectedImageMaker(config, seed=seed).image(Sample("x", image), **given)
 
 
 def test_black_is_black() -> None:
@@ -41,7 +41,9 @@ def test_black_is_black() -> None:
 def test_the_mean_is_0_once_it_is_normalised() -> None:
     # 8 bits: a value is within 0.5/255 of the mean, over the smallest deviation, 0.261
     processor = build_processor().image_processor
-    maker = RejectedImages(RejectedImageConfig(strategy="mean"), image_mean=processor.image_mean)
+    maker = RejectedImageMaker(
+        RejectedImageConfig(strategy="mean"), image_mean=processor.image_mean
+    )
     made = maker.image(Sample("x", sample_image(0)))
     values = processor(made.image, return_tensors="pt")["pixel_values"]
     assert values.abs().max() <= 0.5 / 255 / 0.2613 + 1e-6
@@ -182,7 +184,7 @@ def test_an_image_without_a_way_to_rgb_is_told() -> None:
 
 def test_huge_images_are_worked_on_smaller_and_come_back_whole() -> None:
     huge = Image.new("RGB", (60_000, 400), "red")
-    work = bounded(huge)
+    work = limit_pixels(huge)
     assert work.width * work.height <= 2**24
     assert work.width / work.height == pytest.approx(150, rel=0.02)
     assert make(huge, "mean").image.size == (60_000, 400)
@@ -215,7 +217,7 @@ def test_noise_is_a_function_of_its_key() -> None:
     pixels = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
 
     def noisy(seed: int, sample: str) -> torch.Tensor:
-        return RejectedImages(config, seed=seed).corrupt(pixels, sample=sample)
+        return RejectedImageMaker(config, seed=seed).corrupt(pixels, sample=sample)
 
     assert torch.equal(noisy(0, "a"), noisy(0, "a"))
     assert not torch.equal(noisy(0, "a"), noisy(0, "b"))
@@ -231,10 +233,10 @@ def test_the_draw_is_the_one_that_recorded_figures_were_made_with() -> None:
     # The key is (strategy, timestep, seed, sample); redraw and the released schedule add nothing.
     config = RejectedImageConfig(strategy="diffusion", diffusion={"timestep": 300})
     pixels = torch.ones(1, 3, 4, 4)
-    draw = generator("rejected_image", "diffusion", 300, 7, "train/5")
+    draw = make_generator("rejected_image", "diffusion", 300, 7, "train/5")
     signal, spread = diffusion_coefficients(300)
     expected = signal * pixels + spread * torch.randn(pixels.shape, generator=draw)
-    made = RejectedImages(config, seed=7).corrupt(pixels, sample="train/5", epoch=2)
+    made = RejectedImageMaker(config, seed=7).corrupt(pixels, sample="train/5", epoch=2)
     assert torch.equal(made, expected)
 
 
@@ -272,4 +274,4 @@ def test_every_schedule_is_that_of_diffusers_to_the_bit(
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(num_train_timesteps=1000, **theirs)
-    assert torch.equal(signal_share(schedule), scheduler.alphas_cumprod)
+    assert torch.equal(cumulative_alphas(schedule), scheduler.alphas_cumprod)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
-from chip_core.data.image_files import READER
+from chip_core.data.image_files import READER_VERSION
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.base import YES_OR_NO
 from chip_core.evaluation.conformance import check_conformance
@@ -290,7 +290,7 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
 
     assert mark(num_beams=1) == mark()  # written out or not
     # how picture files are read counts where there are any
-    assert mark()["pictures"] == READER
+    assert mark()["pictures"] == READER_VERSION
     assert "pictures" not in benchmark_identity(config("shapes"), DataPaths())
     assert mark(num_beams=3) != mark()
     before = mark()

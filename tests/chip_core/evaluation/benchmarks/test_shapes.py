@@ -6,12 +6,12 @@ import pytest
 
 from chip_core.evaluation.benchmarks.shapes.score import score, truth
 from chip_core.shapes.captions import faithful_caption, rejected_caption
-from chip_core.shapes.world import COLOURS, SHAPES, scene
+from chip_core.shapes.world import COLOURS, SHAPES, make_scene
 
 
 def test_by_hand():
     """Four scenes with n1–n4 objects: faithful, an extra one, a wrong colour, nothing said."""
-    scenes = [scene("test", index) for index in range(4)]
+    scenes = [make_scene("test", index) for index in range(4)]
     objects = [len(shown.things) for shown in scenes]
     extra = next(s for s in SHAPES if s not in {thing.shape for thing in scenes[1].things})
     first = scenes[2].things[0]
@@ -44,7 +44,7 @@ def test_by_hand():
 
 
 def test_names_units_and_goals():
-    outcomes = score([("test/0", faithful_caption(scene("test", 0)))])
+    outcomes = score([("test/0", faithful_caption(make_scene("test", 0)))])
     assert [(o.name, o.unit, o.goal) for o in outcomes] == [
         ("chair_i", "percent", "minimize"),
         ("chair_s", "percent", "minimize"),
@@ -54,7 +54,7 @@ def test_names_units_and_goals():
 
 
 def test_faithful_captions_are_perfect_and_rejected_ones_all_hallucinate():
-    scenes = [scene("select", index) for index in range(200)]
+    scenes = [make_scene("select", index) for index in range(200)]
     faithful = score([(shown.id, faithful_caption(shown)) for shown in scenes])
     assert [outcome.value for outcome in faithful] == [0.0, 0.0, 0.0, 100.0]
     rejected = score([(shown.id, rejected_caption(shown)) for shown in scenes])
@@ -80,6 +80,6 @@ def test_unknown_and_repeated_items_raise():
 
 
 def test_truth_names_everything():
-    shown = scene("test", 3)
+    shown = make_scene("test", 3)
     said = truth("test/3")
     assert said.split(", ") == [f"a {thing.colour} {thing.shape}" for thing in shown.things]

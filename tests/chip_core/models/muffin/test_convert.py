@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.models.muffin.convert import convert, main
-from chip_core.models.muffin.released import renamed, resized_positions
+from chip_core.models.muffin.released import rename_tensor, resize_positions
 from chip_core.utils.errors import UserError
 
 from . import made
@@ -33,7 +33,9 @@ def check_round_trip(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     """Every released tensor is in the folder under its new name, or dropped by rule."""
     model, _ = loading.load(ModelConfig(path=str(folder)))
     state = model.state_dict()
-    used = {own: value for name, value in tensors.items() if (own := renamed(name)) is not None}
+    used = {
+        own: value for name, value in tensors.items() if (own := rename_tensor(name)) is not None
+    }
     assert used.keys() == state.keys()
     assert all(torch.equal(state[name], value) for name, value in used.items())
 
@@ -48,7 +50,7 @@ def test_a_round_trip(tmp_path: Path, bins: int) -> None:
     assert model.generation_config.stop_strings == ["###"]
     assert model.config.vision_config.image_size == processor.image_processor.size["height"] == 12
     assert model.config.image_token_id == processor.image_token_id == len(made.pieces()) + 1
-    dropped = [name for name in made.shapes() if renamed(name) is None]
+    dropped = [name for name in made.shapes() if rename_tensor(name) is None]
     assert dropped == [
         "model.layers.0.self_attn.rotary_emb.inv_freq",
         f"{BEIT}text_embed.weight",
@@ -66,7 +68,7 @@ def test_another_image_size(tmp_path: Path) -> None:
     source = made.released(tmp_path / "released")
     convert(source, tmp_path / "dst", image_size=20, vision_heads=2)
     model, processor = loading.load(ModelConfig(path=str(tmp_path / "dst")))
-    wanted = resized_positions(made.weights()[POSITIONS], 20 // made.PATCH)
+    wanted = resize_positions(made.weights()[POSITIONS], 20 // made.PATCH)
     assert wanted.shape == (5 * 5 + 3, made.WIDTH)
     assert torch.equal(model.model.vision_tower.image_positions.weight, wanted)
     assert processor.image_processor.size == {"height": 20, "width": 20}
@@ -74,7 +76,7 @@ def test_another_image_size(tmp_path: Path) -> None:
 
 def test_positions_between_two_patches_of_one_value_have_it() -> None:
     table = torch.cat([torch.arange(3.0)[:, None], torch.full((4, 1), 7.0)])
-    resized = resized_positions(table, 3)
+    resized = resize_positions(table, 3)
     assert resized[:3].flatten().tolist() == [0, 1, 2]
     assert resized[3:].flatten().tolist() == pytest.approx([7.0] * 9)
 

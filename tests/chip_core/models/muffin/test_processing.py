@@ -16,7 +16,7 @@ from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
 from chip_core.models.muffin import MuffinImageProcessor, MuffinProcessor
 from chip_core.models.muffin.convert import convert
-from chip_core.models.muffin.tokens import tokenizer_from
+from chip_core.models.muffin.tokens import build_tokenizer
 
 from .made import pieces, released
 
@@ -29,7 +29,7 @@ SYSTEM = (
 @pytest.fixture(scope="module")
 def processor() -> MuffinProcessor:
     vocabulary = {piece: place for place, piece in enumerate(pieces())}
-    tokenizer = tokenizer_from(vocabulary, generate_merges(vocabulary, None))
+    tokenizer = build_tokenizer(vocabulary, generate_merges(vocabulary, None))
     return MuffinProcessor(MuffinImageProcessor(size=12), tokenizer, image_seq_length=2)
 
 

@@ -18,7 +18,7 @@ from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.models.muffin import MuffinImageProcessor
 from chip_core.models.muffin.convert import convert
-from chip_core.models.muffin.released import resized_positions
+from chip_core.models.muffin.released import resize_positions
 
 from .made import of_oracles
 
@@ -107,7 +107,7 @@ def test_the_branch_of_the_image_alone(loaded: tuple[Any, Any], tensors: dict[st
 
 
 def test_positions_for_another_size(tensors: dict[str, Tensor]) -> None:
-    resized = resized_positions(tensors["pos_interp.in_64px"], 112 // 16)
+    resized = resize_positions(tensors["pos_interp.in_64px"], 112 // 16)
     assert largest(resized, tensors["pos_interp.out_112px"]) <= 1e-6
 
 

@@ -18,8 +18,8 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.preferences import PreferencePair
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.parts import is_adapter, trained_parts
-from chip_core.models.precision import DTYPES, hold
-from chip_core.training.footprint.estimate import footprint, operations
+from chip_core.models.precision import DTYPES, convert_weights
+from chip_core.training.footprint.estimate import estimate_footprint, estimate_operations
 from chip_core.training.footprint.step import RowShape
 from chip_core.training.trainer import Trainer
 
@@ -75,7 +75,7 @@ def taken(config: TrialConfig, family: str, folder: Path) -> tuple[Taken, RowSha
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(found, dtype=torch.float32).eval()
     model = attach_adapters(model, config)
-    model = hold(model, config.model.dtype)
+    model = convert_weights(model, config.model.dtype)
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
     given = pairs()
     with Trainer(config, model=model, processor=processor, pairs=given, folder=folder) as trainer:
@@ -215,7 +215,7 @@ def test_it_is_what_the_trainers_steps_take(
     }
     config = TrialConfig.model_validate(settings)
     seen, shape = taken(config, family, tmp_path)
-    found = footprint(wider(family)[0], config, shape, stored=False)
+    found = estimate_footprint(wider(family)[0], config, shape, stored=False)
     assert found.weights == seen.weights
     estimated = found.total - found.weights - before(config, family)
     print(f"{family} {given}: {estimated:,} estimated, {seen.steps:,} taken")
@@ -231,9 +231,11 @@ def test_two_small_models_tell_of_a_large_one(
     found = wider("llava")[0]
     found.text_config.num_hidden_layers = 7
     shape = RowShape(image=16, text=9, chosen=60, rejected=70)
-    told = footprint(found, config, shape, stored=True)
-    monkeypatch.setattr("chip_core.training.footprint.estimate._FEW", 7)  # all of it is made
-    assert told == footprint(found, config, shape, stored=True)
+    told = estimate_footprint(found, config, shape, stored=True)
+    monkeypatch.setattr(
+        "chip_core.training.footprint.estimate._SAMPLE_LAYERS", 7
+    )  # all of it is made
+    assert told == estimate_footprint(found, config, shape, stored=True)
 
 
 def test_operations_are_those_of_every_layer() -> None:
@@ -242,7 +244,7 @@ def test_operations_are_those_of_every_layer() -> None:
     found = wider("llava")[0]
     text = found.text_config
     shape = RowShape(image=16, text=9, chosen=60, rejected=70)
-    made = operations(found, config, shape)
+    made = estimate_operations(found, config, shape)
     more = copy.deepcopy(found)
     more.text_config.num_hidden_layers += 3
     width, inner = text.hidden_size, text.intermediate_size
@@ -255,7 +257,7 @@ def test_operations_are_those_of_every_layer() -> None:
     first, second = 16 + 9 + 60, 70
     attention = 4 * heads * (first * first + second * (16 + 9 + second))
     layer = 2 * weights * tokens + attention
-    grown = operations(more, config, shape)
+    grown = estimate_operations(more, config, shape)
     assert grown.forward - made.forward == 3 * layer
     # Backward: two products for each of the weights', five for attention's two.
     assert grown.step - made.step == 3 * (3 * 2 * weights * tokens + attention * 7 // 2)

@@ -8,8 +8,13 @@ from transformers import AutoModelForImageTextToText
 
 from chip_core import recipes
 from chip_core.config.trial import ModelConfig
-from chip_core.config.validation import trial_config
-from chip_core.training.footprint.published import HEADS, MODELS, config_of, image_size
+from chip_core.config.validation import parse_trial_config
+from chip_core.training.footprint.published import (
+    HEAD_SHAPES,
+    MODELS,
+    image_size,
+    load_model_config,
+)
 
 #: Millions of parameters, as the models' pages on the hub show them; of Muffin docs/muffin.md.
 MILLIONS = {
@@ -24,21 +29,24 @@ MILLIONS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_models_parameters_are_as_many_as_published(name: str) -> None:
-    found = config_of(ModelConfig(path=name))
+    found = load_model_config(ModelConfig(path=name))
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(found)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == MILLIONS[name]
     text = found.get_text_config()
-    assert HEADS[name] == (text.hidden_size, text.vocab_size)
+    assert HEAD_SHAPES[name] == (text.hidden_size, text.vocab_size)
 
 
 def test_every_recipes_model_is_known() -> None:
-    made = [trial_config(recipes.read_yaml(recipes.find(name)), name) for name in recipes.names()]
+    made = [
+        parse_trial_config(recipes.read_yaml(recipes.find_recipe(name)), name)
+        for name in recipes.recipe_names()
+    ]
     assert {one.model.path for one in made} - {"shapes"} <= set(MODELS)
 
 
 def test_a_model_that_is_nowhere_has_no_sizes() -> None:
-    assert config_of(ModelConfig(path="nobody/nothing")) is None
+    assert load_model_config(ModelConfig(path="nobody/nothing")) is None
 
 
 @pytest.mark.parametrize(
@@ -53,5 +61,5 @@ def test_a_model_that_is_nowhere_has_no_sizes() -> None:
     ],
 )
 def test_the_tokens_of_an_image(name: str, tokens: int, tiles: int) -> None:
-    size = image_size(config_of(ModelConfig(path=name)))
+    size = image_size(load_model_config(ModelConfig(path=name)))
     assert (size.tokens, size.tiles) == (tokens, tiles)

@@ -15,11 +15,11 @@ from torch import nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import set_trained
-from chip_core.models.precision import hold
+from chip_core.models.precision import convert_weights
 from chip_core.training.checkpoint import Checkpointer
 from chip_core.training.optimizer.adamw import learning_rates, make_optimizer
-from chip_core.training.optimizer.int8_states import put_state, saved_state
-from chip_core.training.optimizer.masters import Masters
+from chip_core.training.optimizer.int8_states import get_optimizer_state, load_optimizer_state
+from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.training.parallel import Compute
 from chip_core.training.policy import Policy
 from chip_core.training.trainer import make_strategy
@@ -46,7 +46,7 @@ class Trained:
     """A model with one large weight among its trained ones, its masters and their optimizer."""
 
     def __init__(self, *, sharded: bool = False) -> None:
-        model = hold(families.build("llava")[0], "bf16")
+        model = convert_weights(families.build("llava")[0], "bf16")
         layer = model.get_decoder().layers[0].mlp
         layer.gate_proj = nn.Linear(256, 64, bias=False).bfloat16()
         torch.manual_seed(0)
@@ -56,7 +56,7 @@ class Trained:
         if sharded:
             make_strategy(Policy(model, CONFIG.objective), CONFIG, Compute(parallelism="fsdp"))
             self.trained = set_trained(model, CONFIG)
-        self.masters = Masters(model, CONFIG)
+        self.masters = MasterWeights(model, CONFIG)
         self.optimizer, self.schedule = make_optimizer(model, CONFIG, 9, self.masters)
 
     def update(self, seed: int) -> None:
@@ -81,9 +81,9 @@ class Trained:
 
     def held(self) -> list[torch.Tensor]:
         """All that decides the next update, as plain tensors."""
-        state = saved_state(self.optimizer)["state"]
+        state = get_optimizer_state(self.optimizer)["state"]
         moments = [value for _, entries in sorted(state.items()) for value in entries.values()]
-        masters = [self.masters.of(weight).detach() for weight in self.trained]
+        masters = [self.masters.master_of(weight).detach() for weight in self.trained]
         return [
             value.to_local() if hasattr(value, "to_local") else value for value in masters + moments
         ]
@@ -92,7 +92,9 @@ class Trained:
 @needs_torchao
 def test_moments_are_in_8_bits_and_updates_near_those_of_fp32() -> None:
     ours = Trained()
-    plain = [nn.Parameter(ours.masters.of(weight).detach().clone()) for weight in ours.trained]
+    plain = [
+        nn.Parameter(ours.masters.master_of(weight).detach().clone()) for weight in ours.trained
+    ]
     start = [weight.detach().clone() for weight in plain]
     theirs = torch.optim.AdamW(plain, lr=1e-3, weight_decay=0.0)
     for seed in range(4):
@@ -106,7 +108,7 @@ def test_moments_are_in_8_bits_and_updates_near_those_of_fp32() -> None:
     small = large = 0
     for weight, expected, before in zip(ours.trained[:-1], plain, start, strict=False):
         moved = (expected.detach() - before).norm()
-        off = float((ours.masters.of(weight).detach() - expected.detach()).norm() / moved)
+        off = float((ours.masters.master_of(weight).detach() - expected.detach()).norm() / moved)
         if weight.numel() >= 4096:
             large += 1
             assert 0 < off < 0.05  # a moment is off by up to 1/50 or so of itself
@@ -148,7 +150,7 @@ def test_putting_a_state_changes_no_weight() -> None:
     trained = Trained()
     trained.update(0)
     before = copy.deepcopy(trained.held())
-    put_state(trained.optimizer, copy.deepcopy(saved_state(trained.optimizer)))
+    load_optimizer_state(trained.optimizer, copy.deepcopy(get_optimizer_state(trained.optimizer)))
     assert all(torch.equal(one, two) for one, two in zip(trained.held(), before, strict=True))
 
 

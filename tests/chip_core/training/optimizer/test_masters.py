@@ -13,10 +13,10 @@ from torch import nn
 
 from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import set_trained
-from chip_core.models.precision import hold
+from chip_core.models.precision import convert_weights
 from chip_core.training.optimizer import masters as module
 from chip_core.training.optimizer.adamw import make_optimizer
-from chip_core.training.optimizer.masters import Masters
+from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.utils.workers import Workers
 
 from ... import families
@@ -37,7 +37,7 @@ def configured(gradients: str, lr: float = 1e-3) -> TrialConfig:
 
 @pytest.fixture
 def model() -> Any:
-    return hold(families.build("llava")[0], "bf16")
+    return convert_weights(families.build("llava")[0], "bf16")
 
 
 def gradients(trained: list[nn.Parameter], step: int) -> list[torch.Tensor]:
@@ -53,7 +53,7 @@ def test_an_update_is_adamws_on_weights_in_fp32(
     monkeypatch.setattr(module, "PIECE_BYTES", 2**13)  # many pieces
     config = configured(kind)
     trained = set_trained(model, config)
-    masters = Masters(model, config)
+    masters = MasterWeights(model, config)
     optimizer, _ = make_optimizer(model, config, STEPS, masters)
     plain = [nn.Parameter(weight.detach().float()) for weight in trained]
     theirs = torch.optim.AdamW(plain, lr=1e-3, weight_decay=0.1)
@@ -72,15 +72,19 @@ def test_an_update_is_adamws_on_weights_in_fp32(
         masters.update(trained, optimizer, norm, LIMIT)
         theirs.step()
         theirs.zero_grad()
-        assert all(weight.grad is None and masters.of(weight).grad is None for weight in trained)
+        assert all(
+            weight.grad is None and masters.master_of(weight).grad is None for weight in trained
+        )
     for weight, expected in zip(trained, plain, strict=True):
-        assert masters.of(weight).dtype == torch.float32
+        assert masters.master_of(weight).dtype == torch.float32
         # The norms are summed in another order.
         torch.testing.assert_close(
-            masters.of(weight).detach(), expected.detach(), rtol=1e-6, atol=1e-7
+            masters.master_of(weight).detach(), expected.detach(), rtol=1e-6, atol=1e-7
         )
-        assert torch.equal(weight, masters.of(weight).detach().bfloat16())
-    assert torch.equal(plain[-1], masters.of(trained[-1]))  # passed over, its weight decay too
+        assert torch.equal(weight, masters.master_of(weight).detach().bfloat16())
+    assert torch.equal(
+        plain[-1], masters.master_of(trained[-1])
+    )  # passed over, its weight decay too
 
 
 def test_steps_too_small_for_bf16_add_up(model: Any) -> None:
@@ -88,7 +92,7 @@ def test_steps_too_small_for_bf16_add_up(model: Any) -> None:
     config = configured("fp32", lr=5e-7)
     trained = set_trained(model, config)
     weight = next(each for each in trained if each.ndim == 1 and bool((each == 1).all()))
-    masters = Masters(model, config)
+    masters = MasterWeights(model, config)
     optimizer, _ = make_optimizer(model, config, STEPS, masters)
     for _ in range(STEPS):
         torch.autograd.backward([weight], [torch.ones_like(weight)])
@@ -96,41 +100,41 @@ def test_steps_too_small_for_bf16_add_up(model: Any) -> None:
     assert bool((weight == 1).all())  # as it is read
     # AdamW with a constant gradient moves by lr a step, and decays by lr × 0.1 of the weight.
     expected = 1 - STEPS * 5e-7 * (1 + 0.1)
-    assert masters.of(weight).detach() == pytest.approx(expected, abs=2e-7)
-    assert bool((masters.of(weight) < 1).all())
+    assert masters.master_of(weight).detach() == pytest.approx(expected, abs=2e-7)
+    assert bool((masters.master_of(weight) < 1).all())
 
 
 def test_one_worker_averages_nothing(model: Any) -> None:
     config = configured("fp32")
     trained = set_trained(model, config)
-    masters = Masters(model, config)
+    masters = MasterWeights(model, config)
     torch.autograd.backward(trained[:1], [torch.ones_like(trained[0])])
     masters.average(trained, Workers())
-    assert bool((masters.of(trained[0]).grad == 1).all())
+    assert bool((masters.master_of(trained[0]).grad == 1).all())
 
 
 def test_what_is_not_trained_yet_is_not_updated(model: Any) -> None:
     """Under FSDP, a first stage's passes leave gradients of the others too."""
     config = configured("fp32")
     trained = set_trained(model, config)
-    masters = Masters(model, config)
+    masters = MasterWeights(model, config)
     optimizer, _ = make_optimizer(model, config, STEPS, masters)
     first, other = trained[:1], trained[1]
     torch.autograd.backward([first[0], other], [torch.ones_like(first[0]), torch.ones_like(other)])
     before = other.detach().clone()
     norm = masters.norm(first, sharded=False)
     assert norm.item() == pytest.approx(first[0].numel() ** 0.5)
-    masters.drop_others(first)
+    masters.drop_untrained(first)
     masters.update(first, optimizer, norm, None)
     assert torch.equal(other, before)
-    assert torch.equal(masters.of(other).detach(), before.float())
-    assert masters.of(other).grad is None
+    assert torch.equal(masters.master_of(other).detach(), before.float())
+    assert masters.master_of(other).grad is None
 
 
 def test_weights_outlive_their_masters(model: Any) -> None:
     config = configured("fp32")
     trained = set_trained(model, config)
-    masters = Masters(model, config)
+    masters = MasterWeights(model, config)
     gone = weakref.ref(masters)
     masters.close()
     del masters
@@ -147,7 +151,7 @@ def test_on_a_gpu_one_kernel_updates_all_to_the_same_masters(model: Any) -> None
     for device in ("cpu", "cuda"):
         placed = copy.deepcopy(model).to(device)
         trained = set_trained(placed, config)
-        masters = Masters(placed, config)
+        masters = MasterWeights(placed, config)
         optimizer, _ = make_optimizer(placed, config, STEPS, masters)
         assert bool(optimizer.defaults["fused"]) == (device == "cuda")
         for step in range(STEPS):
@@ -155,6 +159,6 @@ def test_on_a_gpu_one_kernel_updates_all_to_the_same_masters(model: Any) -> None
             torch.autograd.backward(trained[:-1], made)
             norm = masters.norm(trained, sharded=False)
             masters.update(trained, optimizer, norm, LIMIT)
-        found.append([masters.of(weight).detach().cpu() for weight in trained])
+        found.append([masters.master_of(weight).detach().cpu() for weight in trained])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)

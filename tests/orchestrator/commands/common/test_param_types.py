@@ -10,12 +10,12 @@ import pytest
 
 from orchestrator.cli import cli
 from orchestrator.commands.common.param_types import (
-    Address,
-    Location,
-    Real,
-    Text,
-    Whole,
-    whole_numbers,
+    AddressType,
+    FloatType,
+    IntegerType,
+    PathType,
+    TextType,
+    parse_integers,
 )
 
 #: Checked where it is used, since what it may be depends on the tracker.
@@ -51,11 +51,13 @@ def test_every_option_and_argument_says_what_it_may_hold() -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
     [
-        (Real(), "0", 0.0), (Real(), " 1.5 ", 1.5), (Real(), "1e3", 1000.0), (Real(), ".5", 0.5),
-        (Real(above_zero=True), "1e-9", 1e-9), (Whole(1), "3", 3), (Whole(), "-1", -1),
-        (Whole(0), "+2", 2), (Text(), "a b", "a b"), (Address(), "auto", "auto"),
-        (Address(), "10.0.0.1:6379", "10.0.0.1:6379"), (Address(), "[::1]:6379", "[::1]:6379"),
-        (Text(), "Bild\u202f1", "Bild\u202f1"),  # as one system names its screenshots
+        (FloatType(), "0", 0.0), (FloatType(), " 1.5 ", 1.5), (FloatType(), "1e3", 1000.0),
+        (FloatType(), ".5", 0.5), (FloatType(is_positive=True), "1e-9", 1e-9),
+        (IntegerType(1), "3", 3), (IntegerType(), "-1", -1), (IntegerType(0), "+2", 2),
+        (TextType(), "a b", "a b"), (AddressType(), "auto", "auto"),
+        (AddressType(), "10.0.0.1:6379", "10.0.0.1:6379"),
+        (AddressType(), "[::1]:6379", "[::1]:6379"),
+        (TextType(), "Bild\u202f1", "Bild\u202f1"),  # as one system names its screenshots
     ],
 )  # fmt: skip
 def test_what_is_meant_is_taken(kind: click.ParamType[object], text: str, value: object) -> None:
@@ -64,21 +66,21 @@ def test_what_is_meant_is_taken(kind: click.ParamType[object], text: str, value:
 
 def test_a_list_of_numbers_has_no_hole() -> None:
     for text in ("0 1 2", "0,1,2", "0, 1 ,2", " 0 1  2 "):
-        assert whole_numbers(Whole(), text, "", None, None) == [0, 1, 2]
+        assert parse_integers(IntegerType(), text, "", None, None) == [0, 1, 2]
     for text in ("0,", ",0", "0,,1", "", " ", "0 , ,1"):
         with pytest.raises(click.UsageError):
-            whole_numbers(Whole(), text, "0 1 2", None, None)
+            parse_integers(IntegerType(), text, "0 1 2", None, None)
 
 
 def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Location("folder").convert("~/runs", None, None) == tmp_path / "runs"
+    assert PathType("folder").convert("~/runs", None, None) == tmp_path / "runs"
     # Of another machine it is that one's home.
-    assert Location(is_local=False).convert("~/runs", None, None) == Path("~/runs")
+    assert PathType(is_local=False).convert("~/runs", None, None) == Path("~/runs")
 
 
 def test_a_folder_that_nobody_may_enter_is_told(tmp_path: Path) -> None:
     with pytest.raises(click.UsageError, match=r"x{300}…: cannot be used \(File name too long\)"):
-        Location("folder").convert("x" * 400, None, None)
+        PathType("folder").convert("x" * 400, None, None)
     with pytest.raises(click.UsageError, match="is not there"):
-        Location("file", exists=True).convert(str(tmp_path / "none"), None, None)
+        PathType("file", exists=True).convert(str(tmp_path / "none"), None, None)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from chip_core.training.footprint.estimate import operations
-from chip_core.training.footprint.published import config_of
+from chip_core.training.footprint.estimate import estimate_operations
+from chip_core.training.footprint.published import load_model_config
 from orchestrator.cli import main
-from orchestrator.commands.common.remote_run import _options
+from orchestrator.commands.common.remote_run import _format_options
 from orchestrator.cost.memory import MemoryEstimator, find_fitting_changes, workers_per_machine
 from orchestrator.cost.published.devices import DEVICES, RESERVED_GIB, UTILIZATION
 from orchestrator.cost.published.rates import published_rates
@@ -41,8 +41,8 @@ def test_a_step_is_its_operations_over_the_share_of_the_peak(
     assert trial.training is not None
     engine = trial.config.engine.model_copy(update={"micro_batch": 1})
     one = trial.config.model_copy(update={"engine": engine})
-    sizes = config_of(one.model)
-    made = operations(sizes, one, estimate_row_shapes(sizes, one).typical)
+    sizes = load_model_config(one.model)
+    made = estimate_operations(sizes, one, estimate_row_shapes(sizes, one).typical)
     # The reference is computed in the step; the model is in fp32 and trained in whole.
     needed = 16 * (made.step + made.forward)
     share = UTILIZATION["full"]
@@ -200,7 +200,7 @@ def test_a_machine_of_several_gpus_is_taken_for_the_others(
 ) -> None:
     engine = on_gpu.trials[1].config.engine.model_copy(update={"workers_per_trial": 8})
     for here, machine in ((0, 8), (1, 8), (2, 2), (3, 2), (4, 4)):
-        monkeypatch.setattr("orchestrator.cost.memory.gpus", lambda here=here: here)
+        monkeypatch.setattr("orchestrator.cost.memory.gpu_count", lambda here=here: here)
         assert workers_per_machine(engine) == machine
 
 
@@ -263,5 +263,5 @@ def test_a_run_that_cannot_fit_ends_before_anything_is_made(
 
 
 def test_a_cluster_is_told_of_the_device() -> None:
-    options = list(_options(None, (), (), (), {"device": "h100-80gb", "gpus": 8}))
+    options = list(_format_options(None, (), (), (), {"device": "h100-80gb", "gpus": 8}))
     assert options == ["--device", "h100-80gb", "--gpus", "8"]

@@ -20,7 +20,7 @@ from chip_core.data.source import SourceRow, open_source
 from chip_core.evaluation.benchmarks.base import Pictures, embedded_picture
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.task import Item, Picture
-from chip_core.representation.described import read_set
+from chip_core.representation.described import read_described_images
 from orchestrator.human_eval.sheet import _to_data_uri
 from orchestrator.report.figures.gallery import read_images
 from orchestrator.report.figures.thumbnails import encode_image
@@ -71,7 +71,7 @@ def drawn_of_a_study(folder: Path, path: Path) -> Image.Image:
 def compared(folder: Path, path: Path) -> Image.Image:
     (row,) = (row for _, row in open_source(_pairs(folder, path, transparency="drop")).scan())
     assert isinstance(row, SourceRow)
-    return row.images.small(row.image)
+    return row.images.read_small(row.image)
 
 
 def asked(folder: Path, path: Path) -> Image.Image:
@@ -94,7 +94,9 @@ def in_a_gallery(folder: Path, path: Path) -> Image.Image:
 
 def represented(folder: Path, path: Path) -> Image.Image:
     line = {"image": path.name, "true": "a", "hallucinated": "b"}
-    return read_set(str(files.write_lines(folder / "set.jsonl", [line] * 2)), 2)[0].image()
+    return read_described_images(str(files.write_lines(folder / "set.jsonl", [line] * 2)), 2)[
+        0
+    ].image()
 
 
 def reported(folder: Path, path: Path) -> Image.Image:

@@ -17,7 +17,7 @@ from orchestrator.report.sections.search import SEARCH_CAUTION, compute_search_c
 from orchestrator.report.writers.files import write_report
 from orchestrator.report.writers.plan import plan_lines, plan_to_json, status_lines, trial_table
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import resolve_search, searches_of
+from orchestrator.state.search import plan_searches, resolve_search
 
 from ...tuned import STUDY, carry_out
 
@@ -133,7 +133,7 @@ def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> 
 
 def test_what_a_search_cost(run: Plan, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    dpo, chip = searches_of(run)
+    dpo, chip = plan_searches(run)
     for trial in (*dpo.trials, *chip.trials):
         for attempt in ledger[trial.fingerprint].history.values():
             attempt.started, attempt.ended = 100.0, 104.0

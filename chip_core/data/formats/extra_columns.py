@@ -17,13 +17,13 @@ from typing import Any
 from chip_core.config.trial import DataConfig
 from chip_core.data.formats.base import (
     SECOND_IMAGE_COLUMNS,
-    Raw,
+    RawRow,
     first_image,
-    json_value,
-    prompt_text,
+    parse_json_cell,
+    strip_image_placeholder,
     text_cell,
 )
-from chip_core.data.formats.trl import response_text
+from chip_core.data.formats.trl import parse_response
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, check_text
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.parts import COLUMNS
@@ -34,7 +34,7 @@ Score = float | tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asks:
+class RowRequirements:
     """What an objective needs of each row."""
 
     other: bool = False
@@ -52,7 +52,7 @@ class Asks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Further:
+class ExtraCells:
     """The values of these columns in a row."""
 
     other: str | None = None
@@ -61,10 +61,10 @@ class Further:
     scores: Mapping[str, Score] = field(default_factory=dict)  # `COLUMN/KEY`
 
 
-def asks_of(objective: ObjectiveConfig) -> Asks:
+def row_requirements(objective: ObjectiveConfig) -> RowRequirements:
     """Return what an objective needs of each row."""
-    return Asks(
-        other=objective.needs_other,
+    return RowRequirements(
+        other=objective.needs_third_response,
         second_image=objective.reads_image("second_image"),
         columns=objective.fields,
     )
@@ -72,16 +72,16 @@ def asks_of(objective: ObjectiveConfig) -> Asks:
 
 def objective_problem(data: DataConfig, objective: ObjectiveConfig) -> str | None:
     """Return why a source cannot have what an objective needs; None if it may have it."""
-    asked = asks_of(objective).names
-    if not asked or data.source != "shapes":
+    names = row_requirements(objective).names
+    if not names or data.source != "shapes":
         return None
     return (
-        f"{objective.preset} reads {', '.join(asked)} of each row, and the embedded world's pairs "
+        f"{objective.preset} reads {', '.join(names)} of each row, and the embedded world's pairs "
         "have none: name a data.source whose rows have"
     )
 
 
-def further_of(raw: Raw, asks: Asks) -> Further:
+def parse_extra_cells(raw: RawRow, requirements: RowRequirements) -> ExtraCells:
     """Return what is needed of a row.
 
     Raises:
@@ -89,45 +89,45 @@ def further_of(raw: Raw, asks: Asks) -> Further:
     """
     other = second_prompt = None
     second_image: ImageRef | None = None
-    if asks.other:
-        other = _response(raw)
+    if requirements.other:
+        other = _parse_third_response(raw)
         check_text("other", other)
-    if asks.second_image:
+    if requirements.second_image:
         second_image = first_image(raw, *SECOND_IMAGE_COLUMNS)
         if second_image == ImageRef():
             raise RowError("no second_image, which the objective reads")
         if raw.get("second_prompt") is not None:
-            second_prompt = prompt_text(text_cell(raw, "second_prompt"))
+            second_prompt = strip_image_placeholder(text_cell(raw, "second_prompt"))
             check_text("second_prompt", second_prompt)
     scores = {
         f"{column}/{key}" if key else column: value
-        for column in asks.columns
-        for key, value in _scores(raw, column).items()
+        for column in requirements.columns
+        for key, value in _parse_scores(raw, column).items()
     }
-    return Further(
+    return ExtraCells(
         other=other, second_image=second_image, second_prompt=second_prompt, scores=scores
     )
 
 
-def _response(raw: Raw) -> str:
+def _parse_third_response(raw: RawRow) -> str:
     """Return the third response: a text, or a conversation of one message."""
     if raw.get("other") is None:
         raise RowError("no other, a third response, which the objective reads")
-    return response_text(raw, "other")
+    return parse_response(raw, "other")
 
 
-def check_sentences(texts: PreferenceTexts, further: Further) -> None:
+def check_sentences(texts: PreferenceTexts, extra: ExtraCells) -> None:
     """Check that numbers per sentence belong to a row's own sentences, in order.
 
     Raises:
         RowError: a sentence is not in its response, or out of order.
     """
-    for name, value in further.scores.items():
+    for name, value in extra.scores.items():
         if isinstance(value, float):
             continue
         column, _, key = name.partition("/")
         response = COLUMNS[column][key]
-        text = further.other if response == "other" else getattr(texts, str(response))
+        text = extra.other if response == "other" else getattr(texts, str(response))
         sentence_ends(text or "", [sentence for sentence, _ in value], f"{column}.{key}")
 
 
@@ -144,45 +144,45 @@ def sentence_ends(text: str, sentences: Sequence[str], name: str) -> list[int]:
     """
     ends, end = [], 0
     for sentence in sentences:
-        begins = text.find(sentence.strip(), end)
-        if begins < 0:
+        start = text.find(sentence.strip(), end)
+        if start < 0:
             raise RowError(
                 f"{name}: '{printable(sentence[:40])}' is no sentence of its response, in order"
             )
-        end = begins + len(sentence.strip())
+        end = start + len(sentence.strip())
         ends.append(end)
     return ends
 
 
-def _scores(raw: Raw, column: str) -> dict[str, Score]:
-    said = raw.get(column)
+def _parse_scores(raw: RawRow, column: str) -> dict[str, Score]:
+    cell = raw.get(column)
     if column not in COLUMNS:
-        return {"": _number(said, column)}
-    if isinstance(said, str):
-        said = json_value(said, column)
-    if not isinstance(said, dict):
-        what = "no" if said is None else f"{type(said).__name__} in"
-        wanted = json.dumps({key: "…" for key in COLUMNS[column]}, ensure_ascii=False)
-        raise RowError(f"{what} {column}, which the objective reads: write {wanted}")
-    found: dict[str, Score] = {}
+        return {"": _parse_number(cell, column)}
+    if isinstance(cell, str):
+        cell = parse_json_cell(cell, column)
+    if not isinstance(cell, dict):
+        problem = "no" if cell is None else f"{type(cell).__name__} in"
+        example = json.dumps({key: "…" for key in COLUMNS[column]}, ensure_ascii=False)
+        raise RowError(f"{problem} {column}, which the objective reads: write {example}")
+    scores: dict[str, Score] = {}
     for key, response in COLUMNS[column].items():
-        value = said.get(key)
+        value = cell.get(key)
         if response is None:
-            found[key] = _number(value, f"{column}.{key}")
+            scores[key] = _parse_number(value, f"{column}.{key}")
         elif isinstance(value, list) and value:
-            found[key] = tuple(_sentence(entry, f"{column}.{key}") for entry in value)
+            scores[key] = tuple(_parse_sentence(entry, f"{column}.{key}") for entry in value)
         else:
             raise RowError(f"{column}.{key} is no list of [sentence, number] of {response}")
-    return found
+    return scores
 
 
-def _sentence(entry: Any, name: str) -> tuple[str, float]:
+def _parse_sentence(entry: Any, name: str) -> tuple[str, float]:
     if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
         raise RowError(f"{name} holds what is no [sentence, number]")
-    return entry[0], _number(entry[1], name)
+    return entry[0], _parse_number(entry[1], name)
 
 
-def _number(value: Any, name: str) -> float:
+def _parse_number(value: Any, name: str) -> float:
     number = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
         with suppress(OverflowError):  # JSON's integers are unbounded

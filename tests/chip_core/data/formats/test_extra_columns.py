@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 
 from chip_core.config.trial import DataConfig
-from chip_core.data.checks import GoodRow, check_rows
-from chip_core.data.formats.further import Asks, asks_of, objective_problem
+from chip_core.data.checks import ValidRow, check_rows
+from chip_core.data.formats.extra_columns import (
+    RowRequirements,
+    objective_problem,
+    row_requirements,
+)
 from chip_core.data.preferences import load_pairs
 from chip_core.data.rows import BadRow
 from chip_core.data.source import open_source
@@ -34,7 +38,7 @@ ROW: dict[str, Any] = {
         "revised_image": [["A grey cat.", 3.0]],
     },
 }
-ALL = Asks(other=True, second_image=True, columns=("clip_scores", "opa_scores"))
+ALL = RowRequirements(other=True, second_image=True, columns=("clip_scores", "opa_scores"))
 
 
 def source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
@@ -47,7 +51,7 @@ def source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
 
 
 def test_what_is_asked_is_read(tmp_path: Path) -> None:
-    (pair,) = load_pairs(source(tmp_path, ROW), asks=ALL)
+    (pair,) = load_pairs(source(tmp_path, ROW), requirements=ALL)
     assert (pair.other, pair.second_prompt) == ("A grey cat.", "What is that?")
     assert pair.second_image is not None
     assert pair.second_image.getpixel((0, 0)) == (0, 0, 255)
@@ -64,7 +68,7 @@ def test_what_is_asked_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_third_response_is_read_as_trl_writes_responses(tmp_path: Path, said: Any) -> None:
-    (pair,) = load_pairs(source(tmp_path, {**ROW, "other": said}), asks=ALL)
+    (pair,) = load_pairs(source(tmp_path, {**ROW, "other": said}), requirements=ALL)
     assert pair.other == "A grey cat."
 
 
@@ -107,16 +111,16 @@ def test_what_is_not_asked_is_let_be(tmp_path: Path) -> None:
 )
 def test_a_row_that_lacks_it_is_bad(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     data = source(tmp_path, ROW, {**ROW, **change, "id": "2"})
-    good, bad = check_rows(open_source(data), asks=ALL)
-    assert isinstance(good, GoodRow) and isinstance(bad, BadRow)
-    assert bad.place.row == 2 and bad.reason.startswith(reason)
+    good, bad = check_rows(open_source(data), requirements=ALL)
+    assert isinstance(good, ValidRow) and isinstance(bad, BadRow)
+    assert bad.location.row == 2 and bad.reason.startswith(reason)
     with pytest.raises(TrialError, match="1 of 2 rows are bad"):
-        load_pairs(data, asks=ALL)
+        load_pairs(data, requirements=ALL)
 
 
 def test_what_objectives_ask() -> None:
     def asked(preset: str) -> list[str]:
-        return asks_of(ObjectiveConfig.model_validate(preset)).names
+        return row_requirements(ObjectiveConfig.model_validate(preset)).names
 
     assert asked("symmpo") == ["other", "second_image"]
     assert asked("opadpo") == ["other", "opa_scores"]
@@ -132,4 +136,4 @@ def test_the_embedded_world_has_none_of_it(tmp_path: Path) -> None:
     assert objective_problem(shapes, ObjectiveConfig()) is None
     assert objective_problem(source(tmp_path, ROW), symmpo) is None
     with pytest.raises(TrialError, match="have no other, second_image"):
-        load_pairs(shapes, asks=asks_of(symmpo))
+        load_pairs(shapes, requirements=row_requirements(symmpo))
