@@ -110,7 +110,8 @@ def test_hours_count_from_the_first_trials_start(plan_of: PlanOf, tmp_path: Path
     assert limit == "max_hours 1.5"
     # base takes an hour; half an hour later the first training tells of itself
     assert told == ["JobStarted base", "JobProgressed base", "JobFinished base",
-                    f"JobStarted {FIRST}", f"JobProgressed {FIRST}", f"JobFailed {FIRST}"]  # fmt: skip
+                    f"JobStarted {FIRST}", f"JobProgressed {FIRST}",
+                    f"JobFailed {FIRST}"]  # fmt: skip
 
 
 def test_nothing_begins_at_the_limit(plan_of: PlanOf, tmp_path: Path) -> None:
