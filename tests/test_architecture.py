@@ -147,10 +147,10 @@ print("works" if ObjectiveConfig(preset="pictures_alone").active_terms == ("visu
 from PIL import Image
 from chip_core.config.trial import TrialConfig
 from chip_core.data.preferences import PreferencePair
-from chip_core.data.rejected_images import RejectedImages
+from chip_core.data.rejected_images import RejectedImageMaker
 config = TrialConfig.model_validate({"model": "shapes", "rejected_image": "white"})
 pair = PreferencePair(id="1", image=Image.new("RGB", (2, 2)), prompt="", chosen="", rejected="")
-made = RejectedImages(config.rejected_image).image(pair, epoch=0, others=[pair], given=None)
+made = RejectedImageMaker(config.rejected_image).image(pair, epoch=0, others=[pair], given=None)
 print("works" if made.image.getpixel((0, 0)) == (255, 255, 255) else "no")
 """,
     "benchmark": """
@@ -165,9 +165,9 @@ from pathlib import Path
 from orchestrator.commands.studies import run
 from orchestrator.executors import make_executor
 from orchestrator.executors.base import ExecutorSettings
-from orchestrator.jobs.stopping import Stop
+from orchestrator.jobs.stopping import StopRequest
 (option,) = [one for one in run.params if one.name == "executor"]
-made = make_executor("nowhere", ExecutorSettings(workdir=Path("w"), stop=Stop()))
+made = make_executor("nowhere", ExecutorSettings(workdir=Path("w"), stop=StopRequest()))
 print("works" if made == "nowhere: w" and "nowhere" in option.type.choices else "no")
 """,
     "report section": """

@@ -91,7 +91,7 @@ class ExecutorSettings:
     remote: RemoteStorage | None = None  # storage for the jobs' files, if not the work directory
     address: str | None = None  # of a running Ray cluster
     max_concurrent: int | None = None  # jobs at once; None: as many as fit
-    early_stopping: EarlyStopping | None = None  # rule that cuts `may_be_cut` jobs
+    early_stopping: EarlyStopping | None = None  # rule that cuts `can_stop_early` jobs
 
 
 class Executor(Protocol):

@@ -91,7 +91,7 @@ def check_training_rows(
             problems += [f"data.source: {problem}" for problem in error.problems]
             continue
         if bad_rows:
-            line_options = {"leave_out": "of the file"} if requirement.prompts else {}
+            line_options = {"skip_option": "of the file"} if requirement.prompts else {}
             problems.append(f"data.source: {format_bad_rows(bad_rows, rows, **line_options)}")
         else:
             _passed_checks.setdefault(rows_hash, set()).add(requirement.check_names)

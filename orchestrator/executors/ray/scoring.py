@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.1
 _SCALE_UP_SECONDS = 3.0
 
 
-class ScoringActor:
+class Scorer:
     """An actor that runs one job after another, so that imports are reused."""
 
     def run(self, payload: JobPayload) -> Iterator[tuple[str, int] | Progress | JobOutcome]:
@@ -57,7 +57,7 @@ class _ScoringJob:
 
     job: Job
     actor: Any
-    reports: Any  # the ObjectRefGenerator of `ScoringActor.run`
+    reports: Any  # the ObjectRefGenerator of `Scorer.run`
 
 
 class ScoringPool:
@@ -167,4 +167,4 @@ def _create_actor() -> Any:
     """Start an actor on this machine, where the answers are."""
     node_id = ray.get_runtime_context().get_node_id()
     strategy = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    return ray.remote(ScoringActor).options(num_cpus=0, scheduling_strategy=strategy).remote()
+    return ray.remote(Scorer).options(num_cpus=0, scheduling_strategy=strategy).remote()

@@ -152,7 +152,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Run one of several workers.
 
     Raises:
-        JobFailed: it cannot go on; the others wait for it until Train ends them.
+        WorkerFailed: it cannot go on; the others wait for it until Train ends them.
     """
     from ray import train
 
@@ -173,7 +173,7 @@ def report_to_tune(progress: Progress) -> None:
     """Report where a job is to Tune.
 
     Raises:
-        TrialEnded: Tune ends the trial.
+        TrialEndedByTune: Tune ends the trial.
     """
     try:
         tune.report(progress_metrics(progress))

@@ -183,8 +183,8 @@ class Trials:
     def __init__(self, tmp_path: Path, rule: EarlyStopping) -> None:
         self._folder, self._scheduler = tmp_path, make_scheduler(rule)
 
-    def begin(self, name: str, *, may_be_cut: bool = True) -> FakeTrial:
-        job = replace(payload(self._folder, "ends_well").job, can_stop_early=may_be_cut)
+    def begin(self, name: str, *, can_stop_early: bool = True) -> FakeTrial:
+        job = replace(payload(self._folder, "ends_well").job, can_stop_early=can_stop_early)
         config = {PAYLOAD_KEY: replace(payload(self._folder, "ends_well"), job=job)}
         trial = FakeTrial(trial_id=name, config=config)
         self._scheduler.on_trial_add(None, trial)
@@ -213,7 +213,7 @@ def test_a_rule_cuts_what_falls_behind_spares_what_may_not_be_cut_and_survives_e
         assert trials.report(good, percent, 1.0) == TrialScheduler.CONTINUE
     trials.end(good)  # its last report is of the end, without the metric
 
-    baseline = trials.begin("baseline", may_be_cut=False)
+    baseline = trials.begin("baseline", can_stop_early=False)
     for percent in (20, 25, 50, 75, 100):  # behind at each, and goes on
         assert trials.report(baseline, percent, 0.0) == TrialScheduler.CONTINUE
     trials.end(baseline)

@@ -131,7 +131,7 @@ def test_the_names_that_chair_ranks_by_are_in_a_trials_fingerprint(
 
     def marked(overrides: dict[str, Any], names: str) -> list[str]:
         file.write_text(names)
-        plan = planned(load, overrides, places=places)
+        plan = planned(load, overrides, data_paths=places)
         return [trial.fingerprint for arm in plan.arms for trial in arm.trials]
 
     assert marked(ranked, "cat, kitten\n") == marked(ranked, "cat, kitten\n")
@@ -139,9 +139,9 @@ def test_the_names_that_chair_ranks_by_are_in_a_trials_fingerprint(
     for other in ({**ranked, "pairs.rounds": 0}, {"pairs.rounds": 1, "pairs.ranker": "chair"}):
         assert marked(other, "cat\n") == marked(other, "dog\n")
     file.write_text("cat\n")
-    seen = planned(load, ranked, places=places)
+    seen = planned(load, ranked, data_paths=places)
     file.unlink()
-    again = planned(load, ranked, places=places, seen=seen.benchmarks)
+    again = planned(load, ranked, data_paths=places, known_identities=seen.benchmarks)
     assert [arm.trials for arm in again.arms] == [arm.trials for arm in seen.arms]
 
 
@@ -160,5 +160,7 @@ def test_replies_that_exist_judge_no_answers_made_on_the_way(
 ) -> None:
     replies = tmp_path / "replies.jsonl"
     replies.write_text('{"item": "1", "reply": "x"}\n')
-    found = planned(load, overrides, places=DataPaths(judge_replies=replies)).missing_requirements
+    found = planned(
+        load, overrides, data_paths=DataPaths(judge_replies=replies)
+    ).missing_requirements
     assert [line.split(":")[0] for line in found] == ([] if key is None else [key])

@@ -220,7 +220,7 @@ def test_prompts_of_rounds_need_no_responses_and_cannot_be_left_out(
 def test_the_embedded_world_is_not_looked_at(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("open_source", "_checked", "_kept"):
+    for name in ("open_source", "_check_rows", "_load_passed_checks"):
         monkeypatch.delattr(training_rows, name)
     check(plan_of(text("dpo")), tmp_path / "w")
     assert not (tmp_path / "w").exists()

@@ -109,20 +109,21 @@ def test_hours_count_from_the_first_trials_start(plan_of: PlanOf, tmp_path: Path
     told, limit = limited(plan_of(), tmp_path, Limits(max_hours=1.5), gpus=0)
     assert limit == "max_hours 1.5"
     # base takes an hour; half an hour later the first training tells of itself
-    assert told == ["Started base", "Progressed base", "Finished base", f"Started {FIRST}",
-                    f"Progressed {FIRST}", f"Failed {FIRST}"]  # fmt: skip
+    assert told == ["JobStarted base", "JobProgressed base", "JobFinished base",
+                    f"JobStarted {FIRST}", f"JobProgressed {FIRST}",
+                    f"JobFailed {FIRST}"]  # fmt: skip
 
 
 def test_nothing_begins_at_the_limit(plan_of: PlanOf, tmp_path: Path) -> None:
     told, _ = limited(plan_of(), tmp_path, Limits(max_hours=1.0), gpus=0)
-    assert told[-1] == "Finished base"
+    assert told[-1] == "JobFinished base"
 
 
 def test_gpu_hours_are_those_that_jobs_hold(plan_of: PlanOf, tmp_path: Path) -> None:
     # Two GPUs: base 2 GPU hours, the first training 2; 1 more when the second tells of itself.
     told, limit = limited(plan_of(), tmp_path, Limits(max_gpu_hours=5.0), gpus=2)
     assert limit == "max_gpu_hours 5"
-    assert told[-2:] == [f"Progressed {SECOND}", f"Failed {SECOND}"]
+    assert told[-2:] == [f"JobProgressed {SECOND}", f"JobFailed {SECOND}"]
 
 
 def test_gpu_hours_are_those_too_that_a_studys_server_holds(
@@ -148,8 +149,8 @@ def test_gpu_hours_are_those_too_that_a_studys_server_holds(
 
     # Three GPUs for an hour until the base has begun, and half an hour more until it tells.
     told, limit = until(4.5, gpus=3, started=3600)
-    assert (told[:2], limit) == (["Started base", "Progressed base"], "max_gpu_hours 4.5")
-    assert until(4.5, gpus=3, started=3000)[0][-1] == "Finished base"
+    assert (told[:2], limit) == (["JobStarted base", "JobProgressed base"], "max_gpu_hours 4.5")
+    assert until(4.5, gpus=3, started=3000)[0][-1] == "JobFinished base"
     assert until(4.5, gpus=0, started=3600)[1] is None
 
 

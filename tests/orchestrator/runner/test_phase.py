@@ -53,7 +53,7 @@ def test_trials_wait_for_the_caches_that_they_read_and_no_others_do(
     (given,) = executor.given
     part, base = given
     assert part.startswith("reference pass") and base == "base"
-    built = executor.order.index(("Finished", part))
+    built = executor.order.index(("JobFinished", part))
     trained = {name for _, name in executor.order} - {part, base}
-    assert trained and all(executor.order.index(("Started", name)) > built for name in trained)
+    assert trained and all(executor.order.index(("JobStarted", name)) > built for name in trained)
     assert executor.caches == {part: False, base: False} | dict.fromkeys(trained, True)
