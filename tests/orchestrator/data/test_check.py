@@ -149,7 +149,7 @@ def test_errors_of_the_user_are_one_line_and_code_2(
     expected: str,
 ) -> None:
     for module in ("chip_core.data.source", "orchestrator.data.check"):
-        monkeypatch.setattr(f"{module}.unreachable", lambda *asked: "no route")
+        monkeypatch.setattr(f"{module}.find_hub_error", lambda *asked: "no route")
     (data / "folder").mkdir()
     (data / "folder" / "a.json").write_text("[]")
     assert call(*arguments) == 2
