@@ -186,7 +186,8 @@ def _format_location(location: list[Any]) -> str:
         if isinstance(part, int):
             path += f"[{part}]"
         else:
-            path += f".{part}" if path else str(part)
+            key = to_printable(str(part))
+            path += f".{key}" if path else key
     return path
 
 

@@ -168,8 +168,8 @@ def test_a_trial_that_fails_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_configuration_is_read_without_torch() -> None:
     code = (
-        "import sys; from chip_core.__main__ import configuration; "
-        "configuration('qwen2.5-vl-3b'); sys.exit('torch' in sys.modules)"
+        "import sys; from chip_core.__main__ import load_configuration; "
+        "load_configuration('qwen2.5-vl-3b'); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

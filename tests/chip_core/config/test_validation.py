@@ -24,6 +24,7 @@ def complaints(**tree: Any) -> list[str]:
     [
         ({"vision_encoder": "frozn"}, "vision_encoder: unknown level 'frozn': did you mean 'froz"),
         ({"optimizer": {"k": 1}}, "optimizer.k: unknown key: choices: betas, clip, eps, lr"),
+        ({"optimizer": {"\x1b[31m": 1}}, "optimizer.\ufffd[31m: unknown key: choices: betas, clip"),
         ({"training": {"batch_size": 0}}, "training.batch_size: input should be greater than or"),
         ({"training": {"batch_size": [1]}}, "training.batch_size: input should be a valid integ"),
         ({"objective": {"beta": float("inf")}}, "objective.beta: input should be a finite number"),

@@ -208,7 +208,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
         errno.ENOSPC = errno.EFBIG
         try:
             shards.write_shard(Path(sys.argv[1]), 0, [{"chosen.ids": torch.zeros(1000)}])
-        except shards.NoRoomError as error:
+        except shards.DiskSpaceError as error:
             sys.exit(str(error))
         """
     )

@@ -236,21 +236,21 @@ import json, multiprocessing, os, signal, sys
 from pathlib import Path
 from chip_core import recipes
 from chip_core.reference_cache import build, folder
-from chip_core.reference_cache.spec import cache_specs
-from chip_core.config.validation import set_key, trial_config
+from chip_core.reference_cache.spec import list_cache_specs
+from chip_core.config.validation import parse_trial_config, set_key
 import chip_core.trial, transformers.models.clip.modeling_clip
 import transformers.models.llava.modeling_llava
-folder.SHARD, build.BATCH = 4, 3
+folder.SHARD_ROWS, build.BATCH_SIZE = 4, 3
 cache, told = map(Path, sys.argv[1:])
 def make(name, dies):
     sys.stdout = (told / name).open("w")
-    tree = recipes.read_yaml(recipes.find("shapes"))
+    tree = recipes.read_yaml(recipes.find_recipe("shapes"))
     for key, value in {
         "objective": "dpo", "data.limit": 10, "engine.feature_cache": "off"
     }.items():
         set_key(tree, key, value)
-    config = trial_config(tree, "test")
-    (one,) = cache_specs(config, {"content": "the model"}, {"source": "shapes"})
+    config = parse_trial_config(tree, "test")
+    (one,) = list_cache_specs(config, {"content": "the model"}, {"source": "shapes"})
     def report(progress):
         print(progress.phase, progress.done, flush=True)
         if dies and progress.done == 7:

@@ -7,7 +7,7 @@ import sys
 
 SPOILT = """
 import ctypes, sys
-from chip_core.utils.exit import end_without_libraries
+from chip_core.utils.exit import exit_before_native_cleanup
 {end}
 at_exit = getattr(ctypes.CDLL(None), "__cxa_atexit")
 at_exit(ctypes.c_void_p(8), None, None)  # no function is there: C's exit jumps to it
@@ -24,4 +24,4 @@ def ended(end: str) -> tuple[int, str]:
 
 def test_a_library_that_crashes_at_the_end_does_not_change_the_code() -> None:
     assert ended("") == (-11, "done\n")  # by SIGSEGV
-    assert ended("end_without_libraries(lambda: 3)") == (3, "done\n")
+    assert ended("exit_before_native_cleanup(lambda: 3)") == (3, "done\n")

@@ -22,12 +22,12 @@ def test_what_is_imported_is_left_alone_and_what_comes_later_is_not(tmp_path: Pa
     (tmp_path / "large.py").write_text(KEEPS)
     code = (
         "import gc\n"
-        "from chip_core.utils.machine import import_frozen\n"
-        "import_frozen('large')\n"
+        "from chip_core.utils.machine import import_and_freeze\n"
+        "import_and_freeze('large')\n"
         "assert gc.isenabled() and gc.get_freeze_count() > 5000\n"
         "before = gc.get_freeze_count()\n"
         "cycle = []; cycle.append(cycle); del cycle\n"
-        "import_frozen('large')\n"
+        "import_and_freeze('large')\n"
         "assert gc.get_freeze_count() == before, 'a second time froze what came since'\n"
         "assert gc.collect() >= 1\n"
     )

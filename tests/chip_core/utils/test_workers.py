@@ -49,9 +49,9 @@ WAITING = """
 import sys, time
 from datetime import timedelta
 from chip_core.utils import workers
-workers.BEAT, workers.PATIENCE = 0.2, timedelta(seconds=1)
+workers.HEARTBEAT_INTERVAL, workers.BARRIER_TIMEOUT = 0.2, timedelta(seconds=1)
 def make():
-    assert joined.first
+    assert joined.is_main
     time.sleep(4)
     if sys.argv[1] == "fails":
         raise ValueError("no reply")
@@ -60,7 +60,7 @@ with workers.join_workers() as joined:
     if sys.argv[1] == "in a collective":
         print(joined.broadcast_from_rank0(make))
     else:
-        print(joined.awaited_from_rank0(make))
+        print(joined.wait_for_rank0(make))
 """
 
 
