@@ -24,7 +24,7 @@ from chip_core.config.trial import (
 )
 from chip_core.data.rejected_images import find_strategy
 from chip_core.objectives.config import TERMS
-from chip_core.utils import plugins
+from chip_core.utils import registry
 
 #: The values of every training before these keys existed.
 _LEGACY_TRAINING_DEFAULTS = {
@@ -72,7 +72,7 @@ def find_inert_keys(config: TrialConfig) -> dict[str, str]:
     for name, section in STRATEGIES.items():
         if name != strategy and section is not NoParameters:
             reasons[f"rejected_image.{name}"] = f"rejected_image is {strategy}"
-    if not plugins.is_plugin(strategy):
+    if not registry.is_plugin(strategy):
         reasons["rejected_image.parameters"] = f"rejected_image is {strategy}"
     if not find_strategy(strategy).traits.random:
         reasons["rejected_image.corruption_seed"] = f"{strategy} draws nothing at random"
@@ -138,11 +138,11 @@ def training_identity(
         name = "sequence losses" if "losses" in method.settings else config.objective.method_name
         identity["objective"]["method"] = {"name": name, **method.settings}
     identity["objective"]["custom"] = {
-        name: [config.objective.custom[name], plugins.source_hash(name)]
+        name: [config.objective.custom[name], registry.source_hash(name)]
         for name in config.objective.active_custom
     }
-    if plugins.is_plugin(config.pairs.ranker) and "pairs" in identity:
-        identity["pairs"]["source"] = plugins.source_hash(config.pairs.ranker)
+    if registry.is_plugin(config.pairs.ranker) and "pairs" in identity:
+        identity["pairs"]["source"] = registry.source_hash(config.pairs.ranker)
     identity["model"] = model_identity(config.model, model)
     for section, defaults in (
         ("training", _LEGACY_TRAINING_DEFAULTS),
@@ -256,8 +256,8 @@ def _strategy_identity(config: TrialConfig) -> dict[str, Any]:
     """Return the strategy's identity of its settings, and the source hash of a user's own code."""
     name, settings = config.rejected_image.strategy, config.rejected_image.settings
     strategy = find_strategy(name)
-    if plugins.is_plugin(name):
-        source = plugins.source_hash(name)
+    if registry.is_plugin(name):
+        source = registry.source_hash(name)
         return {"parameters": strategy.identity(settings), "source": source}
     return {} if isinstance(settings, NoParameters) else {name: strategy.identity(settings)}
 

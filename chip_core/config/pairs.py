@@ -6,7 +6,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.config.fields import Section, figure
-from chip_core.utils import plugins
+from chip_core.utils import registry
 from chip_core.utils.registry import suggest
 
 #: The rankers of a model's answers, in addition to a user's own function.
@@ -42,8 +42,8 @@ class PairsConfig(Section):
     @field_validator("ranker")
     @classmethod
     def _validate_ranker(cls, value: str) -> str:
-        if plugins.is_plugin(value):
-            if not callable(plugins.load_plugin(value)):
+        if registry.is_plugin(value):
+            if not callable(registry.load_plugin(value)):
                 raise ValueError(f"'{value}' is no function")
         elif value not in RANKERS:
             raise ValueError(

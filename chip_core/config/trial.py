@@ -40,7 +40,7 @@ from chip_core.config.strategies import (
     RotateParameters,
 )
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.utils import plugins
+from chip_core.utils import registry
 from chip_core.utils.files import expand_path
 from chip_core.utils.registry import suggest
 
@@ -105,7 +105,7 @@ class DataConfig(Section):
 
 def _load_plugin_section(name: str) -> type[Section]:
     """Return the settings section of a user's own strategy."""
-    strategy = plugins.load_plugin(name)
+    strategy = registry.load_plugin(name)
     section = getattr(strategy, "parameters", None)
     if not hasattr(strategy, "traits"):
         raise ValueError(f"'{name}' is no rejected-image strategy: it has no `traits`")
@@ -117,7 +117,7 @@ def _load_plugin_section(name: str) -> type[Section]:
 
 
 def _validate_strategy(name: str) -> str:
-    if plugins.is_plugin(name):
+    if registry.is_plugin(name):
         _load_plugin_section(name)
     elif name not in STRATEGIES:
         raise ValueError(f"unknown level '{name}': {suggest(name, [*STRATEGIES, 'module:attr'])}")
@@ -160,7 +160,7 @@ class RejectedImageConfig(Shorthand):
     ) -> Mapping[str, Any]:
         """Validate a user's own settings with the strategy's own section, and fill in defaults."""
         name = info.data.get("strategy", "")  # missing if it is invalid itself
-        if not plugins.is_plugin(name):
+        if not registry.is_plugin(name):
             return value
         try:
             return _load_plugin_section(name).model_validate(dict(value)).model_dump(mode="json")
@@ -181,7 +181,7 @@ class RejectedImageConfig(Shorthand):
     @property
     def settings(self) -> Section:
         """The settings of the chosen strategy."""
-        if plugins.is_plugin(self.strategy):
+        if registry.is_plugin(self.strategy):
             return _load_plugin_section(self.strategy).model_validate(dict(self.parameters))
         section: Section = getattr(self, self.strategy, NoParameters())
         return section

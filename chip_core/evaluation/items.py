@@ -11,7 +11,7 @@ from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.data.image_files import READER_VERSION
 from chip_core.evaluation.resources import resource_identity
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, ExternalBenchmark, Item, Side
-from chip_core.utils import plugins
+from chip_core.utils import registry
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import file_sha256
 from chip_core.utils.registry import suggest
@@ -26,8 +26,8 @@ def find_benchmark(name: str) -> Benchmark:
     Raises:
         ValueError: there is none; one line that names similar ones.
     """
-    if plugins.is_plugin(name):
-        loaded = plugins.load_plugin(name)
+    if registry.is_plugin(name):
+        loaded = registry.load_plugin(name)
         benchmark: Benchmark = loaded() if isinstance(loaded, type) else loaded
         if not isinstance(benchmark, Benchmark):
             raise ValueError(
@@ -144,8 +144,8 @@ def benchmark_identity(settings: BenchmarkConfig, data_paths: DataPaths) -> dict
     tools = benchmark.tools()
     if tools:
         fields["tools"] = dict(tools)
-    if plugins.is_plugin(settings.name):
-        fields["source"] = plugins.source_hash(settings.name)
+    if registry.is_plugin(settings.name):
+        fields["source"] = registry.source_hash(settings.name)
     return {**fields, **resource_identity(settings, benchmark, data_paths)}
 
 

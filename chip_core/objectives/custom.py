@@ -29,7 +29,7 @@ from chip_core.objectives.global_batch import BatchFacts, BatchTable
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import COLUMNS, QUANTITIES, VIEWS, Quantity, Requirements
 from chip_core.objectives.terms import ResponseScores
-from chip_core.utils import plugins
+from chip_core.utils import registry
 from chip_core.utils.errors import TrialError
 
 NEEDS = frozenset({"rejected_image", "divergence"})
@@ -43,7 +43,7 @@ def load_term(name: str) -> CustomTerm:
     Raises:
         ValueError: it cannot be imported, is not a function, or needs something unknown.
     """
-    term = plugins.load_plugin(name)
+    term = registry.load_plugin(name)
     if not callable(term):
         raise ValueError(f"'{name}' is no function: see docs/plugins.md")
     unknown = sorted(term_needs(term) - NEEDS)

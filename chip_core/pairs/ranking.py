@@ -31,7 +31,7 @@ from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.results import Progress
 from chip_core.shapes.captions import compare_caption
 from chip_core.shapes.world import parse_scene_id
-from chip_core.utils import plugins
+from chip_core.utils import registry
 from chip_core.utils.errors import UserError, describe_error
 from chip_core.utils.files import file_sha256
 
@@ -242,8 +242,8 @@ class RuleRanker(Ranker):
         Raises:
             UserError: it cannot be imported, or has no source file.
         """
-        self._name, self._source = name, plugins.source_hash(name)
-        self._function = plugins.load_plugin(name)
+        self._name, self._source = name, registry.source_hash(name)
+        self._function = registry.load_plugin(name)
 
     @property
     def identity(self) -> Mapping[str, Any]:

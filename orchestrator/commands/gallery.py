@@ -87,11 +87,11 @@ def gallery(
 def _check_keys_drawn(settings: Mapping[str, Any], *, series: bool) -> None:
     """Refuse settings of a strategy that is not drawn; a series of T is of diffusion."""
     from chip_core.config.strategies import STRATEGIES
-    from chip_core.utils import plugins
+    from chip_core.utils import registry
 
     strategy = str(settings.get("strategy", ""))
     drawn_keys = {strategy} if strategy else set(STRATEGIES)
-    if plugins.is_plugin(strategy):
+    if registry.is_plugin(strategy):
         drawn_keys = {"parameters"}
     if series:
         drawn_keys.add("diffusion")

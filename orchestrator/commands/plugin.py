@@ -45,7 +45,7 @@ def check(
 
     The exit code is 1 where a check fails.
     """
-    from chip_core.utils import plugins
+    from chip_core.utils import registry
     from chip_core.utils.errors import UserError
     from orchestrator.report.writers.plan import mlflow_name_lines
     from orchestrator.tracking.names import encode_invalid
@@ -54,7 +54,7 @@ def check(
     data_path = resolve_data_paths(benchmark_data)
     metric_names: dict[str, str] = {}  # of metrics, as MLflow has to spell them
     try:
-        loaded = plugins.load_plugin(name)
+        loaded = registry.load_plugin(name)
         kind = _plugin_kind(loaded)
         if parameter_values and kind != "strategy":
             raise UserError(f"--set: {name} is a {kind}, and only a strategy has parameters")
@@ -79,7 +79,7 @@ def check(
         description: problem for description, problem in checks.items() if problem is not None
     }
     if as_json:
-        source = plugins.source_hash(name)
+        source = registry.source_hash(name)
         results = {"name": name, "kind": kind, "source": source, "checks": checks}
         print_json({**results, "mlflow_names": metric_names})
     else:

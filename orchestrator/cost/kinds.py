@@ -12,7 +12,7 @@ from typing import Any
 from chip_core.config.identity import fingerprint
 from chip_core.config.trial import BenchmarkConfig, TrialConfig
 from chip_core.reference_cache.spec import CacheSpec
-from chip_core.utils import plugins
+from chip_core.utils import registry
 
 #: Where a step's reference comes from, as recorded in a trial's `engine.reference`.
 LIVE, PARTLY, STORED = "live", "partly stored", "stored"
@@ -183,7 +183,7 @@ def _engine_key(config: TrialConfig, names: set[str]) -> dict[str, Any]:
 
 def _rejected_image_key(config: TrialConfig) -> dict[str, Any]:
     image = config.rejected_image
-    depends_on_settings = image.strategy in _SETTINGS_STRATEGIES or plugins.is_plugin(
+    depends_on_settings = image.strategy in _SETTINGS_STRATEGIES or registry.is_plugin(
         image.strategy
     )
     settings = image.settings.model_dump(mode="json") if depends_on_settings else None

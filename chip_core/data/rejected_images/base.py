@@ -14,7 +14,7 @@ from PIL import Image
 
 from chip_core.config.fields import Section
 from chip_core.config.strategies import NoParameters
-from chip_core.utils import plugins
+from chip_core.utils import registry
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.registry import Registry
 
@@ -121,9 +121,9 @@ def find_strategy(name: str) -> StrategyClass:
         ValueError: the user's own cannot be imported.
         ConfigError: the user's own is not a strategy.
     """
-    if not plugins.is_plugin(name):
+    if not registry.is_plugin(name):
         return REJECTED_IMAGES[name]
-    strategy = plugins.load_plugin(name)
+    strategy = registry.load_plugin(name)
     if not (isinstance(strategy, type) and issubclass(strategy, (ImageStrategy, PixelStrategy))):
         raise ConfigError(
             [

@@ -19,7 +19,7 @@ from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.reference_cache.folder import store_folder
 from chip_core.reference_cache.size import format_bytes
 from chip_core.selection.rule import count_select_runs, describe_selection
-from chip_core.utils import plugins
+from chip_core.utils import registry
 from chip_core.utils.errors import UserError, to_printable
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.report.formatting import format_number, metric_title
@@ -385,7 +385,7 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
         plugin_names += [settings.name for _, settings in list_sides(plan.study.benchmarks)]
         if config.pairs.rounds:
             plugin_names.append(config.pairs.ranker)
-        for name in filter(plugins.is_plugin, plugin_names):
+        for name in filter(registry.is_plugin, plugin_names):
             sentence = f"trusted: the code {name} is run, with all your rights"
             yield TrustWarning(kind="plug-in", target=name, sentence=sentence)
         pair_judge = config.pairs.judge if config.pairs.rounds else None
