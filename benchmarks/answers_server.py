@@ -45,7 +45,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from benchmarks.machine import describe
-from chip_core.config.generator import GeneratorConfig
+from chip_core.config.benchmark import GeneratorConfig
 from chip_core.config.trial import LoraConfig, ModelConfig
 from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.generators.base import AnsweringModel

@@ -22,10 +22,10 @@ from pydantic import (
 
 from chip_core.config.benchmark import BenchmarkConfig as BenchmarkConfig
 from chip_core.config.benchmark import BenchmarksConfig as BenchmarksConfig
+from chip_core.config.benchmark import EvaluationConfig as EvaluationConfig
+from chip_core.config.benchmark import GeneratorConfig
 from chip_core.config.benchmark import JudgeConfig as JudgeConfig
 from chip_core.config.fields import Section, Shorthand, engine, figure
-from chip_core.config.generator import EvaluationConfig as EvaluationConfig
-from chip_core.config.generator import GeneratorConfig
 from chip_core.config.pairs import PairsConfig
 from chip_core.config.strategies import (
     STRATEGIES,

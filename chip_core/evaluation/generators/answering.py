@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.benchmark import BenchmarkConfig, DataPaths
-from chip_core.config.generator import ParityConfig
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths, ParityConfig
 from chip_core.config.trial import ModelConfig
 from chip_core.data.encodings import EncodingCache
 from chip_core.evaluation.generators.base import AnsweringModel, GenerationTiming, Generator

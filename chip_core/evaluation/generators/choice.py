@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chip_core.config.generator import EvaluationConfig
+from chip_core.config.benchmark import EvaluationConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluation.generators.base import Generator
 from chip_core.evaluation.items import find_benchmark, resolve_decoding

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.generator import GeneratorConfig
+from chip_core.config.benchmark import GeneratorConfig
 from chip_core.evaluation.generators.base import AnsweringModel, ServerLostError
 from chip_core.models.adapters import TRAINED_PARTS, is_adapted, merge_adapters
 from chip_core.models.parts import group_parameters, is_adapter

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from chip_core.config.generator import GeneratorConfig
+from chip_core.config.benchmark import GeneratorConfig
 from chip_core.data.image_files import to_rgb
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.evaluation.generators.base import (

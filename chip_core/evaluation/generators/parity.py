@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from chip_core.config.generator import ParityConfig
+from chip_core.config.benchmark import ParityConfig
 from chip_core.evaluation.generators.base import AnsweringModel
 from chip_core.evaluation.inference.decoder import generation_settings
 from chip_core.evaluation.inference.encoder import Encoder

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from chip_core.config.generator import GeneratorConfig
+from chip_core.config.benchmark import GeneratorConfig
 from chip_core.evaluation.generators import vllm
 from chip_core.evaluation.generators.base import (
     AnsweringModel,

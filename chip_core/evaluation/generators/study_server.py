@@ -16,7 +16,7 @@ from typing import Literal
 
 import requests
 
-from chip_core.config.generator import GeneratorConfig
+from chip_core.config.benchmark import GeneratorConfig
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation.generators import vllm
 from chip_core.evaluation.generators.base import AnsweringModel

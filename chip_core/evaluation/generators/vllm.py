@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from chip_core.config.generator import GeneratorConfig
+from chip_core.config.benchmark import GeneratorConfig
 from chip_core.evaluation.generators.base import (
     AnsweringModel,
     GenerationTiming,

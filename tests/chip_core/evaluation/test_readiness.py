@@ -11,8 +11,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
-from chip_core.config.generator import EvaluationConfig
+from chip_core.config.benchmark import (
+    BenchmarkConfig,
+    BenchmarksConfig,
+    DataPaths,
+    EvaluationConfig,
+)
 from chip_core.config.identity import evaluation_identity, fingerprint
 from chip_core.evaluation.items import find_benchmark, select_half, select_items
 from chip_core.evaluation.readiness import (

@@ -13,8 +13,7 @@ from typing import Any
 import requests
 import torch
 
-from chip_core.config.benchmark import BenchmarkConfig, DataPaths
-from chip_core.config.generator import GeneratorConfig, ParityConfig
+from chip_core.config.benchmark import BenchmarkConfig, DataPaths, GeneratorConfig, ParityConfig
 from chip_core.config.trial import LoraConfig, ModelConfig
 from chip_core.evaluation.generators.answering import InferenceContext
 from chip_core.evaluation.generators.openai import OpenAIGenerator

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from chip_core.config.generator import GeneratorConfig
+from chip_core.config.benchmark import GeneratorConfig
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.evaluation.generators import sharing, study_server, vllm
 from chip_core.evaluation.generators.shared import SharedGenerator

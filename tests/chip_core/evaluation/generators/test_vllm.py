@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chip_core.config.generator import EvaluationConfig, GeneratorConfig
+from chip_core.config.benchmark import EvaluationConfig, GeneratorConfig
 from chip_core.config.trial import BenchmarksConfig, ModelConfig
 from chip_core.evaluate import evaluate
 from chip_core.evaluation.generators import generator_problems, missing_requirements, open_generator
