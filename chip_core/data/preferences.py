@@ -15,7 +15,7 @@ from chip_core.data.formats.extra_columns import RowRequirements, Score, parse_e
 from chip_core.data.rejected_images.images import has_same_pixels
 from chip_core.data.rows import BadRow, RowError
 from chip_core.data.source import SHAPES, DataSource, SourceRow, is_local, open_source
-from chip_core.shapes import captions, world
+from chip_core.shapes import world
 from chip_core.utils.errors import ConfigError, TrialError
 
 MAX_PREVIEW_ROWS = 64  # rows that `load_first_pairs` reads at most
@@ -77,7 +77,7 @@ class ShapesPairs(Pairs):
     def __getitem__(self, index: int) -> PreferencePair:  # type: ignore[override]
         if not 0 <= index < self._length:
             raise IndexError(index)
-        pair = captions.make_preference_pair("train", index)
+        pair = world.make_preference_pair("train", index)
         return PreferencePair(
             id=pair.id,
             image=pair.image,
@@ -93,7 +93,7 @@ class ShapesPairs(Pairs):
     def response_texts(self, index: int) -> tuple[str, str]:
         """Return a pair's chosen and rejected response without drawing its image."""
         scene = world.make_scene("train", index)
-        return captions.make_faithful_caption(scene), captions.make_rejected_caption(scene)
+        return world.make_faithful_caption(scene), world.make_rejected_caption(scene)
 
 
 class SourcePairs(Pairs):

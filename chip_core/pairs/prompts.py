@@ -24,7 +24,7 @@ from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef, RowError, check_text
 from chip_core.data.source import SHAPES, DataSource, open_source
 from chip_core.evaluation.task import Item, Picture
-from chip_core.shapes import captions, world
+from chip_core.shapes import world
 from chip_core.utils.errors import ConfigError, TrialError
 
 SPLIT = "train"  # of the embedded world: no benchmark uses it
@@ -115,7 +115,7 @@ def prompts_identity(prompts: DataConfig) -> dict[str, Any]:
 def _scene_item(index: int) -> Item:
     name = f"{SPLIT}/{index}"
     picture = Picture(key=name, read=lambda: world.draw_scene(world.make_scene(SPLIT, index)))
-    return Item(id=name, prompt=captions.get_question(SPLIT, index), pictures=(picture,))
+    return Item(id=name, prompt=world.get_question(SPLIT, index), pictures=(picture,))
 
 
 @dataclass(frozen=True, kw_only=True)

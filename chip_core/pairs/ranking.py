@@ -29,8 +29,7 @@ from chip_core.evaluation.task import Item
 from chip_core.evaluation.text.language import nltk_problems, require_tools
 from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.results import Progress
-from chip_core.shapes.captions import compare_caption
-from chip_core.shapes.world import parse_scene_id
+from chip_core.shapes.world import compare_caption, parse_scene_id
 from chip_core.utils import registry
 from chip_core.utils.errors import UserError, describe_error
 from chip_core.utils.files import file_sha256

@@ -11,8 +11,14 @@ from PIL import Image
 
 from chip_core.data.image_files import read_image, resolve_inside
 from chip_core.data.rows import RowError
-from chip_core.shapes.captions import get_question, make_faithful_caption, make_partner_caption
-from chip_core.shapes.world import SPLIT_SIZES, draw_scene, make_scene
+from chip_core.shapes.world import (
+    SPLIT_SIZES,
+    draw_scene,
+    get_question,
+    make_faithful_caption,
+    make_partner_caption,
+    make_scene,
+)
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import parse_json
 

@@ -36,7 +36,6 @@ from transformers import (
     LlavaProcessor,
 )
 
-from chip_core.shapes.captions import compare_caption, get_question, make_corpus_caption
 from chip_core.shapes.processor import PATCH_SIZE, build_processor
 from chip_core.shapes.world import (
     COLOURS,
@@ -45,7 +44,10 @@ from chip_core.shapes.world import (
     SHAPES,
     SPLIT_SIZES,
     Scene,
+    compare_caption,
     draw_scene,
+    get_question,
+    make_corpus_caption,
     make_practice_sheet,
     make_scene,
 )

@@ -7,8 +7,7 @@ from tokenizers.models import WordLevel
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from chip_core.shapes.captions import list_vocabulary
-from chip_core.shapes.world import IMAGE_SIZE
+from chip_core.shapes.world import IMAGE_SIZE, list_vocabulary
 
 PATCH_SIZE = 8
 """Pixels on a side of a vision patch: 36 image tokens per image."""

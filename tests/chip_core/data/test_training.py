@@ -17,7 +17,7 @@ from chip_core.data.batches import CutCount, PairEncoder
 from chip_core.data.preferences import PreferencePair, load_pairs
 from chip_core.models import loading
 from chip_core.results import Progress, read_result
-from chip_core.shapes import captions
+from chip_core.shapes import world
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
@@ -32,7 +32,7 @@ def shapes_rows(folder: Path, count: int) -> list[dict[str, Any]]:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(count):
-        pair = captions.make_preference_pair("train", index)
+        pair = world.make_preference_pair("train", index)
         pair.image.save(folder / "images" / f"{index}.png")
         rows.append(
             {

@@ -18,7 +18,7 @@ from chip_core.pairs.make import NARROW, ONE_ANSWER, TIE, UNRANKED, SamplingResu
 from chip_core.pairs.ranking import Score
 from chip_core.results import Progress
 from chip_core.sample_pairs import sample_pairs
-from chip_core.shapes import captions, world
+from chip_core.shapes import world
 from chip_core.utils.errors import StoppedError, TrialError, UserError
 
 SETTINGS: dict[str, Any] = {"answers": 4, "temperature": 1.5, "max_new_tokens": 32}
@@ -108,7 +108,7 @@ def test_rows_are_the_best_against_the_worst_and_can_be_trained_on(whole: Path) 
     for pair, row in zip(pairs, rows, strict=True):
         scene = world.parse_scene_id(pair.id)
         found = [
-            captions.compare_caption(scene, text).invented for text in (pair.chosen, pair.rejected)
+            world.compare_caption(scene, text).invented for text in (pair.chosen, pair.rejected)
         ]
         assert [-row["score_chosen"], -row["score_rejected"]] == found
         assert found[0] < found[1]

@@ -14,8 +14,7 @@ from chip_core.config.trial import ModelConfig
 from chip_core.models import loading
 from chip_core.representation.described import read_described_images
 from chip_core.representation.states import Reading, compute_representations
-from chip_core.shapes.captions import compare_caption
-from chip_core.shapes.world import parse_scene_id
+from chip_core.shapes.world import compare_caption, parse_scene_id
 from chip_core.utils.errors import TrialError, UserError
 
 Loaded = tuple[Any, Any]

@@ -13,7 +13,7 @@ from chip_core.config.trial import ModelConfig
 from chip_core.evaluation.inference import generate
 from chip_core.evaluation.task import Item, Picture
 from chip_core.models import loading
-from chip_core.shapes import MODEL_FOLDER, build, captions, world
+from chip_core.shapes import MODEL_FOLDER, build, world
 
 
 def test_it_builds_a_model_that_loads(
@@ -55,7 +55,7 @@ def test_its_answers_are_those_of_evaluation() -> None:
         Item(
             id=scene.id,
             pictures=(Picture(key=scene.id, read=functools.partial(world.draw_scene, scene)),),
-            prompt=captions.get_question("test", scene.index),
+            prompt=world.get_question("test", scene.index),
         )
         for scene in scenes
     ]

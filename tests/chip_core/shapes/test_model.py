@@ -9,8 +9,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from chip_core.evaluation.benchmarks.shapes.score import score
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.shapes.build import generate_captions
-from chip_core.shapes.captions import find_mentions
-from chip_core.shapes.world import PARTNER, make_scene
+from chip_core.shapes.world import PARTNER, find_mentions, make_scene
 
 
 @pytest.fixture(scope="module")

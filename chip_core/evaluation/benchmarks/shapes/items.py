@@ -8,8 +8,7 @@ from pathlib import Path
 from chip_core.evaluation.benchmarks.shapes.score import METRICS, score, truth
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, Item, Picture, Side
-from chip_core.shapes.captions import get_question
-from chip_core.shapes.world import SPLIT_SIZES, draw_scene, make_scene
+from chip_core.shapes.world import SPLIT_SIZES, draw_scene, get_question, make_scene
 
 SPLITS: dict[Side, str] = {"select": "select", "report": "test"}
 

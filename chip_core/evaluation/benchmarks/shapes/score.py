@@ -33,8 +33,7 @@ from chip_core.evaluation.scorer import (
 from chip_core.evaluation.task import (
     MetricInfo,
 )
-from chip_core.shapes.captions import compare_caption
-from chip_core.shapes.world import parse_scene_id
+from chip_core.shapes.world import compare_caption, parse_scene_id
 from chip_core.utils.errors import UserError
 
 METRICS: Mapping[str, MetricInfo] = {

@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 
 from chip_core.evaluation.benchmarks.shapes.score import score, truth
-from chip_core.shapes.captions import make_faithful_caption, make_rejected_caption
-from chip_core.shapes.world import COLOURS, SHAPES, make_scene
+from chip_core.shapes.world import (
+    COLOURS,
+    SHAPES,
+    make_faithful_caption,
+    make_rejected_caption,
+    make_scene,
+)
 
 
 def test_by_hand():
