@@ -20,8 +20,13 @@ from pathlib import Path
 from chip_core.config.benchmark import BenchmarkConfig, BenchmarksConfig, DataPaths
 from chip_core.config.trial import TrialConfig
 from chip_core.data.source import SHAPES
-from chip_core.evaluation.items import find_benchmark, find_settings_problems, select_items
-from chip_core.evaluation.resources import add_nltk_data_path, find_resource_problems
+from chip_core.evaluation.items import (
+    add_nltk_data_path,
+    find_benchmark,
+    find_resource_problems,
+    find_settings_problems,
+    select_items,
+)
 from chip_core.evaluation.task import ExternalBenchmark, Item, Picture, Side
 from chip_core.evaluation.text.language import nltk_problems
 from chip_core.utils.errors import TrialError, UserError

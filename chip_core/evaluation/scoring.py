@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
-from chip_core.evaluation.items import find_benchmark, select_items
-from chip_core.evaluation.resources import open_resources
+from chip_core.evaluation.items import find_benchmark, open_resources, select_items
 from chip_core.evaluation.scorer import Answer, Scored
 from chip_core.evaluation.task import Benchmark, Item, Side, metric_name
 from chip_core.evaluation.unreadable import count_unreadable

@@ -20,10 +20,10 @@ from chip_core.evaluation.benchmarks.chair.score import ChairScorer, make_object
 from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
 from chip_core.evaluation.benchmarks.mmhal.score import RATING_SCALE
 from chip_core.evaluation.benchmarks.shapes.score import EmbeddedScorer
+from chip_core.evaluation.items import open_resources
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.judge.prompts import ask_judge
-from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import JudgeRequest, Resources
 from chip_core.evaluation.task import Item
 from chip_core.evaluation.text.language import nltk_problems, require_tools

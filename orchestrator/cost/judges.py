@@ -13,9 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths, JudgeConfig
-from chip_core.evaluation.items import find_benchmark, resolve_decoding, select_items
+from chip_core.evaluation.items import (
+    find_benchmark,
+    open_resources,
+    resolve_decoding,
+    select_items,
+)
 from chip_core.evaluation.judge.limits import CHARACTERS_PER_TOKEN, estimate_request_tokens
-from chip_core.evaluation.resources import open_resources
 from chip_core.evaluation.scorer import Answer, JudgeRequest
 from chip_core.evaluation.task import ExternalBenchmark, Side
 from chip_core.utils.errors import TrialError, UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.generators.sharing import is_servable, is_shared
+from chip_core.evaluation.generators.choice import is_servable, is_shared
 from chip_core.utils.machine import cpu_count, cpu_name, device_name, gpu_count
 from orchestrator.cost.workload import TrialWork
 

@@ -21,7 +21,7 @@ from chip_core.config.trial import DataConfig, EvaluationConfig, ModelConfig, Tr
 from chip_core.config.validation import parse_trial_config, set_key
 from chip_core.data.source import SHAPES
 from chip_core.evaluation.generators import generator_problems
-from chip_core.evaluation.generators.sharing import sharing_problems
+from chip_core.evaluation.generators.choice import sharing_problems
 from chip_core.evaluation.readiness import (
     find_ranker_problems,
     find_replay_problems,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from chip_core.evaluation.generators.sharing import (
+from chip_core.evaluation.generators.choice import (
     is_servable,
     is_shared,
     largest_rank,

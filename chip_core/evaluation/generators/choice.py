@@ -1,21 +1,24 @@
-"""Open the engine that a configuration names, and check its requirements."""
+"""Open the engine that a configuration names; check what it needs, and whom one server serves."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from chip_core.config.benchmark import EvaluationConfig
-from chip_core.config.trial import BenchmarksConfig, ModelConfig
+from chip_core.config.trial import BenchmarksConfig, ModelConfig, TrialConfig
 from chip_core.evaluation.generators.base import Generator
 from chip_core.evaluation.items import find_benchmark, resolve_decoding
 from chip_core.evaluation.readiness import list_sides
 from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.models import loading, own
 from chip_core.utils.files import read_json
+
+#: The values that vLLM accepts as the largest rank of adapters.
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @contextmanager
@@ -129,3 +132,56 @@ def _custom_model_type(model: ModelConfig) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None  # reported with the model
     return family if family in own.FAMILIES else None
+
+
+def rank_problem(rank: int) -> str | None:
+    """Return why vLLM takes no adapters of this rank, with what to do."""
+    if rank <= RANKS[-1]:
+        return None
+    return (
+        f"vLLM takes adapters of a rank up to {RANKS[-1]}, and this one's is {rank}: "
+        "write evaluation.generator: transformers"
+    )
+
+
+def is_shared(config: TrialConfig) -> bool:
+    """Return whether one server answers for the arms of a study."""
+    generator = config.evaluation.generator
+    return generator.kind == "vllm" and generator.serves == "study"
+
+
+def is_servable(config: TrialConfig) -> bool:
+    """Return whether a training changes only an adapter on the language model."""
+    parts = (config.vision_encoder, config.projector, config.language_model)
+    return parts == ("frozen", "frozen", "lora")
+
+
+def largest_rank(configs: Iterable[TrialConfig]) -> int:
+    """Return the largest rank of the adapters that one server takes; 0: it takes none."""
+    return max((config.lora.rank for config in configs if is_servable(config)), default=0)
+
+
+def sharing_problems(configs: Sequence[TrialConfig]) -> list[str]:
+    """Return why one server cannot answer for a study's trials, with what to do.
+
+    Args:
+        configs: all trials that the study may train.
+    """
+    if not any(map(is_shared, configs)):
+        return []
+    condition = "evaluation.generator.serves is study"
+    models = {config.model for config in configs}
+    if len(models) > 1:
+        return [
+            f"{condition}, and this study has {len(models)} base models: one server has one: write "
+            "serves: trial"
+        ]
+    rank = largest_rank(configs)
+    if rank == 0:
+        return [
+            f"{condition}, and no arm trains an adapter on its language model alone "
+            "(language_model: lora, the other parts frozen), which is all that one server can "
+            "hold: write serves: trial"
+        ]
+    problem = rank_problem(rank)
+    return [] if problem is None else [f"{condition}: {problem}"]

@@ -22,6 +22,7 @@ from chip_core.evaluation.generators.base import (
     Generator,
     OnAnswers,
 )
+from chip_core.evaluation.generators.choice import RANKS, rank_problem
 from chip_core.evaluation.generators.delivery import (
     arm_name,
     find_weights_beyond_adapter,
@@ -29,7 +30,6 @@ from chip_core.evaluation.generators.delivery import (
 )
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.evaluation.generators.openai import OpenAIGenerator
-from chip_core.evaluation.generators.sharing import RANKS, rank_problem
 from chip_core.evaluation.task import Decoding, Item
 from chip_core.models.adapters import is_adapted
 from chip_core.utils.errors import TrialError

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.data import row_requirements
-from chip_core.evaluation.generators.sharing import is_servable, is_shared
+from chip_core.evaluation.generators.choice import is_servable, is_shared
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import find_benchmark_problems, list_sides
 from chip_core.evaluation.task import ExternalBenchmark

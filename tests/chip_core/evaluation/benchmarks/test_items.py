@@ -348,15 +348,15 @@ def test_all_that_is_missing_is_said_at_once(
 def test_descriptions_need_language_tools_and_yes_or_no_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chip_core.evaluation import resources
+    from chip_core.evaluation import items
 
-    monkeypatch.setattr(resources, "nltk_problems", lambda: ["NLTK has no wordnet"])
+    monkeypatch.setattr(items, "nltk_problems", lambda: ["NLTK has no wordnet"])
     asked = BenchmarksConfig.model_validate({"report": ["amber"]})
     folder = benchmark_files.write_amber(tmp_path, describe=False)
     assert find_benchmark_problems(asked, DataPaths(benchmark_data=tmp_path)) == []
     benchmark_files.write_amber(tmp_path)
     (folder / "similarity.json").unlink()
-    monkeypatch.setattr(resources, "spacy_problems", lambda model: [f"no {model}"])
+    monkeypatch.setattr(items, "spacy_problems", lambda model: [f"no {model}"])
     said = find_benchmark_problems(asked, DataPaths(benchmark_data=tmp_path))
     assert said[0] == "amber: NLTK has no wordnet"
     assert said[1].startswith("amber: no en_core_web_lg (or ")

@@ -18,7 +18,7 @@ import pytest
 
 from chip_core.config.benchmark import GeneratorConfig
 from chip_core.config.trial import ModelConfig, TrialConfig
-from chip_core.evaluation.generators import sharing, study_server, vllm
+from chip_core.evaluation.generators import choice, study_server, vllm
 from chip_core.evaluation.generators.shared import SharedGenerator
 from chip_core.evaluation.generators.study_server import Address, StudyServer, read_address
 from chip_core.evaluation.task import Decoding, Item
@@ -161,7 +161,7 @@ def test_what_one_server_cannot_hold_is_said_beforehand(
         **{"vision_encoder": "frozen", "projector": "frozen", **changes},
         evaluation={"generator": {"kind": "vllm", "serves": "study"}},
     )
-    found = sharing.sharing_problems([config])
+    found = choice.sharing_problems([config])
     assert (found == []) if problem is None else (problem in found[0])
     other = config.model_copy(update={"model": ModelConfig(path="shapes", dtype="bf16")})
-    assert "this study has 2 base models" in sharing.sharing_problems([config, other])[0]
+    assert "this study has 2 base models" in choice.sharing_problems([config, other])[0]
