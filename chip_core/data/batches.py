@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
-from chip_core.data.answers import (
+from chip_core.data.augment import augment_image
+from chip_core.data.encodings import (
     EncodedResponse,
+    EncodingCache,
     check_label_rule,
     encode_response,
     training_template,
 )
-from chip_core.data.augment import augment_image
-from chip_core.data.encodings import EncodingCache
 from chip_core.data.formats.extra_columns import find_sentence_ends
 from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.data.rejected_images import RejectedImageMaker

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from chip_core.data.answers import training_template
+from chip_core.data.encodings import training_template
 from chip_core.data.formats.extra_columns import (
     ExtraCells,
     RowRequirements,
