@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from chip_core.config.trial import ModelConfig, TrialConfig
 from chip_core.models import ADAPTER_CONFIG as ADAPTER_CONFIG
-from chip_core.models import own, remote
+from chip_core.models import own
 from chip_core.models.processing import (
     find_template_problem,
     load_processor,
@@ -53,7 +53,7 @@ def find_model_problem(model: ModelConfig) -> str | None:
     """
     folder = find_local_folder(model.path)
     if folder is None:
-        return remote.find_revision_problem(model)
+        return own.find_revision_problem(model)
     if not os.path.isdir(folder):
         return f"no folder {folder}: name a folder with a Hugging Face model, or a hub name"
     if (folder / ADAPTER_CONFIG).exists():
@@ -69,7 +69,7 @@ def find_model_problem(model: ModelConfig) -> str | None:
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
     if model_type in own.CONVERTERS:
         return f"{folder} is a checkpoint as released: {own.CONVERTERS[model_type]} converts it"
-    has_own_code = remote.has_own_model(config)
+    has_own_code = own.has_own_model(config)
     if has_own_code and not model.trust_remote_code and not _is_image_text_to_text(model_type):
         return (
             f"{folder} brings code of its own for model_type {model_type}: read it, and write "
@@ -444,7 +444,7 @@ def _validate_source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
     if folder is None and model.revision is not None:
         options["revision"] = model.revision
     if model.trust_remote_code:
-        remote.check_own_code(
+        own.check_own_code(
             source, **{name: options[name] for name in options.keys() & {"revision"}}
         )
     return source, options

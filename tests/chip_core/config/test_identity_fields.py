@@ -136,7 +136,7 @@ UNDER_ROUNDS: dict[str, Any] = {
 RESOLVED = {
     "model.path": "by its weights: test_identity",
     "model.revision": "by its weights: test_identity",
-    "model.trust_remote_code": "with the code that comes with the weights: test_remote",
+    "model.trust_remote_code": "with the code that comes with the weights: test_own",
     "data.source": "by its content: test_identity",
     "data.revision": "by its content: test_identity",
     "data.format": "the one that was found: test_identity",
