@@ -36,13 +36,13 @@ from chip_core.training.parallel import (
     SHARDED_PARALLELISMS,
     Compute,
     DDPStrategy,
+    GlobalBatchScope,
     ReplicatedStrategy,
     SingleProcessStrategy,
     count_weight_shards,
 )
 from chip_core.training.policy import Policy, get_logits_chunk_size
 from chip_core.training.reference import NoReference, ReferenceCaches, TrainingReference
-from chip_core.training.scope import GlobalBatchScope
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
 from chip_core.utils.files import JsonlWriter, format_record, read_records, write_bytes
 
