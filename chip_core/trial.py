@@ -62,6 +62,7 @@ from chip_core.trained import (
     hash_weights_content,
     write_trained,
 )
+from chip_core.training.batches import load_checked_pairs, resolve_device
 from chip_core.training.checkpoint import remove_all
 from chip_core.training.parallel import (
     SHARDED_PARALLELISMS,
@@ -71,7 +72,6 @@ from chip_core.training.parallel import (
     count_weight_shards,
     require_equal_machines,
 )
-from chip_core.training.prepare import load_checked_pairs, resolve_device
 from chip_core.training.trainer import Trainer
 from chip_core.trial_context import TrialContext
 from chip_core.trial_scoring import score_trial

@@ -42,9 +42,9 @@ from chip_core.reference_cache.shards import CacheRow, write_shard, write_tensor
 from chip_core.reference_cache.size import BYTES_PER_VALUE, check_disk_space, has_disk_space
 from chip_core.reference_cache.spec import BuildShard, CacheSpec, group_specs
 from chip_core.results import RESULT, Progress, TrialResult
+from chip_core.training.batches import load_checked_pairs, resolve_device
 from chip_core.training.exactness import compile_exactly, share_prefixes
 from chip_core.training.policy import Policy, get_logits_chunk_size
-from chip_core.training.prepare import load_checked_pairs, resolve_device
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_json
 from chip_core.utils.seeding import seed_process

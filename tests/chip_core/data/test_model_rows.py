@@ -15,7 +15,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.checks import ProcessorChecker
 from chip_core.data.preferences import load_pairs
 from chip_core.models import loading
-from chip_core.training.prepare import load_checked_pairs
+from chip_core.training.batches import load_checked_pairs
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from orchestrator.cli import main

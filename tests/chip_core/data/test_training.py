@@ -94,7 +94,7 @@ def test_how_far_the_check_is_is_told_once_a_second(
     path = files.write_lines(tmp_path / "a.jsonl", [files.line(0) for _ in range(8)])
     seconds = itertools.count(step=0.4)  # each look at the clock: 0.4 s later
     clock = SimpleNamespace(monotonic=lambda: next(seconds), perf_counter=time.perf_counter)
-    monkeypatch.setattr("chip_core.training.prepare.time", clock)
+    monkeypatch.setattr("chip_core.training.batches.time", clock)
     told: list[int] = []
 
     def report(progress: Progress) -> None:

@@ -38,8 +38,8 @@ from chip_core.reference_cache.spec import (
     list_cache_specs,
 )
 from chip_core.results import CURVES, Progress, TrialResult
+from chip_core.training.batches import load_checked_pairs
 from chip_core.training.policy import Policy
-from chip_core.training.prepare import load_checked_pairs
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers

@@ -1,4 +1,7 @@
-"""Batches encoded ahead are those that would be encoded when asked for; so are errors."""
+"""Batches encoded ahead are those that would be encoded when asked for; so are errors.
+
+What a machine cannot do is said in a line, before a model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import load_pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
-from chip_core.training.batches import BatchLoader, Portion, split_batch
+from chip_core.training.batches import BatchLoader, Portion, resolve_device, split_batch
 from chip_core.utils.errors import TrialError
 
 SCHEDULE = [
@@ -141,3 +144,27 @@ def test_more_workers_than_pairs() -> None:
         ((2,), True),
         ((4,), False),
     ]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_gpu_that_does_not_compute_in_bf16_is_refused_for_it_alone(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation  # a T4 computes it in fp32, and slowly
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    config = TrialConfig.model_validate({"model": {"path": "shapes", "dtype": dtype}})
+    if dtype == "fp32":
+        assert resolve_device(config) == torch.device("cuda", 0)
+        return
+    with pytest.raises(TrialError, match="bf16, and Tesla T4 does not compute in it: write") as why:
+        resolve_device(config)
+    assert "\n" not in str(why.value)
+    on_cpu = config.model_copy(
+        update={"engine": config.engine.model_copy(update={"device": "cpu"})}
+    )
+    assert resolve_device(on_cpu) == torch.device("cpu")
