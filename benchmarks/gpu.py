@@ -41,8 +41,7 @@ from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference
+from chip_core.training.policy import LiveReference, Policy
 
 #: Dense bf16 operations a second, from the makers' data sheets.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}

@@ -30,8 +30,13 @@ from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import column_field
 from chip_core.reference_cache.shards import ReferenceCacheStore
 from chip_core.reference_cache.spec import AvailableCaches, CacheSpec, count_epochs
-from chip_core.training.policy import Policy, scatter_tokens
-from chip_core.training.reference import LiveReferenceSource, ReferenceSource, TrainingReference
+from chip_core.training.policy import (
+    LiveReferenceSource,
+    Policy,
+    ReferenceSource,
+    TrainingReference,
+    scatter_tokens,
+)
 from chip_core.training.states import ResponseStates
 from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.workers import Workers

@@ -33,8 +33,7 @@ from chip_core.objectives.parts import Reads
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.training.parallel import Compute, SingleProcessStrategy, require_equal_machines
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReferenceSource, round_hidden
+from chip_core.training.policy import LiveReferenceSource, Policy, round_hidden
 from chip_core.utils.workers import BARRIER_TIMEOUT
 
 #: Share of the free memory that weights, gradients and states may take.

@@ -36,8 +36,7 @@ from chip_core.objectives.global_batch import (
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.training.optimizer.masters import MasterWeights
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference, LiveReferenceSource
+from chip_core.training.policy import LiveReference, LiveReferenceSource, Policy
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import make_generator
 from chip_core.utils.workers import Workers

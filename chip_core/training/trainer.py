@@ -41,8 +41,13 @@ from chip_core.training.parallel import (
     SingleProcessStrategy,
     count_weight_shards,
 )
-from chip_core.training.policy import Policy, get_logits_chunk_size
-from chip_core.training.reference import NoReference, ReferenceCaches, TrainingReference
+from chip_core.training.policy import (
+    NoReference,
+    Policy,
+    ReferenceCaches,
+    TrainingReference,
+    get_logits_chunk_size,
+)
 from chip_core.utils.errors import MemoryFullError, NonFiniteLossError, StoppedError
 from chip_core.utils.files import JsonlWriter, format_record, read_records, write_bytes
 

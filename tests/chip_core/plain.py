@@ -14,8 +14,7 @@ from chip_core.objectives.from_logits import PairLogits, batch_from_logits
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import COLUMNS, VIEWS
 from chip_core.objectives.terms import BatchObjective, ResponseScores
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference, ReferenceSource
+from chip_core.training.policy import LiveReference, Policy, ReferenceSource
 from chip_core.training.states import PaddedRows, pad
 
 

@@ -23,8 +23,7 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.objectives.segments import changed_tokens
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference
+from chip_core.training.policy import LiveReference, Policy
 from chip_core.utils.errors import TrialError
 
 from .. import families

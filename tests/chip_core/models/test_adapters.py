@@ -25,8 +25,7 @@ from chip_core.models.adapters import (
 from chip_core.models.parts import find_tower_layers, group_parameters, set_trained
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.training.optimizer.adamw import count_encoder_steps
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference
+from chip_core.training.policy import LiveReference, Policy
 from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records

@@ -36,8 +36,7 @@ from chip_core.models.parts import (
 )
 from chip_core.representation.described import DescribedImage
 from chip_core.representation.states import Reading, compute_representations
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference
+from chip_core.training.policy import LiveReference, Policy
 from chip_core.utils.files import read_records
 
 from .. import families

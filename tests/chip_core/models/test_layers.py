@@ -20,8 +20,7 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.layers import compile_layers, recompute_layers
 from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference
+from chip_core.training.policy import LiveReference, Policy
 from chip_core.trial import run_trial
 from chip_core.utils.errors import ConfigError, TrialError
 from chip_core.utils.files import read_records

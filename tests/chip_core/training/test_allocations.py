@@ -15,8 +15,7 @@ from chip_core.data.batches import PairEncoder
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference
+from chip_core.training.policy import LiveReference, Policy
 
 from .. import families
 from ..plain import logits

@@ -13,8 +13,7 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import convert_weights
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference
+from chip_core.training.policy import LiveReference, Policy
 from chip_core.training.trainer import _batch_figures
 
 from .. import families

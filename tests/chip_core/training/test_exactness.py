@@ -27,8 +27,7 @@ from chip_core.models.precision import convert_weights
 from chip_core.objectives.terms import ReferenceScores, ResponseReference
 from chip_core.results import read_result
 from chip_core.training.exactness import SHARING_ON, find_prefix_sharing_problem, share_prefixes
-from chip_core.training.policy import Policy
-from chip_core.training.reference import LiveReference, ReferenceSource
+from chip_core.training.policy import LiveReference, Policy, ReferenceSource
 from chip_core.trial import run_trial
 from chip_core.utils.workers import Workers
 
