@@ -42,11 +42,9 @@ from orchestrator.report.writers.files import (
     check_report_folder,
     report_folder,
 )
-from orchestrator.runner.engine import run_study_server
 from orchestrator.runner.jobs import iter_phases, make_jobs, refresh_plan, sort_longest_first
 from orchestrator.runner.limits import LimitedExecutor, check_limits
-from orchestrator.runner.phase import PhaseRun
-from orchestrator.runner.recorder import Recorder
+from orchestrator.runner.phase import PhaseRun, Recorder, run_study_server
 from orchestrator.state.cache_plan import plan_caches, require_disk_space
 from orchestrator.state.integrity import kept_report_notice, read_ledger, trials_with_lost_figures
 from orchestrator.state.ledger import ENGINES_FOLDER, Ledger, lock_study

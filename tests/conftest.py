@@ -39,7 +39,7 @@ LONG = (
     "chip_core/training/test_exactness.py",
     "orchestrator/runner/test_cache_build.py",
     "chip_core/evaluation/test_run.py",
-    "orchestrator/runner/test_engine.py",
+    "orchestrator/runner/test_phase.py",
     "orchestrator/test_rerun.py",
     "test_benchmarks.py",
     "chip_core/test_main.py",

@@ -39,7 +39,7 @@ PLANTED = [
     ),
     (
         "orchestrator/runner/jobs.py",
-        "from orchestrator.runner import recorder",
+        "from orchestrator.runner import phase",
         "the parts of a run go one way",
     ),
     (
