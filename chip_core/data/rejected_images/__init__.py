@@ -11,12 +11,13 @@ from chip_core.data.rejected_images.base import (
     ImageSample,
     ImageStrategy,
     PixelStrategy,
+    RejectedImage,
+    RejectedImageMaker,
     Source,
     Strategy,
     Traits,
     find_strategy,
 )
-from chip_core.data.rejected_images.maker import RejectedImage, RejectedImageMaker
 from chip_core.data.rejected_images.strategies import (
     Black,
     Blur,

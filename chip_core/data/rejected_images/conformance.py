@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from chip_core.config.trial import RejectedImageConfig
+from chip_core.data.rejected_images.base import RejectedImage, RejectedImageMaker
 from chip_core.data.rejected_images.images import MAX_WORKING_PIXELS, has_same_pixels, to_rgb_image
-from chip_core.data.rejected_images.maker import RejectedImage, RejectedImageMaker
 from chip_core.utils.errors import ConfigError, TrialError, describe_error
 
 MODES = ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F")

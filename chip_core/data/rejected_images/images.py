@@ -9,7 +9,6 @@ from random import Random
 from PIL import Image, ImageChops, ImageFilter
 
 from chip_core.data.image_files import to_rgb
-from chip_core.data.rejected_images.base import Source
 from chip_core.utils.errors import TrialError
 
 #: Strategies work on at most this many pixels: 4096 × 4096, more than any model's input.
@@ -38,25 +37,6 @@ def limit_pixels(image: Image.Image, max_pixels: int = MAX_WORKING_PIXELS) -> Im
     scale = math.sqrt(max_pixels / (width * height))
     width = max(1, int(width * scale))
     return image.resize((width, max(1, min(int(height * scale), max_pixels // width))))
-
-
-def pick_other_image(source: Source) -> Image.Image:
-    """Return another sample's training image that does not show the same picture.
-
-    Raises:
-        TrialError: there is none.
-    """
-    rng, count = source.numbers(), len(source.others)
-    draws = [int(rng.random() * count) for _ in range(32 if count else 0)]
-    # Nearly always the first or second draw; the loop is for data with hardly a second picture.
-    for index in [*draws, *range(count)]:
-        other = source.others[index]
-        if other.id == source.id:
-            continue
-        image = limit_pixels(to_rgb_image(other.image))
-        if not has_same_pixels(image, source.image):
-            return image
-    raise TrialError(f"no training image differs from that of {source.id}: give more data")
 
 
 def has_same_pixels(one: Image.Image, other: Image.Image) -> bool:

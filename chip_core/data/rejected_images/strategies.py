@@ -39,7 +39,12 @@ from chip_core.data.rejected_images.base import (
     Source,
     Traits,
 )
-from chip_core.data.rejected_images.images import draw_content_boxes, pick_other_image
+from chip_core.data.rejected_images.images import (
+    draw_content_boxes,
+    has_same_pixels,
+    limit_pixels,
+    to_rgb_image,
+)
 from chip_core.utils.errors import TrialError, first_line
 from chip_core.utils.files import expand_path
 
@@ -363,6 +368,25 @@ def _find_pipeline_folder(path: str | None) -> Path:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"rejected_image.inpaint.path: no diffusers pipeline in {folder}")
     return folder.absolute()
+
+
+def pick_other_image(source: Source) -> Image.Image:
+    """Return another sample's training image that does not show the same picture.
+
+    Raises:
+        TrialError: there is none.
+    """
+    rng, count = source.numbers(), len(source.others)
+    draws = [int(rng.random() * count) for _ in range(32 if count else 0)]
+    # Nearly always the first or second draw; the loop is for data with hardly a second picture.
+    for index in [*draws, *range(count)]:
+        other = source.others[index]
+        if other.id == source.id:
+            continue
+        image = limit_pixels(to_rgb_image(other.image))
+        if not has_same_pixels(image, source.image):
+            return image
+    raise TrialError(f"no training image differs from that of {source.id}: give more data")
 
 
 @functools.cache
