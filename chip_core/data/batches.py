@@ -29,8 +29,7 @@ from chip_core.data.rejected_images.images import to_rgb_image
 from chip_core.data.rows import RowError
 from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses, pad_rows, stack_inputs
-from chip_core.objectives.parts import COLUMNS, VIEWS, Prefix, Response, view_prefix
-from chip_core.objectives.segments import changed_tokens
+from chip_core.objectives.parts import COLUMNS, VIEWS, Prefix, Response, changed_tokens, view_prefix
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import derive_seed, make_generator
 from chip_core.utils.workers import Workers

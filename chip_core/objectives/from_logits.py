@@ -18,8 +18,7 @@ from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.forms import compute_objective
 from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, compute_batch_facts
 from chip_core.objectives.losses import Inputs
-from chip_core.objectives.parts import VIEWS
-from chip_core.objectives.segments import changed_tokens
+from chip_core.objectives.parts import VIEWS, changed_tokens
 from chip_core.objectives.terms import ResponseScores
 
 

@@ -20,7 +20,7 @@ from chip_core.data.rows import BadRow
 from chip_core.data.source import SHAPES, find_hub_error, open_source
 from chip_core.models import loading
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.segments import changed_positions
+from chip_core.objectives.parts import changed_positions
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.utils.progress import track_progress
 

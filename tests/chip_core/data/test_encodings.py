@@ -22,7 +22,7 @@ from chip_core.data.encodings import (
 from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
-from chip_core.objectives.segments import changed_tokens
+from chip_core.objectives.parts import changed_tokens
 from chip_core.training.policy import LiveReference, Policy
 from chip_core.utils.errors import TrialError
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip_core.objectives import ObjectiveConfig, objective_from_logits
-from chip_core.objectives.segments import changed_positions, changed_tokens
+from chip_core.objectives.parts import changed_positions, changed_tokens
 from chip_core.objectives.terms import ResponseScores
 
 from ..plain import batch_objective

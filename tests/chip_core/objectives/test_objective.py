@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip_core.objectives import ObjectiveConfig, objective_from_logits
-from chip_core.objectives.segments import changed_positions
+from chip_core.objectives.parts import changed_positions
 
 V = 11
 LOG2 = math.log(2)

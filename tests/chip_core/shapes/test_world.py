@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from chip_core.objectives.segments import changed_positions
+from chip_core.objectives.parts import changed_positions
 from chip_core.shapes.processor import build_processor
 from chip_core.shapes.world import (
     COLOURS,

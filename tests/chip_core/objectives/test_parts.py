@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.objectives.segments import changed_positions
+from chip_core.objectives.parts import changed_positions
 
 
 def test_equals_the_released_code(oracles: Path) -> None:
