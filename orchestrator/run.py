@@ -27,10 +27,14 @@ from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import failure_reason
 from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan import benchmark_identities
-from orchestrator.plan.contamination import count_overlaps, recount_damaged_overlaps
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.plan.snapshot import require_same_study_file, save_plan_snapshot
-from orchestrator.plan.training_rows import check_training_rows, save_checked_rows
+from orchestrator.plan.training_rows import (
+    check_training_rows,
+    count_overlaps,
+    recount_damaged_overlaps,
+    save_checked_rows,
+)
 from orchestrator.report.cached import WrittenReport, find_cached_report, rewrite_report
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.report.outcomes import load_scores

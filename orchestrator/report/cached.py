@@ -28,8 +28,8 @@ from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
 from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
 from orchestrator.cost.trimmed_trials import TRIMMED_FILE
-from orchestrator.plan.contamination import OVERLAP_FILE
 from orchestrator.plan.plan import Plan, Trial
+from orchestrator.plan.training_rows import OVERLAP_FILE
 from orchestrator.report.results import Results, build_results
 from orchestrator.report.summary import Summary, study_metrics
 from orchestrator.report.writers.files import PAGE_FILE, artifact_folder, report_folder

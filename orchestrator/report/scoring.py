@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.plan.contamination import read_overlaps
 from orchestrator.plan.plan import Plan
+from orchestrator.plan.training_rows import read_overlaps
 from orchestrator.state.ledger import Ledger
 
 
