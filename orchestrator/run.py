@@ -21,7 +21,7 @@ from chip_core.data.source import SHAPES
 from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import make_private, write_json
-from orchestrator.cost import trimmed_trials
+from orchestrator.cost import budget
 from orchestrator.cost.budget import TrimmedPlan
 from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import failure_reason
@@ -168,7 +168,7 @@ class StudyRun:
         save_checked_rows(plan, workdir)
         snapshot = save_plan_snapshot(plan, workdir, will_run=bool(jobs))
         self._planned_at = snapshot.time
-        trimmed_trials.save_trimmed(workdir, plan.study.name, self.trimmed)
+        budget.save_trimmed(workdir, plan.study.name, self.trimmed)
         if jobs or benchmark_identities.is_identities_file_damaged(workdir, plan.study.name):
             benchmark_identities.save_identities(workdir, plan.study.name, plan.benchmarks)
         if jobs:

@@ -1,4 +1,4 @@
-"""Trim a study to a budget so that what is left can still be compared.
+"""Trim a study to a budget so that what is left can still be compared, and record what is left out.
 
 The rule: whole seeds are left out first, the last one first, so that every arm has the same seeds
 and the comparison stays paired. Two are kept, since no difference can be tested with one. If that
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from chip_core.utils.errors import UserError
+from chip_core.utils.errors import UserError, warn_once
+from chip_core.utils.files import read_checksummed, write_checksummed
 from orchestrator.cost.estimate import Estimate, Prices
 from orchestrator.plan.plan import Arm, Plan
 from orchestrator.state.ledger import Ledger
@@ -19,6 +21,7 @@ from orchestrator.study.limits import Budget
 
 #: Seeds below which arms are left out instead: fewer tell nothing of training variance.
 MIN_SEEDS = 2
+TRIMMED_FILE = "left_out.json"  # in a study's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,3 +199,38 @@ def _first_arms(arms: Sequence[Arm], count: int) -> list[Arm]:
 
 def _format_amounts(amounts: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in amounts.items())
+
+
+def save_trimmed(workdir: Path, study: str, trimmed: TrimmedPlan | None) -> None:
+    """Save what is left out, and remove an older file if nothing is."""
+    file = _trimmed_file(workdir, study)
+    if trimmed is None or not trimmed.trials:
+        file.unlink(missing_ok=True)
+        return
+    write_checksummed(file, {"trials": list(trimmed.trials), "sentence": trimmed.sentence})
+
+
+def trimmed_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
+    """Return the report's note on trials left out; empty once all of them are done."""
+    file = _trimmed_file(ledger.folder.parent, plan.study.name)
+    try:
+        saved = read_checksummed(file)
+        trials, sentence = set(map(str, saved["trials"])), str(saved["sentence"])
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, ValueError, KeyError, TypeError):
+        warn_once(f"{file} is not as it was written: what was left out for a budget is not known")
+        return ()
+    not_done = {
+        trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].is_done(trial)
+    }
+    count = len(not_done & trials)
+    if not count:
+        return ()
+    sentence = f"{sentence[:1].upper()}{sentence[1:]}."
+    total = len(trials)
+    return (sentence if count == total else f"{sentence} Of these {total - count} are done since.",)
+
+
+def _trimmed_file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / TRIMMED_FILE

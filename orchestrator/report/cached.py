@@ -27,7 +27,7 @@ from chip_core.evaluation.readiness import list_sides
 from chip_core.results import CURVES
 from chip_core.utils.errors import warn_once, warning_count
 from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
-from orchestrator.cost.trimmed_trials import TRIMMED_FILE
+from orchestrator.cost.budget import TRIMMED_FILE
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.plan.training_rows import OVERLAP_FILE
 from orchestrator.report.results import Results, build_results

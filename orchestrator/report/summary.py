@@ -11,7 +11,7 @@ from chip_core.config.trial import BenchmarkConfig
 from chip_core.evaluation.items import find_benchmark
 from chip_core.evaluation.task import MetricInfo, Side, metric_name
 from orchestrator.analysis import Comparison, compare_with_baseline, interactions, main_effects
-from orchestrator.cost.trimmed_trials import trimmed_notes
+from orchestrator.cost.budget import trimmed_notes
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import ComparedScores, StudyScores, build_compared_scores
 from orchestrator.report.scoring import scoring_notes
