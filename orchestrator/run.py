@@ -120,9 +120,8 @@ class StudyRun:
         study = self.plan.study.name
         _check_writable(self.workdir)
         self._report_folder = report_folder(self.workdir, study)
-        self._cache_records: dict[
-            str, dict[str, Any]
-        ] = {}  # what became of reference passes, by hash
+        #: What became of reference passes, by hash.
+        self._cache_records: dict[str, dict[str, Any]] = {}
         check_report_folder(self._report_folder)  # now, and not after the trials
         lease = exclusive_lease(find_storage(self.workdir), self.workdir)
         with lock_study(self.workdir, study), lease, ExitStack() as cleanup:
@@ -241,15 +240,14 @@ class StudyRun:
         """Run the trials of each phase, and the reference caches that they read.
 
         Args:
-            executor: within `opened`.
+            executor: within `open`.
             server: says where the study's own server is, where it has one.
         """
         workdir, ledger, recorder = self.workdir, self._ledger, self._recorder
         refresh = partial(refresh_plan, ledger=ledger, storage=workdir)
         for phase_plan, trial_jobs in iter_phases(self._trimmed_plan, ledger, workdir, refresh):
-            if (
-                phase_plan is not self._trimmed_plan
-            ):  # arms have chosen: these are the seeds' trials
+            # If it is another plan, arms have chosen: these are the seeds' trials.
+            if phase_plan is not self._trimmed_plan:
                 save_plan_snapshot(phase_plan, workdir)
             if server is not None:
                 trial_jobs = [
@@ -405,11 +403,8 @@ def check_remaining_rows(plan: Plan, workdir: Path, console: Console) -> None:
     """
     if all(arm.trials[0].config.data.source == SHAPES for arm in plan.arms):
         return  # drawn
-    ledger, rule, remaining = (
-        read_ledger(plan, workdir),
-        plan.study.early_stopping,
-        list[TrialConfig](),
-    )
+    ledger, rule = read_ledger(plan, workdir), plan.study.early_stopping
+    remaining: list[TrialConfig] = []
     for trial in (trial for arm in resolve_search(plan, ledger).arms for trial in arm.trials):
         record = ledger[trial.fingerprint]
         is_waiting = trial.blocked is not None and not trial.blocked.failed

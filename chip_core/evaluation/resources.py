@@ -106,9 +106,8 @@ def resource_identity(
     elif data_paths.judge_replies is not None:
         if not data_paths.judge_replies.is_file():
             raise UserError(f"--judge-replies: no file {data_paths.judge_replies}")
-        fields["judge"] = {
-            "replies": file_sha256(data_paths.judge_replies)
-        }  # in place of the model
+        # in place of the model
+        fields["judge"] = {"replies": file_sha256(data_paths.judge_replies)}
     return fields
 
 

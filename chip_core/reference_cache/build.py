@@ -200,9 +200,8 @@ def _write_missing(
         pass_indices.append((group.computer_of(spec), indices))
     max_length = config.training.max_length
     max_bytes = sum(computer.max_bytes(indices, max_length) for computer, indices in pass_indices)
-    if not has_disk_space(
-        cache, head_bytes + parts * max_bytes
-    ):  # exact token counts would need all of the data
+    if not has_disk_space(cache, head_bytes + parts * max_bytes):
+        # exact token counts would need all of the data
         required = sum(computer.estimate_bytes(indices) for computer, indices in pass_indices)
         names = ", ".join(f"'{spec.name}'" for spec in passes)
         check_disk_space(cache, head_bytes + parts * required, f"the reference pass {names}")
@@ -267,9 +266,8 @@ class BuildGroup:
         self._only_features = all(spec.is_features for spec in passes)
         self._epoch = next((spec.epoch for spec in passes if spec.is_rejected_image), None) or 0
         self._device = next(model.parameters()).device
-        encodings = ENCODINGS.for_model(
-            loading.make_content_key(config.model)
-        )  # also for the following trials
+        # also for the following trials
+        encodings = ENCODINGS.for_model(loading.make_content_key(config.model))
         self._encoder = PairEncoder(
             processor,
             config.model_copy(update={"objective": objective}),

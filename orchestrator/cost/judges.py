@@ -164,9 +164,8 @@ def _benchmark_tokens(
     if judge.price is not None:
         sent_prices = [tokens * judge.price.input / _MILLION for tokens in sent]
         reply_price = None if replied is None else replied * judge.price.output / _MILLION
-        min_price = (
-            sent_prices[0] + len(min_requests) * judge.price.output / _MILLION
-        )  # a token each
+        # at least one token each
+        min_price = sent_prices[0] + len(min_requests) * judge.price.output / _MILLION
         price = (min_price, None if reply_price is None else sent_prices[1] + reply_price)
     return JudgeTokens(
         calls=(len(min_requests), len(max_requests)),

@@ -125,10 +125,8 @@ def _row_requirements(configs: Iterable[TrialConfig]) -> list[_RowRequirements]:
         key = (data.model_dump_json(), rounds)
         requirement = requirements.get(key, _RowRequirements(data=data, prompts=rounds))
         if not rounds:
-            asks, needs_rejected_image = (
-                row_requirements(config.objective),
-                _needs_rejected_image(config),
-            )
+            asks = row_requirements(config.objective)
+            needs_rejected_image = _needs_rejected_image(config)
             asks = RowRequirements(
                 other=asks.other or requirement.columns.other,
                 second_image=asks.second_image or requirement.columns.second_image,

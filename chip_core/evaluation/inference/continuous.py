@@ -79,7 +79,7 @@ class ContinuousBatching:
                 larger group is answered alone.
 
         Raises:
-            NoRoomError: the device does not hold one row.
+            RowMemoryError: the device does not hold one row.
         """
         waiting = _WaitingGroups(groups)
         while True:

@@ -271,9 +271,8 @@ def _start_local_ray(jobs: Sequence[Job]) -> Iterator[None]:
         cleaner = _start_cleaner(folder, ray_processes)
         yield
     finally:
-        ray_processes = (
-            ray_processes or _child_processes(psutil.Process()) - other_processes
-        )  # if Ray started only in part
+        if not ray_processes:  # Ray started only in part
+            ray_processes = _child_processes(psutil.Process()) - other_processes
         remaining = ray_processes | {
             child for process in ray_processes for child in _child_processes(process)
         }
