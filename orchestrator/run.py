@@ -48,7 +48,7 @@ from orchestrator.runner.limits import LimitedExecutor, check_limits
 from orchestrator.runner.phase import PhaseRun
 from orchestrator.runner.recorder import Recorder
 from orchestrator.state.cache_plan import plan_caches, require_disk_space
-from orchestrator.state.integrity import kept_report_notice, read_ledger, trials_with_lost_figures
+from orchestrator.state.integrity import describe_kept_report, read_ledger, trials_with_lost_figures
 from orchestrator.state.ledger import ENGINES_FOLDER, Ledger, lock_study
 from orchestrator.state.search import resolve_search, search_failures
 from orchestrator.storage.binding import exclusive_lease, find_storage
@@ -142,7 +142,7 @@ class StudyRun:
             self.plan = resolve_search(self.plan, self._ledger)
             if jobs and not interrupted:
                 _draw_gallery(self.plan, self._report_folder, self.console)
-            return self._conclude(existing_report, interrupted, limit)
+            return self._finish_run(existing_report, interrupted, limit)
 
     def _prepare(self) -> TrialJobs:
         """Bring the plan up to what the ledger says; return the jobs that are left.
@@ -284,7 +284,7 @@ class StudyRun:
             saved_records[record["hash"]] = record
         write_json(self._report_folder / CACHE_RECORDS_FILE, list(saved_records.values()))
 
-    def _conclude(
+    def _finish_run(
         self, existing_report: WrittenReport | None, interrupted: bool, limit: str | None
     ) -> RunOutcome:
         """Write the report, show the study, and return how it ended."""
@@ -293,7 +293,7 @@ class StudyRun:
         report = self._write_report(existing_report)
         summary = None if report is None else report.summary
         if summary is None:  # the report was there, or is kept as it was
-            summary = _summarise(plan, ledger, self.workdir)
+            summary = _summarize(plan, ledger, self.workdir)
         if not summary.remaining:
             limit = None  # its last trial ended there
         status: Status = "FINISHED"
@@ -331,7 +331,7 @@ class StudyRun:
         plan, page = self.plan, self._report_folder / PAGE_FILE
         lost_trials = trials_with_lost_figures(plan, self._ledger) if page.exists() else []
         if lost_trials:
-            warn_once(kept_report_notice(page, plan, self.workdir, lost_trials))
+            warn_once(describe_kept_report(page, plan, self.workdir, lost_trials))
             return None
         return existing_report or rewrite_report(
             plan, self._ledger, self.workdir, self._report_folder
@@ -344,7 +344,7 @@ def _unchanged_outcome(
     """Return the outcome of a run without anything to run, write or show."""
     return RunOutcome(
         results=report.results,
-        make_summary=partial(_summarise, plan, ledger, storage),
+        make_summary=partial(_summarize, plan, ledger, storage),
         executed=0,
         failed=search_failures(plan),
         interrupted=False,
@@ -355,7 +355,7 @@ def _unchanged_outcome(
     )
 
 
-def _summarise(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
+def _summarize(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
     return build_summary(plan, ledger, load_scores(plan, ledger, storage))
 
 

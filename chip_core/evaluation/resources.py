@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
-from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
+from chip_core.evaluation.judge import EndpointJudge, ReplyCache, find_endpoint_problem
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import Judge, Resources, Similarity
 from chip_core.evaluation.task import Benchmark
@@ -80,7 +80,7 @@ def find_resource_problems(
                 f"(`{{name: {settings.name}, judge: {{model: …, base_url: …}}}}`), or replies that "
                 "exist by --judge-replies"
             )
-        elif (judge_problem := endpoint_problem(settings.judge)) is not None:
+        elif (judge_problem := find_endpoint_problem(settings.judge)) is not None:
             problems.append(judge_problem)
     return problems
 

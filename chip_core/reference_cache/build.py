@@ -212,7 +212,7 @@ def _write_missing(
         }
         write_tensors(partial_folder(store_folder(cache, spec.key)), HEAD_FILE, present)
     done, total = 0, sum(len(shard_rows(number, len(pairs))) for number in missing.shards)
-    with group.prepared():
+    with group.prepare():
         for number, specs in missing.shards.items():
             rows: dict[str, list[CacheRow]] = {spec.key: [] for spec in specs}
             shard_range = shard_rows(number, len(pairs))
@@ -288,7 +288,7 @@ class BuildGroup:
                 self._computers[spec.key] = ResponseLogps(spec, self._policy, processor, pairs)
 
     @contextmanager
-    def prepared(self) -> Iterator[None]:
+    def prepare(self) -> Iterator[None]:
         """Share prefixes if the trials would, and compile what they compile."""
         if self._only_features:
             yield

@@ -51,7 +51,7 @@ class JudgeTokens:
             price=price,
         )
 
-    def repeated(self, times: int) -> JudgeTokens:
+    def repeat(self, times: int) -> JudgeTokens:
         """Return one to `times` times these, since recurring answers are cached."""
         price = self.price
         reply_bound = self.replied[1]
@@ -118,7 +118,7 @@ def estimate_judge_costs(trials: Sequence[TrialWork], data_paths: DataPaths) -> 
                 arm = (
                     "base (untrained)" if trial_work.trial.arm == BASE_ARM else trial_work.trial.arm
                 )
-                costs.arms[arm] = costs.arms.get(arm, JudgeTokens()) + tokens.repeated(
+                costs.arms[arm] = costs.arms.get(arm, JudgeTokens()) + tokens.repeat(
                     questions.times
                 )
     return costs

@@ -240,10 +240,10 @@ def describe_pending_request(resources: Mapping[str, float], workers: int = 1) -
     )
     is_placeable = any(count_fitting_workers(node, resources) for node in alive_node_resources())
     suffix = "" if is_placeable else ", and no node is that large"
-    asks = f"it asks for {format_resources(resources)} on one node"
+    request_text = f"it asks for {format_resources(resources)} on one node"
     if workers > 1:
-        asks = f"its {workers} workers ask for {format_resources(resources)} each"
-    return f"{asks}, free in all are {availability}{suffix}"
+        request_text = f"its {workers} workers ask for {format_resources(resources)} each"
+    return f"{request_text}, free in all are {availability}{suffix}"
 
 
 def alive_node_resources() -> list[dict[str, float]]:
