@@ -60,9 +60,8 @@ class Answers:
 
     items: int
     responses: str  # file in the trial's folder
-    metadata: dict[str, Any] = field(
-        default_factory=dict
-    )  # of an `Evaluation`: what is known before scoring
+    #: of an `Evaluation`: what is known before scoring
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +99,8 @@ class TrialResult:
     #: many `steps`, `why`, and `points`: each a `step` (0: untrained) and its `figures` under
     #: `select`
     picked: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(
-        default_factory=dict
-    )  # path in its folder -> sha256: the files read later
+    #: path in its folder -> sha256: the files read later
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -223,9 +223,8 @@ class _Attempt:
                     self._load_full(trained_model, empty, train=True) if first else empty
                 )
 
-            self._workers.gather_results(
-                load_or_receive
-            )  # workers that wait for the first one receive its error
+            # workers that wait for the first one receive its error
+            self._workers.gather_results(load_or_receive)
             (loaded,) = received
         self._timer.end("model")
         return loaded
@@ -304,12 +303,8 @@ class _Attempt:
 
     def _train(self, loaded: _LoadedModel, pairs: Pairs) -> tuple[_LoadedModel, TrainedModel]:
         """Train the model and save it; return the model that answers and the training's record."""
-        config, context, workers, folder = (
-            self._config,
-            self._context,
-            self._workers,
-            self._context.folder,
-        )
+        config, context, workers = self._config, self._context, self._workers
+        folder = context.folder
         parallelism, steps_before = loaded.parallelism, self._steps_before
         with Trainer(
             config,

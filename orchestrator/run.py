@@ -50,7 +50,7 @@ from orchestrator.runner.jobs import iter_phases, make_jobs, refresh_plan, sort_
 from orchestrator.runner.limits import LimitedExecutor, check_limits
 from orchestrator.runner.phase import PhaseRun, Recorder, run_study_server
 from orchestrator.state.cache_plan import plan_caches, require_disk_space
-from orchestrator.state.integrity import kept_report_notice, read_ledger, trials_with_lost_figures
+from orchestrator.state.integrity import describe_kept_report, read_ledger, trials_with_lost_figures
 from orchestrator.state.ledger import ENGINES_FOLDER, Ledger, lock_study
 from orchestrator.state.search import resolve_search, search_failures
 from orchestrator.storage.binding import exclusive_lease, find_storage
@@ -122,9 +122,8 @@ class StudyRun:
         study = self.plan.study.name
         _check_writable(self.workdir)
         self._report_folder = report_folder(self.workdir, study)
-        self._cache_records: dict[
-            str, dict[str, Any]
-        ] = {}  # what became of reference passes, by hash
+        #: What became of reference passes, by hash.
+        self._cache_records: dict[str, dict[str, Any]] = {}
         check_report_folder(self._report_folder)  # now, and not after the trials
         lease = exclusive_lease(find_storage(self.workdir), self.workdir)
         with lock_study(self.workdir, study), lease, ExitStack() as cleanup:
@@ -145,7 +144,7 @@ class StudyRun:
             self.plan = resolve_search(self.plan, self._ledger)
             if jobs and not interrupted:
                 _draw_gallery(self.plan, self._report_folder, self.console)
-            return self._conclude(existing_report, interrupted, limit)
+            return self._finish_run(existing_report, interrupted, limit)
 
     def _prepare(self) -> TrialJobs:
         """Bring the plan up to what the ledger says; return the jobs that are left.
@@ -243,15 +242,14 @@ class StudyRun:
         """Run the trials of each phase, and the reference caches that they read.
 
         Args:
-            executor: within `opened`.
+            executor: within `open`.
             server: says where the study's own server is, where it has one.
         """
         workdir, ledger, recorder = self.workdir, self._ledger, self._recorder
         refresh = partial(refresh_plan, ledger=ledger, storage=workdir)
         for phase_plan, trial_jobs in iter_phases(self._trimmed_plan, ledger, workdir, refresh):
-            if (
-                phase_plan is not self._trimmed_plan
-            ):  # arms have chosen: these are the seeds' trials
+            # If it is another plan, arms have chosen: these are the seeds' trials.
+            if phase_plan is not self._trimmed_plan:
                 save_plan_snapshot(phase_plan, workdir)
             if server is not None:
                 trial_jobs = [
@@ -288,7 +286,7 @@ class StudyRun:
             saved_records[record["hash"]] = record
         write_json(self._report_folder / CACHE_RECORDS_FILE, list(saved_records.values()))
 
-    def _conclude(
+    def _finish_run(
         self, existing_report: WrittenReport | None, interrupted: bool, limit: str | None
     ) -> RunOutcome:
         """Write the report, show the study, and return how it ended."""
@@ -297,7 +295,7 @@ class StudyRun:
         report = self._write_report(existing_report)
         summary = None if report is None else report.summary
         if summary is None:  # the report was there, or is kept as it was
-            summary = _summarise(plan, ledger, self.workdir)
+            summary = _summarize(plan, ledger, self.workdir)
         if not summary.remaining:
             limit = None  # its last trial ended there
         status: Status = "FINISHED"
@@ -335,7 +333,7 @@ class StudyRun:
         plan, page = self.plan, self._report_folder / PAGE_FILE
         lost_trials = trials_with_lost_figures(plan, self._ledger) if page.exists() else []
         if lost_trials:
-            warn_once(kept_report_notice(page, plan, self.workdir, lost_trials))
+            warn_once(describe_kept_report(page, plan, self.workdir, lost_trials))
             return None
         return existing_report or rewrite_report(
             plan, self._ledger, self.workdir, self._report_folder
@@ -348,7 +346,7 @@ def _unchanged_outcome(
     """Return the outcome of a run without anything to run, write or show."""
     return RunOutcome(
         results=report.results,
-        make_summary=partial(_summarise, plan, ledger, storage),
+        make_summary=partial(_summarize, plan, ledger, storage),
         executed=0,
         failed=search_failures(plan),
         interrupted=False,
@@ -359,7 +357,7 @@ def _unchanged_outcome(
     )
 
 
-def _summarise(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
+def _summarize(plan: Plan, ledger: Ledger, storage: Path) -> Summary:
     return build_summary(plan, ledger, load_scores(plan, ledger, storage))
 
 
@@ -407,11 +405,8 @@ def check_remaining_rows(plan: Plan, workdir: Path, console: Console) -> None:
     """
     if all(arm.trials[0].config.data.source == SHAPES for arm in plan.arms):
         return  # drawn
-    ledger, rule, remaining = (
-        read_ledger(plan, workdir),
-        plan.study.early_stopping,
-        list[TrialConfig](),
-    )
+    ledger, rule = read_ledger(plan, workdir), plan.study.early_stopping
+    remaining: list[TrialConfig] = []
     for trial in (trial for arm in resolve_search(plan, ledger).arms for trial in arm.trials):
         record = ledger[trial.fingerprint]
         is_waiting = trial.blocked is not None and not trial.blocked.failed

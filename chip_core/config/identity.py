@@ -219,8 +219,8 @@ def evaluation_identity(
     Args:
         side: "select" or "report".
         benchmark: its settings.
-        content: its own identity (chip_core.evaluation.items.identity), with the decoding that
-            results from the settings.
+        content: its own identity (`chip_core.evaluation.items.benchmark_identity`), with the
+            decoding that results from the settings.
         evaluation: which engine answers.
     """
     inert = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")

@@ -58,10 +58,8 @@ def _draw_crop(size: tuple[int, int], rng: Random) -> tuple[int, int, int, int]:
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         left_share, top_share = rng.random(), rng.random()
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            x, y = (
-                int(left_share * (width - crop_width + 1)),
-                int(top_share * (height - crop_height + 1)),
-            )
+            x = int(left_share * (width - crop_width + 1))
+            y = int(top_share * (height - crop_height + 1))
             return x, y, x + crop_width, y + crop_height
     # Too long or too wide for any crop: as much of the middle as the aspect allows.
     crop_width = min(width, max(1, round(height * _ASPECT_RANGE[1])))

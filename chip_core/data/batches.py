@@ -195,10 +195,8 @@ class PairEncoder:
     def _encode_view(self, encoded: _EncodedPair, prompt: _Prompt, view: str) -> _MarkedResponse:
         """Return a pair's response after a prompt, and which of its tokens changed."""
         image, response = VIEWS[view]
-        pair, true_prompt = (
-            encoded.pair,
-            encoded.own_prompt if response == "rejected" else encoded.prompt,
-        )
+        pair = encoded.pair
+        true_prompt = encoded.own_prompt if response == "rejected" else encoded.prompt
         if image == "second_image" and pair.second_prompt is not None:
             pair = replace(pair, prompt=pair.second_prompt)
         if response == "other":

@@ -201,9 +201,8 @@ class ProcessorChecker:
         """Create a checker for a model's processor."""
         self.special_tokens = SpecialTokens(processor)
         self._processor = processor
-        self._errors_by_size: dict[
-            tuple[int, int], str | None
-        ] = {}  # by size: the processor's error
+        #: The processor's error for each size, if there is one.
+        self._errors_by_size: dict[tuple[int, int], str | None] = {}
 
     def check(
         self, row: SourceRow, sizes: Sequence[tuple[int, int]], extra: ExtraCells | None = None

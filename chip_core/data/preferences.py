@@ -252,10 +252,8 @@ def _decode_pair(
     row: SourceRow, name: str, requirements: RowRequirements | None = None
 ) -> PreferencePair:
     """Return a row with its images decoded, and the further cells in `requirements`."""
-    rejected_ref, extra = (
-        row.rejected_image,
-        parse_extra_cells(row.raw, requirements or RowRequirements()),
-    )
+    rejected_ref = row.rejected_image
+    extra = parse_extra_cells(row.raw, requirements or RowRequirements())
     second_ref = extra.second_image
     rejected_image = None if rejected_ref is None else row.images.read(rejected_ref)
     return PreferencePair(

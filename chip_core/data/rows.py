@@ -56,7 +56,7 @@ class PreferenceTexts:
     chosen: str
     rejected: str
     #: Whether versions before 2026-11-28 read the row differently, or refused it
-    #: (`DataSource.read_anew`).
+    #: (`DataSource.is_read_differently`).
     read_differently: bool = False
 
 

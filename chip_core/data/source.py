@@ -182,10 +182,8 @@ class DataSource:
 
     def _row(self, index: int, shard: int, raw: Mapping[str, Any]) -> SourceRow:
         texts, rejected = self.format.parse_texts(raw), find_rejected_image(raw)
-        image, chosen_image = (
-            self.format.parse_image(raw),
-            find_first_image(raw, *CHOSEN_IMAGE_COLUMNS),
-        )
+        image = self.format.parse_image(raw)
+        chosen_image = find_first_image(raw, *CHOSEN_IMAGE_COLUMNS)
         if chosen_image != ImageRef():
             if image != ImageRef():
                 raise RowError("image and chosen_image: leave image out, or chosen_image")

@@ -184,10 +184,8 @@ class _StandInTokenizer:
                 prefix_length = _find_sublist(
                     [token.id for token in with_special], [token.id for token in tokens]
                 )
-                tokens, closing = (
-                    with_special[: prefix_length + len(tokens)],
-                    with_special[prefix_length + len(tokens) :],
-                )
+                end = prefix_length + len(tokens)
+                tokens, closing = with_special[:end], with_special[end:]
         return tokens + closing
 
     def _split_pieces(self, text: str) -> Iterator[tuple[int, str, bool]]:

@@ -123,13 +123,11 @@ class PairBatch:
     rejected_image_prompts: Prompts | None  # the prompts with the rejected image; if needed
     rejected_image: Responses | None  # the chosen responses, cut by those prompts' lengths
     void_count: int = 0  # rejected images that are the true ones
-    cut_responses: tuple[
-        tuple[str, str, int], ...
-    ] = ()  # (sample, side, tokens) of each response cut
+    #: (sample, side, tokens) of each response cut
+    cut_responses: tuple[tuple[str, str, int], ...] = ()
     second_image_prompts: Prompts | None = None  # the prompts with the rows' second image
-    extra_responses: Mapping[str, Responses] = field(
-        default_factory=dict
-    )  # of further views, by name
+    #: of further views, by name
+    extra_responses: Mapping[str, Responses] = field(default_factory=dict)
     #: If chosen and rejected response have an image each: the rejected one's prompts, with its own
     #: image, and with the rejected image made from it; otherwise empty.
     own_image_prompts: Mapping[Image, Prompts] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.data.image_files import READER_VERSION
-from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
+from chip_core.evaluation.judge import EndpointJudge, ReplyCache, find_endpoint_problem
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import Judge, Resources, Similarity
 from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, ExternalBenchmark, Item, Side
@@ -251,7 +251,7 @@ def find_resource_problems(
                 f"(`{{name: {settings.name}, judge: {{model: …, base_url: …}}}}`), or replies that "
                 "exist by --judge-replies"
             )
-        elif (judge_problem := endpoint_problem(settings.judge)) is not None:
+        elif (judge_problem := find_endpoint_problem(settings.judge)) is not None:
             problems.append(judge_problem)
     return problems
 
@@ -277,9 +277,8 @@ def resource_identity(
     elif data_paths.judge_replies is not None:
         if not data_paths.judge_replies.is_file():
             raise UserError(f"--judge-replies: no file {data_paths.judge_replies}")
-        fields["judge"] = {
-            "replies": file_sha256(data_paths.judge_replies)
-        }  # in place of the model
+        # in place of the model
+        fields["judge"] = {"replies": file_sha256(data_paths.judge_replies)}
     return fields
 
 

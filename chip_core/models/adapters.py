@@ -307,9 +307,8 @@ def load_adapter(base: Any, folder: Path) -> Any:
         ) from None
     adapter = _match_adapter(model, file, weights, layout)
     leftover = peft.set_peft_model_state_dict(model, adapter).unexpected_keys
-    if (
-        leftover and not settings.is_prompt_learning
-    ):  # prompt learning loads its weights differently
+    # Prompt learning loads its weights differently.
+    if leftover and not settings.is_prompt_learning:
         raise UnfitError(
             f"{file}: PEFT leaves out {len(leftover)} of its weights ({leftover[0]}, …)"
         )

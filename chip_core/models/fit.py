@@ -55,9 +55,8 @@ _ADAPTER_NAME_PATTERN = re.compile(
     r"(?<=\.)(lora_\w+)\.(?!(?:weight|bias)$)[^.]+(?=\.(?:weight|bias)$|$)"
 )
 _MODULES_TO_SAVE_PATTERN = re.compile(r"(?<=\.)modules_to_save\.[^.]+\.")
-_ADAPTER_MODULE_PATTERN = re.compile(
-    r"\.(lora_\w+|base_layer)\b"
-)  # modules that PEFT put into a model
+#: Modules that PEFT put into a model.
+_ADAPTER_MODULE_PATTERN = re.compile(r"\.(lora_\w+|base_layer)\b")
 _MAGNITUDE_SUFFIX = ".lora_magnitude_vector"
 
 _MAX_SHOWN_NAMES = 3  # names in a message
@@ -215,10 +214,8 @@ class WeightMatch:
             )
         advice = other_model_advice if problems else incomplete_advice
         if self.missing:
-            incomplete_modules, required_modules = (
-                self._list_modules(self.missing),
-                self._list_modules(self._required),
-            )
+            incomplete_modules = self._list_modules(self.missing)
+            required_modules = self._list_modules(self._required)
             problems.append(
                 f"{len(incomplete_modules)} of the {len(required_modules)} {layers} get none, or "
                 "not all of theirs "

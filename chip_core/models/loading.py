@@ -392,10 +392,8 @@ def _check_weights(source: str, loaded: Any, loading_info: Mapping[str, Any]) ->
     """Check that a source has the same weights as a model, by names and shapes."""
     from chip_core.models.fit import find_wrapper, format_names, format_shape
 
-    missing, unexpected = (
-        sorted(loading_info["missing_keys"]),
-        sorted(loading_info["unexpected_keys"]),
-    )
+    missing = sorted(loading_info["missing_keys"])
+    unexpected = sorted(loading_info["unexpected_keys"])
     misshapen = [
         f"{name} is {format_shape(source_shape)}, there it is {format_shape(model_shape)}"
         for name, source_shape, model_shape in sorted(loading_info["mismatched_keys"])

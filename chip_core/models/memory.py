@@ -28,10 +28,8 @@ def estimate_required_bytes(model: Any, config: TrialConfig, *, reference: bool 
         config: says which parts are trained.
         reference: whether the reference is computed, and not read from stores.
     """
-    weight_bytes, gradient_bytes = (
-        _BYTES_PER_VALUE[config.model.dtype],
-        _BYTES_PER_VALUE[config.training.gradients],
-    )
+    weight_bytes = _BYTES_PER_VALUE[config.model.dtype]
+    gradient_bytes = _BYTES_PER_VALUE[config.training.gradients]
     # 4-bit weights are stored in bytes of two weights.
     total: int = sum(
         parameter.numel() * (weight_bytes if parameter.is_floating_point() else 1)

@@ -91,9 +91,8 @@ def _term_margin(config: ObjectiveConfig, term: Term, views: Views) -> Tensor:
         weights = [response.token_weights(0, 1) for response in responses]
     elif is_one_sigmoid and term == "visual":
         weights = [win.token_weights(1, lam)] * 2
-    elif (
-        is_one_sigmoid and average
-    ):  # here one weighted mean of response and segment, otherwise one weighted sum
+    elif is_one_sigmoid and average:
+        # here one weighted mean of response and segment, otherwise one weighted sum
         weights = [response.token_weights(config.weight(term), lam) for response in responses]
     better, worse = (
         response.log_ratio(weight, average=average)
@@ -128,9 +127,8 @@ def _sigmoid_summands(config: ObjectiveConfig, views: Views) -> dict[str, Tensor
     weighted like the policy.
     """
     active = config.active_terms
-    merges_segment = (
-        config.average_logps and "response" in active
-    )  # and segment: see `_term_margin`
+    # Response and segment are merged: see `_term_margin`.
+    merges_segment = config.average_logps and "response" in active
     return {
         term: (
             config.term_beta(term)

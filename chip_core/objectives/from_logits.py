@@ -246,9 +246,8 @@ def _response_logits(name: str, logits: Tensor | None, prompt_length: int, ids: 
             f"{name}: {row_count}, fewer than {prompt_length} tokens of the prompt and "
             f"{len(ids)} of the response take"
         )
-    return logits[prompt_length - 1 : prompt_length - 1 + len(ids)].unsqueeze(
-        0
-    )  # row t predicts token t + 1
+    # Row t predicts token t + 1.
+    return logits[prompt_length - 1 : prompt_length - 1 + len(ids)].unsqueeze(0)
 
 
 def _score_response(ids: Tensor, changed: list[int], rows: Mapping[str, Tensor]) -> ResponseScores:

@@ -132,10 +132,8 @@ class _PromptRow:
 def _prompt_row(source: DataSource, layout: Format, index: int) -> _PromptRow:
     raw, images = source.raw(index)
     if layout.name == "jsonl" and "chosen" not in raw:
-        prompt, name = (
-            strip_image_placeholder(read_text_cell(raw, "prompt", "question")),
-            read_row_id(raw),
-        )
+        prompt = strip_image_placeholder(read_text_cell(raw, "prompt", "question"))
+        name = read_row_id(raw)
     else:
         texts = layout.parse_texts(raw)
         prompt, name = texts.prompt, texts.id

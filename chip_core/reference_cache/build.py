@@ -200,9 +200,8 @@ def _write_missing(
         pass_indices.append((group.computer_of(spec), indices))
     max_length = config.training.max_length
     max_bytes = sum(computer.max_bytes(indices, max_length) for computer, indices in pass_indices)
-    if not has_disk_space(
-        cache, head_bytes + parts * max_bytes
-    ):  # exact token counts would need all of the data
+    if not has_disk_space(cache, head_bytes + parts * max_bytes):
+        # exact token counts would need all of the data
         required = sum(computer.estimate_bytes(indices) for computer, indices in pass_indices)
         names = ", ".join(f"'{spec.name}'" for spec in passes)
         check_disk_space(cache, head_bytes + parts * required, f"the reference pass {names}")
@@ -213,7 +212,7 @@ def _write_missing(
         }
         write_tensors(partial_folder(store_folder(cache, spec.key)), HEAD_FILE, present)
     done, total = 0, sum(len(shard_rows(number, len(pairs))) for number in missing.shards)
-    with group.prepared():
+    with group.prepare():
         for number, specs in missing.shards.items():
             rows: dict[str, list[CacheRow]] = {spec.key: [] for spec in specs}
             shard_range = shard_rows(number, len(pairs))
@@ -267,9 +266,8 @@ class BuildGroup:
         self._only_features = all(spec.is_features for spec in passes)
         self._epoch = next((spec.epoch for spec in passes if spec.is_rejected_image), None) or 0
         self._device = next(model.parameters()).device
-        encodings = ENCODINGS.for_model(
-            loading.make_content_key(config.model)
-        )  # also for the following trials
+        # also for the following trials
+        encodings = ENCODINGS.for_model(loading.make_content_key(config.model))
         self._encoder = PairEncoder(
             processor,
             config.model_copy(update={"objective": objective}),
@@ -290,7 +288,7 @@ class BuildGroup:
                 self._computers[spec.key] = ResponseLogps(spec, self._policy, processor, pairs)
 
     @contextmanager
-    def prepared(self) -> Iterator[None]:
+    def prepare(self) -> Iterator[None]:
         """Share prefixes if the trials would, and compile what they compile."""
         if self._only_features:
             yield

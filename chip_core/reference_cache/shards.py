@@ -35,7 +35,7 @@ def write_shard(partial: Path, number: int, rows: Sequence[CacheRow]) -> None:
     """Write a shard into a partial folder, durably.
 
     Raises:
-        NoRoomError: the disk is full.
+        DiskSpaceError: the disk is full.
     """
     columns: dict[str, Tensor] = {}
     for name in rows[0]:
@@ -51,7 +51,7 @@ def write_tensors(partial: Path, name: str, tensors: Mapping[str, Tensor]) -> No
     """Write a file of tensors into a partial folder, durably.
 
     Raises:
-        NoRoomError: the disk is full.
+        DiskSpaceError: the disk is full.
     """
     partial.mkdir(parents=True, exist_ok=True)
     try:

@@ -192,7 +192,7 @@ def check_disk_space(cache: Path, required: int, name: str) -> None:
         name: its name in messages.
 
     Raises:
-        NoRoomError: there is less.
+        DiskSpaceError: there is less.
     """
     free = _free_bytes(cache)
     if required > free:

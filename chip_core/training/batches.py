@@ -57,9 +57,8 @@ def load_checked_pairs(
             report(Progress(phase="check data", done=done, total=total))
 
     needs_given = find_strategy(config.rejected_image.strategy).traits.needs_given
-    has_files = (
-        config.data.source != SHAPES
-    )  # the embedded world's pairs need no check by the processor
+    # The embedded world's pairs need no check by the processor.
+    has_files = config.data.source != SHAPES
     return load_pairs(
         config.data,
         on_row,

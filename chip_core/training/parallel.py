@@ -91,10 +91,8 @@ def choose_parallelism(
         return requested
     if device.type != "cuda" or config.model.quantize != "none":  # 4 bits are not spread
         return "ddp"
-    available, required = (
-        _MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0],
-        estimate_required_bytes(model, config),
-    )
+    available = _MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    required = estimate_required_bytes(model, config)
     counts = [len(ranks) for ranks in workers.ranks_by_machine()]
     workers_per_machine = counts[0] if len(set(counts)) == 1 else 0
     exceeds = workers.all_reduce(

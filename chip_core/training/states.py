@@ -82,9 +82,8 @@ def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
     length = int(mask.sum(1).max())
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :length]
     rows, columns = responses.token_indices
-    last_prompt_position = (
-        prompts.mask.sum(1, keepdim=True) - 1
-    )  # the prompt's last token predicts the first
+    # The prompt's last token predicts the first of the response.
+    last_prompt_position = prompts.mask.sum(1, keepdim=True) - 1
     response_length = trailing.ids.shape[1]
     predicting = last_prompt_position + torch.arange(response_length, device=ids.device)
     if responses.leading is not None:
@@ -176,9 +175,8 @@ def pack_prompts(prompts: Prompts, responses: Sequence[Responses], model: Any) -
     mask = torch.cat(masks, 1)
     ids = torch.cat([prompts.ids, *(part.ids for part in trailing)], 1)
     positions = _positions(prompts, trailing, model)
-    row_positions = (mask.flatten().cumsum(0) - 1).view(
-        mask.shape
-    )  # each token's position in the row
+    # each token's position in the row
+    row_positions = (mask.flatten().cumsum(0) - 1).view(mask.shape)
     last = row_positions.gather(1, prompts.mask.sum(1, keepdim=True) - 1)  # of each prompt, (B, 1)
     predicting, start = [], prompts.ids.shape[1]
     for part, response in zip(responses, trailing, strict=True):

@@ -249,9 +249,8 @@ def is_disk_full(error: BaseException) -> bool:
             isinstance(cause, OSError) and cause.errno in _DISK_FULL_ERRNOS
         ):
             return True
-        if any(
-            os.strerror(number) in str(cause) for number in _DISK_FULL_ERRNOS
-        ):  # from Rust and C++
+        # from Rust and C++
+        if any(os.strerror(number) in str(cause) for number in _DISK_FULL_ERRNOS):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

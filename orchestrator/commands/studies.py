@@ -328,7 +328,7 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     from orchestrator.report.writers.files import PAGE_FILE, report_folder
     from orchestrator.report.writers.terminal import print_lines, report_lines
     from orchestrator.state.integrity import (
-        kept_report_notice,
+        describe_kept_report,
         read_ledger,
         trials_with_lost_figures,
     )
@@ -339,7 +339,7 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     folder = report_folder(workdir, study_plan.study.name)
     lost_trials = trials_with_lost_figures(study_plan, ledger)
     if lost_trials and (folder / PAGE_FILE).exists():
-        raise UserError(kept_report_notice(folder / PAGE_FILE, study_plan, workdir, lost_trials))
+        raise UserError(describe_kept_report(folder / PAGE_FILE, study_plan, workdir, lost_trials))
     _require_results(study_plan, ledger)
     written = rewrite_report(study_plan, ledger, workdir, folder)
     if as_json:

@@ -55,7 +55,7 @@ class JudgeTokens:
             price=price,
         )
 
-    def repeated(self, times: int) -> JudgeTokens:
+    def repeat(self, times: int) -> JudgeTokens:
         """Return one to `times` times these, since recurring answers are cached."""
         price = self.price
         reply_bound = self.replied[1]
@@ -122,7 +122,7 @@ def estimate_judge_costs(trials: Sequence[TrialWork], data_paths: DataPaths) -> 
                 arm = (
                     "base (untrained)" if trial_work.trial.arm == BASE_ARM else trial_work.trial.arm
                 )
-                costs.arms[arm] = costs.arms.get(arm, JudgeTokens()) + tokens.repeated(
+                costs.arms[arm] = costs.arms.get(arm, JudgeTokens()) + tokens.repeat(
                     questions.times
                 )
     return costs
@@ -168,9 +168,8 @@ def _benchmark_tokens(
     if judge.price is not None:
         sent_prices = [tokens * judge.price.input / _MILLION for tokens in sent]
         reply_price = None if replied is None else replied * judge.price.output / _MILLION
-        min_price = (
-            sent_prices[0] + len(min_requests) * judge.price.output / _MILLION
-        )  # a token each
+        # at least one token each
+        min_price = sent_prices[0] + len(min_requests) * judge.price.output / _MILLION
         price = (min_price, None if reply_price is None else sent_prices[1] + reply_price)
     return JudgeTokens(
         calls=(len(min_requests), len(max_requests)),

@@ -47,10 +47,8 @@ def slots_on_machine(work: Sequence[TrialWork], held_gpus: int = 0) -> int | Non
     """
     min_slots: int | None = None
     for trial_work in work:
-        engine, slots = (
-            trial_work.config.engine,
-            cpu_count() // (trial_work.config.engine.cpus_per_worker * trial_work.processes),
-        )
+        engine = trial_work.config.engine
+        slots = cpu_count() // (trial_work.config.engine.cpus_per_worker * trial_work.processes)
         if engine.gpus_per_worker:
             free = max(0, gpu_count() - held_gpus)
             slots = min(slots, int(free / (engine.gpus_per_worker * trial_work.processes)))

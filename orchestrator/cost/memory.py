@@ -76,9 +76,8 @@ class DiskUsage:
     passes: int | None  # bytes of the reference passes to be made; None: not known
     models: int | None  # of the trained models
     checkpoints: int | None  # of trainings that run at a time
-    intermediate_models: (
-        int | None
-    )  # of models that those keep until they end: of `score_at`, of rounds
+    #: of models that those keep until they end: of `score_at`, of rounds
+    intermediate_models: int | None
     pairs: int | None  # of what rounds sample, which stays
     free: int
 

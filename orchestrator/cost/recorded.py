@@ -108,10 +108,8 @@ def _trial_rates(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
     for side in ("select", "report"):
         for settings in getattr(config.benchmarks, side):
             key = f"{side}/{settings.name}"
-            answered, scored = (
-                _phase_time(record, f"answer {key}"),
-                _phase_time(record, f"score {key}"),
-            )
+            answered = _phase_time(record, f"answer {key}")
+            scored = _phase_time(record, f"score {key}")
             if answered is None:  # an earlier version noted one time for both
                 answered, scored = scored, NO_TIME
             count = _answer_count(record, key)

@@ -126,7 +126,7 @@ def _format_bounds(low: float, high: float | None, *, show: Callable[[float], st
 
 
 def _judges_to_json(judges: JudgeCosts) -> dict[str, Any]:
-    def plain(tokens: JudgeTokens) -> dict[str, Any]:
+    def tokens_to_json(tokens: JudgeTokens) -> dict[str, Any]:
         return {
             "calls": list(tokens.calls),
             "tokens_sent": list(tokens.sent),
@@ -135,8 +135,8 @@ def _judges_to_json(judges: JudgeCosts) -> dict[str, Any]:
         }
 
     return {
-        "arms": [{"arm": name, **plain(tokens)} for name, tokens in judges.arms.items()],
-        "total": plain(judges.total),
+        "arms": [{"arm": name, **tokens_to_json(tokens)} for name, tokens in judges.arms.items()],
+        "total": tokens_to_json(judges.total),
         "unknown": dict(judges.unknown),
     }
 
@@ -161,7 +161,7 @@ def _range_lines(cost_estimate: CostEstimate) -> Iterator[RenderableType]:
     for title in ("", "training", "reference cache", "answers", "judges", "all"):
         table.add_column(title, justify="right" if title else "left")
 
-    def held(fast: Cost, slow: Cost) -> str:
+    def format_held(fast: Cost, slow: Cost) -> str:
         return "?" if slow.unknown else _format_range(fast.gpu / 3600, slow.gpu / 3600)
 
     def row(name: str, fast: Cost, slow: Cost, total: str | None = None) -> None:
@@ -169,7 +169,7 @@ def _range_lines(cost_estimate: CostEstimate) -> Iterator[RenderableType]:
             _format_gpu_hours(getattr(fast, part), getattr(slow, part), fast, slow)
             for part in _GPU_PARTS
         ]
-        table.add_row(Text(name), *cells[:3], "none", total or held(fast, slow))
+        table.add_row(Text(name), *cells[:3], "none", total or format_held(fast, slow))
 
     for name, cost in slowest.passes.items():
         row(f"reference pass {name}", fastest.passes[name], cost)
@@ -177,12 +177,12 @@ def _range_lines(cost_estimate: CostEstimate) -> Iterator[RenderableType]:
     for name, (_, cost) in _group_by_arm(cost_estimate).items():
         row(name, fastest_by_arm[name][1], cost)
     if fastest.server is not None and slowest.server is not None:
-        table.add_row(_SERVER_NAME, *["—"] * 3, "none", held(fastest.server, slowest.server))
+        table.add_row(_SERVER_NAME, *["—"] * 3, "none", format_held(fastest.server, slowest.server))
     row(
         "all",
         _total_without_server(fastest),
         _total_without_server(slowest),
-        held(fastest.total, slowest.total),
+        format_held(fastest.total, slowest.total),
     )
     yield table
     if fastest.wall is not None and slowest.wall is not None:
@@ -371,13 +371,13 @@ def _cost_table(cost_estimate: CostEstimate) -> Table:
     def row(name: str, trials: str, cost: Cost) -> None:
         unknown = bool(cost.unknown)
 
-        def told(seconds: Seconds) -> str:
+        def format_wall(seconds: Seconds) -> str:
             if unknown and not seconds.wall:
                 return "?"
             return format_duration(seconds.wall) if seconds.wall else "—"
 
         parts = (cost.start, cost.train, cost.answer, cost.score, cost.passes)
-        cells = [told(part) for part in parts]
+        cells = [format_wall(part) for part in parts]
         cells.append("?" if unknown else format_duration(cost.total_time.cpu))
         if has_gpu:
             cells.append("?" if unknown else f"{cost.gpu / 3600:.1f}")

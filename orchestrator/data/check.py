@@ -120,7 +120,7 @@ def data_lines(report: DataReport) -> Iterator[RenderableType]:
         table = Table(box=None, pad_edge=False)
         for title in ("", "least", "median", "mean", "most"):
             table.add_column(title, justify="right" if title else "left")
-        for name, values in summarise_figures(report).items():
+        for name, values in summarize_figures(report).items():
             table.add_row(name, *(_format_number(value) for value in values.values()))
         yield table
         method = (
@@ -153,7 +153,7 @@ def data_json(report: DataReport) -> dict[str, Any]:
         "images_on_either_side": report.sides,
         **({"asked": report.asked} if report.asked else {}),
         "changed_unit": report.unit,
-        "figures": summarise_figures(report),
+        "figures": summarize_figures(report),
         "bad": [
             {
                 "file": row.location.file,
@@ -165,7 +165,7 @@ def data_json(report: DataReport) -> dict[str, Any]:
     }
 
 
-def summarise_figures(report: DataReport) -> dict[str, dict[str, float]]:
+def summarize_figures(report: DataReport) -> dict[str, dict[str, float]]:
     """Return least, median, mean and most of each figure over the good rows."""
     return {
         name: {
@@ -211,7 +211,7 @@ def _load_processor(model: ModelConfig, model_source: str) -> Any:
     """
     model_problem = loading.find_model_problem(model)
     if model_problem is None and loading.find_local_folder(model.path) is None:
-        model_problem = _hub_problem(model)
+        model_problem = _find_hub_problem(model)
     if model_problem is not None:
         raise UserError(f"{model_source}: {model_problem}")
     try:
@@ -220,7 +220,7 @@ def _load_processor(model: ModelConfig, model_source: str) -> Any:
         raise UserError(f"{model_source}: {error}") from None
 
 
-def _hub_problem(model: ModelConfig) -> str | None:
+def _find_hub_problem(model: ModelConfig) -> str | None:
     """Return why a model cannot be loaded from the hub or a local copy; None if it can."""
     from huggingface_hub import try_to_load_from_cache
 

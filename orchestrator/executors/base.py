@@ -95,10 +95,10 @@ class ExecutorSettings:
 
 
 class Executor(Protocol):
-    """Runs jobs. Each has one Started event and one event that ends it; other jobs continue.
+    """Runs jobs. Each has one `JobStarted` and one event that ends it; others continue.
 
-    A trial's next step, named by Answered, and its next attempt, named by Failed, are further jobs.
-    They are the next of their kind to start.
+    A trial's next step, named by `JobAnswered`, and its next attempt, named by `JobFailed`, are
+    further jobs. They are the next of their kind to start.
     """
 
     def open(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
@@ -125,7 +125,7 @@ class Executor(Protocol):
     ) -> None:
         """Run all jobs and those that `fetch_jobs` adds, and return when they have ended.
 
-        `on_event`, `retry_job` and `fetch_jobs` are called in the caller's thread or another, never
+        `on_event`, `retry` and `fetch_jobs` are called in the caller's thread or another, never
         concurrently.
 
         Raises:

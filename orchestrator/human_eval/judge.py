@@ -221,7 +221,7 @@ def figures_to_json(
     def cut(value: float) -> float:
         return value if bounds is None else min(max(value, bounds[0]), bounds[1])
 
-    def shown(mean: MeanEstimate) -> dict[str, Any]:
+    def estimate_to_json(mean: MeanEstimate) -> dict[str, Any]:
         interval = mean.interval
         return {
             "value": scale * cut(mean.value),
@@ -229,9 +229,9 @@ def figures_to_json(
         }
 
     return {
-        "corrected": shown(estimate.corrected),
-        "raw": shown(estimate.raw),
-        "labels_only": shown(estimate.labels_only),
+        "corrected": estimate_to_json(estimate.corrected),
+        "raw": estimate_to_json(estimate.raw),
+        "labels_only": estimate_to_json(estimate.labels_only),
         "power": estimate.power,
         "labelled": estimate.labelled,
         "items": estimate.items,

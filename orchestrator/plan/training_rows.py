@@ -135,18 +135,16 @@ def _row_requirements(configs: Iterable[TrialConfig]) -> list[_RowRequirements]:
         key = (data.model_dump_json(), rounds)
         requirement = requirements.get(key, _RowRequirements(data=data, prompts=rounds))
         if not rounds:
-            asks, needs_rejected_image = (
-                row_requirements(config.objective),
-                _needs_rejected_image(config),
-            )
-            asks = RowRequirements(
-                other=asks.other or requirement.columns.other,
-                second_image=asks.second_image or requirement.columns.second_image,
-                columns=tuple(dict.fromkeys((*requirement.columns.columns, *asks.columns))),
+            columns = row_requirements(config.objective)
+            needs_rejected_image = _needs_rejected_image(config)
+            columns = RowRequirements(
+                other=columns.other or requirement.columns.other,
+                second_image=columns.second_image or requirement.columns.second_image,
+                columns=tuple(dict.fromkeys((*requirement.columns.columns, *columns.columns))),
             )
             requirement = replace(
                 requirement,
-                columns=asks,
+                columns=columns,
                 needs_rejected_image=needs_rejected_image or requirement.needs_rejected_image,
             )
         requirements[key] = requirement

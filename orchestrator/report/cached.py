@@ -35,7 +35,7 @@ from orchestrator.report.summary import Summary, study_metrics
 from orchestrator.report.writers.files import PAGE_FILE, artifact_folder, report_folder
 from orchestrator.state.integrity import (
     attempt_folders,
-    kept_report_notice,
+    describe_kept_report,
     read_ledger,
     trials_with_lost_figures,
 )
@@ -249,7 +249,7 @@ def refresh_report(plan: Plan, workdir: Path) -> list[tuple[Path, str]]:
     folder = report_folder(workdir, plan.study.name)
     lost_trials = trials_with_lost_figures(plan, ledger)
     if lost_trials and (folder / PAGE_FILE).exists():
-        warn_once(kept_report_notice(folder / PAGE_FILE, plan, workdir, lost_trials))
+        warn_once(describe_kept_report(folder / PAGE_FILE, plan, workdir, lost_trials))
         return []
     files = rewrite_report(plan, ledger, workdir, folder).files
     return [(file, artifact_folder(file, folder)) for file in files]

@@ -160,7 +160,7 @@ def _metric_results(
     items: Sequence[str],
     smallest_difference: float | None,
 ) -> MetricResults:
-    def part(index: int) -> tuple[Array, ...]:
+    def stack_part(index: int) -> tuple[Array, ...]:
         return tuple(
             np.array([[(scores.items or {})[item][index] for item in items] for scores in row])
             for row in rows
@@ -174,8 +174,8 @@ def _metric_results(
         )
     return MetricResults(
         goal=info.goal,
-        numerators=part(0),
-        denominators=part(1),
+        numerators=stack_part(0),
+        denominators=stack_part(1),
         scale=100.0 if to_shown_unit(info).unit == "percent" else 1.0,
         smallest_difference=smallest_difference,
     )

@@ -62,10 +62,8 @@ def _protocol_notes(metadata: list[Mapping[str, Any]]) -> Iterator[str]:
     yield from _engine_notes(metadata)
     checked = [entry["bf16"] for entry in metadata if "bf16" in entry]
     if checked:
-        differ, total = (
-            sum(check["differ"] for check in checked),
-            sum(check["checked"] for check in checked),
-        )
+        differ = sum(check["differ"] for check in checked)
+        total = sum(check["checked"] for check in checked)
         yield (
             f"answers in bf16 depend on what they are made together with: made again alone, "
             f"{differ} of {total} were others"

@@ -83,9 +83,8 @@ class CacheBuild:
                     continue
                 folder = store_folder(cache, planned.spec.key)
                 locks.enter_context(build_lock(folder, _wait_notifier(planned, self._console)))
-                _update_state(
-                    planned, self._caches, self._console
-                )  # it may have been built meanwhile
+                # it may have been built meanwhile
+                _update_state(planned, self._caches, self._console)
             self._locks = locks.pop_all()
         return self
 
@@ -97,7 +96,7 @@ class CacheBuild:
         """Return the jobs of the build. They split the samples of each group of passes.
 
         Args:
-            executor: within `opened`.
+            executor: within `open`.
         """
         by_key = {planned.spec.key: planned for planned in self._planned_caches}
         specs = [planned.spec for planned in self._planned_caches if planned.state == "to make"]

@@ -109,10 +109,8 @@ class _TrialLine:
             self.work_started_at = self.work_started_at or time.monotonic()
             # Scoring waits for the judge's replies, so both count as one phase.
             phase = f"score {benchmark}" if kind == "judge" else progress.phase
-            current, previous = (
-                weight * progress.done / max(progress.total, 1),
-                self.phases.get(phase, 0),
-            )
+            current = weight * progress.done / max(progress.total, 1)
+            previous = self.phases.get(phase, 0)
             if (
                 self.job.config.training.score_at
                 and kind != "train"

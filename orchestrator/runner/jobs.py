@@ -19,8 +19,8 @@ from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.integrity import (
     attempt_folders,
     check_results,
+    find_result_problem,
     record_results,
-    result_problem,
     trial_folder,
 )
 from orchestrator.state.ledger import Ledger, TrialRecord, find_answers
@@ -78,7 +78,7 @@ def _remove_changed_copies(plan: Plan, ledger: Ledger, storage: Path) -> bool:
         record = ledger[trial.fingerprint]
         for key, fingerprint in trial.evaluations.items():
             scored = record.evaluations.get(fingerprint)
-            if scored is not None and result_problem(key, scored, storage) is not None:
+            if scored is not None and find_result_problem(key, scored, storage) is not None:
                 for name in (scored.evaluation.scores, scored.evaluation.responses):
                     if (path := storage / scored.folder / name).is_file():
                         path.unlink()

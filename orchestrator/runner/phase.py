@@ -75,11 +75,8 @@ class PhaseRun:
             on_caches_finished: called with the records of the passes.
         """
         self._trial_jobs, self._planned_caches, self._storage = trial_jobs, planned_caches, storage
-        self._recorder, self._console, self._on_caches_finished = (
-            recorder,
-            console,
-            on_caches_finished,
-        )
+        self._recorder, self._console = recorder, console
+        self._on_caches_finished = on_caches_finished
         self._build = CacheBuild(planned_caches, study=study, storage=storage, console=console)
         self._display: Display
         self._waiting: TrialJobs = ()  # trials that wait for caches
@@ -88,7 +85,7 @@ class PhaseRun:
         """Run all jobs.
 
         Args:
-            executor: within `opened`.
+            executor: within `open`.
 
         Raises:
             KeyboardInterrupt: the user stopped it.

@@ -81,7 +81,7 @@ def plan_caches(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedCache]
     """
     planned_by_key: dict[str, PlannedCache] = {}
     for spec, trial, samples in _iter_trial_specs(plan, ledger, storage):
-        reads = _samples_read(spec, trial.config, samples)
+        reads = _estimate_samples_read(spec, trial.config, samples)
         if reads == 0:  # of an epoch that the trial does not reach
             continue
         new_cache = PlannedCache(spec=spec, config=trial.config, samples=samples)
@@ -167,7 +167,7 @@ def _iter_trial_specs(
             yield spec, trial, samples
 
 
-def _samples_read(spec: CacheSpec, config: TrialConfig, samples: int | None) -> float:
+def _estimate_samples_read(spec: CacheSpec, config: TrialConfig, samples: int | None) -> float:
     """Return how many samples of a pass a trial reads, in epochs if `samples` is None."""
     if samples is not None:
         return count_samples_read(spec, config, samples)

@@ -93,7 +93,7 @@ def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
         lost_evaluations: dict[str, str] = {}  # fingerprint of the evaluation -> problem
         for key, fingerprint in trial.evaluations.items():
             if fingerprint in record.evaluations:
-                problem = result_problem(key, record.evaluations[fingerprint], storage)
+                problem = find_result_problem(key, record.evaluations[fingerprint], storage)
                 if problem is not None:
                     lost_evaluations[fingerprint] = problem
         if not lost_evaluations:
@@ -108,7 +108,7 @@ def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
         ledger.mark_missing(trial.fingerprint, trial.name, lost_evaluations, model=is_model_lost)
 
 
-def result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | None:
+def find_result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | None:
     """Return the problem with the files of a benchmark's figures; None without any.
 
     Args:
@@ -161,7 +161,7 @@ def trials_with_lost_figures(plan: Plan, ledger: Ledger) -> list[str]:
     ]
 
 
-def kept_report_notice(page: Path, plan: Plan, workdir: Path, trial_names: list[str]) -> str:
+def describe_kept_report(page: Path, plan: Plan, workdir: Path, trial_names: list[str]) -> str:
     """Return the notice that a more complete report is not overwritten."""
     listed_names = "; ".join(trial_names[:5]) + ("; …" if len(trial_names) > 5 else "")
     is_variant = plan.study.changes != StudyChanges()  # a variant or more seeds: found by its name

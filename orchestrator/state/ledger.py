@@ -71,9 +71,8 @@ class TrialRecord:
     finished: set[int] = field(default_factory=set)  # numbers of the attempts that finished
     model: str | None = None  # folder of the attempt that trained, relative to the storage
     steps: int = 0
-    evaluations: dict[str, ScoredBenchmark] = field(
-        default_factory=dict
-    )  # by evaluation fingerprint
+    #: by evaluation fingerprint
+    evaluations: dict[str, ScoredBenchmark] = field(default_factory=dict)
     #: folder of the attempt with the answers, scored or not, by evaluation fingerprint
     answers: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -108,9 +108,8 @@ def fetch_trained_attempt(workdir: Path, folder: str) -> Path:
             f"{remote.uri}/{folder}: no trained model is there any more: run its study again"
         ) from None
     fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)
-    if (
-        find_model_problem(root / folder / MODEL) is not None
-    ):  # this machine's copy, or the storage's
+    # A problem is of this machine's copy, or of the storage's.
+    if find_model_problem(root / folder / MODEL) is not None:
         shutil.rmtree(root / folder / MODEL)
         fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)
     return root / folder

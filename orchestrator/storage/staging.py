@@ -94,9 +94,8 @@ class StagedWorkspace:
         self._workdir = spec.workdir
         self._node_folder = node_cache_folder(self._remote)
         self._replies = JudgeReplies(self._remote, self._node_folder)
-        self._obsolete_keys: set[str] = (
-            set()
-        )  # keys of earlier attempts' files to drop once a model exists
+        #: Keys of earlier attempts' files to drop once a model exists.
+        self._obsolete_keys = set[str]()
         self._earlier_keys = set[str]()  # keys of the earlier attempts
         self.root = self._node_folder / "jobs" / spec.token
         self.folder = self.local_path(folder)

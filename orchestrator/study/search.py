@@ -15,7 +15,7 @@ from chip_core.evaluation.items import find_benchmark
 from chip_core.utils.registry import suggest
 from orchestrator.study.metrics import Goal, ProblemReporter
 from orchestrator.study.model import Factor
-from orchestrator.study.search_space import Range, SelectMetric, Tune, Values, seed_problem
+from orchestrator.study.search_space import Range, SelectMetric, Tune, Values, find_seed_problem
 
 #: Default seed of a search's draws and trainings. It must not be a seed of the study, since a
 #: training of the search is never quoted; studies are unlikely to have it.
@@ -93,7 +93,7 @@ def parse_tune(  # noqa: PLR0913 (blocks of a study file)
         for key, raw_space in tune_file.keys.items()
     }
     for key, space in keys.items():
-        problem = _tune_key_problem(key, factors, overrides)
+        problem = _find_tune_key_problem(key, factors, overrides)
         if problem is not None:
             report_problem(f"tune.keys.{key}", problem)
         elif base_tree:
@@ -101,7 +101,7 @@ def parse_tune(  # noqa: PLR0913 (blocks of a study file)
     metric = _parse_metric(tune_file, benchmarks, goals, report_problem)
     if not benchmarks.report:
         report_problem("tune", "nothing would be quoted: add a benchmark under `benchmarks.report`")
-    seed_clash = seed_problem(tune_file.seed, seeds)
+    seed_clash = find_seed_problem(tune_file.seed, seeds)
     if seed_clash is not None:
         report_problem(*seed_clash.split(": ", 1))
     tune = Tune(keys=keys, trials=tune_file.trials or 1, metric=metric, seed=tune_file.seed)
@@ -137,7 +137,7 @@ def _parse_space(
     return Values(options=tuple(raw_space))
 
 
-def _tune_key_problem(
+def _find_tune_key_problem(
     key: str, factors: Sequence[Factor], overrides: Mapping[str, Any]
 ) -> str | None:
     problem = find_key_problem(key)

@@ -134,7 +134,10 @@ class Tune:
         """
         problems = [
             problem
-            for problem in (metric_problem(self.metric, benchmarks), seed_problem(self.seed, seeds))
+            for problem in (
+                find_metric_problem(self.metric, benchmarks),
+                find_seed_problem(self.seed, seeds),
+            )
             if problem is not None
         ]
         if problems:
@@ -144,7 +147,7 @@ class Tune:
         return derive_seed("tune", self.seed, *(f"{key}={values[key]!r}" for key in sorted(values)))
 
 
-def metric_problem(metric: SelectMetric, benchmarks: BenchmarksConfig) -> str | None:
+def find_metric_problem(metric: SelectMetric, benchmarks: BenchmarksConfig) -> str | None:
     """Return the problem with the metric of a search, if any."""
     if metric.benchmark in {settings.name for settings in benchmarks.select}:
         return None
@@ -154,7 +157,7 @@ def metric_problem(metric: SelectMetric, benchmarks: BenchmarksConfig) -> str | 
     )
 
 
-def seed_problem(seed: int, seeds: tuple[int, ...]) -> str | None:
+def find_seed_problem(seed: int, seeds: tuple[int, ...]) -> str | None:
     """Return the problem with the seed of a search, if any."""
     if seed not in seeds:
         return None

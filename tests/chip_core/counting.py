@@ -113,7 +113,7 @@ class _Methods(TorchFunctionMode):
 
 @contextmanager
 def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
-    """Count within the context; `chip_core.data.tensors.sent` is what sends to the device."""
+    """Count within the context; `chip_core.data.tensors.to_device` sends to the device."""
     from chip_core.data import tensors
     from chip_core.reference_cache import reader
     from chip_core.training import states

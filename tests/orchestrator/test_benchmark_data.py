@@ -62,12 +62,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def planned(tmp_path: Path, places: DataPaths, text: str = STUDY, **overrides: object) -> Plan:
+def planned(tmp_path: Path, data_paths: DataPaths, text: str = STUDY, **overrides: object) -> Plan:
     file = tmp_path / "scored.yaml"
     file.write_text(text)
     study = load_study(file, StudyChanges(overrides={**SHORT, **overrides}))
     return make_plan(
-        study, data_paths=places, known_identities=read_identities(tmp_path / "w", study.name)
+        study, data_paths=data_paths, known_identities=read_identities(tmp_path / "w", study.name)
     )
 
 
@@ -96,15 +96,18 @@ def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
         for key, found in plan.benchmarks.items()
     }
     save_identities(tmp_path / "w", plan.study.name, former)
-    for places in (DataPaths(benchmark_data=data), DataPaths()):  # also where the data are not here
-        found = planned(tmp_path, places).benchmarks
+    for data_paths in (
+        DataPaths(benchmark_data=data),
+        DataPaths(),
+    ):  # also where the data are not here
+        found = planned(tmp_path, data_paths).benchmarks
         assert found["report/pope"] != former["report/pope"]
         assert found["select/shapes"] == former["select/shapes"]
 
 
 def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
-    workdir, places = tmp_path / "w", DataPaths(benchmark_data=data)
-    plan = planned(tmp_path, places)
+    workdir, data_paths = tmp_path / "w", DataPaths(benchmark_data=data)
+    plan = planned(tmp_path, data_paths)
     outcome = run(plan, workdir)
     assert outcome.executed == 3
     assert not outcome.failed
@@ -145,7 +148,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     assert {entry["scored"]["report/pope"]["n"] for entry in origin["trials"]} == {9}
 
     # Again: nothing is run, also where the data are not here; the figures are found all the same.
-    again = planned(tmp_path, places)
+    again = planned(tmp_path, data_paths)
     assert run(again, workdir).executed == 0
     elsewhere = planned(tmp_path, DataPaths())
     summary = summary_of(elsewhere, workdir)
@@ -153,7 +156,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     # Other questions are other figures: they are scored, and nothing is trained again.
     file = data / "pope" / "coco_pope_random.json"
     file.write_text(file.read_text().replace("is there a", "do you see a"))
-    changed = planned(tmp_path, places)
+    changed = planned(tmp_path, data_paths)
     assert changed.base.evaluations["report/pope"] != plan.base.evaluations["report/pope"]
     assert changed.base.evaluations["report/amber"] == plan.base.evaluations["report/amber"]
     executor = FakeExecutor()

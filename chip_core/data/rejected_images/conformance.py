@@ -138,9 +138,8 @@ def _check_sizes(harness: StrategyHarness) -> str | None:
     on_pixels = RejectedImageMaker(harness.config).acts_on_pixel_values
     for size in SIZES:
         rejected = harness.make_from_image(sample_image(1, size)).image
-        is_full_size = (
-            not on_pixels or size[0] * size[1] <= MAX_WORKING_PIXELS
-        )  # else the preview is smaller
+        # otherwise the preview is smaller
+        is_full_size = not on_pixels or size[0] * size[1] <= MAX_WORKING_PIXELS
         if harness.traits.keeps_size and is_full_size and rejected.size != size:
             return f"declared to keep the size, and {size} becomes {rejected.size}"
     return None
@@ -150,10 +149,8 @@ def _check_modes(harness: StrategyHarness) -> str | None:
     plain = sample_image(2, (96, 64))
     for mode in MODES:
         image = _convert_mode(plain, mode)
-        rejected, from_rgb = (
-            harness.make_from_image(image).image,
-            harness.make_from_image(to_rgb_image(image)).image,
-        )
+        rejected = harness.make_from_image(image).image
+        from_rgb = harness.make_from_image(to_rgb_image(image)).image
         if rejected.mode != "RGB" or not has_same_pixels(rejected, from_rgb):
             return f"mode {mode} gives another image than the same one in RGB"
     return None

@@ -250,10 +250,8 @@ def _generate_with_engine(
 def _make_transformers_generator(
     context: InferenceContext, questions: _QuestionSet, workers: Workers | None = None
 ) -> TransformersGenerator:
-    settings, data = (
-        questions.settings,
-        context.data_paths.benchmark_folder(questions.settings.name),
-    )
+    settings = questions.settings
+    data = context.data_paths.benchmark_folder(settings.name)
     return TransformersGenerator(
         batch_size=context.batch_size,
         encodings=context.encodings,

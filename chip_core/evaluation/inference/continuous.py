@@ -79,7 +79,7 @@ class ContinuousBatching:
                 larger group is answered alone.
 
         Raises:
-            NoRoomError: the device does not hold one row.
+            RowMemoryError: the device does not hold one row.
         """
         waiting = _WaitingGroups(groups)
         while True:
@@ -101,7 +101,7 @@ class ContinuousBatching:
             del state  # frees all that was computed
             torch.cuda.empty_cache()
             size = max(1, rows // 2)
-            waiting.put_back(unfinished, size)
+            waiting.requeue(unfinished, size)
 
     def _run_to_end(
         self, state: _RunState, waiting: _WaitingGroups, size: int
@@ -182,7 +182,7 @@ class _WaitingGroups:
             room -= len(groups[-1])
         return groups
 
-    def put_back(self, groups: Sequence[Sequence[Row]], size: int) -> None:
+    def requeue(self, groups: Sequence[Sequence[Row]], size: int) -> None:
         """Restart rows from their prompts, at most `size` of a picture at a time."""
         for group in reversed(groups):
             restarted = [Row(prompt=row.prompt) for row in group]

@@ -87,10 +87,8 @@ def sample_tokens(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Te
         possible = noisy_logits
     else:
         nucleus = _nucleus(logits, sampling, torch.zeros_like(max_error))
-        certain_nucleus, possible = (
-            _nucleus(logits, sampling, -max_error),
-            _nucleus(logits, sampling, max_error),
-        )
+        certain_nucleus = _nucleus(logits, sampling, -max_error)
+        possible = _nucleus(logits, sampling, max_error)
         possible = noisy_logits.masked_fill(~possible, -torch.inf)
     sampled = noisy_logits.masked_fill(~nucleus, -torch.inf).argmax(-1)
     top = possible.topk(2, dim=-1)

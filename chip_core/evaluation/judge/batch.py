@@ -172,9 +172,8 @@ class Batches:
             ]
             for path in paths:
                 if path.exists() and self._read_record(path).batch is None:
-                    self._create_batch(
-                        path, self._read_record(path), search_first=True
-                    )  # its sender was killed
+                    # its sender was killed
+                    self._create_batch(path, self._read_record(path), search_first=True)
             return paths
 
     def _create_batch(self, path: Path, record: _Record, *, search_first: bool = False) -> None:

@@ -49,7 +49,7 @@ class EndpointJudge:
         Raises:
             TrialError: the package `openai` or the key is missing.
         """
-        problem = endpoint_problem(settings)
+        problem = find_endpoint_problem(settings)
         if problem is not None:
             raise TrialError(problem)
         import openai
@@ -337,7 +337,7 @@ class EndpointJudge:
         return f"judge {self.model} at {address}: {message}"
 
 
-def endpoint_problem(settings: JudgeConfig) -> str | None:
+def find_endpoint_problem(settings: JudgeConfig) -> str | None:
     """Return what a judge lacks on this machine, before it is called; None if nothing."""
     import importlib.util
 

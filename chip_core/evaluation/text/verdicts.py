@@ -22,9 +22,8 @@ from chip_core.evaluation.text import verdict_patterns as patterns
 from chip_core.evaluation.text.answers import find_marked_answers, normalize_answer, strip_markup
 
 Verdict = Literal["yes", "no"]
-_BARE_VERDICT = re.compile(
-    r"[\s\"'*_.(\[]{0,9}(yes|no)[\s\"'*_.!)\],]{0,9}", re.IGNORECASE
-)  # most are
+#: Most answers are one.
+_BARE_VERDICT = re.compile(r"[\s\"'*_.(\[]{0,9}(yes|no)[\s\"'*_.!)\],]{0,9}", re.IGNORECASE)
 #: The end of a sentence, but not the point of a number.
 _SENTENCE = re.compile(r"(?:[^.!?。\n]|\.(?=\d))+[.!?。]*[\"')\]]*")
 _EDGE_CHARACTERS = " \t\"'“”„«»‹›‘’()[]{}<>!?,;:.。|/\\=-–—~"

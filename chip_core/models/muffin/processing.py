@@ -119,10 +119,8 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
             inputs.update(self.image_processor(images, return_tensors=return_tensors))
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            placeholder_count, image_count = (
-                sum(each_text.count(PATCH) for each_text in texts),
-                len(inputs.get("pixel_values", ())),
-            )
+            placeholder_count = sum(each_text.count(PATCH) for each_text in texts)
+            image_count = len(inputs.get("pixel_values", ()))
             if placeholder_count != image_count:
                 raise ValueError(
                     f"{image_count} images for {placeholder_count} places in the text ({PATCH})"

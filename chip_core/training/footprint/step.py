@@ -201,9 +201,8 @@ class _Step:
         counted_bytes = 0  # bytes of gradients that count as such and are in the pass's peak
         gradients: list[Tensor] = []
         for parameter in self._trained:
-            if (
-                self._precision.wide or accumulates_gradients
-            ):  # it goes to what is held, as soon as it is made
+            # it goes to what is held, as soon as it is made
+            if self._precision.wide or accumulates_gradients:
                 wide = self._precision.wide and not accumulates_gradients
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     functools.partial(_take_gradient, gradients if wide else None)

@@ -21,14 +21,8 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 #: Programs of the virtual environment, which a login shell's PATH need not have.
 _VENV_PROGRAM = re.compile(r"^(ray|chip-ablate|python[0-9.]*|pip[0-9.]*|mlflow)$")
 _SEPARATOR = re.compile(r"^(;|&&|\|\||\||&|\(|\)|!|then|do|else|fi|done|\{|\})$")
-_PREFIX_COMMANDS = (
-    "if",
-    "sudo",
-    "exec",
-    "env",
-    "nohup",
-    "setsid",
-)  # words that run the command after them
+#: Words that run the command after them.
+_PREFIX_COMMANDS = ("if", "sudo", "exec", "env", "nohup", "setsid")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 
 

@@ -126,7 +126,7 @@ class PathType(click.ParamType[Any]):
         kind: what may lie there already.
         exists: whether it must.
         is_local: False for one that may be of other machines; then only its text is looked at.
-        instead: what to use for an address of a storage.
+        uri_hint: what to use for an address of a storage.
     """
 
     name = "path"

@@ -173,7 +173,7 @@ def _run_measurements(
     for slot in range(at_once):
         free.put(slot)
 
-    def one(number: int) -> tuple[Measurement, dict[str, Any]]:
+    def run_one(number: int) -> tuple[Measurement, dict[str, Any]]:
         slot = free.get()
         try:
             return repeated[number], _run_measurement(
@@ -188,7 +188,7 @@ def _run_measurements(
             free.put(slot)
 
     with ThreadPoolExecutor(max_workers=at_once) as pool:
-        return list(pool.map(one, range(len(repeated))))
+        return list(pool.map(run_one, range(len(repeated))))
 
 
 def _run_measurement(

@@ -143,15 +143,14 @@ class ScoringPool:
                     self._monitor.on_progress(scoring_job.job, report)
                     continue
                 running_job.outcome = report
-                is_reusable, death_reason = (
-                    report.cause is None and not ray.get(scoring_job.actor.is_too_large.remote()),
-                    None,
+                death_reason = None
+                is_reusable = report.cause is None and not ray.get(
+                    scoring_job.actor.is_too_large.remote()
                 )
             except RayError as error:
-                is_reusable, death_reason = (
-                    False,
-                    OUT_OF_MEMORY_REASON if isinstance(error, OutOfMemoryError) else DIED_REASON,
-                )
+                is_reusable = False
+                out_of_memory = isinstance(error, OutOfMemoryError)
+                death_reason = OUT_OF_MEMORY_REASON if out_of_memory else DIED_REASON
             self._running.remove(scoring_job)
             if is_reusable:
                 self._idle.append(scoring_job.actor)

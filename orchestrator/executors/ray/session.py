@@ -240,10 +240,10 @@ def describe_pending_request(resources: Mapping[str, float], workers: int = 1) -
     )
     is_placeable = any(count_fitting_workers(node, resources) for node in alive_node_resources())
     suffix = "" if is_placeable else ", and no node is that large"
-    asks = f"it asks for {format_resources(resources)} on one node"
+    request_text = f"it asks for {format_resources(resources)} on one node"
     if workers > 1:
-        asks = f"its {workers} workers ask for {format_resources(resources)} each"
-    return f"{asks}, free in all are {availability}{suffix}"
+        request_text = f"its {workers} workers ask for {format_resources(resources)} each"
+    return f"{request_text}, free in all are {availability}{suffix}"
 
 
 def alive_node_resources() -> list[dict[str, float]]:
@@ -271,9 +271,8 @@ def _start_local_ray(jobs: Sequence[Job]) -> Iterator[None]:
         cleaner = _start_cleaner(folder, ray_processes)
         yield
     finally:
-        ray_processes = (
-            ray_processes or _child_processes(psutil.Process()) - other_processes
-        )  # if Ray started only in part
+        if not ray_processes:  # Ray started only in part
+            ray_processes = _child_processes(psutil.Process()) - other_processes
         remaining = ray_processes | {
             child for process in ray_processes for child in _child_processes(process)
         }

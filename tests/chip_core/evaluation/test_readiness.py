@@ -44,17 +44,17 @@ def picture(key: str, colour: str = "red") -> Picture:
 
 
 def test_halves_are_disjoint_whole_and_by_picture(tmp_path: Path) -> None:
-    places = DataPaths(benchmark_data=tmp_path)
+    data_paths = DataPaths(benchmark_data=tmp_path)
     benchmark_files.write_pope(tmp_path, pictures=16)
     benchmark = find_benchmark("pope")
 
     def half(which: str, **settings: Any) -> list[Item]:
-        items, whole = select_items("report", config(half=which, **settings), benchmark, places)
+        items, whole = select_items("report", config(half=which, **settings), benchmark, data_paths)
         assert whole == 16 * 18  # three splits of six questions
         return list(items)
 
     tuned, quoted = half("select"), half("report")
-    everything, _ = select_items("report", config(), benchmark, places)
+    everything, _ = select_items("report", config(), benchmark, data_paths)
     ids = [{item.id for item in items} for items in (tuned, quoted)]
     assert not ids[0] & ids[1]
     assert ids[0] | ids[1] == {item.id for item in everything}

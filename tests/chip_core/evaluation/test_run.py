@@ -136,12 +136,12 @@ def test_answers_are_those_of_the_weights_on_either_side_of_a_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benchmark_files.write_pope(tmp_path, pictures=1)
-    places = DataPaths(benchmark_data=tmp_path)
+    data_paths = DataPaths(benchmark_data=tmp_path)
     few, more = (
         BenchmarkConfig.model_validate({"name": "pope", "max_new_tokens": 3, "limit": limit})
         for limit in (4, 6)
     )
-    generate_answers(make_context(tmp_path / "one", data_paths=places), "select", few)
+    generate_answers(make_context(tmp_path / "one", data_paths=data_paths), "select", few)
     counting = Counting(monkeypatch)
     # By another mark of the same weights now, quoted, and with a larger limit.
     context = make_context(
@@ -149,7 +149,7 @@ def test_answers_are_those_of_the_weights_on_either_side_of_a_benchmark(
         weights="their content",
         former_weights=["w"],
         earlier=[tmp_path / "one"],
-        data_paths=places,
+        data_paths=data_paths,
     )
     found = generate_answers(context, "report", more)
     assert len(counting.items) == 2 and found.metadata["taken_over"] == 4
@@ -223,7 +223,7 @@ def test_no_reply_is_paid_for_twice_over_two_trials(
     """Two trials whose models say the same: the second asks the judge nothing."""
     monkeypatch.setenv("JUDGE_KEY", "k")
     benchmark_files.write_mmhal(tmp_path)
-    places = DataPaths(benchmark_data=tmp_path, judge_cache=tmp_path / "cache")
+    data_paths = DataPaths(benchmark_data=tmp_path, judge_cache=tmp_path / "cache")
     with serving(good) as server:
         judge = {"model": "judge", "base_url": server.url, "api_key_env": "JUDGE_KEY"}
         settings = BenchmarkConfig.model_validate(
@@ -231,7 +231,7 @@ def test_no_reply_is_paid_for_twice_over_two_trials(
         )
         found = [
             evaluate(
-                make_context(tmp_path / folder, data_paths=places, weights=folder),
+                make_context(tmp_path / folder, data_paths=data_paths, weights=folder),
                 "report",
                 settings,
             )
@@ -289,8 +289,8 @@ def test_replies_stand_in_for_a_judge(tmp_path: Path) -> None:
         replies, [{"image_id": f"id{n}", "reply": "Rating: 4"} for n in range(8)]
     )
     settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
-    places = DataPaths(benchmark_data=tmp_path, judge_replies=replies)
-    found = evaluate(make_context(tmp_path / "a", data_paths=places), "report", settings)
+    data_paths = DataPaths(benchmark_data=tmp_path, judge_replies=replies)
+    found = evaluate(make_context(tmp_path / "a", data_paths=data_paths), "report", settings)
     assert found.metrics["mmhal/score"] == 4.0
     assert found.metadata["judge"] == {"model": "replay"}
 

@@ -103,20 +103,20 @@ def test_chair_ranks_by_what_a_row_or_coco_says_is_there(
 def test_what_a_ranker_lacks_is_told_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lacking(source: str, places: DataPaths, **pairs: Any) -> list[str]:
+    def lacking(source: str, data_paths: DataPaths, **pairs: Any) -> list[str]:
         tree = {"model": "shapes", "data": {"source": source}, "pairs": {"rounds": 1, **pairs}}
-        return find_ranker_problems(TrialConfig.model_validate(tree), places)
+        return find_ranker_problems(TrialConfig.model_validate(tree), data_paths)
 
     monkeypatch.setattr(readiness, "nltk_problems", lambda packages: [])
-    places = DataPaths(benchmark_data=tmp_path)
-    assert lacking("shapes", places) == lacking("x.jsonl", places, rounds=0) == []
-    (told,) = lacking("x.jsonl", places)
+    data_paths = DataPaths(benchmark_data=tmp_path)
+    assert lacking("shapes", data_paths) == lacking("x.jsonl", data_paths, rounds=0) == []
+    (told,) = lacking("x.jsonl", data_paths)
     assert told.startswith(f"pairs: ranker chair reads objects' names from {tmp_path}/chair/syn")
     (tmp_path / "chair").mkdir()
     coco_cases.synonyms(tmp_path / "chair", "synonyms.txt")
-    assert lacking("x.jsonl", places) == []
+    assert lacking("x.jsonl", data_paths) == []
     judge = {"model": "m", "api_key_env": "NO_SUCH_KEY"}
-    (told,) = lacking("shapes", places, ranker="judge", judge=judge)
+    (told,) = lacking("shapes", data_paths, ranker="judge", judge=judge)
     assert told.startswith("pairs: judge m: NO_SUCH_KEY is not set")
     config = TrialConfig.model_validate(
         {"model": "./absent", "pairs": {"rounds": 1, "ranker": "judge", "judge": judge}}

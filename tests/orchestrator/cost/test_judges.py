@@ -64,8 +64,8 @@ def test_calls_tokens_and_price(data: Path) -> None:
         }
     )
     assert settings.judge is not None
-    places = DataPaths(benchmark_data=data)
-    found = _benchmark_tokens("report", settings, settings.judge, places)
+    data_paths = DataPaths(benchmark_data=data)
+    found = _benchmark_tokens("report", settings, settings.judge, data_paths)
     around = len(PROMPT.replace("{}", "")) + len("Cat, SofaWhat?A cat.")
     sent = (8 * (around + 3) // 4, 8 * (around + 400) // 4)  # "No.", and 100 tokens
     assert (found.calls, found.sent) == ((8, 8), sent)
@@ -74,11 +74,11 @@ def test_calls_tokens_and_price(data: Path) -> None:
         (2e-6 * sent[0] + 8e-6 * 8, 2e-6 * sent[1] + 8e-6 * 8 * 512)
     )
     no_bound = settings.judge.model_copy(update={"send": {"max_tokens": None}})
-    found = _benchmark_tokens("report", settings, no_bound, places)
+    found = _benchmark_tokens("report", settings, no_bound, data_paths)
     assert found.replied == (8, None)
     assert found.price is not None and found.price[1] is None
     bound = settings.judge.model_copy(update={"max_tokens": 10, "price": None})
-    found = _benchmark_tokens("report", settings, bound, places)
+    found = _benchmark_tokens("report", settings, bound, data_paths)
     assert (found.replied, found.price) == ((8, 80), None)
 
 
@@ -99,7 +99,7 @@ def test_what_a_training_asks_on_its_way_counts(data: Path) -> None:
 
 def test_sums_keep_what_is_not_known() -> None:
     one = JudgeTokens(calls=(1, 2), sent=(3, 4), replied=(5, None), price=(1.0, None))
-    assert one.repeated(3) == replace(one, calls=(1, 6), sent=(3, 12))
+    assert one.repeat(3) == replace(one, calls=(1, 6), sent=(3, 12))
     both = one + JudgeTokens(calls=(1, 1), sent=(1, 1), replied=(1, 1), price=(1.0, 2.0))
     assert both == JudgeTokens(calls=(2, 3), sent=(4, 5), replied=(6, None), price=(2.0, None))
     assert (both + JudgeTokens(price=None)).price is None

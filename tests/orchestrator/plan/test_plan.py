@@ -125,13 +125,13 @@ def test_the_names_that_chair_ranks_by_are_in_a_trials_fingerprint(
     rows.write_text(json.dumps({**texts, "objects": ["cat"]}) + "\n")
     file = tmp_path / "data" / "chair" / "synonyms.txt"
     file.parent.mkdir(parents=True)
-    places = DataPaths(benchmark_data=tmp_path / "data")
+    data_paths = DataPaths(benchmark_data=tmp_path / "data")
     source = {"data.source": str(rows)}
     ranked = {**source, "pairs.rounds": 1, "pairs.ranker": "chair"}
 
     def marked(overrides: dict[str, Any], names: str) -> list[str]:
         file.write_text(names)
-        plan = planned(load, overrides, data_paths=places)
+        plan = planned(load, overrides, data_paths=data_paths)
         return [trial.fingerprint for arm in plan.arms for trial in arm.trials]
 
     assert marked(ranked, "cat, kitten\n") == marked(ranked, "cat, kitten\n")
@@ -139,9 +139,9 @@ def test_the_names_that_chair_ranks_by_are_in_a_trials_fingerprint(
     for other in ({**ranked, "pairs.rounds": 0}, {"pairs.rounds": 1, "pairs.ranker": "chair"}):
         assert marked(other, "cat\n") == marked(other, "dog\n")
     file.write_text("cat\n")
-    seen = planned(load, ranked, data_paths=places)
+    seen = planned(load, ranked, data_paths=data_paths)
     file.unlink()
-    again = planned(load, ranked, data_paths=places, known_identities=seen.benchmarks)
+    again = planned(load, ranked, data_paths=data_paths, known_identities=seen.benchmarks)
     assert [arm.trials for arm in again.arms] == [arm.trials for arm in seen.arms]
 
 

@@ -103,10 +103,8 @@ class ChairScorer:
         ]
         items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
         for answer in scored_answers:
-            true_objects, mentions = (
-                truth.get_objects(answer.item),
-                find_categories(answer.response),
-            )
+            true_objects = truth.get_objects(answer.item)
+            mentions = find_categories(answer.response)
             wrong_count = sum(category not in true_objects for category in mentions)
             for name, numerator, denominator in (
                 ("chair_s", wrong_count > 0, 1),

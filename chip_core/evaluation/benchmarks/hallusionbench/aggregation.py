@@ -147,7 +147,7 @@ def official_items(judged: Sequence[JudgedAnswer]) -> dict[str, list[ItemOutcome
         "a_acc": _question_outcomes(judged, lambda answer: answer.is_right),
         **_yes_no_bias(judged),
         **_consistency(_with_figure(judged)),
-        **_diagnosis(judged, originals),
+        **_compute_diagnosis(judged, originals),
     }
 
 
@@ -190,7 +190,7 @@ def corrected_items(
         # An unclear answer is neither a yes nor a no.
         **_yes_no_bias([answer for answer in judged if answer.verdict != UNCLEAR]),
         **_consistency(complete_figures),
-        **_diagnosis(diagnosable, originals),
+        **_compute_diagnosis(diagnosable, originals),
     }
 
 
@@ -306,7 +306,7 @@ def _yes_no_bias(judged: Sequence[JudgedAnswer]) -> dict[str, list[ItemOutcome]]
     }
 
 
-def _diagnosis(
+def _compute_diagnosis(
     judged: Iterable[JudgedAnswer], originals: Mapping[str, int]
 ) -> dict[str, list[ItemOutcome]]:
     causes = [

@@ -71,10 +71,10 @@ def parse_open(response: str) -> set[str | float]:
         for form in (_WITH_COMMAS, _SCIENTIFIC, _PLAIN_NUMBER)
         for number in form.findall(text)
     ]
-    return {meaning for text in (*texts, *numbers) for meaning in normalise(text)}
+    return {meaning for text in (*texts, *numbers) for meaning in normalize_meanings(text)}
 
 
-def normalise(text: str) -> list[str | float]:
+def normalize_meanings(text: str) -> list[str | float]:
     """Return a number to two decimals, or the text in lower case; a lone letter with its space.
 
     A lone letter would occur in nearly any text, so it must begin or end a word.
@@ -90,7 +90,7 @@ def normalise(text: str) -> list[str | float]:
 def is_open_answer_right(truth: str | Sequence[str], meanings: set[str | float]) -> bool:
     """Whether an open answer contains a true text, or is a true number."""
     truths = [truth] if isinstance(truth, str) else truth
-    true_meanings = [meaning for true_text in truths for meaning in normalise(true_text)]
+    true_meanings = [meaning for true_text in truths for meaning in normalize_meanings(true_text)]
     return any(
         any(isinstance(text, str) and text in meaning for text in true_meanings)
         if isinstance(meaning, str)

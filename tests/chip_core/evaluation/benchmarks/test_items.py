@@ -251,12 +251,12 @@ def config(name: str, **settings: object) -> BenchmarkConfig:
 
 
 def test_a_limit_asks_a_seeded_subset(tmp_path: Path) -> None:
-    places = DataPaths(benchmark_data=tmp_path)
+    data_paths = DataPaths(benchmark_data=tmp_path)
     benchmark_files.write_pope(tmp_path, pictures=4)
     benchmark = find_benchmark("pope")
 
     def ids(limit: int | None) -> list[str]:
-        items, whole = select_items("report", config("pope", limit=limit), benchmark, places)
+        items, whole = select_items("report", config("pope", limit=limit), benchmark, data_paths)
         assert whole == 72
         return [item.id for item in items]
 
@@ -283,10 +283,10 @@ def test_decoding_is_the_protocols_unless_it_is_set() -> None:
 def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     benchmark_files.write_pope(tmp_path)
     benchmark_files.write_mmhal(tmp_path)
-    places = DataPaths(benchmark_data=tmp_path)
+    data_paths = DataPaths(benchmark_data=tmp_path)
 
     def mark(**settings: object) -> dict[str, object]:
-        return benchmark_identity(config("pope", **settings), places)
+        return benchmark_identity(config("pope", **settings), data_paths)
 
     assert mark(num_beams=1) == mark()  # written out or not
     # how picture files are read counts where there are any
@@ -299,7 +299,7 @@ def test_what_decides_figures_is_in_the_identity(tmp_path: Path) -> None:
     assert mark() != before
     # a judge that is not asked is without effect; replies stand in place of who gives them
     assert mark()["judge"] is None
-    assert "judge" not in benchmark_identity(config("mmhal", judge="gpt-4o"), places)
+    assert "judge" not in benchmark_identity(config("mmhal", judge="gpt-4o"), data_paths)
     (tmp_path / "replies.jsonl").write_text("{}\n")
     replayed = DataPaths(benchmark_data=tmp_path, judge_replies=tmp_path / "replies.jsonl")
     assert benchmark_identity(config("mmhal"), replayed)["judge"] is not None

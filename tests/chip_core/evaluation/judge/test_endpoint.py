@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from chip_core.config.benchmark import JudgeConfig
-from chip_core.evaluation.judge import EndpointJudge, ReplyCache, endpoint_problem
+from chip_core.evaluation.judge import EndpointJudge, ReplyCache, find_endpoint_problem
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import TrialError
 
@@ -391,11 +391,11 @@ def test_a_reply_that_a_crash_cut_off_is_asked_for_again(tmp_path: Path) -> None
 
 def test_what_is_missing_is_known_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = JudgeConfig(model="judge", api_key_env="NO_SUCH_KEY")
-    assert "NO_SUCH_KEY is not set" in (endpoint_problem(settings) or "")
-    assert endpoint_problem(JudgeConfig(model="judge", api_key_env="JUDGE_KEY")) is None
-    assert endpoint_problem(JudgeConfig(model="judge", api_key_env=None)) is None
+    assert "NO_SUCH_KEY is not set" in (find_endpoint_problem(settings) or "")
+    assert find_endpoint_problem(JudgeConfig(model="judge", api_key_env="JUDGE_KEY")) is None
+    assert find_endpoint_problem(JudgeConfig(model="judge", api_key_env=None)) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'chip-ablate[judge]'" in (endpoint_problem(settings) or "")
+    assert "pip install 'chip-ablate[judge]'" in (find_endpoint_problem(settings) or "")
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

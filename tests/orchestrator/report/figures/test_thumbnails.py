@@ -15,8 +15,8 @@ POPE = BenchmarkConfig(name="pope")
 
 def test_pictures_are_read_from_the_benchmarks_files(tmp_path: Path) -> None:
     benchmark_files.write_pope(tmp_path, pictures=2)
-    places = DataPaths(benchmark_data=tmp_path)
-    found = encode_item_images("report", POPE, places, ["random/1", "random/0"])
+    data_paths = DataPaths(benchmark_data=tmp_path)
+    found = encode_item_images("report", POPE, data_paths, ["random/1", "random/0"])
     assert list(found) == ["random/1"]  # there is no question 0
     ((media, content),) = found["random/1"]
     assert (media, content[:4]) == ("image/png", b"\x89PNG")
@@ -24,10 +24,10 @@ def test_pictures_are_read_from_the_benchmarks_files(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_gone_fails_nothing(tmp_path: Path) -> None:
     benchmark_files.write_pope(tmp_path, pictures=1)
-    places = DataPaths(benchmark_data=tmp_path)
+    data_paths = DataPaths(benchmark_data=tmp_path)
     for file in tmp_path.glob("**/*.png"):
         file.unlink()
-    assert encode_item_images("report", POPE, places, ["random/1"]) == {"random/1": ()}
+    assert encode_item_images("report", POPE, data_paths, ["random/1"]) == {"random/1": ()}
     assert encode_item_images("report", POPE, DataPaths(), ["random/1"]) == {}
 
 
