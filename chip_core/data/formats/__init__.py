@@ -13,7 +13,7 @@ from chip_core.data.formats.base import (
 #: Name -> format, in the order in which they are tried.
 FORMATS = {entry.name: entry for entry in (rlhf_v.FORMAT, rlaif_v.FORMAT, jsonl.FORMAT, trl.FORMAT)}
 
-__all__ = ["FORMATS", "Format", "Kinds", "find_format", "find_rejected_image"]
+__all__ = ["FORMATS", "ColumnKinds", "Format", "find_format", "find_rejected_image"]
 
 
 def find_format(kinds: ColumnKinds) -> Format | None:
