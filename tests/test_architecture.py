@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -275,3 +276,14 @@ def test_a_package_has_few_modules() -> None:
             if len(modules) > MODULES:
                 crowded[folder.relative_to(ROOT).as_posix()] = len(modules)
     assert not crowded
+
+
+def test_no_function_has_more_than_80_lines() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name}, {node.end_lineno - node.lineno + 1} lines"
+        for package in ("chip_core", "orchestrator")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 80
+    ]
+    assert not long, "\n".join(long)

@@ -24,7 +24,7 @@ from chip_core.objectives.global_batch import FactsSource
 from chip_core.objectives.terms import BatchObjective, ReferenceScores
 from chip_core.results import CURVES
 from chip_core.training.batches import BatchLoader, StepPortions, TrainingBatches
-from chip_core.training.checkpoint import Checkpointer, ResumePoint, remove_after
+from chip_core.training.checkpoint import Checkpointer, ResumePoint, Stateful, remove_after
 from chip_core.training.exactness import compile_exactly, share_prefixes
 from chip_core.training.optimizer.adamw import (
     count_encoder_steps,
@@ -43,6 +43,7 @@ from chip_core.training.parallel import (
 )
 from chip_core.training.policy import (
     NoReference,
+    OpenedCaches,
     Policy,
     ReferenceCaches,
     TrainingReference,
@@ -138,12 +139,7 @@ class Trainer:
                 stack.enter_context(compile_exactly(self.policy, probe))
             self.strategy = make_strategy(self.policy, config, self.compute)
             self._sharing = _describe_sharding(config, self.compute)
-            if opened_caches is not None:
-                self.reference = opened_caches.reference(self.strategy.reference)
-            elif config.objective.reference_reads:
-                self.reference = TrainingReference(source=self.strategy.reference())
-            else:  # no copy of the trained weights is kept
-                self.reference = TrainingReference(source=NoReference())
+            self.reference = self._make_reference(opened_caches)
             self.masters = None
             if config.model.dtype == "bf16":
                 self.masters = MasterWeights(model, config)
@@ -152,20 +148,27 @@ class Trainer:
                 model, config, self.batches.steps, self.masters
             )
             self.scope = GlobalBatchScope(config, workers, self.compute.device)
-            scope_state = {"objective": self.scope} if self.scope.has_state else {}
+            stateful: dict[str, Stateful] = {
+                "schedule": self.schedule, "encoder": self.batches.cut_count
+            }  # fmt: skip
+            if self.scope.has_state:
+                stateful["objective"] = self.scope
             self.checkpointer = Checkpointer(
                 config,
                 model=model,
                 optimizer=self.optimizer,
                 masters=self.masters,
-                stateful={
-                    "schedule": self.schedule,
-                    "encoder": self.batches.cut_count,
-                    **scope_state,
-                },
+                stateful=stateful,
                 workers=workers,
             )
             self._exit_stack = stack.pop_all()
+
+    def _make_reference(self, opened_caches: OpenedCaches | None) -> TrainingReference:
+        if opened_caches is not None:
+            return opened_caches.reference(self.strategy.reference)
+        if self.config.objective.reference_reads:
+            return TrainingReference(source=self.strategy.reference())
+        return TrainingReference(source=NoReference())  # no copy of the trained weights is kept
 
     def __enter__(self) -> Trainer:
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from orchestrator.study.metrics import (
     parse_declared_metrics,
     parse_published,
 )
-from orchestrator.study.model import PLACEBO_SEED_OFFSET, Cell, Study, StudyChanges
+from orchestrator.study.model import PLACEBO_SEED_OFFSET, Study, StudyChanges
 from orchestrator.study.schema import StudyFile, is_consequence, read_study_file
 from orchestrator.study.search import parse_tune
 from orchestrator.study.validate import check_early_stopping, parse_factors
@@ -91,26 +92,17 @@ def load_study(
     def report_problem(key: str, problem: str) -> None:
         problems.append(f"{source}: {key}: {problem}")
 
-    if not _NAME_PATTERN.fullmatch(study_file.study):
-        report_problem(
-            "study", f"'{study_file.study}' is no name: use letters, digits, '-', '_' and '.'"
-        )
+    _check_name(study_file.study, report_problem)
     base_tree = _load_recipe(study_file, changes, path, problems, is_remote)
-    factors = parse_factors(
-        study_file, base_tree, source, problems, set_keys=tuple(changes.overrides)
-    )
+    set_keys = tuple(changes.overrides)
+    factors = parse_factors(study_file, base_tree, source, problems, set_keys=set_keys)
     seeds = _parse_seeds(study_file, changes, report_problem)
     layout = parse_layout(study_file, factors, report_problem)
     problems.extend(iter_variant_problems(changes, factors, layout.grid.when))
     benchmarks, primary_entry = _select_benchmarks(study_file, base_tree)
     goals = metric_goals(benchmarks, report_problem)
-    primary, secondary = parse_declared_metrics(
-        primary_entry, study_file.secondary, goals, report_problem
-    )
-
-    def parse_cell(raw_cell: Mapping[str, Any], key_path: str) -> Cell | None:
-        return layout.find_cell(raw_cell, key_path, report_problem)
-
+    declared = parse_declared_metrics(primary_entry, study_file.secondary, goals, report_problem)
+    parse_cell = partial(layout.find_cell, report_problem=report_problem)
     published = parse_published(study_file.published, parse_cell, goals, report_problem)
     tune = parse_tune(
         study_file.tune,
@@ -130,12 +122,9 @@ def load_study(
         report_problem=report_problem,
     )
     if problems:
-        other_problems = [
-            line
-            for line in problems[schema_problem_count:]
-            if not is_consequence(line, source, invalid_keys)
-        ]
-        raise ConfigError(dict.fromkeys([*problems[:schema_problem_count], *other_problems]))
+        others = problems[schema_problem_count:]
+        others = [line for line in others if not is_consequence(line, source, invalid_keys)]
+        raise ConfigError(dict.fromkeys([*problems[:schema_problem_count], *others]))
     assert layout.baseline is not None, "what is wrong with a layout is told"
     return Study(
         name=variant_name(study_file.study, changes),
@@ -148,8 +137,8 @@ def load_study(
         seeds=seeds,
         baseline=layout.baseline,
         benchmarks=benchmarks,
-        primary=primary,
-        secondary=secondary,
+        primary=declared[0],
+        secondary=declared[1],
         exploratory=study_file.exploratory,
         published=published,
         design=study_file.design,
@@ -162,6 +151,11 @@ def load_study(
         early_stopping=study_file.early_stopping,
         changes=changes,
     )
+
+
+def _check_name(name: str, report_problem: ProblemReporter) -> None:
+    if not _NAME_PATTERN.fullmatch(name):
+        report_problem("study", f"'{name}' is no name: use letters, digits, '-', '_' and '.'")
 
 
 def _load_recipe(

@@ -70,42 +70,31 @@ def _prefill_shared(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) ->
     computed for those alone.
     """
     device = next(model.parameters()).device
-    prefix_lengths = [
-        prefix_length for group in groups if (prefix_length := shared_length(group)) is not None
-    ]
+    lengths = [length for group in groups if (length := shared_length(group)) is not None]
     first_prompts = [group[0] for group in groups]
-    prefixes = [
-        prompt.ids[:prefix_length]
-        for prompt, prefix_length in zip(first_prompts, prefix_lengths, strict=True)
-    ]
+    prefixes = [prompt.ids[:length] for prompt, length in zip(first_prompts, lengths, strict=True)]
     positions = [prompt_positions(model, prompt) for prompt in first_prompts]
     cache = make_growing_cache(model)
     batch = pad_batch(first_prompts, prefixes, device, pad=pad)
     model(
         **match_dtype(batch, model),
         position_ids=stack_positions(
-            [
-                row[..., :prefix_length]
-                for row, prefix_length in zip(positions, prefix_lengths, strict=True)
-            ]
+            [row[..., :length] for row, length in zip(positions, lengths, strict=True)]
         ),
         **make_cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=1,
     )
     rests = [
-        [prompt.ids[prefix_length:] for prompt in group]
-        for group, prefix_length in zip(groups, prefix_lengths, strict=True)
+        [prompt.ids[length:] for prompt in group]
+        for group, length in zip(groups, lengths, strict=True)
     ]
     ids, question_of, position_in_question = (
         table.to(device) for table in _lay_out_questions(rests, pad)
     )
     # Text positions continue from where the prompts of a picture begin to differ.
     first_positions = torch.stack(
-        [
-            row[..., 0, prefix_length]
-            for row, prefix_length in zip(positions, prefix_lengths, strict=True)
-        ],
+        [row[..., 0, length] for row, length in zip(positions, lengths, strict=True)],
         dim=-1,
     )[..., None]
     prefix_mask = batch["attention_mask"].bool()
@@ -128,7 +117,7 @@ def _prefill_shared(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) ->
         logits_to_keep=max_questions,
     ).logits[:, -max_questions:]
     numbers = torch.arange(max_questions, device=device)
-    lengths = torch.tensor(
+    rest_lengths = torch.tensor(
         [[*map(len, rest), *[0] * (max_questions - len(rest))] for rest in rests], device=device
     )
     answer_mask = question_of[:, None, :] == numbers[:, None]
@@ -137,7 +126,7 @@ def _prefill_shared(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) ->
         visible=torch.cat(
             [prefix_mask[:, None].expand(-1, max_questions, -1), answer_mask], dim=-1
         ),
-        positions=first_positions + lengths,
+        positions=first_positions + rest_lengths,
         logits=torch.cat(
             [
                 lane_logits[max_questions - len(rest) :]

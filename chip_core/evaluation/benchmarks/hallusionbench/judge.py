@@ -192,32 +192,30 @@ def judge(
         for answer in answers
     }
     originals = {question.pair: item for item, question in questions.items() if question.original}
-
-    def original(item: str) -> str | None:
-        question = questions[item]
-        return None if question.original else originals.get(question.pair)
-
+    original_of = {
+        item: originals.get(question.pair)
+        for item, question in questions.items()
+        if not question.original
+    }
     requests = [
         prompt_builder.request_agreement(answer.item, texts[answer.item], texts[original_item])
         for answer in answers
         if "same" not in answer.fields
-        and (original_item := original(answer.item)) is not None
+        and (original_item := original_of.get(answer.item)) is not None
         and (verdict_found := verdicts[answer.item]) is not None
         and needs_agreement(questions[answer.item], verdict_found, verdicts[original_item])
     ]
     if corrected and resources.judge is None:
         requests = []  # those causes are left out
     agreement_replies = prompts.ask_judge(resources, requests, "hallusionbench")
+    read_agreement = parse_agreement if corrected else parse_agreement_as_script
     judged = []
     for answer in answers:
         verdict_found = verdicts[answer.item]
-        key = f"{answer.item}/same"
         if "same" in answer.fields:
             agreement: bool | None = _parse_given_verdict(answer, "same", (0, 1)) == 1
-        elif key in agreement_replies:
-            agreement = (parse_agreement if corrected else parse_agreement_as_script)(
-                agreement_replies[key]
-            )
+        elif (key := f"{answer.item}/same") in agreement_replies:
+            agreement = read_agreement(agreement_replies[key])
         else:
             agreement = None
         if verdict_found is not None:
