@@ -26,9 +26,13 @@ from orchestrator.cost.budget import TrimmedPlan
 from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import failure_reason
 from orchestrator.jobs.stopping import StopRequest
-from orchestrator.plan import benchmark_identities
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.plan.snapshot import require_same_study_file, save_plan_snapshot
+from orchestrator.plan.snapshot import (
+    is_identities_file_damaged,
+    require_same_study_file,
+    save_identities,
+    save_plan_snapshot,
+)
 from orchestrator.plan.training_rows import (
     check_training_rows,
     count_overlaps,
@@ -168,8 +172,8 @@ class StudyRun:
         snapshot = save_plan_snapshot(plan, workdir, will_run=bool(jobs))
         self._planned_at = snapshot.time
         budget.save_trimmed(workdir, plan.study.name, self.trimmed)
-        if jobs or benchmark_identities.is_identities_file_damaged(workdir, plan.study.name):
-            benchmark_identities.save_identities(workdir, plan.study.name, plan.benchmarks)
+        if jobs or is_identities_file_damaged(workdir, plan.study.name):
+            save_identities(workdir, plan.study.name, plan.benchmarks)
         if jobs:
             for overlap in count_overlaps(plan, workdir):
                 self.console.print(overlap.sentence, markup=False, highlight=False)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from chip_core.utils.errors import UserError
 from chip_core.utils.registry import join_names
-from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
-from orchestrator.plan.snapshot import PlanSnapshot, iter_plan_snapshots
+from orchestrator.plan.snapshot import PlanSnapshot, iter_plan_snapshots, read_identities
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.results import build_arm_views
 from orchestrator.report.sections.provenance import last_end_time
