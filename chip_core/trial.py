@@ -145,10 +145,10 @@ class _Attempt:
         missing = find_benchmark_problems(config.benchmarks, context.data_paths)
         missing += generator_problems(config.evaluation, config.benchmarks, config.model)
         missing += missing_requirements(config.evaluation)
-        if context.trains:
-            missing += find_selection_problems(config) + find_ranker_problems(
-                config, context.data_paths
-            )
+        if context.trains and config.training.score_at:
+            missing += find_selection_problems(config)
+        if context.trains and config.pairs.rounds:
+            missing += find_ranker_problems(config, context.data_paths)
         if missing:
             raise TrialError("; ".join(missing))  # before the training, not after it
         self._device = resolve_device(config)
