@@ -10,8 +10,8 @@ from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
+from chip_core.data.encodings import SpecialTokens
 from chip_core.data.preferences import Pairs
-from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.tower import compute_tower_features, is_frozen
 from chip_core.objectives.parts import VIEWS
