@@ -25,7 +25,7 @@ from orchestrator.cost import budget
 from orchestrator.cost.budget import TrimmedPlan
 from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import failure_reason
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.plan.snapshot import (
     is_identities_file_damaged,

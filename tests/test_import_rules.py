@@ -48,9 +48,9 @@ PLANTED = [
         "know no report",
     ),
     (
-        "orchestrator/jobs/stopping.py",
+        "orchestrator/jobs/job.py",
         "from orchestrator.study import model",
-        "placement and stopping stand alone",
+        "placement and jobs stand alone",
     ),
 ]
 

@@ -31,7 +31,7 @@ from orchestrator.executors.base import (
     JobStarted,
     JobStoppedEarly,
 )
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.runner.cache_build import CacheBuild, attach_caches, displayed_shard
 from orchestrator.runner.display import Display, make_display

@@ -20,7 +20,7 @@ from chip_core.utils.files import read_json, write_json
 from orchestrator.executors import inline
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.report.results import RunOutcome
 from orchestrator.report.writers.files import report_folder
