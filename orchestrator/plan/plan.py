@@ -73,6 +73,11 @@ class Trial:
         return self.arm if self.seed is None else f"{self.arm}, seed {self.seed}"
 
 
+def trial_key(fingerprint: str) -> str:
+    """Return the folder of a trial's attempts in a work directory or a storage."""
+    return f"trials/{fingerprint[:16]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """A cell, or several that give the same training, under the name shown in the report."""
@@ -123,6 +128,12 @@ class Plan:
             trial.fingerprint: trial for seed in seeds for trial in seed if trial.blocked is None
         }
         return (self.base, *trained.values())
+
+    @property
+    def all_trials(self) -> list[Trial]:
+        """Every trial that can run, with duplicates, the untrained model first."""
+        seeds = [trial for arm in self.arms for trial in arm.trials if trial.blocked is None]
+        return [self.base, *seeds]
 
     @property
     def missing_requirements(self) -> list[str]:
