@@ -39,7 +39,6 @@ from orchestrator.runner.jobs import next_attempt, trial_view
 from orchestrator.runner.retries import next_retry
 from orchestrator.state.cache_plan import PlannedCache
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import all_trials
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.views import Status
 
@@ -169,10 +168,10 @@ class Recorder:
         if plan is self._plan:
             return
         self._plan, self._trials_by_fingerprint = plan, {}
-        for trial in all_trials(plan):
+        for trial in plan.all_trials:
             self._trials_by_fingerprint.setdefault(trial.fingerprint, []).append(trial)
         finished_trials = [
-            trial for trial in all_trials(plan) if self._ledger[trial.fingerprint].is_done(trial)
+            trial for trial in plan.all_trials if self._ledger[trial.fingerprint].is_done(trial)
         ]
         views = [
             trial_view(trial, self._ledger, self._storage, self._study, "FINISHED")

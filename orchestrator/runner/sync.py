@@ -20,7 +20,6 @@ from orchestrator.report.writers.files import report_folder
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.integrity import inspect_plan
 from orchestrator.state.ledger import Ledger, TrialRecord, lock_study
-from orchestrator.state.search import all_trials
 from orchestrator.study.load import load_study
 from orchestrator.tracking.projection import MlflowProjection
 from orchestrator.tracking.records import load_snapshots
@@ -92,7 +91,7 @@ def sync_study(snapshot: PlanSnapshot, workdir: Path, projection: MlflowProjecti
             ledger,
             workdir,
         )
-        started_trials = [trial for trial in all_trials(plan) if ledger[trial.fingerprint].history]
+        started_trials = [trial for trial in plan.all_trials if ledger[trial.fingerprint].history]
         views = [
             trial_view(
                 trial,
