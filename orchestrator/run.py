@@ -21,8 +21,7 @@ from chip_core.data.source import SHAPES
 from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import make_private, write_json
-from orchestrator.cost import budget
-from orchestrator.cost.budget import TrimmedPlan
+from orchestrator.cost.budget import TRIMMED_FILE, TrimmedPlan, save_trimmed
 from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import failure_reason
 from orchestrator.jobs.job import StopRequest
@@ -171,7 +170,9 @@ class StudyRun:
         save_checked_rows(plan, workdir)
         snapshot = save_plan_snapshot(plan, workdir, will_run=bool(jobs))
         self._planned_at = snapshot.time
-        budget.save_trimmed(workdir, plan.study.name, self.trimmed)
+        earlier_trimmed = self._report_folder.parent / TRIMMED_FILE  # of a run with a budget
+        if self.trimmed is not None or earlier_trimmed.exists():
+            save_trimmed(workdir, plan.study.name, self.trimmed)
         if jobs or is_identities_file_damaged(workdir, plan.study.name):
             save_identities(workdir, plan.study.name, plan.benchmarks)
         if jobs:
