@@ -248,6 +248,11 @@ def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any
     return empty.eval(), _load_processor(source, options)
 
 
+def has_weights(model: Any) -> bool:
+    """Return whether a model has its weights; one of `load_empty` has only their shapes."""
+    return not any(parameter.is_meta for parameter in model.parameters())
+
+
 def make_content_key(model: ModelConfig) -> Hashable:
     """Return a key that is equal for models with the same files, within this process."""
     state = _get_folder_state(find_local_folder(model.path))

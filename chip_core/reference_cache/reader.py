@@ -19,8 +19,8 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair
 from chip_core.data.tensors import PairBatch, Prompts, Responses, to_device
+from chip_core.models.loading import has_weights
 from chip_core.models.parts import select_trained_parameters
-from chip_core.models.shards import has_weights
 from chip_core.models.tower import is_frozen
 from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
