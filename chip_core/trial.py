@@ -143,8 +143,9 @@ class _Attempt:
             if unmet_problems := find_unmet_requirements(config):
                 raise TrialError(unmet_problems[0])
         missing = find_benchmark_problems(config.benchmarks, context.data_paths)
-        missing += generator_problems(config.evaluation, config.benchmarks, config.model)
-        missing += missing_requirements(config.evaluation)
+        if not config.evaluation.in_process:
+            missing += generator_problems(config.evaluation, config.benchmarks, config.model)
+            missing += missing_requirements(config.evaluation)
         if context.trains and config.training.score_at:
             missing += find_selection_problems(config)
         if context.trains and config.pairs.rounds:

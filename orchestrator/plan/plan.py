@@ -143,10 +143,13 @@ class Plan:
         for arm in self.arms:  # the same for all of its seeds
             problems += find_ranker_problems(arm.trials[0].config, self.data_paths)
             problems += find_replay_problems(arm.trials[0].config, self.data_paths)
-        for model in {trial.config.model: None for trial in self.trials}:
-            evaluation = self.base.config.evaluation
-            problems += generator_problems(evaluation, self.study.benchmarks, model)
-        problems += sharing_problems([trial.config for arm in self.arms for trial in arm.trials])
+        evaluation = self.base.config.evaluation
+        if not evaluation.in_process:
+            for model in {trial.config.model: None for trial in self.trials}:
+                problems += generator_problems(evaluation, self.study.benchmarks, model)
+        trained_configs = [trial.config for arm in self.arms for trial in arm.trials]
+        if any(config.evaluation.has_study_server for config in trained_configs):
+            problems += sharing_problems(trained_configs)
         return list(dict.fromkeys(problems))
 
     @property

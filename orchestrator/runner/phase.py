@@ -16,7 +16,6 @@ from rich.console import Console
 
 from chip_core.evaluation.generators.choice import (
     is_servable,
-    is_shared,
     largest_rank,
     rank_problem,
 )
@@ -275,7 +274,7 @@ def run_study_server(
         KeyboardInterrupt: the run was stopped meanwhile.
     """
     config = plan.base.config
-    if not is_shared(config) or not any(_uses_server(job) for job in jobs):
+    if not config.evaluation.has_study_server or not any(_uses_server(job) for job in jobs):
         yield None
         return
     from chip_core.evaluation.generators.study_server import StudyServer  # it imports torch
