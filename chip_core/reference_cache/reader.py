@@ -22,9 +22,8 @@ from chip_core.data.tensors import PairBatch, Prompts, Responses, to_device
 from chip_core.models.loading import has_weights
 from chip_core.models.parts import select_trained_parameters
 from chip_core.models.tower import is_frozen
-from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
-from chip_core.objectives.terms import ReferenceScores, ResponseReference
+from chip_core.objectives.scores import OutputHead, ReferenceScores, ResponseReference
 from chip_core.reference_cache.finish import HEAD_FILE
 from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import column_field

@@ -15,7 +15,7 @@ from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.models.tower import compute_tower_features, is_frozen
 from chip_core.objectives.parts import VIEWS
-from chip_core.objectives.terms import ResponseReference
+from chip_core.objectives.scores import ResponseReference
 from chip_core.reference_cache.shards import CacheRow
 from chip_core.reference_cache.size import count_bytes_per_token
 from chip_core.reference_cache.spec import CacheSpec
