@@ -183,7 +183,7 @@ def load(
     """
     from chip_core.models.adapters import load_adapter
     from chip_core.models.base_models import BASE_MODELS
-    from chip_core.models.tower import skip_unread_layers
+    from chip_core.models.parts import skip_unread_layers
 
     is_adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
     if trained is not None and not is_adapter:
@@ -224,8 +224,8 @@ def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    from chip_core.models.parts import skip_unread_layers
     from chip_core.models.precision import DTYPES
-    from chip_core.models.tower import skip_unread_layers
 
     source, options = _validate_source(model)
     register_family(source, options.get("revision"))
