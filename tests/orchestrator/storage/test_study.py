@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from chip_core.reference_cache.folder import CACHE_KEY
 from chip_core.results import CURVES, Progress
 from chip_core.training.checkpoint import list_checkpoints
 from chip_core.utils.files import read_json, write_json
@@ -30,7 +31,6 @@ from orchestrator.state.ledger import Ledger
 from orchestrator.state.removal import apply_removal, plan_removal
 from orchestrator.storage.binding import STORAGE_FILE, bind_storage, find_storage
 from orchestrator.storage.download import NODE_CACHE_VARIABLE
-from orchestrator.storage.reference_cache import CACHE_KEY
 from orchestrator.storage.remote import RemoteStorage
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges
