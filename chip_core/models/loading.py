@@ -197,7 +197,9 @@ def load(
         skip_unread_layers(loaded_model)
         return loaded_model.eval(), _load_processor(source, options)
 
-    if trained is not None:  # for one attempt; trained parts overwrite base weights
+    if not BASE_MODELS.is_enabled:
+        loaded, processor = read_model()
+    elif trained is not None:  # for one attempt; trained parts overwrite base weights
         BASE_MODELS.move_off_gpu()
         loaded, processor = read_model()
     else:
