@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 OURS = (f"{ROOT}/chip_core/", f"{ROOT}/orchestrator/")
 #: Files on the way at most: so many there are.
-MOST = 75
+MOST = 60
 
 STUDY = """
 study: tiny
