@@ -181,7 +181,9 @@ class BaseModelCache:
     def get(
         self, key: Hashable, load: Callable[[], tuple[Any, Any]], config: TrialConfig | None
     ) -> tuple[Any, Any]:
-        """Return a base model and its processor, loaded or copied from the kept ones; only while enabled.
+        """Return a base model and its processor, loaded or copied from the kept ones.
+
+        Call it only while keeping is enabled.
 
         Args:
             key: equal for equal weights that are loaded in the same way.
