@@ -47,7 +47,7 @@ from chip_core.models.adapters import attach_adapters
 from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import DTYPES
-from chip_core.objectives.terms import ReferenceScores, ResponseReference
+from chip_core.objectives.scores import ReferenceScores, ResponseReference
 from chip_core.results import CURVES
 from chip_core.training.footprint.estimate import estimate_footprint, estimate_operations
 from chip_core.training.footprint.step import RowShape

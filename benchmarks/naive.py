@@ -25,7 +25,7 @@ from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.forms import compute_objective
 from chip_core.objectives.losses import Inputs
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.scores import ResponseScores
 
 IGNORED = -100
 

@@ -48,7 +48,7 @@ from benchmarks.naive import naive_loss
 from benchmarks.workload import Workload
 from chip_core.data.tensors import PairBatch, Prompts
 from chip_core.models.packing import use_packed_attention
-from chip_core.models.tower import compute_tower_features
+from chip_core.models.parts import compute_tower_features
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.training.policy import Policy
 

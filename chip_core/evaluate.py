@@ -69,7 +69,9 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         *find_model_problems(model, config, trained, base),
         *find_benchmark_problems(requested, data_paths),
     ]
-    missing += [*generator_problems(answering, requested, config), *missing_requirements(answering)]
+    if not answering.in_process:
+        missing += generator_problems(answering, requested, config)
+        missing += missing_requirements(answering)
     if missing:
         raise ConfigError(missing)
     report(Progress(phase="start", done=0, total=1))

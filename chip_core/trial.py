@@ -143,12 +143,13 @@ class _Attempt:
             if unmet_problems := find_unmet_requirements(config):
                 raise TrialError(unmet_problems[0])
         missing = find_benchmark_problems(config.benchmarks, context.data_paths)
-        missing += generator_problems(config.evaluation, config.benchmarks, config.model)
-        missing += missing_requirements(config.evaluation)
-        if context.trains:
-            missing += find_selection_problems(config) + find_ranker_problems(
-                config, context.data_paths
-            )
+        if not config.evaluation.in_process:
+            missing += generator_problems(config.evaluation, config.benchmarks, config.model)
+            missing += missing_requirements(config.evaluation)
+        if context.trains and config.training.score_at:
+            missing += find_selection_problems(config)
+        if context.trains and config.pairs.rounds:
+            missing += find_ranker_problems(config, context.data_paths)
         if missing:
             raise TrialError("; ".join(missing))  # before the training, not after it
         self._device = resolve_device(config)

@@ -21,14 +21,17 @@ from chip_core.data.source import SHAPES
 from chip_core.evaluation.readiness import find_benchmark_problems
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import make_private, write_json
-from orchestrator.cost import budget
-from orchestrator.cost.budget import TrimmedPlan
+from orchestrator.cost.budget import TRIMMED_FILE, TrimmedPlan, save_trimmed
 from orchestrator.executors.base import Executor, Job
 from orchestrator.jobs.attempt import failure_reason
-from orchestrator.jobs.stopping import StopRequest
-from orchestrator.plan import benchmark_identities
+from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan, Trial
-from orchestrator.plan.snapshot import require_same_study_file, save_plan_snapshot
+from orchestrator.plan.snapshot import (
+    is_identities_file_damaged,
+    require_same_study_file,
+    save_identities,
+    save_plan_snapshot,
+)
 from orchestrator.plan.training_rows import (
     check_training_rows,
     count_overlaps,
@@ -167,9 +170,11 @@ class StudyRun:
         save_checked_rows(plan, workdir)
         snapshot = save_plan_snapshot(plan, workdir, will_run=bool(jobs))
         self._planned_at = snapshot.time
-        budget.save_trimmed(workdir, plan.study.name, self.trimmed)
-        if jobs or benchmark_identities.is_identities_file_damaged(workdir, plan.study.name):
-            benchmark_identities.save_identities(workdir, plan.study.name, plan.benchmarks)
+        earlier_trimmed = self._report_folder.parent / TRIMMED_FILE  # of a run with a budget
+        if self.trimmed is not None or earlier_trimmed.exists():
+            save_trimmed(workdir, plan.study.name, self.trimmed)
+        if jobs or is_identities_file_damaged(workdir, plan.study.name):
+            save_identities(workdir, plan.study.name, plan.benchmarks)
         if jobs:
             for overlap in count_overlaps(plan, workdir):
                 self.console.print(overlap.sentence, markup=False, highlight=False)

@@ -166,7 +166,7 @@ from pathlib import Path
 from orchestrator.commands.studies import run
 from orchestrator.executors import make_executor
 from orchestrator.executors.base import ExecutorSettings
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 (option,) = [one for one in run.params if one.name == "executor"]
 made = make_executor("nowhere", ExecutorSettings(workdir=Path("w"), stop=StopRequest()))
 print("works" if made == "nowhere: w" and "nowhere" in option.type.choices else "no")

@@ -18,7 +18,7 @@ LINT = Path(sys.executable).parent / "lint-imports"
 PLANTED = [
     ("chip_core/config/trial.py", "import ray", "chip_core never imports"),
     ("chip_core/data/batches.py", "from chip_core.training import trainer", "one way: trial"),
-    ("chip_core/objectives/terms.py", "import numpy", "objectives need torch"),
+    ("chip_core/objectives/scores.py", "import numpy", "objectives need torch"),
     ("orchestrator/plan/plan.py", "import mlflow", "mlflow lives in the tracker"),
     ("orchestrator/state/ledger.py", "from orchestrator import run", "one way: nothing later"),
     (
@@ -48,9 +48,9 @@ PLANTED = [
         "know no report",
     ),
     (
-        "orchestrator/jobs/stopping.py",
+        "orchestrator/jobs/job.py",
         "from orchestrator.study import model",
-        "placement and stopping stand alone",
+        "placement and jobs stand alone",
     ),
 ]
 

@@ -401,3 +401,8 @@ class EvaluationConfig(Section):
     def in_process(self) -> bool:
         """Whether transformers answers, in the trial's own process."""
         return self.generator.kind == "transformers"
+
+    @property
+    def has_study_server(self) -> bool:
+        """Whether one server answers for the arms of a study."""
+        return self.generator.kind == "vllm" and self.generator.serves == "study"

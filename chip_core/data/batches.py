@@ -18,6 +18,7 @@ from chip_core.data.augment import augment_image
 from chip_core.data.encodings import (
     EncodedResponse,
     EncodingCache,
+    SpecialTokens,
     check_label_rule,
     encode_response,
     training_template,
@@ -27,7 +28,6 @@ from chip_core.data.preferences import Pairs, PreferencePair
 from chip_core.data.rejected_images import RejectedImageMaker
 from chip_core.data.rejected_images.images import to_rgb_image
 from chip_core.data.rows import RowError
-from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses, pad_rows, stack_inputs
 from chip_core.objectives.parts import COLUMNS, VIEWS, Prefix, Response, changed_tokens, view_prefix
 from chip_core.utils.errors import TrialError

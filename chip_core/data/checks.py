@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from chip_core.data.encodings import training_template
+from chip_core.data.encodings import SpecialTokens, describe_special_token, training_template
 from chip_core.data.formats.extra_columns import (
     ExtraCells,
     RowRequirements,
@@ -19,7 +19,6 @@ from chip_core.data.formats.extra_columns import (
 from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import BadRow, ImageRef, RowError
 from chip_core.data.source import DataSource, SourceRow
-from chip_core.data.special_tokens import SpecialTokens, describe_special_token
 from chip_core.data.verified_images import Size, VerifiedImages
 from chip_core.utils.errors import first_line
 from chip_core.utils.machine import cpu_count

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chip_core.config.trial import DataConfig
+from chip_core.data.encodings import may_hold_special_tokens
 from chip_core.data.files import (
     JSON_LINES_SUFFIXES,
     JSON_SUFFIXES,
@@ -29,7 +30,6 @@ from chip_core.data.formats.base import (
 )
 from chip_core.data.image_files import ImageReader
 from chip_core.data.rows import ImageRef, PreferenceTexts, RowError, RowLocation, check_texts
-from chip_core.data.special_tokens import may_hold_special_tokens
 from chip_core.data.tables import HubTable, JsonTable, ParquetTable, RowReader, Table
 from chip_core.utils.errors import ConfigError, first_line
 from chip_core.utils.files import expand_path, file_sha256

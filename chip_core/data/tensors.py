@@ -22,7 +22,7 @@ class Prompts:
     ids: Tensor  # (B, P)
     mask: Tensor  # (B, P) bool, true on tokens of the prompt
     inputs: dict[str, Tensor]  # pixel values and the like; `…token_type_ids` are (B, P)
-    #: a frozen vision tower's output for the images (chip_core/models/tower.py); None: it is
+    #: a frozen vision tower's output for the images (chip_core/models/parts.py); None: it is
     #: computed
     features: Mapping[str, Tensor] | None = None
     host: Prompts | None = None  # the same, before it was sent to a device

@@ -162,16 +162,16 @@ class BaseModelCache:
 
     def __init__(self) -> None:
         """Keep nothing until `enable` is called."""
-        self._enabled = False
+        self.is_enabled = False
         self._kept: _KeptModel | None = None
 
     def enable(self) -> None:
         """Keep the base model that is loaded next, for everything that this process runs."""
-        self._enabled = True
+        self.is_enabled = True
 
     def disable(self) -> None:
         """Drop the kept model and keep none."""
-        self._enabled, self._kept = False, None
+        self.is_enabled, self._kept = False, None
 
     def move_off_gpu(self) -> None:
         """Move the kept model off the GPU."""
@@ -183,13 +183,13 @@ class BaseModelCache:
     ) -> tuple[Any, Any]:
         """Return a base model and its processor, loaded or copied from the kept ones.
 
+        Call it only while keeping is enabled.
+
         Args:
             key: equal for equal weights that are loaded in the same way.
             load: loads them.
             config: the trial that will train the model; None: nobody writes to it.
         """
-        if not self._enabled:
-            return load()
         if self._kept is None or self._kept.key != key:
             self._kept = None  # never hold two
             model, processor = load()

@@ -17,6 +17,7 @@ from chip_core.models.processing import (
     find_template_problem,
     load_processor,
     read_source_json,
+    register_family,
     set_template,
 )
 from chip_core.shapes import MODEL_FOLDER
@@ -69,13 +70,13 @@ def find_model_problem(model: ModelConfig) -> str | None:
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
     if model_type in own.CONVERTERS:
         return f"{folder} is a checkpoint as released: {own.CONVERTERS[model_type]} converts it"
-    has_own_code = own.has_own_model(config)
-    if has_own_code and not model.trust_remote_code and not _is_image_text_to_text(model_type):
-        return (
-            f"{folder} brings code of its own for model_type {model_type}: read it, and write "
-            "model.trust_remote_code: true to have it run"
-        )
-    if not (has_own_code and model.trust_remote_code) and not _is_image_text_to_text(model_type):
+    runs_own_code = model.trust_remote_code and own.has_own_model(config)
+    if not (runs_own_code or _is_image_text_to_text(model_type)):
+        if own.has_own_model(config):
+            return (
+                f"{folder} brings code of its own for model_type {model_type}: read it, and write "
+                "model.trust_remote_code: true to have it run"
+            )
         return (
             f"{folder}/config.json: model_type {model_type} is no image-text-to-text model that "
             "transformers knows: name a vision-language model, such as one of llava, llava_next, "
@@ -96,7 +97,8 @@ def find_model_problem(model: ModelConfig) -> str | None:
         except (OSError, SafetensorError) as error:
             return f"{file} cannot be read ({first_line(error)}): copy the weights again"
     # The embedded model's type is known, and planning it needs no transformers.
-    if folder != MODEL_FOLDER and model_type not in own.FAMILIES and not has_own_code:
+    is_known = folder == MODEL_FOLDER or model_type in own.FAMILIES
+    if not (is_known or own.has_own_model(config)):
         template_error = find_template_problem(folder, model_type)
         if template_error is not None:
             return f"{folder} {template_error}"
@@ -181,7 +183,7 @@ def load(
     """
     from chip_core.models.adapters import load_adapter
     from chip_core.models.base_models import BASE_MODELS
-    from chip_core.models.tower import skip_unread_layers
+    from chip_core.models.parts import skip_unread_layers
 
     is_adapter = trained is not None and (trained / ADAPTER_CONFIG).exists()
     if trained is not None and not is_adapter:
@@ -195,7 +197,9 @@ def load(
         skip_unread_layers(loaded_model)
         return loaded_model.eval(), _load_processor(source, options)
 
-    if trained is not None:  # for one attempt; trained parts overwrite base weights
+    if not BASE_MODELS.is_enabled:
+        loaded, processor = read_model()
+    elif trained is not None:  # for one attempt; trained parts overwrite base weights
         BASE_MODELS.move_off_gpu()
         loaded, processor = read_model()
     else:
@@ -222,11 +226,11 @@ def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    from chip_core.models.parts import skip_unread_layers
     from chip_core.models.precision import DTYPES
-    from chip_core.models.tower import skip_unread_layers
 
     source, options = _validate_source(model)
-    own.register()
+    register_family(source, options.get("revision"))
     attention_options: dict[str, Any] = (
         {} if attention == "auto" else {"attn_implementation": attention}
     )
@@ -244,6 +248,11 @@ def load_empty(model: ModelConfig, *, attention: str = "auto") -> tuple[Any, Any
         ) from None
     skip_unread_layers(empty)
     return empty.eval(), _load_processor(source, options)
+
+
+def has_weights(model: Any) -> bool:
+    """Return whether a model has its weights; one of `load_empty` has only their shapes."""
+    return not any(parameter.is_meta for parameter in model.parameters())
 
 
 def make_content_key(model: ModelConfig) -> Hashable:
@@ -308,7 +317,7 @@ def load_complete(
     from chip_core.models.fit import check_finite
     from chip_core.models.precision import DTYPES, disable_repacking, make_nf4_config
 
-    own.register()
+    register_family(source, options.get("revision"))
     model_options: dict[str, Any] = (
         {} if attention == "auto" else {"attn_implementation": attention}
     )

@@ -1,7 +1,7 @@
 """Model code that transformers lacks: this package's own families, and what comes with a model.
 
-transformers' Auto classes know this package's families after `register`; everything in it that
-loads a model or a processor calls that.
+transformers' Auto classes know this package's families after `register`; whatever loads a model or
+a processor of one calls that first.
 
 Code that comes with a model is run only with `model.trust_remote_code`. It runs with all rights of
 the user who starts a trial. So it is part of the model's identity, a hub name is read at one commit

@@ -48,7 +48,7 @@ def load_processor(source: str, *, trust_remote_code: bool = False, **options: A
     """
     from transformers import AutoProcessor
 
-    own.register()
+    register_family(source, options.get("revision"))
     try:
         processor = AutoProcessor.from_pretrained(
             source, trust_remote_code=trust_remote_code, **options
@@ -69,6 +69,18 @@ def load_processor(source: str, *, trust_remote_code: bool = False, **options: A
             f"{source} has no processor that can be made: {reason}; from its parts: "
             f"{_first_line(error)}"
         ) from None
+
+
+def register_family(source: str, revision: str | None) -> None:
+    """Make transformers know a model's family, if it is one of this package's.
+
+    Args:
+        source: the model's folder or hub name.
+        revision: of a hub name; None: its newest.
+    """
+    config = read_source_json(source, "config.json", revision=revision)
+    if isinstance(config, dict) and config.get("model_type") in own.FAMILIES:
+        own.register()
 
 
 def read_source_json(source: str, name: str, **options: Any) -> Any:

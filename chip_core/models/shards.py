@@ -20,11 +20,6 @@ def is_sharded(model: nn.Module) -> bool:
     return any(is_dtensor(parameter) for parameter in model.parameters())
 
 
-def has_weights(model: nn.Module) -> bool:
-    """Return whether a model's weights are loaded: on torch's meta device they have only shapes."""
-    return not any(parameter.is_meta for parameter in model.parameters())
-
-
 class WeightsFromRank0:
     """The weights that only rank 0 has loaded, sent to the other workers part by part.
 

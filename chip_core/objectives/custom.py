@@ -28,7 +28,7 @@ from torch import Tensor
 from chip_core.objectives.global_batch import BatchFacts, BatchTable
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import COLUMNS, QUANTITIES, VIEWS, Quantity, Requirements
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.scores import ResponseScores
 from chip_core.utils import registry
 from chip_core.utils.errors import TrialError
 

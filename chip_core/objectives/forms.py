@@ -8,7 +8,7 @@ KL(reference || policy), sg stop-gradient.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,19 @@ from chip_core.objectives.global_batch import (
     table_columns,
 )
 from chip_core.objectives.losses import Inputs, compute_part_losses
-from chip_core.objectives.terms import BatchObjective, ResponseScores
+from chip_core.objectives.scores import ResponseScores
 
 Views = Mapping[str, ResponseScores]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchObjective:
+    """The objective of a batch, before the mean over pairs."""
+
+    loss: Tensor  # (B,)
+    terms: dict[str, Tensor]  # active term -> (B,); its meaning depends on the form
+    chosen_reward: Tensor | None  # (B,); None if the objective does not read its inputs
+    rejected_reward: Tensor | None  # (B,)
 
 
 def compute_objective(config: ObjectiveConfig, inputs: Inputs) -> BatchObjective:

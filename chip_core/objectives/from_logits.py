@@ -19,7 +19,7 @@ from chip_core.objectives.forms import compute_objective
 from chip_core.objectives.global_batch import BatchFacts, BatchTable, State, compute_batch_facts
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import VIEWS, changed_tokens
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.scores import ResponseScores
 
 
 def token_logps(logits: Tensor, ids: Tensor) -> Tensor:

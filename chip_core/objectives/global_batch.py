@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chip_core.objectives.config import ObjectiveConfig
 from chip_core.objectives.parts import Method
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.scores import ResponseScores
 
 #: State carried from batch to batch: the number of batches and a running mean.
 State = dict[str, float]

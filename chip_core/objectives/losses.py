@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chip_core.objectives.global_batch import BatchFacts, FactsSource, ld_token_weights
 from chip_core.objectives.parts import VIEWS, Method, Part, view_name
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.scores import ResponseScores
 
 Settings = Mapping[str, Any]
 

@@ -31,6 +31,9 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 
+#: The folder of all stores, in a work directory or a storage.
+CACHE_KEY = "cache/reference"
+
 #: Rows of a shard.
 SHARD_ROWS = 256
 
@@ -72,6 +75,11 @@ def store_folder(cache: Path, key: str) -> Path:
 def partial_folder(folder: Path) -> Path:
     """Return the folder in which a store is built."""
     return folder.with_name(f"{folder.name}.partial")
+
+
+def jobs_folder(folder: Path) -> Path:
+    """Return the folder for the results of the jobs that build a store."""
+    return folder.with_name(f"{folder.name}.jobs")
 
 
 def shard_name(number: int) -> str:
@@ -277,6 +285,87 @@ def remove(folder: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(trash)
+
+
+class LocalCaches:
+    """The reference caches of a work directory, on this machine."""
+
+    def __init__(self, workdir: Path) -> None:
+        """Create it without reading anything yet.
+
+        Args:
+            workdir: the work directory.
+        """
+        self.cache = workdir / CACHE_KEY
+
+    def stat(self, folder: Path, identity: Mapping[str, Any] | None = None) -> Manifest:
+        """Return the manifest of a cache, and check that all files exist with their sizes.
+
+        Raises:
+            BrokenStoreError: it is not there, not whole, or of something else.
+            StorageError: the storage cannot be read.
+        """
+        return stat(folder, identity)
+
+    def verify(
+        self, folder: Path, identity: Mapping[str, Any] | None = None, *, again: bool = False
+    ) -> Manifest:
+        """Return the manifest of a cache, and check that no file has changed.
+
+        Raises:
+            BrokenStoreError: it is not there, not whole, or of something else.
+            StorageError: the storage cannot be read.
+        """
+        return verify(folder, identity, rehash=again)
+
+    def commit(
+        self, folder: Path, *, identity: Mapping[str, Any], rows: int, names: list[str], made: Any
+    ) -> Manifest:
+        """Commit a finished cache; see the function `commit`.
+
+        Raises:
+            BrokenStoreError: a file is missing or incomplete.
+            StorageError: the storage cannot be written.
+        """
+        return commit(folder, identity=identity, rows=rows, names=names, made=made)
+
+    def remove(self, folder: Path) -> None:
+        """Remove a cache, complete or not, and what its jobs left.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        for path in (folder, partial_folder(folder), jobs_folder(folder)):
+            if path.is_dir():
+                remove(path)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of every folder of caches, by name.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        sizes: dict[str, int] = {}
+        for folder in self.cache.iterdir() if self.cache.is_dir() else ():
+            if folder.is_dir() and not folder.name.startswith("."):
+                files = (path for path in folder.rglob("*") if path.is_file())
+                sizes[folder.name] = sum(path.stat().st_size for path in files)
+        return sizes
+
+    def remove_job_results(self, folder: Path) -> None:
+        """Remove the results of the jobs that built a cache, completely or in part.
+
+        Raises:
+            StorageError: they cannot be removed.
+        """
+        shutil.rmtree(jobs_folder(folder), ignore_errors=True)
+
+    def fetch_notes(self, folder: Path) -> None:
+        """Fetch the workers' notes on the files of a cache that they build; here they are.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
 
 
 def _read_verified_marks(folder: Path) -> dict[str, Any]:

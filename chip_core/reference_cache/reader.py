@@ -19,12 +19,10 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
 from chip_core.data.preferences import PreferencePair
 from chip_core.data.tensors import PairBatch, Prompts, Responses, to_device
-from chip_core.models.parts import select_trained_parameters
-from chip_core.models.shards import has_weights
-from chip_core.models.tower import is_frozen
-from chip_core.objectives.head import OutputHead
+from chip_core.models.loading import has_weights
+from chip_core.models.parts import is_tower_frozen, select_trained_parameters
 from chip_core.objectives.parts import VIEWS, Quantity, Reads
-from chip_core.objectives.terms import ReferenceScores, ResponseReference
+from chip_core.objectives.scores import OutputHead, ReferenceScores, ResponseReference
 from chip_core.reference_cache.finish import HEAD_FILE
 from chip_core.reference_cache.folder import BrokenStoreError, store_folder
 from chip_core.reference_cache.rows import column_field
@@ -274,7 +272,7 @@ class SpotCheck:
 
     @torch.no_grad()
     def _verify_features(self, spec: CacheSpec, store: ReferenceCacheStore, epoch: int) -> None:
-        if not is_frozen(self._policy.model, self._config):
+        if not is_tower_frozen(self._policy.model, self._config):
             raise BrokenStoreError("what is trained lies within the tower")
         batch = self._batches[epoch]
         if epoch not in self._states:

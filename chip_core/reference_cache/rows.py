@@ -10,12 +10,12 @@ from torch import Tensor
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
+from chip_core.data.encodings import SpecialTokens
 from chip_core.data.preferences import Pairs
-from chip_core.data.special_tokens import SpecialTokens
 from chip_core.data.tensors import PairBatch, Prompts, Responses
-from chip_core.models.tower import compute_tower_features, is_frozen
+from chip_core.models.parts import compute_tower_features, is_tower_frozen
 from chip_core.objectives.parts import VIEWS
-from chip_core.objectives.terms import ResponseReference
+from chip_core.objectives.scores import ResponseReference
 from chip_core.reference_cache.shards import CacheRow
 from chip_core.reference_cache.size import count_bytes_per_token
 from chip_core.reference_cache.spec import CacheSpec
@@ -42,7 +42,7 @@ class ImageFeatures:
         Raises:
             TrialError: something within the tower is trained.
         """
-        if not is_frozen(model, config):
+        if not is_tower_frozen(model, config):
             raise TrialError(
                 "the projector, which is trained, lies within this family's vision encoder: set "
                 "projector: frozen, or engine.feature_cache: off"

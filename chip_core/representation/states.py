@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chip_core.data.special_tokens import SpecialTokens
+from chip_core.data.encodings import SpecialTokens
 from chip_core.models.precision import match_dtype
 from chip_core.representation.described import DescribedImage
 from chip_core.utils.errors import TrialError

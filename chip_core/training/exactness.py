@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from chip_core.data.tensors import PairBatch
 from chip_core.models.layers import compile_layers
+from chip_core.models.loading import has_weights
 from chip_core.models.packing import can_fuse, use_packed_attention
 from chip_core.models.precision import compute_in_fp32, get_dtype
-from chip_core.models.shards import has_weights
 from chip_core.training.policy import Policy
 from chip_core.training.states import compute_response_states, pad, sort_views
 from chip_core.utils.errors import TrialError, first_line

@@ -24,13 +24,14 @@ from torch.distributed.fsdp import (
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.adapters import disable_adapter
+from chip_core.models.loading import has_weights
 from chip_core.models.parts import is_adapter, select_trained_parameters
 from chip_core.models.precision import get_dtype
-from chip_core.models.shards import WeightsFromRank0, gather_whole, get_local_part, has_weights
+from chip_core.models.shards import WeightsFromRank0, gather_whole, get_local_part
+from chip_core.objectives.forms import BatchObjective
 from chip_core.objectives.global_batch import FactsSource
-from chip_core.objectives.head import OutputHead
 from chip_core.objectives.parts import Reads
-from chip_core.objectives.terms import BatchObjective, ReferenceScores
+from chip_core.objectives.scores import OutputHead, ReferenceScores
 from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.training.parallel import Compute, SingleProcessStrategy, require_equal_machines
 from chip_core.training.policy import LiveReferenceSource, Policy, round_hidden

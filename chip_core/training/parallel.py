@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch
 from chip_core.models.memory import estimate_required_bytes
+from chip_core.objectives.forms import BatchObjective
 from chip_core.objectives.global_batch import (
     BatchFacts,
     BatchTable,
@@ -33,8 +34,7 @@ from chip_core.objectives.global_batch import (
     State,
     compute_batch_facts,
 )
-from chip_core.objectives.head import OutputHead
-from chip_core.objectives.terms import BatchObjective, ReferenceScores
+from chip_core.objectives.scores import OutputHead, ReferenceScores
 from chip_core.training.optimizer.masters import MasterWeights
 from chip_core.training.policy import LiveReference, LiveReferenceSource, Policy
 from chip_core.utils.errors import TrialError

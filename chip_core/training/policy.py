@@ -21,23 +21,20 @@ from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Responses
 from chip_core.models.adapters import OriginalModel
 from chip_core.objectives.config import ObjectiveConfig
-from chip_core.objectives.forms import compute_objective
+from chip_core.objectives.forms import BatchObjective, compute_objective
 from chip_core.objectives.global_batch import FactsSource, table_columns
-from chip_core.objectives.head import (
+from chip_core.objectives.losses import Inputs
+from chip_core.objectives.parts import VIEWS, Reads
+from chip_core.objectives.scores import (
     DEFAULT_CHUNK,
     OutputHead,
+    ReferenceScores,
+    ResponseReference,
+    ResponseScores,
     best_other_tokens,
     chunk_size,
     head_scores,
     token_logits,
-)
-from chip_core.objectives.losses import Inputs
-from chip_core.objectives.parts import VIEWS, Reads
-from chip_core.objectives.terms import (
-    BatchObjective,
-    ReferenceScores,
-    ResponseReference,
-    ResponseScores,
 )
 from chip_core.training.states import ResponseStates, compute_response_states
 from chip_core.utils.workers import Workers

@@ -33,14 +33,14 @@ from chip_core.data.tensors import (
     to_device,
 )
 from chip_core.models.packing import Packing, Span, is_fused
-from chip_core.models.parts import get_base_decoder
-from chip_core.models.precision import match_dtype
-from chip_core.models.tower import (
+from chip_core.models.parts import (
     Features,
     compute_tower_features,
+    get_base_decoder,
     inject_cached_features,
     join_features,
 )
+from chip_core.models.precision import match_dtype
 from chip_core.objectives.parts import VIEWS, Image, Prefix, Response
 
 _IMAGES: tuple[Image, ...] = ("image", "rejected_image", "second_image")

@@ -20,8 +20,9 @@ from chip_core.data.preferences import Pairs
 from chip_core.data.tensors import PairBatch
 from chip_core.models.layers import keep_activations, recompute_layers
 from chip_core.models.parts import set_trained
+from chip_core.objectives.forms import BatchObjective
 from chip_core.objectives.global_batch import FactsSource
-from chip_core.objectives.terms import BatchObjective, ReferenceScores
+from chip_core.objectives.scores import ReferenceScores
 from chip_core.results import CURVES
 from chip_core.training.batches import BatchLoader, StepPortions, TrainingBatches
 from chip_core.training.checkpoint import Checkpointer, ResumePoint, Stateful, remove_after

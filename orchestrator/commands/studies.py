@@ -94,7 +94,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
     from rich.console import Console
 
     from orchestrator.executors.base import ExecutorSettings
-    from orchestrator.jobs.stopping import StopRequest
+    from orchestrator.jobs.job import StopRequest
     from orchestrator.report.writers.terminal import (
         print_lines,
         result_lines,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.generators.choice import is_servable, is_shared
+from chip_core.evaluation.generators.choice import is_servable
 from chip_core.utils.machine import cpu_count, cpu_name, device_name, gpu_count
 from orchestrator.cost.workload import TrialWork
 
@@ -33,7 +33,7 @@ def server_gpus(work: Sequence[TrialWork]) -> int:
         if not trial_work.answered
         and (trial_work.trial.untrained or is_servable(trial_work.config))
     ]
-    if not (uses_gpus and configs and is_shared(configs[0])):
+    if not (uses_gpus and configs and configs[0].evaluation.has_study_server):
         return 0
     return configs[0].evaluation.generator.gpus
 

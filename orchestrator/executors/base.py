@@ -15,7 +15,7 @@ from orchestrator.jobs.attempt import Cause
 from orchestrator.jobs.job import COPYING_PHASE as COPYING_PHASE
 from orchestrator.jobs.job import STOP_FILE as STOP_FILE
 from orchestrator.jobs.job import Job as Job
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.storage.remote import RemoteStorage
 from orchestrator.study.early_stopping import EarlyStopping
 

@@ -24,7 +24,7 @@ from orchestrator.executors.base import (
     RetryPolicy,
 )
 from orchestrator.jobs.attempt import execute_job, failure_cause, failure_reason, save_traceback
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.storage.remote import RemoteStorage
 
 

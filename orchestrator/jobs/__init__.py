@@ -1,1 +1,1 @@
-"""Jobs: description, placement, execution in a process, stopping."""
+"""Jobs: description, stopping, placement, execution in a process."""

@@ -1,16 +1,15 @@
-"""Record the content identities of a study's benchmarks when it runs."""
+"""Identify a study's benchmarks by their content, for its fingerprints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation import items as benchmark_items
 from chip_core.evaluation.readiness import list_sides
-from chip_core.utils.errors import UserError, warn_once
-from chip_core.utils.files import file_sha256, read_checksummed, write_checksummed
+from chip_core.utils.errors import UserError
+from chip_core.utils.files import file_sha256
 from orchestrator.study.model import Study
 
 Identities = Mapping[str, Mapping[str, Any]]  # by key: "report/amber"
@@ -34,38 +33,6 @@ def benchmark_identities(
         )
         for side, settings in list_sides(study.benchmarks)
     }
-
-
-def read_identities(workdir: Path, study: str) -> Identities:
-    """Return the identities of a study's last run; empty without one or if the file is damaged."""
-    file = _identities_file(workdir, study)
-    try:
-        saved_identities = read_checksummed(file)
-        if all(isinstance(identity, dict) for identity in saved_identities.values()):
-            return saved_identities
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError):
-        pass
-    warn_once(
-        f"{file} is not as it was written: what the benchmarks' data were is read from the data; "
-        "`chip-ablate run` writes it again"
-    )
-    return {}
-
-
-def is_identities_file_damaged(workdir: Path, study: str) -> bool:
-    """Return whether a study's file of identities is damaged."""
-    file = _identities_file(workdir, study)
-    return file.exists() and not read_identities(workdir, study)
-
-
-def save_identities(workdir: Path, study: str, identities: Identities) -> None:
-    """Save the identities of a run."""
-    write_checksummed(
-        _identities_file(workdir, study),
-        {key: dict(identity) for key, identity in identities.items()},
-    )
 
 
 def ranker_identity(data_paths: DataPaths, known_identities: Identities) -> Mapping[str, Any]:
@@ -95,7 +62,3 @@ def _benchmark_identity(
         return benchmark_items.benchmark_identity(settings, data_paths)
     except UserError:
         return known_identities or {**code_identity, "files": None}  # reported before it runs
-
-
-def _identities_file(workdir: Path, study: str) -> Path:
-    return workdir / "studies" / study / "benchmarks.json"

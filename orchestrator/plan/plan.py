@@ -73,6 +73,11 @@ class Trial:
         return self.arm if self.seed is None else f"{self.arm}, seed {self.seed}"
 
 
+def trial_key(fingerprint: str) -> str:
+    """Return the folder of a trial's attempts in a work directory or a storage."""
+    return f"trials/{fingerprint[:16]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """A cell, or several that give the same training, under the name shown in the report."""
@@ -125,6 +130,12 @@ class Plan:
         return (self.base, *trained.values())
 
     @property
+    def all_trials(self) -> list[Trial]:
+        """Every trial that can run, with duplicates, the untrained model first."""
+        seeds = [trial for arm in self.arms for trial in arm.trials if trial.blocked is None]
+        return [self.base, *seeds]
+
+    @property
     def missing_requirements(self) -> list[str]:
         """What trainings and benchmarks need and is missing, each with what to do."""
         configs = (trial.config for trial in self.trials if not trial.untrained)
@@ -132,10 +143,13 @@ class Plan:
         for arm in self.arms:  # the same for all of its seeds
             problems += find_ranker_problems(arm.trials[0].config, self.data_paths)
             problems += find_replay_problems(arm.trials[0].config, self.data_paths)
-        for model in {trial.config.model: None for trial in self.trials}:
-            evaluation = self.base.config.evaluation
-            problems += generator_problems(evaluation, self.study.benchmarks, model)
-        problems += sharing_problems([trial.config for arm in self.arms for trial in arm.trials])
+        evaluation = self.base.config.evaluation
+        if not evaluation.in_process:
+            for model in {trial.config.model: None for trial in self.trials}:
+                problems += generator_problems(evaluation, self.study.benchmarks, model)
+        trained_configs = [trial.config for arm in self.arms for trial in arm.trials]
+        if any(config.evaluation.has_study_server for config in trained_configs):
+            problems += sharing_problems(trained_configs)
         return list(dict.fromkeys(problems))
 
     @property

@@ -1,4 +1,4 @@
-"""Save and load the planned trials of each study of a work directory.
+"""Save and load what each study of a work directory was when it ran: its trials, its benchmarks.
 
 The ledger names the study that executed a trial. The snapshots name all studies that have it.
 """
@@ -15,6 +15,7 @@ from chip_core import recipes
 from chip_core.config.benchmark import DataPaths
 from chip_core.utils.errors import ConfigError, UserError, warn_once
 from chip_core.utils.files import read_checksummed, write_checksummed
+from orchestrator.plan.benchmark_identities import Identities
 from orchestrator.plan.plan import Plan
 from orchestrator.study.load import is_study
 from orchestrator.study.model import StudyChanges
@@ -203,6 +204,38 @@ def require_same_study_file(plan: Plan, workdir: Path) -> None:
     )
 
 
+def read_identities(workdir: Path, study: str) -> Identities:
+    """Return the identities of a study's last run; empty without one or if the file is damaged."""
+    file = _identities_file(workdir, study)
+    try:
+        saved_identities = read_checksummed(file)
+        if all(isinstance(identity, dict) for identity in saved_identities.values()):
+            return saved_identities
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError):
+        pass
+    warn_once(
+        f"{file} is not as it was written: what the benchmarks' data were is read from the data; "
+        "`chip-ablate run` writes it again"
+    )
+    return {}
+
+
+def is_identities_file_damaged(workdir: Path, study: str) -> bool:
+    """Return whether a study's file of identities is damaged."""
+    file = _identities_file(workdir, study)
+    return file.exists() and not read_identities(workdir, study)
+
+
+def save_identities(workdir: Path, study: str, identities: Identities) -> None:
+    """Save the identities of a run."""
+    write_checksummed(
+        _identities_file(workdir, study),
+        {key: dict(identity) for key, identity in identities.items()},
+    )
+
+
 def _try_load(file: Path) -> PlanSnapshot | None:
     """Return the snapshot in a file; None if it is missing or damaged."""
     try:
@@ -242,3 +275,7 @@ def _parse_snapshot(raw: Mapping[str, Any]) -> PlanSnapshot:
 
 def _path_text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def _identities_file(workdir: Path, study: str) -> Path:
+    return workdir / "studies" / study / "benchmarks.json"

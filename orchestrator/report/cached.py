@@ -40,7 +40,6 @@ from orchestrator.state.integrity import (
     trials_with_lost_figures,
 )
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import all_trials
 
 _INDEX_FILE = "report.json"  # in a study's folder, next to the report's folder
 #: Libraries that compute and draw; their versions are part of the hash.
@@ -120,7 +119,7 @@ def hash_inputs(
         folder: folder of the report.
         report_files: the report's own files by name; all others in the folder are attachments.
     """
-    trials = {trial.fingerprint: trial for trial in all_trials(plan)}
+    trials = {trial.fingerprint: trial for trial in plan.all_trials}
     return _hash(
         {
             "code": hash_code(),

@@ -14,7 +14,9 @@ from rich.console import Console
 from chip_core.reference_cache.finish import finish_cache
 from chip_core.reference_cache.folder import (
     BrokenStoreError,
+    LocalCaches,
     build_lock,
+    jobs_folder,
     shard_count,
     store_folder,
 )
@@ -24,8 +26,7 @@ from chip_core.utils.errors import StorageError
 from chip_core.utils.files import JsonlWriter
 from orchestrator.executors.base import Executor, Job, JobEvent, JobFailed, JobFinished
 from orchestrator.plan.plan import Trial
-from orchestrator.state.cache_plan import USES_FILE, PlannedCache, cache_folder
-from orchestrator.storage.reference_cache import ReferenceCacheStore, jobs_folder
+from orchestrator.state.cache_plan import USES_FILE, PlannedCache, cache_folder, open_caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class CacheBuild:
             console: where messages on the passes go.
         """
         self._planned_caches, self._study, self._console = planned_caches, study, console
-        self._caches = ReferenceCacheStore(storage)
+        self._caches = open_caches(storage)
         self._groups: list[list[PlannedCache]] = []
         self._jobs_by_group: dict[str, list[Job]] = {}  # jobs of each group, by its first pass
         self._start_time = time.perf_counter()
@@ -230,7 +231,7 @@ def attach_caches(
     ]
 
 
-def _update_state(planned: PlannedCache, caches: ReferenceCacheStore, console: Console) -> None:
+def _update_state(planned: PlannedCache, caches: LocalCaches, console: Console) -> None:
     """Update a pass's state from its cache. Every file is hashed once per machine."""
     folder = store_folder(caches.cache, planned.spec.key)
     try:
@@ -246,7 +247,7 @@ def _update_state(planned: PlannedCache, caches: ReferenceCacheStore, console: C
 
 
 def _make_shard_jobs(
-    group: Sequence[PlannedCache], caches: ReferenceCacheStore, executor: Executor, group_count: int
+    group: Sequence[PlannedCache], caches: LocalCaches, executor: Executor, group_count: int
 ) -> list[Job]:
     """Return the jobs of a group, one per available worker."""
     folder = store_folder(caches.cache, group[0].spec.key)

@@ -86,7 +86,8 @@ class _TrialLine:
         """Start with a new job."""
         self.job, self.total_weight = job, 1.0
         if job.shard is None:
-            evaluations = count_select_runs(job.config) if job.is_training else 1
+            scores_checkpoints = job.is_training and bool(job.config.training.score_at)
+            evaluations = count_select_runs(job.config) if scores_checkpoints else 1
             benchmarks = evaluations * len(job.config.benchmarks.select)
             benchmarks += len(job.config.benchmarks.report)
             self.total_weight = benchmarks * (

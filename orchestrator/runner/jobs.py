@@ -15,7 +15,7 @@ from chip_core.trained import find_model_problem, has_model
 from chip_core.utils.errors import warn_once
 from orchestrator.cost.workload import training_steps
 from orchestrator.executors.base import Job
-from orchestrator.plan.plan import Plan, Trial
+from orchestrator.plan.plan import Plan, Trial, trial_key
 from orchestrator.state.integrity import (
     attempt_folders,
     check_results,
@@ -58,15 +58,17 @@ def refresh_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
     remote, known_fingerprints = find_storage(storage), set[str]()
     ledger.move_damaged_lines()
     while True:
-        plan = resolve_search(plan, ledger)
+        if plan.study.tune is not None:
+            plan = resolve_search(plan, ledger)
         fingerprints = {trial.fingerprint for trial in plan.trials}
         if fingerprints <= known_fingerprints:
             return plan
+        new_keys = [trial_key(fingerprint) for fingerprint in fingerprints - known_fingerprints]
         if remote is not None:
-            fetch_trials(remote, storage, fingerprints - known_fingerprints)
+            fetch_trials(remote, storage, new_keys)
         reconcile_attempts(plan, ledger, storage)
         if remote is not None and _remove_changed_copies(plan, ledger, storage):
-            fetch_trials(remote, storage, fingerprints - known_fingerprints)
+            fetch_trials(remote, storage, new_keys)
         check_results(plan, ledger, storage)
         known_fingerprints |= fingerprints
 

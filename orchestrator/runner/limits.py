@@ -17,7 +17,7 @@ from orchestrator.executors.base import (
     JobStarted,
     RetryPolicy,
 )
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan
 from orchestrator.study.limits import Limits
 

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from chip_core.evaluation.generators.choice import (
     is_servable,
-    is_shared,
     largest_rank,
     rank_problem,
 )
@@ -31,7 +30,7 @@ from orchestrator.executors.base import (
     JobStarted,
     JobStoppedEarly,
 )
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.runner.cache_build import CacheBuild, attach_caches, displayed_shard
 from orchestrator.runner.display import Display, make_display
@@ -39,7 +38,6 @@ from orchestrator.runner.jobs import next_attempt, trial_view
 from orchestrator.runner.retries import next_retry
 from orchestrator.state.cache_plan import PlannedCache
 from orchestrator.state.ledger import Ledger
-from orchestrator.state.search import all_trials
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.views import Status
 
@@ -169,10 +167,10 @@ class Recorder:
         if plan is self._plan:
             return
         self._plan, self._trials_by_fingerprint = plan, {}
-        for trial in all_trials(plan):
+        for trial in plan.all_trials:
             self._trials_by_fingerprint.setdefault(trial.fingerprint, []).append(trial)
         finished_trials = [
-            trial for trial in all_trials(plan) if self._ledger[trial.fingerprint].is_done(trial)
+            trial for trial in plan.all_trials if self._ledger[trial.fingerprint].is_done(trial)
         ]
         views = [
             trial_view(trial, self._ledger, self._storage, self._study, "FINISHED")
@@ -276,7 +274,7 @@ def run_study_server(
         KeyboardInterrupt: the run was stopped meanwhile.
     """
     config = plan.base.config
-    if not is_shared(config) or not any(_uses_server(job) for job in jobs):
+    if not config.evaluation.has_study_server or not any(_uses_server(job) for job in jobs):
         yield None
         return
     from chip_core.evaluation.generators.study_server import StudyServer  # it imports torch

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from chip_core.utils.errors import UserError
 from chip_core.utils.registry import join_names
-from orchestrator.plan.benchmark_identities import read_identities
 from orchestrator.plan.plan import Plan, Trial, make_plan
-from orchestrator.plan.snapshot import PlanSnapshot, iter_plan_snapshots
+from orchestrator.plan.snapshot import PlanSnapshot, iter_plan_snapshots, read_identities
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.results import build_arm_views
 from orchestrator.report.sections.provenance import last_end_time
@@ -21,7 +20,6 @@ from orchestrator.report.writers.files import report_folder
 from orchestrator.runner.jobs import trial_view
 from orchestrator.state.integrity import inspect_plan
 from orchestrator.state.ledger import Ledger, TrialRecord, lock_study
-from orchestrator.state.search import all_trials
 from orchestrator.study.load import load_study
 from orchestrator.tracking.projection import MlflowProjection
 from orchestrator.tracking.records import load_snapshots
@@ -93,7 +91,7 @@ def sync_study(snapshot: PlanSnapshot, workdir: Path, projection: MlflowProjecti
             ledger,
             workdir,
         )
-        started_trials = [trial for trial in all_trials(plan) if ledger[trial.fingerprint].history]
+        started_trials = [trial for trial in plan.all_trials if ledger[trial.fingerprint].history]
         views = [
             trial_view(
                 trial,

@@ -13,20 +13,21 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.reference_cache.folder import (
+    CACHE_KEY,
     BrokenStoreError,
+    LocalCaches,
     Manifest,
     build_lock,
+    jobs_folder,
     partial_folder,
     read_lock_owner,
-    remove,
 )
 from chip_core.reference_cache.size import format_bytes
 from chip_core.reference_cache.spec import CacheSpec
 from chip_core.utils.files import read_records
-from orchestrator.state.cache_plan import USES_FILE, cache_folder
+from orchestrator.state.cache_plan import USES_FILE, cache_folder, open_caches
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.binding import find_storage
-from orchestrator.storage.reference_cache import CACHE_KEY, ReferenceCacheStore, jobs_folder
 from orchestrator.utils.progress import track_progress
 
 #: whole: usable. broken: unusable. half-made: left by an interrupted build, which the next build
@@ -61,7 +62,7 @@ class CacheEntry:
 
 def list_caches(storage: Path, ledger: Ledger) -> list[CacheEntry]:
     """Return all caches of a storage, incomplete ones too, largest first, without hashing."""
-    caches = ReferenceCacheStore(storage)
+    caches = open_caches(storage)
     uses = read_records(caches.cache / USES_FILE)
     sizes = caches.sizes()
     names = {name.split(".")[0] for name in sizes}
@@ -87,7 +88,7 @@ def verify_caches(entries: Sequence[CacheEntry], console: Console, storage: Path
 
     With a remote storage, only sizes are compared.
     """
-    caches = ReferenceCacheStore(storage)
+    caches = open_caches(storage)
     whole_entries = [entry for entry in entries if entry.state == "whole"]
     total_bytes = sum(entry.bytes for entry in whole_entries)
     done_bytes = 0
@@ -122,12 +123,10 @@ def prunable_caches(entries: Sequence[CacheEntry], older_than: float | None) -> 
 
 def prune_caches(entries: Sequence[CacheEntry], storage: Path) -> int:
     """Remove caches and return the number of bytes freed. Open files stay readable."""
-    freed_bytes, caches = 0, ReferenceCacheStore(storage)
+    freed_bytes, caches = 0, open_caches(storage)
     for entry in entries:
         with build_lock(entry.folder):  # so that no build starts meanwhile
             caches.remove(entry.folder)
-            for path in _existing_folders(entry.folder):
-                remove(path)
         freed_bytes += entry.bytes
     return freed_bytes
 
@@ -177,9 +176,7 @@ def cache_json(entries: Sequence[CacheEntry]) -> list[dict[str, Any]]:
     ]
 
 
-def _inspect_cache(
-    caches: ReferenceCacheStore, folder: Path, sizes: Mapping[str, int]
-) -> CacheEntry:
+def _inspect_cache(caches: LocalCaches, folder: Path, sizes: Mapping[str, int]) -> CacheEntry:
     partial = partial_folder(folder)
     names = {folder.name, partial.name, jobs_folder(folder).name}
     total_bytes = sum(sizes.get(name, 0) for name in names)

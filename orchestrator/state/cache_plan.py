@@ -11,7 +11,9 @@ from typing import Literal
 from chip_core import data as preference_data
 from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.reference_cache.folder import (
+    CACHE_KEY,
     BrokenStoreError,
+    LocalCaches,
     Manifest,
     store_folder,
 )
@@ -27,7 +29,8 @@ from chip_core.results import MODEL
 from chip_core.utils.errors import UserError
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.state.ledger import Ledger
-from orchestrator.storage.reference_cache import CACHE_KEY, ReferenceCacheStore
+from orchestrator.storage.binding import find_storage
+from orchestrator.storage.reference_cache import RemoteCaches
 
 #: Mean number of times that the trials must read a sample for a pass over all samples to pay. A
 #: pass also prepares its samples, which each trial does anyway, and the vision tower is a small
@@ -45,6 +48,16 @@ USES_FILE = "uses.jsonl"
 def cache_folder(storage: Path) -> Path:
     """Return the folder of a storage's reference caches."""
     return storage / CACHE_KEY
+
+
+def open_caches(workdir: Path) -> LocalCaches:
+    """Return the reference caches of a work directory, which are in its storage if it has one.
+
+    Raises:
+        UserError: the file that names its storage cannot be read.
+    """
+    remote = find_storage(workdir)
+    return LocalCaches(workdir) if remote is None else RemoteCaches(workdir, remote)
 
 
 @dataclass(kw_only=True)
@@ -88,7 +101,7 @@ def plan_caches(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedCache]
         planned = planned_by_key.setdefault(spec.key, new_cache)
         planned.trials.append(trial.fingerprint)
         planned.reads += reads
-    caches = ReferenceCacheStore(storage)
+    caches = open_caches(storage)
     for planned in planned_by_key.values():
         planned.bytes = _cached_bytes(caches, planned.spec)
         if planned.bytes is not None:
@@ -109,7 +122,7 @@ def require_disk_space(planned_caches: list[PlannedCache], storage: Path) -> Non
     Raises:
         UserError: there is not enough space.
     """
-    if ReferenceCacheStore(storage).remote is not None:
+    if find_storage(storage) is not None:
         return
     missing_caches = [planned for planned in planned_caches if planned.state == "to make"]
     names = ", ".join(f"'{planned.spec.name}'" for planned in missing_caches)
@@ -177,7 +190,7 @@ def _estimate_samples_read(spec: CacheSpec, config: TrialConfig, samples: int | 
 
 
 def _merge_served(
-    planned_by_key: dict[str, PlannedCache], caches: ReferenceCacheStore
+    planned_by_key: dict[str, PlannedCache], caches: LocalCaches
 ) -> list[PlannedCache]:
     """Merge passes that another pass's cache serves into that pass, and return the rest."""
     merged = []
@@ -196,7 +209,7 @@ def _merge_served(
 
 
 def _find_host(
-    planned: PlannedCache, planned_by_key: dict[str, PlannedCache], caches: ReferenceCacheStore
+    planned: PlannedCache, planned_by_key: dict[str, PlannedCache], caches: LocalCaches
 ) -> PlannedCache | None:
     """Return the pass with hidden states that can serve one without; None if there is none."""
     if planned.state == "cached":
@@ -211,7 +224,7 @@ def _find_host(
     return None
 
 
-def _cached_bytes(caches: ReferenceCacheStore, spec: CacheSpec) -> int | None:
+def _cached_bytes(caches: LocalCaches, spec: CacheSpec) -> int | None:
     """Return the size of a pass's cache; None if there is none."""
     try:
         return caches.stat(store_folder(caches.cache, spec.key), spec.identity).bytes

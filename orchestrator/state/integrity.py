@@ -16,10 +16,9 @@ from chip_core.evaluation.task import metric_name
 from chip_core.results import MODEL, read_answered, read_result
 from chip_core.utils.errors import warn_once
 from chip_core.utils.files import file_sha256, read_lines
-from orchestrator.plan.plan import Plan, Trial
+from orchestrator.plan.plan import Plan, Trial, trial_key
 from orchestrator.state.ledger import Ledger, ScoredBenchmark
 from orchestrator.state.search import resolve_search
-from orchestrator.storage.download import trial_key
 from orchestrator.study.model import StudyChanges
 
 

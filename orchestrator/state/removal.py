@@ -14,11 +14,11 @@ from pathlib import Path
 
 from chip_core.utils.errors import UserError
 from chip_core.utils.registry import join_names
+from orchestrator.plan.plan import trial_key
 from orchestrator.plan.snapshot import PlanSnapshot, iter_plan_snapshots
 from orchestrator.state.ledger import ENGINES_FOLDER, Ledger, lock_study
 from orchestrator.state.trial_lookup import find_trial, trial_name
 from orchestrator.storage.binding import find_storage
-from orchestrator.storage.download import trial_key
 
 _REMOVED_PREFIX = (
     ".removed-"  # prefix of a folder being deleted; leftovers of a crash are deleted, too

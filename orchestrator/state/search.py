@@ -114,6 +114,12 @@ class TunedPlan(Plan):
         }
         return (base, *searched.values(), *seeds)
 
+    @property
+    def all_trials(self) -> list[Trial]:
+        """Every trial that can run, with duplicates, the searches' before the seeds'."""
+        base, *seeds = super().all_trials
+        return [base, *(trial for search in self.searches for trial in search.trials), *seeds]
+
     def iter_search_trials(self) -> Iterator[SearchTrial]:
         """Yield the trials of all searches draw by draw, so that all arms progress alike."""
         max_draws = max((len(search.draws) for search in self.searches), default=0)
@@ -125,13 +131,6 @@ class TunedPlan(Plan):
 def plan_searches(plan: Plan) -> tuple[Search, ...]:
     """Return a plan's searches; empty without a `tune:` block."""
     return plan.searches if isinstance(plan, TunedPlan) else ()
-
-
-def all_trials(plan: Plan) -> list[Trial]:
-    """Return every trial that can run, with duplicates."""
-    searched = [trial for search in plan_searches(plan) for trial in search.trials]
-    seeds = [trial for arm in plan.arms for trial in arm.trials if trial.blocked is None]
-    return [plan.base, *searched, *seeds]
 
 
 def search_failures(plan: Plan) -> dict[str, str]:

@@ -48,18 +48,14 @@ def artifact_uri(workdir: Path) -> str:
     return (parent / "artifacts").as_uri()
 
 
-def trial_key(fingerprint: str) -> str:
-    """Return the key of the folder of a trial's attempts, given its fingerprint."""
-    return f"trials/{fingerprint[:16]}"
+def fetch_trials(remote: RemoteStorage, workdir: Path, trial_keys: Iterable[str]) -> None:
+    """Copy the existing files of trials, given by `trial_key`, into the work directory.
 
-
-def fetch_trials(remote: RemoteStorage, workdir: Path, fingerprints: Iterable[str]) -> None:
-    """Copy the existing files of trials into the work directory, except weights.
+    Weights are not copied.
 
     Raises:
         StorageError: it cannot be read.
     """
-    trial_keys = {trial_key(fingerprint) for fingerprint in fingerprints}
     sizes_by_trial: dict[str, dict[str, int]] = {key: {} for key in trial_keys}
     for key, size in remote.sizes("trials").items():
         key_prefix = "/".join(key.split("/")[:2])

@@ -19,6 +19,7 @@ from typing import IO, Any
 from chip_core.evaluation.readiness import list_sides
 from chip_core.pairs.rounds import ROUNDS
 from chip_core.reference_cache.folder import (
+    CACHE_KEY,
     BrokenStoreError,
     partial_folder,
     remove,
@@ -33,7 +34,6 @@ from chip_core.utils.workers import current_workers
 from orchestrator.jobs.job import COPYING_PHASE, STOP_FILE, Job
 from orchestrator.storage.download import FileCallback, fetch_folder, node_cache_folder
 from orchestrator.storage.judge_replies import JudgeReplies
-from orchestrator.storage.reference_cache import CACHE_KEY
 from orchestrator.storage.remote import PATIENT_RETRY_PAUSES, RemoteStorage
 from orchestrator.storage.uploader import Uploader
 

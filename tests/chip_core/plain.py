@@ -9,11 +9,11 @@ import torch
 from chip_core.config.trial import TrialConfig
 from chip_core.data.tensors import PairBatch, Prompts, Responses
 from chip_core.objectives import ObjectiveConfig
-from chip_core.objectives.forms import compute_objective
+from chip_core.objectives.forms import BatchObjective, compute_objective
 from chip_core.objectives.from_logits import PairLogits, batch_from_logits
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import COLUMNS, VIEWS
-from chip_core.objectives.terms import BatchObjective, ResponseScores
+from chip_core.objectives.scores import ResponseScores
 from chip_core.training.policy import LiveReference, Policy, ReferenceSource
 from chip_core.training.states import PaddedRows, pad
 

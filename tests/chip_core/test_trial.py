@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from chip_core.config.trial import TrialConfig
-from chip_core.models.shards import has_weights
+from chip_core.models.loading import has_weights
 from chip_core.results import Progress, read_result
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.trained import (

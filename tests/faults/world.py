@@ -18,7 +18,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from orchestrator.executors.ray.session import PROCESS_ENVIRONMENT
-from orchestrator.jobs.stopping import restore_signal_handlers
+from orchestrator.jobs.job import restore_signal_handlers
 from tests.faults.injected import MOMENTS, PLAN, TRAINING
 
 ROOT = Path(__file__).parents[2]

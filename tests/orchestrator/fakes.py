@@ -34,7 +34,7 @@ from orchestrator.executors.base import (
     RetryPolicy,
 )
 from orchestrator.jobs.attempt import Cause
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan, Trial
 from orchestrator.tracking.projection import MlflowProjection
 from orchestrator.tracking.views import (

@@ -17,8 +17,8 @@ from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import read_records
 from orchestrator.cli import main
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.plan.benchmark_identities import read_identities, save_identities
 from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.plan.snapshot import read_identities, save_identities
 from orchestrator.plan.training_rows import Overlap, count_overlaps, read_overlaps
 from orchestrator.report.outcomes import load_scores
 from orchestrator.report.summary import Summary, build_summary

@@ -61,9 +61,7 @@ def open_generator(
 def generator_problems(
     config: EvaluationConfig, benchmarks: BenchmarksConfig, model: ModelConfig
 ) -> list[str]:
-    """Return why an engine cannot answer these benchmarks on any machine, with what to do."""
-    if config.in_process:
-        return []
+    """Return why an engine other than transformers cannot answer on any machine, and what to do."""
     problems = [f"benchmarks.{line}" for line in _unsupported_benchmarks(config, benchmarks)]
     if config.generator.kind == "vllm" and model.quantize != "none":
         problems.append(
@@ -79,8 +77,8 @@ def generator_problems(
 
 
 def missing_requirements(config: EvaluationConfig) -> list[str]:
-    """Return what an engine needs and this machine, where a trial runs, does not have."""
-    return [] if config.in_process else [f"evaluation.{line}" for line in _missing_tools(config)]
+    """Return what an engine other than transformers lacks on this machine, where a trial runs."""
+    return [f"evaluation.{line}" for line in _missing_tools(config)]
 
 
 def _missing_tools(config: EvaluationConfig) -> Iterator[str]:
@@ -144,12 +142,6 @@ def rank_problem(rank: int) -> str | None:
     )
 
 
-def is_shared(config: TrialConfig) -> bool:
-    """Return whether one server answers for the arms of a study."""
-    generator = config.evaluation.generator
-    return generator.kind == "vllm" and generator.serves == "study"
-
-
 def is_servable(config: TrialConfig) -> bool:
     """Return whether a training changes only an adapter on the language model."""
     parts = (config.vision_encoder, config.projector, config.language_model)
@@ -167,8 +159,6 @@ def sharing_problems(configs: Sequence[TrialConfig]) -> list[str]:
     Args:
         configs: all trials that the study may train.
     """
-    if not any(map(is_shared, configs)):
-        return []
     condition = "evaluation.generator.serves is study"
     models = {config.model for config in configs}
     if len(models) > 1:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.config.benchmark import GeneratorConfig
+from chip_core.data.encodings import SpecialTokens
 from chip_core.data.image_files import to_rgb
-from chip_core.data.special_tokens import SpecialTokens
 from chip_core.evaluation.generators.base import (
     AnsweringModel,
     GenerationTiming,

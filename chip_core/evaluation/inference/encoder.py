@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 
-from chip_core.data.encodings import EncodingCache
+from chip_core.data.encodings import EncodingCache, SpecialTokens
 from chip_core.data.image_files import to_rgb
-from chip_core.data.special_tokens import SpecialTokens
 from chip_core.evaluation.inference.prompts import Inputs, Prompt, common_length
 from chip_core.evaluation.task import Item
 

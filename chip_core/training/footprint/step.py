@@ -35,8 +35,8 @@ from chip_core.models.parts import (
     set_trained,
 )
 from chip_core.models.precision import find_quantized_weights, match_dtype
-from chip_core.objectives.head import OutputHead, chunk_size, head_scores
 from chip_core.objectives.parts import VIEWS, view_prefix
+from chip_core.objectives.scores import OutputHead, chunk_size, head_scores
 from chip_core.training.states import sort_views
 
 FP32 = 4  # bytes

@@ -134,9 +134,8 @@ def load_plan(
     The study is given by path, by the name of a shipped one, or by the name of one that ran in the
     work directory.
     """
-    from orchestrator.plan.benchmark_identities import read_identities
     from orchestrator.plan.plan import make_plan
-    from orchestrator.plan.snapshot import find_run_study
+    from orchestrator.plan.snapshot import find_run_study, read_identities
     from orchestrator.state.integrity import inspect_plan
     from orchestrator.state.ledger import Ledger
     from orchestrator.study.load import find_study, load_study

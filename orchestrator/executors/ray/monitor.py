@@ -31,7 +31,7 @@ from orchestrator.executors.base import (
 )
 from orchestrator.executors.ray.job_process import HANG_FILE, JobOutcome
 from orchestrator.jobs.attempt import Cause, failure_reason
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.storage.channel import JobChannel
 from orchestrator.study.early_stopping import EarlyStopping
 

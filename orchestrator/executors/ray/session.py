@@ -19,6 +19,7 @@ from chip_core.utils.errors import UserError
 from chip_core.utils.machine import cpu_count, gpu_count
 from orchestrator.executors.base import Job
 from orchestrator.executors.ray.token import create_private_token
+from orchestrator.jobs.job import restore_signal_handlers
 from orchestrator.jobs.placement import (
     DRIVER_RESOURCE,
     ResourceRequest,
@@ -27,7 +28,6 @@ from orchestrator.jobs.placement import (
     max_concurrent_trials,
     worker_resources,
 )
-from orchestrator.jobs.stopping import restore_signal_handlers
 from orchestrator.utils.cluster_address import check_address, no_cluster_error
 
 #: Resource that every head node has one unit of. Tune does not place a driver without resources.

@@ -48,8 +48,8 @@ from orchestrator.executors.ray.slot import (
     PROGRESS_KEY,
     run_slot,
 )
+from orchestrator.jobs.job import StopRequest
 from orchestrator.jobs.placement import DRIVER_RESOURCE, placement_strategy
-from orchestrator.jobs.stopping import StopRequest
 from orchestrator.storage.channel import JobChannel, RemoteJobChannel
 from orchestrator.storage.remote import RemoteStorage
 from orchestrator.study.early_stopping import EarlyStopping

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chip_core.data import row_requirements
-from chip_core.evaluation.generators.choice import is_servable, is_shared
+from chip_core.evaluation.generators.choice import is_servable
 from chip_core.evaluation.items import find_benchmark, select_items
 from chip_core.evaluation.readiness import find_benchmark_problems, list_sides
 from chip_core.evaluation.task import ExternalBenchmark
@@ -310,7 +310,7 @@ def readiness_lines(plan: Plan, workdir: Path) -> Iterator[Text]:
 
 def _server_line(plan: Plan) -> str | None:
     """Return a line on the study's server, if it has one."""
-    if not is_shared(plan.base.config):
+    if not plan.base.config.evaluation.has_study_server:
         return None
     arms = [arm.trials[0].config for arm in plan.arms]
     served = sum(map(is_servable, arms))

@@ -22,7 +22,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.data.special_tokens import SpecialTokens, may_hold_special_tokens
+from chip_core.data.encodings import SpecialTokens, may_hold_special_tokens
 from chip_core.evaluation.inference.encoder import Encoder
 from chip_core.evaluation.task import Item, Picture
 from chip_core.utils.errors import TrialError

@@ -16,7 +16,7 @@ from chip_core.objectives import ObjectiveConfig
 from chip_core.objectives.custom import check_term, load_term, term_needs
 from chip_core.objectives.forms import compute_objective
 from chip_core.objectives.losses import Inputs
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.scores import ResponseScores
 from chip_core.utils.errors import TrialError
 
 from ..plain import batch_objective

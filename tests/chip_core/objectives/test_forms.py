@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chip_core.objectives import ObjectiveConfig, objective_from_logits
 from chip_core.objectives.parts import changed_positions, changed_tokens
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.scores import ResponseScores
 
 from ..plain import batch_objective
 

@@ -20,7 +20,7 @@ from chip_core.objectives.from_logits import BatchOutput, PairLogits, batch_from
 from chip_core.objectives.global_batch import BatchTable, compute_batch_facts
 from chip_core.objectives.losses import Inputs
 from chip_core.objectives.parts import view_name
-from chip_core.objectives.terms import ResponseScores
+from chip_core.objectives.scores import ResponseScores
 
 #: Case -> the objective that is to give it.
 CASES: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from chip_core.models.layers import recompute_layers
 from chip_core.models.packing import use_packed_attention
 from chip_core.models.parts import set_trained
 from chip_core.models.precision import convert_weights
-from chip_core.objectives.terms import ReferenceScores, ResponseReference
+from chip_core.objectives.scores import ReferenceScores, ResponseReference
 from chip_core.results import read_result
 from chip_core.training.exactness import SHARING_ON, find_prefix_sharing_problem, share_prefixes
 from chip_core.training.policy import LiveReference, Policy, ReferenceSource

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from chip_core.models.shards import WeightsFromRank0, has_weights
+from chip_core.models.loading import has_weights
+from chip_core.models.shards import WeightsFromRank0
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
 

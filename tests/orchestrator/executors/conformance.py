@@ -22,7 +22,7 @@ from orchestrator.executors.base import (
     JobStarted,
 )
 from orchestrator.jobs.attempt import Cause
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 
 #: How each of these jobs ends.
 CAUSES: dict[str, Cause] = {

@@ -27,7 +27,7 @@ from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.ray.job_process import HANG_FILE
 from orchestrator.executors.ray.tuner import RayTuneExecutor
 from orchestrator.jobs.attempt import TRACEBACK_FILE
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.study.early_stopping import EarlyStopping
 
 from ..fakes import FakeExecutor

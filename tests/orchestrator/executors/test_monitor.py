@@ -26,7 +26,7 @@ from orchestrator.executors.base import (
 from orchestrator.executors.ray import monitor as module
 from orchestrator.executors.ray.job_process import JobOutcome
 from orchestrator.executors.ray.monitor import DIED_REASON, OUT_OF_MEMORY_REASON, JobMonitor
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.storage.channel import JobChannel
 
 STALL_AFTER = 60.0

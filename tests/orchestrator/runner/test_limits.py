@@ -14,7 +14,7 @@ from chip_core.results import Progress
 from chip_core.utils.errors import ConfigError, UserError
 from orchestrator.commands.studies import _merge_limits
 from orchestrator.executors.base import Job, JobEvent, JobFailed, JobProgressed, JobStarted
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.terminal import result_lines, resume_command
 from orchestrator.run import RunOutcome, run_study

@@ -21,7 +21,7 @@ from chip_core.evaluation.generators.study_server import read_address
 from chip_core.utils.errors import UserError
 from orchestrator.executors.base import Job, JobEvent, JobFinished, JobProgressed, JobStarted
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.jobs.stopping import StopRequest
+from orchestrator.jobs.job import StopRequest
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.plan import evaluation_lines
 from orchestrator.run import run_study

@@ -13,13 +13,13 @@ import pytest
 from chip_core.trained import TrainedModel, find_model_problem, hash_model_files, write_trained
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import read_json, write_json
+from orchestrator.plan.plan import trial_key
 from orchestrator.storage import binding
 from orchestrator.storage.binding import STORAGE_FILE, bind_storage, exclusive_lease, find_storage
 from orchestrator.storage.download import (
     artifact_uri,
     fetch_trained_attempt,
     fetch_trials,
-    trial_key,
 )
 from orchestrator.storage.remote import RemoteStorage
 
@@ -123,7 +123,7 @@ def test_all_but_weights_comes(remote: RemoteStorage, tmp_path: Path) -> None:
              "checkpoints/step-00000002/manifest.json"]  # fmt: skip
     for key in (*(f"{ATTEMPT}/{name}" for name in names), other):
         remote.write(key, key.encode())
-    fetch_trials(remote, tmp_path / "work", [MARK])
+    fetch_trials(remote, tmp_path / "work", [trial_key(MARK)])
     here = {path.relative_to(tmp_path / "work" / ATTEMPT).as_posix()
             for path in (tmp_path / "work").rglob("*") if path.is_file()}  # fmt: skip
     assert here == {"result.json", "model/config.json", "checkpoints/step-00000002/manifest.json"}
@@ -135,10 +135,10 @@ def test_what_grew_comes_again_and_a_model_that_went_goes(
 ) -> None:
     remote.write(f"{ATTEMPT}/curves.jsonl", b"1\n")
     remote.write(f"{ATTEMPT}/model/config.json", b"{}")
-    fetch_trials(remote, tmp_path, [MARK])
+    fetch_trials(remote, tmp_path, [trial_key(MARK)])
     remote.write(f"{ATTEMPT}/curves.jsonl", b"1\n2\n")
     remote.remove_all(f"{ATTEMPT}/model")
-    fetch_trials(remote, tmp_path, [MARK])
+    fetch_trials(remote, tmp_path, [trial_key(MARK)])
     assert (tmp_path / ATTEMPT / "curves.jsonl").read_bytes() == b"1\n2\n"
     assert not (tmp_path / ATTEMPT / "model").exists()
 

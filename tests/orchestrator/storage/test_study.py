@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from chip_core.reference_cache.folder import CACHE_KEY
 from chip_core.results import CURVES, Progress
 from chip_core.training.checkpoint import list_checkpoints
 from chip_core.utils.files import read_json, write_json
 from orchestrator.executors import inline
 from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.jobs.stopping import StopRequest
-from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.jobs.job import StopRequest
+from orchestrator.plan.plan import Plan, make_plan, trial_key
 from orchestrator.report.results import RunOutcome
 from orchestrator.report.writers.files import report_folder
 from orchestrator.run import CACHE_RECORDS_FILE, run_study
@@ -29,8 +30,7 @@ from orchestrator.state.cache import list_caches, prunable_caches, prune_caches,
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.removal import apply_removal, plan_removal
 from orchestrator.storage.binding import STORAGE_FILE, bind_storage, find_storage
-from orchestrator.storage.download import NODE_CACHE_VARIABLE, trial_key
-from orchestrator.storage.reference_cache import CACHE_KEY
+from orchestrator.storage.download import NODE_CACHE_VARIABLE
 from orchestrator.storage.remote import RemoteStorage
 from orchestrator.study.load import load_study
 from orchestrator.study.model import StudyChanges

@@ -1,20 +1,21 @@
-"""Log-probabilities and divergences from hidden states, without holding all logits at once.
+"""The scores of responses: of each token, from hidden states; and summed over a response.
 
-Logits are computed from the hidden states for a chunk of positions at a time, and the gradients are
-written out: no (all positions, V) tensor is kept that the gradient does not need.
+Log-probabilities and divergences are computed without holding all logits at once: from the hidden
+states of a chunk of positions at a time, with gradients that are written out, so that no (all
+positions, V) tensor is kept that the gradient does not need.
 
 With z = h Wᵀ + b, p = softmax(z), r the reference's distribution and y the token:
 log p_y = z_y − logsumexp(z), its gradient in z is e_y − p; KL(r || p) = Σ r (log r − log p), its
 gradient in z is p − r.
 
 Shapes: N positions, M ≤ N positions with a divergence, K ≤ M with its gradient, D hidden, V
-vocabulary.
+vocabulary; B pairs, T and C response tokens (padded on the right).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +48,86 @@ class HeadScores:
 
     logps: Tensor  # (N,) log p of the token
     kl: Tensor | None  # (M,) KL(reference || policy) of the first M positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseScores:
+    """The policy's and the reference's scores of one response per pair under one image."""
+
+    policy_logps: Tensor  # (B, T) log p of each token
+    reference_logps: Tensor  # (B, T)
+    mask: Tensor  # (B, T) bool, true on response tokens
+    changed: Tensor  # (B, T) bool, true on tokens of a segment
+    kl: Tensor | None = None  # (B, T) KL(reference || policy); only the token term needs it
+    #: (B, T) the raw logit of each token, and log p of the most likely other one; if declared
+    policy_logits: Tensor | None = None
+    reference_logits: Tensor | None = None
+    policy_best_other: Tensor | None = None
+    reference_best_other: Tensor | None = None
+
+    @property
+    def any_changed(self) -> Tensor:
+        """Whether the response has a changed token, (B,)."""
+        return (self.changed & self.mask).any(-1)
+
+    def token_weights(self, on_all: float, on_changed: float) -> Tensor:
+        """Return `on_all` on response tokens, and `on_changed` more on changed ones, (B, T)."""
+        dtype = self.policy_logps.dtype
+        return on_all * self.mask.to(dtype) + on_changed * (self.changed & self.mask).to(dtype)
+
+    def log_ratio(self, weights: Tensor | None = None, *, average: bool = False) -> Tensor:
+        """Return Σ w·(log p_policy − log p_reference), (B,).
+
+        Args:
+            weights: (B, T); None: 1 on response tokens.
+            average: whether to divide by Σ w; an empty sum stays 0.
+        """
+        policy = self.policy_sum(weights, average=average)
+        return policy - self.reference_sum(weights, average=average)
+
+    def policy_sum(self, weights: Tensor | None = None, *, average: bool = False) -> Tensor:
+        """Return Σ w·log p_policy, (B,)."""
+        return self.total(self.policy_logps, weights, average=average)
+
+    def reference_sum(self, weights: Tensor | None = None, *, average: bool = False) -> Tensor:
+        """Return Σ w·log p_reference, (B,)."""
+        return self.total(self.reference_logps, weights, average=average)
+
+    def divergence(self) -> Tensor:
+        """Return D = Σ_t KL(reference || policy), (B,)."""
+        assert self.kl is not None, "the token term needs the divergence"
+        return self.total(self.kl)
+
+    def total(
+        self, values: Tensor, weights: Tensor | None = None, *, average: bool = False
+    ) -> Tensor:
+        """Return Σ w·(a value of each token) over the response, (B,); see `log_ratio`."""
+        # where(), not only a product: padding may hold any value, infinities included.
+        masked = torch.where(self.mask, values, torch.zeros_like(values))
+        total = (masked if weights is None else masked * weights).sum(-1)
+        if not average:
+            return total
+        count = (self.mask.to(values.dtype) if weights is None else weights).sum(-1)
+        return total / torch.where(count == 0, torch.ones_like(count), count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseReference:
+    """The reference's scores of one response per pair; undeclared ones are None."""
+
+    logps: Tensor | None = None  # (B, C) log p of each token; padding may hold anything finite
+    logits: Tensor | None = None  # (B, C) the raw logit of each token
+    best_other: Tensor | None = None  # (B, C) log p of the most likely other token
+    #: (B, C, D) the decoder's last hidden state that predicts each token; only if the divergence is
+    #: needed
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceScores:
+    """The reference's scores of a batch, by view; undeclared ones are absent."""
+
+    views: Mapping[str, ResponseReference] = field(default_factory=dict)
 
 
 def chunk_size(requested: int | None, vocabulary: int, device_memory: int | None) -> int:

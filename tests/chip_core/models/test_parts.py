@@ -14,12 +14,14 @@ from chip_core.data.batches import PairEncoder
 from chip_core.data.tensors import PairBatch
 from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters
-from chip_core.models.parts import find_tower_layers, find_unread_modules, set_trained
-from chip_core.models.tower import (
+from chip_core.models.parts import (
     compute_tower_features,
+    find_tower_layers,
+    find_unread_modules,
     get_tower,
-    is_frozen,
+    is_tower_frozen,
     join_features,
+    set_trained,
     skip_unread_layers,
 )
 from chip_core.training.states import compute_response_states
@@ -73,7 +75,7 @@ def test_a_model_says_the_same_without_looking(
         model, processor = families.build(family)  # an adapter stays
         model = attach_adapters(model, trial)
     set_trained(model, trial)
-    assert is_frozen(model, trial)
+    assert is_tower_frozen(model, trial)
     encoder = PairEncoder(processor, trial, PAIRS)
     alone = [
         compute_tower_features(model, encoder.encode_batch([row]).prompts.images)
@@ -136,9 +138,9 @@ def test_layers_that_nothing_reads_are_not_computed(family: str) -> None:
 
 def test_a_projector_within_the_tower_is_part_of_it(built: tuple[str, Any, Any]) -> None:
     family, model, _ = built
-    assert is_frozen(model, config(projector="trained")) == (family not in WITHIN)
-    assert is_frozen(model, config(projector="lora")) == (family not in WITHIN)
-    assert not is_frozen(model, config(vision_encoder="lora"))
-    assert not is_frozen(model, config(vision_encoder="trained"))
-    assert not is_frozen(model, config(vision_encoder="staged"))
-    assert is_frozen(model, config(projector="frozen"))
+    assert is_tower_frozen(model, config(projector="trained")) == (family not in WITHIN)
+    assert is_tower_frozen(model, config(projector="lora")) == (family not in WITHIN)
+    assert not is_tower_frozen(model, config(vision_encoder="lora"))
+    assert not is_tower_frozen(model, config(vision_encoder="trained"))
+    assert not is_tower_frozen(model, config(vision_encoder="staged"))
+    assert is_tower_frozen(model, config(projector="frozen"))

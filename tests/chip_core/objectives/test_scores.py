@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chip_core.objectives.from_logits import token_kl, token_logps
-from chip_core.objectives.head import HeadScores, OutputHead, chunk_size, head_scores
+from chip_core.objectives.scores import HeadScores, OutputHead, chunk_size, head_scores
 
 CASES = ["trained", "frozen"]
 
