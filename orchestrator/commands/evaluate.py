@@ -224,8 +224,7 @@ def _evaluation_lines(evaluations: Mapping[str, Evaluation]) -> Iterator[Rendera
         subset = f", a seeded subset of {metadata['of']:,} questions" if "of" in metadata else ""
         yield Text(
             f"{name}: protocol {metadata['protocol']}, scorer {metadata['scorer']}, "
-            f"{metadata['n']:,} scored, "
-            f"{metadata['missing']:,} missing{subset}",
+            f"{metadata['n']:,} scored, {metadata['missing']:,} missing{subset}",
             style="dim",
         )
         if "cut" in metadata:

@@ -386,8 +386,7 @@ def require_fit(memory_fits: Sequence[MemoryFit]) -> None:
         )
         errors.append(
             f"{fit.arms[0]}: a step takes about {_format_gib(fit.bytes)} of a GPU, and a trial "
-            "may take "
-            f"{_format_gib(fit.device)}: "
+            f"may take {_format_gib(fit.device)}: "
             f"{remedies or 'choose a GPU with more memory, or a smaller model'}"
         )
     if errors:

@@ -237,8 +237,7 @@ def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
         yield Text(
             f"with {seeds} seeds and {power.items:,} items a difference of about "
             f"{differences[seeds]:.1f} {power.unit} on {power.metric} can be seen, in four "
-            "studies of "
-            f"five ({power.basis})"
+            f"studies of five ({power.basis})"
         )
     else:
         yield Text(

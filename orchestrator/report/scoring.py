@@ -99,8 +99,7 @@ def _engine_notes(metadata: list[Mapping[str, Any]]) -> Iterator[str]:
         if inconclusive:
             yield (
                 f"in {inconclusive} of {len(metadata)} trials no such question could tell whether "
-                "the adapter "
-                "was applied"
+                "the adapter was applied"
             )
     pace = [entry["pace"] for entry in metadata if "pace" in entry]
     if pace:

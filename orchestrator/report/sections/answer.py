@@ -105,8 +105,7 @@ def _false_positive_warning(summary: Summary) -> str:
     return (
         f" Warning: the placebo, which is the baseline with other seeds, differs from it on "
         f"{join_names(differences)}: it would have been called an effect. Differences of that "
-        "size may come "
-        "of the seeds alone: run more seeds before you rely on them."
+        "size may come of the seeds alone: run more seeds before you rely on them."
     )
 
 
@@ -134,8 +133,7 @@ def _coverage_clause(summary: Summary, comparisons: Sequence[Comparison]) -> str
         low, high = interval
         descriptions.append(
             f"{row.name} ({format_signed(figure.difference or 0.0)} {unit}; 95 % interval "
-            f"{format_signed(low)} "
-            f"to {format_signed(high)})"
+            f"{format_signed(low)} to {format_signed(high)})"
         )
     if not descriptions:
         return ""

@@ -134,8 +134,7 @@ def _rejected_names(refused: Mapping[str, str]) -> str:
     rest_text = f" and {len(refused) - _MAX_NAMES} more" if len(refused) > _MAX_NAMES else ""
     return (
         f"what MLflow does not take: {names}{rest_text} ({next(iter(refused.values()))}): it is "
-        "in the "
-        "report"
+        "in the report"
     )
 
 
