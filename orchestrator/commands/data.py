@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from orchestrator.commands.common.options import resolve_data_paths
-from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.output import json_option, print_json, print_lines
 from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 
@@ -111,8 +111,6 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
 
     Exit code 1 where a benchmark's files hold another number of questions than published.
     """
-    from rich.console import Console
-
     from chip_core.evaluation.benchmarks.status import find_benchmark_status
     from orchestrator.data.status import status_json, status_lines
 
@@ -121,7 +119,5 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
     if as_json:
         print_json(status_json(statuses, data))
     else:
-        console = Console()
-        for line in status_lines(statuses, data):
-            console.print(line, soft_wrap=True)
+        print_lines(status_lines(statuses, data), soft_wrap=True)
     return 1 if any(benchmark.state == "broken" for benchmark in statuses) else 0

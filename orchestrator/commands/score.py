@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.commands.common.options import is_on_command_line
 from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import PathType, TextType
 
@@ -111,9 +112,8 @@ def score(
 
 def _check_options_used(scorer: Scorer, uses: Mapping[str, tuple[bool, str]]) -> None:
     """Refuse an option that the benchmark does not use."""
-    source = click.get_current_context().get_parameter_source
     for name, (is_used, reason) in uses.items():
-        if not is_used and source(name) is click.core.ParameterSource.COMMANDLINE:
+        if not is_used and is_on_command_line(name):
             option = f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{option} has no effect on {scorer.name}: {reason}")
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from chip_core.config.validation import explain_errors
+from chip_core.config.validation import parse_model
 from chip_core.recipes import read_yaml
-from chip_core.utils.errors import ConfigError
 from orchestrator.cost.estimate import Prices
 from orchestrator.cost.rates import ANY_KIND, NO_TIME, Quantity, RateSource, Seconds, Size
 
@@ -108,15 +107,7 @@ def read_user_rates(file: Path | None, flags: Mapping[str, Any]) -> UserRates:
     Raises:
         ConfigError: every problem at once.
     """
-    tree = {} if file is None else read_yaml(file)
+    file_rates = parse_model(UserRates, {} if file is None else read_yaml(file), str(file))
     given_flags = {name: value for name, value in flags.items() if value is not None}
-    try:
-        file_rates = UserRates.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(explain_errors(error, UserRates, str(file))) from None
-    try:
-        return UserRates.model_validate(
-            {**file_rates.model_dump(exclude_unset=True), **given_flags}
-        )
-    except ValidationError as error:
-        raise ConfigError(explain_errors(error, UserRates, "--rate")) from None
+    rates = {**file_rates.model_dump(exclude_unset=True), **given_flags}
+    return parse_model(UserRates, rates, "--rate")
