@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ def check(
 
     The exit code is 1 where a check fails.
     """
+    from chip_core.objectives.custom import check_term, load_term
     from chip_core.utils import registry
     from chip_core.utils.errors import UserError
     from orchestrator.report.writers.plan import mlflow_name_lines
@@ -62,8 +63,10 @@ def check(
             checks = _check_benchmark(name, data_path)
             metric_names = encode_invalid(_metric_names(name))
         else:
-            checks = dict(
-                _check_strategy(name, parameters) if kind == "strategy" else _check_loss_term(name)
+            checks = (
+                _check_strategy(name, parameters)
+                if kind == "strategy"
+                else dict(check_term(load_term(name)))
             )
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -114,16 +117,10 @@ def _metric_names(name: str) -> list[str]:
     return [metric_name("report", name, metric) for metric in find_benchmark(name).metrics]
 
 
-def _check_loss_term(name: str) -> Iterator[tuple[str, str | None]]:
-    from chip_core.objectives.custom import check_term, load_term
-
-    return check_term(load_term(name))
-
-
-def _check_strategy(name: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+def _check_strategy(name: str, parameters: Mapping[str, Any]) -> dict[str, str | None]:
     from chip_core.config.trial import RejectedImageConfig
     from chip_core.config.validation import parse_model
     from chip_core.data.rejected_images.conformance import conformance
 
     tree = {"strategy": name, "parameters": dict(parameters)}
-    yield from conformance(parse_model(RejectedImageConfig, tree, "--set")).items()
+    return conformance(parse_model(RejectedImageConfig, tree, "--set"))

@@ -162,11 +162,8 @@ def _print_scores(scorer: Scorer, scored: Scored, protocol: str) -> None:
     from chip_core.evaluation.unreadable import count_unreadable, format_counts, format_example
 
     table = Table(title=f"{scorer.name}, protocol {protocol} ({scorer.version})")
-    table.add_column("metric")
-    table.add_column("figure", justify="right")
-    table.add_column("unit")
-    table.add_column("better")
-    table.add_column("items", justify="right")
+    for title in ("metric", "figure", "unit", "better", "items"):
+        table.add_column(title, justify="right" if title in ("figure", "items") else "left")
     for metric in scored.metrics:
         figure = "undefined" if metric.value is None else f"{metric.value:.2f}"
         better = "lower" if metric.goal == "minimize" else "higher"

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.plan.plan import Plan
     from orchestrator.report.results import RunOutcome
-    from orchestrator.state.ledger import Ledger
     from orchestrator.study.limits import Limits
 
 
@@ -128,7 +127,9 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
         tracker.check()
     if run_options.storage is not None:
         validate_uri(run_options.storage)
-    _set_passive_waiting()
+    # Waiting OpenMP threads sleep: spinning ones make a small model's steps slow.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
     console = Console(file=sys.stderr if as_json else sys.stdout)
     trimmed = _print_plan(plan, workdir, console, request, always=any(cost_values.values()))
@@ -324,7 +325,11 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     lost_trials = trials_with_lost_figures(study_plan, ledger)
     if lost_trials and (folder / PAGE_FILE).exists():
         raise UserError(describe_kept_report(folder / PAGE_FILE, study_plan, workdir, lost_trials))
-    _require_results(study_plan, ledger)
+    if not any(ledger[trial.fingerprint].evaluations for trial in study_plan.trials):
+        raise UserError(
+            f"study {study_plan.study.name} has no figures in {ledger.workdir}: run it first, "
+            "or name its --workdir"
+        )
     written = rewrite_report(study_plan, ledger, workdir, folder)
     if as_json:
         print_json({**written.results.data, "report": [str(path) for path in written.files]})
@@ -342,16 +347,6 @@ def _check_inline(executor: str, **ray_options: Any) -> None:
             )
 
 
-def _require_results(study_plan: Plan, ledger: Ledger) -> None:
-    from chip_core.utils.errors import UserError
-
-    if not any(ledger[trial.fingerprint].evaluations for trial in study_plan.trials):
-        raise UserError(
-            f"study {study_plan.study.name} has no figures in {ledger.workdir}: run it first, "
-            "or name its --workdir"
-        )
-
-
 def _merge_limits(study_limits: Limits | None, **given: float | None) -> Limits | None:
     """Return the study file's limits, overridden by those given on the command line."""
     from orchestrator.study.limits import Limits
@@ -359,9 +354,3 @@ def _merge_limits(study_limits: Limits | None, **given: float | None) -> Limits 
     merged = {} if study_limits is None else study_limits.limits
     merged |= {name: value for name, value in given.items() if value is not None}
     return Limits.model_validate(merged) if merged else None
-
-
-def _set_passive_waiting() -> None:
-    """Let waiting OpenMP threads sleep: spinning ones make a small model's steps slow."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")

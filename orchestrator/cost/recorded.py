@@ -70,9 +70,9 @@ def recorded_rates(
         f"{', '.join(sorted(machine_names))}",
         rates={
             # If a process runs several trials, only the first one makes the imports.
-            key: max(times, key=_wall_seconds)
+            key: max(times, key=lambda time: time.wall)
             if key[0] == "imports"
-            else _median_time(_drop_zeros(times))
+            else _median_time(times)
             for key, times in times_by_key.items()
         },
         sizes=sizes,
@@ -166,16 +166,7 @@ def _model_bytes(record: TrialRecord, storage: Path) -> int | None:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _drop_zeros(values: list[Seconds]) -> list[Seconds]:
-    """Return the nonzero values, or all if a version without times recorded every one."""
-    return [value for value in values if value != NO_TIME] or values
-
-
-def _wall_seconds(seconds: Seconds) -> float:
-    return seconds.wall
-
-
-def _median_time(values: list[Seconds]) -> Seconds:
-    return Seconds(
-        wall=median(value.wall for value in values), cpu=median(value.cpu for value in values)
-    )
+def _median_time(times: list[Seconds]) -> Seconds:
+    """Return the median of the nonzero times. Versions without times recorded zero for all."""
+    known = [time for time in times if time != NO_TIME] or times
+    return Seconds(wall=median(time.wall for time in known), cpu=median(time.cpu for time in known))

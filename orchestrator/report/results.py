@@ -130,8 +130,8 @@ def _build_grid(summary: Summary, metrics: list[str]) -> Grid:
     for metric in metrics:
         benchmark, _, title = metric_title(metric, summary.metrics[metric]).rpartition("/")
         heads.append(f"{benchmark}/\n{title}")
-    primary_metric = summary.plan.study.primary
-    primary_name = None if primary_metric is None else primary_metric.metric
+    primary = summary.plan.study.primary
+    verdict_metric = primary.metric if primary is not None and primary.metric in metrics else None
     rows = []
     for row in summary.rows:
         name = [(row.name, "")]
@@ -139,9 +139,9 @@ def _build_grid(summary: Summary, metrics: list[str]) -> Grid:
             role = "baseline, " if row.arm.baseline else "other seeds, " if row.arm.placebo else ""
             seeds = f"\n{role}n = {format_seeds(row)}"
             name.append((seeds, "dim"))
-        primary_figure = row.figures.get(primary_name) if primary_name in metrics else None
-        if primary_figure is not None and primary_figure.comparison is not None:
-            name.append((f"\n{format_verdict(primary_figure.comparison)}", "italic"))
+        comparison = row.comparison(verdict_metric)
+        if comparison is not None:
+            name.append((f"\n{format_verdict(comparison)}", "italic"))
         rows.append((tuple(name), *(_stack_cell(row.figures.get(metric)) for metric in metrics)))
     return Grid(heads=tuple(heads), rows=tuple(rows))
 
@@ -224,6 +224,5 @@ def _run_status(row: ArmRow) -> Status:
 def _verdict_tags(summary: Summary, row: ArmRow) -> dict[str, str | None]:
     """Return the verdict on the primary metric, None if there is none (any more)."""
     primary = summary.plan.study.primary
-    figure = None if primary is None else row.figures.get(primary.metric)
-    comparison = None if figure is None else figure.comparison
+    comparison = row.comparison(None if primary is None else primary.metric)
     return {VERDICT_TAG: None if comparison is None else verdict_label(comparison)}

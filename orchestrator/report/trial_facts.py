@@ -118,15 +118,9 @@ def _figure_lines(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         for name, value in entry["metrics"].items():
             yield Text(f"{name} = {value:.4f}")
         metadata = entry["how"]
-        parts = [
-            f"{key} {_format_value(metadata[key])}"
-            for key in _FIRST_KEYS
-            if metadata.get(key) is not None
-        ]
-        parts += [
-            f"{key} {_format_value(metadata[key])}" for key in metadata if key not in _FIRST_KEYS
-        ]
-        yield Text(f"  evaluation {entry['evaluation'][:12]}: {', '.join(parts)}")
+        first = {key: metadata[key] for key in _FIRST_KEYS if metadata.get(key) is not None}
+        others = {key: value for key, value in metadata.items() if key not in _FIRST_KEYS}
+        yield Text(f"  evaluation {entry['evaluation'][:12]}: {_format_mapping(first | others)}")
         yield Text(f"  scores in {entry['scores']}, answers in {entry['responses']}")
 
 

@@ -67,9 +67,6 @@ def cost_request(
     calibrate: bool,
     rates: Path | None,
     rate: Sequence[tuple[str, float]],
-    price_per_gpu_hour: float | None,
-    price_per_cpu_hour: float | None,
-    device_memory: float | None,
     device: str | None,
     gpus: int | None,
     budget: Sequence[tuple[str, float]],
@@ -77,8 +74,9 @@ def cost_request(
     max_concurrent: int | None,
     address: str | None = None,
     is_preview: bool = False,
+    **flags: float | None,
 ) -> CostRequest:
-    """Return the request for a cost estimate.
+    """Return the request for a cost estimate; `flags` are options named as keys of `UserRates`.
 
     Raises:
         ConfigError: a rate or a bound is wrong.
@@ -94,17 +92,11 @@ def cost_request(
         raise click.UsageError(
             "--gpus and --max-concurrent both say how many trials run at a time: give one of them"
         )
-    given_rates = {
-        **unique_values("--rate", rate),
-        "price_per_gpu_hour": price_per_gpu_hour,
-        "price_per_cpu_hour": price_per_cpu_hour,
-        "device_memory": device_memory,
-    }
     bounds = None
     if budget:
         bounds = parse_model(Budget, unique_values("--budget", budget), "--budget")
     return CostRequest(
-        user_rates=read_user_rates(rates, given_rates),
+        user_rates=read_user_rates(rates, {**unique_values("--rate", rate), **flags}),
         executor="inline" if executor == "inline" else "ray",
         max_concurrent=max_concurrent,
         on_cluster=address is not None,

@@ -52,10 +52,9 @@ def verdict_table(summary: Summary, metric: str) -> Table:
     info = summary.metrics[metric]
     rows = []
     for row in summary.rows:
-        figure = row.figures.get(metric)
-        comparison = None if figure is None else figure.comparison
+        comparison = row.comparison(metric)
         name = Cell(text=row_label(row), bold=is_bold(comparison))
-        mean = Cell(text=format_mean(figure), bold=is_bold(comparison))
+        mean = Cell(text=format_mean(row.figures.get(metric)), bold=is_bold(comparison))
         rows.append(
             TableRow(
                 cells=(name, Cell(text=format_seeds(row)), mean, *_comparison_cells(comparison)),
@@ -133,11 +132,7 @@ def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], s
         cells = [Cell(text=row_label(row)), Cell(text=format_seeds(row))]
         for metric in metrics:
             figure = row.figures.get(metric)
-            bold = (
-                figure is not None
-                and metric in summary.verdict_metrics
-                and is_bold(figure.comparison)
-            )
+            bold = metric in summary.verdict_metrics and is_bold(row.comparison(metric))
             cells.append(Cell(text=format_mean(figure), below=format_difference(figure), bold=bold))
         rows.append(TableRow(cells=tuple(cells), kind=_row_kind(row)))
         rows += _published_rows(summary, row, metrics, cells_before=1, cells_after=0)
@@ -159,7 +154,7 @@ def _comparison_cells(comparison: Comparison | None) -> tuple[Cell, Cell, Cell, 
     """Return the cells of difference, interval, p and verdict."""
     if comparison is None:
         return Cell(text=NO_VALUE), Cell(text=NO_VALUE), Cell(text=NO_VALUE), Cell(text="")
-    contrast = None if comparison.contrast is None else comparison.contrast
+    contrast = comparison.contrast
     return (
         Cell(text=NO_VALUE if contrast is None else format_signed(contrast.estimate)),
         Cell(text=NO_VALUE if contrast is None else format_interval(contrast.interval)),

@@ -6,6 +6,7 @@ fonts is written as its code point.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -105,7 +106,7 @@ def escape_latex(text: str) -> str:
     normalized = unicodedata.normalize("NFD", " ".join(text.split()))
     parts: list[str] = []
     for character in normalized:
-        if character in _ACCENTS and parts and _is_letter(parts[-1]):
+        if character in _ACCENTS and parts and re.fullmatch("[A-Za-z]", parts[-1]):
             letter = {"i": r"\i", "j": r"\j"}.get(parts[-1], parts[-1])
             parts[-1] = rf"\{_ACCENTS[character]}{{{letter}}}"
         else:
@@ -121,10 +122,6 @@ def _escape_character(character: str) -> str:
     if " " <= character <= "~":
         return character
     return f"[U+{ord(character):04X}]"
-
-
-def _is_letter(text: str) -> bool:
-    return len(text) == 1 and text.isascii() and text.isalpha()
 
 
 def _to_ascii(text: str) -> str:

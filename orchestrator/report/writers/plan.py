@@ -214,7 +214,13 @@ def plan_to_json(plan: Plan, workdir: Path) -> dict[str, Any]:
                 "state": trial_state(trial, ledger[trial.fingerprint]),
                 "attempts": ledger[trial.fingerprint].attempts,
                 "metrics": ledger[trial.fingerprint].metrics(trial),
-                "search": _search_to_json(trial),
+                "search": {
+                    "of": trial.arm_name,
+                    "number": trial.number,
+                    "values": dict(trial.values),
+                }
+                if isinstance(trial, SearchTrial)
+                else None,
             }
             for trial in plan.trials
         ]
@@ -231,13 +237,6 @@ def plan_to_json(plan: Plan, workdir: Path) -> dict[str, Any]:
             for trial in _blocked_trials(plan)
         ],
     }
-
-
-def _search_to_json(trial: Trial) -> dict[str, Any] | None:
-    """Return a search trial's arm, number and drawn values; None for other trials."""
-    if not isinstance(trial, SearchTrial):
-        return None
-    return {"of": trial.arm_name, "number": trial.number, "values": dict(trial.values)}
 
 
 def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
@@ -375,10 +374,7 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
     for config in configs:
         path = config.model.path
         if config.model.trust_remote_code:
-            sentence = (
-                f"trusted: code that comes with the model {path} is run, with all your rights"
-            )
-            yield TrustWarning(kind="remote code", target=path, sentence=sentence)
+            yield _code_warning("remote code", path, f"code that comes with the model {path}")
         plugin_names = [*config.objective.active_custom]
         if config.objective.needs_rejected_image:
             plugin_names.append(config.rejected_image.strategy)
@@ -386,16 +382,12 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
         if config.pairs.rounds:
             plugin_names.append(config.pairs.ranker)
         for name in filter(registry.is_plugin, plugin_names):
-            sentence = f"trusted: the code {name} is run, with all your rights"
-            yield TrustWarning(kind="plug-in", target=name, sentence=sentence)
+            yield _code_warning("plug-in", name, f"the code {name}")
         pair_judge = config.pairs.judge if config.pairs.rounds else None
         if pair_judge is not None and plan.data_paths.judge_replies is None:
             target = pair_judge.base_url or "OpenAI"
-            sentence = (
-                f"trusted: {target} is sent the data's prompts and pictures and the model's answers"
-                f"{_key_clause(pair_judge.api_key_env)}"
-            )
-            yield TrustWarning(kind="judge", target=target, sentence=sentence)
+            content = "the data's prompts and pictures and the model's answers"
+            yield _recipient_warning("judge", target, content, pair_judge.api_key_env)
     for _, settings in list_sides(plan.study.benchmarks):
         judge = settings.judge
         if (
@@ -403,23 +395,26 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
             and judge.base_url is not None
             and plan.data_paths.judge_replies is None
         ):
-            sentence = (
-                f"trusted: {judge.base_url} is sent the answers to {settings.name}"
-                f"{_key_clause(judge.api_key_env)}"
-            )
-            yield TrustWarning(kind="judge", target=judge.base_url, sentence=sentence)
+            content = f"the answers to {settings.name}"
+            yield _recipient_warning("judge", judge.base_url, content, judge.api_key_env)
     engine = plan.base.config.evaluation.generator
     if engine.base_url is not None:
-        yield TrustWarning(
-            kind="generator",
-            target=engine.base_url,
-            sentence=f"trusted: {engine.base_url} is sent the benchmarks' questions and "
-            f"pictures{_key_clause(engine.api_key_env)}",
-        )
+        content = "the benchmarks' questions and pictures"
+        yield _recipient_warning("generator", engine.base_url, content, engine.api_key_env)
 
 
-def _key_clause(variable: str | None) -> str:
-    return f" and the key in {variable}" if variable else ""
+def _code_warning(kind: str, target: str, code: str) -> TrustWarning:
+    sentence = f"trusted: {code} is run, with all your rights"
+    return TrustWarning(kind=kind, target=target, sentence=sentence)
+
+
+def _recipient_warning(
+    kind: str, target: str, content: str, key_variable: str | None
+) -> TrustWarning:
+    key = f" and the key in {key_variable}" if key_variable else ""
+    return TrustWarning(
+        kind=kind, target=target, sentence=f"trusted: {target} is sent {content}{key}"
+    )
 
 
 _MAX_NAMES = 4  # names
