@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,7 +62,10 @@ def check_cluster(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
         ConfigError: it cannot be read, or is not a mapping.
     """
     cluster = read_cluster(path)
-    problems = tuple(dict.fromkeys(_iter_problems(cluster, need)))
+    all_problems = [problem for rule in _RULES for problem in rule(cluster)]
+    if need is not None:
+        all_problems += capacity_problems(cluster, need)
+    problems = tuple(dict.fromkeys(all_problems))
     cluster_capacity = None
     if need is not None and not problems:
         cluster_capacity = compute_capacity(list_node_types(cluster), need)
@@ -84,10 +87,3 @@ def require_valid(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
 def add_problems(check: ClusterCheck, problems: Iterable[Problem]) -> ClusterCheck:
     """Return a check with further problems."""
     return replace(check, problems=(*check.problems, *problems))
-
-
-def _iter_problems(cluster: ClusterFile, need: ResourceNeed | None) -> Iterator[Problem]:
-    for rule in _RULES:
-        yield from rule(cluster)
-    if need is not None:
-        yield from capacity_problems(cluster, need)

@@ -12,6 +12,7 @@ from orchestrator.commands.common.options import (
     data_path_options,
     is_on_command_line,
     make_override_option,
+    make_protocol_option,
     model_options,
     resolve_data_paths,
     unique_values,
@@ -47,13 +48,7 @@ _EVALUATION_PREFIX = "evaluation."
 )
 @data_path_options
 @click.option("--limit", type=IntegerType(1), help="A seeded subset of N questions of each.")
-@click.option(
-    "--protocol",
-    type=click.Choice(["official", "corrected", "chip"]),
-    default="official",
-    show_default=True,
-    help="How answers are made and read.",
-)
+@make_protocol_option("How answers are made and read.")
 @make_override_option(
     "Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL. Of who answers: "
     "evaluation.generator=vllm."

@@ -10,12 +10,13 @@ import click
 
 from orchestrator.commands.common.options import (
     is_on_command_line,
+    make_benchmark_data_option,
     make_override_option,
     resolve_data_paths,
     unique_values,
 )
 from orchestrator.commands.common.output import json_option, print_json
-from orchestrator.commands.common.param_types import PathType, TextType
+from orchestrator.commands.common.param_types import TextType
 
 if TYPE_CHECKING:
     from chip_core.config.benchmark import DataPaths
@@ -29,12 +30,7 @@ def plugin() -> None:
 @plugin.command(epilog="Example: chip-ablate plugin check my_lab.terms:my_term")
 @click.argument("name", type=TextType(), metavar="MODULE:ATTR")
 @make_override_option("A parameter of a strategy: --set strength=0.3")
-@click.option(
-    "--benchmark-data",
-    type=PathType(is_local=False),
-    envvar="CHIP_ABLATE_BENCHMARK_DATA",
-    help="Holds a benchmark's files, in a folder MODULE.ATTR.",
-)
+@make_benchmark_data_option("Holds a benchmark's files, in a folder MODULE.ATTR.")
 @json_option("Print the checks as JSON.")
 def check(
     name: str, overrides: tuple[tuple[str, Any], ...], benchmark_data: Path | None, as_json: bool

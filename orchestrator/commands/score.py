@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.common.options import is_on_command_line
+from orchestrator.commands.common.options import is_on_command_line, make_protocol_option
 from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import PathType, TextType
 
@@ -30,13 +30,9 @@ _FILE_TYPE: Any = PathType("file")
     required=True,
     help="The answers, JSON or JSON lines.",
 )
-@click.option(
-    "--protocol",
-    type=click.Choice(["official", "corrected", "chip"]),
-    default="official",
-    show_default=True,
-    help="official: what the benchmark's script prints; corrected: what it says it measures; "
-    "chip: the paper's reading of answers.",
+@make_protocol_option(
+    "official: what the benchmark's script prints; corrected: what it says it measures; chip: the "
+    "paper's reading of answers."
 )
 @click.option("--judge-replies", type=_FILE_TYPE, help="A judge's replies, collected before.")
 @click.option("--similarity", type=_FILE_TYPE, help='JSON of "word|word": similarity (AMBER).')

@@ -11,6 +11,7 @@ from statistics import median
 from pydantic import ValidationError
 
 from chip_core.config.trial import TrialConfig
+from chip_core.evaluation.readiness import list_sides
 from chip_core.results import CONFIG, MODEL, SAMPLED
 from orchestrator.cost.kinds import (
     answer_kind,
@@ -105,18 +106,17 @@ def _trial_rates(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
     sampled, sampling = record.data.get("sampled", 0), _phase_time(record, SAMPLED)
     if sampled and sampling is not None:
         yield ("answer", sampling_kind(config)), sampling * (1 / sampled)
-    for side in ("select", "report"):
-        for settings in getattr(config.benchmarks, side):
-            key = f"{side}/{settings.name}"
-            answered = _phase_time(record, f"answer {key}")
-            scored = _phase_time(record, f"score {key}")
-            if answered is None:  # an earlier version noted one time for both
-                answered, scored = scored, NO_TIME
-            count = _answer_count(record, key)
-            if answered is not None and scored is not None and count:
-                workers = 1 if train is None else config.engine.workers_per_trial
-                yield ("answer", answer_kind(config, settings)), answered * (workers / count)
-                yield ("score", score_kind(settings)), scored * (1 / count)
+    for side, settings in list_sides(config.benchmarks):
+        key = f"{side}/{settings.name}"
+        answered = _phase_time(record, f"answer {key}")
+        scored = _phase_time(record, f"score {key}")
+        if answered is None:  # an earlier version noted one time for both
+            answered, scored = scored, NO_TIME
+        count = _answer_count(record, key)
+        if answered is not None and scored is not None and count:
+            workers = 1 if train is None else config.engine.workers_per_trial
+            yield ("answer", answer_kind(config, settings)), answered * (workers / count)
+            yield ("score", score_kind(settings)), scored * (1 / count)
 
 
 def _phase_time(record: TrialRecord, phase: str) -> Seconds | None:

@@ -17,6 +17,11 @@ from orchestrator.cost.rates import ANY_KIND, NO_TIME, Quantity, RateSource, Sec
 MAX_VALUE = 1e9
 
 
+def _amount_field(description: str) -> Any:
+    """Return a field of seconds or money; None: not given."""
+    return Field(None, ge=0, le=MAX_VALUE, description=description)
+
+
 class Assumptions(BaseModel):
     """What is taken to be true of a metric in percent while no study has shown it."""
 
@@ -36,31 +41,16 @@ class UserRates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    start: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="seconds of a trial beside steps and answers"
-    )
-    step: float | None = Field(None, ge=0, le=MAX_VALUE, description="seconds of a training step")
-    answer: float | None = Field(
-        None,
-        ge=0,
-        le=MAX_VALUE,
-        description="seconds of an answer, scored if `score` is not given",
-    )
-    score: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="seconds of scoring an answer, by rules or a judge"
-    )
-    sample: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="seconds of a reference pass's sample"
-    )
+    start: float | None = _amount_field("seconds of a trial beside steps and answers")
+    step: float | None = _amount_field("seconds of a training step")
+    answer: float | None = _amount_field("seconds of an answer, scored if `score` is not given")
+    score: float | None = _amount_field("seconds of scoring an answer, by rules or a judge")
+    sample: float | None = _amount_field("seconds of a reference pass's sample")
     rows: int | None = Field(
         None, ge=1, le=10**12, description="of the data, where planning cannot count them"
     )
-    price_per_gpu_hour: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="in your currency"
-    )
-    price_per_cpu_hour: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="in your currency"
-    )
+    price_per_gpu_hour: float | None = _amount_field("in your currency")
+    price_per_cpu_hour: float | None = _amount_field("in your currency")
     max_concurrent: int | None = Field(
         None, ge=1, le=10**6, description="trials that run at a time"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,33 +49,6 @@ class Results:
     left: int  # number of trials left to run
     data: Mapping[str, Any]  # for programs
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the results as JSON data."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Results:
-        """Restore results from what `to_json` returned.
-
-        Raises:
-            KeyError, TypeError, ValueError: the data are not such results.
-        """
-        grids = tuple(
-            Grid(
-                heads=tuple(map(str, grid["heads"])),
-                rows=tuple(tuple(map(_parse_cell, row)) for row in grid["rows"]),
-            )
-            for grid in raw["grids"]
-        )
-        return cls(
-            study=raw["study"],
-            answer=raw["answer"],
-            grids=grids,
-            notes=tuple(map(str, raw["notes"])),
-            left=raw["left"],
-            data=dict(raw["data"]),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
@@ -118,10 +91,6 @@ def build_results(summary: Summary) -> Results:
         left=summary.remaining,
         data=summary_to_json(summary),
     )
-
-
-def _parse_cell(raw: Any) -> Cell:
-    return tuple((str(text), str(style)) for text, style in raw)
 
 
 def _build_grid(summary: Summary, metrics: list[str]) -> Grid:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from chip_core.config.trial import BenchmarkConfig
 from chip_core.evaluation.items import find_benchmark
-from chip_core.evaluation.task import MetricInfo, Side, metric_name
+from chip_core.evaluation.readiness import list_sides
+from chip_core.evaluation.task import MetricInfo, metric_name
 from orchestrator.analysis import (
     Comparison,
     Contrast,
@@ -183,14 +183,12 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
     They have the scorers' units.
     """
     study = plan.study
-    sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
-        ("report", study.scored_benchmarks.report),
-        ("select", study.scored_benchmarks.select),
-    ]
+    report_first = sorted(
+        list_sides(study.scored_benchmarks), key=lambda benchmark: benchmark[0] != "report"
+    )
     infos = {
         metric_name(side, settings.name, metric): info
-        for side, benchmarks in sides
-        for settings in benchmarks
+        for side, settings in report_first
         for metric, info in find_benchmark(settings.name).metrics.items()
     }
     return {**{entry.metric: infos[entry.metric] for entry in study.declared_metrics}, **infos}

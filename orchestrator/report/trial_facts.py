@@ -18,7 +18,7 @@ from chip_core.utils.files import parse_checksummed
 from orchestrator.jobs.attempt import TRACEBACK_FILE
 from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.report.formatting import NO_VALUE
-from orchestrator.report.sections.provenance import format_code_version, format_time
+from orchestrator.report.sections.provenance import code_to_json, format_code_version, format_time
 from orchestrator.state.integrity import is_file_changed
 from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.trial_lookup import trial_name
@@ -148,7 +148,6 @@ def _attempt_facts(
     files = [
         folder / name for name in (CONFIG, CURVES, TRACEBACK_FILE) if (folder / name).is_file()
     ]
-    code = attempt.code
     return {
         "number": number,
         "study": attempt.study,
@@ -157,10 +156,8 @@ def _attempt_facts(
         "outcome": attempt.outcome,
         "reason": attempt.reason,
         "seconds": dict(attempt.seconds),
-        "code": format_code_version(code),
-        "version": None if code is None else code.version,
-        "commit": None if code is None else code.commit,
-        "uncommitted": None if code is None else code.uncommitted,
+        "code": format_code_version(attempt.code),
+        **code_to_json(attempt.code),
         "folder": str(folder) if folder.is_dir() else None,
         "files": [str(path) for path in files],
     }

@@ -52,6 +52,28 @@ def make_workdir_option(text: str) -> Callable[[F], F]:
     )
 
 
+def make_benchmark_data_option(text: str, *, show_envvar: bool = False) -> Callable[[F], F]:
+    """Return the option for the folder of benchmarks' files."""
+    return click.option(
+        "--benchmark-data",
+        type=PathType(is_local=False),
+        envvar="CHIP_ABLATE_BENCHMARK_DATA",
+        show_envvar=show_envvar,
+        help=text,
+    )
+
+
+def make_protocol_option(text: str) -> Callable[[F], F]:
+    """Return the option for how answers are made and read."""
+    return click.option(
+        "--protocol",
+        type=click.Choice(["official", "corrected", "chip"]),
+        default="official",
+        show_default=True,
+        help=text,
+    )
+
+
 def make_override_option(text: str) -> Callable[[F], F]:
     """Return the repeatable option that sets keys."""
     return click.option(
@@ -73,12 +95,7 @@ tracking_option = click.option(
 
 #: Where benchmarks' data are.
 data_path_options = combine_options(
-    click.option(
-        "--benchmark-data",
-        type=PathType(is_local=False),
-        envvar="CHIP_ABLATE_BENCHMARK_DATA",
-        help="Holds each benchmark's files, in a folder named as it.",
-    ),
+    make_benchmark_data_option("Holds each benchmark's files, in a folder named as it."),
     click.option(
         "--judge-replies",
         type=PathType(is_local=False),

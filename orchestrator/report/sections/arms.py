@@ -69,10 +69,7 @@ def verdict_table(summary: Summary, metric: str) -> Table:
             arms_title(summary),
             "seeds",
             "mean ± sd",
-            f"difference ({format_difference_unit(info)})",
-            "95 % interval",
-            f"p ({correction_name(summary)})",
-            "verdict",
+            *_comparison_titles(summary, metric),
             text=(0, 6),
         ),
         rows=tuple(rows),
@@ -111,10 +108,7 @@ def effect_table(summary: Summary, metric: str) -> Table | None:
         columns=make_columns(
             "effect",
             "combinations",
-            f"difference ({format_difference_unit(info)})",
-            "95 % interval",
-            f"p ({correction_name(summary)})",
-            "verdict",
+            *_comparison_titles(summary, metric),
             text=(0, 5),
         ),
         rows=tuple(rows),
@@ -148,6 +142,12 @@ def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], s
         columns=(*make_columns(arms_title(summary), "seeds"), *titles),
         rows=tuple(rows),
     )
+
+
+def _comparison_titles(summary: Summary, metric: str) -> tuple[str, str, str, str]:
+    """Return the titles of the columns of difference, interval, p and verdict."""
+    unit = format_difference_unit(summary.metrics[metric])
+    return f"difference ({unit})", "95 % interval", f"p ({correction_name(summary)})", "verdict"
 
 
 def _comparison_cells(comparison: Comparison | None) -> tuple[Cell, Cell, Cell, Cell]:
