@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -26,7 +26,7 @@ from orchestrator.report.formatting import format_number, metric_title
 from orchestrator.report.sections.search import search_lines, search_to_json
 from orchestrator.report.summary import study_metrics
 from orchestrator.report.units import shown_unit_scale, to_shown_unit
-from orchestrator.state.cache_plan import PlannedCache, cache_folder, plan_caches
+from orchestrator.state.cache_plan import cache_folder, plan_caches
 from orchestrator.state.integrity import read_ledger
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
@@ -79,8 +79,11 @@ def _row_field_lines(plan: Plan) -> Iterator[Text]:
         yield Text(f"rows are to have {', '.join(names)}: {'; '.join(arms)}")
 
 
-def cache_table(passes: Sequence[PlannedCache]) -> Table:
-    """Return a table of the reference passes of the trials to be trained."""
+def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
+    """Yield the table of the reference passes that a run would build or read, if any."""
+    passes = plan_caches(plan, read_ledger(plan, workdir), workdir)
+    if not passes:
+        return
     table = Table(box=None, pad_edge=False)
     for title in ("reference pass", "samples", "size", "state", "trials"):
         table.add_column(title, justify="right" if title in ("samples", "size") else "left")
@@ -94,14 +97,7 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
             planned.state,
             str(len(planned.trials)),
         )
-    return table
-
-
-def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
-    """Yield the table of the reference passes that a run would build or read, if any."""
-    passes = plan_caches(plan, read_ledger(plan, workdir), workdir)
-    if passes:
-        yield cache_table(passes)
+    yield table
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -125,34 +121,38 @@ def trial_table(plan: Plan, workdir: Path) -> Table:
         info = study_metrics(plan)[primary.metric]
         scale = shown_unit_scale(info)
         table.add_column(metric_title(primary.metric, to_shown_unit(info)), justify="right")
-    for trial in plan.trials:
-        record = ledger[trial.fingerprint]
+    for trial, progress in _iter_progress(plan, ledger):
         cells = [
-            trial.fingerprint[:8],
+            "—" if progress.fingerprint is None else progress.fingerprint[:8],
             trial.arm,
             "—" if trial.seed is None else str(trial.seed),
-            trial_state(trial, record),
-            str(record.attempts or ""),
+            progress.state,
+            str(progress.attempts or ""),
         ]
         if primary is not None:
-            value = record.metrics(trial).get(primary.metric)
+            value = progress.metrics.get(primary.metric)
             cells.append("—" if value is None else format_number(scale * value))
         table.add_row(*map(Text, cells))
-    for trial in _blocked_trials(plan):
-        empty_cells = ["—"] * (primary is not None)
-        table.add_row(
-            *map(Text, ("—", trial.arm, str(trial.seed), _blocked_state(trial), "", *empty_cells))
-        )
     return table
 
 
-def _blocked_trials(plan: Plan) -> list[Trial]:
-    return [trial for arm in plan.arms for trial in arm.trials if trial.blocked is not None]
+class _Progress(NamedTuple):
+    fingerprint: str | None  # None: not known until other trials have run
+    state: str
+    attempts: int
+    metrics: Mapping[str, float]
 
 
-def _blocked_state(trial: Trial) -> str:
-    assert trial.blocked is not None
-    return f"{'failed' if trial.blocked.failed else 'waits'}: {trial.blocked.reason}"
+def _iter_progress(plan: Plan, ledger: Ledger) -> Iterator[tuple[Trial, _Progress]]:
+    """Yield every trial with its progress, those that cannot run yet last."""
+    for trial in plan.trials:
+        record = ledger[trial.fingerprint]
+        state, metrics = trial_state(trial, record), record.metrics(trial)
+        yield trial, _Progress(trial.fingerprint, state, record.attempts, metrics)
+    for trial in (trial for arm in plan.arms for trial in arm.trials):
+        if trial.blocked is not None:
+            kind = "failed" if trial.blocked.failed else "waits"
+            yield trial, _Progress(None, f"{kind}: {trial.blocked.reason}", 0, {})
 
 
 def trial_state(trial: Trial, record: TrialRecord) -> str:
@@ -208,12 +208,12 @@ def plan_to_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "search": search_to_json(plan, ledger),
         "trials": [
             {
-                "fingerprint": trial.fingerprint,
+                "fingerprint": progress.fingerprint,
                 "arm": trial.arm,
                 "seed": trial.seed,
-                "state": trial_state(trial, ledger[trial.fingerprint]),
-                "attempts": ledger[trial.fingerprint].attempts,
-                "metrics": ledger[trial.fingerprint].metrics(trial),
+                "state": progress.state,
+                "attempts": progress.attempts,
+                "metrics": progress.metrics,
                 "search": {
                     "of": trial.arm_name,
                     "number": trial.number,
@@ -222,19 +222,7 @@ def plan_to_json(plan: Plan, workdir: Path) -> dict[str, Any]:
                 if isinstance(trial, SearchTrial)
                 else None,
             }
-            for trial in plan.trials
-        ]
-        + [
-            {
-                "fingerprint": None,
-                "arm": trial.arm,
-                "seed": trial.seed,
-                "state": _blocked_state(trial),
-                "attempts": 0,
-                "metrics": {},
-                "search": None,
-            }
-            for trial in _blocked_trials(plan)
+            for trial, progress in _iter_progress(plan, ledger)
         ],
     }
 
