@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.utils.errors import ConfigError
@@ -82,8 +82,3 @@ def require_valid(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
     if check.problems:
         raise ConfigError(check.lines)
     return check
-
-
-def add_problems(check: ClusterCheck, problems: Iterable[Problem]) -> ClusterCheck:
-    """Return a check with further problems."""
-    return replace(check, problems=(*check.problems, *problems))

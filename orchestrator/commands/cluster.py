@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -30,7 +31,7 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     Without --live no machine is asked.
     """
     from chip_core.utils.errors import ConfigError
-    from orchestrator.cluster.check import add_problems, check_cluster
+    from orchestrator.cluster.check import check_cluster
     from orchestrator.cluster.checks.capacity import study_resource_need
     from orchestrator.study.load import find_study, load_study
     from orchestrator.study.model import StudyChanges
@@ -47,7 +48,8 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
         from orchestrator.cluster.checks.live import live_problems
         from orchestrator.cluster.head import find_head
 
-        report = add_problems(report, live_problems(report.file, find_head(report.file)))
+        problems = live_problems(report.file, find_head(report.file))
+        report = replace(report, problems=tuple(problems))
     if as_json:
         print_json(
             {

@@ -142,7 +142,9 @@ def _fit_lines(fit: MemoryFit) -> Iterator[Text]:
     if fit.fits is False:
         facts.append("does not fit")
     style = "bold red" if fit.fits is False else ""
-    yield Text(f"memory: {_format_arms(fit.arms)}: {', '.join(facts)}", style=style)
+    first, *others = fit.arms
+    arms = "; ".join(fit.arms) if len(others) < 3 else f"{first} and {len(others)} others"
+    yield Text(f"memory: {arms}: {', '.join(facts)}", style=style)
     if fit.parts:
         # without parts below 0.01 GiB
         shown = [f"{name} {size / 2**30:.1f}" for name, size in fit.parts.items()
@@ -256,7 +258,7 @@ def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
 
 def cost_to_json(cost_estimate: CostEstimate) -> dict[str, Any]:
     """Return a cost estimate as plain data. Unknown values are null and named."""
-    estimate, disk = cost_estimate.estimate, cost_estimate.disk
+    estimate, disk, power = cost_estimate.estimate, cost_estimate.disk, cost_estimate.power
     return {
         "known": not estimate.total.unknown,
         "sources": sorted(estimate.total.sources),
@@ -298,7 +300,9 @@ def cost_to_json(cost_estimate: CostEstimate) -> dict[str, Any]:
         },
         "budget_problem": cost_estimate.budget_problem,
         "budget": None if cost_estimate.trimmed is None else _budget_to_json(cost_estimate.trimmed),
-        "seeds_buy": None if cost_estimate.power is None else _power_to_json(cost_estimate.power),
+        "seeds_buy": None
+        if power is None
+        else {**asdict(power), "differences": {str(k): value for k, value in power.differences}},
     }
 
 
@@ -339,13 +343,6 @@ def _budget_to_json(trimmed: TrimmedPlan) -> dict[str, Any]:
             "arms": list(trimmed.arms),
             "trials": list(trimmed.trials),
         },
-    }
-
-
-def _power_to_json(power: PowerEstimate) -> dict[str, Any]:
-    return {
-        **asdict(power),
-        "differences": {str(k): value for k, value in power.differences},
     }
 
 
@@ -431,9 +428,3 @@ def _part_to_json(cost: Cost, cost_estimate: CostEstimate) -> dict[str, Any]:
         "price": cost.price(cost_estimate.user_rates.prices),
         "unknown": sorted(cost.unknown),
     }
-
-
-def _format_arms(names: tuple[str, ...]) -> str:
-    if len(names) <= 3:
-        return "; ".join(names)
-    return f"{names[0]} and {len(names) - 1} others"

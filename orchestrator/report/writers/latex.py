@@ -133,9 +133,12 @@ def _render_block(block: Block) -> Iterator[str]:
     match block:
         case Table():
             for start in range(0, len(block.rows), _ROWS_PER_PAGE):
-                yield from _render_table(
-                    block, block.rows[start : start + _ROWS_PER_PAGE], start > 0
-                )
+                caption = escape_latex(block.caption) + (" (continued)" if start else "")
+                yield r"\begin{block}"
+                yield rf"\captionof{{table}}{{{caption}}}"
+                yield r"\small\fitted{%"
+                yield from _render_tabular(block, block.rows[start : start + _ROWS_PER_PAGE])
+                yield from ("}", r"\end{block}")
         case Picture():
             yield from (
                 r"\begin{block}",
@@ -150,17 +153,6 @@ def _render_block(block: Block) -> Iterator[str]:
             yield r"\begin{itemize}"
             yield from (rf"\item {{}}{escape_latex(line)}" for line in block.lines)
             yield r"\end{itemize}"
-
-
-def _render_table(table: Table, rows: Sequence[TableRow], is_continued: bool) -> Iterator[str]:
-    caption = escape_latex(table.caption) + (" (continued)" if is_continued else "")
-    yield from (
-        r"\begin{block}",
-        rf"\captionof{{table}}{{{caption}}}",
-        r"\small\fitted{%",
-    )
-    yield from _render_tabular(table, rows)
-    yield from ("}", r"\end{block}")
 
 
 def _render_tabular(table: Table, rows: Sequence[TableRow]) -> Iterator[str]:
