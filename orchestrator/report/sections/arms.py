@@ -61,7 +61,7 @@ def verdict_table(summary: Summary, metric: str) -> Table:
                 kind=_row_kind(row),
             )
         )
-        rows += _published_rows(summary, row, [metric], cells_before=1, cells_after=4)
+        rows += _published_rows(summary, row, [metric], cells_after=4)
     return Table(
         name=f"arms-{slugify(metric)}",
         caption=f"{metric_title(metric, info)}, the {summary.role(metric)} metric.",
@@ -129,7 +129,7 @@ def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], s
             bold = metric in summary.verdict_metrics and is_bold(row.comparison(metric))
             cells.append(Cell(text=format_mean(figure), below=format_difference(figure), bold=bold))
         rows.append(TableRow(cells=tuple(cells), kind=_row_kind(row)))
-        rows += _published_rows(summary, row, metrics, cells_before=1, cells_after=0)
+        rows += _published_rows(summary, row, metrics, cells_after=0)
     tuned_note = " (tuned on, not for quoting)" if benchmark.startswith("select/") else ""
     titles = [
         Column(title=metric_title(metric.removeprefix(f"{benchmark}/"), summary.metrics[metric]))
@@ -172,7 +172,7 @@ def _row_kind(row: ArmRow) -> RowKind:
 
 
 def _published_rows(
-    summary: Summary, row: ArmRow, metrics: Sequence[str], *, cells_before: int, cells_after: int
+    summary: Summary, row: ArmRow, metrics: Sequence[str], *, cells_after: int
 ) -> list[TableRow]:
     """Return one row per source that published figures of an arm."""
     cells = [None] if row.arm is None else [dict(cell) for cell in row.arm.cells]
@@ -188,7 +188,7 @@ def _published_rows(
         rows.append(
             text_row(
                 f"published: {entry.source}",
-                *[""] * cells_before,
+                "",  # seeds
                 *figures,
                 *[""] * cells_after,
                 kind="published",
