@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,6 +14,8 @@ from chip_core.objectives.config import PRESET_BETAS
 from chip_core.utils.errors import ConfigError, to_printable
 from chip_core.utils.registry import suggest
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
 
 def parse_trial_config(tree: Mapping[str, Any], source: str) -> TrialConfig:
     """Return the configuration that a tree describes.
@@ -21,10 +23,27 @@ def parse_trial_config(tree: Mapping[str, Any], source: str) -> TrialConfig:
     Raises:
         ConfigError: every problem of the tree at once.
     """
+    return parse_model(TrialConfig, tree, source)
+
+
+def parse_model(
+    model: type[ModelT], tree: Mapping[str, Any], source: str, prefix: str = ""
+) -> ModelT:
+    """Return the model that a tree describes.
+
+    Args:
+        model: the model's class.
+        tree: its content as plain data.
+        source: where the content is from, at the start of each problem's line.
+        prefix: what the keys of the tree begin with, as the user writes them.
+
+    Raises:
+        ConfigError: every problem of the tree at once.
+    """
     try:
-        return TrialConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(explain_errors(error, TrialConfig, source)) from None
+        raise ConfigError(explain_errors(error, model, source, prefix)) from None
 
 
 def explain_errors(

@@ -135,7 +135,7 @@ def contrast(
         df=df,
         p=2 * _t_survival(abs(estimate) / se, df) if tested and se else None,
         p_equivalence=_equivalence_p(estimate, se, df, delta) if tested and se else None,
-        interval=_t_interval(estimate, se, df, alpha),
+        interval=t_interval(estimate, se, df, alpha),
         guard=training is not None and training.guard,
         seed_share=max(variance - v_item, 0.0) / variance if tested and variance else None,
         blocked=use_block,
@@ -295,9 +295,10 @@ def _t_survival(value: float, df: float | None) -> float:
     return float(stats.t.sf(value, df))
 
 
-def _t_interval(
-    estimate: float, se: float | None, df: float | None, alpha: float
+def t_interval(
+    estimate: float, se: float | None, df: float | None, alpha: float = 0.05
 ) -> tuple[float, float] | None:
+    """Return Student's interval of 1 − alpha; None if nothing varies or `df` is unknown."""
     if not se or df is None:
         return None
     from scipy import stats

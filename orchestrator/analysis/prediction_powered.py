@@ -39,9 +39,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from orchestrator.analysis.contrast import t_interval
 from orchestrator.analysis.values import Array
-
-_ALPHA = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +125,7 @@ def sample_mean(values: ArrayLike) -> MeanEstimate:
     vector = _to_vector(values, "values")
     mean, n = float(vector.mean()), len(vector)
     variance = float(vector.var(ddof=1)) / n if n > 1 else 0.0
-    return MeanEstimate(
-        value=mean, interval=_t_interval(mean, variance, n - 1) if variance > 0 else None
-    )
+    return MeanEstimate(value=mean, interval=t_interval(mean, math.sqrt(variance), n - 1))
 
 
 def _tune_power(y: Array, g: Array, labelled_values: Array, item_values: Array) -> float:
@@ -171,7 +168,7 @@ def _make_pseudo_labels(values: Array, paired: bool) -> _PseudoLabels:
 
 def _corrected_interval(
     value: float, residual: Array, pseudo: _PseudoLabels, contributions: Array
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Return the interval from the labelled items' residuals and the others' contributions."""
     n, m = len(residual), pseudo.count
     mean, residual_df = float(residual.mean()), n - 2
@@ -186,14 +183,7 @@ def _corrected_interval(
         labelled_variance**2 / residual_df
         + (other_variance**2 / (len(contributions) - 1) if other_variance else 0.0)
     )
-    return _t_interval(value, variance, df)
-
-
-def _t_interval(mean: float, variance: float, df: float) -> tuple[float, float]:
-    from scipy.stats import t  # takes half a second, and most commands do not need it
-
-    half = float(t.ppf(1 - _ALPHA / 2, df)) * math.sqrt(variance)
-    return mean - half, mean + half
+    return t_interval(value, math.sqrt(variance), df)
 
 
 def _to_vector(data: ArrayLike, name: str) -> Array:

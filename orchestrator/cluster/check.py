@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.utils.errors import ConfigError
@@ -62,7 +62,10 @@ def check_cluster(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
         ConfigError: it cannot be read, or is not a mapping.
     """
     cluster = read_cluster(path)
-    problems = tuple(dict.fromkeys(_iter_problems(cluster, need)))
+    all_problems = [problem for rule in _RULES for problem in rule(cluster)]
+    if need is not None:
+        all_problems += capacity_problems(cluster, need)
+    problems = tuple(dict.fromkeys(all_problems))
     cluster_capacity = None
     if need is not None and not problems:
         cluster_capacity = compute_capacity(list_node_types(cluster), need)
@@ -79,15 +82,3 @@ def require_valid(path: Path, need: ResourceNeed | None = None) -> ClusterCheck:
     if check.problems:
         raise ConfigError(check.lines)
     return check
-
-
-def add_problems(check: ClusterCheck, problems: Iterable[Problem]) -> ClusterCheck:
-    """Return a check with further problems."""
-    return replace(check, problems=(*check.problems, *problems))
-
-
-def _iter_problems(cluster: ClusterFile, need: ResourceNeed | None) -> Iterator[Problem]:
-    for rule in _RULES:
-        yield from rule(cluster)
-    if need is not None:
-        yield from capacity_problems(cluster, need)

@@ -103,12 +103,9 @@ def read_cluster(path: Path) -> ClusterFile:
     try:
         settings = Settings.model_validate(raw_settings)
     except ValidationError as error:
-        lines = explain_errors(error, Settings, "", prefix=f"{SETTINGS_KEY}.")
-        problems = tuple(_parse_problem(line) for line in lines)
-        return ClusterFile(path=path, content=content, settings=None, problems=problems)
+        problems = []
+        for line in explain_errors(error, Settings, "", prefix=f"{SETTINGS_KEY}."):
+            key, _, message = line.removeprefix(": ").partition(": ")
+            problems.append(Problem(key=key, message=message))
+        return ClusterFile(path=path, content=content, settings=None, problems=tuple(problems))
     return ClusterFile(path=path, content=content, settings=settings)
-
-
-def _parse_problem(line: str) -> Problem:
-    key, _, message = line.removeprefix(": ").partition(": ")
-    return Problem(key=key, message=message)

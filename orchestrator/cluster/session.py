@@ -144,12 +144,11 @@ def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, S
     records = sorted((workdir / JOBS_FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime)
     matches = [path for path in records if job is None or path.stem == job]
     if not matches:
-        reason = (
-            "no job was submitted from here"
-            if job is None
-            else f"no job {job} was submitted from here"
+        missing = "no job" if job is None else f"no job {job}"
+        raise UserError(
+            f"{workdir}: {missing} was submitted from here: name its --cluster FILE, or the "
+            "--workdir"
         )
-        raise UserError(f"{workdir}: {reason}: name its --cluster FILE, or the --workdir")
     try:
         record = SubmittedJob(**read_checksummed(matches[-1]))
     except (OSError, ValueError, TypeError):

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.commands.common.options import make_workdir_option
-from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.output import json_option, print_json, print_lines
 from orchestrator.commands.common.param_types import FloatType
 
 
@@ -56,8 +56,7 @@ def cache(
     if checks:
         verify_caches(entries, Console(stderr=True), workdir)
     console = Console(stderr=as_json)
-    for line in cache_lines(entries, workdir):
-        console.print(line)
+    print_lines(cache_lines(entries, workdir), console)
     pruned = prunable_caches(entries, older_than) if prunes else []
     if pruned:
         size = format_bytes(sum(entry.bytes for entry in pruned))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.commands.common.options import workdir_option
 from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import FloatType, PathType, TextType
-
-if TYPE_CHECKING:
-    from orchestrator.cluster.check import ClusterCheck
 
 FILE_TYPE = PathType("file")
 
@@ -34,7 +31,7 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     Without --live no machine is asked.
     """
     from chip_core.utils.errors import ConfigError
-    from orchestrator.cluster.check import add_problems, check_cluster
+    from orchestrator.cluster.check import check_cluster
     from orchestrator.cluster.checks.capacity import study_resource_need
     from orchestrator.study.load import find_study, load_study
     from orchestrator.study.model import StudyChanges
@@ -51,14 +48,27 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
         from orchestrator.cluster.checks.live import live_problems
         from orchestrator.cluster.head import find_head
 
-        report = add_problems(report, live_problems(report.file, find_head(report.file)))
+        problems = live_problems(report.file, find_head(report.file))
+        report = replace(report, problems=tuple(problems))
     if as_json:
-        print_json(_check_json(report))
+        print_json(
+            {
+                "file": str(report.file.path),
+                "problems": [
+                    {"key": problem.key, "what": problem.message} for problem in report.problems
+                ],
+                "room": None if report.capacity is None else vars(report.capacity),
+            }
+        )
         return 2 if report.problems else 0
     if report.problems:
         raise ConfigError(report.lines)
-    for line in _success_lines(report, study):
-        click.echo(line)
+    click.echo(f"{report.file.path}: nothing is wrong with it")
+    if report.capacity is not None:
+        click.echo(
+            f"{study}: {report.capacity.at_once} trials at once; room for "
+            f"{report.capacity.slots} workers"
+        )
     return 0
 
 
@@ -104,21 +114,3 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
             )
         return 0
     return watch_job(head, submission, print_json if as_json else None)
-
-
-def _check_json(report: ClusterCheck) -> dict[str, Any]:
-    return {
-        "file": str(report.file.path),
-        "problems": [{"key": problem.key, "what": problem.message} for problem in report.problems],
-        "room": None if report.capacity is None else vars(report.capacity),
-    }
-
-
-def _success_lines(report: ClusterCheck, study: str | None) -> list[str]:
-    lines = [f"{report.file.path}: nothing is wrong with it"]
-    if report.capacity is not None:
-        lines.append(
-            f"{study}: {report.capacity.at_once} trials at once; room for "
-            f"{report.capacity.slots} workers"
-        )
-    return lines

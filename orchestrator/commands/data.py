@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.common.options import resolve_data_paths
-from orchestrator.commands.common.output import json_option, print_json
-from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
+from orchestrator.commands.common.options import make_benchmark_data_option, resolve_data_paths
+from orchestrator.commands.common.output import json_option, print_json, print_lines
+from orchestrator.commands.common.param_types import IntegerType, TextType
 
 
 @click.group(epilog="Example: chip-ablate data check pairs.jsonl")
@@ -98,12 +98,9 @@ def check(
 
 @data.command(epilog="Example: chip-ablate data status --benchmark-data benchmarks")
 @click.argument("names", type=TextType(), metavar="[BENCHMARK]...", nargs=-1)
-@click.option(
-    "--benchmark-data",
-    type=PathType(is_local=False),
-    envvar="CHIP_ABLATE_BENCHMARK_DATA",
+@make_benchmark_data_option(
+    "Holds a folder for each benchmark, named as it, as its project publishes it.",
     show_envvar=True,
-    help="Holds a folder for each benchmark, named as it, as its project publishes it.",
 )
 @json_option()
 def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -> int:
@@ -111,8 +108,6 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
 
     Exit code 1 where a benchmark's files hold another number of questions than published.
     """
-    from rich.console import Console
-
     from chip_core.evaluation.benchmarks.status import find_benchmark_status
     from orchestrator.data.status import status_json, status_lines
 
@@ -121,7 +116,5 @@ def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -
     if as_json:
         print_json(status_json(statuses, data))
     else:
-        console = Console()
-        for line in status_lines(statuses, data):
-            console.print(line, soft_wrap=True)
+        print_lines(status_lines(statuses, data), soft_wrap=True)
     return 1 if any(benchmark.state == "broken" for benchmark in statuses) else 0

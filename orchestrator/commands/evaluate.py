@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.commands.common.options import (
-    OverrideType,
     data_path_options,
+    is_on_command_line,
+    make_override_option,
+    make_protocol_option,
+    model_options,
     resolve_data_paths,
     unique_values,
 )
-from orchestrator.commands.common.output import ProgressPrinter, json_option, print_json
+from orchestrator.commands.common.output import (
+    ProgressPrinter,
+    json_option,
+    print_json,
+    print_lines,
+)
 from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 if TYPE_CHECKING:
@@ -40,29 +48,12 @@ _EVALUATION_PREFIX = "evaluation."
 )
 @data_path_options
 @click.option("--limit", type=IntegerType(1), help="A seeded subset of N questions of each.")
-@click.option(
-    "--protocol",
-    type=click.Choice(["official", "corrected", "chip"]),
-    default="official",
-    show_default=True,
-    help="How answers are made and read.",
+@make_protocol_option("How answers are made and read.")
+@make_override_option(
+    "Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL. Of who answers: "
+    "evaluation.generator=vllm."
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    type=OverrideType(),
-    metavar="KEY=VALUE",
-    help="Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL. Of who answers: "
-    "evaluation.generator=vllm.",
-)
-@click.option(
-    "--base", type=TextType(), help="A PEFT folder's base model, where it is not the one it names."
-)
-@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option(
-    "--batch", type=IntegerType(1), default=64, show_default=True, help="Answered together."
-)
+@model_options
 @click.option(
     "--out",
     type=PathType("folder"),
@@ -100,7 +91,6 @@ def evaluate(
         key: changes.pop(key) for key in [*changes] if key.startswith(_EVALUATION_PREFIX)
     }
     settings = _parse_settings(benchmarks, {"protocol": protocol, "limit": limit, **changes})
-    console = Console(stderr=True)
     data_paths = resolve_data_paths(benchmark_data, judge_replies, judge_cache=out / "judge")
     try:
         evaluations = evaluate_model(
@@ -112,22 +102,20 @@ def evaluate(
             dtype=dtype,
             batch_size=batch,
             answering=_parse_evaluation(evaluation_overrides),
-            report=ProgressPrinter(console),
+            report=ProgressPrinter(Console(stderr=True)),
         )
     except TrialError as error:
         raise UserError(str(error)) from None
     if as_json:
         print_json(_evaluations_json(model, out, evaluations))
-        return
-    for line in _evaluation_lines(evaluations):
-        Console().print(line)
+    else:
+        print_lines(_evaluation_lines(evaluations))
 
 
 def _check_not_repeated(changes: Mapping[str, Any]) -> None:
     """Refuse a key that an option or each benchmark sets as well."""
-    source = click.get_current_context().get_parameter_source
     for option in ("protocol", "limit"):
-        if option in changes and source(option) is click.core.ParameterSource.COMMANDLINE:
+        if option in changes and is_on_command_line(option):
             raise click.UsageError(f"--set {option} and --{option} say the same: give one of them")
     if "name" in changes:
         raise click.UsageError("--set name: which benchmarks are asked is --benchmarks")
@@ -135,10 +123,8 @@ def _check_not_repeated(changes: Mapping[str, Any]) -> None:
 
 def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[BenchmarkConfig]:
     """Return each benchmark's settings, checked; `judge.model=x` is a key of a section."""
-    from pydantic import ValidationError
-
     from chip_core.config.benchmark import BenchmarkConfig
-    from chip_core.config.validation import explain_errors, set_key
+    from chip_core.config.validation import parse_model, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
@@ -151,10 +137,7 @@ def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[Bench
         raise ConfigError([f"--benchmarks: '{benchmarks}' has a comma with no name beside it"])
     if len(set(names)) < len(names):
         raise ConfigError(["--benchmarks: a benchmark is named twice: name each once"])
-    try:
-        settings = [BenchmarkConfig.model_validate({**tree, "name": name}) for name in names]
-    except ValidationError as error:
-        raise ConfigError(explain_errors(error, BenchmarkConfig, "--set")) from None
+    settings = [parse_model(BenchmarkConfig, {**tree, "name": name}, "--set") for name in names]
     if settings[0].half == "select":
         raise ConfigError(["--set: half: select is tuned on, and this is quoted: write report"])
     return settings
@@ -162,21 +145,13 @@ def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[Bench
 
 def _parse_evaluation(overrides: Mapping[str, Any]) -> EvaluationConfig:
     """Return the checked configuration of the answering engine, given keys of a recipe."""
-    from pydantic import ValidationError
-
     from chip_core.config.trial import EvaluationConfig
-    from chip_core.config.validation import explain_errors, set_key
-    from chip_core.utils.errors import ConfigError
+    from chip_core.config.validation import parse_model, set_key
 
     tree: dict[str, Any] = {_EVALUATION_PREFIX[:-1]: {}}
     for key, value in overrides.items():
         set_key(tree, key, value)
-    try:
-        return EvaluationConfig.model_validate(tree[_EVALUATION_PREFIX[:-1]])
-    except ValidationError as error:
-        raise ConfigError(
-            explain_errors(error, EvaluationConfig, "--set", _EVALUATION_PREFIX)
-        ) from None
+    return parse_model(EvaluationConfig, tree[_EVALUATION_PREFIX[:-1]], "--set", _EVALUATION_PREFIX)
 
 
 def _evaluations_json(
@@ -224,8 +199,7 @@ def _evaluation_lines(evaluations: Mapping[str, Evaluation]) -> Iterator[Rendera
         subset = f", a seeded subset of {metadata['of']:,} questions" if "of" in metadata else ""
         yield Text(
             f"{name}: protocol {metadata['protocol']}, scorer {metadata['scorer']}, "
-            f"{metadata['n']:,} scored, "
-            f"{metadata['missing']:,} missing{subset}",
+            f"{metadata['n']:,} scored, {metadata['missing']:,} missing{subset}",
             style="dim",
         )
         if "cut" in metadata:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.common.options import OverrideType, unique_values
+from orchestrator.commands.common.options import make_override_option, unique_values
 from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import IntegerType, PathType, parse_integers
 
@@ -35,13 +35,8 @@ class _TimestepsType(click.ParamType[Any]):
 )
 @click.option("--timesteps", type=_TimestepsType(), help="T of the noise series: 0,250,500")
 @click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of the draws.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    type=OverrideType(),
-    metavar="KEY=VALUE",
-    help="A key below rejected_image: crop.share=0.2; strategy=NAME draws that one alone.",
+@make_override_option(
+    "A key below rejected_image: crop.share=0.2; strategy=NAME draws that one alone."
 )
 @json_option("Print what is shown as JSON.")
 def gallery(
@@ -102,10 +97,8 @@ def _check_keys_drawn(settings: Mapping[str, Any], *, series: bool) -> None:
 
 def _parse_rejected_image(overrides: Sequence[tuple[str, Any]], *, series: bool) -> dict[str, Any]:
     """Return the keys given below `rejected_image`, checked."""
-    from pydantic import ValidationError
-
     from chip_core.config.trial import RejectedImageConfig
-    from chip_core.config.validation import explain_errors, find_key_problem, set_key
+    from chip_core.config.validation import find_key_problem, parse_model, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
@@ -120,8 +113,5 @@ def _parse_rejected_image(overrides: Sequence[tuple[str, Any]], *, series: bool)
     settings: dict[str, Any] = tree.get("rejected_image", {})
     _check_keys_drawn(settings, series=series)
     implied = {"strategy": "inpaint"} if "inpaint" in settings else {}
-    try:
-        RejectedImageConfig.model_validate({**settings, **implied})
-    except ValidationError as error:
-        raise ConfigError(explain_errors(error, RejectedImageConfig, "--set")) from None
+    parse_model(RejectedImageConfig, {**settings, **implied}, "--set")
     return settings

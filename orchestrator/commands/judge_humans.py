@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.common.options import load_plan, study_options
-from orchestrator.commands.common.output import print_json
+from orchestrator.commands.common.options import load_plan, study_options, tracking_option
+from orchestrator.commands.common.output import print_json, print_written
 from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ _METRIC_OPTION = click.option(
 )
 _BENCHMARK_OPTION = click.option(
     "--benchmark", type=TextType(), required=True, help="Whose items: NAME, or select/NAME."
-)
-_TRACKING_OPTION = click.option(
-    "--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db."
 )
 
 
@@ -148,7 +144,7 @@ def export_sheets(
     help="The export's key; default: the copy that the work directory keeps.",
 )
 @_METRIC_OPTION
-@_TRACKING_OPTION
+@tracking_option
 def import_replies(
     study: str,
     workdir: Path,
@@ -161,14 +157,8 @@ def import_replies(
 ) -> None:
     """Read the FILES that annotators saved; figures go to the report and to MLflow."""
     from chip_core.utils.errors import UserError
-    from orchestrator.human_eval.comparison import (
-        build_comparison,
-        comparison_metrics,
-        write_comparison,
-    )
-    from orchestrator.human_eval.comparison import comparison_to_json as comparison_json
+    from orchestrator.human_eval.comparison import build_comparison, comparison_to_json
     from orchestrator.human_eval.replies import find_sheet_key, read_replies
-    from orchestrator.report.writers.files import report_folder
     from orchestrator.tracking.client import check_store
 
     plan = load_plan(study, workdir=workdir, **changes)
@@ -179,13 +169,8 @@ def import_replies(
     if key.study != name:
         raise UserError(f"{files[0]} is of study {key.study}, not of {name}: name that study")
     comparison = build_comparison(key, replies, _find_judge(plan, workdir, key, metric))
-    written = write_comparison(comparison, report_folder(workdir, name))
-    note = _attach_figures(plan, workdir, tracking_uri, comparison_metrics(comparison), written)
-    if as_json:
-        paths = [str(path) for path in written]
-        print_json({**comparison_json(comparison), "written": paths, "note": note})
-        return
-    _print_written(written, note)
+    figures = comparison_to_json(comparison)
+    _publish_figures(figures, comparison.name, plan, workdir, tracking_uri, as_json=as_json)
 
 
 @judge_humans.command(
@@ -247,7 +232,7 @@ def draw_answers(
 @click.argument("files", nargs=-1, required=True, type=PathType("file", exists=True))
 @_BENCHMARK_OPTION
 @_METRIC_OPTION
-@_TRACKING_OPTION
+@tracking_option
 def import_labels(
     study: str,
     workdir: Path,
@@ -259,11 +244,8 @@ def import_labels(
     **changes: Any,
 ) -> None:
     """Correct a judge's figures by the labels in FILES; they go to the report and to MLflow."""
-    from orchestrator.human_eval.comparison import write_labels
     from orchestrator.human_eval.judge import load_judge_values
     from orchestrator.human_eval.labels import compute_label_figures, labels_to_json, read_labels
-    from orchestrator.report.sections.human import human_metrics
-    from orchestrator.report.writers.files import report_folder
     from orchestrator.state.integrity import read_ledger
     from orchestrator.tracking.client import check_store
 
@@ -272,13 +254,9 @@ def import_labels(
     ledger = read_ledger(plan, workdir)
     judge = load_judge_values(plan, ledger, workdir, benchmark=benchmark, metric=metric)
     figures = compute_label_figures(plan, judge, read_labels(files, plan, judge))
-    written = write_labels(figures, report_folder(workdir, plan.study.name))
-    figures_json = labels_to_json(figures)
-    note = _attach_figures(plan, workdir, tracking_uri, human_metrics(figures_json), written)
-    if as_json:
-        print_json({**figures_json, "written": [str(path) for path in written], "note": note})
-        return
-    _print_written(written, note)
+    _publish_figures(
+        labels_to_json(figures), figures.name, plan, workdir, tracking_uri, as_json=as_json
+    )
 
 
 def _find_judge(
@@ -306,33 +284,33 @@ def _find_judge(
     return (judge, pool) if has_same_trials else None
 
 
-def _attach_figures(
+def _publish_figures(
+    figures: dict[str, Any],
+    name: str,
     plan: Plan,
     workdir: Path,
     tracking_uri: str | None,
-    figures: Mapping[str, float],
-    written: Sequence[Path],
-) -> str | None:
-    """Write the report again, and show figures and files in MLflow; return a message, if any."""
+    *,
+    as_json: bool,
+) -> None:
+    """Add figures to the report and to MLflow, and print them."""
+    from orchestrator.human_eval.comparison import write_figures
     from orchestrator.report.cached import refresh_report
+    from orchestrator.report.sections.human import human_metrics
     from orchestrator.report.writers.files import artifact_folder, report_folder
     from orchestrator.tracking.attachments import StudyAttachment, attach_files
 
-    name = plan.study.name
-    attachments = [(file, artifact_folder(file, report_folder(workdir, name))) for file in written]
+    folder = report_folder(workdir, plan.study.name)
+    written = write_figures(figures, name, folder)
+    attachments = [(file, artifact_folder(file, folder)) for file in written]
     attachments += refresh_report(plan, workdir)
-    return attach_files(
-        workdir, tracking_uri, name, StudyAttachment(study=figures, files=attachments)
-    )
-
-
-def _print_written(written: Sequence[Path], note: str | None) -> None:
-    """Print a section as it was written, its path, and what went wrong."""
-    click.echo(next(path for path in written if path.suffix == ".md").read_text(encoding="utf-8"))
-    for path in written:
-        click.echo(f"written: {path}")
-    if note is not None:
-        click.echo(note)
+    attachment = StudyAttachment(study=human_metrics(figures), files=attachments)
+    note = attach_files(workdir, tracking_uri, plan.study.name, attachment)
+    if as_json:
+        print_json({**figures, "written": [str(path) for path in written], "note": note})
+    else:
+        section = next(path for path in written if path.suffix == ".md")
+        print_written(section.read_text(encoding="utf-8"), written, note)
 
 
 def _keys_folder(workdir: Path, study: str) -> Path:

@@ -19,7 +19,11 @@ from typing import IO
 
 import click
 
-from orchestrator.commands.common.options import make_workdir_option, workdir_option
+from orchestrator.commands.common.options import (
+    make_workdir_option,
+    tracking_option,
+    workdir_option,
+)
 from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import IntegerType, TextType
 
@@ -36,7 +40,7 @@ _LOOPBACK_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 @click.command(epilog="Example: chip-ablate sync encoder --tracking-uri http://127.0.0.1:5000")
 @click.argument("studies", type=TextType(), metavar="[STUDY]...", nargs=-1)
 @workdir_option
-@click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
+@tracking_option
 @json_option()
 def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_json: bool) -> None:
     """Show MLflow what it missed of studies: all of the work directory, or those named.

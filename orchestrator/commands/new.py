@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -87,13 +88,8 @@ def new(
     primary_metric = primary or ask(
         "primary", f"Which metric is it about? One of {', '.join(metrics)}", str, metrics[0]
     )
-    repeated = sorted(
-        {
-            key
-            for key, _ in parsed_factors
-            if [other_key for other_key, _ in parsed_factors].count(key) > 1
-        }
-    )
+    key_counts = Counter(key for key, _ in parsed_factors)
+    repeated = sorted(key for key, count in key_counts.items() if count > 1)
     if repeated:
         raise UserError(f"--factor: {', '.join(repeated)} is named twice: give its levels at once")
     answers = StudyAnswers(

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from orchestrator.commands.common.options import (
-    OverrideType,
     data_path_options,
+    make_override_option,
+    model_options,
     resolve_data_paths,
     unique_values,
 )
@@ -63,27 +64,14 @@ from orchestrator.commands.common.param_types import FloatType, IntegerType, Pat
     show_default=True,
     help="Least difference of best and worst; equal ones are never a pair.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    type=OverrideType(),
-    metavar="KEY=VALUE",
-    help="Of the judge: judge.model=NAME, judge.base_url=URL.",
-)
+@make_override_option("Of the judge: judge.model=NAME, judge.base_url=URL.")
 @data_path_options
 @click.option(
     "--image-root",
     type=TextType(),
     help="Folder where image paths begin; default: the file's own.",
 )
-@click.option(
-    "--base", type=TextType(), help="A PEFT folder's base model, where it is not the one it names."
-)
-@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option(
-    "--batch", type=IntegerType(1), default=64, show_default=True, help="Answered together."
-)
+@model_options
 @json_option()
 def pairs(
     model: str,
@@ -144,10 +132,8 @@ def pairs(
 
 def _parse_settings(given: dict[str, Any], changes: dict[str, Any]) -> Any:
     """Return the settings, checked; `judge.model=x` is a key of a section."""
-    from pydantic import ValidationError
-
     from chip_core.config.pairs import PairsConfig
-    from chip_core.config.validation import explain_errors, set_key
+    from chip_core.config.validation import parse_model, set_key
     from chip_core.utils.errors import ConfigError
 
     tree: dict[str, Any] = {}
@@ -155,7 +141,4 @@ def _parse_settings(given: dict[str, Any], changes: dict[str, Any]) -> Any:
         if key.split(".")[0] != "judge":
             raise ConfigError([f"--set {key}: names no key of the judge: write judge.model=NAME"])
         set_key(tree, key, value)
-    try:
-        return PairsConfig.model_validate({**tree, **given})
-    except ValidationError as error:
-        raise ConfigError(explain_errors(error, PairsConfig, "--rank or --set")) from None
+    return parse_model(PairsConfig, {**tree, **given}, "--rank or --set")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.common.options import OverrideType, resolve_data_paths, unique_values
+from orchestrator.commands.common.options import (
+    is_on_command_line,
+    make_benchmark_data_option,
+    make_override_option,
+    resolve_data_paths,
+    unique_values,
+)
 from orchestrator.commands.common.output import json_option, print_json
-from orchestrator.commands.common.param_types import PathType, TextType
+from orchestrator.commands.common.param_types import TextType
 
 if TYPE_CHECKING:
     from chip_core.config.benchmark import DataPaths
@@ -23,55 +29,40 @@ def plugin() -> None:
 
 @plugin.command(epilog="Example: chip-ablate plugin check my_lab.terms:my_term")
 @click.argument("name", type=TextType(), metavar="MODULE:ATTR")
-@click.option(
-    "--set",
-    "parameters",
-    multiple=True,
-    type=OverrideType(),
-    metavar="KEY=VALUE",
-    help="A parameter of a strategy: --set strength=0.3",
-)
-@click.option(
-    "--benchmark-data",
-    type=PathType(is_local=False),
-    envvar="CHIP_ABLATE_BENCHMARK_DATA",
-    help="Holds a benchmark's files, in a folder MODULE.ATTR.",
-)
+@make_override_option("A parameter of a strategy: --set strength=0.3")
+@make_benchmark_data_option("Holds a benchmark's files, in a folder MODULE.ATTR.")
 @json_option("Print the checks as JSON.")
 def check(
-    name: str, parameters: tuple[tuple[str, Any], ...], benchmark_data: Path | None, as_json: bool
+    name: str, overrides: tuple[tuple[str, Any], ...], benchmark_data: Path | None, as_json: bool
 ) -> int:
     """Check a rejected-image strategy or a benchmark (classes), or a loss term (a function).
 
     The exit code is 1 where a check fails.
     """
+    from chip_core.objectives.custom import check_term, load_term
     from chip_core.utils import registry
     from chip_core.utils.errors import UserError
     from orchestrator.report.writers.plan import mlflow_name_lines
     from orchestrator.tracking.names import encode_invalid
 
-    parameter_values = unique_values("--set", parameters)
+    parameters = unique_values("--set", overrides)
     data_path = resolve_data_paths(benchmark_data)
     metric_names: dict[str, str] = {}  # of metrics, as MLflow has to spell them
     try:
         loaded = registry.load_plugin(name)
         kind = _plugin_kind(loaded)
-        if parameter_values and kind != "strategy":
+        if parameters and kind != "strategy":
             raise UserError(f"--set: {name} is a {kind}, and only a strategy has parameters")
-        if (
-            benchmark_data is not None
-            and kind != "benchmark"
-            and _is_on_command_line("benchmark_data")
-        ):
+        if kind != "benchmark" and is_on_command_line("benchmark_data"):
             raise UserError(f"--benchmark-data: {name} is a {kind}, and reads no benchmark's files")
         if kind == "benchmark":
             checks = _check_benchmark(name, data_path)
             metric_names = encode_invalid(_metric_names(name))
         else:
-            checks = dict(
-                _check_strategy(name, parameter_values)
+            checks = (
+                _check_strategy(name, parameters)
                 if kind == "strategy"
-                else _check_loss_term(name)
+                else dict(check_term(load_term(name)))
             )
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -91,12 +82,6 @@ def check(
             f"{name}, a {kind}: {len(checks) - len(failed_checks)} of {len(checks)} checks passed"
         )
     return 1 if failed_checks else 0
-
-
-def _is_on_command_line(option: str) -> bool:
-    """Return whether an option was given on the command line, not in the environment."""
-    source = click.get_current_context().get_parameter_source(option)
-    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _plugin_kind(loaded: Any) -> str:
@@ -128,24 +113,10 @@ def _metric_names(name: str) -> list[str]:
     return [metric_name("report", name, metric) for metric in find_benchmark(name).metrics]
 
 
-def _check_loss_term(name: str) -> Iterator[tuple[str, str | None]]:
-    from chip_core.objectives.custom import check_term, load_term
-
-    return check_term(load_term(name))
-
-
-def _check_strategy(name: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    from pydantic import ValidationError
-
+def _check_strategy(name: str, parameters: Mapping[str, Any]) -> dict[str, str | None]:
     from chip_core.config.trial import RejectedImageConfig
-    from chip_core.config.validation import explain_errors
+    from chip_core.config.validation import parse_model
     from chip_core.data.rejected_images.conformance import conformance
-    from chip_core.utils.errors import ConfigError
 
-    try:
-        config = RejectedImageConfig.model_validate(
-            {"strategy": name, "parameters": dict(parameters)}
-        )
-    except ValidationError as error:
-        raise ConfigError(explain_errors(error, RejectedImageConfig, "--set")) from None
-    yield from conformance(config).items()
+    tree = {"strategy": name, "parameters": dict(parameters)}
+    return conformance(parse_model(RejectedImageConfig, tree, "--set"))

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from orchestrator.commands.common.options import load_plan, study_options
-from orchestrator.commands.common.output import print_json
+from orchestrator.commands.common.options import (
+    is_on_command_line,
+    load_plan,
+    study_options,
+    tracking_option,
+)
+from orchestrator.commands.common.output import print_json, print_written
 from orchestrator.commands.common.param_types import IntegerType, PathType, TextType
 
 if TYPE_CHECKING:
@@ -61,7 +66,7 @@ _STUDY_OPTIONS = {
     type=PathType("folder"),
     help="Where figure and table go; a study's go into its report, too.",
 )
-@click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
+@tracking_option
 def represent(
     study: str,
     workdir: Path,
@@ -123,12 +128,8 @@ def represent(
     if as_json:
         paths = [str(path) for path in written]
         print_json({**found_json(results), "written": paths, "note": note})
-        return
-    click.echo(results_markdown(results))
-    for path in written:
-        click.echo(f"written: {path}")
-    if note is not None:
-        click.echo(note)
+    else:
+        print_written(results_markdown(results), written, note)
 
 
 def _is_model(name: str) -> bool:
@@ -146,9 +147,8 @@ def _is_model(name: str) -> bool:
 
 def _check_no_study_options(model: str) -> None:
     """Refuse options on a study if a model is given."""
-    source = click.get_current_context().get_parameter_source
     for name, option in _STUDY_OPTIONS.items():
-        if source(name) is click.core.ParameterSource.COMMANDLINE:
+        if is_on_command_line(name):
             raise click.UsageError(f"{option} is of a study, and {model} is a model: leave it out")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.commands.common.options import is_on_command_line, make_protocol_option
 from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import PathType, TextType
 
@@ -29,13 +30,9 @@ _FILE_TYPE: Any = PathType("file")
     required=True,
     help="The answers, JSON or JSON lines.",
 )
-@click.option(
-    "--protocol",
-    type=click.Choice(["official", "corrected", "chip"]),
-    default="official",
-    show_default=True,
-    help="official: what the benchmark's script prints; corrected: what it says it measures; "
-    "chip: the paper's reading of answers.",
+@make_protocol_option(
+    "official: what the benchmark's script prints; corrected: what it says it measures; chip: the "
+    "paper's reading of answers."
 )
 @click.option("--judge-replies", type=_FILE_TYPE, help="A judge's replies, collected before.")
 @click.option("--similarity", type=_FILE_TYPE, help='JSON of "word|word": similarity (AMBER).')
@@ -111,9 +108,8 @@ def score(
 
 def _check_options_used(scorer: Scorer, uses: Mapping[str, tuple[bool, str]]) -> None:
     """Refuse an option that the benchmark does not use."""
-    source = click.get_current_context().get_parameter_source
     for name, (is_used, reason) in uses.items():
-        if not is_used and source(name) is click.core.ParameterSource.COMMANDLINE:
+        if not is_used and is_on_command_line(name):
             option = f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{option} has no effect on {scorer.name}: {reason}")
 
@@ -162,11 +158,8 @@ def _print_scores(scorer: Scorer, scored: Scored, protocol: str) -> None:
     from chip_core.evaluation.unreadable import count_unreadable, format_counts, format_example
 
     table = Table(title=f"{scorer.name}, protocol {protocol} ({scorer.version})")
-    table.add_column("metric")
-    table.add_column("figure", justify="right")
-    table.add_column("unit")
-    table.add_column("better")
-    table.add_column("items", justify="right")
+    for title in ("metric", "figure", "unit", "better", "items"):
+        table.add_column(title, justify="right" if title in ("figure", "items") else "left")
     for metric in scored.metrics:
         figure = "undefined" if metric.value is None else f"{metric.value:.2f}"
         better = "lower" if metric.goal == "minimize" else "higher"

@@ -16,8 +16,13 @@ from orchestrator.commands.common.cost import (
     estimate_cost,
     require_device_memory,
 )
-from orchestrator.commands.common.options import load_plan, study_options
-from orchestrator.commands.common.output import print_json
+from orchestrator.commands.common.options import (
+    combine_options,
+    load_plan,
+    study_options,
+    tracking_option,
+)
+from orchestrator.commands.common.output import print_json, print_lines
 from orchestrator.commands.common.param_types import (
     AddressType,
     FloatType,
@@ -34,25 +39,19 @@ if TYPE_CHECKING:
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.plan.plan import Plan
     from orchestrator.report.results import RunOutcome
-    from orchestrator.state.ledger import Ledger
     from orchestrator.study.limits import Limits
 
 
-def _executor_options(command: Any) -> Any:
-    for option in (
-        click.option(
-            "--executor",
-            type=click.Choice([*EXECUTORS]),
-            default="ray",
-            show_default=True,
-            help="ray: Tune schedules, Train executes. inline: one after another in this process.",
-        ),
-        click.option("--max-concurrent", type=IntegerType(1, 10**6), help="Most trials at a time."),
-    ):
-        command = option(command)
-    return command
-
-
+_executor_options = combine_options(
+    click.option(
+        "--executor",
+        type=click.Choice([*EXECUTORS]),
+        default="ray",
+        show_default=True,
+        help="ray: Tune schedules, Train executes. inline: one after another in this process.",
+    ),
+    click.option("--max-concurrent", type=IntegerType(1, 10**6), help="Most trials at a time."),
+)
 _HOURS_TYPE = FloatType(is_positive=True, high=1e6)
 #: Options on cost, as `cost_request` takes them.
 _COST_OPTIONS = (
@@ -84,7 +83,7 @@ _COST_OPTIONS = (
     help="Where models and reference passes go: a folder that all machines see, or s3://…, gs://…; "
     "default: WORKDIR.",
 )
-@click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
+@tracking_option
 def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **options: Any) -> int:
     """Run what is missing of a study, and report the whole."""
     if cluster is not None:
@@ -95,12 +94,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
 
     from orchestrator.executors.base import ExecutorSettings
     from orchestrator.jobs.job import StopRequest
-    from orchestrator.report.writers.terminal import (
-        print_lines,
-        result_lines,
-        resume_command,
-        sync_command,
-    )
+    from orchestrator.report.writers.terminal import result_lines, resume_command, sync_command
     from orchestrator.run import check_can_start, check_remaining_rows, run_study
     from orchestrator.storage.binding import bind_storage
     from orchestrator.storage.remote import validate_uri
@@ -120,7 +114,12 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
         address=run_options.address,
     )
     plan = _make_startable_plan(study, workdir, run_options, options)
-    limits = run_options.limits(plan)
+    limits = _merge_limits(
+        plan.study.limits,
+        max_hours=run_options.max_hours,
+        max_gpu_hours=run_options.max_gpu_hours,
+        max_failures=run_options.max_failures,
+    )
     check_can_start(plan, workdir, limits, run_options.address)
     tracker = Tracker(MlflowProjection(workdir, run_options.tracking_uri))
     shown_record = StoreRecord(workdir, plan.study.name, run_options.tracking_uri)
@@ -128,7 +127,9 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
         tracker.check()
     if run_options.storage is not None:
         validate_uri(run_options.storage)
-    _set_passive_waiting()
+    # Waiting OpenMP threads sleep: spinning ones make a small model's steps slow.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
     console = Console(file=sys.stderr if as_json else sys.stdout)
     trimmed = _print_plan(plan, workdir, console, request, always=any(cost_values.values()))
@@ -157,7 +158,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
     )
     command = resume_command(click.get_current_context().find_root().obj)
     sync_hint = sync_command(plan.study.name, workdir, run_options.tracking_uri)
-    print_lines(console, result_lines(outcome, workdir, tracker.address, command, sync_hint))
+    print_lines(result_lines(outcome, workdir, tracker.address, command, sync_hint), console)
     if as_json:
         print_json(_outcome_json(outcome, command, sync_hint, tracker.address))
     if outcome.interrupted:
@@ -179,12 +180,6 @@ class _RunOptions:
     max_hours: float | None
     max_gpu_hours: float | None
     max_failures: int | None
-
-    def limits(self, plan: Plan) -> Limits | None:
-        """Return the limits of the run: the study's, overridden by the command's."""
-        return _merge_limits(
-            plan.study.limits, self.max_hours, self.max_gpu_hours, self.max_failures
-        )
 
 
 def _make_startable_plan(
@@ -218,15 +213,13 @@ def _print_plan(
     """
     from orchestrator.report.writers.plan import cache_lines, plan_lines
 
-    for line in (*plan_lines(plan, workdir), *cache_lines(plan, workdir)):
-        console.print(line)
+    print_lines([*plan_lines(plan, workdir), *cache_lines(plan, workdir)], console)
     if plan.study.budget is None and not always:
         return None
     from orchestrator.cost.render import cost_lines
 
     cost = estimate_cost(plan, workdir, request, console.print)
-    for line in cost_lines(cost):
-        console.print(line)
+    print_lines(cost_lines(cost), console)
     return cost.trimmed
 
 
@@ -286,47 +279,39 @@ def plan(
     if as_json:
         print_json({**plan_to_json(study_plan, workdir), "cost": cost_to_json(cost)})
         return
-    console = Console()
-    lines = (
-        *plan_lines(study_plan, workdir),
-        *cache_lines(study_plan, workdir),
-        *readiness_lines(study_plan, workdir),
-        *cost_lines(cost),
+    print_lines(
+        [
+            *plan_lines(study_plan, workdir),
+            *cache_lines(study_plan, workdir),
+            *readiness_lines(study_plan, workdir),
+            *cost_lines(cost),
+            trial_table(study_plan, workdir),
+        ]
     )
-    for line in lines:
-        console.print(line)
-    console.print(trial_table(study_plan, workdir))
 
 
 @click.command(epilog="Example: chip-ablate status encoder")
 @study_options
 def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Show how far a study is: each trial's state, attempts and figures."""
-    from rich.console import Console
-
     from orchestrator.report.writers.plan import plan_to_json, status_lines, trial_table
 
     study_plan = load_plan(study, workdir=workdir, **changes)
     if as_json:
         print_json(plan_to_json(study_plan, workdir))
-        return
-    console = Console()
-    for line in status_lines(study_plan, workdir):
-        console.print(line)
-    console.print(trial_table(study_plan, workdir))
+    else:
+        print_lines([*status_lines(study_plan, workdir), trial_table(study_plan, workdir)])
 
 
 @click.command(epilog="Example: chip-ablate report encoder")
 @study_options
 def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     """Write a study's report (HTML, Markdown, LaTeX, CSV, figures), and print the table."""
-    from rich.console import Console
-
     from chip_core.utils.errors import UserError
     from orchestrator.plan.snapshot import require_same_study_file
     from orchestrator.report.cached import rewrite_report
     from orchestrator.report.writers.files import PAGE_FILE, report_folder
-    from orchestrator.report.writers.terminal import print_lines, report_lines
+    from orchestrator.report.writers.terminal import report_lines
     from orchestrator.state.integrity import (
         describe_kept_report,
         read_ledger,
@@ -340,12 +325,16 @@ def report(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
     lost_trials = trials_with_lost_figures(study_plan, ledger)
     if lost_trials and (folder / PAGE_FILE).exists():
         raise UserError(describe_kept_report(folder / PAGE_FILE, study_plan, workdir, lost_trials))
-    _require_results(study_plan, ledger)
+    if not any(ledger[trial.fingerprint].evaluations for trial in study_plan.trials):
+        raise UserError(
+            f"study {study_plan.study.name} has no figures in {ledger.workdir}: run it first, "
+            "or name its --workdir"
+        )
     written = rewrite_report(study_plan, ledger, workdir, folder)
     if as_json:
         print_json({**written.results.data, "report": [str(path) for path in written.files]})
-        return
-    print_lines(Console(), report_lines(written.results, written.files))
+    else:
+        print_lines(report_lines(written.results, written.files))
 
 
 def _check_inline(executor: str, **ray_options: Any) -> None:
@@ -358,36 +347,10 @@ def _check_inline(executor: str, **ray_options: Any) -> None:
             )
 
 
-def _require_results(study_plan: Plan, ledger: Ledger) -> None:
-    from chip_core.utils.errors import UserError
-
-    if not any(ledger[trial.fingerprint].evaluations for trial in study_plan.trials):
-        raise UserError(
-            f"study {study_plan.study.name} has no figures in {ledger.workdir}: run it first, "
-            "or name its --workdir"
-        )
-
-
-def _merge_limits(
-    study_limits: Limits | None,
-    max_hours: float | None,
-    max_gpu_hours: float | None,
-    max_failures: int | None,
-) -> Limits | None:
-    """Return the study file's limits, overridden by the command line's."""
+def _merge_limits(study_limits: Limits | None, **given: float | None) -> Limits | None:
+    """Return the study file's limits, overridden by those given on the command line."""
     from orchestrator.study.limits import Limits
 
-    command_line_limits = {
-        "max_hours": max_hours,
-        "max_gpu_hours": max_gpu_hours,
-        "max_failures": max_failures,
-    }
     merged = {} if study_limits is None else study_limits.limits
-    merged |= {name: value for name, value in command_line_limits.items() if value is not None}
+    merged |= {name: value for name, value in given.items() if value is not None}
     return Limits.model_validate(merged) if merged else None
-
-
-def _set_passive_waiting() -> None:
-    """Let waiting OpenMP threads sleep: spinning ones make a small model's steps slow."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.commands.common.options import (
-    OverrideType,
     data_path_options,
     load_plan,
+    make_override_option,
     make_workdir_option,
+    tracking_option,
     workdir_option,
 )
-from orchestrator.commands.common.output import json_option, print_json
+from orchestrator.commands.common.output import json_option, print_json, print_lines
 from orchestrator.commands.common.param_types import PathType, TextType
 
 if TYPE_CHECKING:
@@ -31,32 +32,21 @@ def show(trial: str, workdir: Path, as_json: bool) -> None:
 
     TRIAL is the first characters of its fingerprint, or 'ARM, seed N'.
     """
-    from rich.console import Console
-
     from orchestrator.report.trial_facts import collect_trial_facts, fact_lines
     from orchestrator.state.trial_lookup import find_trial
 
     facts = collect_trial_facts(workdir, find_trial(workdir, trial))
     if as_json:
         print_json(facts)
-        return
-    console = Console()
-    for line in fact_lines(facts):
-        console.print(line, soft_wrap=True)
+    else:
+        print_lines(fact_lines(facts), soft_wrap=True)
 
 
 @click.command(epilog="Example: chip-ablate diff encoder encoder --set optimizer.lr=1e-6")
 @click.argument("study_a", type=TextType())
 @click.argument("study_b", type=TextType())
 @click.option("--recipe", type=TextType(), help="In place of STUDY_B's recipe.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    type=OverrideType(),
-    metavar="KEY=VALUE",
-    help="Change a key of STUDY_B's recipe.",
-)
+@make_override_option("Change a key of STUDY_B's recipe.")
 @workdir_option
 @data_path_options
 @json_option()
@@ -70,8 +60,6 @@ def diff(
     **data_options: Any,
 ) -> None:
     """Show what two studies share: cells here, there and in both, keys that differ, figures."""
-    from rich.console import Console
-
     from orchestrator.state.compare import compare_plans, difference_lines
     from orchestrator.state.integrity import inspect_plan
     from orchestrator.state.ledger import Ledger
@@ -85,10 +73,8 @@ def diff(
     )
     if as_json:
         print_json(differences)
-        return
-    console = Console()
-    for line in difference_lines(differences):
-        console.print(line, soft_wrap=True)
+    else:
+        print_lines(difference_lines(differences), soft_wrap=True)
 
 
 @click.command(epilog="Example: chip-ablate export 'chip, frozen, seed 0' my-model --merge")
@@ -116,7 +102,7 @@ _MAX_LISTED = 8  # trials that are named before it is asked
 @click.command(epilog="Example: chip-ablate rm encoder+optimizer.lr=1e-6")
 @click.argument("what", type=TextType(), metavar="STUDY|TRIAL")
 @workdir_option
-@click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
+@tracking_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option()
 def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: bool) -> int:

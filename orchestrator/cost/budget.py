@@ -52,8 +52,7 @@ class TrimmedPlan:
         return (
             f"left out for the budget ({self.budget.description}): {', and '.join(parts)}: "
             f"{len(self.trials)} trials; all would take {_format_amounts(self.needed)}, what is "
-            "kept "
-            f"{_format_amounts(self.takes)}"
+            f"kept {_format_amounts(self.takes)}"
         )
 
 
@@ -91,8 +90,7 @@ def trim_plan(
     if plan.study.tune is not None:
         raise UserError(
             f"budget ({budget.description}): holds for no study with `tune:`: leave the budget "
-            "out, or "
-            "bound the search by tune.trials and the seeds by --seeds"
+            "out, or bound the search by tune.trials and the seeds by --seeds"
         )
 
     def amounts_of(reduced: Plan) -> dict[str, float]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,6 +53,10 @@ class Prices:
     cpu_hour: float | None = None
 
 
+#: The parts of a cost, in the order of their sum.
+COST_PARTS = ("start", "train", "answer", "score", "passes")
+
+
 @dataclass(kw_only=True)
 class Cost:
     """The cost of some work. Unknown parts are named and in no sum."""
@@ -68,15 +73,17 @@ class Cost:
     @property
     def total_time(self) -> Seconds:
         """The sum of all parts."""
-        return self.start + self.train + self.answer + self.score + self.passes
+        return sum(self.parts.values(), NO_TIME)
+
+    @property
+    def parts(self) -> dict[str, Seconds]:
+        """The parts by name."""
+        return {name: getattr(self, name) for name in COST_PARTS}
 
     def add(self, other: Cost) -> None:
         """Add another cost."""
-        self.start += other.start
-        self.train += other.train
-        self.answer += other.answer
-        self.score += other.score
-        self.passes += other.passes
+        for name, part in other.parts.items():
+            setattr(self, name, getattr(self, name) + part)
         self.gpu += other.gpu
         self.unknown |= other.unknown
         self.sources |= other.sources
@@ -135,7 +142,10 @@ def estimate_workload(
         server_gpus: GPUs that the study's own server holds from start to end.
     """
     slots = 1 if executor == "inline" else at_once
-    imports = _ImportCounter(executor)
+    # How often imports count: in one process, only the first time.
+    imports = (
+        itertools.repeat(1) if executor == "ray" else itertools.chain([1], itertools.repeat(0))
+    )
     session, dispatch = (
         None if executor == "inline" else rates.find(quantity, RAY_KIND)
         for quantity in ("session", "dispatch")
@@ -193,19 +203,6 @@ def estimate_workload(
     )
 
 
-class _ImportCounter:
-    """Counts imports, which a process makes once."""
-
-    def __init__(self, executor: ExecutorKind) -> None:
-        self._way, self._done = executor, False
-
-    def count(self) -> int:
-        """Return how often imports are counted now, 0 or 1."""
-        times = 0 if self._way == "inline" and self._done else 1
-        self._done = True
-        return times
-
-
 class _CostAccumulator:
     """Multiplies rates and amounts, and records unknown ones."""
 
@@ -228,12 +225,12 @@ class _CostAccumulator:
         return rate * times
 
 
-def _trial_cost(work: TrialWork, rates: Rates, imports: _ImportCounter) -> Cost:
+def _trial_cost(work: TrialWork, rates: Rates, imports: Iterator[int]) -> Cost:
     cost = Cost()
     accumulator = _CostAccumulator(rates, cost)
     model = work.config.model.path
     if not work.answered:  # scoring needs no model
-        cost.start = accumulator.multiply("imports", work.start, imports.count(), model)
+        cost.start = accumulator.multiply("imports", work.start, next(imports), model)
         cost.start += accumulator.multiply("model", work.start, 1, model)
     if work.training is not None:
         rows = row_count(work.config, work.rows, rates)
@@ -267,14 +264,13 @@ def _sampling_time(work: TrialWork, rows: int | None, accumulator: _CostAccumula
     )
 
 
-def _pass_cost(work: CacheBuildWork, rates: Rates, parts: int, imports: _ImportCounter) -> Cost:
+def _pass_cost(work: CacheBuildWork, rates: Rates, parts: int, imports: Iterator[int]) -> Cost:
     """Return the cost of passes. Each part loads the model and checks the data."""
     cost = Cost()
     accumulator = _CostAccumulator(rates, cost)
     start, model = start_kind(work.config), work.config.model.path
-    startup = accumulator.multiply("imports", start, imports.count(), model) + accumulator.multiply(
-        "model", start, 1, model
-    )
+    startup = accumulator.multiply("imports", start, next(imports), model)
+    startup += accumulator.multiply("model", start, 1, model)
     samples = row_count(work.config, work.samples, rates)
     startup += accumulator.multiply("row", row_kind(work.config), samples, work.config.data.source)
     cost.passes = startup * parts + accumulator.multiply("sample", work.kind, samples, work.name)

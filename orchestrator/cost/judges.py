@@ -24,49 +24,48 @@ from chip_core.evaluation.scorer import Answer, JudgeRequest
 from chip_core.evaluation.task import ExternalBenchmark, Side
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.cost.workload import TrialWork
-from orchestrator.plan.plan import BASE_ARM
 
 _MILLION = 1e6
+
+#: The lowest and the highest value; None: there is no highest.
+Bounds = tuple[float, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeTokens:
     """Lower and upper bounds of some calls."""
 
-    calls: tuple[int, int] = (0, 0)
-    sent: tuple[int, int] = (0, 0)  # tokens of the questions
-    replied: tuple[int, int | None] = (0, 0)  # of the replies; None: they have no bound
-    price: tuple[float, float | None] | None = (0.0, 0.0)  # None: no price is given
+    calls: Bounds = (0, 0)
+    sent: Bounds = (0, 0)  # tokens of the questions
+    replied: Bounds = (0, 0)  # tokens of the replies
+    price: Bounds | None = (0.0, 0.0)  # None: no price is given
 
     def __add__(self, other: JudgeTokens) -> JudgeTokens:
         """Return both together."""
-        price = None
-        if self.price is not None and other.price is not None:
-            low, high = zip(self.price, other.price, strict=True)
-            price = (sum(low), None if None in high else sum(high))  # type: ignore[arg-type]
-        reply_bounds = (self.replied[1], other.replied[1])
         return JudgeTokens(
-            calls=(self.calls[0] + other.calls[0], self.calls[1] + other.calls[1]),
-            sent=(self.sent[0] + other.sent[0], self.sent[1] + other.sent[1]),
-            replied=(
-                self.replied[0] + other.replied[0],
-                None if None in reply_bounds else sum(reply_bounds),  # type: ignore[arg-type]
-            ),
-            price=price,
+            calls=_add_bounds(self.calls, other.calls),
+            sent=_add_bounds(self.sent, other.sent),
+            replied=_add_bounds(self.replied, other.replied),
+            price=_add_bounds(self.price, other.price) if self.price and other.price else None,
         )
 
     def repeat(self, times: int) -> JudgeTokens:
         """Return one to `times` times these, since recurring answers are cached."""
-        price = self.price
-        reply_bound = self.replied[1]
-        if price is not None and price[1] is not None:
-            price = (price[0], price[1] * times)
         return JudgeTokens(
-            calls=(self.calls[0], self.calls[1] * times),
-            sent=(self.sent[0], self.sent[1] * times),
-            replied=(self.replied[0], None if reply_bound is None else reply_bound * times),
-            price=price,
+            calls=_raise_highest(self.calls, times),
+            sent=_raise_highest(self.sent, times),
+            replied=_raise_highest(self.replied, times),
+            price=_raise_highest(self.price, times) if self.price else None,
         )
+
+
+def _add_bounds(first: Bounds, second: Bounds) -> Bounds:
+    (low, high), (other_low, other_high) = first, second
+    return low + other_low, None if high is None or other_high is None else high + other_high
+
+
+def _raise_highest(bounds: Bounds, times: int) -> Bounds:
+    return bounds[0], None if bounds[1] is None else bounds[1] * times
 
 
 @dataclass(kw_only=True)
@@ -119,12 +118,8 @@ def estimate_judge_costs(trials: Sequence[TrialWork], data_paths: DataPaths) -> 
                     costs.unknown[key] = str(error)
             tokens = tokens_by_benchmark[cache_key]
             if tokens is not None:
-                arm = (
-                    "base (untrained)" if trial_work.trial.arm == BASE_ARM else trial_work.trial.arm
-                )
-                costs.arms[arm] = costs.arms.get(arm, JudgeTokens()) + tokens.repeat(
-                    questions.times
-                )
+                earlier = costs.arms.get(trial_work.arm_label, JudgeTokens())
+                costs.arms[trial_work.arm_label] = earlier + tokens.repeat(questions.times)
     return costs
 
 

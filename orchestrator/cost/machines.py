@@ -45,15 +45,14 @@ def slots_on_machine(work: Sequence[TrialWork], held_gpus: int = 0) -> int | Non
         work: the trials.
         held_gpus: GPUs that are held otherwise.
     """
-    min_slots: int | None = None
+    slots = []
     for trial_work in work:
         engine = trial_work.config.engine
-        slots = cpu_count() // (trial_work.config.engine.cpus_per_worker * trial_work.processes)
+        slots.append(cpu_count() // (engine.cpus_per_worker * trial_work.processes))
         if engine.gpus_per_worker:
             free = max(0, gpu_count() - held_gpus)
-            slots = min(slots, int(free / (engine.gpus_per_worker * trial_work.processes)))
-        min_slots = slots if min_slots is None else min(min_slots, slots)
-    return min_slots or None
+            slots.append(int(free / (engine.gpus_per_worker * trial_work.processes)))
+    return min(slots, default=0) or None
 
 
 def slots_on_gpus(work: Sequence[TrialWork], count: int) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -303,40 +303,47 @@ def find_fitting_changes(
         device: bytes of it.
         estimator: of steps.
     """
-    settings_kept: dict[str, Any] = {}
-    for settings in _ENGINE_CHANGES:
-        changed = _apply_settings(config, {**settings_kept, **settings})
-        if changed is None or changed == _apply_settings(config, settings_kept):
-            continue
-        settings_kept |= settings
-        size = _step_bytes(changed, device, estimator, stored=False)
-        if size is not None and size <= device:
-            yield SettingsChange(settings=settings_kept, bytes=size, changes_figures=False)
+
+    def find_fit(
+        settings: Mapping[str, Any], *, stored: bool, changes_figures: bool
+    ) -> SettingsChange | None:
+        changed = _apply_settings(config, settings)
+        size = None if changed is None else _step_bytes(changed, device, estimator, stored=stored)
+        if size is None or size > device:
+            return None
+        return SettingsChange(settings=settings, bytes=size, changes_figures=changes_figures)
+
+    kept: dict[str, Any] = {}
+    for kept in _add_effective(config, {}, _ENGINE_CHANGES):
+        if change := find_fit(kept, stored=False, changes_figures=False):
+            yield change
             return
-    precision_settings = dict(settings_kept)
-    for settings in _PRECISION_CHANGES if config.model.dtype == "bf16" else ():
-        changed = _apply_settings(config, {**precision_settings, **settings})
-        if changed is None or changed == _apply_settings(config, precision_settings):
-            continue
-        precision_settings |= settings
-        size = _step_bytes(changed, device, estimator, stored=True)
-        if size is not None and size <= device:
-            yield SettingsChange(settings=precision_settings, bytes=size, changes_figures=True)
-            break
-    if wants_gpu(config):
-        for sharding in _sharding_changes(config.engine):
-            sharded = {**settings_kept, **sharding}
-            changed = _apply_settings(config, sharded)
-            size = None if changed is None else _step_bytes(changed, device, estimator, stored=True)
-            if size is not None and size <= device:
-                yield SettingsChange(settings=sharded, bytes=size, changes_figures=False)
-                break
-    if config.language_model == "full":
-        adapted = {"language_model": "lora", **settings_kept}
-        changed = _apply_settings(config, adapted)
-        size = None if changed is None else _step_bytes(changed, device, estimator, stored=True)
-        if size is not None and size <= device:
-            yield SettingsChange(settings=adapted, bytes=size, changes_figures=True)
+    precisions = _PRECISION_CHANGES if config.model.dtype == "bf16" else ()
+    shardings = _sharding_changes(config.engine) if wants_gpu(config) else []
+    adapters = [{"language_model": "lora"}] if config.language_model == "full" else []
+    for candidates, changes_figures in (
+        (_add_effective(config, kept, precisions), True),
+        ([{**kept, **sharding} for sharding in shardings], False),
+        ([{**adapter, **kept} for adapter in adapters], True),
+    ):
+        changes = (
+            find_fit(settings, stored=True, changes_figures=changes_figures)
+            for settings in candidates
+        )
+        if change := next(filter(None, changes), None):
+            yield change
+
+
+def _add_effective(
+    config: TrialConfig, settings: Mapping[str, Any], additions: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield settings with one addition more each time, without those that have no effect."""
+    current = dict(settings)
+    for addition in additions:
+        changed = _apply_settings(config, {**current, **addition})
+        if changed is not None and changed != _apply_settings(config, current):
+            current = {**current, **addition}
+            yield current
 
 
 def _sharding_changes(engine: EngineConfig) -> list[dict[str, Any]]:
@@ -381,20 +388,20 @@ def require_fit(memory_fits: Sequence[MemoryFit]) -> None:
         assert fit.bytes is not None and fit.device is not None
         remedies = "; or ".join(
             f"{change.option_text} "
-            f"({_format_gib(change.bytes)}{', another training' * change.changes_figures})"
+            f"({format_gib(change.bytes)}{', another training' * change.changes_figures})"
             for change in fit.changes
         )
         errors.append(
-            f"{fit.arms[0]}: a step takes about {_format_gib(fit.bytes)} of a GPU, and a trial "
-            "may take "
-            f"{_format_gib(fit.device)}: "
+            f"{fit.arms[0]}: a step takes about {format_gib(fit.bytes)} of a GPU, and a trial "
+            f"may take {format_gib(fit.device)}: "
             f"{remedies or 'choose a GPU with more memory, or a smaller model'}"
         )
     if errors:
         raise ConfigError(errors)
 
 
-def _format_gib(size: int) -> str:
+def format_gib(size: int) -> str:
+    """Format a size in GiB."""
     return f"{size / 2**30:.1f} GiB"
 
 
@@ -403,47 +410,43 @@ def estimate_disk(
 ) -> DiskUsage:
     """Return what a study's run writes to the disk beside its report."""
     to_make = [planned for planned in work.planned if planned.state == "to make"]
-    sizes = [planned.bytes for planned in to_make]
-    models: int | None = 0
-    running: list[int] = []
-    checkpoints: int | None = 0
-    intermediate_bytes: list[int] = []
-    intermediate_models: int | None = 0
-    pairs: int | None = 0
+    # Bytes of each training; None: not known.
+    models: list[int | None] = []
+    checkpoints: list[int | None] = []
+    intermediate_models: list[int | None] = []
+    pairs: list[int | None] = []
     for kind, trials in _group_by_training(work).items():
         first_trial = trials[0]
         step = estimator.estimate(first_trial.config, reference=not first_trial.caches)
         measured = rates.size("saved", kind)
         saved = measured[0] if measured else None if step is None else step.saved
-        models = None if models is None or saved is None else models + saved * len(trials)
+        models += [saved] * len(trials)
         if first_trial.config.engine.checkpoint_every is not None:
-            if saved is None or step is None:
-                checkpoints = None
-            else:
-                running += [_KEPT_CHECKPOINTS * step.checkpoint(saved)] * len(trials)
+            checkpoint = None if saved is None or step is None else step.checkpoint(saved)
+            size = None if checkpoint is None else _KEPT_CHECKPOINTS * checkpoint
+            checkpoints += [size] * len(trials)
         for trial_work in trials:
             count = _count_intermediate_models(trial_work)
-            if count and saved is None:
-                intermediate_models = None
-            intermediate_bytes.append(count * (saved or 0))
-            sampled = sampled_bytes(trial_work.config, trial_work.rows)
-            pairs = None if pairs is None or sampled is None else pairs + sampled
+            intermediate_models.append(None if count and saved is None else count * (saved or 0))
+            pairs.append(sampled_bytes(trial_work.config, trial_work.rows))
     concurrent = at_once or len(work.trials)
-    if checkpoints is not None:
-        checkpoints = sum(sorted(running, reverse=True)[:concurrent])
-    if intermediate_models is not None:
-        intermediate_models = sum(sorted(intermediate_bytes, reverse=True)[:concurrent])
     existing_folder = next(
         path for path in (storage.absolute(), *storage.absolute().parents) if path.exists()
     )
     return DiskUsage(
-        passes=None if None in sizes else sum(size or 0 for size in sizes),
-        models=models,
-        checkpoints=checkpoints,
-        intermediate_models=intermediate_models,
-        pairs=pairs,
+        passes=_sum_largest([planned.bytes for planned in to_make]),
+        models=_sum_largest(models),
+        checkpoints=_sum_largest(checkpoints, concurrent),
+        intermediate_models=_sum_largest(intermediate_models, concurrent),
+        pairs=_sum_largest(pairs),
         free=shutil.disk_usage(existing_folder).free,
     )
+
+
+def _sum_largest(sizes: Sequence[int | None], count: int | None = None) -> int | None:
+    """Return the sum of the largest sizes, or of all; None if one is not known."""
+    known = [size for size in sizes if size is not None]
+    return sum(sorted(known, reverse=True)[:count]) if len(known) == len(sizes) else None
 
 
 def _count_intermediate_models(work: TrialWork) -> int:
@@ -519,31 +522,3 @@ def _device_bytes(config: TrialConfig, at_once: int | None, device_gib: float | 
     import psutil  # type: ignore[import-untyped]
 
     return int(psutil.virtual_memory().total / (at_once or 1))
-
-
-def describe_memory(fit: MemoryFit) -> Iterator[str]:
-    """Yield the memory that trials need, in words."""
-    if fit.bytes is None:
-        yield "unknown"
-        return
-    yield _format_gib(fit.bytes) if fit.measured else f"about {_format_gib(fit.bytes)}, estimated"
-    if fit.device is None:
-        yield "of a device that is not here"
-        return
-    yield f"of {_format_gib(fit.device)} a trial"
-    if not fit.fits:
-        yield "does not fit"
-
-
-def describe_parts(fit: MemoryFit) -> str:
-    """Return the parts of an estimate in words, without those below 0.01 GiB."""
-    shown = [f"{name} {size / 2**30:.1f}" for name, size in fit.parts.items() if size > 2**30 / 100]
-    return f"GiB: {', '.join(shown)}; {fit.basis}" if shown else fit.basis
-
-
-def describe_change(change: SettingsChange) -> str:
-    """Return a change with which a training would fit, and its effect, in words."""
-    changes = (
-        "another training, with figures of its own" if change.changes_figures else "rounding alone"
-    )
-    return f"fits with {change.option_text}: about {_format_gib(change.bytes)} (changes {changes})"

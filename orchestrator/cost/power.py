@@ -40,23 +40,8 @@ def power_from_runs(
         contrasts: of the arms with the baseline, that know a seed variance; not empty.
         trials: how many have been run.
     """
-    return PowerEstimate(
-        metric=metric,
-        unit=unit,
-        items=contrasts[0].units,
-        comparisons=len(contrasts),
-        differences=tuple(
-            (
-                k,
-                max(
-                    detectable_difference(contrast, k, family=len(contrasts))
-                    for contrast in contrasts
-                ),
-            )
-            for k in _seed_counts(seeds)
-        ),
-        basis=f"variances of this study's {trials} trials so far, the hardest arm",
-    )
+    basis = f"variances of this study's {trials} trials so far, the hardest arm"
+    return _estimate_power(metric, unit, seeds, contrasts, len(contrasts), basis)
 
 
 def power_from_assumptions(
@@ -80,22 +65,28 @@ def power_from_assumptions(
     contrast = _assumed_contrast(
         v_seed=2 * assumed.seed_sd**2 / 2, v_item=v_item, items=items, arms=arms
     )
+    basis = (
+        f"assumed: a rate of {assumed.rate:g} %, outcomes of two arms correlated by "
+        f"{assumed.correlation:g}, a standard deviation of {assumed.seed_sd:g} points between seeds"
+    )
+    return _estimate_power(metric, unit, seeds, [contrast], arms - 1, basis)
+
+
+def _estimate_power(
+    metric: str, unit: str, seeds: int, contrasts: Sequence[Contrast], comparisons: int, basis: str
+) -> PowerEstimate:
+    """Return what seeds buy on the contrast that is the hardest to see."""
     return PowerEstimate(
         metric=metric,
         unit=unit,
-        items=items,
-        comparisons=arms - 1,
+        items=contrasts[0].units,
+        comparisons=comparisons,
         differences=tuple(
-            (k, detectable_difference(contrast, k, family=arms - 1)) for k in _seed_counts(seeds)
+            (k, max(detectable_difference(entry, k, family=comparisons) for entry in contrasts))
+            for k in sorted({*SEED_COUNTS, seeds} - {1})
         ),
-        basis=f"assumed: a rate of {assumed.rate:g} %, outcomes of two arms correlated by "
-        f"{assumed.correlation:g}, a standard deviation of {assumed.seed_sd:g} points between "
-        "seeds",
+        basis=basis,
     )
-
-
-def _seed_counts(seeds: int) -> list[int]:
-    return sorted({*SEED_COUNTS, seeds} - {1})
 
 
 def _assumed_contrast(*, v_seed: float, v_item: float, items: int, arms: int) -> Contrast:

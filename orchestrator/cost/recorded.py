@@ -11,6 +11,7 @@ from statistics import median
 from pydantic import ValidationError
 
 from chip_core.config.trial import TrialConfig
+from chip_core.evaluation.readiness import list_sides
 from chip_core.results import CONFIG, MODEL, SAMPLED
 from orchestrator.cost.kinds import (
     answer_kind,
@@ -70,9 +71,9 @@ def recorded_rates(
         f"{', '.join(sorted(machine_names))}",
         rates={
             # If a process runs several trials, only the first one makes the imports.
-            key: max(times, key=_wall_seconds)
+            key: max(times, key=lambda time: time.wall)
             if key[0] == "imports"
-            else _median_time(_drop_zeros(times))
+            else _median_time(times)
             for key, times in times_by_key.items()
         },
         sizes=sizes,
@@ -105,18 +106,17 @@ def _trial_rates(config: TrialConfig, record: TrialRecord) -> Iterator[_Rate]:
     sampled, sampling = record.data.get("sampled", 0), _phase_time(record, SAMPLED)
     if sampled and sampling is not None:
         yield ("answer", sampling_kind(config)), sampling * (1 / sampled)
-    for side in ("select", "report"):
-        for settings in getattr(config.benchmarks, side):
-            key = f"{side}/{settings.name}"
-            answered = _phase_time(record, f"answer {key}")
-            scored = _phase_time(record, f"score {key}")
-            if answered is None:  # an earlier version noted one time for both
-                answered, scored = scored, NO_TIME
-            count = _answer_count(record, key)
-            if answered is not None and scored is not None and count:
-                workers = 1 if train is None else config.engine.workers_per_trial
-                yield ("answer", answer_kind(config, settings)), answered * (workers / count)
-                yield ("score", score_kind(settings)), scored * (1 / count)
+    for side, settings in list_sides(config.benchmarks):
+        key = f"{side}/{settings.name}"
+        answered = _phase_time(record, f"answer {key}")
+        scored = _phase_time(record, f"score {key}")
+        if answered is None:  # an earlier version noted one time for both
+            answered, scored = scored, NO_TIME
+        count = _answer_count(record, key)
+        if answered is not None and scored is not None and count:
+            workers = 1 if train is None else config.engine.workers_per_trial
+            yield ("answer", answer_kind(config, settings)), answered * (workers / count)
+            yield ("score", score_kind(settings)), scored * (1 / count)
 
 
 def _phase_time(record: TrialRecord, phase: str) -> Seconds | None:
@@ -166,16 +166,7 @@ def _model_bytes(record: TrialRecord, storage: Path) -> int | None:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _drop_zeros(values: list[Seconds]) -> list[Seconds]:
-    """Return the nonzero values, or all if a version without times recorded every one."""
-    return [value for value in values if value != NO_TIME] or values
-
-
-def _wall_seconds(seconds: Seconds) -> float:
-    return seconds.wall
-
-
-def _median_time(values: list[Seconds]) -> Seconds:
-    return Seconds(
-        wall=median(value.wall for value in values), cpu=median(value.cpu for value in values)
-    )
+def _median_time(times: list[Seconds]) -> Seconds:
+    """Return the median of the nonzero times. Versions without times recorded zero for all."""
+    known = [time for time in times if time != NO_TIME] or times
+    return Seconds(wall=median(time.wall for time in known), cpu=median(time.cpu for time in known))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import RenderableType
@@ -14,13 +14,12 @@ from chip_core.reference_cache.size import format_bytes
 from orchestrator.cost.budget import TrimmedPlan, budget_amounts
 from orchestrator.cost.estimate import Cost, Estimate
 from orchestrator.cost.judges import JudgeCosts, JudgeTokens
-from orchestrator.cost.memory import MemoryFit, describe_change, describe_memory, describe_parts
+from orchestrator.cost.memory import MemoryFit, format_gib
 from orchestrator.cost.power import PowerEstimate
 from orchestrator.cost.published.devices import DEVICES, EAGER_SOURCE, UTILIZATION
 from orchestrator.cost.published.rates import SOURCE_NAME, training_mode
 from orchestrator.cost.rates import Seconds
 from orchestrator.cost.study_cost import CostEstimate
-from orchestrator.plan.plan import BASE_ARM
 
 _MAX_LISTED = 4  # unknown things that are named
 
@@ -69,26 +68,16 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
         if fit.bytes is not None:
             yield from _fit_lines(fit)
     disk = cost.disk
-    parts = [
-        f"{label} {format_bytes(size)}"
-        for label, size in (
-            ("reference passes", disk.passes),
-            ("trained models", disk.models),
-            ("checkpoints", disk.checkpoints),
-            ("models of running trainings", disk.intermediate_models),
-            ("sampled pairs", disk.pairs),
-        )
-        if size
-    ]
-    unknown = [
-        label
-        for label, size in (
-            ("reference passes", disk.passes),
-            ("trained models", disk.models),
-            ("sampled pairs", disk.pairs),
-        )
-        if size is None
-    ]
+    sizes = {
+        "reference passes": disk.passes,
+        "trained models": disk.models,
+        "checkpoints": disk.checkpoints,
+        "models of running trainings": disk.intermediate_models,
+        "sampled pairs": disk.pairs,
+    }
+    parts = [f"{label} {format_bytes(size)}" for label, size in sizes.items() if size]
+    kept = ("reference passes", "trained models", "sampled pairs")
+    unknown = [label for label in kept if sizes[label] is None]
     if parts:
         line = f"disk: {', '.join(parts)}; {format_bytes(disk.free)} are free"
         line += f"; not known: {', '.join(unknown)}" if unknown else ""
@@ -143,12 +132,30 @@ def _judges_to_json(judges: JudgeCosts) -> dict[str, Any]:
 
 def _fit_lines(fit: MemoryFit) -> Iterator[Text]:
     """Yield the memory that trials need, its parts, and changes that would fit."""
+    assert fit.bytes is not None
+    needed = format_gib(fit.bytes)
+    facts = [needed if fit.measured else f"about {needed}, estimated"]
+    if fit.device is None:
+        facts.append("of a device that is not here")
+    else:
+        facts.append(f"of {format_gib(fit.device)} a trial")
+    if fit.fits is False:
+        facts.append("does not fit")
     style = "bold red" if fit.fits is False else ""
-    yield Text(f"memory: {_format_arms(fit.arms)}: {', '.join(describe_memory(fit))}", style=style)
+    first, *others = fit.arms
+    arms = "; ".join(fit.arms) if len(others) < 3 else f"{first} and {len(others)} others"
+    yield Text(f"memory: {arms}: {', '.join(facts)}", style=style)
     if fit.parts:
-        yield Text(f"  {describe_parts(fit)}")
+        # without parts below 0.01 GiB
+        shown = [f"{name} {size / 2**30:.1f}" for name, size in fit.parts.items()
+                 if size > 2**30 / 100]  # fmt: skip
+        yield Text(f"  GiB: {', '.join(shown)}; {fit.basis}" if shown else f"  {fit.basis}")
     for change in fit.changes:
-        yield Text(f"  {describe_change(change)}")
+        effect = "another training, with figures of its own"
+        yield Text(
+            f"  fits with {change.option_text}: about {format_gib(change.bytes)} "
+            f"(changes {effect if change.changes_figures else 'rounding alone'})"
+        )
 
 
 def _range_lines(cost_estimate: CostEstimate) -> Iterator[RenderableType]:
@@ -162,7 +169,9 @@ def _range_lines(cost_estimate: CostEstimate) -> Iterator[RenderableType]:
         table.add_column(title, justify="right" if title else "left")
 
     def format_held(fast: Cost, slow: Cost) -> str:
-        return "?" if slow.unknown else _format_range(fast.gpu / 3600, slow.gpu / 3600)
+        if slow.unknown:
+            return "?"
+        return _format_bounds(fast.gpu / 3600, slow.gpu / 3600, show=_format_hours)
 
     def row(name: str, fast: Cost, slow: Cost, total: str | None = None) -> None:
         cells = [
@@ -222,12 +231,11 @@ def _format_gpu_hours(fast: Seconds, slow: Seconds, fast_cost: Cost, slow_cost: 
         part.wall * (cost.gpu / (cost.total_time - cost.score).wall if cost.gpu else 0.0) / 3600
         for part, cost in ((fast, fast_cost), (slow, slow_cost))
     ]
-    return _format_range(*hours) if any(hours) else "—"
+    return _format_bounds(*hours, show=_format_hours) if any(hours) else "—"
 
 
-def _format_range(low: float, high: float) -> str:
-    texts = [f"{value:.2f}" if value < 1 else f"{value:,.1f}" for value in (low, high)]
-    return texts[0] if texts[0] == texts[1] else f"{texts[0]} to {texts[1]}"
+def _format_hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours < 1 else f"{hours:,.1f}"
 
 
 def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
@@ -237,8 +245,7 @@ def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
         yield Text(
             f"with {seeds} seeds and {power.items:,} items a difference of about "
             f"{differences[seeds]:.1f} {power.unit} on {power.metric} can be seen, in four "
-            "studies of "
-            f"five ({power.basis})"
+            f"studies of five ({power.basis})"
         )
     else:
         yield Text(
@@ -251,7 +258,7 @@ def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
 
 def cost_to_json(cost_estimate: CostEstimate) -> dict[str, Any]:
     """Return a cost estimate as plain data. Unknown values are null and named."""
-    estimate, disk = cost_estimate.estimate, cost_estimate.disk
+    estimate, disk, power = cost_estimate.estimate, cost_estimate.disk, cost_estimate.power
     return {
         "known": not estimate.total.unknown,
         "sources": sorted(estimate.total.sources),
@@ -293,7 +300,9 @@ def cost_to_json(cost_estimate: CostEstimate) -> dict[str, Any]:
         },
         "budget_problem": cost_estimate.budget_problem,
         "budget": None if cost_estimate.trimmed is None else _budget_to_json(cost_estimate.trimmed),
-        "seeds_buy": None if cost_estimate.power is None else _power_to_json(cost_estimate.power),
+        "seeds_buy": None
+        if power is None
+        else {**asdict(power), "differences": {str(k): value for k, value in power.differences}},
     }
 
 
@@ -337,36 +346,17 @@ def _budget_to_json(trimmed: TrimmedPlan) -> dict[str, Any]:
     }
 
 
-def _power_to_json(power: PowerEstimate) -> dict[str, Any]:
-    return {
-        "metric": power.metric,
-        "unit": power.unit,
-        "items": power.items,
-        "comparisons": power.comparisons,
-        "differences": {str(k): value for k, value in power.differences},
-        "basis": power.basis,
-    }
-
-
 def _cost_table(cost_estimate: CostEstimate) -> Table:
     estimate = cost_estimate.estimate
     has_gpu = estimate.total.gpu > 0
     has_price = estimate.price(cost_estimate.user_rates.prices) is not None
     table = Table(box=None, pad_edge=False)
-    for title in (
-        "to be run",
-        "trials",
-        "start-up",
-        "training",
-        "answers",
-        "scoring",
-        "passes",
-        "CPU time",
-    ):
+    titles = [
+        "to be run", "trials", "start-up", "training", "answers", "scoring", "passes", "CPU time",
+        *["GPU hours"] * has_gpu, *["price"] * has_price,
+    ]  # fmt: skip
+    for title in titles:
         table.add_column(title, justify="left" if title == "to be run" else "right")
-    for title, is_shown in (("GPU hours", has_gpu), ("price", has_price)):
-        if is_shown:
-            table.add_column(title, justify="right")
 
     def row(name: str, trials: str, cost: Cost) -> None:
         unknown = bool(cost.unknown)
@@ -376,8 +366,7 @@ def _cost_table(cost_estimate: CostEstimate) -> Table:
                 return "?"
             return format_duration(seconds.wall) if seconds.wall else "—"
 
-        parts = (cost.start, cost.train, cost.answer, cost.score, cost.passes)
-        cells = [format_wall(part) for part in parts]
+        cells = [format_wall(part) for part in cost.parts.values()]
         cells.append("?" if unknown else format_duration(cost.total_time.cpu))
         if has_gpu:
             cells.append("?" if unknown else f"{cost.gpu / 3600:.1f}")
@@ -425,31 +414,17 @@ def _group_by_arm(
     costs = cost_estimate.estimate if estimate is None else estimate
     by_arm: dict[str, tuple[int, Cost]] = {}
     for trial_work in cost_estimate.work.trials:
-        name = "base (untrained)" if trial_work.trial.arm == BASE_ARM else trial_work.trial.arm
-        trials, cost = by_arm.get(name, (0, Cost()))
+        trials, cost = by_arm.get(trial_work.arm_label, (0, Cost()))
         cost.add(costs.trials[trial_work.trial.fingerprint])
-        by_arm[name] = trials + 1, cost
+        by_arm[trial_work.arm_label] = trials + 1, cost
     return by_arm
 
 
 def _part_to_json(cost: Cost, cost_estimate: CostEstimate) -> dict[str, Any]:
-    parts = {
-        "start": cost.start,
-        "train": cost.train,
-        "answer": cost.answer,
-        "score": cost.score,
-        "passes": cost.passes,
-    }
     return {
-        "seconds": {name: part.wall for name, part in parts.items()},
-        "cpu_seconds": {name: part.cpu for name, part in parts.items()},
+        "seconds": {name: part.wall for name, part in cost.parts.items()},
+        "cpu_seconds": {name: part.cpu for name, part in cost.parts.items()},
         "gpu_seconds": cost.gpu,
         "price": cost.price(cost_estimate.user_rates.prices),
         "unknown": sorted(cost.unknown),
     }
-
-
-def _format_arms(names: tuple[str, ...]) -> str:
-    if len(names) <= 3:
-        return "; ".join(names)
-    return f"{names[0]} and {len(names) - 1} others"

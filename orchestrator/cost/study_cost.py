@@ -128,8 +128,6 @@ def estimate_study_cost(
     if SOURCE_NAME in slow_estimate.total.sources:
         fastest = estimate_work(work, rate_finder.rates(work, fast=True))
     estimator = MemoryEstimator(count=request.builds_models)
-    # without a device there is nothing long to tell of
-    notify_memory = notify if request.device is not None else _ignore_message
     return CostEstimate(
         plan=plan,
         work=work,
@@ -145,7 +143,8 @@ def estimate_study_cost(
                 estimator,
                 at_once=slots,
                 device_gib=request.device_gib,
-                notify=notify_memory,
+                # Without a device there is nothing long to tell of.
+                notify=notify if request.device is not None else lambda text: None,
             )
         ),
         disk=estimate_disk(work, rates, estimator, at_once=slots, storage=storage),
@@ -154,10 +153,6 @@ def estimate_study_cost(
         trimmed=trimmed,
         budget_problem=budget_problem,
     )
-
-
-def _ignore_message(text: str) -> None:
-    pass
 
 
 def _slot_count(full_work: Workload, request: CostRequest) -> int | None:

@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from chip_core.config.validation import explain_errors
+from chip_core.config.validation import parse_model
 from chip_core.recipes import read_yaml
-from chip_core.utils.errors import ConfigError
 from orchestrator.cost.estimate import Prices
 from orchestrator.cost.rates import ANY_KIND, NO_TIME, Quantity, RateSource, Seconds, Size
 
 #: Of seconds and money, as of the options of the same names.
 MAX_VALUE = 1e9
+
+
+def _amount_field(description: str) -> Any:
+    """Return a field of seconds or money; None: not given."""
+    return Field(None, ge=0, le=MAX_VALUE, description=description)
 
 
 class Assumptions(BaseModel):
@@ -37,31 +41,16 @@ class UserRates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    start: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="seconds of a trial beside steps and answers"
-    )
-    step: float | None = Field(None, ge=0, le=MAX_VALUE, description="seconds of a training step")
-    answer: float | None = Field(
-        None,
-        ge=0,
-        le=MAX_VALUE,
-        description="seconds of an answer, scored if `score` is not given",
-    )
-    score: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="seconds of scoring an answer, by rules or a judge"
-    )
-    sample: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="seconds of a reference pass's sample"
-    )
+    start: float | None = _amount_field("seconds of a trial beside steps and answers")
+    step: float | None = _amount_field("seconds of a training step")
+    answer: float | None = _amount_field("seconds of an answer, scored if `score` is not given")
+    score: float | None = _amount_field("seconds of scoring an answer, by rules or a judge")
+    sample: float | None = _amount_field("seconds of a reference pass's sample")
     rows: int | None = Field(
         None, ge=1, le=10**12, description="of the data, where planning cannot count them"
     )
-    price_per_gpu_hour: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="in your currency"
-    )
-    price_per_cpu_hour: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="in your currency"
-    )
+    price_per_gpu_hour: float | None = _amount_field("in your currency")
+    price_per_cpu_hour: float | None = _amount_field("in your currency")
     max_concurrent: int | None = Field(
         None, ge=1, le=10**6, description="trials that run at a time"
     )
@@ -108,15 +97,7 @@ def read_user_rates(file: Path | None, flags: Mapping[str, Any]) -> UserRates:
     Raises:
         ConfigError: every problem at once.
     """
-    tree = {} if file is None else read_yaml(file)
+    file_rates = parse_model(UserRates, {} if file is None else read_yaml(file), str(file))
     given_flags = {name: value for name, value in flags.items() if value is not None}
-    try:
-        file_rates = UserRates.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(explain_errors(error, UserRates, str(file))) from None
-    try:
-        return UserRates.model_validate(
-            {**file_rates.model_dump(exclude_unset=True), **given_flags}
-        )
-    except ValidationError as error:
-        raise ConfigError(explain_errors(error, UserRates, "--rate")) from None
+    rates = {**file_rates.model_dump(exclude_unset=True), **given_flags}
+    return parse_model(UserRates, rates, "--rate")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from orchestrator.cost.kinds import (
     start_kind,
     training_kind,
 )
-from orchestrator.plan.plan import Plan, Trial
+from orchestrator.plan.plan import BASE_ARM, Plan, Trial
 from orchestrator.state.cache_plan import PlannedCache, plan_caches
 from orchestrator.state.ledger import Ledger, find_answers
 from orchestrator.state.search import assume_recipe_settings
@@ -59,6 +59,11 @@ class TrialWork:
     def config(self) -> TrialConfig:
         """The trial's configuration."""
         return self.trial.config
+
+    @property
+    def arm_label(self) -> str:
+        """The name of its arm, as reports show it."""
+        return "base (untrained)" if self.trial.arm == BASE_ARM else self.trial.arm
 
     @property
     def processes(self) -> int:
@@ -154,7 +159,7 @@ def _trial_work(
     storage: Path,
     caches: tuple[CacheSpec, ...],
     question_counts: Mapping[str, int | None],
-    count_rows: object,
+    count_rows: Callable[[str], int | None],
 ) -> TrialWork:
     config, record = trial.config, ledger[trial.fingerprint]
     answered = find_answers(trial, record, storage) is not None
@@ -165,7 +170,6 @@ def _trial_work(
         missing = set(trial.evaluations)  # trained anew: everything is scored
         features = any(spec.kind == "features" for spec in caches)
         training = training_kind(config, reference_kind(config, caches), features=features)
-        assert callable(count_rows)
         rows = count_rows(config.data.model_dump_json())
     trial_questions = {
         f"{side}/{settings.name}": BenchmarkQuestions(

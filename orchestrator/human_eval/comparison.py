@@ -16,12 +16,11 @@ from orchestrator.human_eval.judge import (
     correct_preference,
     figures_to_json,
 )
-from orchestrator.human_eval.labels import LabelFigures, labels_to_json
 from orchestrator.human_eval.pairs import AnswerPool
 from orchestrator.human_eval.preference import HumanFigures, compute_human_figures
 from orchestrator.human_eval.replies import SheetReplies, decode_judgements
 from orchestrator.report.attachments import HUMANS_FOLDER
-from orchestrator.report.sections.human import human_blocks, human_metrics, human_title
+from orchestrator.report.sections.human import human_blocks, human_title
 from orchestrator.report.writers.markdown import render_section
 
 _SHARES = ("judged", "win", "tie", "lose", "chose_a")
@@ -70,17 +69,12 @@ def build_comparison(
     )
 
 
-def write_comparison(comparison: HumanComparison, report: Path) -> list[Path]:
-    """Write a comparison into a study's report folder; return the files."""
-    return _write_figures(comparison_to_json(comparison), comparison.name, report)
+def write_figures(figures: dict[str, Any], name: str, report: Path) -> list[Path]:
+    """Write figures of a comparison or of labels, as plain data, into a study's report folder.
 
-
-def write_labels(figures: LabelFigures, report: Path) -> list[Path]:
-    """Write labels' figures into a study's report folder; return the files."""
-    return _write_figures(labels_to_json(figures), figures.name, report)
-
-
-def _write_figures(figures: dict[str, Any], name: str, report: Path) -> list[Path]:
+    Returns:
+        the files.
+    """
     files = [report / HUMANS_FOLDER / f"{name}.{extension}" for extension in ("json", "md")]
     write_checksummed(files[0], figures)
     write_atomically(files[1], render_section(human_title(figures), human_blocks(figures)))
@@ -127,11 +121,6 @@ def comparison_to_json(comparison: HumanComparison) -> dict[str, Any]:
             **figures_to_json(comparison.judge.figures, 100, (-1, 1)),
         },
     }
-
-
-def comparison_metrics(comparison: HumanComparison) -> dict[str, float]:
-    """Return the figures for a tracker: `human/BENCHMARK/SECOND vs FIRST/win`, …"""
-    return human_metrics(comparison_to_json(comparison))
 
 
 def _interval_to_percent(interval: Sequence[float] | None) -> list[float] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from orchestrator.human_eval.judge import (
 from orchestrator.human_eval.pairs import find_arm, find_benchmark_settings, read_trial_answers
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.report.units import shown_unit_scale, to_shown_unit
+from orchestrator.report.writers.exports import format_csv
 from orchestrator.state.ledger import Ledger
 
 LABELS_KIND = "labels"
@@ -117,10 +117,7 @@ def draw_labels(
         for trial in seeds[item][index % len(seeds[item])]
     ]
     random.shuffle(rows)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([LABEL_COLUMNS, *rows])
-    return buffer.getvalue(), len(order)
+    return format_csv(LABEL_COLUMNS, rows), len(order)
 
 
 def read_labels(files: Sequence[Path], plan: Plan, judge: JudgeValues) -> Labels:

@@ -25,11 +25,11 @@ from statistics import fmean, variance
 
 from scipy.stats import norm, t
 
+from orchestrator.analysis.contrast import t_interval
 from orchestrator.human_eval.agreement import Agreement, krippendorff_alpha
 from orchestrator.human_eval.replies import Judgement
 
 Interval = tuple[float, float]
-_ALPHA = 0.05
 #: The contribution of a verdict to win less lose.
 VERDICT_VALUES = {"win": 1.0, "lose": -1.0, "tie": 0.0}
 
@@ -103,7 +103,7 @@ def compute_human_figures(choices: Sequence[Judgement]) -> HumanFigures:
     )
 
 
-def wilson_interval(share: float, n: int, alpha: float = _ALPHA) -> Interval:
+def wilson_interval(share: float, n: int, alpha: float = 0.05) -> Interval:
     """Return Wilson's score interval of a share of n."""
     z = float(norm.ppf(1 - alpha / 2))
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -132,18 +132,18 @@ def _estimate_preference(judged: Mapping[str, Sequence[Judgement]]) -> Preferenc
     n, mean = len(values), fmean(values)
     means = {seed: fmean(seed_values) for seed, seed_values in sorted(by_seed.items())}
     v_item = variance(values) / n if n > 1 else 0.0
-    over_items = _t_interval(mean, v_item, n - 1) if v_item > 0 else None
+    over_items = _clipped_interval(mean, v_item, n - 1)
     over_seeds, p = None, None
     if len(means) > 1 and v_item > 0:
         v_seed = variance(means.values()) / len(means)
         v = max(v_seed, v_item)
         df = max(1.0, v**2 / (v_seed**2 / (len(means) - 1) + v_item**2 / (n - 1)))
-        over_seeds = _t_interval(mean, v, df)
+        over_seeds = _clipped_interval(mean, v, df)
         p = 2 * float(t.sf(abs(mean) / math.sqrt(v), df))
     return Preference(value=mean, over_items=over_items, over_seeds=over_seeds, p=p, by_seed=means)
 
 
-def _t_interval(mean: float, v: float, df: float) -> Interval:
+def _clipped_interval(mean: float, v: float, df: float) -> Interval | None:
     """Return the interval, clipped to the bounds of a preference."""
-    half = float(t.ppf(1 - _ALPHA / 2, df)) * math.sqrt(v)
-    return max(-1.0, mean - half), min(1.0, mean + half)
+    interval = t_interval(mean, math.sqrt(v), df)
+    return None if interval is None else (max(-1.0, interval[0]), min(1.0, interval[1]))

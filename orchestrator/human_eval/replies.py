@@ -160,8 +160,5 @@ def _read_sheet(file: Path) -> SheetReplies:
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{file} is no sheet that was saved ({_error_text(error)})") from None
-
-
-def _error_text(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{file} is no sheet that was saved ({reason})") from None

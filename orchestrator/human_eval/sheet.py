@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from chip_core.data.image_files import to_rgb
 from orchestrator.human_eval.assignment import SheetKey
 from orchestrator.human_eval.pairs import AnswerPool
+from orchestrator.report.figures.thumbnails import encode_image
+from orchestrator.report.writers.html import format_data_uri
 
 _PAGE = Path(__file__).with_name("sheet.html")
 _MAX_SIDE = 768  # pixels of an image's longest side
@@ -55,13 +54,7 @@ def render_sheet(
 
 
 def _to_data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    copy = to_rgb(image).copy()
-    if max(image.size) <= _LOSSLESS_SIDE:
-        media_type = "png"
-        copy.save(buffer, "PNG", optimize=True)
-    else:
-        media_type = "jpeg"
-        copy.thumbnail((_MAX_SIDE, _MAX_SIDE))
-        copy.save(buffer, "JPEG", quality=88)
-    return f"data:image/{media_type};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    media, content = encode_image(
+        image, lossless_side=_LOSSLESS_SIDE, max_side=_MAX_SIDE, quality=88
+    )
+    return format_data_uri(content, media)

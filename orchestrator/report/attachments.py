@@ -123,8 +123,7 @@ def _stale_blocks(trials: Mapping[str, str], plan: Plan, command: str) -> list[B
         TextBlock(
             lines=(
                 f"Made of other trainings than this report's ({'; '.join(stale_names)}): the "
-                "study has "
-                f"changed since. `{command}` makes them anew.",
+                f"study has changed since. `{command}` makes them anew.",
             )
         )
     ]

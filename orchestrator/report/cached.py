@@ -13,13 +13,13 @@ import json
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 import chip_core
 import orchestrator
@@ -71,7 +71,7 @@ def find_cached_report(
     try:
         raw = read_checksummed(_index_file(folder))
         files = {str(name): str(sha256) for name, sha256 in raw["files"].items()}
-        results = Results.from_json(raw["results"])
+        results = TypeAdapter(Results).validate_python(raw["results"])
         is_complete = all(file_sha256(folder / name) == sha256 for name, sha256 in files.items())
         if not is_complete or raw["inputs"] != hash_inputs(plan, ledger, storage, folder, files):
             return None
@@ -99,7 +99,7 @@ def rewrite_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> W
         files = {file.relative_to(folder).as_posix(): file_sha256(file) for file in written}
         with suppress(TypeError, ValueError):  # if JSON has no such type, the report is not reused
             inputs = hash_inputs(plan, ledger, storage, folder, files)
-            index = {"inputs": inputs, "files": files, "results": results.to_json()}
+            index = {"inputs": inputs, "files": files, "results": asdict(results)}
             write_checksummed(_index_file(folder), index)
             content_hash = _hash([inputs, files])
     return WrittenReport(

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -106,15 +105,12 @@ def _load_trial_scores(trial: Trial, ledger: Ledger, storage: Path) -> dict[str,
             continue
         scored = record.evaluations[fingerprint]
         side, _, benchmark = key.partition("/")
+        prefix = metric_name("select" if side == "select" else "report", benchmark, "")
         outcomes = _item_outcomes(storage / scored.folder / scored.evaluation.scores)
         for name, value in scored.evaluation.metrics.items():
-            short_name = name.removeprefix(metric_name(_parse_side(side), benchmark, ""))
-            scores[name] = TrialScore(value=value, items=outcomes.get(short_name))
+            items = outcomes.get(name.removeprefix(prefix))
+            scores[name] = TrialScore(value=value, items=items)
     return scores
-
-
-def _parse_side(side: str) -> Any:
-    return "select" if side == "select" else "report"
 
 
 def _item_outcomes(file: Path) -> dict[str, ItemOutcomes]:
@@ -144,14 +140,11 @@ def _shared_items(rows: Sequence[Sequence[TrialScore]]) -> tuple[list[str], int]
     if len(item_sets) < len(sets):
         return [], 0
     shared = sorted(set.intersection(*item_sets))
-    if not all(_has_denominator(scores.items or {}, shared) for row in rows for scores in row):
+    # An official figure may exist even where the ratio of sums is undefined.
+    all_outcomes = [scores.items or {} for row in rows for scores in row]
+    if not all(sum(outcomes[item][1] for item in shared) > 0 for outcomes in all_outcomes):
         return [], 0
     return shared, len(set.union(*item_sets)) - len(shared)
-
-
-def _has_denominator(outcomes: ItemOutcomes, items: Sequence[str]) -> bool:
-    """Return whether the ratio of sums is defined. An official figure may exist even if not."""
-    return sum(outcomes[item][1] for item in items) > 0
 
 
 def _metric_results(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,33 +49,6 @@ class Results:
     left: int  # number of trials left to run
     data: Mapping[str, Any]  # for programs
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the results as JSON data."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Results:
-        """Restore results from what `to_json` returned.
-
-        Raises:
-            KeyError, TypeError, ValueError: the data are not such results.
-        """
-        grids = tuple(
-            Grid(
-                heads=tuple(map(str, grid["heads"])),
-                rows=tuple(tuple(map(_parse_cell, row)) for row in grid["rows"]),
-            )
-            for grid in raw["grids"]
-        )
-        return cls(
-            study=raw["study"],
-            answer=raw["answer"],
-            grids=grids,
-            notes=tuple(map(str, raw["notes"])),
-            left=raw["left"],
-            data=dict(raw["data"]),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
@@ -120,18 +93,14 @@ def build_results(summary: Summary) -> Results:
     )
 
 
-def _parse_cell(raw: Any) -> Cell:
-    return tuple((str(text), str(style)) for text, style in raw)
-
-
 def _build_grid(summary: Summary, metrics: list[str]) -> Grid:
     """Return a table of arms × metrics, each figure with its difference and interval below."""
     heads = []
     for metric in metrics:
         benchmark, _, title = metric_title(metric, summary.metrics[metric]).rpartition("/")
         heads.append(f"{benchmark}/\n{title}")
-    primary_metric = summary.plan.study.primary
-    primary_name = None if primary_metric is None else primary_metric.metric
+    primary = summary.plan.study.primary
+    verdict_metric = primary.metric if primary is not None and primary.metric in metrics else None
     rows = []
     for row in summary.rows:
         name = [(row.name, "")]
@@ -139,9 +108,9 @@ def _build_grid(summary: Summary, metrics: list[str]) -> Grid:
             role = "baseline, " if row.arm.baseline else "other seeds, " if row.arm.placebo else ""
             seeds = f"\n{role}n = {format_seeds(row)}"
             name.append((seeds, "dim"))
-        primary_figure = row.figures.get(primary_name) if primary_name in metrics else None
-        if primary_figure is not None and primary_figure.comparison is not None:
-            name.append((f"\n{format_verdict(primary_figure.comparison)}", "italic"))
+        comparison = row.comparison(verdict_metric)
+        if comparison is not None:
+            name.append((f"\n{format_verdict(comparison)}", "italic"))
         rows.append((tuple(name), *(_stack_cell(row.figures.get(metric)) for metric in metrics)))
     return Grid(heads=tuple(heads), rows=tuple(rows))
 
@@ -224,6 +193,5 @@ def _run_status(row: ArmRow) -> Status:
 def _verdict_tags(summary: Summary, row: ArmRow) -> dict[str, str | None]:
     """Return the verdict on the primary metric, None if there is none (any more)."""
     primary = summary.plan.study.primary
-    figure = None if primary is None else row.figures.get(primary.metric)
-    comparison = None if figure is None else figure.comparison
+    comparison = row.comparison(None if primary is None else primary.metric)
     return {VERDICT_TAG: None if comparison is None else verdict_label(comparison)}

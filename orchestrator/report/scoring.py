@@ -25,7 +25,8 @@ def scoring_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
         for key, metadata in metadata_by_key.items()
         if any(metadata)
     ]
-    return (*lines, *_overlap_notes(plan, ledger))
+    overlaps = read_overlaps(ledger.folder.parent, plan.study.name)
+    return (*lines, *(overlap.sentence for overlap in overlaps))
 
 
 def _protocol_notes(metadata: list[Mapping[str, Any]]) -> Iterator[str]:
@@ -99,8 +100,7 @@ def _engine_notes(metadata: list[Mapping[str, Any]]) -> Iterator[str]:
         if inconclusive:
             yield (
                 f"in {inconclusive} of {len(metadata)} trials no such question could tell whether "
-                "the adapter "
-                "was applied"
+                "the adapter was applied"
             )
     pace = [entry["pace"] for entry in metadata if "pace" in entry]
     if pace:
@@ -120,8 +120,3 @@ def _describe_judge(judges: list[Mapping[str, Any]]) -> str:
         return requested
     warning = " (several: figures may not be comparable)" if len(returned) > 1 else ""
     return f"{requested}, answered by {', '.join(returned)}{warning}"
-
-
-def _overlap_notes(plan: Plan, ledger: Ledger) -> Iterator[str]:
-    for overlap in read_overlaps(ledger.folder.parent, plan.study.name):
-        yield overlap.sentence

@@ -7,10 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from chip_core.config.trial import BenchmarkConfig
 from chip_core.evaluation.items import find_benchmark
-from chip_core.evaluation.task import MetricInfo, Side, metric_name
-from orchestrator.analysis import Comparison, compare_with_baseline, interactions, main_effects
+from chip_core.evaluation.readiness import list_sides
+from chip_core.evaluation.task import MetricInfo, metric_name
+from orchestrator.analysis import (
+    Comparison,
+    Contrast,
+    compare_with_baseline,
+    interactions,
+    main_effects,
+)
 from orchestrator.cost.budget import trimmed_notes
 from orchestrator.plan.plan import Arm, Plan, Trial
 from orchestrator.report.outcomes import ComparedScores, StudyScores, build_compared_scores
@@ -48,16 +54,19 @@ class Figure:
         return statistics.stdev(self.values.values()) if self.n > 1 else None
 
     @property
+    def contrast(self) -> Contrast | None:
+        """Difference from the baseline with its variance; None if it is not estimable."""
+        return None if self.comparison is None else self.comparison.contrast
+
+    @property
     def difference(self) -> float | None:
         """Difference from the baseline in the shown unit, computed from item outcomes."""
-        contrast = None if self.comparison is None else self.comparison.contrast
-        return None if contrast is None else contrast.estimate
+        return None if self.contrast is None else self.contrast.estimate
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Marginal 95 % interval of the difference."""
-        contrast = None if self.comparison is None else self.comparison.contrast
-        return None if contrast is None else contrast.interval
+        return None if self.contrast is None else self.contrast.interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,11 @@ class ArmRow:
     arm: Arm | None  # None: the untrained model
     states: Mapping[int | None, TrialState]  # by seed
     figures: Mapping[str, Figure]  # by metric; metrics without a value are left out
+
+    def comparison(self, metric: str | None) -> Comparison | None:
+        """Return the comparison with the baseline on a metric, if there is one."""
+        figure = None if metric is None else self.figures.get(metric)
+        return None if figure is None else figure.comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +183,12 @@ def study_metrics(plan: Plan) -> dict[str, MetricInfo]:
     They have the scorers' units.
     """
     study = plan.study
-    sides: list[tuple[Side, tuple[BenchmarkConfig, ...]]] = [
-        ("report", study.scored_benchmarks.report),
-        ("select", study.scored_benchmarks.select),
-    ]
+    report_first = sorted(
+        list_sides(study.scored_benchmarks), key=lambda benchmark: benchmark[0] != "report"
+    )
     infos = {
         metric_name(side, settings.name, metric): info
-        for side, benchmarks in sides
-        for settings in benchmarks
+        for side, settings in report_first
         for metric, info in find_benchmark(settings.name).metrics.items()
     }
     return {**{entry.metric: infos[entry.metric] for entry in study.declared_metrics}, **infos}

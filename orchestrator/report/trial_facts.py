@@ -18,7 +18,7 @@ from chip_core.utils.files import parse_checksummed
 from orchestrator.jobs.attempt import TRACEBACK_FILE
 from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.report.formatting import NO_VALUE
-from orchestrator.report.sections.provenance import format_code_version, format_time
+from orchestrator.report.sections.provenance import code_to_json, format_code_version, format_time
 from orchestrator.state.integrity import is_file_changed
 from orchestrator.state.ledger import Attempt, Ledger, TrialRecord
 from orchestrator.state.trial_lookup import trial_name
@@ -118,15 +118,9 @@ def _figure_lines(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         for name, value in entry["metrics"].items():
             yield Text(f"{name} = {value:.4f}")
         metadata = entry["how"]
-        parts = [
-            f"{key} {_format_value(metadata[key])}"
-            for key in _FIRST_KEYS
-            if metadata.get(key) is not None
-        ]
-        parts += [
-            f"{key} {_format_value(metadata[key])}" for key in metadata if key not in _FIRST_KEYS
-        ]
-        yield Text(f"  evaluation {entry['evaluation'][:12]}: {', '.join(parts)}")
+        first = {key: metadata[key] for key in _FIRST_KEYS if metadata.get(key) is not None}
+        others = {key: value for key, value in metadata.items() if key not in _FIRST_KEYS}
+        yield Text(f"  evaluation {entry['evaluation'][:12]}: {_format_mapping(first | others)}")
         yield Text(f"  scores in {entry['scores']}, answers in {entry['responses']}")
 
 
@@ -154,7 +148,6 @@ def _attempt_facts(
     files = [
         folder / name for name in (CONFIG, CURVES, TRACEBACK_FILE) if (folder / name).is_file()
     ]
-    code = attempt.code
     return {
         "number": number,
         "study": attempt.study,
@@ -163,10 +156,8 @@ def _attempt_facts(
         "outcome": attempt.outcome,
         "reason": attempt.reason,
         "seconds": dict(attempt.seconds),
-        "code": format_code_version(code),
-        "version": None if code is None else code.version,
-        "commit": None if code is None else code.commit,
-        "uncommitted": None if code is None else code.uncommitted,
+        "code": format_code_version(attempt.code),
+        **code_to_json(attempt.code),
         "folder": str(folder) if folder.is_dir() else None,
         "files": [str(path) for path in files],
     }

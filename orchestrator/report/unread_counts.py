@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.plan.plan import Plan, Trial
@@ -16,8 +16,8 @@ _MAX_EXAMPLES = 3  # per arm and benchmark
 class UnreadCount:
     """The unreadable answers and replies of an arm on a benchmark."""
 
-    arm: str
     benchmark: str  # "select/NAME" under `select`
+    arm: str
     trials: int  # number of scored trials
     scored: int  # number of answers over the trials
     answers: int  # of these, unreadable ones
@@ -28,6 +28,12 @@ class UnreadCount:
     def share(self) -> float:
         """Share of unreadable answers, in percent."""
         return 100 * self.answers / self.scored if self.scored else 0.0
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """The counts and examples as plain data."""
+        examples = [{"trial": trial, **example} for trial, example in self.examples]
+        return {**asdict(self), "examples": examples}
 
 
 def count_unread(plan: Plan, ledger: Ledger, *, untrained: str) -> list[UnreadCount]:
@@ -50,22 +56,6 @@ def count_unread(plan: Plan, ledger: Ledger, *, untrained: str) -> list[UnreadCo
     ]
     benchmarks = {count.benchmark for count in counts if count.answers or count.replies}
     return [count for count in counts if count.benchmark in benchmarks]
-
-
-def unread_to_json(counts: Sequence[UnreadCount]) -> list[dict[str, Any]]:
-    """Return the counts and examples as plain data."""
-    return [
-        {
-            "benchmark": count.benchmark,
-            "arm": count.arm,
-            "trials": count.trials,
-            "scored": count.scored,
-            "answers": count.answers,
-            "replies": count.replies,
-            "examples": [{"trial": trial, **example} for trial, example in count.examples],
-        }
-        for count in counts
-    ]
 
 
 def _count_arm(arm: str, key: str, trials: list[Trial], ledger: Ledger) -> UnreadCount | None:

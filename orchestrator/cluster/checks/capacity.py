@@ -83,15 +83,13 @@ def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
             yield Problem(
                 key="head_start_ray_commands" if cluster.provider == LOCAL_PROVIDER else key,
                 message=f"the head offers no {DRIVER_RESOURCE}: drivers of trials would take what "
-                "their "
-                f"workers wait for. Offer 64: --resources='{{\"{DRIVER_RESOURCE}\": 64}}'",
+                f"their workers wait for. Offer 64: --resources='{{\"{DRIVER_RESOURCE}\": 64}}'",
             )
         if not kind.head and drivers:
             yield Problem(
                 key="worker_start_ray_commands" if cluster.provider == LOCAL_PROVIDER else key,
                 message=f"a worker offers {DRIVER_RESOURCE}: a trial's driver would die with that "
-                "machine: "
-                "offer it on the head alone",
+                "machine: offer it on the head alone",
             )
 
 
@@ -118,8 +116,7 @@ def capacity_problems(cluster: ClusterFile, need: ResourceNeed) -> Iterator[Prob
     yield Problem(
         key=workers[0].key if workers else "available_node_types",
         message=f"a trial has {need.num_workers} worker(s) of {format_resources(need.per_worker)} "
-        "each, and room is "
-        "for "
+        "each, and room is for "
         f"{available.slots} ({machines or 'no workers'}): take larger or more machines, or lower "
         "engine.workers_per_trial, engine.gpus_per_worker or engine.cpus_per_worker",
     )

@@ -142,8 +142,7 @@ def _local_problems(cluster: ClusterFile) -> Iterator[Problem]:
         yield Problem(
             key=HEAD_COMMANDS,
             message="Ray's newer autoscaler counts the head as a worker and leaves the last "
-            "machine "
-            "out: put RAY_enable_autoscaler_v2=0 before `ray start`",
+            "machine out: put RAY_enable_autoscaler_v2=0 before `ray start`",
         )
 
 

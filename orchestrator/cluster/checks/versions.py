@@ -46,8 +46,7 @@ def version_problems(cluster: ClusterFile) -> Iterator[Problem]:
                     yield Problem(
                         key=f"{name}[{index}]",
                         message=f"installs {package} {number}, and here is "
-                        f"{local_versions()[package]}: "
-                        "install the same on both sides",
+                        f"{local_versions()[package]}: install the same on both sides",
                     )
 
 

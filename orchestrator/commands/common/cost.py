@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.common.options import unique_values
-from orchestrator.commands.common.param_types import FloatType, IntegerType, PathType, parse_number
+from orchestrator.commands.common.options import combine_options, unique_values
+from orchestrator.commands.common.param_types import AmountType, FloatType, IntegerType, PathType
 from orchestrator.cost.published.devices import DEVICES
 
 if TYPE_CHECKING:
@@ -19,70 +19,47 @@ if TYPE_CHECKING:
     from orchestrator.state.ledger import Ledger
 
 
-class AmountType(click.ParamType[Any]):
-    """A name and a number."""
-
-    name = "name=number"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return (name, number)."""
-        key, separator, text = str(value).partition("=")
-        number = parse_number(text)
-        if not separator or number is None:
-            return self._fail_convert(value, param, ctx)
-        return key.strip(), number
-
-    def _fail_convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        example = "--budget hours=12" if param and param.name == "budget" else "--rate step=1.5"
-        self.fail(f"'{value}' is no name=number: write {example}", param, ctx)
-
-
-def cost_options(command: Any) -> Any:
-    """Add the options on cost to a command."""
-    for option in (
-        click.option(
-            "--calibrate",
-            is_flag=True,
-            help="Measure some steps and answers of each kind of trial on this machine.",
-        ),
-        click.option(
-            "--rates",
-            type=PathType("file", exists=True),
-            help="A YAML file of rates and prices.",
-        ),
-        click.option(
-            "--rate",
-            "rate",
-            multiple=True,
-            type=AmountType(),
-            metavar="NAME=SECONDS",
-            help="One rate: start, step, answer, score or sample.",
-        ),
-        click.option("--price-per-gpu-hour", type=FloatType(), help="In your currency."),
-        click.option("--price-per-cpu-hour", type=FloatType(), help="In your currency."),
-        click.option(
-            "--device-memory",
-            type=FloatType(is_positive=True, high=2**20),
-            help="GiB of one device, where it is not this machine's.",
-        ),
-        click.option(
-            "--device",
-            type=click.Choice([*DEVICES]),
-            help="Estimate memory and time on this GPU, by published rates.",
-        ),
-        click.option(
-            "--gpus", type=IntegerType(1, 10**6), help="How many of --device; default: 1."
-        ),
-        click.option(
-            "--budget",
-            multiple=True,
-            type=AmountType(),
-            metavar="NAME=AMOUNT",
-            help="Run what fits: hours, cpu_hours, gpu_hours or price.",
-        ),
-    ):
-        command = option(command)
-    return command
+#: What an estimate of the cost goes by.
+cost_options = combine_options(
+    click.option(
+        "--calibrate",
+        is_flag=True,
+        help="Measure some steps and answers of each kind of trial on this machine.",
+    ),
+    click.option(
+        "--rates",
+        type=PathType("file", exists=True),
+        help="A YAML file of rates and prices.",
+    ),
+    click.option(
+        "--rate",
+        "rate",
+        multiple=True,
+        type=AmountType("--rate step=1.5"),
+        metavar="NAME=SECONDS",
+        help="One rate: start, step, answer, score or sample.",
+    ),
+    click.option("--price-per-gpu-hour", type=FloatType(), help="In your currency."),
+    click.option("--price-per-cpu-hour", type=FloatType(), help="In your currency."),
+    click.option(
+        "--device-memory",
+        type=FloatType(is_positive=True, high=2**20),
+        help="GiB of one device, where it is not this machine's.",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice([*DEVICES]),
+        help="Estimate memory and time on this GPU, by published rates.",
+    ),
+    click.option("--gpus", type=IntegerType(1, 10**6), help="How many of --device; default: 1."),
+    click.option(
+        "--budget",
+        multiple=True,
+        type=AmountType("--budget hours=12"),
+        metavar="NAME=AMOUNT",
+        help="Run what fits: hours, cpu_hours, gpu_hours or price.",
+    ),
+)
 
 
 def cost_request(
@@ -90,9 +67,6 @@ def cost_request(
     calibrate: bool,
     rates: Path | None,
     rate: Sequence[tuple[str, float]],
-    price_per_gpu_hour: float | None,
-    price_per_cpu_hour: float | None,
-    device_memory: float | None,
     device: str | None,
     gpus: int | None,
     budget: Sequence[tuple[str, float]],
@@ -100,16 +74,14 @@ def cost_request(
     max_concurrent: int | None,
     address: str | None = None,
     is_preview: bool = False,
+    **flags: float | None,
 ) -> CostRequest:
-    """Return the request for a cost estimate.
+    """Return the request for a cost estimate; `flags` are options named as keys of `UserRates`.
 
     Raises:
         ConfigError: a rate or a bound is wrong.
     """
-    from pydantic import ValidationError
-
-    from chip_core.config.validation import explain_errors
-    from chip_core.utils.errors import ConfigError
+    from chip_core.config.validation import parse_model
     from orchestrator.cost.study_cost import CostRequest
     from orchestrator.cost.user_rates import read_user_rates
     from orchestrator.study.limits import Budget
@@ -120,20 +92,11 @@ def cost_request(
         raise click.UsageError(
             "--gpus and --max-concurrent both say how many trials run at a time: give one of them"
         )
-    given_rates = {
-        **unique_values("--rate", rate),
-        "price_per_gpu_hour": price_per_gpu_hour,
-        "price_per_cpu_hour": price_per_cpu_hour,
-        "device_memory": device_memory,
-    }
     bounds = None
     if budget:
-        try:
-            bounds = Budget.model_validate(unique_values("--budget", budget))
-        except ValidationError as error:
-            raise ConfigError(explain_errors(error, Budget, "--budget")) from None
+        bounds = parse_model(Budget, unique_values("--budget", budget), "--budget")
     return CostRequest(
-        user_rates=read_user_rates(rates, given_rates),
+        user_rates=read_user_rates(rates, {**unique_values("--rate", rate), **flags}),
         executor="inline" if executor == "inline" else "ray",
         max_concurrent=max_concurrent,
         on_cluster=address is not None,

@@ -9,13 +9,36 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from orchestrator.commands.common.output import json_option
-from orchestrator.commands.common.param_types import PathType, TextType, parse_integers
+from orchestrator.commands.common.param_types import (
+    IntegerType,
+    OverrideType,
+    PathType,
+    SeedsType,
+    TextType,
+)
 
 if TYPE_CHECKING:
     from chip_core.config.benchmark import DataPaths
     from orchestrator.plan.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def combine_options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds options to a command; its help lists the last one first."""
+
+    def decorate(command: F) -> F:
+        for option in options:
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def is_on_command_line(parameter: str) -> bool:
+    """Return whether a parameter was given on the command line, not by default or environment."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def make_workdir_option(text: str) -> Callable[[F], F]:
@@ -29,61 +52,88 @@ def make_workdir_option(text: str) -> Callable[[F], F]:
     )
 
 
-#: The default work directory, which has all files of a study.
-workdir_option = make_workdir_option("Where runs, results and reports lie.")
-
-
-def study_options(command: Any) -> Any:
-    """Add STUDY and the options on a study and its data to a command."""
-    for option in (
-        click.argument("study", type=TextType()),
-        click.option(
-            "--recipe",
-            type=TextType(),
-            help="In place of the study's recipe: a variant of its own.",
-        ),
-        click.option(
-            "--seeds",
-            type=SeedsType(),
-            help="More seeds than the study's: --seeds 3 4. Only its own ones: a part of it.",
-        ),
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            type=OverrideType(),
-            metavar="KEY=VALUE",
-            help="Change a key of the recipe: a variant of its own.",
-        ),
-        workdir_option,
-        *_data_path_options(),
-        json_option(),
-    ):
-        command = option(command)
-    return command
-
-
-def _data_path_options() -> tuple[Any, ...]:
-    return (
-        click.option(
-            "--benchmark-data",
-            type=PathType(is_local=False),
-            envvar="CHIP_ABLATE_BENCHMARK_DATA",
-            help="Holds each benchmark's files, in a folder named as it.",
-        ),
-        click.option(
-            "--judge-replies",
-            type=PathType(is_local=False),
-            help="Replies that exist, in place of a judge's.",
-        ),
+def make_benchmark_data_option(text: str, *, show_envvar: bool = False) -> Callable[[F], F]:
+    """Return the option for the folder of benchmarks' files."""
+    return click.option(
+        "--benchmark-data",
+        type=PathType(is_local=False),
+        envvar="CHIP_ABLATE_BENCHMARK_DATA",
+        show_envvar=show_envvar,
+        help=text,
     )
 
 
-def data_path_options(command: Any) -> Any:
-    """Add the options on benchmarks' data to a command."""
-    for option in _data_path_options():
-        command = option(command)
-    return command
+def make_protocol_option(text: str) -> Callable[[F], F]:
+    """Return the option for how answers are made and read."""
+    return click.option(
+        "--protocol",
+        type=click.Choice(["official", "corrected", "chip"]),
+        default="official",
+        show_default=True,
+        help=text,
+    )
+
+
+def make_override_option(text: str) -> Callable[[F], F]:
+    """Return the repeatable option that sets keys."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        type=OverrideType(),
+        metavar="KEY=VALUE",
+        help=text,
+    )
+
+
+#: The default work directory, which has all files of a study.
+workdir_option = make_workdir_option("Where runs, results and reports lie.")
+
+tracking_option = click.option(
+    "--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db."
+)
+
+#: Where benchmarks' data are.
+data_path_options = combine_options(
+    make_benchmark_data_option("Holds each benchmark's files, in a folder named as it."),
+    click.option(
+        "--judge-replies",
+        type=PathType(is_local=False),
+        help="Replies that exist, in place of a judge's.",
+    ),
+)
+
+#: STUDY and the options on a study and its data.
+study_options = combine_options(
+    click.argument("study", type=TextType()),
+    click.option(
+        "--recipe",
+        type=TextType(),
+        help="In place of the study's recipe: a variant of its own.",
+    ),
+    click.option(
+        "--seeds",
+        type=SeedsType(),
+        help="More seeds than the study's: --seeds 3 4. Only its own ones: a part of it.",
+    ),
+    make_override_option("Change a key of the recipe: a variant of its own."),
+    workdir_option,
+    data_path_options,
+    json_option(),
+)
+
+#: How a model without a study is loaded and asked.
+model_options = combine_options(
+    click.option(
+        "--batch", type=IntegerType(1), default=64, show_default=True, help="Answered together."
+    ),
+    click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
+    click.option(
+        "--base",
+        type=TextType(),
+        help="A PEFT folder's base model, where it is not the one it names.",
+    ),
+)
 
 
 def resolve_data_paths(
@@ -175,28 +225,3 @@ def unique_values(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, An
             raise UserError(f"{option}: {key}: is given twice: give it once")
         values[key] = value
     return values
-
-
-class SeedsType(click.ParamType[Any]):
-    """Whole numbers: `0 1 2` or `0,1,2`."""
-
-    name = "seeds"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return a list of seeds."""
-        return parse_integers(self, value, "--seeds 0 1 2", param, ctx)
-
-
-class OverrideType(click.ParamType[Any]):
-    """A dotted key and its value, read as YAML."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return (key, value)."""
-        from chip_core.recipes import parse_yaml
-
-        key, separator, text = str(value).partition("=")
-        if not separator or not key.strip():
-            self.fail(f"'{value}' is no key=value: write --set optimizer.lr=1e-6", param, ctx)
-        return key.strip(), parse_yaml(text, f"--set {key}")

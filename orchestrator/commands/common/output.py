@@ -9,14 +9,17 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
     from chip_core.results import Progress
 
 
@@ -57,6 +60,35 @@ def print_json(value: dict[str, Any]) -> None:
     stream = _RESULTS_STREAM.get() or sys.stdout
     stream.write(json.dumps(data, allow_nan=False) + "\n")
     stream.flush()
+
+
+def print_lines(
+    lines: Iterable[RenderableType], console: Console | None = None, *, soft_wrap: bool = False
+) -> None:
+    """Print lines.
+
+    Args:
+        lines: the lines. A text with an address is never wrapped, so that it can be clicked or
+            copied.
+        console: where to print; None: standard output.
+        soft_wrap: whether the terminal is to wrap all lines.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    target = console or Console()
+    for line in lines:
+        is_unwrapped = isinstance(line, Text) and bool(line.no_wrap)
+        target.print(line, soft_wrap=soft_wrap or is_unwrapped)
+
+
+def print_written(text: str, written: Iterable[Path], note: str | None) -> None:
+    """Print a text, the files that were written, and what went wrong, if anything."""
+    click.echo(text)
+    for path in written:
+        click.echo(f"written: {path}")
+    if note is not None:
+        click.echo(note)
 
 
 def _replace_not_finite(value: Any, path: str, not_finite: dict[str, str]) -> Any:

@@ -96,6 +96,48 @@ class FloatType(click.ParamType[Any]):
         return number
 
 
+class SeedsType(click.ParamType[Any]):
+    """Whole numbers: `0 1 2` or `0,1,2`."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return a list of seeds."""
+        return parse_integers(self, value, "--seeds 0 1 2", param, ctx)
+
+
+class OverrideType(click.ParamType[Any]):
+    """A dotted key and its value, read as YAML."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return (key, value)."""
+        from chip_core.recipes import parse_yaml
+
+        key, separator, text = str(value).partition("=")
+        if not separator or not key.strip():
+            self.fail(f"'{value}' is no key=value: write --set optimizer.lr=1e-6", param, ctx)
+        return key.strip(), parse_yaml(text, f"--set {key}")
+
+
+class AmountType(click.ParamType[Any]):
+    """A name and a number."""
+
+    name = "name=number"
+
+    def __init__(self, example: str) -> None:
+        self.example = example
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return (name, number)."""
+        key, separator, text = str(value).partition("=")
+        number = parse_number(text)
+        if not separator or number is None:
+            self.fail(f"'{value}' is no name=number: write {self.example}", param, ctx)
+        return key.strip(), number
+
+
 class AddressType(TextType):
     """Where a running Ray cluster listens: `auto`, or HOST:PORT."""
 

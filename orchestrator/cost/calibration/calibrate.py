@@ -6,6 +6,7 @@ results are saved in `cache/cost/` of the work directory, by a hash of all that 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -98,7 +99,10 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="chip-cost-") as temp_folder:
         if executor == "ray" and work.trials and _read_result(_ray_file(workdir)) is None:
             notify("calibrating: Ray")
-            result = _measure_ray(Path(temp_folder) / "ray")
+            folder = Path(temp_folder) / "ray"
+            folder.mkdir()
+            module = "orchestrator.cost.calibration.measure_ray"
+            result = _run_command([sys.executable, "-m", module, str(folder)], folder)
             if "error" in result:
                 problems["Ray"] = result["error"]
             else:
@@ -108,14 +112,8 @@ def calibrate(
                 measurement for measurement in pending if measurement.builds_passes == is_build
             ]
             # Steps are slower in parallel, so all slots are filled, with repeats if needed.
-            repeated = (
-                [
-                    stage_measurements[n % len(stage_measurements)]
-                    for n in range(max(len(stage_measurements), run_count))
-                ]
-                if stage_measurements
-                else []
-            )
+            run_total = max(len(stage_measurements), run_count)
+            repeated = list(itertools.islice(itertools.cycle(stage_measurements), run_total))
             for measurement in stage_measurements:
                 notify(f"calibrating: {measurement.name}")
             results = _run_measurements(repeated, Path(temp_folder), data_paths, run_count)
@@ -152,13 +150,6 @@ def _ray_file(workdir: Path) -> Path:
     # Measured again if the executor starts other processes for a trial.
     inputs = {"machine": cpu_name(), "ray": metadata.version("ray"), "processes": 2}
     return calibration_folder(workdir) / f"ray-{fingerprint(inputs)[:32]}.json"
-
-
-def _measure_ray(folder: Path) -> dict[str, Any]:
-    folder.mkdir()
-    return _run_command(
-        [sys.executable, "-m", "orchestrator.cost.calibration.measure_ray", str(folder)], folder
-    )
 
 
 def _result_file(workdir: Path, measurement: Measurement, at_once: int) -> Path:
@@ -218,12 +209,8 @@ def _run_measurement(
     }
     folder = temp_folder / f"{'pass' if measurement.builds_passes else 'trial'}-{number}"
     write_json(folder / "spec.json", spec)
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator.cost.calibration.measure",
-        str(folder / "spec.json"),
-    ]
+    module = "orchestrator.cost.calibration.measure"
+    command = [sys.executable, "-m", module, str(folder / "spec.json")]
     return _run_command(command, folder, env=_environment(measurement.config, slot))
 
 

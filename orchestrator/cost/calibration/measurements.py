@@ -15,7 +15,7 @@ from chip_core.reference_cache.spec import CacheSpec
 from chip_core.results import SAMPLED
 from orchestrator.cost.kinds import sampling_kind, score_kind
 from orchestrator.cost.machines import trial_machine
-from orchestrator.cost.workload import CacheBuildWork, TrialWork, Workload
+from orchestrator.cost.workload import TrialWork, Workload
 
 #: Optimizer steps of a calibration's training; the first one is not counted.
 STEPS = 6
@@ -65,12 +65,21 @@ def list_measurements(work: Workload) -> list[Measurement]:
     Passes that a measured training reads and that the study does not build are built, too.
     """
     trials = list(_trial_measurements(work))
-    groups = [_pass_measurement(group) for group in work.passes]
+    groups = [
+        _pass_measurement(
+            f"reference pass {group.name}",
+            group.config,
+            tuple(_cache_id(planned.spec) for planned in group.group),
+            kinds=(("sample", group.kind),),
+        )
+        for group in work.passes
+    ]
     built = {measurement for group in groups for measurement in group.passes}
     for trial_work, measurement in trials:
         missing = tuple(name for name in measurement.passes if name not in built)
         if missing:
-            groups.append(_missing_pass_measurement(trial_work, missing))
+            name = f"reference passes that {trial_work.trial.arm} reads"
+            groups.append(_pass_measurement(name, trial_work.config, missing))
             built.update(missing)
     return [*groups, *(measurement for _, measurement in trials)]
 
@@ -132,25 +141,19 @@ def _is_free(settings: Any) -> bool:
     )
 
 
-def _pass_measurement(work: CacheBuildWork) -> Measurement:
+def _pass_measurement(
+    name: str,
+    config: TrialConfig,
+    passes: tuple[CacheId, ...],
+    kinds: tuple[tuple[str, str], ...] = (),
+) -> Measurement:
     return Measurement(
-        name=f"reference pass {work.name}",
-        config=_shorten_config(work.config, set()),
-        builds_passes=True,
-        passes=tuple(_cache_id(planned.spec) for planned in work.group),
-        untrained=True,
-        kinds=(("sample", work.kind),),
-    )
-
-
-def _missing_pass_measurement(trial_work: TrialWork, passes: tuple[CacheId, ...]) -> Measurement:
-    return Measurement(
-        name=f"reference passes that {trial_work.trial.arm} reads",
-        config=_shorten_config(trial_work.config, set()),
+        name=name,
+        config=_shorten_config(config, set()),
         builds_passes=True,
         passes=passes,
         untrained=True,
-        kinds=(),
+        kinds=kinds,
     )
 
 

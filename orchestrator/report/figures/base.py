@@ -62,14 +62,12 @@ def render_figure(
         width: width in inches.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
         # Names with glyphs that the font lacks are drawn as boxes; the page has them in full.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
         draw(figure)
         png, pdf = render_files(figure)
     return Picture(name=name, caption=caption, png=png), pdf

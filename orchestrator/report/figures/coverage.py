@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.report.figures.base import arm_style, render_figure, shorten_label
@@ -53,8 +52,9 @@ def draw_coverage(summary: Summary, x_metric: str, y_metric: str) -> tuple[Pictu
             baseline = row.arm is not None and row.arm.baseline
             colour, marker = arm_style(arms.index(row.name), baseline=baseline)
             seeds = [seed for seed in x_figure.values if seed in y_figure.values]
-            _draw_seeds(axes, [x_figure.values[seed] for seed in seeds],
-                   [y_figure.values[seed] for seed in seeds], colour)  # fmt: skip
+            x_values = [x_figure.values[seed] for seed in seeds]
+            y_values = [y_figure.values[seed] for seed in seeds]
+            axes.plot(x_values, y_values, ".", color=colour, alpha=0.5, markersize=5)
             name = shorten_label(row.name) + (" (baseline)" if baseline else "")
             axes.plot(
                 x_figure.mean,
@@ -72,16 +72,9 @@ def draw_coverage(summary: Summary, x_metric: str, y_metric: str) -> tuple[Pictu
 
     caption = (
         f"{y_metric} against {x_metric}: mean over seeds (large), each seed (small). Right and "
-        "down is "
-        "better in both; further left at the same height says less of what is there."
+        "down is better in both; further left at the same height says less of what is there."
     )
     name = f"coverage-{slugify(y_metric)}-{slugify(x_metric.rpartition('/')[2])}"
     return render_figure(
         name, caption, draw, height=max(3.2, 0.5 + 0.17 * min(len(rows), _MAX_LEGEND_ARMS))
     )
-
-
-def _draw_seeds(
-    axes: Any, x_values: Sequence[float], y_values: Sequence[float], colour: str
-) -> None:
-    axes.plot(x_values, y_values, ".", color=colour, alpha=0.5, markersize=5)

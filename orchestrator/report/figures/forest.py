@@ -29,9 +29,7 @@ _TONE_LABELS = {
 def draw_differences(summary: Summary, metric: str) -> tuple[Picture, bytes] | None:
     """Draw the arms' differences from the baseline; None if there are none."""
     comparisons = [
-        figure.comparison
-        for row in summary.rows
-        if (figure := row.figures.get(metric)) is not None and figure.comparison is not None
+        comparison for row in summary.rows if (comparison := row.comparison(metric)) is not None
     ]
     caption = (
         f"Differences from {format_baseline(summary)} on {metric}, with marginal 95 % "

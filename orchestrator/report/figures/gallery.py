@@ -122,9 +122,28 @@ def _make_cell(
         return GalleryCell(row=image.id, title=title, image=None, note="from the data")
     if strategy == "inpaint" and not settings.get("inpaint", {}).get("path"):
         return GalleryCell(row=image.id, title=title, image=None, note="needs a pipeline")
-    config = RejectedImageConfig.model_validate(settings)
+    maker = RejectedImageMaker(RejectedImageConfig.model_validate(settings), seed=seed)
+    return make_preview_cell(maker, image, title, others)
+
+
+def make_preview_cell(
+    maker: RejectedImageMaker,
+    image: ImageSample,
+    title: str,
+    others: Sequence[ImageSample],
+    given: Image.Image | None = None,
+) -> GalleryCell:
+    """Return what a strategy makes of an image, or why it makes nothing.
+
+    Args:
+        maker: the strategy with its settings.
+        image: the true image.
+        title: title of the cell.
+        others: images that it may be exchanged for.
+        given: the rejected image of the data, if there is one.
+    """
     try:
-        preview = RejectedImageMaker(config, seed=seed).preview(image, others=others)
+        preview = maker.preview(image, others=others, given=given)
     except TrialError as error:
         return GalleryCell(row=image.id, title=title, image=None, note=str(error))
     return GalleryCell(
@@ -157,12 +176,10 @@ def draw_rows(
     Raises:
         OSError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
     figure = Figure(figsize=(1.15 * columns, 1.35 * len(rows)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

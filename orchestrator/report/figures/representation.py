@@ -37,13 +37,11 @@ def draw_representation(
         explained: explained variance ratios of the axes.
         kind: "png" or "pdf".
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     columns = min(3, len(rows))
     row_count = math.ceil(len(rows) / columns)
     figure = Canvas(figsize=(3.6 * columns, 3.4 * row_count + 0.5), dpi=150)
-    FigureCanvasAgg(figure)
     figure.subplots_adjust(
         left=0.02,
         right=0.94,

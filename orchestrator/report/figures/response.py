@@ -105,8 +105,7 @@ def draw_response(
     caption = (
         f"{factor.name}: mean over seeds (line), each seed (small dots). Bars: the 95 % interval "
         f"of the difference from {format_baseline(summary)}, drawn about its mean (dashed), so "
-        "that "
-        "a bar off the dashed line leaves out no difference; marginal, not corrected."
+        "that a bar off the dashed line leaves out no difference; marginal, not corrected."
         + (f" Not on the axis: {', '.join(skipped)}." if skipped else "")
     )
     name = "response-" + re.sub(r"[^A-Za-z0-9]+", "-", factor.name).strip("-")

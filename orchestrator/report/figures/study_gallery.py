@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 
 from chip_core.config.trial import RejectedImageConfig, TrialConfig
-from chip_core.data.preferences import PreferencePair, load_first_pairs
+from chip_core.data.preferences import load_first_pairs
 from chip_core.data.rejected_images import RejectedImageMaker
 from chip_core.utils.errors import TrialError
 from orchestrator.plan.plan import Plan
-from orchestrator.report.figures.gallery import GalleryCell, draw_rows
+from orchestrator.report.figures.gallery import GalleryCell, draw_rows, make_preview_cell
 
 #: Path of the figure in a report's folder.
 FIGURE_PATH = Path("figures") / "rejected-images.png"
@@ -60,7 +60,8 @@ def draw_rejected_images(plan: Plan, folder: Path) -> Path:
     for pair in pairs:
         cells = [GalleryCell(row=pair.id, title="image", image=pair.image, note=None)]
         for title, settings in _settings_by_title(configs.values()).items():
-            cells.append(_make_cell(pair, title, settings, pairs))
+            maker = RejectedImageMaker(settings)
+            cells.append(make_preview_cell(maker, pair, title, pairs, pair.rejected_image))
         rows += [
             cells[start : start + COLUMN_COUNT] for start in range(0, len(cells), COLUMN_COUNT)
         ]
@@ -105,23 +106,6 @@ def _differing_settings(
         for key in own_values
         if any(value[key] != own_values[key] for value in values)
     ]
-
-
-def _make_cell(
-    pair: PreferencePair,
-    title: str,
-    settings: RejectedImageConfig,
-    others: Sequence[PreferencePair],
-) -> GalleryCell:
-    try:
-        preview = RejectedImageMaker(settings).preview(
-            pair, others=others, given=pair.rejected_image
-        )
-    except TrialError as error:
-        return GalleryCell(row=pair.id, title=title, image=None, note=str(error))
-    return GalleryCell(
-        row=pair.id, title=title, image=preview.image, note="void" if preview.void else None
-    )
 
 
 def _read_hash(figure: Path) -> str | None:

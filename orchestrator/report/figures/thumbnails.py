@@ -49,14 +49,27 @@ def _encode_picture(picture: Picture) -> Iterator[EncodedImage]:
         yield encode_image(picture.read())
 
 
-def encode_image(image: Image.Image) -> EncodedImage:
-    """Encode an image: a small one as PNG, else a thumbnail as JPEG."""
+def encode_image(
+    image: Image.Image,
+    *,
+    lossless_side: int = _LOSSLESS_SIDE,
+    max_side: int = _MAX_SIDE,
+    quality: int = 82,
+) -> EncodedImage:
+    """Encode an image: a small one as PNG, else a thumbnail as JPEG.
+
+    Args:
+        image: the image.
+        lossless_side: pixels of the longest side up to which the image is stored unchanged.
+        max_side: pixels of a thumbnail's longest side.
+        quality: quality of the JPEG.
+    """
     buffer = io.BytesIO()
     image = to_rgb(image)
-    if max(image.size) <= _LOSSLESS_SIDE:
+    if max(image.size) <= lossless_side:
         image.save(buffer, "PNG", optimize=True)
         return "image/png", buffer.getvalue()
     thumbnail = image.copy()
-    thumbnail.thumbnail((_MAX_SIDE, _MAX_SIDE))
-    thumbnail.save(buffer, "JPEG", quality=82)
+    thumbnail.thumbnail((max_side, max_side))
+    thumbnail.save(buffer, "JPEG", quality=quality)
     return "image/jpeg", buffer.getvalue()

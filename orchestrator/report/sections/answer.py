@@ -48,12 +48,11 @@ def answer_sentence(summary: Summary) -> str:
         return "No answer: the study declares no primary metric, so its differences get no verdict."
     if primary.metric not in summary.compared:
         return f"No answer yet: the baseline has no figure of {primary.metric}."
-    all_comparisons = [
-        row.figures[primary.metric].comparison
+    comparisons = [
+        entry
         for row in summary.rows
-        if row.arm is not None and not row.arm.placebo and primary.metric in row.figures
+        if (entry := row.comparison(primary.metric)) is not None and not entry.placebo
     ]
-    comparisons = [entry for entry in all_comparisons if entry is not None]
     if not comparisons:
         sentence_start = f"No answer: {summary.plan.baseline.name} is compared with no other arm."
         return f"{sentence_start}{_false_positive_warning(summary)}"
@@ -94,19 +93,17 @@ def _false_positive_warning(summary: Summary) -> str:
             figure = row.figures.get(metric)
             if figure is None or not is_false_positive(figure.comparison):
                 continue
-            low, high = figure.interval or (0.0, 0.0)
             unit = format_difference_unit(summary.metrics[metric])
             differences.append(
-                f"{metric} by {format_signed(figure.difference or 0.0)} {unit} (95 % interval "
-                f"{format_signed(low)} to {format_signed(high)})"
+                f"{metric} by {format_signed(figure.difference or 0.0)} {unit} "
+                f"({_format_interval(figure.interval or (0.0, 0.0))})"
             )
     if not differences:
         return ""
     return (
         f" Warning: the placebo, which is the baseline with other seeds, differs from it on "
         f"{join_names(differences)}: it would have been called an effect. Differences of that "
-        "size may come "
-        "of the seeds alone: run more seeds before you rely on them."
+        "size may come of the seeds alone: run more seeds before you rely on them."
     )
 
 
@@ -131,11 +128,9 @@ def _coverage_clause(summary: Summary, comparisons: Sequence[Comparison]) -> str
         interval = None if figure is None else figure.interval
         if figure is None or interval is None or row.name not in better or interval[1] >= 0:
             continue
-        low, high = interval
         descriptions.append(
-            f"{row.name} ({format_signed(figure.difference or 0.0)} {unit}; 95 % interval "
-            f"{format_signed(low)} "
-            f"to {format_signed(high)})"
+            f"{row.name} ({format_signed(figure.difference or 0.0)} {unit}; "
+            f"{_format_interval(interval)})"
         )
     if not descriptions:
         return ""
@@ -162,10 +157,14 @@ def _list_comparisons(comparisons: Sequence[Comparison], unit: str, *, detailed:
         interval = None if entry.contrast is None else entry.contrast.interval
         text = f"{entry.name} ({format_signed(_estimate(entry))} {unit}"
         if detailed and index < _MAX_DETAILED and interval is not None:
-            low, high = interval
-            text += f"; 95 % interval {format_signed(low)} to {format_signed(high)}"
+            text += f"; {_format_interval(interval)}"
         names.append(f"{text})")
     return join_names(names)
+
+
+def _format_interval(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"95 % interval {format_signed(low)} to {format_signed(high)}"
 
 
 def _estimate(entry: Comparison) -> float:

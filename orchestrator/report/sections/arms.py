@@ -52,17 +52,16 @@ def verdict_table(summary: Summary, metric: str) -> Table:
     info = summary.metrics[metric]
     rows = []
     for row in summary.rows:
-        figure = row.figures.get(metric)
-        comparison = None if figure is None else figure.comparison
+        comparison = row.comparison(metric)
         name = Cell(text=row_label(row), bold=is_bold(comparison))
-        mean = Cell(text=format_mean(figure), bold=is_bold(comparison))
+        mean = Cell(text=format_mean(row.figures.get(metric)), bold=is_bold(comparison))
         rows.append(
             TableRow(
                 cells=(name, Cell(text=format_seeds(row)), mean, *_comparison_cells(comparison)),
                 kind=_row_kind(row),
             )
         )
-        rows += _published_rows(summary, row, [metric], cells_before=1, cells_after=4)
+        rows += _published_rows(summary, row, [metric], cells_after=4)
     return Table(
         name=f"arms-{slugify(metric)}",
         caption=f"{metric_title(metric, info)}, the {summary.role(metric)} metric.",
@@ -70,10 +69,7 @@ def verdict_table(summary: Summary, metric: str) -> Table:
             arms_title(summary),
             "seeds",
             "mean ± sd",
-            f"difference ({format_difference_unit(info)})",
-            "95 % interval",
-            f"p ({correction_name(summary)})",
-            "verdict",
+            *_comparison_titles(summary, metric),
             text=(0, 6),
         ),
         rows=tuple(rows),
@@ -112,10 +108,7 @@ def effect_table(summary: Summary, metric: str) -> Table | None:
         columns=make_columns(
             "effect",
             "combinations",
-            f"difference ({format_difference_unit(info)})",
-            "95 % interval",
-            f"p ({correction_name(summary)})",
-            "verdict",
+            *_comparison_titles(summary, metric),
             text=(0, 5),
         ),
         rows=tuple(rows),
@@ -133,14 +126,10 @@ def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], s
         cells = [Cell(text=row_label(row)), Cell(text=format_seeds(row))]
         for metric in metrics:
             figure = row.figures.get(metric)
-            bold = (
-                figure is not None
-                and metric in summary.verdict_metrics
-                and is_bold(figure.comparison)
-            )
+            bold = metric in summary.verdict_metrics and is_bold(row.comparison(metric))
             cells.append(Cell(text=format_mean(figure), below=format_difference(figure), bold=bold))
         rows.append(TableRow(cells=tuple(cells), kind=_row_kind(row)))
-        rows += _published_rows(summary, row, metrics, cells_before=1, cells_after=0)
+        rows += _published_rows(summary, row, metrics, cells_after=0)
     tuned_note = " (tuned on, not for quoting)" if benchmark.startswith("select/") else ""
     titles = [
         Column(title=metric_title(metric.removeprefix(f"{benchmark}/"), summary.metrics[metric]))
@@ -155,11 +144,17 @@ def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], s
     )
 
 
+def _comparison_titles(summary: Summary, metric: str) -> tuple[str, str, str, str]:
+    """Return the titles of the columns of difference, interval, p and verdict."""
+    unit = format_difference_unit(summary.metrics[metric])
+    return f"difference ({unit})", "95 % interval", f"p ({correction_name(summary)})", "verdict"
+
+
 def _comparison_cells(comparison: Comparison | None) -> tuple[Cell, Cell, Cell, Cell]:
     """Return the cells of difference, interval, p and verdict."""
     if comparison is None:
         return Cell(text=NO_VALUE), Cell(text=NO_VALUE), Cell(text=NO_VALUE), Cell(text="")
-    contrast = None if comparison.contrast is None else comparison.contrast
+    contrast = comparison.contrast
     return (
         Cell(text=NO_VALUE if contrast is None else format_signed(contrast.estimate)),
         Cell(text=NO_VALUE if contrast is None else format_interval(contrast.interval)),
@@ -177,7 +172,7 @@ def _row_kind(row: ArmRow) -> RowKind:
 
 
 def _published_rows(
-    summary: Summary, row: ArmRow, metrics: Sequence[str], *, cells_before: int, cells_after: int
+    summary: Summary, row: ArmRow, metrics: Sequence[str], *, cells_after: int
 ) -> list[TableRow]:
     """Return one row per source that published figures of an arm."""
     cells = [None] if row.arm is None else [dict(cell) for cell in row.arm.cells]
@@ -193,7 +188,7 @@ def _published_rows(
         rows.append(
             text_row(
                 f"published: {entry.source}",
-                *[""] * cells_before,
+                "",  # seeds
                 *figures,
                 *[""] * cells_after,
                 kind="published",

@@ -99,9 +99,7 @@ def _sort_by_gain(
 
 
 def _select_extremes(changes: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-    """Return the `ITEMS_PER_DIRECTION` largest gains and the `ITEMS_PER_DIRECTION` largest "
-    "losses, the worst first.
-    """
+    """Return the `ITEMS_PER_DIRECTION` largest gains and as many losses, the worst first."""
     better = [entry for entry in changes if entry[2] > 0]
     worse = [entry for entry in reversed(changes) if entry[2] < 0]
     return [*better[:ITEMS_PER_DIRECTION], *worse[:ITEMS_PER_DIRECTION]]

@@ -10,6 +10,8 @@ from orchestrator.plan.plan import Plan
 from orchestrator.report.layout import Table, make_columns, text_row
 from orchestrator.state.ledger import Ledger
 
+_PHASE_KINDS = ("train", "answer", "score", "other")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmCost:
@@ -47,10 +49,7 @@ def arm_costs(plan: Plan, ledger: Ledger) -> list[ArmCost]:
                 ArmCost(
                     name=arm.name,
                     trials=len(seconds),
-                    train=_mean_seconds(seconds, "train"),
-                    answer=_mean_seconds(seconds, "answer"),
-                    score=_mean_seconds(seconds, "score"),
-                    other=_mean_seconds(seconds, "other"),
+                    **{kind: _mean_seconds(seconds, kind) for kind in _PHASE_KINDS},
                 )
             )
     return costs
@@ -69,17 +68,9 @@ def cost_table(costs: Sequence[ArmCost]) -> Table:
             text_row(
                 cost.name,
                 str(cost.trials),
-                *(
-                    f"{value:,.1f}"
-                    for value in (
-                        cost.train,
-                        cost.answer,
-                        cost.score,
-                        cost.other,
-                        cost.per_trial,
-                        cost.total,
-                    )
-                ),
+                *(f"{getattr(cost, kind):,.1f}" for kind in _PHASE_KINDS),
+                f"{cost.per_trial:,.1f}",
+                f"{cost.total:,.1f}",
             )
             for cost in costs
         ),
@@ -94,7 +85,6 @@ def _mean_seconds(trial_seconds: Sequence[Mapping[str, float]], kind: str) -> fl
 
 
 def _phase_kind(phase: str) -> str:
-    for kind in ("answer", "score"):
-        if phase.startswith(kind):
-            return kind
-    return "train" if phase == "train" else "other"
+    if phase == "train":
+        return phase
+    return next((kind for kind in ("answer", "score") if phase.startswith(kind)), "other")

@@ -211,8 +211,7 @@ def _describe_judge_agreement(figures: JsonObject) -> str:
     return (
         f"people and the judge say the same of {agreement['value']:.1f} % of "
         f"{agreement['judgements']} labels (95 % interval {_format_range(agreement['interval'])}; "
-        "Cohen's "
-        f"κ = {kappa}; λ = {figures['power']:.2f})."
+        f"Cohen's κ = {kappa}; λ = {figures['power']:.2f})."
     )
 
 
@@ -263,8 +262,7 @@ def _describe_agreement(agreement: JsonObject) -> str:
     if agreement["alpha"] is None:
         return (
             f"Agreement: undefined ({agreement['units']} items have two judgements, and they need "
-            "two "
-            "different verdicts among them)."
+            "two different verdicts among them)."
         )
     interval = agreement["interval"]
     interval_text = (

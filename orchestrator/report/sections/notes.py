@@ -43,8 +43,7 @@ def _general_notes(summary: Summary) -> Iterator[str]:
         "are marginal: each is that of a single comparison. "
         + (
             f"The verdict is not: it uses p-values corrected by {correction_name(summary)}'s "
-            "method "
-            f"over the arms{', as the study is declared exploratory' * study.exploratory}, "
+            f"method over the arms{', as the study is declared exploratory' * study.exploratory}, "
             "so an interval may leave out 0 where the verdict is inconclusive. Bold: better."
             if summary.verdict_metrics
             else "No metric is declared primary, so there are no verdicts and nothing is bold."
@@ -122,8 +121,7 @@ def _seed_correlation_notes(summary: Summary) -> Iterator[str]:
         if r is not None:
             yield (
                 f"Common random numbers: r̂ = {format_number(r)} on {metric} (1: a seed acts on "
-                "all arms "
-                "alike and cancels in differences; 0 or below: it bought nothing)."
+                "all arms alike and cancels in differences; 0 or below: it bought nothing)."
             )
 
 
@@ -180,8 +178,7 @@ def _row_notes(summary: Summary) -> Iterator[str]:
     if summary.former_trials:
         yield (
             f"{format_count(summary.former_trials, 'trial')} of cells or settings that the study "
-            "file no longer "
-            "has: in the ledger, not reported."
+            "file no longer has: in the ledger, not reported."
         )
 
 
@@ -198,8 +195,7 @@ def _early_stopping_notes(summary: Summary) -> Iterator[str]:
     exempt = "the baseline's and the placebo's" if summary.plan.study.placebo else "the baseline's"
     yield f"Early stopping: {rule.description}; {exempt} trainings are never cut." + (
         f" Cut: {join_names(cut_arms)}. A cut training gives no figures. Differences with these "
-        "arms are no "
-        "fair comparison: which of their seeds are left, the rule chose."
+        "arms are no fair comparison: which of their seeds are left, the rule chose."
         if cut_arms
         else " Nothing was cut."
     )

@@ -76,13 +76,11 @@ def power_blocks(summary: Summary) -> list[Table | TextBlock]:
 
 def testable_comparisons(summary: Summary, metric: str) -> list[tuple[Comparison, Contrast]]:
     """Return the arms' comparisons with a known seed variance, without a placebo."""
-    comparisons = []
-    for row in summary.rows:
-        figure = row.figures.get(metric)
-        entry = None if figure is None else figure.comparison
-        contrast = None if entry is None else entry.contrast
-        if entry is None or contrast is None or entry.placebo:
-            continue
-        if entry.p_adjusted is not None:
-            comparisons.append((entry, contrast))
-    return comparisons
+    return [
+        (entry, entry.contrast)
+        for row in summary.rows
+        if (entry := row.comparison(metric)) is not None
+        and entry.contrast is not None
+        and not entry.placebo
+        and entry.p_adjusted is not None
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -155,8 +156,13 @@ def _trial_to_json(trial: Trial, record: TrialRecord) -> dict[str, Any]:
     }
 
 
+def code_to_json(code: CodeVersion | None) -> dict[str, Any]:
+    """Return a code version as plain data; only null values if it was not noted."""
+    names = [field.name for field in fields(CodeVersion)]
+    return dict.fromkeys(names) if code is None else asdict(code)
+
+
 def _attempt_to_json(number: int, attempt: Attempt) -> dict[str, Any]:
-    code = attempt.code
     return {
         "number": number,
         "study": attempt.study,
@@ -164,9 +170,7 @@ def _attempt_to_json(number: int, attempt: Attempt) -> dict[str, Any]:
         "ended": attempt.ended,
         "outcome": attempt.outcome,
         "folder": attempt.folder,
-        "version": None if code is None else code.version,
-        "commit": None if code is None else code.commit,
-        "uncommitted": None if code is None else code.uncommitted,
+        **code_to_json(attempt.code),
     }
 
 

@@ -29,25 +29,19 @@ from orchestrator.study.search_space import Range, Tune, Values
 class SearchCost:
     """The cost of some trials, failed attempts included."""
 
-    trials: int  # number of trials that have run
-    failed: int
-    reused: int  # of those, executed for another study; seconds included
-    seconds: float  # wall time of all attempts
-    cpu_seconds: float  # wall time × CPUs held
-    gpu_seconds: float
+    trials: int = 0  # number of trials that have run
+    failed: int = 0
+    reused: int = 0  # of those, executed for another study; seconds included
+    seconds: float = 0.0  # wall time of all attempts
+    cpu_seconds: float = 0.0  # wall time × CPUs held
+    gpu_seconds: float = 0.0
 
     def __add__(self, other: SearchCost) -> SearchCost:
-        return SearchCost(
-            trials=self.trials + other.trials,
-            failed=self.failed + other.failed,
-            reused=self.reused + other.reused,
-            seconds=self.seconds + other.seconds,
-            cpu_seconds=self.cpu_seconds + other.cpu_seconds,
-            gpu_seconds=self.gpu_seconds + other.gpu_seconds,
-        )
+        amounts = asdict(other)
+        return SearchCost(**{name: amount + amounts[name] for name, amount in asdict(self).items()})
 
 
-NO_COST = SearchCost(trials=0, failed=0, reused=0, seconds=0.0, cpu_seconds=0.0, gpu_seconds=0.0)
+NO_COST = SearchCost()
 
 
 def compute_search_cost(trials: Iterable[Trial], ledger: Ledger, study: str) -> SearchCost:
@@ -213,7 +207,7 @@ def _choice_table(tune: Tune, searches: Sequence[Search], costs: Sequence[Search
     rows = [
         text_row(
             search.arm.name,
-            *_value_cells(tune, search.chosen),
+            *(search.chosen.value_texts[key] if search.chosen else NO_VALUE for key in tune.keys),
             _format_figure(search, search.chosen),
             *_cost_cells(cost, with_gpus),
             kind="baseline" if search.arm.baseline else "",
@@ -267,10 +261,6 @@ def _draw_cell(search: Search, trial: SearchTrial) -> Cell:
     if first_trial.number != trial.number:
         return Cell(text=f"as {first_trial.number}")
     return Cell(text=_format_figure(search, trial), bold=is_chosen)
-
-
-def _value_cells(tune: Tune, trial: SearchTrial | None) -> list[str]:
-    return [NO_VALUE if trial is None else trial.value_texts[key] for key in tune.keys]
 
 
 def _format_figure(search: Search, trial: SearchTrial | None) -> str:

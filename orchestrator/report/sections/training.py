@@ -71,11 +71,13 @@ def _read_curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[i
     if any(is_file_changed(model_folder / CURVES, sha256) for sha256 in hashes):
         warn_once(
             f"{trial.name}: {model_folder / CURVES} is not as it was written: its training curve "
-            "is "
-            "drawn from what is left of it"
+            "is drawn from what is left of it"
         )
     # The first steps of a resumed training are in an earlier attempt.
-    attempts = sorted(model_folder.parent.glob("attempt-*"), key=_attempt_number)
+    attempts = sorted(
+        model_folder.parent.glob("attempt-*"),
+        key=lambda folder: int(digits) if (digits := folder.name[8:]).isdigit() else 0,
+    )
     for folder in attempts[: attempts.index(model_folder) + 1] if model_folder in attempts else []:
         for point in read_records(folder / CURVES):
             for name, steps in curves.items():

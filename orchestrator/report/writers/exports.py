@@ -12,7 +12,6 @@ from orchestrator.report.formatting import verdict_label
 from orchestrator.report.sections.answer import answer_sentence
 from orchestrator.report.sections.notes import build_notes
 from orchestrator.report.summary import ArmRow, Figure, Summary
-from orchestrator.report.unread_counts import unread_to_json
 
 _COMPARISON_COLUMNS = (
     "difference", "low", "high", "se", "df", "p", "p_adjusted", "p_equivalence_adjusted", "verdict",
@@ -95,6 +94,7 @@ def effects_csv(summary: Summary) -> str:
 def summary_to_json(summary: Summary) -> dict[str, Any]:
     """Return the study's results as plain data."""
     study = summary.plan.study
+    deltas = {entry.metric: entry.smallest_difference for entry in study.declared_metrics}
     return {
         "study": study.name,
         "question": study.question,
@@ -108,7 +108,7 @@ def summary_to_json(summary: Summary) -> dict[str, Any]:
                 "unit": info.unit,
                 "goal": info.goal,
                 "role": summary.role(name),
-                "smallest_difference": _smallest_difference(summary, name),
+                "smallest_difference": deltas.get(name),
                 "items": len(summary.compared[name].items) if name in summary.compared else None,
                 "items_left_out": summary.compared[name].dropped
                 if name in summary.compared
@@ -145,7 +145,7 @@ def summary_to_json(summary: Summary) -> dict[str, Any]:
         ],
         "notes": build_notes(summary),
         "missing": summary.missing,
-        "unreadable": unread_to_json(summary.unread),
+        "unreadable": [count.as_json for count in summary.unread],
     }
 
 
@@ -175,17 +175,14 @@ def comparison_to_json(comparison: Comparison | None) -> dict[str, Any] | None:
 
 
 def _figure_to_json(figure: Figure) -> dict[str, Any]:
-    comparison = figure.comparison
+    comparison = comparison_to_json(figure.comparison)
+    quoted = ("difference", "interval", "p", "p_adjusted", "verdict")
     return {
         "mean": figure.mean,
         "sd": figure.sd,
         "n": figure.n,
-        "difference": figure.difference,
-        "interval": None if figure.interval is None else list(figure.interval),
-        "p": None if comparison is None or comparison.contrast is None else comparison.contrast.p,
-        "p_adjusted": None if comparison is None else comparison.p_adjusted,
-        "verdict": None if comparison is None else verdict_label(comparison),
-        "comparison": comparison_to_json(comparison),
+        **{name: None if comparison is None else comparison[name] for name in quoted},
+        "comparison": comparison,
         "values": {_seed_label(seed): value for seed, value in figure.values.items()},
     }
 
@@ -198,13 +195,6 @@ def _effect_to_json(effect: Comparison) -> dict[str, Any]:
         "combinations": effect.combinations,
         **(comparison_to_json(effect) or {}),
     }
-
-
-def _smallest_difference(summary: Summary, metric: str) -> float | None:
-    declared = {
-        entry.metric: entry.smallest_difference for entry in summary.plan.study.declared_metrics
-    }
-    return declared.get(metric)
 
 
 def _comparison_cells(comparison: Comparison | None) -> list[str]:

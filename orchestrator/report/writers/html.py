@@ -22,7 +22,7 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        kind=_block_kind, data_uri=_data_uri, has_image=_has_image, width=_picture_width
+        kind=_block_kind, data_uri=format_data_uri, has_image=_has_image, width=_picture_width
     )
     study = report.summary.plan.study
     style = environment.get_template("style.css").render()
@@ -53,7 +53,8 @@ def _block_kind(block: Block) -> str:
     return type(block).__name__
 
 
-def _data_uri(content: bytes, media: str = "image/png") -> str:
+def format_data_uri(content: bytes, media: str = "image/png") -> str:
+    """Return the address of content that lies in the page itself."""
     return f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
 
 

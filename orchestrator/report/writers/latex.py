@@ -6,6 +6,7 @@ fonts is written as its code point.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -105,7 +106,7 @@ def escape_latex(text: str) -> str:
     normalized = unicodedata.normalize("NFD", " ".join(text.split()))
     parts: list[str] = []
     for character in normalized:
-        if character in _ACCENTS and parts and _is_letter(parts[-1]):
+        if character in _ACCENTS and parts and re.fullmatch("[A-Za-z]", parts[-1]):
             letter = {"i": r"\i", "j": r"\j"}.get(parts[-1], parts[-1])
             parts[-1] = rf"\{_ACCENTS[character]}{{{letter}}}"
         else:
@@ -123,10 +124,6 @@ def _escape_character(character: str) -> str:
     return f"[U+{ord(character):04X}]"
 
 
-def _is_letter(text: str) -> bool:
-    return len(text) == 1 and text.isascii() and text.isalpha()
-
-
 def _to_ascii(text: str) -> str:
     """Return text for a LaTeX comment."""
     return " ".join(text.split()).encode("ascii", "replace").decode()
@@ -136,9 +133,12 @@ def _render_block(block: Block) -> Iterator[str]:
     match block:
         case Table():
             for start in range(0, len(block.rows), _ROWS_PER_PAGE):
-                yield from _render_table(
-                    block, block.rows[start : start + _ROWS_PER_PAGE], start > 0
-                )
+                caption = escape_latex(block.caption) + (" (continued)" if start else "")
+                yield r"\begin{block}"
+                yield rf"\captionof{{table}}{{{caption}}}"
+                yield r"\small\fitted{%"
+                yield from _render_tabular(block, block.rows[start : start + _ROWS_PER_PAGE])
+                yield from ("}", r"\end{block}")
         case Picture():
             yield from (
                 r"\begin{block}",
@@ -153,17 +153,6 @@ def _render_block(block: Block) -> Iterator[str]:
             yield r"\begin{itemize}"
             yield from (rf"\item {{}}{escape_latex(line)}" for line in block.lines)
             yield r"\end{itemize}"
-
-
-def _render_table(table: Table, rows: Sequence[TableRow], is_continued: bool) -> Iterator[str]:
-    caption = escape_latex(table.caption) + (" (continued)" if is_continued else "")
-    yield from (
-        r"\begin{block}",
-        rf"\captionof{{table}}{{{caption}}}",
-        r"\small\fitted{%",
-    )
-    yield from _render_tabular(table, rows)
-    yield from ("}", r"\end{block}")
 
 
 def _render_tabular(table: Table, rows: Sequence[TableRow]) -> Iterator[str]:

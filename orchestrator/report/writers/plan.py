@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -26,7 +26,7 @@ from orchestrator.report.formatting import format_number, metric_title
 from orchestrator.report.sections.search import search_lines, search_to_json
 from orchestrator.report.summary import study_metrics
 from orchestrator.report.units import shown_unit_scale, to_shown_unit
-from orchestrator.state.cache_plan import PlannedCache, cache_folder, plan_caches
+from orchestrator.state.cache_plan import cache_folder, plan_caches
 from orchestrator.state.integrity import read_ledger
 from orchestrator.state.ledger import Ledger, TrialRecord
 from orchestrator.state.search import SearchTrial
@@ -79,8 +79,11 @@ def _row_field_lines(plan: Plan) -> Iterator[Text]:
         yield Text(f"rows are to have {', '.join(names)}: {'; '.join(arms)}")
 
 
-def cache_table(passes: Sequence[PlannedCache]) -> Table:
-    """Return a table of the reference passes of the trials to be trained."""
+def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
+    """Yield the table of the reference passes that a run would build or read, if any."""
+    passes = plan_caches(plan, read_ledger(plan, workdir), workdir)
+    if not passes:
+        return
     table = Table(box=None, pad_edge=False)
     for title in ("reference pass", "samples", "size", "state", "trials"):
         table.add_column(title, justify="right" if title in ("samples", "size") else "left")
@@ -94,14 +97,7 @@ def cache_table(passes: Sequence[PlannedCache]) -> Table:
             planned.state,
             str(len(planned.trials)),
         )
-    return table
-
-
-def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
-    """Yield the table of the reference passes that a run would build or read, if any."""
-    passes = plan_caches(plan, read_ledger(plan, workdir), workdir)
-    if passes:
-        yield cache_table(passes)
+    yield table
 
 
 def status_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -125,34 +121,38 @@ def trial_table(plan: Plan, workdir: Path) -> Table:
         info = study_metrics(plan)[primary.metric]
         scale = shown_unit_scale(info)
         table.add_column(metric_title(primary.metric, to_shown_unit(info)), justify="right")
-    for trial in plan.trials:
-        record = ledger[trial.fingerprint]
+    for trial, progress in _iter_progress(plan, ledger):
         cells = [
-            trial.fingerprint[:8],
+            "—" if progress.fingerprint is None else progress.fingerprint[:8],
             trial.arm,
             "—" if trial.seed is None else str(trial.seed),
-            trial_state(trial, record),
-            str(record.attempts or ""),
+            progress.state,
+            str(progress.attempts or ""),
         ]
         if primary is not None:
-            value = record.metrics(trial).get(primary.metric)
+            value = progress.metrics.get(primary.metric)
             cells.append("—" if value is None else format_number(scale * value))
         table.add_row(*map(Text, cells))
-    for trial in _blocked_trials(plan):
-        empty_cells = ["—"] * (primary is not None)
-        table.add_row(
-            *map(Text, ("—", trial.arm, str(trial.seed), _blocked_state(trial), "", *empty_cells))
-        )
     return table
 
 
-def _blocked_trials(plan: Plan) -> list[Trial]:
-    return [trial for arm in plan.arms for trial in arm.trials if trial.blocked is not None]
+class _Progress(NamedTuple):
+    fingerprint: str | None  # None: not known until other trials have run
+    state: str
+    attempts: int
+    metrics: Mapping[str, float]
 
 
-def _blocked_state(trial: Trial) -> str:
-    assert trial.blocked is not None
-    return f"{'failed' if trial.blocked.failed else 'waits'}: {trial.blocked.reason}"
+def _iter_progress(plan: Plan, ledger: Ledger) -> Iterator[tuple[Trial, _Progress]]:
+    """Yield every trial with its progress, those that cannot run yet last."""
+    for trial in plan.trials:
+        record = ledger[trial.fingerprint]
+        state, metrics = trial_state(trial, record), record.metrics(trial)
+        yield trial, _Progress(trial.fingerprint, state, record.attempts, metrics)
+    for trial in (trial for arm in plan.arms for trial in arm.trials):
+        if trial.blocked is not None:
+            kind = "failed" if trial.blocked.failed else "waits"
+            yield trial, _Progress(None, f"{kind}: {trial.blocked.reason}", 0, {})
 
 
 def trial_state(trial: Trial, record: TrialRecord) -> str:
@@ -208,36 +208,23 @@ def plan_to_json(plan: Plan, workdir: Path) -> dict[str, Any]:
         "search": search_to_json(plan, ledger),
         "trials": [
             {
-                "fingerprint": trial.fingerprint,
+                "fingerprint": progress.fingerprint,
                 "arm": trial.arm,
                 "seed": trial.seed,
-                "state": trial_state(trial, ledger[trial.fingerprint]),
-                "attempts": ledger[trial.fingerprint].attempts,
-                "metrics": ledger[trial.fingerprint].metrics(trial),
-                "search": _search_to_json(trial),
+                "state": progress.state,
+                "attempts": progress.attempts,
+                "metrics": progress.metrics,
+                "search": {
+                    "of": trial.arm_name,
+                    "number": trial.number,
+                    "values": dict(trial.values),
+                }
+                if isinstance(trial, SearchTrial)
+                else None,
             }
-            for trial in plan.trials
-        ]
-        + [
-            {
-                "fingerprint": None,
-                "arm": trial.arm,
-                "seed": trial.seed,
-                "state": _blocked_state(trial),
-                "attempts": 0,
-                "metrics": {},
-                "search": None,
-            }
-            for trial in _blocked_trials(plan)
+            for trial, progress in _iter_progress(plan, ledger)
         ],
     }
-
-
-def _search_to_json(trial: Trial) -> dict[str, Any] | None:
-    """Return a search trial's arm, number and drawn values; None for other trials."""
-    if not isinstance(trial, SearchTrial):
-        return None
-    return {"of": trial.arm_name, "number": trial.number, "values": dict(trial.values)}
 
 
 def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
@@ -375,10 +362,7 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
     for config in configs:
         path = config.model.path
         if config.model.trust_remote_code:
-            sentence = (
-                f"trusted: code that comes with the model {path} is run, with all your rights"
-            )
-            yield TrustWarning(kind="remote code", target=path, sentence=sentence)
+            yield _code_warning("remote code", path, f"code that comes with the model {path}")
         plugin_names = [*config.objective.active_custom]
         if config.objective.needs_rejected_image:
             plugin_names.append(config.rejected_image.strategy)
@@ -386,16 +370,12 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
         if config.pairs.rounds:
             plugin_names.append(config.pairs.ranker)
         for name in filter(registry.is_plugin, plugin_names):
-            sentence = f"trusted: the code {name} is run, with all your rights"
-            yield TrustWarning(kind="plug-in", target=name, sentence=sentence)
+            yield _code_warning("plug-in", name, f"the code {name}")
         pair_judge = config.pairs.judge if config.pairs.rounds else None
         if pair_judge is not None and plan.data_paths.judge_replies is None:
             target = pair_judge.base_url or "OpenAI"
-            sentence = (
-                f"trusted: {target} is sent the data's prompts and pictures and the model's answers"
-                f"{_key_clause(pair_judge.api_key_env)}"
-            )
-            yield TrustWarning(kind="judge", target=target, sentence=sentence)
+            content = "the data's prompts and pictures and the model's answers"
+            yield _recipient_warning("judge", target, content, pair_judge.api_key_env)
     for _, settings in list_sides(plan.study.benchmarks):
         judge = settings.judge
         if (
@@ -403,23 +383,26 @@ def _iter_trust_warnings(plan: Plan) -> Iterator[TrustWarning]:
             and judge.base_url is not None
             and plan.data_paths.judge_replies is None
         ):
-            sentence = (
-                f"trusted: {judge.base_url} is sent the answers to {settings.name}"
-                f"{_key_clause(judge.api_key_env)}"
-            )
-            yield TrustWarning(kind="judge", target=judge.base_url, sentence=sentence)
+            content = f"the answers to {settings.name}"
+            yield _recipient_warning("judge", judge.base_url, content, judge.api_key_env)
     engine = plan.base.config.evaluation.generator
     if engine.base_url is not None:
-        yield TrustWarning(
-            kind="generator",
-            target=engine.base_url,
-            sentence=f"trusted: {engine.base_url} is sent the benchmarks' questions and "
-            f"pictures{_key_clause(engine.api_key_env)}",
-        )
+        content = "the benchmarks' questions and pictures"
+        yield _recipient_warning("generator", engine.base_url, content, engine.api_key_env)
 
 
-def _key_clause(variable: str | None) -> str:
-    return f" and the key in {variable}" if variable else ""
+def _code_warning(kind: str, target: str, code: str) -> TrustWarning:
+    sentence = f"trusted: {code} is run, with all your rights"
+    return TrustWarning(kind=kind, target=target, sentence=sentence)
+
+
+def _recipient_warning(
+    kind: str, target: str, content: str, key_variable: str | None
+) -> TrustWarning:
+    key = f" and the key in {key_variable}" if key_variable else ""
+    return TrustWarning(
+        kind=kind, target=target, sentence=f"trusted: {target} is sent {content}{key}"
+    )
 
 
 _MAX_NAMES = 4  # names

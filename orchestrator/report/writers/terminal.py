@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -61,12 +61,6 @@ def result_lines(
         yield _unwrapped_text(line)
     if outcome.comparison_url is not None:
         yield _unwrapped_text(f"arms side by side: {outcome.comparison_url}")
-
-
-def print_lines(console: Console, lines: Iterable[RenderableType]) -> None:
-    """Print lines. Lines with an address are not wrapped, so that it can be clicked or copied."""
-    for line in lines:
-        console.print(line, soft_wrap=isinstance(line, Text) and bool(line.no_wrap))
 
 
 def _unwrapped_text(text: str) -> Text:
@@ -134,8 +128,7 @@ def _rejected_names(refused: Mapping[str, str]) -> str:
     rest_text = f" and {len(refused) - _MAX_NAMES} more" if len(refused) > _MAX_NAMES else ""
     return (
         f"what MLflow does not take: {names}{rest_text} ({next(iter(refused.values()))}): it is "
-        "in the "
-        "report"
+        "in the report"
     )
 
 

@@ -90,7 +90,11 @@ def test_what_a_training_asks_on_its_way_counts(data: Path) -> None:
     config = TrialConfig.model_validate({"model": "shapes", "pairs": pairs})
     trial = SimpleNamespace(arm="dpo")
     work: Any = SimpleNamespace(
-        trial=trial, config=config, training="any", questions={"report/mmhal": asked}
+        trial=trial,
+        arm_label="dpo",
+        config=config,
+        training="any",
+        questions={"report/mmhal": asked},
     )
     found = estimate_judge_costs([work], DataPaths(benchmark_data=data))
     assert found.arms["dpo"].calls == (8, 24)

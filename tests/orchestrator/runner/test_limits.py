@@ -206,8 +206,10 @@ def test_the_command_lines_limits_take_the_place_of_the_files(
 ) -> None:
     written = load(STUDY + "limits: {max_hours: 12, max_failures: 3}\n").limits
     assert written == Limits(max_hours=12, max_failures=3)
-    assert _merge_limits(written, 1.0, None, None) == Limits(max_hours=1, max_failures=3)
-    assert _merge_limits(None, None, None, None) is None
+    assert _merge_limits(written, max_hours=1.0, max_failures=None) == Limits(
+        max_hours=1, max_failures=3
+    )
+    assert _merge_limits(None, max_hours=None) is None
     for wrong in ("{}", "{max_hours: 0}", "{max_failures: 0}", "{hours: 3}"):
         with pytest.raises(ConfigError, match="limits"):
             load(STUDY + f"limits: {wrong}\n")

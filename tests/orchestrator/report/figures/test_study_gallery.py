@@ -14,9 +14,11 @@ from rich.console import Console
 
 from chip_core.config.trial import DataConfig, RejectedImageConfig
 from chip_core.data.preferences import load_first_pairs
+from chip_core.data.rejected_images import RejectedImageMaker
 from chip_core.data.rejected_images.conformance import sample_image
 from orchestrator.plan.plan import Plan
 from orchestrator.report.figures import study_gallery
+from orchestrator.report.figures.gallery import make_preview_cell
 from orchestrator.report.figures.study_gallery import draw_rejected_images, varies_rejected_images
 from orchestrator.run import run_study
 
@@ -157,7 +159,8 @@ def test_it_shows_the_studys_own_images(plan_of: PlanOf, tmp_path: Path) -> None
 
 def test_what_a_strategy_lacks_is_on_its_picture(tmp_path: Path) -> None:
     pair = load_first_pairs(DataConfig(source=str(write_pairs(tmp_path))), 1)[0]
-    cell = study_gallery._make_cell(pair, "given", RejectedImageConfig(strategy="given"), [pair])
+    maker = RejectedImageMaker(RejectedImageConfig(strategy="given"))
+    cell = make_preview_cell(maker, pair, "given", [pair], pair.rejected_image)
     assert cell.image is None
     assert "has no rejected image of its own" in str(cell.note)
 
