@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from chip_core.evaluation.outcomes import MetricOutcome
+from chip_core.evaluation.aggregation import compute_values
+from chip_core.evaluation.outcomes import MetricInfo, MetricOutcome
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import Benchmark, Item
 from chip_core.utils.errors import TrialError, UserError, describe_error
@@ -192,13 +193,8 @@ def _find_sum_problem(metric: MetricOutcome) -> str | None:
     """Return how a figure differs from the sum of its items; a figure of figures has no items."""
     if not metric.items:
         return None
-    denominator = sum(outcome.denominator for outcome in metric.items)
-    scale = 100.0 if metric.unit == "percent" else 1.0
-    expected = (
-        scale * sum(outcome.numerator for outcome in metric.items) / denominator
-        if denominator
-        else None
-    )
+    info = MetricInfo(unit=metric.unit, goal=metric.goal)
+    expected = compute_values({metric.name: info}, {metric.name: metric.items})[metric.name]
     if _is_close(metric.value, expected):
         return None
     return f"{metric.name} is {metric.value}, its items come to {expected}"

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chip_core.config.benchmark import JudgeConfig
+from chip_core.evaluation.benchmarks import llava_bench
 from chip_core.evaluation.benchmarks.hallusionbench import judge as hallusionbench_judge
-from chip_core.evaluation.benchmarks.llava_bench import score as llava_bench
-from chip_core.evaluation.benchmarks.mmmu.score import _parse_options
+from chip_core.evaluation.benchmarks.mmmu.benchmark import _parse_options
 from chip_core.evaluation.benchmarks.objhal import judge as objhal_judge
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge import endpoint as endpoints

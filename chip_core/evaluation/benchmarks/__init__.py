@@ -1,11 +1,10 @@
-"""The benchmarks, one folder each: `items` has its questions, `score` scores the answers.
+"""The benchmarks, one module or folder each: its questions, and the score of the answers.
 
-Importing a folder registers its benchmark.
+Importing one registers it.
 """
 
 import importlib
 import pkgutil
 
 for _module in pkgutil.iter_modules(__path__):
-    if _module.ispkg:
-        importlib.import_module(f"{__name__}.{_module.name}")
+    importlib.import_module(f"{__name__}.{_module.name}")

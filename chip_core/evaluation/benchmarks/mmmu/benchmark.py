@@ -1,4 +1,7 @@
-"""Score MMMU (validation): college-level questions of 30 subjects, multiple-choice or open.
+"""MMMU (validation): college-level questions of 30 subjects, multiple-choice or open.
+
+Most have one picture, some up to seven. Folder: `answer_dict_val.json`, and the data set's
+`SUBJECT/validation-*.parquet`, as published.
 
 Rules of the official main_eval_only.py and main_parse_and_eval.py (MMMU-Benchmark/MMMU). Figures
 are fractions, rounded to three decimals as printed; an item is a question, right or not.
@@ -11,26 +14,21 @@ if none is found, one is drawn with seed 42, subject by subject in the official 
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark, embedded_picture
 from chip_core.evaluation.benchmarks.mmmu import parsing
+from chip_core.evaluation.benchmarks.published import MMMU_ANSWERS
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import require_unique_answers
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
-)
-from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Picture, Side
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -58,20 +56,25 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
 }
 #: In the order of the official scripts.
 SUBJECTS = sorted(subject for subjects in DOMAINS.values() for subject in subjects)
-ANSWERS = ("answer_dict_val.json", "mmmu/answer_dict_val.json")
 CHOICE = "multiple-choice"
 SEED = 42
+PICTURES = tuple(f"image_{number}" for number in range(1, 8))
+TEXTS = ("id", "question", "options", "question_type")
 #: The letters of a final answer under `corrected`, whose options are unknown.
 LETTERS = "ABCDEFGHIJ"
 
 
-class MmmuScorer:
-    """MMMU's validation questions."""
+class Mmmu(FileBenchmark):
+    """MMMU's validation questions.
+
+    The pictures come before the text, which names them <image 1> and so on.
+    """
 
     name = "mmmu"
     version = "mmmu-2"
-    needs: frozenset[Need] = frozenset()
+    needs = frozenset({"data"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
+    max_new_tokens = 128
     metrics: Mapping[str, MetricInfo] = {
         name: MetricInfo(unit="fraction", goal="maximize")
         for name in (
@@ -101,11 +104,30 @@ class MmmuScorer:
             for row in rows
         ]
 
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
+        """Return the questions, subject by subject."""
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        folder = self.require_folder(data)
+        files = sorted(folder.glob("**/validation-*.parquet"))
+        if not files:
+            raise UserError(f"mmmu: {folder} holds no SUBJECT/validation-*.parquet")
+        items = []
+        for file in files:
+            try:
+                paths = [f"{name}.path" for name in PICTURES]
+                rows = parquet.ParquetFile(file).read(columns=[*TEXTS, *paths]).to_pylist()
+            except (OSError, pyarrow.ArrowException) as error:
+                raise UserError(f"mmmu: {file} cannot be read ({error})") from None
+            items += [_make_item(file, number, row) for number, row in enumerate(rows)]
+        return items
+
     def score(
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
@@ -114,24 +136,25 @@ class MmmuScorer:
         A response to a multiple-choice question has `all_choices` and `index2ans` in its fields, or
         `options`; otherwise they are read from the benchmark's validation-*.parquet in `data`.
         """
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
-        truths = _load_truths(data, resources)
+        folder = self.require_folder(data)
+        truths = _load_truths(folder, resources)
         official = protocol == "official"
         if official:
             # The last of repeated final answers counts, as in any JSON object.
-            require_unique_answers(
+            reading.require_unique_answers(
                 [answer for answer in answers if not answer.fields.get("final")], self.name
             )
             answers_by_id = {answer.item: answer for answer in answers}
         else:
             answers_by_id = reading.answers_by_item(answers, truths, self.name)
         questions = _group_by_subject(answers_by_id, truths)
-        options = _OptionReader(data)
+        options = _OptionReader(folder)
         random_generator = random.Random(SEED) if official else None
         is_right: dict[str, bool] = {}
         unreadable_answers: list[Unreadable] = []
-        for item in (item for subject_items in questions.values() for item in subject_items):
+        for item in itertools.chain.from_iterable(questions.values()):
             is_readable, is_right[item] = _judge_answer(
                 answers_by_id[item], truths[item], options, random_generator
             )
@@ -146,6 +169,46 @@ class MmmuScorer:
             missing=len(truths) - len(is_right),
             unreadable=tuple(unreadable_answers),
         )
+
+
+def _make_item(file: Path, number: int, row: dict[str, Any]) -> Item:
+    missing = [name for name in TEXTS if not isinstance(row.get(name), str)]
+    if missing:
+        raise UserError(f"mmmu: {file} row {number}: {missing[0]} must be text")
+    picture_columns = [name for name in PICTURES if row.get(name) is not None]
+    pictures = [
+        _make_picture(file, number, name, f"{row['id']}/{name}") for name in picture_columns
+    ]
+    is_multiple_choice = row["question_type"] == CHOICE
+    options = _parse_options(row["options"]) if is_multiple_choice else []
+    return Item(
+        id=row["id"],
+        prompt=_format_prompt(row["question"], options),
+        pictures=tuple(pictures),
+        fields={"options": options} if is_multiple_choice else {},
+    )
+
+
+def _format_prompt(question: str, options: Sequence[str]) -> str:
+    """Format a question as the official configuration for LLaVA-1.5 does."""
+    if not options:
+        return f"{question}\n\nAnswer the question using a single word or phrase."
+    lines = "".join(f"({chr(ord('A') + n)}) {text}\n" for n, text in enumerate(options))
+    return (
+        f"{question}\n\n{lines}\nAnswer with the option's letter from the given choices directly."
+    )
+
+
+def _make_picture(file: Path, number: int, column: str, key: str) -> Picture:
+    return embedded_picture(key, lambda: _read_column(file, column)[number]["bytes"])
+
+
+@lru_cache(maxsize=8)
+def _read_column(file: Path, column: str) -> list[Any]:
+    import pyarrow.parquet as parquet
+
+    rows: list[Any] = parquet.read_table(file, columns=[column])[column].to_pylist()
+    return rows
 
 
 class _OptionReader:
@@ -227,18 +290,14 @@ def _to_answer(row: reading.FileRow) -> Answer:
 
 
 def _load_truths(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
-    path = reading.find_file(data, ANSWERS, "mmmu")
+    path = reading.find_file(data, MMMU_ANSWERS, "mmmu")
     truths = reading.read_json(path)
     if not isinstance(truths, dict):
         raise UserError(f"{path} must be a JSON object of id and answer")
     for item, truth in truths.items():
         if not isinstance(truth, dict) or not {"question_type", "ground_truth"} <= truth.keys():
             raise UserError(f"{path}: '{item}' has no question_type or no ground_truth")
-    return {
-        item: truth
-        for item, truth in truths.items()
-        if resources.only is None or item in resources.only
-    }
+    return {item: truth for item, truth in truths.items() if resources.selects(item)}
 
 
 def _group_by_subject(
@@ -312,7 +371,7 @@ def _collect_items(
         for subject in SUBJECTS
     }
     return {
-        "accuracy": [outcome for subject in SUBJECTS for outcome in outcomes_by_subject[subject]],
+        "accuracy": list(itertools.chain.from_iterable(outcomes_by_subject.values())),
         **{
             f"domain/{domain}": [
                 outcome for subject in subjects for outcome in outcomes_by_subject[subject]
@@ -350,4 +409,4 @@ def _compute_official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, f
     }
 
 
-SCORERS.register("mmmu")(MmmuScorer())
+BENCHMARKS.register("mmmu")(Mmmu())

@@ -1,5 +1,8 @@
 """AMBER: descriptions against annotated objects, and yes/no questions on hallucinations.
 
+Folder, as in the repository: `query_all.json` (or in `query/`), `annotations.json`,
+`relation.json`, `safe_words.txt` (or all of these in `data/`), and 1,004 pictures in `image/`.
+
 Source: arXiv 2311.07397, inference.py of junyangwang0410/AMBER. Answers: rows of `id` and
 `response`. The questions' kinds are groups: `generative`, `existence`, `attribute/state`,
 `attribute/number`, `attribute/action`, `relation`.
@@ -26,32 +29,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chip_core.evaluation.aggregation import make_outcome
 from chip_core.evaluation.benchmarks.amber import aggregation
 from chip_core.evaluation.benchmarks.amber.nouns import (
     MIN_SIMILARITY,
-    CorrectedPicture,
     Counts,
-    OfficialPicture,
     WordLists,
-    make_word_lists,
+    count_as_script,
+    count_corrected,
 )
+from chip_core.evaluation.benchmarks.base import YES_OR_NO, FileBenchmark, Pictures
+from chip_core.evaluation.benchmarks.published import AMBER_QUERIES, amber_names
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import (
+    iter_unique_rows,
     read_answers,
     read_json,
     require_unique_answers,
 )
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    Similarity,
-    require_protocol,
-)
-from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored, Similarity
+from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
 from chip_core.evaluation.text.language import (
     lemmatize_noun,
     nltk_problems,
@@ -81,12 +78,12 @@ class _Question:
     targets: Sequence[str] = ()
 
 
-class AmberScorer:
-    """AMBER's scorer."""
+class Amber(FileBenchmark):
+    """AMBER."""
 
     name = "amber"
     version = "amber-2"
-    needs: frozenset[Need] = frozenset({"similarity", "nltk"})
+    needs = frozenset({"data", "similarity", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics: Mapping[str, MetricInfo] = aggregation.METRICS
 
@@ -94,11 +91,42 @@ class AmberScorer:
         """Read rows of `id` (or `item`) and `response`, as JSON or JSON lines."""
         return read_answers(path, ("id", "item"), ("response",))
 
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
+        """Return the questions in the order of the query file."""
+        folder = self.require_folder(data)
+        described_ids = {
+            row.id("id")
+            for row in self.read_rows(data, *amber_names("annotations.json"))
+            if row.text("type") == "generative"
+        }
+        pictures = Pictures([folder / "image", folder / "images", folder / "data" / "image"])
+        items = []
+        for item, row in iter_unique_rows(
+            self.read_rows(data, *AMBER_QUERIES, "data/query_all.json"), lambda row: row.id("id")
+        ):
+            is_description = item in described_ids
+            suffix = YES_OR_NO if protocol == "chip" and not is_description else ""
+            items.append(
+                Item(
+                    id=item,
+                    prompt=row.text("query") + suffix,
+                    pictures=(pictures.file(row.text("image")),),
+                    task="describe" if is_description else "yes or no",
+                )
+            )
+        return items
+
+    def needs_of(self, items: Sequence[Item]) -> frozenset[str]:
+        """Yes/no questions alone need no language tools."""
+        if any(item.task == "describe" for item in items):
+            return self.needs
+        return self.needs - {"similarity", "nltk"}
+
     def score(
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
@@ -106,8 +134,10 @@ class AmberScorer:
 
         `chip` is the official reading of the answer after surrounding spaces are stripped.
         """
-        require_protocol(self, protocol)
-        folder = data if (data / "annotations.json").exists() else data / "data"
+        self.require_protocol(protocol)
+        folder = self.require_folder(data)
+        if not (folder / "annotations.json").exists():
+            folder = folder / "data"
         questions = _load_questions(folder / "annotations.json")
         answered = [
             _find_question(answer, number, questions) for number, answer in enumerate(answers, 1)
@@ -136,7 +166,7 @@ class AmberScorer:
         groups = {
             question.id: question.group
             for item, question in questions.items()
-            if resources.only is None or item in resources.only
+            if resources.selects(item)
         }
         metrics = (
             aggregation.compute_corrected_metrics(items)
@@ -174,9 +204,6 @@ class _NounCounter:
             for word, tag in zip(tokens, tag_tokens(tokens), strict=True)
             if tag.startswith("NN")
         ]
-        picture: type[CorrectedPicture] | type[OfficialPicture] = (
-            CorrectedPicture if self._corrected else OfficialPicture
-        )
         unknown = [
             word
             for word in [*question.truth, *question.targets]
@@ -184,8 +211,12 @@ class _NounCounter:
         ]
         if unknown:
             raise UserError(f"amber: relation.json has no '{unknown[0]}' (question {question.id})")
-        return picture(question.truth, question.targets, self._lists, self._is_similar).count(
-            noun for noun in nouns if noun in self._vocabulary
+        return (count_corrected if self._corrected else count_as_script)(
+            (noun for noun in nouns if noun in self._vocabulary),
+            question.truth,
+            question.targets,
+            self._lists,
+            self._is_similar,
         )
 
     def _is_similar(self, first: str, second: str) -> bool:
@@ -210,7 +241,10 @@ def _load_word_lists(folder: Path) -> WordLists:
     safe = folder / "safe_words.txt"
     if not safe.exists():
         raise UserError(f"{safe}: there is no such file")
-    return make_word_lists(read_json(folder / "relation.json"), safe.read_text(encoding="utf-8"))
+    return WordLists(
+        associations=read_json(folder / "relation.json"),
+        safe=frozenset(safe.read_text(encoding="utf-8").split("\n")),
+    )
 
 
 def _find_question(answer: Answer, number: int, questions: Mapping[str, _Question]) -> _Question:
@@ -256,7 +290,7 @@ def _add_description(
         ("hal", not counts.clean, 1),
         ("cog", counts.expected, counts.expected_of),
     ):
-        items[name].append(_make_outcome(question, numerator, denominator))
+        items[name].append(make_outcome(str(question.id), numerator, denominator, question.group))
 
 
 def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, verdict: str) -> None:
@@ -270,16 +304,9 @@ def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, ver
         ("recall", true_positive, is_no),
         ("f1", 2 * true_positive, said_no + is_no),
     ):
-        items[f"{question.group}/{name}"].append(_make_outcome(question, numerator, denominator))
+        items[f"{question.group}/{name}"].append(
+            make_outcome(str(question.id), numerator, denominator, question.group)
+        )
 
 
-def _make_outcome(question: _Question, numerator: float, denominator: float) -> ItemOutcome:
-    return ItemOutcome(
-        item=str(question.id),
-        numerator=float(numerator),
-        denominator=float(denominator),
-        group=question.group,
-    )
-
-
-SCORERS.register("amber")(AmberScorer())
+BENCHMARKS.register("amber")(Amber())

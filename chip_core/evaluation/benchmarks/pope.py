@@ -1,4 +1,7 @@
-"""Score POPE: is this object in the picture, yes or no, over three ways to sample absent objects.
+"""POPE: is this object in the picture, yes or no, over three ways to sample absent objects.
+
+Folder: `coco_pope_SPLIT.json` (or in `coco/` or `output/coco/`), as published. The pictures are
+COCO's, in `val2014/` there or in a folder `coco/` beside this one; each has six questions a split.
 
 Rules of the official evaluate.py (AoiDragon/POPE). Positive class is yes; figures are fractions.
 Under `corrected` answers are read by `verdicts`; one without a verdict is neither, and wrong.
@@ -20,17 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, coco_folders
+from chip_core.evaluation.benchmarks.published import pope_names
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
-)
-from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
 from chip_core.evaluation.unreadable import unreadable
 from chip_core.utils.errors import UserError
 
@@ -59,13 +56,14 @@ class _LabelledAnswer:
     label: str | None  # "yes", "no"
 
 
-class PopeScorer:
+class Pope(FileBenchmark):
     """POPE's three splits."""
 
     name = "pope"
     version = "pope-2"
-    needs: frozenset[Need] = frozenset()
+    needs = frozenset({"data"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
+    max_new_tokens = 64
     metrics: Mapping[str, MetricInfo] = {
         f"{split}/{figure}": MetricInfo(
             unit="fraction", goal="minimize" if figure == "yes_ratio" else "maximize"
@@ -96,18 +94,31 @@ class PopeScorer:
             for number, row in enumerate(reading.read_rows(file), start=1)
         ]
 
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
+        """Return the questions, split by split."""
+        pictures = Pictures(coco_folders(self.require_folder(data)))
+        return [
+            Item(
+                id=f"{split}/{row.id('question_id')}",
+                prompt=row.text("text"),
+                pictures=(pictures.file(row.text("image")),),
+            )
+            for split in SPLITS
+            for row in self.read_rows(data, *pope_names(split))
+        ]
+
     def score(
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
         """Score answers of any of the splits against coco_pope_SPLIT.json in `data`."""
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
-        questions = {split: _load_questions(data, split, resources) for split in SPLITS}
+        questions = {split: self._load_questions(data, split, resources) for split in SPLITS}
         labels = {
             split: {item: question.label for item, question in split_pairs.items()}
             for split, split_pairs in questions.items()
@@ -139,6 +150,21 @@ class PopeScorer:
             ),
         )
 
+    def _load_questions(
+        self, data: Path | None, split: str, resources: Resources
+    ) -> dict[str, _Question]:
+        rows = self.read_rows(data, *pope_names(split))
+        return {
+            item: _Question(
+                label="no" if row.text("label") == "no" else "yes",
+                object_name=_parse_object(row.values.get("text")),
+            )
+            for item, row in reading.iter_unique_rows(
+                rows, lambda row: f"{split}/{row.id('question_id')}"
+            )
+            if resources.selects(item)
+        }
+
 
 def parse_as_script(answer: str) -> str:
     """Read an answer as the official script does: no, if its first sentence says so, else yes.
@@ -147,22 +173,6 @@ def parse_as_script(answer: str) -> str:
     """
     first = answer.split(".")[0].replace(",", "")
     return "no" if {"No", "not", "no"} & set(first.split(" ")) else "yes"
-
-
-def _load_questions(data: Path, split: str, resources: Resources) -> dict[str, _Question]:
-    file = f"coco_pope_{split}.json"
-    path = reading.find_file(data, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
-    rows = reading.iter_unique_rows(
-        reading.read_rows(path), lambda row: f"{split}/{row.id('question_id')}"
-    )
-    return {
-        item: _Question(
-            label="no" if row.text("label") == "no" else "yes",
-            object_name=_parse_object(row.values.get("text")),
-        )
-        for item, row in rows
-        if resources.only is None or item in resources.only
-    }
 
 
 def _parse_object(question: object) -> str | None:
@@ -280,4 +290,4 @@ def _compute_official(split: str, pairs: Sequence[_LabelledAnswer]) -> dict[str,
     return {f"{split}/{figure}": value for figure, value in values.items()}
 
 
-SCORERS.register("pope")(PopeScorer())
+BENCHMARKS.register("pope")(Pope())
