@@ -17,7 +17,6 @@ from chip_core.evaluation.generators.parity import (
     ParityAnswers,
     check_parity,
     compare_answers,
-    draw_sample,
 )
 from chip_core.evaluation.generators.transformers import TransformersGenerator
 from chip_core.evaluation.inference.answer_files import (
@@ -28,6 +27,7 @@ from chip_core.evaluation.inference.answer_files import (
 from chip_core.evaluation.inference.external import run_external
 from chip_core.evaluation.items import (
     answering_identity,
+    draw_items,
     find_benchmark,
     resolve_decoding,
     select_items,
@@ -149,10 +149,6 @@ class _QuestionSet:
         """How its answers are generated."""
         return resolve_decoding(self.settings, self.benchmark)
 
-    def subset(self, items: Sequence[Item]) -> _QuestionSet:
-        """Return a copy with these items alone."""
-        return replace(self, items=items)
-
 
 @dataclass(frozen=True, kw_only=True)
 class _GeneratedAnswers:
@@ -186,23 +182,19 @@ def _generate_reference(
     context: InferenceContext, questions: _QuestionSet
 ) -> tuple[list[Item], _GeneratedAnswers, _GeneratedAnswers | None]:
     """Return the sample, and transformers' answers to it: of the arm, and without its adapter."""
-    sample = draw_sample(questions.settings.name, questions.items, context.parity)
-    questions_sampled, phase = questions.subset(sample), f"measure {questions.settings.name}"
-    trained = _generate_missing(
-        context, questions_sampled, _make_transformers_generator(context, questions_sampled), phase
-    )
+    name = questions.settings.name
+    sample = draw_items("parity", name, questions.items, context.parity.items)
+    sampled, phase = replace(questions, items=sample), f"measure {name}"
+    generator = _make_transformers_generator(context, sampled)
+    trained = _generate_missing(context, sampled, generator, phase)
     if not is_adapted(context.model):
         return sample, trained, None
     bare_context = replace(
         context, weights=f"{context.weights} without its adapter", former_weights=()
     )
+    generator = _make_transformers_generator(context, sampled)
     with disable_adapter(context.model):
-        bare = _generate_missing(
-            bare_context,
-            questions_sampled,
-            _make_transformers_generator(context, questions_sampled),
-            f"{phase} bare",
-        )
+        bare = _generate_missing(bare_context, sampled, generator, f"{phase} bare")
     return sample, trained, bare
 
 
@@ -228,7 +220,8 @@ def _generate_with_engine(
     """Answer with an engine other than transformers, after its parity check."""
     name = questions.settings.name
     sample, trained, bare = _generate_reference(context, questions)
-    engine_answers = _generate_missing(context, questions.subset(sample), engine, f"check {name}")
+    sampled = replace(questions, items=sample)
+    engine_answers = _generate_missing(context, sampled, engine, f"check {name}")
     parity = compare_answers(
         ParityAnswers(
             items=sample,
@@ -300,6 +293,8 @@ def _generate_missing(
                     for item in items
                     if item.id in stored and item.id not in own_ids
                 )
+            if not missing:
+                return generated, GenerationTiming()
             timing = generator.answer(
                 missing, context.answering_model, questions.decoding, store_answers
             )
@@ -430,7 +425,7 @@ def _run_external(
     """Run the benchmark's own program on the model."""
     phase = f"answer {settings.name}"
     context.report_progress(Progress(phase=phase, done=0, total=1))
-    result = run_external(
+    scored, metadata = run_external(
         benchmark,
         settings,
         model=context.model,
@@ -442,4 +437,4 @@ def _run_external(
     context.report_progress(Progress(phase=phase, done=1, total=1))
     responses_file = f"responses/{file_name(side, settings.name)}.jsonl"
     write_atomically(context.folder / responses_file, "")  # the program has the responses
-    return write_scores(context.folder, side, settings, benchmark, result.scored, result.metadata)
+    return write_scores(context.folder, side, settings, benchmark, scored, metadata)

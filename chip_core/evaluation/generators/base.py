@@ -57,7 +57,7 @@ class Generator(ABC):
         decoding: Decoding,
         on_answers: OnAnswers,
     ) -> GenerationTiming:
-        """Answer each item once, in any order.
+        """Answer each item, of which there is at least one, once and in any order.
 
         Raises:
             TrialError: it cannot; answers reported before are valid.

@@ -90,8 +90,6 @@ class OpenAIGenerator(Generator):
         on_answers: OnAnswers,
     ) -> GenerationTiming:
         """Answer the items, at most `concurrency` at a time."""
-        if not items:
-            return GenerationTiming()
         self._check_special_tokens(items, model)
         served = self._delivery.deliver(model)
         extra_body = request_keys(self._settings.server, model, decoding)

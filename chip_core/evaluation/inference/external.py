@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ from chip_core.evaluation.task import ExternalBenchmark
 from chip_core.models.adapters import is_adapted, merge_adapters
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExternalResult:
-    """The program's result."""
-
-    scored: Scored
-    metadata: dict[str, Any]
-
-
 def run_external(
     benchmark: ExternalBenchmark,
     settings: BenchmarkConfig,
@@ -36,8 +27,8 @@ def run_external(
     checkpoint_dir: Path | None,
     folder: Path,
     batch_size: int,
-) -> ExternalResult:
-    """Run a benchmark's own program on a model.
+) -> tuple[Scored, dict[str, Any]]:
+    """Run a benchmark's own program on a model; return its figures and their metadata.
 
     Args:
         benchmark: the benchmark.
@@ -60,7 +51,7 @@ def run_external(
             model_folder, folder=output_folder, batch_size=batch_size, device=device.type
         )
     seconds = round(time.perf_counter() - start, 3)
-    return ExternalResult(scored=scored, metadata={**metadata, "seconds": seconds})
+    return scored, {**metadata, "seconds": seconds}
 
 
 @contextmanager
