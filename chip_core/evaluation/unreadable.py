@@ -28,7 +28,7 @@ class Unreadable:
 
 def unreadable(item: str, text: str, source: Source = "answer") -> Unreadable:
     """Return a text that could not be read, in a form that can be stored and shown."""
-    return Unreadable(item=item, text=_truncate(_to_one_line(text), MAX_LENGTH), source=source)
+    return Unreadable(item=item, text=truncate(_to_one_line(text), MAX_LENGTH), source=source)
 
 
 def count_unreadable(unreadable_texts: Sequence[Unreadable]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def count_unreadable(unreadable_texts: Sequence[Unreadable]) -> dict[str, Any]:
         "examples": [
             {
                 "item": entry.item,
-                "text": _truncate(entry.text, _MAX_EXAMPLE_LENGTH),
+                "text": truncate(entry.text, _MAX_EXAMPLE_LENGTH),
                 "source": entry.source,
             }
             for entry in _pick_examples(unreadable_texts)
@@ -86,5 +86,6 @@ def _to_one_line(text: str) -> str:
     )
 
 
-def _truncate(text: str, max_length: int) -> str:
+def truncate(text: str, max_length: int) -> str:
+    """Return a text of at most so many characters; a cut one ends in an ellipsis."""
     return text if len(text) <= max_length else f"{text[: max_length - 1]}…"

@@ -94,6 +94,7 @@ class Amber(FileBenchmark):
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the order of the query file."""
         folder = self.require_folder(data)
+        rows = self.read_rows(data, *AMBER_QUERIES, "data/query_all.json")
         described_ids = {
             row.id("id")
             for row in self.read_rows(data, *amber_names("annotations.json"))
@@ -101,9 +102,7 @@ class Amber(FileBenchmark):
         }
         pictures = Pictures([folder / "image", folder / "images", folder / "data" / "image"])
         items = []
-        for item, row in iter_unique_rows(
-            self.read_rows(data, *AMBER_QUERIES, "data/query_all.json"), lambda row: row.id("id")
-        ):
+        for item, row in iter_unique_rows(rows, lambda row: row.id("id")):
             is_description = item in described_ids
             suffix = YES_OR_NO if protocol == "chip" and not is_description else ""
             items.append(
