@@ -119,12 +119,8 @@ class Pope(FileBenchmark):
         self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
         questions = {split: self._load_questions(data, split, resources) for split in SPLITS}
-        labels = {
-            split: {item: question.label for item, question in split_pairs.items()}
-            for split, split_pairs in questions.items()
-        }
         if protocol == "official":
-            pairs = _pair_by_position(answers, labels, is_limited=resources.only is not None)
+            pairs = _pair_by_position(answers, questions, is_limited=resources.only is not None)
         else:
             pairs = _pair_by_id(answers, questions)
         items: dict[str, list[ItemOutcome]] = {}
@@ -141,7 +137,7 @@ class Pope(FileBenchmark):
                 self.metrics, items, official if protocol == "official" else None
             ),
             n=scored,
-            missing=sum(map(len, labels.values())) - scored,
+            missing=sum(map(len, questions.values())) - scored,
             unreadable=tuple(
                 unreadable(pair.item, pair.response)
                 for split_pairs in pairs.values()
@@ -192,10 +188,13 @@ def _parse_split(answer: Answer) -> str:
 
 
 def _pair_by_position(
-    answers: Sequence[Answer], labels: Mapping[str, Mapping[str, str]], *, is_limited: bool
+    answers: Sequence[Answer],
+    questions: Mapping[str, Mapping[str, _Question]],
+    *,
+    is_limited: bool,
 ) -> dict[str, list[_LabelledAnswer]]:
     """Pair the n-th answer of a split with its n-th label, whatever their ids."""
-    ids = {split: list(split_pairs) for split, split_pairs in labels.items()}
+    ids = {split: list(split_questions) for split, split_questions in questions.items()}
     pairs: dict[str, list[_LabelledAnswer]] = {}
     for answer in answers:
         split = _parse_split(answer)
@@ -204,12 +203,13 @@ def _pair_by_position(
         item = ids[split][index] if index < len(ids[split]) else f"{split}/row {index + 1}"
         if is_limited:  # for a subset of questions the script gets the labels of that subset
             item = answer.item
+        question = questions[split].get(item)
         split_pairs.append(
             _LabelledAnswer(
                 item=item,
                 verdict=parse_as_script(answer.response),
                 response=answer.response,
-                label=labels[split].get(item),
+                label=None if question is None else question.label,
             )
         )
     return {split: pairs[split] for split in SPLITS if split in pairs}

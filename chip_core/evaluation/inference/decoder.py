@@ -77,10 +77,6 @@ class Decoder:
         self.wait_seconds = 0.0  # seconds for prompts and pictures
         self.notes: list[str] = []  # for the report
 
-    def generate_texts(self, batch: Batch) -> list[str]:
-        """Return the text of each response of `generate_responses`."""
-        return [response.text for response in self.generate_responses(batch)]
-
     def generate_responses(self, batch: Batch) -> list[Response]:
         """Return a response for each of the batch's items, in their order.
 
