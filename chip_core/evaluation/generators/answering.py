@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from chip_core.config.benchmark import BenchmarkConfig, DataPaths, ParityConfig
 from chip_core.config.trial import ModelConfig
 from chip_core.data.encodings import EncodingCache
 from chip_core.evaluation.generators.base import AnsweringModel, GenerationTiming, Generator
+from chip_core.evaluation.generators.delivery import leave_device, save_merged_model
 from chip_core.evaluation.generators.parity import (
     ParityAnswers,
     check_parity,
@@ -24,7 +26,6 @@ from chip_core.evaluation.inference.answer_files import (
     answers_fingerprint,
     read_stored_answers,
 )
-from chip_core.evaluation.inference.external import run_external
 from chip_core.evaluation.items import (
     answering_identity,
     draw_items,
@@ -422,18 +423,23 @@ class _ProgressReporter:
 def _run_external(
     context: InferenceContext, side: Side, settings: BenchmarkConfig, benchmark: ExternalBenchmark
 ) -> Evaluation:
-    """Run the benchmark's own program on the model."""
-    phase = f"answer {settings.name}"
+    """Run the benchmark's own program on the model, which leaves its device to it meanwhile."""
+    phase, start = f"answer {settings.name}", time.perf_counter()
     context.report_progress(Progress(phase=phase, done=0, total=1))
-    scored, metadata = run_external(
-        benchmark,
-        settings,
-        model=context.model,
-        processor=context.processor,
-        checkpoint_dir=context.checkpoint_dir,
-        folder=context.folder,
-        batch_size=context.batch_size,
-    )
+    merged_folder = context.folder / "whole-model"
+    with leave_device(context.model) as device:
+        try:
+            if context.checkpoint_dir is None:
+                save_merged_model(context.model, context.processor, merged_folder)
+            scored, program_metadata = benchmark.ask(
+                context.checkpoint_dir or merged_folder,
+                folder=context.folder / "programs" / settings.name,
+                batch_size=context.batch_size,
+                device=device.type,
+            )
+        finally:
+            shutil.rmtree(merged_folder, ignore_errors=True)
+    metadata = {**program_metadata, "seconds": round(time.perf_counter() - start, 3)}
     context.report_progress(Progress(phase=phase, done=1, total=1))
     responses_file = f"responses/{file_name(side, settings.name)}.jsonl"
     write_atomically(context.folder / responses_file, "")  # the program has the responses

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from chip_core.config.benchmark import GeneratorConfig
 from chip_core.evaluation.generators.base import AnsweringModel, ServerLostError
@@ -72,15 +75,29 @@ def make_model_folder(model: AnsweringModel, folder: Path) -> Path:
     if not is_adapted(model.model):
         model_folder.symlink_to(model.trained.absolute(), target_is_directory=True)
         return model_folder
-    device = next(model.model.parameters()).device
-    model.model.to("cpu")  # a second copy may not fit beside it
-    try:
-        merged = merge_adapters(copy.deepcopy(model.model))
-    finally:
-        model.model.to(device)
-    merged.save_pretrained(model_folder)
-    model.processor.save_pretrained(model_folder)
+    with leave_device(model.model):  # a second copy may not fit beside it
+        save_merged_model(model.model, model.processor, model_folder)
     return model_folder
+
+
+def save_merged_model(model: Any, processor: Any, folder: Path) -> None:
+    """Save a whole model; an adapter is merged into a copy of it."""
+    merged = merge_adapters(copy.deepcopy(model)) if is_adapted(model) else model
+    merged.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@contextmanager
+def leave_device(model: Any) -> Iterator[torch.device]:
+    """Move a model to the CPU while the context is open; yield the device that it leaves."""
+    device: torch.device = next(model.parameters()).device
+    model.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        yield device
+    finally:
+        model.to(device)
 
 
 def remove_served_files(attempt: Path) -> None:
