@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,15 +38,21 @@ class ShippedBenchmark(Benchmark):
     """
 
     name: str
+    #: the possible names of an item and a response in a row of answers
+    item_keys: tuple[str, ...] = ("item", "id")
+    response_keys: tuple[str, ...] = ("response",)
 
-    @abstractmethod
     def read_responses(self, path: Path) -> list[Answer]:
-        """Read answers in the benchmark's own format.
+        """Read answers in the benchmark's own format, by default rows of an item and a response.
 
         Raises:
             UserError: the file does not exist or has another format; one line that names the
                 place.
         """
+        return [
+            Answer(item=row.id(*self.item_keys), response=row.text(*self.response_keys))
+            for row in read_rows(path)
+        ]
 
     def require_protocol(self, protocol: ProtocolName) -> None:
         """Raise if the benchmark does not implement a protocol.

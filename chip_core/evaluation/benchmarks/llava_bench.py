@@ -77,13 +77,8 @@ class LlavaBench(FileBenchmark):
         for kind, info in KINDS.items()
         for name in (kind, *(f"{kind}/{category}" for category in CATEGORIES))
     }
-
-    def read_responses(self, path: Path) -> list[Answer]:
-        """Read rows of question_id and text."""
-        return [
-            Answer(item=row.id("question_id", "item"), response=row.text("text", "response"))
-            for row in reading.read_rows(path)
-        ]
+    item_keys = ("question_id", "item")
+    response_keys = ("text", "response")
 
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the file's order."""

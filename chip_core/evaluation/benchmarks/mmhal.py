@@ -93,16 +93,8 @@ class Mmhal(FileBenchmark):
         "informative_rate": MetricInfo(unit="percent", goal="maximize"),
         **{f"score/{kind}": MetricInfo(unit="points", goal="maximize") for kind in KINDS},
     }
-
-    def read_responses(self, path: Path) -> list[Answer]:
-        """Read rows of image_id (or image) and response (or model_answer)."""
-        return [
-            Answer(
-                item=row.id("image", "image_id", "item"),
-                response=row.text("response", "model_answer"),
-            )
-            for row in reading.read_rows(path)
-        ]
+    item_keys = ("image", "image_id", "item")
+    response_keys = ("response", "model_answer")
 
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the template's order."""

@@ -64,6 +64,7 @@ class Pope(FileBenchmark):
     needs = frozenset({"data"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     max_new_tokens = 64
+    response_keys = ("response", "answer", "text")
     metrics: Mapping[str, MetricInfo] = {
         f"{split}/{figure}": MetricInfo(
             unit="fraction", goal="minimize" if figure == "yes_ratio" else "maximize"
@@ -75,10 +76,7 @@ class Pope(FileBenchmark):
     def read_responses(self, path: Path) -> list[Answer]:
         """Read a folder of answers_SPLIT.jsonl, or one file with items SPLIT/QUESTION_ID."""
         if not path.is_dir():
-            return [
-                Answer(item=row.id("item", "id"), response=row.text("response", "answer", "text"))
-                for row in reading.read_rows(path)
-            ]
+            return super().read_responses(path)
         files = {split: path / f"answers_{split}.jsonl" for split in SPLITS}
         if not any(file.is_file() for file in files.values()):
             raise UserError(f"{path} holds none of {', '.join(f.name for f in files.values())}")

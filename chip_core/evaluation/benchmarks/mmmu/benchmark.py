@@ -150,13 +150,12 @@ class Mmmu(FileBenchmark):
         else:
             answers_by_id = reading.answers_by_item(answers, truths, self.name)
         questions = _group_by_subject(answers_by_id, truths)
-        options = _OptionReader(folder)
         random_generator = random.Random(SEED) if official else None
         is_right: dict[str, bool] = {}
         unreadable_answers: list[Unreadable] = []
         for item in itertools.chain.from_iterable(questions.values()):
             is_readable, is_right[item] = _judge_answer(
-                answers_by_id[item], truths[item], options, random_generator
+                answers_by_id[item], truths[item], folder, random_generator
             )
             if not is_readable:
                 unreadable_answers.append(unreadable(item, answers_by_id[item].response))
@@ -211,46 +210,39 @@ def _read_column(file: Path, column: str) -> list[Any]:
     return rows
 
 
-class _OptionReader:
-    """Each question's options, read from the benchmark's parquet files when first needed."""
+def _get_options(answer: Answer, data: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the letters of a question and the text of each.
 
-    def __init__(self, data: Path) -> None:
-        self._data = data
-        self._options_by_item: dict[str, list[str]] | None = None
-
-    def get_options(self, answer: Answer) -> tuple[list[str], dict[str, str]]:
-        """Return the letters of a question and the text of each.
-
-        Raises:
-            UserError: neither the answer nor the folder has them.
-        """
-        fields = answer.fields
-        if "all_choices" in fields and "index2ans" in fields:
-            return list(fields["all_choices"]), dict(fields["index2ans"])
-        texts = (
-            _parse_options(fields["options"])
-            if "options" in fields
-            else self._read_published(answer.item)
+    Raises:
+        UserError: neither the answer nor the folder has them.
+    """
+    fields = answer.fields
+    if "all_choices" in fields and "index2ans" in fields:
+        return list(fields["all_choices"]), dict(fields["index2ans"])
+    if "options" in fields:
+        texts = _parse_options(fields["options"])
+    elif answer.item in (published := _read_published_options(data)):
+        texts = published[answer.item]
+    else:
+        raise UserError(
+            f"mmmu: '{answer.item}' is a response without its options: give all_choices and "
+            f"index2ans in its row, or put the benchmark's validation-*.parquet into {data}; final "
+            "answers are one JSON object of id and letter"
         )
-        letters = [chr(ord("A") + index) for index in range(len(texts))]
-        return letters, dict(zip(letters, texts, strict=True))
+    letters = [chr(ord("A") + index) for index in range(len(texts))]
+    return letters, dict(zip(letters, texts, strict=True))
 
-    def _read_published(self, item: str) -> list[str]:
-        if self._options_by_item is None:
-            self._options_by_item = {}
-            for file in sorted(self._data.glob("**/validation-*.parquet")):
-                import pyarrow.parquet as parquet
 
-                table = parquet.read_table(file, columns=["id", "options"])
-                for row in table.to_pylist():
-                    self._options_by_item[row["id"]] = _parse_options(row["options"])
-        if item not in self._options_by_item:
-            raise UserError(
-                f"mmmu: '{item}' is a response without its options: give all_choices and index2ans "
-                f"in its row, or put the benchmark's validation-*.parquet into {self._data}; final "
-                "answers are one JSON object of id and letter"
-            )
-        return self._options_by_item[item]
+@lru_cache(maxsize=1)
+def _read_published_options(data: Path) -> dict[str, list[str]]:
+    """Return each question's options, by the benchmark's parquet files."""
+    import pyarrow.parquet as parquet
+
+    return {
+        row["id"]: _parse_options(row["options"])
+        for file in sorted(data.glob("**/validation-*.parquet"))
+        for row in parquet.read_table(file, columns=["id", "options"]).to_pylist()
+    }
 
 
 def _read_json_object(path: Path) -> list[tuple[str, Any]] | None:
@@ -325,7 +317,7 @@ def _parse_subject(item: str) -> str:
 def _judge_answer(
     answer: Answer,
     truth: Mapping[str, Any],
-    options: _OptionReader,
+    data: Path,
     random_generator: random.Random | None,
 ) -> tuple[bool, bool]:
     """Return whether an answer can be read, and whether it is right.
@@ -333,7 +325,7 @@ def _judge_answer(
     Args:
         answer: a final answer or a response.
         truth: the question's kind and answer.
-        options: the questions' options.
+        data: the benchmark's folder, which may have the questions' options.
         random_generator: under `official` draws a letter if none is found; None under `corrected`.
     """
     response, truths = answer.response, truth["ground_truth"]
@@ -346,12 +338,12 @@ def _judge_answer(
         # Imported here: its patterns take a tenth of a second to compile.
         from chip_core.evaluation.text.letters import read_letter
 
-        texts = dict.fromkeys(LETTERS, "") if is_final else dict(options.get_options(answer)[1])
+        texts = dict.fromkeys(LETTERS, "") if is_final else _get_options(answer, data)[1]
         choice = read_letter(response, texts)
         return choice is not None, parsing.is_choice_right(truths, choice)
     if is_final:
         return True, parsing.is_choice_right(truths, response)
-    choices, texts = options.get_options(answer)
+    choices, texts = _get_options(answer, data)
     choice = parsing.parse_choice(response, choices, texts)
     is_readable = choice is not None
     if choice is None:
