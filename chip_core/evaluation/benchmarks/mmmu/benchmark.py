@@ -17,8 +17,8 @@ import ast
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,12 @@ class Mmmu(FileBenchmark):
             answers_by_id = reading.answers_by_item(answers, truths, self.name)
         questions = _group_by_subject(answers_by_id, truths)
         random_generator = random.Random(SEED) if official else None
+        read_published = cache(partial(_read_published_options, folder))
         is_right: dict[str, bool] = {}
         unreadable_answers: list[Unreadable] = []
         for item in itertools.chain.from_iterable(questions.values()):
             is_readable, is_right[item] = _judge_answer(
-                answers_by_id[item], truths[item], folder, random_generator
+                answers_by_id[item], truths[item], read_published, random_generator
             )
             if not is_readable:
                 unreadable_answers.append(unreadable(item, answers_by_id[item].response))
@@ -210,7 +211,9 @@ def _read_column(file: Path, column: str) -> list[Any]:
     return rows
 
 
-def _get_options(answer: Answer, data: Path) -> tuple[list[str], dict[str, str]]:
+def _get_options(
+    answer: Answer, read_published: Callable[[], Mapping[str, list[str]]]
+) -> tuple[list[str], dict[str, str]]:
     """Return the letters of a question and the text of each.
 
     Raises:
@@ -221,19 +224,18 @@ def _get_options(answer: Answer, data: Path) -> tuple[list[str], dict[str, str]]
         return list(fields["all_choices"]), dict(fields["index2ans"])
     if "options" in fields:
         texts = _parse_options(fields["options"])
-    elif answer.item in (published := _read_published_options(data)):
+    elif answer.item in (published := read_published()):
         texts = published[answer.item]
     else:
         raise UserError(
             f"mmmu: '{answer.item}' is a response without its options: give all_choices and "
-            f"index2ans in its row, or put the benchmark's validation-*.parquet into {data}; final "
+            "index2ans in its row, or put validation-*.parquet into the benchmark's folder; final "
             "answers are one JSON object of id and letter"
         )
     letters = [chr(ord("A") + index) for index in range(len(texts))]
     return letters, dict(zip(letters, texts, strict=True))
 
 
-@lru_cache(maxsize=1)
 def _read_published_options(data: Path) -> dict[str, list[str]]:
     """Return each question's options, by the benchmark's parquet files."""
     import pyarrow.parquet as parquet
@@ -317,7 +319,7 @@ def _parse_subject(item: str) -> str:
 def _judge_answer(
     answer: Answer,
     truth: Mapping[str, Any],
-    data: Path,
+    read_published: Callable[[], Mapping[str, list[str]]],
     random_generator: random.Random | None,
 ) -> tuple[bool, bool]:
     """Return whether an answer can be read, and whether it is right.
@@ -325,7 +327,7 @@ def _judge_answer(
     Args:
         answer: a final answer or a response.
         truth: the question's kind and answer.
-        data: the benchmark's folder, which may have the questions' options.
+        read_published: returns the questions' options in the benchmark's folder.
         random_generator: under `official` draws a letter if none is found; None under `corrected`.
     """
     response, truths = answer.response, truth["ground_truth"]
@@ -338,12 +340,12 @@ def _judge_answer(
         # Imported here: its patterns take a tenth of a second to compile.
         from chip_core.evaluation.text.letters import read_letter
 
-        texts = dict.fromkeys(LETTERS, "") if is_final else _get_options(answer, data)[1]
+        texts = dict.fromkeys(LETTERS, "") if is_final else _get_options(answer, read_published)[1]
         choice = read_letter(response, texts)
         return choice is not None, parsing.is_choice_right(truths, choice)
     if is_final:
         return True, parsing.is_choice_right(truths, response)
-    choices, texts = _get_options(answer, data)
+    choices, texts = _get_options(answer, read_published)
     choice = parsing.parse_choice(response, choices, texts)
     is_readable = choice is not None
     if choice is None:
