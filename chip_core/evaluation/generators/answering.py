@@ -13,7 +13,12 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths, ParityConfig
 from chip_core.config.trial import ModelConfig
 from chip_core.data.encodings import EncodingCache
-from chip_core.evaluation.generators.base import AnsweringModel, GenerationTiming, Generator
+from chip_core.evaluation.generators.base import (
+    AnsweringModel,
+    GenerationTiming,
+    Generator,
+    locate_base,
+)
 from chip_core.evaluation.generators.delivery import leave_device, save_merged_model
 from chip_core.evaluation.generators.parity import (
     ParityAnswers,
@@ -43,7 +48,6 @@ from chip_core.evaluation.task import (
     Side,
 )
 from chip_core.models.adapters import disable_adapter, is_adapted
-from chip_core.models.loading import find_local_folder
 from chip_core.results import Answers, Evaluation, Progress
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_atomically
@@ -75,17 +79,13 @@ class InferenceContext:
     @property
     def answering_model(self) -> AnsweringModel:
         """The weights that answer."""
-        base = self.base
-        folder = None if base is None else find_local_folder(base.path)
         return AnsweringModel(
             model=self.model,
             processor=self.processor,
             weights=self.weights,
             bf16=self.bf16,
-            base="" if base is None else str(folder or base.path),
-            revision=None if base is None or folder is not None else base.revision,
-            trust_remote_code=base is not None and base.trust_remote_code,
             trained=self.trained,
+            **({} if self.base is None else locate_base(self.base)),
         )
 
 

@@ -194,16 +194,11 @@ def judge(
         for answer in answers
     }
     originals = {question.pair: item for item, question in questions.items() if question.original}
-    original_of = {
-        item: originals.get(question.pair)
-        for item, question in questions.items()
-        if not question.original
-    }
     requests = [
         prompt_builder.request_agreement(answer.item, texts[answer.item], texts[original_item])
         for answer in answers
         if "same" not in answer.fields
-        and (original_item := original_of.get(answer.item)) is not None
+        and (original_item := originals.get(questions[answer.item].pair)) is not None
         and (verdict_found := verdicts[answer.item]) is not None
         and needs_agreement(questions[answer.item], verdict_found, verdicts[original_item])
     ]

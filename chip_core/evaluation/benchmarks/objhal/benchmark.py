@@ -34,12 +34,15 @@ from chip_core.evaluation.benchmarks.coco import (
     read_names,
 )
 from chip_core.evaluation.benchmarks.objhal.judge import (
+    PROMPT,
+    SCRIPT,
+    VARIABLE,
     UnreadableReplyError,
-    load_prompt,
     make_request,
     read_reply,
     read_reply_as_script,
 )
+from chip_core.evaluation.judge.prompts import read_published_template
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import (
     FileRow,
@@ -119,9 +122,8 @@ class ObjectHalBench(CocoBenchmark):
             truth.require_known(answers, self.name)
         questions = _load_questions(folder)
         answers = [_normalize_answer(answer, questions) for answer in answers]
-        listed, unreadable_replies = _list_objects(
-            answers, resources.judge, load_prompt(folder), corrected
-        )
+        prompt = read_published_template(folder, [SCRIPT], VARIABLE) or PROMPT
+        listed, unreadable_replies = _list_objects(answers, resources.judge, prompt, corrected)
         tagger = resources.tagger or NltkTagger()
         items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
         for answer, objects in zip(answers, listed, strict=True):
