@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_growing_cache
-from chip_core.evaluation.inference.prompts import Prompt, common_length_of_all, pad_batch
+from chip_core.evaluation.inference.prompts import Prompt, common_length, pad_batch
 from chip_core.evaluation.inference.rows import next_logits, prompt_positions
 from chip_core.models.precision import match_dtype
 
@@ -160,7 +160,7 @@ def relative_error(logits: Tensor, exact: Tensor) -> float:
 def shared_length(prompts: Sequence[Prompt]) -> int | None:
     """Return how many tokens a group's prompts share; None if they differ in their picture."""
     rows = [prompt.ids for prompt in prompts]
-    length = min(common_length_of_all(rows), min(map(len, rows)) - 1)
+    length = min(*(common_length(rows[0], row) for row in rows), min(map(len, rows)) - 1)
     return None if length < prompts[0].vision_end else length
 
 

@@ -215,11 +215,8 @@ class _NounCounter:
             question.truth,
             question.targets,
             self._lists,
-            self._is_similar,
+            lambda first, second: self._similarity(first, second) > MIN_SIMILARITY,
         )
-
-    def _is_similar(self, first: str, second: str) -> bool:
-        return self._similarity(first, second) > MIN_SIMILARITY
 
 
 def _load_questions(file: Path) -> dict[str, _Question]:

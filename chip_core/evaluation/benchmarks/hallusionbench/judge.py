@@ -175,7 +175,9 @@ def judge(
     """
     prompt_builder = _PromptBuilder(data=data, protocol=protocol)
     corrected = protocol == "corrected"
-    texts = {answer.item: _clean_response(answer.response, protocol) for answer in answers}
+    texts = {answer.item: answer.response for answer in answers}
+    if protocol == "chip":
+        texts = {item: text.replace("Assistant:", "").strip() for item, text in texts.items()}
     requests = [
         prompt_builder.request_verdict(
             answer, texts[answer.item], {**rows.get(answer.item, {}), **answer.fields}
@@ -283,10 +285,6 @@ class _PromptBuilder:
             # The official script sets no temperature, for which the API's default is 1.
             temperature=0.0 if self.protocol == "corrected" else 1.0,
         )
-
-
-def _clean_response(response: str, protocol: ProtocolName) -> str:
-    return response.replace("Assistant:", "").strip() if protocol == "chip" else response
 
 
 def _parse_given_verdict(answer: Answer, key: str, choices: tuple[int, ...]) -> int:

@@ -126,9 +126,14 @@ class ObjectHalBench(CocoBenchmark):
         listed, unreadable_replies = _list_objects(answers, resources.judge, prompt, corrected)
         tagger = resources.tagger or NltkTagger()
         items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
-        for answer, objects in zip(answers, listed, strict=True):
-            if objects is None:
-                continue
+        described = [
+            (answer, objects)
+            for answer, objects in zip(answers, listed, strict=True)
+            if objects is not None
+        ]
+        for answer, objects in described:
+            # The script ends a word at each single space.
+            words = answer.response.split(None if corrected else " ")
             named_words = names.objects(_find_named(objects, names, tagger))
             true_objects = truth.get_objects(answer.item)
             wrong_count = sum(category[word] not in true_objects for word in named_words)
@@ -137,14 +142,9 @@ class ObjectHalBench(CocoBenchmark):
                 ("response_hallucination", wrong_count > 0, len(named_words) > 0),
                 ("object_hallucination", wrong_count, len(named_words)),
                 ("object_recall", len(named_true_objects), len(true_objects)),
-                ("average_length", _count_words(answer.response, corrected), 1),
+                ("average_length", len(words), 1),
             ):
                 items[name].append(make_outcome(answer.item, numerator, denominator))
-        scored_items = {
-            answer.item
-            for answer, listed_objects in zip(answers, listed, strict=True)
-            if listed_objects is not None
-        }
         expected_items = resources.only or questions.keys() | {answer.item for answer in answers}
         printed_values = None
         if not corrected:
@@ -152,8 +152,8 @@ class ObjectHalBench(CocoBenchmark):
             _check_script_summary(items)
         return Scored(
             metrics=build_metrics(self.metrics, items, printed_values),
-            n=len(items["average_length"]),
-            missing=len(expected_items - scored_items),
+            n=len(described),
+            missing=len(expected_items - {answer.item for answer, _ in described}),
             unreadable=tuple(unreadable_replies),
         )
 
@@ -253,11 +253,6 @@ def _noun_runs(tokens: Sequence[tuple[str, str]]) -> list[str]:
 def _caption_categories(caption: str, names: ObjectNames) -> list[str]:
     joined = names.join([lemmatize_noun(word) for word in tokenize_words(caption.lower())])
     return [names.category[word] for word in names.objects(joined)]
-
-
-def _count_words(response: str, corrected: bool) -> int:
-    """Return the number of an answer's words; the script ends a word at each single space."""
-    return len(response.split() if corrected else response.strip().split(" "))
 
 
 def _load_questions(data: Path) -> dict[str, str]:
