@@ -102,9 +102,8 @@ class Mmhal(FileBenchmark):
         embedded = {}
         if (folder / WITH_PICTURES).is_file():
             embedded = {
-                item: embedded_picture(item, partial(row.text, "image"))
+                row.id("image_id"): embedded_picture(row.id("image_id"), partial(row.text, "image"))
                 for row in reading.read_rows(folder / WITH_PICTURES)
-                for item in [row.id("image_id")]
             }
         pictures = Pictures([folder / "images", folder])
         items = []
