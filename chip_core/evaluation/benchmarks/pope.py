@@ -41,7 +41,7 @@ METRIC_NAMES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class _LabelledQuestion:
     label: str  # "yes", "no"
     object_name: str | None  # None if the question has another form than the benchmark's
 
@@ -146,10 +146,10 @@ class Pope(FileBenchmark):
 
     def _load_questions(
         self, data: Path | None, split: str, resources: Resources
-    ) -> dict[str, _Question]:
+    ) -> dict[str, _LabelledQuestion]:
         rows = self.read_rows(data, *pope_names(split))
         return {
-            item: _Question(
+            item: _LabelledQuestion(
                 label="no" if row.text("label") == "no" else "yes",
                 object_name=_parse_object(row.values.get("text")),
             )
@@ -187,7 +187,7 @@ def _parse_split(answer: Answer) -> str:
 
 def _pair_by_position(
     answers: Sequence[Answer],
-    questions: Mapping[str, Mapping[str, _Question]],
+    questions: Mapping[str, Mapping[str, _LabelledQuestion]],
     *,
     is_limited: bool,
 ) -> dict[str, list[_LabelledAnswer]]:
@@ -214,7 +214,7 @@ def _pair_by_position(
 
 
 def _pair_by_id(
-    answers: Sequence[Answer], questions: Mapping[str, Mapping[str, _Question]]
+    answers: Sequence[Answer], questions: Mapping[str, Mapping[str, _LabelledQuestion]]
 ) -> dict[str, list[_LabelledAnswer]]:
     # Imported here: its patterns take a tenth of a second to compile.
     from chip_core.evaluation.text.verdicts import read_verdict

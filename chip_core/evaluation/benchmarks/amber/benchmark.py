@@ -71,7 +71,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class _AnnotatedQuestion:
     id: int
     group: str
     truth: Any  # "yes" or "no"; of a description, the objects that are there
@@ -196,7 +196,7 @@ class _NounCounter:
         self._similarity = similarity or SpacySimilarity()
         self._corrected = corrected
 
-    def count(self, question: _Question, response: str) -> Counts:
+    def count(self, question: _AnnotatedQuestion, response: str) -> Counts:
         tokens = tokenize_words(response)
         nouns = [
             lemmatize_noun(word.lower() if self._corrected else word)
@@ -219,13 +219,13 @@ class _NounCounter:
         )
 
 
-def _load_questions(file: Path) -> dict[str, _Question]:
+def _load_questions(file: Path) -> dict[str, _AnnotatedQuestion]:
     questions = {}
     try:
         for row in read_json(file):
             group = GROUPS.get(row["type"], "relation")
             targets = row["hallu"] if group == "generative" else ()
-            questions[str(row["id"])] = _Question(
+            questions[str(row["id"])] = _AnnotatedQuestion(
                 id=row["id"], group=group, truth=row["truth"], targets=targets
             )
     except (KeyError, TypeError):
@@ -243,7 +243,9 @@ def _load_word_lists(folder: Path) -> WordLists:
     )
 
 
-def _find_question(answer: Answer, number: int, questions: Mapping[str, _Question]) -> _Question:
+def _find_question(
+    answer: Answer, number: int, questions: Mapping[str, _AnnotatedQuestion]
+) -> _AnnotatedQuestion:
     try:
         return questions[answer.item]
     except KeyError:
@@ -253,7 +255,7 @@ def _find_question(answer: Answer, number: int, questions: Mapping[str, _Questio
         ) from None
 
 
-def _check_script_input(answers: Sequence[Answer], questions: Sequence[_Question]) -> None:
+def _check_script_input(answers: Sequence[Answer], questions: Sequence[_AnnotatedQuestion]) -> None:
     for number, (answer, question) in enumerate(zip(answers, questions, strict=True), start=1):
         if "id" in answer.fields:
             raise UserError(
@@ -278,7 +280,7 @@ def _read_answer(response: str, corrected: bool) -> str:
 
 
 def _add_description(
-    items: dict[str, list[ItemOutcome]], question: _Question, counts: Counts
+    items: dict[str, list[ItemOutcome]], question: _AnnotatedQuestion, counts: Counts
 ) -> None:
     for name, numerator, denominator in (
         ("chair", counts.hallucinated, counts.nouns),
@@ -289,7 +291,9 @@ def _add_description(
         items[name].append(make_outcome(str(question.id), numerator, denominator, question.group))
 
 
-def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, verdict: str) -> None:
+def _add_yes_or_no(
+    items: dict[str, list[ItemOutcome]], question: _AnnotatedQuestion, verdict: str
+) -> None:
     """Add to a question's own part; questions are about hallucinations, so "no" is positive."""
     is_no, said_no = question.truth != "yes", verdict == "no"
     is_right = verdict == ("no" if is_no else "yes")
