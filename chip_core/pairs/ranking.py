@@ -16,10 +16,10 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.pairs import PairsConfig
 from chip_core.data.source import SHAPES
-from chip_core.evaluation.benchmarks.chair import Chair, make_object_reader
+from chip_core.evaluation.benchmarks.chair.score import ChairScorer, make_object_reader
 from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
-from chip_core.evaluation.benchmarks.mmhal import RATING_SCALE
-from chip_core.evaluation.benchmarks.shapes import ShapesBenchmark
+from chip_core.evaluation.benchmarks.mmhal.score import RATING_SCALE
+from chip_core.evaluation.benchmarks.shapes.score import ShapesScorer
 from chip_core.evaluation.items import open_resources
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge.cache import ReplayJudge
@@ -81,7 +81,7 @@ class Ranker(ABC):
 class ShapesChair(Ranker):
     """CHAIR on the embedded world, whose scenes are known."""
 
-    identity = {"ranker": "chair", "version": ShapesBenchmark.version}
+    identity = {"ranker": "chair", "version": ShapesScorer.version}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of absent objects, then by the scene's objects that are named."""
@@ -107,7 +107,7 @@ class CocoChair(Ranker):
                 "ranker chair reads objects' names from chair/synonyms.txt: say where by "
                 "--benchmark-data"
             )
-        needs = Chair.needs
+        needs = ChairScorer.needs
         self._coco = open_resources(BenchmarkConfig(name="chair"), needs, data_paths).coco
         require_tools(nltk_problems(("punkt_tab",)), "chair")
         self._names, self._read = make_object_reader(data, corrected=True)
@@ -116,7 +116,7 @@ class CocoChair(Ranker):
     @property
     def identity(self) -> Mapping[str, Any]:
         """Its version and the list of names."""
-        return {"ranker": "chair", "version": Chair.version, "names": file_sha256(self._file)}
+        return {"ranker": "chair", "version": ChairScorer.version, "names": file_sha256(self._file)}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of absent objects, then by the image's objects that are named."""

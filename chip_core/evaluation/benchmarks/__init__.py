@@ -1,6 +1,7 @@
-"""The benchmarks, one module or folder each: its questions, and the score of the answers.
+"""The benchmarks, one folder each: `score` scores answers, `items` adds the questions.
 
-Importing one registers it.
+A scorer in `score` knows all that scoring a file of answers takes; the benchmark in `items` is that
+scorer with questions and pictures. Importing a folder registers its benchmark.
 """
 
 import importlib

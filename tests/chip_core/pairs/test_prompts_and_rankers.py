@@ -15,7 +15,7 @@ from chip_core.config.pairs import PairsConfig
 from chip_core.config.trial import DataConfig, TrialConfig
 from chip_core.config.validation import parse_trial_config
 from chip_core.evaluation import readiness
-from chip_core.evaluation.benchmarks import chair
+from chip_core.evaluation.benchmarks.chair import score as chair
 from chip_core.evaluation.judge import EndpointJudge
 from chip_core.evaluation.readiness import find_ranker_problems
 from chip_core.evaluation.task import Item

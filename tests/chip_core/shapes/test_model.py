@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from chip_core.evaluation.benchmarks.shapes import score
+from chip_core.evaluation.benchmarks.shapes.score import score
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.shapes.build import generate_captions
 from chip_core.shapes.world import PARTNER, find_mentions, make_scene

@@ -14,7 +14,7 @@ from PIL import Image
 
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.config.trial import TrialConfig
-from chip_core.evaluation.benchmarks.mmhal import PROMPT
+from chip_core.evaluation.benchmarks.mmhal.score import PROMPT
 from orchestrator.cli import main
 from orchestrator.cost.judges import JudgeTokens, _benchmark_tokens, estimate_judge_costs
 from orchestrator.cost.workload import BenchmarkQuestions

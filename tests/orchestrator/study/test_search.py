@@ -20,7 +20,7 @@ from ..tuned import STUDY
 
 #: A benchmark of a user's own that says its sides differ, and asks the same on both.
 PLUGIN = """
-from chip_core.evaluation.benchmarks.shapes import ShapesBenchmark
+from chip_core.evaluation.benchmarks.shapes.items import ShapesBenchmark
 
 class Same(ShapesBenchmark):
     splits = True

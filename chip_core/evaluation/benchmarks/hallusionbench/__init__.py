@@ -1,3 +1,3 @@
 """HallusionBench: yes/no questions on figures."""
 
-from chip_core.evaluation.benchmarks.hallusionbench import benchmark as benchmark
+from chip_core.evaluation.benchmarks.hallusionbench import items as items

@@ -1,3 +1,3 @@
 """MMMU (validation): college-level questions."""
 
-from chip_core.evaluation.benchmarks.mmmu import benchmark as benchmark
+from chip_core.evaluation.benchmarks.mmmu import items as items

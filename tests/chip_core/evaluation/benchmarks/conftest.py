@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from chip_core.evaluation.benchmarks import chair
-from chip_core.evaluation.benchmarks.amber import benchmark as amber
-from chip_core.evaluation.benchmarks.objhal import benchmark as objhal
+from chip_core.evaluation.benchmarks.amber import score as amber
+from chip_core.evaluation.benchmarks.chair import score as chair
+from chip_core.evaluation.benchmarks.objhal import score as objhal
 from chip_core.evaluation.scorer import Token
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.benchmarks import chair
+from chip_core.evaluation.benchmarks.chair import score as chair
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.utils.errors import UserError
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.benchmarks.llava_bench import CATEGORIES, parse_as_script
+from chip_core.evaluation.benchmarks.llava_bench.score import CATEGORIES, parse_as_script
 from chip_core.evaluation.scorer import (
     Answer,
     JudgeRequest,

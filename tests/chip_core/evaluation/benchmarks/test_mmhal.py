@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.benchmarks.mmhal import KINDS, parse_as_script
+from chip_core.evaluation.benchmarks.mmhal.score import KINDS, parse_as_script
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import (
     Answer,

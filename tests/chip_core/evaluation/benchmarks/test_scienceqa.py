@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chip_core.evaluation import BENCHMARKS
-from chip_core.evaluation.benchmarks.scienceqa import parse_as_script
+from chip_core.evaluation.benchmarks.scienceqa.score import parse_as_script
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.text.letters import read_letter
 from chip_core.utils.errors import UserError

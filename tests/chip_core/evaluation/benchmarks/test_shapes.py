@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chip_core.evaluation.benchmarks.shapes import score, truth
+from chip_core.evaluation.benchmarks.shapes.score import score, truth
 from chip_core.shapes.world import (
     COLOURS,
     SHAPES,

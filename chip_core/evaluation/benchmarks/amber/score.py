@@ -1,7 +1,7 @@
 """AMBER: descriptions against annotated objects, and yes/no questions on hallucinations.
 
-Folder, as in the repository: `query_all.json` (or in `query/`), `annotations.json`,
-`relation.json`, `safe_words.txt` (or all of these in `data/`), and 1,004 pictures in `image/`.
+Folder, as in the repository: `annotations.json`, `relation.json`, `safe_words.txt` (or all of these
+in `data/`).
 
 Source: arXiv 2311.07397, inference.py of junyangwang0410/AMBER. Answers: rows of `id` and
 `response`. The questions' kinds are groups: `generative`, `existence`, `attribute/state`,
@@ -38,17 +38,15 @@ from chip_core.evaluation.benchmarks.amber.nouns import (
     count_as_script,
     count_corrected,
 )
-from chip_core.evaluation.benchmarks.base import YES_OR_NO, FileBenchmark, Pictures
-from chip_core.evaluation.benchmarks.published import AMBER_QUERIES, amber_names
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import (
-    iter_unique_rows,
     read_answers,
     read_json,
     require_unique_answers,
 )
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored, Similarity
-from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
+from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
     lemmatize_noun,
     nltk_problems,
@@ -78,8 +76,8 @@ class _AnnotatedQuestion:
     targets: Sequence[str] = ()
 
 
-class Amber(FileBenchmark):
-    """AMBER."""
+class AmberScorer(FileBenchmark):
+    """Scores answers to AMBER."""
 
     name = "amber"
     version = "amber-2"
@@ -90,36 +88,6 @@ class Amber(FileBenchmark):
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `id` (or `item`) and `response`, as JSON or JSON lines."""
         return read_answers(path, ("id", "item"), ("response",))
-
-    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return the questions in the order of the query file."""
-        folder = self.require_folder(data)
-        rows = self.read_rows(data, *AMBER_QUERIES, "data/query_all.json")
-        described_ids = {
-            row.id("id")
-            for row in self.read_rows(data, *amber_names("annotations.json"))
-            if row.text("type") == "generative"
-        }
-        pictures = Pictures([folder / "image", folder / "images", folder / "data" / "image"])
-        items = []
-        for item, row in iter_unique_rows(rows, lambda row: row.id("id")):
-            is_description = item in described_ids
-            suffix = YES_OR_NO if protocol == "chip" and not is_description else ""
-            items.append(
-                Item(
-                    id=item,
-                    prompt=row.text("query") + suffix,
-                    pictures=(pictures.file(row.text("image")),),
-                    task="describe" if is_description else "yes or no",
-                )
-            )
-        return items
-
-    def needs_of(self, items: Sequence[Item]) -> frozenset[str]:
-        """Yes/no questions alone need no language tools."""
-        if any(item.task == "describe" for item in items):
-            return self.needs
-        return self.needs - {"similarity", "nltk"}
 
     def score(
         self,
@@ -307,6 +275,3 @@ def _add_yes_or_no(
         items[f"{question.group}/{name}"].append(
             make_outcome(str(question.id), numerator, denominator, question.group)
         )
-
-
-BENCHMARKS.register("amber")(Amber())

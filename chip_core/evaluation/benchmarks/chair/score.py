@@ -1,9 +1,7 @@
 """CHAIR by rule: objects that captions name against the objects in COCO's images.
 
 Source: arXiv 1809.02156; the script is Maxlinn/CHAIR-metric-standalone, chair.py. Answers: rows of
-`image_id` and `caption`. Benchmark folder: `synonyms.txt`, and `questions.jsonl`, because CHAIR
-publishes no questions: rows of `image_id`, with `question` and `image` if they are not the usual
-ones. The pictures are COCO's, in `val2014/` there or in a folder `coco/` beside this one.
+`image_id` and `caption`. Benchmark folder: `synonyms.txt`.
 
 | metric    | numerator of a caption             | denominator of a caption |
 |-----------|------------------------------------|--------------------------|
@@ -18,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from chip_core.evaluation.aggregation import build_metrics, compute_printed_values, make_outcome
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.coco import (
-    CocoBenchmark,
     ObjectNames,
     build_joined_words,
     read_ground_truth,
@@ -32,7 +30,7 @@ from chip_core.evaluation.reading import (
     require_unique_answers,
 )
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
-from chip_core.evaluation.task import BENCHMARKS, MetricInfo
+from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
     nltk_problems,
     require_tools,
@@ -51,8 +49,8 @@ PAIRS = (
 )  # fmt: skip
 
 
-class Chair(CocoBenchmark):
-    """Rule CHAIR: pictures to describe."""
+class ChairScorer(FileBenchmark):
+    """Scores descriptions by rule CHAIR."""
 
     name = "chair"
     version = "chair-2"
@@ -63,7 +61,6 @@ class Chair(CocoBenchmark):
         "chair_i": MetricInfo(unit="percent", goal="minimize"),
         "recall": MetricInfo(unit="percent", goal="maximize"),
     }
-    questions = ("questions.jsonl",)
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `image_id` (or `item`) and `caption` (or `response`)."""
@@ -156,6 +153,3 @@ def make_object_reader(
         return [category[word] for word in names.objects(joined)]
 
     return names, read
-
-
-BENCHMARKS.register("chair")(Chair())

@@ -1,6 +1,6 @@
 """HallusionBench: yes/no questions on a figure, asked again of edited figures and of none.
 
-Folder: `HallusionBench.json`, and the figures in `hallusion_bench/`, as published.
+Folder: `HallusionBench.json`, as published.
 
 Rules of the official evaluation.py and utils.py (tianyi-lab/HallusionBench). Each answer has a
 verdict: 1 right, 0 wrong, 2 unclear. VD questions need their figure; VS questions can be asked
@@ -25,16 +25,16 @@ Under `corrected` the easy and hard accuracies count questions, not sets of them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation import aggregation, reading
-from chip_core.evaluation.benchmarks.base import YES_OR_NO, FileBenchmark, Pictures
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.hallusionbench import aggregation as hallusion_aggregation
 from chip_core.evaluation.benchmarks.hallusionbench import judge as judge_module
 from chip_core.evaluation.benchmarks.hallusionbench.aggregation import Question
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
-from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
+from chip_core.evaluation.task import MetricInfo
 from chip_core.utils.errors import UserError
 
 QUESTIONS = "HallusionBench.json"
@@ -45,8 +45,8 @@ TEXTS = ("question", "gt_answer_details")
 VERDICTS = ("verdict", "gpt4v_output_gpt_check")
 
 
-class HallusionBench(FileBenchmark):
-    """HallusionBench."""
+class HallusionBenchScorer(FileBenchmark):
+    """Scores answers to HallusionBench by a judge."""
 
     name = "hallusionbench"
     version = "hallusionbench-2"
@@ -72,28 +72,6 @@ class HallusionBench(FileBenchmark):
         """Read the benchmark's rows with model_prediction, and verdict and same if present."""
         return [_to_answer(row) for row in reading.read_rows(path)]
 
-    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return the questions in the file's order; some have no figure."""
-        folder = self.require_folder(data)
-        pictures = Pictures([folder / "hallusion_bench", folder])
-        suffix = YES_OR_NO if protocol == "chip" else ""
-        items = []
-        for row in self.read_rows(data, QUESTIONS):
-            has_figure = row.values.get("filename") is not None
-            names = [str(PurePosixPath(row.text("filename")))] if has_figure else []
-            items.append(
-                Item(
-                    id=_row_id(row),
-                    prompt=row.text("question") + suffix,
-                    pictures=tuple(map(pictures.file, names)),
-                )
-            )
-        return items
-
-    def group(self, item: Item) -> str:
-        """Return an item's set: questions of a set share figures."""
-        return item.id.rsplit("_", 2)[0]
-
     def score(
         self,
         answers: Sequence[Answer],
@@ -112,7 +90,7 @@ class HallusionBench(FileBenchmark):
         file_rows = self.read_rows(folder, QUESTIONS)
         rows = {
             item: row.values
-            for item, row in reading.iter_unique_rows(file_rows, _row_id)
+            for item, row in reading.iter_unique_rows(file_rows, make_item_id)
             if resources.selects(item)
         }
         corrected = protocol == "corrected"
@@ -158,13 +136,14 @@ def _to_answer(row: reading.FileRow) -> Answer:
     fields = {key: row.id(key) for key in (*KEY, *TRUTH, "same") if row.has(key)}
     fields |= {key: row.text(key) for key in TEXTS if row.has(key)}
     return Answer(
-        item=_row_id(row) if row.has(*KEY) else row.id("item"),
+        item=make_item_id(row) if row.has(*KEY) else row.id("item"),
         response=row.text("model_prediction", "response") if has_response else "",
         fields=fields if verdict is None else fields | {"verdict": verdict},
     )
 
 
-def _row_id(row: reading.FileRow) -> str:
+def make_item_id(row: reading.FileRow) -> str:
+    """Return the id of a row's question: its key's parts joined."""
     return "_".join(row.id(key) for key in KEY)
 
 
@@ -181,6 +160,3 @@ def _make_question(item: str, row: Mapping[str, Any], answer_fields: Mapping[str
         raise UserError(f"hallusionbench: '{item}': gt_answer must be 0 or 1")
     texts = {key: str(values[key]) for key in (*KEY, "visual_input")}
     return Question(**texts, truth=int(values["gt_answer"]))
-
-
-BENCHMARKS.register("hallusionbench")(HallusionBench())

@@ -2,9 +2,8 @@
 
 Source: arXiv 2312.00849; the script is eval_gpt_obj_halbench.py with summarize_…_review.py of
 RLHF-V/RLHF-V and LVUGAI/CHiP. Answers: rows of `image_id`, `question` (or `prompt`) and `answer`
-(or `text`, `response`). Benchmark folder: synonyms_refine.txt, and
-`obj_halbench_300_with_image.jsonl`, as RLHF-V publishes it, with the pictures inside; any
-obj_halbench_300*.jsonl suffices to count missing answers.
+(or `text`, `response`). Benchmark folder: synonyms_refine.txt; the questions in an
+obj_halbench_300*.jsonl, if there is one, count missing answers.
 
 | metric                   | numerator of a description          | denominator of one             |
 |--------------------------|-------------------------------------|--------------------------------|
@@ -26,8 +25,8 @@ from chip_core.evaluation.aggregation import (
     compute_rate,
     make_outcome,
 )
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.coco import (
-    CocoBenchmark,
     ObjectNames,
     build_joined_words,
     read_ground_truth,
@@ -52,7 +51,7 @@ from chip_core.evaluation.reading import (
     require_unique_answers,
 )
 from chip_core.evaluation.scorer import Answer, Judge, ProtocolName, Resources, Scored, Tagger
-from chip_core.evaluation.task import BENCHMARKS, MetricInfo
+from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
     NltkTagger,
     lemmatize_noun,
@@ -67,8 +66,8 @@ from chip_core.utils.errors import UserError
 MAX_UNASKED_WORDS = 3
 
 
-class ObjectHalBench(CocoBenchmark):
-    """Object HalBench: pictures to describe."""
+class ObjectHalBenchScorer(FileBenchmark):
+    """Scores descriptions by objects that a judge lists."""
 
     name = "objhal"
     version = "objhal-2"
@@ -80,7 +79,6 @@ class ObjectHalBench(CocoBenchmark):
         "object_recall": MetricInfo(unit="percent", goal="maximize"),
         "average_length": MetricInfo(unit="words", goal="maximize"),
     }
-    questions = ("obj_halbench_300_with_image.jsonl", "questions.jsonl")
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `image_id` (or `item`), `question` and `answer`."""
@@ -274,6 +272,3 @@ def _check_script_summary(items: Mapping[str, Sequence[ItemOutcome]]) -> None:
             "objhal: every named object is wrong: the official summary divides by zero (its F1) "
             "and stops; --protocol corrected gives the figures"
         )
-
-
-BENCHMARKS.register("objhal")(ObjectHalBench())

@@ -1,4 +1,4 @@
-"""The embedded world: questions about drawn scenes, scored against their exactly known contents.
+"""The embedded world: captions of drawn scenes, scored against their exactly known contents.
 
 An object is a shape noun; a mention of a shape that is not in the scene is hallucinated.
 
@@ -24,22 +24,16 @@ from chip_core.evaluation.benchmarks.base import ShippedBenchmark
 from chip_core.evaluation.outcomes import MetricOutcome, percent
 from chip_core.evaluation.reading import read_rows
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
-from chip_core.evaluation.task import BENCHMARKS, Decoding, Item, MetricInfo, Picture, Side
+from chip_core.evaluation.task import Item, MetricInfo
 from chip_core.shapes.world import (
-    SPLIT_SIZES,
     compare_caption,
-    draw_scene,
-    get_question,
-    make_scene,
     parse_scene_id,
 )
 from chip_core.utils.errors import UserError
 
-SPLITS: Mapping[Side, str] = {"select": "select", "report": "test"}
 
-
-class ShapesBenchmark(ShippedBenchmark):
-    """The embedded world as a benchmark: `select` is used to tune, `test` is reported.
+class ShapesScorer(ShippedBenchmark):
+    """Scores descriptions of the embedded world's scenes.
 
     All protocols have the same figures.
     """
@@ -53,34 +47,12 @@ class ShapesBenchmark(ShippedBenchmark):
         "hal": MetricInfo(unit="percent", goal="minimize"),
         "cover": MetricInfo(unit="percent", goal="maximize"),
     }
-    splits = True
-
-    def decoding(self, protocol: ProtocolName) -> Decoding:
-        """Return how its questions are answered."""
-        return Decoding(max_new_tokens=32)
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `item` (such as `test/17`) and `response`, as a trial writes them."""
         return [
             Answer(item=str(row.get("item")), response=str(row.get("response")))
             for row in read_rows(path)
-        ]
-
-    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return the split's images with their questions, drawn here."""
-        split = SPLITS[side]
-        return [
-            Item(
-                id=f"{split}/{index}",
-                prompt=get_question(split, index),
-                pictures=(
-                    Picture(
-                        key=f"{split}/{index}",
-                        read=lambda index=index: draw_scene(make_scene(split, index)),  # type: ignore[misc]
-                    ),
-                ),
-            )
-            for index in range(SPLIT_SIZES[split])
         ]
 
     def score(
@@ -144,6 +116,3 @@ def truth(item: str) -> str:
         ValueError: the id names no scene.
     """
     return ", ".join(f"a {shape.colour} {shape.shape}" for shape in parse_scene_id(item).things)
-
-
-BENCHMARKS.register("shapes")(ShapesBenchmark())

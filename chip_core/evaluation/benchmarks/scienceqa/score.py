@@ -1,7 +1,6 @@
-"""ScienceQA (test): multiple choice, about half with a picture.
+"""ScienceQA (test): multiple choice.
 
-Folder: `problems.json` and `pid_splits.json` (or in `data/scienceqa/`), and the pictures in
-`images/test/ID/`, as published.
+Folder: `problems.json` and `pid_splits.json` (or in `data/scienceqa/`), as published.
 
 Rules of LLaVA's eval_science_qa.py for reading an answer and for the two accuracies, and of the
 benchmark's own evaluate_acc.py (lupantech/ScienceQA) for the parts. A letter is read if the answer
@@ -27,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation import aggregation, reading
-from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.published import read_scienceqa_split, scienceqa_names
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
-from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
+from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -53,14 +52,13 @@ PARTS: Mapping[str, Callable[[Problem], bool]] = {
 FIELDS = ("choices", "answer", "subject", "hint", "image", "grade")
 
 
-class ScienceQa(FileBenchmark):
-    """ScienceQA's test questions, written as LLaVA's evaluation writes them."""
+class ScienceQaScorer(FileBenchmark):
+    """Scores answers to ScienceQA."""
 
     name = "scienceqa"
     version = "scienceqa-2"
     needs = frozenset({"data"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
-    max_new_tokens = 64
     metrics: Mapping[str, MetricInfo] = {
         name: MetricInfo(unit="percent", goal="maximize")
         for name in ("accuracy", "image_accuracy", *PARTS)
@@ -77,20 +75,6 @@ class ScienceQa(FileBenchmark):
             for row in reading.read_rows(path)
         ]
 
-    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return the questions in the split's order."""
-        folder = self.require_folder(data)
-        roots = [folder / "images" / "test", folder / "data" / "scienceqa" / "images" / "test"]
-        pictures = Pictures([*roots, folder / "test"])
-        return [
-            Item(
-                id=item,
-                prompt=_format_prompt(problem),
-                pictures=(pictures.file(f"{item}/{problem['image']}"),) if problem["image"] else (),
-            )
-            for item, problem in _load_problems(folder, Resources()).items()
-        ]
-
     def score(
         self,
         answers: Sequence[Answer],
@@ -105,7 +89,7 @@ class ScienceQa(FileBenchmark):
 
         self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
-        problems = _load_problems(self.require_folder(data), resources)
+        problems = load_problems(self.require_folder(data), resources)
         official = protocol == "official"
         if official:  # the last answer counts, a missing one is wrong, unknown ids are skipped
             answers_by_id = {answer.item: answer for answer in answers if answer.item in problems}
@@ -174,7 +158,7 @@ def _has_image(answer: Answer | None, problem: Problem) -> bool:
     return bool(problem["image"])
 
 
-def _load_problems(data: Path, resources: Resources) -> dict[str, Problem]:
+def load_problems(data: Path, resources: Resources) -> dict[str, Problem]:
     """Return the problems of the test split."""
     split = read_scienceqa_split(data)
     problems_file = reading.find_file(data, scienceqa_names("problems.json"), "scienceqa")
@@ -191,16 +175,3 @@ def _load_problems(data: Path, resources: Resources) -> dict[str, Problem]:
         if resources.selects(item):
             test_problems[item] = problem
     return test_problems
-
-
-def _format_prompt(problem: Problem) -> str:
-    choices = " ".join(
-        f"({letter}) {text}" for letter, text in zip(LETTERS, problem["choices"], strict=False)
-    )
-    return (
-        f"Context: {problem['hint'] or 'N/A'}\nQuestion: {problem['question']}\n"
-        f"Options: {choices}\nAnswer with the option's letter from the given choices directly."
-    )
-
-
-BENCHMARKS.register("scienceqa")(ScienceQa())

@@ -1,7 +1,6 @@
 """POPE: is this object in the picture, yes or no, over three ways to sample absent objects.
 
-Folder: `coco_pope_SPLIT.json` (or in `coco/` or `output/coco/`), as published. The pictures are
-COCO's, in `val2014/` there or in a folder `coco/` beside this one; each has six questions a split.
+Folder: `coco_pope_SPLIT.json` (or in `coco/` or `output/coco/`), as published.
 
 Rules of the official evaluate.py (AoiDragon/POPE). Positive class is yes; figures are fractions.
 Under `corrected` answers are read by `verdicts`; one without a verdict is neither, and wrong.
@@ -23,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.evaluation import aggregation, reading
-from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, coco_folders
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.published import pope_names
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
-from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
+from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import unreadable
 from chip_core.utils.errors import UserError
 
@@ -56,14 +55,13 @@ class _LabelledAnswer:
     label: str | None  # "yes", "no"
 
 
-class Pope(FileBenchmark):
-    """POPE's three splits."""
+class PopeScorer(FileBenchmark):
+    """Scores answers to POPE."""
 
     name = "pope"
     version = "pope-2"
     needs = frozenset({"data"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
-    max_new_tokens = 64
     response_keys = ("response", "answer", "text")
     metrics: Mapping[str, MetricInfo] = {
         f"{split}/{figure}": MetricInfo(
@@ -90,19 +88,6 @@ class Pope(FileBenchmark):
             for split, file in files.items()
             if file.is_file()
             for number, row in enumerate(reading.read_rows(file), start=1)
-        ]
-
-    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return the questions, split by split."""
-        pictures = Pictures(coco_folders(self.require_folder(data)))
-        return [
-            Item(
-                id=f"{split}/{row.id('question_id')}",
-                prompt=row.text("text"),
-                pictures=(pictures.file(row.text("image")),),
-            )
-            for split in SPLITS
-            for row in self.read_rows(data, *pope_names(split))
         ]
 
     def score(
@@ -286,6 +271,3 @@ def _compute_official(split: str, pairs: Sequence[_LabelledAnswer]) -> dict[str,
         "yes_ratio": sum(pair.verdict == "yes" for pair in pairs) / len(pairs),
     }
     return {f"{split}/{figure}": value for figure, value in values.items()}
-
-
-BENCHMARKS.register("pope")(Pope())

@@ -1,7 +1,6 @@
 """LLaVA-Bench (In-the-Wild): a judge rates each of 60 answers beside a reference answer.
 
-Folder: `questions.jsonl`, `context.jsonl`, `answers_gpt4.jsonl`, `rule.json`, and the pictures in
-`images/`, as published.
+Folder: `questions.jsonl`, `context.jsonl`, `answers_gpt4.jsonl` and `rule.json`, as published.
 
 Rules of LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. The judge sees a description
 of the image, the question, the reference (first) and the answer, and gives two numbers on its first
@@ -24,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.evaluation import aggregation, reading
-from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources, Scored
-from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
+from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.utils.errors import UserError
 
@@ -64,14 +63,13 @@ class _RatedAnswer:
     answer: float
 
 
-class LlavaBench(FileBenchmark):
-    """LLaVA-Bench in the Wild."""
+class LlavaBenchScorer(FileBenchmark):
+    """Scores answers to LLaVA-Bench by a judge."""
 
     name = "llava_bench"
     version = "llava_bench-2"
     needs = frozenset({"data", "judge"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
-    max_new_tokens = 1024
     metrics: Mapping[str, MetricInfo] = {
         name: info
         for kind, info in KINDS.items()
@@ -79,19 +77,6 @@ class LlavaBench(FileBenchmark):
     }
     item_keys = ("question_id", "item")
     response_keys = ("text", "response")
-
-    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return the questions in the file's order."""
-        folder = self.require_folder(data)
-        pictures = Pictures([folder / "images", folder])
-        return [
-            Item(
-                id=row.id("question_id"),
-                prompt=row.text("text"),
-                pictures=(pictures.file(row.text("image")),),
-            )
-            for row in self.read_rows(data, "questions.jsonl")
-        ]
 
     def score(
         self,
@@ -210,7 +195,7 @@ def _make_request(question: _Question, answer: str) -> JudgeRequest:
 
 
 def _collect_items(rated: Sequence[_RatedAnswer]) -> dict[str, list[ItemOutcome]]:
-    items: dict[str, list[ItemOutcome]] = {name: [] for name in LlavaBench.metrics}
+    items: dict[str, list[ItemOutcome]] = {name: [] for name in LlavaBenchScorer.metrics}
     for rated_answer in rated:
         item, category = rated_answer.question.item, rated_answer.question.category
         shares = {
@@ -251,6 +236,3 @@ def _compute_official(rated: Sequence[_RatedAnswer]) -> dict[str, float | None]:
         values[f"answer_score{suffix}"] = round(answer * 10, 1)
         values[f"reference_score{suffix}"] = round(reference * 10, 1)
     return values
-
-
-BENCHMARKS.register("llava_bench")(LlavaBench())

@@ -1,7 +1,7 @@
 """MMMU (validation): college-level questions of 30 subjects, multiple-choice or open.
 
-Most have one picture, some up to seven. Folder: `answer_dict_val.json`, and the data set's
-`SUBJECT/validation-*.parquet`, as published.
+Folder: `answer_dict_val.json`, as published, and for responses without their options the data set's
+`SUBJECT/validation-*.parquet`.
 
 Rules of the official main_eval_only.py and main_parse_and_eval.py (MMMU-Benchmark/MMMU). Figures
 are fractions, rounded to three decimals as printed; an item is a question, right or not.
@@ -18,17 +18,17 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation import aggregation, reading
-from chip_core.evaluation.benchmarks.base import FileBenchmark, embedded_picture
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.mmmu import parsing
 from chip_core.evaluation.benchmarks.published import MMMU_ANSWERS
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
-from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Picture, Side
+from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
@@ -58,23 +58,17 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
 SUBJECTS = sorted(subject for subjects in DOMAINS.values() for subject in subjects)
 CHOICE = "multiple-choice"
 SEED = 42
-PICTURES = tuple(f"image_{number}" for number in range(1, 8))
-TEXTS = ("id", "question", "options", "question_type")
 #: The letters of a final answer under `corrected`, whose options are unknown.
 LETTERS = "ABCDEFGHIJ"
 
 
-class Mmmu(FileBenchmark):
-    """MMMU's validation questions.
-
-    The pictures come before the text, which names them <image 1> and so on.
-    """
+class MmmuScorer(FileBenchmark):
+    """Scores answers to MMMU."""
 
     name = "mmmu"
     version = "mmmu-2"
     needs = frozenset({"data"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
-    max_new_tokens = 128
     metrics: Mapping[str, MetricInfo] = {
         name: MetricInfo(unit="fraction", goal="maximize")
         for name in (
@@ -103,25 +97,6 @@ class Mmmu(FileBenchmark):
             Answer(item=row.id("id"), response=row.text("response"), fields={"final": True})
             for row in rows
         ]
-
-    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return the questions, subject by subject."""
-        import pyarrow
-        import pyarrow.parquet as parquet
-
-        folder = self.require_folder(data)
-        files = sorted(folder.glob("**/validation-*.parquet"))
-        if not files:
-            raise UserError(f"mmmu: {folder} holds no SUBJECT/validation-*.parquet")
-        items = []
-        for file in files:
-            try:
-                paths = [f"{name}.path" for name in PICTURES]
-                rows = parquet.ParquetFile(file).read(columns=[*TEXTS, *paths]).to_pylist()
-            except (OSError, pyarrow.ArrowException) as error:
-                raise UserError(f"mmmu: {file} cannot be read ({error})") from None
-            items += [_make_item(file, number, row) for number, row in enumerate(rows)]
-        return items
 
     def score(
         self,
@@ -171,46 +146,6 @@ class Mmmu(FileBenchmark):
         )
 
 
-def _make_item(file: Path, number: int, row: dict[str, Any]) -> Item:
-    missing = [name for name in TEXTS if not isinstance(row.get(name), str)]
-    if missing:
-        raise UserError(f"mmmu: {file} row {number}: {missing[0]} must be text")
-    picture_columns = [name for name in PICTURES if row.get(name) is not None]
-    pictures = [
-        _make_picture(file, number, name, f"{row['id']}/{name}") for name in picture_columns
-    ]
-    is_multiple_choice = row["question_type"] == CHOICE
-    options = _parse_options(row["options"]) if is_multiple_choice else []
-    return Item(
-        id=row["id"],
-        prompt=_format_prompt(row["question"], options),
-        pictures=tuple(pictures),
-        fields={"options": options} if is_multiple_choice else {},
-    )
-
-
-def _format_prompt(question: str, options: Sequence[str]) -> str:
-    """Format a question as the official configuration for LLaVA-1.5 does."""
-    if not options:
-        return f"{question}\n\nAnswer the question using a single word or phrase."
-    lines = "".join(f"({chr(ord('A') + n)}) {text}\n" for n, text in enumerate(options))
-    return (
-        f"{question}\n\n{lines}\nAnswer with the option's letter from the given choices directly."
-    )
-
-
-def _make_picture(file: Path, number: int, column: str, key: str) -> Picture:
-    return embedded_picture(key, lambda: _read_column(file, column)[number]["bytes"])
-
-
-@lru_cache(maxsize=8)
-def _read_column(file: Path, column: str) -> list[Any]:
-    import pyarrow.parquet as parquet
-
-    rows: list[Any] = parquet.read_table(file, columns=[column])[column].to_pylist()
-    return rows
-
-
 def _get_options(
     answer: Answer, read_published: Callable[[], Mapping[str, list[str]]]
 ) -> tuple[list[str], dict[str, str]]:
@@ -223,7 +158,7 @@ def _get_options(
     if "all_choices" in fields and "index2ans" in fields:
         return list(fields["all_choices"]), dict(fields["index2ans"])
     if "options" in fields:
-        texts = _parse_options(fields["options"])
+        texts = parse_options(fields["options"])
     elif answer.item in (published := read_published()):
         texts = published[answer.item]
     else:
@@ -241,7 +176,7 @@ def _read_published_options(data: Path) -> dict[str, list[str]]:
     import pyarrow.parquet as parquet
 
     return {
-        row["id"]: _parse_options(row["options"])
+        row["id"]: parse_options(row["options"])
         for file in sorted(data.glob("**/validation-*.parquet"))
         for row in parquet.read_table(file, columns=["id", "options"]).to_pylist()
     }
@@ -260,7 +195,7 @@ def _read_json_object(path: Path) -> list[tuple[str, Any]] | None:
     return list(pairs) if is_object and "id" not in dict(pairs) else None
 
 
-def _parse_options(options: Any) -> list[str]:
+def parse_options(options: Any) -> list[str]:
     """Return options as a list; the benchmark stores the list as Python source."""
     try:
         parsed = ast.literal_eval(options) if isinstance(options, str) else list(options)
@@ -401,6 +336,3 @@ def _compute_official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, f
             if name.startswith("subject/")
         },
     }
-
-
-BENCHMARKS.register("mmmu")(Mmmu())

@@ -1,8 +1,6 @@
 """MMHal-Bench: 96 questions that invite hallucination; a judge rates each answer from 0 to 6.
 
-Folder: `response_template.json` as published (or `mmhal-bench_answer_template.json`, as in RLHF-V),
-and the pictures in `images/`, under the file names of their addresses; or
-`mmhal-bench_with_image.jsonl` with the pictures inside.
+Folder: `response_template.json` as published (or `mmhal-bench_answer_template.json`, as in RLHF-V).
 
 Rules of CHiP's eval_gpt_mmhal.py. A rating of 3 and more is free of hallucination; 0 and 3 are not
 informative. The eight kinds of question alternate, so a question's kind is its place modulo 8.
@@ -18,16 +16,14 @@ informative. The eight kinds of question alternate, so a question's kind is its 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from chip_core.evaluation import aggregation, reading
-from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, embedded_picture
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources, Scored
-from chip_core.evaluation.task import BENCHMARKS, Item, MetricInfo, Side
+from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.utils.errors import UserError
 
@@ -42,7 +38,6 @@ KINDS = (
     "other",
 )
 FILES = ("mmhal-bench_answer_template.json", "response_template.json")
-WITH_PICTURES = "mmhal-bench_with_image.jsonl"
 SCRIPTS = ("eval_gpt4.py", "eval_gpt_mmhal.py")  # where the official prompt is published
 RATINGS = range(7)
 
@@ -80,8 +75,8 @@ Answer to rate: {}
 )
 
 
-class Mmhal(FileBenchmark):
-    """MMHal-Bench."""
+class MmhalScorer(FileBenchmark):
+    """Scores answers to MMHal-Bench by a judge."""
 
     name = "mmhal"
     version = "mmhal-2"
@@ -95,25 +90,6 @@ class Mmhal(FileBenchmark):
     }
     item_keys = ("image", "image_id", "item")
     response_keys = ("response", "model_answer")
-
-    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
-        """Return the questions in the template's order."""
-        folder = self.require_folder(data)
-        embedded = {}
-        if (folder / WITH_PICTURES).is_file():
-            embedded = {
-                row.id("image_id"): embedded_picture(row.id("image_id"), partial(row.text, "image"))
-                for row in reading.read_rows(folder / WITH_PICTURES)
-            }
-        pictures = Pictures([folder / "images", folder])
-        items = []
-        for item, row in self._iter_questions(folder):
-            picture = embedded.get(item)
-            if picture is None:
-                file = Path(urlsplit(row.text("image_src")).path).name
-                picture = pictures.file(file, f"{item}.jpg", f"{item}.png")
-            items.append(Item(id=item, prompt=row.text("question"), pictures=(picture,)))
-        return items
 
     def score(
         self,
@@ -239,6 +215,3 @@ def _compute_official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, f
         else round(mean(name), 2 if "/" in name else 3)
         for name in items
     }
-
-
-BENCHMARKS.register("mmhal")(Mmhal())
