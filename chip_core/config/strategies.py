@@ -6,7 +6,7 @@ configuration, so that a study is planned without an imaging library.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -36,30 +36,31 @@ class CropParameters(Section):
     )
 
 
-class RotateParameters(Section):
+class _RangeParameters(Section):
+    """The ends of a range from which a number is drawn."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low:g}, above high, {self.high:g}: swap them")
+        return self
+
+
+class RotateParameters(_RangeParameters):
     """A turn to the left by a random angle; what comes into view is black."""
 
     low: float = figure(10.0, ge=0, le=360, doc="smallest angle, in degrees")
     high: float = figure(80.0, ge=0, le=360, doc="largest angle, in degrees")
 
-    @model_validator(mode="after")
-    def _check_order(self) -> RotateParameters:
-        if self.low > self.high:
-            raise ValueError(f"low is {self.low:g}, above high, {self.high:g}: swap them")
-        return self
 
-
-class LightingParameters(Section):
+class LightingParameters(_RangeParameters):
     """All values times a random gain below 1, or by its inverse with even odds."""
 
     low: float = figure(0.15, gt=0, lt=1, doc="smallest gain")
     high: float = figure(0.4, gt=0, lt=1, doc="largest gain")
-
-    @model_validator(mode="after")
-    def _check_order(self) -> LightingParameters:
-        if self.low > self.high:
-            raise ValueError(f"low is {self.low:g}, above high, {self.high:g}: swap them")
-        return self
 
 
 class OcclusionParameters(Section):

@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
-from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.outcomes import ItemOutcome, MetricInfo, MetricOutcome
 from chip_core.utils.errors import UserError
 
 ItemsByMetric = Mapping[str, Sequence[ItemOutcome]]
 MetricInfos = Mapping[str, MetricInfo]
-
-
-def compute_rate(items: Sequence[ItemOutcome]) -> float | None:
-    """Return Σ numerators / Σ denominators; None if there is nothing to divide by."""
-    denominator = sum(outcome.denominator for outcome in items)
-    return sum(outcome.numerator for outcome in items) / denominator if denominator else None
-
-
-def compute_metrics(infos: MetricInfos, items: ItemsByMetric) -> tuple[MetricOutcome, ...]:
-    """Return every metric, unrounded; undefined if there is nothing to divide by."""
-    return _compute(infos, items, digits=None)
-
-
-def compute_printed_metrics(
-    infos: MetricInfos, items: ItemsByMetric, *, digits: int, scorer: str
-) -> tuple[MetricOutcome, ...]:
-    """Return every metric as printed by a script that always divides.
-
-    Raises:
-        UserError: the script would divide by zero.
-    """
-    for name in infos:
-        if compute_rate(items[name]) is None:
-            raise UserError(
-                f"{scorer}: {name} is of nothing here: the official script divides by zero and "
-                "stops; --protocol corrected gives what is defined"
-            )
-    return _compute(infos, items, digits=digits)
+Values = Mapping[str, float | None]
 
 
 def make_outcome(
@@ -49,53 +21,56 @@ def make_outcome(
     )
 
 
-def _compute(
-    infos: MetricInfos, items: ItemsByMetric, digits: int | None
-) -> tuple[MetricOutcome, ...]:
-    outcomes = []
-    for name, info in infos.items():
-        value = compute_rate(items[name])
+def compute_rate(items: Sequence[ItemOutcome]) -> float | None:
+    """Return Σ numerators / Σ denominators; None if there is nothing to divide by."""
+    denominator = sum(outcome.denominator for outcome in items)
+    return sum(outcome.numerator for outcome in items) / denominator if denominator else None
+
+
+def compute_values(
+    infos: MetricInfos, items: ItemsByMetric, digits: int | None = None
+) -> dict[str, float | None]:
+    """Return the ratio of each metric that has items, in its unit; None if it is undefined."""
+    values: dict[str, float | None] = {}
+    for name, outcomes in items.items():
+        value = compute_rate(outcomes)
         if value is not None:
-            value = value * 100 if info.unit == "percent" else value
+            value = value * 100 if infos[name].unit == "percent" else value
             value = value if digits is None else round(value, digits)
-        outcomes.append(
-            MetricOutcome(
-                name=name, unit=info.unit, goal=info.goal, value=value, items=tuple(items[name])
+        values[name] = value
+    return values
+
+
+def compute_printed_values(
+    infos: MetricInfos, items: ItemsByMetric, *, digits: int, scorer: str
+) -> dict[str, float | None]:
+    """Return the values as printed by a script that always divides.
+
+    Raises:
+        UserError: the script would divide by zero.
+    """
+    values = compute_values(infos, items, digits)
+    for name, value in values.items():
+        if value is None:
+            raise UserError(
+                f"{scorer}: {name} is of nothing here: the official script divides by zero and "
+                "stops; --protocol corrected gives what is defined"
             )
-        )
-    return tuple(outcomes)
-
-
-def compute_ratio(items: Iterable[ItemOutcome], scale: float = 1.0) -> float | None:
-    """Return scale × Σ numerators / Σ denominators; None if there is nothing to divide by."""
-    unscaled = compute_rate(tuple(items))
-    return None if unscaled is None else scale * unscaled
+    return values
 
 
 def build_metrics(
-    infos: Mapping[str, MetricInfo],
-    items: Mapping[str, Iterable[ItemOutcome]],
-    official: Mapping[str, float | None] | None = None,
+    infos: MetricInfos, items: ItemsByMetric, values: Values | None = None
 ) -> tuple[MetricOutcome, ...]:
     """Return the metrics that have items, in order.
 
     Args:
         infos: the definition of each metric; `percent` is 100 times the ratio.
         items: each metric's items.
-        official: the values that the official script prints, in place of the plain ratios.
+        values: the values that the official script prints, in place of the plain ratios.
     """
-    outcomes_by_metric = {name: tuple(outcomes) for name, outcomes in items.items()}
-    if official is None:
-        return compute_metrics(
-            {name: infos[name] for name in outcomes_by_metric}, outcomes_by_metric
-        )
+    if values is None:
+        values = compute_values(infos, items)
     return tuple(
-        MetricOutcome(
-            name=name,
-            unit=infos[name].unit,
-            goal=infos[name].goal,
-            value=official[name],
-            items=outcomes,
-        )
-        for name, outcomes in outcomes_by_metric.items()
+        infos[name].make_metric(name, values[name], outcomes) for name, outcomes in items.items()
     )

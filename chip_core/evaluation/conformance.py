@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from chip_core.evaluation.outcomes import MetricOutcome
+from chip_core.evaluation.aggregation import compute_values
+from chip_core.evaluation.outcomes import MetricInfo, MetricOutcome
 from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import Benchmark, Item
 from chip_core.utils.errors import TrialError, UserError, describe_error
@@ -55,29 +56,20 @@ class _ConformanceChecks:
             ("every question has an id of its own", _check_ids),
             ("every question says something", _check_prompts),
             ("pictures can be read", _check_pictures),
-        ):
-            yield description, _run_check(partial(check, items))
-        for description, score in (
             ("figures are the declared ones", self._check_metrics),
             ("items come to the figure", self._check_sums),
             ("the order of answers changes no figure", self._check_order),
             ("empty answers give figures, or a sentence", self._check_empty_answers),
+            ("an answer to no question is told, or not counted", self._check_unknown_item),
         ):
-            yield description, _run_check(partial(score, items))
-        yield (
-            "an answer to no question is told, or not counted",
-            _run_check(partial(self._check_unknown_item, items)),
-        )
+            yield description, _run_check(partial(check, items))
 
     def _load_items(self) -> Sequence[Item]:
         return self._benchmark.items("report", data=self._data, protocol=self._protocol)
 
     def _score(self, answers: Sequence[Answer]) -> Scored:
         return self._benchmark.score(
-            answers,
-            data=self._data,
-            protocol=self._protocol,
-            resources=self._resources,
+            answers, data=self._data, protocol=self._protocol, resources=self._resources
         )
 
     def _make_answers(self, items: Sequence[Item]) -> list[Answer]:
@@ -126,11 +118,8 @@ class _ConformanceChecks:
         return None
 
     def _check_sums(self, items: Sequence[Item]) -> str | None:
-        for metric in self._score(self._make_answers(items)).metrics:
-            problem = _find_sum_problem(metric)
-            if problem is not None:
-                return problem
-        return None
+        metrics = self._score(self._make_answers(items)).metrics
+        return next(filter(None, map(_find_sum_problem, metrics)), None)
 
     def _check_order(self, items: Sequence[Item]) -> str | None:
         answers = self._make_answers(items)
@@ -192,13 +181,8 @@ def _find_sum_problem(metric: MetricOutcome) -> str | None:
     """Return how a figure differs from the sum of its items; a figure of figures has no items."""
     if not metric.items:
         return None
-    denominator = sum(outcome.denominator for outcome in metric.items)
-    scale = 100.0 if metric.unit == "percent" else 1.0
-    expected = (
-        scale * sum(outcome.numerator for outcome in metric.items) / denominator
-        if denominator
-        else None
-    )
+    info = MetricInfo(unit=metric.unit, goal=metric.goal)
+    expected = compute_values({metric.name: info}, {metric.name: metric.items})[metric.name]
     if _is_close(metric.value, expected):
         return None
     return f"{metric.name} is {metric.value}, its items come to {expected}"

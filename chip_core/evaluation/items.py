@@ -94,11 +94,14 @@ def select_items(
         items = select_half(items, settings, benchmark)
     if settings.limit is None or settings.limit >= len(items):
         return items, total
-    selected = sorted(items, key=lambda item: _shuffle_key(settings.name, item.id))[
-        : settings.limit
-    ]
+    selected = draw_items("limit", settings.name, items, settings.limit)
     selected_ids = {item.id for item in selected}
     return [item for item in items if item.id in selected_ids], total
+
+
+def draw_items(purpose: str, benchmark: str, items: Sequence[Item], count: int) -> list[Item]:
+    """Return the first items of a shuffle that depends on purpose, benchmark and ids alone."""
+    return sorted(items, key=lambda item: _hash_key(purpose, benchmark, item.id))[:count]
 
 
 def select_half(
@@ -115,7 +118,8 @@ def select_half(
     halves: dict[str, list[Item]] = {"select": [], "report": []}
     side_of: dict[str, str] = {}  # by picture
     for item in items:
-        half = _assign_half(settings.half_seed, benchmark.group(item))
+        hashed = _hash_key("half", settings.half_seed, benchmark.group(item))
+        half = "report" if hashed[0] & 1 else "select"
         halves[half].append(item)
         for picture in item.pictures:
             if side_of.setdefault(picture.key, half) != half:
@@ -182,13 +186,8 @@ def _hash_files(
         ) from None
 
 
-def _assign_half(seed: int, group: str) -> str:
-    bit = hashlib.sha256(f"half\x1f{seed}\x1f{group}".encode()).digest()[0] & 1
-    return "report" if bit else "select"
-
-
-def _shuffle_key(benchmark: str, item: str) -> bytes:
-    return hashlib.sha256(f"limit\x1f{benchmark}\x1f{item}".encode()).digest()
+def _hash_key(*parts: object) -> bytes:
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
 
 
 def open_resources(
@@ -236,9 +235,10 @@ def find_resource_problems(
         ) / SIMILARITY_TABLE
         problems += [f"{problem} (or {expected})" for problem in spacy_problems(SPACY_VECTORS)]
     if "coco" in needs and find_coco_folder(data_paths) is None:
+        expected = (data_paths.benchmark_data or Path("DIR")) / "coco" / "annotations"
         problems.append(
             "COCO's annotations are not there: put instances_*2014.json and captions_*2014.json "
-            f"into {_expected_coco_folder(data_paths)}"
+            f"into {expected}"
         )
     if "judge" in needs:
         replies = data_paths.judge_replies
@@ -293,18 +293,9 @@ def find_coco_folder(data_paths: DataPaths) -> Path | None:
     """Return the folder of COCO's annotation files, or None."""
     if data_paths.benchmark_data is None:
         return None
-    for folder in (
-        data_paths.benchmark_data / "coco" / "annotations",
-        data_paths.benchmark_data / "coco",
-    ):
-        if folder.is_dir() and any(folder.glob("instances_*.json")):
-            return folder
-    return None
-
-
-def _expected_coco_folder(data_paths: DataPaths) -> str:
-    folder = data_paths.benchmark_data
-    return str((folder or Path("DIR")) / "coco" / "annotations")
+    coco = data_paths.benchmark_data / "coco"
+    folders = (coco / "annotations", coco)
+    return next((folder for folder in folders if any(folder.glob("instances_*.json"))), None)
 
 
 def _open_similarity(settings: BenchmarkConfig, data_paths: DataPaths) -> Similarity:

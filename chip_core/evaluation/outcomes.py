@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +43,22 @@ class MetricInfo:
     unit: str
     goal: Literal["minimize", "maximize"]
 
+    def make_metric(
+        self, name: str, value: float | None, items: Iterable[ItemOutcome]
+    ) -> MetricOutcome:
+        """Return the metric with its value and items."""
+        return MetricOutcome(
+            name=name, unit=self.unit, goal=self.goal, value=value, items=tuple(items)
+        )
+
+
+def compute_percentage(items: Sequence[ItemOutcome]) -> float | None:
+    """Return 100 × Σ numerators / Σ denominators; None if there is nothing to divide by."""
+    denominator = sum(outcome.denominator for outcome in items)
+    return (
+        100.0 * sum(outcome.numerator for outcome in items) / denominator if denominator else None
+    )
+
 
 def percent(
     name: str, goal: Literal["minimize", "maximize"], items: Iterable[ItemOutcome]
@@ -57,10 +73,5 @@ def percent(
     outcomes = tuple(items)
     if not outcomes:
         raise ValueError(f"{name}: there are no items to score")
-    denominator = sum(outcome.denominator for outcome in outcomes)
-    value = (
-        100.0 * sum(outcome.numerator for outcome in outcomes) / denominator
-        if denominator
-        else None
-    )
-    return MetricOutcome(name=name, unit="percent", goal=goal, value=value, items=outcomes)
+    info = MetricInfo(unit="percent", goal=goal)
+    return info.make_metric(name, compute_percentage(outcomes), outcomes)

@@ -106,7 +106,7 @@ def find_replay_problems(config: TrialConfig, data_paths: DataPaths) -> list[str
 
 def _needs_judge(settings: BenchmarkConfig) -> bool:
     try:
-        return "judge" in getattr(find_benchmark(settings.name), "needs", ())
+        return "judge" in find_benchmark(settings.name).needs
     except ValueError:
         return False  # reported with the benchmark itself
 
@@ -167,15 +167,7 @@ def find_declared_overlaps(benchmarks: BenchmarksConfig) -> list[tuple[Side, Ben
     """
     selected = {settings.name: settings for settings in benchmarks.select}
     overlaps: list[tuple[Side, BenchmarkConfig, str]] = []
-    benchmarks_by_side: tuple[tuple[Side, Sequence[BenchmarkConfig]], ...] = (
-        ("select", benchmarks.select),
-        ("report", benchmarks.report),
-    )
-    for side, settings in (
-        (side, settings_of_side)
-        for side, benchmarks_of_side in benchmarks_by_side
-        for settings_of_side in benchmarks_of_side
-    ):
+    for side, settings in list_sides(benchmarks):
         try:
             splits = find_benchmark(settings.name).splits
         except ValueError:

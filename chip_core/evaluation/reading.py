@@ -19,10 +19,24 @@ from chip_core.utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FileRow:
-    """One object of a file."""
+    """One object of a file: a row, or an object with a name."""
 
     location: str  # "responses.json row 7"
     values: Mapping[str, Any]
+
+    def get(self, *keys: str) -> Any:
+        """Return the value of the first of these keys that the row has.
+
+        Raises:
+            UserError: the row has none of them.
+        """
+        for key in keys:
+            if key in self.values:
+                return self.values[key]
+        raise UserError(
+            f"{self.location}: there is no {' or '.join(keys)}; it has: "
+            f"{', '.join(self.values) or '-'}"
+        )
 
     def id(self, *keys: str) -> str:
         """Return the first of these keys that the row has, an id, as text.
@@ -30,7 +44,7 @@ class FileRow:
         Raises:
             UserError: the row has none of them, or the value is neither text nor a number.
         """
-        value = self._get_first(keys)
+        value = self.get(*keys)
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(
                 f"{self.location}: {keys[0]} must be text or a number, got {_shorten(value)}"
@@ -43,7 +57,7 @@ class FileRow:
         Raises:
             UserError: the row has none of them, or the value is not text.
         """
-        value = self._get_first(keys)
+        value = self.get(*keys)
         if not isinstance(value, str):
             raise UserError(f"{self.location}: {keys[0]} must be text, got {_shorten(value)}")
         return value
@@ -51,12 +65,6 @@ class FileRow:
     def has(self, *keys: str) -> bool:
         """Whether the row has one of the keys."""
         return any(key in self.values for key in keys)
-
-    def _get_first(self, keys: Sequence[str]) -> Any:
-        for key in keys:
-            if key in self.values:
-                return self.values[key]
-        raise UserError(f"{self.location}: there is no {' or '.join(keys)}")
 
 
 def read_rows(path: Path) -> list[FileRow]:
@@ -160,18 +168,6 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
     return values
 
 
-def get_first_value(row: Mapping[str, Any], names: Sequence[str], path: Path, number: int) -> Any:
-    """Return the first of some names that a row has.
-
-    Raises:
-        UserError: it has none of them.
-    """
-    for name in names:
-        if name in row:
-            return row[name]
-    raise UserError(f"{path}: row {number} has no '{names[0]}'; it has: {', '.join(row) or '-'}")
-
-
 def read_answers(path: Path, items: Sequence[str], responses: Sequence[str]) -> list[Answer]:
     """Read rows of an item and a response, each by the first of its names that the row has.
 
@@ -179,11 +175,10 @@ def read_answers(path: Path, items: Sequence[str], responses: Sequence[str]) -> 
     first name that is not an integer, a response that is not text.
     """
     answers = []
-    for number, row in enumerate(read_objects(path), start=1):
-        item = get_first_value(row, items, path, number)
-        response = get_first_value(row, responses, path, number)
+    for row in read_rows(path):
+        item, response = row.get(*items), row.get(*responses)
         fields: dict[str, Any] = {}
-        if items[0] in row and type(item) is not int:
+        if row.has(items[0]) and type(item) is not int:
             fields[items[0]] = item
         if not isinstance(response, str):
             fields["response"], response = response, ""
@@ -191,7 +186,25 @@ def read_answers(path: Path, items: Sequence[str], responses: Sequence[str]) -> 
     return answers
 
 
-def require_unique_answers(answers: Sequence[Answer], scorer: str) -> None:
+def require_text_responses(answers: Sequence[Answer], scorer: str) -> None:
+    """Raise if a response is not text, under `official`.
+
+    Raises:
+        UserError: the number of the answer, and its item.
+    """
+    for number, answer in enumerate(answers, start=1):
+        if "response" in answer.fields:
+            raise UserError(
+                f"{scorer}: answer {number} (item {answer.item}): the response is not text, at "
+                "which the official script stops; --protocol corrected counts it as missing"
+            )
+
+
+def require_unique_answers(
+    answers: Sequence[Answer],
+    scorer: str,
+    advice: str = "keep one, or use --protocol official, which counts each",
+) -> None:
     """Raise if an item is answered more than once, since no answer is preferred over another.
 
     Raises:
@@ -202,7 +215,7 @@ def require_unique_answers(answers: Sequence[Answer], scorer: str) -> None:
             rows = [str(row) for row, answer in enumerate(answers, start=1) if answer.item == item]
             raise UserError(
                 f"{scorer}: item {item} is answered {times} times (answers {', '.join(rows[:5])}): "
-                "keep one, or use --protocol official, which counts each"
+                f"{advice}"
             )
 
 

@@ -1,13 +1,4 @@
-"""The interface of scorers: answers and a benchmark's own files in, figures out.
-
-A scorer is pure except for reading those files. There are three protocols:
-
-| protocol    | what its figures are                                                             |
-|-------------|----------------------------------------------------------------------------------|
-| `official`  | what the benchmark's own script prints for the same answers, its quirks included |
-| `corrected` | what the benchmark says it measures; docs/benchmarks.md lists each difference    |
-| `chip`      | the paper's reading of the answers, where it has one of its own                  |
-"""
+"""What a benchmark's score is computed from, and what it consists of."""
 
 from __future__ import annotations
 
@@ -16,16 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from chip_core.evaluation.outcomes import MetricInfo, MetricOutcome
+from chip_core.evaluation.outcomes import MetricOutcome
 from chip_core.evaluation.unreadable import Unreadable
-from chip_core.utils.errors import UserError
-from chip_core.utils.registry import Registry
 
 ProtocolName = Literal["official", "corrected", "chip"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("official", "corrected", "chip")
-
-#: What a scorer may need besides the benchmark's folder.
-Need = Literal["similarity", "coco", "judge", "nltk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +83,10 @@ class Resources:
     #: under `limit`: the selected items; the benchmark is taken to have no others
     only: frozenset[str] | None = None
 
+    def selects(self, item: str) -> bool:
+        """Return whether an item is one of the selected ones."""
+        return self.only is None or item in self.only
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
@@ -114,53 +104,3 @@ class Scored:
     def values(self) -> dict[str, float | None]:
         """The figures by name; None if one is undefined."""
         return {metric.name: metric.value for metric in self.metrics}
-
-
-class Scorer(Protocol):
-    """A benchmark's scorer."""
-
-    name: str
-    version: str  # "amber-1": raised whenever its figures change; recorded with them
-    needs: frozenset[Need]
-    metrics: Mapping[str, MetricInfo]
-    protocols: frozenset[ProtocolName]  # those it knows; any other is refused with a sentence
-
-    def read_responses(self, path: Path) -> list[Answer]:
-        """Read answers in the benchmark's own format.
-
-        Raises:
-            UserError: the file does not exist or has another format; one line that names the
-                place.
-        """
-
-    def score(
-        self,
-        answers: Sequence[Answer],
-        *,
-        data: Path,
-        protocol: ProtocolName,
-        resources: Resources,
-    ) -> Scored:
-        """Score answers against the benchmark's files in `data`.
-
-        Raises:
-            UserError: a file or a resource is missing, or (`official`) the official script would
-                not have given a figure; one line that names the place.
-        """
-
-
-SCORERS: Registry[Scorer] = Registry("benchmark")
-
-
-def require_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
-    """Raise if a scorer does not implement a protocol.
-
-    Raises:
-        UserError: the protocols that it implements.
-    """
-    if protocol not in scorer.protocols:
-        choices = ", ".join(name for name in PROTOCOLS if name in scorer.protocols)
-        raise UserError(
-            f"{scorer.name}: protocol {protocol} is not known here (the paper says nothing of it): "
-            f"choose from {choices}"
-        )

@@ -77,7 +77,9 @@ def score_answers(
         )
         if resources.judge is not None:
             metadata["judge"] = _judge_metadata(resources.judge)
-        metadata |= _tool_names(similarity=resources.similarity, tagger=resources.tagger)
+        similarity_name = getattr(resources.similarity, "name", None)
+        if similarity_name is not None:
+            metadata["similarity"] = similarity_name
         evaluation = write_scores(
             folder, side, settings, benchmark, scored, metadata, items=len(responses)
         )
@@ -162,11 +164,6 @@ def _judge_metadata(judge: Any) -> dict[str, Any]:
         **({"send": dict(send)} if send else {}),
         **({"returned": returned} if returned else {}),
     }
-
-
-def _tool_names(**tools: Any) -> dict[str, str]:
-    """Return the names of the language tools that were used."""
-    return {kind: tool.name for kind, tool in tools.items() if hasattr(tool, "name")}
 
 
 @contextmanager

@@ -105,10 +105,11 @@ class Benchmark(ABC):
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
-        """Return every metric of the answers.
+        """Return every metric of the answers, by the benchmark's files in `data`.
 
         Raises:
-            UserError: as in `Scorer.score`.
+            UserError: a file or a resource is missing, or (`official`) the official script would
+                not have given a figure; one line that names the place.
         """
 
     def group(self, item: Item) -> str:

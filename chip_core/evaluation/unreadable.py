@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from chip_core.utils.errors import to_printable
+
 #: The kind of text: a model's own answer, which counts as wrong, or a judge's reply to it, which is
 #: missing.
 Source = Literal["answer", "reply"]
@@ -28,7 +30,8 @@ class Unreadable:
 
 def unreadable(item: str, text: str, source: Source = "answer") -> Unreadable:
     """Return a text that could not be read, in a form that can be stored and shown."""
-    return Unreadable(item=item, text=_truncate(_to_one_line(text), MAX_LENGTH), source=source)
+    one_line = to_printable(" ".join(text.split()))
+    return Unreadable(item=item, text=truncate(one_line, MAX_LENGTH), source=source)
 
 
 def count_unreadable(unreadable_texts: Sequence[Unreadable]) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def count_unreadable(unreadable_texts: Sequence[Unreadable]) -> dict[str, Any]:
         "examples": [
             {
                 "item": entry.item,
-                "text": _truncate(entry.text, _MAX_EXAMPLE_LENGTH),
+                "text": truncate(entry.text, _MAX_EXAMPLE_LENGTH),
                 "source": entry.source,
             }
             for entry in _pick_examples(unreadable_texts)
@@ -77,14 +80,6 @@ def _pick_examples(unreadable_texts: Sequence[Unreadable]) -> list[Unreadable]:
     return [distinct[index * last_index // (_MAX_EXAMPLES - 1)] for index in range(_MAX_EXAMPLES)]
 
 
-def _to_one_line(text: str) -> str:
-    """Return text without characters that move a terminal's cursor or cannot be stored."""
-    joined = " ".join(text.split())
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for character in joined
-    )
-
-
-def _truncate(text: str, max_length: int) -> str:
+def truncate(text: str, max_length: int) -> str:
+    """Return a text of at most so many characters; a cut one ends in an ellipsis."""
     return text if len(text) <= max_length else f"{text[: max_length - 1]}…"

@@ -19,7 +19,7 @@ from chip_core.data.source import SHAPES
 from chip_core.evaluation.benchmarks.chair.score import ChairScorer, make_object_reader
 from chip_core.evaluation.benchmarks.coco import GroundTruth, read_ground_truth
 from chip_core.evaluation.benchmarks.mmhal.score import RATING_SCALE
-from chip_core.evaluation.benchmarks.shapes.score import EmbeddedScorer
+from chip_core.evaluation.benchmarks.shapes.score import ShapesScorer
 from chip_core.evaluation.items import open_resources
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge.cache import ReplayJudge
@@ -81,7 +81,7 @@ class Ranker(ABC):
 class ShapesChair(Ranker):
     """CHAIR on the embedded world, whose scenes are known."""
 
-    identity = {"ranker": "chair", "version": EmbeddedScorer.version}
+    identity = {"ranker": "chair", "version": ShapesScorer.version}
 
     def rank(self, prompts: Sequence[Item], answers: Sequence[Sequence[str]]) -> Scores:
         """Score by mentions of absent objects, then by the scene's objects that are named."""

@@ -13,7 +13,8 @@ from orchestrator.commands.common.output import json_option, print_json
 from orchestrator.commands.common.param_types import PathType, TextType
 
 if TYPE_CHECKING:
-    from chip_core.evaluation.scorer import Resources, Scored, Scorer
+    from chip_core.evaluation.benchmarks.base import ShippedBenchmark
+    from chip_core.evaluation.scorer import Resources, Scored
 
 _FILE_TYPE: Any = PathType("file")
 
@@ -61,14 +62,11 @@ def score(
     as_json: bool,
 ) -> None:
     """Score answers to BENCHMARK that exist already, of whatever model."""
+    from chip_core.evaluation.benchmarks.base import find_shipped_benchmark
     from chip_core.evaluation.judge.cache import ReplayJudge
-    from chip_core.evaluation.scorer import SCORERS, require_protocol
     from chip_core.utils.errors import TrialError, UserError
 
-    try:
-        scorer = SCORERS[benchmark]
-    except KeyError as error:
-        raise UserError(str(error.args[0])) from None
+    scorer = find_shipped_benchmark(benchmark)
     _check_options_used(
         scorer,
         {
@@ -83,7 +81,7 @@ def score(
         raise click.UsageError(f"--data is missing: the folder of {benchmark}'s own files")
     if data is not None and not data.is_dir():
         raise UserError(f"--data: there is no folder {data}")
-    require_protocol(scorer, protocol)
+    scorer.require_protocol(protocol)
     resources = _make_resources(
         scorer,
         judge=ReplayJudge.from_file(judge_replies) if judge_replies else None,
@@ -94,7 +92,7 @@ def score(
     try:
         scored = scorer.score(
             scorer.read_responses(responses),
-            data=data or Path(),
+            data=data,
             protocol=protocol,
             resources=resources,
         )
@@ -106,7 +104,7 @@ def score(
         _print_scores(scorer, scored, protocol)
 
 
-def _check_options_used(scorer: Scorer, uses: Mapping[str, tuple[bool, str]]) -> None:
+def _check_options_used(scorer: ShippedBenchmark, uses: Mapping[str, tuple[bool, str]]) -> None:
     """Refuse an option that the benchmark does not use."""
     for name, (is_used, reason) in uses.items():
         if not is_used and is_on_command_line(name):
@@ -115,7 +113,7 @@ def _check_options_used(scorer: Scorer, uses: Mapping[str, tuple[bool, str]]) ->
 
 
 def _make_resources(
-    scorer: Scorer, *, judge: Any, similarity: Path | None, coco: Path | None, tagger: str
+    scorer: ShippedBenchmark, *, judge: Any, similarity: Path | None, coco: Path | None, tagger: str
 ) -> Resources:
     """Return the resources that the options name. The scorer reports what is missing."""
     from chip_core.evaluation.scorer import Resources
@@ -132,7 +130,7 @@ def _make_resources(
 
 
 def _scores_json(
-    scorer: Scorer, scored: Scored, protocol: str, resources: Resources
+    scorer: ShippedBenchmark, scored: Scored, protocol: str, resources: Resources
 ) -> dict[str, Any]:
     from chip_core.evaluation.unreadable import count_unreadable
 
@@ -150,7 +148,7 @@ def _scores_json(
     }
 
 
-def _print_scores(scorer: Scorer, scored: Scored, protocol: str) -> None:
+def _print_scores(scorer: ShippedBenchmark, scored: Scored, protocol: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

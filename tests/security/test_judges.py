@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.benchmarks.hallusionbench import judge as hallusionbench_judge
 from chip_core.evaluation.benchmarks.llava_bench import score as llava_bench
-from chip_core.evaluation.benchmarks.mmmu.score import _parse_options
+from chip_core.evaluation.benchmarks.mmmu.score import parse_options
 from chip_core.evaluation.benchmarks.objhal import judge as objhal_judge
 from chip_core.evaluation.judge import EndpointJudge, ReplyCache
 from chip_core.evaluation.judge import endpoint as endpoints
@@ -211,7 +211,7 @@ def test_benchmarks_own_files(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("options", ["[" * 100_000, "__import__('os').system('touch pwned')", "{"])
 def test_options_that_are_written_as_python(options: str) -> None:
-    told.refused("benchmarks' files", lambda: _parse_options(options), UserError)
+    told.refused("benchmarks' files", lambda: parse_options(options), UserError)
     assert not Path("pwned").exists()
 
 

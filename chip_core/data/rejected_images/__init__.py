@@ -6,6 +6,7 @@ act on the RGB image before the processor.
 
 from __future__ import annotations
 
+from chip_core.data.rejected_images import strategies as strategies  # importing registers them
 from chip_core.data.rejected_images.base import (
     REJECTED_IMAGES,
     ImageSample,
@@ -18,44 +19,16 @@ from chip_core.data.rejected_images.base import (
     Traits,
     find_strategy,
 )
-from chip_core.data.rejected_images.strategies import (
-    Black,
-    Blur,
-    Crop,
-    Diffusion,
-    Given,
-    Inpaint,
-    Lighting,
-    Mean,
-    Mixup,
-    Occlusion,
-    RandomImage,
-    Rotate,
-    compute_diffusion_coefficients,
-)
 
 __all__ = [
     "REJECTED_IMAGES",
-    "Black",
-    "Blur",
-    "Crop",
-    "Diffusion",
-    "Given",
     "ImageSample",
     "ImageStrategy",
-    "Inpaint",
-    "Lighting",
-    "Mean",
-    "Mixup",
-    "Occlusion",
     "PixelStrategy",
-    "RandomImage",
     "RejectedImage",
     "RejectedImageMaker",
-    "Rotate",
     "Source",
     "Strategy",
     "Traits",
-    "compute_diffusion_coefficients",
     "find_strategy",
 ]

@@ -46,7 +46,7 @@ from chip_core.data.rejected_images.images import (
     to_rgb_image,
 )
 from chip_core.utils.errors import TrialError, first_line
-from chip_core.utils.files import expand_path
+from chip_core.utils.files import expand_path, hash_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -394,8 +394,7 @@ def _hash_folder(folder: str) -> str:
     """Return a hash of the content of a pipeline's folder."""
     digest = hashlib.sha256()
     for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-        with file.open("rb") as opened:
-            file_digest = hashlib.file_digest(opened, "sha256").digest()
+        file_digest = bytes.fromhex(hash_file(file))
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file_digest)
     return digest.hexdigest()
 

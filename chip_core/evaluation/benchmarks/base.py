@@ -1,4 +1,4 @@
-"""Benchmarks whose questions and pictures are in a folder, in their published layout."""
+"""The interface of the shipped benchmarks, and the pictures in a benchmark's folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from PIL import Image
 
 from chip_core.data.image_files import read_image
 from chip_core.evaluation.benchmarks.published import SOURCES
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored, Scorer
-from chip_core.evaluation.task import Benchmark, Decoding, Picture
+from chip_core.evaluation.reading import FileRow, find_file, read_rows
+from chip_core.evaluation.scorer import PROTOCOLS, Answer, ProtocolName
+from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, Picture
 from chip_core.utils.errors import TrialError, UserError, first_line
+from chip_core.utils.registry import suggest
 
 #: The paper's evaluation appends this to a yes/no question.
 YES_OR_NO = "\nAnswer the question using a single word: Yes or No.\n"
@@ -23,40 +25,77 @@ YES_OR_NO = "\nAnswer the question using a single word: Yes or No.\n"
 CHIP = Decoding(max_new_tokens=256, num_beams=3)
 
 
-class FileBenchmark(Benchmark):
-    """A benchmark with a folder of its own and a scorer."""
+class ShippedBenchmark(Benchmark):
+    """A benchmark of this package: answers that exist already can be read from a file, too.
+
+    There are three protocols:
+
+    | protocol    | what its figures are                                                         |
+    |-------------|------------------------------------------------------------------------------|
+    | `official`  | what the benchmark's script prints for the same answers, its quirks included |
+    | `corrected` | what it says it measures; docs/benchmarks.md lists each difference           |
+    | `chip`      | the paper's reading of the answers, where it has one of its own              |
+    """
+
+    name: str
+    #: the possible names of an item and a response in a row of answers
+    item_keys: tuple[str, ...] = ("item", "id")
+    response_keys: tuple[str, ...] = ("response",)
+
+    def read_responses(self, path: Path) -> list[Answer]:
+        """Read answers in the benchmark's own format, by default rows of an item and a response.
+
+        Raises:
+            UserError: the file does not exist or has another format; one line that names the
+                place.
+        """
+        return [
+            Answer(item=row.id(*self.item_keys), response=row.text(*self.response_keys))
+            for row in read_rows(path)
+        ]
+
+    def require_protocol(self, protocol: ProtocolName) -> None:
+        """Raise if the benchmark does not implement a protocol.
+
+        Raises:
+            UserError: the protocols that it implements.
+        """
+        if protocol not in self.protocols:
+            choices = ", ".join(name for name in PROTOCOLS if name in self.protocols)
+            raise UserError(
+                f"{self.name}: protocol {protocol} is not known here (the paper says nothing of "
+                f"it): choose from {choices}"
+            )
+
+
+def find_shipped_benchmark(name: str) -> ShippedBenchmark:
+    """Return a benchmark of this package that can score answers from a file.
+
+    Raises:
+        UserError: there is none of that name; one line that names similar ones.
+    """
+    shipped = {
+        known: benchmark
+        for known, benchmark in BENCHMARKS.items()
+        if isinstance(benchmark, ShippedBenchmark)
+    }
+    if name not in shipped:
+        raise UserError(f"unknown benchmark '{name}': {suggest(name, shipped)}")
+    return shipped[name]
+
+
+class FileBenchmark(ShippedBenchmark):
+    """A benchmark with a folder of its own, in its published layout."""
 
     max_new_tokens = 512  # under protocols other than the paper's
-
-    def __init__(self, scorer: Scorer) -> None:
-        """Copy the scorer's name, version, needs, metrics and protocols."""
-        self.name = scorer.name
-        self.version = scorer.version
-        self.metrics = scorer.metrics
-        self.needs = frozenset({"data", *scorer.needs})
-        self.protocols = scorer.protocols
-        self._scorer = scorer
 
     def decoding(self, protocol: ProtocolName) -> Decoding:
         """Return the paper's under `chip`, else greedy."""
         return CHIP if protocol == "chip" else Decoding(max_new_tokens=self.max_new_tokens)
 
-    def score(
-        self,
-        answers: Sequence[Answer],
-        *,
-        data: Path | None,
-        protocol: ProtocolName,
-        resources: Resources,
-    ) -> Scored:
-        """Score the answers."""
-        return self._scorer.score(
-            answers, data=self._folder(data), protocol=protocol, resources=resources
-        )
-
     def files(self, data: Path | None) -> Sequence[Path]:
         """Return the published files that exist; COCO's are counted separately."""
-        folder = self._folder(data)
+        folder = self.require_folder(data)
         names = {
             name
             for published in SOURCES[self.name].files
@@ -65,10 +104,23 @@ class FileBenchmark(Benchmark):
         }
         return sorted({file for name in names for file in folder.glob(name) if file.is_file()})
 
-    def _folder(self, data: Path | None) -> Path:
+    def require_folder(self, data: Path | None) -> Path:
+        """Return the benchmark's folder.
+
+        Raises:
+            UserError: it is not given.
+        """
         if data is None:
             raise UserError(f"{self.name}: its folder is not given: name it by --benchmark-data")
         return data
+
+    def read_rows(self, data: Path | None, *names: str) -> list[FileRow]:
+        """Return the rows of a published file, which may have one of several names.
+
+        Raises:
+            UserError: it is not in the folder, or has another form.
+        """
+        return read_rows(find_file(self.require_folder(data), names, self.name))
 
 
 class Pictures:

@@ -1,4 +1,4 @@
-"""COCO's objects: their names in text, and the objects in an image, for CHAIR and Object HalBench.
+"""What CHAIR and Object HalBench share: COCO's pictures, and its objects in them and in text.
 
 An image has the objects that COCO's instances or any of its captions name.
 """
@@ -11,14 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.reading import read_json
-from chip_core.evaluation.scorer import Answer
+from chip_core.evaluation.benchmarks.base import (
+    FileBenchmark,
+    Pictures,
+    coco_folders,
+    embedded_picture,
+)
+from chip_core.evaluation.reading import FileRow, iter_unique_rows, read_json
+from chip_core.evaluation.scorer import Answer, ProtocolName
+from chip_core.evaluation.task import Item, Picture, Side
 from chip_core.utils.errors import UserError
 
 #: The files that the official scripts read: both splits, or nothing.
 ANNOTATIONS = tuple(
     f"{kind}_{split}2014.json" for kind in ("instances", "captions") for split in ("train", "val")
 )
+
+#: The prompt of a row that has none.
+DESCRIBE = "Please describe this image in detail."
 
 #: Before an animal, these words give its age and do not name a person.
 _AGES = ("baby", "adult")
@@ -30,6 +40,33 @@ _VEHICLES = ("jet", "train")
 #: Pairs of words that are neither of the objects they contain.
 NON_OBJECTS = ("home plate", "train track")
 _SPECIAL_PAIRS = {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
+
+
+class CocoBenchmark(FileBenchmark):
+    """A benchmark of COCO's pictures to describe."""
+
+    questions: tuple[str, ...]  # possible names of their file
+
+    def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
+        """Return the questions in the file's order."""
+        pictures = Pictures(coco_folders(self.require_folder(data)))
+        rows = self.read_rows(data, *self.questions)
+        return [
+            Item(
+                id=item,
+                prompt=row.text("question") if row.has("question") else DESCRIBE,
+                pictures=(_find_picture(row, item, pictures),),
+            )
+            for item, row in iter_unique_rows(rows, lambda row: row.id("image_id"))
+        ]
+
+
+def _find_picture(row: FileRow, item: str, pictures: Pictures) -> Picture:
+    image = row.text("image") if row.has("image") else f"COCO_val2014_{int(item):012d}.jpg"
+    if len(image) > 255 or "." not in image:  # not a file name: the picture itself
+        return embedded_picture(item, lambda: image)
+    train = image.replace("_val2014_", "_train2014_")
+    return pictures.file(image, *([train] if train != image and not row.has("image") else []))
 
 
 @dataclass(frozen=True, kw_only=True)

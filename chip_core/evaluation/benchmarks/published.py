@@ -8,9 +8,9 @@ published ones, if they are known.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from chip_core.evaluation import reading
 from chip_core.utils.errors import UserError
@@ -21,7 +21,7 @@ Use = Literal["scoring", "asking", "official judge"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedFile:
+class BenchmarkFile:
     """A file of a benchmark, or a folder of pictures."""
 
     names: tuple[str, ...]  # possible paths, the published one first; ending in /: a folder
@@ -36,7 +36,7 @@ class BenchmarkSource:
     """A benchmark as it is published."""
 
     licence: str
-    files: tuple[PublishedFile, ...]
+    files: tuple[BenchmarkFile, ...]
     count: int | None = None  # questions
     count_questions: Callable[[Path], int] | None = None  # counts them in a folder
 
@@ -46,41 +46,45 @@ def count_rows(*names: str) -> Callable[[Path], int]:
     return lambda folder: len(reading.read_rows(reading.find_file(folder, names, folder.name)))
 
 
-def count_keys(*names: str) -> Callable[[Path], int]:
-    """Return a function that counts the keys of a JSON file."""
-
-    def count(folder: Path) -> int:
-        path = reading.find_file(folder, names, folder.name)
-        content = reading.read_json(path)
-        if not isinstance(content, dict):
-            raise UserError(f"{path} must be a JSON object")
-        return len(content)
-
-    return count
+def _count_mmmu(folder: Path) -> int:
+    path = reading.find_file(folder, MMMU_ANSWERS, "mmmu")
+    content = reading.read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a JSON object")
+    return len(content)
 
 
 def _count_pope(folder: Path) -> int:
-    return sum(count_rows(*_pope_names(split))(folder) for split in _POPE)
+    return sum(count_rows(*pope_names(split))(folder) for split in _POPE)
 
 
-def _count_scienceqa(folder: Path) -> int:
-    path = reading.find_file(folder, _scienceqa_names("pid_splits.json"), "scienceqa")
+def read_scienceqa_split(folder: Path) -> list[Any]:
+    """Return the ids of ScienceQA's test questions.
+
+    Raises:
+        UserError: their file is missing, or has another form.
+    """
+    path = reading.find_file(folder, scienceqa_names("pid_splits.json"), "scienceqa")
     splits = reading.read_json(path)
     if not isinstance(splits, dict) or not isinstance(splits.get("test"), list):
         raise UserError(f"{path} has no list 'test'")
-    return len(splits["test"])
+    ids: list[Any] = splits["test"]
+    return ids
 
 
-def _pope_names(split: str) -> tuple[str, ...]:
+def pope_names(split: str) -> tuple[str, ...]:
+    """Return the possible paths of a split's questions."""
     file = f"coco_pope_{split}.json"
     return (file, f"coco/{file}", f"output/coco/{file}")
 
 
-def _scienceqa_names(file: str) -> tuple[str, ...]:
+def scienceqa_names(file: str) -> tuple[str, ...]:
+    """Return the possible paths of a file."""
     return (file, f"data/scienceqa/{file}")
 
 
-def _amber_names(file: str) -> tuple[str, ...]:
+def amber_names(file: str) -> tuple[str, ...]:
+    """Return the possible paths of a file."""
     return (file, f"data/{file}")
 
 
@@ -92,25 +96,36 @@ _HALLUSION = "github.com/tianyi-lab/HallusionBench"
 _SCIENCE = "github.com/lupantech/ScienceQA"
 _LLAVA = "Hugging Face data set liuhaotian/llava-bench-in-the-wild"
 _COCO = "cocodataset.org, 2014"
-_QUERIES = ("query_all.json", "query/query_all.json", "data/query/query_all.json")
+_COCO_ANNOTATIONS = BenchmarkFile(
+    names=("../coco/annotations/*_*2014.json", "../coco/*_*2014.json"),
+    source=f"{_COCO}: instances and captions of train and val (241 MB)",
+    parts=4,
+)
+_COCO_PICTURES = BenchmarkFile(
+    names=("val2014/", "images/val2014/", "../coco/val2014/", "../coco/images/val2014/"),
+    source=f"{_COCO}: pictures of val (6 GB)",
+    use="asking",
+)
+AMBER_QUERIES = ("query_all.json", "query/query_all.json", "data/query/query_all.json")
+MMMU_ANSWERS = ("answer_dict_val.json", "mmmu/answer_dict_val.json")
 
 SOURCES: Mapping[str, BenchmarkSource] = {
     "amber": BenchmarkSource(
         licence="Apache-2.0",
         count=15_220,
-        count_questions=count_rows(*_amber_names("annotations.json")),
+        count_questions=count_rows(*amber_names("annotations.json")),
         files=(
-            PublishedFile(
-                names=_amber_names("annotations.json"), source=f"{_AMBER}, data/", size=1_813_301
+            BenchmarkFile(
+                names=amber_names("annotations.json"), source=f"{_AMBER}, data/", size=1_813_301
             ),
-            PublishedFile(
-                names=_amber_names("relation.json"), source=f"{_AMBER}, data/", size=12_699
+            BenchmarkFile(
+                names=amber_names("relation.json"), source=f"{_AMBER}, data/", size=12_699
             ),
-            PublishedFile(names=_amber_names("safe_words.txt"), source=f"{_AMBER}, data/", size=57),
-            PublishedFile(
-                names=_QUERIES, source=f"{_AMBER}, data/query/", use="asking", size=1_844_750
+            BenchmarkFile(names=amber_names("safe_words.txt"), source=f"{_AMBER}, data/", size=57),
+            BenchmarkFile(
+                names=AMBER_QUERIES, source=f"{_AMBER}, data/query/", use="asking", size=1_844_750
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("image/", "images/", "data/image/"),
                 source=f"{_AMBER}, link in its README",
                 use="asking",
@@ -121,13 +136,9 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "objhal": BenchmarkSource(
         licence="RLHF-V: data CC BY-NC 4.0; CHiP: Apache-2.0; COCO: " + SEE,
         files=(
-            PublishedFile(names=("synonyms_refine.txt",), source=_CHIP, size=3_594),
-            PublishedFile(
-                names=("../coco/annotations/*_*2014.json", "../coco/*_*2014.json"),
-                source=f"{_COCO}: instances and captions of train and val (241 MB)",
-                parts=4,
-            ),
-            PublishedFile(
+            BenchmarkFile(names=("synonyms_refine.txt",), source=_CHIP, size=3_594),
+            _COCO_ANNOTATIONS,
+            BenchmarkFile(
                 names=("obj_halbench_300_with_image.jsonl",),
                 source="github.com/RLHF-V/RLHF-V, eval/data/",
                 use="asking",
@@ -137,31 +148,18 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "chair": BenchmarkSource(
         licence=SEE,
         files=(
-            PublishedFile(
+            BenchmarkFile(
                 names=("synonyms.txt",),
                 source="github.com/LisaAnne/Hallucination, data/; "
                 "github.com/Maxlinn/CHAIR-metric-standalone holds it in chair.py",
             ),
-            PublishedFile(
-                names=("../coco/annotations/*_*2014.json", "../coco/*_*2014.json"),
-                source=f"{_COCO}: instances and captions of train and val (241 MB)",
-                parts=4,
-            ),
-            PublishedFile(
+            _COCO_ANNOTATIONS,
+            BenchmarkFile(
                 names=("questions.jsonl",),
                 source="yours: rows of image_id, and question where you have one",
                 use="asking",
             ),
-            PublishedFile(
-                names=(
-                    "val2014/",
-                    "images/val2014/",
-                    "../coco/val2014/",
-                    "../coco/images/val2014/",
-                ),
-                source=f"{_COCO}: pictures of val (6 GB)",
-                use="asking",
-            ),
+            _COCO_PICTURES,
         ),
     ),
     "mmhal": BenchmarkSource(
@@ -169,18 +167,18 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count=96,
         count_questions=count_rows("mmhal-bench_answer_template.json", "response_template.json"),
         files=(
-            PublishedFile(
+            BenchmarkFile(
                 names=("response_template.json", "mmhal-bench_answer_template.json"),
                 source=f"{_MMHAL}; {_CHIP}",
                 size=50_519,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("images/", "mmhal-bench_with_image.jsonl"),
                 source=f"{_MMHAL}, test_data.zip (174 MB)",
                 use="asking",
                 parts=96,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("eval_gpt4.py", "eval_gpt_mmhal.py"),
                 source=f"{_MMHAL}; {_CHIP}",
                 use="official judge",
@@ -192,14 +190,14 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count=1_129,
         count_questions=count_rows("HallusionBench.json"),
         files=(
-            PublishedFile(names=("HallusionBench.json",), source=_HALLUSION, size=431_987),
-            PublishedFile(
+            BenchmarkFile(names=("HallusionBench.json",), source=_HALLUSION, size=431_987),
+            BenchmarkFile(
                 names=("hallusion_bench/", "./"),
                 source=f"{_HALLUSION}, link in its README",
                 use="asking",
                 parts=346,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("utils.py",), source=_HALLUSION, use="official judge", size=17_600
             ),
         ),
@@ -210,37 +208,27 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count_questions=_count_pope,
         files=(
             *(
-                PublishedFile(
-                    names=_pope_names(split),
+                BenchmarkFile(
+                    names=pope_names(split),
                     source="github.com/AoiDragon/POPE, output/coco/",
                     size=size,
                 )
                 for split, size in _POPE.items()
             ),
-            PublishedFile(
-                names=(
-                    "val2014/",
-                    "images/val2014/",
-                    "../coco/val2014/",
-                    "../coco/images/val2014/",
-                ),
-                source=f"{_COCO}: pictures of val (6 GB)",
-                use="asking",
-                parts=500,
-            ),
+            replace(_COCO_PICTURES, parts=500),
         ),
     ),
     "mmmu": BenchmarkSource(
         licence="Apache-2.0",
         count=900,
-        count_questions=count_keys("answer_dict_val.json", "mmmu/answer_dict_val.json"),
+        count_questions=_count_mmmu,
         files=(
-            PublishedFile(
-                names=("answer_dict_val.json", "mmmu/answer_dict_val.json"),
+            BenchmarkFile(
+                names=MMMU_ANSWERS,
                 source="github.com/MMMU-Benchmark/MMMU, mmmu/",
                 size=102_911,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("*/validation-*.parquet", "*/*/validation-*.parquet"),
                 source="Hugging Face data set MMMU/MMMU",
                 use="asking",
@@ -251,17 +239,17 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "scienceqa": BenchmarkSource(
         licence="CC BY-NC-SA 4.0",
         count=4_241,
-        count_questions=_count_scienceqa,
+        count_questions=lambda folder: len(read_scienceqa_split(folder)),
         files=(
-            PublishedFile(
-                names=_scienceqa_names("problems.json"), source=f"{_SCIENCE}, data/scienceqa/"
+            BenchmarkFile(
+                names=scienceqa_names("problems.json"), source=f"{_SCIENCE}, data/scienceqa/"
             ),
-            PublishedFile(
-                names=_scienceqa_names("pid_splits.json"),
+            BenchmarkFile(
+                names=scienceqa_names("pid_splits.json"),
                 source=f"{_SCIENCE}, data/scienceqa/",
                 size=502_927,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("images/test/", "test/", "images/", "data/scienceqa/images/test/"),
                 source=f"{_SCIENCE}, tools/download.sh",
                 use="asking",
@@ -274,19 +262,19 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count_questions=count_rows("questions.jsonl"),
         files=(
             *(
-                PublishedFile(names=(file,), source=f"{_LLAVA} ({size})")
+                BenchmarkFile(names=(file,), source=f"{_LLAVA} ({size})")
                 for file, size in {
                     "questions.jsonl": "8.25 kB",
                     "context.jsonl": "8.04 kB",
                     "answers_gpt4.jsonl": "46.5 kB",
                 }.items()
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("rule.json",),
                 source="github.com/haotian-liu/LLaVA, llava/eval/table/",
                 size=9_098,
             ),
-            PublishedFile(names=("images/", "./"), source=_LLAVA, use="asking", parts=24),
+            BenchmarkFile(names=("images/", "./"), source=_LLAVA, use="asking", parts=24),
         ),
     ),
     # lmms-eval downloads these itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,12 +13,17 @@ from typing import Any
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths, ParityConfig
 from chip_core.config.trial import ModelConfig
 from chip_core.data.encodings import EncodingCache
-from chip_core.evaluation.generators.base import AnsweringModel, GenerationTiming, Generator
+from chip_core.evaluation.generators.base import (
+    AnsweringModel,
+    GenerationTiming,
+    Generator,
+    locate_base,
+)
+from chip_core.evaluation.generators.delivery import leave_device, save_merged_model
 from chip_core.evaluation.generators.parity import (
     ParityAnswers,
     check_parity,
     compare_answers,
-    draw_sample,
 )
 from chip_core.evaluation.generators.transformers import TransformersGenerator
 from chip_core.evaluation.inference.answer_files import (
@@ -25,9 +31,9 @@ from chip_core.evaluation.inference.answer_files import (
     answers_fingerprint,
     read_stored_answers,
 )
-from chip_core.evaluation.inference.external import run_external
 from chip_core.evaluation.items import (
     answering_identity,
+    draw_items,
     find_benchmark,
     resolve_decoding,
     select_items,
@@ -42,7 +48,6 @@ from chip_core.evaluation.task import (
     Side,
 )
 from chip_core.models.adapters import disable_adapter, is_adapted
-from chip_core.models.loading import find_local_folder
 from chip_core.results import Answers, Evaluation, Progress
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_atomically
@@ -74,17 +79,13 @@ class InferenceContext:
     @property
     def answering_model(self) -> AnsweringModel:
         """The weights that answer."""
-        base = self.base
-        folder = None if base is None else find_local_folder(base.path)
         return AnsweringModel(
             model=self.model,
             processor=self.processor,
             weights=self.weights,
             bf16=self.bf16,
-            base="" if base is None else str(folder or base.path),
-            revision=None if base is None or folder is not None else base.revision,
-            trust_remote_code=base is not None and base.trust_remote_code,
             trained=self.trained,
+            **({} if self.base is None else locate_base(self.base)),
         )
 
 
@@ -149,10 +150,6 @@ class _QuestionSet:
         """How its answers are generated."""
         return resolve_decoding(self.settings, self.benchmark)
 
-    def subset(self, items: Sequence[Item]) -> _QuestionSet:
-        """Return a copy with these items alone."""
-        return replace(self, items=items)
-
 
 @dataclass(frozen=True, kw_only=True)
 class _GeneratedAnswers:
@@ -186,23 +183,19 @@ def _generate_reference(
     context: InferenceContext, questions: _QuestionSet
 ) -> tuple[list[Item], _GeneratedAnswers, _GeneratedAnswers | None]:
     """Return the sample, and transformers' answers to it: of the arm, and without its adapter."""
-    sample = draw_sample(questions.settings.name, questions.items, context.parity)
-    questions_sampled, phase = questions.subset(sample), f"measure {questions.settings.name}"
-    trained = _generate_missing(
-        context, questions_sampled, _make_transformers_generator(context, questions_sampled), phase
-    )
+    name = questions.settings.name
+    sample = draw_items("parity", name, questions.items, context.parity.items)
+    sampled, phase = replace(questions, items=sample), f"measure {name}"
+    generator = _make_transformers_generator(context, sampled)
+    trained = _generate_missing(context, sampled, generator, phase)
     if not is_adapted(context.model):
         return sample, trained, None
     bare_context = replace(
         context, weights=f"{context.weights} without its adapter", former_weights=()
     )
+    generator = _make_transformers_generator(context, sampled)
     with disable_adapter(context.model):
-        bare = _generate_missing(
-            bare_context,
-            questions_sampled,
-            _make_transformers_generator(context, questions_sampled),
-            f"{phase} bare",
-        )
+        bare = _generate_missing(bare_context, sampled, generator, f"{phase} bare")
     return sample, trained, bare
 
 
@@ -228,7 +221,8 @@ def _generate_with_engine(
     """Answer with an engine other than transformers, after its parity check."""
     name = questions.settings.name
     sample, trained, bare = _generate_reference(context, questions)
-    engine_answers = _generate_missing(context, questions.subset(sample), engine, f"check {name}")
+    sampled = replace(questions, items=sample)
+    engine_answers = _generate_missing(context, sampled, engine, f"check {name}")
     parity = compare_answers(
         ParityAnswers(
             items=sample,
@@ -300,6 +294,8 @@ def _generate_missing(
                     for item in items
                     if item.id in stored and item.id not in own_ids
                 )
+            if not missing:
+                return generated, GenerationTiming()
             timing = generator.answer(
                 missing, context.answering_model, questions.decoding, store_answers
             )
@@ -427,19 +423,24 @@ class _ProgressReporter:
 def _run_external(
     context: InferenceContext, side: Side, settings: BenchmarkConfig, benchmark: ExternalBenchmark
 ) -> Evaluation:
-    """Run the benchmark's own program on the model."""
-    phase = f"answer {settings.name}"
+    """Run the benchmark's own program on the model, which leaves its device to it meanwhile."""
+    phase, start = f"answer {settings.name}", time.perf_counter()
     context.report_progress(Progress(phase=phase, done=0, total=1))
-    result = run_external(
-        benchmark,
-        settings,
-        model=context.model,
-        processor=context.processor,
-        checkpoint_dir=context.checkpoint_dir,
-        folder=context.folder,
-        batch_size=context.batch_size,
-    )
+    merged_folder = context.folder / "whole-model"
+    with leave_device(context.model) as device:
+        try:
+            if context.checkpoint_dir is None:
+                save_merged_model(context.model, context.processor, merged_folder)
+            scored, program_metadata = benchmark.ask(
+                context.checkpoint_dir or merged_folder,
+                folder=context.folder / "programs" / settings.name,
+                batch_size=context.batch_size,
+                device=device.type,
+            )
+        finally:
+            shutil.rmtree(merged_folder, ignore_errors=True)
+    metadata = {**program_metadata, "seconds": round(time.perf_counter() - start, 3)}
     context.report_progress(Progress(phase=phase, done=1, total=1))
     responses_file = f"responses/{file_name(side, settings.name)}.jsonl"
     write_atomically(context.folder / responses_file, "")  # the program has the responses
-    return write_scores(context.folder, side, settings, benchmark, result.scored, result.metadata)
+    return write_scores(context.folder, side, settings, benchmark, scored, metadata)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chip_core.config.trial import ModelConfig
 from chip_core.evaluation.task import Decoding, Item, Response
+from chip_core.models.loading import find_local_folder
 from chip_core.utils.errors import TrialError
 
 #: Called with answers as they are generated, to store them.
@@ -31,6 +33,16 @@ class AnsweringModel:
     revision: str | None = None  # of a hub name
     trust_remote_code: bool = False
     trained: Path | None = None  # a Hugging Face or a PEFT folder; None: the untrained model
+
+
+def locate_base(config: ModelConfig) -> dict[str, Any]:
+    """Return an untrained model's fields of `AnsweringModel`."""
+    folder = find_local_folder(config.path)
+    return {
+        "base": str(folder or config.path),
+        "revision": None if folder is not None else config.revision,
+        "trust_remote_code": config.trust_remote_code,
+    }
 
 
 @dataclass(kw_only=True)
@@ -57,7 +69,7 @@ class Generator(ABC):
         decoding: Decoding,
         on_answers: OnAnswers,
     ) -> GenerationTiming:
-        """Answer each item once, in any order.
+        """Answer each item, of which there is at least one, once and in any order.
 
         Raises:
             TrialError: it cannot; answers reported before are valid.

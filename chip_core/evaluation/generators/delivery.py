@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from chip_core.config.benchmark import GeneratorConfig
 from chip_core.evaluation.generators.base import AnsweringModel, ServerLostError
@@ -73,15 +75,29 @@ def make_model_folder(model: AnsweringModel, folder: Path) -> Path:
     if not is_adapted(model.model):
         model_folder.symlink_to(model.trained.absolute(), target_is_directory=True)
         return model_folder
-    device = next(model.model.parameters()).device
-    model.model.to("cpu")  # a second copy may not fit beside it
-    try:
-        merged = merge_adapters(copy.deepcopy(model.model))
-    finally:
-        model.model.to(device)
-    merged.save_pretrained(model_folder)
-    model.processor.save_pretrained(model_folder)
+    with leave_device(model.model):  # a second copy may not fit beside it
+        save_merged_model(model.model, model.processor, model_folder)
     return model_folder
+
+
+def save_merged_model(model: Any, processor: Any, folder: Path) -> None:
+    """Save a whole model; an adapter is merged into a copy of it."""
+    merged = merge_adapters(copy.deepcopy(model)) if is_adapted(model) else model
+    merged.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@contextmanager
+def leave_device(model: Any) -> Iterator[torch.device]:
+    """Move a model to the CPU while the context is open; yield the device that it leaves."""
+    device: torch.device = next(model.parameters()).device
+    model.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        yield device
+    finally:
+        model.to(device)
 
 
 def remove_served_files(attempt: Path) -> None:
@@ -99,7 +115,7 @@ class Delivery:
         client: Any,
         folder: Path,
         served: dict[str, str],
-        format_message: Callable[[str], str],
+        label: str,
     ) -> None:
         """Set up.
 
@@ -108,10 +124,10 @@ class Delivery:
             client: the server's client.
             folder: the attempt's folder.
             served: weights that the server has already -> their name.
-            format_message: prefixes a message with the server's name.
+            label: the server's name for people.
         """
         self._settings, self._client, self._folder = settings, client, folder
-        self._served, self._format_message = served, format_message
+        self._served, self._label = served, label
         self._delivered: dict[str, ServedModel] = {}
         self._adapters: list[str] = []
         self._folders: list[Path] = []
@@ -155,40 +171,32 @@ class Delivery:
 
         if other_weights is not None:
             raise TrialError(
-                self._format_message(
-                    f"a language model's adapter can be loaded into it, and this arm trained "
-                    f"{other_weights}: write evaluation.generator.weights: served, or path where "
-                    "the server reads folders"
-                )
+                f"{self._label}: a language model's adapter can be loaded into it, and this arm "
+                f"trained {other_weights}: write evaluation.generator.weights: served, or path "
+                "where the server reads folders"
             )
         body = {"lora_name": name, "lora_path": str(trained.absolute())}
         try:
             self._client.post("/load_lora_adapter", body=body, cast_to=str)
         except openai.NotFoundError:
             raise TrialError(
-                self._format_message(
-                    "takes no adapters while it runs: start it with --enable-lora and "
-                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else reaches it"
-                )
+                f"{self._label}: takes no adapters while it runs: start it with --enable-lora and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else reaches it"
             ) from None
         except openai.APITimeoutError:  # also an APIConnectionError, but the server is there
             raise TrialError(
-                self._format_message(
-                    f"has not loaded {trained} within {self._settings.timeout:g} s: raise "
-                    "evaluation.generator.timeout; answers that came are kept"
-                )
+                f"{self._label}: has not loaded {trained} within {self._settings.timeout:g} s: "
+                "raise evaluation.generator.timeout; answers that came are kept"
             ) from None
         except openai.APIConnectionError:
             raise ServerLostError(
-                self._format_message("no connection: start it again; answers that came are kept")
+                f"{self._label}: no connection: start it again; answers that came are kept"
             ) from None
         except openai.OpenAIError as error:
             if "already" in str(error):  # the same weights: the name is theirs alone
                 return
             line = (str(error).splitlines() or [""])[0]
-            raise TrialError(
-                self._format_message(f"cannot load {trained} ({line[:300]})")
-            ) from None
+            raise TrialError(f"{self._label}: cannot load {trained} ({line[:300]})") from None
         self._adapters.append(name)
 
     def close(self) -> None:

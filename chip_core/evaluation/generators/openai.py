@@ -75,11 +75,9 @@ class OpenAIGenerator(Generator):
             # A proxy of the environment does not reach this machine's own addresses.
             http_client=openai.DefaultHttpxClient(trust_env=False) if is_local else None,
         )
-        self._delivery = Delivery(
-            settings, self._client, folder, dict(served or {}), self._prefix_message
-        )
         software = f"{settings.server} {settings.version}".removeprefix("other ")
         self.label = f"{software} at {settings.base_url}"
+        self._delivery = Delivery(settings, self._client, folder, dict(served or {}), self.label)
         self.identity = {"generator": "openai", "server": software}
 
     def answer(
@@ -90,8 +88,6 @@ class OpenAIGenerator(Generator):
         on_answers: OnAnswers,
     ) -> GenerationTiming:
         """Answer the items, at most `concurrency` at a time."""
-        if not items:
-            return GenerationTiming()
         self._check_special_tokens(items, model)
         served = self._delivery.deliver(model)
         extra_body = request_keys(self._settings.server, model, decoding)
@@ -165,32 +161,28 @@ class OpenAIGenerator(Generator):
             )
         except openai.NotFoundError as error:
             raise TrialError(
-                self._prefix_message(
-                    f"serves no model {served.name}{self.quote_error(error)}: {served.advice}"
-                )
+                f"{self.label}: serves no model {served.name}{self.quote_error(error)}: "
+                f"{served.advice}"
             ) from None
         except openai.APIStatusError as error:
             # vLLM answers 500 once its engine has died, and then ends.
             kind = ServerLostError if error.status_code >= 500 else TrialError
             raise kind(
-                self._prefix_message(
-                    f"refused item {item.id} (HTTP {error.status_code}){self.quote_error(error)}"
-                )
+                f"{self.label}: refused item {item.id} (HTTP {error.status_code})"
+                f"{self.quote_error(error)}"
             ) from None
         except openai.APITimeoutError:
             raise TrialError(
-                self._prefix_message(
-                    f"no answer to item {item.id} within {self._settings.timeout:g} s: raise "
-                    "evaluation.generator.timeout; answers that came are kept"
-                )
+                f"{self.label}: no answer to item {item.id} within {self._settings.timeout:g} s: "
+                "raise evaluation.generator.timeout; answers that came are kept"
             ) from None
         except openai.APIConnectionError:
             raise ServerLostError(
-                self._prefix_message("no connection: start it again; answers that came are kept")
+                f"{self.label}: no connection: start it again; answers that came are kept"
             ) from None
         except (openai.OpenAIError, ValueError, TypeError) as error:
             raise TrialError(
-                self._prefix_message(f"no chat completion came ({type(error).__name__})")
+                f"{self.label}: no chat completion came ({type(error).__name__})"
             ) from None
         return self._to_response(item, served, completion)
 
@@ -198,16 +190,13 @@ class OpenAIGenerator(Generator):
         answering_model = getattr(completion, "model", None)
         if answering_model not in served.accepted_names:
             raise TrialError(
-                self._prefix_message(
-                    f"item {item.id} was answered by model {answering_model}, not by {served.name}"
-                )
+                f"{self.label}: item {item.id} was answered by model {answering_model}, not by "
+                f"{served.name}"
             )
         choices = getattr(completion, "choices", None)
         reason = choices[0].finish_reason if choices else "nothing"
         if reason not in ("stop", "length"):
-            raise TrialError(
-                self._prefix_message(f"its answer to item {item.id} ended by '{reason}'")
-            )
+            raise TrialError(f"{self.label}: its answer to item {item.id} ended by '{reason}'")
         assert choices
         usage = getattr(completion, "usage", None)
         ids = getattr(completion, "prompt_token_ids", None)
@@ -225,9 +214,6 @@ class OpenAIGenerator(Generator):
         if self._key:
             message = message.replace(self._key, "[key]")
         return f', and says "{message[:_MAX_MESSAGE_LENGTH]}"' if message else ""
-
-    def _prefix_message(self, message: str) -> str:
-        return f"{self.label}: {message}"
 
 
 def request_keys(server: str, model: AnsweringModel, decoding: Decoding) -> dict[str, Any]:

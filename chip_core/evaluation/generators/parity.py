@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from chip_core.config.benchmark import ParityConfig
 from chip_core.evaluation.generators.base import AnsweringModel
 from chip_core.evaluation.inference.decoder import generation_settings
 from chip_core.evaluation.inference.encoder import Encoder
-from chip_core.evaluation.inference.prompts import Prompt
+from chip_core.evaluation.inference.prompts import common_length
 from chip_core.evaluation.inference.rows import next_logits
 from chip_core.evaluation.task import Decoding, Item, Response
 from chip_core.utils.errors import TrialError
@@ -38,11 +38,6 @@ class ParityAnswers:
     engine: Mapping[str, Response]
     #: by transformers without the arm's adapter; None: it has none
     bare: Mapping[str, Response] | None = None
-
-
-def draw_sample(benchmark: str, items: Sequence[Item], config: ParityConfig) -> list[Item]:
-    """Return the questions that both answer, which depend on the benchmark and the ids alone."""
-    return sorted(items, key=lambda item: _sampling_key(benchmark, item.id))[: config.items]
 
 
 def compare_answers(
@@ -165,12 +160,12 @@ def _find_first_difference(
         ]
         for responses in (answered.measure, answered.engine)
     ]
-    position = next(_differing_positions(*rows), None)
-    if position is None:  # the same tokens: decoding made the texts differ
+    position = common_length(*rows)
+    if position == min(map(len, rows)):  # the same tokens: decoding made the texts differ
         return {"item": item.id, "token": None}
     (prompt,) = Encoder(model.processor).encode([item])
     reference_token, engine_token = (row[position] for row in rows)
-    logps = _next_logps(model, prompt, rows[0][:position])
+    logps = next_logits(model.model, prompt, rows[0][:position]).log_softmax(-1)
     return {
         "item": item.id,
         "token": position,
@@ -180,32 +175,12 @@ def _find_first_difference(
     }
 
 
-def _next_logps(model: AnsweringModel, prompt: Prompt, answer: Sequence[int]) -> torch.Tensor:
-    """Return the log-probabilities (V,) of the next token."""
-    return next_logits(model.model, prompt, answer).log_softmax(-1)
-
-
-def _differing_positions(reference: Sequence[int], engine: Sequence[int]) -> Iterator[int]:
-    """Yield the positions at which two rows of tokens differ."""
-    for position, (first, second) in enumerate(zip(reference, engine, strict=False)):
-        if first != second:
-            yield position
-
-
 def _format_first_difference(parity: Mapping[str, Any]) -> str:
-    differences = [
-        difference
-        for difference in parity.get("first_differences", ())
-        if difference["token"] is not None
-    ]
-    if not differences:
+    differences = parity.get("first_differences", ())
+    first = next((entry for entry in differences if entry["token"] is not None), None)
+    if first is None:
         return ""
-    first = differences[0]
     return (
         f" (item {first['item']}, token {first['token']}: '{first['engine']}' for "
         f"'{first['transformers']}', whose log-probability is {first['margin']:+.2g} from it)"
     )
-
-
-def _sampling_key(benchmark: str, item: str) -> bytes:
-    return hashlib.sha256(f"parity\x1f{benchmark}\x1f{item}".encode()).digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from chip_core.config.benchmark import GeneratorConfig
@@ -54,8 +55,6 @@ class SharedGenerator(Generator):
         on_answers: OnAnswers,
     ) -> GenerationTiming:
         """Answer the items; if the server dies, answer the rest once it has been restarted."""
-        if not items:
-            return GenerationTiming()
         if find_weights_beyond_adapter(model) is not None:
             if self._own_generator is None:
                 self._own_generator = vllm.VllmGenerator(self._settings, self._folder)
@@ -67,7 +66,8 @@ class SharedGenerator(Generator):
             for item, _ in answers:
                 del missing[item.id]
 
-        while True:
+        timing = GenerationTiming()
+        while missing:
             client = self._connect()
             try:
                 timing = client.answer([*missing.values()], model, decoding, on_shared_answers)
@@ -75,12 +75,7 @@ class SharedGenerator(Generator):
                 client.abandon()
                 self._client = None
                 self._address = self._wait_for_restart(error)
-                continue
-            return GenerationTiming(
-                seconds=time.perf_counter() - start,
-                wait_seconds=timing.wait_seconds,
-                notes=timing.notes,
-            )
+        return replace(timing, seconds=time.perf_counter() - start)
 
     def close(self) -> None:
         """Unload what was loaded into a server; the study's server keeps running."""

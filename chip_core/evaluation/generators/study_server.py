@@ -19,7 +19,7 @@ import requests
 from chip_core.config.benchmark import GeneratorConfig
 from chip_core.config.trial import ModelConfig
 from chip_core.evaluation.generators import vllm
-from chip_core.evaluation.generators.base import AnsweringModel
+from chip_core.evaluation.generators.base import AnsweringModel, locate_base
 from chip_core.evaluation.generators.delivery import arm_name
 from chip_core.evaluation.generators.local_server import LocalServer
 from chip_core.models import loading
@@ -104,15 +104,12 @@ class StudyServer:
         self._settings, self._folder, self._rank = settings, folder.absolute(), rank
         self._devices, self._should_stop, self._on_lost = devices, should_stop, on_lost
         self._program = vllm.require_program()
-        model_folder = loading.find_local_folder(model.path)
         self._model = AnsweringModel(
             model=None,
             processor=None,
             weights=loading.make_base_weights_id(model),
             bf16=model.dtype == "bf16",
-            base=str(model_folder or model.path),
-            revision=None if model_folder is not None else model.revision,
-            trust_remote_code=model.trust_remote_code,
+            **locate_base(model),
         )
         self._current_address = Address(
             number=0,

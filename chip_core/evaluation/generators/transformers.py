@@ -57,8 +57,6 @@ class TransformersGenerator(Generator):
         on_answers: OnAnswers,
     ) -> GenerationTiming:
         """Answer this worker's share of the items."""
-        if not items:
-            return GenerationTiming()
         start = time.perf_counter()
         decoder = Decoder(
             model.model,

@@ -79,8 +79,6 @@ class VllmGenerator(Generator):
         on_answers: OnAnswers,
     ) -> GenerationTiming:
         """Answer the items; start the server if it does not run."""
-        if not items:
-            return GenerationTiming()
         if self._client is None:
             self._client = self._start(model)
         assert self._served_weights == model.weights, "a trial asks one model"

@@ -7,6 +7,7 @@ order and the answers' lengths alone, so they are the same in each run.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,11 @@ from chip_core.evaluation.inference.kv_cache import GrowingLayer, make_growing_c
 from chip_core.evaluation.inference.lanes import Lanes
 from chip_core.evaluation.inference.prompts import Prompt
 from chip_core.evaluation.inference.rows import Row, TokenChooser, compute_logits
-from chip_core.evaluation.inference.shared import shared_length
+from chip_core.evaluation.inference.shared import (
+    UNSUPPORTED_ERRORS,
+    relative_error,
+    shared_length,
+)
 from chip_core.models.adapters import is_adapted
 
 #: Bytes of keys and values that count as small on a CPU, and the factor for the number of rows
@@ -271,8 +276,8 @@ def measure_lane_error(model: Any, groups: Sequence[Sequence[Prompt]], padding: 
         for row, token in zip(rows, first_logits.argmax(-1).tolist(), strict=True):
             row.answer_ids.append(token)
         second_logits = lanes.step()
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return float("inf")
+    except UNSUPPORTED_ERRORS:
+        return math.inf
     # Of the first lane the last row, which follows others; of the second the first.
     rows_tried = (
         {lanes_tried[0][-1], lanes_tried[-1][0]} if len(lanes_tried) > 1 else {lanes_tried[0][-1]}
@@ -282,7 +287,4 @@ def measure_lane_error(model: Any, groups: Sequence[Sequence[Prompt]], padding: 
         [compute_logits(model, rows[index].prompt, rows[index].answer_ids) for index in indices],
         dim=1,
     )
-    error = (
-        torch.stack([first_logits, second_logits])[:, indices] - exact
-    ).abs().amax() / exact.abs().amax()
-    return float(error) if error.isfinite() else float("inf")
+    return relative_error(torch.stack([first_logits, second_logits])[:, indices], exact)

@@ -73,13 +73,8 @@ class Decoder:
         self._batching_supported: bool | None = None  # the same for continuous batching
         self._lanes_exact: dict[bool, bool] = {}  # whether lanes are exact, by picture sharing
         self._settings, self._end_tokens = generation_settings(model, processor.tokenizer, decoding)
-        self.near_ties = 0  # decided so far
         self.wait_seconds = 0.0  # seconds for prompts and pictures
         self.notes: list[str] = []  # for the report
-
-    def generate_texts(self, batch: Batch) -> list[str]:
-        """Return the text of each response of `generate_responses`."""
-        return [response.text for response in self.generate_responses(batch)]
 
     def generate_responses(self, batch: Batch) -> list[Response]:
         """Return a response for each of the batch's items, in their order.
@@ -119,10 +114,9 @@ class Decoder:
     ) -> Iterator[list[tuple[Item, Response]]]:
         """Answer by continuous batching, in which no answer waits for another's end."""
         items = {item.id: item for group in groups for item in group}
-        chooser = self._make_chooser()
         batching = ContinuousBatching(
             self._model,
-            chooser or GreedyChooser(self._model, exact=False),
+            self._make_chooser() or GreedyChooser(self._model, exact=False),
             pad_token=self._settings.pad_token_id,
             end_tokens=self._end_tokens,
             max_new_tokens=self._decoding.max_new_tokens,
@@ -136,7 +130,6 @@ class Decoder:
                 ]
         except RowMemoryError as error:
             raise _out_of_memory_error(error.prompt.item) from None
-        self.near_ties += 0 if chooser is None else chooser.exact_count
 
     def _encode(self, group: Sequence[Item]) -> list[Prompt]:
         start = time.perf_counter()
@@ -220,7 +213,6 @@ class Decoder:
             tokenizer=self._processor.tokenizer,  # finds the model's own stop strings
             logits_processor=processors,
         )
-        self.near_ties += 0 if chooser is None else chooser.exact_count
         rows = generated[:, start:].tolist()
         return [
             self._to_response(text, row)

@@ -15,7 +15,7 @@ from torch import Tensor
 from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_growing_cache
 from chip_core.evaluation.inference.prompts import Prompt, pad_batch
 from chip_core.evaluation.inference.rows import Row, batch_positions, prompt_positions
-from chip_core.evaluation.inference.shared import shared_length, stack_positions
+from chip_core.evaluation.inference.shared import read_prefixes, shared_length
 from chip_core.models.precision import match_dtype
 
 
@@ -72,19 +72,10 @@ def _prefill_shared(model: Any, groups: Sequence[Sequence[Prompt]], pad: int) ->
     device = next(model.parameters()).device
     lengths = [length for group in groups if (length := shared_length(group)) is not None]
     first_prompts = [group[0] for group in groups]
-    prefixes = [prompt.ids[:length] for prompt, length in zip(first_prompts, lengths, strict=True)]
     positions = [prompt_positions(model, prompt) for prompt in first_prompts]
+    prefix_positions = [row[..., :length] for row, length in zip(positions, lengths, strict=True)]
     cache = make_growing_cache(model)
-    batch = pad_batch(first_prompts, prefixes, device, pad=pad)
-    model(
-        **match_dtype(batch, model),
-        position_ids=stack_positions(
-            [row[..., :length] for row, length in zip(positions, lengths, strict=True)]
-        ),
-        **make_cache_argument(model, cache),
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    batch = read_prefixes(model, first_prompts, prefix_positions, cache, pad)
     rests = [
         [prompt.ids[length:] for prompt in group]
         for group, length in zip(groups, lengths, strict=True)

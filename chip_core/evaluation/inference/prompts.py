@@ -67,8 +67,3 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
         if first_value != second_value:
             return index
     return min(len(first), len(second))
-
-
-def common_length_of_all(rows: Sequence[Sequence[int]]) -> int:
-    """Return the length of the common beginning of all rows."""
-    return min(common_length(rows[0], row) for row in rows)

@@ -130,7 +130,6 @@ class GreedyChooser:
             exact: whether near ties are decided by the row alone.
         """
         self._model, self._exact = model, exact
-        self.exact_count = 0  # near ties so far
 
     def __call__(self, rows: Sequence[Row], scores: Tensor) -> list[int]:
         """Return each row's next token."""
@@ -138,7 +137,6 @@ class GreedyChooser:
             for index in find_near_ties(scores).nonzero().flatten().tolist():
                 exact_logits = next_logits(self._model, rows[index].prompt, rows[index].answer_ids)
                 scores[index] = exact_logits.masked_fill(scores[index].isinf(), -torch.inf)
-                self.exact_count += 1
         tokens: list[int] = scores.argmax(-1).tolist()
         return tokens
 

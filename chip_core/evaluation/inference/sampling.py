@@ -47,7 +47,6 @@ class SamplingChooser:
             exact: whether rows that rounding could decide are computed alone.
         """
         self._model, self._sampling, self._exact = model, sampling, exact
-        self.exact_count = 0  # rows computed alone so far
 
     def __call__(self, rows: Sequence[Row], scores: Tensor) -> list[int]:
         """Return each row's next token."""
@@ -66,7 +65,6 @@ class SamplingChooser:
             sampled[index] = sample_tokens(
                 exact_logits[None], noise[index : index + 1], self._sampling
             )[0][0]
-            self.exact_count += 1
         tokens: list[int] = sampled.tolist()
         return tokens
 

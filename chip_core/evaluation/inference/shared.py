@@ -13,6 +13,7 @@ Shapes: K pictures, B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,18 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from chip_core.evaluation.inference.kv_cache import make_cache_argument, make_growing_cache
-from chip_core.evaluation.inference.prompts import Prompt, common_length_of_all, pad_batch
+from chip_core.evaluation.inference.prompts import Prompt, common_length, pad_batch
 from chip_core.evaluation.inference.rows import next_logits, prompt_positions
 from chip_core.models.precision import match_dtype
 
 #: Largest difference of logits from those of separate rows, as a share of the largest logit. A
 #: family that handles a cache wrongly is off by more than a hundredth.
 MAX_LOGIT_ERROR = 1e-3
+
+#: What a family raises that cannot be computed in another way than by transformers' `generate`.
+UNSUPPORTED_ERRORS = (
+    AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,32 +60,19 @@ def share_prefix_rows(
         copies: the rows of keys and values for each row: one per beam.
         pad: the padding token.
     """
-    group_prefixes = [shared_length(prompts) for prompts in groups]
-    prefix_lengths = [
-        prefix_length for prefix_length in group_prefixes if prefix_length is not None
-    ]
-    if len(prefix_lengths) < len(group_prefixes):
+    group_lengths = [shared_length(prompts) for prompts in groups]
+    prefix_lengths = [length for length in group_lengths if length is not None]
+    if len(prefix_lengths) < len(group_lengths):
         return None
-    device = next(model.parameters()).device
-    first_prompts = [prompts[0] for prompts in groups]
-    prefixes = [
-        prompt.ids[:prefix_length]
-        for prompt, prefix_length in zip(first_prompts, prefix_lengths, strict=True)
-    ]
     positions = [[prompt_positions(model, prompt) for prompt in prompts] for prompts in groups]
     prefix_positions = [
-        row[0][..., :prefix_length]
-        for row, prefix_length in zip(positions, prefix_lengths, strict=True)
+        rows[0][..., :length] for rows, length in zip(positions, prefix_lengths, strict=True)
     ]
     # Beams reorder rows at each token, which copies all keys and values anyway.
     cache = make_growing_cache(model) if copies == 1 else DynamicCache(config=model.config)
-    model(
-        **match_dtype(pad_batch(first_prompts, prefixes, device, pad=pad), model),
-        position_ids=stack_positions(prefix_positions),
-        **make_cache_argument(model, cache),
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    first_prompts = [prompts[0] for prompts in groups]
+    prefix_batch = read_prefixes(model, first_prompts, prefix_positions, cache, pad)
+    device = next(model.parameters()).device
     group_of = [group for group, prompts in enumerate(groups) for _ in prompts]
     row_groups = torch.tensor(group_of, device=device)
     cache.batch_select_indices(row_groups.repeat_interleave(copies))
@@ -91,7 +84,6 @@ def share_prefix_rows(
     rest_positions = [
         row[..., prefix_lengths[group] :] for group, rows in enumerate(positions) for row in rows
     ]
-    prefix_batch = pad_batch(first_prompts, prefixes, device, pad=pad)
     rest_batch = _pad_text(rests, device, pad)
     return SharedRows(
         input_ids=torch.cat(
@@ -109,6 +101,30 @@ def share_prefix_rows(
         ),
         cache=cache,
     )
+
+
+def read_prefixes(
+    model: Any, prompts: Sequence[Prompt], positions: Sequence[Tensor], cache: Any, pad: int
+) -> dict[str, Tensor]:
+    """Read the beginnings of prompts into a cache; return them as a batch.
+
+    Args:
+        model: the model.
+        prompts: the prompts.
+        positions: of the tokens of each beginning, (…, 1, T).
+        cache: an empty cache.
+        pad: the padding token.
+    """
+    prefixes = [prompt.ids[: row.shape[-1]] for prompt, row in zip(prompts, positions, strict=True)]
+    batch = pad_batch(prompts, prefixes, next(model.parameters()).device, pad=pad)
+    model(
+        **match_dtype(batch, model),
+        position_ids=stack_positions(positions),
+        **make_cache_argument(model, cache),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return batch
 
 
 def measure_sharing_error(model: Any, groups: Sequence[Sequence[Prompt]]) -> float:
@@ -130,16 +146,21 @@ def measure_sharing_error(model: Any, groups: Sequence[Sequence[Prompt]]) -> flo
             **make_cache_argument(model, rows.cache),
             use_cache=True,
         ).logits[:, -1]
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return float("inf")
-    error = (logits.float() - exact).abs().max() / exact.abs().max()
-    return float(error) if error.isfinite() else float("inf")
+    except UNSUPPORTED_ERRORS:
+        return math.inf
+    return relative_error(logits.float(), exact)
+
+
+def relative_error(logits: Tensor, exact: Tensor) -> float:
+    """Return the largest error of logits as a share of the largest one; infinite if not finite."""
+    error = (logits - exact).abs().amax() / exact.abs().amax()
+    return float(error) if error.isfinite() else math.inf
 
 
 def shared_length(prompts: Sequence[Prompt]) -> int | None:
     """Return how many tokens a group's prompts share; None if they differ in their picture."""
     rows = [prompt.ids for prompt in prompts]
-    length = min(common_length_of_all(rows), min(map(len, rows)) - 1)
+    length = min(*(common_length(rows[0], row) for row in rows), min(map(len, rows)) - 1)
     return None if length < prompts[0].vision_end else length
 
 

@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from chip_core.config.benchmark import JudgeConfig
 from chip_core.evaluation.judge.cache import Reply, ReplyCache
+from chip_core.evaluation.judge.limits import hash_endpoint
 from chip_core.utils.errors import warn_once
 from chip_core.utils.files import read_checksummed, write_checksummed
 
@@ -108,14 +109,13 @@ class Batches:
             on_wait: called repeatedly with the number of replies so far; an exception ends the
                 wait.
         """
-        identity = json.dumps([settings.base_url, settings.model])
         self.paid = 0  # replies that were stored
         self._lost_keys = set[str]()  # keys whose replies were gone at the endpoint
         self._replies_done = 0  # of the batch that is awaited
         self._client, self._cache, self._settings = client, cache, settings
         self._parse_reply, self._on_wait = parse_reply, on_wait
         self._folder = cache.folder / "batches"
-        self._endpoint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self._endpoint = hash_endpoint(settings)
 
     def fill(
         self, calls: Mapping[str, BatchCall], check_budget: Callable[[int], None]
@@ -158,9 +158,8 @@ class Batches:
                 uploaded = self._client.files.create(
                     file=("requests.jsonl", content), purpose="batch"
                 )
-                path = (
-                    self._folder / f"{hashlib.sha256(uploaded.id.encode()).hexdigest()[:16]}.json"
-                )
+                name = hashlib.sha256(uploaded.id.encode()).hexdigest()[:16]
+                path = self._folder / f"{name}.json"
                 record = _Record(endpoint=self._endpoint, file=uploaded.id, keys=keys, batch=None)
                 write_checksummed(path, asdict(record))
                 open_records[path] = record
@@ -202,14 +201,8 @@ class Batches:
 
     def _find_batch(self, file: str) -> Any:
         """Return the newest batch of an uploaded file, or None."""
-        return next(
-            (
-                batch
-                for batch in self._client.batches.list(limit=100)
-                if batch.input_file_id == file
-            ),
-            None,
-        )
+        batches = self._client.batches.list(limit=100)
+        return next((batch for batch in batches if batch.input_file_id == file), None)
 
     def _finish_batch(
         self, path: Path, calls: Mapping[str, BatchCall]
@@ -287,10 +280,7 @@ class Batches:
             row = json.loads(line)
             key, response = str(row["custom_id"]), row.get("response") or {}
             status, body = int(response.get("status_code") or 0), response.get("body")
-        except (
-            *(ValueError, KeyError, TypeError, AttributeError, OverflowError),
-            RecursionError,
-        ):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             return "", BatchRowError(status_code=0, body="no row of a batch")
         if status == 200 and isinstance(body, dict):
             try:

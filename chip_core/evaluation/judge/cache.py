@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.reading import get_first_value, read_objects
+from chip_core.evaluation.reading import read_rows
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.utils.errors import warn_once
 from chip_core.utils.files import append_record, parse_checksummed
@@ -142,12 +142,8 @@ class ReplayJudge:
         Raises:
             UserError: the file does not have that form.
         """
-        replies = []
-        for number, row in enumerate(read_objects(path), start=1):
-            reply = get_first_value(row, ("reply",), path, number)
-            item = str(get_first_value(row, ITEM_NAMES, path, number))
-            replies.append((item, reply if isinstance(reply, str) else None))
-        return cls(replies)
+        replies = [(str(row.get(*ITEM_NAMES)), row.get("reply")) for row in read_rows(path)]
+        return cls([(item, reply if isinstance(reply, str) else None) for item, reply in replies])
 
     def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
         """Return the stored reply to each request, or None."""

@@ -20,6 +20,7 @@ from chip_core.evaluation.judge.batch import BatchCall, Batches, BatchFailedErro
 from chip_core.evaluation.judge.cache import Reply, ReplyCache, request_key
 from chip_core.evaluation.judge.limits import EndpointLimits, estimate_call_tokens
 from chip_core.evaluation.scorer import JudgeRequest
+from chip_core.evaluation.unreadable import truncate
 from chip_core.utils.errors import TrialError
 
 _MAX_BODY_ATTEMPTS = 3  # attempts if a response is not a chat completion
@@ -59,6 +60,8 @@ class EndpointJudge:
         self.send = settings.send  # further keys of a request; recorded with the figures
         self.returned: set[str] = set()  # model names in the replies
         self.paid = 0  # calls made now that were answered
+        address = settings.base_url or "OpenAI's endpoint"
+        self._name = f"judge {settings.model} at {address}"  # for messages
         self._settings = settings
         self._cache = cache
         self._on_reply = on_reply
@@ -94,7 +97,7 @@ class EndpointJudge:
         if self._stop_reason is not None:
             raise TrialError(self._stop_reason)
         if requests and all(reply is None for reply in replies):
-            raise TrialError(self._prefix_message(f"no call was answered{self._last_failure}"))
+            raise TrialError(f"{self._name}: no call was answered{self._last_failure}")
         return replies
 
     def _ask_live(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
@@ -133,32 +136,26 @@ class EndpointJudge:
         try:
             failed = batches.fill(calls, self._check_budget)
         except BatchFailedError as error:
-            raise TrialError(
-                self._prefix_message(f"the batch failed{self._quote_error(error)}")
-            ) from None
+            raise TrialError(f"{self._name}: the batch failed{self._quote_error(error)}") from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise TrialError(self._describe_refused_key(error)) from None
         except openai.NotFoundError as error:
             raise TrialError(
-                self._prefix_message(
-                    f"has no batches (HTTP 404){self._quote_error(error)}: write judge.mode: live"
-                )
+                f"{self._name}: has no batches (HTTP 404){self._quote_error(error)}: "
+                "write judge.mode: live"
             ) from None
         except openai.APIStatusError as error:
             raise TrialError(
-                self._prefix_message(
-                    f"refuses a batch (HTTP {error.status_code}){self._quote_error(error)}"
-                )
+                f"{self._name}: refuses a batch (HTTP {error.status_code})"
+                f"{self._quote_error(error)}"
             ) from None
         except openai.OpenAIError:
             raise TrialError(
-                self._prefix_message(
-                    "no connection; a batch that was made is waited for by the next run"
-                )
+                f"{self._name}: no connection; a batch that was made is waited for by the next run"
             ) from None
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             raise TrialError(
-                self._prefix_message("an answer that is no batch, or none of its files")
+                f"{self._name}: an answer that is no batch, or none of its files"
             ) from None
         finally:
             self.paid += batches.paid
@@ -175,10 +172,8 @@ class EndpointJudge:
         calls, tokens = self._cache.get_usage(self.model)
         if budget.calls is not None and calls + count > budget.calls:
             raise TrialError(
-                self._prefix_message(
-                    f"its budget of {budget.calls} calls, of which {calls} are spent, does not "
-                    f"hold the {count} of its batches: raise judge.budget.calls"
-                )
+                f"{self._name}: its budget of {budget.calls} calls, of which {calls} are spent, "
+                f"does not hold the {count} of its batches: raise judge.budget.calls"
             )
         if budget.tokens is not None and tokens >= budget.tokens:
             raise TrialError(self._describe_token_budget())
@@ -224,8 +219,9 @@ class EndpointJudge:
         with self._lock:
             calls, tokens = self._cache.get_usage(self.model)
             if budget.calls is not None and calls + self._in_flight >= budget.calls:
-                self._stop_reason = self._prefix_message(
-                    f"its budget of {budget.calls} calls is spent: raise judge.budget.calls"
+                self._stop_reason = (
+                    f"{self._name}: its budget of {budget.calls} calls is spent: "
+                    "raise judge.budget.calls"
                 )
             elif budget.tokens is not None and tokens >= budget.tokens:
                 self._stop_reason = self._describe_token_budget()
@@ -262,8 +258,9 @@ class EndpointJudge:
                 self._stop_reason = self._describe_refused_key(error)
                 return None
             except openai.NotFoundError as error:
-                self._stop_reason = self._prefix_message(
-                    f"knows no such model, or no such address (HTTP 404){self._quote_error(error)}"
+                self._stop_reason = (
+                    f"{self._name}: knows no such model, or no such address (HTTP 404)"
+                    f"{self._quote_error(error)}"
                 )
                 return None
             except openai.APIStatusError as error:
@@ -287,22 +284,20 @@ class EndpointJudge:
         self._record_failure(f"HTTP {error.status_code}", self._quote_error(error))
         if key := _find_refused_key(error, parameters):
             # Every call would be refused: make no more.
-            self._stop_reason = self._prefix_message(
-                f"refuses a key of the request (HTTP {error.status_code})"
+            self._stop_reason = (
+                f"{self._name}: refuses a key of the request (HTTP {error.status_code})"
                 f"{self._quote_error(error)}: {_advise_on_key(key)}"
             )
 
     def _describe_refused_key(self, error: Any) -> str:
-        return self._prefix_message(
-            f"refuses the key (HTTP {error.status_code}): mend what "
+        return (
+            f"{self._name}: refuses the key (HTTP {error.status_code}): mend what "
             f"{self._settings.api_key_env or 'judge.api_key_env'} holds"
         )
 
     def _describe_token_budget(self) -> str:
         limit = self._settings.budget.tokens
-        return self._prefix_message(
-            f"its budget of {limit} tokens is spent: raise judge.budget.tokens"
-        )
+        return f"{self._name}: its budget of {limit} tokens is spent: raise judge.budget.tokens"
 
     def _record_failure(self, reason: str, message: str = "") -> None:
         self._last_failure = f" ({reason}){message}"
@@ -314,12 +309,7 @@ class EndpointJudge:
             message = message.replace(self._key, "[key]")
             # Endpoints may show a part of it: sk-ab****yz.
             message = re.sub(rf"\S*{re.escape(self._key[:6])}\S*", "[key]", message)
-        message = _KEY_PATTERN.sub("[key]", message)
-        message = (
-            message
-            if len(message) <= _MAX_MESSAGE_LENGTH
-            else f"{message[: _MAX_MESSAGE_LENGTH - 1]}…"
-        )
+        message = truncate(_KEY_PATTERN.sub("[key]", message), _MAX_MESSAGE_LENGTH)
         return f', and says "{message}"' if message else ""
 
     def _count_outcome(self, reply: Reply | None) -> None:
@@ -327,14 +317,10 @@ class EndpointJudge:
             self.paid += reply is not None
             self._consecutive_failures = 0 if reply is not None else self._consecutive_failures + 1
             if self._consecutive_failures >= _MAX_FAILURES and self._stop_reason is None:
-                self._stop_reason = self._prefix_message(
-                    f"{_MAX_FAILURES} calls one after the other failed{self._last_failure}; "
-                    "replies that came are kept"
+                self._stop_reason = (
+                    f"{self._name}: {_MAX_FAILURES} calls one after the other failed"
+                    f"{self._last_failure}; replies that came are kept"
                 )
-
-    def _prefix_message(self, message: str) -> str:
-        address = self._settings.base_url or "OpenAI's endpoint"
-        return f"judge {self.model} at {address}: {message}"
 
 
 def find_endpoint_problem(settings: JudgeConfig) -> str | None:

@@ -33,6 +33,12 @@ _POLL = 0.02  # seconds between two attempts to get a lock
 CHARACTERS_PER_TOKEN = 4  # per token, as a rule of thumb
 
 
+def hash_endpoint(settings: JudgeConfig) -> str:
+    """Return a hash of a judge's address and name."""
+    identity = json.dumps([settings.base_url, settings.model])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
 class EndpointLimits:
     """The limits of one judge at one endpoint, shared through a folder."""
 
@@ -43,11 +49,8 @@ class EndpointLimits:
             folder: the folder that all trials share.
             settings: the judge, with its limits.
         """
-        identity = json.dumps([settings.base_url, settings.model])
         self._limits = settings.limits
-        self._file = (
-            folder / "limits" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
-        )
+        self._file = folder / "limits" / f"{hash_endpoint(settings)}.json"
         self._expected = threading.local()
 
     @contextmanager

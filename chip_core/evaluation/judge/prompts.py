@@ -7,12 +7,16 @@ published file is there; otherwise the judge gets our own wording of the same ru
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from chip_core.evaluation.scorer import JudgeRequest, Resources
+from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
+
+T = TypeVar("T")
 
 
 def ask_judge(
@@ -32,6 +36,36 @@ def ask_judge(
         )
     replies = resources.judge.ask(requests)
     return {request.item: reply for request, reply in zip(requests, replies, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadReplies(Generic[T]):
+    """What a judge's replies say."""
+
+    values: Mapping[str, T]  # by item
+    failed: int  # calls without a reply, or without one that could be read
+    unreadable: tuple[Unreadable, ...]
+
+
+def read_replies(
+    replies: Mapping[str, str | None], parse: Callable[[str], T | None]
+) -> ReadReplies[T]:
+    """Read each reply; a failed call is read as an empty one.
+
+    Args:
+        replies: by item; None for a failed call.
+        parse: returns what a reply says, or None.
+    """
+    read = {item: parse(reply or "") for item, reply in replies.items()}
+    return ReadReplies(
+        values={item: value for item, value in read.items() if value is not None},
+        failed=sum(reply is None or read[item] is None for item, reply in replies.items()),
+        unreadable=tuple(
+            unreadable(item, reply, "reply")
+            for item, reply in replies.items()
+            if reply is not None and read[item] is None
+        ),
+    )
 
 
 def make_user_message(content: str) -> tuple[Mapping[str, str], ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -166,14 +166,11 @@ def make_tagger(name: str) -> Tagger:
 
 
 def _has_nltk_package(nltk: Any, package: str) -> bool:
-    try:
-        nltk.data.find(NLTK_DATA[package])
-    except LookupError:
-        try:
-            nltk.data.find(f"{NLTK_DATA[package]}.zip")  # the downloader leaves wordnet so
-        except LookupError:
-            return False
-    return True
+    for suffix in ("", ".zip"):  # the downloader leaves wordnet as an archive
+        with suppress(LookupError):
+            nltk.data.find(f"{NLTK_DATA[package]}{suffix}")
+            return True
+    return False
 
 
 @contextmanager

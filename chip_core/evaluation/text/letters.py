@@ -16,7 +16,7 @@ list of options. Two letters without a decision between them cannot be read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from chip_core.evaluation.text import letter_patterns as patterns
 from chip_core.evaluation.text.answers import find_marked_answers, normalize_answer, strip_markup
@@ -241,24 +241,16 @@ class _LetterReader:
     def _match_option_text(self, text: str) -> str | None:
         """Return the option whose text, or its first clause ("Yes, it does."), is all of it."""
         normalized = _normalize(text)
-        option_texts = {
-            letter: option_text
-            for letter, option_text in self._texts.items()
-            if option_text and normalized
-        }
-        for matching in (
-            [letter for letter, option_text in option_texts.items() if option_text == normalized],
-            [
-                letter
-                for letter, option_text in option_texts.items()
-                if "".join(option_text.split()) == "".join(normalized.split())
-            ],
-            [
-                letter
-                for letter, option_text in option_texts.items()
-                if _FIRST_CLAUSE.split(option_text)[0] == normalized
-            ],
-        ):
+        if not normalized:
+            return None
+        without_spaces = "".join(normalized.split())
+        rules: tuple[Callable[[str], bool], ...] = (
+            lambda option: option == normalized,
+            lambda option: "".join(option.split()) == without_spaces,
+            lambda option: _FIRST_CLAUSE.split(option)[0] == normalized,
+        )
+        for is_match in rules:
+            matching = [letter for letter, text in self._texts.items() if text and is_match(text)]
             if matching:
                 return matching[0] if len(matching) == 1 else None
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -60,25 +61,19 @@ class SpacySimilarity:
         )
         import spacy
 
-        self._pipeline = spacy.load(model)
-        self._documents: dict[str, Any] = {}
-        self._cache: dict[tuple[str, str], float] = {}
-        self.name = f"spacy {model} {self._pipeline.meta['version']}"
+        pipeline = spacy.load(model)
+        self.name = f"spacy {model} {pipeline.meta['version']}"
+        self._parse = functools.cache(pipeline)
+        self._compare = functools.cache(self._compute_similarity)
 
     def __call__(self, first: str, second: str) -> float:
         """Return the similarity of two words."""
-        if (first, second) not in self._cache:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # a word without a vector: 0
-                self._cache[first, second] = float(
-                    self._parse(first).similarity(self._parse(second))
-                )
-        return self._cache[first, second]
+        return self._compare(first, second)
 
-    def _parse(self, word: str) -> Any:
-        if word not in self._documents:
-            self._documents[word] = self._pipeline(word)
-        return self._documents[word]
+    def _compute_similarity(self, first: str, second: str) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a word without a vector: 0
+            return float(self._parse(first).similarity(self._parse(second)))
 
 
 def _is_number(value: Any) -> bool:

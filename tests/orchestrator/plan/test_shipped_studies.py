@@ -48,7 +48,7 @@ def test_it_is_planned_offline_on_every_recipe(
     study: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "chip_core.evaluation.benchmarks.lmms_eval.runner.version", lambda: "0"
+        "chip_core.evaluation.benchmarks.lmms_eval.read_version", lambda: "0"
     )  # its own process
     plan = make_plan(load_study(ABLATIONS / f"{study}.yaml", StudyChanges(recipe=recipe)))
     plan = resolve_search(plan, Ledger(tmp_path))
@@ -62,7 +62,7 @@ def test_it_is_planned_offline_on_every_recipe(
 @pytest.mark.parametrize("study", ARMS)
 def test_it_says_in_lines_what_data_it_lacks(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "chip_core.evaluation.benchmarks.lmms_eval.runner.problems", lambda names: []
+        "chip_core.evaluation.benchmarks.lmms_eval.LmmsEvalBenchmark.problems", lambda self: []
     )
     said = find_benchmark_problems(load_study(ABLATIONS / f"{study}.yaml").benchmarks, DataPaths())
     assert all("\n" not in line for line in said)

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 
-from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
-from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.outcomes import (
+    ItemOutcome,
+    MetricInfo,
+    MetricOutcome,
+    compute_percentage,
+)
 
 DESCRIPTIONS = ("chair", "cover", "hal", "cog")
 RATES = ("accuracy", "precision", "recall", "f1")
@@ -109,12 +113,12 @@ def compute_corrected_metrics(items: Items) -> tuple[MetricOutcome, ...]:
     descriptions = "generative" in answered or not answered
     values: dict[str, float | None] = {}
     if descriptions:
-        values.update({name: _compute_rate(items.get(name, ())) for name in DESCRIPTIONS})
+        values.update({name: compute_percentage(items.get(name, ())) for name in DESCRIPTIONS})
     for part, groups in PARTS.items():
         if answered and not answered.intersection(groups):
             continue
         for rate in RATES:
-            values[f"{part}{rate}"] = _compute_rate(_flatten(_part_items(items, part, rate)))
+            values[f"{part}{rate}"] = compute_percentage(_flatten(_part_items(items, part, rate)))
     if descriptions and "f1" in values:
         values["amber_score"] = _compute_amber_score(values)
     return _make_metrics(values, items)
@@ -122,25 +126,19 @@ def compute_corrected_metrics(items: Items) -> tuple[MetricOutcome, ...]:
 
 def _make_metrics(values: Mapping[str, float | None], items: Items) -> tuple[MetricOutcome, ...]:
     return tuple(
-        MetricOutcome(
-            name=name,
-            unit=info.unit,
-            goal=info.goal,
-            value=values[name],
-            items=_metric_items(items, name),
-        )
+        info.make_metric(name, values[name], _metric_items(items, name))
         for name, info in METRICS.items()
         if name in values
     )
 
 
-def _metric_items(items: Items, name: str) -> tuple[ItemOutcome, ...]:
+def _metric_items(items: Items, name: str) -> Sequence[ItemOutcome]:
     if name in DESCRIPTIONS:
-        return tuple(items.get(name, ()))
+        return items.get(name, ())
     for part in PARTS:
         rate = name.removeprefix(part)
         if rate in RATES:
-            return tuple(_flatten(_part_items(items, part, rate)))
+            return _flatten(_part_items(items, part, rate))
     return ()
 
 
@@ -159,16 +157,9 @@ def _flatten(groups: Sequence[Sequence[ItemOutcome]]) -> list[ItemOutcome]:
     return [outcome for group in groups for outcome in group]
 
 
-def _compute_rate(items: Sequence[ItemOutcome]) -> float | None:
-    denominator = sum(outcome.denominator for outcome in items)
-    return (
-        100.0 * sum(outcome.numerator for outcome in items) / denominator if denominator else None
-    )
-
-
-def _sum_as_script(items: Sequence[ItemOutcome], start: float) -> tuple[float, float]:
+def _sum_as_script(items: Sequence[ItemOutcome]) -> tuple[float, float]:
     """Return numerator and denominator, summed in the script's order without compensation."""
-    numerator, denominator = 0.0, start
+    numerator, denominator = 0.0, _SCRIPT_START
     for outcome in items:
         numerator += outcome.numerator
         denominator += outcome.denominator
@@ -177,7 +168,7 @@ def _sum_as_script(items: Sequence[ItemOutcome], start: float) -> tuple[float, f
 
 def _rate_as_script(groups: Sequence[Sequence[ItemOutcome]]) -> float:
     """Return a rate in percent over groups counted separately, each from the script's start."""
-    sums = [_sum_as_script(items, _SCRIPT_START) for items in groups]
+    sums = [_sum_as_script(items) for items in groups]
     numerator, denominator = sums[0]
     for further_numerator, further_denominator in sums[1:]:
         numerator += further_numerator
@@ -186,7 +177,7 @@ def _rate_as_script(groups: Sequence[Sequence[ItemOutcome]]) -> float:
 
 
 def _hal_as_script(items: Sequence[ItemOutcome]) -> float:
-    hallucinated, described = _sum_as_script(items, _SCRIPT_START)
+    hallucinated, described = _sum_as_script(items)
     clean = len(items) - hallucinated
     return round(100 - clean / described * 100, 1)
 

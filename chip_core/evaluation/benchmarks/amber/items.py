@@ -1,7 +1,6 @@
-"""AMBER: descriptions and yes/no questions about 1,004 pictures.
+"""AMBER's questions: descriptions and yes/no questions.
 
-Folder, as in the repository: `query_all.json` (or in `query/`), `annotations.json`,
-`relation.json`, `safe_words.txt` (or all of these in `data/`), and the pictures in `image/`.
+The folder also has `query_all.json` (or in `query/` or `data/`), and 1,004 pictures in `image/`.
 """
 
 from __future__ import annotations
@@ -9,32 +8,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from chip_core.evaluation import reading
 from chip_core.evaluation.benchmarks.amber.score import AmberScorer
-from chip_core.evaluation.benchmarks.base import YES_OR_NO, FileBenchmark, Pictures
+from chip_core.evaluation.benchmarks.base import YES_OR_NO, Pictures
+from chip_core.evaluation.benchmarks.published import AMBER_QUERIES, amber_names
+from chip_core.evaluation.reading import iter_unique_rows
 from chip_core.evaluation.scorer import ProtocolName
 from chip_core.evaluation.task import BENCHMARKS, Item, Side
 
-QUERIES = "query_all.json"
 
-
-class Amber(FileBenchmark):
-    """AMBER's questions."""
+class Amber(AmberScorer):
+    """AMBER."""
 
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the order of the query file."""
-        folder = self._folder(data)
-        paths = [QUERIES, f"query/{QUERIES}", f"data/query/{QUERIES}", f"data/{QUERIES}"]
-        rows = reading.read_rows(reading.find_file(folder, paths, "amber"))
-        annotation_paths = ["annotations.json", "data/annotations.json"]
+        folder = self.require_folder(data)
+        rows = self.read_rows(data, *AMBER_QUERIES, "data/query_all.json")
         described_ids = {
             row.id("id")
-            for row in reading.read_rows(reading.find_file(folder, annotation_paths, "amber"))
+            for row in self.read_rows(data, *amber_names("annotations.json"))
             if row.text("type") == "generative"
         }
         pictures = Pictures([folder / "image", folder / "images", folder / "data" / "image"])
         items = []
-        for item, row in reading.iter_unique_rows(rows, lambda row: row.id("id")):
+        for item, row in iter_unique_rows(rows, lambda row: row.id("id")):
             is_description = item in described_ids
             suffix = YES_OR_NO if protocol == "chip" and not is_description else ""
             items.append(
@@ -54,4 +50,4 @@ class Amber(FileBenchmark):
         return self.needs - {"similarity", "nltk"}
 
 
-BENCHMARKS.register("amber")(Amber(AmberScorer()))
+BENCHMARKS.register("amber")(Amber())

@@ -7,6 +7,7 @@ association file.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,116 +47,87 @@ class Counts:
         return self.hallucinated == 0
 
 
-class OfficialPicture:
-    """The rules of AMBER's inference.py, in its order.
+def count_as_script(
+    nouns: Iterable[str],
+    truth: Sequence[str],
+    targets: Sequence[str],
+    lists: WordLists,
+    similar: Callable[[str, str], bool],
+) -> Counts:
+    """Count nouns of the vocabulary by the rules of AMBER's inference.py, in its order.
 
     A noun that matches a list marks the first entry that it matches: the associated words of all
     objects come before the objects themselves. So of two similar objects only one can be covered,
     and a noun may cover another object than its own. A noun can mark a target and still be excused.
+    Repeated nouns count, and safe words count as nouns.
     """
+    truth_words = _make_entries(truth, lists.associations)
+    target_words = _make_entries(targets, lists.associations)
 
-    def __init__(
-        self,
-        truth: Sequence[str],
-        targets: Sequence[str],
-        lists: WordLists,
-        similar: Callable[[str, str], bool],
-    ) -> None:
-        self._objects, self._targets = len(truth), len(targets)
-        self._truth_words = _make_entries(truth, lists.associations)
-        self._target_words = _make_entries(targets, lists.associations)
-        self._lists, self._similar = lists, similar
-        self._known: dict[str, tuple[bool, set[int], set[int]]] = {}
-
-    def count(self, nouns: Iterable[str]) -> Counts:
-        """Count the nouns that are in the vocabulary, with repeats; safe words count as nouns."""
-        hallucinated = number = 0
-        covered: set[int] = set()
-        expected: set[int] = set()
-        for noun in nouns:
-            if noun not in self._known:
-                self._known[noun] = self._judge(noun)
-            is_wrong, truths, targets = self._known[noun]
-            number += 1
-            hallucinated += is_wrong
-            covered |= truths
-            expected |= targets
-        return Counts(
-            hallucinated=hallucinated,
-            nouns=number,
-            covered=len(covered),
-            objects=self._objects,
-            expected=len(expected),
-            expected_of=self._targets,
-        )
-
-    def _judge(self, noun: str) -> tuple[bool, set[int], set[int]]:
+    @functools.cache
+    def judge(noun: str) -> tuple[bool, set[int], set[int]]:
         """Return whether a noun is hallucinated, and the objects and targets that it marks."""
-        if noun in self._lists.safe:
+        if noun in lists.safe:
             return False, set(), set()
-        exact_matches = _find_first(self._truth_words, lambda word: word == noun)
+        exact_matches = _find_first(truth_words, lambda word: word == noun)
         if exact_matches:
             return False, exact_matches, set()
-        targets = _find_first(self._target_words, lambda word: word == noun)
-        targets |= _find_first(self._target_words, lambda word: self._similar(noun, word))
-        truths = _find_first(self._truth_words, lambda word: self._similar(noun, word))
-        return not truths, truths, targets
+        marked_targets = _find_first(target_words, lambda word: word == noun)
+        marked_targets |= _find_first(target_words, lambda word: similar(noun, word))
+        marked_objects = _find_first(truth_words, lambda word: similar(noun, word))
+        return not marked_objects, marked_objects, marked_targets
+
+    judged = [judge(noun) for noun in nouns]
+    return Counts(
+        hallucinated=sum(is_wrong for is_wrong, _, _ in judged),
+        nouns=len(judged),
+        covered=len(set().union(*(objects for _, objects, _ in judged))),
+        objects=len(truth),
+        expected=len(set().union(*(marked for _, _, marked in judged))),
+        expected_of=len(targets),
+    )
 
 
-class CorrectedPicture:
-    """The paper's rules: sets of objects, independent of the files' order.
+def count_corrected(
+    nouns: Iterable[str],
+    truth: Sequence[str],
+    targets: Sequence[str],
+    lists: WordLists,
+    similar: Callable[[str, str], bool],
+) -> Counts:
+    """Count nouns of the vocabulary by the paper's rules: sets of objects, in any order.
 
     A noun means an object if it is the object, is associated with it, or is similar to either. An
     object is covered if any noun means it. A noun that means none is hallucinated, and expected if
-    it means a target; a safe word that means none is not judged and counts nowhere.
+    it means a target; a safe word that means none is not judged and counts nowhere. Repeated nouns
+    count.
     """
+    objects = set(truth)
 
-    def __init__(
-        self,
-        truth: Sequence[str],
-        targets: Sequence[str],
-        lists: WordLists,
-        similar: Callable[[str, str], bool],
-    ) -> None:
-        self._truth, self._targets = set(truth), set(targets)
-        self._lists, self._similar = lists, similar
-        self._known: dict[str, tuple[set[str], bool]] = {}
+    def refers_to(noun: str, name: str) -> bool:
+        words = [name, *lists.associations[name]]
+        return noun in words or any(similar(noun, word) for word in words)
 
-    def count(self, nouns: Iterable[str]) -> Counts:
-        """Count the nouns that are in the vocabulary, with repeats."""
-        hallucinated = number = expected = 0
-        covered: set[str] = set()
-        for noun in nouns:
-            if noun not in self._known:
-                self._known[noun] = self._judge(noun)
-            objects, is_target = self._known[noun]
-            if not objects and noun in self._lists.safe:
-                continue
-            number += 1
-            covered |= objects
-            hallucinated += not objects
-            expected += not objects and is_target
-        return Counts(
-            hallucinated=hallucinated,
-            nouns=number,
-            covered=len(covered),
-            objects=len(self._truth),
-            expected=expected,
-            expected_of=number,
-        )
+    @functools.cache
+    def judge(noun: str) -> tuple[set[str], bool]:
+        """Return the objects that a noun means, and whether it means a target."""
+        meant = {name for name in objects if refers_to(noun, name)}
+        return meant, any(refers_to(noun, name) for name in set(targets))
 
-    def _judge(self, noun: str) -> tuple[set[str], bool]:
-        objects = {name for name in self._truth if self._refers_to(noun, name)}
-        return objects, any(self._refers_to(noun, name) for name in self._targets)
-
-    def _refers_to(self, noun: str, name: str) -> bool:
-        words = [name, *self._lists.associations[name]]
-        return noun in words or any(self._similar(noun, word) for word in words)
-
-
-def make_word_lists(relation: Any, safe: str) -> WordLists:
-    """Build the word lists from relation.json's content and safe_words.txt's text."""
-    return WordLists(associations=relation, safe=frozenset(safe.split("\n")))
+    judged = [
+        (meant, is_target)
+        for noun in nouns
+        for meant, is_target in [judge(noun)]
+        if meant or noun not in lists.safe
+    ]
+    return Counts(
+        hallucinated=sum(not meant for meant, _ in judged),
+        nouns=len(judged),
+        covered=len(set().union(*(meant for meant, _ in judged))),
+        objects=len(objects),
+        expected=sum(not meant and is_target for meant, is_target in judged),
+        expected_of=len(judged),
+    )
 
 
 def _make_entries(names: Sequence[str], associations: Mapping[str, Sequence[str]]) -> list[Any]:

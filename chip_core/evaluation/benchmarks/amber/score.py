@@ -1,5 +1,8 @@
 """AMBER: descriptions against annotated objects, and yes/no questions on hallucinations.
 
+Folder, as in the repository: `annotations.json`, `relation.json`, `safe_words.txt` (or all of these
+in `data/`).
+
 Source: arXiv 2311.07397, inference.py of junyangwang0410/AMBER. Answers: rows of `id` and
 `response`. The questions' kinds are groups: `generative`, `existence`, `attribute/state`,
 `attribute/number`, `attribute/action`, `relation`.
@@ -26,31 +29,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chip_core.evaluation.aggregation import make_outcome
 from chip_core.evaluation.benchmarks.amber import aggregation
 from chip_core.evaluation.benchmarks.amber.nouns import (
     MIN_SIMILARITY,
-    CorrectedPicture,
     Counts,
-    OfficialPicture,
     WordLists,
-    make_word_lists,
+    count_as_script,
+    count_corrected,
 )
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import (
     read_answers,
     read_json,
     require_unique_answers,
 )
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    Similarity,
-    require_protocol,
-)
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored, Similarity
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
     lemmatize_noun,
@@ -74,19 +69,19 @@ GROUPS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class _AnnotatedQuestion:
     id: int
     group: str
     truth: Any  # "yes" or "no"; of a description, the objects that are there
     targets: Sequence[str] = ()
 
 
-class AmberScorer:
-    """AMBER's scorer."""
+class AmberScorer(FileBenchmark):
+    """Scores answers to AMBER."""
 
     name = "amber"
     version = "amber-2"
-    needs: frozenset[Need] = frozenset({"similarity", "nltk"})
+    needs = frozenset({"data", "similarity", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics: Mapping[str, MetricInfo] = aggregation.METRICS
 
@@ -98,7 +93,7 @@ class AmberScorer:
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
@@ -106,8 +101,10 @@ class AmberScorer:
 
         `chip` is the official reading of the answer after surrounding spaces are stripped.
         """
-        require_protocol(self, protocol)
-        folder = data if (data / "annotations.json").exists() else data / "data"
+        self.require_protocol(protocol)
+        folder = self.require_folder(data)
+        if not (folder / "annotations.json").exists():
+            folder = folder / "data"
         questions = _load_questions(folder / "annotations.json")
         answered = [
             _find_question(answer, number, questions) for number, answer in enumerate(answers, 1)
@@ -136,7 +133,7 @@ class AmberScorer:
         groups = {
             question.id: question.group
             for item, question in questions.items()
-            if resources.only is None or item in resources.only
+            if resources.selects(item)
         }
         metrics = (
             aggregation.compute_corrected_metrics(items)
@@ -167,16 +164,13 @@ class _NounCounter:
         self._similarity = similarity or SpacySimilarity()
         self._corrected = corrected
 
-    def count(self, question: _Question, response: str) -> Counts:
+    def count(self, question: _AnnotatedQuestion, response: str) -> Counts:
         tokens = tokenize_words(response)
         nouns = [
             lemmatize_noun(word.lower() if self._corrected else word)
             for word, tag in zip(tokens, tag_tokens(tokens), strict=True)
             if tag.startswith("NN")
         ]
-        picture: type[CorrectedPicture] | type[OfficialPicture] = (
-            CorrectedPicture if self._corrected else OfficialPicture
-        )
         unknown = [
             word
             for word in [*question.truth, *question.targets]
@@ -184,21 +178,22 @@ class _NounCounter:
         ]
         if unknown:
             raise UserError(f"amber: relation.json has no '{unknown[0]}' (question {question.id})")
-        return picture(question.truth, question.targets, self._lists, self._is_similar).count(
-            noun for noun in nouns if noun in self._vocabulary
+        return (count_corrected if self._corrected else count_as_script)(
+            (noun for noun in nouns if noun in self._vocabulary),
+            question.truth,
+            question.targets,
+            self._lists,
+            lambda first, second: self._similarity(first, second) > MIN_SIMILARITY,
         )
 
-    def _is_similar(self, first: str, second: str) -> bool:
-        return self._similarity(first, second) > MIN_SIMILARITY
 
-
-def _load_questions(file: Path) -> dict[str, _Question]:
+def _load_questions(file: Path) -> dict[str, _AnnotatedQuestion]:
     questions = {}
     try:
         for row in read_json(file):
             group = GROUPS.get(row["type"], "relation")
             targets = row["hallu"] if group == "generative" else ()
-            questions[str(row["id"])] = _Question(
+            questions[str(row["id"])] = _AnnotatedQuestion(
                 id=row["id"], group=group, truth=row["truth"], targets=targets
             )
     except (KeyError, TypeError):
@@ -210,10 +205,15 @@ def _load_word_lists(folder: Path) -> WordLists:
     safe = folder / "safe_words.txt"
     if not safe.exists():
         raise UserError(f"{safe}: there is no such file")
-    return make_word_lists(read_json(folder / "relation.json"), safe.read_text(encoding="utf-8"))
+    return WordLists(
+        associations=read_json(folder / "relation.json"),
+        safe=frozenset(safe.read_text(encoding="utf-8").split("\n")),
+    )
 
 
-def _find_question(answer: Answer, number: int, questions: Mapping[str, _Question]) -> _Question:
+def _find_question(
+    answer: Answer, number: int, questions: Mapping[str, _AnnotatedQuestion]
+) -> _AnnotatedQuestion:
     try:
         return questions[answer.item]
     except KeyError:
@@ -223,7 +223,7 @@ def _find_question(answer: Answer, number: int, questions: Mapping[str, _Questio
         ) from None
 
 
-def _check_script_input(answers: Sequence[Answer], questions: Sequence[_Question]) -> None:
+def _check_script_input(answers: Sequence[Answer], questions: Sequence[_AnnotatedQuestion]) -> None:
     for number, (answer, question) in enumerate(zip(answers, questions, strict=True), start=1):
         if "id" in answer.fields:
             raise UserError(
@@ -248,7 +248,7 @@ def _read_answer(response: str, corrected: bool) -> str:
 
 
 def _add_description(
-    items: dict[str, list[ItemOutcome]], question: _Question, counts: Counts
+    items: dict[str, list[ItemOutcome]], question: _AnnotatedQuestion, counts: Counts
 ) -> None:
     for name, numerator, denominator in (
         ("chair", counts.hallucinated, counts.nouns),
@@ -256,10 +256,12 @@ def _add_description(
         ("hal", not counts.clean, 1),
         ("cog", counts.expected, counts.expected_of),
     ):
-        items[name].append(_make_outcome(question, numerator, denominator))
+        items[name].append(make_outcome(str(question.id), numerator, denominator, question.group))
 
 
-def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, verdict: str) -> None:
+def _add_yes_or_no(
+    items: dict[str, list[ItemOutcome]], question: _AnnotatedQuestion, verdict: str
+) -> None:
     """Add to a question's own part; questions are about hallucinations, so "no" is positive."""
     is_no, said_no = question.truth != "yes", verdict == "no"
     is_right = verdict == ("no" if is_no else "yes")
@@ -270,16 +272,6 @@ def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, ver
         ("recall", true_positive, is_no),
         ("f1", 2 * true_positive, said_no + is_no),
     ):
-        items[f"{question.group}/{name}"].append(_make_outcome(question, numerator, denominator))
-
-
-def _make_outcome(question: _Question, numerator: float, denominator: float) -> ItemOutcome:
-    return ItemOutcome(
-        item=str(question.id),
-        numerator=float(numerator),
-        denominator=float(denominator),
-        group=question.group,
-    )
-
-
-SCORERS.register("amber")(AmberScorer())
+        items[f"{question.group}/{name}"].append(
+            make_outcome(str(question.id), numerator, denominator, question.group)
+        )

@@ -1,4 +1,3 @@
 """CHAIR: describe a COCO picture; scored by rule."""
 
 from chip_core.evaluation.benchmarks.chair import items as items
-from chip_core.evaluation.benchmarks.chair import score as score

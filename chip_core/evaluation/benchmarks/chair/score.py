@@ -1,7 +1,7 @@
 """CHAIR by rule: objects that captions name against the objects in COCO's images.
 
 Source: arXiv 1809.02156; the script is Maxlinn/CHAIR-metric-standalone, chair.py. Answers: rows of
-`image_id` and `caption`. Benchmark folder: synonyms.txt.
+`image_id` and `caption`. Benchmark folder: `synonyms.txt`.
 
 | metric    | numerator of a caption             | denominator of a caption |
 |-----------|------------------------------------|--------------------------|
@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from chip_core.evaluation.aggregation import compute_metrics, compute_printed_metrics, make_outcome
+from chip_core.evaluation.aggregation import build_metrics, compute_printed_values, make_outcome
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.coco import (
     ObjectNames,
     build_joined_words,
@@ -23,16 +24,12 @@ from chip_core.evaluation.benchmarks.coco import (
     read_names,
 )
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import read_answers, require_unique_answers
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
+from chip_core.evaluation.reading import (
+    read_answers,
+    require_text_responses,
+    require_unique_answers,
 )
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
     nltk_problems,
@@ -51,21 +48,19 @@ PAIRS = (
     "stove top oven",
 )  # fmt: skip
 
-METRICS: Mapping[str, MetricInfo] = {
-    "chair_s": MetricInfo(unit="percent", goal="minimize"),
-    "chair_i": MetricInfo(unit="percent", goal="minimize"),
-    "recall": MetricInfo(unit="percent", goal="maximize"),
-}
 
-
-class ChairScorer:
-    """Rule CHAIR's scorer."""
+class ChairScorer(FileBenchmark):
+    """Scores descriptions by rule CHAIR."""
 
     name = "chair"
     version = "chair-2"
-    needs: frozenset[Need] = frozenset({"coco", "nltk"})
+    needs = frozenset({"data", "coco", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
-    metrics = METRICS
+    metrics: Mapping[str, MetricInfo] = {
+        "chair_s": MetricInfo(unit="percent", goal="minimize"),
+        "chair_i": MetricInfo(unit="percent", goal="minimize"),
+        "recall": MetricInfo(unit="percent", goal="maximize"),
+    }
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `image_id` (or `item`) and `caption` (or `response`)."""
@@ -75,19 +70,20 @@ class ChairScorer:
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
         """Score captions; an image with two captions counts twice under `official`."""
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
         require_tools(nltk_problems(("punkt_tab",)), self.name)
         corrected = protocol == "corrected"
-        names, find_categories = make_object_reader(data, corrected=corrected)
+        names, find_categories = make_object_reader(self.require_folder(data), corrected=corrected)
         if corrected:
             require_unique_answers(answers, self.name)
         else:
-            _check_script_input(answers)
+            _require_script_images(answers)
+            require_text_responses(answers, self.name)
         truth = read_ground_truth(
             resources.coco,
             (answer.item for answer in answers),
@@ -101,7 +97,7 @@ class ChairScorer:
         scored_answers = [
             answer for answer in answers if not (corrected and "response" in answer.fields)
         ]
-        items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
+        items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
         for answer in scored_answers:
             true_objects = truth.get_objects(answer.item)
             mentions = find_categories(answer.response)
@@ -112,30 +108,25 @@ class ChairScorer:
                 ("recall", len(true_objects.intersection(mentions)), len(true_objects)),
             ):
                 items[name].append(make_outcome(answer.item, numerator, denominator))
-        metrics = (
-            compute_metrics(METRICS, items)
+        printed_values = (
+            None
             if corrected
-            else compute_printed_metrics(METRICS, items, digits=1, scorer=self.name)
+            else compute_printed_values(self.metrics, items, digits=1, scorer=self.name)
         )
         expected_items = resources.only or {answer.item for answer in answers}
         return Scored(
-            metrics=metrics,
+            metrics=build_metrics(self.metrics, items, printed_values),
             n=len(scored_answers),
             missing=len(expected_items - {answer.item for answer in scored_answers}),
         )
 
 
-def _check_script_input(answers: Sequence[Answer]) -> None:
+def _require_script_images(answers: Sequence[Answer]) -> None:
     for number, answer in enumerate(answers, start=1):
         if "image_id" in answer.fields:
             raise UserError(
                 f"chair: answer {number}: image_id {answer.fields['image_id']!r} is no whole "
                 "number: the official script finds no such image and takes every object for wrong"
-            )
-        if "response" in answer.fields:
-            raise UserError(
-                f"chair: answer {number} (image {answer.item}): the caption is not text, at which "
-                "the official script stops; --protocol corrected counts it as missing"
             )
 
 
@@ -162,6 +153,3 @@ def make_object_reader(
         return [category[word] for word in names.objects(joined)]
 
     return names, read
-
-
-SCORERS.register("chair")(ChairScorer())

@@ -1,4 +1,3 @@
 """HallusionBench: yes/no questions on figures."""
 
 from chip_core.evaluation.benchmarks.hallusionbench import items as items
-from chip_core.evaluation.benchmarks.hallusionbench import score as score

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Literal
 
 from chip_core.evaluation import aggregation
-from chip_core.evaluation.outcomes import ItemOutcome
+from chip_core.evaluation.outcomes import ItemOutcome, compute_percentage
 from chip_core.utils.errors import UserError
 
 WRONG, RIGHT, UNCLEAR = 0, 1, 2
@@ -18,6 +18,7 @@ Cause = Literal["language_hallucination", "visual_illusion", "mixed"]
 CAUSES: tuple[Cause, ...] = ("language_hallucination", "visual_illusion", "mixed")
 _LANGUAGE_HALLUCINATION, _VISUAL_ILLUSION, _MIXED = CAUSES
 _get_pair, _get_figure = attrgetter("pair"), attrgetter("figure")
+_is_right = attrgetter("is_right")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,26 +99,19 @@ def classify_cause(judged: JudgedAnswer, original: int | None) -> Cause | None:
         judged: the question; if the cause depends on it, `same` must be known.
         original: the verdict on its pair's original, None for the original itself.
     """
-    question, verdict = judged.question, judged.verdict
+    question = judged.question
+    agrees = needs_agreement(question, judged.verdict, original) and judged.same
     if judged.is_right:
         return None
     if question.original:
         return _VISUAL_ILLUSION if question.category == "VD" else _LANGUAGE_HALLUCINATION
     if question.category == "VD":
-        return (
-            _MIXED
-            if needs_agreement(question, verdict, original) and judged.same
-            else _VISUAL_ILLUSION
-        )
+        return _MIXED if agrees else _VISUAL_ILLUSION
     if original == WRONG:
-        return _LANGUAGE_HALLUCINATION if verdict == WRONG and judged.same else _MIXED
+        return _LANGUAGE_HALLUCINATION if agrees else _MIXED
     # The answer to the text alone was right, or unclear: vision fails, unless an edited figure gets
     # the same answer as the text alone.
-    return (
-        _LANGUAGE_HALLUCINATION
-        if needs_agreement(question, verdict, original) and judged.same
-        else _VISUAL_ILLUSION
-    )
+    return _LANGUAGE_HALLUCINATION if agrees else _VISUAL_ILLUSION
 
 
 def official_items(judged: Sequence[JudgedAnswer]) -> dict[str, list[ItemOutcome]]:
@@ -126,25 +120,20 @@ def official_items(judged: Sequence[JudgedAnswer]) -> dict[str, list[ItemOutcome
     Raises:
         UserError: a question's original is missing, at which the official script stops.
     """
-    originals = {
-        answer.question.pair: answer.verdict for answer in judged if answer.question.original
-    }
+    originals = _collect_originals(judged)
     for answer in judged:
         if answer.question.pair not in originals:
             raise UserError(
                 f"hallusionbench: {answer.question.item} has an answer and the same question "
                 "without edited figure (figure_id 0) has none: the official script stops there"
             )
+    unedited, edited = _split_by_edit(judged)
     return {
         "q_acc": _set_outcomes(judged, _get_pair),
         "f_acc": _set_outcomes(_with_figure(judged), _get_figure),
-        "easy_a_acc": _set_outcomes(
-            (answer for answer in judged if not answer.question.is_edited), _get_pair
-        ),
-        "hard_a_acc": _set_outcomes(
-            (answer for answer in judged if answer.question.is_edited), _get_pair
-        ),
-        "a_acc": _question_outcomes(judged, lambda answer: answer.is_right),
+        "easy_a_acc": _set_outcomes(unedited, _get_pair),
+        "hard_a_acc": _set_outcomes(edited, _get_pair),
+        "a_acc": _question_outcomes(judged, _is_right),
         **_yes_no_bias(judged),
         **_consistency(_with_figure(judged)),
         **_compute_diagnosis(judged, originals),
@@ -155,9 +144,7 @@ def corrected_items(
     judged: Sequence[JudgedAnswer], benchmark: Iterable[Question]
 ) -> dict[str, list[ItemOutcome]]:
     """Return each metric's items: sets of questions count if all of them have a verdict."""
-    originals = {
-        answer.question.pair: answer.verdict for answer in judged if answer.question.original
-    }
+    originals = _collect_originals(judged)
     judged_ids = {answer.question.item for answer in judged}
     unjudged = [question for question in benchmark if question.item not in judged_ids]
     incomplete_pairs = {question.pair for question in unjudged}
@@ -175,18 +162,13 @@ def corrected_items(
             or not needs_agreement(answer.question, answer.verdict, originals[answer.question.pair])
         )
     ]
+    unedited, edited = _split_by_edit(judged)
     return {
         "q_acc": _set_outcomes(complete_pairs, _get_pair),
         "f_acc": _set_outcomes(complete_figures, _get_figure),
-        "easy_a_acc": _question_outcomes(
-            (answer for answer in judged if not answer.question.is_edited),
-            lambda answer: answer.is_right,
-        ),
-        "hard_a_acc": _question_outcomes(
-            (answer for answer in judged if answer.question.is_edited),
-            lambda answer: answer.is_right,
-        ),
-        "a_acc": _question_outcomes(judged, lambda answer: answer.is_right),
+        "easy_a_acc": _question_outcomes(unedited, _is_right),
+        "hard_a_acc": _question_outcomes(edited, _is_right),
+        "a_acc": _question_outcomes(judged, _is_right),
         # An unclear answer is neither a yes nor a no.
         **_yes_no_bias([answer for answer in judged if answer.verdict != UNCLEAR]),
         **_consistency(complete_figures),
@@ -219,25 +201,36 @@ def official_values(
             "of wrong ones; protocol corrected does not"
         )
     values = {
-        name: round(
-            100
-            * sum(item.numerator for item in outcomes)
-            / sum(item.denominator for item in outcomes),
-            4,
-        )
+        name: round(compute_percentage(outcomes) or 0.0, 4)
         for name, outcomes in items.items()
         if not name.startswith("yes_no_bias")
     }
     says_yes = sum(_says_yes(answer) for answer in judged)
     is_yes = sum(answer.question.truth for answer in judged)
     values["yes_no_bias_pct_diff"] = says_yes / len(judged) - is_yes / len(judged)
-    values["yes_no_bias_fp_ratio"] = aggregation.compute_ratio(items["yes_no_bias_fp_ratio"]) or 0.0
+    values["yes_no_bias_fp_ratio"] = aggregation.compute_rate(items["yes_no_bias_fp_ratio"]) or 0.0
     return values
 
 
 def _says_yes(answer: JudgedAnswer) -> bool:
     """Whether the answer is a yes, derived from whether it is right."""
     return int(answer.is_right) == answer.question.truth
+
+
+def _collect_originals(judged: Iterable[JudgedAnswer]) -> dict[str, int]:
+    """Return the verdict on each pair's original."""
+    return {answer.question.pair: answer.verdict for answer in judged if answer.question.original}
+
+
+def _split_by_edit(
+    judged: Iterable[JudgedAnswer],
+) -> tuple[list[JudgedAnswer], list[JudgedAnswer]]:
+    """Return the answers about figures that are not edited, and about edited ones."""
+    unedited: list[JudgedAnswer] = []
+    edited: list[JudgedAnswer] = []
+    for answer in judged:
+        (edited if answer.question.is_edited else unedited).append(answer)
+    return unedited, edited
 
 
 def _with_figure(judged: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:

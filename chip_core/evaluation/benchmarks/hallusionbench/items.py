@@ -1,38 +1,37 @@
-"""HallusionBench: yes/no questions on figures, edited figures, and without a figure.
-
-Folder: `HallusionBench.json`, and the figures in `hallusion_bench/`, as published.
-"""
+"""HallusionBench's questions; the figures are in `hallusion_bench/` of its folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from chip_core.evaluation import reading
-from chip_core.evaluation.benchmarks.base import YES_OR_NO, FileBenchmark, Pictures
-from chip_core.evaluation.benchmarks.hallusionbench.score import KEY, HallusionBenchScorer
+from chip_core.evaluation.benchmarks.base import YES_OR_NO, Pictures
+from chip_core.evaluation.benchmarks.hallusionbench.score import (
+    QUESTIONS,
+    HallusionBenchScorer,
+    make_item_id,
+)
 from chip_core.evaluation.scorer import ProtocolName
 from chip_core.evaluation.task import BENCHMARKS, Item, Side
 
 
-class HallusionBench(FileBenchmark):
-    """HallusionBench's questions."""
+class HallusionBench(HallusionBenchScorer):
+    """HallusionBench."""
 
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the file's order; some have no figure."""
-        folder = self._folder(data)
-        path = reading.find_file(folder, ["HallusionBench.json"], "hallusionbench")
+        folder = self.require_folder(data)
         pictures = Pictures([folder / "hallusion_bench", folder])
         suffix = YES_OR_NO if protocol == "chip" else ""
         items = []
-        for row in reading.read_rows(path):
-            filename = row.values.get("filename")
-            names = () if filename is None else (str(PurePosixPath(row.text("filename"))),)
+        for row in self.read_rows(data, QUESTIONS):
+            has_figure = row.values.get("filename") is not None
+            names = [str(PurePosixPath(row.text("filename")))] if has_figure else []
             items.append(
                 Item(
-                    id="_".join(row.id(key) for key in KEY),
+                    id=make_item_id(row),
                     prompt=row.text("question") + suffix,
-                    pictures=tuple(pictures.file(name) for name in names),
+                    pictures=tuple(map(pictures.file, names)),
                 )
             )
         return items
@@ -42,4 +41,4 @@ class HallusionBench(FileBenchmark):
         return item.id.rsplit("_", 2)[0]
 
 
-BENCHMARKS.register("hallusionbench")(HallusionBench(HallusionBenchScorer()))
+BENCHMARKS.register("hallusionbench")(HallusionBench())

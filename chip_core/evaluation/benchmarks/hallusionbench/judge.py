@@ -20,7 +20,7 @@ from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.judge.prompts import Placeholder, PromptPart
 from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources
 from chip_core.evaluation.text.reply_verdicts import VerdictWord, Vocabulary
-from chip_core.evaluation.unreadable import Unreadable, unreadable
+from chip_core.evaluation.unreadable import Unreadable
 from chip_core.utils.errors import UserError
 
 #: Where the official prompts are published: a script, its function, the names it fills in.
@@ -159,7 +159,7 @@ def judge(
     data: Path,
     protocol: ProtocolName,
     resources: Resources,
-) -> tuple[list[JudgedAnswer], int, list[Unreadable]]:
+) -> tuple[list[JudgedAnswer], int, tuple[Unreadable, ...]]:
     """Return verdicts, how many answers a judge gave none for, and replies that were not read.
 
     Verdicts in the answers are used; a judge is asked for missing ones, and then for `same` if a
@@ -175,7 +175,9 @@ def judge(
     """
     prompt_builder = _PromptBuilder(data=data, protocol=protocol)
     corrected = protocol == "corrected"
-    texts = {answer.item: _clean_response(answer.response, protocol) for answer in answers}
+    texts = {answer.item: answer.response for answer in answers}
+    if protocol == "chip":
+        texts = {item: text.replace("Assistant:", "").strip() for item, text in texts.items()}
     requests = [
         prompt_builder.request_verdict(
             answer, texts[answer.item], {**rows.get(answer.item, {}), **answer.fields}
@@ -183,54 +185,45 @@ def judge(
         for answer in answers
         if "verdict" not in answer.fields
     ]
-    replies = prompts.ask_judge(resources, requests, "hallusionbench")
-    read_verdict = parse_verdict if corrected else parse_verdict_as_script
+    verdict_replies = prompts.read_replies(
+        prompts.ask_judge(resources, requests, "hallusionbench"),
+        parse_verdict if corrected else parse_verdict_as_script,
+    )
     verdicts = {
-        answer.item: read_verdict(replies[answer.item])
-        if answer.item in replies
-        else _parse_given_verdict(answer, "verdict", (WRONG, RIGHT, UNCLEAR))
+        answer.item: _parse_given_verdict(answer, "verdict", (WRONG, RIGHT, UNCLEAR))
+        if "verdict" in answer.fields
+        else verdict_replies.values.get(answer.item)
         for answer in answers
     }
     originals = {question.pair: item for item, question in questions.items() if question.original}
-    original_of = {
-        item: originals.get(question.pair)
-        for item, question in questions.items()
-        if not question.original
-    }
     requests = [
         prompt_builder.request_agreement(answer.item, texts[answer.item], texts[original_item])
         for answer in answers
         if "same" not in answer.fields
-        and (original_item := original_of.get(answer.item)) is not None
+        and (original_item := originals.get(questions[answer.item].pair)) is not None
         and (verdict_found := verdicts[answer.item]) is not None
         and needs_agreement(questions[answer.item], verdict_found, verdicts[original_item])
     ]
     if corrected and resources.judge is None:
         requests = []  # those causes are left out
-    agreement_replies = prompts.ask_judge(resources, requests, "hallusionbench")
-    read_agreement = parse_agreement if corrected else parse_agreement_as_script
+    agreement_replies = prompts.read_replies(
+        prompts.ask_judge(resources, requests, "hallusionbench"),
+        parse_agreement if corrected else parse_agreement_as_script,
+    )
     judged = []
     for answer in answers:
         verdict_found = verdicts[answer.item]
-        if "same" in answer.fields:
-            agreement: bool | None = _parse_given_verdict(answer, "same", (0, 1)) == 1
-        elif (key := f"{answer.item}/same") in agreement_replies:
-            agreement = read_agreement(agreement_replies[key])
-        else:
-            agreement = None
+        agreement = (
+            _parse_given_verdict(answer, "same", (0, 1)) == 1
+            if "same" in answer.fields
+            else agreement_replies.values.get(f"{answer.item}/same")
+        )
         if verdict_found is not None:
             judged.append(
                 JudgedAnswer(question=questions[answer.item], verdict=verdict_found, same=agreement)
             )
-    failed_count = sum(reply is None or verdicts[item] is None for item, reply in replies.items())
-    unreadable_replies = [
-        unreadable(key, reply, "reply")
-        for key, reply in {**replies, **agreement_replies}.items()
-        if corrected
-        and reply is not None
-        and (parse_agreement(reply) if key in agreement_replies else verdicts[key]) is None
-    ]
-    return judged, failed_count, unreadable_replies
+    unreadable_replies = (*verdict_replies.unreadable, *agreement_replies.unreadable)
+    return judged, verdict_replies.failed, unreadable_replies
 
 
 def parse_verdict_as_script(reply: str | None) -> int:
@@ -267,11 +260,7 @@ class _PromptBuilder:
         for key in (QUESTION.name, REFERENCE.name):
             if not isinstance(row.get(key), str):
                 raise UserError(f"hallusionbench: '{answer.item}' has no {key} for the judge")
-        texts = {
-            QUESTION: row[QUESTION.name],
-            REFERENCE: row[REFERENCE.name],
-            ANSWER: text,
-        }
+        texts = {QUESTION: row[QUESTION.name], REFERENCE: row[REFERENCE.name], ANSWER: text}
         return self._make_request(answer.item, self._verdict_prompt, texts)
 
     def request_agreement(self, item: str, text: str, original: str) -> JudgeRequest:
@@ -296,10 +285,6 @@ class _PromptBuilder:
             # The official script sets no temperature, for which the API's default is 1.
             temperature=0.0 if self.protocol == "corrected" else 1.0,
         )
-
-
-def _clean_response(response: str, protocol: ProtocolName) -> str:
-    return response.replace("Assistant:", "").strip() if protocol == "chip" else response
 
 
 def _parse_given_verdict(answer: Answer, key: str, choices: tuple[int, ...]) -> int:

@@ -1,4 +1,6 @@
-"""Score HallusionBench: yes/no questions on a figure, asked again of edited figures and of none.
+"""HallusionBench: yes/no questions on a figure, asked again of edited figures and of none.
+
+Folder: `HallusionBench.json`, as published.
 
 Rules of the official evaluation.py and utils.py (tianyi-lab/HallusionBench). Each answer has a
 verdict: 1 right, 0 wrong, 2 unclear. VD questions need their figure; VS questions can be asked
@@ -22,27 +24,20 @@ Under `corrected` the easy and hard accuracies count questions, not sets of them
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.hallusionbench import aggregation as hallusion_aggregation
 from chip_core.evaluation.benchmarks.hallusionbench import judge as judge_module
 from chip_core.evaluation.benchmarks.hallusionbench.aggregation import Question
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
-)
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import MetricInfo
 from chip_core.utils.errors import UserError
 
+QUESTIONS = "HallusionBench.json"
 KEY = ("category", "subcategory", "set_id", "figure_id", "question_id")
 TRUTH = ("visual_input", "gt_answer")
 TEXTS = ("question", "gt_answer_details")
@@ -50,12 +45,12 @@ TEXTS = ("question", "gt_answer_details")
 VERDICTS = ("verdict", "gpt4v_output_gpt_check")
 
 
-class HallusionBenchScorer:
-    """HallusionBench."""
+class HallusionBenchScorer(FileBenchmark):
+    """Scores answers to HallusionBench by a judge."""
 
     name = "hallusionbench"
     version = "hallusionbench-2"
-    needs: frozenset[Need] = frozenset({"judge"})  # unless the answers have verdicts
+    needs = frozenset({"data", "judge"})  # no judge if the answers have verdicts
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics: Mapping[str, MetricInfo] = {
         **{
@@ -81,7 +76,7 @@ class HallusionBenchScorer:
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
@@ -89,22 +84,30 @@ class HallusionBenchScorer:
 
         `chip` is `official` with the paper's clean-up of an answer before it is judged.
         """
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
-        rows = _load_rows(data, resources)
+        folder = self.require_folder(data)
+        file_rows = self.read_rows(folder, QUESTIONS)
+        rows = {
+            item: row.values
+            for item, row in reading.iter_unique_rows(file_rows, make_item_id)
+            if resources.selects(item)
+        }
         corrected = protocol == "corrected"
         if corrected:
             reading.answers_by_item(answers, rows, self.name)
         else:
-            _require_unique_answers(answers)
+            reading.require_unique_answers(
+                answers, self.name, "the official script stops there: keep one"
+            )
         questions = {
-            answer.item: _make_question(answer.item, rows.get(answer.item, {}), answer.fields)
-            if not corrected
-            else _make_question(answer.item, rows[answer.item], {})
+            answer.item: _make_question(
+                answer.item, rows.get(answer.item, {}), {} if corrected else answer.fields
+            )
             for answer in answers
         }
         judged, failed, unreadable_replies = judge_module.judge(
-            answers, questions, rows, data=data, protocol=protocol, resources=resources
+            answers, questions, rows, data=folder, protocol=protocol, resources=resources
         )
         if corrected:
             items = hallusion_aggregation.corrected_items(
@@ -123,17 +126,8 @@ class HallusionBenchScorer:
             metrics=aggregation.build_metrics(self.metrics, items, values),
             n=len(judged),
             missing=sum(item not in questions for item in rows) + failed,
-            unreadable=tuple(unreadable_replies),
+            unreadable=unreadable_replies,
         )
-
-
-def _require_unique_answers(answers: Sequence[Answer]) -> None:
-    for item, times in Counter(answer.item for answer in answers).items():
-        if times > 1:
-            raise UserError(
-                f"hallusionbench: {item} is answered {times} times, and the official script stops "
-                "there: keep one"
-            )
 
 
 def _to_answer(row: reading.FileRow) -> Answer:
@@ -142,23 +136,15 @@ def _to_answer(row: reading.FileRow) -> Answer:
     fields = {key: row.id(key) for key in (*KEY, *TRUTH, "same") if row.has(key)}
     fields |= {key: row.text(key) for key in TEXTS if row.has(key)}
     return Answer(
-        item=_row_id(row) if row.has(*KEY) else row.id("item"),
+        item=make_item_id(row) if row.has(*KEY) else row.id("item"),
         response=row.text("model_prediction", "response") if has_response else "",
         fields=fields if verdict is None else fields | {"verdict": verdict},
     )
 
 
-def _row_id(row: reading.FileRow) -> str:
+def make_item_id(row: reading.FileRow) -> str:
+    """Return the id of a row's question: its key's parts joined."""
     return "_".join(row.id(key) for key in KEY)
-
-
-def _load_rows(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
-    rows = reading.read_rows(reading.find_file(data, ["HallusionBench.json"], "hallusionbench"))
-    return {
-        item: row.values
-        for item, row in reading.iter_unique_rows(rows, _row_id)
-        if resources.only is None or item in resources.only
-    }
 
 
 def _make_question(item: str, row: Mapping[str, Any], answer_fields: Mapping[str, Any]) -> Question:
@@ -172,15 +158,5 @@ def _make_question(item: str, row: Mapping[str, Any], answer_fields: Mapping[str
             )
     if str(values["gt_answer"]) not in ("0", "1"):
         raise UserError(f"hallusionbench: '{item}': gt_answer must be 0 or 1")
-    return Question(
-        category=str(values["category"]),
-        subcategory=str(values["subcategory"]),
-        set_id=str(values["set_id"]),
-        figure_id=str(values["figure_id"]),
-        question_id=str(values["question_id"]),
-        visual_input=str(values["visual_input"]),
-        truth=int(values["gt_answer"]),
-    )
-
-
-SCORERS.register("hallusionbench")(HallusionBenchScorer())
+    texts = {key: str(values[key]) for key in (*KEY, "visual_input")}
+    return Question(**texts, truth=int(values["gt_answer"]))

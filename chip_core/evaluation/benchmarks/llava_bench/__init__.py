@@ -1,4 +1,3 @@
-"""LLaVA-Bench in the Wild: 60 questions on 24 pictures."""
+"""LLaVA-Bench in the Wild: answers rated beside reference answers."""
 
 from chip_core.evaluation.benchmarks.llava_bench import items as items
-from chip_core.evaluation.benchmarks.llava_bench import score as score

@@ -1,8 +1,10 @@
-"""Score LLaVA-Bench (In-the-Wild): a judge rates each answer beside a reference answer.
+"""LLaVA-Bench (In-the-Wild): a judge rates each of 60 answers beside a reference answer.
+
+Folder: `questions.jsonl`, `context.jsonl`, `answers_gpt4.jsonl` and `rule.json`, as published.
 
 Rules of LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. The judge sees a description
 of the image, the question, the reference (first) and the answer, and gives two numbers on its first
-line. Its instruction is the benchmark's own text, from `rule.json` in the folder.
+line. Its instruction is the benchmark's own text, from `rule.json`.
 
 | metric                        | unit    | numerator of an item | denominator of an item |
 |-------------------------------|---------|----------------------|------------------------|
@@ -21,21 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    JudgeRequest,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
-)
+from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.reply_ratings import read_pair
-from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
 CATEGORIES = ("conv", "detail", "complex")
@@ -70,38 +63,33 @@ class _RatedAnswer:
     answer: float
 
 
-class LlavaBenchScorer:
-    """LLaVA-Bench in the Wild."""
+class LlavaBenchScorer(FileBenchmark):
+    """Scores answers to LLaVA-Bench by a judge."""
 
     name = "llava_bench"
     version = "llava_bench-2"
-    needs: frozenset[Need] = frozenset({"judge"})
+    needs = frozenset({"data", "judge"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     metrics: Mapping[str, MetricInfo] = {
         name: info
         for kind, info in KINDS.items()
         for name in (kind, *(f"{kind}/{category}" for category in CATEGORIES))
     }
-
-    def read_responses(self, path: Path) -> list[Answer]:
-        """Read rows of question_id and text."""
-        return [
-            Answer(item=row.id("question_id", "item"), response=row.text("text", "response"))
-            for row in reading.read_rows(path)
-        ]
+    item_keys = ("question_id", "item")
+    response_keys = ("text", "response")
 
     def score(
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
         """Let a judge rate the answers beside answers_gpt4.jsonl."""
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
-        questions = _load_questions(data, resources)
+        questions = self._load_questions(self.require_folder(data), resources)
         official = protocol == "official"
         if official and resources.only is None:
             # The official script pairs by position, whatever the ids.
@@ -114,27 +102,61 @@ class LlavaBenchScorer:
                 if item in answers_by_id
             ]
         requests = [_make_request(question, answer.response) for question, answer in pairs]
-        replies = prompts.ask_judge(resources, requests, self.name)
-        rated, failed_count = [], 0
-        unreadable_replies: list[Unreadable] = []
-        for question, _ in pairs:
-            reply = replies[question.item]
-            ratings = (parse_as_script if official else read_pair)(reply or "")
-            failed_count += reply is None or ratings is None
-            if ratings is not None:
-                rated.append(
-                    _RatedAnswer(question=question, reference=ratings[0], answer=ratings[1])
-                )
-            elif reply is not None:
-                unreadable_replies.append(unreadable(question.item, reply, "reply"))
+        replies = prompts.read_replies(
+            prompts.ask_judge(resources, requests, self.name),
+            parse_as_script if official else read_pair,
+        )
+        rated = [
+            _RatedAnswer(question=questions[item], reference=reference, answer=answer)
+            for item, (reference, answer) in replies.values.items()
+        ]
         return Scored(
             metrics=aggregation.build_metrics(
                 self.metrics, _collect_items(rated), _compute_official(rated) if official else None
             ),
             n=len(rated),
-            missing=len(questions) - len(pairs) + failed_count,
-            unreadable=tuple(unreadable_replies),
+            missing=len(questions) - len(pairs) + replies.failed,
+            unreadable=replies.unreadable,
         )
+
+    def _load_questions(self, data: Path, resources: Resources) -> dict[str, _Question]:
+        """Return the questions in order; the reference answers pair with them by position."""
+        question_rows = self.read_rows(data, "questions.jsonl")
+        references = self.read_rows(data, "answers_gpt4.jsonl")
+        if len(question_rows) != len(references):
+            raise UserError(
+                f"llava_bench: {len(question_rows)} questions.jsonl rows and {len(references)} of "
+                "answers_gpt4.jsonl: the benchmark's files do not belong together"
+            )
+        contexts = {row.id("image"): row for row in self.read_rows(data, "context.jsonl")}
+        rules_file = reading.find_file(data, ["rule.json"], self.name)
+        rules = reading.read_json(rules_file)
+        questions: dict[str, _Question] = {}
+        items = reading.iter_unique_rows(question_rows, lambda row: row.id("question_id"))
+        for (item, row), reference in zip(items, references, strict=True):
+            category = row.text("category")
+            rule = rules.get(f"llava_bench_{category}") if isinstance(rules, dict) else None
+            if category not in CATEGORIES or not isinstance(rule, dict):
+                raise UserError(
+                    f"{row.location}: category '{category}' has no rule in {rules_file}"
+                )
+            if row.id("image") not in contexts:
+                raise UserError(
+                    f"{row.location}: context.jsonl says nothing of image {row.id('image')}"
+                )
+            rule_row = reading.FileRow(location=f"{rules_file} llava_bench_{category}", values=rule)
+            question = _Question(
+                item=item,
+                category=category,
+                question=row.text("text"),
+                description=_format_description(contexts[row.id("image")]),
+                reference=reference.text("text"),
+                rule=rule_row.text("prompt"),
+                role=rule_row.text("role"),
+            )
+            if resources.selects(item):
+                questions[item] = question
+        return questions
 
 
 def parse_as_script(reply: str) -> tuple[float, float]:
@@ -148,49 +170,6 @@ def parse_as_script(reply: str) -> tuple[float, float]:
     except ValueError:
         return -1.0, -1.0
     return reference, answer
-
-
-def _load_questions(data: Path, resources: Resources) -> dict[str, _Question]:
-    """Return the questions in order; the reference answers pair with them by position."""
-
-    def rows(file: str) -> list[reading.FileRow]:
-        return reading.read_rows(reading.find_file(data, [file], "llava_bench"))
-
-    question_rows, references = rows("questions.jsonl"), rows("answers_gpt4.jsonl")
-    if len(question_rows) != len(references):
-        raise UserError(
-            f"llava_bench: {len(question_rows)} questions.jsonl rows and {len(references)} of "
-            "answers_gpt4.jsonl: the benchmark's files do not belong together"
-        )
-    contexts = {row.id("image"): row for row in rows("context.jsonl")}
-    rules_file = reading.find_file(data, ["rule.json"], "llava_bench")
-    rules = reading.read_json(rules_file)
-    questions: dict[str, _Question] = {}
-    items = reading.iter_unique_rows(question_rows, lambda row: row.id("question_id"))
-    for (item, row), reference in zip(items, references, strict=True):
-        category = row.text("category")
-        rule = rules.get(f"llava_bench_{category}") if isinstance(rules, dict) else None
-        if category not in CATEGORIES or not isinstance(rule, dict):
-            raise UserError(f"{row.location}: category '{category}' has no rule in {rules_file}")
-        if row.id("image") not in contexts:
-            raise UserError(
-                f"{row.location}: context.jsonl says nothing of image {row.id('image')}"
-            )
-        rule_row = reading.FileRow(location=f"{rules_file} llava_bench_{category}", values=rule)
-        questions[item] = _Question(
-            item=item,
-            category=category,
-            question=row.text("text"),
-            description=_format_description(contexts[row.id("image")]),
-            reference=reference.text("text"),
-            rule=rule_row.text("prompt"),
-            role=rule_row.text("role"),
-        )
-    return {
-        item: question
-        for item, question in questions.items()
-        if resources.only is None or item in resources.only
-    }
 
 
 def _format_description(row: reading.FileRow) -> str:
@@ -257,6 +236,3 @@ def _compute_official(rated: Sequence[_RatedAnswer]) -> dict[str, float | None]:
         values[f"answer_score{suffix}"] = round(answer * 10, 1)
         values[f"reference_score{suffix}"] = round(reference * 10, 1)
     return values
-
-
-SCORERS.register("llava_bench")(LlavaBenchScorer())

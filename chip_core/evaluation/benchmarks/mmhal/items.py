@@ -1,8 +1,7 @@
-"""MMHal-Bench: 96 questions that invite hallucination, scored by a judge.
+"""MMHal-Bench's questions, one to a picture.
 
-Folder: `response_template.json` as published (or `mmhal-bench_answer_template.json`, as in RLHF-V),
-and the pictures in `images/`, under the file names of their addresses; or
-`mmhal-bench_with_image.jsonl` with the pictures inside.
+The pictures are in `images/` of the benchmark's folder, under the file names of their addresses; or
+inside `mmhal-bench_with_image.jsonl`.
 """
 
 from __future__ import annotations
@@ -13,36 +12,35 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from chip_core.evaluation import reading
-from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures, embedded_picture
-from chip_core.evaluation.benchmarks.mmhal.score import FILES, MmhalScorer
+from chip_core.evaluation.benchmarks.base import Pictures, embedded_picture
+from chip_core.evaluation.benchmarks.mmhal.score import MmhalScorer
 from chip_core.evaluation.scorer import ProtocolName
-from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
+from chip_core.evaluation.task import BENCHMARKS, Item, Side
 
 WITH_PICTURES = "mmhal-bench_with_image.jsonl"
 
 
-class Mmhal(FileBenchmark):
-    """MMHal-Bench's questions."""
+class Mmhal(MmhalScorer):
+    """MMHal-Bench."""
 
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the template's order."""
-        folder = self._folder(data)
-        rows = reading.read_rows(reading.find_file(folder, FILES, "mmhal"))
-        embedded: dict[str, Picture] = {}
+        folder = self.require_folder(data)
+        embedded = {}
         if (folder / WITH_PICTURES).is_file():
-            for row in reading.read_rows(folder / WITH_PICTURES):
-                embedded[row.id("image_id")] = embedded_picture(
-                    row.id("image_id"), partial(row.text, "image")
-                )
+            embedded = {
+                row.id("image_id"): embedded_picture(row.id("image_id"), partial(row.text, "image"))
+                for row in reading.read_rows(folder / WITH_PICTURES)
+            }
         pictures = Pictures([folder / "images", folder])
         items = []
-        for item, row in reading.iter_unique_rows(rows, lambda row: row.id("image_id")):
-            file_name = embedded.get(item)
-            if file_name is None:
+        for item, row in self._iter_questions(folder):
+            picture = embedded.get(item)
+            if picture is None:
                 file = Path(urlsplit(row.text("image_src")).path).name
-                file_name = pictures.file(file, f"{item}.jpg", f"{item}.png")
-            items.append(Item(id=item, prompt=row.text("question"), pictures=(file_name,)))
+                picture = pictures.file(file, f"{item}.jpg", f"{item}.png")
+            items.append(Item(id=item, prompt=row.text("question"), pictures=(picture,)))
         return items
 
 
-BENCHMARKS.register("mmhal")(Mmhal(MmhalScorer()))
+BENCHMARKS.register("mmhal")(Mmhal())

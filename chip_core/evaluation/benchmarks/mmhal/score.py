@@ -1,4 +1,6 @@
-"""Score MMHal-Bench: a judge rates each of 96 answers from 0 to 6.
+"""MMHal-Bench: 96 questions that invite hallucination; a judge rates each answer from 0 to 6.
+
+Folder: `response_template.json` as published (or `mmhal-bench_answer_template.json`, as in RLHF-V).
 
 Rules of CHiP's eval_gpt_mmhal.py. A rating of 3 and more is free of hallucination; 0 and 3 are not
 informative. The eight kinds of question alternate, so a question's kind is its place modulo 8.
@@ -13,25 +15,16 @@ informative. The eight kinds of question alternate, so a question's kind is its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.judge import prompts
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    JudgeRequest,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
-)
+from chip_core.evaluation.scorer import Answer, JudgeRequest, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.reply_ratings import read_rating
-from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
 KINDS = (
@@ -82,12 +75,12 @@ Answer to rate: {}
 )
 
 
-class MmhalScorer:
-    """MMHal-Bench."""
+class MmhalScorer(FileBenchmark):
+    """Scores answers to MMHal-Bench by a judge."""
 
     name = "mmhal"
     version = "mmhal-2"
-    needs: frozenset[Need] = frozenset({"judge"})
+    needs = frozenset({"data", "judge"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
     metrics: Mapping[str, MetricInfo] = {
         "score": MetricInfo(unit="points", goal="maximize"),
@@ -95,59 +88,56 @@ class MmhalScorer:
         "informative_rate": MetricInfo(unit="percent", goal="maximize"),
         **{f"score/{kind}": MetricInfo(unit="points", goal="maximize") for kind in KINDS},
     }
-
-    def read_responses(self, path: Path) -> list[Answer]:
-        """Read rows of image_id (or image) and response (or model_answer)."""
-        return [
-            Answer(
-                item=row.id("image", "image_id", "item"),
-                response=row.text("response", "model_answer"),
-            )
-            for row in reading.read_rows(path)
-        ]
+    item_keys = ("image", "image_id", "item")
+    response_keys = ("response", "model_answer")
 
     def score(
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
         """Let a judge rate the answers; `chip` is `official`, whose script is the paper's own."""
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
-        questions = _load_questions(data, resources)
+        folder = self.require_folder(data)
+        questions = {
+            item: (KINDS[index % len(KINDS)], row)
+            for index, (item, row) in enumerate(self._iter_questions(folder))
+            if resources.selects(item)
+        }
         corrected = protocol == "corrected"
         answers_by_id = (
             reading.answers_by_item(answers, questions, self.name)
             if corrected
             else _require_all_answers(answers, questions)
         )
-        template = prompts.read_published_template(data, SCRIPTS) or PROMPT
+        template = prompts.read_published_template(folder, SCRIPTS) or PROMPT
         requests = [
             _make_request(item, questions[item][1], answers_by_id[item], template)
             for item in questions
             if item in answers_by_id
         ]
-        ratings: dict[str, int] = {}
-        failed_count = 0
-        unreadable_replies: list[Unreadable] = []
-        for item, reply in prompts.ask_judge(resources, requests, self.name).items():
-            rating = read_rating(reply or "") if corrected else parse_as_script(reply or "")
-            failed_count += reply is None or rating is None
-            if rating is not None:
-                ratings[item] = rating
-            elif reply is not None:
-                unreadable_replies.append(unreadable(item, reply, "reply"))
+        replies = prompts.read_replies(
+            prompts.ask_judge(resources, requests, self.name),
+            read_rating if corrected else parse_as_script,
+        )
+        ratings = replies.values
         items = _collect_items({item: questions[item][0] for item in ratings}, ratings)
         return Scored(
             metrics=aggregation.build_metrics(
                 self.metrics, items, None if corrected else _compute_official(items)
             ),
             n=len(ratings),
-            missing=len(questions) - len(answers_by_id) + failed_count,
-            unreadable=tuple(unreadable_replies),
+            missing=len(questions) - len(answers_by_id) + replies.failed,
+            unreadable=replies.unreadable,
+        )
+
+    def _iter_questions(self, data: Path) -> Iterator[tuple[str, reading.FileRow]]:
+        return reading.iter_unique_rows(
+            self.read_rows(data, *FILES), lambda row: row.id("image_id")
         )
 
 
@@ -156,17 +146,6 @@ def parse_as_script(reply: str) -> int:
     text = reply.lower()
     ratings = [k for k in RATINGS if f"rating: {k}" in text or f"**rating**: {k}" in text]
     return ratings[0] if len(ratings) == 1 else 0
-
-
-def _load_questions(data: Path, resources: Resources) -> dict[str, tuple[str, reading.FileRow]]:
-    """Return each question's kind and row."""
-    rows = reading.read_rows(reading.find_file(data, FILES, "mmhal"))
-    rows_by_id = reading.iter_unique_rows(rows, lambda row: row.id("image_id"))
-    return {
-        item: (KINDS[index % len(KINDS)], row)
-        for index, (item, row) in enumerate(rows_by_id)
-        if resources.only is None or item in resources.only
-    }
 
 
 def _require_all_answers(
@@ -236,6 +215,3 @@ def _compute_official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, f
         else round(mean(name), 2 if "/" in name else 3)
         for name in items
     }
-
-
-SCORERS.register("mmhal")(MmhalScorer())

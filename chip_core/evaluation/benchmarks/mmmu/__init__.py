@@ -1,4 +1,3 @@
 """MMMU (validation): college-level questions."""
 
 from chip_core.evaluation.benchmarks.mmmu import items as items
-from chip_core.evaluation.benchmarks.mmmu import score as score

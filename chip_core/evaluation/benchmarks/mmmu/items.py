@@ -1,6 +1,6 @@
-"""MMMU (validation): college-level questions, most with one picture, some with up to seven.
+"""MMMU's validation questions: most have one picture, some up to seven.
 
-Folder: `answer_dict_val.json`, and the data set's `SUBJECT/validation-*.parquet`, as published.
+They are in the data set's `SUBJECT/validation-*.parquet` with the pictures, as published.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.benchmarks.base import FileBenchmark, embedded_picture
-from chip_core.evaluation.benchmarks.mmmu.score import CHOICE, MmmuScorer, _parse_options
+from chip_core.evaluation.benchmarks.base import embedded_picture
+from chip_core.evaluation.benchmarks.mmmu.score import CHOICE, MmmuScorer, parse_options
 from chip_core.evaluation.scorer import ProtocolName
 from chip_core.evaluation.task import BENCHMARKS, Item, Picture, Side
 from chip_core.utils.errors import UserError
@@ -20,8 +20,11 @@ PICTURES = tuple(f"image_{number}" for number in range(1, 8))
 TEXTS = ("id", "question", "options", "question_type")
 
 
-class Mmmu(FileBenchmark):
-    """MMMU's questions. The pictures come before the text, which names them <image 1> and so on."""
+class Mmmu(MmmuScorer):
+    """MMMU's validation questions.
+
+    The pictures come before the text, which names them <image 1> and so on.
+    """
 
     max_new_tokens = 128
 
@@ -30,7 +33,7 @@ class Mmmu(FileBenchmark):
         import pyarrow
         import pyarrow.parquet as parquet
 
-        folder = self._folder(data)
+        folder = self.require_folder(data)
         files = sorted(folder.glob("**/validation-*.parquet"))
         if not files:
             raise UserError(f"mmmu: {folder} holds no SUBJECT/validation-*.parquet")
@@ -54,7 +57,7 @@ def _make_item(file: Path, number: int, row: dict[str, Any]) -> Item:
         _make_picture(file, number, name, f"{row['id']}/{name}") for name in picture_columns
     ]
     is_multiple_choice = row["question_type"] == CHOICE
-    options = _parse_options(row["options"]) if is_multiple_choice else []
+    options = parse_options(row["options"]) if is_multiple_choice else []
     return Item(
         id=row["id"],
         prompt=_format_prompt(row["question"], options),
@@ -85,4 +88,4 @@ def _read_column(file: Path, column: str) -> list[Any]:
     return rows
 
 
-BENCHMARKS.register("mmmu")(Mmmu(MmmuScorer()))
+BENCHMARKS.register("mmmu")(Mmmu())

@@ -1,4 +1,7 @@
-"""Score MMMU (validation): college-level questions of 30 subjects, multiple-choice or open.
+"""MMMU (validation): college-level questions of 30 subjects, multiple-choice or open.
+
+Folder: `answer_dict_val.json`, as published, and for responses without their options the data set's
+`SUBJECT/validation-*.parquet`.
 
 Rules of the official main_eval_only.py and main_parse_and_eval.py (MMMU-Benchmark/MMMU). Figures
 are fractions, rounded to three decimals as printed; an item is a question, right or not.
@@ -11,25 +14,20 @@ if none is found, one is drawn with seed 42, subject by subject in the official 
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.mmmu import parsing
+from chip_core.evaluation.benchmarks.published import MMMU_ANSWERS
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import require_unique_answers
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
-)
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
@@ -58,19 +56,18 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
 }
 #: In the order of the official scripts.
 SUBJECTS = sorted(subject for subjects in DOMAINS.values() for subject in subjects)
-ANSWERS = ("answer_dict_val.json", "mmmu/answer_dict_val.json")
 CHOICE = "multiple-choice"
 SEED = 42
 #: The letters of a final answer under `corrected`, whose options are unknown.
 LETTERS = "ABCDEFGHIJ"
 
 
-class MmmuScorer:
-    """MMMU's validation questions."""
+class MmmuScorer(FileBenchmark):
+    """Scores answers to MMMU."""
 
     name = "mmmu"
     version = "mmmu-2"
-    needs: frozenset[Need] = frozenset()
+    needs = frozenset({"data"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     metrics: Mapping[str, MetricInfo] = {
         name: MetricInfo(unit="fraction", goal="maximize")
@@ -105,7 +102,7 @@ class MmmuScorer:
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
@@ -114,26 +111,27 @@ class MmmuScorer:
         A response to a multiple-choice question has `all_choices` and `index2ans` in its fields, or
         `options`; otherwise they are read from the benchmark's validation-*.parquet in `data`.
         """
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
-        truths = _load_truths(data, resources)
+        folder = self.require_folder(data)
+        truths = _load_truths(folder, resources)
         official = protocol == "official"
         if official:
             # The last of repeated final answers counts, as in any JSON object.
-            require_unique_answers(
+            reading.require_unique_answers(
                 [answer for answer in answers if not answer.fields.get("final")], self.name
             )
             answers_by_id = {answer.item: answer for answer in answers}
         else:
             answers_by_id = reading.answers_by_item(answers, truths, self.name)
         questions = _group_by_subject(answers_by_id, truths)
-        options = _OptionReader(data)
         random_generator = random.Random(SEED) if official else None
+        read_published = cache(partial(_read_published_options, folder))
         is_right: dict[str, bool] = {}
         unreadable_answers: list[Unreadable] = []
-        for item in (item for subject_items in questions.values() for item in subject_items):
+        for item in itertools.chain.from_iterable(questions.values()):
             is_readable, is_right[item] = _judge_answer(
-                answers_by_id[item], truths[item], options, random_generator
+                answers_by_id[item], truths[item], read_published, random_generator
             )
             if not is_readable:
                 unreadable_answers.append(unreadable(item, answers_by_id[item].response))
@@ -148,46 +146,40 @@ class MmmuScorer:
         )
 
 
-class _OptionReader:
-    """Each question's options, read from the benchmark's parquet files when first needed."""
+def _get_options(
+    answer: Answer, read_published: Callable[[], Mapping[str, list[str]]]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the letters of a question and the text of each.
 
-    def __init__(self, data: Path) -> None:
-        self._data = data
-        self._options_by_item: dict[str, list[str]] | None = None
-
-    def get_options(self, answer: Answer) -> tuple[list[str], dict[str, str]]:
-        """Return the letters of a question and the text of each.
-
-        Raises:
-            UserError: neither the answer nor the folder has them.
-        """
-        fields = answer.fields
-        if "all_choices" in fields and "index2ans" in fields:
-            return list(fields["all_choices"]), dict(fields["index2ans"])
-        texts = (
-            _parse_options(fields["options"])
-            if "options" in fields
-            else self._read_published(answer.item)
+    Raises:
+        UserError: neither the answer nor the folder has them.
+    """
+    fields = answer.fields
+    if "all_choices" in fields and "index2ans" in fields:
+        return list(fields["all_choices"]), dict(fields["index2ans"])
+    if "options" in fields:
+        texts = parse_options(fields["options"])
+    elif answer.item in (published := read_published()):
+        texts = published[answer.item]
+    else:
+        raise UserError(
+            f"mmmu: '{answer.item}' is a response without its options: give all_choices and "
+            "index2ans in its row, or put validation-*.parquet into the benchmark's folder; final "
+            "answers are one JSON object of id and letter"
         )
-        letters = [chr(ord("A") + index) for index in range(len(texts))]
-        return letters, dict(zip(letters, texts, strict=True))
+    letters = [chr(ord("A") + index) for index in range(len(texts))]
+    return letters, dict(zip(letters, texts, strict=True))
 
-    def _read_published(self, item: str) -> list[str]:
-        if self._options_by_item is None:
-            self._options_by_item = {}
-            for file in sorted(self._data.glob("**/validation-*.parquet")):
-                import pyarrow.parquet as parquet
 
-                table = parquet.read_table(file, columns=["id", "options"])
-                for row in table.to_pylist():
-                    self._options_by_item[row["id"]] = _parse_options(row["options"])
-        if item not in self._options_by_item:
-            raise UserError(
-                f"mmmu: '{item}' is a response without its options: give all_choices and index2ans "
-                f"in its row, or put the benchmark's validation-*.parquet into {self._data}; final "
-                "answers are one JSON object of id and letter"
-            )
-        return self._options_by_item[item]
+def _read_published_options(data: Path) -> dict[str, list[str]]:
+    """Return each question's options, by the benchmark's parquet files."""
+    import pyarrow.parquet as parquet
+
+    return {
+        row["id"]: parse_options(row["options"])
+        for file in sorted(data.glob("**/validation-*.parquet"))
+        for row in parquet.read_table(file, columns=["id", "options"]).to_pylist()
+    }
 
 
 def _read_json_object(path: Path) -> list[tuple[str, Any]] | None:
@@ -203,7 +195,7 @@ def _read_json_object(path: Path) -> list[tuple[str, Any]] | None:
     return list(pairs) if is_object and "id" not in dict(pairs) else None
 
 
-def _parse_options(options: Any) -> list[str]:
+def parse_options(options: Any) -> list[str]:
     """Return options as a list; the benchmark stores the list as Python source."""
     try:
         parsed = ast.literal_eval(options) if isinstance(options, str) else list(options)
@@ -227,18 +219,14 @@ def _to_answer(row: reading.FileRow) -> Answer:
 
 
 def _load_truths(data: Path, resources: Resources) -> dict[str, Mapping[str, Any]]:
-    path = reading.find_file(data, ANSWERS, "mmmu")
+    path = reading.find_file(data, MMMU_ANSWERS, "mmmu")
     truths = reading.read_json(path)
     if not isinstance(truths, dict):
         raise UserError(f"{path} must be a JSON object of id and answer")
     for item, truth in truths.items():
         if not isinstance(truth, dict) or not {"question_type", "ground_truth"} <= truth.keys():
             raise UserError(f"{path}: '{item}' has no question_type or no ground_truth")
-    return {
-        item: truth
-        for item, truth in truths.items()
-        if resources.only is None or item in resources.only
-    }
+    return {item: truth for item, truth in truths.items() if resources.selects(item)}
 
 
 def _group_by_subject(
@@ -266,7 +254,7 @@ def _parse_subject(item: str) -> str:
 def _judge_answer(
     answer: Answer,
     truth: Mapping[str, Any],
-    options: _OptionReader,
+    read_published: Callable[[], Mapping[str, list[str]]],
     random_generator: random.Random | None,
 ) -> tuple[bool, bool]:
     """Return whether an answer can be read, and whether it is right.
@@ -274,7 +262,7 @@ def _judge_answer(
     Args:
         answer: a final answer or a response.
         truth: the question's kind and answer.
-        options: the questions' options.
+        read_published: returns the questions' options in the benchmark's folder.
         random_generator: under `official` draws a letter if none is found; None under `corrected`.
     """
     response, truths = answer.response, truth["ground_truth"]
@@ -287,12 +275,12 @@ def _judge_answer(
         # Imported here: its patterns take a tenth of a second to compile.
         from chip_core.evaluation.text.letters import read_letter
 
-        texts = dict.fromkeys(LETTERS, "") if is_final else dict(options.get_options(answer)[1])
+        texts = dict.fromkeys(LETTERS, "") if is_final else _get_options(answer, read_published)[1]
         choice = read_letter(response, texts)
         return choice is not None, parsing.is_choice_right(truths, choice)
     if is_final:
         return True, parsing.is_choice_right(truths, response)
-    choices, texts = options.get_options(answer)
+    choices, texts = _get_options(answer, read_published)
     choice = parsing.parse_choice(response, choices, texts)
     is_readable = choice is not None
     if choice is None:
@@ -312,7 +300,7 @@ def _collect_items(
         for subject in SUBJECTS
     }
     return {
-        "accuracy": [outcome for subject in SUBJECTS for outcome in outcomes_by_subject[subject]],
+        "accuracy": list(itertools.chain.from_iterable(outcomes_by_subject.values())),
         **{
             f"domain/{domain}": [
                 outcome for subject in subjects for outcome in outcomes_by_subject[subject]
@@ -348,6 +336,3 @@ def _compute_official(items: Mapping[str, Sequence[ItemOutcome]]) -> dict[str, f
             if name.startswith("subject/")
         },
     }
-
-
-SCORERS.register("mmmu")(MmmuScorer())

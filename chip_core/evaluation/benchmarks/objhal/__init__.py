@@ -1,4 +1,3 @@
 """Object HalBench: describe a COCO picture; objects listed by a judge."""
 
 from chip_core.evaluation.benchmarks.objhal import items as items
-from chip_core.evaluation.benchmarks.objhal import score as score

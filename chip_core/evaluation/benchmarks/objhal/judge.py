@@ -6,10 +6,8 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from chip_core.evaluation.judge.prompts import read_published_template
 from chip_core.evaluation.scorer import JudgeRequest
 from chip_core.evaluation.text.replies import strip_reasoning
 
@@ -34,11 +32,6 @@ Answer: {answer}
 
 class UnreadableReplyError(ValueError):
     """A reply that lists no objects; its message says why."""
-
-
-def load_prompt(data: Path) -> str:
-    """Return the published prompt if its script is in the benchmark's folder, else ours."""
-    return read_published_template(data, [SCRIPT], VARIABLE) or PROMPT
 
 
 def make_request(prompt: str, item: str, question: str, answer: str) -> JudgeRequest:

@@ -2,8 +2,8 @@
 
 Source: arXiv 2312.00849; the script is eval_gpt_obj_halbench.py with summarize_…_review.py of
 RLHF-V/RLHF-V and LVUGAI/CHiP. Answers: rows of `image_id`, `question` (or `prompt`) and `answer`
-(or `text`, `response`). Benchmark folder: synonyms_refine.txt, and obj_halbench_300*.jsonl to count
-missing answers.
+(or `text`, `response`). Benchmark folder: synonyms_refine.txt; the questions in an
+obj_halbench_300*.jsonl, if there is one, count missing answers.
 
 | metric                   | numerator of a description          | denominator of one             |
 |--------------------------|-------------------------------------|--------------------------------|
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation.aggregation import (
-    compute_metrics,
-    compute_printed_metrics,
+    build_metrics,
+    compute_printed_values,
     compute_rate,
     make_outcome,
 )
+from chip_core.evaluation.benchmarks.base import FileBenchmark
 from chip_core.evaluation.benchmarks.coco import (
     ObjectNames,
     build_joined_words,
@@ -32,25 +33,24 @@ from chip_core.evaluation.benchmarks.coco import (
     read_names,
 )
 from chip_core.evaluation.benchmarks.objhal.judge import (
+    PROMPT,
+    SCRIPT,
+    VARIABLE,
     UnreadableReplyError,
-    load_prompt,
     make_request,
     read_reply,
     read_reply_as_script,
 )
+from chip_core.evaluation.judge.prompts import read_published_template
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.reading import get_first_value, read_objects, require_unique_answers
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Judge,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    Tagger,
-    require_protocol,
+from chip_core.evaluation.reading import (
+    FileRow,
+    read_objects,
+    read_rows,
+    require_text_responses,
+    require_unique_answers,
 )
+from chip_core.evaluation.scorer import Answer, Judge, ProtocolName, Resources, Scored, Tagger
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.text.language import (
     NltkTagger,
@@ -62,42 +62,39 @@ from chip_core.evaluation.text.language import (
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
 
-METRICS: Mapping[str, MetricInfo] = {
-    "response_hallucination": MetricInfo(unit="percent", goal="minimize"),
-    "object_hallucination": MetricInfo(unit="percent", goal="minimize"),
-    "object_recall": MetricInfo(unit="percent", goal="maximize"),
-    "average_length": MetricInfo(unit="words", goal="maximize"),
-}
-
 #: The script sends no judge an answer of so few words, and assumes that it names no object.
 MAX_UNASKED_WORDS = 3
 
 
-class ObjHalScorer:
-    """Object HalBench's scorer."""
+class ObjectHalBenchScorer(FileBenchmark):
+    """Scores descriptions by objects that a judge lists."""
 
     name = "objhal"
     version = "objhal-2"
-    needs: frozenset[Need] = frozenset({"coco", "judge", "nltk"})
+    needs = frozenset({"data", "coco", "judge", "nltk"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected", "chip"})
-    metrics = METRICS
+    metrics: Mapping[str, MetricInfo] = {
+        "response_hallucination": MetricInfo(unit="percent", goal="minimize"),
+        "object_hallucination": MetricInfo(unit="percent", goal="minimize"),
+        "object_recall": MetricInfo(unit="percent", goal="maximize"),
+        "average_length": MetricInfo(unit="words", goal="maximize"),
+    }
 
     def read_responses(self, path: Path) -> list[Answer]:
         """Read rows of `image_id` (or `item`), `question` and `answer`."""
-        return [
-            _to_answer(row, path, number) for number, row in enumerate(read_objects(path), start=1)
-        ]
+        return [_to_answer(row) for row in read_rows(path)]
 
     def score(
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
         """Score descriptions; `chip` is `official`, which is the paper's own script."""
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
+        folder = self.require_folder(data)
         corrected = protocol == "corrected"
         require_tools(nltk_problems(), self.name)
         if resources.judge is None:
@@ -107,8 +104,8 @@ class ObjHalScorer:
         if corrected:
             require_unique_answers(answers, self.name)
         else:
-            _check_script_input(answers)
-        category = read_names(data / "synonyms_refine.txt", strip=True)
+            require_text_responses(answers, self.name)
+        category = read_names(folder / "synonyms_refine.txt", strip=True)
         pairs = [name for name in category if len(name.split(" ")) >= 2]
         names = ObjectNames(category=category, joined=build_joined_words(pairs))
         truth = read_ground_truth(
@@ -121,16 +118,20 @@ class ObjHalScorer:
         )
         if corrected:
             truth.require_known(answers, self.name)
-        questions = _load_questions(data)
+        questions = _load_questions(folder)
         answers = [_normalize_answer(answer, questions) for answer in answers]
-        listed, unreadable_replies = _list_objects(
-            answers, resources.judge, load_prompt(data), corrected
-        )
+        prompt = read_published_template(folder, [SCRIPT], VARIABLE) or PROMPT
+        listed, unreadable_replies = _list_objects(answers, resources.judge, prompt, corrected)
         tagger = resources.tagger or NltkTagger()
-        items: dict[str, list[ItemOutcome]] = {name: [] for name in METRICS}
-        for answer, objects in zip(answers, listed, strict=True):
-            if objects is None:
-                continue
+        items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
+        described = [
+            (answer, objects)
+            for answer, objects in zip(answers, listed, strict=True)
+            if objects is not None
+        ]
+        for answer, objects in described:
+            # The script ends a word at each single space.
+            words = answer.response.split(None if corrected else " ")
             named_words = names.objects(_find_named(objects, names, tagger))
             true_objects = truth.get_objects(answer.item)
             wrong_count = sum(category[word] not in true_objects for word in named_words)
@@ -139,50 +140,33 @@ class ObjHalScorer:
                 ("response_hallucination", wrong_count > 0, len(named_words) > 0),
                 ("object_hallucination", wrong_count, len(named_words)),
                 ("object_recall", len(named_true_objects), len(true_objects)),
-                ("average_length", _count_words(answer.response, corrected), 1),
+                ("average_length", len(words), 1),
             ):
                 items[name].append(make_outcome(answer.item, numerator, denominator))
-        scored_items = {
-            answer.item
-            for answer, listed_objects in zip(answers, listed, strict=True)
-            if listed_objects is not None
-        }
         expected_items = resources.only or questions.keys() | {answer.item for answer in answers}
-        if corrected:
-            metrics = compute_metrics(METRICS, items)
-        else:
-            metrics = compute_printed_metrics(METRICS, items, digits=2, scorer=self.name)
+        printed_values = None
+        if not corrected:
+            printed_values = compute_printed_values(self.metrics, items, digits=2, scorer=self.name)
             _check_script_summary(items)
         return Scored(
-            metrics=metrics,
-            n=len(items["average_length"]),
-            missing=len(expected_items - scored_items),
+            metrics=build_metrics(self.metrics, items, printed_values),
+            n=len(described),
+            missing=len(expected_items - {answer.item for answer, _ in described}),
             unreadable=tuple(unreadable_replies),
         )
 
 
-def _to_answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
-    image = get_first_value(row, ("image_id", "item"), path, number)
+def _to_answer(row: FileRow) -> Answer:
+    image = row.get("image_id", "item")
     try:
         image = int(image)
     except (TypeError, ValueError):
-        raise UserError(f"{path}: row {number}: image_id {image!r} is no whole number") from None
-    text = get_first_value(row, ("text", "response", "answer"), path, number)
-    fields: dict[str, Any] = {
-        "question": get_first_value(row, ("prompt", "question"), path, number)
-    }
+        raise UserError(f"{row.location}: image_id {image!r} is no whole number") from None
+    text = row.get("text", "response", "answer")
+    fields: dict[str, Any] = {"question": row.get("prompt", "question")}
     if not isinstance(text, str):
         fields["response"] = text
     return Answer(item=str(image), response=text if isinstance(text, str) else "", fields=fields)
-
-
-def _check_script_input(answers: Sequence[Answer]) -> None:
-    for number, answer in enumerate(answers, start=1):
-        if "response" in answer.fields:
-            raise UserError(
-                f"objhal: answer {number} (image {answer.item}): the answer is not text, at which "
-                "the official script stops; --protocol corrected counts it as missing"
-            )
 
 
 def _normalize_answer(answer: Answer, questions: Mapping[str, str]) -> Answer:
@@ -269,11 +253,6 @@ def _caption_categories(caption: str, names: ObjectNames) -> list[str]:
     return [names.category[word] for word in names.objects(joined)]
 
 
-def _count_words(response: str, corrected: bool) -> int:
-    """Return the number of an answer's words; the script ends a word at each single space."""
-    return len(response.split() if corrected else response.strip().split(" "))
-
-
 def _load_questions(data: Path) -> dict[str, str]:
     """Return the benchmark's questions by image id, if the file exists."""
     files = sorted(data.glob("obj_halbench_300*.jsonl"))
@@ -293,6 +272,3 @@ def _check_script_summary(items: Mapping[str, Sequence[ItemOutcome]]) -> None:
             "objhal: every named object is wrong: the official summary divides by zero (its F1) "
             "and stops; --protocol corrected gives the figures"
         )
-
-
-SCORERS.register("objhal")(ObjHalScorer())

@@ -1,4 +1,6 @@
-"""Score POPE: is this object in the picture, yes or no, over three ways to sample absent objects.
+"""POPE: is this object in the picture, yes or no, over three ways to sample absent objects.
+
+Folder: `coco_pope_SPLIT.json` (or in `coco/` or `output/coco/`), as published.
 
 Rules of the official evaluate.py (AoiDragon/POPE). Positive class is yes; figures are fractions.
 Under `corrected` answers are read by `verdicts`; one without a verdict is neither, and wrong.
@@ -20,16 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark
+from chip_core.evaluation.benchmarks.published import pope_names
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
-)
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import unreadable
 from chip_core.utils.errors import UserError
@@ -44,7 +40,7 @@ METRIC_NAMES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class _LabelledQuestion:
     label: str  # "yes", "no"
     object_name: str | None  # None if the question has another form than the benchmark's
 
@@ -59,13 +55,14 @@ class _LabelledAnswer:
     label: str | None  # "yes", "no"
 
 
-class PopeScorer:
-    """POPE's three splits."""
+class PopeScorer(FileBenchmark):
+    """Scores answers to POPE."""
 
     name = "pope"
     version = "pope-2"
-    needs: frozenset[Need] = frozenset()
+    needs = frozenset({"data"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
+    response_keys = ("response", "answer", "text")
     metrics: Mapping[str, MetricInfo] = {
         f"{split}/{figure}": MetricInfo(
             unit="fraction", goal="minimize" if figure == "yes_ratio" else "maximize"
@@ -77,10 +74,7 @@ class PopeScorer:
     def read_responses(self, path: Path) -> list[Answer]:
         """Read a folder of answers_SPLIT.jsonl, or one file with items SPLIT/QUESTION_ID."""
         if not path.is_dir():
-            return [
-                Answer(item=row.id("item", "id"), response=row.text("response", "answer", "text"))
-                for row in reading.read_rows(path)
-            ]
+            return super().read_responses(path)
         files = {split: path / f"answers_{split}.jsonl" for split in SPLITS}
         if not any(file.is_file() for file in files.values()):
             raise UserError(f"{path} holds none of {', '.join(f.name for f in files.values())}")
@@ -100,20 +94,16 @@ class PopeScorer:
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
         """Score answers of any of the splits against coco_pope_SPLIT.json in `data`."""
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
-        questions = {split: _load_questions(data, split, resources) for split in SPLITS}
-        labels = {
-            split: {item: question.label for item, question in split_pairs.items()}
-            for split, split_pairs in questions.items()
-        }
+        questions = {split: self._load_questions(data, split, resources) for split in SPLITS}
         if protocol == "official":
-            pairs = _pair_by_position(answers, labels, is_limited=resources.only is not None)
+            pairs = _pair_by_position(answers, questions, is_limited=resources.only is not None)
         else:
             pairs = _pair_by_id(answers, questions)
         items: dict[str, list[ItemOutcome]] = {}
@@ -130,7 +120,7 @@ class PopeScorer:
                 self.metrics, items, official if protocol == "official" else None
             ),
             n=scored,
-            missing=sum(map(len, labels.values())) - scored,
+            missing=sum(map(len, questions.values())) - scored,
             unreadable=tuple(
                 unreadable(pair.item, pair.response)
                 for split_pairs in pairs.values()
@@ -138,6 +128,21 @@ class PopeScorer:
                 if pair.verdict is None
             ),
         )
+
+    def _load_questions(
+        self, data: Path | None, split: str, resources: Resources
+    ) -> dict[str, _LabelledQuestion]:
+        rows = self.read_rows(data, *pope_names(split))
+        return {
+            item: _LabelledQuestion(
+                label="no" if row.text("label") == "no" else "yes",
+                object_name=_parse_object(row.values.get("text")),
+            )
+            for item, row in reading.iter_unique_rows(
+                rows, lambda row: f"{split}/{row.id('question_id')}"
+            )
+            if resources.selects(item)
+        }
 
 
 def parse_as_script(answer: str) -> str:
@@ -147,22 +152,6 @@ def parse_as_script(answer: str) -> str:
     """
     first = answer.split(".")[0].replace(",", "")
     return "no" if {"No", "not", "no"} & set(first.split(" ")) else "yes"
-
-
-def _load_questions(data: Path, split: str, resources: Resources) -> dict[str, _Question]:
-    file = f"coco_pope_{split}.json"
-    path = reading.find_file(data, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
-    rows = reading.iter_unique_rows(
-        reading.read_rows(path), lambda row: f"{split}/{row.id('question_id')}"
-    )
-    return {
-        item: _Question(
-            label="no" if row.text("label") == "no" else "yes",
-            object_name=_parse_object(row.values.get("text")),
-        )
-        for item, row in rows
-        if resources.only is None or item in resources.only
-    }
 
 
 def _parse_object(question: object) -> str | None:
@@ -182,10 +171,13 @@ def _parse_split(answer: Answer) -> str:
 
 
 def _pair_by_position(
-    answers: Sequence[Answer], labels: Mapping[str, Mapping[str, str]], *, is_limited: bool
+    answers: Sequence[Answer],
+    questions: Mapping[str, Mapping[str, _LabelledQuestion]],
+    *,
+    is_limited: bool,
 ) -> dict[str, list[_LabelledAnswer]]:
     """Pair the n-th answer of a split with its n-th label, whatever their ids."""
-    ids = {split: list(split_pairs) for split, split_pairs in labels.items()}
+    ids = {split: list(split_questions) for split, split_questions in questions.items()}
     pairs: dict[str, list[_LabelledAnswer]] = {}
     for answer in answers:
         split = _parse_split(answer)
@@ -194,19 +186,20 @@ def _pair_by_position(
         item = ids[split][index] if index < len(ids[split]) else f"{split}/row {index + 1}"
         if is_limited:  # for a subset of questions the script gets the labels of that subset
             item = answer.item
+        question = questions[split].get(item)
         split_pairs.append(
             _LabelledAnswer(
                 item=item,
                 verdict=parse_as_script(answer.response),
                 response=answer.response,
-                label=labels[split].get(item),
+                label=None if question is None else question.label,
             )
         )
     return {split: pairs[split] for split in SPLITS if split in pairs}
 
 
 def _pair_by_id(
-    answers: Sequence[Answer], questions: Mapping[str, Mapping[str, _Question]]
+    answers: Sequence[Answer], questions: Mapping[str, Mapping[str, _LabelledQuestion]]
 ) -> dict[str, list[_LabelledAnswer]]:
     # Imported here: its patterns take a tenth of a second to compile.
     from chip_core.evaluation.text.verdicts import read_verdict
@@ -278,6 +271,3 @@ def _compute_official(split: str, pairs: Sequence[_LabelledAnswer]) -> dict[str,
         "yes_ratio": sum(pair.verdict == "yes" for pair in pairs) / len(pairs),
     }
     return {f"{split}/{figure}": value for figure, value in values.items()}
-
-
-SCORERS.register("pope")(PopeScorer())

@@ -1,4 +1,3 @@
 """ScienceQA (test): multiple choice."""
 
 from chip_core.evaluation.benchmarks.scienceqa import items as items
-from chip_core.evaluation.benchmarks.scienceqa import score as score

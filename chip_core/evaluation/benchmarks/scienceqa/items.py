@@ -1,29 +1,32 @@
-"""ScienceQA (test): multiple choice, about half with a picture.
+"""ScienceQA's test questions; about half have a picture.
 
-Folder: `problems.json` and `pid_splits.json` (or in `data/scienceqa/`), and the pictures in
-`images/test/ID/`, as published. Questions are written as LLaVA's evaluation writes them.
+The pictures are in `images/test/ID/` of the benchmark's folder, as published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from chip_core.evaluation.benchmarks.base import FileBenchmark, Pictures
-from chip_core.evaluation.benchmarks.scienceqa.score import LETTERS, ScienceQaScorer, _load_problems
+from chip_core.evaluation.benchmarks.base import Pictures
+from chip_core.evaluation.benchmarks.scienceqa.score import (
+    LETTERS,
+    Problem,
+    ScienceQaScorer,
+    load_problems,
+)
 from chip_core.evaluation.scorer import ProtocolName, Resources
 from chip_core.evaluation.task import BENCHMARKS, Item, Side
 
 
-class ScienceQa(FileBenchmark):
-    """ScienceQA's test questions."""
+class ScienceQa(ScienceQaScorer):
+    """ScienceQA's test questions, written as LLaVA's evaluation writes them."""
 
     max_new_tokens = 64
 
     def items(self, side: Side, *, data: Path | None, protocol: ProtocolName) -> Sequence[Item]:
         """Return the questions in the split's order."""
-        folder = self._folder(data)
+        folder = self.require_folder(data)
         roots = [folder / "images" / "test", folder / "data" / "scienceqa" / "images" / "test"]
         pictures = Pictures([*roots, folder / "test"])
         return [
@@ -32,11 +35,11 @@ class ScienceQa(FileBenchmark):
                 prompt=_format_prompt(problem),
                 pictures=(pictures.file(f"{item}/{problem['image']}"),) if problem["image"] else (),
             )
-            for item, problem in _load_problems(folder, Resources()).items()
+            for item, problem in load_problems(folder, Resources()).items()
         ]
 
 
-def _format_prompt(problem: Mapping[str, Any]) -> str:
+def _format_prompt(problem: Problem) -> str:
     choices = " ".join(
         f"({letter}) {text}" for letter, text in zip(LETTERS, problem["choices"], strict=False)
     )
@@ -46,4 +49,4 @@ def _format_prompt(problem: Mapping[str, Any]) -> str:
     )
 
 
-BENCHMARKS.register("scienceqa")(ScienceQa(ScienceQaScorer()))
+BENCHMARKS.register("scienceqa")(ScienceQa())

@@ -1,4 +1,6 @@
-"""Score ScienceQA (test): multiple choice, about half with a picture.
+"""ScienceQA (test): multiple choice.
+
+Folder: `problems.json` and `pid_splits.json` (or in `data/scienceqa/`), as published.
 
 Rules of LLaVA's eval_science_qa.py for reading an answer and for the two accuracies, and of the
 benchmark's own evaluate_acc.py (lupantech/ScienceQA) for the parts. A letter is read if the answer
@@ -24,16 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation import aggregation, reading
+from chip_core.evaluation.benchmarks.base import FileBenchmark
+from chip_core.evaluation.benchmarks.published import read_scienceqa_split, scienceqa_names
 from chip_core.evaluation.outcomes import ItemOutcome
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
-)
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.task import MetricInfo
 from chip_core.evaluation.unreadable import Unreadable, unreadable
 from chip_core.utils.errors import UserError
@@ -56,12 +52,12 @@ PARTS: Mapping[str, Callable[[Problem], bool]] = {
 FIELDS = ("choices", "answer", "subject", "hint", "image", "grade")
 
 
-class ScienceQaScorer:
-    """ScienceQA's test questions."""
+class ScienceQaScorer(FileBenchmark):
+    """Scores answers to ScienceQA."""
 
     name = "scienceqa"
     version = "scienceqa-2"
-    needs: frozenset[Need] = frozenset()
+    needs = frozenset({"data"})
     protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
     metrics: Mapping[str, MetricInfo] = {
         name: MetricInfo(unit="percent", goal="maximize")
@@ -83,7 +79,7 @@ class ScienceQaScorer:
         self,
         answers: Sequence[Answer],
         *,
-        data: Path,
+        data: Path | None,
         protocol: ProtocolName,
         resources: Resources,
     ) -> Scored:
@@ -91,9 +87,9 @@ class ScienceQaScorer:
         # Imported here: its patterns take a tenth of a second to compile.
         from chip_core.evaluation.text.letters import read_letter
 
-        require_protocol(self, protocol)
+        self.require_protocol(protocol)
         reading.require_answers(answers, self.name)
-        problems = _load_problems(data, resources)
+        problems = load_problems(self.require_folder(data), resources)
         official = protocol == "official"
         if official:  # the last answer counts, a missing one is wrong, unknown ids are skipped
             answers_by_id = {answer.item: answer for answer in answers if answer.item in problems}
@@ -104,17 +100,15 @@ class ScienceQaScorer:
         items: dict[str, list[ItemOutcome]] = {name: [] for name in self.metrics}
         unreadable_answers: list[Unreadable] = []
         for item, problem in scored.items():
-            answer = answers_by_id.get(item)
-            letter = None
+            answer, letter = answers_by_id.get(item), None
             if answer is not None:
-                response = answer.response
                 letter = (
-                    parse_as_script(response)
+                    parse_as_script(answer.response)
                     if official
-                    else read_letter(response, _options(problem))
+                    else read_letter(answer.response, _options(problem))
                 )
-            if answer is not None and letter is None:
-                unreadable_answers.append(unreadable(item, answer.response))
+                if letter is None:
+                    unreadable_answers.append(unreadable(item, answer.response))
             is_right = letter is not None and LETTERS.index(letter) == problem["answer"]
             outcome = aggregation.make_outcome(item, is_right, group=problem["subject"])
             items["accuracy"].append(outcome)
@@ -123,17 +117,12 @@ class ScienceQaScorer:
             for part, is_in_part in PARTS.items():
                 if is_in_part(problem):
                     items[part].append(outcome)
-        values = None
-        if official:
-            if not items["image_accuracy"]:
-                raise UserError(
-                    "scienceqa: no answered question has an image, and the official script divides "
-                    "by their number; protocol corrected does not"
-                )
-            values = {
-                name: _round_printed(aggregation.compute_ratio(outcomes, 100))
-                for name, outcomes in items.items()
-            }
+        if official and not items["image_accuracy"]:
+            raise UserError(
+                "scienceqa: no answered question has an image, and the official script divides "
+                "by their number; protocol corrected does not"
+            )
+        values = aggregation.compute_values(self.metrics, items, 2 if official else None)
         return Scored(
             metrics=aggregation.build_metrics(self.metrics, items, values),
             n=len(scored),
@@ -169,33 +158,20 @@ def _has_image(answer: Answer | None, problem: Problem) -> bool:
     return bool(problem["image"])
 
 
-def _load_problems(data: Path, resources: Resources) -> dict[str, Problem]:
+def load_problems(data: Path, resources: Resources) -> dict[str, Problem]:
     """Return the problems of the test split."""
-    splits_file = reading.find_file(data, _possible_paths("pid_splits.json"), "scienceqa")
-    problems_file = reading.find_file(data, _possible_paths("problems.json"), "scienceqa")
-    splits, problems = reading.read_json(splits_file), reading.read_json(problems_file)
-    if not isinstance(splits, dict) or not isinstance(splits.get("test"), list):
-        raise UserError(f"{splits_file} has no list 'test'")
+    split = read_scienceqa_split(data)
+    problems_file = reading.find_file(data, scienceqa_names("problems.json"), "scienceqa")
+    problems = reading.read_json(problems_file)
     if not isinstance(problems, dict):
         raise UserError(f"{problems_file} must be a JSON object of id and problem")
     test_problems: dict[str, Problem] = {}
-    for item in map(str, splits["test"]):
+    for item in map(str, split):
         problem = problems.get(item)
         if not isinstance(problem, dict) or not all(key in problem for key in FIELDS):
             raise UserError(
                 f"{problems_file}: problem '{item}' must be there with {', '.join(FIELDS)}"
             )
-        if resources.only is None or item in resources.only:
+        if resources.selects(item):
             test_problems[item] = problem
     return test_problems
-
-
-def _possible_paths(file: str) -> list[str]:
-    return [file, f"data/scienceqa/{file}"]
-
-
-def _round_printed(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
-
-
-SCORERS.register("scienceqa")(ScienceQaScorer())

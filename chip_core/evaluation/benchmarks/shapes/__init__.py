@@ -1,4 +1,3 @@
 """The embedded world as a benchmark."""
 
 from chip_core.evaluation.benchmarks.shapes import items as items
-from chip_core.evaluation.benchmarks.shapes import score as score

@@ -1,24 +1,26 @@
-"""The questions of the embedded world, about drawn scenes with known contents."""
+"""The embedded world's questions, about scenes that are drawn here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from chip_core.evaluation.benchmarks.shapes.score import METRICS, score, truth
-from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
-from chip_core.evaluation.task import BENCHMARKS, Benchmark, Decoding, Item, Picture, Side
-from chip_core.shapes.world import SPLIT_SIZES, draw_scene, get_question, make_scene
+from chip_core.evaluation.benchmarks.shapes.score import ShapesScorer
+from chip_core.evaluation.scorer import ProtocolName
+from chip_core.evaluation.task import BENCHMARKS, Decoding, Item, Picture, Side
+from chip_core.shapes.world import (
+    SPLIT_SIZES,
+    draw_scene,
+    get_question,
+    make_scene,
+)
 
-SPLITS: dict[Side, str] = {"select": "select", "report": "test"}
+SPLITS: Mapping[Side, str] = {"select": "select", "report": "test"}
 
 
-class ShapesBenchmark(Benchmark):
+class ShapesBenchmark(ShapesScorer):
     """The embedded world as a benchmark: `select` is used to tune, `test` is reported."""
 
-    version = "shapes-1"
-    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})  # they are the same
-    metrics = METRICS
     splits = True
 
     def decoding(self, protocol: ProtocolName) -> Decoding:
@@ -41,22 +43,6 @@ class ShapesBenchmark(Benchmark):
             )
             for index in range(SPLIT_SIZES[split])
         ]
-
-    def score(
-        self,
-        answers: Sequence[Answer],
-        *,
-        data: Path | None,
-        protocol: ProtocolName,
-        resources: Resources,
-    ) -> Scored:
-        """Score the answers."""
-        outcomes = score([(answer.item, answer.response) for answer in answers])
-        return Scored(metrics=outcomes, n=len(answers), missing=0)
-
-    def truth(self, item: Item) -> str:
-        """Describe an item's scene."""
-        return truth(item.id)
 
 
 BENCHMARKS.register("shapes")(ShapesBenchmark())

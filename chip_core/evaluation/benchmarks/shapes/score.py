@@ -1,4 +1,4 @@
-"""Score answers in the embedded world: CHAIR, Hal and Cover, against exactly known contents.
+"""The embedded world: captions of drawn scenes, scored against their exactly known contents.
 
 An object is a shape noun; a mention of a shape that is not in the scene is hallucinated.
 
@@ -19,29 +19,63 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome, percent
-from chip_core.evaluation.reading import get_first_value, read_objects
-from chip_core.evaluation.scorer import (
-    SCORERS,
-    Answer,
-    Need,
-    ProtocolName,
-    Resources,
-    Scored,
-    require_protocol,
+from chip_core.evaluation.aggregation import make_outcome
+from chip_core.evaluation.benchmarks.base import ShippedBenchmark
+from chip_core.evaluation.outcomes import MetricOutcome, percent
+from chip_core.evaluation.reading import read_rows
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.task import Item, MetricInfo
+from chip_core.shapes.world import (
+    compare_caption,
+    parse_scene_id,
 )
-from chip_core.evaluation.task import (
-    MetricInfo,
-)
-from chip_core.shapes.world import compare_caption, parse_scene_id
 from chip_core.utils.errors import UserError
 
-METRICS: Mapping[str, MetricInfo] = {
-    "chair_i": MetricInfo(unit="percent", goal="minimize"),
-    "chair_s": MetricInfo(unit="percent", goal="minimize"),
-    "hal": MetricInfo(unit="percent", goal="minimize"),
-    "cover": MetricInfo(unit="percent", goal="maximize"),
-}
+
+class ShapesScorer(ShippedBenchmark):
+    """Scores descriptions of the embedded world's scenes.
+
+    All protocols have the same figures.
+    """
+
+    name = "shapes"
+    version = "shapes-1"
+    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
+    metrics: Mapping[str, MetricInfo] = {
+        "chair_i": MetricInfo(unit="percent", goal="minimize"),
+        "chair_s": MetricInfo(unit="percent", goal="minimize"),
+        "hal": MetricInfo(unit="percent", goal="minimize"),
+        "cover": MetricInfo(unit="percent", goal="maximize"),
+    }
+
+    def read_responses(self, path: Path) -> list[Answer]:
+        """Read rows of `item` (such as `test/17`) and `response`, as a trial writes them."""
+        return [
+            Answer(item=str(row.get("item")), response=str(row.get("response")))
+            for row in read_rows(path)
+        ]
+
+    def score(
+        self,
+        answers: Sequence[Answer],
+        *,
+        data: Path | None,
+        protocol: ProtocolName,
+        resources: Resources,
+    ) -> Scored:
+        """Score answers to any of the embedded world's splits."""
+        self.require_protocol(protocol)
+        try:
+            metrics = score([(answer.item, answer.response) for answer in answers])
+        except ValueError as error:
+            raise UserError(f"shapes: {error}") from None
+        answered_items = {answer.item for answer in answers}
+        expected_items = resources.only or answered_items
+        return Scored(metrics=metrics, n=len(answers), missing=len(expected_items - answered_items))
+
+    def truth(self, item: Item) -> str:
+        """Describe an item's scene."""
+        return truth(item.id)
 
 
 def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
@@ -63,10 +97,10 @@ def score(answers: Sequence[tuple[str, str]]) -> tuple[MetricOutcome, ...]:
     chair_i, chair_s, hal, cover = [], [], [], []
     for item, response in answers:
         comparison = compare_caption(parse_scene_id(item), response)
-        chair_i.append(_make_outcome(item, comparison.invented, comparison.mentions))
-        chair_s.append(_make_outcome(item, comparison.invented > 0, 1))
-        hal.append(_make_outcome(item, comparison.invented + comparison.miscoloured > 0, 1))
-        cover.append(_make_outcome(item, comparison.covered, comparison.objects))
+        chair_i.append(make_outcome(item, comparison.invented, comparison.mentions))
+        chair_s.append(make_outcome(item, comparison.invented > 0, 1))
+        hal.append(make_outcome(item, comparison.invented + comparison.miscoloured > 0, 1))
+        cover.append(make_outcome(item, comparison.covered, comparison.objects))
     return (
         percent("chair_i", "minimize", chair_i),
         percent("chair_s", "minimize", chair_s),
@@ -82,51 +116,3 @@ def truth(item: str) -> str:
         ValueError: the id names no scene.
     """
     return ", ".join(f"a {shape.colour} {shape.shape}" for shape in parse_scene_id(item).things)
-
-
-def _make_outcome(item: str, numerator: float, denominator: float) -> ItemOutcome:
-    return ItemOutcome(item=item, numerator=float(numerator), denominator=float(denominator))
-
-
-class EmbeddedScorer:
-    """Scores answers to questions about drawn scenes; all protocols have its official figures."""
-
-    name = "shapes"
-    version = "shapes-1"
-    needs: frozenset[Need] = frozenset()
-    protocols: frozenset[ProtocolName] = frozenset({"official", "corrected"})
-    metrics: Mapping[str, MetricInfo] = METRICS
-
-    def read_responses(self, path: Path) -> list[Answer]:
-        """Read rows of `item` (such as `test/17`) and `response`, as a trial writes them."""
-        return [
-            Answer(
-                item=str(get_first_value(row, ("item",), path, number)),
-                response=str(get_first_value(row, ("response",), path, number)),
-            )
-            for number, row in enumerate(read_objects(path), start=1)
-        ]
-
-    def score(
-        self,
-        answers: Sequence[Answer],
-        *,
-        data: Path,
-        protocol: ProtocolName,
-        resources: Resources,
-    ) -> Scored:
-        """Score answers to any of the embedded world's splits; `data` is not read."""
-        require_protocol(self, protocol)
-        try:
-            metrics = score([(answer.item, answer.response) for answer in answers])
-        except ValueError as error:
-            raise UserError(f"shapes: {error}") from None
-        expected_items = resources.only or {answer.item for answer in answers}
-        return Scored(
-            metrics=tuple(metrics),
-            n=len(answers),
-            missing=len(expected_items - {answer.item for answer in answers}),
-        )
-
-
-SCORERS.register("shapes")(EmbeddedScorer())

@@ -13,11 +13,7 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 
 from chip_core.config.trial import RejectedImageConfig
-from chip_core.data.rejected_images import (
-    RejectedImage,
-    RejectedImageMaker,
-    compute_diffusion_coefficients,
-)
+from chip_core.data.rejected_images import RejectedImage, RejectedImageMaker
 from chip_core.data.rejected_images.conformance import sample_image
 from chip_core.data.rejected_images.images import (
     draw_content_boxes,
@@ -25,7 +21,10 @@ from chip_core.data.rejected_images.images import (
     limit_pixels,
     to_rgb_image,
 )
-from chip_core.data.rejected_images.strategies import compute_cumulative_alphas
+from chip_core.data.rejected_images.strategies import (
+    compute_cumulative_alphas,
+    compute_diffusion_coefficients,
+)
 from chip_core.shapes.processor import build_processor
 from chip_core.utils.errors import TrialError
 from chip_core.utils.seeding import make_generator

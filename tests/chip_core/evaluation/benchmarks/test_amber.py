@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation import BENCHMARKS
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.text.similarity import TableSimilarity
 from chip_core.utils.errors import UserError
 
-AMBER = SCORERS["amber"]
+AMBER = BENCHMARKS["amber"]
 
 RELATION = {
     "dog": ["puppy"],

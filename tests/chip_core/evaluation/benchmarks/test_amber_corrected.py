@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chip_core.evaluation.scorer import SCORERS, Answer, Resources
+from chip_core.evaluation import BENCHMARKS
+from chip_core.evaluation.scorer import Answer, Resources
 from chip_core.evaluation.text.similarity import TableSimilarity
 
 RELATION = {"dog": ["puppy"], "tree": ["bush"], "bush": ["tree"], "sky": [], "cat": [], "car": []}
@@ -137,7 +138,7 @@ def data(tmp_path: Path) -> Path:
 def test_equals_a_second_count(
     data: Path, plain_language: None, said: dict[int, str], near: list[tuple[str, str]]
 ) -> None:
-    scored = SCORERS["amber"].score(
+    scored = BENCHMARKS["amber"].score(
         [Answer(item=str(item), response=text) for item, text in said.items()],
         data=data,
         protocol="corrected",

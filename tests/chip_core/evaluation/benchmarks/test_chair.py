@@ -12,13 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.chair import score as chair
-from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.utils.errors import UserError
 
 from . import coco_cases
 
-CHAIR = SCORERS["chair"]
+CHAIR = BENCHMARKS["chair"]
 
 
 @pytest.fixture
@@ -196,10 +197,10 @@ def test_what_the_files_hold(data: Path, plain_language: None) -> None:
     ours = read({"item": "1", "response": "a dog"})
     assert scored(ours, "official").values["recall"] == 50.0
     nothing = read({"image_id": 1, "caption": None}, {"image_id": 2, "caption": "a bus"})
-    with pytest.raises(UserError, match=r"answer 1 \(image 1\): the caption is not text"):
+    with pytest.raises(UserError, match=r"answer 1 \(item 1\): the response is not text"):
         scored(nothing, "official")
     assert (scored(nothing, "corrected").n, scored(nothing, "corrected").missing) == (1, 1)
-    with pytest.raises(UserError, match="row 1 has no 'caption'; it has: image_id"):
+    with pytest.raises(UserError, match="row 1: there is no caption or response; it has: image_id"):
         read({"image_id": 1})
     with pytest.raises(UserError, match="--coco FOLDER"):
         CHAIR.score(ours, data=data, protocol="official", resources=Resources())

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.hallusionbench import judge as judging
 from chip_core.evaluation.benchmarks.hallusionbench.aggregation import (
     JudgedAnswer,
@@ -18,7 +19,6 @@ from chip_core.evaluation.benchmarks.hallusionbench.aggregation import (
     classify_cause,
 )
 from chip_core.evaluation.scorer import (
-    SCORERS,
     Answer,
     JudgeRequest,
     ProtocolName,
@@ -27,7 +27,7 @@ from chip_core.evaluation.scorer import (
 )
 from chip_core.utils.errors import UserError
 
-BENCH = SCORERS["hallusionbench"]
+BENCH = BENCHMARKS["hallusionbench"]
 
 #: category, figure, question, visual input, yes is right: two VD and two VS questions, with and
 #: without an edited figure, and a VS question with a figure that is not edited.

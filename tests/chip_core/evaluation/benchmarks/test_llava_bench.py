@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.llava_bench.score import CATEGORIES, parse_as_script
 from chip_core.evaluation.scorer import (
-    SCORERS,
     Answer,
     JudgeRequest,
     ProtocolName,
@@ -22,7 +22,7 @@ from chip_core.evaluation.scorer import (
 from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.utils.errors import UserError
 
-BENCH = SCORERS["llava_bench"]
+BENCH = BENCHMARKS["llava_bench"]
 
 
 class Judge:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.mmhal.score import KINDS, parse_as_script
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import (
-    SCORERS,
     Answer,
     JudgeRequest,
     ProtocolName,
@@ -23,7 +23,7 @@ from chip_core.evaluation.scorer import (
 from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.utils.errors import UserError
 
-MMHAL = SCORERS["mmhal"]
+MMHAL = BENCHMARKS["mmhal"]
 
 
 class Judge:

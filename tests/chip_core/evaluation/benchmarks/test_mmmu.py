@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.mmmu.parsing import (
     is_open_answer_right,
     parse_choice,
     parse_open,
 )
-from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.utils.errors import UserError
 
-MMMU = SCORERS["mmmu"]
+MMMU = BENCHMARKS["mmmu"]
 TRUTHS = {
     "validation_Accounting_1": ("multiple-choice", "B"),
     "validation_Accounting_2": ("multiple-choice", "A"),

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.objhal.judge import (
     UnreadableReplyError,
     read_reply,
@@ -19,7 +20,6 @@ from chip_core.evaluation.benchmarks.objhal.judge import (
 )
 from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import (
-    SCORERS,
     Answer,
     JudgeRequest,
     ProtocolName,
@@ -30,7 +30,7 @@ from chip_core.utils.errors import UserError
 
 from . import coco_cases
 
-OBJHAL = SCORERS["objhal"]
+OBJHAL = BENCHMARKS["objhal"]
 LONG = "here is what I can see"  # six words: the judge is asked
 
 
@@ -232,7 +232,7 @@ def test_what_the_files_hold(data: Path) -> None:
     assert read(image_id=1, question="q", response="b", answer="c").response == "b"
     with pytest.raises(UserError, match="image_id 'x' is no whole number"):
         read(image_id="x", question="q", answer="c")
-    with pytest.raises(UserError, match="row 1 has no 'prompt'"):
+    with pytest.raises(UserError, match="row 1: there is no prompt or question"):
         read(image_id=1, answer="c")
     nothing = read(image_id=1, question="q", answer=None)
     assert nothing.fields["response"] is None

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.pope.score import METRIC_NAMES, SPLITS, parse_as_script
-from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.text.verdicts import read_verdict
 from chip_core.utils.errors import UserError
 
-POPE = SCORERS["pope"]
+POPE = BENCHMARKS["pope"]
 LABELS = ("yes", "no", "yes", "no")
 
 

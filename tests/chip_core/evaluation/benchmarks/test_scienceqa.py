@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.scienceqa.score import parse_as_script
-from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.text.letters import read_letter
 from chip_core.utils.errors import UserError
 
-QA = SCORERS["scienceqa"]
+QA = BENCHMARKS["scienceqa"]
 
 
 def problem(answer: int, image: bool, subject: str, hint: str, grade: int) -> dict[str, Any]:

@@ -118,9 +118,8 @@ def test_a_family_that_cannot_share_is_noticed_and_answers_all_the_same(
     decoder = Decoder(model, processor, decoding, bf16=False, share_prefix=True)
     made: dict[str, str] = {}
     for batch in make_batches(items, size=12):
-        made.update(
-            zip((item.id for item in batch.items), decoder.generate_texts(batch), strict=True)
-        )
+        responses = decoder.generate_responses(batch)
+        made.update((i.id, r.text) for i, r in zip(batch.items, responses, strict=True))
     assert [made[item.id] for item in items] == expected
     (note,) = decoder.notes
     assert note.startswith("pictures asked about more than once were computed for each question")

@@ -74,9 +74,9 @@ def answers(loaded: tuple[Any, Any], items: list[Item], size: int, share: bool) 
         *loaded, Decoding(max_new_tokens=16), bf16=False, share_prefix=share, sampling=DRAWN
     )
     return {
-        item.id: text
+        item.id: response.text
         for batch in make_batches(items, size=size)
-        for item, text in zip(batch.items, decoder.generate_texts(batch), strict=True)
+        for item, response in zip(batch.items, decoder.generate_responses(batch), strict=True)
     }
 
 

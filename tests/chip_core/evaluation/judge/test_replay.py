@@ -28,5 +28,5 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert ask(ReplayJudge.from_file(file), "5", "a", "7") == ["x", None, ""]
     file.write_text('{"image_id": 5}\n')
-    with pytest.raises(UserError, match="row 1 has no 'reply'"):
+    with pytest.raises(UserError, match="row 1: there is no reply"):
         ReplayJudge.from_file(file)

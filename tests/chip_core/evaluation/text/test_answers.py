@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from chip_core.evaluation import BENCHMARKS
 from chip_core.evaluation.benchmarks.mmmu.parsing import is_open_answer_right, read_open
-from chip_core.evaluation.scorer import SCORERS, Answer, ProtocolName, Resources, Scored
+from chip_core.evaluation.scorer import Answer, ProtocolName, Resources, Scored
 from chip_core.evaluation.text.letters import read_letter
 from chip_core.evaluation.text.verdicts import read_verdict
 
@@ -119,7 +120,9 @@ def test_mmmu_counts_and_shows_what_was_not_read(tmp_path: Path) -> None:
 
     def score(protocol: ProtocolName) -> Scored:
         resources = Resources()
-        return SCORERS["mmmu"].score(given, data=tmp_path, protocol=protocol, resources=resources)
+        return BENCHMARKS["mmmu"].score(
+            given, data=tmp_path, protocol=protocol, resources=resources
+        )
 
     scored = score("corrected")
     assert scored.values["accuracy"] == 1 / 3
@@ -136,7 +139,7 @@ def test_mmmu_officially_counts_where_a_letter_was_drawn(tmp_path: Path) -> None
     (tmp_path / "answer_dict_val.json").write_text(json.dumps(truths))
     given = [Answer(item="validation_Art_1", response="**B**", fields={"options": ["x", "y"]})]
     for protocol, unread in (("official", ["**B**"]), ("corrected", [])):
-        scored = SCORERS["mmmu"].score(
+        scored = BENCHMARKS["mmmu"].score(
             given, data=tmp_path, protocol=protocol, resources=Resources()
         )
         assert [one.text for one in scored.unreadable] == unread
@@ -147,7 +150,7 @@ def test_final_answers_of_mmmu_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "answer_dict_val.json").write_text(json.dumps(truths))
     given = [Answer(item="validation_Art_1", response="(B)", fields={"final": True})]
     for protocol, accuracy in (("official", 0.0), ("corrected", 1.0)):
-        scored = SCORERS["mmmu"].score(
+        scored = BENCHMARKS["mmmu"].score(
             given, data=tmp_path, protocol=protocol, resources=Resources()
         )
         assert scored.values["accuracy"] == accuracy

@@ -1,4 +1,4 @@
-"""Run MMBench, MMBench-CN and MM-Vet with lmms-eval, an external program in its own process.
+"""MMBench, MMBench-CN and MM-Vet, by lmms-eval: an external program in its own process.
 
 It generates and scores the answers itself: it gets a model's folder and returns figures. Its
 version is recorded with them; figures of another version are not comparable. It is installed in
@@ -20,14 +20,15 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from chip_core.evaluation import aggregation
-from chip_core.evaluation.outcomes import ItemOutcome, MetricOutcome
+from chip_core.evaluation.outcomes import ItemOutcome
 from chip_core.evaluation.reading import read_json, read_objects
 from chip_core.evaluation.scorer import Scored
-from chip_core.evaluation.task import MetricInfo
+from chip_core.evaluation.task import BENCHMARKS, ExternalBenchmark, MetricInfo
 from chip_core.utils.errors import TrialError, UserError
 
 PYTHON_VARIABLE = "CHIP_ABLATE_LMMS_PYTHON"
@@ -54,9 +55,6 @@ TASKS: Mapping[str, LmmsTask] = {
     "mmbench_cn": LmmsTask(name="mmbench_cn_dev", metric="accuracy"),
     "mmvet": LmmsTask(name="mmvet", metric="score", rated=True),
 }
-METRICS: Mapping[str, Mapping[str, MetricInfo]] = {
-    name: {task.metric: PERCENT} for name, task in TASKS.items()
-}
 #: `model_type` of a model's config.json → the adapter of lmms-eval that loads it.
 ADAPTERS: Mapping[str, str] = {
     "llava": "llava_hf",
@@ -72,21 +70,94 @@ ADAPTERS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class LmmsScores:
-    """The results of lmms-eval."""
+class LmmsEvalBenchmark(ExternalBenchmark):
+    """A benchmark that lmms-eval runs."""
 
-    scored: Mapping[str, Scored]  # by benchmark
-    version: str  # "lmms_eval 0.7.2"
-    judge: str | None  # the judge that the samples or the environment name
+    version = "lmms-1"  # of this interface; lmms-eval's own is recorded with the figures
+
+    def __init__(self, task: LmmsTask) -> None:
+        """Set the benchmark's task."""
+        self._task = task
+        self.metrics = {task.metric: PERCENT}
+
+    def tools(self) -> Mapping[str, str]:
+        """Return lmms-eval's version."""
+        return {"program": _cached_version(find_python())}
+
+    def problems(self) -> list[str]:
+        """Return what is missing, before anything is trained."""
+        problems = []
+        try:
+            read_version()
+        except UserError as error:
+            problems.append(str(error))
+        if not any(os.environ.get(key) for key in KEY_VARIABLES):
+            # Without one, lmms-eval continues and draws answers at random, or counts them 0.
+            problems.append(
+                f"lmms-eval asks a judge and there is no {' or '.join(KEY_VARIABLES)} in the "
+                "environment"
+            )
+        return problems
+
+    def ask(
+        self, model: Path, *, folder: Path, batch_size: int, device: str
+    ) -> tuple[Scored, Mapping[str, Any]]:
+        """Let lmms-eval generate and score a model's answers.
+
+        Args:
+            model: a whole Hugging Face folder; adapters are merged into one before (`export`).
+            folder: the folder of its output, emptied first.
+            batch_size: questions answered together.
+            device: "cuda", "cpu", …
+
+        Raises:
+            UserError: it is not installed, or cannot load the model.
+            TrialError: it failed; with its last line and the path of its log.
+        """
+        version_used = read_version()
+        adapter = _find_adapter(model)
+        model_path = str(model.resolve())
+        if any(character in model_path for character in ",={}'\""):
+            raise UserError(
+                f"{model_path}: lmms-eval takes no path with a comma, an = or a quote in it"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        command = [
+            *(find_python(), "-m", "lmms_eval"),
+            *("--model", adapter),
+            *("--model_args", f"pretrained={model_path}"),
+            *("--tasks", self._task.name),
+            *("--batch_size", str(batch_size)),
+            *("--output_path", str(folder.resolve())),
+            "--log_samples",
+            *("--device", device),
+        ]
+        log = folder / LOG
+        try:
+            with log.open("w") as file:
+                completed = subprocess.run(
+                    command, cwd=folder, stdout=file, stderr=subprocess.STDOUT
+                )
+        finally:
+            _redact_keys(log)
+        result_files = sorted(folder.rglob("*_results.json"))
+        if completed.returncode or not result_files:  # it also exits with 0 if a task failed
+            raise TrialError(f"lmms-eval failed: {_last_line(log)} ({log})")
+        samples = _read_samples(self._task, result_files[-1].parent)
+        scored = _parse_scored(self._task, result_files[-1], samples)
+        judges = {str(row[RAW_METRIC].get("eval_model") or "") for row in samples} - {""}
+        judge = ", ".join(sorted(judges)) or os.environ.get(JUDGE_VARIABLE)
+        metadata: dict[str, Any] = {"program": version_used}
+        return scored, metadata if judge is None else {**metadata, "judge": {"model": judge}}
 
 
-def python() -> str:
+def find_python() -> str:
     """Return the Python in which lmms-eval is installed."""
     return os.environ.get(PYTHON_VARIABLE) or sys.executable
 
 
-def version() -> str:
+def read_version() -> str:
     """Return the version of lmms-eval.
 
     Raises:
@@ -94,111 +165,22 @@ def version() -> str:
     """
     try:
         completed = subprocess.run(
-            [python(), "-c", VERSION_SCRIPT], capture_output=True, text=True, timeout=300
+            [find_python(), "-c", VERSION_SCRIPT], capture_output=True, text=True, timeout=300
         )
     except (OSError, subprocess.TimeoutExpired):
         completed = None
     if completed is None or completed.returncode or not completed.stdout.strip():
         raise UserError(
-            f"lmms-eval is not installed for {python()}: pip install 'chip-ablate[lmms]', or name "
-            f"the Python of an environment that has it by {PYTHON_VARIABLE}"
+            f"lmms-eval is not installed for {find_python()}: pip install 'chip-ablate[lmms]', or "
+            f"name the Python of an environment that has it by {PYTHON_VARIABLE}"
         )
     return f"lmms_eval {completed.stdout.split()[-1]}"
 
 
-def problems(benchmarks: Sequence[str]) -> list[str]:
-    """Return what is missing to score these benchmarks, before anything is trained."""
-    problems_found = []
-    if any(name in TASKS for name in benchmarks):
-        try:
-            version()
-        except UserError as error:
-            problems_found.append(str(error))
-        if not any(os.environ.get(key) for key in KEY_VARIABLES):
-            # Without one, lmms-eval continues and draws answers at random, or counts them 0.
-            problems_found.append(
-                f"lmms-eval asks a judge and there is no {' or '.join(KEY_VARIABLES)} in the "
-                "environment"
-            )
-    return problems_found
-
-
-def evaluate(  # noqa: PLR0913 (lmms-eval's options)
-    model: Path,
-    benchmarks: Sequence[str],
-    *,
-    folder: Path,
-    adapter: str | None = None,
-    batch_size: int = 1,
-    limit: int | None = None,
-    device: str | None = None,
-    timeout: float | None = None,
-) -> LmmsScores:
-    """Let lmms-eval generate and score a model's answers.
-
-    Args:
-        model: a whole Hugging Face folder; adapters are merged into one before (`export`).
-        benchmarks: names of `TASKS`.
-        folder: the folder of its output, emptied first.
-        adapter: how lmms-eval loads the model; None: by the model's config.json.
-        batch_size: questions answered together.
-        limit: the first N questions alone.
-        device: "cuda", "cpu", …; None: lmms-eval's own choice.
-        timeout: seconds after which it is stopped.
-
-    Raises:
-        UserError: it is not installed, or has no adapter for the model.
-        TrialError: it failed; with its last line and the path of its log.
-    """
-    version_used = version()
-    adapter_name = adapter or _find_adapter(model)
-    model_path = str(model.resolve())
-    if any(character in model_path for character in ",={}'\""):
-        raise UserError(
-            f"{model_path}: lmms-eval takes no path with a comma, an = or a quote in it"
-        )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    command = [
-        *(python(), "-m", "lmms_eval"),
-        *("--model", adapter_name),
-        *("--model_args", f"pretrained={model_path}"),
-        *("--tasks", ",".join(TASKS[name].name for name in benchmarks)),
-        *("--batch_size", str(batch_size)),
-        *("--output_path", str(folder.resolve())),
-        "--log_samples",
-        *(() if limit is None else ("--limit", str(limit))),
-        *(() if device is None else ("--device", device)),
-    ]
-    log = folder / LOG
-    try:
-        with log.open("w") as file:
-            completed = subprocess.run(
-                command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, timeout=timeout
-            )
-    except subprocess.TimeoutExpired:
-        raise TrialError(f"lmms-eval was stopped after {timeout} seconds: {log}") from None
-    finally:
-        _redact_keys(log)
-    result_files = sorted(folder.rglob("*_results.json"))
-    if completed.returncode or not result_files:  # it also exits with 0 if a task failed
-        raise TrialError(f"lmms-eval failed: {_last_line(log)} ({log})")
-    results = read_json(result_files[-1])
-    scored = {
-        name: _parse_scored(TASKS[name], results, result_files[-1].parent) for name in benchmarks
-    }
-    judges = {
-        str(row[RAW_METRIC]["eval_model"])
-        for name in benchmarks
-        if TASKS[name].rated
-        for row in _read_samples(TASKS[name], result_files[-1].parent)
-        if row[RAW_METRIC].get("eval_model")
-    }
-    return LmmsScores(
-        scored=scored,
-        version=version_used,
-        judge=", ".join(sorted(judges)) or os.environ.get(JUDGE_VARIABLE),
-    )
+@lru_cache
+def _cached_version(python: str) -> str:
+    """Return lmms-eval's version, cached because it takes seconds to find."""
+    return read_version()
 
 
 def _find_adapter(model: Path) -> str:
@@ -217,7 +199,8 @@ def _find_adapter(model: Path) -> str:
     return ADAPTERS[model_type]
 
 
-def _parse_scored(task: LmmsTask, results: Any, folder: Path) -> Scored:
+def _parse_scored(task: LmmsTask, file: Path, samples: Sequence[dict[str, Any]]) -> Scored:
+    results = read_json(file)
     try:
         task_results = results["results"][task.name]
         value = next(
@@ -226,11 +209,11 @@ def _parse_scored(task: LmmsTask, results: Any, folder: Path) -> Scored:
         n = int(results["n-samples"][task.name]["effective"])
     except (KeyError, TypeError, ValueError, StopIteration):
         raise TrialError(
-            f"lmms-eval gave no figure {RAW_METRIC} of {task.name}: {folder}"
+            f"lmms-eval gave no figure {RAW_METRIC} of {task.name}: {file.parent}"
         ) from None
     items: list[ItemOutcome] = []
     missing = 0
-    for row in _read_samples(task, folder) if task.rated else ():
+    for row in samples:
         rating = row[RAW_METRIC]
         items.append(
             aggregation.make_outcome(
@@ -240,14 +223,12 @@ def _parse_scored(task: LmmsTask, results: Any, folder: Path) -> Scored:
             )
         )
         missing += not rating.get("eval_model")  # the judge did not reply: it counts 0 there
-    metric = MetricOutcome(
-        name=task.metric, unit=PERCENT.unit, goal=PERCENT.goal, value=value, items=tuple(items)
-    )
-    return Scored(metrics=(metric,), n=n, missing=missing)
+    return Scored(metrics=(PERCENT.make_metric(task.metric, value, items),), n=n, missing=missing)
 
 
 def _read_samples(task: LmmsTask, folder: Path) -> list[dict[str, Any]]:
-    files = sorted(folder.glob(f"*_samples_{task.name}.jsonl"))
+    """Return the samples with a score; empty if the task has none."""
+    files = sorted(folder.glob(f"*_samples_{task.name}.jsonl")) if task.rated else []
     rows = read_objects(files[-1]) if files else []
     return [
         row for row in rows if isinstance(row.get(RAW_METRIC), dict) and "score" in row[RAW_METRIC]
@@ -268,3 +249,7 @@ def _redact_keys(log: Path) -> None:
         for secret in secrets:
             text = text.replace(secret, "***")
         log.write_text(text)
+
+
+for _name, _task in TASKS.items():
+    BENCHMARKS.register(_name)(LmmsEvalBenchmark(_task))
