@@ -127,9 +127,7 @@ def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **option
         tracker.check()
     if run_options.storage is not None:
         validate_uri(run_options.storage)
-    # Waiting OpenMP threads sleep: spinning ones make a small model's steps slow.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    _set_passive_waiting()
     # The stream itself: sys.stdout is not Ray's to print to while it runs.
     console = Console(file=sys.stderr if as_json else sys.stdout)
     trimmed = _print_plan(plan, workdir, console, request, always=any(cost_values.values()))
@@ -354,3 +352,9 @@ def _merge_limits(study_limits: Limits | None, **given: float | None) -> Limits 
     merged = {} if study_limits is None else study_limits.limits
     merged |= {name: value for name, value in given.items() if value is not None}
     return Limits.model_validate(merged) if merged else None
+
+
+def _set_passive_waiting() -> None:
+    """Let waiting OpenMP threads sleep: spinning ones make a small model's steps slow."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
