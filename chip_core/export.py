@@ -55,8 +55,8 @@ def _write_export(model: Path, trial: Path, into: Path, merge: bool) -> list[str
             config = TrialConfig.model_validate_json((trial / CONFIG).read_bytes())
         except ValueError:
             raise UserError(
-                f"{trial / CONFIG} is not as it was written: export without --merge, or take the "
-                "trial out by `chip-ablate rm TRIAL` and run its study again"
+                f"{trial / CONFIG} has changed since it was written: export without --merge, or "
+                "take the trial out by `chip-ablate rm TRIAL` and run its study again"
             ) from None
         try:
             # Merged in fp32, because bf16 weights would keep little of what an adapter adds, and

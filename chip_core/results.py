@@ -130,8 +130,8 @@ def read_result(folder: Path) -> TrialResult | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warn_once(
-            f"{path}: is not as it was written ({type(error).__name__}): what its trial came to "
-            "is made again, by `chip-ablate run`, from what else is there"
+            f"{path}: has changed since it was written ({type(error).__name__}): what its trial "
+            "came to is made again, by `chip-ablate run`, from what else is there"
         )
         return None
 

@@ -85,7 +85,7 @@ def find_model_problem(model: Path, config: TrialConfig | None = None) -> str | 
         return None
     trained = read_trained(model.parent)
     if trained is None:
-        return f"{model.parent / TRAINED} is not as it was written"
+        return f"{model.parent / TRAINED} has changed since it was written"
     if config is not None and trained.training not in ("", compute_training_fingerprint(config)):
         return f"{model} is of another training"
     for name, expected in trained.files.items():
@@ -95,7 +95,7 @@ def find_model_problem(model: Path, config: TrialConfig | None = None) -> str | 
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
         if actual != expected:
-            return f"{path} is not as it was written: its sha256 is another"
+            return f"{path} has changed since it was written: its sha256 is another"
     return None
 
 
@@ -113,8 +113,7 @@ def check_model(model: Path, config: TrialConfig | None = None) -> None:
     if problem is not None:
         raise TrialError(
             f"{problem}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` "
-            "trains "
-            "it again"
+            "trains it again"
         )
 
 

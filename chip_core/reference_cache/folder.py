@@ -103,7 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
-        raise BrokenStoreError("it is not there") from None
+        raise BrokenStoreError("it does not exist") from None
     except OSError as error:
         raise BrokenStoreError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
     return parse_manifest(content)
@@ -224,7 +224,7 @@ def commit(
     for name in names:
         facts = read_recorded_file(partial, name)
         if facts is None:
-            raise BrokenStoreError(f"{name} was not made")
+            raise BrokenStoreError(f"{name} was not built")
         files[name] = facts
     manifest = Manifest(identity=to_json_types(identity), rows=rows, files=files, made=made)
     for note in partial.glob("*.note.json"):

@@ -153,7 +153,7 @@ def parse_checksummed(content: bytes) -> dict[str, Any]:
         raise ValueError("it is no JSON object")
     checksum = _CHECKSUM_PATTERN.search(content)
     if checksum is not None and checksum[1].decode() != _checksum(content[: checksum.start()]):
-        raise ValueError("it is not as it was written")
+        raise ValueError("it has changed since it was written")
     value.pop(_CHECKSUM_KEY, None)
     return value
 
@@ -270,8 +270,7 @@ def convert_disk_full(purpose: str, folder: Path) -> Iterator[None]:
             raise
         raise DiskFullError(
             f"no room for {purpose}: the disk of {folder} is full: free some space and run the "
-            "study "
-            "again"
+            "study again"
         ) from None
 
 
@@ -331,7 +330,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return []
     for line in lines:
         if line.record is None and not line.truncated:
-            warn_once(f"{path}: line {line.number} is not as it was written: it is left out")
+            warn_once(
+                f"{path}: line {line.number} has changed since it was written: it is left out"
+            )
     return [line.record for line in lines if line.record is not None]
 
 

@@ -154,7 +154,8 @@ def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, S
         record = SubmittedJob(**read_checksummed(matches[-1]))
     except (OSError, ValueError, TypeError):
         raise UserError(
-            f"{matches[-1]}: is not as it was written: remove it, and name the --cluster FILE"
+            f"{matches[-1]}: has changed since it was written: remove it, and name the --cluster "
+            "FILE"
         ) from None
     return find_head(read_cluster(Path(record.cluster))), record
 

@@ -52,8 +52,7 @@ class TrimmedPlan:
         return (
             f"left out for the budget ({self.budget.description}): {', and '.join(parts)}: "
             f"{len(self.trials)} trials; all would take {_format_amounts(self.needed)}, what is "
-            "kept "
-            f"{_format_amounts(self.takes)}"
+            f"kept {_format_amounts(self.takes)}"
         )
 
 
@@ -91,8 +90,7 @@ def trim_plan(
     if plan.study.tune is not None:
         raise UserError(
             f"budget ({budget.description}): holds for no study with `tune:`: leave the budget "
-            "out, or "
-            "bound the search by tune.trials and the seeds by --seeds"
+            "out, or bound the search by tune.trials and the seeds by --seeds"
         )
 
     def amounts_of(reduced: Plan) -> dict[str, float]:
@@ -219,7 +217,9 @@ def trimmed_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except (OSError, ValueError, KeyError, TypeError):
-        warn_once(f"{file} is not as it was written: what was left out for a budget is not known")
+        warn_once(
+            f"{file} has changed since it was written: what was left out for a budget is not known"
+        )
         return ()
     not_done = {
         trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].is_done(trial)

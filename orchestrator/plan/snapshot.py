@@ -133,8 +133,8 @@ def iter_plan_snapshots(workdir: Path, *, strict: bool = False) -> Iterator[Plan
             yield snapshot
         elif files:
             message = (
-                f"{files[0]} is not as it was written: what study {study.name} wants is not "
-                "known until `chip-ablate run` writes it again from the study's file"
+                f"{files[0]} has changed since it was written: what study {study.name} wants is "
+                "not known until `chip-ablate run` writes it again from the study's file"
             )
             if strict:
                 raise UserError(message)
@@ -164,8 +164,7 @@ def find_run_study(workdir: Path, name: str) -> PlanSnapshot | None:
     if snapshot is not None and not snapshot.path.is_file():
         raise UserError(
             f"study {name}: its file {snapshot.path} is gone: put it back, or name the file where "
-            "it "
-            "lies now"
+            "it lies now"
         )
     return snapshot
 

@@ -289,7 +289,8 @@ def read_overlaps(workdir: Path, study: str) -> list[Overlap]:
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         warn_once(
-            f"{file} is not as it was written: what training data and benchmarks share is not told"
+            f"{file} has changed since it was written: what training data and benchmarks share is "
+            "not told"
         )
         return []
 

@@ -53,7 +53,7 @@ class ReferenceCacheStore:
         """Return the manifest of a cache, and check that all files exist with their sizes.
 
         Raises:
-            BrokenStoreError: it is not there, not whole, or of something else.
+            BrokenStoreError: it is missing, incomplete, or of another pass.
             StorageError: the storage cannot be read.
         """
         if self.remote is None:
@@ -61,7 +61,7 @@ class ReferenceCacheStore:
         remote_sizes = self.remote.sizes(_cache_key(folder))
         contents = self.remote.read([f"{_cache_key(folder)}/{MANIFEST}"])
         if not contents:
-            raise BrokenStoreError("it is not there")
+            raise BrokenStoreError("it does not exist")
         manifest = parse_manifest(next(iter(contents.values())))
         return require_complete(
             manifest, identity, lambda name: remote_sizes.get(f"{_cache_key(folder)}/{name}")
@@ -76,7 +76,7 @@ class ReferenceCacheStore:
         before it reads it.
 
         Raises:
-            BrokenStoreError: it is not there, not whole, or of something else.
+            BrokenStoreError: it is missing, incomplete, or of another pass.
             StorageError: the storage cannot be read.
         """
         if self.remote is None:
@@ -166,7 +166,7 @@ class ReferenceCacheStore:
         for name in names:
             facts = _read_facts(partial / f"{name}{_NOTE_SUFFIX}")
             if facts is None or remote_sizes.get(f"{_cache_key(partial)}/{name}") != facts.bytes:
-                raise BrokenStoreError(f"{name} was not made")
+                raise BrokenStoreError(f"{name} was not built")
             files[name] = facts
         manifest = Manifest(identity=to_json_types(identity), rows=rows, files=files, made=made)
         remote.remove([f"{_cache_key(folder)}/{MANIFEST}"])  # first, that of a broken cache

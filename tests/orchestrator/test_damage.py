@@ -347,7 +347,7 @@ def test_a_trained_model_that_is_to_be_scored_again_is_trained_again_where_it_is
     said = place.run(screen)
     assert said.code == 0
     assert (
-        f"{weights} is not as it was written: its sha256 is another: it is trained again"
+        f"{weights} has changed since it was written: its sha256 is another: it is trained again"
         in said.err
     )
     assert place.table() == done.table()
@@ -369,7 +369,7 @@ def test_a_model_that_is_another_is_neither_exported_nor_asked(
         assert ended.value.code == 2
         (line,) = [line for line in screen.read()[1].splitlines() if "chip-ablate: " in line]
         assert line == (
-            f"chip-ablate: {weights} is not as it was written: its sha256 is another: take its "
-            "trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` trains it again"
+            f"chip-ablate: {weights} has changed since it was written: its sha256 is another: "
+            "take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` trains it again"
         )
         assert not out.exists()

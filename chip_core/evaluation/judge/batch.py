@@ -316,7 +316,9 @@ class Batches:
             try:
                 record = self._read_record(path)
             except (OSError, ValueError, KeyError, TypeError):
-                warn_once(f"{path} is not as it was written: what its batch asks is asked again")
+                warn_once(
+                    f"{path} has changed since it was written: what its batch asks is asked again"
+                )
                 path.unlink(missing_ok=True)
                 continue
             if record.endpoint == self._endpoint:

@@ -70,9 +70,8 @@ def _read_curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[i
     ]
     if any(is_file_changed(model_folder / CURVES, sha256) for sha256 in hashes):
         warn_once(
-            f"{trial.name}: {model_folder / CURVES} is not as it was written: its training curve "
-            "is "
-            "drawn from what is left of it"
+            f"{trial.name}: {model_folder / CURVES} has changed since it was written: its "
+            "training curve is drawn from what is left of it"
         )
     # The first steps of a resumed training are in an earlier attempt.
     attempts = sorted(model_folder.parent.glob("attempt-*"), key=_attempt_number)

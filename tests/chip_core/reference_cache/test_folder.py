@@ -94,9 +94,9 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
     folder = store_folder(tmp_path, "ab")
     write_shard(partial_folder(folder), 0, [row(0)])
-    with pytest.raises(BrokenStoreError, match="it is not there"):
+    with pytest.raises(BrokenStoreError, match="it does not exist"):
         ReferenceCacheStore(folder)
-    with pytest.raises(BrokenStoreError, match=r"shard-00001\.safetensors was not made"):
+    with pytest.raises(BrokenStoreError, match=r"shard-00001\.safetensors was not built"):
         commit(folder, identity={}, rows=300, names=[shard_name(0), shard_name(1)], made={})
     assert not folder.exists()
 
@@ -119,7 +119,7 @@ def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
             r"manifest\.json cannot be read \(KeyError\)",
         ),
         (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json cannot be read"),
-        (lambda f: (f / "manifest.json").unlink(), "it is not there"),
+        (lambda f: (f / "manifest.json").unlink(), "it does not exist"),
         (
             lambda f: rewritten(
                 f / "manifest.json", lambda raw: raw["identity"]["model"].update(content="def")
@@ -181,7 +181,7 @@ def test_an_open_store_that_is_removed_reads_on(tmp_path: Path) -> None:
     assert torch.equal(
         store.row(SHARD_ROWS + 1, "chosen.hidden"), row(SHARD_ROWS + 1)["chosen.hidden"]
     )
-    with pytest.raises(BrokenStoreError, match="it is not there"):
+    with pytest.raises(BrokenStoreError, match="it does not exist"):
         ReferenceCacheStore(folder)
 
 

@@ -171,7 +171,7 @@ def test_a_pass_without_a_part_is_none(configured: Configured, tmp_path: Path) -
     config = configured(objective="dpo")
     (one,) = passes(config)
     rows = build_shard([one], config, cache=tmp_path, part=0, parts=2)
-    with pytest.raises(BrokenStoreError, match=f"{shard_name(1)} was not made"):
+    with pytest.raises(BrokenStoreError, match=f"{shard_name(1)} was not built"):
         finish_cache(one, cache=tmp_path, rows=rows, seconds=1.0)
 
 
@@ -294,7 +294,7 @@ def test_two_at_once_make_it_once_also_where_one_is_killed(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: remove(folder), "it is not there"),
+        (lambda folder: remove(folder), "it does not exist"),
         (lambda folder: os.truncate(folder / shard_name(1), 9), "is cut off: 9 of"),
     ],
 )

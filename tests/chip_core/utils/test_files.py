@@ -49,7 +49,7 @@ def test_a_record_broken_in_the_middle_is_left_out_and_told(
     file.write_bytes(b'{"a": 1}\n' + bad + b'\n{"a": 3}\n')
     assert read_records(file) == [{"a": 1}, {"a": 3}]
     assert read_records(file) == [{"a": 1}, {"a": 3}]
-    assert caplog.messages == [f"{file}: line 2 is not as it was written: it is left out"]
+    assert caplog.messages == [f"{file}: line 2 has changed since it was written: it is left out"]
 
 
 def test_one_digit_of_a_record_is_not_taken_for_another(tmp_path: Path) -> None:

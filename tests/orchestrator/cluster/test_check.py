@@ -185,7 +185,10 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
     (spoil_workdir, [("metadata.chip_ablate.workdir", "does not lie in /mnt/chip-ablate")]),
     (spoil_shared, [("metadata.chip_ablate.shared", "each machine has its own /tmp")]),
     (without_a_shared_disk, []),
-    (spoil_storage, [("metadata.chip_ablate.storage", "s4://: is no kind of object store")]),
+    (
+        spoil_storage,
+        [("metadata.chip_ablate.storage", "s4://: is not a supported kind of object store")],
+    ),
     (spoil_both, [("metadata.chip_ablate", "or `storage`, a URI such as s3://BUCKET/FOLDER")]),
     (spoil_neither, [("metadata.chip_ablate", "say where all machines find what one of them")]),
     (

@@ -197,7 +197,7 @@ def test_a_limit_that_the_last_trial_ends_at_stops_nothing(
 
 
 def test_gpu_hours_of_a_study_without_gpus_are_refused(plan_of: PlanOf, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no trial of this study asks for a GPU"):
+    with pytest.raises(UserError, match="no trial of this study uses a GPU"):
         run(plan_of(), tmp_path, Limits(max_gpu_hours=1.0))
 
 
