@@ -112,7 +112,7 @@ def format_bad_rows(
     shown = "; ".join(str(row) for row in bad[:MAX_SHOWN_ROWS])
     suffix = f"; and {len(bad) - MAX_SHOWN_ROWS} more" if len(bad) > MAX_SHOWN_ROWS else ""
     return (
-        f"{len(bad)} of {rows} rows are bad: {shown}{suffix}: mend them, or leave them out "
+        f"{len(bad)} of {rows} rows are bad: {shown}{suffix}: fix them, or leave them out "
         f"{skip_option} (`chip-ablate data check` lists all)"
     )
 

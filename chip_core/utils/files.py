@@ -52,7 +52,7 @@ def find_path_problem(path: Path, kind: PathKind = "any", *, exists: bool = Fals
         if exists:
             return "is not there"
         if os.path.islink(path):
-            return "is a link to what is not there: mend it, or name another"
+            return "is a broken link: fix it, or name another"
         if len(os.fsencode(path.absolute())) > _MAX_PATH_LENGTH:
             return "is too long a path: name a shorter one"
         return None

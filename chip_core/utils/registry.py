@@ -82,7 +82,7 @@ def load_plugin(name: str) -> Any:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
-        advice = "install it, or put its folder on PYTHONPATH" if is_missing else "mend it"
+        advice = "install it, or put its folder on PYTHONPATH" if is_missing else "fix it"
         raise ValueError(
             f"'{name}': module {module} cannot be imported ({describe_error(error)}): {advice}"
         ) from None

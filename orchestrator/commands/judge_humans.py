@@ -226,7 +226,7 @@ def draw_answers(
     from orchestrator.state.integrity import read_ledger
 
     if out.exists():
-        raise UserError(f"--out: {out} is there already: name a new file")
+        raise UserError(f"--out: {out} already exists: name a new file")
     plan = load_plan(study, workdir=workdir, **changes)
     ledger = read_ledger(plan, workdir)
     judge = load_judge_values(plan, ledger, workdir, benchmark=benchmark, metric=metric)

@@ -64,7 +64,7 @@ def new(
     study_name = name or ask("name", "What is the study called?", str)
     path = out or Path(f"{study_name}.yaml")
     if path.exists():
-        raise UserError(f"{path}: is there already: name another file by --out")
+        raise UserError(f"{path}: already exists: choose another file with --out")
     question_text = (
         ask("question", "Which question is it to answer?", str) if question is None else question
     )

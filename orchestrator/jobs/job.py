@@ -18,7 +18,7 @@ COPYING_PHASE = "copy from the storage"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One step of an attempt at a trial, or a part of a reference pass, for a worker.
+    """One step of an attempt at a trial, or a part of a reference pass, that a worker runs.
 
     A trial has two steps: training and answering the benchmarks, then scoring the answers by rules
     and judges, which needs neither the model nor a GPU.

@@ -13,8 +13,9 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _STOP_MESSAGE = (
-    "\nstopping: what runs writes a checkpoint and ends, nothing new is begun; "
-    "once more stops now\n"
+    "\n"
+    "stopping: running trials write a checkpoint and end, and no new ones start; interrupt again "
+    "to stop now\n"
 )
 
 

@@ -48,8 +48,8 @@ def read_identities(workdir: Path, study: str) -> Identities:
     except (OSError, ValueError):
         pass
     warn_once(
-        f"{file} has changed since it was written: what the benchmarks' data were is read from "
-        "the data; `chip-ablate run` writes it again"
+        f"{file} has changed since it was written: the identities of the benchmarks' data are "
+        "computed from the data; `chip-ablate run` writes the file again"
     )
     return {}
 

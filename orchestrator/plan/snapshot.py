@@ -133,7 +133,7 @@ def iter_plan_snapshots(workdir: Path, *, strict: bool = False) -> Iterator[Plan
             yield snapshot
         elif files:
             message = (
-                f"{files[0]} has changed since it was written: what study {study.name} wants is "
+                f"{files[0]} has changed since it was written: the plan of study {study.name} is "
                 "not known until `chip-ablate run` writes it again from the study's file"
             )
             if strict:
@@ -163,8 +163,8 @@ def find_run_study(workdir: Path, name: str) -> PlanSnapshot | None:
     )
     if snapshot is not None and not snapshot.path.is_file():
         raise UserError(
-            f"study {name}: its file {snapshot.path} is gone: put it back, or name the file where "
-            "it lies now"
+            f"study {name}: its file {snapshot.path} is gone: restore it, or give the file's new "
+            "path"
         )
     return snapshot
 
@@ -197,8 +197,8 @@ def require_same_study_file(plan: Plan, workdir: Path) -> None:
     if study_name is None or variant_name(str(study_name), snapshot.changes) != plan.study.name:
         return
     raise UserError(
-        f"{plan.study.source}: study: '{plan.study.name}' is in {workdir} the study of "
-        f"{snapshot.path}: give one of them another name, or take another --workdir"
+        f"{plan.study.source}: study: '{plan.study.name}' is already the name of {snapshot.path} "
+        f"in {workdir}: rename one of them, or use another --workdir"
     )
 
 

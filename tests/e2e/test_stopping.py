@@ -77,7 +77,7 @@ def test_ctrl_c_once_leaves_a_checkpoint_and_the_command_goes_on(
     told, error = program.communicate(timeout=300)
 
     assert program.returncode == 130
-    assert "once more stops now" in error
+    assert "interrupt again to stop now" in error
     assert "Traceback" not in error
     assert "stopped: " in told
     assert f" left; go on with: chip-ablate {' '.join(arguments)}" in told

@@ -279,8 +279,8 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     assert (pope.training, pope.shared) == (3, 2)
     assert dict(pope.examples)["COCO_train2014_000000000001.png"] == "COCO_val2014_000000000001.png"
     assert amber.sentence == (
-        "amber: 1 of 3 training images are among its 1 pictures, by COCO's number or by their "
-        "looks (scaled.jpg is AMBER_1.png)."
+        "amber: 1 of 3 training images are among its 1 pictures, by COCO id or by appearance "
+        "(scaled.jpg is AMBER_1.png)."
     )
     assert read_overlaps(tmp_path / "w", plan.study.name) == [amber, pope]
     pairs.with_name("own.png").unlink()  # counted once: what is kept counts
@@ -291,7 +291,7 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     none = Overlap(key="report/amber", source="x", training=5, pictures=3, shared=0)
     assert none.sentence == "amber: none of 5 training images is one of its pictures."
     hub = Overlap(key="report/amber", source="o/n", training=None, pictures=3, shared=0)
-    assert "was not counted" in hub.sentence
+    assert "were not counted" in hub.sentence
 
 
 def call(*arguments: str) -> int:

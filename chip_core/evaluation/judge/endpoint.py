@@ -294,7 +294,7 @@ class EndpointJudge:
 
     def _describe_refused_key(self, error: Any) -> str:
         return self._prefix_message(
-            f"refuses the key (HTTP {error.status_code}): mend what "
+            f"refuses the key (HTTP {error.status_code}): fix what "
             f"{self._settings.api_key_env or 'judge.api_key_env'} holds"
         )
 

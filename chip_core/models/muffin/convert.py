@@ -97,7 +97,7 @@ def convert(
         UserError: a file or a tensor is missing, too many, or not what it should be.
     """
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise UserError(f"{dst} is there already: name another folder")
+        raise UserError(f"{dst} already exists: name another folder")
     files = find_weight_files(src)
     shapes = {name: shape for file in files for name, shape in _read_shapes(file).items()}
     tokenizer = read_tokenizer(src)

@@ -284,7 +284,7 @@ def test_bad_rows_fail_with_the_first_ten_and_the_count(tmp_path: Path) -> None:
         load_pairs(DataConfig(source=str(path)))
     (reason,) = str(failed.value).splitlines()
     assert reason.startswith(f"12 of 13 rows are bad: {path} row 1: chosen is empty; {path} row 2")
-    assert f"{path} row 10: chosen is empty; and 2 more: mend them, or" in reason
+    assert f"{path} row 10: chosen is empty; and 2 more: fix them, or" in reason
     assert "row 11" not in reason
 
 

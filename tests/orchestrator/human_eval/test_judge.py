@@ -253,7 +253,7 @@ def test_the_commands(
     code, printed, _ = run("judge-humans", "draw", study, *of, "--items", 9, "--out", out, "--json")
     assert code == 0 and json.loads(printed)["items"] == 9
     code, _, complaint = run("judge-humans", "draw", study, *of, "--out", out)
-    assert code == 2 and "is there already" in complaint
+    assert code == 2 and "already exists" in complaint
     file = fill_labels(out.read_text(), lambda row: len(row["answer"]) % 2, tmp_path / "made.csv")
     code, printed, _ = run("judge-humans", "labels", study, file, *of, "--json")
     assert code == 0

@@ -58,7 +58,7 @@ def test_which_engine_answers_later_picks_nothing(plan_of: PlanOf) -> None:
             {**SCORED, "training.pick": {"rule": "best", "metric": "shapes/chair_i"}},
             "training.pick.metric: unknown metric 'shapes/chair_i', or not of `select`",
         ),
-        (TUNED, SCORED, "training.score_at: an arm that searches (`tune`) is judged by the ends"),
+        (TUNED, SCORED, "training.score_at: a search (`tune`) compares finished trainings"),
     ],
 )
 def test_what_cannot_be_scored_is_one_line(

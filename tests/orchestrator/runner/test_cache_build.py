@@ -315,7 +315,7 @@ def test_a_pass_that_another_driver_makes_is_waited_for(
         def print(self, *given: Any, **options: Any) -> None:
             text = str(given[0]) if given else ""
             for one in ones:
-                if f"'{one.name}' is being built by process   " in text:
+                if f"'{one.name}' is being built by process " in text:
                     comes_true(one)
 
     records, executor = run(plan, tmp_path, console=Watching())

@@ -305,7 +305,7 @@ def test_a_spoilt_plan_of_a_study_is_read_from_its_report_or_told(
     mark = plan.arms[1].trials[0].fingerprint
     assert call("show", mark[:8], "--workdir", workdir) == 0
     assert (
-        f"{file} has changed since it was written: what study small wants is not known"
+        f"{file} has changed since it was written: the plan of study small is not known"
         in caplog.text
     )
     assert call("rm", mark[:8], "--workdir", workdir, "--yes") == 2  # another study may have it
@@ -348,8 +348,8 @@ def test_two_files_with_one_name_do_not_write_over_each_other(
     for words in (("run", other, "--executor", "inline"), ("report", other), ("plan", other)):
         assert call(*words, "--workdir", workdir) == 2
         assert (
-            f"chip-ablate: {other}: study: 'small' is in {workdir} the study of "
-            f"{tmp_path / 'study.yaml'}: give one of them another name, or take another --workdir"
+            f"chip-ablate: {other}: study: 'small' is already the name of "
+            f"{tmp_path / 'study.yaml'} in {workdir}: rename one of them, or use another --workdir"
         ) in capsys.readouterr().err
     assert (page.read_bytes(), (workdir / "studies/small/plan.json").read_bytes()) == before
 

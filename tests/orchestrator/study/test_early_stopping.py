@@ -64,18 +64,21 @@ def test_a_rule_is_read_with_what_is_not_said(load: Load) -> None:
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        ("{method: asha, metric: shapes/chair_i}", "is of `report`, which decides nothing"),
+        (
+            "{method: asha, metric: shapes/chair_i}",
+            "is under `report`, which must not decide anything",
+        ),
         ("{method: asha, metric: select/shapes/chair_i}", "too late to cut it"),
         ("{method: asha, metric: reward/accurcy}", "did you mean 'reward/accuracy'"),
-        ("{method: asha, metric: loss}", "losses of different objectives are no common measure"),
+        ("{method: asha, metric: loss}", "losses of different objectives cannot be compared"),
         ("{method: asha, metric: reward/margin, grace: 1.0}", "early_stopping.grace"),
-        ("{method: asha, metric: reward/margin, min_trials: 2}", "min_trials is of median"),
-        ("{method: median, metric: reward/margin, reduction_factor: 2}", "is of asha"),
+        ("{method: asha, metric: reward/margin, min_trials: 2}", "min_trials is only for median"),
+        ("{method: median, metric: reward/margin, reduction_factor: 2}", "is only for asha"),
         ("{method: hyperband, metric: reward/margin}", "early_stopping.method"),
         (
             "{method: asha, metric: reward/margin}\n"
             "tune: {keys: {optimizer.lr: [1e-5, 1e-6]}, metric: select/shapes/chair_i}",
-            "holds for no study with `tune:`",
+            "cannot be used with `tune:`",
         ),
     ],
 )

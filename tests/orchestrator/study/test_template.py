@@ -90,7 +90,7 @@ def test_a_file_is_never_written_over(
     answer(monkeypatch)
     (folder / "beta.yaml").write_text("mine")
     assert call("new", *FLAGS) == 2
-    assert "beta.yaml: is there already" in capsys.readouterr().err
+    assert "beta.yaml: already exists" in capsys.readouterr().err
     assert (folder / "beta.yaml").read_text() == "mine"
     assert call("new", *FLAGS, "--out", folder / "other.yaml") == 0
 
@@ -99,8 +99,11 @@ def test_a_file_is_never_written_over(
     ("arguments", "expected"),
     [
         (["--name", "x"], "--question is not given, and nobody answers"),
-        ([*FLAGS, "--factor", "objective"], "'objective' is no factor: write a key"),
-        ([*FLAGS, "--factor", "seed=1,2"], "'seed' is no factor: the study has its own `seed`"),
+        ([*FLAGS, "--factor", "objective"], "'objective' is not a factor: write a key"),
+        (
+            [*FLAGS, "--factor", "seed=1,2"],
+            "'seed' cannot be a factor: the study has its own `seed`",
+        ),
         ([*FLAGS, "--factor", "objective=cmdpo"], "--factor: objective is named twice"),
         ([*FLAGS, "--factor", "training.epochs=a"], "factors.training.epochs[0]: input should be"),
         ([*FLAGS, "--recipe", "shape"], "recipe: unknown recipe 'shape': did you mean 'shapes'?"),

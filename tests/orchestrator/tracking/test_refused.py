@@ -240,7 +240,7 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     assert behind.state().compare is None
     assert behind.state().refused == {}
     [line] = [record.message for record in caplog.records if "says no" in record.message]
-    assert line == "the store says no; the study goes on, and the rest of it is shown"
+    assert line == "the store says no; the study continues, and the rest of it is shown"
 
     monkeypatch.setattr(MlflowStore, "log_points", original)
     again = InlineTracker(workdir)

@@ -174,4 +174,4 @@ def test_a_tower_that_is_not_known_wants_its_heads(
     told = capsys.readouterr().err
     assert "'beit3_tiny_patch4_12' is not known" in told and "--vision-heads" in told
     assert main([str(source), str(source), "--vision-heads", "2"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
