@@ -49,7 +49,7 @@ def check_label_rule(processor: Any, rule: str) -> None:
     """
     if rule != "clean" and not hasattr(processor, "labels"):
         raise TrialError(
-            f"training.label_rule: {rule}: a {type(processor).__name__} scores the response alone: "
+            f"training.label_rule: {rule}: a {type(processor).__name__} scores only the response: "
             "write clean"
         )
 

@@ -1,7 +1,7 @@
 """Record a frozen vision tower's output once, and inject it instead of computing it again.
 
-Only what the family's own code reads of the tower's output is kept (of LLaVA's hidden states one
-layer), so that selection, projector and packing work as before, with their gradients.
+Only the parts of the tower's output that the family's own code reads are kept (one layer of LLaVA's
+hidden states), so that selection, projector and packing work as before, with their gradients.
 """
 
 from __future__ import annotations

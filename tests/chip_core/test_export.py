@@ -140,8 +140,8 @@ def test_an_adapter_is_merged_where_it_belongs_or_not_at_all(
     for number, (file, said) in enumerate(
         [
             # 4 layers × (q k v o, gate up down), two weights each
-            ("adapter_model.safetensors", "16 of its 56 weights have no place in it"),
-            ("trained_parts.safetensors", "12 of its .* weights have no place in it"),
+            ("adapter_model.safetensors", "16 of its 56 weights do not exist in it"),
+            ("trained_parts.safetensors", "12 of its .* weights do not exist in it"),
         ]
     ):
         folder = named(f"bad-{number}", file, lambda name: re.sub("([qk])_proj", r"\1_lin", name))

@@ -264,8 +264,8 @@ def test_a_text_that_was_stored_as_a_time_is_told(
     (bad,) = check_rows(open_source(DataConfig(source=str(path))))
     assert isinstance(bad, BadRow)
     assert bad.reason == (
-        f"{column} is a date or a time, not text, and how it was written is not known any more: "
-        "store the column as text"
+        f"{column} is a date or a time, not text, and its original spelling is lost: store the "
+        "column as text"
     )
 
 
@@ -342,7 +342,7 @@ def test_an_array_of_any_format(tmp_path: Path, rows: dict[str, Any]) -> None:
 BROKEN: dict[str, tuple[str | bytes, str]] = {
     "an array without its end": (json.dumps(ROWS, indent=2)[:-3], "is neither JSON lines nor an a"),
     "an array that ends with a comma": ("[{},\n]", "(Expecting value at character 5)"),
-    "an array and more": (json.dumps(ROWS, indent=1) + "x", "(Extra data behind the array at"),
+    "an array and more": (json.dumps(ROWS, indent=1) + "x", "(Extra data after the array at"),
     "an object without its end": (json.dumps(ROWS[0], indent=2)[:-3], "is neither JSON lines nor"),
     "rows within an object": (json.dumps({"data": ROWS}, indent=2), "the columns data fit no form"),
     "UTF-16": (LINES.encode("utf-16"), "is neither JSON lines nor an array of rows ("),

@@ -302,14 +302,14 @@ def without(part: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "another model's names": (
         lambda weights: {f"{WITHIN}encoder.{n}.weight": v for n, v in enumerate(weights.values())},
-        r"22 of its 22 weights have no place in it \(base_model.model.encoder.0.weight, .*, …\); "
+        r"22 of its 22 weights do not exist in it \(base_model.model.encoder.0.weight, .*, …\); "
         r"11 of the 11 layers that it adapts get none, or not all of theirs \(.*\): "
         r"name the model that it was trained from \(evaluate: --base\)$",
     ),
     "a layer is missing": (
         without("language_model.layers.1.self_attn.v_proj"),
         r"llava: 1 of the 11 layers that it adapts get none, or not all of theirs "
-        r"\(model.language_model.layers.1.self_attn.v_proj\): it is not whole: copy or save it",
+        r"\(model.language_model.layers.1.self_attn.v_proj\): it is incomplete: copy or save it",
     ),
     "half of it is missing": (without("language_model"), r"llava: 4 of the 11 layers that it"),
     "a lora_B is missing": (
@@ -318,7 +318,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     ),
     "one more": (
         lambda weights: {**weights, f"{WITHIN}model.extra.lora_A.weight": torch.ones(2, 32)},
-        r"llava: 1 of its 23 weights have no place in it \(base_model.model.model.extra.lora_A",
+        r"llava: 1 of its 23 weights do not exist in it \(base_model.model.model.extra.lora_A",
     ),
     "two adapters": (
         lambda weights: {
@@ -326,7 +326,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
             for name in weights
             for which in ("default", "reference")
         },
-        r"llava: 22 of its 44 weights have no place in it",
+        r"llava: 22 of its 44 weights do not exist in it",
     ),
     "another size": (
         lambda weights: {
@@ -382,7 +382,7 @@ def test_another_families_adapter_is_refused(kept: Path, tmp_path: Path) -> None
         shutil.copytree(kept / other / "every", adapter)
         said = json.loads((adapter / loading.ADAPTER_CONFIG).read_text())
         (adapter / loading.ADAPTER_CONFIG).write_text(json.dumps({**said, "auto_mapping": None}))
-        with pytest.raises(UnfitError, match=r"of its \d+ weights have no place in it .*--base\)$"):
+        with pytest.raises(UnfitError, match=r"of its \d+ weights do not exist in it .*--base\)$"):
             load_adapter(base(kept / model), adapter)
 
 
@@ -401,7 +401,7 @@ def test_a_target_that_matches_nothing_beside_one_that_does_is_no_weight_left_ou
         for n in (0, 1)
     }
     adapter = rewritten(tmp_path / "fine", tmp_path / "bad", lambda weights: {**weights, **more})
-    with pytest.raises(UnfitError, match=r"2 of its 12 weights have no place in it .*nosuch"):
+    with pytest.raises(UnfitError, match=r"2 of its 12 weights do not exist in it .*nosuch"):
         load_adapter(base(model), adapter)
     said = json.loads((adapter / loading.ADAPTER_CONFIG).read_text())
     (adapter / loading.ADAPTER_CONFIG).write_text(json.dumps({**said, "target_modules": ["none"]}))
@@ -508,7 +508,7 @@ def test_what_was_trained_beside_is_put_where_it_belongs(
     [
         (
             lambda all_: {"model.elsewhere.weight": torch.zeros(1)},
-            r"1 of its 1 weights have no place in it \(model.elsewhere.weight\): name the model",
+            r"1 of its 1 weights do not exist in it \(model.elsewhere.weight\): name the model",
         ),
         (without("linear_2.bias"), r"1 of the \d+ modules .*\(.*linear_2\): it is not whole"),
         (without("encoder.layers.1."), r"8 of the \d+ modules that were trained get none"),

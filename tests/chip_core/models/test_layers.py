@@ -225,8 +225,8 @@ def test_layers_that_torch_would_leave_uncompiled_end_the_training(
     monkeypatch.setattr(settings, "recompile_limit", 1)
     step = Stepping(config("lora", again=False), shared=True)
     told = (
-        "engine.compile: layers: this training calls its layers in more than 1 ways, each of which "
-        "takes code of its own: write engine.compile: off"
+        "engine.compile: layers: this training calls its layers in more than 1 ways, and each "
+        "way is compiled separately: write engine.compile: off"
     )
     with use_packed_attention(step.model, fused=True):
         with pytest.raises(TrialError) as refused, compile_layers(step.model, Counting()):
@@ -241,7 +241,7 @@ def test_a_decoder_without_known_layers_is_refused() -> None:
         def get_decoder(self) -> nn.Module:
             return nn.Linear(1, 1)
 
-    told = pytest.raises(TrialError, match="has no layers that transformers knows")
+    told = pytest.raises(TrialError, match="has no layers that transformers marks as layers")
     with told, compile_layers(Model()):
         pass
 

@@ -56,7 +56,7 @@ def a_shard_is_missing(folder: Path) -> str:
 
 def no_vision_model(folder: Path) -> str:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    return "model_type llama is no image-text-to-text model .*: name a vision-language model"
+    return "model_type llama is not an image-text-to-text model .*: name a vision-language model"
 
 
 def an_adapter(folder: Path) -> str:
@@ -121,7 +121,7 @@ def no_end(folder: Path) -> str:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["eos_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return "its tokenizer has no end of sequence: name eos_token in tokenizer_config.json"
+    return "its tokenizer has no end of sequence: set eos_token in tokenizer_config.json"
 
 
 def no_processor(folder: Path) -> str:

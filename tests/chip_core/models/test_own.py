@@ -47,10 +47,10 @@ def test_without_the_key_nothing_of_it_is_run(own: Path) -> None:
     model = ModelConfig(path=str(own))
     said = loading.find_model_problem(model)
     assert said == (
-        f"{own} brings code of its own for model_type own_llava: read it, and write "
-        "model.trust_remote_code: true to have it run"
+        f"{own} has its own code for model_type own_llava: read it, and write "
+        "model.trust_remote_code: true to run it"
     )
-    with pytest.raises(TrialError, match="brings code of its own"):
+    with pytest.raises(TrialError, match="has its own code"):
         loading.load(model)
     assert not (own.parent / "ran").exists()
 
@@ -104,6 +104,6 @@ def test_code_of_another_place_is_refused(own: Path) -> None:
     held = json.loads(file.read_text())
     held["auto_map"] = {"AutoTokenizer": [None, "stranger/code--tokens.Own"]}
     file.write_text(json.dumps(held))
-    with pytest.raises(TrialError, match=r"names code of another place \(stranger/code\)"):
+    with pytest.raises(TrialError, match=r"refers to code from another place \(stranger/code\)"):
         loading.load(ModelConfig(path=str(own), trust_remote_code=True))
     assert not (own.parent / "ran").exists()

@@ -153,7 +153,7 @@ def test_a_template_is_found_wherever_it_lies(
 
 
 def nowhere(folder: Path) -> str:
-    return "has no chat template, which says how a prompt is written: add its chat_template.jinja"
+    return "has no chat template to write prompts with: add its chat_template.jinja"
 
 
 def no_place(folder: Path) -> str:
@@ -190,7 +190,7 @@ def no_template_at_all(folder: Path) -> str:
 def two_names(folder: Path) -> str:
     named = [{"name": name, "template": GOOD} for name in ("chat", "rag")]
     put(folder, "tokenizer_config.json", named)
-    return "has the chat templates chat, rag, and none is called default: name the one"
+    return "has the chat templates chat, rag, but none is called default: rename the one"
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_an_interrupted_training_comes_to_the_same_bits(
         assert curves(second) == curves(tmp_path / "whole")
         assert weights(second) == weights(tmp_path / "whole")
         resumed = step - step % 2
-        said = f"resumed after step {resumed}" if resumed else "no whole checkpoint"
+        said = f"resumed after step {resumed}" if resumed else "no complete checkpoint"
         assert said in result.notes[-1]
         assert read_result(second) == result
 

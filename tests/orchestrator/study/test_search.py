@@ -223,7 +223,7 @@ def test_by_the_interface_for_programs(load: Callable[..., Study]) -> None:
         ("[1e-5, 5e-5, 1e-4]", "{low: 0, high: 1, log: true}\n  trials: 2", "begins above 0"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 0.0, high: 1}\n  trials: 2", "optimizer.lr[low]: input"),
         ("  goal: minimize\n", "  goal: minimize\n  trials: 4\n", "4 is more than the 3 combin"),
-        ("  goal: minimize\n", "  goal: maximize\n", "tune.goal: 'select/shapes/chair_i' is to be"),
+        ("  goal: minimize\n", "  goal: maximize\n", "tune.goal: 'select/shapes/chair_i' must be"),
         ("report: [shapes]", "report: []", "tune: nothing would be reported: add a benchmark"),
     ],
 )

@@ -138,7 +138,7 @@ def _other_tokens(folder: Path) -> str:
 def _other_vocabulary(folder: Path) -> str:
     source = made.released(folder)
     (source / "config.json").write_text(json.dumps({**made.config(), "vocab_size": 9}))
-    return "they are not of one checkpoint"
+    return "they are from different checkpoints"
 
 
 def _no_tokenizer(folder: Path) -> str:
