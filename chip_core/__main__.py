@@ -70,7 +70,7 @@ def load_configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     problems = []
     for change in changes:
         key, equals, text = change.partition("=")
-        problem = find_key_problem(key) if equals else "is no key=value: write optimizer.lr=1e-6"
+        problem = find_key_problem(key) if equals else "is not key=value: write optimizer.lr=1e-6"
         if problem is not None:
             problems.append(f"--set {change}: {problem}")
         else:

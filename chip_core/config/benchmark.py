@@ -44,7 +44,7 @@ def _validate_address(address: str) -> str:
     except ValueError:  # for an invalid port or IPv6 address
         is_valid = False
     if not is_valid or not address.isprintable() or " " in address:
-        raise ValueError("is no address: write https://HOST/v1")
+        raise ValueError("is not an address: write https://HOST/v1")
     if parts.username is not None or parts.password is not None or parts.query:
         raise ValueError(
             "holds a key or a query: this address is written down with every figure; put the "
@@ -125,7 +125,7 @@ class JudgeConfig(Shorthand):
             if key in _RESERVED_KEYS:
                 raise ValueError(f"'{key}' cannot be sent otherwise: {_RESERVED_KEYS[key]}")
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", key):
-                raise ValueError(f"{key[:40]!r} is no key of a request")
+                raise ValueError(f"{key[:40]!r} is not a key of a request")
         try:
             text = json.dumps(value)
             names = list(_iter_keys(value))
@@ -353,7 +353,9 @@ class GeneratorConfig(Shorthand):
             if name == "distributed_executor_backend" and setting not in _DISTRIBUTED_BACKENDS:
                 raise ValueError(f"'{key}' is none of {', '.join(_DISTRIBUTED_BACKENDS)}")
             if name.endswith("_parallel_size") and (type(setting) is not int or setting < 1):
-                raise ValueError(f"'{key}' is no whole number of 1 or more: GPUs are counted by it")
+                raise ValueError(
+                    f"'{key}' is not a whole number of 1 or more: GPUs are counted by it"
+                )
         return value
 
     @model_validator(mode="after")

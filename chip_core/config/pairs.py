@@ -44,7 +44,7 @@ class PairsConfig(Section):
     def _validate_ranker(cls, value: str) -> str:
         if registry.is_plugin(value):
             if not callable(registry.load_plugin(value)):
-                raise ValueError(f"'{value}' is no function")
+                raise ValueError(f"'{value}' is not a function")
         elif value not in RANKERS:
             raise ValueError(
                 f"unknown level '{value}': {suggest(value, [*RANKERS, 'module:function'])}"

@@ -108,10 +108,10 @@ def _load_plugin_section(name: str) -> type[Section]:
     strategy = registry.load_plugin(name)
     section = getattr(strategy, "parameters", None)
     if not hasattr(strategy, "traits"):
-        raise ValueError(f"'{name}' is no rejected-image strategy: it has no `traits`")
+        raise ValueError(f"'{name}' is not a rejected-image strategy: it has no `traits`")
     if not (isinstance(section, type) and issubclass(section, Section)):
         raise ValueError(
-            f"'{name}': `parameters` is no subclass of chip_core.config.fields.Section"
+            f"'{name}': `parameters` is not a subclass of chip_core.config.fields.Section"
         )
     return section
 
@@ -318,7 +318,7 @@ class TrainingConfig(Section):
         outside = [share for share in value if not 0 < share <= 1]
         if outside:
             raise ValueError(
-                f"{outside[0]:g} is no share of a training: write one above 0, up to 1"
+                f"{outside[0]:g} is not a fraction of a training: write one above 0, up to 1"
             )
         if list(value) != sorted(set(value)):
             raise ValueError("are to increase: write the smallest first, and each once")

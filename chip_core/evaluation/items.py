@@ -38,7 +38,7 @@ def find_benchmark(name: str) -> Benchmark:
         benchmark: Benchmark = loaded() if isinstance(loaded, type) else loaded
         if not isinstance(benchmark, Benchmark):
             raise ValueError(
-                f"'{name}' is no benchmark: make it a subclass of "
+                f"'{name}' is not a benchmark: make it a subclass of "
                 "chip_core.evaluation.task.Benchmark"
             )
         return benchmark

@@ -45,7 +45,7 @@ def load_term(name: str) -> CustomTerm:
     """
     term = registry.load_plugin(name)
     if not callable(term):
-        raise ValueError(f"'{name}' is no function: see docs/plugins.md")
+        raise ValueError(f"'{name}' is not a function: see docs/plugins.md")
     unknown = sorted(term_needs(term) - NEEDS)
     if unknown:
         raise ValueError(f"'{name}' needs {', '.join(unknown)}: it may need {sorted(NEEDS)}")

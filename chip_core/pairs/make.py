@@ -206,8 +206,7 @@ def make_pairs(  # noqa: PLR0913 (inputs and outputs)
         reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(dropped.items()))
         raise UserError(
             f"no pair: of {len(prompts)} prompts {reasons}: sample more answers, or warmer ones, "
-            "or "
-            "rank them otherwise"
+            "or rank them otherwise"
         )
     result = SamplingResult(
         prompts=len(prompts),
@@ -264,7 +263,8 @@ def check_pairs_folder(folder: Path, provenance: Mapping[str, Any]) -> None:
     )
     if foreign_files:
         raise UserError(
-            f"{folder} holds {foreign_files[0]}, which is no part of pairs: name a new folder"
+            f"{folder} holds {foreign_files[0]}, which does not belong to the pairs: name a new "
+            "folder"
         )
     if PAIRS not in names:
         return

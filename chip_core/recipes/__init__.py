@@ -62,7 +62,7 @@ def find_recipe(name: str, relative_to: Path | None = None) -> Path:
         return FOLDER / f"{name}.yaml"
     candidates = [*([relative_to / name] if relative_to else []), expand_path(name)]
     for path in candidates:
-        if os.path.isfile(path):  # a name that no file can have is no file
+        if os.path.isfile(path):  # a name that no file can have is not a file
             return path
     folder = next((path for path in candidates if os.path.isdir(path)), None)
     if folder is not None:

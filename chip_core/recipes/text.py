@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # told by the loader
             if not isinstance(key, str):
-                raise _yaml_error(f"the key {key_node.value} is no text: write '{key_node.value}'",
+                raise _yaml_error(f"the key {key_node.value} is not text: write '{key_node.value}'",
                              key_node)  # fmt: skip
             if key in seen:
                 raise _yaml_error(f"the key '{key}' stands twice", key_node)
@@ -120,7 +120,7 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError([f"{source}: not YAML that can be read: too deep"]) from None
     except yaml.YAMLError as error:
         raise ConfigError([f"{source}: not YAML: {str(error).splitlines()[0]}"]) from None
-    except ValueError:  # of PyYAML's scanner: an escape or a version that is no number
+    except ValueError:  # of PyYAML's scanner: an escape or a version that is not a number
         raise ConfigError([f"{source}: not YAML: a number in it cannot be read"]) from None
 
 

@@ -141,7 +141,7 @@ def parse_scene_id(item: str) -> Scene:
     """
     split, slash, index = item.partition("/")
     if not slash or not (index.isascii() and index.isdigit()):
-        raise ValueError(f"{item!r} is no item of the shapes world: expected e.g. 'test/17'")
+        raise ValueError(f"{item!r} is not an item of the shapes world: expected e.g. 'test/17'")
     return make_scene(split, int(index))
 
 

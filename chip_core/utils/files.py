@@ -108,7 +108,7 @@ def check_target_path(path: Path) -> None:
     if path.is_dir():
         problem = f"{path}: is a folder, and a file goes there"
     elif os.path.lexists(existing_parent) and not existing_parent.is_dir():
-        problem = f"{existing_parent}: is no folder, and {path.name} goes into one there"
+        problem = f"{existing_parent}: is not a folder, and {path.name} goes into one there"
     if problem is not None:
         raise UserError(f"{problem}: move it away and give the same command again")
 
@@ -150,7 +150,7 @@ def parse_checksummed(content: bytes) -> dict[str, Any]:
     """
     value = parse_json(content)
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     checksum = _CHECKSUM_PATTERN.search(content)
     if checksum is not None and checksum[1].decode() != _checksum(content[: checksum.start()]):
         raise ValueError("it has changed since it was written")

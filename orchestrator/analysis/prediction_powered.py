@@ -87,7 +87,7 @@ def prediction_powered_mean(
     item_values = _to_vector(items, "items")
     indices = np.asarray(labelled)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError("labelled is no list of places in items")
+        raise ValueError("labelled is not a list of places in items")
     if (
         len(np.unique(indices)) < len(indices)
         or not ((indices >= 0) & (indices < len(item_values))).all()
@@ -199,5 +199,5 @@ def _t_interval(mean: float, variance: float, df: float) -> tuple[float, float]:
 def _to_vector(data: ArrayLike, name: str) -> Array:
     values = np.asarray(data, dtype=np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} is no list of finite numbers, or empty")
+        raise ValueError(f"{name} is not a list of finite numbers, or empty")
     return values

@@ -79,7 +79,7 @@ class StudyResults:
         if len(set(cells)) < len(cells):
             raise ValueError("a cell stands in two arms: cells that are one trial are one arm")
         if frozenset(self.baseline.items()) not in cells:
-            raise ValueError(f"the baseline {dict(self.baseline)} is no cell of any arm")
+            raise ValueError(f"the baseline {dict(self.baseline)} is not a cell of any arm")
         for arm in self.arms:
             if list(arm.seeds) != sorted(set(arm.seeds)) or not arm.seeds:
                 raise ValueError(f"{arm.name}: seeds {arm.seeds} are not ascending and distinct")

@@ -206,7 +206,7 @@ def find_submitted_job(head: Head, job: str) -> SubmittedJob:
     with connect(head) as client:
         details = _get_job_details(client, job)
     if not _is_own_job(details):
-        raise UserError(f"{job}: is no job of chip-ablate")
+        raise UserError(f"{job}: is not a job of chip-ablate")
     return SubmittedJob(**details.metadata)
 
 

@@ -208,7 +208,7 @@ def _local_folder(workdir: Path, cluster: ClusterFile, study: str) -> Path:
     name = str(cluster.content.get("cluster_name", "cluster"))
     for part in (name, study):
         if part in ("", ".", "..") or "/" in part or "\0" in part:
-            raise UserError(f"'{part}' is no name of a folder: the report is not fetched")
+            raise UserError(f"'{part}' is not a folder name: the report is not fetched")
     return workdir.absolute() / "clusters" / name / study
 
 

@@ -20,7 +20,9 @@ class _TimestepsType(click.ParamType[Any]):
         text = str(value).strip()  # empty: no series
         steps = parse_integers(self, text, "0,250,500", param, ctx) if text else []
         if not all(0 <= step <= 999 for step in steps):
-            self.fail(f"'{value}' is no list of steps from 0 to 999: write 0,250,500", param, ctx)
+            self.fail(
+                f"'{value}' is not a list of steps from 0 to 999: write 0,250,500", param, ctx
+            )
         return steps
 
 
@@ -61,7 +63,7 @@ def gallery(
     from orchestrator.report.figures import gallery as pictures
 
     if out.suffix not in (".png", ".pdf", ".svg"):
-        raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is no format of a figure")
+        raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is not a figure format")
     settings = _parse_rejected_image(overrides, series=timesteps is not None)
     pictures_read = pictures.read_images(images) if images else pictures.make_scenes(3)
     strategies = [settings["strategy"]] if "strategy" in settings else None

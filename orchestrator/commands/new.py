@@ -154,7 +154,7 @@ def _parse_count(text: str) -> int:
     from chip_core.utils.errors import UserError
 
     if not text.isdigit() or int(text) < 1:
-        raise UserError(f"'{text}' is no count of seeds: write 1 or more")
+        raise UserError(f"'{text}' is not a count of seeds: write 1 or more")
     return int(text)
 
 

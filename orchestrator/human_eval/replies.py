@@ -92,7 +92,7 @@ def find_sheet_key(
     try:
         key = read_sheet_key(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} is no key of an export ({error})") from None
+        raise UserError(f"{path} is not a key of an export ({error})") from None
     if key.export != export:
         raise UserError(
             f"{files[0]} is of export {export}, the key {path} of export {key.export}: "

@@ -166,7 +166,7 @@ def check_connection(uri: str) -> None:
         InvalidUri: no store can be there.
         ImportError: the database's driver is not installed.
         OSError: there is no answer at its address, or its file cannot be created.
-        sqlite3.Error: its file cannot be opened or written, is no database, or is locked.
+        sqlite3.Error: its file cannot be opened or written, is not a database, or is locked.
         sqlalchemy.exc.SQLAlchemyError: the database refuses the connection.
     """
     validate_uri(uri)

@@ -109,7 +109,7 @@ def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["train", "shapes", "--set", "optimizer.rate=1", "training"]) == 2
     told = capsys.readouterr().err
     assert "unknown key 'optimizer.rate'" in told
-    assert "--set training: is no key=value" in told
+    assert "--set training: is not key=value" in told
     assert main(["train", "shaps"]) == 2
     assert "did you mean 'shapes'" in capsys.readouterr().err
     assert main(["train", "shapes", "--set", "model=./nowhere"]) == 2

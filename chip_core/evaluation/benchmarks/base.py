@@ -122,7 +122,7 @@ def embedded_picture(key: str, load: Callable[[], Any]) -> Picture:
             try:
                 data = base64.b64decode(data, validate=True)
             except binascii.Error:
-                raise TrialError(f"picture {key} is no base64") from None
+                raise TrialError(f"picture {key} is not base64") from None
         return _open_picture(data, key)
 
     return Picture(key=key, read=read)

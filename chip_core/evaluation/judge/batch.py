@@ -297,7 +297,7 @@ class Batches:
                 return key, self._parse_reply(ChatCompletion.construct(**body))
             except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
                 return key, BatchRowError(
-                    status_code=0, body="an answer that is no chat completion"
+                    status_code=0, body="an answer that is not a chat completion"
                 )
         error = row.get("error") or (body.get("error") if isinstance(body, dict) else body)
         param = error.get("param") if isinstance(error, dict) else None

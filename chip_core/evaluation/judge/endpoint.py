@@ -158,7 +158,7 @@ class EndpointJudge:
             ) from None
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             raise TrialError(
-                self._prefix_message("an answer that is no batch, or none of its files")
+                self._prefix_message("an answer that is not a batch, or none of its files")
             ) from None
         finally:
             self.paid += batches.paid
@@ -279,7 +279,7 @@ class EndpointJudge:
                 *(openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError),
                 RecursionError,  # JSON that is nested too deep
             ):
-                self._record_failure("an answer that is no chat completion")
+                self._record_failure("an answer that is not a chat completion")
         return None
 
     def _record_refusal(self, error: Any, parameters: Mapping[str, Any]) -> None:
@@ -402,9 +402,9 @@ def _parse_reply(completion: Any) -> Reply:
         raise ValueError("no choices")
     text = choices[0].message.content
     if text is not None and not isinstance(text, str):
-        raise ValueError("the content is no text")
+        raise ValueError("the content is not text")
     if len(text or "") > MAX_REPLY_LENGTH:
-        raise ValueError("the content is no reply to what was asked: it is too long")
+        raise ValueError("the content is not a reply to what was asked: it is too long")
     usage = getattr(completion, "usage", None)
     tokens = getattr(usage, "total_tokens", None)
     returned = getattr(completion, "model", None)

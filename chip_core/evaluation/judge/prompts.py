@@ -135,4 +135,4 @@ def _parse_script(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
-        raise UserError(f"{path} is no Python that can be read") from None
+        raise UserError(f"{path} is not valid Python") from None

@@ -93,7 +93,7 @@ def command_problems(cluster: ClusterFile) -> Iterator[Problem]:
                 _tokenize(text)
             except ValueError as error:
                 yield Problem(
-                    key=f"{name}[{index}]", message=f"is no shell command ({error}): {text}"
+                    key=f"{name}[{index}]", message=f"is not a shell command ({error}): {text}"
                 )
     for call in iter_calls(cluster, *COMMAND_LISTS):
         if _VENV_PROGRAM.match(call.program):
@@ -159,7 +159,9 @@ def _resource_problems(start: ProgramCall) -> Iterator[Problem]:
         is_valid = False
     if not is_valid:
         example = '{"chip_driver": 64}'
-        message = f"--resources={value} is no JSON of names and amounts: write '{example}'"
+        message = (
+            f"--resources={value} is not a JSON mapping of names and amounts: write '{example}'"
+        )
         yield Problem(key=start.key, message=message)
 
 

@@ -34,7 +34,7 @@ class AmountType(click.ParamType[Any]):
 
     def _fail_convert(self, value: Any, param: Any, ctx: Any) -> Any:
         example = "--budget hours=12" if param and param.name == "budget" else "--rate step=1.5"
-        self.fail(f"'{value}' is no name=number: write {example}", param, ctx)
+        self.fail(f"'{value}' is not name=number: write {example}", param, ctx)
 
 
 def cost_options(command: Any) -> Any:

@@ -199,5 +199,5 @@ class OverrideType(click.ParamType[Any]):
 
         key, separator, text = str(value).partition("=")
         if not separator or not key.strip():
-            self.fail(f"'{value}' is no key=value: write --set optimizer.lr=1e-6", param, ctx)
+            self.fail(f"'{value}' is not key=value: write --set optimizer.lr=1e-6", param, ctx)
         return key.strip(), parse_yaml(text, f"--set {key}")

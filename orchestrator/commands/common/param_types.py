@@ -56,7 +56,7 @@ class IntegerType(click.ParamType[Any]):
         if isinstance(value, int):
             return value  # a default
         if not _INTEGER_PATTERN.fullmatch(value.strip()):
-            self.fail(f"'{value}' is no whole number: write digits, such as 3", param, ctx)
+            self.fail(f"'{value}' is not a whole number: write digits, such as 3", param, ctx)
         number = int(value)
         if self.low is not None and number < self.low:
             self.fail(f"{number} is too small: {self.low} or more", param, ctx)
@@ -69,7 +69,7 @@ def parse_integers(param_type: Any, value: Any, example: str, param: Any, ctx: A
     """Parse a list of whole numbers, `0 1 2` or `0,1,2`; on an error fail as `param_type`."""
     parts = [part.strip() for part in re.split(r",|(?<=[^\s,])\s+(?=[^\s,])", str(value))]
     if not all(_INTEGER_PATTERN.fullmatch(part) for part in parts):
-        param_type.fail(f"'{value}' is no list of whole numbers: write {example}", param, ctx)
+        param_type.fail(f"'{value}' is not a list of whole numbers: write {example}", param, ctx)
     return [int(part) for part in parts]
 
 
@@ -87,7 +87,7 @@ class FloatType(click.ParamType[Any]):
             return value  # a default
         number = parse_number(value)
         if number is None:
-            self.fail(f"'{value}' is no finite number: write one, such as 1.5", param, ctx)
+            self.fail(f"'{value}' is not a finite number: write one, such as 1.5", param, ctx)
         if number < 0 or (self.is_positive and number == 0):
             hint = "give one above 0" if self.is_positive else "0 or more"
             self.fail(f"{value} is too small: {hint}", param, ctx)
@@ -107,7 +107,7 @@ class AddressType(TextType):
         host, separator, port = text.rpartition(":")
         is_host_port = bool(separator and host.strip("[]")) and re.fullmatch(r"[0-9]{1,5}", port)
         if "://" not in text and text != "auto" and not (is_host_port and 0 < int(port) < 65536):
-            self.fail(f"'{text}' is no address: write auto, or HOST:PORT", param, ctx)
+            self.fail(f"'{text}' is not an address: write auto, or HOST:PORT", param, ctx)
         return text
 
 

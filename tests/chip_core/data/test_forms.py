@@ -188,7 +188,11 @@ TURNS = [USER, CHOSEN, USER]
 TOLD: dict[str, tuple[str, dict[str, Any], str]] = {
     "text is null": (V, {"image": "a", "text": None}, "no text"),
     "text is absent": (V, {"image": "a", "idx": 1}, "no text"),
-    "text is a list": (V, {"image": "a", "text": [TEXT]}, "text is no JSON object of question, "),
+    "text is a list": (
+        V,
+        {"image": "a", "text": [TEXT]},
+        "text is not a JSON object of question, ",
+    ),
     "text is too deep": (V, {"image": "a", "text": "[" * 100_000}, "text is not JSON (too deep, "),
     "text lacks one": (V, {"image": "a", "text": {"question": "?", "chosen": "a"}}, "no rejected"),
     "a system message": (
@@ -230,7 +234,11 @@ TOLD: dict[str, tuple[str, dict[str, Any], str]] = {
     "an empty answer": (M, {"images": ["a"], **PROMPTED, "chosen": ""}, "chosen is empty"),
     "equal": (M, {"images": ["a"], **PROMPTED, "chosen": SAID[2]}, "chosen and rejected are equal"),
     "several images": (Q, {"images": ["a", "b"], **TEXT}, "images holds 2 images: one image a pai"),
-    "several as one": (Q, {"image": ["a", "b"], **TEXT}, "image holds 2 images: one image a pair"),
+    "several as one": (
+        Q,
+        {"image": ["a", "b"], **TEXT},
+        "image holds 2 images: one image per pair",
+    ),
     "an id of true": (P, {"image": "a", **PROMPTED, "id": True}, "id is of type bool, not text or"),
     "an id of false": (P, {"image": "a", **PROMPTED, "idx": False}, "idx is of type bool"),
     "an id of halves": (P, {"image": "a", **PROMPTED, "id": 1.5}, "id is of type float"),
@@ -350,8 +358,8 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "a table": ("image,prompt\na.jpg,What?", "is neither JSON lines nor an array of rows"),
     "too deep": ("[" * 100_000, "is neither JSON lines nor an array of rows"),
     "an empty array": ("[]", "has no rows"),
-    "an array of texts": ('["a", "b"]', "a.jsonl holds no row: write one JSON object a line"),
-    "lines of arrays": ("[1]\n[2]", "a.jsonl holds no row: write one JSON object a line"),
+    "an array of texts": ('["a", "b"]', "a.jsonl holds no row: write one JSON object per line"),
+    "lines of arrays": ("[1]\n[2]", "a.jsonl holds no row: write one JSON object per line"),
     "rows with commas behind": ("".join(f"{json.dumps(row)},\n" for row in ROWS), "is neither J"),
 }
 
@@ -410,7 +418,9 @@ def test_a_folder_of_all_sorts_is_not_walked_to_its_end(
     monkeypatch.setattr("chip_core.data.files.MAX_ENTRIES", 10)
     for number in range(11):
         (tmp_path / str(number)).mkdir()
-    with pytest.raises(ConfigError, match="holds more than 10 files: name the folder of the data"):
+    with pytest.raises(
+        ConfigError, match="holds more than 10 files: name the folder with only the data"
+    ):
         open_source(DataConfig(source=str(tmp_path)))
 
 

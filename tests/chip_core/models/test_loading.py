@@ -51,7 +51,7 @@ def cut_weights(folder: Path) -> str:
 def a_shard_is_missing(folder: Path) -> str:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return "lacks model-2.safetensors: copy the folder again"
+    return "has no model-2.safetensors: copy the folder again"
 
 
 def no_vision_model(folder: Path) -> str:
@@ -76,7 +76,7 @@ def no_json(folder: Path) -> str:
 
 def no_index(folder: Path) -> str:
     (folder / "model.safetensors.index.json").write_text("{}")
-    return "lacks a readable model.safetensors.index.json: copy the folder again"
+    return "has no readable model.safetensors.index.json: copy the folder again"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def no_end(folder: Path) -> str:
 
 def no_processor(folder: Path) -> str:
     (folder / "processor_config.json").unlink()
-    return "has no processor that can be made: .*; from its parts: "
+    return "has no processor that can be built: .*; from its parts: "
 
 
 @pytest.mark.parametrize("harm", [no_template, no_end, no_processor])
@@ -263,8 +263,8 @@ def test_no_room_is_told_with_what_would_fit(shapes_config: Callable[..., TrialC
     with pytest.raises(TrialError) as raised:
         check_memory(3 * 2**30, 2**30, shapes_config(vision_encoder="trained"))
     assert str(raised.value) == (
-        "no room on the GPU: weights, gradients, optimizer and reference take 3.0 GiB, 1.0 GiB are "
-        "free: choose language_model: lora, or vision_encoder: lora, or "
+        "not enough memory on the GPU: weights, gradients, optimizer and reference take 3.0 GiB, "
+        "but only 1.0 GiB are free: choose language_model: lora, or vision_encoder: lora, or "
         "engine.workers_per_trial: 3 with engine.parallel: fsdp, or a GPU with more memory, or a "
         "smaller model"
     )

@@ -158,7 +158,7 @@ def nowhere(folder: Path) -> str:
 
 def no_place(folder: Path) -> str:
     jinja(folder, NO_PLACE)
-    return "has a chat template without a place for an image: put the one of the family's"
+    return "has a chat template without a place for an image: put that of the family's"
 
 
 def no_place_twice(folder: Path) -> str:
@@ -169,7 +169,7 @@ def no_place_twice(folder: Path) -> str:
 
 def of_texts(folder: Path) -> str:
     jinja(folder, TEXT_ALONE)
-    return r"has a chat template that fails on a question with an image \(.*\): put the one"
+    return r"has a chat template that fails on a question with an image \(.*\): put that"
 
 
 def printing(folder: Path) -> str:

@@ -143,7 +143,7 @@ def test_a_bad_term_is_told(module: Path, name: str, wrong: str) -> None:
         ("no_such_module:term", "cannot be imported"),
         ("own_terms:greedy", "needs gold: it may need"),
         ("own_terms", "names no code: write module:attr"),
-        ("own_terms:number", "'own_terms:number' is no function"),
+        ("own_terms:number", "'own_terms:number' is not a function"),
         ("own_terms:no_names", "`needs` is 5: write names, such as {'divergence'}"),
     ],
 )

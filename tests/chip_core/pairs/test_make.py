@@ -142,7 +142,7 @@ def test_a_folder_of_something_else_is_left_alone(whole: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="holds pairs of another model, other prompts or settings"):
         made_in(whole, margin=1.5)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds notes.txt, which is no part of pairs"):
+    with pytest.raises(UserError, match=r"holds notes.txt, which does not belong to the pairs"):
         made_in(tmp_path)
     assert contents(whole) == before
 

@@ -61,8 +61,8 @@ def test_steps_are_shares_of_the_training_and_its_end() -> None:
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        ({"score_at": [0.0, 0.5]}, "0 is no share of a training"),
-        ({"score_at": [0.5, 1.5]}, "1.5 is no share of a training"),
+        ({"score_at": [0.0, 0.5]}, "0 is not a fraction of a training"),
+        ({"score_at": [0.5, 1.5]}, "1.5 is not a fraction of a training"),
         ({"score_at": [0.5, 0.25]}, "are to increase"),
         ({"score_at": [0.5, 0.5]}, "are to increase"),
         ({"pick": BEST}, "pick chooses nothing without score_at"),

@@ -353,7 +353,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
 @pytest.mark.parametrize(
     ("manifest", "why"),
     [
-        ('{"format": 3}', "its format is 3, known are 1 and 2"),
+        ('{"format": 3}', "its format is 3, but only 1 and 2 are known"),
         ("[]", r"manifest.json cannot be read \(ValueError\)"),
         ('{"format": 1}', r"manifest.json cannot be read \(KeyError\)"),
     ],

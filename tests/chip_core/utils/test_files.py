@@ -90,7 +90,7 @@ def test_what_stands_in_a_files_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "studies").write_text("a file")
     with pytest.raises(UserError, match=r"report\.html: is a folder, and a file goes there: move"):
         write_json(tmp_path / "report.html", {})
-    with pytest.raises(UserError, match=r"studies: is no folder, and plan\.json goes into one"):
+    with pytest.raises(UserError, match=r"studies: is not a folder, and plan\.json goes into one"):
         write_json(tmp_path / "studies" / "small" / "plan.json", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "studies"]
 

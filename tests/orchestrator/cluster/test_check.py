@@ -176,7 +176,7 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
     (
         spoil_resources,
         [
-            ("head_start_ray_commands[2]", "is no JSON of names and amounts"),
+            ("head_start_ray_commands[2]", "is not a JSON mapping of names and amounts"),
             ("head_start_ray_commands", "offers no chip_driver"),
         ],
     ),
@@ -210,7 +210,7 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
         ],
     ),
     (spoil_counts, [("min_workers", "1, and there are 2 worker_ips")]),
-    (spoil_quotes, [("setup_commands[1]", "is no shell command")]),
+    (spoil_quotes, [("setup_commands[1]", "is not a shell command")]),
     (spoil_docker, [("docker.image", "reaches machines, not containers")]),
     (spoil_nothing_by_exporting, []),
     (spoil_install, [("setup_commands[1]", "installs ray 2.9.0")]),

@@ -278,7 +278,7 @@ def test_a_name_from_the_cluster_does_not_leave_the_folder(
     )
     odd = SubmittedJob(**{**JOB.as_json, "study": study})
     monkeypatch.setattr(session, "find_latest_job", lambda head: odd)
-    with pytest.raises(UserError, match="is no name of a folder"):
+    with pytest.raises(UserError, match="is not a folder name"):
         session.find_job(None, cluster, tmp_path)
 
 

@@ -110,7 +110,7 @@ def test_a_studys_budget_that_cannot_be_held(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--rate", "step"], "'step' is no name=number: write --rate step=1.5"),
+        (["--rate", "step"], "'step' is not name=number: write --rate step=1.5"),
         (["--rate", "stepp=1"], "--rate: stepp: unknown key: did you mean 'step'"),
         (["--budget", "days=1"], "--budget: days: unknown key"),
         (["--budget", "hours=1"], "budget (hours 1): what the study takes is not known"),

@@ -76,7 +76,7 @@ def test_questions_are_asked_until_the_answer_will_do(
     assert next(left, None) is None
     told = " ".join(capsys.readouterr().err.split())
     assert "unknown key 'objectiv': did you mean 'objective'?" in told
-    assert "'none' is no count of seeds" in told
+    assert "'none' is not a count of seeds" in told
     assert "unknown benchmark 'shaps'" in told
     study = load_study(folder / "asked.yaml")
     assert len(study.cells) == 4
@@ -109,7 +109,7 @@ def test_a_file_is_never_written_over(
         ([*FLAGS, "--recipe", "shape"], "recipe: unknown recipe 'shape': did you mean 'shapes'?"),
         ([*FLAGS, "--primary", "shapes/x"], "primary.metric: unknown metric 'shapes/x'"),
         ([*FLAGS, "--benchmark", "amberr"], "unknown benchmark 'amberr': did you mean 'amber'?"),
-        ([*FLAGS, "--name", "a b"], "study: 'a b' is no name"),
+        ([*FLAGS, "--name", "a b"], "study: 'a b' is not a valid name"),
         ([*FLAGS, "--out", "nowhere/a.yaml"], "nowhere/a.yaml: cannot be written"),
     ],
 )

@@ -166,7 +166,7 @@ def _to_answer(row: Mapping[str, Any], path: Path, number: int) -> Answer:
     try:
         image = int(image)
     except (TypeError, ValueError):
-        raise UserError(f"{path}: row {number}: image_id {image!r} is no whole number") from None
+        raise UserError(f"{path}: row {number}: image_id {image!r} is not a whole number") from None
     text = get_first_value(row, ("text", "response", "answer"), path, number)
     fields: dict[str, Any] = {
         "question": get_first_value(row, ("prompt", "question"), path, number)

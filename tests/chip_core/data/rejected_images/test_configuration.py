@@ -130,7 +130,7 @@ def test_a_pipeline_counts_by_its_content(pipeline: Path, tmp_path: Path) -> Non
         (":X", "':X' names no code: write module:attr"),
         ("my_images:Absent", "'my_images:Absent': module my_images has no 'Absent'"),
         ("my_images:NUMBER", "strategy: 'my_images:NUMBER' is not a rejected-image strategy"),
-        ("my_images:Loose", "`parameters` is no subclass of chip_core.config.fields.Section"),
+        ("my_images:Loose", "`parameters` is not a subclass of chip_core.config.fields.Section"),
         ({"strategy": "my_images:Posterize", "parameters": {"bits": 9}}, "bits: Input should be"),
         ({"strategy": "my_images:Posterize", "parameters": {"bit": 1}}, "bit: Extra inputs are"),
     ],
@@ -147,7 +147,7 @@ def test_errors_are_one_line(own: Path, settings: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("my_images:Unfinished", "is not whole: it lacks reject()"),
+        ("my_images:Unfinished", "is not complete: it has no reject()"),
         ("my_images:Stranger", "make it a subclass of"),
     ],
 )

@@ -176,7 +176,7 @@ def false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("strategy", "check", "wrong"),
     [
-        ("Forgetful", "the same key", "two draws of one key differ"),
+        ("Forgetful", "the same key", "two draws of the same key differ"),
         ("Forgetful", "once is once", "redraw is once, but another epoch gives another image"),
         ("Forgetful", "every mode", "mode 1 gives another image than the same one in RGB"),
         ("Drawn", "another key", "declared fixed, but another seed gives another image"),

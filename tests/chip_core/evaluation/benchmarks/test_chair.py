@@ -190,7 +190,7 @@ def test_what_the_files_hold(data: Path, plain_language: None) -> None:
         return CHAIR.score(answers, data=data, protocol=protocol, resources=resources)
 
     text_id = read({"image_id": "1", "caption": "a dog"})
-    with pytest.raises(UserError, match="answer 1: image_id '1' is no whole number"):
+    with pytest.raises(UserError, match="answer 1: image_id '1' is not a whole number"):
         scored(text_id, "official")
     assert scored(text_id, "corrected").values["chair_i"] == 0.0
     ours = read({"item": "1", "response": "a dog"})

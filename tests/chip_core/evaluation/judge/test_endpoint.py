@@ -108,7 +108,7 @@ def test_what_goes_out_is_the_users_to_say(tmp_path: Path) -> None:
         ({"send": {"api_key": "x"}}, "'api_key' is the name of a secret"),
         ({"send": {"extra": [{"X-API-Key": "x"}]}}, "'X-API-Key' is the name of a secret"),
         ({"send": {"user": "sk-abcdefghijklmnop0123"}}, "'user' holds what looks like a key"),
-        ({"send": {"a b": 1}}, "'a b' is no key of a request"),
+        ({"send": {"a b": 1}}, "'a b' is not a key of a request"),
         ({"send": {"top_p": float("inf")}}, "finite number"),
         ({"send": {"stop": "x" * 20_001}}, "longer than 20,000 characters"),
         ({"send": {"temperature": None}, "temperature": 0.5}, "temperature is said twice"),
@@ -361,7 +361,7 @@ def test_nothing_that_is_written_down_holds_the_key(tmp_path: Path) -> None:
     assert {record["tokens"] for record in records} == {12}
     with pytest.raises(ValueError, match="holds a key or a query"):
         JudgeConfig(model="judge", base_url=f"https://user:{KEY}@example.org/v1")
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="is not an address"):
         JudgeConfig(model="judge", base_url="example.org")
 
 
