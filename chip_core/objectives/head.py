@@ -1,7 +1,7 @@
 """Log-probabilities and divergences from hidden states, without holding all logits at once.
 
 Logits are computed from the hidden states for a chunk of positions at a time, and the gradients are
-written out: no (all positions, V) tensor is kept that the gradient does not need.
+written out: no (all positions, V) tensor is kept unless the gradient needs it.
 
 With z = h Wᵀ + b, p = softmax(z), r the reference's distribution and y the token:
 log p_y = z_y − logsumexp(z), its gradient in z is e_y − p; KL(r || p) = Σ r (log r − log p), its

@@ -118,7 +118,7 @@ def parse_manifest(content: bytes) -> Manifest:
     try:
         raw = json.loads(content)
         if raw["format"] != FORMAT:
-            raise BrokenStoreError(f"its format is {raw['format']}, known is {FORMAT}")
+            raise BrokenStoreError(f"its format is {raw['format']}, but only {FORMAT} is known")
         return Manifest(
             identity=raw["identity"],
             rows=int(raw["rows"]),
@@ -163,7 +163,7 @@ def require_complete(
         BrokenStoreError: a file is missing or has another size, or the identity is another.
     """
     if identity is not None and manifest.identity != to_json_types(identity):
-        raise BrokenStoreError("it is of another model, data set or setting")
+        raise BrokenStoreError("it belongs to another model, data set or setting")
     for name, facts in manifest.files.items():
         actual_size = size(name)
         if actual_size is None:

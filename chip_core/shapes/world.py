@@ -12,9 +12,9 @@ rejected. Splits: `train` (preference pairs), `select` (to tune on), `test` (to 
 
 A caption names the groups of a scene in reading order, each as an object and its companion, or as
 an object alone: "i see a red moon next to a blue star and a green ring alone." A rejected caption
-has the same words but for one slip, and the slip replaces words rather than adding them, so that
-the changed segments of both responses are non-empty. Objects can be read exactly from any text:
-they are the words that are shape nouns, with the word before as their colour.
+has the same words except for one error, which replaces words instead of adding them, so that the
+changed segments of both responses are non-empty. Objects can be read exactly from any text: they
+are the shape nouns, with the word before each as its colour.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def join_names(names: Iterable[str]) -> str:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A read-mostly mapping of names; a failed lookup suggests similar names."""
+    """A mapping of names; a failed lookup suggests similar names."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -77,7 +77,7 @@ def load_plugin(name: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise ValueError(f"'{name}' names no code: write module:attr")
+        raise ValueError(f"'{name}' does not name any code: write module:attr")
     try:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a user's module may raise anything

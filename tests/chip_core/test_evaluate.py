@@ -125,7 +125,10 @@ def test_another_base_than_an_adapter_names_is_told(
     score("shapes")  # the same one, by another name
     assert not caplog.text
     score(str(tmp_path / "copy"))
-    assert f"adapter_config.json names {MODEL_FOLDER} as its base model: --base puts" in caplog.text
+    assert (
+        f"adapter_config.json names {MODEL_FOLDER} as its base model, but --base applies"
+        in caplog.text
+    )
     gone = rewritten(adapter, tmp_path / "gone", lambda name: name)
     said = json.loads((gone / "adapter_config.json").read_text())
     said["base_model_name_or_path"] = "./nowhere"

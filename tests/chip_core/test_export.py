@@ -81,7 +81,7 @@ def test_without_merging_an_adapter_stays_one(
     folder = trained(kept, shapes_config, "lora, staged")
     said = export_model(folder, tmp_path / "out")
     assert said[0].startswith("a PEFT adapter of ")
-    assert said[1].startswith("what was trained beside it is in trained_parts.safetensors")
+    assert said[1].startswith("parts trained in addition to it are in trained_parts.safetensors")
     for name in (*ADAPTER, "trained_parts.safetensors"):
         original = (folder / "model" / name).read_bytes()
         assert (tmp_path / "out" / name).read_bytes() == original
@@ -108,7 +108,7 @@ def test_what_cannot_be_exported_is_told(
         export_model(folder, tmp_path / "file")
     with pytest.raises(UserError, match=r"file/x: cannot be exported to \(Not a directory\)"):
         export_model(folder, tmp_path / "file" / "x")
-    with pytest.raises(UserError, match="lies in the trained model's own folder: name another"):
+    with pytest.raises(UserError, match="is in the trained model's own folder: name another"):
         export_model(folder, folder / "model" / "out")
     with pytest.raises(UserError, match="holds no trained model: its weights were removed"):
         export_model(tmp_path, tmp_path / "out")

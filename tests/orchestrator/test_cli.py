@@ -28,7 +28,7 @@ def call(*arguments: str) -> int:
     [
         ("[dpo, chip]", "[dpo, chp]", "factors.objective[1]: unknown level 'chp': did you mean"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: not distinct"),
-        ("  objective: [dpo", "\tobjective: [dpo", "a tab where YAML wants spaces"),
+        ("  objective: [dpo", "\tobjective: [dpo", "a tab instead of spaces"),
         ("recipe: shapes", "recipe: shaped", "recipe: unknown recipe 'shaped'"),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_half_is_part_of_the_evaluations_identity() -> None:
 
     found = [mark(), mark(half="report"), mark(half="report", half_seed=1), mark(half="select")]
     assert len(set(found)) == 4
-    with pytest.raises(ValidationError, match="half_seed draws nothing where all is asked"):
+    with pytest.raises(ValidationError, match="half_seed has no effect if all questions are asked"):
         config(half_seed=1)
     # asked whole, an evaluation is what it was before there were halves
     known = {"name": "pope", "protocol": "official", "limit": None, "judge": None}
@@ -156,9 +156,9 @@ def test_what_stands_apart_is_not() -> None:
 
 
 def test_the_half_of_the_other_side_is_no_configuration() -> None:
-    with pytest.raises(ValidationError, match="report: 'pope' asks the half that belongs to"):
+    with pytest.raises(ValidationError, match="report: 'pope' uses the half for"):
         both("shapes", {"name": "pope", "half": "select"})
-    with pytest.raises(ValidationError, match="select: 'pope' asks the half that belongs to"):
+    with pytest.raises(ValidationError, match="select: 'pope' uses the half for"):
         both({"name": "pope", "half": "report"}, "shapes")
 
 

@@ -251,13 +251,13 @@ def test_a_decoder_without_known_layers_is_refused() -> None:
     [
         (
             {"engine": {"compile": "layers", "workers_per_trial": 2}},
-            "trial: engine: compile is layers, which is for one worker, and workers_per_trial is "
+            "trial: engine: compile is layers, which is for one worker, but workers_per_trial is "
             "2: write compile: off, or workers_per_trial: 1",
         ),
         (
             {"engine": {"compile": "layers"}, "model": {"path": "x", "quantize": "nf4"},
              "language_model": "lora"},
-            "trial: engine.compile is layers, and model.quantize is nf4, whose layers are not "
+            "trial: engine.compile is layers, but layers with model.quantize nf4 are not "
             "compiled: write engine.compile: off, or model.quantize: none",
         ),
         (

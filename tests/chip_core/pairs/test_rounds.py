@@ -65,7 +65,7 @@ def whole(shapes_config: Configured, place: Path) -> tuple[TrialResult, Path]:
 def test_rounds_are_trainings_one_after_another(whole: tuple[TrialResult, Path]) -> None:
     result, folder = whole
     assert result.steps == 4 and result.data["sampled"] == 2 * 12 * 3
-    assert not any("taken over" in note for note in result.notes)
+    assert not any("are reused" in note for note in result.notes)
     assert result.seconds["sample pairs"] > 0
     for curves in (folder / "rounds" / "1", folder):
         first, second = read_records(curves / "curves.jsonl")

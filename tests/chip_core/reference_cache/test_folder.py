@@ -112,7 +112,7 @@ def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
         (lambda f: flip(f / shard_name(0)), r"shard-00000\.safetensors is corrupt"),
         (
             lambda f: rewritten(f / "manifest.json", lambda raw: raw.update(format=0)),
-            "its format is 0, known is 1",
+            "its format is 0, but only 1 is known",
         ),
         (
             lambda f: rewritten(f / "manifest.json", lambda raw: raw.pop("files")),
@@ -124,7 +124,7 @@ def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
             lambda f: rewritten(
                 f / "manifest.json", lambda raw: raw["identity"]["model"].update(content="def")
             ),
-            "it is of another model, data set or setting",
+            "it belongs to another model, data set or setting",
         ),
     ],
 )
@@ -189,7 +189,8 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 5 * 10**9})())
     check_disk_space(tmp_path / "not" / "there", 5 * 10**9, "the pass")
     with pytest.raises(
-        DiskSpaceError, match=r"no room for the pass: 21\.3 GB are needed in .*, 5\.0 GB are free"
+        DiskSpaceError,
+        match=r"not enough space for the pass: 21\.3 GB are needed in .*, but only 5\.0 GB are free",
     ):
         check_disk_space(tmp_path, 21_300_000_000, "the pass")
 
@@ -218,7 +219,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
-        f"the disk of {tmp_path / 'ab.partial'} is full: make room, and run again"
+        f"the disk of {tmp_path / 'ab.partial'} is full: free some space, and run again"
     ]
     assert not list((tmp_path / "ab.partial").iterdir())
 

@@ -440,7 +440,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "write_weights", full)
-    with pytest.raises(DiskFullError, match="no room for the checkpoint after step 4"):
+    with pytest.raises(DiskFullError, match="no space for the checkpoint after step 4"):
         run_trial(config, folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 

@@ -260,7 +260,7 @@ def test_auto_is_hybrid_where_a_machine_holds_the_model(
 
 
 def test_weights_in_four_bits_are_never_spread() -> None:
-    with pytest.raises(ValueError, match="nf4, whose weights are not spread over workers"):
+    with pytest.raises(ValueError, match="nf4, but its weights cannot be sharded over workers"):
         TrialConfig.model_validate(
             {
                 "model": {"path": "shapes", "quantize": "nf4"},

@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(sharded_state.HuggingFaceStorageWriter, "write_data", full)
-    with pytest.raises(DiskFullError, match="no room for the checkpoint after step 2"):
+    with pytest.raises(DiskFullError, match="no space for the checkpoint after step 2"):
         trained.checkpointer().save(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 

@@ -85,7 +85,7 @@ def test_as_json(call: Call, tmp_path: Path, file: Path) -> None:
     ("content", "told"),
     [
         (None, "cannot be read: No such file or directory"),
-        ("- a list\n", "holds no mapping of keys to values"),
+        ("- a list\n", "does not hold a mapping of keys to values"),
         ("a: [1\n", ":2:1: "),
         ("{}\n", "cluster_name: is missing: add it"),
         ("provider: nothing\ncluster_name: x\n", "provider: 'nothing' is not of type 'object'"),

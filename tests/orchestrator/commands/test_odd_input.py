@@ -63,16 +63,16 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
                                "days=3": "unknown key", "hours=0": "greater than 0"}),
     ([*RUN, "--budget", "hours=1", "--budget", "¤"],
      {"hours=2": "--budget: hours: is given twice"}),
-    ([*RUN, "--rates", "¤"], {"none": "none: is not there", "dir": "is a folder", "": "is empty",
+    ([*RUN, "--rates", "¤"], {"none": "none: does not exist", "dir": "is a folder", "": "is empty",
                               "rates.yaml": "rates.yaml: step: input should be a valid number, not "
                               "'1.5': write 1.5 without quotes"}),
     ([*RUN, "--workdir", "¤"], {
         LONG: "File name too long", "/".join(["y" * 200] * 17): "is too long a path",
         "loop": "Too many levels of symbolic links", "loop/x": "symbolic links",
-        "file": "is a file: name a folder", "file/x": "lies below a file", "": "is empty",
+        "file": "is a file: name a folder", "file/x": "is below a file", "": "is empty",
         " ": "is empty", "s3://b/k": "give the address to --storage", "gs://b": "is an address",
         "file:///tmp/z": "is an address",
-        "s3:/b/k": "is an address", "dangling": "a link to what is not there",
+        "s3:/b/k": "is not a URI", "dangling": "a broken link",
         "a\nb": "a control character", "\x00": "a control character", "\udcff": "control character",
     }),
     (["status", "encoder", "--workdir", "¤"], {"loop": "symbolic links", "s3://b": "an address"}),
@@ -115,12 +115,13 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
      {"data.limit=2": "--set: data.limit: is given"}),
     (["plan", "¤"], {
         "dir": "dir: is a folder: name the study file in it: 'a b.yaml'",
-        "empty": "no YAML lies in it",
+        "empty": "there is no YAML file in it",
         "": "STUDY is empty", "none": "no such study file", "loop": "no such study file",
-        "file": "file: holds no mapping", LONG: "no such study file", "encoder/": "did you mean",
+        "file": "file: does not hold a mapping", LONG: "no such study file", "encoder/": "did "
+            "you mean",
     }),
     (["evaluate", "shapes", "--benchmarks", "shapes", "--out", "¤"], {
-        "file": "is a file: name a folder", "file/x/y": "lies below a file", "loop": "symbolic",
+        "file": "is a file: name a folder", "file/x/y": "is below a file", "loop": "symbolic",
         "s3://b/x": "is an address, not a path", LONG: "File name too long", "": "--out is empty",
     }),
     (["evaluate", "shapes", "--out", "o", "--benchmarks", "¤"], {
@@ -144,14 +145,14 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
     (["plugin", "check", "own_term:term", "--benchmark-data", "¤"],
      {"dir": "no benchmark's files"}),
     (["plugin", "check", "¤"],
-     {"": "is empty", "own_term": "names no code", "none:x": "install it"}),
+     {"": "is empty", "own_term": "does not name any code", "none:x": "install it"}),
     (["cache", "--prune", "--older-than", "¤"], {"nan": "not a finite", "-1": "0 or more"}),
     (["represent", "shapes", "--out", "o", "--layer", "¤"], {"1.5": "not a whole number"}),
     (["represent", "shapes", "--out", "o", "--seeds", "¤"], {"1": "--seeds is of a study"}),
     (["represent", "shapes", "--out", "o", "--workdir", "¤"], {"w": "--workdir is of a study"}),
     (["represent", "shapes", "--items", "5", "--out", "¤"], {"file": "is a file", "": "is empty"}),
-    (["gallery", "--out", "¤"], {"x.gif": ".gif is not a figure format", "file/x.png": "lies "
-        "below a file",
+    (["gallery", "--out", "¤"], {"x.gif": ".gif is not a figure format", "file/x.png": "is below "
+        "a file",
                                  "s3://b/x.png": "is an address", "dir": "is a folder"}),
     (["gallery", "--timesteps", "¤"], {"1,": "not a list of whole numbers", "1000": "from 0 to "
         "999"}),
@@ -177,10 +178,10 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
      {"0": "too small", "2000": "1000 at most"}),
     ([*NEW, "--benchmark", "shapes", "--seeds", "1",
       "--factor", "objective=dpo,chip", "--out", "¤"],
-     {"file": "already exists", "file/x": "lies below a file", "loop": "symbolic links"}),
+     {"file": "already exists", "file/x": "is below a file", "loop": "symbolic links"}),
     ([*EXPORT, "--items", "¤"], {"0": "too small", "many": "not a whole number"}),
     ([*EXPORT, "--overlap", "¤"], {"-1": "too small", "": "not a whole number"}),
-    (["judge-humans", "import", "encoder", "¤"], {"none": "is not there", "dir": "is a folder"}),
+    (["judge-humans", "import", "encoder", "¤"], {"none": "does not exist", "dir": "is a folder"}),
     (["cluster", "idle", "--then", "true", "--minutes", "¤"],
      {"nan": "not a finite", "0": "too small"}),
     (["cluster", "check", "¤"], {"": "FILE is empty", "dir": "is a folder"}),

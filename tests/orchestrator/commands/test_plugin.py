@@ -52,7 +52,7 @@ def test_the_docs_examples_pass(
 def test_a_wrong_one_is_told(module: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("plugin", "check", "my_terms:wrong", "--json") == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["checks"]["one loss a pair"] == "it returned int, not one loss a pair, (3,)"
+    assert found["checks"]["one loss a pair"] == "it returned int, not one loss per pair, (3,)"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_which_engine_answers_later_picks_nothing(plan_of: PlanOf) -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "said"),
     [
-        (STUDY, SCORED, "training.score_at: nothing is under `select` to score by"),
+        (STUDY, SCORED, "training.score_at: there is no benchmark under `select` to score with"),
         (
             BOTH,
             {**SCORED, "training.pick": {"rule": "best", "metric": "shapes/chair_i"}},

@@ -329,7 +329,9 @@ def test_without_room_nothing_is_begun(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 10**6})())
     executor = FakeExecutor()
-    with pytest.raises(UserError, match=r"no room for the reference passes 'text, .*are needed"):
+    with pytest.raises(
+        UserError, match=r"not enough space for the reference passes 'text, .*are needed"
+    ):
         run(plan_of(), tmp_path, executor)
     assert executor.jobs == executor.parts == []
     run(plan_of(overrides={"reference_cache": "off"}), tmp_path, executor)

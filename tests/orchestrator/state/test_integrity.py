@@ -324,7 +324,9 @@ def test_a_folder_where_a_file_goes_is_told_in_a_line(name: str, ran: tuple[Path
     place = workdir / "studies/small" / name
     place.unlink(missing_ok=True)
     place.mkdir()
-    with pytest.raises(UserError, match=f"{place}: is a folder, and .* goes there: move it away"):
+    with pytest.raises(
+        UserError, match=f"{place}: is a folder, but .* must be written there: move it away"
+    ):
         run(plan, workdir)
 
 

@@ -53,7 +53,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         (
             "seeds: [0, 1]",
             "seeds: [0, 1]\nevaluation: {generator: {kind: vllm, model: m}}",
-            "evaluation.generator: generator 'vllm' takes no model: remove it",
+            "evaluation.generator: generator 'vllm' does not use model: remove it",
         ),
         (
             "vision_encoder: [frozen, trained]",
@@ -196,7 +196,7 @@ def test_bad_files(load: Load, old: str, new: str, expected: str) -> None:
 
 def test_a_tab_is_told_with_its_line(load: Load) -> None:
     (found,) = problems(load, "study: small\nfactors:\n\tobjective: [dpo]\n")
-    assert found == ":3:1: a tab where YAML wants spaces: indent with spaces"
+    assert found == ":3:1: a tab instead of spaces: indent with spaces"
 
 
 def test_a_syntax_error_is_told_with_its_line(load: Load) -> None:

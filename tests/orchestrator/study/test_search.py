@@ -79,8 +79,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             SIDES,
             "select: [shapes, {name: pope, half: select}]\n"
             "  report: [shapes, {name: pope, half: select}]",
-            "benchmarks: report: 'pope' asks the half that belongs to `select`: write `half: "
-            "report`",
+            "benchmarks: report: 'pope' uses the half for `select`: write `half: report`",
         ),
         (
             SIDES,
@@ -217,7 +216,7 @@ def test_by_the_interface_for_programs(load: Callable[..., Study]) -> None:
         ("optimizer.lr: [", "seed: [", "is not a hyper-parameter: the study's own `seeds:`"),
         ("[1e-5, 5e-5, 1e-4]", "[fast]", "tune.keys.optimizer.lr[0]: input should be a valid "),
         ("[1e-5, 5e-5, 1e-4]", "[]", "tune.keys.optimizer.lr: has no values: give at least one"),
-        ("[1e-5, 5e-5, 1e-4]", "[1, 1]", "tune.keys.optimizer.lr: 1 stands twice: remove one"),
+        ("[1e-5, 5e-5, 1e-4]", "[1, 1]", "tune.keys.optimizer.lr: 1 is listed twice: remove one"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 1, high: 2}", "tune.trials: is missing: a range has no end"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 2, high: 1}\n  trials: 2", "low is not below high"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 0, high: 1, log: true}\n  trials: 2", "begins above 0"),

@@ -127,7 +127,7 @@ def test_a_pipeline_counts_by_its_content(pipeline: Path, tmp_path: Path) -> Non
         ({"strategy": "inpaint", "inpaint": {"path": "/no"}}, "no diffusers pipeline in /no"),
         ("nowhere_module:X", "module nowhere_module cannot be imported (ModuleNotFoundError: No"),
         ("broken_images:X", "No module named 'nowhere_to_be_found'"),
-        (":X", "':X' names no code: write module:attr"),
+        (":X", "':X' does not name any code: write module:attr"),
         ("my_images:Absent", "'my_images:Absent': module my_images has no 'Absent'"),
         ("my_images:NUMBER", "strategy: 'my_images:NUMBER' is not a rejected-image strategy"),
         ("my_images:Loose", "`parameters` is not a subclass of chip_core.config.fields.Section"),

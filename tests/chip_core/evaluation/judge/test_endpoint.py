@@ -101,8 +101,8 @@ def test_what_goes_out_is_the_users_to_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"send": {"model": "x"}}, "'model' cannot be sent otherwise: write judge.model"),
-        ({"send": {"messages": []}}, "'messages' cannot be sent otherwise"),
+        ({"send": {"model": "x"}}, "'model' cannot be set here: write judge.model"),
+        ({"send": {"messages": []}}, "'messages' cannot be set here"),
         ({"send": {"stream": True}}, "replies are read whole"),
         ({"send": {"n": 2}}, "one reply is read"),
         ({"send": {"api_key": "x"}}, "'api_key' is the name of a secret"),
@@ -111,8 +111,8 @@ def test_what_goes_out_is_the_users_to_say(tmp_path: Path) -> None:
         ({"send": {"a b": 1}}, "'a b' is not a key of a request"),
         ({"send": {"top_p": float("inf")}}, "finite number"),
         ({"send": {"stop": "x" * 20_001}}, "longer than 20,000 characters"),
-        ({"send": {"temperature": None}, "temperature": 0.5}, "temperature is said twice"),
-        ({"send": {"max_tokens": None}, "max_tokens": 5}, "max_tokens is said twice"),
+        ({"send": {"temperature": None}, "temperature": 0.5}, "temperature is set twice"),
+        ({"send": {"max_tokens": None}, "max_tokens": 5}, "max_tokens is set twice"),
     ],
 )
 def test_what_cannot_be_sent_is_told(settings: dict[str, Any], said: str) -> None:

@@ -112,7 +112,7 @@ def test_a_figure_that_cannot_be_written_is_told(
     alone = ["--set", "strategy=black"]
     assert call("gallery", *alone, "--out", str(tmp_path / "file" / "x.png")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("file/x.png: lies below a file: name another place")
+    assert line.endswith("file/x.png: is below a file: name another place")
 
 
 def test_a_files_turn_is_kept(tmp_path: Path) -> None:
