@@ -344,7 +344,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
     first = cut(several(shapes_config), tmp_path / "first", 4)
     other = several(shapes_config, optimizer__lr=1e-6)
     result = run_trial(other, folder=tmp_path / "second", resume_from=first)
-    assert "of another training" in result.notes[0]
+    assert "belongs to another training" in result.notes[0]
     assert "trained from the start" in result.notes[-1]
     run_trial(other, folder=tmp_path / "alone")
     assert curves(tmp_path / "second") == curves(tmp_path / "alone")
