@@ -89,7 +89,7 @@ def find_model_problem(model: ModelConfig) -> str | None:
         return f"no *.safetensors in {folder}: convert the weights with save_pretrained"
     missing = _find_missing_shards(folder)
     if missing:
-        return f"{folder} has no {', '.join(missing)}: copy the folder again"
+        return f"{folder} lacks {', '.join(missing)}: copy the folder again"
     from safetensors import SafetensorError, safe_open
 
     for file in weights:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from chip_core.config.trial import EvaluationConfig
     from chip_core.results import Evaluation
 
-#: What keys of who answers begin with.
+#: The prefix of the answering engine's keys.
 _EVALUATION_PREFIX = "evaluation."
 
 
@@ -36,7 +36,7 @@ _EVALUATION_PREFIX = "evaluation."
     "--benchmarks",
     type=TextType(),
     required=True,
-    help="Names with commas between, or module:attr.",
+    help="Names separated by commas, or module:attr.",
 )
 @data_path_options
 @click.option("--limit", type=IntegerType(1), help="A seeded subset of N questions of each.")
@@ -45,7 +45,7 @@ _EVALUATION_PREFIX = "evaluation."
     type=click.Choice(["official", "corrected", "chip"]),
     default="official",
     show_default=True,
-    help="How answers are made and read.",
+    help="How answers are generated and parsed.",
 )
 @click.option(
     "--set",
@@ -53,11 +53,13 @@ _EVALUATION_PREFIX = "evaluation."
     multiple=True,
     type=OverrideType(),
     metavar="KEY=VALUE",
-    help="Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL. Of who answers: "
-    "evaluation.generator=vllm.",
+    help="Settings of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL; of the "
+    "answering engine: evaluation.generator=vllm.",
 )
 @click.option(
-    "--base", type=TextType(), help="A PEFT folder's base model, where it is not the one it names."
+    "--base",
+    type=TextType(),
+    help="A PEFT folder's base model, if it is not the one that the folder names.",
 )
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option(
@@ -68,7 +70,7 @@ _EVALUATION_PREFIX = "evaluation."
     type=PathType("folder"),
     default=Path("chip-evaluation"),
     show_default=True,
-    help="Where answers and scores go; what lies there is not made again.",
+    help="Folder for answers and scores; existing ones are reused.",
 )
 @json_option()
 def evaluate(
@@ -87,7 +89,7 @@ def evaluate(
 ) -> None:
     """Ask MODEL, a Hugging Face or PEFT folder or a hub name, the questions of benchmarks.
 
-    It needs no study and writes into no work directory.
+    It needs no study, and does not write to a work directory.
     """
     from rich.console import Console
 
@@ -128,9 +130,11 @@ def _check_not_repeated(changes: Mapping[str, Any]) -> None:
     source = click.get_current_context().get_parameter_source
     for option in ("protocol", "limit"):
         if option in changes and source(option) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--set {option} and --{option} say the same: give one of them")
+            raise click.UsageError(
+                f"--set {option} and --{option} set the same thing: give one of them"
+            )
     if "name" in changes:
-        raise click.UsageError("--set name: which benchmarks are asked is --benchmarks")
+        raise click.UsageError("--set name: the benchmarks are set by --benchmarks")
 
 
 def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[BenchmarkConfig]:
@@ -148,7 +152,7 @@ def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[Bench
     if not any(names):
         raise ConfigError(["--benchmarks: names none"])
     if not all(names):
-        raise ConfigError([f"--benchmarks: '{benchmarks}' has a comma with no name beside it"])
+        raise ConfigError([f"--benchmarks: '{benchmarks}' has a comma without a name next to it"])
     if len(set(names)) < len(names):
         raise ConfigError(["--benchmarks: a benchmark is named twice: name each once"])
     try:
@@ -156,7 +160,9 @@ def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[Bench
     except ValidationError as error:
         raise ConfigError(explain_errors(error, BenchmarkConfig, "--set")) from None
     if settings[0].half == "select":
-        raise ConfigError(["--set: half: select is tuned on, and this is quoted: write report"])
+        raise ConfigError(
+            ["--set: half: select is for tuning, but these figures are reported: write report"]
+        )
     return settings
 
 

@@ -33,17 +33,19 @@ class _TimestepsType(click.ParamType[Any]):
     type=PathType("file"),
     default=Path("gallery.png"),
     show_default=True,
-    help="Where the figure goes: .png, .pdf or .svg.",
+    help="File for the figure: .png, .pdf or .svg.",
 )
-@click.option("--timesteps", type=_TimestepsType(), help="T of the noise series: 0,250,500")
-@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of the draws.")
+@click.option("--timesteps", type=_TimestepsType(), help="Timesteps of the noise series: 0,250,500")
+@click.option(
+    "--seed", type=IntegerType(0), default=0, show_default=True, help="Seed of the draws."
+)
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     type=OverrideType(),
     metavar="KEY=VALUE",
-    help="A key below rejected_image: crop.share=0.2; strategy=NAME draws that one alone.",
+    help="A key below rejected_image: crop.share=0.2; strategy=NAME draws only that one.",
 )
 @json_option("Print what is shown as JSON.")
 def gallery(
@@ -98,7 +100,7 @@ def _check_keys_drawn(settings: Mapping[str, Any], *, series: bool) -> None:
     if series:
         drawn_keys.add("diffusion")
     for key in sorted(settings.keys() - drawn_keys - {"strategy"}):
-        reason = f"{strategy} alone is drawn" if strategy else "name the strategy: --set strategy=…"
+        reason = f"only {strategy} is drawn" if strategy else "name the strategy: --set strategy=…"
         raise click.UsageError(f"--set {key}: has no effect: {reason}")
 
 

@@ -29,13 +29,13 @@ def plugin() -> None:
     multiple=True,
     type=OverrideType(),
     metavar="KEY=VALUE",
-    help="A parameter of a strategy: --set strength=0.3",
+    help="Set a parameter of a strategy: --set strength=0.3",
 )
 @click.option(
     "--benchmark-data",
     type=PathType(is_local=False),
     envvar="CHIP_ABLATE_BENCHMARK_DATA",
-    help="Holds a benchmark's files, in a folder MODULE.ATTR.",
+    help="Folder with a benchmark's files in a folder MODULE.ATTR.",
 )
 @json_option("Print the checks as JSON.")
 def check(
@@ -43,7 +43,7 @@ def check(
 ) -> int:
     """Check a rejected-image strategy or a benchmark (classes), or a loss term (a function).
 
-    The exit code is 1 where a check fails.
+    The exit code is 1 if a check fails.
     """
     from chip_core.utils import registry
     from chip_core.utils.errors import UserError
@@ -57,7 +57,7 @@ def check(
         loaded = registry.load_plugin(name)
         kind = _plugin_kind(loaded)
         if parameter_values and kind != "strategy":
-            raise UserError(f"--set: {name} is a {kind}, and only a strategy has parameters")
+            raise UserError(f"--set: {name} is a {kind}, but only a strategy has parameters")
         if (
             benchmark_data is not None
             and kind != "benchmark"

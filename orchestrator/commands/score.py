@@ -1,4 +1,4 @@
-"""score: score answers that exist already."""
+"""score: score existing answers."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _FILE_TYPE: Any = PathType("file")
     type=click.Choice(["official", "corrected", "chip"]),
     default="official",
     show_default=True,
-    help="official: what the benchmark's script prints; corrected: what it says it measures; "
-    "chip: the paper's reading of answers.",
+    help="official: what the benchmark's script prints; corrected: the measure as described; "
+    "chip: answers parsed as in the paper.",
 )
-@click.option("--judge-replies", type=_FILE_TYPE, help="A judge's replies, collected before.")
+@click.option("--judge-replies", type=_FILE_TYPE, help="A judge's replies, collected earlier.")
 @click.option("--similarity", type=_FILE_TYPE, help='JSON of "word|word": similarity (AMBER).')
 @click.option(
     "--coco",
@@ -63,7 +63,7 @@ def score(
     tagger: str,
     as_json: bool,
 ) -> None:
-    """Score answers to BENCHMARK that exist already, of whatever model."""
+    """Score existing answers to BENCHMARK, of any model."""
     from chip_core.evaluation.judge.cache import ReplayJudge
     from chip_core.evaluation.scorer import SCORERS, require_protocol
     from chip_core.utils.errors import TrialError, UserError
@@ -75,10 +75,13 @@ def score(
     _check_options_used(
         scorer,
         {
-            "judge_replies": ("judge" in scorer.needs, "its answers are read without a judge"),
-            "similarity": ("similarity" in scorer.needs, "it compares no words"),
-            "coco": ("coco" in scorer.needs, "it needs none of COCO's annotations"),
-            "tagger": ({"judge", "nltk"} <= scorer.needs, "it finds no objects in texts by tags"),
+            "judge_replies": ("judge" in scorer.needs, "its answers are scored without a judge"),
+            "similarity": ("similarity" in scorer.needs, "it does not compare words"),
+            "coco": ("coco" in scorer.needs, "it does not need COCO's annotations"),
+            "tagger": (
+                {"judge", "nltk"} <= scorer.needs,
+                "it does not find objects in texts by tags",
+            ),
             "data": (benchmark != "shapes", "it has no files of its own"),
         },
     )

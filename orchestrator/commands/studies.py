@@ -1,4 +1,4 @@
-"""run, plan, status, report: run a study, and show how far it is."""
+"""run, plan, status, report: run a study, and show its state."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ def _executor_options(command: Any) -> Any:
             show_default=True,
             help="ray: Tune schedules, Train executes. inline: one after another in this process.",
         ),
-        click.option("--max-concurrent", type=IntegerType(1, 10**6), help="Most trials at a time."),
+        click.option(
+            "--max-concurrent",
+            type=IntegerType(1, 10**6),
+            help="Maximum number of trials at a time.",
+        ),
     ):
         command = option(command)
     return command
@@ -65,28 +69,28 @@ _COST_OPTIONS = (
 @study_options
 @_executor_options
 @cost_options
-@click.option("--max-hours", type=_HOURS_TYPE, help="Stop after so many hours.")
-@click.option("--max-gpu-hours", type=_HOURS_TYPE, help="Stop when GPUs were held so long.")
-@click.option("--max-failures", type=IntegerType(1), help="Stop when so many trials failed.")
+@click.option("--max-hours", type=_HOURS_TYPE, help="Stop after this many hours.")
+@click.option("--max-gpu-hours", type=_HOURS_TYPE, help="Stop after this many GPU hours.")
+@click.option("--max-failures", type=IntegerType(1), help="Stop after this many failed trials.")
 @click.option(
     "--address",
     type=AddressType(),
-    help="A running Ray cluster; without it Ray starts and stops here.",
+    help="A running Ray cluster; without it, Ray is started and stopped here.",
 )
 @click.option(
     "--cluster",
     type=PathType("file"),
-    help="The file of a running cluster: run it there, look on, fetch the report.",
+    help="The file of a running cluster: run the study there, follow it, and fetch the report.",
 )
 @click.option(
     "--storage",
     type=TextType(),
-    help="Where models and reference passes go: a folder that all machines see, or s3://…, gs://…; "
-    "default: WORKDIR.",
+    help="Storage for models and reference passes: a folder that all machines can access, or "
+    "s3://…, gs://…; default: WORKDIR.",
 )
 @click.option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db.")
 def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **options: Any) -> int:
-    """Run what is missing of a study, and report the whole."""
+    """Run the missing trials of a study, and report all of it."""
     if cluster is not None:
         from orchestrator.commands.common.remote_run import run_remotely
 
@@ -202,8 +206,8 @@ def _make_startable_plan(
     require_same_study_file(plan, workdir)
     if options.executor == "inline" and plan.study.early_stopping is not None:
         raise UserError(
-            f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
-            "executor has one at a time: use --executor ray, or leave the block out"
+            f"{plan.study.source}: early_stopping: compares running trainings, but the inline "
+            "executor runs one at a time: use --executor ray, or leave the block out"
         )
     return plan
 
@@ -211,7 +215,7 @@ def _make_startable_plan(
 def _print_plan(
     plan: Plan, workdir: Path, console: Console, request: CostRequest, *, always: bool
 ) -> TrimmedPlan | None:
-    """Print what will run, and what it costs if that was requested or has a budget.
+    """Print what will run, and its cost if that was requested or there is a budget.
 
     Returns:
         what of the plan is run, where a budget bounds it.
@@ -262,7 +266,7 @@ def plan(
     max_concurrent: int | None,
     **changes: Any,
 ) -> None:
-    """Show what would run, what is done, which cells are one trial, and what it will cost."""
+    """Show what would run, what is done, which cells share a trial, and what it will cost."""
     from rich.console import Console
 
     from orchestrator.cost.render import cost_lines, cost_to_json
@@ -301,7 +305,7 @@ def plan(
 @click.command(epilog="Example: chip-ablate status encoder")
 @study_options
 def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
-    """Show how far a study is: each trial's state, attempts and figures."""
+    """Show the state of a study: each trial's state, attempts and figures."""
     from rich.console import Console
 
     from orchestrator.report.writers.plan import plan_to_json, status_lines, trial_table
@@ -353,8 +357,8 @@ def _check_inline(executor: str, **ray_options: Any) -> None:
     for name, value in ray_options.items():
         if executor == "inline" and value is not None:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} does not go with --executor inline: it has one trial "
-                "at a time, in this process"
+                f"--{name.replace('_', '-')} cannot be used with --executor inline, which runs "
+                "one trial at a time in this process"
             )
 
 
@@ -363,8 +367,8 @@ def _require_results(study_plan: Plan, ledger: Ledger) -> None:
 
     if not any(ledger[trial.fingerprint].evaluations for trial in study_plan.trials):
         raise UserError(
-            f"study {study_plan.study.name} has no figures in {ledger.workdir}: run it first, "
-            "or name its --workdir"
+            f"study {study_plan.study.name} has no figures in {ledger.workdir}: run it first, or "
+            "give its --workdir"
         )
 
 

@@ -188,5 +188,5 @@ def _parse_number(value: Any, name: str) -> float:
         with suppress(OverflowError):  # JSON's integers are unbounded
             number = float(value)
     if not math.isfinite(number):
-        raise RowError(f"{name} is {'missing' if value is None else 'no finite number'}")
+        raise RowError(f"{name} is {'missing' if value is None else 'not a finite number'}")
     return number

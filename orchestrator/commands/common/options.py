@@ -22,7 +22,7 @@ def make_workdir_option(text: str) -> Callable[[F], F]:
     """Return the option for the work directory."""
     return click.option(
         "--workdir",
-        type=PathType("folder", uri_hint="name a folder here, and give the address to --storage"),
+        type=PathType("folder", uri_hint="give a folder here, and the address as --storage"),
         default=Path("chip-runs"),
         show_default=True,
         help=text,
@@ -30,7 +30,7 @@ def make_workdir_option(text: str) -> Callable[[F], F]:
 
 
 #: The default work directory, which has all files of a study.
-workdir_option = make_workdir_option("Where runs, results and reports lie.")
+workdir_option = make_workdir_option("Folder of runs, results and reports.")
 
 
 def study_options(command: Any) -> Any:
@@ -40,12 +40,13 @@ def study_options(command: Any) -> Any:
         click.option(
             "--recipe",
             type=TextType(),
-            help="In place of the study's recipe: a variant of its own.",
+            help="Use this recipe instead of the study's; makes a variant of the study.",
         ),
         click.option(
             "--seeds",
             type=SeedsType(),
-            help="More seeds than the study's: --seeds 3 4. Only its own ones: a part of it.",
+            help="Further seeds for the study: --seeds 3 4. If all are the study's own, run only "
+            "these.",
         ),
         click.option(
             "--set",
@@ -53,7 +54,7 @@ def study_options(command: Any) -> Any:
             multiple=True,
             type=OverrideType(),
             metavar="KEY=VALUE",
-            help="Change a key of the recipe: a variant of its own.",
+            help="Change a key of the recipe; makes a variant of the study.",
         ),
         workdir_option,
         *_data_path_options(),
@@ -69,12 +70,12 @@ def _data_path_options() -> tuple[Any, ...]:
             "--benchmark-data",
             type=PathType(is_local=False),
             envvar="CHIP_ABLATE_BENCHMARK_DATA",
-            help="Holds each benchmark's files, in a folder named as it.",
+            help="Folder with the benchmarks' files, each in a folder with the benchmark's name.",
         ),
         click.option(
             "--judge-replies",
             type=PathType(is_local=False),
-            help="Replies that exist, in place of a judge's.",
+            help="Use existing replies instead of a judge.",
         ),
     )
 

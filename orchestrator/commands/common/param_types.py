@@ -17,7 +17,7 @@ import click
 
 from chip_core.utils.files import PathKind, expand_path, find_path_problem
 
-#: Above any hours, seconds or money that are meant, below what arithmetic overflows at.
+#: Above any reasonable number of hours, seconds or money, and small enough not to overflow.
 MAX_NUMBER = 1e9
 
 _MAX_SHOWN_LENGTH = 300  # characters of a path
@@ -123,9 +123,9 @@ class PathType(click.ParamType[Any]):
     """A path on this machine.
 
     Args:
-        kind: what may lie there already.
+        kind: what may already be there.
         exists: whether it must.
-        is_local: False for one that may be of other machines; then only its text is looked at.
+        is_local: False if it may be on other machines; then only its text is checked.
         uri_hint: what to use for an address of a storage.
     """
 

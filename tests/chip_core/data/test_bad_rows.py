@@ -85,7 +85,7 @@ IN_LINES: dict[str, tuple[Any, str]] = {
     "null byte": ({"image": "images/\0.jpg"}, "is not a path ("),
     "long": ({"image": "x" * 10_000}, "is not a path ("),
     "no text of a path": ({"image": "\ud800.jpg"}, "is not a path ("),
-    "URL": ({"image": "https://example.org/a.jpg"}, "is a URL: fetch the images"),
+    "URL": ({"image": "https://example.org/a.jpg"}, "is a URL: download the images"),
     "rejected image": ({"rejected_image": "images/9.jpg"}, "rejected image: no image 'images/9"),
 }
 

@@ -233,7 +233,7 @@ TOLD: dict[str, tuple[str, dict[str, Any], str]] = {
     "no answer": (M, {"images": ["a"], "prompt": "?", **ANSWERS, "chosen": []}, "chosen has messa"),
     "an empty answer": (M, {"images": ["a"], **PROMPTED, "chosen": ""}, "chosen is empty"),
     "equal": (M, {"images": ["a"], **PROMPTED, "chosen": SAID[2]}, "chosen and rejected are equal"),
-    "several images": (Q, {"images": ["a", "b"], **TEXT}, "images holds 2 images: one image a pai"),
+    "several images": (Q, {"images": ["a", "b"], **TEXT}, "images holds 2 images: one image per"),
     "several as one": (
         Q,
         {"image": ["a", "b"], **TEXT},

@@ -51,7 +51,7 @@ def cut_weights(folder: Path) -> str:
 def a_shard_is_missing(folder: Path) -> str:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return "has no model-2.safetensors: copy the folder again"
+    return "lacks model-2.safetensors: copy the folder again"
 
 
 def no_vision_model(folder: Path) -> str:
@@ -76,7 +76,7 @@ def no_json(folder: Path) -> str:
 
 def no_index(folder: Path) -> str:
     (folder / "model.safetensors.index.json").write_text("{}")
-    return "has no readable model.safetensors.index.json: copy the folder again"
+    return "lacks a readable model.safetensors.index.json: copy the folder again"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_weights_that_are_not_there_are_not_made_up(folder: Path) -> None:
 
 def no_template(folder: Path) -> str:
     (folder / "chat_template.jinja").unlink()
-    return "has no chat template, .*: add its chat_template.jinja to the folder"
+    return "has no chat template .*: add its chat_template.jinja to the folder"
 
 
 def no_end(folder: Path) -> str:

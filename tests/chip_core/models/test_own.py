@@ -89,9 +89,9 @@ def test_its_code_is_part_of_its_identity(own: Path) -> None:
 
 def test_a_hub_name_is_taken_at_one_commit_alone() -> None:
     named = ModelConfig(path="owner/name", trust_remote_code=True)
-    assert "write the 40 digits" in str(loading.find_model_problem(named))
+    assert "write its 40 digits" in str(loading.find_model_problem(named))
     branch = named.model_copy(update={"revision": "main"})
-    assert "write the 40 digits" in str(loading.find_model_problem(branch))
+    assert "write its 40 digits" in str(loading.find_model_problem(branch))
     commit = named.model_copy(update={"revision": "0123456789" * 4})
     assert loading.find_model_problem(commit) is None
     assert loading.identity(commit) != loading.identity(

@@ -166,13 +166,13 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
     (spoil_top, [("idle_timeout_minute", "did you mean 'idle_timeout_minutes'")]),
     (spoil_type, [("max_workers", "'two' is not of type 'integer'")]),
     (spoil_token, [("worker_start_ray_commands[1]", "put RAY_AUTH_MODE=token before it")]),
-    (spoil_making, [("head_start_ray_commands", "nothing makes a token")]),
+    (spoil_making, [("head_start_ray_commands", "no command creates a token")]),
     (spoil_syncing, [("cluster_synced_files", "write [~/.ray/auth_token] here")]),
     (spoil_path, [("worker_start_ray_commands[1]", "write the absolute path")]),
     (spoil_dashboard, [("head_start_ray_commands[2]", "write 127.0.0.1")]),
     (spoil_mlflow, [("head_start_ray_commands[4]", "opens MLflow")]),
     (spoil_driver, [("head_start_ray_commands", "offers no chip_driver")]),
-    (spoil_workers_driver, [("worker_start_ray_commands", "offer it on the head alone")]),
+    (spoil_workers_driver, [("worker_start_ray_commands", "offer it only on the head")]),
     (
         spoil_resources,
         [
@@ -190,17 +190,20 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
         [("metadata.chip_ablate.storage", "s4://: is not a supported kind of object store")],
     ),
     (spoil_both, [("metadata.chip_ablate", "or `storage`, a URI such as s3://BUCKET/FOLDER")]),
-    (spoil_neither, [("metadata.chip_ablate", "say where all machines find what one of them")]),
+    (spoil_neither, [("metadata.chip_ablate", "set the storage that all machines share")]),
     (
         spoil_versions,
         [
-            ("metadata.chip_ablate.versions.python", "3.9, and here is python 3."),
-            ("metadata.chip_ablate.versions.ray", "2.9.0, and here is ray 2."),
-            ("metadata.chip_ablate.versions.chip-ablate", "0.0.1, and here is chip-ablate 0."),
+            ("metadata.chip_ablate.versions.python", "3.9, but this machine has python 3."),
+            ("metadata.chip_ablate.versions.ray", "2.9.0, but this machine has ray 2."),
+            (
+                "metadata.chip_ablate.versions.chip-ablate",
+                "0.0.1, but this machine has chip-ablate 0.",
+            ),
         ],
     ),
     (spoil_settings, [("metadata.chip_ablate.venvs", "did you mean 'venv'")]),
-    (spoil_metadata, [("metadata.chip_ablate", "is missing: say venv, shared and workdir")]),
+    (spoil_metadata, [("metadata.chip_ablate", "is missing: set venv, shared and workdir")]),
     (
         spoil_head,
         [

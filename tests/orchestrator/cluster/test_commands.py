@@ -54,7 +54,7 @@ def test_a_good_file_is_said_to_be_good(call: Call, file: Path) -> None:
     assert (code, err) == (0, "")
     # Two machines of 16 CPUs; the study has 4 cells and 3 seeds, so 12 trials of one worker.
     assert out.splitlines() == [
-        f"{file}: nothing is wrong with it",
+        f"{file}: no problems found",
         "encoder: 12 trials at once; room for 32 workers",
     ]
 
@@ -107,9 +107,9 @@ def test_files_that_are_no_cluster_files(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--address", "auto"], "--address does not go with --cluster"),
-        (["--executor", "inline"], "--executor inline does not go with --cluster"),
-        (["--calibrate"], "--calibrate does not go with --cluster"),
+        (["--address", "auto"], "--address cannot be used with --cluster"),
+        (["--executor", "inline"], "--executor inline cannot be used with --cluster"),
+        (["--calibrate"], "--calibrate cannot be used with --cluster"),
     ],
 )
 def test_options_that_mean_nothing_on_a_cluster_are_refused(

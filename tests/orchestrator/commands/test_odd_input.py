@@ -45,11 +45,11 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
         "more",
                                            "1e10": "1,000,000,000 at most"}),
     ([*RUN, "--price-per-cpu-hour", "¤"], {"nan": "not a finite", "two": "not a finite"}),
-    ([*RUN, "--max-concurrent", "¤"], {"2": "does not go with --executor inline", "x": "not a "
+    ([*RUN, "--max-concurrent", "¤"], {"2": "cannot be used with --executor inline", "x": "not a "
         "whole"}),
     (["plan", "encoder", "--executor", "inline", "--max-concurrent", "¤"],
-     {"1": "does not go with --executor inline"}),
-    ([*RUN, "--address", "¤"], {"auto": "does not go with --executor inline", "": "is empty"}),
+     {"1": "cannot be used with --executor inline"}),
+    ([*RUN, "--address", "¤"], {"auto": "cannot be used with --executor inline", "": "is empty"}),
     (["run", "encoder", "--address", "¤"], {
         "here": "write auto, or HOST:PORT", "host:": "HOST:PORT", "host:0": "HOST:PORT",
         "host:70000": "HOST:PORT", ":6379": "HOST:PORT", "ray://h:1": "client protocol is not",
@@ -70,7 +70,7 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
         LONG: "File name too long", "/".join(["y" * 200] * 17): "is too long a path",
         "loop": "Too many levels of symbolic links", "loop/x": "symbolic links",
         "file": "is a file: name a folder", "file/x": "is below a file", "": "is empty",
-        " ": "is empty", "s3://b/k": "give the address to --storage", "gs://b": "is an address",
+        " ": "is empty", "s3://b/k": "and the address as --storage", "gs://b": "is an address",
         "file:///tmp/z": "is an address",
         "s3:/b/k": "is not a URI", "dangling": "a broken link",
         "a\nb": "a control character", "\x00": "a control character", "\udcff": "control character",
@@ -125,15 +125,16 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
         "s3://b/x": "is an address, not a path", LONG: "File name too long", "": "--out is empty",
     }),
     (["evaluate", "shapes", "--out", "o", "--benchmarks", "¤"], {
-        "shapes,": "'shapes,' has a comma with no name beside it", ",shapes": "no name beside it",
-        "shapes,,pope": "no name beside it", ",": "names none", "": "is empty",
+        "shapes,": "'shapes,' has a comma without a name next to it", ",shapes": "without a name "
+            "next to it",
+        "shapes,,pope": "without a name next to it", ",": "names none", "": "is empty",
         "shapes, shapes": "named twice", "shape": "did you mean 'shapes'?",
     }),
     ([*EVALUATE, "--limit", "¤"], {"0": "too small", "x": "not a whole number"}),
     ([*EVALUATE, "--limit", "3", "--set", "¤"],
-     {"limit=4": "--set limit and --limit say the same"}),
+     {"limit=4": "--set limit and --limit set the same"}),
     ([*EVALUATE, "--set", "¤"], {
-        "name=pope": "which benchmarks are asked is --benchmarks", "limit='3'": "write 3 without",
+        "name=pope": "the benchmarks are set by --benchmarks", "limit='3'": "write 3 without",
         "judge.model=m": "'shapes' asks no judge: leave `judge` out", "limit=true": "not true",
         "half=select": "select is tuned on", "num_beams=0": "greater than or equal to 1",
     }),
@@ -148,8 +149,8 @@ OPTIONS: list[tuple[list[str], dict[str, str]]] = [
      {"": "is empty", "own_term": "does not name any code", "none:x": "install it"}),
     (["cache", "--prune", "--older-than", "¤"], {"nan": "not a finite", "-1": "0 or more"}),
     (["represent", "shapes", "--out", "o", "--layer", "¤"], {"1.5": "not a whole number"}),
-    (["represent", "shapes", "--out", "o", "--seeds", "¤"], {"1": "--seeds is of a study"}),
-    (["represent", "shapes", "--out", "o", "--workdir", "¤"], {"w": "--workdir is of a study"}),
+    (["represent", "shapes", "--out", "o", "--seeds", "¤"], {"1": "--seeds is for studies"}),
+    (["represent", "shapes", "--out", "o", "--workdir", "¤"], {"w": "--workdir is for studies"}),
     (["represent", "shapes", "--items", "5", "--out", "¤"], {"file": "is a file", "": "is empty"}),
     (["gallery", "--out", "¤"], {"x.gif": ".gif is not a figure format", "file/x.png": "is below "
         "a file",

@@ -205,5 +205,5 @@ def test_the_inline_executor_refuses_it_in_one_line(
     told = CliRunner().invoke(
         cli, ["run", str(path), "--executor", "inline", "--workdir", str(tmp_path / "w")]
     )
-    assert "early_stopping: compares trainings under way" in str(told.exception)
+    assert "early_stopping: compares running trainings" in str(told.exception)
     assert not (tmp_path / "w").exists()

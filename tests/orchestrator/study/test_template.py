@@ -98,7 +98,7 @@ def test_a_file_is_never_written_over(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--name", "x"], "--question is not given, and nobody answers"),
+        (["--name", "x"], "--question is not given, and nobody can be asked"),
         ([*FLAGS, "--factor", "objective"], "'objective' is not a factor: write a key"),
         (
             [*FLAGS, "--factor", "seed=1,2"],

@@ -181,7 +181,7 @@ def false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("Forgetful", "every mode", "mode 1 gives another image than the same one in RGB"),
         ("Drawn", "another key", "declared fixed, but another seed gives another image"),
         ("First", "another key", "twelve seeds draw one image"),
-        ("Halved", "every size", r"declares that it keeps the size, and made \(200, 7\) of \(400"),
+        ("Halved", "every size", r"declares that it keeps the size, but turned \(400"),
         ("Void", "void", "no effect on an image of 400 × 300 with detail"),
         ("Undeclared", "void", r"no effect on an image of \(9, 9\), but void_where is not decl"),
         ("InPlace", "nothing else", "the true image is changed in place"),

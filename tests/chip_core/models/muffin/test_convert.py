@@ -132,7 +132,7 @@ def _no_square(folder: Path) -> str:
 def _other_tokens(folder: Path) -> str:
     source = made.released(folder)
     (source / "added_tokens.json").write_text(json.dumps({"<im_patch>": 5}))
-    return f"<im_patch> is 5 there, and would be {len(made.pieces()) + 1}"
+    return f"<im_patch> is 5 there, but should be {len(made.pieces()) + 1}"
 
 
 def _other_vocabulary(folder: Path) -> str:

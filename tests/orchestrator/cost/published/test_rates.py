@@ -127,10 +127,10 @@ def test_what_is_given_takes_the_place_of_what_is_published(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--gpus", "8"], "--gpus says how many of a --device there are: name that, too"),
+        (["--gpus", "8"], "--gpus is the number of --device GPUs: give --device, too"),
         (
             ["--device", "a100-40gb", "--gpus", "8", "--max-concurrent", "2"],
-            "--gpus and --max-concurrent both say how many trials run at a time",
+            "--gpus and --max-concurrent both set how many trials run at a time",
         ),
         (["--device", "abacus"], "'abacus' is not one of 'h100-80gb'"),
     ],
