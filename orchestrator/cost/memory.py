@@ -162,7 +162,7 @@ class MemoryEstimator:
             return step
         basis = step.basis
         if shards < config.engine.workers_per_trial:
-            basis += f"; taken for {shards} workers a machine"
+            basis += f"; assuming {shards} workers per machine"
         return replace(step, footprint=step.footprint.per_worker(shards), basis=basis)
 
     def _estimate_cached(
@@ -385,9 +385,8 @@ def require_fit(memory_fits: Sequence[MemoryFit]) -> None:
             for change in fit.changes
         )
         errors.append(
-            f"{fit.arms[0]}: a step takes about {_format_gib(fit.bytes)} of a GPU, and a trial "
-            "may take "
-            f"{_format_gib(fit.device)}: "
+            f"{fit.arms[0]}: a step takes about {_format_gib(fit.bytes)} of a GPU, but a trial "
+            f"may take {_format_gib(fit.device)}: "
             f"{remedies or 'choose a GPU with more memory, or a smaller model'}"
         )
     if errors:
@@ -544,6 +543,6 @@ def describe_parts(fit: MemoryFit) -> str:
 def describe_change(change: SettingsChange) -> str:
     """Return a change with which a training would fit, and its effect, in words."""
     changes = (
-        "another training, with figures of its own" if change.changes_figures else "rounding alone"
+        "a different training, with its own figures" if change.changes_figures else "rounding alone"
     )
     return f"fits with {change.option_text}: about {_format_gib(change.bytes)} (changes {changes})"

@@ -55,7 +55,7 @@ def power_from_runs(
             )
             for k in _seed_counts(seeds)
         ),
-        basis=f"variances of this study's {trials} trials so far, the hardest arm",
+        basis=f"variances of this study's {trials} trials so far, of the hardest arm",
     )
 
 

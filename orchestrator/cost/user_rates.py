@@ -38,7 +38,7 @@ class UserRates(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     start: float | None = Field(
-        None, ge=0, le=MAX_VALUE, description="seconds of a trial beside steps and answers"
+        None, ge=0, le=MAX_VALUE, description="seconds of a trial in addition to steps and answers"
     )
     step: float | None = Field(None, ge=0, le=MAX_VALUE, description="seconds of a training step")
     answer: float | None = Field(
@@ -54,7 +54,7 @@ class UserRates(BaseModel):
         None, ge=0, le=MAX_VALUE, description="seconds of a reference pass's sample"
     )
     rows: int | None = Field(
-        None, ge=1, le=10**12, description="of the data, where planning cannot count them"
+        None, ge=1, le=10**12, description="samples of the data, if planning cannot count them"
     )
     price_per_gpu_hour: float | None = Field(
         None, ge=0, le=MAX_VALUE, description="in your currency"

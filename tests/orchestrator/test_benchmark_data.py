@@ -203,7 +203,7 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
     amber = len(plan.benchmarks and made_items(data))
     line, step = evaluation_lines(plan, Ledger(tmp_path / "w"))
     assert str(step) == (
-        "scoring: a step of its own, without a GPU, beside the next trials' training"
+        "scoring: a separate step without a GPU, in parallel with the next trials' training"
     )
     left = 3 * (4 + amber + 9)  # the untrained model and two trials
     assert str(line) == (
@@ -229,7 +229,7 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
     )  # fmt: skip
     ledger.record_answers(plan.arms[1].trials[0], "scored", 1, "trials/y", answered)
     line, *_ = evaluation_lines(plan, ledger)
-    assert f"{left - amber} answers to make; {amber} answers are there, to be scored" in str(line)
+    assert f"{left - amber} answers to generate; {amber} existing answers to score" in str(line)
 
 
 def made_items(data: Path) -> list[object]:

@@ -152,7 +152,7 @@ def test_a_first_run_that_is_refused_writes_nothing(
     # Of no trial it is known how long it takes.
     path.write_text(STUDY)
     assert call(*run[:-2], "--budget", "price=5") == 2
-    assert "what the study takes is not known" in capsys.readouterr().err
+    assert "the study's cost is unknown" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -116,7 +116,8 @@ def test_names_that_mlflow_does_not_take_are_told(
     plan = plan_of(STUDY.replace("[shapes]", "[shapes, {name: my_benchmarks:Colours}]"))
     lines = [str(line) for line in plan_lines(plan, tmp_path)]
     assert (
-        f"in MLflow '{name}' is called '{encode_name(name)}': it does not take that name" in lines
+        f"in MLflow '{name}' is called '{encode_name(name)}', because MLflow does not accept that "
+        "name" in lines
     )
     assert plan_to_json(plan, tmp_path)["mlflow_names"] == {name: encode_name(name)}
 

@@ -130,9 +130,9 @@ def test_choices_become_verdicts_of_the_second_arm(pool: AnswerPool, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": "other"}, "no sheet that was saved"),
-        ({"choices": ["x"]}, "no sheet that was saved"),
-        ({"choices": 3}, "no sheet that was saved"),
+        ({"format": "other"}, "not a saved sheet"),
+        ({"choices": ["x"]}, "not a saved sheet"),
+        ({"choices": 3}, "not a saved sheet"),
         ({"choices": ["a"]}, "it was changed"),
         ({"sheet": 7}, "has no sheet 7"),
     ],
