@@ -34,8 +34,8 @@ def compute_printed_metrics(
     for name in infos:
         if compute_rate(items[name]) is None:
             raise UserError(
-                f"{scorer}: {name} is of nothing here: the official script divides by zero and "
-                "stops; --protocol corrected gives what is defined"
+                f"{scorer}: {name} has nothing to count here: the official script divides by zero "
+                "and stops; --protocol corrected gives the figures that are defined"
             )
     return _compute(infos, items, digits=digits)
 

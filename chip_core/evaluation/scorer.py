@@ -161,6 +161,6 @@ def require_protocol(scorer: Scorer, protocol: ProtocolName) -> None:
     if protocol not in scorer.protocols:
         choices = ", ".join(name for name in PROTOCOLS if name in scorer.protocols)
         raise UserError(
-            f"{scorer.name}: protocol {protocol} is not known here (the paper says nothing of it): "
-            f"choose from {choices}"
+            f"{scorer.name}: protocol {protocol} is unknown here (the paper says nothing about "
+            f"it): choose from {choices}"
         )

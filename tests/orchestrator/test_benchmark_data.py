@@ -189,9 +189,9 @@ def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data
             console=Console(quiet=True),
         )
     first, second, third = raised.value.problems
-    assert first.startswith("amber: 1 of 1 pictures are not there: ")
+    assert first.startswith("amber: 1 of 1 pictures are missing: ")
     assert second.startswith(f"mmhal: there is no folder {data}/mmhal")
-    assert third.startswith("mmhal: its answers are read by a judge and there is none")
+    assert third.startswith("mmhal: its answers need a judge and there is none")
     assert executor.jobs == []
     assert [str(line) for line in readiness_lines(plan, tmp_path / "w")] == [
         f"cannot run yet: {problem}" for problem in raised.value.problems
@@ -238,13 +238,13 @@ def made_items(data: Path) -> list[object]:
 
 def test_the_same_questions_are_not_tuned_on_and_quoted(tmp_path: Path) -> None:
     text = STUDY.replace("[{name: shapes, limit: 4}]", "[pope]")
-    with pytest.raises(ConfigError, match=r"benchmarks.report\[1\]: 'pope' is under `select` too"):
+    with pytest.raises(ConfigError, match=r"benchmarks.report\[1\]: 'pope' is also under `select`"):
         planned(tmp_path, DataPaths(), text)
 
 
 def test_a_protocol_that_a_benchmark_does_not_know_is_told(tmp_path: Path) -> None:
     text = STUDY.replace("corrected", "chip")
-    with pytest.raises(ConfigError, match="'pope' knows no protocol 'chip': choices: corrected, "):
+    with pytest.raises(ConfigError, match="'pope' has no protocol 'chip': choices: corrected, "):
         planned(tmp_path, DataPaths(), text)
 
 
@@ -352,7 +352,7 @@ def test_evaluate_says_what_could_not_be_read(
         (["--benchmarks", "popee"], "unknown benchmark 'popee': did you mean 'pope'"),
         (["--benchmarks", ","], "--benchmarks: names none"),
         (["--benchmarks", "pope,pope"], "a benchmark is named twice"),
-        (["--benchmarks", "pope"], "pope: its questions are in files: name the folder"),
+        (["--benchmarks", "pope"], "pope: its questions are in files: give the folder"),
         (["--benchmarks", "shapes", "--set", "limits=3"], "--set: limits: unknown key"),
         (["--benchmarks", "shapes", "--set", "judge.base_url=x"], "--set: judge"),
         (["--benchmarks", "shapes", "--base", "x"], "--base: shapes holds no adapter"),
@@ -385,7 +385,7 @@ def test_a_package_that_a_training_lacks_is_said_before_anything_is_written(
     monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
     plan = plan_of(overrides={"optimizer.states": "int8"})
     said = (
-        "optimizer.states is int8, and torchao is not installed here: "
+        "optimizer.states is int8, but torchao is not installed here: "
         "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
     )
     assert plan.missing_requirements == [said]

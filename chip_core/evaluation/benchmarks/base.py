@@ -67,7 +67,7 @@ class FileBenchmark(Benchmark):
 
     def _folder(self, data: Path | None) -> Path:
         if data is None:
-            raise UserError(f"{self.name}: its folder is not given: name it by --benchmark-data")
+            raise UserError(f"{self.name}: its folder is not given: give it with --benchmark-data")
         return data
 
 

@@ -149,7 +149,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
             ),
             PublishedFile(
                 names=("questions.jsonl",),
-                source="yours: rows of image_id, and question where you have one",
+                source="yours: rows of image_id, and question if you have one",
                 use="asking",
             ),
             PublishedFile(

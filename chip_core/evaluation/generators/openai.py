@@ -142,8 +142,8 @@ class OpenAIGenerator(Generator):
         for item in items:
             if marks := special_tokens.find(item.prompt):
                 raise TrialError(
-                    f"item {item.id} holds {marks[0]}, a mark of the model, which a server reads "
-                    "as what it does and not as text: answer this benchmark by "
+                    f"item {item.id} holds {marks[0]}, a special token of the model, which a "
+                    "server does not read as text: answer this benchmark with "
                     "evaluation.generator: transformers"
                 )
 
@@ -181,16 +181,18 @@ class OpenAIGenerator(Generator):
             raise TrialError(
                 self._prefix_message(
                     f"no answer to item {item.id} within {self._settings.timeout:g} s: raise "
-                    "evaluation.generator.timeout; answers that came are kept"
+                    "evaluation.generator.timeout; answers received so far are kept"
                 )
             ) from None
         except openai.APIConnectionError:
             raise ServerLostError(
-                self._prefix_message("no connection: start it again; answers that came are kept")
+                self._prefix_message(
+                    "no connection: start it again; answers received so far are kept"
+                )
             ) from None
         except (openai.OpenAIError, ValueError, TypeError) as error:
             raise TrialError(
-                self._prefix_message(f"no chat completion came ({type(error).__name__})")
+                self._prefix_message(f"there was no chat completion ({type(error).__name__})")
             ) from None
         return self._to_response(item, served, completion)
 
@@ -206,7 +208,7 @@ class OpenAIGenerator(Generator):
         reason = choices[0].finish_reason if choices else "nothing"
         if reason not in ("stop", "length"):
             raise TrialError(
-                self._prefix_message(f"its answer to item {item.id} ended by '{reason}'")
+                self._prefix_message(f"its answer to item {item.id} ended with '{reason}'")
             )
         assert choices
         usage = getattr(completion, "usage", None)

@@ -229,7 +229,7 @@ class Batches:
             try:
                 batch = self._client.batches.retrieve(record.batch)
             except openai.NotFoundError:
-                warn_once(f"batch {record.batch} is not known any more: its calls are made again")
+                warn_once(f"batch {record.batch} is no longer known: its calls are sent again")
                 path.unlink(missing_ok=True)
                 return {}
             if not isinstance(batch.status, str):
@@ -249,7 +249,7 @@ class Batches:
                 if not self._lost_keys.isdisjoint(record.keys):
                     raise  # do not pay again and again at an endpoint that never has them
                 self._lost_keys.update(record.keys)
-                warn_once(f"batch {record.batch}: its replies are gone: its calls are made again")
+                warn_once(f"batch {record.batch}: its replies are gone: its calls are sent again")
                 return {}
             path.unlink()
         if batch.status == "failed":
@@ -291,7 +291,7 @@ class Batches:
             *(ValueError, KeyError, TypeError, AttributeError, OverflowError),
             RecursionError,
         ):
-            return "", BatchRowError(status_code=0, body="no row of a batch")
+            return "", BatchRowError(status_code=0, body="not a row of a batch")
         if status == 200 and isinstance(body, dict):
             try:
                 return key, self._parse_reply(ChatCompletion.construct(**body))
@@ -317,7 +317,8 @@ class Batches:
                 record = self._read_record(path)
             except (OSError, ValueError, KeyError, TypeError):
                 warn_once(
-                    f"{path} has changed since it was written: what its batch asks is asked again"
+                    f"{path} has changed since it was written: the calls of its batch are sent "
+                    "again"
                 )
                 path.unlink(missing_ok=True)
                 continue

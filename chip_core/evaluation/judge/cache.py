@@ -115,7 +115,7 @@ class ReplyCache:
             )
         except (ValueError, KeyError, TypeError):
             warn_once(
-                f"{self._file}: a reply has changed since it was written: it is asked for again"
+                f"{self._file}: a reply has changed since it was written: it is requested again"
             )
             return
         self._replies.setdefault(key, reply)

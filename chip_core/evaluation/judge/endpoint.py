@@ -153,7 +153,7 @@ class EndpointJudge:
         except openai.OpenAIError:
             raise TrialError(
                 self._prefix_message(
-                    "no connection; a batch that was made is waited for by the next run"
+                    "no connection; the next run waits for a batch that was created"
                 )
             ) from None
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
@@ -177,7 +177,7 @@ class EndpointJudge:
             raise TrialError(
                 self._prefix_message(
                     f"its budget of {budget.calls} calls, of which {calls} are spent, does not "
-                    f"hold the {count} of its batches: raise judge.budget.calls"
+                    f"cover the {count} of its batches: raise judge.budget.calls"
                 )
             )
         if budget.tokens is not None and tokens >= budget.tokens:
@@ -263,7 +263,8 @@ class EndpointJudge:
                 return None
             except openai.NotFoundError as error:
                 self._stop_reason = self._prefix_message(
-                    f"knows no such model, or no such address (HTTP 404){self._quote_error(error)}"
+                    "does not have this model, or the address is wrong (HTTP "
+                    f"404){self._quote_error(error)}"
                 )
                 return None
             except openai.APIStatusError as error:
@@ -328,8 +329,8 @@ class EndpointJudge:
             self._consecutive_failures = 0 if reply is not None else self._consecutive_failures + 1
             if self._consecutive_failures >= _MAX_FAILURES and self._stop_reason is None:
                 self._stop_reason = self._prefix_message(
-                    f"{_MAX_FAILURES} calls one after the other failed{self._last_failure}; "
-                    "replies that came are kept"
+                    f"{_MAX_FAILURES} calls in a row failed{self._last_failure}; replies received "
+                    "so far are kept"
                 )
 
     def _prefix_message(self, message: str) -> str:
@@ -342,12 +343,12 @@ def find_endpoint_problem(settings: JudgeConfig) -> str | None:
     import importlib.util
 
     if importlib.util.find_spec("openai") is None:
-        return "a judge is asked by the package openai: pip install 'chip-ablate[judge]'"
+        return "judges are called with the package openai: pip install 'chip-ablate[judge]'"
     name = settings.api_key_env
     if name is not None and not os.environ.get(name):
         return (
-            f"judge {settings.model}: {name} is not set: put the key into it, "
-            "or name another by judge.api_key_env (null where the endpoint wants none)"
+            f"judge {settings.model}: {name} is not set: put the key into it, or name another "
+            "variable with judge.api_key_env (null if the endpoint needs none)"
         )
     return None
 

@@ -88,7 +88,7 @@ def test_what_cannot_be_halved_is_told() -> None:
     shared = [Item(id=str(n), prompt="?", pictures=(picture("a.png"),)) for n in range(20)]
     with pytest.raises(UserError, match=r"pope: picture a.png is in both halves: let the"):
         select_half(shared, config(half="select"), ByItem())
-    with pytest.raises(UserError, match=r"pope: nothing is in its (select|report) half"):
+    with pytest.raises(UserError, match=r"pope: its (select|report) half is empty"):
         select_half(shared, config(half="select"), Own())  # by picture: one group
 
 
@@ -120,13 +120,17 @@ def test_a_half_is_part_of_the_evaluations_identity() -> None:
 @pytest.mark.parametrize(
     ("select", "report", "problem"),
     [
-        ("pope", "pope", "has one set of questions: what was tuned on is not quoted"),
+        (
+            "pope",
+            "pope",
+            "has only one set of questions, and questions used for tuning cannot be reported",
+        ),
         (
             {"name": "pope", "half": "select"},
             "pope",
-            "is halved on one side and asked whole under `report`: write `half: report` there",
+            "is halved on one side but used whole under `report`: write `half: report` there",
         ),
-        ("pope", {"name": "pope", "half": "report"}, "asked whole under `select`"),
+        ("pope", {"name": "pope", "half": "report"}, "used whole under `select`"),
         (
             {"name": "pope", "half": "select"},
             {"name": "pope", "half": "report", "half_seed": 1},
@@ -135,7 +139,7 @@ def test_a_half_is_part_of_the_evaluations_identity() -> None:
         (
             {"name": "shapes", "half": "select"},
             "pope",
-            "has other questions on each side by itself: leave `half` out",
+            "already has different questions on each side: leave out `half`",
         ),
     ],
 )

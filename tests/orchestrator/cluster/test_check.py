@@ -182,7 +182,7 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
     ),
     (spoil_autoscaler, [("head_start_ray_commands", "put RAY_enable_autoscaler_v2=0")]),
     (spoil_bootstrap, [("head_start_ray_commands[2]", "no worker is ever started")]),
-    (spoil_workdir, [("metadata.chip_ablate.workdir", "does not lie in /mnt/chip-ablate")]),
+    (spoil_workdir, [("metadata.chip_ablate.workdir", "is not in /mnt/chip-ablate")]),
     (spoil_shared, [("metadata.chip_ablate.shared", "each machine has its own /tmp")]),
     (without_a_shared_disk, []),
     (
@@ -212,7 +212,7 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
             ("max_workers", "the others stay unused: write 3"),
         ],
     ),
-    (spoil_counts, [("min_workers", "1, and there are 2 worker_ips")]),
+    (spoil_counts, [("min_workers", "1, but there are 2 worker_ips")]),
     (spoil_quotes, [("setup_commands[1]", "is not a shell command")]),
     (spoil_docker, [("docker.image", "reaches machines, not containers")]),
     (spoil_nothing_by_exporting, []),
@@ -390,7 +390,9 @@ def test_a_trial_that_finds_no_room_is_told(tmp_path: Path) -> None:
     need = ResourceNeed(num_workers=16, per_worker={"CPU": 1.0, "GPU": 1.0}, trials=4)
     ((key, what),) = problems(load_example("cluster.yaml"), tmp_path, need)
     assert key == "provider.worker_ips"
-    assert "16 worker(s) of 1 CPU and 1 GPU each, and room is for 8" in what  # 2 machines of 4
+    assert (
+        "16 worker(s) of 1 CPU and 1 GPU each, but there is room for 8" in what
+    )  # 2 machines of 4
 
 
 def test_machines_of_ones_own_must_say_what_they_have(tmp_path: Path) -> None:

@@ -178,4 +178,4 @@ def test_nothing_is_sent_to_a_cluster_that_will_not_do(
 def test_attach_without_a_job(call: Call) -> None:
     code, _, err = call("attach")
     assert code == 2
-    assert "no job was submitted from here: name its --cluster FILE" in err
+    assert "no job was submitted from here: give its --cluster FILE" in err

@@ -56,7 +56,7 @@ def test_which_engine_answers_later_picks_nothing(plan_of: PlanOf) -> None:
         (
             BOTH,
             {**SCORED, "training.pick": {"rule": "best", "metric": "shapes/chair_i"}},
-            "training.pick.metric: unknown metric 'shapes/chair_i', or not of `select`",
+            "training.pick.metric: unknown metric 'shapes/chair_i', or not under `select`",
         ),
         (TUNED, SCORED, "training.score_at: a search (`tune`) compares finished trainings"),
     ],

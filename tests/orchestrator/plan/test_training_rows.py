@@ -132,7 +132,7 @@ def test_a_broken_image_is_one_line_before_anything_is_written(
             f"{place}: {called}the image is broken ("
         )
         assert said[0].endswith(
-            "): fix them, or leave them out by data.on_bad_row=skip (`chip-ablate data check` "
+            "): fix them, or leave them out with data.on_bad_row=skip (`chip-ablate data check` "
             "lists all)"
         )
         left = [path.name for path in Path(workdir).rglob("*")] if Path(workdir).exists() else []

@@ -206,7 +206,7 @@ def test_a_syntax_error_is_told_with_its_line(load: Load) -> None:
 
 def test_a_key_that_stands_twice_is_refused(load: Load) -> None:
     (found,) = problems(load, STUDY + "\nseeds: [3]\n")
-    assert "the key 'seeds' is listed twice" in found
+    assert "the key 'seeds' is set twice" in found
 
 
 def test_all_problems_at_once(load: Load) -> None:

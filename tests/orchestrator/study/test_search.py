@@ -71,8 +71,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (
             SIDES,
             "select: [shapes, pope]\n  report: [shapes, pope]",
-            "benchmarks.report[1]: 'pope' is under `select` too and has one set of questions: what "
-            "was tuned on is not quoted: name it on one side, or halve it: `half: select` there "
+            "benchmarks.report[1]: 'pope' is also under `select` and has only one set of "
+            "questions, and questions used for tuning cannot be reported: name it on one side, or "
             "and `half: report` here",
         ),
         (
@@ -126,12 +126,12 @@ def test_in_the_study_file(
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("benchmarks.select=[pope]", "--set: benchmarks.select: what is tuned on and what is "),
+        ("benchmarks.select=[pope]", "--set: benchmarks.select: the benchmarks to tune on and "),
         (
             "benchmarks={select: [pope]}",
             "--set: benchmarks: the benchmarks to tune on and to report",
         ),
-        ("tune.metric=shapes/chair_i", "--set: tune.metric: what a search is judged by is the"),
+        ("tune.metric=shapes/chair_i", "--set: tune.metric: searches are set only by the"),
         (
             "optimizer.lr=1e-6",
             "tune.keys.optimizer.lr: is also set by --set: each arm chooses it, so leave out --set",
@@ -217,7 +217,7 @@ def test_by_the_interface_for_programs(load: Callable[..., Study]) -> None:
         ("[1e-5, 5e-5, 1e-4]", "[fast]", "tune.keys.optimizer.lr[0]: input should be a valid "),
         ("[1e-5, 5e-5, 1e-4]", "[]", "tune.keys.optimizer.lr: has no values: give at least one"),
         ("[1e-5, 5e-5, 1e-4]", "[1, 1]", "tune.keys.optimizer.lr: 1 is listed twice: remove one"),
-        ("[1e-5, 5e-5, 1e-4]", "{low: 1, high: 2}", "tune.trials: is missing: a range has no end"),
+        ("[1e-5, 5e-5, 1e-4]", "{low: 1, high: 2}", "tune.trials: is missing: a range has endless"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 2, high: 1}\n  trials: 2", "low is not below high"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 0, high: 1, log: true}\n  trials: 2", "begins above 0"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 0.0, high: 1}\n  trials: 2", "optimizer.lr[low]: input"),

@@ -174,7 +174,7 @@ def _load_questions(data: Path, resources: Resources) -> dict[str, _Question]:
             raise UserError(f"{row.location}: category '{category}' has no rule in {rules_file}")
         if row.id("image") not in contexts:
             raise UserError(
-                f"{row.location}: context.jsonl says nothing of image {row.id('image')}"
+                f"{row.location}: context.jsonl says nothing about image {row.id('image')}"
             )
         rule_row = reading.FileRow(location=f"{rules_file} llava_bench_{category}", values=rule)
         questions[item] = _Question(

@@ -106,7 +106,7 @@ def read_reply(reply: str | None) -> list[str]:
         names = parse(text)
         if names is not None:
             return names
-    raise UnreadableReplyError("the judge's reply holds no list of names")
+    raise UnreadableReplyError("the judge's reply does not contain a list of names")
 
 
 _MAX_LENGTH = 50_000  # characters: no judge is asked for so many

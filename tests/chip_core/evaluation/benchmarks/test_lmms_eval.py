@@ -133,7 +133,7 @@ def test_what_is_missing_is_said_with_what_gets_it(
 
 def test_models_that_it_cannot_load(model: Path, tmp_path: Path) -> None:
     (model / "config.json").write_text('{"model_type": "shapes"}')
-    with pytest.raises(UserError, match="no adapter that is known here for 'shapes'"):
+    with pytest.raises(UserError, match="no known adapter for 'shapes'"):
         runner.evaluate(model, ["mmvet"], folder=tmp_path / "out")
     assert runner.evaluate(model, ["mmvet"], folder=tmp_path / "out", adapter="dummy").scored
     (model / "config.json").rename(model / "adapter_config.json")

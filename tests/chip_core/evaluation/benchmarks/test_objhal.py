@@ -149,9 +149,9 @@ def test_a_reply_that_fails(data: Path, plain_language: None) -> None:
 @pytest.mark.parametrize(
     ("replies", "why"),
     [
-        ({}, "response_hallucination is of nothing here"),
-        ({1: "[]"}, "response_hallucination is of nothing here"),
-        ({5: '["dog"]'}, "object_recall is of nothing here"),
+        ({}, "response_hallucination has nothing to count here"),
+        ({1: "[]"}, "response_hallucination has nothing to count here"),
+        ({5: '["dog"]'}, "object_recall has nothing to count here"),
         ({1: '["bus"]'}, "every named object is wrong"),
     ],
 )

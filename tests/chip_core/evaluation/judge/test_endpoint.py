@@ -321,7 +321,7 @@ def test_an_endpoint_that_is_away_fails_the_trial_soon(tmp_path: Path) -> None:
 
     with serving(down) as server:
         asked = judge(server, tmp_path, retries=0, concurrency=2)
-        with pytest.raises(TrialError, match=r"8 calls one after the other failed \(HTTP 503\)"):
+        with pytest.raises(TrialError, match=r"8 calls in a row failed \(HTTP 503\)"):
             asked.ask(requests(100))
         assert len(server.calls) <= 8 + 2
         with pytest.raises(TrialError, match=r"no call was answered \(HTTP 503\)"):
@@ -330,7 +330,7 @@ def test_an_endpoint_that_is_away_fails_the_trial_soon(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(401, r"refuses the key \(HTTP 401\)"), (403, "refuses"), (404, "knows no such model")],
+    [(401, r"refuses the key \(HTTP 401\)"), (403, "refuses"), (404, "does not have this model")],
 )
 def test_a_refusal_stops_at_once_and_tells_no_key(
     status: int, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

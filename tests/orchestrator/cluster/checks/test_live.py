@@ -68,7 +68,7 @@ def test_a_good_cluster_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"shared": False}, "does not see in /mnt/s what the head wrote there"),
         ({"resources": {"CPU": 16.0, "chip_driver": 4.0}}, "is a worker and offers chip_driver"),
-        ({"resources": {"CPU": 8.0}}, "has 8 CPU, and metadata.chip_ablate.worker says 16"),
+        ({"resources": {"CPU": 8.0}}, "has 8 CPU, but metadata.chip_ablate.worker says 16"),
         ({"error": "the node died"}, "does not answer: the node died"),
     ],
 )
