@@ -72,8 +72,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             SIDES,
             "select: [shapes, pope]\n  report: [shapes, pope]",
             "benchmarks.report[1]: 'pope' is also under `select` and has only one set of "
-            "questions, and questions used for tuning cannot be reported: name it on one side, or "
-            "and `half: report` here",
+            "questions, and questions used for tuning cannot be reported: name it on one side, "
+            "or halve it: `half: select` there and `half: report` here",
         ),
         (
             SIDES,
