@@ -1,8 +1,8 @@
 """Keep a family's special tokens in texts as text: `<image>`, `<|im_start|>`, `</s>` as words.
 
-A tokenizer makes one token of a special token wherever it stands, and a processor takes each
-`<image>` for the place of a picture. Chat templates write both into the same string as a row's
-texts. So a text with a special token is rendered as a stand-in, and becomes text again when it is
+A tokenizer turns a special token into one token anywhere in a text, and a processor treats each
+`<image>` as the position of a picture. Chat templates write both into the same string as a row's
+texts. So a text with a special token is rendered as a stand-in, which becomes text again when it is
 tokenized: between the template's own special tokens, with `split_special_tokens`. Texts without
 them are unchanged.
 """

@@ -37,7 +37,7 @@ VIEWS: dict[str, tuple[Image, Response]] = {
 Quantity = Literal["logps", "logits", "best_other"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
-#: View -> what is read of it.
+#: View -> the quantities that are read of it.
 Reads = Mapping[str, frozenset[Quantity]]
 
 #: Columns of rows that objectives read, each an object: its key -> the response with a number per

@@ -104,7 +104,7 @@ class Trainer:
             processor: its processor.
             pairs: the preference pairs.
             folder: the trial's folder: each step's figures go to its curves.jsonl, written by the
-                first worker, and checkpoints beside it; all workers write sharded checkpoints.
+                first worker, and checkpoints next to it; all workers write sharded checkpoints.
             compute: device, workers and parallelism of the training; None: this process, here.
             caches: the reference caches that may be read.
             encodings: prompts that the processor encoded in this process before.

@@ -105,7 +105,7 @@ def import_and_freeze(*names: str) -> None:
 def free_memory() -> None:
     """Return a trial's memory to the GPU and to the system.
 
-    glibc keeps freed memory of a process's threads until it is told to trim.
+    glibc keeps freed memory of a process's threads until `malloc_trim` is called.
     """
     gc.collect()
     torch = sys.modules.get("torch")

@@ -88,7 +88,7 @@ class Workers:
         result: T | None = None
         try:
             result = make()
-        except Exception as error:  # the waiting others are told before it is raised
+        except Exception as error:  # the other workers, which wait, are informed first
             failure = error
         reports = self.all_gather((_failure_reason(failure), result))
         if failure is not None:

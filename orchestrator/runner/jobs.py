@@ -87,7 +87,7 @@ def _remove_changed_copies(plan: Plan, ledger: Ledger, storage: Path) -> bool:
 
 
 def make_jobs(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
-    """Return (job, trial, attempt number) of what is left to run, the untrained model first.
+    """Return (job, trial, attempt number) for everything left to run, the untrained model first.
 
     A trained trial without a benchmark's figures is only evaluated, not trained again. One with
     answers is only scored, without a model.

@@ -91,8 +91,7 @@ class Grid:
         return cells if self.dependency_order == tuple(self.levels) else self._sort_cells(cells)
 
     def find_mismatches(self, levels_by_factor: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-        """Yield (factor, surplus) for each factor that a mapping misses, or has although it does
-        not apply.
+        """Yield (factor, surplus) for each missing factor and each that does not apply.
 
         A mapping without such factors is a cell.
 

@@ -407,7 +407,7 @@ def _load_pipeline(folder: str) -> Any:
     from diffusers import AutoPipelineForInpainting
 
     parts = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
-    # A safety checker returns black images, and nobody sees what is painted here.
+    # A safety checker would return black images, and no person sees these images.
     checker = {"safety_checker": None} if "safety_checker" in parts else {}
     try:
         pipeline = AutoPipelineForInpainting.from_pretrained(

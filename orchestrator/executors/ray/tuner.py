@@ -517,8 +517,7 @@ class WaitingTrialsStopper(NoStateMixin, tune.Stopper):  # type: ignore[misc]
 
 
 class WaitingNotice(NoStateMixin, tune.Callback):  # type: ignore[misc]
-    """Reports what trials without resources wait for. They keep waiting, because a cluster may
-    grow.
+    """Reports what trials without resources wait for; they keep waiting for a cluster to grow.
 
     A trial of several workers has a slot at once, in which it waits until Train has placed them.
     """
