@@ -55,7 +55,7 @@ def test_a_trained_folder_is_scored_as_its_trial_was(
 
 def test_an_adapter_needs_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
-    with pytest.raises(UserError, match="names no base model: give it by --base"):
+    with pytest.raises(UserError, match="names no base model: give it with --base"):
         evaluate_model(str(tmp_path), ASKED, folder=tmp_path / "out", data_paths=DataPaths())
     with pytest.raises(UserError, match="--base: shapes holds no adapter"):
         evaluate_model("shapes", ASKED, folder=tmp_path / "out", data_paths=DataPaths(), base="x")
@@ -133,7 +133,9 @@ def test_another_base_than_an_adapter_names_is_told(
     said = json.loads((gone / "adapter_config.json").read_text())
     said["base_model_name_or_path"] = "./nowhere"
     (gone / "adapter_config.json").write_text(json.dumps(said))
-    with pytest.raises(ConfigError, match=r"gone: its base model: no folder nowhere: .* by --base"):
+    with pytest.raises(
+        ConfigError, match=r"gone: its base model: no folder nowhere: .* with --base"
+    ):
         score(None, gone)
     score("shapes", gone)
 

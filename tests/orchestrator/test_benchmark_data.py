@@ -208,11 +208,11 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
     left = 3 * (4 + amber + 9)  # the untrained model and two trials
     assert str(line) == (
         f"questions a trial: select/shapes 4 of 500, report/amber {amber}, report/pope 9 of 18; "
-        f"{left} answers to make"
+        f"{left} answers to generate"
     )
     unknown = planned(tmp_path, DataPaths())
     line, _ = evaluation_lines(unknown, Ledger(tmp_path / "w"))
-    assert "report/amber unknown, report/pope unknown; 12 answers to make" in str(line)
+    assert "report/amber unknown, report/pope unknown; 12 answers to generate" in str(line)
     trial = plan.arms[0].trials[0]
     ledger = Ledger(tmp_path / "w")
     from chip_core.results import AnsweredTrial, Answers, TrialResult

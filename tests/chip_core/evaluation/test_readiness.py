@@ -187,7 +187,7 @@ def test_the_same_question_on_both_sides_is_found_by_its_content(
 ) -> None:
     own = {"a": SaysItSplits(), "b": SaysItSplits(), "c": OtherPictures()}
     monkeypatch.setattr("chip_core.evaluation.readiness.find_benchmark", own.__getitem__)
-    said = "its question report/1 is asked under `select`, too, by a: what was tuned on"
+    said = "its question report/1 is asked under `select`, too, by a: questions used for tuning"
     assert (
         said in find_shared_questions(both("a", "a"), DataPaths())[0]
     )  # says of itself that it splits

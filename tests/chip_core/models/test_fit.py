@@ -334,7 +334,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
             for name in weights
         },
         r"llava: 1 have another shape \(base_model.model.lm_head.lora_A.weight is 2×64, "
-        r"there it is 2×32\): name the model",
+        r"in the model 2×32\): name the model",
     ),
     "one number for many": (  # torch would spread it over all
         lambda weights: {
@@ -348,7 +348,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
             for name in weights
         },
         r"2 of its weights are not finite \(base_model.model.lm_head.lora_A.weight, .*\): what "
-        r"wrote them had failed; take an earlier one$",
+        r"program that wrote them had failed; use an earlier file$",
     ),
     "endless numbers": (
         lambda weights: {name: weights[name] / ("B.w" not in name) for name in weights},

@@ -282,7 +282,7 @@ def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.match(r"engine.compile is layers, but there is no C\+\+ compiler here \(.*\): ", line)
     monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
     (line,) = find_unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
-    assert line.startswith("engine.compile is layers, and triton is not installed here")
+    assert line.startswith("engine.compile is layers, but triton is not installed here")
 
 
 @pytest.mark.slow

@@ -241,7 +241,7 @@ def test_several_workers_are_refused_before_anything_is_run(
         update={"engine": shapes_config(engine__workers_per_trial=2).engine}
     )
     (told,) = find_unmet_requirements(config)
-    assert told.startswith("pairs.rounds is 2, and one worker samples a model: write engine.")
+    assert told.startswith("pairs.rounds is 2, but only one worker samples a model: write engine.")
     with pytest.raises(TrialError, match="this trial has 1|one worker samples a model"):
         run_trial(config, folder=tmp_path)
     assert not (tmp_path / "rounds").exists()

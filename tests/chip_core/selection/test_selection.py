@@ -83,7 +83,7 @@ def test_only_select_picks() -> None:
     (unknown,) = find_selection_problems(
         declared(score_at=[0.5], pick={**BEST, "metric": "shapes/chair_i"})
     )
-    assert unknown.startswith("training.pick.metric: unknown metric 'shapes/chair_i', or not of")
+    assert unknown.startswith("training.pick.metric: unknown metric 'shapes/chair_i', or not under")
     assert "did you mean 'select/shapes/chair_i'?" in unknown
     constraint = {"metric": "select/shapes/covr", "max_drop": 1}
     (covr,) = find_selection_problems(
@@ -139,7 +139,7 @@ def test_a_constraint_leaves_out_what_says_less_than_the_untrained_model() -> No
         "untrained"
     )
     none = pick_checkpoint(config, points((0, 9.0, 90.0), (10, 4.0, 85.0), (40, 1.0, 80.0)))
-    assert none.step == 10 and "here it loses least (it is 5 worse)" in none.reason
+    assert none.step == 10 and "this one loses least (it is 5 worse)" in none.reason
     unknown = pick_checkpoint(config, points((0, 9.0, None), (10, 4.0, 85.0), (40, 1.0, 80.0)))
     assert unknown.step == 40
 

@@ -189,7 +189,7 @@ def test_workers_that_wait_for_their_places_are_told_of(
             look.on_step_begin(0, trials)
         assert [record.getMessage() for record in caplog.records] == [
             "four: no resources yet after 60 s: its 4 workers ask for 1 CPU each, free in total: "
-            "2 of 2 CPU: wait until there is, or stop by Ctrl-C"
+            "2 of 2 CPU: wait until there are, or stop with Ctrl-C"
         ]
         caplog.clear()
         running[four.id].placement_group = "their placement group"

@@ -159,7 +159,7 @@ def test_sheets_of_two_exports_or_twice_the_same_are_refused(
     with pytest.raises(UserError, match="both sheet 1"):
         read_replies([one, saved(key, 1, [None] * 40, tmp_path / "3.json")])
     (tmp_path / "key.json").write_text(json.dumps(other.as_json()))
-    with pytest.raises(UserError, match="name the key that was written with the sheets"):
+    with pytest.raises(UserError, match="give the key that was written with the sheets"):
         find_sheet_key(tmp_path, tmp_path / "key.json", key.export, [one])
     with pytest.raises(UserError, match="does not know"):
         find_sheet_key(tmp_path, None, key.export, [one])
@@ -182,7 +182,7 @@ def test_unknown_names(
 
 def test_a_placebo_is_paired_with_no_arm(plan: Plan, workdir: Path) -> None:
     placebo = replace(plan.arms[0], name="placebo", placebo=True)
-    with pytest.raises(UserError, match="a placebo has seeds of its own"):
+    with pytest.raises(UserError, match="a placebo has its own seeds"):
         load_answer_pool(
             replace(plan, arms=(*plan.arms, placebo)),
             Ledger(workdir),

@@ -82,7 +82,7 @@ def test_every_share_asks_select_once_more(plan_of: PlanOf, tmp_path: Path) -> N
         # 500 and 1,000 questions; the untrained model, and 4 arms of 2 seeds
         made = 1500 + 8 * (500 * times["select/shapes"] + 1000 * times["report/shapes"])
         (line, *_) = evaluation_lines(plan, Ledger(tmp_path))
-        assert f"; {made:,} answers to make" in line.plain
+        assert f"; {made:,} answers to generate" in line.plain
         return times
 
     assert asked({}) == {"select/shapes": 1, "report/shapes": 1}

@@ -167,7 +167,7 @@ def test_a_cut_trial_has_no_figures_and_is_said_to_be_cut(plan_of: PlanOf, tmp_p
     assert row.figures["shapes/chair_i"].n == 1
     [said] = [note for note in build_notes(outcome.summary) if note.startswith("Early stopping")]
     assert "Cut: chip (1 seed of 2)" in said
-    assert "no fair comparison" in said
+    assert "not a fair comparison" in said
     [view] = [view for view in tracker.ended if view.trial.name == LOSER]
     assert (view.status, view.reason) == ("KILLED", WHY)
     assert view.cut == "asha on reward/accuracy, grace 25 %, reduction factor 3"

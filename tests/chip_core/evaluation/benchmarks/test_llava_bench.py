@@ -196,7 +196,7 @@ def test_degenerate_answers(data: Path) -> None:
             '{"llava_bench_conv": {"role": "x"}}',
             "llava_bench_conv: there is no prompt",
         ),
-        ("context.jsonl", "", "says nothing of image 000.jpg"),
+        ("context.jsonl", "", "says nothing about image 000.jpg"),
     ],
 )
 def test_broken_benchmark_files(data: Path, file: str, text: str, said: str) -> None:

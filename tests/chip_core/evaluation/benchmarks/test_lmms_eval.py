@@ -141,5 +141,5 @@ def test_models_that_it_cannot_load(model: Path, tmp_path: Path) -> None:
         runner.evaluate(model, ["mmvet"], folder=tmp_path / "out")
     comma = tmp_path / "a,b"
     comma.mkdir()
-    with pytest.raises(UserError, match="no path with a comma"):
+    with pytest.raises(UserError, match="does not accept a path with a comma"):
         runner.evaluate(comma, ["mmvet"], folder=tmp_path / "out", adapter="dummy")

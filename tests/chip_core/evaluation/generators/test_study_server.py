@@ -149,7 +149,7 @@ def test_another_machine_s_server_is_refused(tmp_path: Path) -> None:
     ("changes", "problem"),
     [
         ({}, None),
-        ({"projector": "trained"}, "and no arm trains an adapter on its language model alone"),
+        ({"projector": "trained"}, "but no arm trains an adapter on its language model alone"),
         ({"lora__rank": 1024}, "vLLM accepts adapters of rank up to 512, but this one has 1024"),
     ],
 )

@@ -258,7 +258,7 @@ def test_a_run_that_cannot_fit_ends_before_anything_is_made(
     code, _, error = call("run", "--device-memory", "0.005", "--executor", "inline")
     assert code == 2
     assert "a step takes about" in error
-    assert "of a GPU, and a trial may take 0.0 GiB: choose a GPU" in error
+    assert "of a GPU, but a trial may take 0.0 GiB: choose a GPU" in error
     assert {path.name for path in tmp_path.iterdir()} == {"study.yaml"}
 
 

@@ -107,7 +107,7 @@ def test_plan_and_status_show_the_search(run: Plan, plan_of: PlanOf, tmp_path: P
     assert "4 trials of the seeds wait for their arms' choices" in before
     assert before.count("waits: its search has not ended") == 4
     # 6 search trials of 500 questions, the untrained model and 4 of the seeds of 1,000
-    assert f"{6 * 500 + 5 * 1000:,} answers to make" in before
+    assert f"{6 * 500 + 5 * 1000:,} answers to generate" in before
 
 
 def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> None:
