@@ -347,7 +347,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
             name: torch.full_like(weights[name], torch.nan) if "lm_head" in name else weights[name]
             for name in weights
         },
-        r"2 of its weights are not finite \(base_model.model.lm_head.lora_A.weight, .*\): what "
+        r"2 of its weights are not finite \(base_model.model.lm_head.lora_A.weight, .*\): the "
         r"program that wrote them had failed; use an earlier file$",
     ),
     "endless numbers": (
