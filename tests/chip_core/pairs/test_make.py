@@ -133,7 +133,7 @@ def test_a_rule_of_ones_own_ranks(tmp_path: Path) -> None:
 
 
 def test_a_rule_that_scores_too_few_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="one_too_few: prompt 'train/.*1 scores of .* answers"):
+    with pytest.raises(UserError, match="one_too_few: prompt 'train/.*1 scores for .* answers"):
         made_in(tmp_path, ranker=f"{__name__}:one_too_few")
 
 

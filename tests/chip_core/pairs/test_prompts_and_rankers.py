@@ -173,7 +173,7 @@ def test_what_a_section_refuses() -> None:
         ({"ranker": "chiar"}, "unknown level 'chiar': did you mean 'chair'"),
         ({"ranker": "absent_module:f"}, "module absent_module cannot be imported"),
         ({"ranker": "chip_core.pairs.ranking:PROMPT"}, "is not a function"),
-        ({"judge": "m"}, "judge is set, and ranker is chair"),
+        ({"judge": "m"}, "judge is set, but ranker is chair"),
         ({"ranker": "judge", "judge": {"model": "m", "mode": "batch"}}, "write mode: live"),
     ):
         with pytest.raises(ValueError, match=why):

@@ -222,8 +222,8 @@ def test_rounds_share_no_reference_cache(shapes_config: Configured) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"objective": "symmpo"}, "lack other, second_image: choose another objective"),
-        ({"rejected_image": "given"}, r"lack a rejected image \(rejected_image is given\)"),
+        ({"objective": "symmpo"}, "do not have other, second_image: choose another objective"),
+        ({"rejected_image": "given"}, r"do not have a rejected image \(rejected_image is given\)"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -235,7 +235,7 @@ class Crashing(Own):
 @pytest.mark.parametrize(
     ("broken", "check", "problem"),
     [
-        (Twice, "every question has an id of its own", "'a' is twice"),
+        (Twice, "every question has an id of its own", "'a' is there twice"),
         (Undeclared, "figures are the declared ones", "'right' is not declared"),
         (Unsummed, "items come to the figure", r"right is 17.0, its items come to 66\.6"),
         (Ordered, "the order of answers changes no figure", "right is another"),

@@ -103,7 +103,7 @@ def test_an_adapter_beyond_the_language_model_is_served_merged(
     generator.close()
     assert "--lora-modules" not in str(error.value)
     loads = settings("http://127.0.0.1:9/v1", server="vllm")
-    with pytest.raises(TrialError, match="and this arm trained an adapter on its vision_encoder: "):
+    with pytest.raises(TrialError, match="but this arm trained an adapter on its vision_encoder: "):
         Delivery(loads, None, tmp_path, {}, str).deliver(model)
 
 
