@@ -233,7 +233,7 @@ def test_results_that_do_not_fit_are_refused():
         study(rows, (*GRID[:3], arm("chip", "trained", seeds=(1, 0, 2))))
     with pytest.raises(ValueError, match="do not fit"):
         study(figures(around(1), around(2), around(3), [4, 5]))
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="either item outcomes or figures"):
         study(MetricResults(goal="maximize"))
     with pytest.raises(ValueError, match="did you mean 'm'|choices: m"):
         compare_with_baseline(study(rows), "mm")

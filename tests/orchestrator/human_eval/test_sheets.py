@@ -133,7 +133,7 @@ def test_choices_become_verdicts_of_the_second_arm(pool: AnswerPool, tmp_path: P
         ({"format": "other"}, "not a saved sheet"),
         ({"choices": ["x"]}, "not a saved sheet"),
         ({"choices": 3}, "not a saved sheet"),
-        ({"choices": ["a"]}, "it was changed"),
+        ({"choices": ["a"]}, "the file was changed"),
         ({"sheet": 7}, "has no sheet 7"),
     ],
 )
