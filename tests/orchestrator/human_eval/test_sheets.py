@@ -161,7 +161,7 @@ def test_sheets_of_two_exports_or_twice_the_same_are_refused(
     (tmp_path / "key.json").write_text(json.dumps(other.as_json()))
     with pytest.raises(UserError, match="give the key that was written with the sheets"):
         find_sheet_key(tmp_path, tmp_path / "key.json", key.export, [one])
-    with pytest.raises(UserError, match="does not know"):
+    with pytest.raises(UserError, match="which this study does not have"):
         find_sheet_key(tmp_path, None, key.export, [one])
 
 
