@@ -34,15 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.add_argument("recipe", help="a shipped recipe's name, or a file")
     train.add_argument(
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-        help="change keys of the recipe: --set optimizer.lr=1e-6 'benchmarks.report=[shapes]'",
+        help="override keys of the recipe: --set optimizer.lr=1e-6 'benchmarks.report=[shapes]'",
     )  # fmt: skip
     train.add_argument(
         "--out", type=Path, default=Path("chip-trial"), help="the trial's folder (chip-trial)"
     )
-    train.add_argument("--resume", type=Path, help="go on from the checkpoints in this folder")
+    train.add_argument("--resume", type=Path, help="resume from the checkpoints in this folder")
     train.add_argument(
         "--cache", type=Path, metavar="DIR",
-        help="read the reference from the stores in this folder; make those that are missing",
+        help="read the reference from the caches in this folder; build missing ones",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -70,7 +70,7 @@ def load_configuration(recipe: str, changes: Sequence[str] = ()) -> TrialConfig:
     problems = []
     for change in changes:
         key, equals, text = change.partition("=")
-        problem = find_key_problem(key) if equals else "is no key=value: write optimizer.lr=1e-6"
+        problem = find_key_problem(key) if equals else "is not key=value: write optimizer.lr=1e-6"
         if problem is not None:
             problems.append(f"--set {change}: {problem}")
         else:
@@ -139,9 +139,11 @@ def _check_folders(config: TrialConfig, out: Path, resume: Path | None) -> None:
     from chip_core.results import RESULT
 
     if (out / RESULT).exists():
-        raise UserError(f"{out} holds a finished trial: name another --out")
+        raise UserError(f"{out} holds a finished trial: choose another --out")
     if resume is None and out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: name another --out, or go on with --resume {out}")
+        raise UserError(
+            f"{out} is not empty: choose another --out, or continue with --resume {out}"
+        )
     if resume is not None and not resume.is_dir():
         raise UserError(f"--resume: no folder {resume}: name an earlier --out")
     if resume is not None:
@@ -149,7 +151,9 @@ def _check_folders(config: TrialConfig, out: Path, resume: Path | None) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out: {out} cannot be made ({error.strerror}): name another") from None
+        raise UserError(
+            f"--out: {out} cannot be created ({error.strerror}): choose another"
+        ) from None
 
 
 def _check_settings(config: TrialConfig, folder: Path) -> None:
@@ -171,7 +175,7 @@ def _check_settings(config: TrialConfig, folder: Path) -> None:
         earlier = TrialConfig.model_validate(recorded)
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(
-            f"--resume: {folder} holds a model, and no {CONFIG} that says which"
+            f"--resume: {folder} holds a model, but no {CONFIG} that describes it"
         ) from None
     settings = [
         training_identity(

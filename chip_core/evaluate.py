@@ -59,7 +59,7 @@ def evaluate_model(  # noqa: PLR0913 (options of the public function)
         report: called with the progress.
 
     Raises:
-        UserError: there is no such model, or a benchmark lacks something.
+        UserError: there is no such model, or something that a benchmark needs is missing.
         TrialError: the model cannot be loaded or cannot answer.
     """
     requested = BenchmarksConfig(report=tuple(benchmarks))
@@ -123,10 +123,12 @@ def resolve_model(
         base_name = None
     path = base or base_name
     if not path:
-        raise UserError(f"{model} holds an adapter that names no base model: give it by --base")
+        raise UserError(f"{model} holds an adapter that names no base model: give it with --base")
     if base_name and not _is_same_model(str(base_name), str(path)):
         file = folder / loading.ADAPTER_CONFIG
-        _log.warning("%s names %s as its base model: --base puts it on %s", file, base_name, base)
+        _log.warning(
+            "%s names %s as its base model, but --base applies it to %s", file, base_name, base
+        )
     return ModelConfig(path=str(path), dtype=dtype), folder
 
 
@@ -142,7 +144,7 @@ def find_model_problems(
         check_model(folder)
     problem = loading.find_model_problem(config)
     if problem is not None and trained is not None and base is None:
-        problem = f"its base model: {problem}; where it lies elsewhere, give it by --base"
+        problem = f"its base model: {problem}; if it is elsewhere, give it with --base"
     return [] if problem is None else [f"{model}: {problem}"]
 
 

@@ -29,7 +29,7 @@ def export_model(trial: Path, into: Path, *, merge: bool = False) -> list[str]:
     model = trial / MODEL
     if not model.is_dir():
         raise UserError(
-            f"{trial} holds no trained model: its weights were removed, or it never did"
+            f"{trial} holds no trained model: its weights were removed, or it never had one"
         )
     try:
         check_model(model)
@@ -45,7 +45,7 @@ def _write_export(model: Path, trial: Path, into: Path, merge: bool) -> list[str
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise UserError(f"{into} is not empty: name a new folder")
     if into.is_relative_to(model.resolve()):
-        raise UserError(f"{into} lies in the trained model's own folder: name another")
+        raise UserError(f"{into} is in the trained model's own folder: name another")
     adapter = (model / loading.ADAPTER_CONFIG).exists()
     partial = into.with_name(f".{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -55,8 +55,8 @@ def _write_export(model: Path, trial: Path, into: Path, merge: bool) -> list[str
             config = TrialConfig.model_validate_json((trial / CONFIG).read_bytes())
         except ValueError:
             raise UserError(
-                f"{trial / CONFIG} is not as it was written: export without --merge, or take the "
-                "trial out by `chip-ablate rm TRIAL` and run its study again"
+                f"{trial / CONFIG} has changed since it was written: export without --merge, or "
+                "remove the trial with `chip-ablate rm TRIAL` and run its study again"
             ) from None
         try:
             # Merged in fp32, because bf16 weights would keep little of what an adapter adds, and
@@ -77,7 +77,7 @@ def _write_export(model: Path, trial: Path, into: Path, merge: bool) -> list[str
             settings.append(f"a PEFT adapter of {base['base_model_name_or_path']}")
         if (model / TRAINED_PARTS).exists():
             settings.append(
-                f"what was trained beside it is in {TRAINED_PARTS}: --merge makes one model"
+                f"parts trained in addition to it are in {TRAINED_PARTS}: --merge makes one model"
             )
     if into.exists():
         into.rmdir()

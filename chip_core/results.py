@@ -36,7 +36,7 @@ class Evaluation:
     items: int
     scores: str  # file in the trial's folder
     responses: str
-    #: what a reader of the figures must know: "protocol", "scorer", "judge", "n", "missing",
+    #: what readers of the figures need to know: "protocol", "scorer", "judge", "n", "missing",
     #: "unreadable" if there is any, …
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -130,8 +130,8 @@ def read_result(folder: Path) -> TrialResult | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warn_once(
-            f"{path}: is not as it was written ({type(error).__name__}): what its trial came to "
-            "is made again, by `chip-ablate run`, from what else is there"
+            f"{path}: has changed since it was written ({type(error).__name__}): `chip-ablate "
+            "run` restores it from the other files"
         )
         return None
 

@@ -85,9 +85,9 @@ def find_model_problem(model: Path, config: TrialConfig | None = None) -> str | 
         return None
     trained = read_trained(model.parent)
     if trained is None:
-        return f"{model.parent / TRAINED} is not as it was written"
+        return f"{model.parent / TRAINED} has changed since it was written"
     if config is not None and trained.training not in ("", compute_training_fingerprint(config)):
-        return f"{model} is of another training"
+        return f"{model} belongs to another training"
     for name, expected in trained.files.items():
         path = model / name
         try:
@@ -95,7 +95,7 @@ def find_model_problem(model: Path, config: TrialConfig | None = None) -> str | 
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
         if actual != expected:
-            return f"{path} is not as it was written: its sha256 is another"
+            return f"{path} has changed since it was written: its sha256 differs"
     return None
 
 
@@ -107,14 +107,13 @@ def check_model(model: Path, config: TrialConfig | None = None) -> None:
         config: as for `find_model_problem`.
 
     Raises:
-        TrialError: it is another.
+        TrialError: it is a different one.
     """
     problem = find_model_problem(model, config)
     if problem is not None:
         raise TrialError(
-            f"{problem}: take its trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` "
-            "trains "
-            "it again"
+            f"{problem}: remove its trial with `chip-ablate rm TRIAL`, and `chip-ablate run` "
+            "trains it again"
         )
 
 

@@ -94,7 +94,7 @@ def run_trial(config: TrialConfig, *, folder: Path, **options: Any) -> TrialResu
 
     Raises:
         StoppedError: a stop was requested.
-        TrialError: the trial cannot go on; the message is its reason.
+        TrialError: the trial cannot continue; the message is its reason.
     """
     context = TrialContext(folder=folder, **options)
     answer_trial(config, context)
@@ -110,7 +110,7 @@ def answer_trial(config: TrialConfig, context: TrialContext) -> AnsweredTrial:
 
     Raises:
         StoppedError: a stop was requested.
-        TrialError: the trial cannot go on; the message is its reason.
+        TrialError: the trial cannot continue; the message is its reason.
     """
     return _Attempt(config, context).run()
 
@@ -199,7 +199,7 @@ class _Attempt:
 
         reason = self._workers.broadcast_from_rank0(problem)
         if reason is not None:
-            self._notes.append(f"a trained model is not taken over, and trained again: {reason}")
+            self._notes.append(f"a trained model is not reused, and trained again: {reason}")
             _log.warning(self._notes[-1])
             return None, None
         trained = self._workers.broadcast_from_rank0(
@@ -286,7 +286,7 @@ class _Attempt:
         """Train the model through all rounds but the last; return the last one's pairs."""
         if not self._workers.is_single:
             raise TrialError(
-                f"pairs.rounds: one worker samples a model, and {self._workers.size} are here"
+                f"pairs.rounds: one worker samples a model, but there are {self._workers.size}"
             )
         rounds = Rounds(
             config=self._config,
@@ -391,7 +391,7 @@ class _Attempt:
         )
         if missing_step is not None:
             self._notes.append(
-                f"trained from the start: the model kept after step {missing_step} is not there"
+                f"trained from the start: the model kept after step {missing_step} is missing"
             )
         return missing_step is None
 
@@ -507,7 +507,7 @@ def _check_workers(config: TrialConfig, workers: Workers) -> None:
     requested = config.engine.workers_per_trial
     if requested not in (1, workers.size):
         raise TrialError(
-            f"engine.workers_per_trial is {requested}, and this trial has {workers.size}: run the "
+            f"engine.workers_per_trial is {requested}, but this trial has {workers.size}: run the "
             f"study on Ray, or `torchrun --nproc-per-node {requested} -m chip_core train`"
         )
     if config.engine.parallel == "hsdp":

@@ -45,8 +45,8 @@ def score_trial(
     answered = read_answered(answers)
     if answered is None:
         raise TrialError(
-            f"{answers}: its answers are not as they were written: run the study again, and what "
-            "is left of them is taken over"
+            f"{answers}: its answers have changed since they were written: run the study again, "
+            "which reuses the rest of them"
         )
     missing = find_benchmark_problems(config.benchmarks, data_paths)
     if missing:

@@ -88,11 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if is_disk_full(error):
             problem = "the disk is full: free some space"
         elif error.filename is not None and error.errno in _PATH_ERRNOS:
-            problem = f"cannot be used ({error.strerror}): mend it"
+            problem = f"cannot be used ({error.strerror}): fix it"
         else:
             raise
         prefix = f"{error.filename}: " if error.filename else ""
-        _print_error(f"{prefix}{problem} and give the same command again")
+        _print_error(f"{prefix}{problem} and run the same command again")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -138,7 +138,7 @@ def _join_seeds(arguments: list[str]) -> list[str]:
 def cli() -> None:
     """Ablation studies for CHiP: which part of the recipe does the work?
 
-    A STUDY is a YAML file, or the name of a shipped one, or of one that was run.
+    A STUDY is a YAML file, or the name of a study that is shipped or was run.
     """
     from chip_core.utils.errors import reset_warnings
 

@@ -77,7 +77,7 @@ def run_study(
     console: Console,
     **options: Any,
 ) -> RunOutcome:
-    """Run what is missing of a study, and report all of it.
+    """Run the missing trials of a study, and report the whole study.
 
     Args:
         plan: the study's plan.
@@ -88,8 +88,8 @@ def run_study(
         **options: further fields of `StudyRun`: `limits`, `stop`, `trimmed`, `shown_record`.
 
     Raises:
-        UserError: another driver runs this study, the work directory cannot be written, a
-            benchmark lacks something, or a limit can never be reached.
+        UserError: another driver runs this study, the work directory cannot be written, something
+            that a benchmark needs is missing, or a limit can never be reached.
     """
     run = StudyRun(
         plan=plan,
@@ -125,7 +125,7 @@ class StudyRun:
         study = self.plan.study.name
         _check_writable(self.workdir)
         self._report_folder = report_folder(self.workdir, study)
-        #: What became of reference passes, by hash.
+        #: Outcomes of reference passes, by hash.
         self._cache_records: dict[str, dict[str, Any]] = {}
         check_report_folder(self._report_folder)  # now, and not after the trials
         lease = exclusive_lease(find_storage(self.workdir), self.workdir)
@@ -150,7 +150,7 @@ class StudyRun:
             return self._finish_run(existing_report, interrupted, limit)
 
     def _prepare(self) -> TrialJobs:
-        """Bring the plan up to what the ledger says; return the jobs that are left.
+        """Update the plan from the ledger, and return the jobs that are left.
 
         Raises:
             UserError: something that they need is missing.
@@ -184,7 +184,7 @@ class StudyRun:
         return jobs
 
     def _find_shown_state(self, existing_report: WrittenReport | None) -> TrackingState | None:
-        """Return what the tracker was shown, where report and store need nothing anew."""
+        """Return what the tracker was shown if neither report nor store needs an update."""
         if (
             existing_report is None
             or self.shown_record is None
@@ -248,12 +248,13 @@ class StudyRun:
 
         Args:
             executor: within `open`.
-            server: says where the study's own server is, where it has one.
+            server: file with the address of the study's own server, if it has one.
         """
         workdir, ledger, recorder = self.workdir, self._ledger, self._recorder
         refresh = partial(refresh_plan, ledger=ledger, storage=workdir)
         for phase_plan, trial_jobs in iter_phases(self._trimmed_plan, ledger, workdir, refresh):
-            # If it is another plan, arms have chosen: these are the seeds' trials.
+            # If the plan has changed, arms have chosen settings: these are the trials of their
+            # seeds.
             if phase_plan is not self._trimmed_plan:
                 save_plan_snapshot(phase_plan, workdir)
             if server is not None:
@@ -299,7 +300,7 @@ class StudyRun:
         failures = {**recorder.failures, **search_failures(plan)}
         report = self._write_report(existing_report)
         summary = None if report is None else report.summary
-        if summary is None:  # the report was there, or is kept as it was
+        if summary is None:  # the report was there already, or is kept unchanged
             summary = _summarize(plan, ledger, self.workdir)
         if not summary.remaining:
             limit = None  # its last trial ended there
@@ -390,8 +391,8 @@ def check_can_start(
         address: of a running Ray cluster.
 
     Raises:
-        UserError: a limit can never be reached, a benchmark lacks something, or there is no such
-            cluster.
+        UserError: a limit can never be reached, something that a benchmark needs is missing, or
+            there is no such cluster.
     """
     if limits is not None:
         check_limits(limits, plan)
@@ -425,7 +426,7 @@ def check_requirements(plan: Plan) -> None:
     """Check that every benchmark can be scored and every arm trained, before anything is trained.
 
     Raises:
-        ConfigError: what they lack, all of it.
+        ConfigError: lists everything that they need and do not have.
     """
     missing = (
         find_benchmark_problems(plan.study.benchmarks, plan.data_paths) + plan.missing_requirements
@@ -460,7 +461,7 @@ def _open_executor(
 def _close_in_background(
     executor_context: ExecutorContext, cleanup: ExitStack
 ) -> Iterator[Executor]:
-    """Close an executor in a thread, as Ray takes seconds for it; `cleanup` waits for its end."""
+    """Close an executor in a thread, since Ray takes seconds; `cleanup` waits for its end."""
     thread, stack = cleanup.enter_context(ThreadPoolExecutor(1)), ExitStack()
     try:
         yield stack.enter_context(executor_context)
@@ -476,5 +477,5 @@ def _check_writable(workdir: Path) -> None:
     except OSError as error:
         raise UserError(
             f"--workdir: {workdir}: cannot be written ({error.strerror}): "
-            "choose another folder, or mend its permissions"
+            "choose another folder, or fix its permissions"
         ) from None

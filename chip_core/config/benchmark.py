@@ -1,4 +1,4 @@
-"""The configuration of benchmarks, of the engines that answer and of the judges of answers."""
+"""The configuration of benchmarks, of the engines that answer them and of the judges of answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chip_core.config.fields import Section, Shorthand, engine, figure
 #: Keys of a request that users cannot set, and why.
 _RESERVED_KEYS = {
     "model": "write judge.model",
-    "messages": "they are what the benchmark asks",
+    "messages": "the benchmark sets them",
     "stream": "replies are read whole",
     "stream_options": "replies are read whole",
     "n": "one reply is read",
@@ -30,8 +30,8 @@ _SECRET_NAMES = re.compile(
     r"cookie|bearer"
 )
 _SECRET_ADVICE = (
-    ", and this is written down with every figure; put the key into an environment variable and "
-    "name that by api_key_env"
+    ", but this is recorded with every figure; put the key into an environment variable and name "
+    "it with api_key_env"
 )
 #: The largest request settings allowed.
 _MAX_SEND_LENGTH = 20_000  # characters, as JSON
@@ -44,11 +44,11 @@ def _validate_address(address: str) -> str:
     except ValueError:  # for an invalid port or IPv6 address
         is_valid = False
     if not is_valid or not address.isprintable() or " " in address:
-        raise ValueError("is no address: write https://HOST/v1")
+        raise ValueError("is not an address: write https://HOST/v1")
     if parts.username is not None or parts.password is not None or parts.query:
         raise ValueError(
-            "holds a key or a query: this address is written down with every figure; put the "
-            "key into an environment variable and name that by api_key_env"
+            "holds a key or a query, but this address is recorded with every figure; put the key "
+            "into an environment variable and name it with api_key_env"
         )
     return address
 
@@ -58,31 +58,38 @@ Address = Annotated[str, AfterValidator(_validate_address)]
 
 
 class BudgetConfig(Section):
-    """What a judge may cost: counted over all trials and studies of a work directory."""
+    """The limits of a judge's cost, over all trials and studies of a work directory."""
 
-    calls: int | None = engine(None, ge=1, doc="most calls that are paid for; null: no bound")
-    tokens: int | None = engine(None, ge=1, doc="most tokens, of questions and replies")
+    calls: int | None = engine(None, ge=1, doc="maximum number of paid calls; null: no limit")
+    tokens: int | None = engine(
+        None, ge=1, doc="maximum number of tokens, of questions and replies"
+    )
 
 
 class PriceConfig(Section):
-    """What a judge's tokens cost, in your currency: `plan` tells what they come to."""
+    """The price of a judge's tokens, in your currency; `plan` shows the total."""
 
-    input: float = engine(ge=0, doc="of a million tokens of questions")
-    output: float = engine(ge=0, doc="of a million tokens of replies")
+    input: float = engine(ge=0, doc="price of a million tokens of questions")
+    output: float = engine(ge=0, doc="price of a million tokens of replies")
 
 
 class LimitsConfig(Section):
-    """What an endpoint takes: kept to by all trials and studies of a work directory together."""
+    """The rate limits of an endpoint, shared by all trials and studies of a work directory."""
 
-    requests_per_minute: float | None = engine(None, gt=0, doc="spread evenly; null: no bound")
-    tokens_per_minute: int | None = engine(
-        None, ge=1, doc="of questions and replies; before a reply it counts as its longest"
+    requests_per_minute: float | None = engine(
+        None, gt=0, doc="calls, spread evenly; null: no limit"
     )
-    concurrency: int | None = engine(None, ge=1, doc="calls at a time of all trials")
+    tokens_per_minute: int | None = engine(
+        None,
+        ge=1,
+        doc="tokens of questions and replies; until a reply arrives, its maximum length is counted",
+    )
+    concurrency: int | None = engine(None, ge=1, doc="calls at a time, of all trials together")
 
 
 class JudgeConfig(Shorthand):
-    """A language model that reads answers, behind an endpoint as OpenAI's. A string is the model.
+    """A language model that judges answers, behind an OpenAI-compatible endpoint. A string is the
+    model.
 
     Figures from another judge are not comparable: its model is part of the fingerprint.
     """
@@ -91,13 +98,13 @@ class JudgeConfig(Shorthand):
 
     model: str = figure(min_length=1, doc="the judge's name, as the endpoint knows it")
     temperature: float | None = figure(
-        None, ge=0, doc="in place of what the benchmark's own script asks with"
+        None, ge=0, doc="temperature, instead of that of the benchmark's own script"
     )
-    max_tokens: int | None = figure(None, ge=1, doc="longest reply, in place of the script's own")
+    max_tokens: int | None = figure(None, ge=1, doc="longest reply, instead of the script's own")
     send: Mapping[str, JsonValue] = figure(
         {},
-        doc="further keys of a request and their values, in place of those above; null: a key that "
-        "is not sent (max_tokens: null, max_completion_tokens: 512)",
+        doc="further keys of a request and their values, instead of those above; null: do not "
+        "send the key (max_tokens: null, max_completion_tokens: 512)",
     )
     base_url: Address | None = engine(None, doc="the endpoint, ending in /v1; null: OpenAI's")
     api_key_env: str | None = engine(
@@ -107,25 +114,27 @@ class JudgeConfig(Shorthand):
     )
     mode: Literal["live", "batch"] = engine(
         "live",
-        doc="'live': one call an answer; 'batch': files of calls by the endpoint's batches, which "
-        "take up to a day and cost less",
+        doc="'live': one call per answer; 'batch': files of calls with the endpoint's batch API, "
+        "which takes up to a day and costs less",
     )
-    poll: float = engine(30.0, gt=0, doc="seconds between two looks at a batch")
+    poll: float = engine(30.0, gt=0, doc="seconds between two checks of a batch")
     timeout: float = engine(60.0, gt=0, doc="seconds that one call may take")
-    concurrency: int = engine(8, ge=1, doc="calls at a time of one trial")
-    retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
-    budget: BudgetConfig = engine(BudgetConfig, doc="what it may cost")
-    price: PriceConfig | None = engine(None, doc="of its tokens; null: not known")
-    limits: LimitsConfig = engine(LimitsConfig, doc="what the endpoint takes of all trials")
+    concurrency: int = engine(8, ge=1, doc="calls at a time, of one trial")
+    retries: int = engine(5, ge=0, doc="retries of a failed call, with growing pauses")
+    budget: BudgetConfig = engine(BudgetConfig, doc="limits of its cost")
+    price: PriceConfig | None = engine(None, doc="price of its tokens; null: unknown")
+    limits: LimitsConfig = engine(
+        LimitsConfig, doc="rate limits of the endpoint, for all trials together"
+    )
 
     @field_validator("send")
     @classmethod
     def _validate_send(cls, value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
         for key in value:
             if key in _RESERVED_KEYS:
-                raise ValueError(f"'{key}' cannot be sent otherwise: {_RESERVED_KEYS[key]}")
+                raise ValueError(f"'{key}' cannot be set here: {_RESERVED_KEYS[key]}")
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", key):
-                raise ValueError(f"{key[:40]!r} is no key of a request")
+                raise ValueError(f"{key[:40]!r} is not a key of a request")
         try:
             text = json.dumps(value)
             names = list(_iter_keys(value))
@@ -145,7 +154,7 @@ class JudgeConfig(Shorthand):
     def _reject_duplicate_settings(self) -> JudgeConfig:
         for key in ("temperature", "max_tokens"):
             if getattr(self, key) is not None and key in self.send:
-                raise ValueError(f"{key} is said twice: remove {key} or send.{key}")
+                raise ValueError(f"{key} is set twice: remove {key} or send.{key}")
         return self
 
 
@@ -157,38 +166,42 @@ class BenchmarkConfig(Shorthand):
     name: str = figure(min_length=1, doc="the benchmark's name, or module:attr of your own")
     protocol: Literal["official", "corrected", "chip"] = figure(
         "official",
-        doc="'official': as its own script, quirks included; 'corrected': what it says it "
-        "measures; 'chip': decoding and reading of the paper",
+        doc="'official': like the benchmark's own script, quirks included; 'corrected': the "
+        "measure as described; 'chip': decoding and parsing as in the paper",
     )
     limit: int | None = figure(None, ge=1, doc="a seeded subset of N questions; null: all")
     max_new_tokens: int | None = figure(
-        None, ge=1, doc="longest answer, in place of the benchmark's own"
+        None, ge=1, doc="longest answer, instead of the benchmark's own"
     )
     num_beams: int | None = figure(
-        None, ge=1, doc="beams of the decoding, 1 is greedy; null: 3 under 'chip', else 1"
+        None, ge=1, doc="beams of the decoding; 1 is greedy; null: 3 under 'chip', else 1"
     )
     half: Literal["select", "report"] | None = figure(
         None,
-        doc="of a benchmark without a split of its own: the half that is tuned on, or the other",
+        doc="for a benchmark without its own split: the half to tune on, or the other one",
     )
-    half_seed: int = figure(0, ge=0, doc="of the draw that halves it")
-    judge: JudgeConfig | None = figure(None, doc="who reads the answers, where it takes a judge")
+    half_seed: int = figure(0, ge=0, doc="seed of the draw that halves it")
+    judge: JudgeConfig | None = figure(
+        None, doc="who judges the answers, if the benchmark needs a judge"
+    )
 
     @model_validator(mode="after")
     def _check_half_seed(self) -> BenchmarkConfig:
         if self.half is None and self.half_seed != 0:
-            raise ValueError("half_seed draws nothing where all is asked: write `half`, too")
+            raise ValueError(
+                "half_seed has no effect if all questions are asked: write `half`, too"
+            )
         return self
 
 
 class BenchmarksConfig(Section):
-    """`select` is tuned on, `report` is quoted from."""
+    """`select` is for tuning, `report` for the reported figures."""
 
     select: tuple[BenchmarkConfig, ...] = figure((), doc="may choose hyper-parameters")
-    report: tuple[BenchmarkConfig, ...] = figure((), doc="for the table alone")
+    report: tuple[BenchmarkConfig, ...] = figure((), doc="only for the table")
     primary: str | None = engine(
         None,
-        doc="the metric that a study is about which leaves out both its benchmarks and its primary",
+        doc="the primary metric of a study that sets neither `benchmarks` nor `primary`",
     )
 
     @model_validator(mode="after")
@@ -205,8 +218,8 @@ class BenchmarksConfig(Section):
             for benchmark in getattr(self, side):
                 if benchmark.half not in (None, side):
                     raise ValueError(
-                        f"{side}: '{benchmark.name}' asks the half that belongs to "
-                        f"`{benchmark.half}`: write `half: {side}`"
+                        f"{side}: '{benchmark.name}' uses the half for `{benchmark.half}`: write "
+                        f"`half: {side}`"
                     )
         return self
 
@@ -236,7 +249,7 @@ def _iter_keys(value: Any) -> Iterator[str]:
 class DataPaths:
     """Folders and files of the machine that a trial runs on."""
 
-    #: `--benchmark-data`: a folder per benchmark, with its name, in its own published layout
+    #: `--benchmark-data`: one folder per benchmark, with the benchmark's name and published layout
     benchmark_data: Path | None = None
     judge_cache: Path | None = None  # where judges' replies are stored, for all trials
     judge_replies: Path | None = None  # `--judge-replies`: replies to use instead of a judge's
@@ -251,7 +264,7 @@ class DataPaths:
         return self.benchmark_data / benchmark.replace(":", ".")
 
 
-#: Servers with an interface of their own, and how each gets an arm's weights by default.
+#: Servers with their own interface, and how each gets an arm's weights by default.
 _DEFAULT_DELIVERY: Mapping[str, Literal["path", "load_lora_adapter", "served"]] = {
     "transformers": "path",
     "vllm": "load_lora_adapter",
@@ -281,64 +294,69 @@ _DISTRIBUTED_BACKENDS = ("mp", "ray", "uni")
 
 
 class ParityConfig(Section):
-    """How an engine's answers are checked against transformers' before any figure counts."""
+    """How an engine's answers are compared with transformers' before any figure counts."""
 
     items: int = figure(
-        64, ge=1, doc="questions of each benchmark that transformers answers too, drawn by a seed"
+        64,
+        ge=1,
+        doc="questions of each benchmark that transformers answers, too; drawn with a seed",
     )
     share: float = figure(
-        0.95, gt=0, le=1, doc="least share of them that is answered alike, to the letter"
+        0.95, gt=0, le=1, doc="minimum share of them with exactly the same answer"
     )
 
 
 class GeneratorConfig(Shorthand):
-    """Which engine answers. A string is its kind."""
+    """The engine that answers. A string is its kind."""
 
     shorthand = "kind"
 
     kind: Literal["transformers", "vllm", "openai"] = figure(
         "transformers",
         doc="'transformers': in the trial's own process; 'vllm': a vLLM server that the trial "
-        "starts and stops; 'openai': a server of your own that speaks as OpenAI's does",
+        "starts and stops; 'openai': an OpenAI-compatible server of your own",
     )
     server: Literal["vllm", "transformers", "other"] = figure(
         "other",
-        doc="of 'openai': what the server is: it gets the extra keys that make it answer as "
-        "transformers would; 'other' gets none",
+        doc="for 'openai': the kind of server, which gets the extra keys that make it answer "
+        "like transformers; 'other' gets none",
     )
     version: str | None = figure(
-        None, min_length=1, doc="of 'openai': the server's version: answers of others are others"
+        None,
+        min_length=1,
+        doc="for 'openai': the server's version, because other versions answer differently",
     )
-    base_url: Address | None = engine(None, doc="of 'openai': the server, ending in /v1")
+    base_url: Address | None = engine(None, doc="for 'openai': the server's address, ending in /v1")
     model: str | None = engine(
         None,
         min_length=1,
-        doc="of 'openai': the untrained model's name there; null: its folder or hub name",
+        doc="for 'openai': the untrained model's name there; null: its folder or hub name",
     )
     weights: Literal["path", "load_lora_adapter", "served"] | None = engine(
         None,
-        doc="of 'openai': how an arm's weights reach the server; 'path': it reads the folder that "
-        "a request names as its model; 'load_lora_adapter': vLLM's endpoint of that name loads "
-        "them; 'served': you serve them by the name that the trial tells; null: by the server",
+        doc="for 'openai': how an arm's weights reach the server; 'path': it reads the folder "
+        "that a request names as its model; 'load_lora_adapter': vLLM's endpoint of that "
+        "name loads them; 'served': you serve them under the name that the trial prints; "
+        "null: the server's default",
     )
     api_key_env: str | None = engine(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        doc="of 'openai': the environment variable that holds the key, where trials run; "
+        doc="for 'openai': the environment variable that holds the key, where trials run; "
         "null: no key",
     )
     options: Mapping[str, JsonValue] = figure(
         {},
-        doc="of 'vllm': further options of `vllm serve`, without dashes (max_model_len: 4096)",
+        doc="for 'vllm': further options of `vllm serve`, without dashes (max_model_len: 4096)",
     )
     serves: Literal["trial", "study"] = engine(
         "trial",
-        doc="of 'vllm': whom a server serves; 'trial': each starts one, on its own GPUs; 'study': "
-        "one for all arms, on GPUs of its own, which holds their adapters side by side",
+        doc="for 'vllm': what a server serves; 'trial': each trial starts one on its own GPUs; "
+        "'study': one server for all arms, on its own GPUs, holds all their adapters",
     )
     timeout: float = engine(600.0, gt=0, doc="seconds that one answer, or loading, may take")
-    concurrency: int = engine(32, ge=1, doc="questions that the server has at a time")
-    retries: int = engine(5, ge=0, doc="further tries of a call that failed, with growing pauses")
+    concurrency: int = engine(32, ge=1, doc="questions sent to the server at a time")
+    retries: int = engine(5, ge=0, doc="retries of a failed call, with growing pauses")
 
     @field_validator("options")
     @classmethod
@@ -349,11 +367,13 @@ class GeneratorConfig(Shorthand):
                 advice = _OPTION_ADVICE.get(name, f"choose from {', '.join(_ALLOWED_OPTIONS)}")
                 raise ValueError(f"{key[:40]!r} cannot be set: {advice}")
             if isinstance(setting, str) and setting.startswith("-"):
-                raise ValueError(f"'{key}' begins with -, as an option does: write its value")
+                raise ValueError(f"'{key}' begins with -, like an option: write its value")
             if name == "distributed_executor_backend" and setting not in _DISTRIBUTED_BACKENDS:
                 raise ValueError(f"'{key}' is none of {', '.join(_DISTRIBUTED_BACKENDS)}")
             if name.endswith("_parallel_size") and (type(setting) is not int or setting < 1):
-                raise ValueError(f"'{key}' is no whole number of 1 or more: GPUs are counted by it")
+                raise ValueError(
+                    f"'{key}' is not a whole number of 1 or more: GPUs are counted by it"
+                )
         return value
 
     @model_validator(mode="after")
@@ -366,13 +386,13 @@ class GeneratorConfig(Shorthand):
         for name, field in type(self).model_fields.items():
             default = field.get_default(call_default_factory=True)
             if name != "kind" and name not in allowed and getattr(self, name) != default:
-                raise ValueError(f"generator '{self.kind}' takes no {name}: remove it")
+                raise ValueError(f"generator '{self.kind}' does not use {name}: remove it")
         if self.kind == "openai" and self.base_url is None:
             raise ValueError("generator 'openai' needs base_url: write http://HOST:PORT/v1")
         if self.kind == "openai" and self.version is None:
             raise ValueError(
-                "generator 'openai' needs version: write which version the server is, since "
-                "another's answers are others"
+                "generator 'openai' needs version: write the server's version, because other "
+                "versions answer differently"
             )
         return self
 
@@ -394,7 +414,7 @@ class EvaluationConfig(Section):
 
     generator: GeneratorConfig = figure(GeneratorConfig, doc="which engine answers")
     parity: ParityConfig = figure(
-        ParityConfig, doc="how another engine than transformers is checked, arm by arm"
+        ParityConfig, doc="how an engine other than transformers is checked, arm by arm"
     )
 
     @property

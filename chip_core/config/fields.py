@@ -40,8 +40,8 @@ def _make_strict(schema: Any) -> None:
 class Section(BaseModel):
     """A node of the configuration tree: frozen, typed, no unknown keys.
 
-    Numbers and booleans are taken as such alone. All else is pydantic's own reading: a list of YAML
-    is to become a tuple.
+    Only numbers and booleans are strict. For everything else pydantic's conversions apply: a YAML
+    list becomes a tuple.
     """
 
     model_config = ConfigDict(
@@ -57,7 +57,7 @@ class Section(BaseModel):
 
 
 class Shorthand(Section):
-    """A section that a bare string can stand for: it is the value of the key `shorthand`."""
+    """A section that can be written as a bare string, the value of the key `shorthand`."""
 
     shorthand: ClassVar[str]
 
@@ -94,7 +94,7 @@ def engine(default: Any = ..., *, doc: str, **limits: Any) -> Any:
 
 def _make_field(default: Any, doc: str, fingerprint: str, limits: dict[str, Any]) -> Any:
     if callable(default):
-        # A section is frozen, so one default serves all, and a plan creates 10,000 of its trees.
+        # A section is frozen, so all trees share one default; a plan creates 10,000 trees.
         is_section = isinstance(default, type) and issubclass(default, Section)
         limits["default_factory"] = functools.cache(default) if is_section else default
     else:

@@ -1,7 +1,7 @@
 """Find the keys of a configuration that decide a trial's figures, and compute the fingerprint.
 
-A key can be without effect because of another ("segment weight under dpo"): it is inert, and cells
-that only differ in inert keys are one trial.
+Another key can make a key ineffective ("segment weight under dpo"). Such a key is inert, and cells
+that differ only in inert keys are one trial.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def find_inert_keys(config: TrialConfig) -> dict[str, str]:
     if not registry.is_plugin(strategy):
         reasons["rejected_image.parameters"] = f"rejected_image is {strategy}"
     if not find_strategy(strategy).traits.random:
-        reasons["rejected_image.corruption_seed"] = f"{strategy} draws nothing at random"
-        reasons["rejected_image.redraw"] = f"{strategy} draws nothing at random"
+        reasons["rejected_image.corruption_seed"] = f"{strategy} is not random"
+        reasons["rejected_image.redraw"] = f"{strategy} is not random"
     return reasons
 
 
@@ -225,9 +225,9 @@ def evaluation_identity(
     """
     inert = dict.fromkeys(("max_new_tokens", "num_beams"), "in the decoding")
     if benchmark.half is None:
-        inert |= dict.fromkeys(("half", "half_seed"), "it is asked whole")
+        inert |= dict.fromkeys(("half", "half_seed"), "the whole benchmark is asked")
     if benchmark.judge is not None and not benchmark.judge.send:
-        inert["judge.send"] = "it says nothing"  # and earlier builds had no such key
+        inert["judge.send"] = "it has no effect"  # and earlier builds had no such key
     figures = _hashed_fields(benchmark, inert, "")
     # Earlier versions had no engine but transformers.
     engine = {} if evaluation.in_process else {"evaluation": _hashed_fields(evaluation, {}, "")}

@@ -19,23 +19,25 @@ class PairsConfig(Section):
     rounds: int = figure(
         0,
         ge=0,
-        doc="how often the model is sampled and trained on the pairs; 0: it is trained on the "
-        "data's own pairs",
+        doc="number of rounds in which the model is sampled and trained on its pairs; 0: it is "
+        "trained on the data's own pairs",
     )
     prompts: int | None = figure(
-        None, ge=1, doc="prompts of each round, the next ones of a seeded order; null: all"
+        None, ge=1, doc="prompts per round, taken in turn from a seeded order; null: all"
     )
     answers: int = figure(8, ge=2, doc="answers sampled to each prompt")
-    temperature: float = figure(1.0, gt=0, doc="what logits are divided by")
-    top_p: float = figure(1.0, gt=0, le=1, doc="mass of the tokens that may be drawn")
+    temperature: float = figure(1.0, gt=0, doc="temperature: what logits are divided by")
+    top_p: float = figure(
+        1.0, gt=0, le=1, doc="top-p: probability mass of the tokens that may be drawn"
+    )
     max_new_tokens: int = figure(256, ge=1, doc="longest answer")
     ranker: str = figure(
         "chair",
-        doc="what ranks the answers: 'chair' (fewest objects that are not there), 'judge', or "
+        doc="what ranks the answers: 'chair' (fewest hallucinated objects), 'judge', or "
         "module:function of your own",
     )
     margin: float = figure(
-        0.0, ge=0, doc="least difference of best and worst; equal ones are never a pair"
+        0.0, ge=0, doc="minimum difference between best and worst; equal ones are never a pair"
     )
     judge: JudgeConfig | None = figure(None, doc="the judge of ranker 'judge'; it sees the image")
 
@@ -44,7 +46,7 @@ class PairsConfig(Section):
     def _validate_ranker(cls, value: str) -> str:
         if registry.is_plugin(value):
             if not callable(registry.load_plugin(value)):
-                raise ValueError(f"'{value}' is no function")
+                raise ValueError(f"'{value}' is not a function")
         elif value not in RANKERS:
             raise ValueError(
                 f"unknown level '{value}': {suggest(value, [*RANKERS, 'module:function'])}"
@@ -64,10 +66,10 @@ class PairsConfig(Section):
     @model_validator(mode="after")
     def _check_judge(self) -> PairsConfig:
         if self.ranker != "judge" and self.judge is not None:
-            raise ValueError(f"judge is set, and ranker is {self.ranker}: write ranker: judge")
+            raise ValueError(f"judge is set, but ranker is {self.ranker}: write ranker: judge")
         if self.judge is not None and self.judge.mode == "batch":
             raise ValueError(
-                "judge.mode is batch, and batches of up to a day would be waited for one after "
+                "judge.mode is batch, but rounds would wait for batches of up to a day one after "
                 "another: write mode: live"
             )
         return self

@@ -14,7 +14,7 @@ from chip_core.config.fields import Section, figure
 
 
 class NoParameters(Section):
-    """Nothing can be set."""
+    """There are no settings."""
 
 
 class DiffusionParameters(Section):
@@ -22,7 +22,7 @@ class DiffusionParameters(Section):
 
     timestep: int = figure(500, ge=0, le=999, doc="T, of 1000 steps")
     schedule: Literal["sigmoid", "linear", "scaled_linear", "cosine"] = figure(
-        "sigmoid", doc="of the noise's variance; 'sigmoid' is the released one"
+        "sigmoid", doc="schedule of the noise's variance; 'sigmoid' is the released one"
     )
 
 
@@ -32,7 +32,7 @@ class CropParameters(Section):
     width: int = figure(320, ge=1, doc="of the window, in pixels")
     height: int = figure(240, ge=1, doc="of the window, in pixels")
     share: float | None = figure(
-        None, gt=0, lt=1, doc="of the image's area, in place of width and height"
+        None, gt=0, lt=1, doc="share of the image's area, instead of width and height"
     )
 
 
@@ -50,7 +50,7 @@ class _RangeParameters(Section):
 
 
 class RotateParameters(_RangeParameters):
-    """A turn to the left by a random angle; what comes into view is black."""
+    """A turn to the left by a random angle; new corners are black."""
 
     low: float = figure(10.0, ge=0, le=360, doc="smallest angle, in degrees")
     high: float = figure(80.0, ge=0, le=360, doc="largest angle, in degrees")
@@ -68,7 +68,7 @@ class OcclusionParameters(Section):
 
     boxes: int = figure(3, ge=1, le=64, doc="how many")
     share: float = figure(0.4, gt=0, le=1, doc="of the image's area, all boxes together at most")
-    fill: Literal["mean", "black"] = figure("mean", doc="their colour: the processor's mean")
+    fill: Literal["mean", "black"] = figure("mean", doc="colour of the boxes: the processor's mean")
 
 
 class BlurParameters(Section):
@@ -80,14 +80,14 @@ class BlurParameters(Section):
 class MixupParameters(Section):
     """The image mixed with another training image."""
 
-    weight: float = figure(0.5, gt=0, lt=1, doc="of the other image")
+    weight: float = figure(0.5, gt=0, lt=1, doc="weight of the other image")
 
 
 class InpaintParameters(Section):
     """Boxes over the image's content, filled by a diffusers inpainting pipeline."""
 
     path: str | None = figure(None, doc="a folder with a diffusers inpainting pipeline")
-    prompt: str = figure("background", doc="what the boxes are filled with")
+    prompt: str = figure("background", doc="prompt for filling the boxes")
     boxes: int = figure(2, ge=1, le=64, doc="how many")
     share: float = figure(0.4, gt=0, le=1, doc="of the image's area, all boxes together at most")
     steps: int = figure(20, ge=1, le=1000, doc="of denoising")

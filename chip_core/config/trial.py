@@ -62,17 +62,17 @@ class ModelConfig(Shorthand):
     path: str = figure(doc="'shapes' (the embedded tiny LLaVA), a folder, or a hub name")
     revision: str | None = figure(None, doc="a hub revision")
     dtype: Literal["fp32", "bf16"] = figure(
-        "fp32", doc="what the model computes in, and what its weights are held in"
+        "fp32", doc="dtype of the model's weights and computation"
     )
     quantize: Literal["none", "nf4"] = figure(
         "none",
-        doc="'nf4': the language model's linear layers are held in 4 bits below their adapters "
-        "(QLoRA), needs bitsandbytes",
+        doc="'nf4': 4-bit linear layers in the language model, under its adapters (QLoRA); needs "
+        "bitsandbytes",
     )
     trust_remote_code: bool = figure(
         False,
-        doc="true: code that comes with the model is run, with all your rights; a hub name needs "
-        "its commit as `revision`",
+        doc="true: run the code in the model's folder, with all your rights; a hub name needs a "
+        "commit as `revision`",
     )
 
 
@@ -82,24 +82,29 @@ class DataConfig(Section):
     source: str = figure(
         "shapes",
         min_length=1,
-        doc="'shapes' (the embedded world), a file, folder or glob of parquet or JSON lines, "
-        "or a hub name; by content in the fingerprint",
+        doc="'shapes' (the embedded world), a file, folder or glob of parquet or JSON lines, or "
+        "a hub name; the fingerprint contains its content",
     )
-    split: str | None = figure(None, doc="of a folder or a hub name; null: all files, 'train'")
+    split: str | None = figure(
+        None, doc="split of a folder or a hub name; null: all files, or 'train'"
+    )
     revision: str | None = figure(None, doc="a hub revision")
     format: Literal["auto", "rlhf-v", "rlaif-v", "trl", "jsonl"] = figure(
-        "auto", doc="how rows are laid out; 'auto': found by the columns"
+        "auto", doc="format of the rows; 'auto': detected from the columns"
     )
-    limit: int | None = figure(None, ge=1, doc="the first N rows only")
+    limit: int | None = figure(None, ge=1, doc="only the first N rows")
     image_root: str | None = engine(
-        None, doc="folder where image paths begin; null: the data file's own"
+        None, doc="folder that image paths are relative to; null: the data file's own"
     )
     transparency: Transparency = figure(
         "white",
-        doc="what is transparent in an image: seen on 'white', or 'drop': its stored colours",
+        doc="transparent parts of an image: 'white': shown on white; 'drop': with their stored "
+        "colours",
     )
     on_bad_row: Literal["fail", "skip"] = figure(
-        "fail", doc="'fail': before the first step, with the list; 'skip': left out and counted"
+        "fail",
+        doc="what to do about bad rows: 'fail': list them before the first step; 'skip': "
+        "leave them out and count them",
     )
 
 
@@ -108,10 +113,10 @@ def _load_plugin_section(name: str) -> type[Section]:
     strategy = registry.load_plugin(name)
     section = getattr(strategy, "parameters", None)
     if not hasattr(strategy, "traits"):
-        raise ValueError(f"'{name}' is no rejected-image strategy: it has no `traits`")
+        raise ValueError(f"'{name}' is not a rejected-image strategy: it has no `traits`")
     if not (isinstance(section, type) and issubclass(section, Section)):
         raise ValueError(
-            f"'{name}': `parameters` is no subclass of chip_core.config.fields.Section"
+            f"'{name}': `parameters` is not a subclass of chip_core.config.fields.Section"
         )
     return section
 
@@ -147,10 +152,11 @@ class RejectedImageConfig(Shorthand):
     inpaint: InpaintParameters = figure(InpaintParameters, doc="settings of 'inpaint'")
     parameters: Mapping[str, Any] = figure({}, doc="settings of a strategy of your own")
     redraw: Literal["once", "each_epoch"] = figure(
-        "once", doc="'once': every epoch sees the same draw; 'each_epoch': a new one each time"
+        "once", doc="'once': the same draw in every epoch; 'each_epoch': a new draw in each epoch"
     )
     corruption_seed: Literal["shared", "per_trial"] = figure(
-        "shared", doc="'shared': every seed sees the same draws; 'per_trial': by the trial's seed"
+        "shared",
+        doc="'shared': the same draws for every seed; 'per_trial': drawn with the trial's seed",
     )
 
     @field_validator("parameters")
@@ -204,28 +210,29 @@ class OptimizerConfig(Section):
     eps: float = figure(1e-8, gt=0, doc="AdamW's epsilon")
     weight_decay: float = figure(0.0, ge=0, doc="decoupled weight decay")
     schedule: Literal["cosine", "constant"] = figure(
-        "cosine", doc="shape after warm-up: to 0 along a cosine, or constant"
+        "cosine", doc="shape after the warm-up: a cosine to 0, or constant"
     )
-    warmup: float = figure(0.03, ge=0, lt=1, doc="share of the steps with a rising rate")
-    clip: float | None = figure(20.0, gt=0, doc="largest global gradient norm; null: no clipping")
-    vision_lr: float | None = figure(None, gt=0, doc="the vision encoder's own peak; null: lr")
-    projector_lr: float | None = figure(None, gt=0, doc="the projector's own peak; null: lr")
+    warmup: float = figure(0.03, ge=0, lt=1, doc="fraction of the steps with a rising rate")
+    clip: float | None = figure(20.0, gt=0, doc="maximum global gradient norm; null: no clipping")
+    vision_lr: float | None = figure(None, gt=0, doc="the vision encoder's own peak rate; null: lr")
+    projector_lr: float | None = figure(None, gt=0, doc="the projector's own peak rate; null: lr")
     states: Literal["fp32", "int8"] = figure(
         "fp32",
-        doc="what AdamW's two moments are held in; 'int8': in blocks of 256 with a scale each, "
-        "needs torchao",
+        doc="precision of AdamW's two moments; 'int8': blocks of 256 with a scale each; needs "
+        "torchao",
     )
 
 
 class LoraConfig(Section):
-    """Low-rank adapters on linear layers of what is 'lora'; dropout is 0 as everywhere."""
+    """Low-rank adapters on linear layers of parts set to 'lora'; dropout is 0, as everywhere."""
 
     rank: int = figure(16, ge=1, doc="rank of each update")
     alpha: float = figure(32.0, gt=0, doc="an update is scaled by alpha / rank")
     targets: Literal["all"] | tuple[str, ...] = figure(
         "all",
-        doc="of the language model: 'all' linear layers of the decoder, or their last names, e.g. "
-        "[q_proj, v_proj]; the vision encoder and the projector have them on all",
+        doc="in the language model: 'all' linear layers of the decoder, or the last parts of "
+        "their names, e.g. [q_proj, v_proj]; the vision encoder and the projector always "
+        "have them on all layers",
     )
 
     @field_validator("targets", mode="before")
@@ -244,73 +251,74 @@ class LoraConfig(Section):
 class StagedConfig(Section):
     """The vision encoder alone first, then everything that is trained."""
 
-    share: float = figure(0.3, gt=0, lt=1, doc="share of the steps that train the encoder alone")
+    share: float = figure(0.3, gt=0, lt=1, doc="fraction of the steps that train only the encoder")
 
 
 class ConstraintConfig(Section):
-    """What a checkpoint must keep of the untrained model to be picked."""
+    """The condition, relative to the untrained model, that a checkpoint must meet to be picked."""
 
     metric: str = figure(doc="a figure under `select`, such as select/shapes/cover")
     max_drop: float = figure(
         ge=0,
-        doc="how much worse than the untrained model's it may be, in percentage points of a rate, "
-        "else in its own unit",
+        doc="how much worse than the untrained model's it may be, in percentage points for a "
+        "rate, otherwise in its own unit",
     )
 
 
 class PickConfig(Shorthand):
-    """Which checkpoint of a training is the trial's model. A bare string is the rule."""
+    """Which checkpoint of a training becomes the trial's model. A bare string is the rule."""
 
     shorthand = "rule"
 
     rule: Literal["last", "best"] = figure(
-        "last", doc="'last': the training's end; 'best': by `metric`, within the constraint"
+        "last", doc="'last': the end of the training; 'best': by `metric`, within the constraint"
     )
-    metric: str | None = figure(None, doc="of 'best': a figure under `select`")
+    metric: str | None = figure(None, doc="for 'best': a figure under `select`")
     constraint: ConstraintConfig | None = figure(
-        None, doc="of 'best': what it must keep of the untrained model; null: nothing"
+        None, doc="for 'best': the condition that it must meet; null: none"
     )
 
     @model_validator(mode="after")
     def _check_rule_settings(self) -> PickConfig:
         if self.rule == "best" and self.metric is None:
-            raise ValueError("'best' goes by a figure: write `metric: select/BENCHMARK/METRIC`")
+            raise ValueError("'best' needs a metric: write `metric: select/BENCHMARK/METRIC`")
         if self.rule == "last" and (self.metric, self.constraint) != (None, None):
-            raise ValueError("'last' goes by no figure: write `rule: best`, or leave those out")
+            raise ValueError("'last' uses no metric: write `rule: best`, or leave out the others")
         return self
 
 
 class TrainingConfig(Section):
-    """How long and in what portions."""
+    """The length of a training and its batches."""
 
     epochs: int = figure(1, ge=1, doc="passes over the pairs")
-    max_steps: int | None = figure(None, ge=1, doc="stop after so many updates")
+    max_steps: int | None = figure(None, ge=1, doc="stop after this many updates")
     batch_size: int = figure(32, ge=1, doc="global batch: pairs per update")
     max_length: int = figure(2048, ge=16, doc="longest sequence; only responses are cut")
     label_rule: Literal["clean", "released"] = figure(
         "clean",
-        doc="which tokens are scored: 'clean': the response; 'released': as its family's released "
-        "training scores it, where that is another way (docs/muffin.md)",
+        doc="which tokens are scored: 'clean': those of the response; 'released': as in the "
+        "model family's released training, if that differs (docs/muffin.md)",
     )
     augment: Literal["off", "released"] = figure(
         "off",
-        doc="'released': each epoch sees its own draw of every image, as Muffin's released "
-        "training does (docs/muffin.md)",
+        doc="'released': a new random augmentation of every image in each epoch, as in Muffin's "
+        "released training (docs/muffin.md)",
     )
     master: Literal["fp32"] = figure(
-        "fp32", doc="what the optimizer updates: trained weights in fp32, whatever model.dtype is"
+        "fp32",
+        doc="precision of the weights that the optimizer updates: fp32, whatever model.dtype is",
     )
     gradients: Literal["fp32", "bf16"] = figure(
         "fp32",
-        doc="what a batch's gradient is added up in; 'bf16' takes half the memory, and needs "
-        "model.dtype bf16",
+        doc="precision in which a batch's gradient is accumulated; 'bf16' takes half the memory "
+        "and needs model.dtype bf16",
     )
     score_at: tuple[float, ...] = figure(
         (),
-        doc="shares of the steps after which the model is kept and answers `select`, such as "
-        "[0.25, 0.5]; the end is always one",
+        doc="fractions of the steps after which the model is kept and answers `select`, such as "
+        "[0.25, 0.5]; the end is always included",
     )
-    pick: PickConfig = figure(PickConfig, doc="which of those models is the trial's")
+    pick: PickConfig = figure(PickConfig, doc="which of those models becomes the trial's")
 
     @field_validator("score_at")
     @classmethod
@@ -318,16 +326,16 @@ class TrainingConfig(Section):
         outside = [share for share in value if not 0 < share <= 1]
         if outside:
             raise ValueError(
-                f"{outside[0]:g} is no share of a training: write one above 0, up to 1"
+                f"{outside[0]:g} is not a fraction of a training: write one above 0, up to 1"
             )
         if list(value) != sorted(set(value)):
-            raise ValueError("are to increase: write the smallest first, and each once")
+            raise ValueError("must increase: write the smallest first, and each once")
         return value
 
     @model_validator(mode="after")
     def _check_pick(self) -> TrainingConfig:
         if not self.score_at and self.pick != PickConfig():
-            raise ValueError("pick chooses nothing without score_at: write it, such as [0.5, 1.0]")
+            raise ValueError("pick has no effect without score_at: write it, such as [0.5, 1.0]")
         return self
 
     def scored_steps(self, steps: int) -> tuple[int, ...]:
@@ -338,28 +346,27 @@ class TrainingConfig(Section):
 
 
 class EngineConfig(Section):
-    """How the work is done. Nothing here changes what is computed, but for rounding."""
+    """How the work is done. Nothing here changes what is computed, except for rounding."""
 
-    micro_batch: int = engine(4, ge=1, doc="pairs per forward pass; the rest is accumulated")
-    device: Literal["auto", "cpu", "cuda"] = engine("auto", doc="'auto': CUDA where there is one")
+    micro_batch: int = engine(4, ge=1, doc="pairs per forward pass; gradients are accumulated")
+    device: Literal["auto", "cpu", "cuda"] = engine("auto", doc="'auto': CUDA if there is a GPU")
     threads: int | None = engine(None, ge=1, doc="CPU threads of a worker; null: torch's own")
     workers_per_trial: int = engine(1, ge=1, doc="processes that share a training")
     gpus_per_worker: float = engine(
         0.0,
         ge=0,
         le=1,
-        doc="GPU each of them is given: one, or a share of one where a trial has one worker",
+        doc="GPUs per process: one, or a fraction of one if a trial has one worker",
     )
-    cpus_per_worker: int = engine(1, ge=1, doc="CPUs each of them is given")
+    cpus_per_worker: int = engine(1, ge=1, doc="CPUs per process")
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = engine(
         "auto",
-        doc="how several workers share a model: 'ddp': each has it whole; 'fsdp': each has a "
-        "part; 'hsdp': each has a part, and each machine all parts; 'auto': 'fsdp' where it does "
-        "not fit one GPU whole, or 'hsdp' where it then fits the GPUs of each of several machines",
+        doc="how several workers share a model: 'ddp': each has the whole model; 'fsdp': each "
+        "has a part; 'hsdp': each has a part, and each machine has all parts; 'auto': 'fsdp' "
+        "if the model does not fit one GPU, or 'hsdp' if it then fits the GPUs of each of "
+        "several machines",
     )
-    bucket: bool = engine(
-        True, doc="whether the pairs of a batch are computed with those of like length"
-    )
+    bucket: bool = engine(True, doc="whether pairs of similar length are computed together")
     loader_workers: int | None = engine(
         None, ge=0, doc="processes that read and encode pairs ahead; null: 2 with a GPU, else none"
     )
@@ -370,13 +377,13 @@ class EngineConfig(Section):
     )
     fresh_process: bool = engine(
         False,
-        doc="whether each trial on Ray has a process of its own; else a process runs one trial "
-        "after another, to the same figures",
+        doc="whether each trial on Ray has its own process; otherwise a process runs one trial "
+        "after another, with the same figures",
     )
     retries: int = engine(
         3,
         ge=0,
-        doc="attempts more that a trial gets within a run after its worker or its node was lost",
+        doc="further attempts of a trial within a run after its worker or node was lost",
     )
     stall_after: float | None = engine(
         3600.0,
@@ -385,23 +392,23 @@ class EngineConfig(Section):
         "null: never",
     )
     gradient_checkpointing: bool = engine(
-        False, doc="whether layers are computed again in the backward pass, to save memory"
+        False, doc="whether layers are recomputed in the backward pass, to save memory"
     )
     prefix_sharing: Literal["auto", "off"] = engine(
         "auto",
-        doc="'auto': chosen and rejected are computed behind one prompt, where that is exact; "
-        "'off': one pass a response",
+        doc="'auto': chosen and rejected share one prompt's computation if that is exact; 'off': "
+        "one pass per response",
     )
     feature_cache: Literal["auto", "on", "off"] = engine(
         "auto",
-        doc="whether a frozen vision encoder's output is kept for all trials; 'auto': for trials "
-        "without a GPU",
+        doc="whether a frozen vision encoder's output is cached for all trials; 'auto': only for "
+        "trials without a GPU",
     )
     logits_chunk: int | None = engine(
         512,
         ge=1,
-        doc="response positions whose logits are held at the same time; null: as many as take a "
-        "32nd of a GPU's memory, at least 512, and 512 on a CPU",
+        doc="response positions whose logits are in memory at the same time; null: as many as "
+        "fit 1/32 of a GPU's memory, at least 512; 512 on a CPU",
     )
     compile: Literal["off", "layers"] = engine(
         "off",
@@ -409,7 +416,7 @@ class EngineConfig(Section):
         "training of one worker",
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = engine(
-        "auto", doc="kind of attention; 'auto': what transformers takes for the model"
+        "auto", doc="kind of attention; 'auto': transformers' choice for the model"
     )
 
     @field_validator("gpus_per_worker", mode="before")
@@ -417,8 +424,8 @@ class EngineConfig(Section):
     def _validate_gpus_per_worker(cls, value: Any) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 1:
             raise ValueError(
-                f"{value:g} GPUs are asked for, and a worker computes on one: write 1, and as "
-                "workers_per_trial how many are to share a training"
+                f"{value:g} GPUs are requested, but a worker uses one: write 1, and set "
+                "workers_per_trial to the number of workers that share a training"
             )
         return value
 
@@ -426,7 +433,7 @@ class EngineConfig(Section):
     def _check_compile_workers(self) -> EngineConfig:
         if self.compile == "layers" and self.workers_per_trial > 1:
             raise ValueError(
-                f"compile is layers, which is for one worker, and workers_per_trial is "
+                f"compile is layers, which is for one worker, but workers_per_trial is "
                 f"{self.workers_per_trial}: write compile: off, or workers_per_trial: 1"
             )
         return self
@@ -436,7 +443,7 @@ class EngineConfig(Section):
         if self.workers_per_trial > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 f"{self.workers_per_trial} workers of a trial cannot share a GPU (NCCL refuses "
-                f"it), and gpus_per_worker is {self.gpus_per_worker:g}: write gpus_per_worker: 1, "
+                f"it), but gpus_per_worker is {self.gpus_per_worker:g}: write gpus_per_worker: 1, "
                 "or workers_per_trial: 1"
             )
         return self
@@ -448,7 +455,7 @@ class TrialConfig(Section):
     model: ModelConfig = figure(doc="the model")
     data: DataConfig = figure(DataConfig, doc="the preference pairs")
     pairs: PairsConfig = figure(
-        PairsConfig, doc="pairs of the model's own answers, in place of the data's"
+        PairsConfig, doc="pairs of the model's own answers, instead of the data's"
     )
     objective: ObjectiveConfig = figure(ObjectiveConfig, doc="the training objective")
     rejected_image: RejectedImageConfig = figure(
@@ -456,7 +463,8 @@ class TrialConfig(Section):
     )
     vision_encoder: Literal["frozen", "trained", "staged", "lora"] = figure(
         "frozen",
-        doc="whether the vision encoder is trained, and how; 'staged': alone first, then with all",
+        doc="whether the vision encoder is trained, and how; 'staged': alone first, then with "
+        "all parts",
     )
     staged: StagedConfig = figure(StagedConfig, doc="settings of vision_encoder 'staged'")
     projector: Literal["frozen", "trained", "lora"] = figure(
@@ -468,14 +476,17 @@ class TrialConfig(Section):
     lora: LoraConfig = figure(LoraConfig, doc="settings of the parts that are 'lora'")
     reference_cache: Literal["fp32", "bf16", "off"] = figure(
         "fp32",
-        doc="precision of the reference's hidden states, computed once and kept for all trials; "
-        "'off': nothing is kept, and it is fp32. With model.dtype bf16 they are bf16",
+        doc="precision of the reference's hidden states, which are computed once and cached for "
+        "all trials; 'off': nothing is cached, and they are fp32. With model.dtype bf16 they "
+        "are bf16",
     )
     optimizer: OptimizerConfig = figure(OptimizerConfig, doc="the optimizer")
-    training: TrainingConfig = figure(TrainingConfig, doc="length and portions of training")
-    benchmarks: BenchmarksConfig = figure(BenchmarksConfig, doc="what the trained model is asked")
-    evaluation: EvaluationConfig = figure(EvaluationConfig, doc="which engine answers")
-    seed: int = figure(0, ge=0, le=LARGEST_SEED, doc="of every random draw")
+    training: TrainingConfig = figure(TrainingConfig, doc="length and batches of the training")
+    benchmarks: BenchmarksConfig = figure(
+        BenchmarksConfig, doc="the benchmarks of the trained model"
+    )
+    evaluation: EvaluationConfig = figure(EvaluationConfig, doc="the engine that answers")
+    seed: int = figure(0, ge=0, le=LARGEST_SEED, doc="seed of every random draw")
     engine: EngineConfig = engine(EngineConfig, doc="how the work is done")
 
     @property
@@ -503,12 +514,12 @@ class TrialConfig(Section):
             return self
         if self.language_model != "lora":
             raise ValueError(
-                "model.quantize is nf4, which is for adapters (QLoRA), and language_model is "
+                "model.quantize is nf4, which is for adapters (QLoRA), but language_model is "
                 f"{self.language_model}: write language_model: lora, or model.quantize: none"
             )
         if self.engine.parallel in ("fsdp", "hsdp"):
             raise ValueError(
-                "model.quantize is nf4, whose weights are not spread over workers: write "
+                "model.quantize is nf4, but its weights cannot be sharded over workers: write "
                 "engine.parallel: ddp, or model.quantize: none"
             )
         return self
@@ -517,8 +528,8 @@ class TrialConfig(Section):
     def _check_compile_quantize(self) -> TrialConfig:
         if self.engine.compile == "layers" and self.model.quantize != "none":
             raise ValueError(
-                f"engine.compile is layers, and model.quantize is {self.model.quantize}, whose "
-                "layers are not compiled: write engine.compile: off, or model.quantize: none"
+                f"engine.compile is layers, but layers with model.quantize {self.model.quantize} "
+                "are not compiled: write engine.compile: off, or model.quantize: none"
             )
         return self
 
@@ -534,8 +545,8 @@ class TrialConfig(Section):
         unavailable += objective.fields
         if unavailable:
             raise ValueError(
-                f"pairs.rounds is {self.pairs.rounds}, and pairs of the model's answers lack "
-                f"{', '.join(unavailable)}: choose another objective, or pairs.rounds: 0"
+                f"pairs.rounds is {self.pairs.rounds}, but pairs of the model's answers do not "
+                f"have {', '.join(unavailable)}: choose another objective, or pairs.rounds: 0"
             )
         return self
 
@@ -543,7 +554,7 @@ class TrialConfig(Section):
     def _check_gradients(self) -> TrialConfig:
         if self.training.gradients == "bf16" and self.model.dtype != "bf16":
             raise ValueError(
-                "training.gradients is bf16, and model.dtype is fp32: write model.dtype: bf16, or "
+                "training.gradients is bf16, but model.dtype is fp32: write model.dtype: bf16, or "
                 "training.gradients: fp32"
             )
         return self

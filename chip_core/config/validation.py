@@ -91,8 +91,8 @@ def _select_form_problems(problems: Sequence[Any], forms: Collection[str]) -> li
     """Return the problems of a value for the form that it is given in.
 
     For a value with several forms, such as a range or a list, pydantic reports a problem for each.
-    Those of forms that it was not meant to be are dropped; if it has none of the forms, they become
-    one.
+    Problems of the forms that were not intended are dropped; if the value has none of the forms,
+    they become one problem.
     """
     selected: list[Any] = []
     for index, problem in enumerate(problems):
@@ -133,8 +133,8 @@ def _is_type_error(problem: Any) -> bool:
 def set_key(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set a dotted key in a tree of plain data, creating sections on the way.
 
-    A bare string at a key with a shorthand (`objective: dpo`) sets the key it stands for and leaves
-    the section's other keys, except those of another generator, which are removed.
+    A bare string at a key with a shorthand (`objective: dpo`) sets the key that it stands for.
+    Other keys of the section are kept, except those of another generator.
     """
     *sections, last = path.split(".")
     node = tree

@@ -229,7 +229,7 @@ class PairEncoder:
             for pair in pairs:
                 value = pair.scores.get(name)
                 if value is None:
-                    raise TrialError(f"pair {pair.id} has no {name}, which is read")
+                    raise TrialError(f"pair {pair.id} has no {name}, which the objective reads")
                 if response is None or isinstance(value, float):
                     rows.append(torch.tensor(value, dtype=torch.float32))
                     continue
@@ -242,10 +242,12 @@ class PairEncoder:
     def _spread_scores(
         self, pair: PreferencePair, text: str, sentences: Sequence[tuple[str, float]]
     ) -> list[float]:
-        """Return each token's number: of the sentence it begins in; end tokens get the last one."""
+        """Return each token's number, that of its sentence; end tokens get the last sentence's."""
         tokenizer = self._processor.tokenizer
         if hasattr(self._processor, "labels") or not tokenizer.is_fast:
-            raise TrialError("scores of sentences need a fast tokenizer, and one end of sequence")
+            raise TrialError(
+                "scores of sentences need a fast tokenizer and a single end of sequence"
+            )
         try:
             ends = find_sentence_ends(text, [sentence for sentence, _ in sentences], "a score")
         except RowError as error:
@@ -259,8 +261,8 @@ class PairEncoder:
             != processor.tokenizer(hidden_text, add_special_tokens=False)["input_ids"]
         ):
             raise TrialError(
-                f"pair {pair.id}: scores of sentences need a tokenizer that says where in a text "
-                "with marks its tokens are: leave the pair out"
+                f"pair {pair.id}: scores of sentences need a tokenizer that gives its tokens' "
+                "offsets in a text with special tokens: leave the pair out"
             )
         values = [value for _, value in sentences]
         last = len(ends) - 1

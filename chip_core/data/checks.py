@@ -46,10 +46,10 @@ class RowChecker(Protocol):
 
 MAX_SHOWN_ROWS = 10  # bad rows listed in a line
 
-#: Rows from which on several threads decode images, and their sizes are kept for the next check;
-#: fewer rows are fast without.
+#: With at least this many rows, several threads decode images, and their sizes are kept for the
+#: next check; fewer rows are fast anyway.
 _MIN_ROWS_FOR_THREADS = 2000
-_MAX_THREADS = 8  # reading rows in one takes as long as decoding in so many
+_MAX_THREADS = 8  # reading rows in one thread takes as long as decoding in this many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def check_rows(
 
 
 def format_bad_rows(
-    bad: Sequence[BadRow], rows: int, skip_option: str = "by data.on_bad_row=skip"
+    bad: Sequence[BadRow], rows: int, skip_option: str = "with data.on_bad_row=skip"
 ) -> str:
     """Return a list of bad rows as one line, because a trial's reason is one line.
 
@@ -111,7 +111,7 @@ def format_bad_rows(
     shown = "; ".join(str(row) for row in bad[:MAX_SHOWN_ROWS])
     suffix = f"; and {len(bad) - MAX_SHOWN_ROWS} more" if len(bad) > MAX_SHOWN_ROWS else ""
     return (
-        f"{len(bad)} of {rows} rows are bad: {shown}{suffix}: mend them, or leave them out "
+        f"{len(bad)} of {rows} rows are bad: {shown}{suffix}: fix them, or leave them out "
         f"{skip_option} (`chip-ablate data check` lists all)"
     )
 
@@ -178,7 +178,7 @@ def _parse_rows(
             if row.rejected_image is not None:
                 refs.append(("rejected image", row.rejected_image))
             elif rejected_images:
-                raise RowError("rejected image: the row has none, and rejected_image is given")
+                raise RowError("rejected image: the row has none, but rejected_image is given")
             if extra.second_image is not None:
                 refs.append(("second image", extra.second_image))
         except RowError as error:

@@ -58,7 +58,7 @@ def check_label_rule(processor: Any, rule: str) -> None:
     """
     if rule != "clean" and not hasattr(processor, "labels"):
         raise TrialError(
-            f"training.label_rule: {rule}: a {type(processor).__name__} scores the response alone: "
+            f"training.label_rule: {rule}: a {type(processor).__name__} scores only the response: "
             "write clean"
         )
 
@@ -228,7 +228,7 @@ class SpecialTokens:
         return [match.group() for match in self._pattern.finditer(text)]
 
     def find_unencodable(self, text: str) -> str | None:
-        """Return a special token in a text that the tokenizer cannot write as text, or None."""
+        """Return a special token in a text that the tokenizer cannot encode as text, or None."""
         tokens = self.find(text)
         if not tokens:
             return None
@@ -257,7 +257,7 @@ class SpecialTokens:
         If no text contains one, they are the original processor and texts.
 
         Raises:
-            TrialError: the tokenizer cannot write one as text.
+            TrialError: the tokenizer cannot encode one as text.
         """
         if not any(map(self._pattern.search, texts)):
             return self._processor, list(texts)
@@ -379,7 +379,7 @@ class _StandInTokenizer:
             yield offset, pending, False
 
     def _tokenize_continuation(self, text: str, as_text: bool, offset: int) -> list[_Token]:
-        """Return tokens of a text in the middle: without the space that a beginning may get."""
+        """Return the tokens of a text in the middle of another, without a space before it."""
         newline = self._encode("\n", as_text, offset - 1)
         tokens = self._encode("\n" + text, as_text, offset - 1)
         length = len(newline)
@@ -407,7 +407,8 @@ class _StandInTokenizer:
 def describe_special_token(token: str) -> str:
     """Return what is wrong with a text that contains a special token."""
     return (
-        f"holds {token}, a mark of the model that its tokenizer cannot write as text: take it out"
+        f"holds {token}, a special token that the model's tokenizer cannot encode as text: remove "
+        "it"
     )
 
 
@@ -417,6 +418,6 @@ def shorten_text(text: str) -> str:
 
 
 def _find_sublist(sequence: list[int], part: list[int]) -> int:
-    """Return the index at which ids begin in the same ids with special tokens around them."""
+    """Return where ids begin in the same ids with special tokens around them."""
     starts = range(len(sequence) - len(part) + 1)
     return next((start for start in starts if sequence[start : start + len(part)] == part), 0)

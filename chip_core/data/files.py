@@ -64,7 +64,7 @@ def find_data_files(data: DataConfig) -> list[Path]:
     if unsupported:
         raise ConfigError([f"{unsupported[0]} is neither .parquet nor .jsonl: convert it"])
     if len({file.suffix.lower() in PARQUET_SUFFIXES for file in files}) > 1:
-        raise ConfigError([f"{source} holds parquet and JSON lines: name one kind by a glob"])
+        raise ConfigError([f"{source} holds parquet and JSON lines: select one kind with a glob"])
     return files
 
 
@@ -103,8 +103,8 @@ def _iter_data_files(folder: Path) -> Iterator[Path]:
         if entries > MAX_ENTRIES:
             raise ConfigError(
                 [
-                    f"{folder} holds more than {MAX_ENTRIES:,} files: name the folder of the data "
-                    "alone, or a glob"
+                    f"{folder} holds more than {MAX_ENTRIES:,} files: name the folder with only "
+                    "the data, or a glob"
                 ]
             )
         for name in names:

@@ -97,9 +97,9 @@ class ImageReader:
             RowError: it is outside the folder, or there is no such file.
         """
         if "://" in path:
-            raise RowError(f"image {path[:80]!r} is a URL: fetch the images, then name paths")
+            raise RowError(f"image {path[:80]!r} is a URL: download the images, then use paths")
         if self._root is None:
-            raise RowError(f"image {path!r} is a path: say under which folder by data.image_root")
+            raise RowError(f"image {path!r} is a path: set its folder with data.image_root")
         return resolve_inside(self._root, path)
 
     def _source(self, ref: ImageRef) -> Path | bytes:
@@ -180,7 +180,7 @@ def resolve_inside(root: Path, path: str) -> Path:
         is_inside = file.is_relative_to(root)
         is_file = is_inside and file.is_file()
     except (OSError, RuntimeError, ValueError) as error:
-        raise RowError(f"image path {path[:80]!r} is no path ({error})") from None
+        raise RowError(f"image path {path[:80]!r} is not a path ({error})") from None
     if not is_inside:
         raise RowError(f"image path {path!r} leaves its folder {root}")
     if not is_file:

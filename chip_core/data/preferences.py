@@ -51,7 +51,7 @@ class Pairs(Sequence[PreferencePair]):
         return (self[index] for index in range(len(self)))
 
     def content_key(self, index: int) -> Hashable | None:
-        """Return a key that stands for a pair and all of its content; None if there is none."""
+        """Return a key that identifies a pair and all of its content; None if there is none."""
         return None
 
     def response_texts(self, index: int) -> tuple[str, str]:

@@ -79,7 +79,7 @@ def check_texts(texts: PreferenceTexts, *, separate_images: bool = False) -> Non
 
 
 def check_text(name: str, text: str) -> None:
-    """Check that a text of a row can be trained on.
+    """Check that a text of a row can be used for training.
 
     Raises:
         RowError: the first problem found.

@@ -256,7 +256,10 @@ def find_source_problem(data: DataConfig) -> str | None:
     if data.source == SHAPES or is_hub_name(data.source):
         return None
     if data.image_root is not None and not os.path.isdir(expand_path(data.image_root)):
-        return f"no folder {data.image_root}: data.image_root names where image paths begin"
+        return (
+            f"no folder {data.image_root}: data.image_root is the folder that image paths start "
+            "from"
+        )
     try:
         source = open_source(data)
     except ConfigError as error:
@@ -325,7 +328,7 @@ def _open_hub_tables(data: DataConfig) -> list[Table]:
             dataset = load_dataset(data.source, split=split, revision=data.revision)
             table = HubTable(dataset, data.source)
             files = _download_json_files(data, split) if table.has_times else []
-        except Exception as error:  # the hub, the network or a loader may raise anything
+        except Exception as error:  # hub, network and loaders may raise anything
             reason = first_line(error)
             raise ConfigError(
                 [f"{data.source}, split {split}, cannot be loaded ({reason})"]
@@ -368,10 +371,12 @@ def _select_format(data: DataConfig, tables: list[Table]) -> Format:
     kinds = {} if first is None else first.kinds
     data_format = find_format(kinds)
     if data_format is None and isinstance(first, JsonTable):
-        kinds = first.kinds_of_all_rows()  # the first rows may lack columns; list all of them
+        kinds = (
+            first.kinds_of_all_rows()
+        )  # some columns may be missing from the first rows; list all
         data_format = find_format(kinds)
         if not kinds:
-            raise ConfigError([f"{first.file} holds no row: write one JSON object a line"])
+            raise ConfigError([f"{first.file} holds no row: write one JSON object per line"])
     if data_format is None and kinds:
         formats_text = "; ".join(f"{entry.name}: {entry.description}" for entry in FORMATS.values())
         prefix = f"{first.location(0).file}: " if first is not None and len(tables) > 1 else ""

@@ -228,11 +228,11 @@ class JsonTable:
         except (ValueError, RecursionError) as error:
             raise RowError(f"not JSON ({_describe_json_error(error)})") from None
         if not isinstance(value, dict):
-            raise RowError("no JSON object")
+            raise RowError("not a JSON object")
         return value
 
     def kinds_of_all_rows(self) -> Mapping[str, str]:
-        """Return the columns of all rows, if those of the first ones do not suffice."""
+        """Return the columns of all rows if the first rows do not have all of them."""
         return self._kinds_of(range(len(self)))
 
     def _index_lines(self) -> None:
@@ -262,7 +262,7 @@ class JsonTable:
             raise ConfigError(
                 [
                     f"{self.file} is neither JSON lines nor an array of rows "
-                    f"({_describe_json_error(error)}): write one JSON object a line"
+                    f"({_describe_json_error(error)}): write one JSON object per line"
                 ]
             ) from None
         previous, line, self._lengths = 0, 1, array("Q")
@@ -287,7 +287,7 @@ class JsonTable:
         return True
 
     def _kinds_of(self, rows: range) -> dict[str, str]:
-        """Return the columns of some rows together, because a row may lack some."""
+        """Return all columns of some rows, because a row may not have all of them."""
         kinds: dict[str, str] = {}
         for index in rows:
             try:
@@ -335,14 +335,14 @@ def _iter_value_spans(text: str) -> Iterator[tuple[int, int]]:
             position = _skip_blanks(text, position + 1)
         value, end = decoder.raw_decode(text, position)
         if not is_array and not isinstance(value, dict):
-            raise json.JSONDecodeError("no JSON object", text, position)
+            raise json.JSONDecodeError("not a JSON object", text, position)
         yield position, end
         position, is_first = _skip_blanks(text, end), False
     if is_array:
         end = _skip_blanks(text, position + 1)
         if position >= len(text) or end < len(text):
             problem = (
-                "the array has no end" if position >= len(text) else "Extra data behind the array"
+                "the array has no end" if position >= len(text) else "Extra data after the array"
             )
             raise json.JSONDecodeError(problem, text, min(position, len(text)))
 

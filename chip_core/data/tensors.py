@@ -116,7 +116,7 @@ class PairBatch:
     """The input of one forward pass of the objective."""
 
     indices: tuple[int, ...]  # of the pairs in the training data
-    epoch: int  # counted from 0; decides the rejected image if it is drawn again for each epoch
+    epoch: int  # counted from 0; selects the rejected image if it is redrawn each epoch
     prompts: Prompts
     chosen: Responses
     rejected: Responses

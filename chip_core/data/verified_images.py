@@ -1,7 +1,7 @@
 """Remember which images decoded completely, so that no later check decodes them again.
 
-An image is identified by its bytes: a file that has changed is decoded again. A trial of a study
-thus starts on 83,000 rows that the study has checked without decoding one of them.
+An image is identified by its bytes: a file that has changed is decoded again. So a trial can start
+on 83,000 rows that its study has checked without decoding any of them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class VerifiedImages:
     def save(self) -> None:
         """Write the sizes to the cache folder, if there are new ones.
 
-        Nothing is raised where they cannot be written: the next check decodes the images again.
+        Nothing is raised if they cannot be written: the next check decodes the images again.
         """
         if len(self._sizes) == self._saved:
             return

@@ -53,8 +53,8 @@ def compute_printed_values(
     for name, value in values.items():
         if value is None:
             raise UserError(
-                f"{scorer}: {name} is of nothing here: the official script divides by zero and "
-                "stops; --protocol corrected gives what is defined"
+                f"{scorer}: {name} has nothing to count here: the official script divides by zero "
+                "and stops; --protocol corrected gives the figures that are defined"
             )
     return values
 

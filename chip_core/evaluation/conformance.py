@@ -159,7 +159,7 @@ def _check_ids(items: Sequence[Item]) -> str | None:
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
-            return f"'{item.id}' stands twice"
+            return f"'{item.id}' is there twice"
         seen.add(item.id)
     return None
 

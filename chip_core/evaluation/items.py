@@ -38,7 +38,7 @@ def find_benchmark(name: str) -> Benchmark:
         benchmark: Benchmark = loaded() if isinstance(loaded, type) else loaded
         if not isinstance(benchmark, Benchmark):
             raise ValueError(
-                f"'{name}' is no benchmark: make it a subclass of "
+                f"'{name}' is not a benchmark: make it a subclass of "
                 "chip_core.evaluation.task.Benchmark"
             )
         return benchmark
@@ -52,18 +52,18 @@ def find_settings_problems(settings: BenchmarkConfig, benchmark: Benchmark) -> I
     """Yield the settings that a benchmark does not know or cannot use."""
     if settings.protocol not in benchmark.protocols:
         choices = ", ".join(sorted(benchmark.protocols))
-        yield f"'{settings.name}' knows no protocol '{settings.protocol}': choices: {choices}"
+        yield f"'{settings.name}' has no protocol '{settings.protocol}': choices: {choices}"
     if settings.judge is not None and "judge" not in benchmark.needs:
-        yield f"'{settings.name}' asks no judge: leave `judge` out"
+        yield f"'{settings.name}' does not use a judge: leave out `judge`"
     if not isinstance(benchmark, ExternalBenchmark):
         return
     if settings.limit is not None:
-        yield "takes no limit: its own program would ask the first questions, not a subset"
+        yield "cannot have a limit: its own program would ask the first questions, not a subset"
     if settings.half is not None:
         yield "cannot be halved: its own program asks all questions"
     for key in ("max_new_tokens", "num_beams"):
         if getattr(settings, key) is not None:
-            yield f"takes no {key}: its own program says how answers are made"
+            yield f"cannot have {key}: its own program decides how answers are generated"
 
 
 def resolve_decoding(settings: BenchmarkConfig, benchmark: Benchmark) -> Decoding:
@@ -130,7 +130,7 @@ def select_half(
     empty_halves = [half for half, half_items in halves.items() if not half_items]
     if empty_halves:
         raise UserError(
-            f"{settings.name}: nothing is in its {empty_halves[0]} half: it has too few groups of "
+            f"{settings.name}: its {empty_halves[0]} half is empty: it has too few groups of "
             "questions to be halved; try another `half_seed`"
         )
     assert settings.half is not None
@@ -237,7 +237,7 @@ def find_resource_problems(
     if "coco" in needs and find_coco_folder(data_paths) is None:
         expected = (data_paths.benchmark_data or Path("DIR")) / "coco" / "annotations"
         problems.append(
-            "COCO's annotations are not there: put instances_*2014.json and captions_*2014.json "
+            "COCO's annotations are missing: put instances_*2014.json and captions_*2014.json "
             f"into {expected}"
         )
     if "judge" in needs:
@@ -247,9 +247,8 @@ def find_resource_problems(
                 problems.append(f"--judge-replies: no file {replies}")
         elif settings.judge is None:
             problems.append(
-                "its answers are read by a judge and there is none: name one "
-                f"(`{{name: {settings.name}, judge: {{model: …, base_url: …}}}}`), or replies that "
-                "exist by --judge-replies"
+                f"its answers need a judge and there is none: name one (`{{name: {settings.name}, "
+                "judge: {model: …, base_url: …}}`), or existing replies with --judge-replies"
             )
         elif (judge_problem := find_endpoint_problem(settings.judge)) is not None:
             problems.append(judge_problem)
@@ -320,5 +319,5 @@ def _open_judge(
     if data_paths.judge_replies is not None:
         return ReplayJudge.from_file(data_paths.judge_replies)
     if settings.judge is None or data_paths.judge_cache is None:
-        raise TrialError(f"{settings.name}: its answers are read by a judge and there is none")
+        raise TrialError(f"{settings.name}: its answers need a judge and there is none")
     return EndpointJudge(settings.judge, ReplyCache(data_paths.judge_cache), on_reply)

@@ -72,8 +72,8 @@ def find_ranker_problems(config: TrialConfig, data_paths: DataPaths) -> list[str
         names_file = (folder or Path("DIR/chair")) / "synonyms.txt"
         if folder is None or not names_file.is_file():
             missing.append(
-                f"ranker chair reads objects' names from {names_file}, which is not there: put it "
-                "into a folder chair/ of --benchmark-data"
+                f"ranker chair reads objects' names from {names_file}, which does not exist: put "
+                "it into a folder chair/ of --benchmark-data"
             )
         add_nltk_data_path(data_paths)
         missing += nltk_problems(("punkt_tab",))
@@ -97,8 +97,8 @@ def find_replay_problems(config: TrialConfig, data_paths: DataPaths) -> list[str
         ),
     }
     return [
-        f"{key}: the judge compares answers that are made on the way, and --judge-replies says the "
-        "same of all of them: leave it out, and name a judge"
+        f"{key}: the judge compares answers at intermediate steps, but --judge-replies gives the "
+        "same reply to all of them: leave it out, and name a judge"
         for key, is_used in uses_judge.items()
         if is_used
     ]
@@ -128,10 +128,10 @@ def _find_side_problems(
     folder = data_paths.benchmark_folder(settings.name)
     if "data" in benchmark.needs and (folder is None or not folder.is_dir()):
         yield (
-            f"there is no folder {folder} (`chip-ablate data status` says what goes there)"
+            f"there is no folder {folder} (`chip-ablate data status` shows what belongs there)"
             if folder is not None
-            else "its questions are in files: name the folder that holds a folder "
-            f"{settings.name}/ by --benchmark-data or CHIP_ABLATE_BENCHMARK_DATA"
+            else "its questions are in files: give the folder that holds a folder "
+            f"{settings.name}/ with --benchmark-data or CHIP_ABLATE_BENCHMARK_DATA"
         )
         yield from find_resource_problems(settings, benchmark.needs, data_paths)
         return
@@ -154,7 +154,7 @@ def _find_missing_pictures(items: Sequence[Item]) -> Iterator[str]:
     if missing:
         listed = ", ".join(str(file) for file in missing[:_MAX_LISTED])
         more = ", …" if len(missing) > _MAX_LISTED else ""
-        yield f"{len(missing)} of {len(files)} pictures are not there: {listed}{more}"
+        yield f"{len(missing)} of {len(files)} pictures are missing: {listed}{more}"
 
 
 _MAX_COMPARED = 64  # questions with the same prompt and picture name whose pictures are compared
@@ -175,7 +175,7 @@ def find_declared_overlaps(benchmarks: BenchmarksConfig) -> list[tuple[Side, Ben
         selected_settings = selected.get(settings.name) if side == "report" else None
         problem = None
         if splits and settings.half is not None:
-            problem = "has other questions on each side by itself: leave `half` out"
+            problem = "already has different questions on each side: leave out `half`"
         elif selected_settings is not None and not splits:
             problem = _find_half_problem(selected_settings, settings)
         if problem is not None:
@@ -205,8 +205,8 @@ def find_shared_questions(benchmarks: BenchmarksConfig, data_paths: DataPaths) -
                 if all(map(_is_same_picture, selected_item.pictures, reported_item.pictures)):
                     sentences.append(
                         f"{settings.name}: its question {reported_item.id} is asked under "
-                        f"`select`, too, by {selected_settings.name}: what was tuned on is "
-                        "not quoted"
+                        f"`select`, too, by {selected_settings.name}: questions used for tuning "
+                        "cannot be reported"
                     )
                     break
     return sentences
@@ -215,13 +215,14 @@ def find_shared_questions(benchmarks: BenchmarksConfig, data_paths: DataPaths) -
 def _find_half_problem(selected: BenchmarkConfig, reported: BenchmarkConfig) -> str | None:
     if selected.half is None and reported.half is None:
         return (
-            "is under `select` too and has one set of questions: what was tuned on is not quoted: "
-            "name it on one side, or halve it: `half: select` there and `half: report` here"
+            "is also under `select` and has only one set of questions, and questions used for "
+            "tuning cannot be reported: name it on one side, or halve it: `half: select` there "
+            "and `half: report` here"
         )
     if selected.half is None or reported.half is None:
         unhalved_side = "select" if selected.half is None else "report"
         return (
-            f"is halved on one side and asked whole under `{unhalved_side}`: write "
+            f"is halved on one side but used whole under `{unhalved_side}`: write "
             f"`half: {unhalved_side}` there"
         )
     if selected.half_seed != reported.half_seed:
@@ -259,19 +260,19 @@ def find_unmet_requirements(config: TrialConfig) -> list[str]:
     missing = []
     if config.optimizer.states == "int8" and find_spec("torchao") is None:
         missing.append(
-            "optimizer.states is int8, and torchao is not installed here: "
+            "optimizer.states is int8, but torchao is not installed here: "
             "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
         )
     if config.model.quantize == "nf4" and find_spec("bitsandbytes") is None:
         missing.append(
-            "model.quantize is nf4, and bitsandbytes is not installed here: "
+            "model.quantize is nf4, but bitsandbytes is not installed here: "
             "pip install 'chip-ablate[nf4]', or write model.quantize: none"
         )
     if config.engine.compile == "layers":
         missing += _find_compiler_problems(config)
     if config.pairs.rounds and config.engine.workers_per_trial > 1:
         missing.append(
-            f"pairs.rounds is {config.pairs.rounds}, and one worker samples a model: write "
+            f"pairs.rounds is {config.pairs.rounds}, but only one worker samples a model: write "
             "engine.workers_per_trial: 1, or pairs.rounds: 0"
         )
     return missing
@@ -282,14 +283,14 @@ def _find_compiler_problems(config: TrialConfig) -> list[str]:
     uses_gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
     if uses_gpu and find_spec("triton") is None:
         return [
-            "engine.compile is layers, and triton is not installed here: it comes with torch's "
-            "CUDA builds: install one, or write engine.compile: off"
+            "engine.compile is layers, but triton is not installed here: install a CUDA build of "
+            "torch, which includes it, or write engine.compile: off"
         ]
     # What torch's inductor runs: CXX, or else this name.
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         return [
-            f"engine.compile is layers, and there is no C++ compiler here ({compiler}): install "
+            f"engine.compile is layers, but there is no C++ compiler here ({compiler}): install "
             "g++, or write engine.compile: off"
         ]
     return []

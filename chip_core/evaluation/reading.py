@@ -91,7 +91,7 @@ def iter_unique_rows(
     for row in rows:
         item = key(row)
         if item in seen:
-            raise UserError(f"{row.location}: '{item}' stands twice in the benchmark's file")
+            raise UserError(f"{row.location}: '{item}' is twice in the benchmark's file")
         seen.add(item)
         yield item, row
 
@@ -106,8 +106,8 @@ def find_file(data: Path, names: Sequence[str], benchmark: str) -> Path:
         if (data / name).is_file():
             return data / name
     raise UserError(
-        f"{benchmark}: {data} holds no {' and no '.join(names)} "
-        "(`chip-ablate data status` says what goes there and where it is published)"
+        f"{benchmark}: {data} holds no {' and no '.join(names)} (`chip-ablate data status` shows "
+        "what belongs there and where it is published)"
     )
 
 
@@ -123,7 +123,7 @@ def answers_by_item(
     for answer in answers:
         if answer.item not in known_items:
             raise UserError(
-                f"{benchmark}: '{answer.item}' is the id of no question of the benchmark"
+                f"{benchmark}: '{answer.item}' is not the id of a question of the benchmark"
             )
     require_unique_answers(answers, benchmark)
     return {answer.item: answer for answer in answers}

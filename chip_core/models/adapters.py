@@ -45,7 +45,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_PARTS = "trained_parts.safetensors"
 
 OTHER_BASE_ADVICE = "name the model that it was trained from (evaluate: --base)"
-INCOMPLETE_ADVICE = "it is not whole: copy or save it again"
+INCOMPLETE_ADVICE = "it is incomplete: copy or save it again"
 
 #: The weights of an adapter that are zero before its training.
 _LORA_B_PATTERN = re.compile(r"\.lora_(?:embedding_)?B\b")
@@ -63,7 +63,7 @@ def attach_adapters(model: Any, config: TrialConfig) -> Any:
 
     Raises:
         TrialError: a target of `lora.targets` is not a linear layer of the decoder, or a part that
-            gets adapters has no linear layer.
+            should get adapters has no linear layer.
     """
     if not config.has_adapters:
         return model
@@ -123,7 +123,7 @@ class OriginalModel:
     """A model as it was before training, computed with its own modules.
 
     Its adapter is disabled, and the parts trained in full are replaced by copies made here;
-    everything else is shared. So only what is trained in full is held twice. If each round
+    everything else is shared, so only the parts trained in full are held twice. If each round
     continues the adapter of the round before, the adapter is replaced by a copy of itself instead.
     """
 
@@ -302,7 +302,7 @@ def load_adapter(base: Any, folder: Path) -> Any:
             ) from None
         raise UnfitError(
             f"{file} does not fit {base.name_or_path}: {len(unmatched)} of its {len(weights)} "
-            f"weights have no place in it ({format_names(unmatched)}; PEFT: {reason}): "
+            f"weights do not exist in it ({format_names(unmatched)}; PEFT: {reason}): "
             f"{OTHER_BASE_ADVICE}"
         ) from None
     adapter = _match_adapter(model, file, weights, layout)
@@ -314,7 +314,7 @@ def load_adapter(base: Any, folder: Path) -> Any:
         )
     lora_b_weights = [weight for name, weight in adapter.items() if _LORA_B_PATTERN.search(name)]
     if lora_b_weights and not any(weight.any() for weight in lora_b_weights):
-        _log.warning("%s: every lora_B is zero, as before a training: it changes nothing", file)
+        _log.warning("%s: every lora_B is zero, as before training: it changes nothing", file)
     return model.eval()
 
 
@@ -354,7 +354,8 @@ def _read_peft_config(folder: Path) -> Any:
 def _check_base_class(base: Any, settings: Any, folder: Path) -> None:
     """Check that a model has the class that an adapter was trained on, if that is known.
 
-    Families share names and sizes: an adapter of another family may have a place for every weight.
+    Families share names and sizes: the weights of another family's adapter may all exist in the
+    model.
     """
     import transformers
 
@@ -362,7 +363,7 @@ def _check_base_class(base: Any, settings: Any, folder: Path) -> None:
     classes = {base_class.__name__ for base_class in type(base).__mro__}
     if class_name and class_name not in classes and hasattr(transformers, class_name):
         raise UnfitError(
-            f"{folder / ADAPTER_CONFIG} says that it adapts a {class_name}, and "
+            f"{folder / ADAPTER_CONFIG} says that it adapts a {class_name}, but "
             f"{base.name_or_path} is a {type(base).__name__}: {OTHER_BASE_ADVICE}"
         )
 

@@ -4,8 +4,7 @@ A trial gets a copy with its own modules, so that no adapter, hook or setting of
 the next. Weights that the trial does not train are shared with the kept copy, since nothing writes
 to them: on a GPU they stay there. Weights that it trains are mapped from a file again for each
 trial: a page of them is copied when the trial first writes to it, and the kept ones are unchanged.
-So a second load copies almost no weights, and a GPU holds nothing that a single trial would not
-hold.
+So a second load copies almost no weights, and a GPU holds no more than for a single trial.
 
 The file is the model's own if it stores the weights in the dtype in use: then all processes of the
 machine that load it share its pages, and a process holds only what it has changed. If the weights
@@ -34,8 +33,8 @@ from chip_core.config.trial import TrialConfig
 from chip_core.models.parts import select_trained_parameters
 from chip_core.utils.machine import total_memory
 
-#: Bytes. torch's own allocations begin at a multiple of it. Some kernels add in another order for
-#: unaligned weights, so that figures differ in the last digit.
+#: Bytes. torch's own allocations start at a multiple of it. Some kernels add unaligned weights in
+#: another order, which changes the last digit of figures.
 _ALIGNMENT = 64
 #: A line of /proc/self/maps: the address range of a mapped file, its offset in the file, and the
 #: path.

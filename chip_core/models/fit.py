@@ -1,13 +1,14 @@
 """Check whether a file's weights fit a model, and map names of earlier versions to its names.
 
-PEFT and torch load what has a place and only warn about the rest: an adapter none of whose names
-fits leaves the base model unchanged, which would then be scored as the trained one. So names and
-shapes are compared with the model's before anything is loaded. The other names known are those of
+PEFT and torch load the weights that fit and only warn about the rest. If no name of an adapter
+fits, the base model stays unchanged and would be scored as the trained one. So names and shapes are
+compared with the model's before anything is loaded. Other names that are recognized:
 
-- transformers before 4.52: the decoder and its siblings were placed elsewhere, in two ways;
-- transformers of other versions: the vision tower's layers are in a `vision_model`, or not;
-- DDP, FSDP, activation checkpointing and torch.compile: a component of their own within names;
-- PEFT: its prefix missing, there twice or behind another; the adapter's name within names.
+- names of transformers before 4.52, where the decoder and its siblings were elsewhere, in two ways;
+- names of other transformers versions, with or without a `vision_model` around the vision tower's
+  layers;
+- names with a component of DDP, FSDP, activation checkpointing or torch.compile;
+- PEFT's names with its prefix missing, doubled or after another one, or with the adapter's name.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Layout:
         return ".".join(best)
 
     def _rank_reading(self, parts: list[str]) -> tuple[bool, int]:
-        """Return the rank of a reading of a name; the likelier reading has the higher one."""
+        """Return the rank of a reading of a name: the likelier the reading, the higher."""
         depth = self._known_prefix(parts)
         return depth > 0, depth - len(parts)
 
@@ -136,7 +137,7 @@ def list_layouts(model: Any) -> list[Layout]:
 
 
 def find_layout(model: Any, file_names: Iterable[str]) -> Layout:
-    """Return the layout that knows most of the names in a file; today's if no other knows more."""
+    """Return the layout with most of the names in a file; today's if no other has more."""
     file_names = list(file_names)
     return max(list_layouts(model), key=lambda layout: sum(map(layout.count_known, file_names)))
 
@@ -153,7 +154,7 @@ class WeightMatch:
         others: Mapping[str, Tensor],
         prefix: str = "",
     ) -> None:
-        """Match each weight with its place.
+        """Match each weight with a parameter of the model.
 
         Args:
             weights: the file's.
@@ -183,14 +184,14 @@ class WeightMatch:
             parameter = required[name] if name in required else others[name]
             if parameter.shape != weight.shape:
                 file_shape, model_shape = format_shape(weight.shape), format_shape(parameter.shape)
-                self.misshapen.append(f"{file_name} is {file_shape}, there it is {model_shape}")
+                self.misshapen.append(f"{file_name} is {file_shape}, in the model {model_shape}")
             self.weights[name] = weight
         self.missing = [name for name in required if name not in self.weights]
 
     def check(
         self, file: str, model: str, *, layers: str, other_model_advice: str, incomplete_advice: str
     ) -> None:
-        """Check that every weight has a place, every required place a weight, and all are finite.
+        """Check that every weight fits, no required weight is missing, and all are finite.
 
         Args:
             file: the file read, as named to the user.
@@ -205,7 +206,7 @@ class WeightMatch:
         problems = []
         if self.unmatched:
             problems.append(
-                f"{len(self.unmatched)} of its {self._total} weights have no place in it "
+                f"{len(self.unmatched)} of its {self._total} weights do not exist in it "
                 f"({format_names(self.unmatched)})"
             )
         if self.misshapen:
@@ -218,8 +219,7 @@ class WeightMatch:
             required_modules = self._list_modules(self._required)
             problems.append(
                 f"{len(incomplete_modules)} of the {len(required_modules)} {layers} get none, or "
-                "not all of theirs "
-                f"({format_names(incomplete_modules)})"
+                f"not all of theirs ({format_names(incomplete_modules)})"
             )
         if problems:
             raise UnfitError(f"{file} does not fit {model}: {'; '.join(problems)}: {advice}")
@@ -250,8 +250,8 @@ def check_finite(file: str, weights: Mapping[str, Tensor]) -> None:
     if non_finite:
         raise UnfitError(
             f"{file}: {len(non_finite)} of its weights are not finite "
-            f"({format_names(non_finite)}): "
-            "what wrote them had failed; take an earlier one"
+            f"({format_names(non_finite)}): the program that wrote them had failed; use an "
+            "earlier file"
         )
 
 

@@ -1,14 +1,14 @@
 """Set how a model's layers are computed: recomputed in the backward pass, or compiled.
 
-With torch.compile per layer, norms, activations and operations next to products become a few
+With torch.compile per layer, norms, activations and operations next to matrix products become a few
 kernels. Sizes are symbolic, so the same code serves every row length, and, because layers are
 alike, every layer. Only a layer's own forward is compiled: the hooks of DDP and FSDP2 wrap it, and
 so does checkpointing, whose backward pass runs the compiled code again.
 
 Each way to call a layer has its own code: with and without gradients, with and without adapters,
-with the encoder trained alone. torch compiles one function only so many times
-(`torch.compiler.config.recompile_limit`); then it runs uncompiled and only logs it. Here that ends
-the training.
+with the encoder trained alone. torch compiles a function only a limited number of times
+(`torch.compiler.config.recompile_limit`); then it runs the function uncompiled and only logs this.
+Here, it ends the training.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def compile_layers(model: Any, backend: Backend | None = None) -> Iterator[None]
     if not layers:
         raise TrialError(
             f"engine.compile: layers: {type(decoder).__name__} has no layers that transformers "
-            "knows as such: write engine.compile: off"
+            "marks as layers: write engine.compile: off"
         )
     # Its loop over pieces depends on each row's lengths: code for one row serves no other.
     uncompiled_attention = torch.compiler.disable(packing.attention)  # type: ignore[no-untyped-call]
@@ -132,7 +132,7 @@ def _call_compiled(compiled: Callable[..., Any], *args: Any, **options: Any) -> 
         limit = torch.compiler.config.recompile_limit
         raise TrialError(
             f"engine.compile: layers: this training calls its layers in more than {limit} ways, "
-            "each of which takes code of its own: write engine.compile: off"
+            "and each way is compiled separately: write engine.compile: off"
         ) from error
     finally:
         settings.fail_on_recompile_limit_hit = previous

@@ -69,17 +69,20 @@ def find_model_problem(model: ModelConfig) -> str | None:
     if not isinstance(model_type, str):
         return f"{folder}/config.json names no model_type: not a Hugging Face model"
     if model_type in own.CONVERTERS:
-        return f"{folder} is a checkpoint as released: {own.CONVERTERS[model_type]} converts it"
+        return (
+            f"{folder} is a checkpoint in its released form: convert it with "
+            f"{own.CONVERTERS[model_type]}"
+        )
     runs_own_code = model.trust_remote_code and own.has_own_model(config)
     if not (runs_own_code or _is_image_text_to_text(model_type)):
         if own.has_own_model(config):
             return (
-                f"{folder} brings code of its own for model_type {model_type}: read it, and write "
-                "model.trust_remote_code: true to have it run"
+                f"{folder} has its own code for model_type {model_type}: read it, and write "
+                "model.trust_remote_code: true to run it"
             )
         return (
-            f"{folder}/config.json: model_type {model_type} is no image-text-to-text model that "
-            "transformers knows: name a vision-language model, such as one of llava, llava_next, "
+            f"{folder}/config.json: model_type {model_type} is not an image-text-to-text model of "
+            "transformers: name a vision-language model, such as one of llava, llava_next, "
             "qwen2_5_vl, qwen3_vl, idefics3, smolvlm, muffin"
         )
     weights = sorted(folder.glob("*.safetensors"))
@@ -132,7 +135,7 @@ def find_label_rule_problem(config: TrialConfig) -> str | None:
     if model_type in own.LABEL_RULE_FAMILIES:
         return None
     return (
-        f"{rule}: a {model_type} scores the response alone: write clean, or name a model of "
+        f"{rule}: a {model_type} scores only the response: write clean, or name a model of "
         f"{', '.join(sorted(own.LABEL_RULE_FAMILIES))}"
     )
 
@@ -278,7 +281,7 @@ def load_processor_only(model: ModelConfig) -> Any:
 
 
 def import_libraries(*, adapters: bool) -> None:
-    """Import the libraries that loading a model needs, so that their time is measured separately.
+    """Import the libraries for loading a model, so that their time is measured separately.
 
     Args:
         adapters: whether the model gets adapters.
@@ -323,7 +326,7 @@ def load_complete(
     )
     if quantize == "nf4":
         model_options["quantization_config"] = make_nf4_config(source, DTYPES[dtype], **options)
-    logging.disable_progress_bar()  # nobody reads a bar for each load of each trial
+    logging.disable_progress_bar()  # no progress bar for each load of each trial
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it reports a misfit as a table; ours is one line
     try:
@@ -355,7 +358,7 @@ def _suggest_fix(error: Exception) -> str:
     """Return what to do about a model that transformers does not load."""
     for model_type, command in own.CONVERTERS.items():
         if model_type in str(error):
-            return f"it is as released: fetch it, and {command} converts it"
+            return f"it is in its released form: download it, and convert it with {command}"
     if "attention" in str(error).lower():
         return "choose engine.attention: sdpa"
     return "check the name and the network, or name a folder with its files"
@@ -404,7 +407,7 @@ def _check_weights(source: str, loaded: Any, loading_info: Mapping[str, Any]) ->
     missing = sorted(loading_info["missing_keys"])
     unexpected = sorted(loading_info["unexpected_keys"])
     misshapen = [
-        f"{name} is {format_shape(source_shape)}, there it is {format_shape(model_shape)}"
+        f"{name} is {format_shape(source_shape)}, in the model {format_shape(model_shape)}"
         for name, source_shape, model_shape in sorted(loading_info["mismatched_keys"])
     ]
     if misshapen:
@@ -417,22 +420,19 @@ def _check_weights(source: str, loaded: Any, loading_info: Mapping[str, Any]) ->
         advice = (
             "copy the weights again"
             if wrapper_name is None
-            else f"they are there with '{wrapper_name}' within their names, as a wrapped model "
-            "(DDP, "
-            "FSDP, torch.compile) is saved: save the model that is wrapped"
+            else f"they have '{wrapper_name}' in their names, because a wrapped model (DDP, FSDP, "
+            "torch.compile) was saved: save the model inside the wrapper"
         )
         raise UnfitError(
             f"{source} lacks {len(missing)} of its weights ({format_names(missing)}), which would "
             f"be random: {advice}"
         )
     adapter_weights = [name for name in unexpected if ".lora_" in name]
-    if adapter_weights:  # other weights beyond the model, such as a head for drafts, do no harm
+    if adapter_weights:  # other extra weights, such as a draft head, do no harm
         raise UnfitError(
             f"{source} has {len(adapter_weights)} weights of an adapter that a "
-            f"{type(loaded).__name__} has "
-            f"no place for ({format_names(adapter_weights)}), and which would be left out: merge "
-            "the "
-            "adapter and save the model again with save_pretrained"
+            f"{type(loaded).__name__} does not have ({format_names(adapter_weights)}), so they "
+            "would be left out: merge the adapter and save the model again with save_pretrained"
         )
 
 
@@ -468,7 +468,7 @@ def _load_processor(source: str, options: Mapping[str, Any]) -> Any:
         raise TrialError(f"{source} {template_error}")
     if processor.tokenizer.eos_token_id is None:
         raise TrialError(
-            f"{source}: its tokenizer has no end of sequence: name eos_token in "
+            f"{source}: its tokenizer has no end of sequence: set eos_token in "
             "tokenizer_config.json"
         )
     if processor.tokenizer.pad_token_id is None:  # any token will do, because it is masked

@@ -1,4 +1,4 @@
-"""Estimate what a training takes of a device's memory, before it starts."""
+"""Estimate how much device memory a training needs, before it starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def estimate_required_bytes(model: Any, config: TrialConfig, *, reference: bool 
     Args:
         model: with its adapters.
         config: says which parts are trained.
-        reference: whether the reference is computed, and not read from stores.
+        reference: whether the reference is computed instead of read from stores.
     """
     weight_bytes = _BYTES_PER_VALUE[config.model.dtype]
     gradient_bytes = _BYTES_PER_VALUE[config.training.gradients]
@@ -54,7 +54,7 @@ def has_room_for_weights(model: Any, device: torch.device) -> bool:
 
 
 def get_available_bytes(model: Any, device: torch.device) -> int:
-    """Return the bytes that a model may take on a GPU, its weights already there included."""
+    """Return the bytes that a model may take on a GPU, including its weights already there."""
     free: int = torch.cuda.mem_get_info(device)[0]
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     loaded_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.is_cuda)
@@ -86,6 +86,7 @@ def check_memory(needed: int, free: int, config: TrialConfig) -> None:
         advice.append("engine.parallel: fsdp")
     advice.append("a GPU with more memory, or a smaller model")
     raise TrialError(
-        f"no room on the GPU: weights, gradients, optimizer and reference take "
-        f"{needed / _GIB:.1f} GiB, {free / _GIB:.1f} GiB are free: choose {', or '.join(advice)}"
+        "not enough memory on the GPU: weights, gradients, optimizer and reference take "
+        f"{needed / _GIB:.1f} GiB, but only {free / _GIB:.1f} GiB are free: choose "
+        f"{', or '.join(advice)}"
     )

@@ -1,11 +1,12 @@
-"""Model code that transformers lacks: this package's own families, and what comes with a model.
+"""Model code that is not in transformers: this package's own families, and code in a model's
+folder.
 
-transformers' Auto classes know this package's families after `register`; whatever loads a model or
-a processor of one calls that first.
+transformers' Auto classes know this package's families after `register`; all code here that loads a
+model or a processor of one calls that first.
 
 Code that comes with a model is run only with `model.trust_remote_code`. It runs with all rights of
 the user who starts a trial. So it is part of the model's identity, a hub name is read at one commit
-only, and code of a third place, which no commit here pins, is refused.
+only, and code from a third place, which that commit does not pin, is refused.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def find_revision_problem(model: ModelConfig) -> str | None:
     if not model.trust_remote_code or _COMMIT_PATTERN.fullmatch(model.revision or ""):
         return None
     return (
-        f"{model.path}: trust_remote_code runs the code of a hub name at one commit alone: write "
-        "the 40 digits of it as model.revision"
+        f"{model.path}: trust_remote_code runs the code of a hub name only at a fixed commit: "
+        "write its 40 digits as model.revision"
     )
 
 
@@ -62,14 +63,14 @@ def has_own_model(config: Any) -> bool:
 
 
 def check_own_code(source: str, **options: Any) -> None:
-    """Check that a model names no code of another place.
+    """Check that a model does not refer to code from another place.
 
     Args:
         source: a folder or a hub name.
         options: `revision`, where there is one.
 
     Raises:
-        TrialError: it names code of another place.
+        TrialError: it refers to code from another place.
     """
     from transformers.utils import cached_file
 
@@ -82,9 +83,9 @@ def check_own_code(source: str, **options: Any) -> None:
         for class_name in _list_auto_map_classes(content):
             if "--" in class_name:
                 raise TrialError(
-                    f"{source}: {name} names code of another place "
-                    f"({class_name.partition('--')[0]}), "
-                    "which no revision pins: put that code into the model's own folder"
+                    f"{source}: {name} refers to code from another place "
+                    f"({class_name.partition('--')[0]}), which no revision pins: copy that code "
+                    "to the model's own folder"
                 )
 
 

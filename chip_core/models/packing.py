@@ -183,7 +183,7 @@ def attention(
     _reject_unsupported(others)
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    lengths = []  # of the pieces of queries: prompt and first response, the others
+    lengths = []  # queries in pieces: prompt with first response, other responses
     for span in packing.spans:
         lengths += [span.prompt + span.responses[0], *span.responses[1:]]
     split_parts = (torch.split(part, lengths, dim=2) for part in (query, key, value))

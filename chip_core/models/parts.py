@@ -36,7 +36,7 @@ _TENSOR_LAYERS = ("CLIPEncoderLayer", "SiglipEncoderLayer")
 def group_parameters(model: Any) -> dict[Part, dict[str, nn.Parameter]]:
     """Return the parameters of `vision_encoder`, `projector` and `language_model`, by name.
 
-    Everything that belongs to neither of the others is the projector's. The output head is the
+    Everything that belongs to neither of the other two is the projector's. The output head is the
     language model's, and so are the adapters on its layers.
     """
     tower = model.get_encoder(modality="image")
@@ -125,7 +125,7 @@ def describe_unread_modules(model: Any, config: TrialConfig) -> str | None:
         return None
     missing = "no adapter" if config.vision_encoder == "lora" else "no gradient"
     return (
-        f"vision_encoder is {config.vision_encoder}, and the model does not read all of it: "
+        f"vision_encoder is {config.vision_encoder}, but the model does not read all of it: "
         f"{', '.join(unread)} {'gets' if len(unread) == 1 else 'get'} {missing}"
     )
 
@@ -184,8 +184,8 @@ def get_base_decoder(model: Any) -> Any:
     inner = getattr(base, "model", None)
     if not isinstance(inner, nn.Module):
         raise TrialError(
-            f"{type(base).__name__} has no `model` that ends in hidden states: such a model cannot "
-            "be trained; docs/models.md has those that can"
+            f"{type(base).__name__} has no `model` that ends in hidden states: such a model "
+            "cannot be trained; docs/models.md lists those that can"
         )
     return inner
 

@@ -138,7 +138,7 @@ def make_nf4_config(source: str, dtype: torch.dtype, **options: Any) -> Any:
     """Return transformers' quantization settings for a model's decoder linear layers.
 
     Vision encoder, projector and output head stay as they are: they are a small part of a model,
-    and so every arm has the same base model, whichever of its parts it trains.
+    and every arm has the same base model, whichever parts it trains.
 
     Args:
         source: a folder or a hub name.
@@ -152,7 +152,7 @@ def make_nf4_config(source: str, dtype: torch.dtype, **options: Any) -> Any:
 
     if find_spec("bitsandbytes") is None:
         raise TrialError(
-            "model.quantize is nf4, and bitsandbytes is not installed here: "
+            "model.quantize is nf4, but bitsandbytes is not installed here: "
             "pip install 'chip-ablate[nf4]', or write model.quantize: none"
         )
     with torch.device("meta"):

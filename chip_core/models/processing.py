@@ -5,7 +5,8 @@ torchvision or num2words. Images and text need neither: then the family's own cl
 it.
 
 Images are always resized with Pillow: torchvision's resizing, which transformers uses if it is
-installed, gives pixels that differ by a thousandth, and what is installed is in no fingerprint.
+installed, gives pixels that differ by a thousandth, and fingerprints do not include what is
+installed.
 
 Prompts are written by a chat template with a place for an image. A processor has one of its own, in
 one of four files, and its tokenizer may have another. The processor's is used if it can show an
@@ -59,14 +60,14 @@ def load_processor(source: str, *, trust_remote_code: bool = False, **options: A
                     source, trust_remote_code, **options
                 )
             return processor
-        reason = f"AutoProcessor found a {type(processor).__name__} alone"
+        reason = f"AutoProcessor found only a {type(processor).__name__}"
     except (ImportError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
         reason = _first_line(error)
     try:
         return _load_from_parts(source, trust_remote_code, **options)
     except (ImportError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
         raise TrialError(
-            f"{source} has no processor that can be made: {reason}; from its parts: "
+            f"{source} has no processor that can be built: {reason}; from its parts: "
             f"{_first_line(error)}"
         ) from None
 
@@ -192,7 +193,7 @@ def _find_processor_class(model_type: str) -> Any:
 
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
     if name is None:
-        raise ValueError(f"transformers knows no processor for model_type {model_type}")
+        raise ValueError(f"transformers has no processor for model_type {model_type}")
     return getattr(transformers, name)
 
 
@@ -222,8 +223,8 @@ _TEMPLATE_VARIABLES = {
 }
 
 _NO_TEMPLATE = (
-    "has no chat template, which says how a prompt is written: add its chat_template.jinja to the "
-    "folder, or take a model tuned on instructions"
+    "has no chat template to write prompts with: add its chat_template.jinja to the folder, or "
+    "use an instruction-tuned model"
 )
 
 #: A template as a file stores it: a text, named ones, or a list of {name, template}.
@@ -305,9 +306,8 @@ def _describe_unusable(problems_by_name: Mapping[str, str | None]) -> str:
     if problem is None and None not in problems_by_name.values():
         problem = next(iter(problems_by_name.values()))
     return problem or (
-        f"has the chat templates {', '.join(problems_by_name)}, and none is called "
-        f"{DEFAULT_TEMPLATE}: name the one "
-        "that writes prompts so"
+        f"has the chat templates {', '.join(problems_by_name)}, but none is called "
+        f"{DEFAULT_TEMPLATE}: rename the one that writes prompts"
     )
 
 
@@ -335,25 +335,24 @@ def _find_template_problem(
     text_part = {"type": "text", "text": "What is this?"}
     try:
         rendered = _render(template, [{"type": "image"}, text_part], tokens)
-    except Exception as error:  # a template is a program
+    except Exception as error:  # a template is a program and may fail in any way
         reason = first_line(error)
         return (
-            f"has a chat template that fails on a question with an image ({reason}): put the one "
-            "of "
+            f"has a chat template that fails on a question with an image ({reason}): put that of "
             "the family's instruction-tuned model into chat_template.jinja"
         )
     try:
         text_only = _render(template, [text_part], tokens)
-    except Exception:  # it never has to
+    except Exception:  # it need not return
         text_only = ""
-    # A template that prints its content verbatim shows the words about an image, and no image.
+    # A template that prints its content verbatim shows the words about an image, but no image.
     lacks_image = (
         rendered == text_only or "'type': 'image'" in rendered or '"type": "image"' in rendered
     )
     if not lacks_image and (image is None or image in rendered):
         return None
     return (
-        "has a chat template without a place for an image: put the one of the family's "
+        "has a chat template without a place for an image: put that of the family's "
         "instruction-tuned model into chat_template.jinja"
     )
 

@@ -93,9 +93,8 @@ class WeightsFromRank0:
         )
         if different:
             raise TrialError(
-                f"the model's files here are not those of worker 0 ({different[0]}, …): copy the "
-                "same "
-                "ones to every machine"
+                f"the model's files here differ from those of worker 0 ({different[0]}, …): copy "
+                "the same ones to every machine"
             )
 
 
@@ -117,7 +116,7 @@ def gather_whole(value: Any, *, keep: bool = True) -> Any:
 
     Args:
         value: tensors, alone or in mappings and lists.
-        keep: False: only take part in gathering; sharded tensors are returned empty.
+        keep: False: this worker only helps to gather; sharded tensors are returned empty.
     """
     if isinstance(value, Mapping):
         return {name: gather_whole(entry, keep=keep) for name, entry in value.items()}
@@ -162,9 +161,10 @@ def get_local_part(shard: Tensor) -> Tensor:
 
 
 def get_shard_group(shard: Tensor) -> Any:
-    """Return the process group of the workers that hold one another part of a weight each.
+    """Return the process group of the workers that each hold a different part of a weight.
 
-    Not of all workers where several of them hold the same part: a mesh's last dimension.
+    If several workers hold the same part, it is not the group of all workers, but a mesh's last
+    dimension.
     """
     mesh: Any = shard.device_mesh  # type: ignore[attr-defined]
     return mesh.get_group(mesh.ndim - 1)

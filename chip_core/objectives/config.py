@@ -61,7 +61,7 @@ class SegmentConfig(Section):
     normalize: Literal["none", "changed_tokens"] = figure(
         "none", doc="'changed_tokens': each response's sum is divided by its changed tokens"
     )
-    insertions: bool = figure(False, doc="whether a span that one side alone has counts")
+    insertions: bool = figure(False, doc="whether a span that only one side has counts")
     scope: Literal["response", "sequence"] = figure(
         "response", doc="compare the responses, or whole sequences as the released code does"
     )
@@ -78,7 +78,7 @@ class TokenConfig(Section):
 class AnchorConfig(Section):
     """mDPO's anchor: −log σ(β[lp_π(y_w) − lp_ref(y_w)] − delta)."""
 
-    delta: float = figure(0.0, doc="how far above 0 the chosen response's reward is to be")
+    delta: float = figure(0.0, doc="how far above 0 the chosen response's reward should be")
     weight: float = figure(1.0, ge=0, doc="of the anchor term")
 
 
@@ -111,12 +111,10 @@ class ObjectiveConfig(Shorthand):
     form: Form = figure(
         "paper",
         doc="'paper': a sum of losses; 'one_sigmoid': all margins in one −log σ; 'released': the "
-        "released code's arithmetic, its mis-scaled visual reference included",
+        "released code's arithmetic, including its mis-scaled visual reference",
     )
     preset: PresetName = figure("chip", doc="which terms are active, by name")
-    terms: tuple[Term, ...] | None = figure(
-        None, doc="the active terms outright, in place of the preset's"
-    )
+    terms: tuple[Term, ...] | None = figure(None, doc="the active terms, instead of the preset's")
     weights: Weights = figure(Weights, doc="what multiplies each term")
     beta: float = figure(0.1, gt=0, doc="the DPO temperature")
     betas: Betas = figure(Betas, doc="a term's own temperature")
@@ -225,7 +223,7 @@ class ObjectiveConfig(Shorthand):
 
     @property
     def scope(self) -> Scope | None:
-        """What is read of the global batch, beyond the pair itself."""
+        """What is read of the global batch, in addition to the pair itself."""
         scopes = {part.scope for part in self._requirements}
         return "scores" if "scores" in scopes else "tokens" if "tokens" in scopes else None
 

@@ -45,7 +45,7 @@ def load_term(name: str) -> CustomTerm:
     """
     term = registry.load_plugin(name)
     if not callable(term):
-        raise ValueError(f"'{name}' is no function: see docs/plugins.md")
+        raise ValueError(f"'{name}' is not a function: see docs/plugins.md")
     unknown = sorted(term_needs(term) - NEEDS)
     if unknown:
         raise ValueError(f"'{name}' needs {', '.join(unknown)}: it may need {sorted(NEEDS)}")
@@ -118,7 +118,7 @@ def compute_custom_loss(name: str, inputs: Inputs, beta: float) -> Tensor:
     pairs = next(iter(inputs.views.values())).mask.shape[:1]
     if not isinstance(loss, Tensor) or loss.shape != pairs:
         raise TrialError(
-            f"objective.custom: '{name}' returned {_describe_shape(loss)}, not one loss a pair, "
+            f"objective.custom: '{name}' returned {_describe_shape(loss)}, not one loss per pair, "
             f"{tuple(pairs)}: see `chip-ablate plugin check {shlex.quote(name)}`"
         )
     return loss
@@ -166,7 +166,7 @@ def check_term(term: CustomTerm) -> Iterator[tuple[str, str | None]]:
     problem = (
         None
         if has_loss_shape
-        else f"it returned {_describe_shape(value)}, not one loss a pair, (3,)"
+        else f"it returned {_describe_shape(value)}, not one loss per pair, (3,)"
     )
     yield "one loss a pair", problem
     if problem:

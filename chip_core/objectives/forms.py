@@ -1,7 +1,7 @@
 """The three forms of the objective. docs/objectives.md has the formulas and their sources.
 
 Shapes: B pairs. `win` is the chosen response (w), `lose` the rejected one (l), `other` the chosen
-one under the rejected image (v). Δ is the policy's margin less the reference's, D = Σ_t
+one under the rejected image (v). Δ is the policy's margin minus the reference's, D = Σ_t
 KL(reference || policy), sg stop-gradient.
 """
 
@@ -123,7 +123,7 @@ def _paper_losses(config: ObjectiveConfig, views: Views) -> dict[str, Tensor]:
             margin = margin - config.anchor.delta
         linear = term == "token" and config.token.form == "linear"
         loss = -margin if linear else -F.logsigmoid(margin)
-        if term == "segment":  # without changes nothing is preferred: 0, not log 2
+        if term == "segment":  # without changed tokens nothing is preferred: 0, not log 2
             changed = views["chosen"].any_changed | views["rejected"].any_changed
             loss = torch.where(changed, loss, torch.zeros_like(loss))
         terms[term] = loss

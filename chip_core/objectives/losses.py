@@ -20,7 +20,7 @@ from chip_core.objectives.scores import ResponseScores
 
 Settings = Mapping[str, Any]
 
-#: exp(·) of a larger number overflows in single precision.
+#: exp(·) of a larger number overflows in fp32.
 _MAX_EXPONENT = 80.0
 
 

@@ -32,35 +32,39 @@ class MethodConfig(Section):
     """Settings of presets that are sums of losses of margins; null: the preset's own value."""
 
     losses: dict[str, float] | None = figure(
-        None, doc="losses by TRL's names -> their weights, in place of the preset's"
+        None, doc="losses by TRL's names -> their weights, instead of the preset's"
     )
     label_smoothing: float | None = figure(
-        None, ge=0, lt=0.5, doc="of robust, exo_pair, aot and aot_unpaired"
+        None, ge=0, lt=0.5, doc="for robust, exo_pair, aot and aot_unpaired"
     )
-    tau: float | None = figure(None, gt=0, doc="of discopop: where it turns")
-    f_divergence: FDivergence | None = figure(None, doc="what is kept near: of TRL's losses")
-    f_alpha: float | None = figure(None, doc="of alpha_divergence")
+    tau: float | None = figure(None, gt=0, doc="for discopop: temperature of its modulation")
+    f_divergence: FDivergence | None = figure(
+        None, doc="divergence that keeps the policy near the reference, for TRL's losses"
+    )
+    f_alpha: float | None = figure(None, doc="for alpha_divergence")
     ld_alpha: float | None = figure(
         None, ge=0, le=1, doc="weight of tokens beyond the shorter response's length"
     )
-    shift: bool | None = figure(None, doc="of bco_pair: subtract the running mean of rewards")
+    shift: bool | None = figure(None, doc="for bco_pair: subtract the running mean of rewards")
     symmetric: float | None = figure(None, ge=0, doc="symmpo: weight of the symmetric preferences")
     second_beta: float | None = figure(None, gt=0, doc="symmpo: temperature of the second anchor")
     consistency: float | None = figure(None, ge=0, doc="symmpo: weight of the equal margins")
     token_weights: Literal["added", "multiplied"] | None = figure(
         None, doc="tpo: 'added': log c is added to log p; 'multiplied': c times log p"
     )
-    gamma: float | None = figure(None, ge=0, doc="vdpo: how strongly the image guides; 1: not")
+    gamma: float | None = figure(None, ge=0, doc="vdpo: strength of the image's guidance; 1: none")
     guidance: Literal["policy", "reference"] | None = figure(
         None, doc="vdpo: whose log-probability without the image"
     )
     keep: float | None = figure(None, gt=0, le=1, doc="dama: share of the batch that is kept")
     score_mean: float | None = figure(
-        None, doc="dama: mean score of the data, chosen less rejected"
+        None, doc="dama: mean score difference of the data, chosen minus rejected"
     )
-    momentum: float | None = figure(None, ge=0, lt=1, doc="dama: of the running mean of gaps")
-    smallest_beta: float | None = figure(None, gt=0, doc="dama: no pair's beta is below it")
-    alpha: float | None = figure(None, gt=0, doc="dadpo: what the scores' weight is multiplied by")
+    momentum: float | None = figure(
+        None, ge=0, lt=1, doc="dama: momentum of the running mean of gaps"
+    )
+    smallest_beta: float | None = figure(None, gt=0, doc="dama: lower bound of a pair's beta")
+    alpha: float | None = figure(None, gt=0, doc="dadpo: factor of the scores' weight")
     length: int | None = figure(None, ge=1, doc="opadpo: positions that responses are padded to")
     masked: float | None = figure(None, ge=0, doc="opadpo: weight of the masked image's terms")
 
@@ -83,7 +87,7 @@ Settings = dict[str, Any]
 class MethodPreset:
     """A preset."""
 
-    settings: Mapping[str, Any] = field(default_factory=dict)  # those it has, with its defaults
+    settings: Mapping[str, Any] = field(default_factory=dict)  # its settings, with their defaults
     build: Callable[[Settings], Method]
     #: Returns why its settings are invalid; None if they are valid.
     validate: Callable[[Settings], str | None] = lambda _: None
@@ -162,11 +166,11 @@ def _validate_sequence(settings: Settings) -> str | None:
     losses = {name for name, weight in settings["losses"].items() if weight > 0}
     divergence = settings["f_divergence"]
     if "exo_pair" in losses and settings["label_smoothing"] == 0:
-        return "exo_pair takes a label_smoothing above 0: 0.001 is its paper's"
+        return "exo_pair needs a label_smoothing above 0: its paper uses 0.001"
     if divergence != "reverse_kl" and not losses <= _DIFFERENCE_LOSSES:
         unsupported = ", ".join(sorted(losses - _DIFFERENCE_LOSSES))
         return (
-            f"f_divergence {divergence} has no meaning in {unsupported}: "
+            f"f_divergence {divergence} is not defined for {unsupported}: "
             f"use {sorted(_DIFFERENCE_LOSSES)}"
         )
     return None
@@ -236,7 +240,7 @@ def _make_opadpo(settings: Settings) -> Method:
     return _make_method(settings, *parts, fields=("opa_scores",))
 
 
-#: The smoothing of losses named after theirs.
+#: Losses with their own name for the smoothing.
 _SMOOTHING = {"robust": {"label_smoothing": 0.1}, "exo_pair": {"label_smoothing": 1e-3}}
 
 METHODS: dict[str, MethodPreset] = {

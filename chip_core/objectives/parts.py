@@ -1,4 +1,5 @@
-"""The building blocks of an objective: what it reads of a pair, and the losses that it adds up.
+"""The building blocks of an objective: the inputs that it reads of a pair, and the losses that it
+sums.
 
 Among what it reads are segments, the token spans in which chosen and rejected differ. Their source:
 the released CHiP code: difflib's SequenceMatcher over token ids, rejected first, matching blocks
@@ -36,7 +37,7 @@ VIEWS: dict[str, tuple[Image, Response]] = {
 Quantity = Literal["logps", "logits", "best_other"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
-#: View -> what is read of it.
+#: View -> the quantities that are read of it.
 Reads = Mapping[str, frozenset[Quantity]]
 
 #: Columns of rows that objectives read, each an object: its key -> the response with a number per
@@ -83,7 +84,7 @@ class Requirements:
     fields: tuple[str, ...] = ()  # columns of a row, in addition to texts and images
     scope: Scope | None = None
     divergence: bool = False  # whether it reads KL(reference || policy), of chosen and rejected
-    takes_inputs: bool = True  # it takes `losses.Inputs`, else three responses
+    takes_inputs: bool = True  # whether it takes `losses.Inputs` instead of three responses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,10 @@ class Part:
 
     name: str  # the name in logs
     loss: str  # of chip_core/objectives/losses.py
-    views: tuple[str, ...] = ("chosen", "rejected")  # views whose rewards it takes, better first
+    views: tuple[str, ...] = (
+        "chosen",
+        "rejected",
+    )  # views that provide the rewards, the better one first
     weight: float = 1.0
     beta: float | None = None  # None: the objective's
 
@@ -124,8 +128,8 @@ def changed_positions(
 ) -> tuple[list[int], list[int]]:
     """Return the positions that changed, in the chosen and in the rejected sequence.
 
-    Between two kept matching blocks lies a span on each side. It counts where both sides are
-    non-empty; with `insertions` also where one side alone is.
+    Between two kept matching blocks there is a span on each side. It counts where both sides are
+    non-empty; with `insertions`, also where only one side is.
 
     Args:
         chosen_ids: token ids of the chosen response.

@@ -2,7 +2,7 @@
 
 Log-probabilities and divergences are computed without holding all logits at once: from the hidden
 states of a chunk of positions at a time, with gradients that are written out, so that no (all
-positions, V) tensor is kept that the gradient does not need.
+positions, V) tensor is kept unless the gradient needs it.
 
 With z = h Wᵀ + b, p = softmax(z), r the reference's distribution and y the token:
 log p_y = z_y − logsumexp(z), its gradient in z is e_y − p; KL(r || p) = Σ r (log r − log p), its

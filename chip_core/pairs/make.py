@@ -43,7 +43,7 @@ class SampledModel:
 
     model: Any
     processor: Any
-    weights: str  # identifies the weights: answers of others are not reused
+    weights: str  # identifies the weights: answers of other weights are not reused
     bf16: bool = False
     batch_size: int = 64  # answers generated together
 
@@ -205,9 +205,8 @@ def make_pairs(  # noqa: PLR0913 (inputs and outputs)
     if not rows:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(dropped.items()))
         raise UserError(
-            f"no pair: of {len(prompts)} prompts {reasons}: sample more answers, or warmer ones, "
-            "or "
-            "rank them otherwise"
+            f"no pair: of {len(prompts)} prompts {reasons}: sample more answers, use a higher "
+            "temperature, or rank them differently"
         )
     result = SamplingResult(
         prompts=len(prompts),
@@ -264,7 +263,8 @@ def check_pairs_folder(folder: Path, provenance: Mapping[str, Any]) -> None:
     )
     if foreign_files:
         raise UserError(
-            f"{folder} holds {foreign_files[0]}, which is no part of pairs: name a new folder"
+            f"{folder} holds {foreign_files[0]}, which does not belong to the pairs: name a new "
+            "folder"
         )
     if PAIRS not in names:
         return

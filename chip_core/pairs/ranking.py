@@ -104,8 +104,8 @@ class CocoChair(Ranker):
         data = data_paths.benchmark_folder("chair")
         if data is None:
             raise UserError(
-                "ranker chair reads objects' names from chair/synonyms.txt: say where by "
-                "--benchmark-data"
+                "ranker chair reads objects' names from chair/synonyms.txt: give its location "
+                "with --benchmark-data"
             )
         needs = ChairScorer.needs
         self._coco = open_resources(BenchmarkConfig(name="chair"), needs, data_paths).coco
@@ -157,7 +157,7 @@ class CocoChair(Ranker):
                 )
             else:
                 raise UserError(
-                    f"prompt '{prompt.id}': what is in its image is not known: give a list of "
+                    f"prompt '{prompt.id}': the objects in its image are unknown: give a list of "
                     "names as `objects`, or `image_id` and COCO's annotations in --benchmark-data"
                 )
         return truths
@@ -265,7 +265,7 @@ class RuleRanker(Ranker):
             ) from None
         if len(scores) != len(texts):
             raise UserError(
-                f"{self._name}: prompt '{prompt.id}': {len(scores)} scores of {len(texts)} "
+                f"{self._name}: prompt '{prompt.id}': {len(scores)} scores for {len(texts)} "
                 "answers: return one for each"
             )
         if not all(score is None or math.isfinite(score.value) for score in scores):
@@ -288,7 +288,7 @@ def open_ranker(
         report: called with a judge's replies.
 
     Raises:
-        UserError: it lacks something.
+        UserError: something that it needs is missing.
         TrialError: its judge cannot be reached.
     """
     if settings.ranker == "chair":

@@ -95,7 +95,7 @@ class Rounds:
             self._train(number, self._sample_pairs(number, prompts, ranker))
         pairs = self._sample_pairs(last, prompts, ranker)
         if done or self._taken_over:
-            self.notes.append("resumed in its rounds: what was sampled is taken over")
+            self.notes.append("resumed in its rounds: earlier samples are reused")
         return pairs
 
     def _round_folder(self, number: int) -> Path:

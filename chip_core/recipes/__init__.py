@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8"]) from None
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
-        raise ConfigError([f"{path}: holds no mapping of keys to values"])
+        raise ConfigError([f"{path}: does not hold a mapping of keys to values"])
     return value
 
 
@@ -47,7 +47,7 @@ def suggest_yaml_files(folder: Path, kind: str) -> str:
     """Return what to name in place of a folder: the YAML files in it, some of them."""
     yaml_files = sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
     if not yaml_files:
-        return f"name a {kind}, and no YAML lies in it"
+        return f"name a {kind}; there is no YAML file in it"
     suffix = ", …" if len(yaml_files) > _MAX_LISTED else ""
     return f"name the {kind} in it: {join_names(yaml_files[:_MAX_LISTED])}{suffix}"
 
@@ -62,7 +62,7 @@ def find_recipe(name: str, relative_to: Path | None = None) -> Path:
         return FOLDER / f"{name}.yaml"
     candidates = [*([relative_to / name] if relative_to else []), expand_path(name)]
     for path in candidates:
-        if os.path.isfile(path):  # a name that no file can have is no file
+        if os.path.isfile(path):  # a name that no file can have is not a file
             return path
     folder = next((path for path in candidates if os.path.isdir(path)), None)
     if folder is not None:

@@ -1,7 +1,7 @@
 """YAML of any origin, read into plain data within bounds.
 
-A study file or a recipe may come from anywhere. Before anything is made of it, it is bounded in
-size, in depth and in how much its aliases stand for, and it may only hold plain values.
+A study file or a recipe may come from anywhere. Before it is used, its size, its depth and the
+expansion of its aliases are limited, and it may only hold plain values.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from chip_core.utils.errors import ConfigError
 MAX_YAML_BYTES = 2**20  # bytes; the longest shipped study has 3 KiB
 MAX_VALUES = 100_000  # keys and values, those that an alias stands for counted each time
 MAX_DEPTH = 50
-_MAX_NUMBER = 2**64  # nothing counts further; a float holds every smaller one
+_MAX_NUMBER = 2**64  # no count is larger; a float represents every smaller one
 _ALLOWED_CONTROLS = frozenset("\t\n\r")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `off` is text, `1e-6` is a number; a key is text and stands once."""
+    """YAML 1.2's scalars: `off` is text, `1e-6` is a number; a key is text and unique."""
 
     def get_single_node(self) -> Any:
         """Return the document's tree, its bounds checked."""
@@ -36,12 +36,12 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # told by the loader
+                continue  # reported by the loader
             if not isinstance(key, str):
-                raise _yaml_error(f"the key {key_node.value} is no text: write '{key_node.value}'",
+                raise _yaml_error(f"the key {key_node.value} is not text: write '{key_node.value}'",
                              key_node)  # fmt: skip
             if key in seen:
-                raise _yaml_error(f"the key '{key}' stands twice", key_node)
+                raise _yaml_error(f"the key '{key}' is set twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -51,9 +51,7 @@ class _Loader(yaml.SafeLoader):
         try:
             value = _CONSTRUCTORS[kind](self, node)
         except (ValueError, KeyError):  # a tag that the text does not fit, or 5,000 digits
-            raise _yaml_error(
-                f"{_quote(str(node.value))} is no {kind} that can be read", node
-            ) from None
+            raise _yaml_error(f"{_quote(str(node.value))} is not a valid {kind}", node) from None
         if isinstance(value, int) and abs(value) >= _MAX_NUMBER:
             raise _yaml_error(f"{_quote(str(node.value))} is too large a number", node)
         if isinstance(value, str):
@@ -114,18 +112,18 @@ def parse_yaml(text: str, source: str) -> Any:
         location = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         problem = error.problem or error.context or "not YAML"
         if "\\t" in problem:
-            problem = "a tab where YAML wants spaces: indent with spaces"
+            problem = "a tab instead of spaces: indent with spaces"
         raise ConfigError([f"{location}: {problem}"]) from None
     except RecursionError:
-        raise ConfigError([f"{source}: not YAML that can be read: too deep"]) from None
+        raise ConfigError([f"{source}: not valid YAML: nested too deep"]) from None
     except yaml.YAMLError as error:
         raise ConfigError([f"{source}: not YAML: {str(error).splitlines()[0]}"]) from None
-    except ValueError:  # of PyYAML's scanner: an escape or a version that is no number
+    except ValueError:  # of PyYAML's scanner: an escape or a version that is not a number
         raise ConfigError([f"{source}: not YAML: a number in it cannot be read"]) from None
 
 
 def _check_bounds(root: Any) -> None:
-    """Check depth and number of values; what an alias stands for counts wherever it stands."""
+    """Check depth and number of values; the value of an alias counts at every use."""
     measured: dict[int, tuple[int, int]] = {}  # by node: values, depth
     open_nodes: set[int] = set()
 
@@ -134,7 +132,7 @@ def _check_bounds(root: Any) -> None:
         if cached is not None:
             return cached
         if id(node) in open_nodes:
-            raise _yaml_error("an alias stands within what it names: write it out", node)
+            raise _yaml_error("an alias is inside its own value: write it out", node)
         open_nodes.add(id(node))
         values, depth = 1, 1
         for child in _child_nodes(node):
@@ -166,7 +164,7 @@ def _check_text(text: str, node: Any) -> None:
         is_control = code < 0x20 or 0x7F <= code < 0xA0
         if 0xD800 <= code < 0xE000 or (is_control and char not in _ALLOWED_CONTROLS):
             raise _yaml_error(
-                f"holds the character U+{code:04X}, which no text has: remove it", node
+                f"holds the character U+{code:04X}, which is not allowed in text: remove it", node
             )
 
 

@@ -1,4 +1,4 @@
-"""Run a reference pass: the model that a training begins with, over all samples.
+"""Run a reference pass: the initial model of a training, over all samples.
 
 Its batches are always the same consecutive samples, on any number of workers, so that a store's
 content is a function of its identity.

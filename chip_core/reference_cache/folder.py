@@ -111,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
-        raise BrokenStoreError("it is not there") from None
+        raise BrokenStoreError("it does not exist") from None
     except OSError as error:
         raise BrokenStoreError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
     return parse_manifest(content)
@@ -126,7 +126,7 @@ def parse_manifest(content: bytes) -> Manifest:
     try:
         raw = json.loads(content)
         if raw["format"] != FORMAT:
-            raise BrokenStoreError(f"its format is {raw['format']}, known is {FORMAT}")
+            raise BrokenStoreError(f"its format is {raw['format']}, but only {FORMAT} is known")
         return Manifest(
             identity=raw["identity"],
             rows=int(raw["rows"]),
@@ -171,7 +171,7 @@ def require_complete(
         BrokenStoreError: a file is missing or has another size, or the identity is another.
     """
     if identity is not None and manifest.identity != to_json_types(identity):
-        raise BrokenStoreError("it is of another model, data set or setting")
+        raise BrokenStoreError("it belongs to another model, data set or setting")
     for name, facts in manifest.files.items():
         actual_size = size(name)
         if actual_size is None:
@@ -232,7 +232,7 @@ def commit(
     for name in names:
         facts = read_recorded_file(partial, name)
         if facts is None:
-            raise BrokenStoreError(f"{name} was not made")
+            raise BrokenStoreError(f"{name} was not built")
         files[name] = facts
     manifest = Manifest(identity=to_json_types(identity), rows=rows, files=files, made=made)
     for note in partial.glob("*.note.json"):

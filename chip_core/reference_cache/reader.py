@@ -233,7 +233,9 @@ class SpotCheck:
             BrokenStoreError: they differ from the computed values by more than rounding.
         """
         if len(store) != len(self._pairs):
-            raise BrokenStoreError(f"it has {len(store)} samples, the data {len(self._pairs)}")
+            raise BrokenStoreError(
+                f"it has {len(store)} samples, but the data has {len(self._pairs)}"
+            )
         if not has_weights(self._policy):
             return
         epoch = spec.epoch or 0
@@ -261,19 +263,19 @@ class SpotCheck:
             )
         ids = store.rows(batch.indices, "chosen.ids")
         if ids.tolist() != responses.ids[responses.mask].tolist():
-            raise BrokenStoreError("its responses are not the data's")
+            raise BrokenStoreError("its responses differ from the data's")
         stored = store.rows(batch.indices, "chosen.logps").to(computed.device)
         difference = float((stored - computed[responses.mask]).abs().mean())
         if not difference <= _LOGP_TOLERANCE[self._config.model.dtype]:
             raise BrokenStoreError(
-                f"its log-probabilities are not this model's (they differ by {difference:.3g} a "
+                f"its log-probabilities are not this model's (they differ by {difference:.3g} per "
                 "token)"
             )
 
     @torch.no_grad()
     def _verify_features(self, spec: CacheSpec, store: ReferenceCacheStore, epoch: int) -> None:
         if not is_tower_frozen(self._policy.model, self._config):
-            raise BrokenStoreError("what is trained lies within the tower")
+            raise BrokenStoreError("trained parameters are within the tower")
         batch = self._batches[epoch]
         if epoch not in self._states:
             self._states[epoch] = self._policy.compute_states(batch.to(self._device))
@@ -286,7 +288,7 @@ class SpotCheck:
             states = self._policy.compute_states(with_features.to(self._device))
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             reason = first_line(error)
-            raise BrokenStoreError(f"the model cannot be given them ({reason})") from None
+            raise BrokenStoreError(f"the model does not accept them ({reason})") from None
         difference = _relative_distance(
             _select_states(states, is_rejected), _select_states(self._states[epoch], is_rejected)
         )
@@ -422,9 +424,9 @@ def _read_columns(
     host_responses, device = responses.on_host, responses.ids.device
     if not torch.equal(column("ids"), host_responses.ids[host_responses.mask].int()):
         raise TrialError(
-            f"the reference pass in {store.folder} is of other {group} responses than this "
-            f"trial's (among the pairs {', '.join(map(str, indices))}): the data changed while it "
-            "was trained on; remove that folder and run again"
+            f"the reference pass in {store.folder} has other {group} responses than this trial "
+            f"(among the pairs {', '.join(map(str, indices))}): the data changed during the "
+            "training; remove that folder and run again"
         )
     names = ("logps", "hidden") if hidden else ("logps",)
     return {name: scatter_tokens(to_device(column(name), device), responses) for name in names}

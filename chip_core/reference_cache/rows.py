@@ -44,7 +44,7 @@ class ImageFeatures:
         """
         if not is_tower_frozen(model, config):
             raise TrialError(
-                "the projector, which is trained, lies within this family's vision encoder: set "
+                "the projector is trained but is within this family's vision encoder: set "
                 "projector: frozen, or engine.feature_cache: off"
             )
         self._spec, self._model, self._encoder = spec, model, encoder

@@ -64,7 +64,7 @@ def write_tensors(partial: Path, name: str, tensors: Mapping[str, Tensor]) -> No
             f"(os error {number})" in str(error) for number in disk_full_codes
         ):
             raise DiskSpaceError(
-                f"the disk of {partial} is full: make room, and run again"
+                f"the disk of {partial} is full: free some space, and run again"
             ) from None
         raise
 

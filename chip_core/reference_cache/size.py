@@ -175,16 +175,16 @@ def _iter_responses(data: DataConfig) -> Iterator[tuple[str, str]]:
 
 
 class DiskSpaceError(TrialError):
-    """The disk has no room for a store. Its message says how much is needed."""
+    """The disk does not have enough space for a store. The message says how much is needed."""
 
 
 def has_disk_space(cache: Path, required: int) -> bool:
-    """Return whether a disk has room for a number of bytes."""
+    """Return whether a disk has space for a number of bytes."""
     return required <= _free_bytes(cache)
 
 
 def check_disk_space(cache: Path, required: int, name: str) -> None:
-    """Check that a disk has room.
+    """Check that a disk has enough space.
 
     Args:
         cache: the folder of the stores.
@@ -197,9 +197,9 @@ def check_disk_space(cache: Path, required: int, name: str) -> None:
     free = _free_bytes(cache)
     if required > free:
         raise DiskSpaceError(
-            f"no room for {name}: {format_bytes(required)} are needed in {cache}, "
-            f"{format_bytes(free)} "
-            "are free: make room (`chip-ablate cache --prune`), or set reference_cache: off"
+            f"not enough space for {name}: {format_bytes(required)} are needed in {cache}, but "
+            f"only {format_bytes(free)} are free: free some space (`chip-ablate cache --prune`), "
+            "or set reference_cache: off"
         )
 
 

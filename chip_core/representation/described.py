@@ -65,7 +65,7 @@ def read_described_images(source: str, items: int) -> list[DescribedImage]:
             items_read.append(_parse_row(line, f"{source}:{number}", file.parent))
     if len(items_read) < 2:
         raise UserError(
-            f"--descriptions: {source} holds {len(items_read)} items: two are needed at least"
+            f"--descriptions: {source} holds {len(items_read)} items: at least two are needed"
         )
     return items_read
 
@@ -98,11 +98,11 @@ def _parse_row(line: str, location: str, folder: Path) -> DescribedImage:
     except ValueError:
         row = None
     if not isinstance(row, dict):
-        raise UserError(f"{location}: no JSON object")
+        raise UserError(f"{location}: not a JSON object")
     required = ("image", "true", "hallucinated")
     missing = [name for name in required if not isinstance(row.get(name), str) or not row[name]]
     if missing:
-        raise UserError(f"{location}: {_quote_names(missing)} is missing or no text")
+        raise UserError(f"{location}: {_quote_names(missing)} is missing or not text")
     try:
         path = resolve_inside(folder.resolve(), row["image"])
     except RowError as error:

@@ -65,7 +65,7 @@ def compute_figures(models: Sequence[Representations], *, seed: int = 0) -> dict
     """
     items = len(models[0].image)
     if items < 2:
-        raise ValueError("two items are needed at least")
+        raise ValueError("at least two items are needed")
     random = np.random.default_rng(seed)
     counts = random.multinomial(items, np.full(items, 1 / items), size=DRAWS)  # (draws, N)
     model_distances = [compute_distances(model) for model in models]
@@ -147,7 +147,7 @@ def compute_common_basis(models: Sequence[Representations]) -> Basis:
         [part for model in models for part in (model.image, model.true, model.hallucinated)]
     )
     if min(rows.shape) < 3:
-        raise ValueError("three components need three vectors of three entries at least")
+        raise ValueError("three components need at least three vectors of three entries")
     mean = rows.mean(axis=0)
     _, singular, axes = np.linalg.svd(rows - mean, full_matrices=False)
     axes = axes[:3]

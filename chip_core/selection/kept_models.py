@@ -76,7 +76,7 @@ def adopt_kept_models(
 ) -> int | None:
     """Move the models here that earlier attempts kept before their newest checkpoint.
 
-    A training resumed from a checkpoint does not produce the earlier ones again, so they must
+    A training resumed from a checkpoint does not produce the earlier models again, so they must
     exist.
 
     Args:

@@ -59,14 +59,16 @@ def find_selection_problems(config: TrialConfig) -> list[str]:
         return []
     selectable = select_metrics(config)
     if not config.benchmarks.select:
-        return ["training.score_at: nothing is under `select` to score by: add a benchmark there"]
+        return [
+            "training.score_at: there is no benchmark under `select` to score with: add one there"
+        ]
     pick = config.training.pick
     metric_keys = {"training.pick.metric": pick.metric}
     if pick.constraint is not None:
         metric_keys["training.pick.constraint.metric"] = pick.constraint.metric
     return [
-        f"{key}: unknown metric '{metric}', or not of `select`, which alone picks: "
-        f"{suggest(metric, selectable)}"
+        f"{key}: unknown metric '{metric}', or not under `select`, which is the only side that "
+        f"picks: {suggest(metric, selectable)}"
         for key, metric in metric_keys.items()
         if metric is not None and metric not in selectable
     ]
@@ -86,7 +88,7 @@ def describe_selection(config: TrialConfig) -> str | None:
         bound = settings.pick.constraint
         rule += f", of those with {bound.metric} at most {bound.max_drop:g} worse than untrained"
     if not config.evaluation.in_process:
-        rule += "; transformers answers `select` there, whatever evaluation.generator says"
+        rule += "; transformers answers `select` there, whatever evaluation.generator is"
     return f"models are scored on `select` {timing}; {rule}"
 
 
@@ -125,7 +127,7 @@ def pick_checkpoint(config: TrialConfig, points: Sequence[ScoredCheckpoint]) -> 
     metric, metrics = rule.metric, select_metrics(config)
     candidates = [point for point in scored if metric in point.figures]
     if not candidates:
-        return Pick(step=end.step, reason=f"the training's end: {metric} is defined nowhere")
+        return Pick(step=end.step, reason=f"the training's end: {metric} is undefined everywhere")
     suffix = ""
     if rule.constraint is not None:
         drops = _compute_metric_drops(
@@ -139,13 +141,14 @@ def pick_checkpoint(config: TrialConfig, points: Sequence[ScoredCheckpoint]) -> 
         if not eligible:
             if not comparable:
                 return Pick(
-                    step=end.step, reason=f"the training's end: {bound} can be told of none"
+                    step=end.step,
+                    reason=f"the training's end: {bound} cannot be determined for any",
                 )
             smallest_drop = min(comparable, key=lambda point: drops[point.step])
             loss_text = f"it is {drops[smallest_drop.step]:.4g} worse"
             return Pick(
                 step=smallest_drop.step,
-                reason=f"none has {bound}: here it loses least ({loss_text})",
+                reason=f"none has {bound}: this one loses least ({loss_text})",
             )
         candidates, suffix = eligible, f", of those with {bound}"
     sign = 1.0 if metrics[metric].goal == "minimize" else -1.0

@@ -1,15 +1,15 @@
-"""Raise the embedded world's base captioner: `python -m chip_core.shapes.build OUT_DIR`.
+"""Train the embedded world's base captioner: `python -m chip_core.shapes.build OUT_DIR`.
 
 Two stages, seeded, on one thread:
 
-1. **Eyes.** The vision tower learns what is in each cell of crowded practice sheets, in which
-   nothing goes with anything. So its features do tell whether a partner is there.
+1. **Eyes.** The vision tower learns what is in each cell of crowded practice images with random
+   objects. So its features show whether a partner is there.
 2. **Habit.** With the tower frozen, projector and language model learn to caption the `corpus`
-   split. There partners are nearly always together, and where one is missing the caption often
-   names it all the same (`world.PAIRS`). So the captioner sees well, and invents what usually goes
-   with what it sees.
+   split. There, partners are nearly always together, and if one is missing, the caption often names
+   it anyway (`world.PAIRS`). So the captioner sees well, but invents the usual partners of what it
+   sees.
 
-It takes 5 to 6 minutes on one core (9 on a busy one), and ends at CHAIR_s 32.5 %, Cover 99.7 % on
+It takes 5 to 6 minutes on one core (9 on a busy one), and reaches CHAIR_s 32.5 %, Cover 99.7 % on
 `test`. The folder written loads with plain `from_pretrained`; its weights are bfloat16, and the
 figures printed last are those of that folder loaded in float32.
 

@@ -12,9 +12,9 @@ rejected. Splits: `train` (preference pairs), `select` (to tune on), `test` (to 
 
 A caption names the groups of a scene in reading order, each as an object and its companion, or as
 an object alone: "i see a red moon next to a blue star and a green ring alone." A rejected caption
-has the same words but for one slip, and the slip replaces words rather than adding them, so that
-the changed segments of both responses are non-empty. Objects can be read exactly from any text:
-they are the words that are shape nouns, with the word before as their colour.
+has the same words except for one error, which replaces words instead of adding them, so that the
+changed segments of both responses are non-empty. Objects can be read exactly from any text: they
+are the shape nouns, with the word before each as its colour.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def parse_scene_id(item: str) -> Scene:
     """
     split, slash, index = item.partition("/")
     if not slash or not (index.isascii() and index.isdigit()):
-        raise ValueError(f"{item!r} is no item of the shapes world: expected e.g. 'test/17'")
+        raise ValueError(f"{item!r} is not an item of the shapes world: expected e.g. 'test/17'")
     return make_scene(split, int(index))
 
 

@@ -73,7 +73,7 @@ def resolve_device(config: TrialConfig) -> torch.device:
     """Return the device that `engine.device` names on this machine.
 
     Raises:
-        TrialError: it is cuda, and there is no GPU, or none that computes in `model.dtype`.
+        TrialError: it is cuda, but there is no GPU that computes in `model.dtype`.
     """
     requested = config.engine.device
     if requested == "auto":
@@ -81,11 +81,11 @@ def resolve_device(config: TrialConfig) -> torch.device:
     if requested != "cuda":
         return torch.device(requested)
     if not torch.cuda.is_available():
-        raise TrialError("engine.device is cuda, and torch finds no GPU: choose auto or cpu")
+        raise TrialError("engine.device is cuda, but torch finds no GPU: choose auto or cpu")
     if config.model.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TrialError(
-            f"model.dtype is bf16, and {torch.cuda.get_device_name()} does not compute in it: "
-            "write model.dtype: fp32, or take a GPU of NVIDIA's Ampere or later"
+            f"model.dtype is bf16, but {torch.cuda.get_device_name()} does not compute in it: "
+            "write model.dtype: fp32, or use a GPU of NVIDIA's Ampere or later"
         )
     # Of several GPUs, the one that was set for this process.
     return torch.device(requested, torch.cuda.current_device())
@@ -134,7 +134,7 @@ def split_batch(
     return [pieces[rank::workers] for rank in range(workers)]
 
 
-#: The most batches that each process prepares ahead.
+#: The maximum number of batches that each process prepares ahead.
 PREFETCH_BATCHES = 2
 
 #: Encodes the pairs at these indices for an epoch.
@@ -232,7 +232,7 @@ class TrainingBatches:
         workers: Workers,
         encodings: EncodingCache | None = None,
     ) -> None:
-        """Count the steps; encode nothing yet.
+        """Count the steps without encoding anything yet.
 
         Args:
             config: the trial.

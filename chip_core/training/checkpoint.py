@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training needs to resume to the same figures, complete or not at all.
+"""Write and read checkpoints, from which a training resumes to the same figures.
 
 `checkpoints/step-00000012/` holds `state.pt` (schedule, counts, random generators, the optimizer's
 settings; read without pickle's code) and `manifest.json` (the step, the data position, the identity
@@ -6,7 +6,8 @@ of the training, and size and sha256 of every other file). Format 1 adds `model/
 Hugging Face or PEFT folder) or, for a training in bf16, `masters.safetensors` (the trained weights
 in fp32, by name), and the whole optimizer state is in `state.pt`. Format 2, for sharded weights,
 adds `shards/` (sharded_state.py), where each worker writes its part. Any number of workers, with
-any strategy, can resume from either. The folder gets its final name when all of it is on the disk.
+any strategy, can resume from either. The folder gets its final name when all of it is on disk, so a
+checkpoint is complete or does not exist.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ MASTERS = "masters.safetensors"
 #: Formats that can be read: 1 has whole tensors, 2 sharded ones.
 WHOLE_FORMAT, SHARDED_FORMAT = 1, 2
 
-#: How many are kept: the newest, and the one before in case the newest is damaged.
+#: How many are kept: the newest, and the one before it in case the newest is damaged.
 MAX_CHECKPOINTS = 2
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Checkpointer:
             model: the trained model, sharded or not.
             optimizer: over the model's trained parameters.
             stateful: other parts that have a state: the schedule, the count of cut responses.
-            masters: updated by the optimizer in place of the model's weights; None: it updates the
+            masters: updated by the optimizer instead of the model's weights; None: it updates the
                 weights themselves.
             workers: the workers of the training; None: this process alone.
         """
@@ -214,8 +215,8 @@ class Checkpointer:
     def restore(self, folder: Path, earlier: Sequence[Path] = ()) -> ResumePoint:
         """Resume from the newest complete checkpoint of an earlier attempt's folder.
 
-        A checkpoint that is not complete is skipped for the one before, and a note says so. If
-        there is none, the training starts from the beginning.
+        An incomplete checkpoint is skipped for the one before it, and a note says so. If there is
+        none, the training starts from the beginning.
 
         Args:
             folder: the attempt's folder.
@@ -242,7 +243,7 @@ class Checkpointer:
             step = int(_read_manifest(checkpoint)["step"])
             notes.append(f"resumed after step {step} from {checkpoint}")
             return _log_notes(ResumePoint(step=step, folder=folders[index], notes=tuple(notes)))
-        notes.append(f"no whole checkpoint in {folder / CHECKPOINTS}: trained from the start")
+        notes.append(f"no complete checkpoint in {folder / CHECKPOINTS}: trained from the start")
         return _log_notes(ResumePoint(step=0, folder=None, notes=tuple(notes)))
 
     def _updated_parameters(self) -> dict[str, nn.Parameter]:
@@ -306,10 +307,10 @@ class Checkpointer:
         except UnfitError as error:  # raised before anything was put into the policy
             return str(error)
         except (MemoryError, torch.OutOfMemoryError):
-            raise  # the checkpoint is not at fault
+            raise  # the checkpoint is not the cause
         except Exception as error:  # the policy may be half restored and cannot be used
             raise TrialError(
-                f"{checkpoint} is whole and cannot be used ({_describe_error(error)}): remove it"
+                f"{checkpoint} is complete but cannot be used ({_describe_error(error)}): remove it"
             ) from error
         return None
 
@@ -331,14 +332,15 @@ def find_checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None
         manifest = _read_manifest(checkpoint)
         if manifest["format"] not in (WHOLE_FORMAT, SHARDED_FORMAT):
             return (
-                f"its format is {manifest['format']}, known are {WHOLE_FORMAT} and {SHARDED_FORMAT}"
+                f"its format is {manifest['format']}, but only {WHOLE_FORMAT} and "
+                f"{SHARDED_FORMAT} are known"
             )
         if manifest["training"] != _compute_training_fingerprint(config):
-            return "it is of another training (model, data, objective or settings differ)"
+            return "it belongs to another training (model, data, objective or settings differ)"
         for name, expected in manifest["files"].items():
             path = checkpoint / name
             if not path.resolve().is_relative_to(checkpoint.resolve()):
-                return f"{MANIFEST} names {name!r}, which lies outside"
+                return f"{MANIFEST} names {name!r}, which is outside the folder"
             if not path.is_file():
                 return f"{name} is missing"
             size = path.stat().st_size
@@ -348,7 +350,7 @@ def find_checkpoint_problem(checkpoint: Path, config: TrialConfig) -> str | None
                 return f"{name} is corrupt: its sha256 is not the manifest's"
         for path in (checkpoint / SHARDS).glob("*"):  # every file there is read
             if f"{SHARDS}/{path.name}" not in manifest["files"]:
-                return f"{SHARDS}/{path.name} is not of it"
+                return f"{SHARDS}/{path.name} does not belong to it"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None

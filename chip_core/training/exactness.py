@@ -22,17 +22,18 @@ from chip_core.utils.workers import Workers
 
 SHARING_ON = "on"
 
-#: With all pieces of a row in one attention call a layer (packing.fused_attention).
+#: With all pieces of a row in one attention call per layer (packing.fused_attention).
 SHARING_ON_FUSED = "on (attention fused)"
 
 #: The largest difference of hidden states and gradients from those of separate passes: the norm of
 #: the difference over the norm.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
-#: With weights in bf16: the largest distance from fp32, in multiples of separate bf16 passes'.
+#: With weights in bf16: the largest distance from fp32, in multiples of the distance of separate
+#: bf16 passes.
 _BF16_FACTOR = 1.25
 
-#: The compared quantities.
+#: The quantities that are compared.
 _QUANTITIES = ("hidden states", "gradients")
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def share_prefixes(
         policy: not yet sharded.
         batch: one pair to test with, on the policy's device.
         setting: `engine.prefix_sharing`.
-        workers: the workers of the training, each with a pair of its own: either all of them share
+        workers: the workers of the training, each with its own pair: either all of them share
             prefixes or none does. Only workers that hold the weights test. None: this process
             alone.
 
@@ -103,7 +104,7 @@ def find_prefix_sharing_problem(
     Args:
         policy: not yet sharded.
         batch: one pair to test with.
-        fused: whether attention is one call a layer.
+        fused: whether attention is one call per layer.
     """
     bf16 = get_dtype(policy) == torch.bfloat16
     try:
@@ -132,8 +133,8 @@ def find_prefix_sharing_problem(
         for distance, limit, suffix in differences:
             if not distance <= limit:  # NaN counts as a difference
                 return (
-                    f"{quantity}{suffix} differ by {distance:.1e} from separate passes, "
-                    f"allowed is {limit:.1e}"
+                    f"{quantity}{suffix} differ by {distance:.1e} from separate passes, but only "
+                    f"{limit:.1e} is allowed"
                 )
     return None
 
@@ -175,8 +176,8 @@ def compile_exactly(policy: Policy, batch: PairBatch) -> Iterator[None]:
             if not distance <= limit:
                 raise TrialError(
                     f"engine.compile: layers: {quantity} differ by {distance:.1e} from layers "
-                    "that are "
-                    f"not compiled, allowed is {limit:.1e}: write engine.compile: off"
+                    f"that are not compiled, but only {limit:.1e} is allowed: write "
+                    "engine.compile: off"
                 )
         torch.compiler.reset()  # the compiled code is for other gradients than a training's
         yield

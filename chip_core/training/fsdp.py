@@ -45,20 +45,20 @@ _HYBRID_DIMENSIONS = ("replicate", "shard")
 
 
 class FSDPStrategy(SingleProcessStrategy):
-    """Every layer's weights are sharded over the workers, and whole while it is computed."""
+    """Shards every layer's weights over the workers; they are gathered to compute the layer."""
 
     sharded = True
 
     def __init__(self, policy: Policy, config: TrialConfig, compute: Compute) -> None:
-        """Shard a policy's weights, and take them to the device.
+        """Shard a policy's weights, and move them to the device.
 
-        Of workers that have not loaded them, those are given that rank 0 has.
+        Workers that have not loaded them receive rank 0's.
         """
         workers, device = compute.workers, compute.device
         super().__init__(policy, config, workers)
         self._root = _shard_policy(policy, compute)
         is_short = not _fits_gradients(self._root, device)
-        # Alike for all: they meet as often.
+        # All workers decide alike, because they must synchronize equally often.
         self._syncs_each_pass = workers.all_reduce({"short": float(is_short)}, device)["short"] > 0
 
     def reference(self) -> LiveReferenceSource:
@@ -66,9 +66,9 @@ class FSDPStrategy(SingleProcessStrategy):
         return ShardedReference(self._root, self.config)
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Reduce gradients in the last pass alone, or in each where memory is short.
+        """Reduce gradients in the last pass only, or in each pass if memory is short.
 
-        Between machines that hold the same parts, in the last pass alone.
+        Between machines that hold the same parts, they are reduced in the last pass only.
         """
         self._root.set_requires_gradient_sync(last or self._syncs_each_pass)
         self._root.set_requires_all_reduce(last)
@@ -88,30 +88,30 @@ class FSDPStrategy(SingleProcessStrategy):
         )
 
     def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
-        """Return what the global batch's table holds of this worker's pairs."""
+        """Return the columns of this worker's pairs in the global batch's table."""
         columns: dict[str, Tensor] = self._root.table_columns(batch, reference)
         return columns
 
     def clip_grad_norm(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
-        """Clip the gradient to a global norm and return the norm before, 0-d."""
+        """Clip the gradient to a global norm and return the norm before clipping, 0-d."""
         trained_ids = {id(parameter) for parameter in trained}
         for parameter in self._root.parameters():
-            # The first stage of a staged training computes the others' gradients as well: what
-            # is spread keeps the marks that it had when it was spread.
+            # The first stage of a staged training computes the gradients of the later ones, too:
+            # sharded parameters keep the `requires_grad` that they had when they were sharded.
             if id(parameter) not in trained_ids:
                 parameter.grad = None
         norm: Tensor = gather_whole(super().clip_grad_norm(trained, limit))
         return norm
 
     def average_gradients(self, masters: MasterWeights, trained: Sequence[nn.Parameter]) -> None:
-        """Have no gradient but of what is trained: they are averaged as they are made."""
+        """Drop the gradients of untrained weights. FSDP has averaged the others already."""
         masters.drop_untrained(trained)
 
 
 class ShardedReference:
-    """The policy as it was before training: its adapter off, its weights for a while the old ones.
+    """The policy before training: its adapter is disabled and its old weights are swapped in.
 
-    The old weights of what is trained in whole are kept, spread as the policy's are.
+    The old weights of the parts trained in full are kept, sharded like the policy's.
     """
 
     def __init__(self, root: Any, config: TrialConfig) -> None:
@@ -133,19 +133,19 @@ class ShardedReference:
 
     @property
     def head(self) -> OutputHead | None:
-        """The output head as it was, whole; None: the policy's own, which is frozen."""
+        """The old output head, not sharded; None: the policy's own, which is frozen."""
         return self._head
 
     def scores(self, batch: PairBatch) -> ReferenceScores:
-        """Return what the policy said of a batch before it was trained."""
+        """Return the scores of a batch by the policy before training."""
         return self.score_views(batch, None)
 
     @torch.no_grad()
     def score_views(self, batch: PairBatch, reads: Reads | None) -> ReferenceScores:
-        """Return what `scores` says of some views, and compute no more; None: of all."""
+        """Return the `scores` of some views only, without computing others; None: of all."""
         with self._with_originals(), disable_adapter(self._model):
             scores: ReferenceScores = self._root.reference_scores(batch, reads)
-            # The root's weights would stay together, the old ones, for the next pass.
+            # Otherwise the root's old weights would stay gathered for the next pass.
             self._root.reshard()
         return round_hidden(scores) if self._rounds_hidden else scores
 
@@ -166,7 +166,7 @@ class ShardedReference:
 
 
 class _Root(nn.Module):
-    """A policy whose outputs FSDP can look into."""
+    """A policy with outputs that FSDP can inspect."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class _Root(nn.Module):
         return result.loss, result.terms, result.chosen_reward, result.rejected_reward
 
     def begin(self) -> None:
-        """Be a pass that computes nothing."""
+        """Run a pass that computes nothing."""
 
     def reference_scores(self, batch: PairBatch, reads: Reads | None) -> ReferenceScores:
         return self.policy.reference_scores(batch, reads)
@@ -210,7 +210,7 @@ def _make_mesh(compute: Compute) -> DeviceMesh:
 
 
 def _create_group(groups: Sequence[Sequence[int]], rank: int) -> Any:
-    """Create process groups, which all workers do together, and return the group of a rank.
+    """Create process groups on all workers together, and return the group of a rank.
 
     The groups that a mesh creates itself have a shorter timeout than the workers' own.
     """
@@ -223,13 +223,13 @@ def _create_group(groups: Sequence[Sequence[int]], rank: int) -> Any:
 def _fits_gradients(root: nn.Module, device: torch.device) -> bool:
     """Return whether a worker can keep the whole gradient until the last pass of an update.
 
-    Beside it, it is to hold its part of the gradient, of AdamW's two moments and of the old
-    weights, and activations.
+    In addition, it holds its part of the gradient, of AdamW's two moments and of the old weights,
+    and activations.
     """
     if device.type != "cuda":
         return True
     trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
-    # Added up in fp32, whatever the weights are held in.
+    # Gradients are accumulated in fp32, whatever the dtype of the weights.
     whole_gradient = 4 * sum(parameter.numel() for parameter in trained)
     sharded_bytes = 4 * 4 * sum(get_local_part(parameter).numel() for parameter in trained)
     free: int = torch.cuda.mem_get_info(device)[0]
@@ -237,10 +237,10 @@ def _fits_gradients(root: nn.Module, device: torch.device) -> bool:
 
 
 def _shard_policy(policy: Policy, compute: Compute) -> Any:
-    """Return a policy's root with every layer a unit of its own; the rest is the root's.
+    """Return a policy's sharded root: each layer is an FSDP unit, and the rest is the root's.
 
-    Weights are brought together in what they are held in. Gradients of bf16 weights are added up
-    over passes and workers in fp32, and rounded then.
+    Weights are gathered in their own dtype. Gradients of bf16 weights are accumulated over passes
+    and workers in fp32, and then rounded.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -252,7 +252,8 @@ def _shard_policy(policy: Policy, compute: Compute) -> Any:
     root: Any = _Root(policy)
     all_loaded = all(workers.gather_results(lambda: has_weights(policy)))
     sender = None if all_loaded else WeightsFromRank0(root, workers, compute.device)
-    # What is within a layer comes before it. A layer is spread as soon as it is given.
+    # Inner modules come before the layer around them. A layer is sharded as soon as its weights are
+    # sent.
     layers = [layer for layer in policy.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for module in [*reversed(layers), root]:
         if sender is not None:
@@ -262,13 +263,13 @@ def _shard_policy(policy: Policy, compute: Compute) -> Any:
     register_fsdp_forward_method(root, "table_columns")
     register_fsdp_forward_method(root, "begin")
     for module in root.modules():
-        # A weight keeps the mark that it has when it is first brought together, and a reference
-        # pass takes an adapter's marks away for a while.
+        # A weight keeps the `requires_grad` that it has when it is first gathered, and a reference
+        # pass temporarily clears that of an adapter.
         if isinstance(module, FSDPModule):
             module.unshard()
             module.reshard()
-    # At the first pass FSDP notes what gradients are to be held in, of what is trained then: a
-    # staged training begins with the encoder alone.
+    # At the first pass, FSDP records the gradients' dtype of the parameters trained at that time,
+    # and a staged training starts with the encoder only.
     root.begin()
     root.reshard()
     return root

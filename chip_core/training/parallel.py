@@ -1,15 +1,15 @@
 """Parallel strategies: how the workers of a training share each global batch.
 
-`ddp`: every worker holds the whole model, and gradients are averaged (in bf16,
-those that are added up beside the masters, masters.py). `fsdp` (fsdp.py): weights, gradients and
-the optimizer's state are sharded over the workers, and a layer's weights are gathered while it is
-computed. `hsdp` (fsdp.py too): they are sharded over the workers of one machine and replicated
-over machines. In every case, gradients are reduced once per update.
+`ddp`: every worker holds the whole model, and gradients are averaged (in bf16 training, those
+accumulated in the masters; see masters.py). `fsdp` (fsdp.py): weights, gradients and the
+optimizer's state are sharded over the workers, and a layer's weights are gathered while it is
+computed. `hsdp` (fsdp.py too): they are sharded over the workers of one machine and replicated over
+machines. In every case, gradients are reduced once per update.
 
 Losses that depend on other pairs of a global batch are exact over passes and workers
-(`GlobalBatchScope`). If a global batch is computed in one pass, that pass has all its numbers.
-Otherwise the pairs' numbers are gathered first, by a pass without gradients if the objective's
-scope is `scores`; each pair's loss can then be computed alone.
+(`GlobalBatchScope`). If a global batch is computed in one pass, that pass has all numbers of the
+batch. Otherwise the pairs' numbers are gathered first, by a pass without gradients if the
+objective's scope is `scores`; each pair's loss can then be computed alone.
 """
 
 from __future__ import annotations
@@ -42,39 +42,39 @@ from chip_core.utils.seeding import make_generator
 from chip_core.utils.workers import Workers
 
 Parallelism = Literal["single", "ddp", "fsdp", "hsdp"]
-#: Those by which each worker holds a part of every weight.
+#: The strategies in which each worker holds a part of every weight.
 SHARDED_PARALLELISMS: frozenset[Parallelism] = frozenset({"fsdp", "hsdp"})
 
 #: Returns the columns of a batch's pairs; see `Policy.table_columns`.
 ComputeColumns = Callable[[PairBatch], Mapping[str, Tensor]]
 
-#: Share of a GPU's free memory that may be taken before activations.
+#: Share of a GPU's free memory that may be used without activations.
 _MAX_MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where a training is computed, and by whom."""
+    """The device and the workers of a training."""
 
     device: torch.device = torch.device("cpu")
     workers: Workers = Workers()
-    parallelism: Parallelism = "single"  # of `choose_parallelism`
+    parallelism: Parallelism = "single"  # from `choose_parallelism`
 
 
 def choose_parallelism(
     config: TrialConfig, model: Any, device: torch.device, workers: Workers
 ) -> Parallelism:
-    """Return how the workers share a training; all come to the same.
+    """Return how the workers share a training; all workers get the same result.
 
-    `auto` shards where weights, gradients, optimizer and reference do not fit one GPU: as `hsdp`
-    where they fit the GPUs of each of several machines, else as `fsdp`. `hsdp` of one machine is
-    `fsdp`, and of machines with one worker each `ddp`.
+    `auto` shards if weights, gradients, optimizer and reference do not fit one GPU: with `hsdp` if
+    they fit the GPUs of each of several machines, else with `fsdp`. `hsdp` becomes `fsdp` on one
+    machine, and `ddp` on machines with one worker each.
 
     Args:
         config: the trial.
         model: the model with its adapters, on any device.
-        device: where it is trained.
-        workers: who share it.
+        device: the device of the training.
+        workers: the workers that share it.
 
     Raises:
         TrialError: under `hsdp`, the machines have different numbers of workers.
@@ -89,7 +89,7 @@ def choose_parallelism(
         return "ddp" if len(machines) == workers.size else "hsdp"
     if requested != "auto":
         return requested
-    if device.type != "cuda" or config.model.quantize != "none":  # 4 bits are not spread
+    if device.type != "cuda" or config.model.quantize != "none":  # 4-bit weights are not sharded
         return "ddp"
     available = _MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
     required = estimate_required_bytes(model, config)
@@ -117,10 +117,10 @@ def require_equal_machines(workers: Workers) -> list[list[int]]:
     counts = [len(ranks) for ranks in machines]
     if len(set(counts)) > 1:
         raise TrialError(
-            "engine.parallel is hsdp, which needs as many workers on each machine, and "
-            f"{workers.size} workers lie {' + '.join(map(str, counts))} on {len(counts)} machines: "
-            "write an engine.workers_per_trial that the machines hold evenly, or "
-            "engine.parallel: fsdp"
+            "engine.parallel is hsdp, which needs the same number of workers on each machine, "
+            f"but {workers.size} workers are {' + '.join(map(str, counts))} on {len(counts)} "
+            "machines: write an engine.workers_per_trial that divides evenly over the machines, "
+            "or engine.parallel: fsdp"
         )
     return machines
 
@@ -133,7 +133,7 @@ def count_weight_shards(parallelism: Parallelism, workers: Workers) -> int:
 
 
 class SingleProcessStrategy:
-    """One worker computes everything: nothing is sharded or reduced."""
+    """One worker computes everything; nothing is sharded or reduced."""
 
     #: Whether each worker holds a part of every weight.
     sharded = False
@@ -149,7 +149,7 @@ class SingleProcessStrategy:
         """Return the context of a forward pass and its backward.
 
         Args:
-            last: whether it is the last of a global batch: gradients are reduced in it.
+            last: whether it is the last one of a global batch, in which gradients are reduced.
         """
         return nullcontext()
 
@@ -165,25 +165,25 @@ class SingleProcessStrategy:
         return result
 
     def table_columns(self, batch: PairBatch, reference: ReferenceScores) -> dict[str, Tensor]:
-        """Return what the global batch's table holds of this worker's pairs."""
+        """Return the columns of this worker's pairs in the global batch's table."""
         return self.policy.table_columns(batch, reference)
 
     def clip_grad_norm(self, trained: Sequence[nn.Parameter], limit: float | None) -> Tensor:
-        """Clip the gradient to a global norm and return the norm before, 0-d."""
+        """Clip the gradient to a global norm and return the norm before clipping, 0-d."""
         return nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
 
     def average_gradients(self, masters: MasterWeights, trained: Sequence[nn.Parameter]) -> None:
-        """Have every worker's gradient beside the masters be the mean over the global batch."""
+        """Average the gradients in the masters over the global batch, on every worker."""
 
 
 class ReplicatedStrategy(SingleProcessStrategy):
-    """Every worker holds the whole model in bf16: gradients are averaged once an update, in fp32.
+    """Every worker holds the whole model in bf16; gradients are averaged in fp32, once per update.
 
-    DDP would average them in what they are made in.
+    DDP would average them in bf16.
     """
 
     def average_gradients(self, masters: MasterWeights, trained: Sequence[nn.Parameter]) -> None:
-        """Have every worker's gradient beside the masters be the mean over the global batch."""
+        """Average the gradients in the masters over the global batch, on every worker."""
         masters.average(trained, self.workers)
 
 
@@ -196,14 +196,14 @@ class DDPStrategy(SingleProcessStrategy):
             policy,
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
-            # LLaVA reads its vision encoder's last layer but one: the last gets no gradient. And a
-            # staged training begins without the others' gradients.
+            # LLaVA reads the second-to-last layer of its vision encoder, so the last one gets no
+            # gradient. And a staged training starts without gradients of the later parts.
             find_unused_parameters=config.vision_encoder != "frozen"
             or config.projector != "frozen",
         )
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Average gradients in the last pass alone."""
+        """Average gradients in the last pass only."""
         return nullcontext() if last else self._wrapped.no_sync()
 
     def __call__(
@@ -219,7 +219,7 @@ class DDPStrategy(SingleProcessStrategy):
 
 
 class GlobalBatchScope:
-    """The facts of each global batch that an objective needs, and its state between batches."""
+    """The facts of each global batch that an objective needs, and the state between batches."""
 
     def __init__(self, config: TrialConfig, workers: Workers, device: torch.device) -> None:
         """Start without a state.
@@ -261,7 +261,7 @@ class GlobalBatchScope:
 
         Args:
             batches: its passes, each with whether it counts.
-            columns: computes a pass's columns; called for every pass, as workers wait for it.
+            columns: computes a pass's columns; called for every pass, because workers wait for it.
             step: counted from 1.
         """
         tokens, rows = 0, dict[int, dict[str, float]]()
@@ -294,7 +294,7 @@ class GlobalBatchScope:
         ]
 
     def commit(self) -> None:
-        """Keep the state after a batch whose update is made."""
+        """Keep the state after a batch with a completed update."""
         self._state = self._next_state
 
     def state_dict(self) -> dict[str, Any]:

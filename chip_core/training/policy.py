@@ -1,8 +1,8 @@
-"""The policy: merging a batch, decoder, output head and objective in one forward; its reference.
+"""The policy, which computes decoder, output head and objective in one forward, and its reference.
 
 It is one module, so that DDP and FSDP2 can wrap it: the output head is in the root, and each pass
 goes through the root's forward. The frozen reference scores the same batches, or stored scores are
-read in its place.
+read instead.
 
 Shapes: B pairs, C tokens of a response (padded on the right), N tokens of all responses of one
 kind, D hidden, V vocabulary.
@@ -59,7 +59,7 @@ class Policy(nn.Module):
         Args:
             model: the trained model, with its adapters.
             objective: the objective of the training.
-            prefix_sharing: whether chosen and rejected responses share one prompt's pass.
+            prefix_sharing: whether chosen and rejected responses share one pass over the prompt.
             logits_chunk: the number of positions whose logits are held at the same time.
         """
         super().__init__()
@@ -282,7 +282,7 @@ class LiveReferenceSource(ReferenceSource, Protocol):
     """A reference that is computed for every batch."""
 
     def score_views(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
-        """Return the `scores` of some views alone, without computing others."""
+        """Return the `scores` of some views, without computing others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,8 +334,8 @@ class NoReference:
 class LiveReference:
     """The policy as it was before training, computed for every batch.
 
-    With adapters, it is the policy with them switched off; else a frozen copy of the trained
-    weights.
+    With adapters, it is the policy with its adapters disabled; otherwise a frozen copy of the
+    trained weights.
     """
 
     def __init__(self, policy: Policy, config: TrialConfig) -> None:
@@ -360,7 +360,7 @@ class LiveReference:
         return round_hidden(scores) if self._rounds_hidden else scores
 
     def score_views(self, batch: PairBatch, reads: Reads) -> ReferenceScores:
-        """Return the `scores` of some views alone, without computing others."""
+        """Return the `scores` of some views, without computing others."""
         scores: ReferenceScores = self.original(self._scorer, batch, reads)
         return round_hidden(scores) if self._rounds_hidden else scores
 

@@ -1,7 +1,8 @@
-"""Trained weights and AdamW's moments in shards, by torch's distributed checkpoint.
+"""Save and load trained weights and AdamW's moments in shards, with torch's distributed checkpoint.
 
-Each worker writes what it holds, as safetensors (so no pickle is read), and reads what it is going
-to hold, on however many workers. What several hold (hybrid sharding) one of them writes.
+Each worker writes its part as safetensors (so no pickle is read) and reads the part that it needs,
+whatever the number of workers. A part held by several workers (hybrid sharding) is written by one
+of them.
 Names: `model.PARAMETER` and `optimizer.PARAMETER.ENTRY`.
 """
 
@@ -27,8 +28,8 @@ from chip_core.models.shards import is_dtensor
 from chip_core.training.optimizer.int8_states import get_optimizer_state, load_optimizer_state
 from chip_core.utils.errors import UnfitError
 
-#: Bytes of all workers' tensors that go into one file each: while it is written, a worker holds
-#: its part of them twice.
+#: Bytes of all workers' tensors per file: while a file is written, a worker holds its part of them
+#: twice.
 FILE_BYTES = 2**30
 
 
@@ -48,23 +49,23 @@ class _Writer(HuggingFaceStorageWriter):
 def save_shards(
     folder: Path, names: Mapping[str, nn.Parameter], *, optimizer: Any
 ) -> tuple[list[str], dict[str, Any]]:
-    """Write what this worker holds of the trained weights and of the optimizer's state.
+    """Write this worker's part of the trained weights and of the optimizer's state.
 
-    Where others hold the same, DCP has each part written once, and the workers share that.
+    If several workers hold the same part, DCP writes it once and divides this work among them.
 
-    All workers come here together.
+    All workers call this together.
 
     Args:
-        folder: where all write; it is made.
-        names: what the optimizer updates, sharded, by the weights' names and in its order.
-        optimizer: of `make_optimizer`.
+        folder: the folder in which all workers write; it is created.
+        names: the sharded parameters that the optimizer updates, by weight name, in its order.
+        optimizer: from `make_optimizer`.
 
     Returns:
-        the names of this worker's files, none where others write all of it; and what else the
-        optimizer's state has: settings, counts.
+        the names of this worker's files (none if others write everything), and the rest of the
+        optimizer's state: settings, counts.
 
     Raises:
-        Exception: what any worker failed by.
+        Exception: the exception of any worker that failed.
     """
     state = get_optimizer_state(optimizer)
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in names.items()}
@@ -86,16 +87,16 @@ def load_shards(
 ) -> None:
     """Put a checkpoint's shards into a model and its optimizer, sharded or not.
 
-    All workers come here together.
+    All workers call this together.
 
     Args:
-        folder: of all shards.
-        names: as for `save_shards`; they take what was saved.
-        optimizer: over them.
-        state: what `save_shards` returned beside.
+        folder: the folder with all shards.
+        names: as for `save_shards`; they get the saved values.
+        optimizer: the optimizer of these parameters.
+        state: the rest of the state that `save_shards` returned.
 
     Raises:
-        UnfitError: they do not fit; model and optimizer are as they were.
+        UnfitError: they do not fit; model and optimizer are unchanged.
     """
     reader = HuggingFaceStorageReader(str(folder))
     saved = reader.read_metadata().state_dict_metadata
@@ -111,9 +112,8 @@ def load_shards(
     mismatched = [key for key, value in targets.items() if not _is_complete(saved.get(key), value)]
     if mismatched:
         raise UnfitError(
-            f"{folder.name} lacks {len(mismatched)} of {len(targets)} tensors, or has them in "
-            "other "
-            f"shapes ({mismatched[0]}, …)"
+            f"{folder.name} misses {len(mismatched)} of {len(targets)} tensors, or has them in "
+            f"other shapes ({mismatched[0]}, …)"
         )
     with torch.no_grad(), _unwrap_dcp_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # alone
@@ -124,7 +124,7 @@ def load_shards(
 
 @contextmanager
 def _unwrap_dcp_errors() -> Iterator[None]:
-    """Raise what a worker failed by: DCP's own exception holds it, and is no `Exception`."""
+    """Raise a worker's exception, which is inside DCP's own; that one is not an `Exception`."""
     try:
         yield
     except CheckpointException as error:
@@ -133,7 +133,7 @@ def _unwrap_dcp_errors() -> Iterator[None]:
 
 
 def _allocate(metadata: Any, parameter: Tensor) -> Tensor:
-    """Return a tensor for what was saved, spread as a parameter is."""
+    """Return a tensor for a saved value, sharded like a parameter."""
     meta_tensor = torch.empty(metadata.size, dtype=metadata.properties.dtype, device="meta")
     if not is_dtensor(parameter):
         return torch.zeros_like(meta_tensor, device=parameter.device)
@@ -147,12 +147,12 @@ def _allocate(metadata: Any, parameter: Tensor) -> Tensor:
 
 
 def _assign_files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return into which file each tensor's shards go, alike for all workers."""
+    """Return the number of the file for each tensor's shards; it is the same for all workers."""
     file_indices, total_bytes = {}, 0
     for name, value in tensors.items():
         file_indices[name] = 1 + total_bytes // FILE_BYTES
         total_bytes += value.numel() * value.element_size()
-    # Numbers have no gaps: DCP names files after the greatest.
+    # Numbers have no gaps, because DCP names files after the largest one.
     ranks = {
         file_index: rank
         for rank, file_index in enumerate(sorted(set(file_indices.values())), start=1)
@@ -161,7 +161,7 @@ def _assign_files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _is_complete(metadata: Any, target: Tensor) -> bool:
-    """Return whether a tensor's shards are there, all of them."""
+    """Return whether all shards of a tensor exist."""
     if metadata is None or metadata.size != target.shape:
         return False
     stored: int = sum(chunk.sizes.numel() for chunk in metadata.chunks)

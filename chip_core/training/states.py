@@ -1,9 +1,9 @@
 """The hidden states that predict a batch's responses, computed from token rows.
 
-Policy, reference and stored reference passes all use this code, so that they round alike. No pass
-reads the number of a row's image tokens from the device: transformers compares it with the number
-of image features, which makes the device count and the host wait. The host that made the row knows
-the number.
+Policy, reference and stored reference passes all use this code, so that they round in the same way.
+No pass reads the number of a row's image tokens from the device: transformers compares it with the
+number of image features, which makes the device count and the host wait. The host that built the
+row knows the number.
 
 Padded: each `[prompt][response]` is a row. Packed: a whole batch is one row without padding, in
 which all responses under an image follow one prompt, with that image; the positions of each
@@ -49,13 +49,13 @@ _RESPONSES: tuple[Response, ...] = ("chosen", "rejected", "other")
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedRows:
-    """One response a row."""
+    """One response per row."""
 
     input_ids: Tensor  # (B, T), padded on the right
     host_ids: Tensor  # the same on the host
     attention_mask: Tensor  # (B, T), 1 on tokens
     inputs: dict[str, Tensor]  # pixel values and other inputs of the processor
-    predicting: tuple[Tensor, Tensor]  # (rows, positions), (N,) each: what predicts the response
+    predicting: tuple[Tensor, Tensor]  # (rows, positions), (N,) each, that predict the response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class PackedRow:
     positions: Tensor  # (1, T), or (3, 1, T) for Qwen-VL
     inputs: dict[str, Tensor]  # pixel values and other inputs of the processor
     spans: tuple[Span, ...]
-    predicting: tuple[Tensor, ...]  # (N,) positions of what predicts each response; see `pack`
+    predicting: tuple[Tensor, ...]  # (N,) positions that predict each response; see `pack`
 
 
 def pad(prompts: Prompts, responses: Responses) -> PaddedRows:
@@ -283,7 +283,7 @@ def compute_response_states(
     else:
         states = {
             view: _padded_states(base, batch.select_prompts(*batch.prefix(view)), responses[view])
-            # The rejected image first, as ever: the order of passes is the order of sums.
+            # The rejected image comes first, as always: the order of passes is the order of sums.
             for view in sorted(row_views, key=lambda view: view != "rejected_image")
         }
     return ResponseStates(views={view: states[view] for view in VIEWS if view in states})
@@ -340,13 +340,13 @@ def _row_states(base: Any, row: PackedRow) -> tuple[Tensor, ...]:
     return tuple(hidden[0, positions] for positions in row.predicting)
 
 
-#: The parameters of LLaVA's method for this; families with other ones keep theirs.
+#: The parameters of LLaVA's method for this; families with other parameters keep their own method.
 _MASK_PARAMETERS = ["input_ids", "inputs_embeds", "image_features"]
 
 
 @contextmanager
 def count_images_on_host(base: Any, ids: Tensor) -> Iterator[None]:
-    """Make a model find its image tokens by their number on the host, which is checked, too.
+    """Make a model find its image tokens by their number on the host, and check that number.
 
     Args:
         base: the part of a model that merges images and text.
@@ -364,7 +364,7 @@ def count_images_on_host(base: Any, ids: Tensor) -> Iterator[None]:
     ) -> Tensor:
         if token_count * inputs_embeds.shape[-1] != image_features.numel():
             raise ValueError(
-                f"the row has {token_count} image tokens, and its images "
+                f"the row has {token_count} image tokens, but its images "
                 f"{image_features.numel() / inputs_embeds.shape[-1]:g} features"
             )
         return input_ids.eq(token).unsqueeze(-1)

@@ -105,7 +105,7 @@ class Trainer:
             processor: its processor.
             pairs: the preference pairs.
             folder: the trial's folder: each step's figures go to its curves.jsonl, written by the
-                first worker, and checkpoints beside it; all workers write sharded checkpoints.
+                first worker, and checkpoints next to it; all workers write sharded checkpoints.
             compute: device, workers and parallelism of the training; None: this process, here.
             caches: the reference caches that may be read.
             encodings: prompts that the processor encoded in this process before.
@@ -191,7 +191,7 @@ class Trainer:
         stop: Callable[[], bool] = never_stop,
         keep: Callable[[int], None] = lambda step: None,
     ) -> TrainingResult:
-        """Train to the last step.
+        """Train until the last step.
 
         Args:
             on_step: called after each update.
@@ -286,7 +286,7 @@ class Trainer:
         return figures, stopping
 
     def _update(self, step: int, trained: list[nn.Parameter]) -> float:
-        """Clip the gradient and update what is trained; return the gradient's norm before."""
+        """Clip the gradient and update the trained weights; return the norm before clipping."""
         limit, masters = self.config.optimizer.clip, self.masters
         if masters is None:
             norm = self.strategy.clip_grad_norm(trained, limit)
@@ -310,7 +310,7 @@ class Trainer:
 
         Figures computed on a device stay there, to avoid waiting for it.
 
-        The gradient is this worker's until its last pass, in which it becomes the mean over the
+        The gradient is this worker's own until its last pass, in which it becomes the mean over the
         global batch.
         """
         size = self.config.training.batch_size

@@ -22,7 +22,7 @@ def exit_before_native_cleanup(code: Callable[[], int]) -> None:
 
     def flush_and_exit() -> None:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # nobody reads the stream any more
+            with contextlib.suppress(OSError, ValueError):  # the stream may have no reader any more
                 stream.flush()
         os._exit(code())
 

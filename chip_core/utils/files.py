@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 from chip_core.utils.errors import DiskFullError, UserError, warn_once
 
 _DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
-#: With fewer free bytes, a write that failed without a reason is taken to have failed for lack of
+#: With fewer free bytes, a write that failed without a reason is assumed to have failed for lack of
 #: space.
 _MIN_FREE_BYTES = 2**20
 #: The last key of a JSON object with a checksum: a hash of the text before it.
@@ -50,17 +50,17 @@ def find_path_problem(path: Path, kind: PathKind = "any", *, exists: bool = Fals
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
     except FileNotFoundError:
         if exists:
-            return "is not there"
+            return "does not exist"
         if os.path.islink(path):
-            return "is a link to what is not there: mend it, or name another"
+            return "is a broken link: fix it, or name another"
         if len(os.fsencode(path.absolute())) > _MAX_PATH_LENGTH:
             return "is too long a path: name a shorter one"
         return None
     except NotADirectoryError:
-        return "lies below a file: name another place"
+        return "is below a file: name another place"
     except OSError as error:
         return f"cannot be used ({error.strerror}): name another"
-    except ValueError as error:  # a character that no path has
+    except ValueError as error:  # a character that paths cannot contain
         return f"cannot be used ({error}): name another"
     if kind == "folder" and not is_folder:
         return "is a file: name a folder"
@@ -106,11 +106,13 @@ def check_target_path(path: Path) -> None:
     existing_parent = next(filter(os.path.lexists, path.parents), path.parent)
     problem = None
     if path.is_dir():
-        problem = f"{path}: is a folder, and a file goes there"
+        problem = f"{path}: is a folder, but a file must be written there"
     elif os.path.lexists(existing_parent) and not existing_parent.is_dir():
-        problem = f"{existing_parent}: is no folder, and {path.name} goes into one there"
+        problem = (
+            f"{existing_parent}: is not a folder, but {path.name} must be written into one there"
+        )
     if problem is not None:
-        raise UserError(f"{problem}: move it away and give the same command again")
+        raise UserError(f"{problem}: move it away and run the same command again")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -150,10 +152,10 @@ def parse_checksummed(content: bytes) -> dict[str, Any]:
     """
     value = parse_json(content)
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     checksum = _CHECKSUM_PATTERN.search(content)
     if checksum is not None and checksum[1].decode() != _checksum(content[: checksum.start()]):
-        raise ValueError("it is not as it was written")
+        raise ValueError("it has changed since it was written")
     value.pop(_CHECKSUM_KEY, None)
     return value
 
@@ -269,9 +271,8 @@ def convert_disk_full(purpose: str, folder: Path) -> Iterator[None]:
         if not is_disk_full(error) and _free_bytes(folder) >= _MIN_FREE_BYTES:
             raise
         raise DiskFullError(
-            f"no room for {purpose}: the disk of {folder} is full: free some space and run the "
-            "study "
-            "again"
+            f"no space for {purpose}: the disk of {folder} is full: free some space and run the "
+            "study again"
         ) from None
 
 
@@ -327,11 +328,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     try:
         lines = read_lines(path)
     except OSError as error:
-        warn_once(f"{path}: cannot be read ({error.strerror}): what it held is left out")
+        warn_once(f"{path}: cannot be read ({error.strerror}): its content is left out")
         return []
     for line in lines:
         if line.record is None and not line.truncated:
-            warn_once(f"{path}: line {line.number} is not as it was written: it is left out")
+            warn_once(
+                f"{path}: line {line.number} has changed since it was written: it is left out"
+            )
     return [line.record for line in lines if line.record is not None]
 
 

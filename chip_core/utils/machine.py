@@ -24,7 +24,7 @@ def cpu_seconds() -> float:
 
 @functools.cache
 def cpu_name() -> str:
-    """Return the processor's name, with its architecture if the system tells no more."""
+    """Return the processor's name, or its architecture if the system does not give a name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -84,10 +84,10 @@ def visible_gpus() -> list[str]:
 
 
 def import_and_freeze(*names: str) -> None:
-    """Import modules that take large libraries along, unless they are there; before any model is.
+    """Import modules with large libraries, unless they are imported, before a model is loaded.
 
-    The garbage collector stays out of it: it would look through all objects time and again (a
-    quarter of the time), and at what the libraries keep again in each later `free_memory`.
+    The garbage collector is disabled meanwhile: it would scan all objects repeatedly (a quarter of
+    the time), and scan the libraries' objects again in each later `free_memory`.
     """
     if all(name in sys.modules for name in names):
         return
@@ -105,7 +105,7 @@ def import_and_freeze(*names: str) -> None:
 def free_memory() -> None:
     """Return a trial's memory to the GPU and to the system.
 
-    glibc keeps freed memory of a process's threads until it is told to trim.
+    glibc keeps freed memory of a process's threads until `malloc_trim` is called.
     """
     gc.collect()
     torch = sys.modules.get("torch")

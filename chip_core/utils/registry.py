@@ -33,7 +33,7 @@ def join_names(names: Iterable[str]) -> str:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A read-mostly mapping of names; a failed lookup suggests similar names."""
+    """A mapping of names; a failed lookup suggests similar names."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -77,12 +77,12 @@ def load_plugin(name: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise ValueError(f"'{name}' names no code: write module:attr")
+        raise ValueError(f"'{name}' does not name any code: write module:attr")
     try:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
-        advice = "install it, or put its folder on PYTHONPATH" if is_missing else "mend it"
+        advice = "install it, or put its folder on PYTHONPATH" if is_missing else "fix it"
         raise ValueError(
             f"'{name}': module {module} cannot be imported ({describe_error(error)}): {advice}"
         ) from None

@@ -25,8 +25,8 @@ T = TypeVar("T")
 #: How long one worker waits for another: only rank 0 writes checkpoints.
 BARRIER_TIMEOUT = timedelta(hours=2)
 
-#: Seconds between two meetings while the others wait for work of rank 0 that may take longer than
-#: that.
+#: Seconds between two synchronizations while the others wait for work of rank 0 that may take
+#: longer than that.
 HEARTBEAT_INTERVAL = 60.0
 
 
@@ -88,7 +88,7 @@ class Workers:
         result: T | None = None
         try:
             result = make()
-        except Exception as error:  # the waiting others are told before it is raised
+        except Exception as error:  # the other workers, which wait, are informed first
             failure = error
         reports = self.all_gather((_failure_reason(failure), result))
         if failure is not None:
@@ -108,9 +108,11 @@ class Workers:
         return self.gather_results(lambda: make() if self.is_main else None)[0]  # type: ignore[return-value]
 
     def wait_for_rank0(self, make: Callable[[], T]) -> T:
-        """Return rank 0's result of `make` on every process, however long it takes, as with judges.
+        """Return rank 0's result of `make` on every process, however long it takes (such as with
+        judges).
 
-        Meanwhile all processes meet now and then, so that none waits longer than `BARRIER_TIMEOUT`.
+        Meanwhile all processes synchronize now and then, so that none waits longer than
+        `BARRIER_TIMEOUT`.
 
         Args:
             make: a function that does not communicate with other processes.
@@ -122,7 +124,7 @@ class Workers:
             return make()
         if not self.is_main:
             while not self.all_gather(None)[0]:
-                pass  # the meeting is the wait
+                pass  # the synchronization is the wait
             return self.broadcast_from_rank0(make)
         finished = threading.Event()
         heartbeat = threading.Thread(
@@ -213,7 +215,7 @@ def join_workers() -> Iterator[Workers]:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(
-            f"WORLD_SIZE is set and {', '.join(missing)} is not: start the processes with torchrun"
+            f"WORLD_SIZE is set, but {', '.join(missing)} is not: start the processes with torchrun"
         )
     import torch
     import torch.distributed as dist

@@ -201,7 +201,7 @@ def _validate_weights(weights: ArrayLike, cells: int) -> Array:
     if not w.any():
         raise ValueError("weights are all 0: there is nothing to compare")
     if abs(w.sum()) > 1e-9 * np.abs(w).sum():
-        raise ValueError(f"weights add up to {w.sum():g}: a contrast's add up to 0")
+        raise ValueError(f"weights add up to {w.sum():g}: those of a contrast add up to 0")
     return w
 
 

@@ -71,7 +71,7 @@ def seeds_needed(
     if not (np.isfinite(target) and target):
         raise ValueError(f"target is {target}: give a difference other than 0")
     if max_seeds < 2:
-        raise ValueError(f"max_seeds is {max_seeds}: look at two seeds or more")
+        raise ValueError(f"max_seeds is {max_seeds}: give two seeds or more")
     k = np.arange(2, max_seeds + 1, dtype=np.float64)
 
     def smallest(parts: _VarianceParts) -> int | None:
@@ -121,7 +121,7 @@ class _TestDesign:
 
     def __post_init__(self) -> None:
         if self.family < 1:
-            raise ValueError(f"family is {self.family}: a comparison is at least one")
+            raise ValueError(f"family is {self.family}: give at least one comparison")
         for name in ("alpha", "power"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a probability")
@@ -144,7 +144,7 @@ class _VarianceParts:
 def _split_variance(contrast: Contrast, factor: float = 1.0) -> _VarianceParts:
     """Return the parts of the variance, with `factor` times the contrast's seed variance."""
     if contrast.v_seed is None or contrast.v_res is None:
-        raise ValueError("the contrast knows no seed variance: run a second seed first")
+        raise ValueError("the contrast has no seed variance: run a second seed first")
     return _VarianceParts(
         training=max(contrast.v_seed * factor - contrast.v_res, 0.0) * contrast.seeds,
         residual=contrast.v_res * contrast.seeds,

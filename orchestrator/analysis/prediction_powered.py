@@ -86,12 +86,12 @@ def prediction_powered_mean(
     item_values = _to_vector(items, "items")
     indices = np.asarray(labelled)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError("labelled is no list of places in items")
+        raise ValueError("labelled is not a list of indices of items")
     if (
         len(np.unique(indices)) < len(indices)
         or not ((indices >= 0) & (indices < len(item_values))).all()
     ):
-        raise ValueError("labelled names an item twice, or one that is not there")
+        raise ValueError("labelled has an item twice, or one that does not exist")
     y = _to_vector(labels, "labels")
     labelled_values = item_values[indices]
     f = labelled_values if judged is None else _to_vector(judged, "judged")
@@ -189,5 +189,5 @@ def _corrected_interval(
 def _to_vector(data: ArrayLike, name: str) -> Array:
     values = np.asarray(data, dtype=np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} is no list of finite numbers, or empty")
+        raise ValueError(f"{name} is not a list of finite numbers, or empty")
     return values

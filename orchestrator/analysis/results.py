@@ -50,7 +50,7 @@ class MetricResults:
             ValueError: as `pseudo_values`, or not exactly one of items and figures is given.
         """
         if (self.numerators is None) == (self.figures is None):
-            raise ValueError("give item outcomes or figures, one of the two")
+            raise ValueError("give either item outcomes or figures")
         if self.figures is not None:
             return tuple(np.asarray(row, dtype=np.float64)[:, None] for row in self.figures)
         assert self.numerators is not None
@@ -77,9 +77,9 @@ class StudyResults:
     def __post_init__(self) -> None:
         cells = [frozenset(cell.items()) for arm in self.arms for cell in arm.cells]
         if len(set(cells)) < len(cells):
-            raise ValueError("a cell stands in two arms: cells that are one trial are one arm")
+            raise ValueError("a cell is in two arms: cells that are one trial are one arm")
         if frozenset(self.baseline.items()) not in cells:
-            raise ValueError(f"the baseline {dict(self.baseline)} is no cell of any arm")
+            raise ValueError(f"the baseline {dict(self.baseline)} is not a cell of any arm")
         for arm in self.arms:
             if list(arm.seeds) != sorted(set(arm.seeds)) or not arm.seeds:
                 raise ValueError(f"{arm.name}: seeds {arm.seeds} are not ascending and distinct")

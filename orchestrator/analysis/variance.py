@@ -116,7 +116,7 @@ def seed_correlation(values: Sequence[ArrayLike], pool: ArrayLike | None = None)
         no variation at all.
 
     Raises:
-        ValueError: `values` are not such arrays, or `pool` is no mask of the cells.
+        ValueError: `values` are not such arrays, or `pool` is not a mask of the cells.
     """
     cells = validate_cells(values)
     mask = validate_mask(pool, len(cells))
@@ -133,13 +133,13 @@ def validate_mask(pool: ArrayLike | None, cells: int) -> Mask:
     """Return a mask (C,) of booleans; None is all.
 
     Raises:
-        ValueError: `pool` is no mask of that many cells.
+        ValueError: `pool` is not a mask of that many cells.
     """
     if pool is None:
         return np.ones(cells, dtype=np.bool_)
     mask = np.asarray(pool)
     if mask.shape != (cells,) or mask.dtype != np.bool_:
-        raise ValueError(f"pool is no mask: give {cells} booleans, one for each cell")
+        raise ValueError(f"pool is not a mask: give {cells} booleans, one for each cell")
     return mask
 
 

@@ -28,24 +28,26 @@ class Versions(BaseModel):
 
 
 class Settings(BaseModel):
-    """What Ray does not ask and a study needs."""
+    """Settings that a study needs and Ray does not have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     venv: str = Field(pattern="^/", description="the virtual environment's path on every machine")
     shared: str | None = Field(
-        default=None, pattern="^/", description="where every machine mounts the shared storage"
+        default=None,
+        pattern="^/",
+        description="folder where every machine mounts the shared storage",
     )
     storage: str | None = Field(
         default=None,
         pattern="^[a-z0-9+.-]+://.+",
-        description="in place of shared: a URI that every machine reaches, such as s3://BUCKET/X",
+        description="instead of shared: a URI that every machine reaches, such as s3://BUCKET/X",
     )
     workdir: str = Field(
         pattern="^/", description="the work directory of studies; with storage, the head's own"
     )
     worker: Mapping[str, float] = Field(
-        default={}, description="what a worker has, for provider local: CPU, GPU"
+        default={}, description="resources of a worker, for the provider local: CPU, GPU"
     )
     versions: Versions | None = None
 
@@ -97,7 +99,7 @@ def read_cluster(path: Path) -> ClusterFile:
     metadata = content.get("metadata")
     raw_settings = metadata.get("chip_ablate") if isinstance(metadata, dict) else None
     if raw_settings is None:
-        message = "is missing: say venv, shared and workdir (see cluster.yaml)"
+        message = "is missing: set venv, shared and workdir (see cluster.yaml)"
         missing = Problem(key=SETTINGS_KEY, message=message)
         return ClusterFile(path=path, content=content, settings=None, problems=(missing,))
     try:

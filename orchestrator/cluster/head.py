@@ -1,4 +1,4 @@
-"""Reach the head node of a running cluster over ssh."""
+"""Connect to the head node of a running cluster over ssh."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Head:
 
         Raises:
             Unreachable: it cannot be copied.
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be created.
         """
         self.run(f"mkdir -p {shlex.quote(target)}")
         self._rsync(f"{source}/", f"{self.host}:{shlex.quote(target)}/")

@@ -18,7 +18,7 @@ POLL_INTERVAL = 30.0  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """What keeps a head up."""
+    """The activity that keeps a head up."""
 
     jobs: int  # running or pending jobs
     machines: int  # machines other than the head
@@ -56,12 +56,12 @@ def stop_when_idle(
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Wait until the head has been idle for some time, then run a command once.
+    """Wait until the head has been idle for some time, and then run a command once.
 
     A head whose Ray does not answer counts as idle, since nobody can use it.
 
     Args:
-        seconds: how long it must be idle without a break.
+        seconds: how long it must be continuously idle.
         command: shell command that stops the machine.
         query: returns what keeps the head up.
         sleep: waits some seconds.

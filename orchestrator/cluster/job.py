@@ -1,6 +1,6 @@
 """Submit a study as a Ray job, follow it, and download its outputs.
 
-The job runs on the head, independent of the machine that submitted it.
+The job runs on the head, independently of the machine that submitted it.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def submit_job(
             )
         except RuntimeError as error:
             first_line = str(error).strip().splitlines()[0]
-            raise UserError(f"{head.host}: the job was not taken: {first_line}") from None
+            raise UserError(f"{head.host}: the job was not accepted: {first_line}") from None
 
 
 def follow_job(
@@ -141,7 +141,7 @@ def follow_job(
 
     Raises:
         Unreachable: there was no connection for that long. The job may still run.
-        UserError: the cluster knows no such job.
+        UserError: the cluster has no such job.
     """
     offset, tries, last_contact = 0, 0, time.monotonic()
     while True:
@@ -161,7 +161,7 @@ def follow_job(
                 raise
             if time.monotonic() - last_contact > reconnect_timeout:
                 raise UnreachableError(
-                    f"{error}: the job may go on: chip-ablate attach {job}"
+                    f"{error}: the job may still be running: chip-ablate attach {job}"
                 ) from None
             wait = RETRY_WAITS[min(tries, len(RETRY_WAITS) - 1)]
             tries += 1
@@ -174,7 +174,7 @@ def request_stop(head: Head, job: str) -> bool:
 
     Raises:
         Unreachable: there is no connection.
-        UserError: the cluster knows no such job.
+        UserError: the cluster has no such job.
     """
     with connect(head) as client:
         _get_job_details(client, job)
@@ -191,7 +191,7 @@ def find_latest_job(head: Head) -> SubmittedJob:
     with connect(head) as client:
         own_jobs = [details for details in client.list_jobs() if _is_own_job(details)]
     if not own_jobs:
-        raise UserError(f"{head.host}: no job of chip-ablate there: run one with --cluster")
+        raise UserError(f"{head.host}: there is no job of chip-ablate: run one with --cluster")
     newest = max(own_jobs, key=lambda details: details.start_time or 0)
     return SubmittedJob(**newest.metadata)
 
@@ -201,12 +201,12 @@ def find_submitted_job(head: Head, job: str) -> SubmittedJob:
 
     Raises:
         Unreachable: there is no connection.
-        UserError: the cluster knows no such job.
+        UserError: the cluster has no such job.
     """
     with connect(head) as client:
         details = _get_job_details(client, job)
     if not _is_own_job(details):
-        raise UserError(f"{job}: is no job of chip-ablate")
+        raise UserError(f"{job}: is not a job of chip-ablate")
     return SubmittedJob(**details.metadata)
 
 
@@ -232,7 +232,8 @@ def _get_job_details(client: JobSubmissionClient, job: str) -> JobDetails:
     except RuntimeError as error:
         if "404" in str(error):
             raise UserError(
-                f"{job}: the cluster knows no such job: it was restarted since, or it is another's"
+                f"{job}: the cluster has no such job: the cluster was restarted, or the job is on "
+                "another one"
             ) from None
         raise
 

@@ -71,7 +71,7 @@ def run_on_cluster(
     """
     loaded = load_study(find_study(study), changes, is_remote=True)
     check = require_valid(file, study_resource_need(loaded))
-    assert check.capacity is not None and check.file.settings is not None, "what is good has both"
+    assert check.capacity is not None and check.file.settings is not None, "a valid file has both"
     settings, head = check.file.settings, find_head(check.file)
     name = make_job_name(loaded.name)
     job = SubmittedJob(
@@ -94,7 +94,7 @@ def run_on_cluster(
         ]  # fmt: skip
         submit_job(head, job, venv=settings.venv, arguments=arguments, files=bundle.folder)
     record_job(job, workdir)
-    _echo(f"{job.job} runs on {head.host}; it goes on whatever becomes of this command")
+    _echo(f"{job.job} runs on {head.host}; it continues even if this command ends")
     for page, command in head.tunnel_commands(settings.venv, settings.workdir).items():
         _echo(f"{page}: {command}")
     return watch_job(head, job, on_results)
@@ -108,12 +108,12 @@ def watch_job(head: Head, job: SubmittedJob, on_results: OnResults | None = None
 
     Raises:
         Unreachable: there was no connection for long.
-        UserError: the cluster knows no such job.
+        UserError: the cluster has no such job.
     """
     try:
         details = follow_job(head, job.job, _write_log, _echo)
     except KeyboardInterrupt:
-        _echo(f"the job goes on: chip-ablate attach {job.job} looks on, --stop ends it")
+        _echo(f"the job continues: chip-ablate attach {job.job} follows it, and --stop stops it")
         return STOPPED_EXIT_CODE
     _echo(f"{job.job}: {str(details.status.value).lower()}")
     results = _fetch_results(head, job)
@@ -146,14 +146,15 @@ def find_job(job: str | None, file: Path | None, workdir: Path) -> tuple[Head, S
     if not matches:
         missing = "no job" if job is None else f"no job {job}"
         raise UserError(
-            f"{workdir}: {missing} was submitted from here: name its --cluster FILE, or the "
-            "--workdir"
+            f"{workdir}: {missing} was submitted from here: give its --cluster FILE, or the "
+            "right --workdir"
         )
     try:
         record = SubmittedJob(**read_checksummed(matches[-1]))
     except (OSError, ValueError, TypeError):
         raise UserError(
-            f"{matches[-1]}: is not as it was written: remove it, and name the --cluster FILE"
+            f"{matches[-1]}: has changed since it was written: remove it, and give the --cluster "
+            "FILE"
         ) from None
     return find_head(read_cluster(Path(record.cluster))), record
 
@@ -165,9 +166,7 @@ def stop_job(head: Head, job: SubmittedJob) -> None:
         UserError: it does not run.
     """
     if not request_stop(head, job.job):
-        raise UserError(
-            f"{job.job}: does not run any more: chip-ablate attach {job.job} fetches it"
-        )
+        raise UserError(f"{job.job}: has ended: chip-ablate attach {job.job} fetches its report")
 
 
 def record_job(job: SubmittedJob, workdir: Path) -> None:
@@ -192,7 +191,7 @@ def _fetch_results(head: Head, job: SubmittedJob) -> dict[str, Any] | None:
     try:
         head.fetch(source, local / "report")
     except UnreachableError as error:
-        raise UnreachableError(f"{error}: chip-ablate attach {job.job} tries again") from None
+        raise UnreachableError(f"{error}: try again with chip-ablate attach {job.job}") from None
     _echo(f"report: {local / 'report' / 'report.html'}")
     if isinstance(results.get("report"), list):
         results["report"] = [
@@ -206,7 +205,7 @@ def _local_folder(workdir: Path, cluster: ClusterFile, study: str) -> Path:
     name = str(cluster.content.get("cluster_name", "cluster"))
     for part in (name, study):
         if part in ("", ".", "..") or "/" in part or "\0" in part:
-            raise UserError(f"'{part}' is no name of a folder: the report is not fetched")
+            raise UserError(f"'{part}' is not a folder name: the report is not fetched")
     return workdir.absolute() / "clusters" / name / study
 
 
@@ -252,8 +251,8 @@ def bundle_submission(study: str, recipe: str | None, folder: Path) -> Submissio
         relative_path = PurePosixPath(recipe_name)
         if relative_path.is_absolute() or ".." in relative_path.parts:
             raise UserError(
-                f"{file}: recipe: {recipe_name} does not lie below the study file, and so does not "
-                "travel with it to the cluster: move it there"
+                f"{file}: recipe: {recipe_name} is not below the study file's folder, so it is "
+                "not sent to the cluster: move it there"
             )
         target = folder / relative_path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -266,6 +265,6 @@ def _bundle_recipe(recipe: str, folder: Path) -> str:
         return recipe
     source = recipes.find_recipe(recipe)
     if (folder / expand_path(recipe).name).exists():
-        raise UserError(f"--recipe: {recipe}: is named as the study's file: rename it")
+        raise UserError(f"--recipe: {recipe}: has the name of the study's file: rename it")
     shutil.copyfile(source, folder / source.name)
     return source.name

@@ -12,19 +12,19 @@ from orchestrator.commands.common.param_types import FloatType
 
 
 @click.command(epilog="Example: chip-ablate cache --prune --older-than 30")
-@make_workdir_option("Whose reference passes.")
+@make_workdir_option("Its reference passes.")
 @click.option("--check", "checks", is_flag=True, help="Hash every file; exit code 1 if one broke.")
 @click.option(
     "--prune",
     "prunes",
     is_flag=True,
-    help="Remove what no trial of a study waits for, and what is broken; asks first.",
+    help="Remove caches that no trial of a study waits for, and broken ones; asks first.",
 )
 @click.option(
     "--older-than",
     type=FloatType(),
     metavar="DAYS",
-    help="With --prune: also what was not used for so long.",
+    help="With --prune: also those not used for this many days.",
 )
 @click.option("--yes", is_flag=True, help="With --prune: do not ask.")
 @json_option()
@@ -36,7 +36,7 @@ def cache(
     yes: bool,
     as_json: bool,
 ) -> int:
-    """List the reference passes that are kept: what, how large, last used, by which studies."""
+    """List the stored reference passes: name, size, last use, and studies that use them."""
     from rich.console import Console
 
     from chip_core.reference_cache.size import format_bytes
@@ -51,7 +51,7 @@ def cache(
     from orchestrator.state.ledger import Ledger
 
     if (older_than is not None or yes) and not prunes:
-        raise click.UsageError("--older-than and --yes go with --prune")
+        raise click.UsageError("--older-than and --yes need --prune")
     entries = list_caches(workdir, Ledger(workdir))
     if checks:
         verify_caches(entries, Console(stderr=True), workdir)

@@ -16,19 +16,19 @@ FILE_TYPE = PathType("file")
 
 @click.group(epilog="Example: chip-ablate cluster check cluster.yaml --study encoder")
 def cluster() -> None:
-    """Look at cluster files."""
+    """Check cluster files."""
 
 
 @cluster.command(epilog="Example: chip-ablate cluster check cluster.yaml --study encoder")
 @click.argument("file", type=FILE_TYPE)
-@click.option("--study", type=TextType(), help="Whether its trials find room, too.")
-@click.option("--recipe", type=TextType(), help="In place of the study's recipe.")
-@click.option("--live", is_flag=True, help="Ask the machines of the running cluster, too.")
+@click.option("--study", type=TextType(), help="Also check whether its trials fit.")
+@click.option("--recipe", type=TextType(), help="Use this recipe instead of the study's.")
+@click.option("--live", is_flag=True, help="Also query the machines of the running cluster.")
 @json_option()
 def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json: bool) -> int:
-    """Say all that is wrong with a cluster file; exit code 2 where anything is.
+    """List all problems of a cluster file; exit code 2 if there are any.
 
-    Without --live no machine is asked.
+    Without --live, no machine is contacted.
     """
     from chip_core.utils.errors import ConfigError
     from orchestrator.cluster.check import check_cluster
@@ -38,7 +38,7 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
 
     requirements = None
     if recipe is not None and study is None:
-        raise click.UsageError("--recipe is of a study: give --study, too")
+        raise click.UsageError("--recipe needs a study: give --study, too")
     if study is not None:
         requirements = study_resource_need(
             load_study(find_study(study), StudyChanges(recipe=recipe), is_remote=True)
@@ -63,7 +63,7 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
         return 2 if report.problems else 0
     if report.problems:
         raise ConfigError(report.lines)
-    click.echo(f"{report.file.path}: nothing is wrong with it")
+    click.echo(f"{report.file.path}: no problems found")
     if report.capacity is not None:
         click.echo(
             f"{study}: {report.capacity.at_once} trials at once; room for "
@@ -79,10 +79,10 @@ def check(file: Path, study: str | None, recipe: str | None, live: bool, as_json
     "command",
     type=TextType(),
     required=True,
-    help="What stops the machine: a shell command.",
+    help="Shell command that stops the machine.",
 )
 def idle(minutes: float, command: str) -> None:
-    """On a head: run a command once no job, other machine or person was there for a while."""
+    """On a head: run a command after a while without jobs, other machines or logged-in users."""
     from orchestrator.cluster.idle import stop_when_idle
 
     stop_when_idle(60 * minutes, command)
@@ -91,15 +91,18 @@ def idle(minutes: float, command: str) -> None:
 @click.command(epilog="Example: chip-ablate attach")
 @click.argument("job", type=TextType(), required=False)
 @click.option(
-    "--cluster", "file", type=FILE_TYPE, help="Its file; by default the one it was sent with."
+    "--cluster",
+    "file",
+    type=FILE_TYPE,
+    help="Its file; by default, the one that it was submitted with.",
 )
-@click.option("--stop", is_flag=True, help="Ask the job to stop, as Ctrl-C does a study.")
+@click.option("--stop", is_flag=True, help="Ask the job to stop, as Ctrl-C stops a study.")
 @json_option()
 @workdir_option
 def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdir: Path) -> int:
-    """Look on at a study that runs on a cluster, and fetch its report when it has ended.
+    """Follow a study that runs on a cluster, and fetch its report when it has ended.
 
-    Without JOB it is the last one that was submitted from here; with --cluster, by anyone.
+    Without JOB, it is the last one submitted from here or, with --cluster, by anyone.
     """
     from orchestrator.cluster.session import find_job, stop_job, watch_job
 
@@ -110,7 +113,8 @@ def attach(job: str | None, file: Path | None, stop: bool, as_json: bool, workdi
             print_json({"job": submission.job, "asked_to_stop": True})
         else:
             click.echo(
-                f"{submission.job} is asked to stop; chip-ablate attach {submission.job} looks on"
+                f"{submission.job} was asked to stop; chip-ablate attach {submission.job} follows "
+                "it"
             )
         return 0
     return watch_job(head, submission, print_json if as_json else None)

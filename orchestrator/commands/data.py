@@ -14,7 +14,7 @@ from orchestrator.commands.common.param_types import IntegerType, TextType
 
 @click.group(epilog="Example: chip-ablate data check pairs.jsonl")
 def data() -> None:
-    """Look at preference data, and at what there is of the benchmarks."""
+    """Check preference data, and which benchmarks' files are there."""
 
 
 @data.command(epilog="Example: chip-ablate data check 'data/train-*.parquet' --model shapes")
@@ -25,23 +25,26 @@ def data() -> None:
     type=click.Choice(["auto", "rlhf-v", "rlaif-v", "trl", "jsonl"]),
     default="auto",
     show_default=True,
-    help="How rows are laid out; auto: found by the columns.",
+    help="Format of the rows; auto: detected from the columns.",
 )
-@click.option("--split", type=TextType(), help="Of a folder or a hub name.")
-@click.option("--limit", type=IntegerType(1), help="The first N rows only.")
+@click.option("--split", type=TextType(), help="Split of a folder or a hub name.")
+@click.option("--limit", type=IntegerType(1), help="Only the first N rows.")
 @click.option(
     "--image-root",
     type=TextType(),
-    help="Folder where image paths begin; default: the data file's own.",
+    help="Folder that image paths are relative to; default: the data file's own.",
 )
 @click.option(
     "--model",
     type=TextType(),
-    help="Which is to take the rows, and whose tokenizer counts; without it words are compared.",
+    help="Model that the rows must suit, and whose tokenizer counts tokens; without it, words "
+    "are compared.",
 )
-@click.option("--recipe", type=TextType(), help="In place of --model: the recipe that names it.")
 @click.option(
-    "--objective", type=TextType(), help="A preset: rows that lack what it reads are bad."
+    "--recipe", type=TextType(), help="Instead of --model: a recipe that names the model."
+)
+@click.option(
+    "--objective", type=TextType(), help="A preset: rows without the columns that it reads are bad."
 )
 @json_option()
 def check(
@@ -55,7 +58,7 @@ def check(
     objective: str | None,
     as_json: bool,
 ) -> int:
-    """Count, measure, and name every bad row with its place; exit code 1 where there is one.
+    """Count and measure rows, and list every bad one; exit code 1 if there are any.
 
     PATH is a file, a folder, a glob in quotes, or a data set's name on the hub. With a model, rows
     that its processor refuses are bad too.
@@ -99,14 +102,14 @@ def check(
 @data.command(epilog="Example: chip-ablate data status --benchmark-data benchmarks")
 @click.argument("names", type=TextType(), metavar="[BENCHMARK]...", nargs=-1)
 @make_benchmark_data_option(
-    "Holds a folder for each benchmark, named as it, as its project publishes it.",
+    "Folder with a folder for each benchmark, with its name and its published layout.",
     show_envvar=True,
 )
 @json_option()
 def status(names: tuple[str, ...], benchmark_data: Path | None, as_json: bool) -> int:
-    """Say what is there of each benchmark, what is missing, and where it is published.
+    """Show which files of each benchmark are there, which are missing, and where to get them.
 
-    Exit code 1 where a benchmark's files hold another number of questions than published.
+    The exit code is 1 if a benchmark's files do not have the published number of questions.
     """
     from chip_core.evaluation.benchmarks.status import find_benchmark_status
     from orchestrator.data.status import status_json, status_lines

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from chip_core.config.trial import EvaluationConfig
     from chip_core.results import Evaluation
 
-#: What keys of who answers begin with.
+#: The prefix of the answering engine's keys.
 _EVALUATION_PREFIX = "evaluation."
 
 
@@ -44,14 +44,14 @@ _EVALUATION_PREFIX = "evaluation."
     "--benchmarks",
     type=TextType(),
     required=True,
-    help="Names with commas between, or module:attr.",
+    help="Names separated by commas, or module:attr.",
 )
 @data_path_options
 @click.option("--limit", type=IntegerType(1), help="A seeded subset of N questions of each.")
-@make_protocol_option("How answers are made and read.")
+@make_protocol_option("How answers are generated and parsed.")
 @make_override_option(
-    "Of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL. Of who answers: "
-    "evaluation.generator=vllm."
+    "Settings of every benchmark: num_beams=3, judge.model=NAME, judge.base_url=URL; of the "
+    "answering engine: evaluation.generator=vllm."
 )
 @model_options
 @click.option(
@@ -59,7 +59,7 @@ _EVALUATION_PREFIX = "evaluation."
     type=PathType("folder"),
     default=Path("chip-evaluation"),
     show_default=True,
-    help="Where answers and scores go; what lies there is not made again.",
+    help="Folder for answers and scores; existing ones are reused.",
 )
 @json_option()
 def evaluate(
@@ -78,7 +78,7 @@ def evaluate(
 ) -> None:
     """Ask MODEL, a Hugging Face or PEFT folder or a hub name, the questions of benchmarks.
 
-    It needs no study and writes into no work directory.
+    It needs no study, and does not write to a work directory.
     """
     from rich.console import Console
 
@@ -116,9 +116,11 @@ def _check_not_repeated(changes: Mapping[str, Any]) -> None:
     """Refuse a key that an option or each benchmark sets as well."""
     for option in ("protocol", "limit"):
         if option in changes and is_on_command_line(option):
-            raise click.UsageError(f"--set {option} and --{option} say the same: give one of them")
+            raise click.UsageError(
+                f"--set {option} and --{option} set the same thing: give one of them"
+            )
     if "name" in changes:
-        raise click.UsageError("--set name: which benchmarks are asked is --benchmarks")
+        raise click.UsageError("--set name: the benchmarks are set by --benchmarks")
 
 
 def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[BenchmarkConfig]:
@@ -134,12 +136,14 @@ def _parse_settings(benchmarks: str, overrides: Mapping[str, Any]) -> list[Bench
     if not any(names):
         raise ConfigError(["--benchmarks: names none"])
     if not all(names):
-        raise ConfigError([f"--benchmarks: '{benchmarks}' has a comma with no name beside it"])
+        raise ConfigError([f"--benchmarks: '{benchmarks}' has a comma without a name next to it"])
     if len(set(names)) < len(names):
         raise ConfigError(["--benchmarks: a benchmark is named twice: name each once"])
     settings = [parse_model(BenchmarkConfig, {**tree, "name": name}, "--set") for name in names]
     if settings[0].half == "select":
-        raise ConfigError(["--set: half: select is tuned on, and this is quoted: write report"])
+        raise ConfigError(
+            ["--set: half: select is for tuning, but these figures are reported: write report"]
+        )
     return settings
 
 

@@ -20,7 +20,9 @@ class _TimestepsType(click.ParamType[Any]):
         text = str(value).strip()  # empty: no series
         steps = parse_integers(self, text, "0,250,500", param, ctx) if text else []
         if not all(0 <= step <= 999 for step in steps):
-            self.fail(f"'{value}' is no list of steps from 0 to 999: write 0,250,500", param, ctx)
+            self.fail(
+                f"'{value}' is not a list of steps from 0 to 999: write 0,250,500", param, ctx
+            )
         return steps
 
 
@@ -31,12 +33,14 @@ class _TimestepsType(click.ParamType[Any]):
     type=PathType("file"),
     default=Path("gallery.png"),
     show_default=True,
-    help="Where the figure goes: .png, .pdf or .svg.",
+    help="File for the figure: .png, .pdf or .svg.",
 )
-@click.option("--timesteps", type=_TimestepsType(), help="T of the noise series: 0,250,500")
-@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of the draws.")
+@click.option("--timesteps", type=_TimestepsType(), help="Timesteps of the noise series: 0,250,500")
+@click.option(
+    "--seed", type=IntegerType(0), default=0, show_default=True, help="Seed of the draws."
+)
 @make_override_option(
-    "A key below rejected_image: crop.share=0.2; strategy=NAME draws that one alone."
+    "A key below rejected_image: crop.share=0.2; strategy=NAME draws only that one."
 )
 @json_option("Print what is shown as JSON.")
 def gallery(
@@ -56,7 +60,7 @@ def gallery(
     from orchestrator.report.figures import gallery as pictures
 
     if out.suffix not in (".png", ".pdf", ".svg"):
-        raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is no format of a figure")
+        raise click.UsageError(f"--out: {out}: {out.suffix or 'nothing'} is not a figure format")
     settings = _parse_rejected_image(overrides, series=timesteps is not None)
     pictures_read = pictures.read_images(images) if images else pictures.make_scenes(3)
     strategies = [settings["strategy"]] if "strategy" in settings else None
@@ -91,7 +95,7 @@ def _check_keys_drawn(settings: Mapping[str, Any], *, series: bool) -> None:
     if series:
         drawn_keys.add("diffusion")
     for key in sorted(settings.keys() - drawn_keys - {"strategy"}):
-        reason = f"{strategy} alone is drawn" if strategy else "name the strategy: --set strategy=…"
+        reason = f"only {strategy} is drawn" if strategy else "name the strategy: --set strategy=…"
         raise click.UsageError(f"--set {key}: has no effect: {reason}")
 
 

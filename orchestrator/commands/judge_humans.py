@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 _METRIC_OPTION = click.option(
     "--metric",
     type=TextType(),
-    help="The judge's figure of an answer; default: the study's primary metric, if it is of the "
-    "benchmark, else the benchmark's first.",
+    help="The judge's figure of an answer; default: the study's primary metric, if it belongs to "
+    "the benchmark, else the benchmark's first.",
 )
 _BENCHMARK_OPTION = click.option(
-    "--benchmark", type=TextType(), required=True, help="Whose items: NAME, or select/NAME."
+    "--benchmark",
+    type=TextType(),
+    required=True,
+    help="Benchmark of the items: NAME, or select/NAME.",
 )
 
 
@@ -32,7 +35,7 @@ _BENCHMARK_OPTION = click.option(
     "judge-humans", epilog="Example: chip-ablate judge-humans import encoder replies*.json"
 )
 def judge_humans() -> None:
-    """Let people compare two arms' answers, or label answers, without knowing whose they are."""
+    """Let people compare two arms' answers, or label answers, without knowing their arms."""
 
 
 @judge_humans.command(
@@ -47,13 +50,21 @@ def judge_humans() -> None:
     nargs=2,
     required=True,
     metavar="A B",
-    help="Two arms; figures are of B against A.",
+    help="Two arms; figures compare B with A.",
 )
 @_BENCHMARK_OPTION
-@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of the draws.")
-@click.option("--items", type=IntegerType(1), default=50, show_default=True, help="Items in all.")
 @click.option(
-    "--annotators", type=IntegerType(1), default=1, show_default=True, help="Sheets to write."
+    "--seed", type=IntegerType(0), default=0, show_default=True, help="Seed of the draws."
+)
+@click.option(
+    "--items", type=IntegerType(1), default=50, show_default=True, help="Total number of items."
+)
+@click.option(
+    "--annotators",
+    type=IntegerType(1),
+    default=1,
+    show_default=True,
+    help="Number of sheets to write.",
 )
 @click.option(
     "--overlap",
@@ -124,12 +135,12 @@ def export_sheets(
         )
         return
     click.echo(
-        f"{question_count} items; of {key.pairs} pairs of answers {key.same} are the same and not "
-        "asked"
+        f"{question_count} items; of {key.pairs} pairs of answers {key.same} are the same and are "
+        "not asked about"
     )
     for path in sheets:
         click.echo(f"written: {path}")
-    click.echo(f"written: {out / 'key.json'} (keep it: it says which answer is whose)")
+    click.echo(f"written: {out / 'key.json'} (keep it: it shows which arm gave which answer)")
 
 
 @judge_humans.command(
@@ -167,7 +178,7 @@ def import_replies(
     replies = read_replies(files)
     key = find_sheet_key(_keys_folder(workdir, name), key_file, replies[0].export, files)
     if key.study != name:
-        raise UserError(f"{files[0]} is of study {key.study}, not of {name}: name that study")
+        raise UserError(f"{files[0]} belongs to study {key.study}, not to {name}: name that study")
     comparison = build_comparison(key, replies, _find_judge(plan, workdir, key, metric))
     figures = comparison_to_json(comparison)
     _publish_figures(figures, comparison.name, plan, workdir, tracking_uri, as_json=as_json)
@@ -186,10 +197,12 @@ def import_replies(
     type=TextType(),
     multiple=True,
     metavar="ARM",
-    help="Whose answers; may be repeated; default: all arms'.",
+    help="Arm whose answers to draw; may be repeated; default: all arms.",
 )
-@click.option("--items", type=IntegerType(1), default=60, show_default=True, help="Items in all.")
-@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of the draw.")
+@click.option(
+    "--items", type=IntegerType(1), default=60, show_default=True, help="Total number of items."
+)
+@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Seed of the draw.")
 @click.option("--out", type=PathType("file"), required=True, help="A new CSV file.")
 def draw_answers(
     study: str,
@@ -211,7 +224,7 @@ def draw_answers(
     from orchestrator.state.integrity import read_ledger
 
     if out.exists():
-        raise UserError(f"--out: {out} is there already: name a new file")
+        raise UserError(f"--out: {out} already exists: name a new file")
     plan = load_plan(study, workdir=workdir, **changes)
     ledger = read_ledger(plan, workdir)
     judge = load_judge_values(plan, ledger, workdir, benchmark=benchmark, metric=metric)

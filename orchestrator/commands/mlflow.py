@@ -1,4 +1,4 @@
-"""ui, sync: open MLflow's pages of a work directory, and bring them up to date."""
+"""ui, sync: open MLflow's pages of a work directory, and update them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from orchestrator.commands.common.param_types import IntegerType, TextType
 #: Seconds for MLflow to show its first page, and to end after a signal.
 _START_TIMEOUT, _STOP_TIMEOUT = 120.0, 10.0
 _POLL_SECONDS = 0.1
-#: Set for MLflow's server. Runners of jobs and of periodic tasks are seven processes more, for
-#: judges and traces, which nobody has who looks at a study; a user who wants them can say so.
+#: Set for MLflow's server. Its runners of jobs and periodic tasks are seven more processes for
+#: judges and traces, which studies do not use; users can enable them.
 _FORCED_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
 _DEFAULT_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 _LOOPBACK_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -43,9 +43,9 @@ _LOOPBACK_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 @tracking_option
 @json_option()
 def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_json: bool) -> None:
-    """Show MLflow what it missed of studies: all of the work directory, or those named.
+    """Update MLflow with all studies of the work directory, or with those named.
 
-    Whatever it has already stays as it is.
+    Runs that are up to date are not changed.
     """
     from chip_core.utils.errors import ConfigError, UserError
     from orchestrator.report.writers.terminal import tracking_lines
@@ -72,7 +72,7 @@ def sync(studies: tuple[str, ...], workdir: Path, tracking_uri: str | None, as_j
 
 
 @click.command(epilog="Example: chip-ablate ui --port 5000")
-@make_workdir_option("Whose runs to show.")
+@make_workdir_option("Its runs are shown.")
 @click.option("--port", type=IntegerType(1, 65535), default=5000, show_default=True)
 @click.option(
     "--host", type=TextType(), default="127.0.0.1", show_default=True, help="Address to listen on."
@@ -83,7 +83,7 @@ def ui(workdir: Path, port: int, host: str) -> int:
     from orchestrator.tracking.address import workdir_uri
 
     if not (workdir / "mlflow.db").exists():
-        raise UserError(f"no runs in {workdir}: run a study first, or name its --workdir")
+        raise UserError(f"no runs in {workdir}: run a study first, or give its --workdir")
     uri = workdir_uri(workdir)
     _check_database(uri)
     _check_port_free(host, port)
@@ -107,7 +107,9 @@ def ui(workdir: Path, port: int, host: str) -> int:
                     _check_port_free(host, port)  # another may have been quicker
                 raise UserError(f"MLflow's server has ended: {_last_line(output)}")
             if not has_answered and _is_answering(server, host, port):
-                click.echo(f"MLflow on {workdir}: {_format_address(host, port)} (Ctrl-C ends it)")
+                click.echo(
+                    f"MLflow on {workdir}: {_format_address(host, port)} (stop it with Ctrl-C)"
+                )
                 has_answered = True
             if not has_answered and time.monotonic() > deadline:
                 raise UserError(f"MLflow did not answer in {_START_TIMEOUT:.0f} s: try it again")
@@ -148,8 +150,8 @@ def _check_port_free(host: str, port: int) -> None:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"--host {to_printable(host)} --port {port}: cannot be listened on ({reason}): give "
-            "another --port, or end what listens there (another `chip-ablate ui`?)"
+            f"--host {to_printable(host)} --port {port}: cannot be used ({reason}): give another "
+            "--port, or stop the program that listens there (another `chip-ablate ui`?)"
         ) from None
 
 
@@ -194,7 +196,7 @@ def _signal_and_wait(server: subprocess.Popen[bytes], number: signal.Signals) ->
     """Send a signal to all of a server's processes, and return whether they have ended."""
     next_signal, deadline = int(number), time.monotonic() + _STOP_TIMEOUT
     while time.monotonic() < deadline:
-        server.poll()  # one that has ended counts until somebody asked
+        server.poll()  # an ended process counts until it is reaped
         try:
             os.killpg(server.pid, next_signal)
         except ProcessLookupError:

@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 @click.command(epilog="Example: chip-ablate new --name beta --factor objective.beta=0.1,0.3")
 @click.option(
-    "--name", type=TextType(), help="Of the study; the file is NAME.yaml if not told otherwise."
+    "--name", type=TextType(), help="The study's name; by default, the file is NAME.yaml."
 )
-@click.option("--question", type=TextType(), help="What it is to answer, in a sentence.")
+@click.option("--question", type=TextType(), help="The question that it answers, in a sentence.")
 @click.option("--recipe", type=TextType(), help="A shipped recipe's name, or a file.")
 @click.option(
     "--factor",
@@ -31,14 +31,20 @@ T = TypeVar("T")
     multiple=True,
     type=TextType(),
     metavar="KEY=LEVEL,LEVEL",
-    help="What is varied; again for each factor.",
+    help="What is varied; repeat it for each factor.",
 )
 @click.option("--seeds", type=IntegerType(1, 1000), help="How many.")
 @click.option(
-    "--benchmark", "benchmarks", type=TextType(), multiple=True, help="Again for each benchmark."
+    "--benchmark",
+    "benchmarks",
+    type=TextType(),
+    multiple=True,
+    help="Repeat it for each benchmark.",
 )
 @click.option("--primary", type=TextType(), help="The metric that the question is about.")
-@click.option("--out", type=PathType("file"), help="The file; never written over.")
+@click.option(
+    "--out", type=PathType("file"), help="The file; an existing one is never overwritten."
+)
 def new(
     name: str | None,
     question: str | None,
@@ -49,7 +55,7 @@ def new(
     primary: str | None,
     out: Path | None,
 ) -> None:
-    """Write a study file: asks a few questions, those that no option answers."""
+    """Write a study file; asks for what the options leave open."""
     from rich.console import Console
 
     from chip_core import recipes
@@ -65,9 +71,9 @@ def new(
     study_name = name or ask("name", "What is the study called?", str)
     path = out or Path(f"{study_name}.yaml")
     if path.exists():
-        raise UserError(f"{path}: is there already: name another file by --out")
+        raise UserError(f"{path}: already exists: choose another file with --out")
     question_text = (
-        ask("question", "Which question is it to answer?", str) if question is None else question
+        ask("question", "Which question should it answer?", str) if question is None else question
     )
     recipe_name = recipe or ask(
         "recipe",
@@ -91,7 +97,9 @@ def new(
     key_counts = Counter(key for key, _ in parsed_factors)
     repeated = sorted(key for key, count in key_counts.items() if count > 1)
     if repeated:
-        raise UserError(f"--factor: {', '.join(repeated)} is named twice: give its levels at once")
+        raise UserError(
+            f"--factor: {', '.join(repeated)} is named twice: give all of its levels at once"
+        )
     answers = StudyAnswers(
         name=study_name,
         question=question_text,
@@ -103,7 +111,7 @@ def new(
     )
     write_study(answers, path)
     command = shlex.join(["chip-ablate", "plan", str(path)])
-    click.echo(f"wrote {path}; what it would run: {command}")
+    click.echo(f"wrote {path}; to see what it would run: {command}")
 
 
 class _Prompter:
@@ -129,7 +137,9 @@ class _Prompter:
                     else Prompt.ask(prompt, console=self._console, default=default)
                 )
             except EOFError:
-                raise UserError(f"--{option} is not given, and nobody answers: give it") from None
+                raise UserError(
+                    f"--{option} is not given, and nobody can be asked: give it"
+                ) from None
             try:
                 if (answer or "").strip():
                     return parse(answer.strip())
@@ -150,7 +160,7 @@ def _parse_count(text: str) -> int:
     from chip_core.utils.errors import UserError
 
     if not text.isdigit() or int(text) < 1:
-        raise UserError(f"'{text}' is no count of seeds: write 1 or more")
+        raise UserError(f"'{text}' is not a count of seeds: write 1 or more")
     return int(text)
 
 
@@ -168,7 +178,7 @@ def schema(kind: Literal["study", "recipe"]) -> None:
     """Print the JSON Schema of a study file, or of a recipe.
 
     An editor that knows YAML completes and checks a file whose first line is
-    `# yaml-language-server: $schema=study.schema.json`, with the schema beside it.
+    `# yaml-language-server: $schema=study.schema.json`, with the schema next to it.
     """
     from orchestrator.study.json_schema import schema_text
 

@@ -32,9 +32,9 @@ from orchestrator.commands.common.param_types import FloatType, IntegerType, Pat
     "--out",
     type=PathType("folder"),
     required=True,
-    help="A folder for the pairs; answers that lie there are not sampled again.",
+    help="A folder for the pairs; existing answers there are not sampled again.",
 )
-@click.option("--limit", type=IntegerType(1), help="The first N prompts only.")
+@click.option("--limit", type=IntegerType(1), help="Only the first N prompts.")
 @click.option(
     "-n", "answers", type=IntegerType(2), default=8, show_default=True, help="Answers a prompt."
 )
@@ -44,10 +44,12 @@ from orchestrator.commands.common.param_types import FloatType, IntegerType, Pat
     type=FloatType(is_positive=True, high=1.0),
     default=1.0,
     show_default=True,
-    help="Mass of the tokens that may be drawn.",
+    help="Top-p: probability mass of the tokens that may be drawn.",
 )
 @click.option("--max-new-tokens", type=IntegerType(1), default=256, show_default=True)
-@click.option("--seed", type=IntegerType(0), default=0, show_default=True, help="Of all draws.")
+@click.option(
+    "--seed", type=IntegerType(0), default=0, show_default=True, help="Seed of all draws."
+)
 @click.option(
     "--rank",
     "ranker",
@@ -55,21 +57,21 @@ from orchestrator.commands.common.param_types import FloatType, IntegerType, Pat
     default="chair",
     show_default=True,
     metavar="RANKER",
-    help="chair: fewest objects that are not there; judge; or module:function of your own.",
+    help="chair: fewest hallucinated objects; judge; or your own module:function.",
 )
 @click.option(
     "--margin",
     type=FloatType(),
     default=0.0,
     show_default=True,
-    help="Least difference of best and worst; equal ones are never a pair.",
+    help="Minimum difference between best and worst; equal ones are never a pair.",
 )
-@make_override_option("Of the judge: judge.model=NAME, judge.base_url=URL.")
+@make_override_option("Settings of the judge: judge.model=NAME, judge.base_url=URL.")
 @data_path_options
 @click.option(
     "--image-root",
     type=TextType(),
-    help="Folder where image paths begin; default: the file's own.",
+    help="Folder that image paths are relative to; default: the file's own.",
 )
 @model_options
 @json_option()
@@ -91,7 +93,7 @@ def pairs(
 ) -> None:
     """Sample answers of MODEL, rank them, and write best against worst as preference pairs.
 
-    MODEL is a Hugging Face or PEFT folder or a hub name. What it writes is a `data.source`.
+    MODEL is a Hugging Face or PEFT folder or a hub name. The folder can be used as `data.source`.
     """
     from rich.console import Console
 
@@ -139,6 +141,6 @@ def _parse_settings(given: dict[str, Any], changes: dict[str, Any]) -> Any:
     tree: dict[str, Any] = {}
     for key, value in changes.items():
         if key.split(".")[0] != "judge":
-            raise ConfigError([f"--set {key}: names no key of the judge: write judge.model=NAME"])
+            raise ConfigError([f"--set {key}: is not a key of the judge: write judge.model=NAME"])
         set_key(tree, key, value)
     return parse_model(PairsConfig, {**tree, **given}, "--rank or --set")

@@ -29,15 +29,15 @@ def plugin() -> None:
 
 @plugin.command(epilog="Example: chip-ablate plugin check my_lab.terms:my_term")
 @click.argument("name", type=TextType(), metavar="MODULE:ATTR")
-@make_override_option("A parameter of a strategy: --set strength=0.3")
-@make_benchmark_data_option("Holds a benchmark's files, in a folder MODULE.ATTR.")
+@make_override_option("Set a parameter of a strategy: --set strength=0.3")
+@make_benchmark_data_option("Folder with a benchmark's files in a folder MODULE.ATTR.")
 @json_option("Print the checks as JSON.")
 def check(
     name: str, overrides: tuple[tuple[str, Any], ...], benchmark_data: Path | None, as_json: bool
 ) -> int:
     """Check a rejected-image strategy or a benchmark (classes), or a loss term (a function).
 
-    The exit code is 1 where a check fails.
+    The exit code is 1 if a check fails.
     """
     from chip_core.objectives.custom import check_term, load_term
     from chip_core.utils import registry
@@ -52,7 +52,7 @@ def check(
         loaded = registry.load_plugin(name)
         kind = _plugin_kind(loaded)
         if parameters and kind != "strategy":
-            raise UserError(f"--set: {name} is a {kind}, and only a strategy has parameters")
+            raise UserError(f"--set: {name} is a {kind}, but only a strategy has parameters")
         if kind != "benchmark" and is_on_command_line("benchmark_data"):
             raise UserError(f"--benchmark-data: {name} is a {kind}, and reads no benchmark's files")
         if kind == "benchmark":

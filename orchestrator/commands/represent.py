@@ -1,4 +1,4 @@
-"""represent: measure where models put images and descriptions."""
+"""represent: measure models' representations of images and descriptions."""
 
 from __future__ import annotations
 
@@ -44,27 +44,31 @@ _STUDY_OPTIONS = {
     help="JSON lines with image, true and hallucinated; shapes: scenes of the embedded world.",
 )
 @click.option(
-    "--items", type=IntegerType(2), default=150, show_default=True, help="Of the set, at most."
+    "--items",
+    type=IntegerType(2),
+    default=150,
+    show_default=True,
+    help="Maximum number of items of the set.",
 )
 @click.option(
     "--pool",
     type=click.Choice(["mean", "last"]),
     default="mean",
     show_default=True,
-    help="Over an image's or a description's tokens.",
+    help="How to pool over an image's or a description's tokens.",
 )
 @click.option(
     "--layer",
     type=IntegerType(),
     default=-1,
     show_default=True,
-    help="Whose states: 0 the embeddings, -1 the last layer's.",
+    help="Layer of the states; 0: the embeddings, -1: the last layer.",
 )
 @click.option("--alone", is_flag=True, help="Read descriptions without their image and prompt.")
 @click.option(
     "--out",
     type=PathType("folder"),
-    help="Where figure and table go; a study's go into its report, too.",
+    help="Folder for figure and table; a study's are also in its report.",
 )
 @tracking_option
 def represent(
@@ -80,7 +84,7 @@ def represent(
     tracking_uri: str | None,
     **changes: Any,
 ) -> None:
-    """Show where a model puts images, true descriptions and hallucinated ones.
+    """Measure a model's representations of images, true and hallucinated descriptions.
 
     STUDY is a study, all of whose trained models are read, or a model's folder or hub name.
     """
@@ -149,7 +153,7 @@ def _check_no_study_options(model: str) -> None:
     """Refuse options on a study if a model is given."""
     for name, option in _STUDY_OPTIONS.items():
         if is_on_command_line(name):
-            raise click.UsageError(f"{option} is of a study, and {model} is a model: leave it out")
+            raise click.UsageError(f"{option} is for studies, but {model} is a model: leave it out")
 
 
 def _model_source(name: str) -> ModelSource:

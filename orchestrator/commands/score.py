@@ -1,4 +1,4 @@
-"""score: score answers that exist already."""
+"""score: score existing answers."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _FILE_TYPE: Any = PathType("file")
     help="The answers, JSON or JSON lines.",
 )
 @make_protocol_option(
-    "official: what the benchmark's script prints; corrected: what it says it measures; chip: the "
-    "paper's reading of answers."
+    "official: what the benchmark's script prints; corrected: the measure as described; "
+    "chip: answers parsed as in the paper."
 )
-@click.option("--judge-replies", type=_FILE_TYPE, help="A judge's replies, collected before.")
+@click.option("--judge-replies", type=_FILE_TYPE, help="A judge's replies, collected earlier.")
 @click.option("--similarity", type=_FILE_TYPE, help='JSON of "word|word": similarity (AMBER).')
 @click.option(
     "--coco",
@@ -61,7 +61,7 @@ def score(
     tagger: str,
     as_json: bool,
 ) -> None:
-    """Score answers to BENCHMARK that exist already, of whatever model."""
+    """Score existing answers to BENCHMARK, of any model."""
     from chip_core.evaluation.benchmarks.base import find_shipped_benchmark
     from chip_core.evaluation.judge.cache import ReplayJudge
     from chip_core.utils.errors import TrialError, UserError
@@ -70,10 +70,13 @@ def score(
     _check_options_used(
         scorer,
         {
-            "judge_replies": ("judge" in scorer.needs, "its answers are read without a judge"),
-            "similarity": ("similarity" in scorer.needs, "it compares no words"),
-            "coco": ("coco" in scorer.needs, "it needs none of COCO's annotations"),
-            "tagger": ({"judge", "nltk"} <= scorer.needs, "it finds no objects in texts by tags"),
+            "judge_replies": ("judge" in scorer.needs, "its answers are scored without a judge"),
+            "similarity": ("similarity" in scorer.needs, "it does not compare words"),
+            "coco": ("coco" in scorer.needs, "it does not need COCO's annotations"),
+            "tagger": (
+                {"judge", "nltk"} <= scorer.needs,
+                "it does not find objects in texts by tags",
+            ),
             "data": (benchmark != "shapes", "it has no files of its own"),
         },
     )

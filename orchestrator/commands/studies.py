@@ -1,4 +1,4 @@
-"""run, plan, status, report: run a study, and show how far it is."""
+"""run, plan, status, report: run a study, and show its state."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ _executor_options = combine_options(
         show_default=True,
         help="ray: Tune schedules, Train executes. inline: one after another in this process.",
     ),
-    click.option("--max-concurrent", type=IntegerType(1, 10**6), help="Most trials at a time."),
+    click.option(
+        "--max-concurrent", type=IntegerType(1, 10**6), help="Maximum number of trials at a time."
+    ),
 )
 _HOURS_TYPE = FloatType(is_positive=True, high=1e6)
 #: Options on cost, as `cost_request` takes them.
@@ -64,28 +66,28 @@ _COST_OPTIONS = (
 @study_options
 @_executor_options
 @cost_options
-@click.option("--max-hours", type=_HOURS_TYPE, help="Stop after so many hours.")
-@click.option("--max-gpu-hours", type=_HOURS_TYPE, help="Stop when GPUs were held so long.")
-@click.option("--max-failures", type=IntegerType(1), help="Stop when so many trials failed.")
+@click.option("--max-hours", type=_HOURS_TYPE, help="Stop after this many hours.")
+@click.option("--max-gpu-hours", type=_HOURS_TYPE, help="Stop after this many GPU hours.")
+@click.option("--max-failures", type=IntegerType(1), help="Stop after this many failed trials.")
 @click.option(
     "--address",
     type=AddressType(),
-    help="A running Ray cluster; without it Ray starts and stops here.",
+    help="A running Ray cluster; without it, Ray is started and stopped here.",
 )
 @click.option(
     "--cluster",
     type=PathType("file"),
-    help="The file of a running cluster: run it there, look on, fetch the report.",
+    help="The file of a running cluster: run the study there, follow it, and fetch the report.",
 )
 @click.option(
     "--storage",
     type=TextType(),
-    help="Where models and reference passes go: a folder that all machines see, or s3://…, gs://…; "
-    "default: WORKDIR.",
+    help="Storage for models and reference passes: a folder that all machines can access, or "
+    "s3://…, gs://…; default: WORKDIR.",
 )
 @tracking_option
 def run(study: str, workdir: Path, cluster: Path | None, as_json: bool, **options: Any) -> int:
-    """Run what is missing of a study, and report the whole."""
+    """Run the missing trials of a study, and report all of it."""
     if cluster is not None:
         from orchestrator.commands.common.remote_run import run_remotely
 
@@ -195,8 +197,8 @@ def _make_startable_plan(
     require_same_study_file(plan, workdir)
     if options.executor == "inline" and plan.study.early_stopping is not None:
         raise UserError(
-            f"{plan.study.source}: early_stopping: compares trainings under way, and the inline "
-            "executor has one at a time: use --executor ray, or leave the block out"
+            f"{plan.study.source}: early_stopping: compares running trainings, but the inline "
+            "executor runs one at a time: use --executor ray, or leave the block out"
         )
     return plan
 
@@ -204,7 +206,7 @@ def _make_startable_plan(
 def _print_plan(
     plan: Plan, workdir: Path, console: Console, request: CostRequest, *, always: bool
 ) -> TrimmedPlan | None:
-    """Print what will run, and what it costs if that was requested or has a budget.
+    """Print what will run, and its cost if that was requested or there is a budget.
 
     Returns:
         what of the plan is run, where a budget bounds it.
@@ -253,7 +255,7 @@ def plan(
     max_concurrent: int | None,
     **changes: Any,
 ) -> None:
-    """Show what would run, what is done, which cells are one trial, and what it will cost."""
+    """Show what would run, what is done, which cells share a trial, and what it will cost."""
     from rich.console import Console
 
     from orchestrator.cost.render import cost_lines, cost_to_json
@@ -291,7 +293,7 @@ def plan(
 @click.command(epilog="Example: chip-ablate status encoder")
 @study_options
 def status(study: str, workdir: Path, as_json: bool, **changes: Any) -> None:
-    """Show how far a study is: each trial's state, attempts and figures."""
+    """Show the state of a study: each trial's state, attempts and figures."""
     from orchestrator.report.writers.plan import plan_to_json, status_lines, trial_table
 
     study_plan = load_plan(study, workdir=workdir, **changes)
@@ -340,8 +342,8 @@ def _check_inline(executor: str, **ray_options: Any) -> None:
     for name, value in ray_options.items():
         if executor == "inline" and value is not None:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} does not go with --executor inline: it has one trial "
-                "at a time, in this process"
+                f"--{name.replace('_', '-')} cannot be used with --executor inline, which runs "
+                "one trial at a time in this process"
             )
 
 

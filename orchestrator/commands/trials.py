@@ -1,4 +1,4 @@
-"""show, diff, export, rm: show, compare, export and remove what was run."""
+"""show, diff, export, rm: show, compare, export and remove trials."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @workdir_option
 @json_option()
 def show(trial: str, workdir: Path, as_json: bool) -> None:
-    """Show everything about one trial's figures: configuration, code, data, judge, times, files.
+    """Show how one trial's figures were made: configuration, code, data, judge, times, files.
 
     TRIAL is the first characters of its fingerprint, or 'ARM, seed N'.
     """
@@ -45,7 +45,7 @@ def show(trial: str, workdir: Path, as_json: bool) -> None:
 @click.command(epilog="Example: chip-ablate diff encoder encoder --set optimizer.lr=1e-6")
 @click.argument("study_a", type=TextType())
 @click.argument("study_b", type=TextType())
-@click.option("--recipe", type=TextType(), help="In place of STUDY_B's recipe.")
+@click.option("--recipe", type=TextType(), help="Use this recipe instead of STUDY_B's.")
 @make_override_option("Change a key of STUDY_B's recipe.")
 @workdir_option
 @data_path_options
@@ -59,7 +59,7 @@ def diff(
     as_json: bool,
     **data_options: Any,
 ) -> None:
-    """Show what two studies share: cells here, there and in both, keys that differ, figures."""
+    """Compare two studies: cells in one or both of them, different keys, shared figures."""
     from orchestrator.state.compare import compare_plans, difference_lines
     from orchestrator.state.integrity import inspect_plan
     from orchestrator.state.ledger import Ledger
@@ -80,10 +80,10 @@ def diff(
 @click.command(epilog="Example: chip-ablate export 'chip, frozen, seed 0' my-model --merge")
 @click.argument("trial", type=TextType())
 @click.argument("folder", metavar="DIR", type=PathType("folder"))
-@click.option("--merge", is_flag=True, help="Add an adapter to its base model's weights.")
+@click.option("--merge", is_flag=True, help="Merge an adapter into its base model's weights.")
 @make_workdir_option("Whose trial.")
 def export(trial: str, folder: Path, merge: bool, workdir: Path) -> None:
-    """Write a trained model to DIR, ready to be served.
+    """Write a trained model to DIR, ready for serving.
 
     TRIAL is a fingerprint's first characters, or a name as in the plan: 'ARM, seed N'.
     """
@@ -108,13 +108,13 @@ _MAX_LISTED = 8  # trials that are named before it is asked
 def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: bool) -> int:
     """Remove a study that was run, or one trial: its files, its figures, its runs.
 
-    Shows what would go, and asks. What another study has in its table stays, and nothing goes
-    while a study runs. The study file is left alone.
+    Shows what would be removed, and asks. Trials in another study's table are kept, and nothing is
+    removed while a study runs. The study file is not touched.
     """
     from orchestrator.state.removal import apply_removal, lock_all_studies, plan_removal
     from orchestrator.tracking.projection import delete_runs
 
-    plan_removal(workdir, what)  # what is not there is told before a lock is made
+    plan_removal(workdir, what)  # what does not exist is reported before a lock is created
     with lock_all_studies(workdir):
         removal = plan_removal(workdir, what)
         for line in _removal_lines(removal):
@@ -142,10 +142,10 @@ def rm(what: str, workdir: Path, tracking_uri: str | None, yes: bool, as_json: b
             }
         )
         return 0
-    click.echo(f"removed; {runs} runs are in MLflow's bin, which `mlflow gc` empties")
+    click.echo(f"removed; {runs} runs are in MLflow's trash, which `mlflow gc` empties")
     if removal.study is None and removal.studies:
         click.echo(
-            f"study {removal.studies[0]} lacks it now: `chip-ablate run` makes it anew, "
+            f"study {removal.studies[0]} no longer has it: `chip-ablate run` trains it again, and "
             "`chip-ablate report` writes the report without it"
         )
     return 0
@@ -167,6 +167,7 @@ def _removal_lines(removal: Removal) -> list[str]:
     if removal.shared:
         holders = sorted({study for studies in removal.shared.values() for study in studies})
         lines.append(
-            f"{len(removal.shared)} of its trials stay: {join_names(holders)} has them too"
+            f"{len(removal.shared)} of its trials are kept, because they are also in "
+            f"{join_names(holders)}"
         )
     return lines

@@ -51,8 +51,8 @@ class TrimmedPlan:
             parts.append(f"{subject} {'; '.join(self.arms)}")
         return (
             f"left out for the budget ({self.budget.description}): {', and '.join(parts)}: "
-            f"{len(self.trials)} trials; all would take {_format_amounts(self.needed)}, what is "
-            f"kept {_format_amounts(self.takes)}"
+            f"{len(self.trials)} trials; all would take {_format_amounts(self.needed)}, the rest "
+            f"takes {_format_amounts(self.takes)}"
         )
 
 
@@ -89,8 +89,8 @@ def trim_plan(
     """
     if plan.study.tune is not None:
         raise UserError(
-            f"budget ({budget.description}): holds for no study with `tune:`: leave the budget "
-            "out, or bound the search by tune.trials and the seeds by --seeds"
+            f"budget ({budget.description}): cannot be used with `tune:`: leave out the budget, "
+            "or limit the search with tune.trials and the seeds with --seeds"
         )
 
     def amounts_of(reduced: Plan) -> dict[str, float]:
@@ -120,8 +120,8 @@ def trim_plan(
     if not fits(amounts):
         raise UserError(
             f"budget ({budget.description}): too small: the baseline and one arm with {min_seeds} "
-            f"seed{'s' * (min_seeds > 1)} take {_format_amounts(amounts)}: give more, or ask for "
-            "less"
+            f"seed{'s' * (min_seeds > 1)} take {_format_amounts(amounts)}: raise the budget, or "
+            "make the study smaller"
         )
     best_fit = smallest, amounts
     while high - low > 1:
@@ -151,12 +151,12 @@ def _unknown_message(estimate: Estimate, name: str, budget: Budget) -> str:
         first_unknown = sorted(estimate.total.unknown)[0]
         rest = len(estimate.total.unknown) - 1
         reason = first_unknown + (f" and {rest} more" if rest else "")
-        advice = "measure it by --calibrate, or give rates (docs/cost.md)"
+        advice = "measure it with --calibrate, or give rates (docs/cost.md)"
     elif name == "price":
         reason, advice = "no price is given", "give --price-per-gpu-hour or --price-per-cpu-hour"
     else:
         reason, advice = "how many trials run at a time", "give --max-concurrent"
-    return f"budget ({budget.description}): what the study takes is not known ({reason}): {advice}"
+    return f"budget ({budget.description}): the study's cost is unknown ({reason}): {advice}"
 
 
 def _make_trimmed_plan(
@@ -217,7 +217,9 @@ def trimmed_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except (OSError, ValueError, KeyError, TypeError):
-        warn_once(f"{file} is not as it was written: what was left out for a budget is not known")
+        warn_once(
+            f"{file} has changed since it was written: the trials left out for a budget are unknown"
+        )
         return ()
     not_done = {
         trial.fingerprint for trial in plan.trials if not ledger[trial.fingerprint].is_done(trial)
@@ -227,7 +229,11 @@ def trimmed_notes(plan: Plan, ledger: Ledger) -> tuple[str, ...]:
         return ()
     sentence = f"{sentence[:1].upper()}{sentence[1:]}."
     total = len(trials)
-    return (sentence if count == total else f"{sentence} Of these {total - count} are done since.",)
+    return (
+        sentence
+        if count == total
+        else f"{sentence} {total - count} of these have been done since.",
+    )
 
 
 def _trimmed_file(workdir: Path, study: str) -> Path:

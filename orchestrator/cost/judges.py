@@ -150,7 +150,7 @@ def _benchmark_tokens(
     if "judge" not in benchmark.needs:
         return JudgeTokens()
     if isinstance(benchmark, ExternalBenchmark):
-        raise UserError("it is asked by a program of its own")
+        raise UserError("it is asked by its own program")
     max_new_tokens = resolve_decoding(settings, benchmark).max_new_tokens
     min_requests = _collect_requests(side, settings, data_paths, answer="No.", reply="correct")
     max_requests = _collect_requests(

@@ -40,7 +40,7 @@ class SettingsChange:
 
     settings: Mapping[str, Any]  # key -> value
     bytes: int  # of one device
-    changes_figures: bool  # whether it is another training, with figures of its own
+    changes_figures: bool  # whether it is a different training, with its own figures
 
     @property
     def option_text(self) -> str:
@@ -162,7 +162,7 @@ class MemoryEstimator:
             return step
         basis = step.basis
         if shards < config.engine.workers_per_trial:
-            basis += f"; taken for {shards} workers a machine"
+            basis += f"; assuming {shards} workers per machine"
         return replace(step, footprint=step.footprint.per_worker(shards), basis=basis)
 
     def _estimate_cached(
@@ -388,11 +388,11 @@ def require_fit(memory_fits: Sequence[MemoryFit]) -> None:
         assert fit.bytes is not None and fit.device is not None
         remedies = "; or ".join(
             f"{change.option_text} "
-            f"({format_gib(change.bytes)}{', another training' * change.changes_figures})"
+            f"({format_gib(change.bytes)}{', a different training' * change.changes_figures})"
             for change in fit.changes
         )
         errors.append(
-            f"{fit.arms[0]}: a step takes about {format_gib(fit.bytes)} of a GPU, and a trial "
+            f"{fit.arms[0]}: a step takes about {format_gib(fit.bytes)} of a GPU, but a trial "
             f"may take {format_gib(fit.device)}: "
             f"{remedies or 'choose a GPU with more memory, or a smaller model'}"
         )

@@ -40,7 +40,7 @@ def power_from_runs(
         contrasts: of the arms with the baseline, that know a seed variance; not empty.
         trials: how many have been run.
     """
-    basis = f"variances of this study's {trials} trials so far, the hardest arm"
+    basis = f"variances of this study's {trials} trials so far, of the hardest arm"
     return _estimate_power(metric, unit, seeds, contrasts, len(contrasts), basis)
 
 

@@ -48,10 +48,10 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
         yield Text(f"could not be calibrated: {name}: {reason}", style="yellow")
     estimate = cost.estimate
     if not cost.rates.sources:
-        gpu = "" if cost.device is not None else ", or name a GPU by --device"
+        gpu = "" if cost.device is not None else ", or name a GPU with --device"
         yield Text(
-            "what it will cost is not known: measure it here by --calibrate, or give rates by "
-            f"--rate and --rates{gpu}"
+            "its cost is unknown: measure it here with --calibrate, or give rates with --rate "
+            f"and --rates{gpu}"
         )
     else:
         if cost.fastest is None:
@@ -62,7 +62,9 @@ def cost_lines(cost: CostEstimate) -> Iterator[RenderableType]:
         if estimate.total.unknown:
             names = sorted(estimate.total.unknown)
             rest_text = f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-            yield Text(f"not known, and in no sum: {', '.join(names[:_MAX_LISTED])}{rest_text}")
+            yield Text(
+                f"unknown, and not included in any sum: {', '.join(names[:_MAX_LISTED])}{rest_text}"
+            )
     yield from _judge_lines(cost.judges)
     for fit in cost.fits:
         if fit.bytes is not None:
@@ -103,9 +105,9 @@ def _judge_lines(judges: JudgeCosts) -> Iterator[RenderableType]:
             table.add_row(Text(name), *cells)
         yield table
         if judges.total.price is None:
-            yield Text("what judges cost is not known: give judge.price")
+            yield Text("the judges' cost is unknown: give judge.price")
     for name, reason in judges.unknown.items():
-        yield Text(f"what the judge of {name} will be asked is not known: {reason}")
+        yield Text(f"the number of questions to the judge of {name} is unknown: {reason}")
 
 
 def _format_bounds(low: float, high: float | None, *, show: Callable[[float], str]) -> str:
@@ -151,7 +153,7 @@ def _fit_lines(fit: MemoryFit) -> Iterator[Text]:
                  if size > 2**30 / 100]  # fmt: skip
         yield Text(f"  GiB: {', '.join(shown)}; {fit.basis}" if shown else f"  {fit.basis}")
     for change in fit.changes:
-        effect = "another training, with figures of its own"
+        effect = "a different training, with its own figures"
         yield Text(
             f"  fits with {change.option_text}: about {format_gib(change.bytes)} "
             f"(changes {effect if change.changes_figures else 'rounding alone'})"
@@ -197,8 +199,8 @@ def _range_lines(cost_estimate: CostEstimate) -> Iterator[RenderableType]:
     if fastest.wall is not None and slowest.wall is not None:
         yield Text(
             f"from start to end {format_duration(fastest.wall)} to "
-            f"{format_duration(slowest.wall)}, from {SOURCE_NAME}: "
-            "without start-up, reading of data and what judges take"
+            f"{format_duration(slowest.wall)}, from {SOURCE_NAME}: without start-up, reading of "
+            "data and judges"
         )
     yield Text(f"{device.name}: {device.bf16:g} TFLOP/s in bf16, {device.bandwidth:g} TB/s "
                f"({DEVICES[device.name].source})")  # fmt: skip
@@ -208,7 +210,7 @@ def _range_lines(cost_estimate: CostEstimate) -> Iterator[RenderableType]:
         share = UTILIZATION[kind]
         yield Text(f"training {kind}: {share.low:.0%} to {share.high:.0%} of it ({share.source})")
     yield Text(f"answers: {EAGER_SOURCE}")
-    yield Text("recorded timings take their place as soon as there are some")
+    yield Text("recorded timings replace them as soon as there are some")
 
 
 _SERVER_NAME = "the study's server"
@@ -244,16 +246,16 @@ def power_lines(power: PowerEstimate, seeds: int) -> Iterator[Text]:
     if seeds in differences:
         yield Text(
             f"with {seeds} seeds and {power.items:,} items a difference of about "
-            f"{differences[seeds]:.1f} {power.unit} on {power.metric} can be seen, in four "
-            f"studies of five ({power.basis})"
+            f"{differences[seeds]:.1f} {power.unit} on {power.metric} can be found in four "
+            f"studies out of five ({power.basis})"
         )
     else:
         yield Text(
-            f"with one seed no difference on {power.metric} is tested: two seeds see about "
+            f"with one seed no difference on {power.metric} is tested: two seeds find about "
             f"{differences[2]:.1f} {power.unit} ({power.basis})"
         )
     others = [f"{k}: {value:.1f}" for k, value in power.differences if k != seeds]
-    yield Text(f"by seeds of each arm: {', '.join(others)}")
+    yield Text(f"by number of seeds per arm: {', '.join(others)}")
 
 
 def cost_to_json(cost_estimate: CostEstimate) -> dict[str, Any]:
@@ -388,9 +390,11 @@ def _cost_table(cost_estimate: CostEstimate) -> Table:
 def _total_line(cost_estimate: CostEstimate) -> str:
     estimate = cost_estimate.estimate
     if estimate.total.unknown:
-        parts = ["from start to end: not known"]
+        parts = ["from start to end: unknown"]
     elif estimate.wall is None:
-        parts = ["from start to end: not known, as no such trial runs here: give --max-concurrent"]
+        parts = [
+            "from start to end: unknown, because no such trial can run here: give --max-concurrent"
+        ]
     else:
         order = "one after another" if estimate.at_once == 1 else f"{estimate.at_once} at a time"
         parts = [f"from start to end {format_duration(estimate.wall)}, {order}"]
@@ -399,12 +403,12 @@ def _total_line(cost_estimate: CostEstimate) -> str:
         if estimate.total.gpu:
             parts.append(f"{estimate.total.gpu / 3600:.1f} GPU hours")
         if estimate.gpu is None:
-            parts.append("those of the study's server, which runs as long, not counted")
+            parts.append("without those of the study's server, which runs the whole time")
         price = estimate.price(cost_estimate.user_rates.prices)
         if price is not None:
             parts.append(f"price {format_price(price)}")
     if estimate.ray is False:
-        parts.append("what Ray itself takes not counted")
+        parts.append("without Ray's own share")
     return f"{', '.join(parts)} (by {'; '.join(sorted(estimate.total.sources)) or 'nothing'})"
 
 

@@ -41,13 +41,13 @@ class UserRates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    start: float | None = _amount_field("seconds of a trial beside steps and answers")
+    start: float | None = _amount_field("seconds of a trial in addition to steps and answers")
     step: float | None = _amount_field("seconds of a training step")
     answer: float | None = _amount_field("seconds of an answer, scored if `score` is not given")
     score: float | None = _amount_field("seconds of scoring an answer, by rules or a judge")
     sample: float | None = _amount_field("seconds of a reference pass's sample")
     rows: int | None = Field(
-        None, ge=1, le=10**12, description="of the data, where planning cannot count them"
+        None, ge=1, le=10**12, description="samples of the data, if planning cannot count them"
     )
     price_per_gpu_hour: float | None = _amount_field("in your currency")
     price_per_cpu_hour: float | None = _amount_field("in your currency")

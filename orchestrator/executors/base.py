@@ -102,7 +102,7 @@ class Executor(Protocol):
     """
 
     def open(self, jobs: Sequence[Job]) -> AbstractContextManager[None]:
-        """Stay ready for several runs of jobs no larger than these; one run does not need it."""
+        """Stay ready for several runs of jobs no larger than these; optional for a single run."""
 
     def count_slots(self, job: Job) -> int:
         """Return how many jobs of this size run at once. Call it within `open`."""

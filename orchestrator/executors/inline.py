@@ -80,8 +80,8 @@ class InlineExecutor:
         visible_devices = visible_gpus() if self._uses_gpu else []
         if visible_devices and len(visible_devices) <= gpus:
             raise UserError(
-                f"evaluation.generator.serves is study: its server takes {gpus} GPU of its "
-                f"own, the trials one, and this process sees {len(visible_devices)}: write serves: "
+                f"evaluation.generator.serves is study: its server needs {gpus} GPU of its own "
+                f"and the trials one, but this process sees {len(visible_devices)}: write serves: "
                 "trial"
             )
         yield visible_devices[-gpus:] if visible_devices else ()
@@ -104,7 +104,7 @@ class InlineExecutor:
         while not self._stop.is_draining:
             if not queue:
                 new_jobs = () if fetch_jobs is None else fetch_jobs()
-                assert new_jobs is not None, "nothing runs that is to be waited for"
+                assert new_jobs is not None, "no running job is left to wait for"
                 _require_one_worker(new_jobs)
                 queue.extend(new_jobs)
                 if not queue:
@@ -125,7 +125,7 @@ class InlineExecutor:
             result = self._execute(job, listener)
         except Exception as error:  # an exception of a trial is the trial's failure
             if error is listener.error:
-                raise  # an exception of the listener is not
+                raise  # an exception of `on_event` is not
             save_traceback(job)
             failure = JobFailed(job=job, reason=failure_reason(error), cause=failure_cause(error))
             retry_job = None if retry is None or self._stop.is_draining else retry(failure)

@@ -138,7 +138,7 @@ def _shared_count(items: int, annotators: int, overlap: int | None) -> int:
     if overlap is None:
         return min(items, max(1, round(items / 5)))
     if overlap > items:
-        raise UserError(f"--overlap: {overlap} of {items} items: it is at most all of them")
+        raise UserError(f"--overlap: {overlap} of {items} items: it cannot be more than all items")
     return overlap
 
 

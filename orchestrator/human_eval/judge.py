@@ -107,8 +107,8 @@ def load_judge_values(
     }
     if not values:
         raise UserError(
-            f"study {plan.study.name}: {prefix + short_name} has no outcomes of items yet: run the "
-            "study first, or name another --metric"
+            f"study {plan.study.name}: {prefix + short_name} has no item outcomes yet: run the "
+            "study first, or choose another --metric"
         )
     return JudgeValues(
         benchmark=benchmark,

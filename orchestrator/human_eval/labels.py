@@ -106,8 +106,9 @@ def draw_labels(
             seeds.setdefault(item, []).append(trials)
     if not seeds:
         raise UserError(
-            f"study {plan.study.name}: no item of {judge.benchmark} to which all arms have answers "
-            f"with a value of {judge.metric}: run the study first, or name fewer --arms"
+            f"study {plan.study.name}: there is no item of {judge.benchmark} for which all arms "
+            f"have answers with a value of {judge.metric}: run the study first, or name fewer "
+            "--arms"
         )
     random = Random(derive_seed("labels", seed, judge.metric))
     order = random.sample(sorted(seeds), len(seeds))[:items]
@@ -158,8 +159,8 @@ def compute_label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> Lab
     """
     if not judge.is_mean:
         raise UserError(
-            f"--metric: {judge.metric} is a ratio of sums, and labels correct means of items: "
-            "name another"
+            f"--metric: {judge.metric} is a ratio of sums, but labels can only correct means over "
+            "items: choose another"
         )
     trials = {(trial.arm, trial.seed): trial for trial in _iter_trials(plan.arms)}
     arms: dict[str, _ArmValues] = {}
@@ -170,7 +171,7 @@ def compute_label_figures(plan: Plan, judge: JudgeValues, labels: Labels) -> Lab
         if arm_values.pairs:
             arms[arm.name] = arm_values
     if not arms:
-        raise UserError(f"{judge.metric} has no value of any answer that was labelled")
+        raise UserError(f"{judge.metric} has no value for any labelled answer")
     baseline = arms.get(plan.baseline.name)
     text = repr(sorted((arm, sorted(items.items())) for arm, items in labels.items()))
     return LabelFigures(

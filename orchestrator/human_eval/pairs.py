@@ -72,8 +72,8 @@ def load_answer_pool(
     first, second = (find_arm(plan, name) for name in arms)
     if first.placebo or second.placebo:
         raise UserError(
-            "--arms: a placebo has seeds of its own, and answers of one seed are compared: name "
-            "two other arms"
+            "--arms: a placebo has its own seeds, but answers of the same seed are compared: "
+            "name two other arms"
         )
     side, settings = find_benchmark_settings(plan, benchmark)
     key = f"{side}/{settings.name}"
@@ -105,8 +105,8 @@ def load_answer_pool(
         ]
     if not pairs:
         raise UserError(
-            f"study {plan.study.name}: no seed of which both arms have answers to {benchmark}: "
-            "run the study first, or name its --workdir"
+            f"study {plan.study.name}: there is no seed for which both arms have answers to "
+            f"{benchmark}: run the study first, or give its --workdir"
         )
     return AnswerPool(
         arms=(first.name, second.name),
@@ -143,7 +143,7 @@ def load_item_images(
     if len(images) < len(item_ids):
         missing_item = sorted(item_ids - images.keys())[0]
         raise UserError(
-            f"{pool.benchmark} has no item {missing_item} any more: run the study again"
+            f"{pool.benchmark} no longer has the item {missing_item}: run the study again"
         )
     return images
 

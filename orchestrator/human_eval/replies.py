@@ -53,7 +53,7 @@ def read_replies(files: Sequence[Path]) -> list[SheetReplies]:
     for sheet in sheets:
         if sheet.export != sheets[0].export:
             raise UserError(
-                f"{sheet.file} is of export {sheet.export}, {sheets[0].file} of export "
+                f"{sheet.file} belongs to export {sheet.export}, but {sheets[0].file} to export "
                 f"{sheets[0].export}: import one export at a time"
             )
     by_sheet: dict[int, SheetReplies] = {}
@@ -84,19 +84,19 @@ def find_sheet_key(
     path = folder / f"{export}.json" if key_file is None else key_file
     if not path.exists():
         raise UserError(
-            f"{files[0]} is of export {export}, which this study does not know: name its --key, "
-            "or the --workdir it was exported from"
+            f"{files[0]} is of export {export}, which this study does not have: give its --key, "
+            "or the --workdir that it was exported from"
             if key_file is None
             else f"--key: no file {key_file}"
         )
     try:
         key = read_sheet_key(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} is no key of an export ({error})") from None
+        raise UserError(f"{path} is not a key of an export ({error})") from None
     if key.export != export:
         raise UserError(
-            f"{files[0]} is of export {export}, the key {path} of export {key.export}: "
-            "name the key that was written with the sheets"
+            f"{files[0]} belongs to export {export}, but the key {path} to export {key.export}: "
+            "give the key that was written with the sheets"
         )
     return key
 
@@ -114,8 +114,8 @@ def decode_judgements(key: SheetKey, replies: Sequence[SheetReplies]) -> list[Ju
         entries = key.sheets[sheet.sheet - 1]
         if len(entries) != len(sheet.choices):
             raise UserError(
-                f"{sheet.file} has {len(sheet.choices)} choices, sheet {sheet.sheet} has "
-                f"{len(entries)} questions: it was changed"
+                f"{sheet.file} has {len(sheet.choices)} choices, but sheet {sheet.sheet} has "
+                f"{len(entries)} questions: the file was changed"
             )
         for entry, choice in zip(entries, sheet.choices, strict=True):
             if choice is not None:
@@ -146,7 +146,7 @@ def _read_sheet(file: Path) -> SheetReplies:
         if raw["format"] != REPLIES_FORMAT:
             raise ValueError("another format")
         if not _EXPORT_ID.fullmatch(str(raw["export"])):
-            raise ValueError("the export's name is none")
+            raise ValueError("the export's name is invalid")
         choices = tuple(raw["choices"])
         if any(choice is not None and choice not in CHOICES for choice in choices):
             raise ValueError(f"choices are {', '.join(CHOICES)} or null")
@@ -161,4 +161,4 @@ def _read_sheet(file: Path) -> SheetReplies:
         raise UserError(f"{file} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{file} is no sheet that was saved ({reason})") from None
+        raise UserError(f"{file} is not a saved sheet ({reason})") from None

@@ -26,7 +26,7 @@ COPYING_PHASE = "copy from the storage"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One step of an attempt at a trial, or a part of a reference pass, for a worker.
+    """One step of an attempt at a trial, or a part of a reference pass, that a worker runs.
 
     A trial has two steps: training and answering the benchmarks, then scoring the answers by rules
     and judges, which needs neither the model nor a GPU.
@@ -89,8 +89,9 @@ class Job:
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _STOP_MESSAGE = (
-    "\nstopping: what runs writes a checkpoint and ends, nothing new is begun; "
-    "once more stops now\n"
+    "\n"
+    "stopping: running trials write a checkpoint and end, and no new ones start; interrupt again "
+    "to stop now\n"
 )
 
 

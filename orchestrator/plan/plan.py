@@ -88,7 +88,7 @@ class Arm:
     baseline: bool
     trials: tuple[Trial, ...]
     tuned: Mapping[str, str] = field(default_factory=dict)  # chosen settings, as text
-    placebo: bool = False  # the baseline with other seeds; it has no cell
+    placebo: bool = False  # whether it is the baseline with other seeds, without a cell
 
     @property
     def params(self) -> Mapping[str, str]:
@@ -137,7 +137,7 @@ class Plan:
 
     @property
     def missing_requirements(self) -> list[str]:
-        """What trainings and benchmarks need and is missing, each with what to do."""
+        """What trainings and benchmarks need and do not have, each with its remedy."""
         configs = (trial.config for trial in self.trials if not trial.untrained)
         problems = [problem for config in configs for problem in find_unmet_requirements(config)]
         for arm in self.arms:  # the same for all of its seeds
@@ -351,8 +351,8 @@ def _group_cells(
 def _selection_problems(study: Study, config: TrialConfig) -> list[str]:
     if config.training.score_at and study.tune is not None:
         return [
-            "training.score_at: an arm that searches (`tune`) is judged by the ends of trainings: "
-            "leave out one of the two"
+            "training.score_at: a search (`tune`) compares finished trainings: leave out one of "
+            "the two"
         ]
     return find_selection_problems(config)
 
@@ -382,7 +382,7 @@ def _validate_config(tree: Mapping[str, Any], study: Study, source: str | None) 
 
 @dataclass(frozen=True, kw_only=True)
 class _CellGroup:
-    """Cells that give the same training."""
+    """The cells that give the same training."""
 
     key: str  # fingerprint with the study's first seed
     training: Mapping[str, Any]  # the content of that fingerprint
@@ -488,6 +488,6 @@ def _merge_reasons(study: Study, cells: Sequence[Cell], config: TrialConfig) -> 
             for path, reason in inert.items()
             if any(key == path or key.startswith(f"{path}.") for key in keys)
         )
-        cause = causes[0] if causes else "its levels come to the same configuration"
+        cause = causes[0] if causes else "its levels give the same configuration"
         reasons.append(f"{factor.name} has no effect: {cause}")
     return tuple(reasons)

@@ -134,8 +134,8 @@ def iter_plan_snapshots(workdir: Path, *, strict: bool = False) -> Iterator[Plan
             yield snapshot
         elif files:
             message = (
-                f"{files[0]} is not as it was written: what study {study.name} wants is not "
-                "known until `chip-ablate run` writes it again from the study's file"
+                f"{files[0]} has changed since it was written: the plan of study {study.name} is "
+                "not known until `chip-ablate run` writes it again from the study's file"
             )
             if strict:
                 raise UserError(message)
@@ -164,9 +164,8 @@ def find_run_study(workdir: Path, name: str) -> PlanSnapshot | None:
     )
     if snapshot is not None and not snapshot.path.is_file():
         raise UserError(
-            f"study {name}: its file {snapshot.path} is gone: put it back, or name the file where "
-            "it "
-            "lies now"
+            f"study {name}: its file {snapshot.path} is gone: restore it, or give the file's new "
+            "path"
         )
     return snapshot
 
@@ -199,8 +198,8 @@ def require_same_study_file(plan: Plan, workdir: Path) -> None:
     if study_name is None or variant_name(str(study_name), snapshot.changes) != plan.study.name:
         return
     raise UserError(
-        f"{plan.study.source}: study: '{plan.study.name}' is in {workdir} the study of "
-        f"{snapshot.path}: give one of them another name, or take another --workdir"
+        f"{plan.study.source}: study: '{plan.study.name}' is already the name of {snapshot.path} "
+        f"in {workdir}: rename one of them, or use another --workdir"
     )
 
 
@@ -216,8 +215,8 @@ def read_identities(workdir: Path, study: str) -> Identities:
     except (OSError, ValueError):
         pass
     warn_once(
-        f"{file} is not as it was written: what the benchmarks' data were is read from the data; "
-        "`chip-ablate run` writes it again"
+        f"{file} has changed since it was written: the identities of the benchmarks' data are "
+        "computed from the data; `chip-ablate run` writes the file again"
     )
     return {}
 

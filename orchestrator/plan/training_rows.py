@@ -3,8 +3,8 @@
 Rows are checked with their images decoded. Those that passed are recorded by content: no study of
 the work directory checks them again unless it needs more of them.
 
-Training images that are also in a benchmark are counted: a figure on pictures that were trained on
-does not measure generalization.
+Training images that are also in a benchmark are counted: a figure on images used for training does
+not measure generalization.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def check_training_rows(
         data = requirement.data
         if not is_local(data):
             warn_once(
-                f"{data.source} has not been fetched: its rows are checked as a training begins"
+                f"{data.source} has not been downloaded: its rows are checked when a training "
+                "starts"
             )
             continue
         rows_hash = _rows_hash(plan.identity(data), requirement)
@@ -238,14 +239,16 @@ class Overlap:
         """The overlap as a sentence for the report."""
         name = self.key.removeprefix("report/")
         if self.training is None:
-            return f"{name}: whether {self.source} holds images of it was not counted (not a file)."
+            return (
+                f"{name}: images that {self.source} shares with it were not counted (not a file)."
+            )
         if not self.shared:
             return f"{name}: none of {self.training:,} training images is one of its pictures."
         shown = ", ".join(f"{one} is {other}" for one, other in self.examples)
         return (
             f"{name}: {self.shared:,} of {self.training:,} training images are among its "
-            f"{self.pictures:,} pictures, by COCO's number or by their looks ({shown}"
-            f"{', …' if self.shared > len(self.examples) else ''})."
+            f"{self.pictures:,} pictures, by COCO id or by appearance "
+            f"({shown}{', …' if self.shared > len(self.examples) else ''})."
         )
 
 
@@ -289,7 +292,8 @@ def read_overlaps(workdir: Path, study: str) -> list[Overlap]:
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         warn_once(
-            f"{file} is not as it was written: what training data and benchmarks share is not told"
+            f"{file} has changed since it was written: the overlap of training data and "
+            "benchmarks is not reported"
         )
         return []
 

@@ -46,7 +46,7 @@ def find_attachments(folder: Path, plan: Plan) -> Attachments:
     sections = []
     tables: dict[str, str] = {}
     gallery = _find_picture(
-        folder, _GALLERY, "What each strategy and setting makes of some of the training images."
+        folder, _GALLERY, "Some training images after each strategy and setting."
     )
     if gallery is not None:
         sections.append(Section(name=_GALLERY, title="Rejected images", blocks=(gallery,)))
@@ -108,7 +108,9 @@ def _read_blocks(file: Path, make_blocks: Callable[[JsonObject], list[Block]]) -
     try:
         return make_blocks(read_checksummed(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return [TextBlock(lines=(f"{file.name} is of another version or broken: make it again.",))]
+        return [
+            TextBlock(lines=(f"{file.name} is from another version or broken: make it again.",))
+        ]
 
 
 def _stale_blocks(trials: Mapping[str, str], plan: Plan, command: str) -> list[Block]:
@@ -122,8 +124,8 @@ def _stale_blocks(trials: Mapping[str, str], plan: Plan, command: str) -> list[B
     return [
         TextBlock(
             lines=(
-                f"Made of other trainings than this report's ({'; '.join(stale_names)}): the "
-                f"study has changed since. `{command}` makes them anew.",
+                f"Made from other trainings than this report's ({'; '.join(stale_names)}): the "
+                f"study has changed since. `{command}` makes them again.",
             )
         )
     ]

@@ -108,7 +108,7 @@ def make_report(plan: Plan, ledger: Ledger, storage: Path, folder: Path) -> Repo
             [cost_table(costs)] if costs else [],
             figures.add([draw_costs(costs)]),
         ),
-        _make_section("power", "What more seeds would buy", power_blocks(summary)),
+        _make_section("power", "What more seeds would show", power_blocks(summary)),
         _make_section(
             "notes", "Notes", [TextBlock(lines=tuple(build_notes(summary)), bulleted=True)]
         ),
@@ -211,9 +211,10 @@ def _item_blocks(changes: list[ChangedItems]) -> list[Block]:
         return []
     intro = TextBlock(
         lines=(
-            "For each arm the items that got most better and most worse against the baseline, by "
-            "the mean over seeds; the answers shown are those of the seed that shows it best. "
-            "They were chosen for their size: they illustrate, they prove nothing.",
+            "For each arm, the items that improved and worsened most against the baseline, by "
+            "the mean over seeds; the answers shown are those of the seed with the largest "
+            "change. They were chosen for the size of their change: they are illustrations, not "
+            "evidence.",
         )
     )
     return [intro, *changes]

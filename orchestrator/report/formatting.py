@@ -97,7 +97,7 @@ def is_false_positive(comparison: Comparison | None) -> bool:
 
 
 def is_bold(comparison: Comparison | None) -> bool:
-    """Return whether a figure is set in bold: its verdict is "better" and it is no placebo."""
+    """Return whether a figure is set in bold: its verdict is "better" and it is not a placebo."""
     return (
         comparison is not None and not comparison.placebo and comparison.verdict is Verdict.BETTER
     )

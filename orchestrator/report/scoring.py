@@ -34,8 +34,8 @@ def _protocol_notes(metadata: list[Mapping[str, Any]]) -> Iterator[str]:
     yield f"protocol {reference['protocol']}, scorer {reference['scorer']}"
     if "half" in reference:
         yield (
-            f"of its {reference['half']} half {reference['limit']:,} of {reference['of']:,} "
-            "questions"
+            f"{reference['limit']:,} of {reference['of']:,} questions of its {reference['half']} "
+            "half"
         )
     elif "of" in reference:
         yield f"a seeded subset of {reference['limit']:,} of {reference['of']:,} questions"
@@ -66,8 +66,8 @@ def _protocol_notes(metadata: list[Mapping[str, Any]]) -> Iterator[str]:
         differ = sum(check["differ"] for check in checked)
         total = sum(check["checked"] for check in checked)
         yield (
-            f"answers in bf16 depend on what they are made together with: made again alone, "
-            f"{differ} of {total} were others"
+            "answers in bf16 depend on the batch in which they are generated: generated again "
+            f"alone, {differ} of {total} were different"
         )
     yield from sorted({note for entry in metadata for note in entry.get("notes", ())})
 
@@ -86,20 +86,20 @@ def _engine_notes(metadata: list[Mapping[str, Any]]) -> Iterator[str]:
         parity = [entry["parity"] for entry in metadata if "parity" in entry]
         worst = min(parity, key=lambda report: report["equal"] / report["items"])
         yield (
-            f"answered by {', '.join(engines)}; of those that transformers answered too, at least "
-            f"{worst['equal']:,} of {worst['items']:,} alike in every trial (declared: "
-            f"{worst['least']:.0%})"
+            f"answered by {', '.join(engines)}; of the questions that transformers also answered, "
+            f"at least {worst['equal']:,} of {worst['items']:,} had the same answer in every "
+            f"trial (declared: {worst['least']:.0%})"
         )
         uncompared = sum(report.get("prompts", {}).get("compared") == 0 for report in parity)
         if uncompared:
             yield (
                 f"in {uncompared} of {len(metadata)} trials prompts could not be compared with "
-                "transformers': the server does not say how many tokens they have"
+                "transformers': the server does not report how many tokens they have"
             )
         inconclusive = sum(report.get("adapter", {}).get("differ") == 0 for report in parity)
         if inconclusive:
             yield (
-                f"in {inconclusive} of {len(metadata)} trials no such question could tell whether "
+                f"in {inconclusive} of {len(metadata)} trials no such question could show whether "
                 "the adapter was applied"
             )
     pace = [entry["pace"] for entry in metadata if "pace" in entry]
@@ -107,8 +107,8 @@ def _engine_notes(metadata: list[Mapping[str, Any]]) -> Iterator[str]:
         rates = sorted(report["answers_per_second"] for report in pace)
         waited = max(report["waited"] for report in pace)
         yield (
-            f"{rates[0]:.3g} to {rates[-1]:.3g} answers a second in a trial, up to {waited:.0%} of "
-            "the time waiting for pictures and prompts"
+            f"{rates[0]:.3g} to {rates[-1]:.3g} answers per second in a trial, up to {waited:.0%} "
+            "of the time waiting for pictures and prompts"
         )
 
 

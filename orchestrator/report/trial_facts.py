@@ -180,7 +180,7 @@ def _read_config(workdir: Path, record: TrialRecord) -> dict[str, Any] | None:
             config = None
         if config is not None and not is_file_changed(file, hashes.get(folder)):
             return config
-        warn_once(f"{file} is not as it was written: the configuration is not shown")
+        warn_once(f"{file} has changed since it was written: the configuration is not shown")
         return None
     return None
 

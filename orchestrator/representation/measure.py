@@ -68,8 +68,8 @@ def list_sources(plan: Plan, ledger: Ledger, storage: Path) -> tuple[list[ModelS
             )
     if len(sources) == 1:
         raise UserError(
-            f"study {plan.study.name} has no trained model in {storage}: run it first, "
-            "or name its --workdir"
+            f"study {plan.study.name} has no trained model in {storage}: run it first, or give "
+            "its --workdir"
         )
     return sources, missing
 

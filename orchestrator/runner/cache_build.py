@@ -142,7 +142,7 @@ class CacheBuild:
         return replace(job, id=f"{job.id}-again")
 
     def finish(self) -> list[dict[str, Any]]:
-        """Commit the caches, release the locks and return what became of each pass.
+        """Commit the caches, release the locks and return the outcome of each pass.
 
         Returns:
             a record per pass: pass, hash, samples, bytes, seconds, rounding (largest change of a
@@ -239,7 +239,7 @@ def _update_state(planned: PlannedCache, caches: LocalCaches, console: Console) 
     except BrokenStoreError as error:
         if planned.state == "cached":
             is_rebuilt = planned.decide_build()
-            consequence = "it is made anew" if is_rebuilt else "the trials compute it"
+            consequence = "it is rebuilt" if is_rebuilt else "the trials compute it"
             _print_line(
                 console,
                 f"the reference pass '{planned.spec.name}' is broken: {error}: {consequence}",
@@ -284,7 +284,7 @@ def displayed_shard(job: Job) -> DisplayedShard:
 
 def _wait_notifier(planned: PlannedCache, console: Console) -> Any:
     return lambda who: _print_line(
-        console, f"the reference pass '{planned.spec.name}' is being made by {who}: waiting for it"
+        console, f"the reference pass '{planned.spec.name}' is being built by {who}: waiting for it"
     )
 
 

@@ -30,7 +30,8 @@ MAX_ROWS = 24  # rows of the live table; the rest is counted
 PLAIN_INTERVAL = 10.0  # seconds between a trial's plain lines
 _TRAINING_WEIGHT = 4.0  # weight relative to a benchmark's answers: training takes longest
 _SCORING_WEIGHT = 0.1  # likewise, of scoring by rules
-#: Weight of a phase, by its first word; 1 for others. Parity checks of an engine do not count.
+#: Weight of a phase, by its first word; other phases have weight 1. Parity checks of an engine are
+#: not counted.
 _PHASE_WEIGHTS = {
     "train": _TRAINING_WEIGHT, "score": _SCORING_WEIGHT, "judge": _SCORING_WEIGHT,
     "measure": 0.0, "check": 0.0,
@@ -76,7 +77,7 @@ class _TrialLine:
     loss: float | None = None
     started_at: float = 0.0
     work_started_at: float = 0.0  # when the model was loaded and the work was first reported
-    initial_fraction: float = 0.0  # what was done of it by then
+    initial_fraction: float = 0.0  # how much of it was done by then
     ended_at: float = 0.0
     reason: str = ""
     printed_at: float = 0.0

@@ -49,8 +49,8 @@ def reconcile_attempts(plan: Plan, ledger: Ledger, storage: Path) -> None:
 def refresh_plan(plan: Plan, ledger: Ledger, storage: Path) -> Plan:
     """Bring the ledger up to date with all results of a plan, and resolve its searches.
 
-    Resolved searches add trials, which the storage may have as well. Figures whose files are gone
-    or changed are reported and count as missing.
+    Resolved searches add trials, which may be in the storage already. Figures with missing or
+    changed files are reported and count as missing.
 
     Raises:
         StorageError: the storage cannot be read.
@@ -89,7 +89,7 @@ def _remove_changed_copies(plan: Plan, ledger: Ledger, storage: Path) -> bool:
 
 
 def make_jobs(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Trial, int]]:
-    """Return (job, trial, attempt number) of what is left to run, the untrained model first.
+    """Return (job, trial, attempt number) for everything left to run, the untrained model first.
 
     A trained trial without a benchmark's figures is only evaluated, not trained again. One with
     answers is only scored, without a model.
@@ -146,7 +146,7 @@ def make_jobs(plan: Plan, ledger: Ledger, storage: Path) -> list[tuple[Job, Tria
 def next_attempt(job: Job, trial: Trial, storage: Path) -> tuple[Job, int]:
     """Return a trial's next attempt in the same run, and the attempt's number.
 
-    It continues from what the earlier attempts left.
+    It resumes from the files of the earlier attempts.
 
     Args:
         job: job of the previous attempt, with what changes this time.
@@ -212,7 +212,8 @@ def sort_longest_first(
         config, rank = job.config, ranks.get(trial.fingerprint, -1)
         if rank < 0 or not job.is_training:  # the untrained model and the trials of a search
             return rank, 0, 0
-        # The number of rows of hub data may be unknown here: then all are taken to have as many.
+        # The number of rows of hub data may be unknown here: then all data sets are assumed to be
+        # equally long.
         steps = training_steps(config, rows(config.data.model_dump_json())) or 1
         views = steps * config.training.batch_size * len(config.objective.policy_reads)
         parts = (config.vision_encoder, config.projector, config.language_model)
@@ -281,7 +282,7 @@ def _missing_benchmarks_config(trial: Trial, record: TrialRecord, *, retrain: bo
 
 
 def _find_resumable(storage: Path, trial: Trial) -> Path | None:
-    """Return the newest attempt that left a trained model, or else checkpoints.
+    """Return the newest attempt with a trained model, or else with checkpoints.
 
     The worker checks whether they are complete.
     """

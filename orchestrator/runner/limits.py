@@ -31,8 +31,8 @@ def check_limits(limits: Limits, plan: Plan) -> None:
     uses_gpu = any(trial.config.engine.gpus_per_worker for trial in plan.trials)
     if limits.max_gpu_hours is not None and not uses_gpu:
         raise UserError(
-            "max_gpu_hours: no trial of this study asks for a GPU (engine.gpus_per_worker is 0): "
-            "give max_hours"
+            "max_gpu_hours: no trial of this study uses a GPU (engine.gpus_per_worker is 0): use "
+            "max_hours instead"
         )
 
 
@@ -77,7 +77,7 @@ class LimitedExecutor:
 
     @contextmanager
     def reserve_gpus(self, gpus: int) -> Iterator[Sequence[str]]:
-        """As the executor's; they count as held, whatever runs."""
+        """As the executor's; these GPUs count as held, even if nothing runs."""
         with self._executor.reserve_gpus(gpus) as devices:
             self._running[_SERVER_ID] = self._clock(), float(len(devices))
             try:

@@ -111,7 +111,7 @@ class PhaseRun:
                 executor.run(jobs, self._on_event, self._retry, self._fetch_jobs)
 
     def _fetch_jobs(self) -> Sequence[Job] | None:
-        """Return the trials that waited for caches once these are built; None before."""
+        """Return the trials that wait for caches once these are built; None before that."""
         if not self._waiting:
             return ()
         if not self._build.is_finished:
@@ -219,7 +219,7 @@ class Recorder:
                         self._stop.drain("a disk is full")
                 case JobStoppedEarly(reason=reason):
                     self._running.discard(event.job.id)
-                    assert self._rule is not None, "nothing is cut without a rule"
+                    assert self._rule is not None, "no trial is cut without a rule"
                     self._ledger.record_early_stop(trial, self._study, attempt, self._rule, reason)
                     self._show_trial(trial, "KILLED")
 
@@ -282,7 +282,7 @@ def run_study_server(
     settings = config.evaluation.generator
     trained_configs = [trial.config for trial in plan.trials if not trial.untrained]
     rank = largest_rank([*trained_configs, *(job.config for job in jobs)])
-    problem = rank_problem(rank)  # of a search's draws, which are in no arm yet
+    problem = rank_problem(rank)  # trials of a search belong to no arm yet
     if problem is not None:
         raise UserError(f"evaluation.generator.serves is study: {problem}")
     with ExitStack() as stack:

@@ -19,7 +19,7 @@ def next_retry(failure: JobFailed, *, lost_count: int) -> Job | None:
         lost_count: how often this trial was retried in this run after being lost.
 
     Returns:
-        the job of the next attempt, with `id`, `folder` and what it resumes from yet to be set.
+        the job of the next attempt, without its `id`, its `folder` and what it resumes from.
     """
     job, engine = failure.job, failure.job.config.engine
     if failure.cause == "memory" and job.is_training and engine.micro_batch > 1:
@@ -28,9 +28,8 @@ def next_retry(failure: JobFailed, *, lost_count: int) -> Job | None:
             update={"engine": engine.model_copy(update={"micro_batch": micro_batch})}
         )
         note = (
-            f"micro-batch {micro_batch} in place of {engine.micro_batch} with the same global "
-            "batch: "
-            f"{failure.reason}"
+            f"micro-batch {micro_batch} instead of {engine.micro_batch} with the same global "
+            f"batch: {failure.reason}"
         )
         return replace(job, config=config, notes=(*job.notes, note))
     # Otherwise another process may have used up the memory.

@@ -37,15 +37,17 @@ class SyncResult:
 
 
 def find_snapshots(workdir: Path, names: Sequence[str]) -> list[PlanSnapshot]:
-    """Return the studies of a work directory with the given names or files; all without any.
+    """Return the studies of a work directory with the given names or files, or all of them.
 
     Raises:
-        UserError: a study, or any at all, was never run there.
+        UserError: a named study was not run there, or none was.
     """
     snapshots = list(iter_plan_snapshots(workdir))
     study_names = join_names(plan.study for plan in snapshots)
     if not snapshots:
-        raise UserError(f"no study was run in {workdir}: name the --workdir of one that was")
+        raise UserError(
+            f"no study was run in {workdir}: use --workdir to name the work directory of one"
+        )
     selected = []
     for name in names:
         by_name = [plan for plan in snapshots if plan.study == name]
@@ -53,13 +55,13 @@ def find_snapshots(workdir: Path, names: Sequence[str]) -> list[PlanSnapshot]:
             plan for plan in snapshots if os.path.realpath(plan.path) == os.path.realpath(name)
         ]
         if not by_name and not by_file:
-            raise UserError(f"{name}: was not run in {workdir}: name one of {study_names}")
+            raise UserError(f"{name}: was not run in {workdir}: choose one of {study_names}")
         selected += by_name or by_file
     return selected if names else snapshots
 
 
 def sync_study(snapshot: PlanSnapshot, workdir: Path, projection: MlflowProjection) -> SyncResult:
-    """Show everything that ledger, attempts and report folder have of a study.
+    """Show a study from its ledger, its attempts and its report folder.
 
     Args:
         snapshot: snapshot of the study's last run.
@@ -72,16 +74,14 @@ def sync_study(snapshot: PlanSnapshot, workdir: Path, projection: MlflowProjecti
     """
     if not snapshot.path.is_file():
         raise UserError(
-            f"study {snapshot.study}: its file {snapshot.path} is gone: put it back, so that it is "
-            "known "
-            "what stands for what"
+            f"study {snapshot.study}: its file {snapshot.path} is gone: restore it, because it "
+            "says which trials belong to which arm"
         )
     study = load_study(snapshot.path, snapshot.changes)
     if study.name != snapshot.study:
         raise UserError(
-            f"study {snapshot.study}: its file {snapshot.path} is now that of {study.name}: run "
-            "that, or "
-            "give it its name back"
+            f"study {snapshot.study}: its file {snapshot.path} now defines study {study.name}: "
+            "run that one, or change its name back"
         )
     with lock_study(workdir, snapshot.study):
         ledger = Ledger(workdir, writable=False)

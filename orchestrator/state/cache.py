@@ -47,7 +47,7 @@ class CacheEntry:
     bytes: int
     samples: int | None = None
     built_at: float | None = None  # build time, in seconds since 1970
-    used_at: float | None = None  # last read by a study, in seconds since 1970
+    used_at: float | None = None  # time of the last read by a study, in seconds since 1970
     studies: list[str] = field(default_factory=list)  # studies that read it
     waiting_trials: int = 0  # number of trials that read it and are still to be trained
     problem: str | None = None
@@ -125,7 +125,7 @@ def prune_caches(entries: Sequence[CacheEntry], storage: Path) -> int:
     """Remove caches and return the number of bytes freed. Open files stay readable."""
     freed_bytes, caches = 0, open_caches(storage)
     for entry in entries:
-        with build_lock(entry.folder):  # so that no build starts meanwhile
+        with build_lock(entry.folder):  # so that no build starts in the meantime
             caches.remove(entry.folder)
         freed_bytes += entry.bytes
     return freed_bytes

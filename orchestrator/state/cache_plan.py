@@ -32,7 +32,7 @@ from orchestrator.state.ledger import Ledger
 from orchestrator.storage.binding import find_storage
 from orchestrator.storage.reference_cache import RemoteCaches
 
-#: Mean number of times that the trials must read a sample for a pass over all samples to pay. A
+#: A pass over all samples pays off if the trials read each sample at least this often on average. A
 #: pass also prepares its samples, which each trial does anyway, and the vision tower is a small
 #: share of a step. Measured in docs/cache.md.
 _MIN_READS, _MIN_FEATURE_READS = 1.25, 2.0
@@ -87,10 +87,10 @@ class PlannedCache:
 
 
 def plan_caches(plan: Plan, ledger: Ledger, storage: Path) -> list[PlannedCache]:
-    """Return the passes of the trials that are still to be trained, without hashing or building.
+    """Return the passes of the trials left to train, without hashing or building them.
 
-    A pass over all samples is built if the trials read it often enough to pay. A pass of
-    log-probabilities alone uses the same pass with hidden states, if that exists or is built.
+    A pass over all samples is built if the trials read it often enough to pay off. A pass with
+    log-probabilities only uses the same pass with hidden states, if that exists or is built.
     """
     planned_by_key: dict[str, PlannedCache] = {}
     for spec, trial, samples in _iter_trial_specs(plan, ledger, storage):

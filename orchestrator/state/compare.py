@@ -81,7 +81,9 @@ def difference_lines(differences: Mapping[str, Any]) -> Iterator[RenderableType]
             f"{key} {_format_value(old_value)} → {_format_value(new_value)}"
             for key, (old_value, new_value) in entry["keys"].items()
         )
-        yield Text(f"the same cell, another training: {_format_pair(entry['arms'])} ({keys})")
+        yield Text(
+            f"the same cell, but a different training: {_format_pair(entry['arms'])} ({keys})"
+        )
     if len(differences["changed"]) > _MAX_PRINTED:
         yield Text(f"… and {len(differences['changed']) - _MAX_PRINTED} more of these")
     yield Text(f"only in {first}: {_format_names(differences['only_first'])}")
@@ -89,7 +91,7 @@ def difference_lines(differences: Mapping[str, Any]) -> Iterator[RenderableType]
     shared = [
         f"{entry['trial']} ({entry['fingerprint'][:8]})" for entry in differences["shared_figures"]
     ]
-    yield Text(f"recorded figures that both report: {_format_names(shared)}")
+    yield Text(f"recorded figures in both reports: {_format_names(shared)}")
 
 
 def _arms_by_training(plan: Plan) -> dict[str, Arm]:

@@ -1,4 +1,4 @@
-"""Verify that the files behind a study's figures are unchanged.
+"""Check that the files behind a study's figures are unchanged.
 
 The ledger's line of an attempt holds its results, with the sha256 of the files that tables and
 pages are made from. The line has a checksum of its own. A mismatch is reported, and the result
@@ -102,13 +102,13 @@ def check_results(plan: Plan, ledger: Ledger, storage: Path) -> None:
         for problem in dict.fromkeys(lost_evaluations.values()):
             warn_once(
                 f"{trial.name}: {problem}: `chip-ablate run` {remedy} "
-                "(`chip-ablate rm` takes a trial out instead)"
+                "(or remove the trial with `chip-ablate rm`)"
             )
         ledger.mark_missing(trial.fingerprint, trial.name, lost_evaluations, model=is_model_lost)
 
 
 def find_result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str | None:
-    """Return the problem with the files of a benchmark's figures; None without any.
+    """Return the problem with the files of a benchmark's figures; None if there is none.
 
     Args:
         key: side and name, such as "report/amber".
@@ -130,7 +130,7 @@ def find_result_problem(key: str, scored: ScoredBenchmark, storage: Path) -> str
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
         if not is_intact:
-            return f"{path} is not as it was written"
+            return f"{path} has changed since it was written"
     return None
 
 
@@ -149,7 +149,7 @@ def trials_with_lost_figures(plan: Plan, ledger: Ledger) -> list[str]:
         for trial in plan.trials
         if not ledger[trial.fingerprint].is_done(trial)
     }
-    if ledger.damaged_lines:  # it is unknown whose lines they were
+    if ledger.damaged_lines:  # damaged lines, of unknown trials
         return [
             name
             for fingerprint, name in unfinished_trials.items()
@@ -167,9 +167,8 @@ def describe_kept_report(page: Path, plan: Plan, workdir: Path, trial_names: lis
     arguments = ["chip-ablate", "run", plan.study.name if is_variant else plan.study.source]
     command = shlex.join([*arguments, "--workdir", str(workdir)])
     return (
-        f"{page} is kept as it was: the figures of {listed_names} are not there any more: "
-        f"`{command}` makes "
-        "them again, and the report with them"
+        f"{page} was not updated: the figures of {listed_names} are gone: `{command}` computes "
+        "them again and updates the report"
     )
 
 

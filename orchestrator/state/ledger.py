@@ -79,7 +79,7 @@ class TrialRecord:
     cpu: dict[str, float] = field(default_factory=dict)  # CPU seconds of one worker, by phase
     machine: str = ""  # device of the attempt that trained, else of the last; empty: unknown
     data: dict[str, int] = field(default_factory=dict)  # pairs, skipped rows, cut responses
-    notes: list[str] = field(default_factory=list)  # where it was resumed, what was not used
+    notes: list[str] = field(default_factory=list)  # where it resumed and what it did not use
     engine: dict[str, str] = field(default_factory=dict)  # such as prefix_sharing
     picked: dict[str, Any] = field(default_factory=dict)  # picked checkpoint: TrialResult.picked
     failure: str | None = None  # why the last attempt did not finish
@@ -149,8 +149,8 @@ class Ledger:
             lines = read_lines(self._file)
         except OSError as error:
             raise UserError(
-                f"{self._file}: cannot be read ({error.strerror}): move it away: `chip-ablate run` "
-                "finds what is done in the trials' folders"
+                f"{self._file}: cannot be read ({error.strerror}): move it away: `chip-ablate "
+                "run` recovers what is done from the trials' folders"
             ) from None
         for line in lines:
             if line.record is not None and _is_valid_entry(line.record):
@@ -158,8 +158,9 @@ class Ledger:
             elif not line.truncated:
                 self.damaged_lines.append(line)
                 warn_once(
-                    f"{self._file}: line {line.number} is not as it was written: it is left out; "
-                    "`chip-ablate run` keeps it aside and finds what it said in the trials' folders"
+                    f"{self._file}: line {line.number} has changed since it was written: it is "
+                    "ignored; `chip-ablate run` moves it to ledger.bad.jsonl and recovers its "
+                    "content from the trials' folders"
                 )
 
     def move_damaged_lines(self) -> None:
@@ -308,8 +309,8 @@ class Ledger:
 
     def _write_error(self, error: OSError) -> UserError:
         return UserError(
-            f"{self._file}: cannot be written ({error.strerror}): free some space or mend it, "
-            "and run the study again: nothing that finished is lost"
+            f"{self._file}: cannot be written ({error.strerror}): free some space or fix the "
+            "problem, and run the study again: finished work is not lost"
         )
 
     def _apply(self, entry: Mapping[str, Any]) -> None:
@@ -396,7 +397,7 @@ def _update_attempt(attempt: Attempt, entry: Mapping[str, Any]) -> None:
         attempt.files = entry.get("files", {})
 
 
-#: Required fields of the entries, by event; an entry may have more.
+#: Required fields of the entries, by event; entries may have further fields.
 _COMMON_FIELDS = {"time": (int, float), "fingerprint": str, "event": str}
 _ATTEMPT_FIELDS = {"attempt": int, "study": str}
 _TRAINING_FIELDS = {

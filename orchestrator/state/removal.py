@@ -1,6 +1,6 @@
 """Remove a trial or a study from a work directory, in a safe order.
 
-What another study has in its table stays. The ledger is written before a file is deleted, so that a
+Trials in another study's table are kept. The ledger is written before a file is deleted, so that a
 crash leaves a trial either complete or removed.
 """
 
@@ -50,8 +50,8 @@ def plan_removal(workdir: Path, name: str) -> Removal:
     """
     if Ledger(workdir).damaged_lines:
         raise UserError(
-            f"{workdir}: its ledger has a line that is not as it was written, and what it said may "
-            "be of what is to go: `chip-ablate run` of the study finds it again: remove after that"
+            f"{workdir}: its ledger has a damaged line, which may belong to what you want to "
+            "remove: run the study with `chip-ablate run` to recover the line, then remove"
         )
     plans = {plan.study: plan for plan in iter_plan_snapshots(workdir, strict=True)}
     if name in plans:
@@ -60,12 +60,13 @@ def plan_removal(workdir: Path, name: str) -> Removal:
         fingerprint = find_trial(workdir, name)
     except UserError as error:
         study_names = join_names(plans)
-        raise UserError(f"{error}; studies that were run there: {study_names}") from None
+        raise UserError(f"{error}; studies that ran there: {study_names}") from None
     holders = _holders(fingerprint, plans)
     if len(holders) > 1:
         raise UserError(
-            f"trial {fingerprint[:16]} stands in the tables of {len(holders)} studies, "
-            f"{join_names(holders)}: remove the studies that are to go, it goes with the last"
+            f"trial {fingerprint[:16]} is in the tables of {len(holders)} studies, "
+            f"{join_names(holders)}: remove those studies instead: the trial is removed with the "
+            "last one"
         )
     return _make_removal(workdir, None, [fingerprint], {}, holders)
 

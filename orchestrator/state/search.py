@@ -1,11 +1,11 @@
 """Resolve each arm's search: its trials, its best draw and the trials of its seeds.
 
 A search trial is an ordinary trial with its own fingerprint, so nothing is computed twice. It is
-scored on the benchmarks under `select` only, never on those that are quoted.
+scored on the benchmarks under `select` only, never on those under `report`.
 
-The draw with the best figure is chosen, the first of equal ones. Draws that failed or whose figure
-is undefined do not count, and an arm without any other has FAILED. Nothing is chosen before every
-draw of the arm has ended; the next run tries failed ones again.
+The draw with the best figure is chosen, the first of equal ones. Draws that failed or have an
+undefined figure do not count; an arm with no other draws has FAILED. Nothing is chosen before every
+draw of the arm has ended; the next run retries failed draws.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SearchTrial(Trial):
     """One draw of an arm's search.
 
     Raises:
-        UserError: it has a benchmark that is quoted.
+        UserError: it has a benchmark under `report`.
     """
 
     arm_name: str  # name of the arm
@@ -45,8 +45,8 @@ class SearchTrial(Trial):
         ]
         if reported_benchmarks:
             raise UserError(
-                f"{self.name}: a search trial is asked what stands under `select` alone, and this "
-                "one is to be asked what is quoted: take its benchmarks from `select`"
+                f"{self.name}: a search trial may only be scored on the benchmarks under "
+                "`select`, but this one has a benchmark under `report`: remove that"
             )
 
     @property
@@ -93,8 +93,7 @@ class Search:
         if undefined_count:
             causes.append(f"{undefined_count} had no defined figure")
         return Blocked(
-            reason=f"its search came to nothing: of {len(self.trials)} trials "
-            f"{' and '.join(causes)}",
+            reason=f"its search has no result: of {len(self.trials)} trials {' and '.join(causes)}",
             failed=True,
         )
 
@@ -143,7 +142,7 @@ def search_failures(plan: Plan) -> dict[str, str]:
 
 
 def assume_recipe_settings(plan: Plan) -> Plan:
-    """Return a plan as if arms that still search had chosen the recipe's settings.
+    """Return a plan in which arms that are still searching use the recipe's settings.
 
     This is for cost estimates: the fingerprints of those trials are provisional.
     """
@@ -174,7 +173,7 @@ def resolve_search(plan: Plan, ledger: Ledger) -> Plan:
         ledger: the ledger.
 
     Raises:
-        ConfigError: an arm is not a valid configuration with some draw.
+        ConfigError: a draw makes an arm an invalid configuration.
     """
     tune = plan.study.tune
     if tune is None:

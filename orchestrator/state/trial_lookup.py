@@ -57,7 +57,10 @@ def _find_fingerprint(
     workdir: Path, name: str, records: Mapping[str, TrialRecord], kind: str
 ) -> str:
     if not records:
-        raise UserError(f"no {kind} in {workdir}: run a study first, or name its --workdir")
+        raise UserError(
+            f"no {kind} in {workdir}: run a study first, or use --workdir to name its work "
+            "directory"
+        )
 
     def has_prefix(fingerprint: str) -> bool:
         return len(name) >= MIN_PREFIX_LENGTH and fingerprint.startswith(name.lower())
@@ -76,5 +79,5 @@ def _find_fingerprint(
             f"study {records[fingerprint].study})"
             for fingerprint in sorted(matches)
         )
-        raise UserError(f"'{name}' is more than one trial: name its fingerprint: {choices_text}")
+        raise UserError(f"'{name}' matches more than one trial: use a fingerprint: {choices_text}")
     return matches[0]

@@ -21,7 +21,7 @@ STORAGE_FILE = "storage.json"
 MARKER_FILE = "chip-ablate.json"
 #: Folder in a storage with the leases of running studies.
 LEASES_FOLDER = "drivers"
-#: Seconds between two renewals of a lease, and seconds that a lease is valid.
+#: Seconds between two renewals of a lease, and seconds for which a lease is valid.
 LEASE_RENEWAL_SECONDS, LEASE_SECONDS = 30.0, 180.0
 
 
@@ -48,15 +48,14 @@ def bind_storage(workdir: Path, requested_uri: str | None) -> RemoteStorage | No
         )
     if requested_uri is not None and validate_uri(requested_uri) != binding["storage"]:
         raise UserError(
-            f"--storage: {workdir} keeps its trials in {binding['storage']}: leave --storage out, "
-            "or "
-            "give the study another --workdir"
+            f"--storage: {workdir} keeps its trials in {binding['storage']}: leave out --storage, "
+            "or use another --workdir"
         )
     remote = RemoteStorage(binding["storage"])
     if _read_marker(remote) != binding["mark"]:
         raise UserError(
-            f"--storage: {remote.uri}: is not what it was when {workdir} began: it is not mounted, "
-            "or was emptied: mount it, or give the study another --workdir"
+            f"--storage: {remote.uri}: is not the storage that {workdir} was created with: it is "
+            "not mounted, or was emptied: mount it, or use another --workdir"
         )
     remote.require_writable()
     return remote
@@ -65,8 +64,8 @@ def bind_storage(workdir: Path, requested_uri: str | None) -> RemoteStorage | No
 def _create_binding(workdir: Path, uri: str) -> RemoteStorage:
     if (workdir / "trials").exists():
         raise UserError(
-            f"--storage: the trials of {workdir} lie in it: leave --storage out, or give the study "
-            "another --workdir"
+            f"--storage: the trials of {workdir} are in the work directory itself: leave out "
+            "--storage, or use another --workdir"
         )
     remote = RemoteStorage(uri)
     remote.require_writable()
@@ -81,7 +80,7 @@ def _create_binding(workdir: Path, uri: str) -> RemoteStorage:
 
 
 def _read_marker(remote: RemoteStorage) -> str | None:
-    """Return the identifier of a storage, which an empty folder of the same name lacks."""
+    """Return the identifier of a storage. An empty folder of the same name has none."""
     for content in remote.read([MARKER_FILE]).values():
         with suppress(ValueError, KeyError, TypeError):
             return str(parse_json(content)["mark"])
@@ -97,8 +96,8 @@ def _read_binding(workdir: Path) -> dict[str, str] | None:
         return {key: str(raw[key]) for key in ("storage", "mark", "workdir")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}): remove it, and name the storage by "
-            "--storage in another --workdir: what is done is found there"
+            f"{path}: cannot be read ({type(error).__name__}): remove it, and use --storage with "
+            "another --workdir: finished work is found in the storage"
         ) from None
 
 
@@ -135,10 +134,8 @@ def exclusive_lease(remote: RemoteStorage | None, workdir: Path) -> Iterator[Non
                 if time.time() - float(other_owner["time"]) < LEASE_SECONDS:
                     raise UserError(
                         f"--storage: {remote.uri} is used by a study of {other_owner['workdir']} "
-                        "on "
-                        f"{other_owner['host']}: wait until it ends (killed: "
-                        f"{LEASE_SECONDS / 60:.0f} "
-                        "minutes), or name another folder"
+                        f"on {other_owner['host']}: wait until it ends (if it was killed: "
+                        f"{LEASE_SECONDS / 60:.0f} minutes), or use another folder"
                     )
         thread = threading.Thread(target=renew_lease, name="storage", daemon=True)
         thread.start()

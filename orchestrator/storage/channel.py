@@ -47,7 +47,7 @@ class JobChannel:
         """
 
     def close(self) -> None:
-        """Follow no job any more."""
+        """Stop following jobs."""
 
 
 class RemoteJobChannel(JobChannel):
@@ -89,7 +89,7 @@ class RemoteJobChannel(JobChannel):
         self._remote.remove([f"{self._job_key(job)}/{STOP_FILE}"])  # only needed while it ran
 
     def close(self) -> None:
-        """Follow no job any more."""
+        """Stop following jobs."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()

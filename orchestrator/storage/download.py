@@ -101,10 +101,10 @@ def fetch_trained_attempt(workdir: Path, folder: str) -> Path:
             remote.get(f"{folder}/{name}", root / folder / name)
     except FileNotFoundError:
         raise UserError(
-            f"{remote.uri}/{folder}: no trained model is there any more: run its study again"
+            f"{remote.uri}/{folder}: the trained model is gone: run its study again"
         ) from None
     fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)
-    # A problem is of this machine's copy, or of the storage's.
+    # The problem may be in this machine's copy or in the storage.
     if find_model_problem(root / folder / MODEL) is not None:
         shutil.rmtree(root / folder / MODEL)
         fetch_folder(remote, root, f"{folder}/{MODEL}", weights=True)

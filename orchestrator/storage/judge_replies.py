@@ -79,7 +79,7 @@ class JudgeReplies:
 
 
 def _append_missing(file: Path, content: bytes) -> None:
-    """Append the records that a file lacks. An incomplete one is left out."""
+    """Append the records that are missing from a file. An incomplete one is left out."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)

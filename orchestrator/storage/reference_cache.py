@@ -51,7 +51,7 @@ class RemoteCaches(LocalCaches):
         remote_sizes = self._remote.sizes(_cache_key(folder))
         contents = self._remote.read([f"{_cache_key(folder)}/{MANIFEST}"])
         if not contents:
-            raise BrokenStoreError("it is not there")
+            raise BrokenStoreError("it does not exist")
         manifest = parse_manifest(next(iter(contents.values())))
         return require_complete(
             manifest, identity, lambda name: remote_sizes.get(f"{_cache_key(folder)}/{name}")
@@ -76,7 +76,7 @@ class RemoteCaches(LocalCaches):
         for name in names:
             facts = _read_facts(partial / f"{name}{_NOTE_SUFFIX}")
             if facts is None or remote_sizes.get(f"{_cache_key(partial)}/{name}") != facts.bytes:
-                raise BrokenStoreError(f"{name} was not made")
+                raise BrokenStoreError(f"{name} was not built")
             files[name] = facts
         manifest = Manifest(identity=to_json_types(identity), rows=rows, files=files, made=made)
         self._remote.remove([f"{_cache_key(folder)}/{MANIFEST}"])  # first, that of a broken cache

@@ -1,6 +1,6 @@
 """Read and write files below a URI or in a shared folder, with fsspec.
 
-There are no atomic renames and no locks: of something with several files, the one that marks it as
+There are no atomic renames and no locks: if something has several files, the one that marks it as
 complete is written last (a checkpoint's manifest, a trial's result).
 """
 
@@ -23,12 +23,12 @@ from chip_core.utils.files import sync_folder
 
 T = TypeVar("T")
 
-#: Seconds between the tries of an operation, as a server may be unavailable for a moment.
+#: Seconds between the tries of an operation, because a server may be briefly unavailable.
 RETRY_PAUSES = (1.0, 4.0, 15.0)
 #: The same for a job's files, which would otherwise be lost.
 PATIENT_RETRY_PAUSES = (*RETRY_PAUSES, 60.0, 120.0)
 
-#: Object stores, whose writes are atomic, and the extra or package for each.
+#: Object stores (their writes are atomic), and the extra or package for each.
 _OBJECT_STORES = {
     "s3": "chip-ablate[s3]",
     "s3a": "chip-ablate[s3]",
@@ -76,9 +76,8 @@ class RemoteStorage:
             self._filesystem.rm_file(self._absolute_path(key))
         except Exception as error:  # of any library
             raise UserError(
-                f"--storage: {self.uri}: cannot be written ({_error_summary(error)}): "
-                "make the folder or "
-                "bucket, or give this machine what lets it in"
+                f"--storage: {self.uri}: cannot be written ({_error_summary(error)}): create the "
+                "folder or bucket, or give this machine credentials for it"
             ) from None
 
     def sizes(self, folder_key: str = "") -> dict[str, int]:
@@ -279,21 +278,24 @@ def validate_uri(text: str) -> str:
     """
     scheme, separator, rest = text.partition("://")
     if not separator and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise UserError(f"--storage: {text}: is no address: write two slashes behind the colon")
+        raise UserError(f"--storage: {text}: is not a URI: write two slashes after the colon")
     if not separator:
         return str(Path(os.path.expanduser(text)).absolute())
     if scheme not in _OBJECT_STORES:
         raise UserError(
-            f"--storage: {scheme}://: is no kind of object store that is known here "
-            f"({', '.join(_OBJECT_STORES)}): give one of those, or a folder that all machines see"
+            f"--storage: {scheme}://: is not a supported kind of object store "
+            f"({', '.join(_OBJECT_STORES)}): use one of those, or a folder that all machines can "
+            "access"
         )
     if "@" in rest.partition("/")[0]:
         raise UserError(
-            "--storage: a URI with a user or password would be written down: leave them to the "
+            "--storage: a URI with a user or password would be written to disk: put them in the "
             "machine's own settings"
         )
     if not rest.strip("/"):
-        raise UserError(f"--storage: {text}: names no folder: write {scheme}://BUCKET/FOLDER")
+        raise UserError(
+            f"--storage: {text}: does not name a folder: write {scheme}://BUCKET/FOLDER"
+        )
     return text.rstrip("/")
 
 

@@ -48,7 +48,7 @@ class Uploader:
             folders: folders to copy, below `root`.
             root: a file's key in the storage is its path below it.
             incoming: files that the driver writes to the storage and that are copied here.
-            on_copy: saves anything else after each copy; called with whether it is the last time.
+            on_copy: called after each copy to save anything else, with whether it is the last time.
             interval: seconds between two copies.
         """
         self._remote, self._folders, self._root, self._interval = remote, folders, root, interval
@@ -95,7 +95,7 @@ class Uploader:
                     self._uploaded[key] = _file_stamp(path)
 
     def copy(self, *, is_last: bool = False) -> None:
-        """Copy new and changed files since the last call, and remove deleted ones.
+        """Copy files that are new or changed since the last call, and remove deleted ones.
 
         Args:
             is_last: whether this is the last call.
@@ -139,8 +139,8 @@ class Uploader:
     def _files_to_copy(self) -> dict[str, Path] | None:
         """Return the files to copy by key: complete files and files that only grow.
 
-        None if a training is just ending: at that moment its model is completed and its
-        checkpoints are deleted, so that a list may lack both.
+        None if a training is just ending: its model is then being completed and its checkpoints
+        deleted, so a list may have neither.
         """
         excluded = set(self._incoming)
         files = {}

@@ -91,9 +91,9 @@ class Grid:
         return cells if self.dependency_order == tuple(self.levels) else self._sort_cells(cells)
 
     def find_mismatches(self, levels_by_factor: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-        """Yield (factor, surplus) for each factor that a mapping lacks or has without applying.
+        """Yield (factor, surplus) for each missing factor and each that does not apply.
 
-        A mapping without any is a cell.
+        A mapping without such factors is a cell.
 
         Args:
             levels_by_factor: factor -> level.
@@ -135,7 +135,7 @@ def first_cell(grid: Grid, design: Design) -> Cell:
     """Return the cell that a design starts from if the file has no `baseline`.
 
     It has the first level of each factor, or the last under `leave_one_out`, which starts from the
-    whole.
+    full configuration.
     """
     takes_last = design == "leave_one_out"
     return grid.expand({name: levels[-1:] if takes_last else levels[:1]
@@ -186,8 +186,8 @@ def iter_layout_notes(study: Study) -> Iterator[str]:
         yield f"{name} applies only where {format_condition(patterns)}: {cells} without it"
     if study.placebo:
         yield (
-            "placebo: the baseline's configuration with seeds of its own "
-            f"({', '.join(map(str, study.placebo_seeds))}): what no effect looks like"
+            "placebo: the baseline's configuration with its own seeds "
+            f"({', '.join(map(str, study.placebo_seeds))}), to show what no effect looks like"
         )
 
 
@@ -256,19 +256,19 @@ def parse_layout(
     layout = Layout(study_file=study_file, grid=grid, include=include, exclude=exclude)
     if (study_file.design == "cells") != bool(study_file.cells):
         note_problem(
-            "cells", "is a list of cells under `design: cells`, and not there under another"
+            "cells", "is required under `design: cells`, and not allowed under another design"
         )
     try:
         grid.dependency_order  # noqa: B018 - raises
     except CircularConditionError as error:
-        note_problem("when", f"{error} apply only where one another do: break the circle")
+        note_problem("when", f"{error} depend on each other: break the circle")
     if problem_keys or not all(grid.levels.values()) or not factors:
         return layout
     try:
         return _resolve_cells(layout, problem_keys, note_problem)
     except TooManyCellsError:
         report_problem(
-            "factors", f"come to more than {MAX_CELLS:,} cells: take fewer levels, or a `design`"
+            "factors", f"give more than {MAX_CELLS:,} cells: use fewer levels, or a `design`"
         )
         return layout
 
@@ -334,9 +334,7 @@ def _parse_conditions(
                 [raw_patterns], key_path, grid, report_problem, is_list=False
             )
         if any(name in pattern for pattern in patterns):
-            report_problem(
-                key_path, "a factor cannot decide whether it applies itself: name another"
-            )
+            report_problem(key_path, "a factor cannot depend on itself: name another")
         elif patterns:
             conditions[name] = patterns
     return conditions
@@ -443,7 +441,7 @@ def _parse_cells(
                 break
             if cell in cells:
                 text = ", ".join(f"{name} = {level}" for name, level in cell.items())
-                report_problem(key_path, f"the cell {text} stands twice: remove one")
+                report_problem(key_path, f"the cell {text} is listed twice: remove one")
             cells.append(cell)
     return cells
 
@@ -471,7 +469,7 @@ def _check_cells_left(
             )
     if designed_cells and not kept_cells:
         excluded = any(matches(pattern, designed_cells[0]) for pattern in layout.exclude)
-        report_problem("exclude" if excluded else "include", "leaves no cell: leave out less")
+        report_problem("exclude" if excluded else "include", "leaves no cell: leave out fewer")
 
 
 def _check_baseline_levels(baseline: Cell, grid: Grid, report_problem: ProblemReporter) -> None:
@@ -480,6 +478,6 @@ def _check_baseline_levels(baseline: Cell, grid: Grid, report_problem: ProblemRe
         if len(grid.levels[name]) > 1 and level == grid.levels[name][0]:
             report_problem(
                 f"baseline.{name}",
-                f"leave_one_out takes the first level, '{level}', for the factor left out, and the "
-                "baseline for the whole: put another level first",
+                f"under leave_one_out, the first level, '{level}', means that the factor is left "
+                "out, and the baseline leaves nothing out: put another level first",
             )

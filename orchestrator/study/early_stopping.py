@@ -22,28 +22,30 @@ class EarlyStopping(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     method: Literal["asha", "median"] = Field(
-        description="asha: at each rung the best 1/reduction_factor go on; median: a trial whose "
-        "best figure is below the median of the others' means ends"
+        description="asha: at each rung the best 1/reduction_factor continue; median: a trial "
+        "ends if its best figure is below the median of the others' means"
     )
     metric: str = Field(
         description="the training figure that decides: reward/accuracy, reward/margin or loss"
     )
     grace: float = Field(
-        0.25, gt=0, lt=1, description="the share of its steps that every training makes"
+        0.25, gt=0, lt=1, description="the fraction of its steps that every training completes"
     )
     reduction_factor: float | None = Field(
-        None, gt=1, allow_inf_nan=False, description="of asha: 3 if not said"
+        None, gt=1, allow_inf_nan=False, description="only for asha; 3 by default"
     )
     min_trials: int | None = Field(
-        None, ge=1, description="of median: how many others must be as far: 3 if not said"
+        None,
+        ge=1,
+        description="only for median: how many other trials must have come as far; 3 by default",
     )
 
     @model_validator(mode="after")
     def _check_method_options(self) -> EarlyStopping:
         if self.method == "median" and self.reduction_factor is not None:
-            raise ValueError("reduction_factor is of asha: leave it out under median")
+            raise ValueError("reduction_factor is only for asha: leave it out under median")
         if self.method == "asha" and self.min_trials is not None:
-            raise ValueError("min_trials is of median: leave it out under asha")
+            raise ValueError("min_trials is only for median: leave it out under asha")
         return self
 
     @property
@@ -58,7 +60,7 @@ class EarlyStopping(BaseModel):
 
     @property
     def effective_min_trials(self) -> int:
-        """Minimum number of other trials that are as far, of median."""
+        """Minimum number of other trials that have come as far, for median."""
         return self.min_trials or 3
 
     @property

@@ -10,15 +10,21 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    hours: float | None = Field(None, gt=0, allow_inf_nan=False, description="from start to end")
-    cpu_hours: float | None = Field(None, gt=0, allow_inf_nan=False, description="computed")
-    gpu_hours: float | None = Field(None, gt=0, allow_inf_nan=False, description="GPUs are held")
+    hours: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="hours from start to end"
+    )
+    cpu_hours: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="hours of computing"
+    )
+    gpu_hours: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="hours that GPUs are held"
+    )
     price: float | None = Field(None, gt=0, allow_inf_nan=False, description="in your currency")
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Budget:
         if not self.bounds:
-            raise ValueError("bounds nothing: give hours, cpu_hours, gpu_hours or price")
+            raise ValueError("sets no bound: give hours, cpu_hours, gpu_hours or price")
         return self
 
     @property
@@ -33,22 +39,25 @@ class Budget(BaseModel):
 
 
 class Limits(BaseModel):
-    """Limits as written, in the study file or on the command line; each run counts anew."""
+    """Limits as written, in the study file or on the command line; each run counts from zero."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     max_hours: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="from the first trial's start"
+        None, gt=0, allow_inf_nan=False, description="hours from the first trial's start"
     )
     max_gpu_hours: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="that trials and reference passes hold GPUs"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="hours that trials and reference passes hold GPUs",
     )
     max_failures: int | None = Field(None, ge=1, description="trials that have failed")
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Limits:
         if not self.limits:
-            raise ValueError("limits nothing: give max_hours, max_gpu_hours or max_failures")
+            raise ValueError("sets no limit: give max_hours, max_gpu_hours or max_failures")
         return self
 
     @property

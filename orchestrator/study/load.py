@@ -125,7 +125,7 @@ def load_study(
         others = problems[schema_problem_count:]
         others = [line for line in others if not is_consequence(line, source, invalid_keys)]
         raise ConfigError(dict.fromkeys([*problems[:schema_problem_count], *others]))
-    assert layout.baseline is not None, "what is wrong with a layout is told"
+    assert layout.baseline is not None, "problems of a layout are reported"
     return Study(
         name=variant_name(study_file.study, changes),
         question=study_file.question,
@@ -155,7 +155,9 @@ def load_study(
 
 def _check_name(name: str, report_problem: ProblemReporter) -> None:
     if not _NAME_PATTERN.fullmatch(name):
-        report_problem("study", f"'{name}' is no name: use letters, digits, '-', '_' and '.'")
+        report_problem(
+            "study", f"'{name}' is not a valid name: use letters, digits, '-', '_' and '.'"
+        )
 
 
 def _load_recipe(
@@ -239,7 +241,7 @@ def _parse_seeds(
     if study_file.placebo and max(seeds, default=0) >= PLACEBO_SEED_OFFSET:
         report_problem(
             "placebo",
-            f"its seeds begin at {PLACEBO_SEED_OFFSET:,}: use smaller ones than {max(seeds):,}",
+            f"its seeds start at {PLACEBO_SEED_OFFSET:,}: use seeds below that, not {max(seeds):,}",
         )
     return seeds
 
@@ -252,7 +254,7 @@ def _validate_seeds(
         report_problem(
             key_path,
             f"is a count of {raw_seeds:,}, above {MAX_SEED_COUNT:,}: write [{raw_seeds}] for a "
-            "seed",
+            "single seed",
         )
         return ()
     seeds = list(range(raw_seeds)) if type(raw_seeds) is int else raw_seeds
@@ -265,7 +267,9 @@ def _validate_seeds(
     repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     problems = {
         "is empty: give at least one seed": not seeds,
-        f"not distinct: {', '.join(map(str, repeated))} stands twice: remove one": bool(repeated),
+        f"not distinct: {', '.join(map(str, repeated))} is listed twice: remove one": bool(
+            repeated
+        ),
         "a seed is negative: use 0 or more": any(seed < 0 for seed in seeds),
         f"a seed is above {LARGEST_SEED}: use a smaller one": any(
             seed > LARGEST_SEED for seed in seeds

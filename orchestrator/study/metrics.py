@@ -117,7 +117,9 @@ def parse_published(
             if metric not in goals:
                 report_problem(f"{key_path}.values", _unknown_metric_problem(metric, goals))
             if not math.isfinite(value):
-                report_problem(f"{key_path}.values.{metric}", f"{value} is no figure: leave it out")
+                report_problem(
+                    f"{key_path}.values.{metric}", f"{value} is not a number: leave it out"
+                )
         arm = None if isinstance(entry.arm, str) else parse_cell(entry.arm, f"{key_path}.arm")
         figures.append(PublishedFigures(source=entry.source, arm=arm, values=entry.values))
     return tuple(figures)
@@ -136,7 +138,7 @@ def _parse_metric(
         )
     goal = goals[metric]
     if entry.goal not in (None, goal):
-        report_problem(f"{key_path}.goal", f"'{metric}' is to be {goal}d: write `goal: {goal}`")
+        report_problem(f"{key_path}.goal", f"'{metric}' must be {goal}d: write `goal: {goal}`")
     return DeclaredMetric(metric=metric, goal=goal, smallest_difference=entry.smallest_difference)
 
 

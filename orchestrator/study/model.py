@@ -49,7 +49,7 @@ class DeclaredMetric:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFigures:
-    """Figures published by others: shown beside the study's, never mixed in."""
+    """Figures published by others: shown next to the study's, never mixed with them."""
 
     source: str
     arm: Mapping[str, str] | None  # the cell, factor -> level; None: the untrained model
@@ -85,7 +85,7 @@ class Study:
     published: tuple[PublishedFigures, ...] = ()
     design: Design = "grid"
     when: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)  # by conditional factor
-    placebo: bool = False  # an arm equal to the baseline but for its seeds
+    placebo: bool = False  # whether to add an arm that differs from the baseline only in its seeds
     excluded_count: int = 0  # cells of the design that `include` and `exclude` leave out
     tune: Tune | None = None  # search that each arm makes before its seeds run
     budget: Budget | None = None  # for what is still to run
@@ -94,7 +94,7 @@ class Study:
     changes: StudyChanges = StudyChanges()  # of its file, by the command line
 
     def __post_init__(self) -> None:
-        """Check that the search chooses by nothing that is quoted.
+        """Check that the search uses nothing that is reported.
 
         Raises:
             ConfigError: it does.

@@ -24,10 +24,11 @@ class StudyFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     study: str = Field(description="its name: letters, digits, '-', '_' and '.'")
-    question: str = Field("", description="what it is to answer, in a sentence")
+    question: str = Field("", description="the question that it answers, in a sentence")
     recipe: str = Field(
         "shapes",
-        description="the base configuration: a shipped recipe's name, or a file beside the study",
+        description="the base configuration: a shipped recipe's name, or a file next to the "
+        "study's",
         examples=recipes.recipe_names(),
     )
     # A list of levels, or levels by name: checked with the recipe.
@@ -35,7 +36,7 @@ class StudyFile(BaseModel):
         description="what is varied: a dotted key and its levels, or a name and levels by name"
     )
     when: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(
-        {}, description="factor: the pattern, or patterns, of cells that it applies in"
+        {}, description="for a factor: the pattern, or patterns, of the cells in which it applies"
     )
     design: Design = Field(
         "grid",
@@ -45,40 +46,49 @@ class StudyFile(BaseModel):
     )
     cells: list[dict[str, Any]] = Field([], description="the cells of `design: cells`")
     include: list[dict[str, Any]] = Field(
-        [], description="patterns: only cells that one of them has are kept"
+        [], description="patterns: only cells that match one of them are kept"
     )
     exclude: list[dict[str, Any]] = Field(
-        [], description="patterns of cells to leave out, whatever includes them"
+        [], description="patterns of cells to leave out, even if they match `include`"
     )
     seeds: Seeds = Field([0], description="a count, or a list of distinct whole numbers from 0")
     baseline: dict[str, Any] | None = Field(
-        None, description="the cell that differences are taken against: a level of each factor"
+        None, description="the cell that others are compared with: a level of each factor"
     )
     placebo: bool = Field(
         False,
-        description="true: an arm equal to the baseline but for its seeds, to show what no effect "
-        "looks like",
+        description="true: add an arm that differs from the baseline only in its seeds, to show "
+        "what no effect looks like",
     )
-    benchmarks: BenchmarksConfig | None = Field(None, description="what trained models are asked")
+    benchmarks: BenchmarksConfig | None = Field(
+        None, description="the benchmarks that trained models are scored on"
+    )
     evaluation: EvaluationConfig | None = Field(
-        None, description="which engine answers benchmarks, in place of the recipe's"
+        None, description="the engine that answers benchmarks, instead of the recipe's"
     )
     primary: DeclaredFile | None = Field(None, description="the metric the question is about")
     secondary: list[DeclaredFile] = Field([], description="metrics that get a verdict too")
     exploratory: bool = Field(
-        False, description="true: a search; p-values bound the share of false findings"
+        False,
+        description="true: an exploratory study, whose p-values bound the share of false findings",
     )
     published: list[PublishedFile] = Field(
-        [], description="figures of others, each with its source: shown beside, never mixed in"
+        [],
+        description="published figures, each with its source: shown next to the study's, never "
+        "mixed with them",
     )
     tune: TuneFile | None = Field(
-        None, description="what every arm chooses for itself on `select` before its seeds run"
+        None,
+        description="the hyper-parameters that every arm chooses for itself on `select` before "
+        "its seeds run",
     )
     budget: Budget | None = Field(
         None,
-        description="bounds on what is still to be run: what does not fit is left out, and said",
+        description="bounds on the remaining work: what does not fit is left out and reported",
     )
-    limits: Limits | None = Field(None, description="where each run of it stops, whatever is left")
+    limits: Limits | None = Field(
+        None, description="limits at which each run of it stops, even if work is left"
+    )
     early_stopping: EarlyStopping | None = Field(
         None, description="cuts trainings that fall behind the others of a run; off by default"
     )

@@ -18,14 +18,14 @@ from orchestrator.study.model import Factor
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values, find_seed_problem
 
 #: Default seed of a search's draws and trainings. It must not be a seed of the study, since a
-#: training of the search is never quoted; studies are unlikely to have it.
+#: training of the search is never reported; studies are unlikely to use it.
 DEFAULT_SEARCH_SEED = 1000
 #: Sections that are not hyper-parameters, and why.
 _NOT_TUNABLE = {
-    "seed": "the study's own `seeds:` says it",
-    "benchmarks": "what is asked is the same for every trial",
-    "evaluation": "answers are made alike for every trial",
-    "engine": "it changes no figure",
+    "seed": "the study's own `seeds:` sets it",
+    "benchmarks": "every trial is scored on the same benchmarks",
+    "evaluation": "answers are generated in the same way for every trial",
+    "engine": "it does not change any figure",
     "model": "arms are compared on one model: make it a factor",
     "data": "arms are compared on the same data: make it a factor",
 }
@@ -52,7 +52,7 @@ class RangeFile(BaseModel):
 
 
 class TuneFile(BaseModel):
-    """What each arm chooses for itself on `select`, before its seeds run with that."""
+    """What each arm chooses for itself on `select`, before its seeds run with it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -100,7 +100,9 @@ def parse_tune(  # noqa: PLR0913 (blocks of a study file)
             _check_values(key, space, base_tree, report_problem)
     metric = _parse_metric(tune_file, benchmarks, goals, report_problem)
     if not benchmarks.report:
-        report_problem("tune", "nothing would be quoted: add a benchmark under `benchmarks.report`")
+        report_problem(
+            "tune", "nothing would be reported: add a benchmark under `benchmarks.report`"
+        )
     seed_clash = find_seed_problem(tune_file.seed, seeds)
     if seed_clash is not None:
         report_problem(*seed_clash.split(": ", 1))
@@ -111,13 +113,11 @@ def parse_tune(  # noqa: PLR0913 (blocks of a study file)
 def _resolve_trials(tune: Tune, trials: int | None, report_problem: ProblemReporter) -> Tune:
     max_trials = tune.combination_count
     if trials is None and max_trials is None:
-        report_problem(
-            "tune.trials", "is missing: a range has no end of values: say how many to try"
-        )
+        report_problem("tune.trials", "is missing: a range has endless values: set how many to try")
     if trials is not None and max_trials is not None and trials > max_trials:
         report_problem(
             "tune.trials",
-            f"{trials} are more than the {max_trials} combinations of values there are",
+            f"{trials} is more than the {max_trials} combinations of values",
         )
     return Tune(
         keys=tune.keys, trials=trials or max_trials or 1, metric=tune.metric, seed=tune.seed
@@ -133,7 +133,7 @@ def _parse_space(
         report_problem(f"tune.keys.{key}", "has no values: give at least one")
     repeated = [value for index, value in enumerate(raw_space) if value in raw_space[:index]]
     if repeated:
-        report_problem(f"tune.keys.{key}", f"{repeated[0]!r} stands twice: remove one")
+        report_problem(f"tune.keys.{key}", f"{repeated[0]!r} is listed twice: remove one")
     return Values(options=tuple(raw_space))
 
 
@@ -145,15 +145,15 @@ def _find_tune_key_problem(
         return problem
     section = key.split(".")[0]
     if section in _NOT_TUNABLE:
-        return f"is no hyper-parameter: {_NOT_TUNABLE[section]}"
+        return f"is not a hyper-parameter: {_NOT_TUNABLE[section]}"
     for factor in factors:
         varied_keys = {
             varied_key for level in factor.levels for varied_key in _leaf_keys(level.overrides)
         }
         if key == factor.name or any(_keys_overlap(key, varied_key) for varied_key in varied_keys):
-            return f"is varied by the factor '{factor.name}': what is compared is not tuned"
+            return f"is varied by the factor '{factor.name}': a key is either compared or tuned"
     if any(_keys_overlap(key, varied_key) for varied_key in _leaf_keys(overrides)):
-        return "is set by --set too: each arm chooses it, so leave that out"
+        return "is also set by --set: each arm chooses it, so leave out --set"
     return None
 
 
@@ -219,7 +219,7 @@ def _parse_metric(
     if tune_file.goal not in (None, chosen_metric.goal):
         report_problem(
             "tune.goal",
-            f"'{chosen_metric.name}' is to be {chosen_metric.goal}d: write `goal: "
+            f"'{chosen_metric.name}' must be {chosen_metric.goal}d: write `goal: "
             f"{chosen_metric.goal}`",
         )
     return chosen_metric
@@ -229,8 +229,13 @@ def _unknown_metric_problem(
     metric: str, select_metrics: Mapping[str, Any], goals: Mapping[str, Goal]
 ) -> str:
     if not select_metrics:
-        return f"'{metric}' chooses nothing: add a benchmark under `benchmarks.select` first"
+        return (
+            f"'{metric}' cannot be used to choose: add a benchmark under `benchmarks.select` first"
+        )
     choices = suggest(metric, select_metrics)
     if metric in goals:
-        return f"'{metric}' is of `report`, which chooses nothing: name one of `select`: {choices}"
+        return (
+            f"'{metric}' is under `report`, which cannot be used to choose: name one under "
+            f"`select`: {choices}"
+        )
     return f"unknown metric '{metric}': {choices}"

@@ -127,7 +127,7 @@ class Tune:
         )
 
     def check(self, benchmarks: BenchmarksConfig, seeds: tuple[int, ...]) -> None:
-        """Check that the search chooses by nothing that is quoted.
+        """Check that the search uses nothing that is reported.
 
         Raises:
             ConfigError: its metric is not of `select`, or it trains with a seed of the study's.
@@ -152,8 +152,8 @@ def find_metric_problem(metric: SelectMetric, benchmarks: BenchmarksConfig) -> s
     if metric.benchmark in {settings.name for settings in benchmarks.select}:
         return None
     return (
-        f"tune.metric: '{metric.benchmark}' is not under `select`, and nothing else chooses: name "
-        "a benchmark of `select`"
+        f"tune.metric: '{metric.benchmark}' is not under `select`, and only those benchmarks can "
+        "be used to choose: name one of them"
     )
 
 
@@ -162,6 +162,6 @@ def find_seed_problem(seed: int, seeds: tuple[int, ...]) -> str | None:
     if seed not in seeds:
         return None
     return (
-        f"tune.seed: {seed} is one of the study's seeds: a training that was chosen for its own "
-        "luck would be quoted: use another"
+        f"tune.seed: {seed} is one of the study's seeds: a training that was chosen for its luck "
+        "would be reported: use another"
     )

@@ -42,14 +42,16 @@ def parse_factor(text: str) -> tuple[str, list[Any]]:
     key, separator, levels = text.partition("=")
     key = key.strip()
     if not separator or not levels.strip():
-        raise UserError(f"'{text}' is no factor: write a key and its levels, objective=dpo,chip")
+        raise UserError(
+            f"'{text}' is not a factor: write a key and its levels, such as objective=dpo,chip"
+        )
     problem = find_key_problem(key)
     if problem is not None:
         raise UserError(problem)
     if key.split(".")[0] in STUDY_SECTIONS:
-        raise UserError(f"'{key}' is no factor: the study has its own `{key.split('.')[0]}`")
+        raise UserError(f"'{key}' cannot be a factor: the study has its own `{key.split('.')[0]}`")
     if levels.rstrip().endswith(","):
-        raise UserError(f"'{text}' ends with a comma: name a level behind it, or leave it out")
+        raise UserError(f"'{text}' ends with a comma: add a level after it, or remove it")
     parsed_levels = recipes.parse_yaml(f"[{levels}]", key)
     return key, list(parsed_levels)
 
@@ -80,23 +82,23 @@ def format_study_file(answers: StudyAnswers, folder: Path) -> str:
     baseline = {key: levels[0] for key, levels in answers.factors.items()}
     lines = [
         schema_comment("study", folder),
-        "# What each key means, and which there are: docs/study-files.md.",
+        "# All keys and their meanings: docs/study-files.md.",
         f"study: {_to_yaml(answers.name)}",
         f"question: {_to_yaml(answers.question)}",
-        "# The configuration that all cells begin with.",
+        "# The configuration that all cells start from.",
         f"recipe: {_to_yaml(answers.recipe)}",
         "# What is varied: a dotted key of the recipe, and its levels.",
         "factors:",
         *(f"  {key}: {_to_yaml(list(levels))}" for key, levels in answers.factors.items()),
-        "# A factor that applies only where another has some level; cells to leave out; a design:",
+        "# A factor that applies only for some levels of another; cells to leave out; a design:",
         "# when: {FACTOR: {OTHER: LEVEL}}",
         "# exclude: [{FACTOR: LEVEL}]",
         "# design: one_at_a_time",
-        "# A count, or a list. Intervals that say something of training need two or more.",
+        "# A count, or a list. Intervals that cover the randomness of training need two or more.",
         f"seeds: {answers.seeds}",
-        "# What differences are taken against.",
+        "# The cell that others are compared with.",
         f"baseline: {_to_yaml(baseline)}",
-        "# `report` is quoted in the table; `select` may choose settings and is not.",
+        "# `report` is shown in the table; `select` may only be used to choose settings.",
         "benchmarks:",
         f"  report: {_to_yaml(list(answers.benchmarks))}",
         "  select: []",
@@ -120,7 +122,7 @@ def write_study(answers: StudyAnswers, path: Path) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(format_study_file(answers, path.parent))
     except FileExistsError:
-        raise UserError(f"{path}: is there already: name another file by --out") from None
+        raise UserError(f"{path}: already exists: choose another file with --out") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:

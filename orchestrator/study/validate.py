@@ -71,13 +71,13 @@ def parse_factors(
         problems.extend(f"{source}: {key}: {key_error}" for key_error in unknown_keys)
         forbidden_keys = [dotted for dotted in keys if dotted.split(".")[0] in STUDY_SECTIONS]
         problems.extend(
-            f"{source}: {key}: '{dotted}' is no factor: use the study's own `{dotted.split('.')[0]}"
-            f"{'s' if dotted == 'seed' else ''}:`"
+            f"{source}: {key}: '{dotted}' cannot be a factor: use the study's own "
+            f"`{dotted.split('.')[0]}{'s' if dotted == 'seed' else ''}:`"
             for dotted in forbidden_keys
         )
         names = [level.name for level in levels]
         for repeated in sorted({label for label in names if names.count(label) > 1}):
-            problems.append(f"{source}: {key}: the level '{repeated}' stands twice: remove one")
+            problems.append(f"{source}: {key}: the level '{repeated}' is listed twice: remove one")
         if base_tree and not unknown_keys and not forbidden_keys:
             for index, level in enumerate(levels):
                 for problem in _iter_level_problems(level, base_tree):
@@ -132,18 +132,21 @@ def check_early_stopping(
     if is_tuned:
         report_problem(
             "early_stopping",
-            "holds for no study with `tune:`: draws of one arm would cut those of another, and "
-            "every arm is to have the same search: leave one of the two out",
+            "cannot be used with `tune:`: draws of one arm would cut those of another, but every "
+            "arm must have the same search: leave out one of the two",
         )
     choices = suggest(rule.metric, TRAINING_METRICS)
     key = "early_stopping.metric"
     if rule.metric in goals and rule.metric.startswith("select/"):
         report_problem(
             key,
-            f"'{rule.metric}' is known when a training has ended, too late to cut it: {choices}",
+            f"'{rule.metric}' is only known after a training has ended, too late to cut it: "
+            f"{choices}",
         )
     elif rule.metric in goals:
-        report_problem(key, f"'{rule.metric}' is of `report`, which decides nothing: {choices}")
+        report_problem(
+            key, f"'{rule.metric}' is under `report`, which must not decide anything: {choices}"
+        )
     elif rule.metric not in TRAINING_METRICS:
         report_problem(key, f"unknown training figure '{rule.metric}': {choices}")
     elif rule.metric == "loss":
@@ -151,9 +154,8 @@ def check_early_stopping(
         if objective_factors:
             report_problem(
                 key,
-                "losses of different objectives are no common measure (factor "
-                f"'{objective_factors[0]}'): "
-                "name reward/accuracy",
+                "losses of different objectives cannot be compared (factor "
+                f"'{objective_factors[0]}'): use reward/accuracy",
             )
 
 

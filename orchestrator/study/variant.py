@@ -11,13 +11,13 @@ from chip_core import recipes
 from chip_core.config.validation import find_key_problem
 from orchestrator.study.model import Factor, StudyChanges, format_level
 
-_MAX_VALUE_LENGTH, _MAX_NAME_LENGTH = 60, 160  # a folder's name has 255 at most
+_MAX_VALUE_LENGTH, _MAX_NAME_LENGTH = 60, 160  # a folder's name has at most 255 characters
 #: Keys that `--set` cannot change, and what to do instead.
 _FIXED_KEYS = {
-    "benchmarks": "what is tuned on and what is quoted is the study file's `benchmarks:` alone: "
-    "change it there",
-    "tune": "what a search is judged by is the study file's `tune:` alone: change it there",
-    "seed": "the study's seeds are `seeds:`, or --seeds",
+    "benchmarks": "the benchmarks to tune on and to report are set only by the study file's "
+    "`benchmarks:`: change it there",
+    "tune": "searches are set only by the study file's `tune:`: change it there",
+    "seed": "the study's seeds are set by `seeds:` or --seeds",
 }
 
 
@@ -68,8 +68,8 @@ def iter_variant_problems(
         and recipe_name(recipe) in shipped_recipes
     ):
         yield (
-            f"--recipe: {recipe}: has the name of a shipped recipe, whose variant would be taken "
-            "for this one's: rename the file"
+            f"--recipe: {recipe}: has the name of a shipped recipe, and their variants could not "
+            "be told apart: rename the file"
         )
     for key in changes.overrides:
         problem = _FIXED_KEYS.get(key.split(".")[0]) or find_key_problem(key)

@@ -126,9 +126,9 @@ def sqlite_file(uri: str) -> Path | None:
         raise ValueError("a file's address has three slashes, or four and its whole path")
     name = (url.database or "").removeprefix("file:")
     if name in ("", ":memory:") or url.query.get("mode") == "memory":
-        raise ValueError("a database in memory is gone with the run: name a file")
+        raise ValueError("an in-memory database is lost when the run ends: name a file")
     if "\0" in name:
-        raise ValueError("its name has a NUL")
+        raise ValueError("its name contains a NUL")
     if name.endswith("/"):
         raise ValueError("it names a folder: name a file in it")
     return Path(name)
@@ -143,7 +143,7 @@ def validate_uri(uri: str) -> None:
     if not uri.strip():
         raise InvalidUri("it is empty")
     if uri != uri.strip() or not uri.isprintable():
-        raise InvalidUri("it has spaces around it, or signs that cannot be seen")
+        raise InvalidUri("it has spaces around it, or invisible characters")
     try:
         parts = urlsplit(uri)
         port = parts.port
@@ -154,7 +154,7 @@ def validate_uri(uri: str) -> None:
     if file is None and parts.scheme in ("http", "https") and not parts.hostname:
         raise InvalidUri("it names no host")
     if port == 0:
-        raise InvalidUri("nobody listens on port 0")
+        raise InvalidUri("port 0 cannot be used")
     if file is None and parts.scheme and any(map(str.isspace, parts.netloc)):
         raise InvalidUri("there is a space in its host")
 
@@ -166,7 +166,7 @@ def check_connection(uri: str) -> None:
         InvalidUri: no store can be there.
         ImportError: the database's driver is not installed.
         OSError: there is no answer at its address, or its file cannot be created.
-        sqlite3.Error: its file cannot be opened or written, is no database, or is locked.
+        sqlite3.Error: its file cannot be opened or written, is not a database, or is locked.
         sqlalchemy.exc.SQLAlchemyError: the database refuses the connection.
     """
     validate_uri(uri)
@@ -207,8 +207,8 @@ def _check_file(file: Path, *, created_folder: Path) -> None:
             database.rollback()
         return
     if file.is_symlink():
-        raise InvalidUri("it is a link to what is not there")
-    if file.parent != created_folder and not file.parent.exists():  # MLflow decodes no escapes
+        raise InvalidUri("it is a broken link")
+    if file.parent != created_folder and not file.parent.exists():  # MLflow does not decode escapes
         raise InvalidUri(f"there is no folder {file.parent}")
     parent = next(folder for folder in file.absolute().parents if folder.exists())
     try:
@@ -225,12 +225,12 @@ def explain_error(error: Exception, uri: str) -> UserError:
     address = to_printable(redact_uri(uri))
     reason = to_printable(" ".join(redact_text(text.split("\n")[0], uri).split()), 300)
     if "unsupported URI" in reason:
-        error, reason = InvalidUri(), "MLflow knows no store of this kind"
-    other = "name another store by --tracking-uri"
+        error, reason = InvalidUri(), "MLflow does not support this kind of store"
+    other = "name another store with --tracking-uri"
     if isinstance(error, InvalidUri):
         problem = (
             f"cannot be used ({reason}): give --tracking-uri (or MLFLOW_TRACKING_URI) an address "
-            "as sqlite:///FILE or http://HOST:PORT"
+            "such as sqlite:///FILE or http://HOST:PORT"
         )
     elif isinstance(error, ImportError):
         problem = f"needs a package that is not installed ({reason}): install it, or {other}"
@@ -238,13 +238,15 @@ def explain_error(error: Exception, uri: str) -> UserError:
         upgrade = f"back it up and run `mlflow db upgrade {address}`"
         problem = f"has another MLflow version's schema: {upgrade}, or {other}"
     elif "maintenance mode" in reason:
-        problem = "is a folder, which MLflow gave up: name a database, as sqlite:///FILE"
+        problem = (
+            "is a folder, which MLflow no longer supports: name a database, such as sqlite:///FILE"
+        )
     elif is_server(uri):
-        problem = f"does not answer as it should ({reason}): start the server, or {other}"
+        problem = f"does not answer as expected ({reason}): start the server, or {other}"
     elif transient:
-        problem = f"cannot be used now ({reason}): free it, or make room for it"
+        problem = f"cannot be used now ({reason}): unlock it, or free some space"
     else:
-        problem = f"cannot be used ({reason}): mend it, or name another by --tracking-uri"
+        problem = f"cannot be used ({reason}): fix it, or name another with --tracking-uri"
     message = f"the MLflow store {address if address.strip() else repr(uri)} {problem}"
     return StoreUnavailable(message) if transient else StoreRefused(message)
 

@@ -1,4 +1,4 @@
-"""Read what a trial leaves for MLflow: curves, configuration, responses, scores."""
+"""Read the files of a trial that MLflow shows: curves, configuration, responses, scores."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def attach_files(
     append_record(workdir / "studies" / study / _FILE, record)
     try:
         if not _log_attached(workdir, uri, study, [record], attachment.files):
-            return f"MLflow has no run of study {study}: the figures are in its report folder alone"
+            return f"MLflow has no run of study {study}: the figures are only in its report folder"
     except StoreUnavailable as error:
         return f"{error}; the figures are in the report folder: " + shlex.join(
             ["chip-ablate", "sync", study, "--workdir", str(workdir)]

@@ -294,7 +294,7 @@ class MlflowStore:
         reason = to_printable(reason, 300)
         if not self.refused:  # one line; others are reported at the end
             _LOG.warning(
-                "MLflow does not take the %s (%s): it is in the report, and the rest is shown",
+                "MLflow rejects the %s (%s): it is in the report, and the rest is shown",
                 item,
                 reason,
             )
@@ -352,7 +352,7 @@ def _batches(entities: Iterable[Any], max_entities: int) -> Iterator[list[Any]]:
     batch: list[Any] = []
     size = 0
     for entity in entities:
-        # A few bytes more than a metric, param or tag takes of a request.
+        # Slightly more bytes than a metric, param or tag takes in a request.
         added = len(json.dumps([entity.key, str(entity.value)])) + 100
         if batch and (len(batch) == max_entities or size + added > _MAX_BYTES):
             yield batch

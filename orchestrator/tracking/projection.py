@@ -1,7 +1,7 @@
-"""Project the ledger to MLflow: bring the runs of a study to what it says.
+"""Project the ledger to MLflow: update the runs of a study to match it.
 
-The ledger and the attempts' folders are authoritative: showing them again changes nothing, so that
-a store that was unavailable can be brought up to date from them.
+The ledger and the attempts' folders are authoritative. Showing them again changes nothing, so a
+store that was unavailable can be updated later.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class MlflowProjection:
-    """Brings the runs of a study in MLflow up to date with its view.
+    """Updates the runs of a study in MLflow to match its view.
 
     Every (arm, seed) has one active run, whatever happened before, and showing the same twice has
     no effect. Runs that an earlier driver left RUNNING are continued or ended.
@@ -76,7 +76,7 @@ class MlflowProjection:
         self._failures: dict[str, str] = {}  # trials that could not be shown, and why
 
     def reconcile(self, study: StudyView) -> None:
-        """Bring MLflow up to date with a study's view, whatever it has.
+        """Update MLflow to match a study's view, whatever it shows now.
 
         Only changes since the last call are processed. After an error, all runs are matched again,
         so that requests that succeeded without an answer are found and not repeated.
@@ -171,7 +171,7 @@ class MlflowProjection:
             self._supersede_run(run, None)
 
     def _show_trial(self, view: TrialView) -> None:
-        """Bring a trial's run up to date. What the store rejects twice is left out."""
+        """Update a trial's run. What the store rejects twice is left out."""
         name = view.trial.name
         try:
             try:
@@ -183,13 +183,13 @@ class MlflowProjection:
             raise
         except Exception as error:  # other trials are still shown
             if str(error) not in self._failures.values():
-                _LOG.warning("%s; the study goes on, and the rest of it is shown", error)
+                _LOG.warning("%s; the study continues, and the rest of it is shown", error)
             self._failures[name] = str(error)
         else:
             self._failures.pop(name, None)
 
     def _update_trial(self, view: TrialView) -> None:
-        """Bring a trial's run up to date. The status is set last and marks the run as complete."""
+        """Update a trial's run. The status is set last and marks the run as complete."""
         run, tags, figures = self._trial_run(view), _trial_tags(view), _trial_figures(view)
         if run.status == view.status != "RUNNING" and _is_up_to_date(run, tags, figures):
             if view.status != "FINISHED":  # its driver may have died before the last points
@@ -240,7 +240,7 @@ class MlflowProjection:
         self.store.set_status(study, end.status, end.ended)
 
     def _show_arm(self, view: ArmView, ended: float | None) -> None:
-        """Bring an arm's run up to date with its aggregates."""
+        """Update an arm's run with its aggregates."""
         slot = arm_slot(view.arm)
         run, spec = self._runs[slot], self._specs[slot]
         if not _aggregate_metrics(run).keys() <= encode_metrics(view.figures).keys():
@@ -347,7 +347,7 @@ def _trial_tags(view: TrialView) -> dict[str, str | None]:
     if view.status == "RUNNING":
         return {**dict.fromkeys(outcome), **code}
     engine = {f"engine.{setting}": value for setting, value in view.engine.items()}
-    # Until 2026-11 a colon was a dot there, which made `a:b.c` and `a.b:c` one.
+    # Until 2026-11 a colon became a dot there, so that `a:b.c` and `a.b:c` had the same name.
     former = {f"{_SCORED}.{key.replace(':', '.')}": None for key in view.metadata if ":" in key}
     scored = {
         f"{_SCORED}.{key}": json.dumps(metadata, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Record in a study's folder how its runs ended, and what a store was shown of them."""
+"""Record in a study's folder how its runs ended, and what a store shows of them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def save_snapshot(
 ) -> None:
     """Save how a run ended, before a tracker shows it.
 
-    Nothing is saved where the last snapshot is equal and was saved after `since`. Times are in
-    seconds since 1970; `ended` is the end of the run's last trial.
+    Nothing is saved if the last snapshot is equal and was saved after `since`. Times are in seconds
+    since 1970; `ended` is the end of the run's last trial.
     """
     entries = [
         {

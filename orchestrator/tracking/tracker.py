@@ -62,7 +62,7 @@ class Tracker:
         """Check whether the store can be used, before anything is created.
 
         Raises:
-            UserError: the store can never be used: its address is to be corrected.
+            UserError: the store can never be used: its address must be corrected.
         """
         with self._changed:
             self._awaited = self._version
@@ -84,14 +84,14 @@ class Tracker:
         """Wait for a while until the store is known to be usable or not.
 
         Raises:
-            UserError: the store can never be used: its address is to be corrected.
+            UserError: the store can never be used: its address must be corrected.
         """
         with self._changed:
             awaited = self._awaited or 0
             if not self._changed.wait_for(lambda: self._tried >= awaited, self.begin_within):
                 _LOG.warning(
-                    "the MLflow store %s has not answered in %.0f s; the study goes on, and its "
-                    "runs are shown when it does",
+                    "the MLflow store %s has not answered in %.0f s; the study continues, and "
+                    "its runs are shown once it answers",
                     self.address,
                     self.begin_within,
                 )
@@ -179,9 +179,7 @@ class Tracker:
                     continue
                 permanent = not isinstance(error, StoreUnavailable)
                 if previous is None and not (permanent and self._awaited is not None):
-                    _LOG.warning(
-                        "%s; the study goes on, its runs are brought up to date later", error
-                    )
+                    _LOG.warning("%s; the study continues, and its runs are updated later", error)
                 self._changed.wait_for(lambda: self._stopped or self._retry_now, pause)
                 self._retry_now = False
                 pause = min(2 * pause, self.longest_pause)

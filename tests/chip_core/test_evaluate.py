@@ -55,7 +55,7 @@ def test_a_trained_folder_is_scored_as_its_trial_was(
 
 def test_an_adapter_needs_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
-    with pytest.raises(UserError, match="names no base model: give it by --base"):
+    with pytest.raises(UserError, match="names no base model: give it with --base"):
         evaluate_model(str(tmp_path), ASKED, folder=tmp_path / "out", data_paths=DataPaths())
     with pytest.raises(UserError, match="--base: shapes holds no adapter"):
         evaluate_model("shapes", ASKED, folder=tmp_path / "out", data_paths=DataPaths(), base="x")
@@ -107,10 +107,12 @@ def test_an_adapter_is_not_scored_as_its_base(adapter: Path, tmp_path: Path) -> 
     missing = rewritten(
         adapter, tmp_path / "missing", lambda name: None if "layers.2.mlp.up" in name else name
     )
-    with pytest.raises(TrialError, match="1 of the 29 layers that it adapts get none, .*not whole"):
+    with pytest.raises(
+        TrialError, match="1 of the 29 layers that it adapts get none, .*incomplete"
+    ):
         evaluate_model(str(missing), ASKED, folder=tmp_path / "out", data_paths=DataPaths())
     strange = rewritten(adapter, tmp_path / "strange", lambda name: name.replace("_proj", "_lin"))
-    with pytest.raises(TrialError, match="56 of its 58 weights have no place in it .*--base"):
+    with pytest.raises(TrialError, match="56 of its 58 weights do not exist in it .*--base"):
         evaluate_model(str(strange), ASKED, folder=tmp_path / "out", data_paths=DataPaths())
 
 
@@ -125,12 +127,17 @@ def test_another_base_than_an_adapter_names_is_told(
     score("shapes")  # the same one, by another name
     assert not caplog.text
     score(str(tmp_path / "copy"))
-    assert f"adapter_config.json names {MODEL_FOLDER} as its base model: --base puts" in caplog.text
+    assert (
+        f"adapter_config.json names {MODEL_FOLDER} as its base model, but --base applies"
+        in caplog.text
+    )
     gone = rewritten(adapter, tmp_path / "gone", lambda name: name)
     said = json.loads((gone / "adapter_config.json").read_text())
     said["base_model_name_or_path"] = "./nowhere"
     (gone / "adapter_config.json").write_text(json.dumps(said))
-    with pytest.raises(ConfigError, match=r"gone: its base model: no folder nowhere: .* by --base"):
+    with pytest.raises(
+        ConfigError, match=r"gone: its base model: no folder nowhere: .* with --base"
+    ):
         score(None, gone)
     score("shapes", gone)
 

@@ -81,7 +81,7 @@ def test_without_merging_an_adapter_stays_one(
     folder = trained(kept, shapes_config, "lora, staged")
     said = export_model(folder, tmp_path / "out")
     assert said[0].startswith("a PEFT adapter of ")
-    assert said[1].startswith("what was trained beside it is in trained_parts.safetensors")
+    assert said[1].startswith("parts trained in addition to it are in trained_parts.safetensors")
     for name in (*ADAPTER, "trained_parts.safetensors"):
         original = (folder / "model" / name).read_bytes()
         assert (tmp_path / "out" / name).read_bytes() == original
@@ -108,7 +108,7 @@ def test_what_cannot_be_exported_is_told(
         export_model(folder, tmp_path / "file")
     with pytest.raises(UserError, match=r"file/x: cannot be exported to \(Not a directory\)"):
         export_model(folder, tmp_path / "file" / "x")
-    with pytest.raises(UserError, match="lies in the trained model's own folder: name another"):
+    with pytest.raises(UserError, match="is in the trained model's own folder: name another"):
         export_model(folder, folder / "model" / "out")
     with pytest.raises(UserError, match="holds no trained model: its weights were removed"):
         export_model(tmp_path, tmp_path / "out")
@@ -140,8 +140,8 @@ def test_an_adapter_is_merged_where_it_belongs_or_not_at_all(
     for number, (file, said) in enumerate(
         [
             # 4 layers × (q k v o, gate up down), two weights each
-            ("adapter_model.safetensors", "16 of its 56 weights have no place in it"),
-            ("trained_parts.safetensors", "12 of its .* weights have no place in it"),
+            ("adapter_model.safetensors", "16 of its 56 weights do not exist in it"),
+            ("trained_parts.safetensors", "12 of its .* weights do not exist in it"),
         ]
     ):
         folder = named(f"bad-{number}", file, lambda name: re.sub("([qk])_proj", r"\1_lin", name))

@@ -88,7 +88,7 @@ def test_a_trial_cut_short_while_it_was_scored_is_scored(
     assert "out holds a model trained with other settings" in capsys.readouterr().err
     (out / "config.json").write_text("{}")
     assert main([*command, "--resume", str(out)]) == 2
-    assert "holds a model, and no config.json that says which" in capsys.readouterr().err
+    assert "holds a model, but no config.json that describes it" in capsys.readouterr().err
 
 
 def test_a_model_of_before_there_was_a_choice_was_trained_without_transparency(
@@ -109,7 +109,7 @@ def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["train", "shapes", "--set", "optimizer.rate=1", "training"]) == 2
     told = capsys.readouterr().err
     assert "unknown key 'optimizer.rate'" in told
-    assert "--set training: is no key=value" in told
+    assert "--set training: is not key=value" in told
     assert main(["train", "shaps"]) == 2
     assert "did you mean 'shapes'" in capsys.readouterr().err
     assert main(["train", "shapes", "--set", "model=./nowhere"]) == 2
@@ -144,7 +144,7 @@ def test_a_place_that_cannot_be_used_is_told(
     (tmp_path / "file").touch()
     for out, said in {"file": "File exists", "file/deeper": "Not a directory"}.items():
         assert main(["train", "shapes", "--out", str(tmp_path / out)]) == 2
-        assert f"{out} cannot be made ({said}): name another" in capsys.readouterr().err
+        assert f"{out} cannot be created ({said}): choose another" in capsys.readouterr().err
     assert main(["train", "shapes", "--resume", str(tmp_path / "no")]) == 2
     assert "no: name an earlier --out" in capsys.readouterr().err
 

@@ -228,7 +228,7 @@ def test_where_the_time_goes_is_told(shapes_config: Configured, tmp_path: Path) 
             {"benchmarks": {"select": ["shaps"]}},
             "unknown benchmark 'shaps': did you mean",
         ),
-        ({"engine__device": "cuda"}, "engine.device is cuda, and torch finds no GPU: choose auto"),
+        ({"engine__device": "cuda"}, "engine.device is cuda, but torch finds no GPU: choose auto"),
     ],
 )
 def test_what_there_is_not_is_told_before_anything_is_trained(

@@ -132,5 +132,7 @@ def test_answers_that_were_changed_are_refused(config: TrialConfig, tmp_path: Pa
     path = tmp_path / "responses" / "report-shapes.jsonl"
     path.write_text(path.read_text().replace("response", "respond", 1))
     assert read_answered(tmp_path) is None
-    with pytest.raises(TrialError, match="its answers are not as they were written: run the study"):
+    with pytest.raises(
+        TrialError, match="its answers have changed since they were written: run the study"
+    ):
         score_trial(config, TrialContext(folder=tmp_path))

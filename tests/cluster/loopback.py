@@ -154,7 +154,7 @@ def stopped(found: list[machines.Machine], head: machines.Machine) -> list[dict[
     rows = listening(found, head)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
-    assert process.returncode == 130 and "the job goes on" in said, (process.returncode, said)
+    assert process.returncode == 130 and "the job continues" in said, (process.returncode, said)
     ours("attach", "--stop")
     ended = subprocess.run(
         [BIN / "chip-ablate", "attach"], cwd=WORK, capture_output=True, text=True, check=False

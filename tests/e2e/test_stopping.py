@@ -77,10 +77,10 @@ def test_ctrl_c_once_leaves_a_checkpoint_and_the_command_goes_on(
     told, error = program.communicate(timeout=300)
 
     assert program.returncode == 130
-    assert "once more stops now" in error
+    assert "interrupt again to stop now" in error
     assert "Traceback" not in error
     assert "stopped: " in told
-    assert f" left; go on with: chip-ablate {' '.join(arguments)}" in told
+    assert f" left; continue with: chip-ablate {' '.join(arguments)}" in told
     (trial,) = {path.parents[1] for path in curves if read_records(path)}
     # The untrained model, which is answered beside it on Ray, may be stopped too.
     killed = {

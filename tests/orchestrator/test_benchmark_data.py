@@ -189,9 +189,9 @@ def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data
             console=Console(quiet=True),
         )
     first, second, third = raised.value.problems
-    assert first.startswith("amber: 1 of 1 pictures are not there: ")
+    assert first.startswith("amber: 1 of 1 pictures are missing: ")
     assert second.startswith(f"mmhal: there is no folder {data}/mmhal")
-    assert third.startswith("mmhal: its answers are read by a judge and there is none")
+    assert third.startswith("mmhal: its answers need a judge and there is none")
     assert executor.jobs == []
     assert [str(line) for line in readiness_lines(plan, tmp_path / "w")] == [
         f"cannot run yet: {problem}" for problem in raised.value.problems
@@ -203,16 +203,16 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
     amber = len(plan.benchmarks and made_items(data))
     line, step = evaluation_lines(plan, Ledger(tmp_path / "w"))
     assert str(step) == (
-        "scoring: a step of its own, without a GPU, beside the next trials' training"
+        "scoring: a separate step without a GPU, in parallel with the next trials' training"
     )
     left = 3 * (4 + amber + 9)  # the untrained model and two trials
     assert str(line) == (
         f"questions a trial: select/shapes 4 of 500, report/amber {amber}, report/pope 9 of 18; "
-        f"{left} answers to make"
+        f"{left} answers to generate"
     )
     unknown = planned(tmp_path, DataPaths())
     line, _ = evaluation_lines(unknown, Ledger(tmp_path / "w"))
-    assert "report/amber unknown, report/pope unknown; 12 answers to make" in str(line)
+    assert "report/amber unknown, report/pope unknown; 12 answers to generate" in str(line)
     trial = plan.arms[0].trials[0]
     ledger = Ledger(tmp_path / "w")
     from chip_core.results import AnsweredTrial, Answers, TrialResult
@@ -229,7 +229,7 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
     )  # fmt: skip
     ledger.record_answers(plan.arms[1].trials[0], "scored", 1, "trials/y", answered)
     line, *_ = evaluation_lines(plan, ledger)
-    assert f"{left - amber} answers to make; {amber} answers are there, to be scored" in str(line)
+    assert f"{left - amber} answers to generate; {amber} existing answers to score" in str(line)
 
 
 def made_items(data: Path) -> list[object]:
@@ -238,13 +238,13 @@ def made_items(data: Path) -> list[object]:
 
 def test_the_same_questions_are_not_tuned_on_and_quoted(tmp_path: Path) -> None:
     text = STUDY.replace("[{name: shapes, limit: 4}]", "[pope]")
-    with pytest.raises(ConfigError, match=r"benchmarks.report\[1\]: 'pope' is under `select` too"):
+    with pytest.raises(ConfigError, match=r"benchmarks.report\[1\]: 'pope' is also under `select`"):
         planned(tmp_path, DataPaths(), text)
 
 
 def test_a_protocol_that_a_benchmark_does_not_know_is_told(tmp_path: Path) -> None:
     text = STUDY.replace("corrected", "chip")
-    with pytest.raises(ConfigError, match="'pope' knows no protocol 'chip': choices: corrected, "):
+    with pytest.raises(ConfigError, match="'pope' has no protocol 'chip': choices: corrected, "):
         planned(tmp_path, DataPaths(), text)
 
 
@@ -279,8 +279,8 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     assert (pope.training, pope.shared) == (3, 2)
     assert dict(pope.examples)["COCO_train2014_000000000001.png"] == "COCO_val2014_000000000001.png"
     assert amber.sentence == (
-        "amber: 1 of 3 training images are among its 1 pictures, by COCO's number or by their "
-        "looks (scaled.jpg is AMBER_1.png)."
+        "amber: 1 of 3 training images are among its 1 pictures, by COCO id or by appearance "
+        "(scaled.jpg is AMBER_1.png)."
     )
     assert read_overlaps(tmp_path / "w", plan.study.name) == [amber, pope]
     pairs.with_name("own.png").unlink()  # counted once: what is kept counts
@@ -291,7 +291,7 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     none = Overlap(key="report/amber", source="x", training=5, pictures=3, shared=0)
     assert none.sentence == "amber: none of 5 training images is one of its pictures."
     hub = Overlap(key="report/amber", source="o/n", training=None, pictures=3, shared=0)
-    assert "was not counted" in hub.sentence
+    assert "were not counted" in hub.sentence
 
 
 def call(*arguments: str) -> int:
@@ -352,7 +352,7 @@ def test_evaluate_says_what_could_not_be_read(
         (["--benchmarks", "popee"], "unknown benchmark 'popee': did you mean 'pope'"),
         (["--benchmarks", ","], "--benchmarks: names none"),
         (["--benchmarks", "pope,pope"], "a benchmark is named twice"),
-        (["--benchmarks", "pope"], "pope: its questions are in files: name the folder"),
+        (["--benchmarks", "pope"], "pope: its questions are in files: give the folder"),
         (["--benchmarks", "shapes", "--set", "limits=3"], "--set: limits: unknown key"),
         (["--benchmarks", "shapes", "--set", "judge.base_url=x"], "--set: judge"),
         (["--benchmarks", "shapes", "--base", "x"], "--base: shapes holds no adapter"),
@@ -385,7 +385,7 @@ def test_a_package_that_a_training_lacks_is_said_before_anything_is_written(
     monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
     plan = plan_of(overrides={"optimizer.states": "int8"})
     said = (
-        "optimizer.states is int8, and torchao is not installed here: "
+        "optimizer.states is int8, but torchao is not installed here: "
         "pip install 'chip-ablate[int8]', or write optimizer.states: fp32"
     )
     assert plan.missing_requirements == [said]

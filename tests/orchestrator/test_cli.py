@@ -28,7 +28,7 @@ def call(*arguments: str) -> int:
     [
         ("[dpo, chip]", "[dpo, chp]", "factors.objective[1]: unknown level 'chp': did you mean"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: not distinct"),
-        ("  objective: [dpo", "\tobjective: [dpo", "a tab where YAML wants spaces"),
+        ("  objective: [dpo", "\tobjective: [dpo", "a tab instead of spaces"),
         ("recipe: shapes", "recipe: shaped", "recipe: unknown recipe 'shaped'"),
     ],
 )
@@ -57,11 +57,11 @@ def test_bad_input_writes_nothing(
         (["plan"], "chip-ablate plan: Missing argument 'STUDY'."),
         (["plan", "encodr"], "encodr: no such study file: did you mean 'encoder'?"),
         (["plan", "encoder", "--sed", "1"], "No such option"),
-        (["plan", "encoder", "--set", "lr"], "'lr' is no key=value: write --set"),
+        (["plan", "encoder", "--set", "lr"], "'lr' is not key=value: write --set"),
         (["plan", "encoder", "--set", "optimizer.lrr=1"], "--set: optimizer.lrr: unknown key"),
         (["plan", "encoder", "--set", "optimizer.lr=fast"], "--set: optimizer.lr: input should"),
         (["plan", "encoder", "--seeds", "0", "0"], "seeds (from --seeds): not distinct"),
-        (["plan", "encoder", "--seeds", "a"], "'a' is no list of whole numbers"),
+        (["plan", "encoder", "--seeds", "a"], "'a' is not a list of whole numbers"),
         (["pln"], "No such command 'pln'"),
         (["report", "encoder"], "study encoder has no figures in chip-runs: run it first"),
         (["ui"], "no runs in chip-runs: run a study first"),
@@ -152,7 +152,7 @@ def test_a_first_run_that_is_refused_writes_nothing(
     # Of no trial it is known how long it takes.
     path.write_text(STUDY)
     assert call(*run[:-2], "--budget", "price=5") == 2
-    assert "what the study takes is not known" in capsys.readouterr().err
+    assert "the study's cost is unknown" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -296,7 +296,7 @@ def test_a_model_whose_scoring_did_not_end_is_taken_over_where_it_is_what_was_tr
     said = place.run(screen)
     assert said.code == 0
     assert place.table() == done.table()
-    told = f"a trained model is not taken over, and trained again: {folder / (file or '')}"
+    told = f"a trained model is not reused, and trained again: {folder / (file or '')}"
     assert (told in said.err) == (file is not None)
     result = read_json(folder.with_name("attempt-2") / "result.json")
     assert any(told in note for note in result["notes"]) == (file is not None)
@@ -330,7 +330,7 @@ def test_models_of_two_trials_in_each_others_place_are_not_taken_over(
         (tmp_path / name).replace(other / name)
     said = place.run(screen)
     assert said.code == 0
-    assert said.err.count("model is of another training") == 2
+    assert said.err.count("model belongs to another training") == 2
     assert place.table() == done.table()
 
 
@@ -347,7 +347,7 @@ def test_a_trained_model_that_is_to_be_scored_again_is_trained_again_where_it_is
     said = place.run(screen)
     assert said.code == 0
     assert (
-        f"{weights} is not as it was written: its sha256 is another: it is trained again"
+        f"{weights} has changed since it was written: its sha256 differs: it is trained again"
         in said.err
     )
     assert place.table() == done.table()
@@ -369,7 +369,7 @@ def test_a_model_that_is_another_is_neither_exported_nor_asked(
         assert ended.value.code == 2
         (line,) = [line for line in screen.read()[1].splitlines() if "chip-ablate: " in line]
         assert line == (
-            f"chip-ablate: {weights} is not as it was written: its sha256 is another: take its "
-            "trial out by `chip-ablate rm TRIAL`, and `chip-ablate run` trains it again"
+            f"chip-ablate: {weights} has changed since it was written: its sha256 differs: remove "
+            "its trial with `chip-ablate rm TRIAL`, and `chip-ablate run` trains it again"
         )
         assert not out.exists()

@@ -93,7 +93,7 @@ def test_every_shipped_study_plans_on_the_recipe(path: Path) -> None:
 
 def test_a_label_rule_is_refused_where_there_is_none(study: Path) -> None:
     shapes = StudyChanges(recipe="shapes")
-    complaint = "factors.training.label_rule[1]: released: a llava scores the response alone"
+    complaint = "factors.training.label_rule[1]: released: a llava scores only the response"
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         load_study(study, shapes)
     plain = STUDY.replace("training.label_rule: [clean, released]", "projector: [trained]")

@@ -320,7 +320,7 @@ def test_commands_import_what_they_use(
         )
         assert done.returncode == 0, done.stderr
         assert "imported []" in done.stderr, (command, done.stderr)
-    assert "nothing to run: everything was done before" in done.stdout
+    assert "nothing to run: everything is done already" in done.stdout
     assert f"report: {workdir}/studies/small/report/report.html" in done.stdout
     assert "all tracked" in done.stdout and "arms side by side" in done.stdout
     assert times(workdir) == before

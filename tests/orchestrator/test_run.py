@@ -91,10 +91,10 @@ def test_what_closing_an_executor_raises_is_raised(plan_of: PlanOf, tmp_path: Pa
 def test_no_job_begins_where_the_tracker_refuses(plan_of: PlanOf, tmp_path: Path) -> None:
     class Wrong(FakeTracker):
         def confirm(self) -> None:
-            raise UserError("mend it")
+            raise UserError("fix it")
 
     executor, tracker = FakeExecutor(), Wrong()
-    with pytest.raises(UserError, match="mend it"):
+    with pytest.raises(UserError, match="fix it"):
         run_study(
             plan_of(),
             workdir=tmp_path / "runs",

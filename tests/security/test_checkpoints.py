@@ -234,7 +234,7 @@ def test_a_state_that_lacks_its_parts_ends_the_trial(left: Path, config: TrialCo
     torch.save({"a": 1}, left / "checkpoints" / "step-00000002" / "state.pt")
     manifest(left, config)
     act = lambda: restore(left, config)  # noqa: E731
-    assert "is whole and cannot be used" in told.refused("trials FAILED", act, TrialError)
+    assert "is complete but cannot be used" in told.refused("trials FAILED", act, TrialError)
 
 
 MANIFESTS: dict[str, bytes | dict[str, Any]] = {

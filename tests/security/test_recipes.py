@@ -36,7 +36,7 @@ RECIPES: dict[str, str] = {
     "a model that climbs": "model: ../../../../etc",
     "a model of a null byte": 'model: "\\0"',
     "an unknown precision": "model: {path: shapes, dtype: int4}",
-    "trust that is no switch": "model: {path: shapes, trust_remote_code: perhaps}",
+    "trust that is not a switch": "model: {path: shapes, trust_remote_code: perhaps}",
     "code of a branch": "model: {path: owner/name, trust_remote_code: true}",
     "a huge batch": f"model: shapes\ntraining: {{batch_size: {'9' * 30}}}",
     "a batch of 0": "model: shapes\ntraining: {batch_size: 0}",

@@ -50,7 +50,7 @@ IN_PARQUET: dict[str, dict[str, Any]] = {
     "a path from afar": image(path="https://example.org/a.jpg"),
     "a file's address": image(path="file:///etc/hostname"),
     "a device": image(path="/dev/zero"),
-    "text that is no JSON": {"text": "{"},
+    "text that is not JSON": {"text": "{"},
     "text too deep": {"text": "[" * 100_000},
     "text too deep and closed": {"text": '{"question": ' * 5000 + "1" + "}" * 5000},
     "text of a list": {"text": "[1]"},

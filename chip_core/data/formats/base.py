@@ -59,8 +59,8 @@ def read_text_cell(raw: RawRow, *columns: str) -> str:
 def make_time_error(column: str) -> RowError:
     """Return the error for a text that was stored as a point in time."""
     return RowError(
-        f"{column} is a date or a time, not text, and how it was written is not known any more: "
-        "store the column as text"
+        f"{column} is a date or a time, not text, and its original spelling is lost: store the "
+        "column as text"
     )
 
 
@@ -82,7 +82,7 @@ def strip_image_placeholder(text: str) -> str:
     """Return a prompt without its mark for the image; the chat template adds its own."""
     count = text.count(IMAGE_PLACEHOLDER)
     if count > 1:
-        raise RowError(f"the prompt names {count} images: one image a pair is supported")
+        raise RowError(f"the prompt names {count} images: one image per pair is supported")
     return text.replace(IMAGE_PLACEHOLDER, "").strip() if count else text
 
 
@@ -112,7 +112,7 @@ def read_image_cell(raw: RawRow, column: str) -> ImageRef:
     value = raw.get(column)
     if isinstance(value, list):
         if len(value) > 1:
-            raise RowError(f"{column} holds {len(value)} images: one image a pair is supported")
+            raise RowError(f"{column} holds {len(value)} images: one image per pair is supported")
         value = value[0] if value else None
     if value is None:
         return ImageRef()

@@ -147,7 +147,7 @@ def find_sentence_ends(text: str, sentences: Sequence[str], name: str) -> list[i
         start = text.find(sentence.strip(), end)
         if start < 0:
             raise RowError(
-                f"{name}: '{to_printable(sentence[:40])}' is no sentence of its response, in order"
+                f"{name}: '{to_printable(sentence[:40])}' is not the next sentence of its response"
             )
         end = start + len(sentence.strip())
         ends.append(end)
@@ -172,13 +172,13 @@ def _parse_scores(raw: RawRow, column: str) -> dict[str, Score]:
         elif isinstance(value, list) and value:
             scores[key] = tuple(_parse_sentence(entry, f"{column}.{key}") for entry in value)
         else:
-            raise RowError(f"{column}.{key} is no list of [sentence, number] of {response}")
+            raise RowError(f"{column}.{key} is not a list of [sentence, number] of {response}")
     return scores
 
 
 def _parse_sentence(entry: Any, name: str) -> tuple[str, float]:
     if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-        raise RowError(f"{name} holds what is no [sentence, number]")
+        raise RowError(f"{name} has an entry that is not [sentence, number]")
     return entry[0], _parse_number(entry[1], name)
 
 
@@ -188,5 +188,5 @@ def _parse_number(value: Any, name: str) -> float:
         with suppress(OverflowError):  # JSON's integers are unbounded
             number = float(value)
     if not math.isfinite(number):
-        raise RowError(f"{name} is {'missing' if value is None else 'no finite number'}")
+        raise RowError(f"{name} is {'missing' if value is None else 'not a finite number'}")
     return number

@@ -37,7 +37,7 @@ def _parse_texts(raw: RawRow) -> PreferenceTexts:
     if isinstance(cell, str):  # it was encoded as JSON twice
         is_json_text, cell = False, parse_json_cell(cell, "text")
     if not isinstance(cell, dict):
-        raise RowError("text is no JSON object of question, chosen, rejected")
+        raise RowError("text is not a JSON object of question, chosen, rejected")
     return PreferenceTexts(
         id=read_row_id(raw),
         prompt=strip_image_placeholder(read_text_cell(cell, "question")),

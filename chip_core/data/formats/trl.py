@@ -197,7 +197,7 @@ def _parse_content(content: Any, column: str) -> tuple[str, int]:
         else:
             raise RowError(f"{column} holds a part of type {kind!r}: image and text are supported")
     if images > 1:
-        raise RowError(f"{column} names {images} images: one image a pair is supported")
+        raise RowError(f"{column} names {images} images: one image per pair is supported")
     return "".join(texts), images
 
 

@@ -133,13 +133,13 @@ def find_strategy(name: str) -> StrategyClass:
     if not (isinstance(strategy, type) and issubclass(strategy, (ImageStrategy, PixelStrategy))):
         raise ConfigError(
             [
-                f"'{name}' is no rejected-image strategy: make it a subclass of "
+                f"'{name}' is not a rejected-image strategy: make it a subclass of "
                 "chip_core.data.rejected_images.ImageStrategy or PixelStrategy"
             ]
         )
     if inspect.isabstract(strategy):
         missing = ", ".join(sorted(strategy.__abstractmethods__))
-        raise ConfigError([f"'{name}' is not whole: it lacks {missing}()"])
+        raise ConfigError([f"'{name}' is not complete: it has no {missing}()"])
     return strategy
 
 
@@ -234,7 +234,7 @@ class RejectedImageMaker:
             if rejected.size != working_image.size:
                 raise TrialError(
                     f"rejected_image: '{self._config.strategy}' declares that it keeps the size, "
-                    f"and made {rejected.size} of {working_image.size}"
+                    f"but turned {working_image.size} into {rejected.size}"
                 )
             if working_image is not true_image:  # computed at a smaller size
                 rejected = rejected.resize(true_image.size)

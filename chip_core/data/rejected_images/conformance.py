@@ -96,7 +96,7 @@ def _check_same_key(harness: StrategyHarness) -> str | None:
     if not has_same_pixels(
         harness.make_rejected(seed=3).image, harness.make_rejected(seed=3).image
     ):
-        return "two draws of one key differ"
+        return "two draws of the same key differ"
     return None
 
 
@@ -116,8 +116,8 @@ def _check_other_keys(harness: StrategyHarness) -> str | None:
             and not harness.traits.needs_others
         ):
             if harness.traits.random:
-                return f"declared random, and another {key} gives the same image"
-            return f"declared fixed, and another {key} gives another image"
+                return f"declared random, but another {key} gives the same image"
+            return f"declared fixed, but another {key} gives another image"
     if harness.traits.needs_others:
         drawn = [harness.make_rejected(seed=seed).image for seed in range(12)]
         if all(has_same_pixels(drawn[0], image) for image in drawn):
@@ -130,7 +130,7 @@ def _check_redraw_once(harness: StrategyHarness) -> str | None:
         harness.make_rejected(redraw="once").image,
         harness.make_rejected(epoch=1, redraw="once").image,
     ):
-        return "redraw is once, and another epoch gives another image"
+        return "redraw is once, but another epoch gives another image"
     return None
 
 
@@ -141,7 +141,7 @@ def _check_sizes(harness: StrategyHarness) -> str | None:
         # otherwise the preview is smaller
         is_full_size = not on_pixels or size[0] * size[1] <= MAX_WORKING_PIXELS
         if harness.traits.keeps_size and is_full_size and rejected.size != size:
-            return f"declared to keep the size, and {size} becomes {rejected.size}"
+            return f"declared to keep the size, but {size} becomes {rejected.size}"
     return None
 
 
@@ -168,9 +168,9 @@ def _check_void(harness: StrategyHarness) -> str | None:
         rejected = harness.make_from_image(image)
         if rejected.void != has_same_pixels(rejected.image, image):
             other = "" if rejected.void else "not "
-            return f"void is {rejected.void}, and the image is {other}another"
+            return f"void is {rejected.void}, but the image is {other}another"
         if rejected.void and harness.traits.void_where is None:
-            return f"no effect on an image of {image.size}, and void_where is not declared"
+            return f"no effect on an image of {image.size}, but void_where is not declared"
     return None
 
 
@@ -183,7 +183,7 @@ def _check_side_effects(harness: StrategyHarness) -> str | None:
     if not has_same_pixels(image, before[0]):
         return "the true image is changed in place"
     if random.getstate() != before[1] or not torch.equal(torch.get_rng_state(), before[2]):
-        return "the process's own random numbers are drawn from"
+        return "the process's own random numbers are used"
     return None
 
 
@@ -209,8 +209,12 @@ def _check_missing_inputs(harness: StrategyHarness) -> str | None:
     try:
         maker.preview(sample, others=[sample])
     except TrialError:
-        return None if has_needs else "declared to need nothing, and fails without"
-    return "declared to need what it was not given, and does not say so" if has_needs else None
+        return None if has_needs else "declared to need nothing, but fails without other inputs"
+    return (
+        "declared to need other inputs, but does not report that they are missing"
+        if has_needs
+        else None
+    )
 
 
 def _convert_mode(image: Image.Image, mode: str) -> Image.Image:

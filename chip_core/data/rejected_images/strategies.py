@@ -228,8 +228,8 @@ class Rotate(ImageStrategy[RotateParameters]):
 
 #: Steps of every schedule.
 STEPS = 1000
-#: The first and the last beta: of the released CHiP code's sigmoid schedule, of DDPM's linear one,
-#: and of Stable Diffusion's scaled linear one. Improved DDPM's cosine schedule has none.
+#: The first and the last beta of each schedule: sigmoid (the released CHiP code), linear (DDPM) and
+#: scaled linear (Stable Diffusion). Improved DDPM's cosine schedule has none.
 BETAS = {"sigmoid": (1e-5, 5e-3), "linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
 
 
@@ -406,7 +406,7 @@ def _load_pipeline(folder: str) -> Any:
     from diffusers import AutoPipelineForInpainting
 
     parts = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
-    # A safety checker returns black images, and nobody sees what is painted here.
+    # A safety checker would return black images, and no person sees these images.
     checker = {"safety_checker": None} if "safety_checker" in parts else {}
     try:
         pipeline = AutoPipelineForInpainting.from_pretrained(

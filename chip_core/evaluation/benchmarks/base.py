@@ -63,7 +63,7 @@ class ShippedBenchmark(Benchmark):
         if protocol not in self.protocols:
             choices = ", ".join(name for name in PROTOCOLS if name in self.protocols)
             raise UserError(
-                f"{self.name}: protocol {protocol} is not known here (the paper says nothing of "
+                f"{self.name}: protocol {protocol} is unknown here (the paper says nothing about "
                 f"it): choose from {choices}"
             )
 
@@ -111,7 +111,7 @@ class FileBenchmark(ShippedBenchmark):
             UserError: it is not given.
         """
         if data is None:
-            raise UserError(f"{self.name}: its folder is not given: name it by --benchmark-data")
+            raise UserError(f"{self.name}: its folder is not given: give it with --benchmark-data")
         return data
 
     def read_rows(self, data: Path | None, *names: str) -> list[FileRow]:
@@ -174,7 +174,7 @@ def embedded_picture(key: str, load: Callable[[], Any]) -> Picture:
             try:
                 data = base64.b64decode(data, validate=True)
             except binascii.Error:
-                raise TrialError(f"picture {key} is no base64") from None
+                raise TrialError(f"picture {key} is not base64") from None
         return _open_picture(data, key)
 
     return Picture(key=key, read=read)

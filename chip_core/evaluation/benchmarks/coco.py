@@ -188,7 +188,7 @@ def read_ground_truth(
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         if official:
             raise UserError(
-                f"{scorer}: {coco}: one file alone; the official script reads "
+                f"{scorer}: {coco}: only one file; the official script reads "
                 f"{', '.join(ANNOTATIONS)}: name their folder"
             )
         return _read_annotations([coco], image_ids, names, find_categories)

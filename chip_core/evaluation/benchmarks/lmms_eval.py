@@ -172,7 +172,7 @@ def read_version() -> str:
     if completed is None or completed.returncode or not completed.stdout.strip():
         raise UserError(
             f"lmms-eval is not installed for {find_python()}: pip install 'chip-ablate[lmms]', or "
-            f"name the Python of an environment that has it by {PYTHON_VARIABLE}"
+            f"name the Python of an environment that has it with {PYTHON_VARIABLE}"
         )
     return f"lmms_eval {completed.stdout.split()[-1]}"
 
@@ -187,14 +187,14 @@ def _find_adapter(model: Path) -> str:
     if not (model / "config.json").is_file():
         content = "adapters" if (model / "adapter_config.json").is_file() else "no config.json"
         raise UserError(
-            f"{model} holds {content}: lmms-eval takes a whole model; `chip-ablate export` makes "
-            "one"
+            f"{model} holds {content}: lmms-eval needs a complete model; `chip-ablate export` "
+            "makes one"
         )
     model_type = read_json(model / "config.json").get("model_type")
     if model_type not in ADAPTERS:
         raise UserError(
-            f"{model}: lmms-eval has no adapter that is known here for '{model_type}' "
-            f"(known: {', '.join(sorted(ADAPTERS))})"
+            f"{model}: lmms-eval has no known adapter for '{model_type}' (known: "
+            f"{', '.join(sorted(ADAPTERS))})"
         )
     return ADAPTERS[model_type]
 

@@ -156,7 +156,7 @@ SOURCES: Mapping[str, BenchmarkSource] = {
             _COCO_ANNOTATIONS,
             BenchmarkFile(
                 names=("questions.jsonl",),
-                source="yours: rows of image_id, and question where you have one",
+                source="yours: rows of image_id, and question if you have one",
                 use="asking",
             ),
             _COCO_PICTURES,

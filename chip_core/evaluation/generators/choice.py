@@ -65,13 +65,14 @@ def generator_problems(
     problems = [f"benchmarks.{line}" for line in _unsupported_benchmarks(config, benchmarks)]
     if config.generator.kind == "vllm" and model.quantize != "none":
         problems.append(
-            f"evaluation.generator: vLLM is started with whole weights, and model.quantize is "
-            f"{model.quantize}: write evaluation.generator: transformers, or model.quantize: none"
+            "evaluation.generator: vLLM is started with unquantized weights, but model.quantize "
+            f"is {model.quantize}: write evaluation.generator: transformers, or model.quantize: "
+            "none"
         )
     if (family := _custom_model_type(model)) is not None:
         problems.append(
-            f"evaluation.generator: no server knows a {family}, which this package brings: write "
-            "evaluation.generator: transformers"
+            f"evaluation.generator: no server supports {family}, which is this package's own: "
+            "write evaluation.generator: transformers"
         )
     return problems
 
@@ -86,7 +87,7 @@ def _missing_tools(config: EvaluationConfig) -> Iterator[str]:
     extra = "vllm" if generator.kind == "vllm" else "judge"
     if importlib.util.find_spec("openai") is None:
         yield (
-            "generator: an engine is asked by the package openai: pip install "
+            "generator: engines are called with the package openai: pip install "
             f"'chip-ablate[{extra}]'"
         )
     if generator.kind == "vllm":
@@ -97,8 +98,8 @@ def _missing_tools(config: EvaluationConfig) -> Iterator[str]:
     name = generator.api_key_env
     if name is not None and not os.environ.get(name):
         yield (
-            f"generator.api_key_env: {name} is not set: put the key into it, or leave api_key_env "
-            "out where the server wants none"
+            f"generator.api_key_env: {name} is not set: put the key into it, or leave out "
+            "api_key_env if the server needs none"
         )
 
 
@@ -113,13 +114,13 @@ def _unsupported_benchmarks(
             continue  # reported with the benchmarks
         if isinstance(benchmark, ExternalBenchmark):
             yield (
-                f"{side}: {settings.name} asks by a program of its own, which evaluation.generator "
-                f"'{kind}' does not reach: leave one of the two out"
+                f"{side}: {settings.name} uses its own program, which cannot use "
+                f"evaluation.generator '{kind}': leave out one of the two"
             )
         elif (beams := resolve_decoding(settings, benchmark).num_beams) > 1:
             yield (
-                f"{side}: {settings.name} asks for {beams} beams, and generator '{kind}' answers "
-                "greedily alone: write num_beams: 1, or evaluation.generator: transformers"
+                f"{side}: {settings.name} needs {beams} beams, but generator '{kind}' only "
+                "decodes greedily: write num_beams: 1, or evaluation.generator: transformers"
             )
 
 
@@ -137,7 +138,7 @@ def rank_problem(rank: int) -> str | None:
     if rank <= RANKS[-1]:
         return None
     return (
-        f"vLLM takes adapters of a rank up to {RANKS[-1]}, and this one's is {rank}: "
+        f"vLLM accepts adapters of rank up to {RANKS[-1]}, but this one has {rank}: "
         "write evaluation.generator: transformers"
     )
 
@@ -163,15 +164,15 @@ def sharing_problems(configs: Sequence[TrialConfig]) -> list[str]:
     models = {config.model for config in configs}
     if len(models) > 1:
         return [
-            f"{condition}, and this study has {len(models)} base models: one server has one: write "
-            "serves: trial"
+            f"{condition}, but this study has {len(models)} base models, and one server can hold "
+            "only one: write serves: trial"
         ]
     rank = largest_rank(configs)
     if rank == 0:
         return [
-            f"{condition}, and no arm trains an adapter on its language model alone "
-            "(language_model: lora, the other parts frozen), which is all that one server can "
-            "hold: write serves: trial"
+            f"{condition}, but no arm trains an adapter on its language model alone "
+            "(language_model: lora, the other parts frozen), and one server can hold nothing "
+            "else: write serves: trial"
         ]
     problem = rank_problem(rank)
     return [] if problem is None else [f"{condition}: {problem}"]

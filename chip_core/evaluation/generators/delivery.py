@@ -51,7 +51,7 @@ def find_weights_beyond_adapter(model: AnsweringModel) -> str | None:
     if not is_adapted(model.model):
         return "all of its weights"
     if (model.trained / TRAINED_PARTS).exists():
-        return "weights beside its adapter"
+        return "weights in addition to its adapter"
     parts = group_parameters(model.model.get_base_model())
     for part in ("vision_encoder", "projector"):
         if any(is_adapter(name) for name in parts[part]):
@@ -144,13 +144,13 @@ class Delivery:
 
     def _deliver_weights(self, model: AnsweringModel) -> ServedModel:
         if model.weights in self._served:
-            return ServedModel(name=self._served[model.weights], advice="its log says why")
+            return ServedModel(name=self._served[model.weights], advice="its log shows why")
         if model.trained is None:
             name = self._settings.model or model.base
             if self._settings.delivery == "path" and self._settings.model is None:
                 name = _check_path(name) + (f"@{model.revision}" if model.revision else "")
             return ServedModel(
-                name=name, advice="name it as the server does by evaluation.generator.model"
+                name=name, advice="give the server's name for it with evaluation.generator.model"
             )
         name = arm_name(model.weights)
         if self._settings.delivery == "served":
@@ -171,26 +171,26 @@ class Delivery:
 
         if other_weights is not None:
             raise TrialError(
-                f"{self._label}: a language model's adapter can be loaded into it, and this arm "
-                f"trained {other_weights}: write evaluation.generator.weights: served, or path "
-                "where the server reads folders"
+                f"{self._label}: only a language model's adapter can be loaded into it, but this arm "
+                f"trained {other_weights}: write evaluation.generator.weights: served, or path if "
+                "the server reads folders"
             )
         body = {"lora_name": name, "lora_path": str(trained.absolute())}
         try:
             self._client.post("/load_lora_adapter", body=body, cast_to=str)
         except openai.NotFoundError:
             raise TrialError(
-                f"{self._label}: takes no adapters while it runs: start it with --enable-lora and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else reaches it"
+                f"{self._label}: does not accept adapters while it runs: start it with --enable-lora "
+                "and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where nobody else can reach it"
             ) from None
         except openai.APITimeoutError:  # also an APIConnectionError, but the server is there
             raise TrialError(
                 f"{self._label}: has not loaded {trained} within {self._settings.timeout:g} s: "
-                "raise evaluation.generator.timeout; answers that came are kept"
+                "raise evaluation.generator.timeout; answers received so far are kept"
             ) from None
         except openai.APIConnectionError:
             raise ServerLostError(
-                f"{self._label}: no connection: start it again; answers that came are kept"
+                f"{self._label}: no connection: start it again; answers received so far are kept"
             ) from None
         except openai.OpenAIError as error:
             if "already" in str(error):  # the same weights: the name is theirs alone
@@ -220,7 +220,7 @@ def _check_path(path: str) -> str:
     """
     if "@" in path:
         raise TrialError(
-            f"{path}: a server takes what follows the @ for a revision: use a folder without one"
+            f"{path}: a server would read the part after @ as a revision: use a folder without one"
         )
     return path
 

@@ -138,8 +138,8 @@ class OpenAIGenerator(Generator):
         for item in items:
             if marks := special_tokens.find(item.prompt):
                 raise TrialError(
-                    f"item {item.id} holds {marks[0]}, a mark of the model, which a server reads "
-                    "as what it does and not as text: answer this benchmark by "
+                    f"item {item.id} holds {marks[0]}, a special token of the model, which a "
+                    "server does not read as text: answer this benchmark with "
                     "evaluation.generator: transformers"
                 )
 
@@ -174,15 +174,15 @@ class OpenAIGenerator(Generator):
         except openai.APITimeoutError:
             raise TrialError(
                 f"{self.label}: no answer to item {item.id} within {self._settings.timeout:g} s: "
-                "raise evaluation.generator.timeout; answers that came are kept"
+                "raise evaluation.generator.timeout; answers received so far are kept"
             ) from None
         except openai.APIConnectionError:
             raise ServerLostError(
-                f"{self.label}: no connection: start it again; answers that came are kept"
+                f"{self.label}: no connection: start it again; answers received so far are kept"
             ) from None
         except (openai.OpenAIError, ValueError, TypeError) as error:
             raise TrialError(
-                f"{self.label}: no chat completion came ({type(error).__name__})"
+                f"{self.label}: there was no chat completion ({type(error).__name__})"
             ) from None
         return self._to_response(item, served, completion)
 
@@ -196,7 +196,7 @@ class OpenAIGenerator(Generator):
         choices = getattr(completion, "choices", None)
         reason = choices[0].finish_reason if choices else "nothing"
         if reason not in ("stop", "length"):
-            raise TrialError(f"{self.label}: its answer to item {item.id} ended by '{reason}'")
+            raise TrialError(f"{self.label}: its answer to item {item.id} ended with '{reason}'")
         assert choices
         usage = getattr(completion, "usage", None)
         ids = getattr(completion, "prompt_token_ids", None)

@@ -83,20 +83,20 @@ def check_parity(parity: Mapping[str, Any], benchmark: str, label: str) -> None:
     prompts, adapter = parity["prompts"], parity.get("adapter")
     if prompts["differ"]:
         raise TrialError(
-            f"{benchmark}: {label} reads other prompts than transformers: {prompts['differ']} of "
-            f"{prompts['compared']} have other tokens ({prompts['example']}): give the server this "
-            "model's own chat template and image processor"
+            f"{benchmark}: {label} reads different prompts than transformers: {prompts['differ']} "
+            f"of {prompts['compared']} have other tokens ({prompts['example']}): give the server "
+            "this model's own chat template and image processor"
         )
     if adapter is not None and adapter["bare"] > adapter["trained"]:
         raise TrialError(
             f"{benchmark}: {label} does not apply the arm's adapter: of {adapter['differ']} "
             f"answers that it changes, {adapter['bare']} are as without it, and "
-            f"{adapter['trained']} as with it: see which adapter the server has by that name"
+            f"{adapter['trained']} as with it: check which adapter the server has under that name"
         )
     items, equal = parity["items"], parity["equal"]
     if equal < parity["least"] * items:
         raise TrialError(
-            f"{benchmark}: {label} answers {equal} of {items} questions as transformers does, and "
+            f"{benchmark}: {label} answers {equal} of {items} questions like transformers, but "
             f"evaluation.parity.share is {parity['least']:g}{_format_first_difference(parity)}: "
             "serve the same weights in the same precision, or declare a lower share"
         )

@@ -108,9 +108,9 @@ class SharedGenerator(Generator):
         while True:
             address = read_address(self._address_file)
             if address.state == "stopped":
-                raise StoppedError("stopped while the study's server was away")
+                raise StoppedError("stopped while the study's server was unreachable")
             if address.state == "gone":
-                raise ServerLostError(f"{address.why}; answers that came are kept")
+                raise ServerLostError(f"{address.why}; answers received so far are kept")
             if address.state == "up" and (address.number > previous.number or error is None):
                 return address
             wait_seconds = time.monotonic() - start
@@ -120,6 +120,6 @@ class SharedGenerator(Generator):
             if wait_seconds > vllm.start_timeout(self._settings) + _SETTLE_SECONDS:
                 raise ServerLostError(
                     f"the study's server did not come back within {wait_seconds:.0f} s; answers "
-                    "that came are kept"
+                    "received so far are kept"
                 )
             time.sleep(0.2)

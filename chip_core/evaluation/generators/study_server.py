@@ -61,8 +61,8 @@ def read_address(path: Path) -> Address:
         ) from None
     if address.machine != platform.node():
         raise TrialError(
-            f"evaluation.generator.serves is study, and the study's server is on "
-            f"{address.machine}, which this trial's machine ({platform.node()}) does not reach: "
+            "evaluation.generator.serves is study, and the study's server is on "
+            f"{address.machine}, which this trial's machine ({platform.node()}) cannot reach: "
             "write serves: trial"
         )
     return address
@@ -169,7 +169,7 @@ class StudyServer:
                 break
             self._server.stop()  # another program answers at its port
         else:
-            raise TrialError(f"vLLM does not serve {self._model.base} by its name ({log})")
+            raise TrialError(f"vLLM does not serve {self._model.base} under its name ({log})")
         url = f"http://127.0.0.1:{port}/v1"
         self._write_address(
             replace(self._current_address, number=number, state="up", base_url=url, key=key)
@@ -221,14 +221,14 @@ class StudyServer:
             self._server.stop()
             reason = f"the study's vLLM server has died: {self._server.last_line()}"
             if self._current_address.number > 1:
-                self._give_up(f"{reason}: it was started again once ({self._folder})")
+                self._give_up(f"{reason}: it was already restarted once ({self._folder})")
                 return
-            warn_once(f"{reason}: it is started again")
+            warn_once(f"{reason}: it is restarted")
             try:
                 self._write_address(replace(self._current_address, state="starting"))
                 self._start()
             except Exception as error:  # any error must be reported, because trials wait for it
-                self._give_up(f"{reason}, and could not be started again: {error}")
+                self._give_up(f"{reason}, and could not be restarted: {error}")
                 return
 
     def _give_up(self, reason: str) -> None:

@@ -235,8 +235,8 @@ def find_program() -> str | None:
 
 
 NO_PROGRAM = (
-    "there is no program `vllm`: pip install 'chip-ablate[vllm]' where trials run, or name that of "
-    f"another environment by {PROGRAM_VARIABLE}, or write evaluation.generator: transformers"
+    "there is no program `vllm`: pip install 'chip-ablate[vllm]' where trials run, or name that "
+    f"of another environment with {PROGRAM_VARIABLE}, or write evaluation.generator: transformers"
 )
 
 
@@ -254,7 +254,7 @@ def read_version(program: str) -> str:
         completed = None
     match = None if completed is None else re.search(r"\d+\.\d+\S*", completed.stdout)
     if match is None:
-        raise TrialError(f"{program} --version names no version: see that it runs")
+        raise TrialError(f"{program} --version shows no version: check that it runs")
     return match[0]
 
 

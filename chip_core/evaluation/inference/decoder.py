@@ -254,8 +254,8 @@ class Decoder:
             self._sharing_supported = error <= MAX_LOGIT_ERROR
             if not self._sharing_supported:
                 self.notes.append(
-                    "pictures asked about more than once were computed for each question: going "
-                    f"on from a shared beginning is off by {error:.1g} of the largest logit here"
+                    "pictures with several questions were computed for each question: continuing "
+                    f"from a shared beginning is off by {error:.1g} of the largest logit here"
                 )
         return self._sharing_supported
 
@@ -289,6 +289,6 @@ def generation_settings(model: Any, tokenizer: Any, decoding: Decoding) -> tuple
 
 def _out_of_memory_error(item: str) -> TrialError:
     return TrialError(
-        f"no room on the GPU to answer item {item}: a smaller max_new_tokens or fewer beams take "
-        "less"
+        f"not enough GPU memory to answer item {item}: a smaller max_new_tokens or fewer beams "
+        "take less"
     )

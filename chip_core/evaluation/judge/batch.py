@@ -222,7 +222,7 @@ class Batches:
             try:
                 batch = self._client.batches.retrieve(record.batch)
             except openai.NotFoundError:
-                warn_once(f"batch {record.batch} is not known any more: its calls are made again")
+                warn_once(f"batch {record.batch} is no longer known: its calls are sent again")
                 path.unlink(missing_ok=True)
                 return {}
             if not isinstance(batch.status, str):
@@ -242,7 +242,7 @@ class Batches:
                 if not self._lost_keys.isdisjoint(record.keys):
                     raise  # do not pay again and again at an endpoint that never has them
                 self._lost_keys.update(record.keys)
-                warn_once(f"batch {record.batch}: its replies are gone: its calls are made again")
+                warn_once(f"batch {record.batch}: its replies are gone: its calls are sent again")
                 return {}
             path.unlink()
         if batch.status == "failed":
@@ -281,13 +281,13 @@ class Batches:
             key, response = str(row["custom_id"]), row.get("response") or {}
             status, body = int(response.get("status_code") or 0), response.get("body")
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-            return "", BatchRowError(status_code=0, body="no row of a batch")
+            return "", BatchRowError(status_code=0, body="not a row of a batch")
         if status == 200 and isinstance(body, dict):
             try:
                 return key, self._parse_reply(ChatCompletion.construct(**body))
             except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
                 return key, BatchRowError(
-                    status_code=0, body="an answer that is no chat completion"
+                    status_code=0, body="an answer that is not a chat completion"
                 )
         error = row.get("error") or (body.get("error") if isinstance(body, dict) else body)
         param = error.get("param") if isinstance(error, dict) else None
@@ -306,7 +306,10 @@ class Batches:
             try:
                 record = self._read_record(path)
             except (OSError, ValueError, KeyError, TypeError):
-                warn_once(f"{path} is not as it was written: what its batch asks is asked again")
+                warn_once(
+                    f"{path} has changed since it was written: the calls of its batch are sent "
+                    "again"
+                )
                 path.unlink(missing_ok=True)
                 continue
             if record.endpoint == self._endpoint:

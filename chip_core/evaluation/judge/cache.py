@@ -114,7 +114,9 @@ class ReplyCache:
                 tokens=int(record["tokens"]),
             )
         except (ValueError, KeyError, TypeError):
-            warn_once(f"{self._file}: a reply is not as it was written: it is asked for again")
+            warn_once(
+                f"{self._file}: a reply has changed since it was written: it is requested again"
+            )
             return
         self._replies.setdefault(key, reply)
         calls, tokens = self._usage.get(model, (0, 0))

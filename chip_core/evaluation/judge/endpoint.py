@@ -151,11 +151,11 @@ class EndpointJudge:
             ) from None
         except openai.OpenAIError:
             raise TrialError(
-                f"{self._name}: no connection; a batch that was made is waited for by the next run"
+                f"{self._name}: no connection; the next run waits for a batch that was created"
             ) from None
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             raise TrialError(
-                f"{self._name}: an answer that is no batch, or none of its files"
+                f"{self._name}: an answer that is not a batch, or none of its files"
             ) from None
         finally:
             self.paid += batches.paid
@@ -173,7 +173,7 @@ class EndpointJudge:
         if budget.calls is not None and calls + count > budget.calls:
             raise TrialError(
                 f"{self._name}: its budget of {budget.calls} calls, of which {calls} are spent, "
-                f"does not hold the {count} of its batches: raise judge.budget.calls"
+                f"does not cover the {count} of its batches: raise judge.budget.calls"
             )
         if budget.tokens is not None and tokens >= budget.tokens:
             raise TrialError(self._describe_token_budget())
@@ -259,7 +259,7 @@ class EndpointJudge:
                 return None
             except openai.NotFoundError as error:
                 self._stop_reason = (
-                    f"{self._name}: knows no such model, or no such address (HTTP 404)"
+                    f"{self._name}: does not have this model, or the address is wrong (HTTP 404)"
                     f"{self._quote_error(error)}"
                 )
                 return None
@@ -276,7 +276,7 @@ class EndpointJudge:
                 *(openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError),
                 RecursionError,  # JSON that is nested too deep
             ):
-                self._record_failure("an answer that is no chat completion")
+                self._record_failure("an answer that is not a chat completion")
         return None
 
     def _record_refusal(self, error: Any, parameters: Mapping[str, Any]) -> None:
@@ -291,7 +291,7 @@ class EndpointJudge:
 
     def _describe_refused_key(self, error: Any) -> str:
         return (
-            f"{self._name}: refuses the key (HTTP {error.status_code}): mend what "
+            f"{self._name}: refuses the key (HTTP {error.status_code}): fix what "
             f"{self._settings.api_key_env or 'judge.api_key_env'} holds"
         )
 
@@ -318,8 +318,8 @@ class EndpointJudge:
             self._consecutive_failures = 0 if reply is not None else self._consecutive_failures + 1
             if self._consecutive_failures >= _MAX_FAILURES and self._stop_reason is None:
                 self._stop_reason = (
-                    f"{self._name}: {_MAX_FAILURES} calls one after the other failed"
-                    f"{self._last_failure}; replies that came are kept"
+                    f"{self._name}: {_MAX_FAILURES} calls in a row failed"
+                    f"{self._last_failure}; replies received so far are kept"
                 )
 
 
@@ -328,12 +328,12 @@ def find_endpoint_problem(settings: JudgeConfig) -> str | None:
     import importlib.util
 
     if importlib.util.find_spec("openai") is None:
-        return "a judge is asked by the package openai: pip install 'chip-ablate[judge]'"
+        return "judges are called with the package openai: pip install 'chip-ablate[judge]'"
     name = settings.api_key_env
     if name is not None and not os.environ.get(name):
         return (
-            f"judge {settings.model}: {name} is not set: put the key into it, "
-            "or name another by judge.api_key_env (null where the endpoint wants none)"
+            f"judge {settings.model}: {name} is not set: put the key into it, or name another "
+            "variable with judge.api_key_env (null if the endpoint needs none)"
         )
     return None
 
@@ -388,9 +388,9 @@ def _parse_reply(completion: Any) -> Reply:
         raise ValueError("no choices")
     text = choices[0].message.content
     if text is not None and not isinstance(text, str):
-        raise ValueError("the content is no text")
+        raise ValueError("the content is not text")
     if len(text or "") > MAX_REPLY_LENGTH:
-        raise ValueError("the content is no reply to what was asked: it is too long")
+        raise ValueError("the content is not a reply to what was asked: it is too long")
     usage = getattr(completion, "usage", None)
     tokens = getattr(usage, "total_tokens", None)
     returned = getattr(completion, "model", None)

@@ -31,8 +31,8 @@ def ask_judge(
         return {}
     if resources.judge is None:
         raise UserError(
-            f"{benchmark}: a judge must read the answers and there is none: name an endpoint, "
-            "or replies that exist by --judge-replies"
+            f"{benchmark}: the answers need a judge and there is none: name an endpoint, or "
+            "existing replies with --judge-replies"
         )
     replies = resources.judge.ask(requests)
     return {request.item: reply for request, reply in zip(requests, replies, strict=True)}
@@ -94,7 +94,9 @@ def read_published_template(
                 and any(isinstance(name, ast.Name) and name.id == variable for name in node.targets)
             ):
                 return node.value.value
-        raise UserError(f"{data / script} gives no text to '{variable}': it is not as published")
+        raise UserError(
+            f"{data / script} gives no text to '{variable}': it differs from the published one"
+        )
     return None
 
 
@@ -117,7 +119,9 @@ def fill_prompt(parts: Sequence[PromptPart], texts: Mapping[Placeholder, str]) -
     """
     for part in parts:
         if isinstance(part, Placeholder) and part not in texts:
-            raise UserError(f"the judge's published prompt asks for '{part.name}': not known here")
+            raise UserError(
+                f"the judge's published prompt asks for '{part.name}', which is unknown here"
+            )
     return "".join(part if isinstance(part, str) else texts[part] for part in parts)
 
 
@@ -138,7 +142,9 @@ def read_published_prompt(data: Path, script: str, function: str) -> tuple[Promp
             parts = tuple(_iter_parts(node))
             if parts:
                 return parts
-    raise UserError(f"{data / script} has no prompt in '{function}': it is not as published")
+    raise UserError(
+        f"{data / script} has no prompt in '{function}': it differs from the published one"
+    )
 
 
 def _iter_parts(function: ast.FunctionDef) -> Iterator[PromptPart]:
@@ -169,4 +175,4 @@ def _parse_script(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
-        raise UserError(f"{path} is no Python that can be read") from None
+        raise UserError(f"{path} is not valid Python") from None

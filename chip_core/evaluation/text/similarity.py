@@ -56,7 +56,7 @@ class SpacySimilarity:
 
     def __init__(self, model: str = SPACY_VECTORS) -> None:
         require_tools(
-            [f"{problem}, or name a table by --similarity" for problem in spacy_problems(model)],
+            [f"{problem}, or give a table with --similarity" for problem in spacy_problems(model)],
             "AMBER's word similarity",
         )
         import spacy

@@ -1,9 +1,9 @@
-"""Bring a released Muffin checkpoint to this package: `python -m chip_core.models.muffin.convert`.
+"""Convert a released Muffin checkpoint: `python -m chip_core.models.muffin.convert SRC DST`.
 
 SRC is a folder as the authors released it: config.json, tokenizer.model, and weights in
 pytorch_model*.bin or *.safetensors. DST becomes a folder that `model:` can name. Files are read and
-written one at a time. Every tensor is used, or dropped by a rule, or named in an error: nothing is
-left out silently, and nothing is made up.
+written one at a time. Every tensor is used, dropped by a rule, or named in an error: nothing is
+left out silently or invented.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("dst", type=Path, metavar="DST", help="the folder to write")
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS",
-        help="pixels on a side; the table of positions is interpolated (config.json's)",
+        help="pixels on a side (default: config.json's); the position table is interpolated",
     )  # fmt: skip
     parser.add_argument(
         "--vision-heads", type=int, metavar="N",
-        help="attention heads of the vision tower, where config.json names no known one",
+        help="attention heads of the vision tower, if config.json names an unknown tower",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
@@ -97,7 +97,7 @@ def convert(
         UserError: a file or a tensor is missing, too many, or not what it should be.
     """
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise UserError(f"{dst} is there already: name another folder")
+        raise UserError(f"{dst} already exists: name another folder")
     files = find_weight_files(src)
     shapes = {name: shape for file in files for name, shape in _read_shapes(file).items()}
     tokenizer = read_tokenizer(src)
@@ -134,15 +134,15 @@ def _build_config(
         raise UserError(f"{file} cannot be read ({error!r}): copy the checkpoint again") from None
     if len(tokenizer) != vocabulary:
         raise UserError(
-            f"{src}: the tokenizer has {len(tokenizer)} tokens with those that Muffin adds, "
-            f"config.json says vocab_size {vocabulary}: they are not of one checkpoint"
+            f"{src}: the tokenizer has {len(tokenizer)} tokens with those that Muffin adds, but "
+            f"config.json has vocab_size {vocabulary}: they are from different checkpoints"
         )
     tower = str(raw.get("mm_vision_tower", ""))
     size_match = re.search(r"beit3_(base|large)_", tower)
     heads = heads or (_VISION_HEADS[size_match[1]] if size_match else None)
     if heads is None:
         raise UserError(
-            f"{file}: the vision tower '{tower}' is not known: say its attention heads by "
+            f"{file}: the vision tower '{tower}' is not known: give its attention heads with "
             "--vision-heads"
         )
     query = _require_shape(shapes, "model.query", 2)
@@ -157,7 +157,7 @@ def _build_config(
     pixels_match = re.search(r"_(\d+)$", tower)
     size = image_size or (int(pixels_match[1]) if pixels_match else side * patches[-1])
     if size % patches[-1]:
-        raise UserError(f"{size} pixels are no multiple of a patch's {patches[-1]}")
+        raise UserError(f"{size} pixels are not a multiple of a patch's {patches[-1]}")
     if query[1] % heads:
         raise UserError(f"{heads} heads do not divide the vision tower's width, {query[1]}")
     ids = dict(
@@ -189,9 +189,9 @@ def _build_config(
 
 def _require_shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple[int, ...]:
     if name not in shapes:
-        raise UserError(f"the checkpoint lacks {name}")
+        raise UserError(f"the checkpoint has no {name}")
     if len(shapes[name]) != axes:
-        raise UserError(f"{name} has the shape {shapes[name]}, and not {axes} axes")
+        raise UserError(f"{name} has the shape {shapes[name]}, not {axes} axes")
     return shapes[name]
 
 
@@ -207,17 +207,17 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], config: MuffinConfig) 
         try:
             target_name = rename_tensor(name)
         except KeyError:
-            problems.append(f"{name} belongs to no part of Muffin")
+            problems.append(f"{name} does not belong to any part of Muffin")
             continue
         if target_name is None:
             continue
         found_names.add(target_name)
         if target_name not in expected_shapes:
-            problems.append(f"{name} belongs to no part of a model of this size")
+            problems.append(f"{name} does not belong to any part of a model of this size")
         elif name != IMAGE_POSITIONS and shape != expected_shapes[target_name]:
             problems.append(f"{name} has the shape {shape}, not {expected_shapes[target_name]}")
     problems += [
-        f"nothing in it becomes {target_name}"
+        f"no tensor in it becomes {target_name}"
         for target_name in sorted(expected_shapes.keys() - found_names)
     ]
     if problems:

@@ -85,7 +85,7 @@ class MuffinModel(MuffinPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             if input_ids is None:
-                raise ValueError("images need input_ids, which say where they stand")
+                raise ValueError("images need input_ids, which show their positions")
             features = self.get_image_features(pixel_values).pooler_output
             image_mask = self._find_placeholders(input_ids, features)[..., None]
             features = features.to(inputs_embeds.device, inputs_embeds.dtype)

@@ -112,7 +112,7 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
             options: the tokenizer's, such as `padding`.
 
         Raises:
-            ValueError: the number of images is another.
+            ValueError: the number of images differs from that of the placeholders.
         """
         inputs: dict[str, Any] = {}
         if images is not None:
@@ -123,7 +123,8 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
             image_count = len(inputs.get("pixel_values", ()))
             if placeholder_count != image_count:
                 raise ValueError(
-                    f"{image_count} images for {placeholder_count} places in the text ({PATCH})"
+                    f"{image_count} images for {placeholder_count} placeholders in the text "
+                    f"({PATCH})"
                 )
             inputs.update(
                 self.tokenizer(
@@ -141,9 +142,9 @@ class MuffinProcessor(ProcessorMixin):  # type: ignore[misc]
         """Return a conversation for training: (ids, labels), -100 for tokens that are not scored.
 
         `clean` scores the answers only. `released` scores what the released code does: it finds the
-        start of turns from the lengths of the turns tokenized separately, each with an `<s>`. Of a
-        question the first two tokens from there count, of everything else every token, including
-        the final `### `.
+        start of turns from the lengths of the turns tokenized separately, each with an `<s>`. In a
+        question, the first two tokens from there are scored; in everything else every token,
+        including the final `### `.
 
         Args:
             conversation: messages of `user` and `assistant` in turn, as a chat template takes them.

@@ -26,7 +26,7 @@ def find_weight_files(folder: Path) -> list[Path]:
         UserError: there is none, or one that the index names is missing.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}: name a released checkpoint's")
+        raise UserError(f"no folder {folder}: name the folder of a released checkpoint")
     for name in _INDEX_FILES:
         if (folder / name).is_file():
             try:
@@ -38,7 +38,7 @@ def find_weight_files(folder: Path) -> list[Path]:
                 ) from None
             missing = [file.name for file in files if not file.is_file()]
             if missing:
-                raise UserError(f"{folder} lacks {', '.join(missing)}: copy the folder again")
+                raise UserError(f"{folder} has no {', '.join(missing)}: copy the folder again")
             return files
     for pattern in _WEIGHTS_GLOBS:
         files = sorted(folder.glob(pattern))
@@ -58,10 +58,10 @@ def iter_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         return
     state_dict = _load_pickle_weights(file)
     if not isinstance(state_dict, dict):
-        raise UserError(f"{file} holds a {type(state_dict).__name__}, and no tensors by name")
+        raise UserError(f"{file} holds a {type(state_dict).__name__}, not tensors by name")
     for name, value in state_dict.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{file}: {name} is a {type(value).__name__}, and no tensor")
+            raise UserError(f"{file}: {name} is a {type(value).__name__}, not a tensor")
         yield name, value
 
 
@@ -89,7 +89,7 @@ def _load_pickle_weights(file: Path) -> Any:
         reason = next(
             line.strip() for line in [*str(error).splitlines(), repr(error)] if line.strip()
         )
-        raise UserError(f"{file} is no file of weights ({reason}): nothing of it was run") from None
+        raise UserError(f"{file} is not a weights file ({reason}): nothing in it was run") from None
 
 
 #: Tensors that no trained model keeps: BEiT-3's own word embeddings, its mask token, and the

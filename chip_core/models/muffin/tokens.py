@@ -64,15 +64,15 @@ def read_tokenizer(folder: Path) -> Any:
 
     file = folder / "tokenizer.model"
     if not file.is_file():
-        raise UserError(f"no {file}: copy the checkpoint's tokenizer beside its weights")
+        raise UserError(f"no {file}: copy the checkpoint's tokenizer next to its weights")
     model = import_protobuf().ModelProto()
     try:
         model.ParseFromString(file.read_bytes())
     except DecodeError as error:
-        raise UserError(f"{file} is no SentencePiece model ({error}): copy it again") from None
+        raise UserError(f"{file} is not a SentencePiece model ({error}): copy it again") from None
     vocabulary = {piece.piece: index for index, piece in enumerate(model.pieces)}
     if not {"<unk>", "<s>", "</s>"} <= set(vocabulary):
-        raise UserError(f"{file} lacks <unk>, <s> or </s>: it is no tokenizer of LLaMA's")
+        raise UserError(f"{file} has no <unk>, <s> or </s>: it is not a LLaMA tokenizer")
     tokenizer = build_tokenizer(vocabulary, generate_merges(vocabulary))
     _check_added_tokens(folder / "added_tokens.json", tokenizer)
     return tokenizer
@@ -86,7 +86,6 @@ def _check_added_tokens(file: Path, tokenizer: Any) -> None:
         expected = tokenizer.convert_tokens_to_ids(token)
         if expected != number:
             raise UserError(
-                f"{file}: {token} is {number} there, and would be {expected}: the checkpoint has "
-                "other "
-                f"added tokens than {', '.join(ADDED_TOKENS)}"
+                f"{file}: {token} is {number} there, but should be {expected}: the checkpoint has "
+                f"other added tokens than {', '.join(ADDED_TOKENS)}"
             )

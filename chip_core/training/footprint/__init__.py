@@ -1,1 +1,1 @@
-"""What a step of a training takes of memory and computes, told without a model's weights."""
+"""Estimate the memory and the operations of a training step without a model's weights."""

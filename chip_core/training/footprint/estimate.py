@@ -1,6 +1,6 @@
-"""What a training step takes of a device's memory, by part, and how much it computes.
+"""Estimate the device memory of a training step, by part, and its operations.
 
-A step is made on fake tensors (step.py); what it was seen to take is put together here.
+A step runs on fake tensors (step.py); its measurements are combined here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chip_core.training.footprint.step import (
 )
 from chip_core.training.optimizer.masters import PIECE_BYTES
 
-#: Bytes of AdamW's two moments, a weight; int8 has a scale in fp32 for each 256.
+#: Bytes of AdamW's two moments per weight; int8 has an fp32 scale for every 256 weights.
 _STATE_BYTES = {"fp32": 2.0 * 4, "int8": 2.0 * (1 + 4 / 256)}
 
 
@@ -34,23 +34,23 @@ PARTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes at the fullest moment of a step, and its floating-point operations."""
+    """Bytes in use at the peak of a step."""
 
     weights: int
     masters: int
     gradients: int
     states: int
-    reference: int  # the old weights, and what is read of a stored reference
-    logits: int  # of the output head's chunk, at that moment
-    activations: int  # all else: kept for the backward pass, or for a while
+    reference: int  # the old weights, and stored reference values in memory
+    logits: int  # of the output head's chunk, at the peak
+    activations: int  # everything else: kept for the backward pass, or temporary
     trained: int  # parameters
     frozen: int  # parameters
-    gathered_bytes: int  # bytes of what a worker has whole at a time where weights are spread
+    gathered_bytes: int  # with sharded weights: bytes that a worker gathers at a time
     notes: tuple[str, ...] = field(default=())
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes of all parts."""
         return sum(self.parts.values())
 
     @property
@@ -59,10 +59,10 @@ class Footprint:
         return {name: getattr(self, name) for name in PARTS}
 
     def per_worker(self, workers: int) -> Footprint:
-        """Return what a worker holds where weights, gradients and states are spread (FSDP2).
+        """Return a worker's footprint if weights, gradients and states are sharded (FSDP2).
 
-        On paper: what is spread is divided, and embeddings, output head and two layers are whole
-        for a while, with their gradients.
+        This is computed, not measured: sharded parts are divided by the number of workers, and
+        embeddings, output head and two layers are temporarily whole, with their gradients.
         """
         if workers == 1:
             return self
@@ -72,7 +72,7 @@ class Footprint:
 
 
 def training_precision(config: TrialConfig) -> Precision:
-    """Return what a trial's training holds its numbers in."""
+    """Return the precision of a trial's training."""
     dtype = DTYPES[config.model.dtype]
     masters = config.model.dtype != "fp32"
     in_fp32 = config.training.gradients == "fp32"
@@ -96,16 +96,16 @@ def estimate_footprint(
     precision: Precision | None = None,
     sharded: bool = False,
 ) -> Footprint:
-    """Return what a step of a training takes; nothing of the model's size is held.
+    """Return the footprint of a training step, without allocating the model.
 
     Args:
         model_config: the model's configuration, of transformers.
         config: the trial.
         shape: of a forward pass.
-        stored: whether the reference is read from a store, and not computed in the step.
+        stored: whether the reference is read from a store instead of computed in the step.
         precision: None: the trial's own.
-        sharded: whether it is to be divided by `per_worker`: gradients are then spread as they
-            are made.
+        sharded: whether `per_worker` will divide the result: gradients are then sharded as soon as
+            they are computed.
     """
     precision = precision or training_precision(config)
     accumulates_gradients = sharded or has_several_passes(config, shape)
@@ -123,27 +123,28 @@ def estimate_footprint(
 
     layers = model_config.get_text_config().num_hidden_layers
     if layers > _SAMPLE_LAYERS + 1 and accumulates_gradients:
-        # Each layer keeps as much, and the fullest moment is the same one: two tell all.
+        # All layers keep the same number of bytes, and the peak is at the same moment: measuring
+        # two models is enough.
         smaller, larger = measure_layers(_SAMPLE_LAYERS), measure_layers(_SAMPLE_LAYERS + 1)
         if larger.pass_bytes > smaller.pass_bytes:
             return _combine(smaller.extrapolate(larger, layers - _SAMPLE_LAYERS), config, precision)
     return _combine(measure_layers(layers), config, precision)
 
 
-#: Decoder layers of the smaller of the models that tell of a larger one.
+#: Decoder layers of the smaller of the two models from which a larger one is extrapolated.
 _SAMPLE_LAYERS = 2
 
 
 def has_several_passes(config: TrialConfig, shape: RowShape) -> bool:
-    """Return whether a batch takes several passes: gradients are there from those before."""
+    """Return whether a batch takes several passes, which accumulate gradients."""
     return config.training.batch_size > shape.pairs * config.engine.workers_per_trial
 
 
 def _combine(measured: StepMeasurement, config: TrialConfig, precision: Precision) -> Footprint:
-    """Return the parts at the fullest moment: of a pass, or of the update."""
+    """Return the parts at the peak, which is in a pass or in the update."""
     on_gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
-    # AdamW is one kernel on a GPU and takes nothing beside; on a CPU a weight at a time, and
-    # so with moments in 8 bits, which are widened.
+    # On a GPU, AdamW is one kernel without temporary memory. On a CPU it updates one weight at a
+    # time, and so it does with 8-bit moments, which are converted to fp32.
     update_bytes = 0 if on_gpu else 2 * FP32 * measured.largest_weight
     if config.optimizer.states == "int8":
         update_bytes = 4 * FP32 * measured.largest_weight
@@ -172,16 +173,16 @@ def _combine(measured: StepMeasurement, config: TrialConfig, precision: Precisio
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """Floating-point operations, nothing counted twice that a step computes again."""
+    """Floating-point operations; recomputed ones are counted once."""
 
     step: int  # forward and backward of a pass
     forward: int  # of a pass without gradients
 
 
 def estimate_operations(model_config: Any, config: TrialConfig, shape: RowShape) -> Operations:
-    """Return the operations of a pass, as its kernels count them.
+    """Return the operations of a pass, counted kernel by kernel.
 
-    Layers are alike, so two models of one and of two layers tell those of all.
+    All layers are alike, so they are extrapolated from models with one and two layers.
 
     Args:
         model_config: the model's configuration, of transformers.

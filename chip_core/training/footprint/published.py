@@ -1,4 +1,4 @@
-"""The sizes of the recipes' models, for a machine that has none of their files.
+"""The sizes of the recipes' models, for machines without their files.
 
 Planning downloads nothing. These are the sizes that the models' own `config.json` states; each
 builds to the number of parameters that its page on the hub shows (a test counts them).
@@ -93,7 +93,7 @@ def _muffin_13b() -> Any:
     return MuffinConfig(text_config=_LLAMA_13B)
 
 
-#: Hub name -> what makes its configuration.
+#: Hub name -> function that returns its configuration.
 MODELS: dict[str, Callable[[], Any]] = {
     "llava-hf/llava-1.5-7b-hf": _llava_1_5,
     "llava-hf/llava-v1.6-vicuna-7b-hf": _llava_1_6_vicuna,
@@ -104,7 +104,8 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-#: Hub name -> (width of hidden states, vocabulary), of the same: planning reads no transformers.
+#: Hub name -> (width of hidden states, vocabulary) of the same models, because planning does not
+#: import transformers.
 HEAD_SHAPES = {
     "llava-hf/llava-1.5-7b-hf": (4096, 32064),
     "llava-hf/llava-v1.6-vicuna-7b-hf": (4096, 32064),
@@ -118,8 +119,7 @@ HEAD_SHAPES = {
 def load_model_config(model: ModelConfig) -> Any | None:
     """Return a model's configuration, from its files here or from its published sizes.
 
-    None where it is neither here nor among those; nothing is downloaded, and no code that comes
-    with the model is run.
+    None if it is in neither; nothing is downloaded, and no code of the model's folder is run.
     """
     from transformers import AutoConfig
 
@@ -139,25 +139,25 @@ def load_model_config(model: ModelConfig) -> Any | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSize:
-    """What an image takes."""
+    """The tokens and pictures of an image."""
 
     tokens: int  # of the prompt
-    tiles: int = 1  # pictures of the tower's own size that it is cut into, itself included
+    tiles: int = 1  # number of tiles of the tower's input size, the whole image included
 
 
-#: An image without a size of its own: COCO's usual one, of which RLHF-V's images are.
+#: The size to assume for an image: COCO's most common one, since RLHF-V's images are from COCO.
 _USUAL_SIZE = (480, 640)  # pixels, height × width
 
 
 def estimate_image_size(model_config: Any) -> ImageSize:
-    """Return what the largest image takes that a model makes of one; of Qwen's, a usual one.
+    """Return the largest size of an image in a model; for Qwen, that of a usual image.
 
     Args:
         model_config: the model's configuration.
     """
     vision, model_type = model_config.vision_config, model_config.model_type
     if model_type == "llava_next":
-        # Tiles of the largest grid with a token at each row's end, and the whole image beside.
+        # Tiles of the largest grid, with a token at each row's end, and the whole image.
         patches = vision.image_size // vision.patch_size
         rows, columns = max(
             ((height // vision.image_size, width // vision.image_size)
@@ -169,7 +169,7 @@ def estimate_image_size(model_config: Any) -> ImageSize:
     if model_type == "muffin":
         return ImageSize(tokens=vision.num_query + 2)
     if model_type in ("idefics3", "smolvlm"):
-        # Up to 4 × 4 tiles and the whole image; a tile has its place before it.
+        # Up to 4 × 4 tiles and the whole image; a tile's position comes before it.
         tile_tokens = (vision.image_size // vision.patch_size // model_config.scale_factor) ** 2
         return ImageSize(tokens=17 * (tile_tokens + 3), tiles=17)
     merge = getattr(vision, "spatial_merge_size", None)

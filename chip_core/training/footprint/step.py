@@ -1,9 +1,9 @@
-"""One step of a training on torch's fake tensors, which have a shape and no memory.
+"""Run a training step on torch's fake tensors, which have a shape but no memory.
 
-The model is built from its configuration and one step is made with it: the image tower, the packed
-row through the decoder, the output head, the backward pass. Each storage that an operation makes
-counts from its making to its end. So nothing is guessed of what autograd keeps: what the step would
-hold, it holds here.
+The model is built from its configuration and runs one step: the image tower, the packed row through
+the decoder, the output head, the backward pass. Each storage that an operation allocates is counted
+until it is freed. So nothing about autograd has to be guessed: the fake step keeps exactly what a
+real one would.
 
 Shapes: T tokens of a packed row, N response positions, D hidden.
 """
@@ -44,15 +44,15 @@ FP32 = 4  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """What a training holds its numbers in."""
+    """The precision of a training's numbers."""
 
     frozen: torch.dtype = torch.float32
-    trained: torch.dtype = torch.float32  # as the model computes with them; so are gradients
-    master: int = 0  # bytes of a trained weight that the optimizer holds beside the model's
-    states: float = 8.0  # bytes of the optimizer's states, a trained weight: AdamW's two in fp32
-    wide: bool = False  # whether gradients are added up in fp32, beside the masters
-    piece: int | None = None  # bytes of gradients that an update widens at a time; None: none
-    packed: float | None = None  # bytes of a weight that is quantized; None: none is
+    trained: torch.dtype = torch.float32  # dtype in which the model computes, also of gradients
+    master: int = 0  # bytes per trained weight of the optimizer's master copy
+    states: float = 8.0  # bytes of optimizer states per trained weight: AdamW's two in fp32
+    wide: bool = False  # whether gradients are accumulated in fp32, in the masters
+    piece: int | None = None  # bytes of gradients that an update converts to fp32 at a time
+    packed: float | None = None  # bytes of a quantized weight; None: no weight is quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class RowShape:
     text: int  # the prompt's other tokens
     chosen: int
     rejected: int
-    tiles: int = 1  # pictures of the tower's size that an image is cut into, itself included
+    tiles: int = 1  # number of tiles of the tower's input size, the whole image included
     separate_images: bool = False  # whether chosen and rejected response have an image each
 
     @property
@@ -73,37 +73,37 @@ class RowShape:
         return self.image + self.text
 
     def response(self, view: str) -> int:
-        """Return the tokens of a view's response; a third one is taken to be as the chosen one."""
+        """Return the tokens of a view's response; a third response counts like the chosen one."""
         return self.rejected if VIEWS[view][1] == "rejected" else self.chosen
 
     def tokens(self, views: Collection[str]) -> int:
-        """Return all that a pass over views computes: each image's prompt, and its responses."""
+        """Return the tokens of a pass over views: each image's prompt, and its responses."""
         prompts = self.prefix_count(views) * self.prompt
         return self.pairs * (prompts + sum(self.response(view) for view in views))
 
     def prefix_count(self, views: Collection[str]) -> int:
-        """Return how many prompts, each with an image, a pair's responses lie behind."""
+        """Return the number of prompts, each with an image, that a pair's responses follow."""
         return len({view_prefix(view, separate_images=self.separate_images) for view in views})
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMeasurement:
-    """What a step was seen to take. Each number grows by as much with every decoder layer."""
+    """The measurements of a step. Each number grows linearly with the decoder layers."""
 
     trained: int  # parameters
     frozen: int  # parameters
-    weights: int  # bytes, as all below but the last
+    weights: int  # in bytes, as all below except `largest_weight`
     gradients: int
     copies: int
-    pass_bytes: int  # at the fullest moment of a pass, beside all above
+    pass_bytes: int  # at the peak of a pass, in addition to all above
     head_bytes: int  # of that
-    reference_bytes: int  # of that, of the reference
+    reference_bytes: int  # of `pass_bytes`, of the reference
     gathered_bytes: int
     largest_weight: int  # parameters of the largest trained weight
     notes: tuple[str, ...]
 
     def extrapolate(self, larger: StepMeasurement, times: int) -> StepMeasurement:
-        """Return what it is with so many layers more, given what it is with one more."""
+        """Return the measurement with `times` more layers, given the one with one more layer."""
         numbers = [field.name for field in fields(self) if field.name not in ("largest", "notes")]
         grown = {
             name: getattr(self, name) + times * (getattr(larger, name) - getattr(self, name))
@@ -121,16 +121,16 @@ def measure(
     stored: bool,
     accumulates_gradients: bool,
 ) -> StepMeasurement:
-    """Make a step and return what it takes.
+    """Run a step and return its measurements.
 
     Args:
         model_config: the model's configuration, of transformers.
         config: the trial.
         shape: of a forward pass.
-        precision: what it holds its numbers in.
-        stored: whether the reference is read from a store, and not computed in the step.
-        accumulates_gradients: whether the pass adds to gradients that are there, beside its
-            own peak.
+        precision: the precision of its numbers.
+        stored: whether the reference is read from a store instead of computed in the step.
+        accumulates_gradients: whether the pass adds to existing gradients, which are not part of
+            its own peak.
     """
     with FakeTensorMode():
         return _Step(model_config, config, shape, precision, stored=stored).measure(
@@ -139,7 +139,7 @@ def measure(
 
 
 def count_operations(model_config: Any, config: TrialConfig, shape: RowShape) -> tuple[int, int]:
-    """Return the floating-point operations of a step, and of its forward pass; as `measure`."""
+    """Return the floating-point operations of a step, and of its forward pass; see `measure`."""
     with FakeTensorMode():
         step = _Step(model_config, config, shape, Precision(), stored=True)
         with FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
@@ -149,7 +149,7 @@ def count_operations(model_config: Any, config: TrialConfig, shape: RowShape) ->
 
 
 def with_decoder_layers(model_config: Any, layers: int) -> Any:
-    """Return a configuration of fewer decoder layers."""
+    """Return a configuration with fewer decoder layers."""
     shorter = copy.deepcopy(model_config)
     text = shorter.get_text_config()
     text.num_hidden_layers = layers
@@ -159,7 +159,7 @@ def with_decoder_layers(model_config: Any, layers: int) -> Any:
 
 
 class _Step:
-    """One forward and backward pass of a model that has no memory."""
+    """One forward and backward pass of a model without memory."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class _Step:
 
         own.register()
         self._config, self._shape, self._precision = config, shape, precision
-        # An objective that reads nothing of a reference keeps no copy of what is trained.
+        # With an objective that reads no reference, no copy of the trained weights is kept.
         self._stored = stored or not config.objective.reference_reads
         with unset_fake_temporarily(), torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(
@@ -192,16 +192,16 @@ class _Step:
         self._notes: list[str] = []
 
     def measure(self, *, accumulates_gradients: bool) -> StepMeasurement:
-        """Make the step and return what it takes.
+        """Run the step and return its measurements.
 
         Args:
-            accumulates_gradients: whether the pass adds to gradients that are there, beside its
-                own peak.
+            accumulates_gradients: whether the pass adds to existing gradients, which are not part
+                of its own peak.
         """
-        counted_bytes = 0  # bytes of gradients that count as such and are in the pass's peak
+        counted_bytes = 0  # bytes in the pass's peak that are already counted as gradients
         gradients: list[Tensor] = []
         for parameter in self._trained:
-            # it goes to what is held, as soon as it is made
+            # Each gradient is moved to the accumulated ones as soon as it is computed.
             if self._precision.wide or accumulates_gradients:
                 wide = self._precision.wide and not accumulates_gradients
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -231,7 +231,7 @@ class _Step:
         )
 
     def _quantized_bytes(self) -> tuple[int, int]:
-        """Return the bytes that quantized weights save, and those of the largest one unpacked."""
+        """Return the bytes that quantization saves, and those of the largest weight unpacked."""
         if self._precision.packed is None:
             return 0, 0
         sizes = [weight.numel() for weight in find_quantized_weights(self._model)]
@@ -243,27 +243,27 @@ class _Step:
     def run(
         self, memory: _MemoryTracker | None = None, between: Callable[[], None] = lambda: None
     ) -> None:
-        """Make the pass and its backward, and between the two what is asked."""
+        """Run the forward and the backward pass, and call `between` between the two."""
         memory = memory or _MemoryTracker()
         with ExitStack() as stack:
             try:
                 stack.enter_context(use_packed_attention(self._model))
             except ValueError as error:
-                self._notes.append(f"computed as if it shared prefixes: {error}")
+                self._notes.append(f"computed as if prefixes were shared: {error}")
             images = self._input_images(self._config.objective.policy_reads)  # noqa: F841 (is held)
             if not self._stored:
                 with torch.no_grad():
                     self._score(memory, self._config.objective.reference_reads)
             loss, hidden = self._score(memory, self._config.objective.policy_reads)
             between()
-            memory.part = "logits"  # the head's backward is the first
+            memory.part = "logits"  # the head's backward pass comes first
             hidden.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: memory.set_part("activations")
             )
             loss.backward()  # type: ignore[no-untyped-call]
 
     def _input_images(self, views: Collection[str]) -> list[Tensor]:
-        """Return the images of a batch as they come, in fp32, and those of one row together."""
+        """Return the images of a batch in fp32, as loaded and concatenated for one row."""
         inner = get_base_decoder(self._model)
         images = [self._shape.pairs] * self._shape.prefix_count(views)
         pictures = [
@@ -273,7 +273,7 @@ class _Step:
         return [count["pixel_values"] for count in pictures if count is not None]
 
     def _score(self, memory: _MemoryTracker, views: Collection[str]) -> tuple[Tensor, Tensor]:
-        """Return a number that depends on all that is read of views, and the states under it."""
+        """Return a scalar that depends on all scores of the views, and their hidden states."""
         shape, objective = self._shape, self._config.objective
         view_states = self._hidden_states(views)
         states = torch.cat(view_states)
@@ -331,11 +331,12 @@ class _Step:
         return [hidden[0, part] for part in positions]
 
     def _layout(self, views: Collection[str]) -> tuple[tuple[Span, ...], list[Tensor]]:
-        """Return the spans of the row, and the places that are scored, by view."""
+        """Return the spans of the row, and the scored positions of each view."""
         shape = self._shape
         responses_by_prefix: dict[Any, tuple[int, ...]] = {}
         for view in sort_views(views):
-            # Without prefix sharing a pass a response: as many tokens.
+            # Without prefix sharing, each response has a pass: the total number of tokens is the
+            # same.
             is_separate = self._config.engine.prefix_sharing == "off"
             name = view if is_separate else view_prefix(view, separate_images=shape.separate_images)
             responses_by_prefix[name] = (*responses_by_prefix.get(name, ()), shape.response(view))
@@ -348,7 +349,7 @@ class _Step:
         return spans, [torch.zeros(length, dtype=torch.long) for length in scored]
 
     def _features(self, views: Collection[str]) -> Tensor | None:
-        """Return what the image tower and the projector make of the images, (tokens, D)."""
+        """Return the output of the image tower and the projector for the images, (tokens, D)."""
         inner = get_base_decoder(self._model)
         images = self._shape.pairs * self._shape.prefix_count(views)
         pictures = _fake_pictures(inner.config, images, self._shape.tiles)
@@ -370,7 +371,7 @@ class _Step:
         return OutputHead(weight=layer.weight, bias=layer.bias)
 
     def _copied_parameters(self) -> list[nn.Parameter]:
-        """Return what a reference that is computed in the step keeps a copy of."""
+        """Return the parameters that a reference computed in the step keeps a copy of."""
         return [
             parameter
             for parameters in select_trained_parameters(self._model, self._config).values()
@@ -387,14 +388,14 @@ class _Step:
 
 
 def _logits_chunk(config: TrialConfig, positions: int) -> int:
-    """Return how many positions' logits are held together; by a GPU's memory: taken to be all."""
+    """Return how many positions' logits are held at a time; all if the GPU's memory decides."""
     requested = config.engine.logits_chunk
     gpu = config.engine.gpus_per_worker > 0 or config.engine.device == "cuda"
     return positions if requested is None and gpu else chunk_size(requested, 1, None)
 
 
 def _take_gradient(gradients: list[Tensor] | None, parameter: Tensor) -> None:
-    """Take a gradient from beside its weight; into a list, in fp32, or to what is there."""
+    """Drop a weight's gradient, or move it to a list in fp32."""
     if gradients is not None:
         gradients.append(torch.empty(parameter.shape))
     parameter.grad = None
@@ -407,10 +408,10 @@ def _layer_class() -> Any:
 
 
 def _materialize(model: nn.Module, trained: set[int], precision: Precision) -> None:
-    """Take a model from the meta device to fake tensors, each in the precision that it is held in.
+    """Replace a model's meta tensors by fake ones in the precision of the training.
 
-    Fake tensors say that they lie on the CPU, which decides the kernels: attention's keeps there
-    what a GPU's fused one keeps.
+    Fake tensors report the CPU as their device, which selects the kernels: the attention kernel
+    keeps the same tensors there as a GPU's fused one.
     """
     parameters: dict[int, nn.Parameter] = {}
     for module in model.modules():
@@ -429,7 +430,7 @@ def _materialize(model: nn.Module, trained: set[int], precision: Precision) -> N
 
 
 def _fake_pictures(model_config: Any, images: int, tiles: int) -> dict[str, Any] | None:
-    """Return images as a model takes them; None where that needs more than their sizes."""
+    """Return images as a model's input; None if this needs more than their sizes."""
     kind = model_config.model_type
     side: int = getattr(model_config.vision_config, "image_size", None) or 0
     if kind in ("llava", "muffin"):
@@ -444,19 +445,19 @@ def _fake_pictures(model_config: Any, images: int, tiles: int) -> dict[str, Any]
 
 
 class _MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operations make, from their making to their end."""
+    """Adds up the storages that operations allocate, until they are freed."""
 
     def __init__(self, there: Iterable[Tensor] = ()) -> None:
-        """Begin with what is there, which does not count."""
+        """Start; existing tensors are not counted."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.part = "activations"  # what is made now belongs to
+        self.part = "activations"  # the part to which new storages are attributed
         self.peak = 0
         self.at_peak: dict[str, int] = {}
         self._now: dict[str, int] = {}
         self._there = {_key(value) for value in there}
 
     def set_part(self, part: str) -> None:
-        """Say what is made from here on belongs to."""
+        """Set the part to which new storages are attributed."""
         self.part = part
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -490,13 +491,13 @@ def _key(value: Tensor) -> int:
 
 
 def _attention_flops(query: Any, key: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Return the operations of attention's two products; what a causal mask hides counts too."""
+    """Return the operations of attention's two products, as if without a causal mask."""
     batch, heads, queries, size = query
     return int(4 * batch * heads * queries * key[2] * size)
 
 
 def _attention_backward_flops(grad: Any, query: Any, key: Any, *_: Any, **__: Any) -> int:
-    """Return those of the backward pass: five products for the forward's two."""
+    """Return the operations of the backward pass: five products for the two of the forward pass."""
     return _attention_flops(query, key) * 5 // 2
 
 

@@ -25,7 +25,7 @@ def make_optimizer(
         policy: the model.
         config: the trial.
         steps: the total number of updates.
-        masters: updated in place of the trained weights; None: the weights themselves are.
+        masters: updated instead of the trained weights; None: the weights themselves are updated.
     """
     settings = config.optimizer
     groups = [

@@ -1,7 +1,8 @@
 """fp32 masters of weights trained in bf16: the optimizer updates masters, weights are rounded.
 
 At a learning rate of 5e-7 an update of a weight of 0.02 is about 1/250 of its last bit in bf16:
-added to the weight itself it would be lost. The master keeps it; the weight is the rounded master.
+added to the weight itself, it would be lost. The master keeps it, and the weight is the rounded
+master.
 
 A batch's gradient is accumulated in fp32, in the masters (`training.gradients: fp32`), or in bf16,
 in the weights: then the update converts it piece by piece, and it takes half the memory.

@@ -1,8 +1,8 @@
 """Check that a study's trials fit on a cluster's nodes.
 
 A trial's workers request the resources of the recipe's `engine`. The driver of several workers
-requests a unit of `chip_driver` and no CPU. A driver that held what its workers wait for would
-wait for ever without an error, so drivers are placed on the head only.
+requests a unit of `chip_driver` and no CPU. A driver that held the resources that its workers wait
+for would wait forever without an error, so drivers are placed on the head only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ResourceNeed(ResourceRequest):
 class Capacity:
     """The capacity of a cluster for a study."""
 
-    slots: int  # workers that fit on the whole cluster, grown to its largest
+    slots: int  # workers that fit on the whole cluster at its largest size
     at_once: int  # trials
 
 
@@ -62,7 +62,7 @@ def study_resource_need(study: Study) -> ResourceNeed:
 
 
 def compute_capacity(kinds: Sequence[NodeType], need: ResourceNeed) -> Capacity:
-    """Return how many trials run at once on a cluster grown to its largest.
+    """Return how many trials run at once on a cluster at its largest size.
 
     A trial is placed on one machine if one is large enough, else on several.
     """
@@ -82,19 +82,20 @@ def driver_problems(cluster: ClusterFile) -> Iterator[Problem]:
         if kind.head and drivers < 1:
             yield Problem(
                 key="head_start_ray_commands" if cluster.provider == LOCAL_PROVIDER else key,
-                message=f"the head offers no {DRIVER_RESOURCE}: drivers of trials would take what "
-                f"their workers wait for. Offer 64: --resources='{{\"{DRIVER_RESOURCE}\": 64}}'",
+                message=f"the head offers no {DRIVER_RESOURCE}: drivers of trials would take the "
+                "resources that their workers wait for. Offer 64: "
+                f"--resources='{{\"{DRIVER_RESOURCE}\": 64}}'",
             )
         if not kind.head and drivers:
             yield Problem(
                 key="worker_start_ray_commands" if cluster.provider == LOCAL_PROVIDER else key,
                 message=f"a worker offers {DRIVER_RESOURCE}: a trial's driver would die with that "
-                "machine: offer it on the head alone",
+                "machine: offer it only on the head",
             )
 
 
 def capacity_problems(cluster: ClusterFile, need: ResourceNeed) -> Iterator[Problem]:
-    """Yield reasons why a study's trials would wait for ever."""
+    """Yield reasons why a study's trials would wait forever."""
     kinds = list_node_types(cluster)
     workers = [kind for kind in kinds if not kind.head]
     undeclared = [kind for kind in workers if not kind.resources.get("CPU")]
@@ -104,7 +105,7 @@ def capacity_problems(cluster: ClusterFile, need: ResourceNeed) -> Iterator[Prob
             if cluster.provider == LOCAL_PROVIDER
             else f"{kind.key}.resources"
         )
-        yield Problem(key=key, message="does not say what a worker has: write {CPU: …, GPU: …}")
+        yield Problem(key=key, message="does not list a worker's resources: write {CPU: …, GPU: …}")
     if undeclared:
         return
     available = compute_capacity(kinds, need)
@@ -116,9 +117,9 @@ def capacity_problems(cluster: ClusterFile, need: ResourceNeed) -> Iterator[Prob
     yield Problem(
         key=workers[0].key if workers else "available_node_types",
         message=f"a trial has {need.num_workers} worker(s) of {format_resources(need.per_worker)} "
-        "each, and room is for "
-        f"{available.slots} ({machines or 'no workers'}): take larger or more machines, or lower "
-        "engine.workers_per_trial, engine.gpus_per_worker or engine.cpus_per_worker",
+        f"each, but there is room for {available.slots} ({machines or 'no workers'}): use "
+        "larger or more machines, or lower engine.workers_per_trial, engine.gpus_per_worker "
+        "or engine.cpus_per_worker",
     )
 
 

@@ -31,10 +31,10 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
         Unreachable: there is no connection.
         UserError: the command on the head fails.
     """
-    assert cluster.settings is not None, "a file without settings is refused before"
+    assert cluster.settings is not None, "a file without settings is refused earlier"
     settings = cluster.settings
     storage = settings.storage or settings.shared
-    assert storage is not None, "a file without storage is refused before"
+    assert storage is not None, "a file without storage is refused earlier"
     output = head.run(
         f"RAY_AUTH_MODE=token {settings.venv}/bin/python -m orchestrator.cluster.checks.live "
         f"{shlex.quote(storage)}",
@@ -56,15 +56,15 @@ def live_problems(cluster: ClusterFile, head: Head) -> Iterator[Problem]:
                 + (
                     "mount the shared storage on it"
                     if settings.storage is None
-                    else "give it what lets it in"
+                    else "give it credentials for the storage"
                 ),
             )
         for name, declared in settings.worker.items():
             amount = machine["resources"].get(name, 0)
             if not machine["head"] and amount < declared:
                 message = (
-                    f"has {amount:g} {name}, and {SETTINGS_KEY}.worker says {declared:g}: "
-                    "write what it has"
+                    f"has {amount:g} {name}, but {SETTINGS_KEY}.worker says {declared:g}: write "
+                    "the actual number"
                 )
                 yield Problem(key=key, message=message)
         drivers = machine["resources"].get(DRIVER_RESOURCE, 0)

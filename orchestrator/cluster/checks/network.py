@@ -27,7 +27,7 @@ def _aws_problems(cluster: ClusterFile) -> Iterator[Problem]:
         if not (isinstance(rule, dict) and rule.get("FromPort") == rule.get("ToPort") == SSH_PORT):
             yield Problem(
                 key=f"provider.security_group.IpPermissions[{index}]",
-                message="opens more than ssh: drop it. Ray itself opens port 22, and all ports "
+                message="opens more than ssh: remove it. Ray itself opens port 22, and all ports "
                 "between the machines; everything else goes through a tunnel",
             )
     if provider.get("use_internal_ips") is True:
@@ -61,7 +61,7 @@ def _public_address_problem(key: str, remedy: str) -> Problem:
 
 
 def placeholder_problems(content: Any, path: str = "") -> Iterator[Problem]:
-    """Yield the values that are still examples: FILL-IN, and addresses kept for documents."""
+    """Yield values that are still examples: FILL-IN, and addresses reserved for documentation."""
     if isinstance(content, Mapping):
         for key, value in content.items():
             yield from placeholder_problems(value, f"{path}.{key}" if path else str(key))

@@ -26,7 +26,7 @@ _KEYS_SET_BY_RAY = {"aws": ("MinCount", "MaxCount", "SubnetId"), "gcp": ("name",
 def node_config_problems(cluster: ClusterFile) -> Iterator[Problem]:
     """Yield the unknown keys of every node type's `node_config`, at any depth.
 
-    Other providers' keys are not known here.
+    The keys of other providers are unknown here.
     """
     known = known_keys(cluster.provider)
     if known is None:

@@ -65,7 +65,8 @@ def node_type_problems(cluster: ClusterFile) -> Iterator[Problem]:
     kinds = cluster.section("available_node_types")
     if not kinds:
         yield Problem(
-            key="available_node_types", message="is missing: name the head's and the workers'"
+            key="available_node_types",
+            message="is missing: define the head's type and the workers'",
         )
         return
     head = cluster.content.get("head_node_type")
@@ -78,7 +79,8 @@ def node_type_problems(cluster: ClusterFile) -> Iterator[Problem]:
         if name != head and isinstance(entry, dict) and entry.get("max_workers") == 0:
             key = f"available_node_types.{name}.max_workers"
             yield Problem(
-                key=key, message="0: no machine of it is ever started: raise it, or drop it"
+                key=key,
+                message="0: no machine of this type is ever started: raise it, or remove the type",
             )
     max_workers = cluster.content.get("max_workers", 2)  # Ray's default
     if max_workers == 0:
@@ -89,7 +91,7 @@ def node_type_problems(cluster: ClusterFile) -> Iterator[Problem]:
         if name != head and isinstance(entry, dict) and isinstance(entry.get("min_workers"), int)
     )
     if isinstance(max_workers, int) and 0 < max_workers < min_workers:  # `ray up` refuses it
-        message = f"{max_workers}, and the types' min_workers are {min_workers} together: raise it"
+        message = f"{max_workers}, but the types' min_workers add up to {min_workers}: raise it"
         yield Problem(key="max_workers", message=message)
 
 
@@ -120,20 +122,20 @@ def _local_problems(cluster: ClusterFile) -> Iterator[Problem]:
         ("worker_ips", not isinstance(ips, list)),
     ):
         if is_missing and "coordinator_address" not in provider:
-            yield Problem(key=f"provider.{key}", message="is missing: say the machines' addresses")
+            yield Problem(key=f"provider.{key}", message="is missing: list the machines' addresses")
     if not isinstance(ips, list):
         return
     if provider.get("head_ip") in ips:
         yield Problem(
             key="provider.worker_ips",
-            message="holds the head, too: starting the worker there would stop the head: drop it",
+            message="also lists the head: starting a worker there would stop the head: remove it",
         )
     for key in ("min_workers", "max_workers"):
         count = cluster.content.get(key, len(ips))
         if isinstance(count, int) and count != len(ips):
-            consequence = "those are not there" if count > len(ips) else "the others stay unused"
+            consequence = "those do not exist" if count > len(ips) else "the others stay unused"
             message = (
-                f"{count}, and there are {len(ips)} worker_ips: {consequence}: write {len(ips)}"
+                f"{count}, but there are {len(ips)} worker_ips: {consequence}: write {len(ips)}"
             )
             yield Problem(key=key, message=message)
     start = find_ray_start(cluster, HEAD_COMMANDS)

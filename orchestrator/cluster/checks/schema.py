@@ -65,7 +65,7 @@ def _refusal_problems(content: dict[str, Any]) -> Iterator[Problem]:
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             fillout_defaults(copy.deepcopy(content))
-    except Exception as error:  # Ray has no class of its own for it
+    except Exception as error:  # Ray has no own class for it
         lines = [
             line for line in (*str(error).splitlines(), *output.getvalue().splitlines()) if line
         ]

@@ -18,7 +18,7 @@ COMMAND_LISTS = (
 )  # fmt: skip
 TOKEN_FILE = "~/.ray/auth_token"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-#: Programs of the virtual environment, which a login shell's PATH need not have.
+#: Programs of the virtual environment, which may not be on a login shell's PATH.
 _VENV_PROGRAM = re.compile(r"^(ray|chip-ablate|python[0-9.]*|pip[0-9.]*|mlflow)$")
 _SEPARATOR = re.compile(r"^(;|&&|\|\||\||&|\(|\)|!|then|do|else|fi|done|\{|\})$")
 #: Words that run the command after them.
@@ -30,7 +30,7 @@ _ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
 class ProgramCall:
     """One program of a command."""
 
-    key: str  # where it stands in the file
+    key: str  # its position in the file
     program: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str]  # variables set for it
@@ -93,25 +93,25 @@ def command_problems(cluster: ClusterFile) -> Iterator[Problem]:
                 _tokenize(text)
             except ValueError as error:
                 yield Problem(
-                    key=f"{name}[{index}]", message=f"is no shell command ({error}): {text}"
+                    key=f"{name}[{index}]", message=f"is not a shell command ({error}): {text}"
                 )
     for call in iter_calls(cluster, *COMMAND_LISTS):
         if _VENV_PROGRAM.match(call.program):
             yield Problem(
                 key=call.key,
-                message=f"'{call.program}' is looked for on the PATH of a login shell: write the "
+                message=f"'{call.program}' would be searched on a login shell's PATH: write the "
                 f"absolute path, VENV/bin/{call.program}",
             )
     head, worker = find_ray_start(cluster, HEAD_COMMANDS), find_ray_start(cluster, WORKER_COMMANDS)
     for key, start in ((HEAD_COMMANDS, head), (WORKER_COMMANDS, worker)):
         if start is None:
-            yield Problem(key=key, message="no command is `ray start`: see cluster.yaml")
+            yield Problem(key=key, message="there is no `ray start` command: see cluster.yaml")
             continue
         if start.environment.get("RAY_AUTH_MODE") != "token":
             yield Problem(
                 key=start.key,
-                message="`ray start` lets in whoever reaches its ports: put RAY_AUTH_MODE=token "
-                "before it",
+                message="`ray start` accepts anyone who can reach its ports: put "
+                "RAY_AUTH_MODE=token before it",
             )
         yield from _resource_problems(start)
     if head is not None:
@@ -125,7 +125,7 @@ def command_problems(cluster: ClusterFile) -> Iterator[Problem]:
             yield Problem(
                 key=f"docker.{key}",
                 message="`run --cluster` reaches machines, not containers on them: install into "
-                "metadata.chip_ablate.venv of the machines, and drop it",
+                "metadata.chip_ablate.venv on the machines, and remove this",
             )
     yield from _token_problems(cluster)
     yield from _mlflow_problems(cluster)
@@ -136,15 +136,15 @@ def _head_problems(head: ProgramCall) -> Iterator[Problem]:
         yield Problem(key=head.key, message="`ray start` of the head needs --head")
     if head.option("--autoscaling-config") is None:
         message = (
-            "without --autoscaling-config=~/ray_bootstrap_config.yaml no worker is ever started"
+            "without --autoscaling-config=~/ray_bootstrap_config.yaml, no worker is ever started"
         )
         yield Problem(key=head.key, message=f"{message}: add it")
     host = head.option("--dashboard-host")
     if host is not None and host not in LOOPBACK_HOSTS:
         yield Problem(
             key=head.key,
-            message=f"--dashboard-host={host} opens the dashboard, which runs what it is sent, to "
-            "the network: write 127.0.0.1, and tunnel to it (ray dashboard FILE)",
+            message=f"--dashboard-host={host} opens the dashboard, which runs any code that it is "
+            "sent, to the network: write 127.0.0.1, and use a tunnel (ray dashboard FILE)",
         )
 
 
@@ -159,7 +159,9 @@ def _resource_problems(start: ProgramCall) -> Iterator[Problem]:
         is_valid = False
     if not is_valid:
         example = '{"chip_driver": 64}'
-        message = f"--resources={value} is no JSON of names and amounts: write '{example}'"
+        message = (
+            f"--resources={value} is not a JSON mapping of names and amounts: write '{example}'"
+        )
         yield Problem(key=start.key, message=message)
 
 
@@ -173,8 +175,8 @@ def _token_problems(cluster: ClusterFile) -> Iterator[Problem]:
     if not is_mounted and not is_generated:
         yield Problem(
             key=HEAD_COMMANDS,
-            message="nothing makes a token: before `ray start` write "
-            "VENV/bin/ray get-auth-token --generate >/dev/null",
+            message="no command creates a token: before `ray start`, write VENV/bin/ray "
+            "get-auth-token --generate >/dev/null",
         )
     synced = cluster.content.get("cluster_synced_files")
     if not is_mounted and not (isinstance(synced, list) and TOKEN_FILE in synced):
@@ -193,8 +195,8 @@ def _mlflow_problems(cluster: ClusterFile) -> Iterator[Problem]:
         if is_mlflow and host is not None and host not in LOOPBACK_HOSTS:
             yield Problem(
                 key=call.key,
-                message=f"--host {host} opens MLflow, which asks nobody who they are, to the "
-                "network: write 127.0.0.1, and tunnel to it",
+                message=f"--host {host} opens MLflow, which has no authentication, to the "
+                "network: write 127.0.0.1, and use a tunnel",
             )
 
 

@@ -45,7 +45,7 @@ def version_problems(cluster: ClusterFile) -> Iterator[Problem]:
                 if number != local_versions()[package]:
                     yield Problem(
                         key=f"{name}[{index}]",
-                        message=f"installs {package} {number}, and here is "
+                        message=f"installs {package} {number}, but this machine has "
                         f"{local_versions()[package]}: install the same on both sides",
                     )
 
@@ -59,7 +59,10 @@ def version_differences(remote_versions: dict[str, str]) -> Iterator[tuple[str, 
         remote = remote_versions[name]
         is_equal = _minor(remote) == _minor(local) if name == "python" else remote == local
         if not is_equal:
-            yield (f"{remote}, and here is {name} {local}: install the same on both sides", name)
+            yield (
+                f"{remote}, but this machine has {name} {local}: install the same on both sides",
+                name,
+            )
 
 
 def _minor(number: str) -> tuple[str, ...]:

@@ -44,20 +44,20 @@ cost_options = combine_options(
     click.option(
         "--device-memory",
         type=FloatType(is_positive=True, high=2**20),
-        help="GiB of one device, where it is not this machine's.",
+        help="GiB of one device, if it is not this machine's.",
     ),
     click.option(
         "--device",
         type=click.Choice([*DEVICES]),
-        help="Estimate memory and time on this GPU, by published rates.",
+        help="Estimate memory and time on this GPU from published rates.",
     ),
-    click.option("--gpus", type=IntegerType(1, 10**6), help="How many of --device; default: 1."),
+    click.option("--gpus", type=IntegerType(1, 10**6), help="Number of --device GPUs; default: 1."),
     click.option(
         "--budget",
         multiple=True,
         type=AmountType("--budget hours=12"),
         metavar="NAME=AMOUNT",
-        help="Run what fits: hours, cpu_hours, gpu_hours or price.",
+        help="Run only what fits: hours, cpu_hours, gpu_hours or price.",
     ),
 )
 
@@ -87,10 +87,10 @@ def cost_request(
     from orchestrator.study.limits import Budget
 
     if gpus is not None and device is None:
-        raise click.UsageError("--gpus says how many of a --device there are: name that, too")
+        raise click.UsageError("--gpus is the number of --device GPUs: give --device, too")
     if gpus is not None and max_concurrent is not None:
         raise click.UsageError(
-            "--gpus and --max-concurrent both say how many trials run at a time: give one of them"
+            "--gpus and --max-concurrent both set how many trials run at a time: give one of them"
         )
     bounds = None
     if budget:
@@ -114,7 +114,7 @@ def estimate_cost(
     """Estimate a study's cost and the power of its seeds.
 
     Raises:
-        UserError: its budget cannot be held.
+        UserError: its budget cannot be met.
     """
     from dataclasses import replace
 
@@ -134,7 +134,7 @@ def require_device_memory(plan: Plan, workdir: Path, request: CostRequest) -> No
     If the GPU is unknown, as on a cluster without --device, nothing is checked.
 
     Raises:
-        ConfigError: some are too large; each with what would fit.
+        ConfigError: some are too large; lists what would fit for each.
     """
     from orchestrator.cost.memory import require_fit, wants_gpu
 

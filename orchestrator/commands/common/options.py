@@ -45,7 +45,7 @@ def make_workdir_option(text: str) -> Callable[[F], F]:
     """Return the option for the work directory."""
     return click.option(
         "--workdir",
-        type=PathType("folder", uri_hint="name a folder here, and give the address to --storage"),
+        type=PathType("folder", uri_hint="give a folder here, and the address as --storage"),
         default=Path("chip-runs"),
         show_default=True,
         help=text,
@@ -87,7 +87,7 @@ def make_override_option(text: str) -> Callable[[F], F]:
 
 
 #: The default work directory, which has all files of a study.
-workdir_option = make_workdir_option("Where runs, results and reports lie.")
+workdir_option = make_workdir_option("Folder of runs, results and reports.")
 
 tracking_option = click.option(
     "--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI, or WORKDIR/mlflow.db."
@@ -95,11 +95,13 @@ tracking_option = click.option(
 
 #: Where benchmarks' data are.
 data_path_options = combine_options(
-    make_benchmark_data_option("Holds each benchmark's files, in a folder named as it."),
+    make_benchmark_data_option(
+        "Folder with the benchmarks' files, each in a folder with the benchmark's name."
+    ),
     click.option(
         "--judge-replies",
         type=PathType(is_local=False),
-        help="Replies that exist, in place of a judge's.",
+        help="Use existing replies instead of a judge.",
     ),
 )
 
@@ -109,14 +111,15 @@ study_options = combine_options(
     click.option(
         "--recipe",
         type=TextType(),
-        help="In place of the study's recipe: a variant of its own.",
+        help="Use this recipe instead of the study's; makes a variant of the study.",
     ),
     click.option(
         "--seeds",
         type=SeedsType(),
-        help="More seeds than the study's: --seeds 3 4. Only its own ones: a part of it.",
+        help="Further seeds for the study: --seeds 3 4. If all are the study's own, run only "
+        "these.",
     ),
-    make_override_option("Change a key of the recipe: a variant of its own."),
+    make_override_option("Change a key of the recipe; makes a variant of the study."),
     workdir_option,
     data_path_options,
     json_option(),
@@ -131,7 +134,7 @@ model_options = combine_options(
     click.option(
         "--base",
         type=TextType(),
-        help="A PEFT folder's base model, where it is not the one it names.",
+        help="A PEFT folder's base model, if it is not the one that the folder names.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Print only valid JSON on standard output; progress goes to the terminal."""
+"""Print only valid JSON on standard output; progress goes to standard error."""
 
 from __future__ import annotations
 

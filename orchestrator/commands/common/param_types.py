@@ -17,7 +17,7 @@ import click
 
 from chip_core.utils.files import PathKind, expand_path, find_path_problem
 
-#: Above any hours, seconds or money that are meant, below what arithmetic overflows at.
+#: Above any reasonable number of hours, seconds or money, and small enough not to overflow.
 MAX_NUMBER = 1e9
 
 _MAX_SHOWN_LENGTH = 300  # characters of a path
@@ -56,7 +56,7 @@ class IntegerType(click.ParamType[Any]):
         if isinstance(value, int):
             return value  # a default
         if not _INTEGER_PATTERN.fullmatch(value.strip()):
-            self.fail(f"'{value}' is no whole number: write digits, such as 3", param, ctx)
+            self.fail(f"'{value}' is not a whole number: write digits, such as 3", param, ctx)
         number = int(value)
         if self.low is not None and number < self.low:
             self.fail(f"{number} is too small: {self.low} or more", param, ctx)
@@ -69,7 +69,7 @@ def parse_integers(param_type: Any, value: Any, example: str, param: Any, ctx: A
     """Parse a list of whole numbers, `0 1 2` or `0,1,2`; on an error fail as `param_type`."""
     parts = [part.strip() for part in re.split(r",|(?<=[^\s,])\s+(?=[^\s,])", str(value))]
     if not all(_INTEGER_PATTERN.fullmatch(part) for part in parts):
-        param_type.fail(f"'{value}' is no list of whole numbers: write {example}", param, ctx)
+        param_type.fail(f"'{value}' is not a list of whole numbers: write {example}", param, ctx)
     return [int(part) for part in parts]
 
 
@@ -87,7 +87,7 @@ class FloatType(click.ParamType[Any]):
             return value  # a default
         number = parse_number(value)
         if number is None:
-            self.fail(f"'{value}' is no finite number: write one, such as 1.5", param, ctx)
+            self.fail(f"'{value}' is not a finite number: write one, such as 1.5", param, ctx)
         if number < 0 or (self.is_positive and number == 0):
             hint = "give one above 0" if self.is_positive else "0 or more"
             self.fail(f"{value} is too small: {hint}", param, ctx)
@@ -117,7 +117,7 @@ class OverrideType(click.ParamType[Any]):
 
         key, separator, text = str(value).partition("=")
         if not separator or not key.strip():
-            self.fail(f"'{value}' is no key=value: write --set optimizer.lr=1e-6", param, ctx)
+            self.fail(f"'{value}' is not key=value: write --set optimizer.lr=1e-6", param, ctx)
         return key.strip(), parse_yaml(text, f"--set {key}")
 
 
@@ -134,7 +134,7 @@ class AmountType(click.ParamType[Any]):
         key, separator, text = str(value).partition("=")
         number = parse_number(text)
         if not separator or number is None:
-            self.fail(f"'{value}' is no name=number: write {self.example}", param, ctx)
+            self.fail(f"'{value}' is not name=number: write {self.example}", param, ctx)
         return key.strip(), number
 
 
@@ -149,7 +149,7 @@ class AddressType(TextType):
         host, separator, port = text.rpartition(":")
         is_host_port = bool(separator and host.strip("[]")) and re.fullmatch(r"[0-9]{1,5}", port)
         if "://" not in text and text != "auto" and not (is_host_port and 0 < int(port) < 65536):
-            self.fail(f"'{text}' is no address: write auto, or HOST:PORT", param, ctx)
+            self.fail(f"'{text}' is not an address: write auto, or HOST:PORT", param, ctx)
         return text
 
 
@@ -165,9 +165,9 @@ class PathType(click.ParamType[Any]):
     """A path on this machine.
 
     Args:
-        kind: what may lie there already.
+        kind: what may already be there.
         exists: whether it must.
-        is_local: False for one that may be of other machines; then only its text is looked at.
+        is_local: False if it may be on other machines; then only its text is checked.
         uri_hint: what to use for an address of a storage.
     """
 

@@ -49,10 +49,10 @@ def run_remotely(
         ("--executor inline", executor == "inline", "a cluster has Ray"),
         ("--address", address is not None, "it is the cluster's own"),
         ("--calibrate", calibrate, "it would measure the head: give --rate"),
-        ("--rates", rates is not None, "the file is not there: give --rate"),
+        ("--rates", rates is not None, "the file is not on the cluster: give --rate"),
     ):
         if is_given:
-            raise click.UsageError(f"{option} does not go with --cluster: {reason}")
+            raise click.UsageError(f"{option} cannot be used with --cluster: {reason}")
     values = {name: value for name, value in forwarded.items() if value is not None}
     try:
         validate_uri(values.get("tracking_uri", "http://there"))  # files and drivers are the head's

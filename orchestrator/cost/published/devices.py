@@ -76,15 +76,16 @@ UTILIZATION: dict[Literal["lora", "full"], UtilizationRange] = {
     "lora": UtilizationRange(
         low=0.13,
         high=0.428,
-        source="low: estimated of this package's step from the bytes that it moves, not measured; "
+        source="low: estimated from the bytes that this package's step moves, not measured; "
         "high: NVIDIA NeMo AutoModel's performance summary, LoRA of Qwen2.5 7B on one H100, "
         "423 of 989.4 TFLOP/s",
     ),
     "full": UtilizationRange(
         low=0.27,
         high=0.39,
-        source="low: estimated of this package's step from the bytes that it moves, not measured; "
-        "high: pytorch/torchtitan docs/performance.md, Llama 3.1 8B on H100 with FSDP, 33 to 39 %",
+        source="low: estimated from the bytes that this package's step moves, not measured; "
+        "high: pytorch/torchtitan docs/performance.md, Llama 3.1 8B on H100 with FSDP, 33 to "
+        "39 %",
     ),
 }
 
@@ -93,6 +94,6 @@ UTILIZATION: dict[Literal["lora", "full"], UtilizationRange] = {
 EAGER_TOKENS = 25.5
 EAGER_SOURCE = (
     "low: 25.5 tokens/s of Llama 7B in eager PyTorch, pytorch.org/blog, 'Accelerating Generative "
-    "AI with PyTorch II'; high: all weights read once a token at the device's bandwidth"
+    "AI with PyTorch II'; high: all weights read once per token at the device's bandwidth"
 )
 EAGER_LAYERS = 32

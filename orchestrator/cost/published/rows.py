@@ -33,7 +33,9 @@ class RowShapes:
     def basis(self) -> str:
         """What the figures are of, for people."""
         shape = self.longest
-        origin = "as in a sample of the data" if self.sampled else "taken for data that is not here"
+        origin = (
+            "as in a sample of the data" if self.sampled else "assumed for data that is not here"
+        )
         return (
             f"{'two images' if shape.separate_images else 'an image'} of {shape.image:,} tokens, "
             f"{shape.text} of question, responses of up to "

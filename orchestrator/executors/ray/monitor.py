@@ -89,7 +89,7 @@ class JobMonitor:
 
     @property
     def has_only_waiting(self) -> bool:
-        """Whether the run should stop and no started job is left, which would end itself."""
+        """Whether the run should stop and no started job is left to end itself."""
         return self.stop.is_requested and not any(
             running_job.last_progress for running_job in self.running.values()
         )
@@ -221,7 +221,7 @@ class JobMonitor:
         try:
             self.channel.collect(job)
         except (StorageError, OSError) as error:
-            return f"{failure_reason(error)}: give the same command again when it is back"
+            return f"{failure_reason(error)}: run the same command again when it is back"
         return None
 
     def raise_error(self) -> None:

@@ -47,7 +47,7 @@ class Scorer:
                 return
 
     def is_too_large(self) -> bool:
-        """Return whether this process is not to be used again."""
+        """Return whether this process must not be reused."""
         return memory_share() > MAX_MEMORY_SHARE
 
 
@@ -61,18 +61,18 @@ class _ScoringJob:
 
 
 class ScoringPool:
-    """Runs jobs that score answers, at most one a core of this machine.
+    """Runs jobs that score answers, at most one per core of this machine.
 
-    They take no CPU of Ray's, or they would wait until the trainings, which hold them all, have
-    ended. Use it as a context manager: at its end no actor is left.
+    They request no CPU from Ray: otherwise they would wait until the trainings, which hold all
+    CPUs, have ended. Use it as a context manager: at its end no actor is left.
     """
 
     def __init__(self, monitor: JobMonitor, payload: Callable[[Job], JobPayload]) -> None:
-        """Nothing runs yet.
+        """Create it without starting an actor.
 
         Args:
-            monitor: hears of the jobs.
-            payload: makes what travels of a job.
+            monitor: receives the jobs' reports.
+            payload: creates the payload of a job.
         """
         self._monitor, self._payload = monitor, payload
         self._max_actors = cpu_count()
@@ -91,18 +91,18 @@ class ScoringPool:
             ray.kill(actor)
 
     def submit(self, job: Job) -> None:
-        """Take a job; `poll` begins it."""
+        """Add a job; `poll` starts it."""
         self._queue.append(job)
 
     def take_scoring_jobs(self, jobs: Sequence[Job]) -> list[Job]:
-        """Take the jobs that score; return the others."""
+        """Add the scoring jobs and return the others."""
         for job in jobs:
             if job.is_scoring:
                 self.submit(job)
         return [job for job in jobs if not job.is_scoring]
 
     def finish(self) -> None:
-        """Wait until all jobs have ended; where the run is to stop, those that have begun."""
+        """Wait until all jobs have ended, or, if the run should stop, those that have started."""
         while self._queue or self._running:
             self._monitor.check_jobs()
             self.poll()
@@ -118,7 +118,7 @@ class ScoringPool:
             self._start_job(self._queue.popleft())
 
     def _needs_more_actors(self) -> bool:
-        """Return whether one more actor is worth its start."""
+        """Return whether one more actor is worth starting."""
         if not self._running:
             return True
         elapsed = time.monotonic() - self._last_start

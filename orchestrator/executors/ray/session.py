@@ -113,7 +113,7 @@ def connect_ray(address: str | None, jobs: Sequence[Job]) -> Iterator[None]:
     if address is not None:
         check_address(address)
     if ray.is_initialized():
-        raise UserError("this process is connected to Ray already: call ray.shutdown() first")
+        raise UserError("this process is already connected to Ray: call ray.shutdown() first")
     for name, value in (PROCESS_ENVIRONMENT | TUNE_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     with _silence_ray():
@@ -149,7 +149,7 @@ def count_concurrent_jobs(
         )
         return min(max_concurrent or max_fitting, max_fitting)
     if max_concurrent is None:
-        hint = "; if the cluster grows by itself, say how many jobs may run at once"
+        hint = "; if the cluster grows automatically, set how many jobs may run at once"
         max_concurrent = max_concurrent_trials(
             map(job_request, jobs),
             _without_reserved_gpus(alive_node_resources(), reserved_gpus),
@@ -175,13 +175,13 @@ def reserve_node_gpus(gpus: int, jobs: Sequence[Job]) -> Iterator[Sequence[str]]
     key_path, nodes = "evaluation.generator.serves is study", alive_node_resources()
     if len(nodes) > 1:
         raise UserError(
-            f"{key_path}: its server is reached on its own machine alone, and this cluster has "
-            f"{len(nodes)}: write serves: trial"
+            f"{key_path}: its server can be reached only from its own machine, but this cluster "
+            f"has {len(nodes)}: write serves: trial"
         )
     if not gpus:
         yield ()
         return
-    location = f"beside the study's server, which holds {gpus} GPU, this machine"
+    location = f"next to the study's server, which holds {gpus} GPU, this machine"
     max_concurrent_trials(
         map(job_request, jobs),
         _without_reserved_gpus(nodes, gpus),
@@ -193,7 +193,7 @@ def reserve_node_gpus(gpus: int, jobs: Sequence[Job]) -> Iterator[Sequence[str]]
         yield ray.get(holder.devices.remote(), timeout=_GPU_TIMEOUT)
     except GetTimeoutError:
         raise UserError(
-            f"{key_path}: {gpus} GPU for its server did not come free within {_GPU_TIMEOUT:.0f} s: "
+            f"{key_path}: {gpus} GPU for its server was not free within {_GPU_TIMEOUT:.0f} s: "
             "wait until nothing else holds them"
         ) from None
     finally:
@@ -243,7 +243,7 @@ def describe_pending_request(resources: Mapping[str, float], workers: int = 1) -
     request_text = f"it asks for {format_resources(resources)} on one node"
     if workers > 1:
         request_text = f"its {workers} workers ask for {format_resources(resources)} each"
-    return f"{request_text}, free in all are {availability}{suffix}"
+    return f"{request_text}, free in total: {availability}{suffix}"
 
 
 def alive_node_resources() -> list[dict[str, float]]:

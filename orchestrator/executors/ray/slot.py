@@ -31,25 +31,25 @@ from orchestrator.executors.ray.job_process import (
 
 #: The one key of a Tune trial's configuration.
 PAYLOAD_KEY = "payload"
-#: Beside it for several workers: the queue by which the first says where they are.
+#: Also there for several workers: the queue in which the first one reports their progress.
 REPORTS_KEY = "reports"
-#: The keys of a trial's reports: where the job is, and in the last one how it ended.
+#: The keys of a trial's reports: the job's progress, and in the last report how it ended.
 PROGRESS_KEY, OUTCOME_KEY = "progress", "outcome"
-#: Before them for several workers: the placement group that they have.
+#: Reported before them for several workers: their placement group.
 PLACEMENT_GROUP_KEY = "place"
-#: How far a training is, of 100: schedulers compare trainings of different lengths by it.
+#: Progress of a training in percent, by which schedulers compare trainings of different lengths.
 PERCENT_KEY = "percent"
-#: Products that oneDNN keeps compiled, of each length of rows in bf16 on a CPU: by itself it keeps
-#: 1,024, each of 0.3 to 0.6 MB, as long as the process lives.
+#: Number of compiled matrix products that oneDNN keeps, one per length of rows in bf16 on a CPU.
+#: Its default is 1,024, each of 0.3 to 0.6 MB, as long as the process lives.
 _PRIMITIVE_CACHE_CAPACITY = 64
 
 
 class SlotRetired(Exception):
-    """A slot ends with its job, which failed, or holds too much memory. The job has reported."""
+    """The slot ends: its job failed, or it holds too much memory. The job has reported."""
 
 
 class WorkerFailed(Exception):
-    """One of several workers cannot go on."""
+    """One of several workers cannot continue."""
 
     def __init__(self, outcome: JobOutcome) -> None:
         super().__init__(outcome)
@@ -60,7 +60,7 @@ def run_slot(config: dict[str, Any]) -> None:
     """Run one job. This is Tune's trainable.
 
     Raises:
-        SlotRetired: this process is not to be used again.
+        SlotRetired: this process must not be reused.
     """
     payload: JobPayload = config[PAYLOAD_KEY]
     outcome = run_in_slot(payload) if payload.job.num_workers == 1 else run_workers(payload)
@@ -105,8 +105,8 @@ def run_in_slot(payload: JobPayload) -> JobOutcome:
 def run_workers(payload: JobPayload) -> JobOutcome:
     """Run a job of several workers as a run of Ray Train, and pass on what the first reports.
 
-    Not by Tune's TuneReportCallback: with it the slot's process takes the reports from a queue, and
-    stands still for good where one is left there as the trial's function ends (Ray 2.60).
+    Tune's TuneReportCallback is not used: with it, the slot's process takes the reports from a
+    queue, and hangs forever if one is left there when the trial's function ends (Ray 2.60).
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -139,7 +139,7 @@ def run_workers(payload: JobPayload) -> JobOutcome:
         else:
             outcomes.append(JobOutcome())
 
-    # A thread that ends with the process, as it does where Tune ends the trial meanwhile.
+    # A daemon thread, so that the process can end if Tune ends the trial in the meantime.
     thread = threading.Thread(target=fit, name="train", daemon=True)
     thread.start()
     while thread.is_alive() or not reports.empty():
@@ -152,7 +152,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Run one of several workers.
 
     Raises:
-        WorkerFailed: it cannot go on; the others wait for it until Train ends them.
+        WorkerFailed: it cannot continue; the others wait for it until Train ends them.
     """
     from ray import train
 
@@ -170,7 +170,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
 
 def report_to_tune(progress: Progress) -> None:
-    """Report where a job is to Tune.
+    """Report a job's progress to Tune.
 
     Raises:
         TrialEndedByTune: Tune ends the trial.
@@ -182,7 +182,7 @@ def report_to_tune(progress: Progress) -> None:
 
 
 def progress_metrics(progress: Progress) -> dict[str, Any]:
-    """Return progress as Tune reports it; a training's figures are there for schedulers too."""
+    """Return progress in Tune's format, with a training's figures for schedulers."""
     if progress.phase != "train":
         return {PROGRESS_KEY: progress}
     percent = 100 * progress.done / max(progress.total, 1)

@@ -39,6 +39,6 @@ def create_private_token() -> None:
             file.chmod(0o600)
     except OSError as error:
         raise UserError(
-            f"Ray's token {file} cannot be made yours alone ({error.strerror}): mend its "
-            f"permissions, or name another by {TOKEN_PATH_VARIABLE}"
+            f"Ray's token {file} cannot be made private ({error.strerror}): fix its permissions, "
+            f"or name another with {TOKEN_PATH_VARIABLE}"
         ) from None

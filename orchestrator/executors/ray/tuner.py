@@ -153,7 +153,7 @@ class RayTuneExecutor:
             with self.open(jobs):
                 self.run(jobs, on_event, retry, fetch_jobs)
             return
-        assert len({job.id for job in jobs}) == len(jobs), "two jobs have one id"
+        assert len({job.id for job in jobs}) == len(jobs), "two jobs have the same id"
         channel = JobChannel()
         if self.remote is not None:
             channel = RemoteJobChannel(self.remote, self.workdir)
@@ -221,7 +221,8 @@ class RayTuneExecutor:
                 tune_config=tune_config,
                 run_config=tune.RunConfig(
                     name="tune",
-                    # A new folder each time: Tune takes a second run in one as part of the first.
+                    # A new folder each time: Tune treats a second run in the same folder as part of
+                    # the first.
                     storage_path=tempfile.mkdtemp(prefix="tune-", dir=self._folder),
                     verbose=0,
                     callbacks=[callback, WaitingNotice(monitor)],
@@ -327,7 +328,7 @@ class SparingASHAScheduler(ASHAScheduler):  # type: ignore[misc]
     """Tune's ASHA, without cuts of spared trainings."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Say whether a training goes on."""
+        """Decide whether a training continues."""
         decision: str = super().on_trial_result(controller, trial, result)
         if is_spared(trial, result):
             decision = TrialScheduler.CONTINUE
@@ -338,7 +339,7 @@ class SparingMedianStoppingRule(MedianStoppingRule):  # type: ignore[misc]
     """Tune's median stopping rule, without cuts of spared trainings."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Say whether a training goes on."""
+        """Decide whether a training continues."""
         if PERCENT_KEY in result and self.metric in result and is_spared(trial, result):
             # Once the rule has stopped a trial, it takes no more reports of it.
             super().on_trial_complete(controller, trial, result)  # recorded, but not judged
@@ -352,7 +353,7 @@ class SparingMedianStoppingRule(MedianStoppingRule):  # type: ignore[misc]
 
 
 class NoStateMixin:
-    """Has no state in the file that Tune writes for a restore: the ledger restores runs."""
+    """Saves no state in Tune's checkpoint: runs are restored from the ledger."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return an empty state."""
@@ -516,7 +517,7 @@ class WaitingTrialsStopper(NoStateMixin, tune.Stopper):  # type: ignore[misc]
 
 
 class WaitingNotice(NoStateMixin, tune.Callback):  # type: ignore[misc]
-    """Reports what trials without a place wait for. They keep waiting, as a cluster may grow.
+    """Reports what trials without resources wait for; they keep waiting for a cluster to grow.
 
     A trial of several workers has a slot at once, in which it waits until Train has placed them.
     """
@@ -551,13 +552,12 @@ class WaitingNotice(NoStateMixin, tune.Callback):  # type: ignore[misc]
             return
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         warn_once(
-            f"{payload.job.name}{more}: no place yet after {seconds:.0f} s: "
-            f"{request_text}: "
-            "wait until there is, or stop by Ctrl-C"
+            f"{payload.job.name}{more}: no resources yet after {seconds:.0f} s: {request_text}: "
+            "wait until there are, or stop with Ctrl-C"
         )
 
     def _is_waiting(self, trial: Any) -> bool:
-        """Return whether a trial, or its workers, have no place."""
+        """Return whether a trial, or its workers, have no resources yet."""
         if trial.status != Trial.RUNNING:
             return bool(trial.status == Trial.PENDING)
         job: Job = trial.config[PAYLOAD_KEY].job

@@ -43,5 +43,5 @@ def draw_costs(costs: Sequence[ArmCost]) -> tuple[Picture, bytes] | None:
     cut_note = (
         "" if len(drawn_costs) == len(costs) else f" The first {MAX_ARMS} of {len(costs)} arms."
     )
-    caption = f"What a trial cost, by arm, on the machines that ran them.{cut_note}"
+    caption = f"The cost of a trial, by arm, on the machines that ran them.{cut_note}"
     return render_figure("cost", caption, draw, height=1.0 + 0.26 * len(drawn_costs))

@@ -72,7 +72,8 @@ def draw_coverage(summary: Summary, x_metric: str, y_metric: str) -> tuple[Pictu
 
     caption = (
         f"{y_metric} against {x_metric}: mean over seeds (large), each seed (small). Right and "
-        "down is better in both; further left at the same height says less of what is there."
+        "down is better in both; further left at the same height means that fewer of the objects "
+        "in the image are named."
     )
     name = f"coverage-{slugify(y_metric)}-{slugify(x_metric.rpartition('/')[2])}"
     return render_figure(

@@ -104,9 +104,9 @@ def draw_response(
     skipped = [level.name for level in factor.levels if _parse_number(level.name) is None]
     caption = (
         f"{factor.name}: mean over seeds (line), each seed (small dots). Bars: the 95 % interval "
-        f"of the difference from {format_baseline(summary)}, drawn about its mean (dashed), so "
-        "that a bar off the dashed line leaves out no difference; marginal, not corrected."
-        + (f" Not on the axis: {', '.join(skipped)}." if skipped else "")
+        f"of the difference from {format_baseline(summary)}, drawn around its mean (dashed), so "
+        "that a bar that does not cross the dashed line excludes zero difference; marginal, not "
+        "corrected." + (f" Not on the axis: {', '.join(skipped)}." if skipped else "")
     )
     name = "response-" + re.sub(r"[^A-Za-z0-9]+", "-", factor.name).strip("-")
     width = 4.2 if len(panels) == 1 else 7.2

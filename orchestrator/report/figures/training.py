@@ -32,8 +32,8 @@ def draw_checkpoints(
     """Draw the checkpoints' figures under `select` by step; None if none was scored."""
     titles = {metric: metric_title(metric, summary.metrics[metric]) for metric in curves}
     caption = (
-        "What a training's model says on `select` after so many steps: mean over seeds, shaded "
-        "from the lowest seed to the highest. Step 0 is the untrained model."
+        "The figures of a training's model on `select` by number of steps: mean over seeds, "
+        "shaded from the lowest seed to the highest. Step 0 is the untrained model."
     )
     return _draw_curves(summary, curves, titles, "checkpoints", caption)
 

@@ -24,9 +24,9 @@ _VERDICT_PHRASES = {
     Verdict.BETTER_BELOW_DELTA: (_IS, "better, but below δ"),
     Verdict.WORSE_BELOW_DELTA: (_IS, "worse, but below δ"),
     Verdict.NO_CLEAR_DIFFERENCE: (_SHOWS, "no clear difference (within ±δ)"),
-    Verdict.TOO_FEW_SEEDS: (_IS, "inconclusive for want of seeds"),
-    Verdict.TOO_FEW_ITEMS: (_IS, "inconclusive for want of items"),
-    Verdict.ITEMS_ONLY: (_HAS, "no verdict, since one seed says nothing of training variance"),
+    Verdict.TOO_FEW_SEEDS: (_IS, "inconclusive because of too few seeds"),
+    Verdict.TOO_FEW_ITEMS: (_IS, "inconclusive because of too few items"),
+    Verdict.ITEMS_ONLY: (_HAS, "no verdict, since one seed says nothing about training variance"),
     Verdict.NO_TEST: (_HAS, "no verdict, since nothing varies or seeds and items are too few"),
 }
 _CONCLUSIVE = (
@@ -54,7 +54,9 @@ def answer_sentence(summary: Summary) -> str:
         if (entry := row.comparison(primary.metric)) is not None and not entry.placebo
     ]
     if not comparisons:
-        sentence_start = f"No answer: {summary.plan.baseline.name} is compared with no other arm."
+        sentence_start = (
+            f"No answer: {summary.plan.baseline.name} is not compared with any other arm."
+        )
         return f"{sentence_start}{_false_positive_warning(summary)}"
     unit = format_difference_unit(summary.metrics[primary.metric])
     clauses = _verdict_clauses(comparisons, unit)
@@ -101,9 +103,9 @@ def _false_positive_warning(summary: Summary) -> str:
     if not differences:
         return ""
     return (
-        f" Warning: the placebo, which is the baseline with other seeds, differs from it on "
+        " Warning: the placebo, which is the baseline with other seeds, differs from it on "
         f"{join_names(differences)}: it would have been called an effect. Differences of that "
-        "size may come of the seeds alone: run more seeds before you rely on them."
+        "size may be due to the seeds alone: run more seeds before you rely on them."
     )
 
 
@@ -135,7 +137,7 @@ def _coverage_clause(summary: Summary, comparisons: Sequence[Comparison]) -> str
     if not descriptions:
         return ""
     verb = "name" if len(descriptions) > 1 else "names"
-    return f"by {coverage}, {join_names(descriptions)} {verb} less of what is there"
+    return f"by {coverage}, {join_names(descriptions)} {verb} fewer of the objects in the image"
 
 
 def _verdict_clauses(comparisons: Sequence[Comparison], unit: str) -> list[str]:

@@ -102,9 +102,9 @@ def effect_table(summary: Summary, metric: str) -> Table | None:
     return Table(
         name=f"effects-{slugify(metric)}",
         caption=f"Main effects and interactions (×) on {metric_title(metric, info)}. An effect is "
-        "the mean difference over those combinations of the other factors that have both cells, "
-        "an interaction over complete squares of four cells: better is what does better together "
-        "than the two effects would add up to.",
+        "the mean difference over those combinations of the other factors that have both "
+        "cells, an interaction over complete squares of four cells: better means that the "
+        "two changes together do better than the sum of their effects.",
         columns=make_columns(
             "effect",
             "combinations",
@@ -130,7 +130,7 @@ def _benchmark_table(summary: Summary, benchmark: str, metrics: Sequence[str], s
             cells.append(Cell(text=format_mean(figure), below=format_difference(figure), bold=bold))
         rows.append(TableRow(cells=tuple(cells), kind=_row_kind(row)))
         rows += _published_rows(summary, row, metrics, cells_after=0)
-    tuned_note = " (tuned on, not for quoting)" if benchmark.startswith("select/") else ""
+    tuned_note = " (tuned on, not to be reported)" if benchmark.startswith("select/") else ""
     titles = [
         Column(title=metric_title(metric.removeprefix(f"{benchmark}/"), summary.metrics[metric]))
         for metric in metrics

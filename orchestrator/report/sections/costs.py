@@ -59,8 +59,8 @@ def cost_table(costs: Sequence[ArmCost]) -> Table:
     """Return the table of costs."""
     return Table(
         name="cost",
-        caption="Seconds of a trial, mean over seeds, on the machines that ran them: compare arms "
-        "only where the machine and its load were the same.",
+        caption="Seconds of a trial, mean over seeds, on the machines that ran them: compare "
+        "arms only if the machine and its load were the same.",
         columns=make_columns(
             "arm", "trials", "training", "answers", "scoring", "other", "a trial", "all trials"
         ),

@@ -150,8 +150,8 @@ def _is_label_data(data: JsonObject) -> bool:
 def _judge_table(data: JsonObject, judge: JsonObject) -> Table:
     return Table(
         name=f"human-judge-{data['export'][:8]}",
-        caption=f"Win less lose by the judge ({judge['metric']}) over all items on which answers "
-        "differ, and as people's choices correct it; points.",
+        caption=f"Win minus lose by the judge ({judge['metric']}) over all items with different "
+        "answers, and corrected by people's choices; points.",
         columns=_JUDGE_COLUMNS,
         rows=(_judge_row("", judge),),
     )
@@ -185,7 +185,7 @@ def _label_blocks(data: JsonObject) -> list[Block]:
             rows.append(_judge_row(f"less {data['baseline']}", arm["difference"]))
     table = Table(
         name=f"labels-{data['export'][:8]}",
-        caption=f"{data['metric']} by the judge, and as people's labels correct it "
+        caption=f"{data['metric']} by the judge, and corrected by people's labels "
         f"({data['unit']}).",
         columns=_JUDGE_COLUMNS,
         rows=tuple(rows),
@@ -193,15 +193,15 @@ def _label_blocks(data: JsonObject) -> list[Block]:
     notes = [f"{arm['arm']}: {_describe_judge_agreement(arm)}" for arm in data["arms"]]
     notes.append(_PREDICTION_POWERED)
     if data["unjudged"]:
-        notes.append(f"{data['unjudged']} labels are of answers that the judge gave no value.")
+        notes.append(f"{data['unjudged']} labels are of answers without a value from the judge.")
     return [table, TextBlock(lines=tuple(notes), bulleted=True)]
 
 
 _PREDICTION_POWERED = (
     "Corrected figures are prediction-powered (PPI++): the judge's mean over all items and the "
-    "mean of its errors on the labelled ones, weighed by how well it predicts labels (λ: 0 is the "
-    "labels alone, 1 the judge at its word). They hold where the labelled items were drawn at "
-    f"random. Intervals: {ITEMS_ONLY}."
+    "mean of its errors on the labelled ones, weighted by how well it predicts labels (λ = 0: "
+    "labels only; λ = 1: the judge is fully trusted). They are valid if the labelled items were "
+    f"drawn at random. Intervals: {ITEMS_ONLY}."
 )
 
 
@@ -209,7 +209,7 @@ def _describe_judge_agreement(figures: JsonObject) -> str:
     agreement = figures["agreement"]
     kappa = "undefined" if agreement["kappa"] is None else f"{agreement['kappa']:.2f}"
     return (
-        f"people and the judge say the same of {agreement['value']:.1f} % of "
+        f"people and the judge agree on {agreement['value']:.1f} % of "
         f"{agreement['judgements']} labels (95 % interval {_format_range(agreement['interval'])}; "
         f"Cohen's κ = {kappa}; λ = {figures['power']:.2f})."
     )
@@ -218,7 +218,7 @@ def _describe_judge_agreement(figures: JsonObject) -> str:
 def _comparison_notes(data: JsonObject) -> Iterator[str]:
     preference = data["preference"]
     if preference is not None:
-        sentence = f"Win less lose: {_format_signed(preference['value'])} points"
+        sentence = f"Win minus lose: {_format_signed(preference['value'])} points"
         if preference["over_items"] is not None:
             sentence += f", 95 % interval {_format_points(preference['over_items'])} over items"
         if preference["over_seeds"] is not None:
@@ -236,7 +236,7 @@ def _comparison_notes(data: JsonObject) -> Iterator[str]:
         yield f"{sentence}."
         differing_share = 1 - data["same"] / data["pairs"]
         yield (
-            "Over all pairs of answers, the same ones counted as ties, that is about "
+            "Over all pairs of answers, with equal answers counted as ties, that is about "
             f"{_format_signed(differing_share * preference['value'])} points."
         )
     yield _describe_agreement(data["agreement"])
@@ -245,9 +245,9 @@ def _comparison_notes(data: JsonObject) -> Iterator[str]:
         yield f"By {judge['metric']}: {_describe_judge_agreement(judge)}"
         yield _PREDICTION_POWERED
     yield (
-        f"Asked were items on which the answers differ. Of {data['pairs']} pairs of answers "
-        f"(items × training seeds) {data['same']} are the same; the shares are of the others. "
-        "An item counts once, however many judged it."
+        f"People were asked about items with different answers. Of {data['pairs']} pairs of "
+        f"answers (items × training seeds), {data['same']} are the same; the shares are of the "
+        "others. An item counts once, however many people judged it."
     )
     sheets = "; ".join(
         f"sheet {sheet['sheet']}: {sheet['judged']} of {sheet['questions']} judged"
@@ -261,8 +261,8 @@ def _comparison_notes(data: JsonObject) -> Iterator[str]:
 def _describe_agreement(agreement: JsonObject) -> str:
     if agreement["alpha"] is None:
         return (
-            f"Agreement: undefined ({agreement['units']} items have two judgements, and they need "
-            "two different verdicts among them)."
+            f"Agreement: undefined ({agreement['units']} items have two judgements; at least two "
+            "different verdicts are needed)."
         )
     interval = agreement["interval"]
     interval_text = (
@@ -270,7 +270,7 @@ def _describe_agreement(agreement: JsonObject) -> str:
     )
     return (
         f"Agreement: Krippendorff's α (nominal) = {agreement['alpha']:.2f}{interval_text}, on "
-        f"{agreement['units']} items that two people or more judged; “can't tell” counts as "
+        f"{agreement['units']} items judged by at least two people; “can't tell” counts as "
         "missing."
     )
 

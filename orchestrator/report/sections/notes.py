@@ -43,8 +43,9 @@ def _general_notes(summary: Summary) -> Iterator[str]:
         "are marginal: each is that of a single comparison. "
         + (
             f"The verdict is not: it uses p-values corrected by {correction_name(summary)}'s "
-            f"method over the arms{', as the study is declared exploratory' * study.exploratory}, "
-            "so an interval may leave out 0 where the verdict is inconclusive. Bold: better."
+            "method over the "
+            f"arms{', because the study is declared exploratory' * study.exploratory}, so an "
+            "interval may exclude 0 although the verdict is inconclusive. Bold: better."
             if summary.verdict_metrics
             else "No metric is declared primary, so there are no verdicts and nothing is bold."
         )
@@ -58,8 +59,7 @@ def _general_notes(summary: Summary) -> Iterator[str]:
         yield f"δ, the smallest difference that matters: {join_names(deltas)}."
     elif summary.verdict_metrics:
         yield (
-            "The study sets no smallest difference that matters (δ), so nothing is said to make "
-            "no difference."
+            "The study sets no smallest difference that matters (δ), so no arm can be called equal."
         )
     yield (
         "A figure shown is the benchmark's own; differences, intervals and p-values are computed "
@@ -73,16 +73,20 @@ def _general_notes(summary: Summary) -> Iterator[str]:
         )
     elif any(arm.trials[0].config.training.score_at for arm in summary.plan.arms):
         yield (
-            "Models of trainings were picked by figures under `select/`, by a declared rule; those "
-            "figures get no verdict, and are better than those of other questions would be."
+            "Models of trainings were picked by figures under `select/`, by a declared rule; "
+            "those figures get no verdict, and are better than figures on other questions would "
+            "be."
         )
     elif study.benchmarks.select:
         yield (
-            "The study tuned nothing by itself. Figures under `select/` are there to choose "
-            "settings by; they get no verdict."
+            "The study did not tune anything itself. Figures under `select/` are for choosing "
+            "settings; they get no verdict."
         )
     if study.published:
-        yield "Published figures are shown beside the study's own and enter no computation."
+        yield (
+            "Published figures are shown next to the study's own and are not used in any "
+            "computation."
+        )
 
 
 def _item_count_notes(summary: Summary) -> Iterator[str]:
@@ -120,8 +124,9 @@ def _seed_correlation_notes(summary: Summary) -> Iterator[str]:
         r = seed_correlation(values, report_pool(values, weights))
         if r is not None:
             yield (
-                f"Common random numbers: r̂ = {format_number(r)} on {metric} (1: a seed acts on "
-                "all arms alike and cancels in differences; 0 or below: it bought nothing)."
+                f"Common random numbers: r̂ = {format_number(r)} on {metric} (1: a seed affects "
+                "all arms in the same way and cancels in differences; 0 or below: it did not "
+                "help)."
             )
 
 
@@ -157,7 +162,7 @@ def _row_notes(summary: Summary) -> Iterator[str]:
         yield f"Cells: {note}."
     for arm in summary.plan.arms:
         if len(arm.cells) > 1:
-            yield f"{arm.name}: stands for {len(arm.cells)} cells. {'; '.join(arm.reasons)}."
+            yield f"{arm.name}: represents {len(arm.cells)} cells. {'; '.join(arm.reasons)}."
     yield from summary.scoring
     undefined = [
         f"{metric} of {row.name}{'' if seed is None else f', seed {seed}'}"
@@ -195,9 +200,9 @@ def _early_stopping_notes(summary: Summary) -> Iterator[str]:
     exempt = "the baseline's and the placebo's" if summary.plan.study.placebo else "the baseline's"
     yield f"Early stopping: {rule.description}; {exempt} trainings are never cut." + (
         f" Cut: {join_names(cut_arms)}. A cut training gives no figures. Differences with these "
-        "arms are no fair comparison: which of their seeds are left, the rule chose."
+        "arms are not a fair comparison, because the rule chose which of their seeds are left."
         if cut_arms
-        else " Nothing was cut."
+        else " No training was cut."
     )
 
 
@@ -222,7 +227,7 @@ def table_footnotes(summary: Summary, provenance: Mapping[str, Any]) -> list[str
     if summary.missing:
         total = sum(len(row.states) for row in summary.rows)
         lines.append(
-            f"Not there, {len(summary.missing)} of {format_count(total, 'trial')}: "
+            f"Missing, {len(summary.missing)} of {format_count(total, 'trial')}: "
             f"{join_names(summary.missing)}."
         )
     return lines
@@ -239,7 +244,7 @@ def _count_footnote(summary: Summary) -> str:
             text = (
                 format_count(len(compared.items), "item")
                 if compared.items
-                else "items taken as fixed"
+                else "items treated as fixed"
             )
             text += f", {compared.dropped:,} left out" if compared.dropped else ""
             by_items.setdefault(text, []).append(metric)
@@ -262,7 +267,7 @@ def _hash_footnote(provenance: Mapping[str, Any]) -> str:
         *([f"evaluation {', '.join(scored)}"] if scored else []),
         f"behaviour number {provenance['behaviour']}",
     ]
-    return f"Made of: {'; '.join(parts)}. Every trial's fingerprint is in provenance.json."
+    return f"Made from: {'; '.join(parts)}. Every trial's fingerprint is in provenance.json."
 
 
 def _format_identity(identity: Mapping[str, Any]) -> str:

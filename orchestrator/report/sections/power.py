@@ -39,15 +39,15 @@ def power_blocks(summary: Summary) -> list[Table | TextBlock]:
             lines=(
                 f"With {format_count(max(current_seeds, 2), 'seed')}{items} a difference of "
                 f"{rows[0].cells[1].text} to {rows[0].cells[2].text} {unit} on {primary.metric}, "
-                "by arm, is found in four of five studies. This takes today's variances as true: "
-                "it plans the next run and proves nothing.",
+                "by arm, is found in four out of five studies. This assumes that today's "
+                "variances are true: use it to plan the next run, not as evidence.",
             )
         ),
         Table(
             name="power",
             caption=f"The smallest difference on {primary.metric} that is found with 80 % power "
-            f"at a corrected level of 5 % ({format_count(family, 'comparison')}), by seeds of "
-            "each arm.",
+            f"at a corrected level of 5 % ({format_count(family, 'comparison')}), by number "
+            "of seeds per arm.",
             columns=make_columns("seeds", f"easiest arm ({unit})", f"hardest arm ({unit})"),
             rows=tuple(rows),
         ),
@@ -60,10 +60,9 @@ def power_blocks(summary: Summary) -> list[Table | TextBlock]:
         blocks.append(
             Table(
                 name="seeds-needed",
-                caption="Seeds of each arm that would find a difference of δ = "
-                f"{format_number(delta)} "
-                f"{unit}, for the arms without a clear answer; in brackets the range that an "
-                "uncertain seed variance leaves.",
+                caption="Number of seeds per arm that would find a difference of δ = "
+                f"{format_number(delta)} {unit}, for the arms without a clear answer; in "
+                "brackets the range due to the uncertain seed variance.",
                 columns=make_columns("arm", "seeds needed", text=(0, 1)),
                 rows=tuple(
                     text_row(entry.name, seeds_needed(contrast, delta, family=family).text)

@@ -88,7 +88,7 @@ def provenance_blocks(plan: Plan, ledger: Ledger, provenance: Mapping[str, Any])
         ),
         Table(
             name="provenance",
-            caption="Every trial: what it was run with and when. Equal fingerprints are one trial.",
+            caption="Every trial: its settings and when it ran. Equal fingerprints are one trial.",
             columns=make_columns(
                 "trial", "fingerprint", "ended (UTC)", "seconds", "attempts", "code", "run for",
                 text=(0, 1, 2, 5, 6),
@@ -96,8 +96,8 @@ def provenance_blocks(plan: Plan, ledger: Ledger, provenance: Mapping[str, Any])
             rows=tuple(rows),
         ),
         Disclosure(
-            title="The untrained model's configuration: what all trials share but for factors and "
-            "seed",
+            title="The untrained model's configuration: shared by all trials except for factors "
+                "and seed",
             text=json.dumps(first["config"], indent=1, ensure_ascii=False),
         ),
     ]  # fmt: skip

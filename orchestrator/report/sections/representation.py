@@ -44,7 +44,7 @@ def representation_blocks(data: Mapping[str, Any], png: bytes, name: str) -> lis
         ),
         Table(
             name=f"{name}-figures",
-            caption="Mean over training seeds, below it its 95 % interval over items.",
+            caption="Mean over training seeds, with its 95 % interval over items below.",
             columns=make_columns("model", "seeds", *_TABLE_METRICS.values()),
             rows=tuple(
                 text_row(
@@ -71,10 +71,10 @@ def representation_notes(data: Mapping[str, Any]) -> list[str]:
         f"{data['items']} items of {data['set']}; {reading}; layer {data['layer']} (0: the "
         f"embeddings), of an image or description {pooling}.",
         "The interval is 95 %, a bootstrap over items of the mean over training seeds: it says "
-        "nothing of training variance, and the probe is not fitted again in it.",
-        "The probe is a logistic regression on items that it has not seen. It may go by the words "
-        "alone: reading descriptions without their image (--alone) shows how far.",
-        "The picture shows each row's first seed; its axes hold "
+        "nothing about training variance, and the probe is not refitted in it.",
+        "The probe is a logistic regression, scored on items that it was not fitted on. It may "
+        "use the words alone: reading descriptions without their image (--alone) shows how much.",
+        "The picture shows each row's first seed; its axes explain "
         f"{100 * sum(data['explained']):.0f} % of the variance of all rows' vectors together.",
     ]
     if data["missing"]:

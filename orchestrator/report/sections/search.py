@@ -92,10 +92,10 @@ def search_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
     for search in searches:
         if len(search.trials) < len(search.draws):
             duplicates = len(search.draws) - len(search.trials)
-            yield Text(f"  {search.arm.name}: {duplicates} of its draws come to others: tried once")
+            yield Text(f"  {search.arm.name}: {duplicates} of its draws equal others: tried once")
     waiting = sum(trial.blocked is not None for arm in plan.arms for trial in arm.trials)
     if waiting:
-        yield Text(f"  {waiting} trials of the seeds wait for what their arms choose")
+        yield Text(f"  {waiting} trials of the seeds wait for their arms' choices")
     for search in searches:
         if search.chosen is not None:
             yield Text(f"  {format_choice(search)}")
@@ -164,8 +164,8 @@ def _space_to_json(space: Values | Range) -> Mapping[str, Any]:
 
 
 SEARCH_CAUTION = (
-    "Intervals and p-values take the chosen settings as given: what another search, by other luck, "
-    "would have chosen is not in them."
+    "Intervals and p-values take the chosen settings as given: they do not cover what another "
+    "search would have chosen by chance."
 )
 
 
@@ -189,14 +189,13 @@ def _introduction(plan: Plan, tune: Tune, searches: Sequence[Search]) -> list[st
     tried = sum(len(search.trials) for search in searches)
     spaces = "; ".join(f"{key}: {format_space(space)}" for key, space in tune.keys.items())
     return [
-        f"Chosen on {tune.metric.name}, the {better}, by questions under `select` alone. Quoted "
-        f"from {quoted} under `report`, of which no search trial was asked a question.",
+        f"Chosen on {tune.metric.name}, the {better}, using only questions under `select`. "
+        f"Reported on {quoted} under `report`; no search trial was asked any of those questions.",
         f"Every arm had the same {format_count(tune.trials, 'draw')} ({spaces}), each trained "
-        "once with "
-        f"seed {tune.seed}, which is none of the study's seeds: {format_count(tried, 'trial')} in "
-        "all.",
-        "Of equal figures the first draw counts; a draw that failed or whose figure is undefined "
-        "does not; an arm of which none counts has failed.",
+        f"once with seed {tune.seed}, which is not one of the study's seeds: "
+        f"{format_count(tried, 'trial')} in all.",
+        "If figures are equal, the first draw wins. A draw that failed or has an undefined "
+        "figure does not count; an arm without any valid draw has failed.",
         SEARCH_CAUTION,
     ]
 
@@ -219,9 +218,10 @@ def _choice_table(tune: Tune, searches: Sequence[Search], costs: Sequence[Search
     gpus = ["GPU seconds"] if with_gpus else []
     return Table(
         name="search",
-        caption="What each arm chose before its seeds ran, and what its search cost. Seconds are "
-        "those of every attempt, from start to end; CPU seconds those of every CPU that was held "
-        "meanwhile. Trials that were executed for another study are counted and were paid there.",
+        caption="What each arm chose before its seeds ran, and the cost of its search. Seconds "
+            "are of every attempt, from start to end; CPU seconds are of every CPU held in that "
+            "time. Trials that were run for another study are included, although that study paid "
+            "for them.",
         columns=make_columns(
             "arm", *tune.keys, tune.metric.name, "trials", "failed", "of another study", "seconds",
             "CPU seconds", *gpus,

@@ -70,8 +70,8 @@ def _read_curve(trial: Trial, ledger: Ledger, storage: Path) -> dict[str, dict[i
     ]
     if any(is_file_changed(model_folder / CURVES, sha256) for sha256 in hashes):
         warn_once(
-            f"{trial.name}: {model_folder / CURVES} is not as it was written: its training curve "
-            "is drawn from what is left of it"
+            f"{trial.name}: {model_folder / CURVES} has changed since it was written: its "
+            "training curve is drawn from the intact part"
         )
     # The first steps of a resumed training are in an earlier attempt.
     attempts = sorted(
@@ -104,14 +104,14 @@ def picked_checkpoint_blocks(plan: Plan, ledger: Ledger) -> list[Table | TextBlo
     return [
         TextBlock(
             lines=(
-                "Trainings were scored on `select` on their way, and a rule that was declared "
-                "before picked the model that answered `report`. No figure of `report` was there "
-                "when it did.",
+                "Trainings were scored on `select` at intermediate steps, and a rule declared in "
+                "advance picked the model that answered `report`. No figure of `report` existed "
+                "at that time.",
             )
         ),
         Table(
             name="picked",
-            caption="The checkpoint that each trial's model is.",
+            caption="The checkpoint of each trial's model.",
             columns=make_columns("trial", "after step", "why", text=(0, 2)),
             rows=tuple(rows),
         ),

@@ -22,9 +22,9 @@ def unread_blocks(summary: Summary) -> list[Block]:
         TextBlock(
             lines=(
                 "A model's answer in which no verdict or letter was found counts as wrong; a "
-                "judge's reply without a rating or verdict is missing. Where an arm has many, or "
-                "more than another, its figures say how it words its answers as much as how well "
-                "it answers: look at them before you trust a difference.",
+                "judge's reply without a rating or verdict is missing. If an arm has many, or "
+                "more than another, its figures depend on the wording of its answers as much as "
+                "on their quality: look at them before you trust a difference.",
             )
         ),
         _count_table(counts),

@@ -33,10 +33,10 @@ def check_report_folder(folder: Path) -> None:
     files = [*(folder / name for name in _FILES), *(folder / FIGURES).glob("*.p*")]
     blocked += [file for file in files if file.is_dir()]
     if blocked:
-        problem = "is a folder" if blocked[0].is_dir() else "is no folder"
+        problem = "is a folder" if blocked[0].is_dir() else "is not a folder"
         raise UserError(
-            f"{blocked[0]}: {problem}, and a report goes there: move it away and give the same "
-            "command again"
+            f"{blocked[0]}: {problem}, but a report must be written there: move it away and run "
+            "the same command again"
         )
 
 

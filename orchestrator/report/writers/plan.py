@@ -76,7 +76,7 @@ def _row_field_lines(plan: Plan) -> Iterator[Text]:
         if names:
             arms_by_fields.setdefault(names, []).append(arm.name)
     for names, arms in arms_by_fields.items():
-        yield Text(f"rows are to have {', '.join(names)}: {'; '.join(arms)}")
+        yield Text(f"rows must have {', '.join(names)}: {'; '.join(arms)}")
 
 
 def cache_lines(plan: Plan, workdir: Path) -> Iterator[RenderableType]:
@@ -267,14 +267,16 @@ def evaluation_lines(plan: Plan, ledger: Ledger) -> Iterator[Text]:
                     count_select_runs(trial.config) if is_repeated else 1
                 )
     if to_answer:
-        line += f"; {to_answer:,} answers to make"
+        line += f"; {to_answer:,} answers to generate"
     if to_score:
-        line += f"; {to_score:,} answers are there, to be scored"
+        line += f"; {to_score:,} existing answers to score"
     yield Text(line)
     if to_answer and (server_line := _server_line(plan)) is not None:
         yield Text(server_line)
     if to_answer or to_score:
-        yield Text("scoring: a step of its own, without a GPU, beside the next trials' training")
+        yield Text(
+            "scoring: a separate step without a GPU, in parallel with the next trials' training"
+        )
     share_so_far = _evaluation_share(plan, ledger)
     if share_so_far is not None:
         share_of_time, trials = share_so_far
@@ -302,9 +304,9 @@ def _server_line(plan: Plan) -> str | None:
     arms = [arm.trials[0].config for arm in plan.arms]
     served = sum(map(is_servable, arms))
     line = f"answers: one server for {served} {'arm' if served == 1 else 'arms'} and the untrained "
-    line += "model, which holds adapters side by side"
+    line += "model, which holds all adapters"
     if any(config.engine.gpus_per_worker for config in arms):
-        line += f", on {plan.base.config.evaluation.generator.gpus} GPU of its own"
+        line += f", on its own {plan.base.config.evaluation.generator.gpus} GPU"
     if others := len(arms) - served:
         line += f"; {others} that train{'s' if others == 1 else ''} more start one for each trial"
     return line
@@ -423,6 +425,9 @@ def mlflow_names(plan: Plan) -> dict[str, str]:
 def mlflow_name_lines(names: Mapping[str, str]) -> Iterator[str]:
     """Yield the spelling in MLflow of the first few names."""
     for name, spelling in list(names.items())[:_MAX_NAMES]:
-        yield f"in MLflow '{to_printable(name)}' is called '{spelling}': it does not take that name"
+        yield (
+            f"in MLflow '{to_printable(name)}' is called '{spelling}', because MLflow does not "
+            "accept that name"
+        )
     if len(names) > _MAX_NAMES:
-        yield f"and {len(names) - _MAX_NAMES} more names are spelled otherwise there"
+        yield f"and {len(names) - _MAX_NAMES} more names are changed there"

@@ -48,13 +48,13 @@ def result_lines(
     if outcome.interrupted or outcome.limit:
         reason_text = f" at {outcome.limit}" if outcome.limit else ""
         remaining = format_count(outcome.results.left, "trial")
-        yield _unwrapped_text(f"stopped{reason_text}: {remaining} left; go on with: {command}")
+        yield _unwrapped_text(f"stopped{reason_text}: {remaining} left; continue with: {command}")
     elif outcome.drain_reason is not None:
         yield _unwrapped_text(
-            f"nothing more was begun: {outcome.drain_reason}; go on with: {command}"
+            f"no new trials were started: {outcome.drain_reason}; continue with: {command}"
         )
     elif outcome.executed == 0:
-        yield Text("nothing to run: everything was done before")
+        yield Text("nothing to run: everything is done already")
     ui_command = shlex.join(["chip-ablate", "ui", "--workdir", str(workdir)])
     yield _unwrapped_text(f"runs: {tracking}  (see them: {ui_command})")
     for line in tracking_lines(outcome.waiting, sync, outcome.rejected_names):
@@ -126,10 +126,7 @@ def _rejected_names(refused: Mapping[str, str]) -> str:
     """Return the first few names that MLflow rejects, with the reason."""
     names = ", ".join(list(refused)[:_MAX_NAMES])
     rest_text = f" and {len(refused) - _MAX_NAMES} more" if len(refused) > _MAX_NAMES else ""
-    return (
-        f"what MLflow does not take: {names}{rest_text} ({next(iter(refused.values()))}): it is "
-        "in the report"
-    )
+    return f"what MLflow rejects: {names}{rest_text} ({next(iter(refused.values()))}): it is in the report"
 
 
 def untracked_to_json(waiting: PendingRuns | None, sync: str) -> dict[str, Any] | None:

@@ -250,7 +250,7 @@ def test_bf16_counts_by_how_weights_gradients_and_moments_are_held() -> None:
 
 
 def test_gradients_in_bf16_are_of_weights_in_bf16() -> None:
-    with pytest.raises(ValueError, match="gradients is bf16, and model.dtype is fp32: write"):
+    with pytest.raises(ValueError, match="gradients is bf16, but model.dtype is fp32: write"):
         config(training={"gradients": "bf16"})
 
 

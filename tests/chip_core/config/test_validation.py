@@ -40,11 +40,11 @@ def complaints(**tree: Any) -> list[str]:
         ({"training": {"max_steps": "few"}}, "a valid integer, not 'few'"),
         ({"optimizer": {"lr": "1e-6"}}, "a valid number, not '1e-6': write 1e-6 without quotes"),
         ({"optimizer": {"betas": [0.9, False]}}, "optimizer.betas[1]: input should be a valid num"),
-        ({"engine": {"gpus_per_worker": 2}}, "gpus_per_worker: 2 GPUs are asked for, and a worker"),
+        ({"engine": {"gpus_per_worker": 2}}, "gpus_per_worker: 2 GPUs are requested, but a worker"),
         ({"engine": {"gpus_per_worker": 0.5, "workers_per_trial": 2}},
-         "engine: 2 workers of a trial cannot share a GPU (NCCL refuses it), and gpus_per_worker "
+         "engine: 2 workers of a trial cannot share a GPU (NCCL refuses it), but gpus_per_worker "
          "is 0.5: write gpus_per_worker: 1, or workers_per_trial: 1"),
-        ({"training": {"gradients": "bf16"}}, "gradients is bf16, and model.dtype is fp32: write"),
+        ({"training": {"gradients": "bf16"}}, "gradients is bf16, but model.dtype is fp32: write"),
         ({"optimizer": {"states": "int4"}}, "optimizer.states: unknown level 'int4': "),
         ({"training": {"master": "bf16"}}, "training.master: "),
         ({"engine": {"bucket": "off"}}, "a valid boolean, not 'off': write false"),

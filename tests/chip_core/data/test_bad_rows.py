@@ -51,7 +51,7 @@ IN_PARQUET = {
     "missing": ({"rejected": None}, "no rejected"),
     "not JSON": ({"text": "{"}, "text is not JSON ("),
     "too deep": ({"text": "[" * 100_000}, "text is not JSON ("),
-    "no object": ({"text": "[1]"}, "text is no JSON object"),
+    "no object": ({"text": "[1]"}, "text is not a JSON object"),
 }
 
 
@@ -68,7 +68,7 @@ IN_LINES: dict[str, tuple[Any, str]] = {
     "not UTF-8": (b'{"image": "\xff"}', "not UTF-8 at byte 11 of the line"),
     "not JSON": (b"{", "not JSON ("),
     "deep": (b"[" * 100_000, "not JSON ("),
-    "no object": (b"[1]", "no JSON object"),
+    "no object": (b"[1]", "not a JSON object"),
     "missing": ({"rejected": None}, "no rejected"),
     "a type": ({"chosen": ["A dog."]}, "chosen is of type list, not text"),
     "an id's encoding": ({"id": "\ud800"}, "id is not UTF-8: a lone surrogate at 0"),
@@ -82,10 +82,10 @@ IN_LINES: dict[str, tuple[Any, str]] = {
     "upwards inside": ({"image": "images/../../secret.jpg"}, "leaves its folder"),
     "absolute": ({"image": "/etc/hostname"}, "image path '/etc/hostname' leaves its folder"),
     "symlink": ({"image": "images/link.jpg"}, "image path 'images/link.jpg' leaves its folder"),
-    "null byte": ({"image": "images/\0.jpg"}, "is no path ("),
-    "long": ({"image": "x" * 10_000}, "is no path ("),
-    "no text of a path": ({"image": "\ud800.jpg"}, "is no path ("),
-    "URL": ({"image": "https://example.org/a.jpg"}, "is a URL: fetch the images"),
+    "null byte": ({"image": "images/\0.jpg"}, "is not a path ("),
+    "long": ({"image": "x" * 10_000}, "is not a path ("),
+    "no text of a path": ({"image": "\ud800.jpg"}, "is not a path ("),
+    "URL": ({"image": "https://example.org/a.jpg"}, "is a URL: download the images"),
     "rejected image": ({"rejected_image": "images/9.jpg"}, "rejected image: no image 'images/9"),
 }
 
@@ -119,7 +119,7 @@ IN_TRL: dict[str, tuple[dict[str, Any], str]] = {
     "a type": ({"chosen": 5}, "chosen is of type int, not text or messages"),
     "images": (
         {"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]},
-        "prompt names 2 images: one image a pair is supported",
+        "prompt names 2 images: one image per pair is supported",
     ),
     "an image for an answer": (
         {"chosen": [{"role": "assistant", "content": [{"type": "image"}]}]},
@@ -284,7 +284,7 @@ def test_bad_rows_fail_with_the_first_ten_and_the_count(tmp_path: Path) -> None:
         load_pairs(DataConfig(source=str(path)))
     (reason,) = str(failed.value).splitlines()
     assert reason.startswith(f"12 of 13 rows are bad: {path} row 1: chosen is empty; {path} row 2")
-    assert f"{path} row 10: chosen is empty; and 2 more: mend them, or" in reason
+    assert f"{path} row 10: chosen is empty; and 2 more: fix them, or" in reason
     assert "row 11" not in reason
 
 

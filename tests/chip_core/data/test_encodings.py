@@ -87,7 +87,9 @@ def test_a_response_and_its_end_are_what_other_families_score() -> None:
     made = encode_response(processor, {}, [], "a red dog", "clean")
     words = processor.tokenizer.convert_ids_to_tokens(made.ids)
     assert (words, made.closing, made.leading) == (["a", "red", "dog", "</s>"], 1, ())
-    with pytest.raises(TrialError, match="label_rule: released: a LlavaProcessor scores the resp"):
+    with pytest.raises(
+        TrialError, match="label_rule: released: a LlavaProcessor scores only the resp"
+    ):
         PairEncoder(processor, config("released"), PAIRS)
 
 

@@ -188,7 +188,11 @@ TURNS = [USER, CHOSEN, USER]
 TOLD: dict[str, tuple[str, dict[str, Any], str]] = {
     "text is null": (V, {"image": "a", "text": None}, "no text"),
     "text is absent": (V, {"image": "a", "idx": 1}, "no text"),
-    "text is a list": (V, {"image": "a", "text": [TEXT]}, "text is no JSON object of question, "),
+    "text is a list": (
+        V,
+        {"image": "a", "text": [TEXT]},
+        "text is not a JSON object of question, ",
+    ),
     "text is too deep": (V, {"image": "a", "text": "[" * 100_000}, "text is not JSON (too deep, "),
     "text lacks one": (V, {"image": "a", "text": {"question": "?", "chosen": "a"}}, "no rejected"),
     "a system message": (
@@ -229,8 +233,12 @@ TOLD: dict[str, tuple[str, dict[str, Any], str]] = {
     "no answer": (M, {"images": ["a"], "prompt": "?", **ANSWERS, "chosen": []}, "chosen has messa"),
     "an empty answer": (M, {"images": ["a"], **PROMPTED, "chosen": ""}, "chosen is empty"),
     "equal": (M, {"images": ["a"], **PROMPTED, "chosen": SAID[2]}, "chosen and rejected are equal"),
-    "several images": (Q, {"images": ["a", "b"], **TEXT}, "images holds 2 images: one image a pai"),
-    "several as one": (Q, {"image": ["a", "b"], **TEXT}, "image holds 2 images: one image a pair"),
+    "several images": (Q, {"images": ["a", "b"], **TEXT}, "images holds 2 images: one image per"),
+    "several as one": (
+        Q,
+        {"image": ["a", "b"], **TEXT},
+        "image holds 2 images: one image per pair",
+    ),
     "an id of true": (P, {"image": "a", **PROMPTED, "id": True}, "id is of type bool, not text or"),
     "an id of false": (P, {"image": "a", **PROMPTED, "idx": False}, "idx is of type bool"),
     "an id of halves": (P, {"image": "a", **PROMPTED, "id": 1.5}, "id is of type float"),
@@ -264,8 +272,8 @@ def test_a_text_that_was_stored_as_a_time_is_told(
     (bad,) = check_rows(open_source(DataConfig(source=str(path))))
     assert isinstance(bad, BadRow)
     assert bad.reason == (
-        f"{column} is a date or a time, not text, and how it was written is not known any more: "
-        "store the column as text"
+        f"{column} is a date or a time, not text, and its original spelling is lost: store the "
+        "column as text"
     )
 
 
@@ -342,7 +350,7 @@ def test_an_array_of_any_format(tmp_path: Path, rows: dict[str, Any]) -> None:
 BROKEN: dict[str, tuple[str | bytes, str]] = {
     "an array without its end": (json.dumps(ROWS, indent=2)[:-3], "is neither JSON lines nor an a"),
     "an array that ends with a comma": ("[{},\n]", "(Expecting value at character 5)"),
-    "an array and more": (json.dumps(ROWS, indent=1) + "x", "(Extra data behind the array at"),
+    "an array and more": (json.dumps(ROWS, indent=1) + "x", "(Extra data after the array at"),
     "an object without its end": (json.dumps(ROWS[0], indent=2)[:-3], "is neither JSON lines nor"),
     "rows within an object": (json.dumps({"data": ROWS}, indent=2), "the columns data fit no form"),
     "UTF-16": (LINES.encode("utf-16"), "is neither JSON lines nor an array of rows ("),
@@ -350,8 +358,8 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "a table": ("image,prompt\na.jpg,What?", "is neither JSON lines nor an array of rows"),
     "too deep": ("[" * 100_000, "is neither JSON lines nor an array of rows"),
     "an empty array": ("[]", "has no rows"),
-    "an array of texts": ('["a", "b"]', "a.jsonl holds no row: write one JSON object a line"),
-    "lines of arrays": ("[1]\n[2]", "a.jsonl holds no row: write one JSON object a line"),
+    "an array of texts": ('["a", "b"]', "a.jsonl holds no row: write one JSON object per line"),
+    "lines of arrays": ("[1]\n[2]", "a.jsonl holds no row: write one JSON object per line"),
     "rows with commas behind": ("".join(f"{json.dumps(row)},\n" for row in ROWS), "is neither J"),
 }
 
@@ -410,7 +418,9 @@ def test_a_folder_of_all_sorts_is_not_walked_to_its_end(
     monkeypatch.setattr("chip_core.data.files.MAX_ENTRIES", 10)
     for number in range(11):
         (tmp_path / str(number)).mkdir()
-    with pytest.raises(ConfigError, match="holds more than 10 files: name the folder of the data"):
+    with pytest.raises(
+        ConfigError, match="holds more than 10 files: name the folder with only the data"
+    ):
         open_source(DataConfig(source=str(tmp_path)))
 
 

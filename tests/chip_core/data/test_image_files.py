@@ -28,8 +28,8 @@ def pixels(image: Image.Image) -> pictures.Pixels:
     ("ref", "expected"),
     [
         (ImageRef(), "no image"),
-        (ImageRef(path="a.jpg"), "image 'a.jpg' is a path: say under which folder by data.image_r"),
-        (ImageRef(path="s3://b/a.jpg"), "is a URL: fetch the images, then name paths"),
+        (ImageRef(path="a.jpg"), "image 'a.jpg' is a path: set its folder with data.image_r"),
+        (ImageRef(path="s3://b/a.jpg"), "is a URL: download the images, then use paths"),
         (ImageRef(data=b"<svg/>"), "the image is none of JPEG, PNG, WEBP, GIF, BMP, TIFF"),
     ],
 )

@@ -66,10 +66,10 @@ REFUSED = {
     "must be smaller than 200, got 201.0): crop it, or leave it out",
     5: "an image of 2010 x 10 pixels is refused by the model's processor (absolute aspect ratio "
     "must be smaller than 200, got 201.0): crop it, or leave it out",
-    7: "rejected holds <|video_pad|>, a mark of the model that its tokenizer cannot write as text: "
-    "take it out",
-    8: "prompt holds <|video_pad|>, a mark of the model that its tokenizer cannot write as text: "
-    "take it out",
+    7: "rejected holds <|video_pad|>, a special token that the model's tokenizer cannot encode "
+    "as text: remove it",
+    8: "prompt holds <|video_pad|>, a special token that the model's tokenizer cannot encode as "
+    "text: remove it",
 }
 
 

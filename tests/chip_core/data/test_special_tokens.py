@@ -147,7 +147,9 @@ def test_a_mark_that_no_tokenizer_setting_splits_is_told() -> None:
     made.add_tokens([AddedToken("<image>", special=False, normalized=False)])
     marks = SpecialTokens(processor(PreTrainedTokenizerFast(tokenizer_object=made)))
     assert marks.find_unencodable("the <image> tag") == "<image>"
-    with pytest.raises(TrialError, match="^the text 'the <image> tag' holds <image>, a mark of"):
+    with pytest.raises(
+        TrialError, match="^the text 'the <image> tag' holds <image>, a special token that"
+    ):
         marks.hide("What?", "the <image> tag")
 
 

@@ -88,7 +88,7 @@ def test_what_cannot_be_halved_is_told() -> None:
     shared = [Item(id=str(n), prompt="?", pictures=(picture("a.png"),)) for n in range(20)]
     with pytest.raises(UserError, match=r"pope: picture a.png is in both halves: let the"):
         select_half(shared, config(half="select"), ByItem())
-    with pytest.raises(UserError, match=r"pope: nothing is in its (select|report) half"):
+    with pytest.raises(UserError, match=r"pope: its (select|report) half is empty"):
         select_half(shared, config(half="select"), Own())  # by picture: one group
 
 
@@ -109,7 +109,7 @@ def test_a_half_is_part_of_the_evaluations_identity() -> None:
 
     found = [mark(), mark(half="report"), mark(half="report", half_seed=1), mark(half="select")]
     assert len(set(found)) == 4
-    with pytest.raises(ValidationError, match="half_seed draws nothing where all is asked"):
+    with pytest.raises(ValidationError, match="half_seed has no effect if all questions are asked"):
         config(half_seed=1)
     # asked whole, an evaluation is what it was before there were halves
     known = {"name": "pope", "protocol": "official", "limit": None, "judge": None}
@@ -120,13 +120,17 @@ def test_a_half_is_part_of_the_evaluations_identity() -> None:
 @pytest.mark.parametrize(
     ("select", "report", "problem"),
     [
-        ("pope", "pope", "has one set of questions: what was tuned on is not quoted"),
+        (
+            "pope",
+            "pope",
+            "has only one set of questions, and questions used for tuning cannot be reported",
+        ),
         (
             {"name": "pope", "half": "select"},
             "pope",
-            "is halved on one side and asked whole under `report`: write `half: report` there",
+            "is halved on one side but used whole under `report`: write `half: report` there",
         ),
-        ("pope", {"name": "pope", "half": "report"}, "asked whole under `select`"),
+        ("pope", {"name": "pope", "half": "report"}, "used whole under `select`"),
         (
             {"name": "pope", "half": "select"},
             {"name": "pope", "half": "report", "half_seed": 1},
@@ -135,7 +139,7 @@ def test_a_half_is_part_of_the_evaluations_identity() -> None:
         (
             {"name": "shapes", "half": "select"},
             "pope",
-            "has other questions on each side by itself: leave `half` out",
+            "already has different questions on each side: leave out `half`",
         ),
     ],
 )
@@ -156,9 +160,9 @@ def test_what_stands_apart_is_not() -> None:
 
 
 def test_the_half_of_the_other_side_is_no_configuration() -> None:
-    with pytest.raises(ValidationError, match="report: 'pope' asks the half that belongs to"):
+    with pytest.raises(ValidationError, match="report: 'pope' uses the half for"):
         both("shapes", {"name": "pope", "half": "select"})
-    with pytest.raises(ValidationError, match="select: 'pope' asks the half that belongs to"):
+    with pytest.raises(ValidationError, match="select: 'pope' uses the half for"):
         both({"name": "pope", "half": "report"}, "shapes")
 
 
@@ -183,7 +187,7 @@ def test_the_same_question_on_both_sides_is_found_by_its_content(
 ) -> None:
     own = {"a": SaysItSplits(), "b": SaysItSplits(), "c": OtherPictures()}
     monkeypatch.setattr("chip_core.evaluation.readiness.find_benchmark", own.__getitem__)
-    said = "its question report/1 is asked under `select`, too, by a: what was tuned on"
+    said = "its question report/1 is asked under `select`, too, by a: questions used for tuning"
     assert (
         said in find_shared_questions(both("a", "a"), DataPaths())[0]
     )  # says of itself that it splits

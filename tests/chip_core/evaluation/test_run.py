@@ -274,7 +274,7 @@ def test_what_could_not_be_read_is_counted_and_kept(
 def test_a_judges_failure_is_the_trials(tmp_path: Path) -> None:
     benchmark_files.write_mmhal(tmp_path)
     settings = BenchmarkConfig.model_validate({"name": "mmhal", "max_new_tokens": 4})
-    with pytest.raises(TrialError, match="mmhal: its answers are read by a judge and there is no"):
+    with pytest.raises(TrialError, match="mmhal: its answers need a judge and there is no"):
         evaluate(
             make_context(tmp_path / "a", data_paths=DataPaths(benchmark_data=tmp_path)),
             "report",
@@ -352,5 +352,5 @@ def test_another_program_gets_a_whole_model_and_gives_figures(
     assert lies.metrics == found.metrics
     limited = BenchmarksConfig(report=(BenchmarkConfig(name="program", limit=3),))
     assert find_benchmark_problems(limited, DataPaths()) == [
-        "program: takes no limit: its own program would ask the first questions, not a subset"
+        "program: cannot have a limit: its own program would ask the first questions, not a subset"
     ]

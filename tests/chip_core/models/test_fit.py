@@ -302,14 +302,14 @@ def without(part: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "another model's names": (
         lambda weights: {f"{WITHIN}encoder.{n}.weight": v for n, v in enumerate(weights.values())},
-        r"22 of its 22 weights have no place in it \(base_model.model.encoder.0.weight, .*, …\); "
+        r"22 of its 22 weights do not exist in it \(base_model.model.encoder.0.weight, .*, …\); "
         r"11 of the 11 layers that it adapts get none, or not all of theirs \(.*\): "
         r"name the model that it was trained from \(evaluate: --base\)$",
     ),
     "a layer is missing": (
         without("language_model.layers.1.self_attn.v_proj"),
         r"llava: 1 of the 11 layers that it adapts get none, or not all of theirs "
-        r"\(model.language_model.layers.1.self_attn.v_proj\): it is not whole: copy or save it",
+        r"\(model.language_model.layers.1.self_attn.v_proj\): it is incomplete: copy or save it",
     ),
     "half of it is missing": (without("language_model"), r"llava: 4 of the 11 layers that it"),
     "a lora_B is missing": (
@@ -318,7 +318,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     ),
     "one more": (
         lambda weights: {**weights, f"{WITHIN}model.extra.lora_A.weight": torch.ones(2, 32)},
-        r"llava: 1 of its 23 weights have no place in it \(base_model.model.model.extra.lora_A",
+        r"llava: 1 of its 23 weights do not exist in it \(base_model.model.model.extra.lora_A",
     ),
     "two adapters": (
         lambda weights: {
@@ -326,7 +326,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
             for name in weights
             for which in ("default", "reference")
         },
-        r"llava: 22 of its 44 weights have no place in it",
+        r"llava: 22 of its 44 weights do not exist in it",
     ),
     "another size": (
         lambda weights: {
@@ -334,21 +334,21 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
             for name in weights
         },
         r"llava: 1 have another shape \(base_model.model.lm_head.lora_A.weight is 2×64, "
-        r"there it is 2×32\): name the model",
+        r"in the model 2×32\): name the model",
     ),
     "one number for many": (  # torch would spread it over all
         lambda weights: {
             name: torch.ones(1) if "lm_head.lora_A" in name else weights[name] for name in weights
         },
-        r"1 have another shape \(base_model.model.lm_head.lora_A.weight is 1, there it is 2×32",
+        r"1 have another shape \(base_model.model.lm_head.lora_A.weight is 1, in the model 2×32",
     ),
     "no numbers": (
         lambda weights: {
             name: torch.full_like(weights[name], torch.nan) if "lm_head" in name else weights[name]
             for name in weights
         },
-        r"2 of its weights are not finite \(base_model.model.lm_head.lora_A.weight, .*\): what "
-        r"wrote them had failed; take an earlier one$",
+        r"2 of its weights are not finite \(base_model.model.lm_head.lora_A.weight, .*\): the "
+        r"program that wrote them had failed; use an earlier file$",
     ),
     "endless numbers": (
         lambda weights: {name: weights[name] / ("B.w" not in name) for name in weights},
@@ -373,7 +373,7 @@ def test_another_families_adapter_is_refused(kept: Path, tmp_path: Path) -> None
         for other in FAMILIES:
             if other != model:
                 with pytest.raises(
-                    UnfitError, match=r"says that it adapts a \w+, and .*: name the"
+                    UnfitError, match=r"says that it adapts a \w+, but .*: name the"
                 ):
                     load_adapter(base(kept / model), kept / other / "some")
     # where its settings do not say whose it is, its names do
@@ -382,7 +382,7 @@ def test_another_families_adapter_is_refused(kept: Path, tmp_path: Path) -> None
         shutil.copytree(kept / other / "every", adapter)
         said = json.loads((adapter / loading.ADAPTER_CONFIG).read_text())
         (adapter / loading.ADAPTER_CONFIG).write_text(json.dumps({**said, "auto_mapping": None}))
-        with pytest.raises(UnfitError, match=r"of its \d+ weights have no place in it .*--base\)$"):
+        with pytest.raises(UnfitError, match=r"of its \d+ weights do not exist in it .*--base\)$"):
             load_adapter(base(kept / model), adapter)
 
 
@@ -401,11 +401,11 @@ def test_a_target_that_matches_nothing_beside_one_that_does_is_no_weight_left_ou
         for n in (0, 1)
     }
     adapter = rewritten(tmp_path / "fine", tmp_path / "bad", lambda weights: {**weights, **more})
-    with pytest.raises(UnfitError, match=r"2 of its 12 weights have no place in it .*nosuch"):
+    with pytest.raises(UnfitError, match=r"2 of its 12 weights do not exist in it .*nosuch"):
         load_adapter(base(model), adapter)
     said = json.loads((adapter / loading.ADAPTER_CONFIG).read_text())
     (adapter / loading.ADAPTER_CONFIG).write_text(json.dumps({**said, "target_modules": ["none"]}))
-    with pytest.raises(UnfitError, match=r"2 of its 12 weights have .*; PEFT: Target modules"):
+    with pytest.raises(UnfitError, match=r"2 of its 12 weights do not .*; PEFT: Target modules"):
         load_adapter(base(model), adapter)
 
 
@@ -440,7 +440,7 @@ def test_an_adapter_that_changes_nothing_is_read_and_told(
     with torch.no_grad():
         before = model(input_ids=ids).logits
         assert torch.equal(load_adapter(model, adapter)(input_ids=ids).logits, before)
-    assert "every lora_B is zero, as before a training: it changes nothing" in caplog.text
+    assert "every lora_B is zero, as before training: it changes nothing" in caplog.text
     caplog.clear()
     load_adapter(base(kept / "llava"), kept / "llava" / "some")
     assert not caplog.text
@@ -508,13 +508,13 @@ def test_what_was_trained_beside_is_put_where_it_belongs(
     [
         (
             lambda all_: {"model.elsewhere.weight": torch.zeros(1)},
-            r"1 of its 1 weights have no place in it \(model.elsewhere.weight\): name the model",
+            r"1 of its 1 weights do not exist in it \(model.elsewhere.weight\): name the model",
         ),
-        (without("linear_2.bias"), r"1 of the \d+ modules .*\(.*linear_2\): it is not whole"),
+        (without("linear_2.bias"), r"1 of the \d+ modules .*\(.*linear_2\): it is incomplete"),
         (without("encoder.layers.1."), r"8 of the \d+ modules that were trained get none"),
         (
             lambda all_: {n: v[:1] if "linear_1.weight" in n else v for n, v in all_.items()},
-            r"1 have another shape \(model.multi_modal_projector.linear_1.weight is 1×32, there",
+            r"1 have another shape \(model.multi_modal_projector.linear_1.weight is 1×32, in",
         ),
         (
             lambda all_: {n: v / 0 if "linear_1.bias" in n else v for n, v in all_.items()},
@@ -541,7 +541,7 @@ def test_one_part_alone_may_have_been_trained(kept: Path, tmp_path: Path) -> Non
     [
         (
             lambda all_: {f"module.{name}": all_[name] for name in all_},
-            r"lacks \d+ of its weights .* would be random: they are there with 'module' within",
+            r"lacks \d+ of its weights .* would be random: they have 'module' in",
         ),
         (
             lambda all_: {**all_, "lm_head.lora_A.default.weight": torch.zeros(2, 32)},

@@ -225,8 +225,8 @@ def test_layers_that_torch_would_leave_uncompiled_end_the_training(
     monkeypatch.setattr(settings, "recompile_limit", 1)
     step = Stepping(config("lora", again=False), shared=True)
     told = (
-        "engine.compile: layers: this training calls its layers in more than 1 ways, each of which "
-        "takes code of its own: write engine.compile: off"
+        "engine.compile: layers: this training calls its layers in more than 1 ways, and each "
+        "way is compiled separately: write engine.compile: off"
     )
     with use_packed_attention(step.model, fused=True):
         with pytest.raises(TrialError) as refused, compile_layers(step.model, Counting()):
@@ -241,7 +241,7 @@ def test_a_decoder_without_known_layers_is_refused() -> None:
         def get_decoder(self) -> nn.Module:
             return nn.Linear(1, 1)
 
-    told = pytest.raises(TrialError, match="has no layers that transformers knows")
+    told = pytest.raises(TrialError, match="has no layers that transformers marks as layers")
     with told, compile_layers(Model()):
         pass
 
@@ -251,13 +251,13 @@ def test_a_decoder_without_known_layers_is_refused() -> None:
     [
         (
             {"engine": {"compile": "layers", "workers_per_trial": 2}},
-            "trial: engine: compile is layers, which is for one worker, and workers_per_trial is "
+            "trial: engine: compile is layers, which is for one worker, but workers_per_trial is "
             "2: write compile: off, or workers_per_trial: 1",
         ),
         (
             {"engine": {"compile": "layers"}, "model": {"path": "x", "quantize": "nf4"},
              "language_model": "lora"},
-            "trial: engine.compile is layers, and model.quantize is nf4, whose layers are not "
+            "trial: engine.compile is layers, but layers with model.quantize nf4 are not "
             "compiled: write engine.compile: off, or model.quantize: none",
         ),
         (
@@ -279,10 +279,10 @@ def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_unmet_requirements(wanted) == []
     monkeypatch.setattr("shutil.which", lambda name: None)
     (line,) = find_unmet_requirements(wanted)
-    assert re.match(r"engine.compile is layers, and there is no C\+\+ compiler here \(.*\): ", line)
+    assert re.match(r"engine.compile is layers, but there is no C\+\+ compiler here \(.*\): ", line)
     monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
     (line,) = find_unmet_requirements(config_of(engine={"compile": "layers", "device": "cuda"}))
-    assert line.startswith("engine.compile is layers, and triton is not installed here")
+    assert line.startswith("engine.compile is layers, but triton is not installed here")
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def a_shard_is_missing(folder: Path) -> str:
 
 def no_vision_model(folder: Path) -> str:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    return "model_type llama is no image-text-to-text model .*: name a vision-language model"
+    return "model_type llama is not an image-text-to-text model .*: name a vision-language model"
 
 
 def an_adapter(folder: Path) -> str:
@@ -114,19 +114,19 @@ def test_weights_that_are_not_there_are_not_made_up(folder: Path) -> None:
 
 def no_template(folder: Path) -> str:
     (folder / "chat_template.jinja").unlink()
-    return "has no chat template, .*: add its chat_template.jinja to the folder"
+    return "has no chat template .*: add its chat_template.jinja to the folder"
 
 
 def no_end(folder: Path) -> str:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["eos_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return "its tokenizer has no end of sequence: name eos_token in tokenizer_config.json"
+    return "its tokenizer has no end of sequence: set eos_token in tokenizer_config.json"
 
 
 def no_processor(folder: Path) -> str:
     (folder / "processor_config.json").unlink()
-    return "has no processor that can be made: .*; from its parts: "
+    return "has no processor that can be built: .*; from its parts: "
 
 
 @pytest.mark.parametrize("harm", [no_template, no_end, no_processor])
@@ -263,8 +263,8 @@ def test_no_room_is_told_with_what_would_fit(shapes_config: Callable[..., TrialC
     with pytest.raises(TrialError) as raised:
         check_memory(3 * 2**30, 2**30, shapes_config(vision_encoder="trained"))
     assert str(raised.value) == (
-        "no room on the GPU: weights, gradients, optimizer and reference take 3.0 GiB, 1.0 GiB are "
-        "free: choose language_model: lora, or vision_encoder: lora, or "
+        "not enough memory on the GPU: weights, gradients, optimizer and reference take 3.0 GiB, "
+        "but only 1.0 GiB are free: choose language_model: lora, or vision_encoder: lora, or "
         "engine.workers_per_trial: 3 with engine.parallel: fsdp, or a GPU with more memory, or a "
         "smaller model"
     )

@@ -47,10 +47,10 @@ def test_without_the_key_nothing_of_it_is_run(own: Path) -> None:
     model = ModelConfig(path=str(own))
     said = loading.find_model_problem(model)
     assert said == (
-        f"{own} brings code of its own for model_type own_llava: read it, and write "
-        "model.trust_remote_code: true to have it run"
+        f"{own} has its own code for model_type own_llava: read it, and write "
+        "model.trust_remote_code: true to run it"
     )
-    with pytest.raises(TrialError, match="brings code of its own"):
+    with pytest.raises(TrialError, match="has its own code"):
         loading.load(model)
     assert not (own.parent / "ran").exists()
 
@@ -89,9 +89,9 @@ def test_its_code_is_part_of_its_identity(own: Path) -> None:
 
 def test_a_hub_name_is_taken_at_one_commit_alone() -> None:
     named = ModelConfig(path="owner/name", trust_remote_code=True)
-    assert "write the 40 digits" in str(loading.find_model_problem(named))
+    assert "write its 40 digits" in str(loading.find_model_problem(named))
     branch = named.model_copy(update={"revision": "main"})
-    assert "write the 40 digits" in str(loading.find_model_problem(branch))
+    assert "write its 40 digits" in str(loading.find_model_problem(branch))
     commit = named.model_copy(update={"revision": "0123456789" * 4})
     assert loading.find_model_problem(commit) is None
     assert loading.identity(commit) != loading.identity(
@@ -104,6 +104,6 @@ def test_code_of_another_place_is_refused(own: Path) -> None:
     held = json.loads(file.read_text())
     held["auto_map"] = {"AutoTokenizer": [None, "stranger/code--tokens.Own"]}
     file.write_text(json.dumps(held))
-    with pytest.raises(TrialError, match=r"names code of another place \(stranger/code\)"):
+    with pytest.raises(TrialError, match=r"refers to code from another place \(stranger/code\)"):
         loading.load(ModelConfig(path=str(own), trust_remote_code=True))
     assert not (own.parent / "ran").exists()

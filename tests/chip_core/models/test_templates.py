@@ -153,12 +153,12 @@ def test_a_template_is_found_wherever_it_lies(
 
 
 def nowhere(folder: Path) -> str:
-    return "has no chat template, which says how a prompt is written: add its chat_template.jinja"
+    return "has no chat template to write prompts with: add its chat_template.jinja"
 
 
 def no_place(folder: Path) -> str:
     jinja(folder, NO_PLACE)
-    return "has a chat template without a place for an image: put the one of the family's"
+    return "has a chat template without a place for an image: put that of the family's"
 
 
 def no_place_twice(folder: Path) -> str:
@@ -169,7 +169,7 @@ def no_place_twice(folder: Path) -> str:
 
 def of_texts(folder: Path) -> str:
     jinja(folder, TEXT_ALONE)
-    return r"has a chat template that fails on a question with an image \(.*\): put the one"
+    return r"has a chat template that fails on a question with an image \(.*\): put that"
 
 
 def printing(folder: Path) -> str:
@@ -190,7 +190,7 @@ def no_template_at_all(folder: Path) -> str:
 def two_names(folder: Path) -> str:
     named = [{"name": name, "template": GOOD} for name in ("chat", "rag")]
     put(folder, "tokenizer_config.json", named)
-    return "has the chat templates chat, rag, and none is called default: name the one"
+    return "has the chat templates chat, rag, but none is called default: rename the one"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_a_good_term_passes_every_check(module: Path) -> None:
     [
         ("whole_batch", "a batch of 3 differs from 3 batches of 1"),
         ("sees_padding", "two padded tokens changed the loss"),
-        ("scalar", "it returned (), not one loss a pair, (3,)"),
+        ("scalar", "it returned (), not one loss per pair, (3,)"),
         ("raises", "KeyError: 'no'"),
         ("quits", "SystemExit: 3"),
         ("of_three", "IndexError: not three"),
@@ -142,8 +142,8 @@ def test_a_bad_term_is_told(module: Path, name: str, wrong: str) -> None:
         ("own_terms:nothing", "has no 'nothing'"),
         ("no_such_module:term", "cannot be imported"),
         ("own_terms:greedy", "needs gold: it may need"),
-        ("own_terms", "names no code: write module:attr"),
-        ("own_terms:number", "'own_terms:number' is no function"),
+        ("own_terms", "does not name any code: write module:attr"),
+        ("own_terms:number", "'own_terms:number' is not a function"),
         ("own_terms:no_names", "`needs` is 5: write names, such as {'divergence'}"),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_loss_of_another_shape_is_told_in_training(module: Path) -> None:
 
     config = ObjectiveConfig(preset="dpo", custom={"own_terms:scalar": 1.0})
     with pytest.raises(
-        TrialError, match=r"'own_terms:scalar' returned \(\), not one loss a pair, \(1"
+        TrialError, match=r"'own_terms:scalar' returned \(\), not one loss per pair, \(1"
     ):
         batch_objective(config, chosen=W, rejected=L, rejected_image=None)
 

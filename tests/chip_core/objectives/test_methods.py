@@ -259,7 +259,7 @@ def test_arithmetic(preset: str, w: float, l: float) -> None:  # noqa: E741
         ({"preset": "robust", "method": {"label_smoothing": 0.5}}, "less than 0.5"),
         (
             {"preset": "bco_pair", "method": {"f_divergence": "forward_kl"}},
-            "no meaning in bco_pair",
+            "not defined for bco_pair",
         ),
         ({"preset": "mpo", "method": {"losses": {"sigmoid": -1}}}, "'sigmoid' is negative"),
         ({"preset": "mpo", "method": {"losses": {"sigmoit": 1}}}, "'sigmoit' is none of"),

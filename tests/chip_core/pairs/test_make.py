@@ -133,7 +133,7 @@ def test_a_rule_of_ones_own_ranks(tmp_path: Path) -> None:
 
 
 def test_a_rule_that_scores_too_few_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="one_too_few: prompt 'train/.*1 scores of .* answers"):
+    with pytest.raises(UserError, match="one_too_few: prompt 'train/.*1 scores for .* answers"):
         made_in(tmp_path, ranker=f"{__name__}:one_too_few")
 
 
@@ -142,7 +142,7 @@ def test_a_folder_of_something_else_is_left_alone(whole: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="holds pairs of another model, other prompts or settings"):
         made_in(whole, margin=1.5)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds notes.txt, which is no part of pairs"):
+    with pytest.raises(UserError, match=r"holds notes.txt, which does not belong to the pairs"):
         made_in(tmp_path)
     assert contents(whole) == before
 

@@ -94,9 +94,9 @@ def test_chair_ranks_by_what_a_row_or_coco_says_is_there(
     ]
     assert ranker.rank(asked(tmp_path, image_id=1), answers) == expected
     assert ranker.rank(asked(tmp_path, objects=["Puppy", "man"]), answers) == expected
-    with pytest.raises(UserError, match="what is in its image is not known: give a list"):
+    with pytest.raises(UserError, match="the objects in its image are unknown: give a list"):
         ranker.rank(asked(tmp_path, image_id=99), answers)
-    with pytest.raises(UserError, match="say where by --benchmark-data"):
+    with pytest.raises(UserError, match="give its location with --benchmark-data"):
         open_ranker(PairsConfig(), "x.jsonl", DataPaths())
 
 
@@ -172,8 +172,8 @@ def test_what_a_section_refuses() -> None:
     for given, why in (
         ({"ranker": "chiar"}, "unknown level 'chiar': did you mean 'chair'"),
         ({"ranker": "absent_module:f"}, "module absent_module cannot be imported"),
-        ({"ranker": "chip_core.pairs.ranking:PROMPT"}, "is no function"),
-        ({"judge": "m"}, "judge is set, and ranker is chair"),
+        ({"ranker": "chip_core.pairs.ranking:PROMPT"}, "is not a function"),
+        ({"judge": "m"}, "judge is set, but ranker is chair"),
         ({"ranker": "judge", "judge": {"model": "m", "mode": "batch"}}, "write mode: live"),
     ):
         with pytest.raises(ValueError, match=why):

@@ -65,7 +65,7 @@ def whole(shapes_config: Configured, place: Path) -> tuple[TrialResult, Path]:
 def test_rounds_are_trainings_one_after_another(whole: tuple[TrialResult, Path]) -> None:
     result, folder = whole
     assert result.steps == 4 and result.data["sampled"] == 2 * 12 * 3
-    assert not any("taken over" in note for note in result.notes)
+    assert not any("are reused" in note for note in result.notes)
     assert result.seconds["sample pairs"] > 0
     for curves in (folder / "rounds" / "1", folder):
         first, second = read_records(curves / "curves.jsonl")
@@ -222,8 +222,8 @@ def test_rounds_share_no_reference_cache(shapes_config: Configured) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"objective": "symmpo"}, "lack other, second_image: choose another objective"),
-        ({"rejected_image": "given"}, r"lack a rejected image \(rejected_image is given\)"),
+        ({"objective": "symmpo"}, "do not have other, second_image: choose another objective"),
+        ({"rejected_image": "given"}, r"do not have a rejected image \(rejected_image is given\)"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -241,7 +241,7 @@ def test_several_workers_are_refused_before_anything_is_run(
         update={"engine": shapes_config(engine__workers_per_trial=2).engine}
     )
     (told,) = find_unmet_requirements(config)
-    assert told.startswith("pairs.rounds is 2, and one worker samples a model: write engine.")
+    assert told.startswith("pairs.rounds is 2, but only one worker samples a model: write engine.")
     with pytest.raises(TrialError, match="this trial has 1|one worker samples a model"):
         run_trial(config, folder=tmp_path)
     assert not (tmp_path / "rounds").exists()

@@ -36,12 +36,12 @@ def test_scalars(text: str, value: object) -> None:
     ("text", "expected"),
     [
         ("a: 1\nb: [1", "x:2:6: expected ',' or ']'"),
-        ("a: 1\na: 2", "x:2:1: the key 'a' stands twice"),
-        ("a:\n\t- 1", "x:2:1: a tab where YAML wants spaces: indent with spaces"),
+        ("a: 1\na: 2", "x:2:1: the key 'a' is set twice"),
+        ("a:\n\t- 1", "x:2:1: a tab instead of spaces: indent with spaces"),
         ("a: !!python/object:os.system {}", "x:1:4: could not determine a constructor"),
         ("a: \x07", "x: not YAML: unacceptable character"),
         ("{[1]: 2}", "x:1:2: found unhashable key"),
-        ("[" * 5000, "x: not YAML that can be read: too deep"),
+        ("[" * 5000, "x: not valid YAML: nested too deep"),
     ],
 )
 def test_a_fault_is_told_with_its_place(text: str, expected: str) -> None:
@@ -61,8 +61,8 @@ def test_a_file_that_is_no_recipe_is_told(tmp_path: Path) -> None:
         return raised.value.problems[0].removeprefix(f"{file}: ")
 
     assert complaint(b"a: \xff") == "not UTF-8 at byte 3: save it as UTF-8"
-    assert complaint(b"- 1") == "holds no mapping of keys to values"
-    assert complaint(b"") == "holds no mapping of keys to values"
+    assert complaint(b"- 1") == "does not hold a mapping of keys to values"
+    assert complaint(b"") == "does not hold a mapping of keys to values"
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         recipes.read_yaml(tmp_path)
 

@@ -94,9 +94,9 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
     folder = store_folder(tmp_path, "ab")
     write_shard(partial_folder(folder), 0, [row(0)])
-    with pytest.raises(BrokenStoreError, match="it is not there"):
+    with pytest.raises(BrokenStoreError, match="it does not exist"):
         ReferenceCacheStore(folder)
-    with pytest.raises(BrokenStoreError, match=r"shard-00001\.safetensors was not made"):
+    with pytest.raises(BrokenStoreError, match=r"shard-00001\.safetensors was not built"):
         commit(folder, identity={}, rows=300, names=[shard_name(0), shard_name(1)], made={})
     assert not folder.exists()
 
@@ -112,19 +112,19 @@ def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
         (lambda f: flip(f / shard_name(0)), r"shard-00000\.safetensors is corrupt"),
         (
             lambda f: rewritten(f / "manifest.json", lambda raw: raw.update(format=0)),
-            "its format is 0, known is 1",
+            "its format is 0, but only 1 is known",
         ),
         (
             lambda f: rewritten(f / "manifest.json", lambda raw: raw.pop("files")),
             r"manifest\.json cannot be read \(KeyError\)",
         ),
         (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json cannot be read"),
-        (lambda f: (f / "manifest.json").unlink(), "it is not there"),
+        (lambda f: (f / "manifest.json").unlink(), "it does not exist"),
         (
             lambda f: rewritten(
                 f / "manifest.json", lambda raw: raw["identity"]["model"].update(content="def")
             ),
-            "it is of another model, data set or setting",
+            "it belongs to another model, data set or setting",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_an_open_store_that_is_removed_reads_on(tmp_path: Path) -> None:
     assert torch.equal(
         store.row(SHARD_ROWS + 1, "chosen.hidden"), row(SHARD_ROWS + 1)["chosen.hidden"]
     )
-    with pytest.raises(BrokenStoreError, match="it is not there"):
+    with pytest.raises(BrokenStoreError, match="it does not exist"):
         ReferenceCacheStore(folder)
 
 
@@ -189,7 +189,8 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 5 * 10**9})())
     check_disk_space(tmp_path / "not" / "there", 5 * 10**9, "the pass")
     with pytest.raises(
-        DiskSpaceError, match=r"no room for the pass: 21\.3 GB are needed in .*, 5\.0 GB are free"
+        DiskSpaceError,
+        match=r"not enough space for the pass: 21\.3 GB are needed in .*, but only 5\.0 GB are",
     ):
         check_disk_space(tmp_path, 21_300_000_000, "the pass")
 
@@ -218,7 +219,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
-        f"the disk of {tmp_path / 'ab.partial'} is full: make room, and run again"
+        f"the disk of {tmp_path / 'ab.partial'} is full: free some space, and run again"
     ]
     assert not list((tmp_path / "ab.partial").iterdir())
 

@@ -171,7 +171,7 @@ def test_a_pass_without_a_part_is_none(configured: Configured, tmp_path: Path) -
     config = configured(objective="dpo")
     (one,) = passes(config)
     rows = build_shard([one], config, cache=tmp_path, part=0, parts=2)
-    with pytest.raises(BrokenStoreError, match=f"{shard_name(1)} was not made"):
+    with pytest.raises(BrokenStoreError, match=f"{shard_name(1)} was not built"):
         finish_cache(one, cache=tmp_path, rows=rows, seconds=1.0)
 
 
@@ -294,7 +294,7 @@ def test_two_at_once_make_it_once_also_where_one_is_killed(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: remove(folder), "it is not there"),
+        (lambda folder: remove(folder), "it does not exist"),
         (lambda folder: os.truncate(folder / shard_name(1), 9), "is cut off: 9 of"),
     ],
 )
@@ -341,7 +341,7 @@ def test_features_under_a_trained_tower_are_not_used(
     trained = configured(objective="dpo", vision_encoder="trained")
     result = run_trial(trained, folder=tmp_path / "trial", caches=stores)
     assert result.engine["image_features"] == "computed"
-    assert [note for note in result.notes if "lies within the tower" in note]
+    assert [note for note in result.notes if "are within the tower" in note]
 
 
 def test_features_of_a_tower_that_is_another_are_not_used(
@@ -434,7 +434,7 @@ def test_a_store_of_other_data_is_not_used(configured: Configured, tmp_path: Pat
     config = configured(objective="dpo")
     stores = offered(config, tmp_path / "cache")
     (note,) = refused(configured(objective="dpo", data__limit=9), stores, tmp_path / "a").notes
-    assert "it has 10 samples, the data 9" in note
+    assert "it has 10 samples, but the data has 9" in note
 
 
 def test_responses_that_changed_meanwhile_stop_the_trial(
@@ -452,7 +452,7 @@ def test_responses_that_changed_meanwhile_stop_the_trial(
     for number in range(3):
         shards.write_shard(partial_folder(folder), number, rows[4 * number : 4 * number + 4])
     finish_cache(one, cache=stores.cache, rows=ROWS, seconds=1.0)
-    with pytest.raises(TrialError, match="is of other chosen responses than this trial's"):
+    with pytest.raises(TrialError, match="has other chosen responses than this trial"):
         run_trial(config, folder=tmp_path / "trial", caches=stores)
 
 
@@ -472,7 +472,9 @@ def test_no_room_is_told_before_anything_is_computed(
     monkeypatch.undo()
     monkeypatch.setattr(folder_of_stores, "SHARD_ROWS", 4)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 1000})())
-    with pytest.raises(DiskSpaceError, match="no room for the reference pass 'text, hidden states"):
+    with pytest.raises(
+        DiskSpaceError, match="not enough space for the reference pass 'text, hidden states"
+    ):
         ensure_caches([one], config, cache=tmp_path / "full")
     assert not list((tmp_path / "full").rglob("*.safetensors"))
 

@@ -119,7 +119,7 @@ def test_a_set_of_ones_own(tmp_path: Path, loaded: Loaded) -> None:
     [
         ({"image": "one.png", "true": "x"}, ":2: `hallucinated` is missing"),
         ({"image": "gone.png", "true": "x", "hallucinated": "y"}, ":2: no image"),
-        ("text", ":2: no JSON object"),
+        ("text", ":2: not a JSON object"),
     ],
 )
 def test_a_line_that_lacks_something(tmp_path: Path, row: object, said: str) -> None:

@@ -61,15 +61,15 @@ def test_steps_are_shares_of_the_training_and_its_end() -> None:
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        ({"score_at": [0.0, 0.5]}, "0 is no share of a training"),
-        ({"score_at": [0.5, 1.5]}, "1.5 is no share of a training"),
-        ({"score_at": [0.5, 0.25]}, "are to increase"),
-        ({"score_at": [0.5, 0.5]}, "are to increase"),
-        ({"pick": BEST}, "pick chooses nothing without score_at"),
+        ({"score_at": [0.0, 0.5]}, "0 is not a fraction of a training"),
+        ({"score_at": [0.5, 1.5]}, "1.5 is not a fraction of a training"),
+        ({"score_at": [0.5, 0.25]}, "must increase"),
+        ({"score_at": [0.5, 0.5]}, "must increase"),
+        ({"pick": BEST}, "pick has no effect without score_at"),
         ({"score_at": [0.5], "pick": "best"}, "write `metric: select/BENCHMARK/METRIC`"),
         (
             {"score_at": [0.5], "pick": {"rule": "last", "metric": CHAIR}},
-            "'last' goes by no figure",
+            "'last' uses no metric",
         ),
     ],
 )
@@ -83,7 +83,7 @@ def test_only_select_picks() -> None:
     (unknown,) = find_selection_problems(
         declared(score_at=[0.5], pick={**BEST, "metric": "shapes/chair_i"})
     )
-    assert unknown.startswith("training.pick.metric: unknown metric 'shapes/chair_i', or not of")
+    assert unknown.startswith("training.pick.metric: unknown metric 'shapes/chair_i', or not under")
     assert "did you mean 'select/shapes/chair_i'?" in unknown
     constraint = {"metric": "select/shapes/covr", "max_drop": 1}
     (covr,) = find_selection_problems(
@@ -92,7 +92,7 @@ def test_only_select_picks() -> None:
     assert covr.startswith("training.pick.constraint.metric: unknown metric")
     alone = TrialConfig.model_validate({"model": "shapes", "training": {"score_at": [0.5]}})
     assert find_selection_problems(alone) == [
-        "training.score_at: nothing is under `select` to score by: add a benchmark there"
+        "training.score_at: there is no benchmark under `select` to score with: add one there"
     ]
 
 
@@ -139,7 +139,7 @@ def test_a_constraint_leaves_out_what_says_less_than_the_untrained_model() -> No
         "untrained"
     )
     none = pick_checkpoint(config, points((0, 9.0, 90.0), (10, 4.0, 85.0), (40, 1.0, 80.0)))
-    assert none.step == 10 and "here it loses least (it is 5 worse)" in none.reason
+    assert none.step == 10 and "this one loses least (it is 5 worse)" in none.reason
     unknown = pick_checkpoint(config, points((0, 9.0, None), (10, 4.0, 85.0), (40, 1.0, 80.0)))
     assert unknown.step == 40
 
@@ -324,7 +324,7 @@ def test_without_a_kept_model_a_checkpoint_behind_it_is_not_used(
         run_trial(config, folder=tmp_path / "first", report=stop)
     shutil.rmtree(tmp_path / "first/kept")
     result = run_trial(config, folder=tmp_path / "second", resume_from=tmp_path / "first")
-    assert "trained from the start: the model kept after step 2 is not there" in result.notes
+    assert "trained from the start: the model kept after step 2 is missing" in result.notes
     assert result.picked["step"] == 4
 
 
@@ -332,5 +332,5 @@ def test_it_says_what_is_missing_before_it_trains(
     shapes_config: Configured, tmp_path: Path
 ) -> None:
     config = shapes_config(training__score_at=[0.5], benchmarks={"report": ASKED["report"]})
-    with pytest.raises(TrialError, match="training.score_at: nothing is under `select`"):
+    with pytest.raises(TrialError, match="training.score_at: there is no benchmark under `select`"):
         run_trial(config, folder=tmp_path)

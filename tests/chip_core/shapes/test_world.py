@@ -120,7 +120,7 @@ def test_what_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no split 'practice'"):
         make_scene("practice", 0)
     for item in ("test", "test/", "test/x", "test/-1", "17"):
-        with pytest.raises(ValueError, match="is no item of the shapes world"):
+        with pytest.raises(ValueError, match="is not an item of the shapes world"):
             parse_scene_id(item)
 
 

@@ -130,7 +130,7 @@ def test_an_interrupted_training_comes_to_the_same_bits(
         assert curves(second) == curves(tmp_path / "whole")
         assert weights(second) == weights(tmp_path / "whole")
         resumed = step - step % 2
-        said = f"resumed after step {resumed}" if resumed else "no whole checkpoint"
+        said = f"resumed after step {resumed}" if resumed else "no complete checkpoint"
         assert said in result.notes[-1]
         assert read_result(second) == result
 
@@ -344,7 +344,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
     first = cut(several(shapes_config), tmp_path / "first", 4)
     other = several(shapes_config, optimizer__lr=1e-6)
     result = run_trial(other, folder=tmp_path / "second", resume_from=first)
-    assert "of another training" in result.notes[0]
+    assert "belongs to another training" in result.notes[0]
     assert "trained from the start" in result.notes[-1]
     run_trial(other, folder=tmp_path / "alone")
     assert curves(tmp_path / "second") == curves(tmp_path / "alone")
@@ -353,7 +353,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
 @pytest.mark.parametrize(
     ("manifest", "why"),
     [
-        ('{"format": 3}', "its format is 3, known are 1 and 2"),
+        ('{"format": 3}', "its format is 3, but only 1 and 2 are known"),
         ("[]", r"manifest.json cannot be read \(ValueError\)"),
         ('{"format": 1}', r"manifest.json cannot be read \(KeyError\)"),
     ],
@@ -440,7 +440,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "write_weights", full)
-    with pytest.raises(DiskFullError, match="no room for the checkpoint after step 4"):
+    with pytest.raises(DiskFullError, match="no space for the checkpoint after step 4"):
         run_trial(config, folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 

@@ -104,5 +104,5 @@ def test_another_model_than_the_firsts_is_refused() -> None:
         same, other = nn.Linear(2, 3), nn.Linear(2, 4)
     assert not has_weights(same)
     WeightsFromRank0(same, Second(rank=1, size=2), torch.device("cpu"))
-    with pytest.raises(TrialError, match=r"are not those of worker 0 \(bias, …\)"):
+    with pytest.raises(TrialError, match=r"differ from those of worker 0 \(bias, …\)"):
         WeightsFromRank0(other, Second(rank=1, size=2), torch.device("cpu"))

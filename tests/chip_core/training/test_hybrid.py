@@ -229,9 +229,9 @@ def test_unequal_machines_are_refused() -> None:
     with pytest.raises(TrialError) as told:
         require_equal_machines(Lying(*"aaab"))
     assert str(told.value) == (
-        "engine.parallel is hsdp, which needs as many workers on each machine, and 4 workers lie "
-        "3 + 1 on 2 machines: write an engine.workers_per_trial that the machines hold evenly, or "
-        "engine.parallel: fsdp"
+        "engine.parallel is hsdp, which needs the same number of workers on each machine, but 4 "
+        "workers are 3 + 1 on 2 machines: write an engine.workers_per_trial that divides evenly, "
+        "or engine.parallel: fsdp"
     )
 
 
@@ -260,7 +260,7 @@ def test_auto_is_hybrid_where_a_machine_holds_the_model(
 
 
 def test_weights_in_four_bits_are_never_spread() -> None:
-    with pytest.raises(ValueError, match="nf4, whose weights are not spread over workers"):
+    with pytest.raises(ValueError, match="nf4, but its weights cannot be sharded over workers"):
         TrialConfig.model_validate(
             {
                 "model": {"path": "shapes", "quantize": "nf4"},

@@ -318,7 +318,7 @@ def test_weights_in_four_bits_are_never_spread() -> None:
 
 def test_a_trial_that_lacks_workers_is_told(tmp_path: Path) -> None:
     config = TrialConfig.model_validate({"model": "shapes", "engine": {"workers_per_trial": 3}})
-    with pytest.raises(TrialError, match="engine.workers_per_trial is 3, and this trial has 1"):
+    with pytest.raises(TrialError, match="engine.workers_per_trial is 3, but this trial has 1"):
         run_trial(config, folder=tmp_path)
 
 

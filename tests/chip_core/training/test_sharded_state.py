@@ -156,7 +156,7 @@ def test_what_is_not_whole_is_not_put_into_the_model(base: Any, tmp_path: Path, 
     harm(tensors, info)
     save_file(tensors, tmp_path / name, info)
     before = copy.deepcopy(other.held())
-    with pytest.raises(UnfitError, match=r"lacks 1 of \d+ tensors, or has them in other shapes"):
+    with pytest.raises(UnfitError, match=r"misses 1 of \d+ tensors, or has them in other shapes"):
         load_shards(tmp_path, other.names(), optimizer=other.optimizer, state=rest)
     assert equal(other.held(), before)
 
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(sharded_state.HuggingFaceStorageWriter, "write_data", full)
-    with pytest.raises(DiskFullError, match="no room for the checkpoint after step 2"):
+    with pytest.raises(DiskFullError, match="no space for the checkpoint after step 2"):
         trained.checkpointer().save(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
@@ -197,7 +197,7 @@ def test_a_shard_of_something_else_is_said(base: Any, tmp_path: Path) -> None:
     (left,) = list_checkpoints(tmp_path)
     assert find_checkpoint_problem(left, CONFIG) is None
     save_file({"more": torch.zeros(1)}, left / "shards" / "more.safetensors")
-    assert find_checkpoint_problem(left, CONFIG) == "shards/more.safetensors is not of it"
+    assert find_checkpoint_problem(left, CONFIG) == "shards/more.safetensors does not belong to it"
 
 
 def test_two_are_kept(base: Any, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_record_broken_in_the_middle_is_left_out_and_told(
     file.write_bytes(b'{"a": 1}\n' + bad + b'\n{"a": 3}\n')
     assert read_records(file) == [{"a": 1}, {"a": 3}]
     assert read_records(file) == [{"a": 1}, {"a": 3}]
-    assert caplog.messages == [f"{file}: line 2 is not as it was written: it is left out"]
+    assert caplog.messages == [f"{file}: line 2 has changed since it was written: it is left out"]
 
 
 def test_one_digit_of_a_record_is_not_taken_for_another(tmp_path: Path) -> None:
@@ -81,16 +81,16 @@ def test_a_file_without_a_checksum_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"chair": 6.15}')
     assert read_checksummed(tmp_path / "a.json") == {"chair": 6.15}
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="not a JSON object"):
         read_checksummed(tmp_path / "a.json")
 
 
 def test_what_stands_in_a_files_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     (tmp_path / "studies").write_text("a file")
-    with pytest.raises(UserError, match=r"report\.html: is a folder, and a file goes there: move"):
+    with pytest.raises(UserError, match=r"report\.html: is a folder, but a file must be"):
         write_json(tmp_path / "report.html", {})
-    with pytest.raises(UserError, match=r"studies: is no folder, and plan\.json goes into one"):
+    with pytest.raises(UserError, match=r"studies: is not a folder, but plan\.json must be"):
         write_json(tmp_path / "studies" / "small" / "plan.json", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "studies"]
 
@@ -130,7 +130,7 @@ def test_a_users_home_is_put_in_where_it_is_known(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_full_disk_is_told_in_one_line_whatever_a_library_raises(tmp_path: Path) -> None:
-    said = f"no room for the model: the disk of {tmp_path} is full: free some space"
+    said = f"no space for the model: the disk of {tmp_path} is full: free some space"
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for error in (full, ValueError("I/O error: No space left on device (os error 28)")):
         with (

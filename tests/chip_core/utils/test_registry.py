@@ -98,11 +98,11 @@ def test_code_without_a_source_is_told(write: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import sys; sys.exit(3)", r"cannot be imported \(SystemExit: 3\): mend it"),
-        ("raise RuntimeError('one\\ntwo')", r"cannot be imported \(RuntimeError: one\): mend it"),
-        ("def (", r"cannot be imported \(SyntaxError: .*\): mend it"),
-        ("assert False", r"cannot be imported \(AssertionError\): mend it"),
-        ("import not_to_be_found", r"No module named 'not_to_be_found'\): mend it"),
+        ("import sys; sys.exit(3)", r"cannot be imported \(SystemExit: 3\): fix it"),
+        ("raise RuntimeError('one\\ntwo')", r"cannot be imported \(RuntimeError: one\): fix it"),
+        ("def (", r"cannot be imported \(SyntaxError: .*\): fix it"),
+        ("assert False", r"cannot be imported \(AssertionError\): fix it"),
+        ("import not_to_be_found", r"No module named 'not_to_be_found'\): fix it"),
         ("x = 1", "module own_code has no 'term'"),
     ],
 )

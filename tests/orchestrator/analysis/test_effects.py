@@ -225,15 +225,15 @@ def test_metrics_of_items_are_in_the_shown_unit():
 
 def test_results_that_do_not_fit_are_refused():
     rows = figures(around(1), around(2), around(3), around(4))
-    with pytest.raises(ValueError, match="no cell of any arm"):
+    with pytest.raises(ValueError, match="not a cell of any arm"):
         study(rows, baseline={"objective": "kto", "encoder": "frozen"})
-    with pytest.raises(ValueError, match="stands in two arms"):
+    with pytest.raises(ValueError, match="is in two arms"):
         study(rows, (*GRID[:3], GRID[0]))
     with pytest.raises(ValueError, match="ascending"):
         study(rows, (*GRID[:3], arm("chip", "trained", seeds=(1, 0, 2))))
     with pytest.raises(ValueError, match="do not fit"):
         study(figures(around(1), around(2), around(3), [4, 5]))
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="either item outcomes or figures"):
         study(MetricResults(goal="maximize"))
     with pytest.raises(ValueError, match="did you mean 'm'|choices: m"):
         compare_with_baseline(study(rows), "mm")

@@ -166,38 +166,44 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
     (spoil_top, [("idle_timeout_minute", "did you mean 'idle_timeout_minutes'")]),
     (spoil_type, [("max_workers", "'two' is not of type 'integer'")]),
     (spoil_token, [("worker_start_ray_commands[1]", "put RAY_AUTH_MODE=token before it")]),
-    (spoil_making, [("head_start_ray_commands", "nothing makes a token")]),
+    (spoil_making, [("head_start_ray_commands", "no command creates a token")]),
     (spoil_syncing, [("cluster_synced_files", "write [~/.ray/auth_token] here")]),
     (spoil_path, [("worker_start_ray_commands[1]", "write the absolute path")]),
     (spoil_dashboard, [("head_start_ray_commands[2]", "write 127.0.0.1")]),
     (spoil_mlflow, [("head_start_ray_commands[4]", "opens MLflow")]),
     (spoil_driver, [("head_start_ray_commands", "offers no chip_driver")]),
-    (spoil_workers_driver, [("worker_start_ray_commands", "offer it on the head alone")]),
+    (spoil_workers_driver, [("worker_start_ray_commands", "offer it only on the head")]),
     (
         spoil_resources,
         [
-            ("head_start_ray_commands[2]", "is no JSON of names and amounts"),
+            ("head_start_ray_commands[2]", "is not a JSON mapping of names and amounts"),
             ("head_start_ray_commands", "offers no chip_driver"),
         ],
     ),
     (spoil_autoscaler, [("head_start_ray_commands", "put RAY_enable_autoscaler_v2=0")]),
     (spoil_bootstrap, [("head_start_ray_commands[2]", "no worker is ever started")]),
-    (spoil_workdir, [("metadata.chip_ablate.workdir", "does not lie in /mnt/chip-ablate")]),
+    (spoil_workdir, [("metadata.chip_ablate.workdir", "is not in /mnt/chip-ablate")]),
     (spoil_shared, [("metadata.chip_ablate.shared", "each machine has its own /tmp")]),
     (without_a_shared_disk, []),
-    (spoil_storage, [("metadata.chip_ablate.storage", "s4://: is no kind of object store")]),
+    (
+        spoil_storage,
+        [("metadata.chip_ablate.storage", "s4://: is not a supported kind of object store")],
+    ),
     (spoil_both, [("metadata.chip_ablate", "or `storage`, a URI such as s3://BUCKET/FOLDER")]),
-    (spoil_neither, [("metadata.chip_ablate", "say where all machines find what one of them")]),
+    (spoil_neither, [("metadata.chip_ablate", "set the storage that all machines share")]),
     (
         spoil_versions,
         [
-            ("metadata.chip_ablate.versions.python", "3.9, and here is python 3."),
-            ("metadata.chip_ablate.versions.ray", "2.9.0, and here is ray 2."),
-            ("metadata.chip_ablate.versions.chip-ablate", "0.0.1, and here is chip-ablate 0."),
+            ("metadata.chip_ablate.versions.python", "3.9, but this machine has python 3."),
+            ("metadata.chip_ablate.versions.ray", "2.9.0, but this machine has ray 2."),
+            (
+                "metadata.chip_ablate.versions.chip-ablate",
+                "0.0.1, but this machine has chip-ablate 0.",
+            ),
         ],
     ),
     (spoil_settings, [("metadata.chip_ablate.venvs", "did you mean 'venv'")]),
-    (spoil_metadata, [("metadata.chip_ablate", "is missing: say venv, shared and workdir")]),
+    (spoil_metadata, [("metadata.chip_ablate", "is missing: set venv, shared and workdir")]),
     (
         spoil_head,
         [
@@ -206,8 +212,8 @@ LOCAL_CASES: list[tuple[Callable[[Tree], None], list[tuple[str, str]]]] = [
             ("max_workers", "the others stay unused: write 3"),
         ],
     ),
-    (spoil_counts, [("min_workers", "1, and there are 2 worker_ips")]),
-    (spoil_quotes, [("setup_commands[1]", "is no shell command")]),
+    (spoil_counts, [("min_workers", "1, but there are 2 worker_ips")]),
+    (spoil_quotes, [("setup_commands[1]", "is not a shell command")]),
     (spoil_docker, [("docker.image", "reaches machines, not containers")]),
     (spoil_nothing_by_exporting, []),
     (spoil_install, [("setup_commands[1]", "installs ray 2.9.0")]),
@@ -384,7 +390,9 @@ def test_a_trial_that_finds_no_room_is_told(tmp_path: Path) -> None:
     need = ResourceNeed(num_workers=16, per_worker={"CPU": 1.0, "GPU": 1.0}, trials=4)
     ((key, what),) = problems(load_example("cluster.yaml"), tmp_path, need)
     assert key == "provider.worker_ips"
-    assert "16 worker(s) of 1 CPU and 1 GPU each, and room is for 8" in what  # 2 machines of 4
+    assert (
+        "16 worker(s) of 1 CPU and 1 GPU each, but there is room for 8" in what
+    )  # 2 machines of 4
 
 
 def test_machines_of_ones_own_must_say_what_they_have(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_good_file_is_said_to_be_good(call: Call, file: Path) -> None:
     assert (code, err) == (0, "")
     # Two machines of 16 CPUs; the study has 4 cells and 3 seeds, so 12 trials of one worker.
     assert out.splitlines() == [
-        f"{file}: nothing is wrong with it",
+        f"{file}: no problems found",
         "encoder: 12 trials at once; room for 32 workers",
     ]
 
@@ -85,7 +85,7 @@ def test_as_json(call: Call, tmp_path: Path, file: Path) -> None:
     ("content", "told"),
     [
         (None, "cannot be read: No such file or directory"),
-        ("- a list\n", "holds no mapping of keys to values"),
+        ("- a list\n", "does not hold a mapping of keys to values"),
         ("a: [1\n", ":2:1: "),
         ("{}\n", "cluster_name: is missing: add it"),
         ("provider: nothing\ncluster_name: x\n", "provider: 'nothing' is not of type 'object'"),
@@ -107,9 +107,9 @@ def test_files_that_are_no_cluster_files(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--address", "auto"], "--address does not go with --cluster"),
-        (["--executor", "inline"], "--executor inline does not go with --cluster"),
-        (["--calibrate"], "--calibrate does not go with --cluster"),
+        (["--address", "auto"], "--address cannot be used with --cluster"),
+        (["--executor", "inline"], "--executor inline cannot be used with --cluster"),
+        (["--calibrate"], "--calibrate cannot be used with --cluster"),
     ],
 )
 def test_options_that_mean_nothing_on_a_cluster_are_refused(
@@ -178,4 +178,4 @@ def test_nothing_is_sent_to_a_cluster_that_will_not_do(
 def test_attach_without_a_job(call: Call) -> None:
     code, _, err = call("attach")
     assert code == 2
-    assert "no job was submitted from here: name its --cluster FILE" in err
+    assert "no job was submitted from here: give its --cluster FILE" in err

@@ -132,7 +132,9 @@ def test_it_is_given_up_after_its_patience(
     clock = iter(range(0, 100_000, 700))
     monkeypatch.setattr(job.time, "monotonic", lambda: float(next(clock)))
     said: list[str] = []
-    with pytest.raises(UnreachableError, match="the job may go on: chip-ablate attach encoder-1"):
+    with pytest.raises(
+        UnreachableError, match="the job may still be running: chip-ablate attach encoder-1"
+    ):
         job.follow_job(HEAD, JOB.job, said.append, said.append)
     assert len(said) == 2  # after 700 s and 1,400 s; at 2,100 s its 1,800 s are over
 
@@ -141,7 +143,7 @@ def test_a_job_that_the_cluster_does_not_know_is_told_at_once(
     server: Callable[..., Server],
 ) -> None:
     server(["x"], [])
-    with pytest.raises(UserError, match="gone: the cluster knows no such job"):
+    with pytest.raises(UserError, match="gone: the cluster has no such job"):
         job.follow_job(HEAD, "gone", print, print)
     with pytest.raises(UserError, match="no such job"):
         job.request_stop(HEAD, "gone")
@@ -246,7 +248,7 @@ def test_ctrl_c_leaves_the_job_running(
 
     monkeypatch.setattr(session, "follow_job", interrupted)
     assert session.watch_job(HEAD, JOB) == 130
-    assert "the job goes on: chip-ablate attach encoder-1" in capsys.readouterr().err
+    assert "the job continues: chip-ablate attach encoder-1" in capsys.readouterr().err
 
 
 def test_attach_finds_the_last_job_that_was_submitted_from_here(tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_a_name_from_the_cluster_does_not_leave_the_folder(
     )
     odd = SubmittedJob(**{**JOB.as_json, "study": study})
     monkeypatch.setattr(session, "find_latest_job", lambda head: odd)
-    with pytest.raises(UserError, match="is no name of a folder"):
+    with pytest.raises(UserError, match="is not a folder name"):
         session.find_job(None, cluster, tmp_path)
 
 
@@ -320,7 +322,7 @@ def test_a_recipe_of_ones_own_travels_with_the_study(tmp_path: Path) -> None:
     assert bundle_submission(str(study), "shapes", given).recipe == "shapes"
     study.write_text("study: s\nrecipe: ../own.yaml\n")
     (tmp_path / "own.yaml").write_text("model: shapes\n")
-    with pytest.raises(UserError, match="does not lie below the study file"):
+    with pytest.raises(UserError, match="is not below the study file"):
         bundle_submission(str(study), None, given)
     with pytest.raises(ConfigError, match="no such study file"):
         bundle_submission(str(home / "none.yaml"), None, given)

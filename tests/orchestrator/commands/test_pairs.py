@@ -51,7 +51,7 @@ def test_what_it_writes_is_checked_and_trained_on(
 def test_what_it_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for further, told in (
         (("--rank", "chiar"), "ranker: unknown level 'chiar': did you mean 'chair'"),
-        (("--set", "seed=1"), "--set seed: names no key of the judge"),
+        (("--set", "seed=1"), "--set seed: is not a key of the judge"),
         (("--rank", "judge"), "ranker judge: there is no judge: name one by judge.model"),
         (("--temperature", "0"), "too small"),
         (("--top-p", "1.5"), "too large"),

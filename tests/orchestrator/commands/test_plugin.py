@@ -52,7 +52,7 @@ def test_the_docs_examples_pass(
 def test_a_wrong_one_is_told(module: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("plugin", "check", "my_terms:wrong", "--json") == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["checks"]["one loss a pair"] == "it returned int, not one loss a pair, (3,)"
+    assert found["checks"]["one loss a pair"] == "it returned int, not one loss per pair, (3,)"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,8 @@ def test_names_that_mlflow_does_not_take_are_told(
     plan = plan_of(STUDY.replace("[shapes]", "[shapes, {name: my_benchmarks:Colours}]"))
     lines = [str(line) for line in plan_lines(plan, tmp_path)]
     assert (
-        f"in MLflow '{name}' is called '{encode_name(name)}': it does not take that name" in lines
+        f"in MLflow '{name}' is called '{encode_name(name)}', because MLflow does not accept that "
+        "name" in lines
     )
     assert plan_to_json(plan, tmp_path)["mlflow_names"] == {name: encode_name(name)}
 

@@ -182,7 +182,7 @@ def test_the_diff_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     printed = capsys.readouterr().out
     assert "the same training: 2: dpo, frozen = dpo; chip, frozen = chip" in printed
     assert "only in objectives: 2: cmdpo; hdpo" in printed
-    assert "recorded figures that both report: none" in printed
+    assert "recorded figures in both reports: none" in printed
     assert call("diff", "encoder", "encoder", "--set", "optimizer.lr=1e-6") == 0
     assert "optimizer.lr: 5e-5 → 1e-6" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []  # looking writes nothing

@@ -95,7 +95,7 @@ def test_what_cannot_be_exported_is_told(
     assert "is not empty" in complaint(ARM["full"], out, "--workdir", workdir)
     other = plan.trials[1].fingerprint[::-1]  # the same arm in another study
     _another(workdir, plan, other)
-    assert "is more than one trial: name its fingerprint" in complaint(
+    assert "matches more than one trial: use a fingerprint" in complaint(
         ARM["full"], tmp_path / "new", "--workdir", workdir
     )
 

@@ -116,7 +116,7 @@ def test_the_study_file_has_a_budget(plan_of: Callable[..., Plan]) -> None:
     ("text", "why"),
     [
         ("{hour: 2}", "budget.hour: unknown key: did you mean 'hours'"),
-        ("{}", "budget: bounds nothing: give hours"),
+        ("{}", "budget: sets no bound: give hours"),
         ("{hours: 0}", "budget.hours: input should be greater than 0"),
     ],
 )

@@ -67,7 +67,7 @@ def test_without_rates_it_is_not_known(
 ) -> None:
     code, out, _ = call("plan")
     assert code == 0
-    assert "what it will cost is not known" in " ".join(out.split())
+    assert "its cost is unknown" in " ".join(out.split())
     cost = json.loads(call("plan", "--json")[1])["cost"]
     assert cost["cpu_hours"] is None
     assert not cost["known"]
@@ -99,7 +99,7 @@ def test_a_studys_budget_that_cannot_be_held(
     budget = STUDY + "budget: {hours: 1}\n"
     code, out, _ = call("plan", text=budget)
     assert code == 0
-    assert "budget (hours 1): what the study takes is not known" in " ".join(out.split())
+    assert "budget (hours 1): the study's cost is unknown" in " ".join(out.split())
     found = json.loads(call("plan", "--json", text=budget)[1])["cost"]
     assert (found["budget"], "is not known" in found["budget_problem"]) == (None, True)
     assert call("run", text=budget)[0] == 2
@@ -110,10 +110,10 @@ def test_a_studys_budget_that_cannot_be_held(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--rate", "step"], "'step' is no name=number: write --rate step=1.5"),
+        (["--rate", "step"], "'step' is not name=number: write --rate step=1.5"),
         (["--rate", "stepp=1"], "--rate: stepp: unknown key: did you mean 'step'"),
         (["--budget", "days=1"], "--budget: days: unknown key"),
-        (["--budget", "hours=1"], "budget (hours 1): what the study takes is not known"),
+        (["--budget", "hours=1"], "budget (hours 1): the study's cost is unknown"),
     ],
 )
 def test_wrong_words_write_nothing(

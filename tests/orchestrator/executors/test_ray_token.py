@@ -62,5 +62,5 @@ def test_what_the_user_says_is_let_be(
 
 def test_a_place_that_cannot_be_written_is_told(file: Path) -> None:
     file.parent.write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="cannot be made yours alone"):
+    with pytest.raises(UserError, match="cannot be made private"):
         ray_token.create_private_token()

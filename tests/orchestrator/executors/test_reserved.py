@@ -39,10 +39,11 @@ def test_inline_the_last_gpus_are_the_server_s(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("nodes", "problem"),
     [
-        ([{"CPU": 4}, {"CPU": 4}], "reached on its own machine alone, and this cluster has 2: "),
+        ([{"CPU": 4}, {"CPU": 4}], "reached only from its own machine, but this cluster has 2: "),
         (
             [{"CPU": 4, "GPU": 1}],
-            "beside the study's server, which holds 1 GPU, this machine has 4 CPU and 0 GPU: lower",
+            "next to the study's server, which holds 1 GPU, this machine has 4 CPU and 0 GPU: "
+            "lower",
         ),
     ],
 )

@@ -136,8 +136,9 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
         look.on_step_begin(0, [first, second, third])
         assert told_until(55) == []
         assert told_until(60) == [
-            "dpo, seed 0 and 1 more: no place yet after 60 s: it asks for 2 CPU and 1 GPU on one "
-            "node, free in all are 5 of 8 CPU, 0 of 1 GPU: wait until there is, or stop by Ctrl-C"
+            "dpo, seed 0 and 1 more: no resources yet after 60 s: it asks for 2 CPU and 1 GPU on "
+            "one node, free in total: 5 of 8 CPU, 0 of 1 GPU: wait until there are, or stop with "
+            "Ctrl-C"
         ]
         assert len(told_until(500)) == 3  # after 120, 240 and 480 s
         second.status = third.status = "RUNNING"
@@ -149,7 +150,10 @@ def test_what_waits_for_a_place_is_told_after_a_minute_and_then_more_and_more_se
         second.status, wanted["GPU"] = "PENDING", 2.0
         look.on_step_begin(0, [first, second, third])
         [line] = told_until(now + 65)
-        assert line.startswith("dpo, seed 0: no place yet after 60 s") and "no node is that" in line
+        assert (
+            line.startswith("dpo, seed 0: no resources yet after 60 s")
+            and "no node is that" in line
+        )
 
 
 def test_tune_writes_its_state_without_ours() -> None:
@@ -184,8 +188,8 @@ def test_workers_that_wait_for_their_places_are_told_of(
         for now in range(0, 65, 5):  # noqa: B007  the clock's
             look.on_step_begin(0, trials)
         assert [record.getMessage() for record in caplog.records] == [
-            "four: no place yet after 60 s: its 4 workers ask for 1 CPU each, free in all are 2 of "
-            "2 CPU: wait until there is, or stop by Ctrl-C"
+            "four: no resources yet after 60 s: its 4 workers ask for 1 CPU each, free in total: "
+            "2 of 2 CPU: wait until there are, or stop with Ctrl-C"
         ]
         caplog.clear()
         running[four.id].placement_group = "their placement group"

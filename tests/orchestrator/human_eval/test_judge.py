@@ -229,7 +229,7 @@ def test_what_is_no_label_is_refused(
 def test_a_metric_without_outcomes_or_name_is_refused(
     plan: Plan, ledger: Ledger, workdir: Path
 ) -> None:
-    for metric, said in (("hall", "no metric 'hall'.*hal"), (None, "chair_i has no outcomes")):
+    for metric, said in (("hall", "no metric 'hall'.*hal"), (None, "chair_i has no item outcomes")):
         with pytest.raises(UserError, match=said):
             load_judge_values(plan, ledger, workdir, benchmark="shapes", metric=metric)
 
@@ -253,7 +253,7 @@ def test_the_commands(
     code, printed, _ = run("judge-humans", "draw", study, *of, "--items", 9, "--out", out, "--json")
     assert code == 0 and json.loads(printed)["items"] == 9
     code, _, complaint = run("judge-humans", "draw", study, *of, "--out", out)
-    assert code == 2 and "is there already" in complaint
+    assert code == 2 and "already exists" in complaint
     file = fill_labels(out.read_text(), lambda row: len(row["answer"]) % 2, tmp_path / "made.csv")
     code, printed, _ = run("judge-humans", "labels", study, file, *of, "--json")
     assert code == 0
@@ -270,11 +270,11 @@ def test_the_commands(
     replies = tmp_path / "replies.json"
     replies.write_text(json.dumps({**reply, "annotator": "x", "choices": choices}))
     code, printed, _ = run("judge-humans", "import", study, replies, "--metric", "hal")
-    assert code == 0 and "By shapes/hal: people and the judge say the same of" in printed
+    assert code == 0 and "By shapes/hal: people and the judge agree on" in printed
     code, printed, _ = run("judge-humans", "import", study, replies, "--json")
     assert json.loads(printed)["judge"] is None  # shapes' first metric has no outcomes here
     code, _, complaint = run("judge-humans", "import", study, replies, "--metric", "cover")
-    assert code == 2 and "no outcomes of items" in complaint
+    assert code == 2 and "no item outcomes" in complaint
     assert run("judge-humans", "import", study, replies, "--metric", "hal")[0] == 0
 
     report = workdir / "studies" / "small" / "report"

@@ -130,10 +130,10 @@ def test_choices_become_verdicts_of_the_second_arm(pool: AnswerPool, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": "other"}, "no sheet that was saved"),
-        ({"choices": ["x"]}, "no sheet that was saved"),
-        ({"choices": 3}, "no sheet that was saved"),
-        ({"choices": ["a"]}, "it was changed"),
+        ({"format": "other"}, "not a saved sheet"),
+        ({"choices": ["x"]}, "not a saved sheet"),
+        ({"choices": 3}, "not a saved sheet"),
+        ({"choices": ["a"]}, "the file was changed"),
         ({"sheet": 7}, "has no sheet 7"),
     ],
 )
@@ -159,9 +159,9 @@ def test_sheets_of_two_exports_or_twice_the_same_are_refused(
     with pytest.raises(UserError, match="both sheet 1"):
         read_replies([one, saved(key, 1, [None] * 40, tmp_path / "3.json")])
     (tmp_path / "key.json").write_text(json.dumps(other.as_json()))
-    with pytest.raises(UserError, match="name the key that was written with the sheets"):
+    with pytest.raises(UserError, match="give the key that was written with the sheets"):
         find_sheet_key(tmp_path, tmp_path / "key.json", key.export, [one])
-    with pytest.raises(UserError, match="does not know"):
+    with pytest.raises(UserError, match="which this study does not have"):
         find_sheet_key(tmp_path, None, key.export, [one])
 
 
@@ -182,7 +182,7 @@ def test_unknown_names(
 
 def test_a_placebo_is_paired_with_no_arm(plan: Plan, workdir: Path) -> None:
     placebo = replace(plan.arms[0], name="placebo", placebo=True)
-    with pytest.raises(UserError, match="a placebo has seeds of its own"):
+    with pytest.raises(UserError, match="a placebo has its own seeds"):
         load_answer_pool(
             replace(plan, arms=(*plan.arms, placebo)),
             Ledger(workdir),

@@ -79,7 +79,7 @@ def test_once_asks_and_twice_stops(number: int, capfd: pytest.CaptureFixture[str
     with stop.install_signal_handlers():
         os.kill(os.getpid(), number)
         assert stop.is_requested
-        assert "once more stops now" in capfd.readouterr().err
+        assert "interrupt again to stop now" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before

@@ -53,7 +53,9 @@ def test_seeds_that_its_own_could_meet_are_refused(plan_of: PlanOf) -> None:
     with pytest.raises(ConfigError) as refused:
         plan_of(STUDY + PLACEBO, seeds=[1_000_001])
     (line,) = refused.value.problems
-    assert line.endswith("placebo: its seeds begin at 1,000,000: use smaller ones than 1,000,001")
+    assert line.endswith(
+        "placebo: its seeds start at 1,000,000: use seeds below that, not 1,000,001"
+    )
 
 
 def test_an_arm_of_its_name_is_refused(plan_of: PlanOf) -> None:

@@ -109,7 +109,7 @@ def test_the_engine_that_answers_is_of_evaluations_alone(plan_of: PlanOf) -> Non
     assert trusted.target == "http://127.0.0.1:8000/v1"
     beams = text.replace("report: [shapes]", "report: [{name: shapes, num_beams: 3}]")
     (line,) = plan_of(beams).missing_requirements
-    assert line.startswith("benchmarks.report: shapes asks for 3 beams, and generator 'openai' ")
+    assert line.startswith("benchmarks.report: shapes needs 3 beams, but generator 'openai' ")
 
 
 def planned(load: Callable[..., Study], overrides: dict[str, Any], **further: Any) -> Plan:

@@ -52,13 +52,13 @@ def test_which_engine_answers_later_picks_nothing(plan_of: PlanOf) -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "said"),
     [
-        (STUDY, SCORED, "training.score_at: nothing is under `select` to score by"),
+        (STUDY, SCORED, "training.score_at: there is no benchmark under `select` to score with"),
         (
             BOTH,
             {**SCORED, "training.pick": {"rule": "best", "metric": "shapes/chair_i"}},
-            "training.pick.metric: unknown metric 'shapes/chair_i', or not of `select`",
+            "training.pick.metric: unknown metric 'shapes/chair_i', or not under `select`",
         ),
-        (TUNED, SCORED, "training.score_at: an arm that searches (`tune`) is judged by the ends"),
+        (TUNED, SCORED, "training.score_at: a search (`tune`) compares finished trainings"),
     ],
 )
 def test_what_cannot_be_scored_is_one_line(
@@ -82,7 +82,7 @@ def test_every_share_asks_select_once_more(plan_of: PlanOf, tmp_path: Path) -> N
         # 500 and 1,000 questions; the untrained model, and 4 arms of 2 seeds
         made = 1500 + 8 * (500 * times["select/shapes"] + 1000 * times["report/shapes"])
         (line, *_) = evaluation_lines(plan, Ledger(tmp_path))
-        assert f"; {made:,} answers to make" in line.plain
+        assert f"; {made:,} answers to generate" in line.plain
         return times
 
     assert asked({}) == {"select/shapes": 1, "report/shapes": 1}

@@ -132,7 +132,7 @@ def test_a_broken_image_is_one_line_before_anything_is_written(
             f"{place}: {called}the image is broken ("
         )
         assert said[0].endswith(
-            "): mend them, or leave them out by data.on_bad_row=skip (`chip-ablate data check` "
+            "): fix them, or leave them out with data.on_bad_row=skip (`chip-ablate data check` "
             "lists all)"
         )
         left = [path.name for path in Path(workdir).rglob("*")] if Path(workdir).exists() else []
@@ -234,7 +234,9 @@ def test_what_the_hub_has_is_not_fetched_for_it(
     monkeypatch.setattr(training_rows, "is_local", lambda data: False)
     monkeypatch.delattr(training_rows, "open_source")
     check(plan_of(text("dpo"), overrides={"data.source": "owner/name"}), tmp_path / "w")
-    assert told == ["owner/name has not been fetched: its rows are checked as a training begins"]
+    assert told == [
+        "owner/name has not been downloaded: its rows are checked when a training starts"
+    ]
     assert not decoded
 
 

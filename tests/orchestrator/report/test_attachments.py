@@ -114,7 +114,7 @@ def test_markdown_has_both_with_their_figures(made: FinishedStudy) -> None:
     # a third of all pairs were the same answers: (1 − 30/90) · 27.8
     assert "about +18.5 points" in part
     assert "sheet 1: 40 of 40 judged; sheet 2: nothing" in part
-    assert "Made of other trainings" not in text
+    assert "Made from other trainings" not in text
 
 
 def test_page_and_latex_have_both_too(made: FinishedStudy) -> None:
@@ -157,7 +157,7 @@ def test_figures_of_other_trainings_are_told(made: FinishedStudy) -> None:
     found["trials"]["chip, frozen, seed 1"] = "f" * 64
     write_json(made.folder / HUMANS_FOLDER / "shapes-01234567.json", found)
     text = render_markdown(made.report())
-    said = "Made of other trainings than this report's (chip, frozen, seed 1)"
+    said = "Made from other trainings than this report's (chip, frozen, seed 1)"
     assert text.count(said) == 1 and said in text.split("## Human evaluation")[1]
 
 
@@ -168,8 +168,8 @@ def test_a_broken_file_is_told_and_fails_nothing(made: FinishedStudy, broken: st
     found = find_attachments(made.folder, made.plan)
     assert "humans.csv" not in found.tables and "representation.csv" not in found.tables
     text = render_markdown(made.report())
-    assert "representation.json is of another version or broken" in text
-    assert "shapes-01234567.json is of another version or broken" in text
+    assert "representation.json is from another version or broken" in text
+    assert "shapes-01234567.json is from another version or broken" in text
 
 
 def test_nothing_beside_makes_no_section(finished: Run, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_an_adapter_is_read_where_it_belongs_or_not_at_all(tmp_path: Path, run: 
     code, printed, said = found["bad"]
     assert (code, printed) == (2, "")
     line = said.strip().splitlines()[-1]
-    assert "lora, seed 0: " in line and "56 of its 56 weights have no place in it" in line
+    assert "lora, seed 0: " in line and "56 of its 56 weights do not exist in it" in line
     assert "Traceback" not in said
 
 

@@ -315,7 +315,7 @@ def test_a_pass_that_another_driver_makes_is_waited_for(
         def print(self, *given: Any, **options: Any) -> None:
             text = str(given[0]) if given else ""
             for one in ones:
-                if f"'{one.name}' is being made by process " in text:
+                if f"'{one.name}' is being built by process " in text:
                     comes_true(one)
 
     records, executor = run(plan, tmp_path, console=Watching())
@@ -329,7 +329,9 @@ def test_without_room_nothing_is_begun(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("U", (), {"free": 10**6})())
     executor = FakeExecutor()
-    with pytest.raises(UserError, match=r"no room for the reference passes 'text, .*are needed"):
+    with pytest.raises(
+        UserError, match=r"not enough space for the reference passes 'text, .*are needed"
+    ):
         run(plan_of(), tmp_path, executor)
     assert executor.jobs == executor.parts == []
     run(plan_of(overrides={"reference_cache": "off"}), tmp_path, executor)

@@ -58,7 +58,7 @@ def test_failures_stop_a_run_and_the_next_one_goes_on(plan_of: PlanOf, tmp_path:
     assert outcome.summary.remaining == 8  # of 9, the base is done
     assert tracker.status == "KILLED"
     told = [str(line) for line in result_lines(outcome, tmp_path, "there", "again", "sync")]
-    assert "stopped at max_failures 2: 8 trials left; go on with: again" in told
+    assert "stopped at max_failures 2: 8 trials left; continue with: again" in told
 
     outcome, executor, tracker = run(plan_of(), tmp_path, Limits(max_failures=2))
     assert len(executor.names) == 8
@@ -197,7 +197,7 @@ def test_a_limit_that_the_last_trial_ends_at_stops_nothing(
 
 
 def test_gpu_hours_of_a_study_without_gpus_are_refused(plan_of: PlanOf, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no trial of this study asks for a GPU"):
+    with pytest.raises(UserError, match="no trial of this study uses a GPU"):
         run(plan_of(), tmp_path, Limits(max_gpu_hours=1.0))
 
 

@@ -203,7 +203,7 @@ def test_what_keeps_the_server_from_its_start_is_one_line(
     tried = config.model_copy(update={"lora": config.lora.model_copy(update={"rank": 1024})})
     searched = [*jobs, replace(jobs[-1], config=tried)]
     with (
-        pytest.raises(UserError, match=f"{where}vLLM takes adapters of a rank up to 512"),
+        pytest.raises(UserError, match=f"{where}vLLM accepts adapters of rank up to 512"),
         run_study_server(plan, searched, FakeExecutor(), tmp_path / "engine", StopRequest()),
     ):
         pass

@@ -55,8 +55,8 @@ def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
         sizes.append(job.config.engine.micro_batch)
     assert sizes == [2, 1]
     assert job.notes == (
-        "micro-batch 2 in place of 4 with the same global batch: why",
-        "micro-batch 1 in place of 2 with the same global batch: why",
+        "micro-batch 2 instead of 4 with the same global batch: why",
+        "micro-batch 1 instead of 2 with the same global batch: why",
     )
     same = job.config.model_copy(update={"engine": failed("memory").job.config.engine})
     assert same == failed("memory").job.config
@@ -160,7 +160,7 @@ def test_a_training_goes_on_with_a_smaller_micro_batch(
     assert causes == ["memory", "memory"]  # at 4 and at 2
     (finished,) = [event for event in events if isinstance(event, JobFinished)]
     assert finished.job.config.engine.micro_batch == 1
-    assert finished.result.notes[1].startswith("micro-batch 1 in place of 2")
+    assert finished.result.notes[1].startswith("micro-batch 1 instead of 2")
 
 
 def test_memory_errors_are_told_from_others() -> None:

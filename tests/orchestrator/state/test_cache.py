@@ -161,7 +161,7 @@ def test_what_was_not_used_for_long_goes(
     removed = listed(tmp_path, capsys, "--prune", "--yes", "--older-than", "39")["removed"]
     assert removed == [stores[1].name]
     assert call("cache", "--older-than", "3") == 2
-    assert "--older-than and --yes go with --prune" in capsys.readouterr().err
+    assert "--older-than and --yes need --prune" in capsys.readouterr().err
 
 
 def test_what_is_half_made_goes_unless_it_is_being_made(

@@ -91,8 +91,8 @@ def test_a_bad_ledger_line_is_told_kept_aside_and_found_again(
     change_line(file, 4, BAD[bad])  # base: 1, 2; the first trial of the first arm ended there
     reset_warnings()
     told = (
-        f"{file}: line 4 is not as it was written: it is left out; `chip-ablate run` keeps it "
-        "aside and finds what it said in the trials' folders"
+        f"{file}: line 4 has changed since it was written: it is ignored; `chip-ablate run` moves "
+        "it to ledger.bad.jsonl and recovers its content from the trials' folders"
     )
     assert figures(plan, read_ledger(plan, workdir)) == whole  # who reads has the same
     assert caplog.messages == [told]
@@ -161,8 +161,9 @@ def test_no_command_ends_in_a_traceback_for_a_bad_line(
     workdir, plan = ran
     change_line(ledger_file(workdir), 3, b"\xff")
     told = (
-        f"{ledger_file(workdir)}: line 3 is not as it was written: it is left out; `chip-ablate "
-        "run` keeps it aside and finds what it said in the trials' folders"
+        f"{ledger_file(workdir)}: line 3 has changed since it was written: it is ignored; "
+        "`chip-ablate run` moves it to ledger.bad.jsonl and recovers its content from the "
+        "trials' folders"
     )
     where = ("--workdir", workdir)
     mark = plan.arms[1].trials[0].fingerprint[:8]
@@ -220,13 +221,13 @@ def test_scores_that_are_not_what_was_written_are_made_again(
     (told,) = caplog.messages
     assert told.startswith(f"{trial.name}: {file} ")
     assert told.endswith(
-        ": `chip-ablate run` scores it again (`chip-ablate rm` takes a trial out instead)"
+        ": `chip-ablate run` scores it again (or remove the trial with `chip-ablate rm`)"
     )
     caplog.clear()
     failed, _ = run(plan, tmp_path, **{trial.name: "the judge is away"})
     assert failed.report == []
     assert page.read_bytes() == before  # not written over by a poorer one
-    assert f"{page} is kept as it was: the figures of {trial.name} are" in caplog.text
+    assert f"{page} was not updated: the figures of {trial.name} are" in caplog.text
 
     outcome, executed = run(plan, tmp_path)
     assert executed == [trial.name]
@@ -264,7 +265,7 @@ def test_a_finished_trial_whose_folder_is_gone_is_told_and_made_again(
     err = capsys.readouterr().err
     assert f"{trial.name}: its folder {folder / 'attempt-1'} is gone" in caplog.text
     assert "`chip-ablate run` trains and scores it again" in caplog.text
-    assert f"report.html is kept as it was: the figures of {trial.name} are not there" in err
+    assert f"report.html was not updated: the figures of {trial.name} are gone" in err
     assert page.read_bytes() == before
     assert call("status", "small", "--workdir", workdir, "--json") == 0
     trials = json.loads(capsys.readouterr().out)["trials"]
@@ -303,7 +304,10 @@ def test_a_spoilt_plan_of_a_study_is_read_from_its_report_or_told(
     assert load_plan_snapshot(workdir, "small") is None
     mark = plan.arms[1].trials[0].fingerprint
     assert call("show", mark[:8], "--workdir", workdir) == 0
-    assert f"{file} is not as it was written: what study small wants is not known" in caplog.text
+    assert (
+        f"{file} has changed since it was written: the plan of study small is not known"
+        in caplog.text
+    )
     assert call("rm", mark[:8], "--workdir", workdir, "--yes") == 2  # another study may have it
     assert run(plan, workdir)[1] == []
     kept = load_plan_snapshot(workdir, "small")
@@ -320,7 +324,9 @@ def test_a_folder_where_a_file_goes_is_told_in_a_line(name: str, ran: tuple[Path
     place = workdir / "studies/small" / name
     place.unlink(missing_ok=True)
     place.mkdir()
-    with pytest.raises(UserError, match=f"{place}: is a folder, and .* goes there: move it away"):
+    with pytest.raises(
+        UserError, match=f"{place}: is a folder, but .* must be written there: move it away"
+    ):
         run(plan, workdir)
 
 
@@ -344,8 +350,8 @@ def test_two_files_with_one_name_do_not_write_over_each_other(
     for words in (("run", other, "--executor", "inline"), ("report", other), ("plan", other)):
         assert call(*words, "--workdir", workdir) == 2
         assert (
-            f"chip-ablate: {other}: study: 'small' is in {workdir} the study of "
-            f"{tmp_path / 'study.yaml'}: give one of them another name, or take another --workdir"
+            f"chip-ablate: {other}: study: 'small' is already the name of "
+            f"{tmp_path / 'study.yaml'} in {workdir}: rename one of them, or use another --workdir"
         ) in capsys.readouterr().err
     assert (page.read_bytes(), (workdir / "studies/small/plan.json").read_bytes()) == before
 

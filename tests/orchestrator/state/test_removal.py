@@ -97,7 +97,7 @@ def test_a_study_goes_but_for_what_another_shares(plan_of: PlanOf, tmp_path: Pat
 def test_a_trial_of_two_studies_is_never_removed_alone(plan_of: PlanOf, tmp_path: Path) -> None:
     run(plan_of(), tmp_path)
     run(plan_of(OTHER), tmp_path)
-    with pytest.raises(UserError, match="stands in the tables of 2 studies, other, small"):
+    with pytest.raises(UserError, match="is in the tables of 2 studies, other, small"):
         plan_removal(tmp_path, "dpo, frozen, seed 0")
 
 
@@ -173,7 +173,7 @@ def test_what_is_not_there_is_told(
     run(plan_of(), tmp_path / "runs")
     assert call("rm", "smal", "--workdir", tmp_path / "runs", "--yes") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no trial 'smal'" in line and "studies that were run there: small" in line
+    assert "no trial 'smal'" in line and "studies that ran there: small" in line
     assert call("rm", "small", "--workdir", tmp_path / "nowhere", "--yes") == 2
     assert not (tmp_path / "nowhere").exists()
 

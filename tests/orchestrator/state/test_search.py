@@ -218,7 +218,7 @@ def test_an_arm_whose_search_came_to_nothing_has_failed(
     }
     outcome, executor, tracker = run(plan_of(STUDY), tmp_path, FakeExecutor(failures=lost))
     reason = (
-        "its search came to nothing: of 3 trials 2 failed (the loss is nan at step 3) and 1 had "
+        "its search has no result: of 3 trials 2 failed (the loss is nan at step 3) and 1 had "
         "no defined figure"
     )
     assert outcome.failed == {**lost, "chip": reason}
@@ -317,7 +317,9 @@ def test_a_search_trial_cannot_be_made_to_be_asked_what_is_quoted(
     quoted = BenchmarksConfig.model_validate({"report": ["shapes"]})
     config = trial.config.model_copy(update={"benchmarks": quoted})
     for changes in ({"config": config}, {"evaluations": {"report/shapes": "abc"}}):
-        with pytest.raises(UserError, match="is asked what stands under `select` alone") as caught:
+        with pytest.raises(
+            UserError, match="may only be scored on the benchmarks under `select`"
+        ) as caught:
             replace(trial, **changes)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
 

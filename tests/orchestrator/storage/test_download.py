@@ -47,7 +47,7 @@ def test_it_is_named_once(tmp_path: Path, uri: str) -> None:
 
 def test_trials_do_not_move_by_themselves(tmp_path: Path) -> None:
     (tmp_path / "work" / "trials").mkdir(parents=True)
-    with pytest.raises(UserError, match="the trials of .*work lie in it"):
+    with pytest.raises(UserError, match="the trials of .*work are in the work directory itself"):
         bind_storage(tmp_path / "work", str(tmp_path / "shared"))
 
 
@@ -63,7 +63,9 @@ def test_one_that_was_emptied_or_is_not_mounted_is_refused(tmp_path: Path) -> No
     bind_storage(work, str(shared))
     shared.rename(tmp_path / "elsewhere")
     for wish in (None, str(shared)):
-        with pytest.raises(UserError, match="is not what it was when .*work began: it is not mou"):
+        with pytest.raises(
+            UserError, match="is not the storage that .*work was created with: it is not mou"
+        ):
             bind_storage(work, wish)
     assert not shared.exists()
     (tmp_path / "elsewhere").rename(shared)
@@ -99,7 +101,7 @@ def test_a_claim_of_a_driver_that_was_killed_ends(
 def test_a_broken_note_is_told(tmp_path: Path) -> None:
     (tmp_path / STORAGE_FILE).write_text("[]")
     with pytest.raises(
-        UserError, match=r"storage.json: cannot be read \(TypeError\): remove it, and name"
+        UserError, match=r"storage.json: cannot be read \(TypeError\): remove it, and use"
     ):
         find_storage(tmp_path)
 
@@ -158,7 +160,7 @@ def test_a_whole_attempt(
     assert names == ["config.json", "trained.json"]
     assert fetch_trained_attempt(tmp_path / "plain", ATTEMPT) == tmp_path / "plain" / ATTEMPT
     remote.remove_all(ATTEMPT)
-    with pytest.raises(UserError, match="attempt-1: no trained model is there any more: run its"):
+    with pytest.raises(UserError, match="attempt-1: the trained model is gone: run its"):
         fetch_trained_attempt(tmp_path / "work", ATTEMPT)
 
 

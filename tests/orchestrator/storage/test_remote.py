@@ -115,10 +115,10 @@ def test_it_tries_again(remote: RemoteStorage, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("nosuch://bucket/x", "is no kind of object store that is known here"),
-        ("memory://x", "is no kind of object store"),
-        ("s3://key:secret@bucket/x", "a user or password would be written down"),
-        ("s3://", "names no folder"),
+        ("nosuch://bucket/x", "is not a supported kind of object store"),
+        ("memory://x", "is not a supported kind of object store"),
+        ("s3://key:secret@bucket/x", "a user or password would be written to disk"),
+        ("s3://", "does not name a folder"),
     ],
 )
 def test_uris_that_are_refused(text: str, problem: str) -> None:

@@ -265,7 +265,7 @@ def test_a_store_that_went_is_computed_in_the_step(
     assert not run(tmp_path / "work", uri).failed
     assert figures(tmp_path / "work") == figures(plain)
     notes = [note for _, record in Ledger(tmp_path / "work").items() for note in record.notes]
-    assert any("is not used: it is not there; computed in the step" in note for note in notes)
+    assert any("is not used: it does not exist; computed in the step" in note for note in notes)
 
 
 @pytest.mark.parametrize("finished", ["folder"], indirect=True)

@@ -28,18 +28,18 @@ WRONG = {
         ["when.vision_encoder.objective: unknown level 'hdpo': did you mean 'dpo'? "
          "choices: chip, dpo"],
     "when: {vision_encoder: {vision_encoder: frozen}}":
-        ["when.vision_encoder: a factor cannot decide whether it applies itself: name another"],
+        ["when.vision_encoder: a factor cannot depend on itself: name another"],
     "when: {vision_encoder: {}}": ["when.vision_encoder: names no factor: name one and its levels"],
     "when: {vision_encoder: {objective: chip}, objective: {vision_encoder: trained}}":
-        ["when: objective, vision_encoder apply only where one another do: break the circle"],
+        ["when: objective, vision_encoder depend on each other: break the circle"],
     "when: {vision_encoder: chip}":
         ["when.vision_encoder: input should be a valid dictionary or a valid list, not 'chip'"],
     "design: factorial":
         ["design: unknown level 'factorial': choices: cells, grid, leave_one_out, one_at_a_time"],
     "design: cells":
-        ["cells: is a list of cells under `design: cells`, and not there under another"],
+        ["cells: is required under `design: cells`, and not allowed under another design"],
     "cells: [{objective: dpo, vision_encoder: frozen}]":
-        ["cells: is a list of cells under `design: cells`, and not there under another"],
+        ["cells: is required under `design: cells`, and not allowed under another design"],
     "design: cells\ncells: [{objective: dpo}]":
         ["cells[0]: names no level of 'vision_encoder': an entry is one cell"],
     "design: cells\ncells: [{objective: dpo, vision_encoder: frozen}]":
@@ -50,13 +50,14 @@ WRONG = {
     "design: cells\ncells: [{objective: dpo, vision_encoder: [frozen, trained]}, "
     "{objective: dpo, vision_encoder: trained}, "
     "{objective: chip, objective.weights.segment: 1, vision_encoder: frozen}]":
-        ["cells[1]: the cell objective = dpo, vision_encoder = trained stands twice: remove one"],
+        ["cells[1]: the cell objective = dpo, vision_encoder = trained is listed twice: "
+            "remove one"],
     "include: [{objective: hdpo}]":
         ["include[0].objective: unknown level 'hdpo': did you mean 'dpo'?"],
     "include: [{}]": ["include[0]: names no factor: name one and its levels"],
     "include: [{objective: dpo, objective.weights.segment: 3}, {vision_encoder: trained}]":
         ["include[0]: no cell has objective = dpo and objective.weights.segment = 3: remove it"],
-    "exclude: [{objective: [dpo, chip]}]": ["exclude: leaves no cell: leave out less"],
+    "exclude: [{objective: [dpo, chip]}]": ["exclude: leaves no cell: leave out fewer"],
     "baseline: {objective: dpo, objective.weights.segment: 1, vision_encoder: frozen}":
         ["baseline.objective.weights.segment: applies only where objective = chip: leave it out"],
     "baseline: {objective: chip, vision_encoder: frozen}":
@@ -70,7 +71,8 @@ WRONG = {
     "design: one_at_a_time\nexclude: [{objective: dpo, vision_encoder: frozen}]":
         ["baseline: this cell is excluded: choose a cell of the grid"],
     "design: leave_one_out\nbaseline: {objective: dpo, vision_encoder: trained}":
-        ["baseline.objective: leave_one_out takes the first level, 'dpo', for the factor left out"],
+        ["baseline.objective: under leave_one_out, the first level, 'dpo', means that the "
+            "factor is left out"],
     "design: cells\ncells: [{objective: dpo, vision_encoder: frozen}, "
     "{objective: chip, objective.weights.segment: 1, vision_encoder: frozen}]\n"
     "baseline: {objective: dpo, vision_encoder: trained}":
@@ -108,7 +110,7 @@ def test_too_many_cells_are_told(load: Callable[..., Study]) -> None:
     rates = ", ".join(f"{number}e-6" for number in range(1, 701))
     steps = ", ".join(str(number) for number in range(1, 301))
     text = f"study: big\nfactors:\n  optimizer.lr: [{rates}]\n  training.max_steps: [{steps}]\n"
-    with pytest.raises(ConfigError, match="factors: come to more than 200,000 cells"):
+    with pytest.raises(ConfigError, match="factors: give more than 200,000 cells"):
         load(text)
 
 

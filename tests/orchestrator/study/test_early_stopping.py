@@ -64,18 +64,21 @@ def test_a_rule_is_read_with_what_is_not_said(load: Load) -> None:
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        ("{method: asha, metric: shapes/chair_i}", "is of `report`, which decides nothing"),
+        (
+            "{method: asha, metric: shapes/chair_i}",
+            "is under `report`, which must not decide anything",
+        ),
         ("{method: asha, metric: select/shapes/chair_i}", "too late to cut it"),
         ("{method: asha, metric: reward/accurcy}", "did you mean 'reward/accuracy'"),
-        ("{method: asha, metric: loss}", "losses of different objectives are no common measure"),
+        ("{method: asha, metric: loss}", "losses of different objectives cannot be compared"),
         ("{method: asha, metric: reward/margin, grace: 1.0}", "early_stopping.grace"),
-        ("{method: asha, metric: reward/margin, min_trials: 2}", "min_trials is of median"),
-        ("{method: median, metric: reward/margin, reduction_factor: 2}", "is of asha"),
+        ("{method: asha, metric: reward/margin, min_trials: 2}", "min_trials is only for median"),
+        ("{method: median, metric: reward/margin, reduction_factor: 2}", "is only for asha"),
         ("{method: hyperband, metric: reward/margin}", "early_stopping.method"),
         (
             "{method: asha, metric: reward/margin}\n"
             "tune: {keys: {optimizer.lr: [1e-5, 1e-6]}, metric: select/shapes/chair_i}",
-            "holds for no study with `tune:`",
+            "cannot be used with `tune:`",
         ),
     ],
 )
@@ -164,7 +167,7 @@ def test_a_cut_trial_has_no_figures_and_is_said_to_be_cut(plan_of: PlanOf, tmp_p
     assert row.figures["shapes/chair_i"].n == 1
     [said] = [note for note in build_notes(outcome.summary) if note.startswith("Early stopping")]
     assert "Cut: chip (1 seed of 2)" in said
-    assert "no fair comparison" in said
+    assert "not a fair comparison" in said
     [view] = [view for view in tracker.ended if view.trial.name == LOSER]
     assert (view.status, view.reason) == ("KILLED", WHY)
     assert view.cut == "asha on reward/accuracy, grace 25 %, reduction factor 3"
@@ -202,5 +205,5 @@ def test_the_inline_executor_refuses_it_in_one_line(
     told = CliRunner().invoke(
         cli, ["run", str(path), "--executor", "inline", "--workdir", str(tmp_path / "w")]
     )
-    assert "early_stopping: compares trainings under way" in str(told.exception)
+    assert "early_stopping: compares running trainings" in str(told.exception)
     assert not (tmp_path / "w").exists()

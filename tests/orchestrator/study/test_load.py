@@ -53,12 +53,13 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         (
             "seeds: [0, 1]",
             "seeds: [0, 1]\nevaluation: {generator: {kind: vllm, model: m}}",
-            "evaluation.generator: generator 'vllm' takes no model: remove it",
+            "evaluation.generator: generator 'vllm' does not use model: remove it",
         ),
         (
             "vision_encoder: [frozen, trained]",
             "evaluation.generator: [transformers, vllm]",
-            "factors.evaluation.generator: 'evaluation.generator' is no factor: use the study's",
+            "factors.evaluation.generator: 'evaluation.generator' cannot be a factor: use the "
+            "study's",
         ),
         (
             "vision_encoder: [frozen, trained]",
@@ -73,7 +74,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         (
             "vision_encoder: [frozen, trained]",
             "vision_encoder: [frozen, frozen]",
-            "factors.vision_encoder: the level 'frozen' stands twice: remove one",
+            "factors.vision_encoder: the level 'frozen' is listed twice: remove one",
         ),
         (
             "vision_encoder: [frozen, trained]",
@@ -104,9 +105,9 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         (
             "goal: minimize",
             "goal: maximize",
-            "primary.goal: 'shapes/chair_i' is to be minimized: write `goal: minimize`",
+            "primary.goal: 'shapes/chair_i' must be minimized: write `goal: minimize`",
         ),
-        ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: not distinct: 0 stands twice: remove one"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: not distinct: 0 is listed twice: remove one"),
         ("seeds: [0, 1]", "seeds: []", "seeds: is empty: give at least one seed"),
         (
             "seeds: [0, 1]",
@@ -127,7 +128,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
             "recipe: unknown recipe 'shape': did you mean 'shapes'?",
         ),
         ("recipe: shapes", "recipe: ./no.yaml", "recipe: no file ./no.yaml: name a recipe file"),
-        ("study: small", "study: a/b", "study: 'a/b' is no name: use letters, digits"),
+        ("study: small", "study: a/b", "study: 'a/b' is not a valid name: use letters, digits"),
         ("study: small\n", "", "study: is missing: add it"),
         (
             "goal: minimize}",
@@ -152,7 +153,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         (
             "primary:",
             "secondary: [{metric: shapes/hal, goal: maximize}]\nprimary:",
-            "secondary[0].goal: 'shapes/hal' is to be minimized: write `goal: minimize`",
+            "secondary[0].goal: 'shapes/hal' must be minimized: write `goal: minimize`",
         ),
         (
             "primary:",
@@ -172,7 +173,7 @@ def problems(load: Load, text: str, **changes: object) -> list[str]:
         (
             "primary:",
             "published: [{source: A, arm: base, values: {shapes/hal: .nan}}]\nprimary:",
-            "published[0].values.shapes/hal: nan is no figure: leave it out",
+            "published[0].values.shapes/hal: nan is not a number: leave it out",
         ),
         (
             "primary:",
@@ -195,7 +196,7 @@ def test_bad_files(load: Load, old: str, new: str, expected: str) -> None:
 
 def test_a_tab_is_told_with_its_line(load: Load) -> None:
     (found,) = problems(load, "study: small\nfactors:\n\tobjective: [dpo]\n")
-    assert found == ":3:1: a tab where YAML wants spaces: indent with spaces"
+    assert found == ":3:1: a tab instead of spaces: indent with spaces"
 
 
 def test_a_syntax_error_is_told_with_its_line(load: Load) -> None:
@@ -205,7 +206,7 @@ def test_a_syntax_error_is_told_with_its_line(load: Load) -> None:
 
 def test_a_key_that_stands_twice_is_refused(load: Load) -> None:
     (found,) = problems(load, STUDY + "\nseeds: [3]\n")
-    assert "the key 'seeds' stands twice" in found
+    assert "the key 'seeds' is set twice" in found
 
 
 def test_all_problems_at_once(load: Load) -> None:

@@ -52,8 +52,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (
             METRIC,
             "metric: shapes/chair_i",
-            "tune.metric: 'shapes/chair_i' is of `report`, which chooses nothing: name one of "
-            f"`select`: did you mean 'select/shapes/chair_i'? {CHOICES}",
+            "tune.metric: 'shapes/chair_i' is under `report`, which cannot be used to choose: "
+            f"name one under `select`: did you mean 'select/shapes/chair_i'? {CHOICES}",
         ),
         (
             METRIC,
@@ -64,23 +64,22 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (
             "select: [shapes]",
             "select: []",
-            "tune.metric: 'select/shapes/chair_i' chooses nothing: add a benchmark under "
-            "`benchmarks.select` first",
+            "tune.metric: 'select/shapes/chair_i' cannot be used to choose: add a benchmark "
+            "under `benchmarks.select` first",
         ),
         # another: the same questions on both sides
         (
             SIDES,
             "select: [shapes, pope]\n  report: [shapes, pope]",
-            "benchmarks.report[1]: 'pope' is under `select` too and has one set of questions: what "
-            "was tuned on is not quoted: name it on one side, or halve it: `half: select` there "
-            "and `half: report` here",
+            "benchmarks.report[1]: 'pope' is also under `select` and has only one set of "
+            "questions, and questions used for tuning cannot be reported: name it on one side, "
+            "or halve it: `half: select` there and `half: report` here",
         ),
         (
             SIDES,
             "select: [shapes, {name: pope, half: select}]\n"
             "  report: [shapes, {name: pope, half: select}]",
-            "benchmarks: report: 'pope' asks the half that belongs to `select`: write `half: "
-            "report`",
+            "benchmarks: report: 'pope' uses the half for `select`: write `half: report`",
         ),
         (
             SIDES,
@@ -93,20 +92,20 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (
             "optimizer.lr: [",
             "benchmarks.select: [[shapes], ",
-            "tune.keys.benchmarks.select: is no hyper-parameter: what is asked is the same for "
-            "every trial",
+            "tune.keys.benchmarks.select: is not a hyper-parameter: every trial is scored on "
+            "the same benchmarks",
         ),
         (
             "seeds: [0, 1]\nbaseline: {objective: dpo}",
             "  benchmarks.select: [[shapes]]\nseeds: [0, 1]",
-            "factors.benchmarks.select: 'benchmarks.select' is no factor",
+            "factors.benchmarks.select: 'benchmarks.select' cannot be a factor",
         ),
         # and a training that was chosen for its luck
         (
             METRIC,
             f"{METRIC}\n  seed: 1",
-            "tune.seed: 1 is one of the study's seeds: a training that was chosen for its own luck "
-            "would be quoted: use another",
+            "tune.seed: 1 is one of the study's seeds: a training that was chosen for its luck "
+            "would be reported: use another",
         ),
     ],
 )
@@ -127,12 +126,15 @@ def test_in_the_study_file(
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("benchmarks.select=[pope]", "--set: benchmarks.select: what is tuned on and what is "),
-        ("benchmarks={select: [pope]}", "--set: benchmarks: what is tuned on and what is quoted"),
-        ("tune.metric=shapes/chair_i", "--set: tune.metric: what a search is judged by is the"),
+        ("benchmarks.select=[pope]", "--set: benchmarks.select: the benchmarks to tune on and "),
+        (
+            "benchmarks={select: [pope]}",
+            "--set: benchmarks: the benchmarks to tune on and to report",
+        ),
+        ("tune.metric=shapes/chair_i", "--set: tune.metric: searches are set only by the"),
         (
             "optimizer.lr=1e-6",
-            "tune.keys.optimizer.lr: is set by --set too: each arm chooses it, so leave that out",
+            "tune.keys.optimizer.lr: is also set by --set: each arm chooses it, so leave out --set",
         ),
     ],
 )
@@ -201,22 +203,27 @@ def test_by_the_interface_for_programs(load: Callable[..., Study]) -> None:
         (
             "optimizer.lr: [1e-5, 5e-5, 1e-4]",
             "objective: [dpo, chip]",
-            "tune.keys.objective: is varied by the factor 'objective': what is compared is not ",
+            "tune.keys.objective: is varied by the factor 'objective': a key is either compared "
+            "or tuned",
         ),
         ("optimizer.lr: [", "objective.preset: [chip, ", "is varied by the factor 'objective'"),
         ("optimizer.lr: [", "optimizer.lrr: [", "unknown key 'optimizer.lrr': did you mean"),
-        ("optimizer.lr: [", "engine.threads: [", "is no hyper-parameter: it changes no figure"),
-        ("optimizer.lr: [", "seed: [", "is no hyper-parameter: the study's own `seeds:`"),
+        (
+            "optimizer.lr: [",
+            "engine.threads: [",
+            "is not a hyper-parameter: it does not change any figure",
+        ),
+        ("optimizer.lr: [", "seed: [", "is not a hyper-parameter: the study's own `seeds:`"),
         ("[1e-5, 5e-5, 1e-4]", "[fast]", "tune.keys.optimizer.lr[0]: input should be a valid "),
         ("[1e-5, 5e-5, 1e-4]", "[]", "tune.keys.optimizer.lr: has no values: give at least one"),
-        ("[1e-5, 5e-5, 1e-4]", "[1, 1]", "tune.keys.optimizer.lr: 1 stands twice: remove one"),
-        ("[1e-5, 5e-5, 1e-4]", "{low: 1, high: 2}", "tune.trials: is missing: a range has no end"),
+        ("[1e-5, 5e-5, 1e-4]", "[1, 1]", "tune.keys.optimizer.lr: 1 is listed twice: remove one"),
+        ("[1e-5, 5e-5, 1e-4]", "{low: 1, high: 2}", "tune.trials: is missing: a range has endless"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 2, high: 1}\n  trials: 2", "low is not below high"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 0, high: 1, log: true}\n  trials: 2", "begins above 0"),
         ("[1e-5, 5e-5, 1e-4]", "{low: 0.0, high: 1}\n  trials: 2", "optimizer.lr[low]: input"),
-        ("  goal: minimize\n", "  goal: minimize\n  trials: 4\n", "4 are more than the 3 combin"),
-        ("  goal: minimize\n", "  goal: maximize\n", "tune.goal: 'select/shapes/chair_i' is to be"),
-        ("report: [shapes]", "report: []", "tune: nothing would be quoted: add a benchmark"),
+        ("  goal: minimize\n", "  goal: minimize\n  trials: 4\n", "4 is more than the 3 combin"),
+        ("  goal: minimize\n", "  goal: maximize\n", "tune.goal: 'select/shapes/chair_i' must be"),
+        ("report: [shapes]", "report: []", "tune: nothing would be reported: add a benchmark"),
     ],
 )
 def test_what_else_is_wrong_with_a_search_is_told(

@@ -76,7 +76,7 @@ def test_questions_are_asked_until_the_answer_will_do(
     assert next(left, None) is None
     told = " ".join(capsys.readouterr().err.split())
     assert "unknown key 'objectiv': did you mean 'objective'?" in told
-    assert "'none' is no count of seeds" in told
+    assert "'none' is not a count of seeds" in told
     assert "unknown benchmark 'shaps'" in told
     study = load_study(folder / "asked.yaml")
     assert len(study.cells) == 4
@@ -90,7 +90,7 @@ def test_a_file_is_never_written_over(
     answer(monkeypatch)
     (folder / "beta.yaml").write_text("mine")
     assert call("new", *FLAGS) == 2
-    assert "beta.yaml: is there already" in capsys.readouterr().err
+    assert "beta.yaml: already exists" in capsys.readouterr().err
     assert (folder / "beta.yaml").read_text() == "mine"
     assert call("new", *FLAGS, "--out", folder / "other.yaml") == 0
 
@@ -98,15 +98,18 @@ def test_a_file_is_never_written_over(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--name", "x"], "--question is not given, and nobody answers"),
-        ([*FLAGS, "--factor", "objective"], "'objective' is no factor: write a key"),
-        ([*FLAGS, "--factor", "seed=1,2"], "'seed' is no factor: the study has its own `seed`"),
+        (["--name", "x"], "--question is not given, and nobody can be asked"),
+        ([*FLAGS, "--factor", "objective"], "'objective' is not a factor: write a key"),
+        (
+            [*FLAGS, "--factor", "seed=1,2"],
+            "'seed' cannot be a factor: the study has its own `seed`",
+        ),
         ([*FLAGS, "--factor", "objective=cmdpo"], "--factor: objective is named twice"),
         ([*FLAGS, "--factor", "training.epochs=a"], "factors.training.epochs[0]: input should be"),
         ([*FLAGS, "--recipe", "shape"], "recipe: unknown recipe 'shape': did you mean 'shapes'?"),
         ([*FLAGS, "--primary", "shapes/x"], "primary.metric: unknown metric 'shapes/x'"),
         ([*FLAGS, "--benchmark", "amberr"], "unknown benchmark 'amberr': did you mean 'amber'?"),
-        ([*FLAGS, "--name", "a b"], "study: 'a b' is no name"),
+        ([*FLAGS, "--name", "a b"], "study: 'a b' is not a valid name"),
         ([*FLAGS, "--out", "nowhere/a.yaml"], "nowhere/a.yaml: cannot be written"),
     ],
 )

@@ -91,9 +91,9 @@ def test_an_override_that_a_factor_would_undo_is_refused(load: Load) -> None:
 
 def test_what_the_study_itself_decides_is_refused(load: Load) -> None:
     assert problems(load, overrides={"seed": 3, "benchmarks.report": ["shapes"]}) == [
-        "--set: seed: the study's seeds are `seeds:`, or --seeds",
-        "--set: benchmarks.report: what is tuned on and what is quoted is the study file's "
-        "`benchmarks:` alone: change it there",
+        "--set: seed: the study's seeds are set by `seeds:` or --seeds",
+        "--set: benchmarks.report: the benchmarks to tune on and to report are set only by the "
+        "study file's `benchmarks:`: change it there",
     ]
 
 

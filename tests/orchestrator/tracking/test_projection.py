@@ -606,7 +606,7 @@ def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkey
     assert time.monotonic() - began < 5
     assert "sqlite:///FILE" in complaint(f"file://{tmp_path}/mlruns")
     (tmp_path / "notes.txt").write_text("no database at all, but long enough for a header" * 9)
-    assert "mend it" in complaint(f"sqlite:///{tmp_path}/notes.txt")
+    assert "fix it" in complaint(f"sqlite:///{tmp_path}/notes.txt")
     assert "secret" not in complaint("http://me:secret@127.0.0.1:9")
 
 
@@ -632,7 +632,7 @@ def test_a_store_that_is_away_is_told_from_one_that_is_wrong(uri, away, workdir,
     [
         ("", "it is empty"),
         (" http://h", "spaces around it"),
-        ("sqlite:///a\nb.db", "signs that cannot be seen"),
+        ("sqlite:///a\nb.db", "invisible characters"),
         ("http://[::1", "Invalid IPv6"),
         ("http://", "names no host"),
         ("http:/h", "names no host"),
@@ -655,11 +655,11 @@ def test_a_store_that_is_away_is_told_from_one_that_is_wrong(uri, away, workdir,
         ("sqlite:///FOLDER/notes.txt/x.db", "Not a directory"),
         ("sqlite:///FOLDER/notes.txt", "not a database"),
         ("sqlite:///FOLDER/%00.db", "NUL"),
-        ("sqlite:///FOLDER/LINK.db", "a link to what is not there"),
+        ("sqlite:///FOLDER/LINK.db", "a broken link"),
         ("sqlite:///FOLDER/%41b/x.db", "there is no folder"),
         ("sqlite+nodriver:///x.db", "Can't load plugin"),
         ("postgresql+psycopg2://me:secret@127.0.0.1:9/x", "not installed"),
-        ("gopher://me:secret@h", "knows no store of this kind"),
+        ("gopher://me:secret@h", "does not support this kind of store"),
         ("FOLDER/mlruns", "name a database"),
         ("file://FOLDER/mlruns", "name a database"),
         ("databricks://secretless", "databricks-sdk"),

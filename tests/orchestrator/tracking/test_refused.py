@@ -240,7 +240,7 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     assert behind.state().compare is None
     assert behind.state().refused == {}
     [line] = [record.message for record in caplog.records if "says no" in record.message]
-    assert line == "the store says no; the study goes on, and the rest of it is shown"
+    assert line == "the store says no; the study continues, and the rest of it is shown"
 
     monkeypatch.setattr(MlflowStore, "log_points", original)
     again = InlineTracker(workdir)
@@ -311,7 +311,7 @@ def test_a_run_name_is_no_longer_than_its_column(tracker, plan, finish, shown):
 
 def test_the_end_says_what_is_not_taken():
     refused = {f"metric m{n}": "Invalid value" for n in range(5)}
-    never = "what MLflow does not take: metric m0, metric m1, metric m2 and 2 more (Invalid value)"
+    never = "what MLflow rejects: metric m0, metric m1, metric m2 and 2 more (Invalid value)"
     assert tracking_lines(None, "sync") == ["all tracked"]
     assert tracking_lines(None, "sync", refused) == [
         f"all tracked but {never}: it is in the report"
@@ -334,4 +334,4 @@ def test_sync_shows_the_rest_and_succeeds(tracker, plan, finish, monkeypatch, ca
     with pytest.raises(SystemExit) as ended:
         main(["sync"])
     assert ended.value.code == 0
-    assert "small: all tracked but what MLflow does not take: metric m" in capsys.readouterr().out
+    assert "small: all tracked but what MLflow rejects: metric m" in capsys.readouterr().out

@@ -210,7 +210,7 @@ def test_a_study_that_is_not_there_or_has_no_file_is_one_line(
     with pytest.raises(UserError, match="no study was run in"):
         find_snapshots(workdir, [])
     run(plan, workdir, NOWHERE)
-    with pytest.raises(UserError, match="other: was not run in .*: name one of small"):
+    with pytest.raises(UserError, match="other: was not run in .*: choose one of small"):
         find_snapshots(workdir, ["other"])
     assert [kept.study for kept in find_snapshots(workdir, [plan.study.source])] == ["small"]
     (tmp_path / "study.yaml").unlink()

@@ -114,7 +114,7 @@ def test_a_store_that_is_away_at_the_start_and_comes_back_misses_nothing(
     assert tracker.state().pending is None
     told = [record.message for record in caplog.records]
     assert len(told) == 1  # once, however often it was tried
-    assert "nobody there; the study goes on" in told[0]
+    assert "nobody there; the study continues" in told[0]
 
 
 def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None:
@@ -170,9 +170,9 @@ def test_a_store_that_is_slow_but_answers_is_waited_for() -> None:
 def test_an_address_that_is_wrong_is_told_before_anything_runs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tracker = make_tracker(Store(trouble=UserError("mend it")), patience=60.0)
+    tracker = make_tracker(Store(trouble=UserError("fix it")), patience=60.0)
     tracker.open(PLAN, [])
-    with pytest.raises(UserError, match="mend it"):
+    with pytest.raises(UserError, match="fix it"):
         tracker.confirm()
     began = time.monotonic()
     tracker.close([], "FAILED", None)
@@ -209,8 +209,8 @@ def test_what_goes_wrong_later_ends_no_study() -> None:
 def test_a_check_tells_what_is_wrong_and_waits_for_nobody() -> None:
     Tracker(Store()).check()
     Tracker(Store(trouble=StoreUnavailable("nobody there"))).check()
-    with pytest.raises(UserError, match="mend it"):
-        Tracker(Store(trouble=UserError("mend it"))).check()
+    with pytest.raises(UserError, match="fix it"):
+        Tracker(Store(trouble=UserError("fix it"))).check()
     released = threading.Event()
     began = time.monotonic()
     make_tracker(Store(hangs=released), begin_within=0.05).check()

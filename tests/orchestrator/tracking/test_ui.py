@@ -68,7 +68,8 @@ def test_two_processes_serve_the_page_and_none_is_left(
     assert ui.stdout is not None
     # The line comes when the page answers: it is asked once.
     assert (
-        ui.stdout.readline() == f"MLflow on {workdir}: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+        ui.stdout.readline() == f"MLflow on {workdir}: http://127.0.0.1:{port} (stop it with "
+        "Ctrl-C)\n"
     )
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
         assert b"MLflow" in page.read()
@@ -116,7 +117,7 @@ def test_a_port_that_another_program_has_is_told(
         other.bind(("127.0.0.1", port))
         other.listen()
         line = refused(workdir, port, capsys)
-    assert f"--port {port}: cannot be listened on (Address already in use)" in line
+    assert f"--port {port}: cannot be used (Address already in use)" in line
     assert "give another --port" in line
 
 
@@ -128,7 +129,7 @@ def test_an_address_that_is_not_ours_is_told(
             main(["ui", "--workdir", str(workdir), "--port", str(port), "--host", host])
         assert ended.value.code == 2
         [line] = capsys.readouterr().err.splitlines()
-        assert f"--host {host} --port {port}: cannot be listened on" in line
+        assert f"--host {host} --port {port}: cannot be used" in line
 
 
 def test_runs_that_cannot_be_read_are_told(

@@ -218,7 +218,7 @@ def _find_question(
         return questions[answer.item]
     except KeyError:
         raise UserError(
-            f"amber: answer {number}: id {answer.item!r} is no question of AMBER "
+            f"amber: answer {number}: id {answer.item!r} is not a question of AMBER "
             f"({len(questions)} questions, ids from 1)"
         ) from None
 
@@ -227,8 +227,8 @@ def _check_script_input(answers: Sequence[Answer], questions: Sequence[_Annotate
     for number, (answer, question) in enumerate(zip(answers, questions, strict=True), start=1):
         if "id" in answer.fields:
             raise UserError(
-                f"amber: answer {number}: id {answer.fields['id']!r} is no whole number, at which "
-                "the official script stops"
+                f"amber: answer {number}: id {answer.fields['id']!r} is not a whole number, at "
+                "which the official script stops"
             )
         if question.group == "generative" and "response" in answer.fields:
             raise UserError(

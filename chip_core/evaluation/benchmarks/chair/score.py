@@ -125,7 +125,7 @@ def _require_script_images(answers: Sequence[Answer]) -> None:
     for number, answer in enumerate(answers, start=1):
         if "image_id" in answer.fields:
             raise UserError(
-                f"chair: answer {number}: image_id {answer.fields['image_id']!r} is no whole "
+                f"chair: answer {number}: image_id {answer.fields['image_id']!r} is not a whole "
                 "number: the official script finds no such image and takes every object for wrong"
             )
 

@@ -153,8 +153,8 @@ def _make_question(item: str, row: Mapping[str, Any], answer_fields: Mapping[str
     for key in (*KEY, *TRUTH):
         if key not in values:
             raise UserError(
-                f"hallusionbench: '{item}' is the id of no question of the benchmark, and its row "
-                f"has no {key} of its own"
+                f"hallusionbench: '{item}' is not the id of a question of the benchmark, and its "
+                f"row has no {key}"
             )
     if str(values["gt_answer"]) not in ("0", "1"):
         raise UserError(f"hallusionbench: '{item}': gt_answer must be 0 or 1")

@@ -142,7 +142,7 @@ class LlavaBenchScorer(FileBenchmark):
                 )
             if row.id("image") not in contexts:
                 raise UserError(
-                    f"{row.location}: context.jsonl says nothing of image {row.id('image')}"
+                    f"{row.location}: context.jsonl says nothing about image {row.id('image')}"
                 )
             rule_row = reading.FileRow(location=f"{rules_file} llava_bench_{category}", values=rule)
             question = _Question(

@@ -241,7 +241,7 @@ def _group_by_subject(
             continue
         if item not in truths:
             raise UserError(
-                f"mmmu: '{item}' is the id of no question, and the official script stops there"
+                f"mmmu: '{item}' is not the id of a question, and the official script stops there"
             )
         subjects[subject].append(item)
     return {subject: items for subject, items in subjects.items() if items}

@@ -66,9 +66,9 @@ def read_reply_as_script(reply: str | None) -> list[Any]:
         except (ValueError, RecursionError):
             continue
         if not isinstance(parsed, (list, dict, str)):
-            raise UnreadableReplyError(f"the judge's reply {reply!r} is no list")
+            raise UnreadableReplyError(f"the judge's reply {reply!r} is not a list")
         return list(parsed)
-    raise UnreadableReplyError("the judge's reply is no JSON")
+    raise UnreadableReplyError("the judge's reply is not JSON")
 
 
 def read_reply(reply: str | None) -> list[str]:
@@ -99,7 +99,7 @@ def read_reply(reply: str | None) -> list[str]:
         names = parse(text)
         if names is not None:
             return names
-    raise UnreadableReplyError("the judge's reply holds no list of names")
+    raise UnreadableReplyError("the judge's reply does not contain a list of names")
 
 
 _MAX_LENGTH = 50_000  # characters: no judge is asked for so many

@@ -161,7 +161,7 @@ def _to_answer(row: FileRow) -> Answer:
     try:
         image = int(image)
     except (TypeError, ValueError):
-        raise UserError(f"{row.location}: image_id {image!r} is no whole number") from None
+        raise UserError(f"{row.location}: image_id {image!r} is not a whole number") from None
     text = row.get("text", "response", "answer")
     fields: dict[str, Any] = {"question": row.get("prompt", "question")}
     if not isinstance(text, str):

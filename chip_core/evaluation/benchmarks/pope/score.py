@@ -164,7 +164,7 @@ def _parse_split(answer: Answer) -> str:
     split = answer.item.partition("/")[0]
     if split not in SPLITS:
         raise UserError(
-            f"pope: '{answer.item}' is the id of no question: it must be SPLIT/QUESTION_ID, "
+            f"pope: '{answer.item}' is not the id of a question: it must be SPLIT/QUESTION_ID, "
             f"SPLIT one of {', '.join(SPLITS)}"
         )
     return split
@@ -255,7 +255,7 @@ def _compute_official(split: str, pairs: Sequence[_LabelledAnswer]) -> dict[str,
     for denominator, reason in (
         (predicted_yes, "no answer is read as yes, so its precision"),
         (true_yes, "no label is yes, so its recall"),
-        (true_positives, "no answer is rightly yes, so its F1"),
+        (true_positives, "no answer is correctly yes, so its F1"),
     ):
         if not denominator:
             raise UserError(

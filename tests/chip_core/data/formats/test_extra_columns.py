@@ -88,14 +88,14 @@ def test_what_is_not_asked_is_let_be(tmp_path: Path) -> None:
         ({"second_image": "broken.png"}, "second image: "),
         ({"clip_scores": None}, "no clip_scores, which the objective reads: write {"),
         ({"clip_scores": {"chosen": 1.0}}, "clip_scores.rejected is missing"),
-        ({"clip_scores": {"chosen": True, "rejected": 1}}, "clip_scores.chosen is no finite"),
+        ({"clip_scores": {"chosen": True, "rejected": 1}}, "clip_scores.chosen is not a finite"),
         ({"opa_scores": {**ROW["opa_scores"], "revised_score": []}}, "opa_scores.revised_score is"),
         ({"other": [{"content": "A cat."}]}, "other holds a message without a role"),
         ({"other": [{"role": "assistant", "content": ["A"]}]}, "other holds a part of type None"),
-        ({"clip_scores": {"chosen": 10**400, "rejected": 1}}, "clip_scores.chosen is no finite"),
+        ({"clip_scores": {"chosen": 10**400, "rejected": 1}}, "clip_scores.chosen is not a finite"),
         (
             {"opa_scores": {**ROW["opa_scores"], "revised_score": [["A dog.", 2.0]]}},
-            "opa_scores.revised_score: 'A dog.' is no sentence of its response",
+            "opa_scores.revised_score: 'A dog.' is not the next sentence of its response",
         ),
         (
             {
@@ -104,7 +104,7 @@ def test_what_is_not_asked_is_let_be(tmp_path: Path) -> None:
                     "rejected_score": [["It runs.", 1], ["A dog.", 2]],
                 }
             },
-            "opa_scores.rejected_score: 'A dog.' is no sentence of its response, in order",
+            "opa_scores.rejected_score: 'A dog.' is not the next sentence of its response",
         ),
         ({"opa_scores": {**ROW["opa_scores"], "revised_image": [["A"]]}}, "opa_scores.revised_i"),
     ],

@@ -127,10 +127,10 @@ def test_a_pipeline_counts_by_its_content(pipeline: Path, tmp_path: Path) -> Non
         ({"strategy": "inpaint", "inpaint": {"path": "/no"}}, "no diffusers pipeline in /no"),
         ("nowhere_module:X", "module nowhere_module cannot be imported (ModuleNotFoundError: No"),
         ("broken_images:X", "No module named 'nowhere_to_be_found'"),
-        (":X", "':X' names no code: write module:attr"),
+        (":X", "':X' does not name any code: write module:attr"),
         ("my_images:Absent", "'my_images:Absent': module my_images has no 'Absent'"),
-        ("my_images:NUMBER", "strategy: 'my_images:NUMBER' is no rejected-image strategy"),
-        ("my_images:Loose", "`parameters` is no subclass of chip_core.config.fields.Section"),
+        ("my_images:NUMBER", "strategy: 'my_images:NUMBER' is not a rejected-image strategy"),
+        ("my_images:Loose", "`parameters` is not a subclass of chip_core.config.fields.Section"),
         ({"strategy": "my_images:Posterize", "parameters": {"bits": 9}}, "bits: Input should be"),
         ({"strategy": "my_images:Posterize", "parameters": {"bit": 1}}, "bit: Extra inputs are"),
     ],
@@ -147,7 +147,7 @@ def test_errors_are_one_line(own: Path, settings: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("my_images:Unfinished", "is not whole: it lacks reject()"),
+        ("my_images:Unfinished", "is not complete: it has no reject()"),
         ("my_images:Stranger", "make it a subclass of"),
     ],
 )
@@ -188,7 +188,7 @@ def test_the_suite_finds_a_false_declaration(own: Path) -> None:
     wrong = {check: problem for check, problem in found.items() if problem}
     assert wrong == {
         "another key gives another draw where it is random": (
-            "declared random, and another seed gives the same image"
+            "declared random, but another seed gives the same image"
         )
     }
 

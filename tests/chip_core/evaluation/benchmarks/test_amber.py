@@ -265,7 +265,7 @@ def test_repeats_count_again_or_are_refused(data: Path) -> None:
 @pytest.mark.parametrize("item", ["0", "-1", "10", "x", "1.0"])
 @pytest.mark.parametrize("protocol", ["official", "corrected", "chip"])
 def test_an_unknown_id_is_named(data: Path, item: str, protocol: ProtocolName) -> None:
-    with pytest.raises(UserError, match=f"answer 1: id '{item}' is no question of AMBER"):
+    with pytest.raises(UserError, match=f"answer 1: id '{item}' is not a question of AMBER"):
         score(data, [Answer(item=item, response="Yes")], protocol)
 
 
@@ -276,7 +276,7 @@ def write(path: Path, rows: Any) -> Path:
 
 def test_what_stops_the_script(data: Path, tmp_path: Path, plain_language: None) -> None:
     as_text = AMBER.read_responses(write(tmp_path / "a.json", [{"id": "3", "response": "No"}]))
-    with pytest.raises(UserError, match="answer 1: id '3' is no whole number"):
+    with pytest.raises(UserError, match="answer 1: id '3' is not a whole number"):
         score(data, as_text)
     assert score(data, as_text, "corrected").n == 1
     ours = AMBER.read_responses(write(tmp_path / "o.json", [{"item": "3", "response": "No"}]))

@@ -235,7 +235,7 @@ class Crashing(Own):
 @pytest.mark.parametrize(
     ("broken", "check", "problem"),
     [
-        (Twice, "every question has an id of its own", "'a' stands twice"),
+        (Twice, "every question has an id of its own", "'a' is there twice"),
         (Undeclared, "figures are the declared ones", "'right' is not declared"),
         (Unsummed, "items come to the figure", r"right is 17.0, its items come to 66\.6"),
         (Ordered, "the order of answers changes no figure", "right is another"),
@@ -328,11 +328,11 @@ def test_all_that_is_missing_is_said_at_once(
     assert [line.partition(":")[0] for line in said] == [
         "pope", "mmhal", "llava_bench", "hallusionbench", "hallusionbench", "mmmu",
     ]  # fmt: skip
-    assert "1 of 2 pictures are not there: " in said[0]
-    assert "read by a judge and there is none" in said[1]
+    assert "1 of 2 pictures are missing: " in said[0]
+    assert "need a judge and there is none" in said[1]
     assert "OPENAI_API_KEY is not set" in said[2]
     assert said[3].startswith(f"hallusionbench: there is no folder {tmp_path}/hallusionbench")
-    assert "'mmmu' knows no protocol 'chip': choices: corrected, official" in said[5]
+    assert "'mmmu' has no protocol 'chip': choices: corrected, official" in said[5]
     (nowhere,) = find_benchmark_problems(
         BenchmarksConfig.model_validate({"report": ["pope"]}), DataPaths()
     )

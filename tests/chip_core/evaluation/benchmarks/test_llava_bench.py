@@ -175,7 +175,7 @@ def test_degenerate_answers(data: Path) -> None:
         assert one.values["relative_score/detail"] is None
     many = [*answers(), Answer(item="x", response="")]
     assert score(many, data, dict.fromkeys("012345", "8 4")).n == 6
-    with pytest.raises(UserError, match="'x' is the id of no question"):
+    with pytest.raises(UserError, match="'x' is not the id of a question"):
         score(many, data, {}, "corrected")
     with pytest.raises(UserError, match="0 is answered 2 times"):
         score(answers(1) * 2, data, {}, "corrected")
@@ -196,7 +196,7 @@ def test_degenerate_answers(data: Path) -> None:
             '{"llava_bench_conv": {"role": "x"}}',
             "llava_bench_conv: there is no prompt",
         ),
-        ("context.jsonl", "", "says nothing of image 000.jpg"),
+        ("context.jsonl", "", "says nothing about image 000.jpg"),
     ],
 )
 def test_broken_benchmark_files(data: Path, file: str, text: str, said: str) -> None:

@@ -219,9 +219,9 @@ def test_degenerate_answers(data: Path) -> None:
     # Officially an id of another subject is passed over, one of a known subject stops the script.
     passed = score(final({"validation_Finance_1": "C", "validation_Golf_1": "A", "x": "y"}), data)
     assert (passed.values["accuracy"], passed.n) == (1, 1)
-    with pytest.raises(UserError, match="'validation_Finance_9' is the id of no question"):
+    with pytest.raises(UserError, match="'validation_Finance_9' is not the id of a question"):
         score(final({"validation_Finance_9": "C"}), data)
-    with pytest.raises(UserError, match="'x' is the id of no question"):
+    with pytest.raises(UserError, match="'x' is not the id of a question"):
         score(final({"x": "y"}), data, "corrected")
     twice = [*final({"validation_Finance_1": "A"}), *final({"validation_Finance_1": "C"})]
     assert score(twice, data).values["accuracy"] == 1  # the last counts

@@ -149,9 +149,9 @@ def test_a_reply_that_fails(data: Path, plain_language: None) -> None:
 @pytest.mark.parametrize(
     ("replies", "why"),
     [
-        ({}, "response_hallucination is of nothing here"),
-        ({1: "[]"}, "response_hallucination is of nothing here"),
-        ({5: '["dog"]'}, "object_recall is of nothing here"),
+        ({}, "response_hallucination has nothing to count here"),
+        ({1: "[]"}, "response_hallucination has nothing to count here"),
+        ({5: '["dog"]'}, "object_recall has nothing to count here"),
         ({1: '["bus"]'}, "every named object is wrong"),
     ],
 )
@@ -230,7 +230,7 @@ def test_what_the_files_hold(data: Path) -> None:
     told = read(image_id="007", prompt="p", question="q", text="a", response="b", answer="c")
     assert (told.item, told.response, told.fields["question"]) == ("7", "a", "p")
     assert read(image_id=1, question="q", response="b", answer="c").response == "b"
-    with pytest.raises(UserError, match="image_id 'x' is no whole number"):
+    with pytest.raises(UserError, match="image_id 'x' is not a whole number"):
         read(image_id="x", question="q", answer="c")
     with pytest.raises(UserError, match="row 1: there is no prompt or question"):
         read(image_id=1, answer="c")

@@ -107,7 +107,7 @@ def test_official_pairs_by_position_and_corrected_by_id(tmp_path: Path) -> None:
     assert score(moved, tmp_path, "corrected").values["random/accuracy"] == 1
     unknown = [Answer(item=f"random/{n + 90}", response=a.response) for n, a in enumerate(right)]
     assert score(unknown, tmp_path).values["random/accuracy"] == 1
-    with pytest.raises(UserError, match="'random/90' is the id of no question"):
+    with pytest.raises(UserError, match="'random/90' is not the id of a question"):
         score(unknown, tmp_path, "corrected")
 
 
@@ -138,7 +138,7 @@ def test_where_the_official_script_divides_by_zero(tmp_path: Path) -> None:
     # No label that is yes is found: 2·0 / (0 + 0 + 2).
     assert (corrected["random/recall"], corrected["random/f1"]) == (0, 0)
     assert corrected["random/accuracy"] == 2 / 4
-    with pytest.raises(UserError, match="no answer is rightly yes"):
+    with pytest.raises(UserError, match="no answer is correctly yes"):
         score(answers("no", "yes", "no", "yes"), tmp_path)
     with pytest.raises(UserError, match="no label is yes"):
         score(answers("yes"), data(tmp_path, ["no"]))
@@ -149,7 +149,7 @@ def test_degenerate_answers(tmp_path: Path, protocol: ProtocolName) -> None:
     data(tmp_path)
     with pytest.raises(UserError, match="no answers"):
         score([], tmp_path, protocol)
-    with pytest.raises(UserError, match="'7' is the id of no question"):
+    with pytest.raises(UserError, match="'7' is not the id of a question"):
         score([Answer(item="7", response="yes")], tmp_path, protocol)
     long = score(answers("yes " * 2_500_000), tmp_path, protocol)
     assert long.values["random/accuracy"] == 1

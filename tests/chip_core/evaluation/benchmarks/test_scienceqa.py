@@ -138,7 +138,7 @@ def test_degenerate_answers(data: Path) -> None:
         assert long.values["accuracy"] == 0
     twice = [*answers(_4="B", _99="A"), *answers(_4="A")]
     assert score(twice, data).values["accuracy"] == 25  # the last counts, 99 is passed over
-    with pytest.raises(UserError, match="'99' is the id of no question"):
+    with pytest.raises(UserError, match="'99' is not the id of a question"):
         score(twice, data, "corrected")
     with pytest.raises(UserError, match="4 is answered 2 times"):
         score(answers(_4="A") * 2, data, "corrected")

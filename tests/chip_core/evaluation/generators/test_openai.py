@@ -106,7 +106,7 @@ def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_o
         killed = with_server(
             arm_context(tmp_path / "killed", None, report_progress=killing), server.url
         )
-        with pytest.raises(TrialError, match="start it again; answers that came are kept"):
+        with pytest.raises(TrialError, match="start it again; answers received so far are kept"):
             evaluate(killed, "report", SIX)
         left = read_stored_items(tmp_path / "killed")
         assert 2 <= len(left) < 6
@@ -213,7 +213,9 @@ def test_an_adapter_is_loaded_under_the_name_of_its_weights(tmp_path: Path, arms
     with serving(vllm) as judge:
         context = with_server(arm_context(tmp_path, arms[0]), judge.url, server="vllm")
         assert isinstance(context.generator, OpenAIGenerator)
-        with pytest.raises(TrialError, match="takes no adapters while it runs: start it with --en"):
+        with pytest.raises(
+            TrialError, match="does not accept adapters while it runs: start it with --en"
+        ):
             evaluate(context, "report", SIX)
         ((path, body),) = asked
         assert path == "/v1/load_lora_adapter"

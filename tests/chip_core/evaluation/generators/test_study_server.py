@@ -71,10 +71,10 @@ def test_it_is_started_again_once_and_nothing_is_left_of_it(tmp_path: Path) -> N
         two.kill()
         soon(lambda: lost != [])
         gone = read_address(running.address)
-        assert gone.state == "gone" and "was started again once" in gone.why
+        assert gone.state == "gone" and "was already restarted once" in gone.why
         generator = SharedGenerator(SETTINGS, tmp_path, running.address)
         asked = arm_context(tmp_path, None).answering_model
-        with pytest.raises(TrialError, match="started again once .*; answers that came are kept"):
+        with pytest.raises(TrialError, match="restarted once .*; answers received so far are kept"):
             generator.answer(
                 [Item(id="1", prompt="?", pictures=())], asked, Decoding(max_new_tokens=1), print
             )
@@ -95,7 +95,7 @@ def test_a_full_disk_as_it_is_started_again_ends_the_waiting(
         monkeypatch.setattr(study_server, "write_private_json", full)
         process_of(tmp_path / "engine" / "vllm-1.log").kill()
         soon(lambda: lost != [])
-        assert "could not be started again: [Errno 28] No space left on device" in lost[0]
+        assert "could not be restarted: [Errno 28] No space left on device" in lost[0]
         with pytest.raises(TrialError):  # no trial waits for what nobody will write
             read_address(running.address)
 
@@ -149,8 +149,8 @@ def test_another_machine_s_server_is_refused(tmp_path: Path) -> None:
     ("changes", "problem"),
     [
         ({}, None),
-        ({"projector": "trained"}, "and no arm trains an adapter on its language model alone"),
-        ({"lora__rank": 1024}, "vLLM takes adapters of a rank up to 512, and this one's is 1024"),
+        ({"projector": "trained"}, "but no arm trains an adapter on its language model alone"),
+        ({"lora__rank": 1024}, "vLLM accepts adapters of rank up to 512, but this one has 1024"),
     ],
 )
 def test_what_one_server_cannot_hold_is_said_beforehand(

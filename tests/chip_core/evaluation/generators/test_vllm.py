@@ -62,7 +62,7 @@ def test_the_command_line_names_weights_by_their_hash_and_listens_on_this_machin
         ("dtype", "x", "cannot be set: write model.dtype"),
         ("middlewar", "x", "cannot be set: "),  # argparse takes the start of a name for it
         ("kv_transfer_config", {"kv_connector_module_path": "x"}, "cannot be set: "),
-        ("tensor-parallel-size", "2", "is no whole number of 1 or more"),
+        ("tensor-parallel-size", "2", "is not a whole number of 1 or more"),
         ("quantization", "--middleware=x", "begins with -"),
         ("distributed-executor-backend", "os.path.Executor", "is none of mp, ray, uni"),
     ],
@@ -103,7 +103,7 @@ def test_an_adapter_beyond_the_language_model_is_served_merged(
     generator.close()
     assert "--lora-modules" not in str(error.value)
     loads = settings("http://127.0.0.1:9/v1", server="vllm")
-    with pytest.raises(TrialError, match="and this arm trained an adapter on its vision_encoder: "):
+    with pytest.raises(TrialError, match="but this arm trained an adapter on its vision_encoder: "):
         Delivery(loads, None, tmp_path, {}, str).deliver(model)
 
 

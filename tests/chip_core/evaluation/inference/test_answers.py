@@ -122,7 +122,7 @@ def test_a_family_that_cannot_share_is_noticed_and_answers_all_the_same(
         made.update((i.id, r.text) for i, r in zip(batch.items, responses, strict=True))
     assert [made[item.id] for item in items] == expected
     (note,) = decoder.notes
-    assert note.startswith("pictures asked about more than once were computed for each question")
+    assert note.startswith("pictures with several questions were computed for each question")
 
 
 def test_a_near_tie_is_decided_alike_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

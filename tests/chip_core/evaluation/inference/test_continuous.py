@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_tried_with_half_the_rows(monkeypatch: pytest.Monke
     assert (rows[:5], stopped) == ([4, 12, 4, 2, 1], [2])
     most = 0
     rows.clear()
-    with pytest.raises(TrialError, match=r"no room on the GPU to answer item \d/\d: a smaller"):
+    with pytest.raises(TrialError, match=r"not enough GPU memory to answer item \d/\d: a smaller"):
         generate(*loaded, items, max_new_tokens=5)
 
 

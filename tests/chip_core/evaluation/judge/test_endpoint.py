@@ -101,18 +101,18 @@ def test_what_goes_out_is_the_users_to_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"send": {"model": "x"}}, "'model' cannot be sent otherwise: write judge.model"),
-        ({"send": {"messages": []}}, "'messages' cannot be sent otherwise"),
+        ({"send": {"model": "x"}}, "'model' cannot be set here: write judge.model"),
+        ({"send": {"messages": []}}, "'messages' cannot be set here"),
         ({"send": {"stream": True}}, "replies are read whole"),
         ({"send": {"n": 2}}, "one reply is read"),
         ({"send": {"api_key": "x"}}, "'api_key' is the name of a secret"),
         ({"send": {"extra": [{"X-API-Key": "x"}]}}, "'X-API-Key' is the name of a secret"),
         ({"send": {"user": "sk-abcdefghijklmnop0123"}}, "'user' holds what looks like a key"),
-        ({"send": {"a b": 1}}, "'a b' is no key of a request"),
+        ({"send": {"a b": 1}}, "'a b' is not a key of a request"),
         ({"send": {"top_p": float("inf")}}, "finite number"),
         ({"send": {"stop": "x" * 20_001}}, "longer than 20,000 characters"),
-        ({"send": {"temperature": None}, "temperature": 0.5}, "temperature is said twice"),
-        ({"send": {"max_tokens": None}, "max_tokens": 5}, "max_tokens is said twice"),
+        ({"send": {"temperature": None}, "temperature": 0.5}, "temperature is set twice"),
+        ({"send": {"max_tokens": None}, "max_tokens": 5}, "max_tokens is set twice"),
     ],
 )
 def test_what_cannot_be_sent_is_told(settings: dict[str, Any], said: str) -> None:
@@ -321,7 +321,7 @@ def test_an_endpoint_that_is_away_fails_the_trial_soon(tmp_path: Path) -> None:
 
     with serving(down) as server:
         asked = judge(server, tmp_path, retries=0, concurrency=2)
-        with pytest.raises(TrialError, match=r"8 calls one after the other failed \(HTTP 503\)"):
+        with pytest.raises(TrialError, match=r"8 calls in a row failed \(HTTP 503\)"):
             asked.ask(requests(100))
         assert len(server.calls) <= 8 + 2
         with pytest.raises(TrialError, match=r"no call was answered \(HTTP 503\)"):
@@ -330,7 +330,7 @@ def test_an_endpoint_that_is_away_fails_the_trial_soon(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(401, r"refuses the key \(HTTP 401\)"), (403, "refuses"), (404, "knows no such model")],
+    [(401, r"refuses the key \(HTTP 401\)"), (403, "refuses"), (404, "does not have this model")],
 )
 def test_a_refusal_stops_at_once_and_tells_no_key(
     status: int, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -361,7 +361,7 @@ def test_nothing_that_is_written_down_holds_the_key(tmp_path: Path) -> None:
     assert {record["tokens"] for record in records} == {12}
     with pytest.raises(ValueError, match="holds a key or a query"):
         JudgeConfig(model="judge", base_url=f"https://user:{KEY}@example.org/v1")
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="is not an address"):
         JudgeConfig(model="judge", base_url="example.org")
 
 

@@ -92,31 +92,31 @@ def _pickled(folder: Path) -> str:
     source = made.released(folder, bins=1)
     (file,) = source.glob("*.bin")
     file.write_bytes(pickle.dumps(_Harm(), protocol=2))
-    return f"{file.name} is no file of weights .*: nothing of it was run"
+    return f"{file.name} is not a weights file .*: nothing in it was run"
 
 
 def _of_text(folder: Path) -> str:
     source = made.released(folder, bins=1)
     (file,) = source.glob("*.bin")
     torch.save({"model.query": torch.zeros(3, 16), "epoch": 3}, file)
-    return f"{file.name}: epoch is a int, and no tensor"
+    return f"{file.name}: epoch is a int, not a tensor"
 
 
 def _lacks_a_shard(folder: Path) -> str:
     source = made.released(folder, bins=2)
     next(iter(sorted(source.glob("*.bin")))).unlink()
-    return "lacks pytorch_model-00001-of-00002.bin"
+    return "has no pytorch_model-00001-of-00002.bin"
 
 
 def _missing(folder: Path) -> str:
     name = f"{BEIT}encoder.layers.1.ffn.B.fc1.bias"
     made.released(folder, **{mangled(name): None})
-    return "nothing in it becomes model.vision_tower.layers.1.query.fc1.bias"
+    return "no tensor in it becomes model.vision_tower.layers.1.query.fc1.bias"
 
 
 def _extra(folder: Path) -> str:
     made.released(folder, **{mangled("model.adapter.weight"): torch.zeros(2)})
-    return "model.adapter.weight belongs to no part of Muffin"
+    return "model.adapter.weight does not belong to any part of Muffin"
 
 
 def _misshapen(folder: Path) -> str:
@@ -132,13 +132,13 @@ def _no_square(folder: Path) -> str:
 def _other_tokens(folder: Path) -> str:
     source = made.released(folder)
     (source / "added_tokens.json").write_text(json.dumps({"<im_patch>": 5}))
-    return f"<im_patch> is 5 there, and would be {len(made.pieces()) + 1}"
+    return f"<im_patch> is 5 there, but should be {len(made.pieces()) + 1}"
 
 
 def _other_vocabulary(folder: Path) -> str:
     source = made.released(folder)
     (source / "config.json").write_text(json.dumps({**made.config(), "vocab_size": 9}))
-    return "they are not of one checkpoint"
+    return "they are from different checkpoints"
 
 
 def _no_tokenizer(folder: Path) -> str:
@@ -174,4 +174,4 @@ def test_a_tower_that_is_not_known_wants_its_heads(
     told = capsys.readouterr().err
     assert "'beit3_tiny_patch4_12' is not known" in told and "--vision-heads" in told
     assert main([str(source), str(source), "--vision-heads", "2"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_an_images_tokens(processor: MuffinProcessor) -> None:
     values = made["pixel_values"]
     assert values.shape == (2, 3, 12, 12) and values.dtype == torch.float32
     assert values[0, :, 5, 5].tolist() == pytest.approx([1.0, -1.0, 2 * 128 / 255 - 1], abs=1e-6)
-    with pytest.raises(ValueError, match="1 images for 2 places"):
+    with pytest.raises(ValueError, match="1 images for 2 placeholders"):
         processor(images=[image], text=["<im_patch><im_patch>"])
 
 

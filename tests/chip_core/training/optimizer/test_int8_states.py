@@ -175,6 +175,6 @@ def test_where_torchao_is_missing_it_is_refused_before_anything_is_loaded(
     shapes_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chip_core.evaluation.readiness.find_spec", lambda name: None)
-    with pytest.raises(TrialError, match="int8, and torchao is not installed here: pip install"):
+    with pytest.raises(TrialError, match="int8, but torchao is not installed here: pip install"):
         run_trial(shapes_config(optimizer__states="int8"), folder=tmp_path)
     assert not (tmp_path / "config.json").exists()

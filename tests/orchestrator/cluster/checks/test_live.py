@@ -58,14 +58,17 @@ def test_a_good_cluster_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"versions": {**local_versions(), "ray": "2.9.0"}}, "ray is 2.9.0, and here is ray 2."),
+        (
+            {"versions": {**local_versions(), "ray": "2.9.0"}},
+            "ray is 2.9.0, but this machine has ray 2.",
+        ),
         (
             {"versions": {**local_versions(), "python": "3.9.1"}},
-            "python is 3.9.1, and here is python 3.",
+            "python is 3.9.1, but this machine has python 3.",
         ),
         ({"shared": False}, "does not see in /mnt/s what the head wrote there"),
         ({"resources": {"CPU": 16.0, "chip_driver": 4.0}}, "is a worker and offers chip_driver"),
-        ({"resources": {"CPU": 8.0}}, "has 8 CPU, and metadata.chip_ablate.worker says 16"),
+        ({"resources": {"CPU": 8.0}}, "has 8 CPU, but metadata.chip_ablate.worker says 16"),
         ({"error": "the node died"}, "does not answer: the node died"),
     ],
 )

@@ -82,5 +82,5 @@ def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def test_a_folder_that_nobody_may_enter_is_told(tmp_path: Path) -> None:
     with pytest.raises(click.UsageError, match=r"x{300}…: cannot be used \(File name too long\)"):
         PathType("folder").convert("x" * 400, None, None)
-    with pytest.raises(click.UsageError, match="is not there"):
+    with pytest.raises(click.UsageError, match="does not exist"):
         PathType("file", exists=True).convert(str(tmp_path / "none"), None, None)

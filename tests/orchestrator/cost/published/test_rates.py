@@ -127,10 +127,10 @@ def test_what_is_given_takes_the_place_of_what_is_published(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--gpus", "8"], "--gpus says how many of a --device there are: name that, too"),
+        (["--gpus", "8"], "--gpus is the number of --device GPUs: give --device, too"),
         (
             ["--device", "a100-40gb", "--gpus", "8", "--max-concurrent", "2"],
-            "--gpus and --max-concurrent both say how many trials run at a time",
+            "--gpus and --max-concurrent both set how many trials run at a time",
         ),
         (["--device", "abacus"], "'abacus' is not one of 'h100-80gb'"),
     ],
@@ -258,7 +258,7 @@ def test_a_run_that_cannot_fit_ends_before_anything_is_made(
     code, _, error = call("run", "--device-memory", "0.005", "--executor", "inline")
     assert code == 2
     assert "a step takes about" in error
-    assert "of a GPU, and a trial may take 0.0 GiB: choose a GPU" in error
+    assert "of a GPU, but a trial may take 0.0 GiB: choose a GPU" in error
     assert {path.name for path in tmp_path.iterdir()} == {"study.yaml"}
 
 

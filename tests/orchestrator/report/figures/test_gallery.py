@@ -112,7 +112,7 @@ def test_a_figure_that_cannot_be_written_is_told(
     alone = ["--set", "strategy=black"]
     assert call("gallery", *alone, "--out", str(tmp_path / "file" / "x.png")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("file/x.png: lies below a file: name another place")
+    assert line.endswith("file/x.png: is below a file: name another place")
 
 
 def test_a_files_turn_is_kept(tmp_path: Path) -> None:
@@ -128,13 +128,13 @@ def test_a_files_turn_is_kept(tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (["absent.jpg"], "absent.jpg: cannot be read as an image: No such file"),
-        (["--timesteps", "5,1000"], "'5,1000' is no list of steps from 0 to 999"),
+        (["--timesteps", "5,1000"], "'5,1000' is not a list of steps from 0 to 999"),
         (["--set", "crop.shar=1"], "--set: crop.shar: unknown key 'rejected_image.crop.shar'"),
         (["--set", "crop.share=3"], "--set: crop.share: input should be less than 1, not 3"),
         (["--set", "inpaint.path=/no"], "no diffusers pipeline in /no"),
         (["--set", "redraw=each_epoch"], "--set: redraw: has no effect on a picture: --seed"),
         (["--set", "inpaint.path=~nobody-here/x"], "no diffusers pipeline in ~nobody-here/x"),
-        (["--out", "figure.xyz"], "--out: figure.xyz: .xyz is no format of a figure"),
+        (["--out", "figure.xyz"], "--out: figure.xyz: .xyz is not a figure format"),
     ],
 )
 def test_errors(

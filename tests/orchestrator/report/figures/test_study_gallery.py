@@ -96,7 +96,7 @@ def test_it_is_drawn_once_and_is_part_of_the_report(plan_of: PlanOf, tmp_path: P
     left = (tmp_path / FIGURE).parent.iterdir()
     assert [path.name for path in left if "rejected" in path.name] == [FIGURE.name]
     page = (tmp_path / FIGURE).parents[1] / "report.md"
-    assert "## Rejected images\n\n![What each strategy" in page.read_text()
+    assert "## Rejected images\n\n![Some training images" in page.read_text()
 
 
 def test_a_study_on_something_else_draws_nothing(

@@ -30,7 +30,7 @@ def test_what_is_better_comes_first_with_its_interval(finished: Run) -> None:
     )
     # dpo, trained and chip, trained differ by luck alone
     assert "dpo, trained" in said.split(" is better; ")[1]
-    assert "inconclusive for want of" in said
+    assert "inconclusive because of too few" in said
     assert said.endswith(".")
     assert said.count(".\u0020") == 0  # one sentence
 
@@ -48,8 +48,7 @@ def test_an_arm_that_is_better_and_says_less_is_told(finished: Run) -> None:
     low, high = map(format_signed, cover.interval)
     assert answer_sentence(summary).endswith(
         f"; by shapes/cover, chip, frozen ({format_signed(cover.difference or 0)} points; 95 % "
-        "interval "
-        f"{low} to {high}) names less of what is there."
+        f"interval {low} to {high}) names fewer of the objects in the image."
     )
 
 
@@ -60,7 +59,7 @@ def test_coverage_is_not_told_where_nothing_is_better_or_it_is_kept(finished: Ru
         return noisy(trial, item, metric) if kept else (1.0 if less else 3.0, 3.0)
 
     # chip, frozen is better and covers as much; chip, trained covers less and is not better.
-    assert "less of what is there" not in answer_sentence(finished(score=score).summary)
+    assert "fewer of the objects in the image" not in answer_sentence(finished(score=score).summary)
 
 
 def test_worse_where_the_metric_is_to_be_high(finished: Run) -> None:
@@ -81,7 +80,7 @@ def test_worse_where_the_metric_is_to_be_high(finished: Run) -> None:
 def test_one_seed_gives_no_answer(finished: Run) -> None:
     said = answer_sentence(finished(STUDY.replace("[0, 1, 2]", "[0]")).summary)
     assert said.startswith(f"No answer: o{AGAINST}")
-    assert said.endswith("have no verdict, since one seed says nothing of training variance.")
+    assert said.endswith("have no verdict, since one seed says nothing about training variance.")
     assert "better;" not in said and "worse" not in said
 
 
@@ -179,8 +178,7 @@ def test_a_placebo_is_warned_of_where_it_would_have_been_an_effect_and_never_win
     assert warned.startswith(
         "the placebo, which is the baseline with other seeds, differs from it on shapes/chair_i "
         f"by {format_signed(figure.difference or 0.0)} points (95 % interval {low} to {high}): it "
-        "would "
-        "have been called an effect."
+        "would have been called an effect."
     )
     table = verdict_table(summary, "shapes/chair_i")
     row = table.rows[-1].cells

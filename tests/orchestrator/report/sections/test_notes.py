@@ -37,7 +37,10 @@ def test_exploratory_and_delta_and_published(finished: Run) -> None:
     text = note_text(finished(more))
     assert "corrected by Benjamini–Hochberg's method over the arms, as the study is" in text
     assert "δ, the smallest difference that matters: 1.50 for shapes/chair_i." in text
-    assert "Published figures are shown beside the study's own and enter no computation." in text
+    assert (
+        "Published figures are shown next to the study's own and are not used in any computation."
+        in text
+    )
 
 
 def test_what_was_left_out_is_counted(finished: Run) -> None:
@@ -85,7 +88,7 @@ def test_cells_that_are_one_and_cells_that_are_gone(
     text = STUDY.replace("vision_encoder: [frozen, trained]", "objective.weights.segment: [1, 3]")
     made.plan = plan_of(text.replace("vision_encoder: frozen", "objective.weights.segment: 1"))
     written = note_text(made)
-    assert "dpo, 1|3: stands for 2 cells. objective.weights.segment has no effect: " in written
+    assert "dpo, 1|3: represents 2 cells. objective.weights.segment has no effect: " in written
     assert "trials of cells or settings that the study file no longer has: in the" in written
 
 
@@ -95,10 +98,10 @@ def test_the_arms_table_has_its_footnotes(finished: Run, blank_figures: None) ->
     counts, hashes, missing = report.footnotes
     assert counts == "n: 3 seeds an arm (0, 1, 2); 30 items on shapes/chair_i."
     mark = made.plan.base.evaluations["report/shapes"][:12]
-    assert hashes.startswith("Made of: model content the model; data source shapes; ")
+    assert hashes.startswith("Made from: model content the model; data source shapes; ")
     assert f"evaluation report/shapes {mark}; behaviour number " in hashes
     # four arms of three seeds and the untrained model
-    assert missing == "Not there, 1 of 13 trials: chip, trained, seed 2 (missing)."
+    assert missing == "Missing, 1 of 13 trials: chip, trained, seed 2 (missing)."
     first = render_markdown(report).split("## Arms against the baseline")[1].split("\n## ")[0]
     assert counts in first and missing in first
     assert f"% {counts}" in render_first_table(report)
@@ -135,9 +138,9 @@ def test_who_answered_and_what_was_cut(finished: Run) -> None:
     text = note_text(finished(how=how))
     assert "2 of 30 answers were cut at 32 tokens, in 1 of 13 trials" in text
     assert (
-        "answered by vLLM 0.12.0; of those that transformers answered too, at least 61 of 64 "
-        in text
+        "answered by vLLM 0.12.0; of the questions that transformers also answered, at least 61 "
+        "of 64 " in text
     )
-    assert "in 1 of 13 trials no such question could tell whether the adapter was applied" in text
+    assert "in 1 of 13 trials no such question could show whether the adapter was applied" in text
     assert "in 1 of 13 trials prompts could not be compared with transformers': the " in text
-    assert "3 to 12 answers a second in a trial, up to 25% of the time waiting" in text
+    assert "3 to 12 answers per second in a trial, up to 25% of the time waiting" in text

@@ -47,10 +47,12 @@ def test_the_report_says_what_was_chosen_on_what_and_what_it_cost(
     words, choices, draws = search_blocks(run, Ledger(tmp_path))
     assert isinstance(words, TextBlock) and isinstance(choices, Table) and isinstance(draws, Table)
     said = " ".join(words.lines)
-    assert "Chosen on select/shapes/chair_i, the lowest, by questions under `select` alone" in said
-    assert "Quoted from shapes under `report`" in said
+    assert (
+        "Chosen on select/shapes/chair_i, the lowest, using only questions under `select`" in said
+    )
+    assert "Reported on shapes under `report`" in said
     assert "the same 3 draws (optimizer.lr: 1e-5, 5e-5, 0.0001)" in said
-    assert "seed 1000, which is none of the study's seeds: 6 trials in all" in said
+    assert "seed 1000, which is not one of the study's seeds: 6 trials in all" in said
     # arm, key, figure, trials, failed, of another study; seconds are the machine's
     rows = texts(choices)
     assert [row[:6] for row in rows] == [
@@ -102,10 +104,10 @@ def test_plan_and_status_show_the_search(run: Plan, plan_of: PlanOf, tmp_path: P
     (tmp_path / "new").mkdir()
     before = shown(resolve_search(plan_of(STUDY), Ledger(tmp_path / "new")), tmp_path / "new")
     assert "6 trials, 0 done, 6 to run" in before
-    assert "4 trials of the seeds wait for what their arms choose" in before
+    assert "4 trials of the seeds wait for their arms' choices" in before
     assert before.count("waits: its search has not ended") == 4
     # 6 search trials of 500 questions, the untrained model and 4 of the seeds of 1,000
-    assert f"{6 * 500 + 5 * 1000:,} answers to make" in before
+    assert f"{6 * 500 + 5 * 1000:,} answers to generate" in before
 
 
 def test_json_of_plan_and_status(run: Plan, plan_of: PlanOf, tmp_path: Path) -> None:
@@ -155,5 +157,5 @@ def test_a_study_that_tunes_nothing_says_so(plan_of: PlanOf, tmp_path: Path) -> 
     plan = plan_of(STUDY[: STUDY.index("tune:")])
     ledger = Ledger(tmp_path)
     said = build_notes(build_summary(plan, ledger, load_scores(plan, ledger, tmp_path)))
-    assert any("The study tuned nothing by itself." in line for line in said)
+    assert any("The study did not tune anything itself." in line for line in said)
     assert search_blocks(plan, ledger) == []
