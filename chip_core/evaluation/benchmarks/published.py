@@ -21,7 +21,7 @@ Use = Literal["scoring", "asking", "official judge"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedFile:
+class BenchmarkFile:
     """A file of a benchmark, or a folder of pictures."""
 
     names: tuple[str, ...]  # possible paths, the published one first; ending in /: a folder
@@ -36,7 +36,7 @@ class BenchmarkSource:
     """A benchmark as it is published."""
 
     licence: str
-    files: tuple[PublishedFile, ...]
+    files: tuple[BenchmarkFile, ...]
     count: int | None = None  # questions
     count_questions: Callable[[Path], int] | None = None  # counts them in a folder
 
@@ -100,17 +100,17 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count=15_220,
         count_questions=count_rows(*_amber_names("annotations.json")),
         files=(
-            PublishedFile(
+            BenchmarkFile(
                 names=_amber_names("annotations.json"), source=f"{_AMBER}, data/", size=1_813_301
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=_amber_names("relation.json"), source=f"{_AMBER}, data/", size=12_699
             ),
-            PublishedFile(names=_amber_names("safe_words.txt"), source=f"{_AMBER}, data/", size=57),
-            PublishedFile(
+            BenchmarkFile(names=_amber_names("safe_words.txt"), source=f"{_AMBER}, data/", size=57),
+            BenchmarkFile(
                 names=_QUERIES, source=f"{_AMBER}, data/query/", use="asking", size=1_844_750
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("image/", "images/", "data/image/"),
                 source=f"{_AMBER}, link in its README",
                 use="asking",
@@ -121,13 +121,13 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "objhal": BenchmarkSource(
         licence="RLHF-V: data CC BY-NC 4.0; CHiP: Apache-2.0; COCO: " + SEE,
         files=(
-            PublishedFile(names=("synonyms_refine.txt",), source=_CHIP, size=3_594),
-            PublishedFile(
+            BenchmarkFile(names=("synonyms_refine.txt",), source=_CHIP, size=3_594),
+            BenchmarkFile(
                 names=("../coco/annotations/*_*2014.json", "../coco/*_*2014.json"),
                 source=f"{_COCO}: instances and captions of train and val (241 MB)",
                 parts=4,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("obj_halbench_300_with_image.jsonl",),
                 source="github.com/RLHF-V/RLHF-V, eval/data/",
                 use="asking",
@@ -137,22 +137,22 @@ SOURCES: Mapping[str, BenchmarkSource] = {
     "chair": BenchmarkSource(
         licence=SEE,
         files=(
-            PublishedFile(
+            BenchmarkFile(
                 names=("synonyms.txt",),
                 source="github.com/LisaAnne/Hallucination, data/; "
                 "github.com/Maxlinn/CHAIR-metric-standalone holds it in chair.py",
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("../coco/annotations/*_*2014.json", "../coco/*_*2014.json"),
                 source=f"{_COCO}: instances and captions of train and val (241 MB)",
                 parts=4,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("questions.jsonl",),
                 source="yours: rows of image_id, and question where you have one",
                 use="asking",
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=(
                     "val2014/",
                     "images/val2014/",
@@ -169,18 +169,18 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count=96,
         count_questions=count_rows("mmhal-bench_answer_template.json", "response_template.json"),
         files=(
-            PublishedFile(
+            BenchmarkFile(
                 names=("response_template.json", "mmhal-bench_answer_template.json"),
                 source=f"{_MMHAL}; {_CHIP}",
                 size=50_519,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("images/", "mmhal-bench_with_image.jsonl"),
                 source=f"{_MMHAL}, test_data.zip (174 MB)",
                 use="asking",
                 parts=96,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("eval_gpt4.py", "eval_gpt_mmhal.py"),
                 source=f"{_MMHAL}; {_CHIP}",
                 use="official judge",
@@ -192,14 +192,14 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count=1_129,
         count_questions=count_rows("HallusionBench.json"),
         files=(
-            PublishedFile(names=("HallusionBench.json",), source=_HALLUSION, size=431_987),
-            PublishedFile(
+            BenchmarkFile(names=("HallusionBench.json",), source=_HALLUSION, size=431_987),
+            BenchmarkFile(
                 names=("hallusion_bench/", "./"),
                 source=f"{_HALLUSION}, link in its README",
                 use="asking",
                 parts=346,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("utils.py",), source=_HALLUSION, use="official judge", size=17_600
             ),
         ),
@@ -210,14 +210,14 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count_questions=_count_pope,
         files=(
             *(
-                PublishedFile(
+                BenchmarkFile(
                     names=_pope_names(split),
                     source="github.com/AoiDragon/POPE, output/coco/",
                     size=size,
                 )
                 for split, size in _POPE.items()
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=(
                     "val2014/",
                     "images/val2014/",
@@ -235,12 +235,12 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count=900,
         count_questions=count_keys("answer_dict_val.json", "mmmu/answer_dict_val.json"),
         files=(
-            PublishedFile(
+            BenchmarkFile(
                 names=("answer_dict_val.json", "mmmu/answer_dict_val.json"),
                 source="github.com/MMMU-Benchmark/MMMU, mmmu/",
                 size=102_911,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("*/validation-*.parquet", "*/*/validation-*.parquet"),
                 source="Hugging Face data set MMMU/MMMU",
                 use="asking",
@@ -253,15 +253,15 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count=4_241,
         count_questions=_count_scienceqa,
         files=(
-            PublishedFile(
+            BenchmarkFile(
                 names=_scienceqa_names("problems.json"), source=f"{_SCIENCE}, data/scienceqa/"
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=_scienceqa_names("pid_splits.json"),
                 source=f"{_SCIENCE}, data/scienceqa/",
                 size=502_927,
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("images/test/", "test/", "images/", "data/scienceqa/images/test/"),
                 source=f"{_SCIENCE}, tools/download.sh",
                 use="asking",
@@ -274,19 +274,19 @@ SOURCES: Mapping[str, BenchmarkSource] = {
         count_questions=count_rows("questions.jsonl"),
         files=(
             *(
-                PublishedFile(names=(file,), source=f"{_LLAVA} ({size})")
+                BenchmarkFile(names=(file,), source=f"{_LLAVA} ({size})")
                 for file, size in {
                     "questions.jsonl": "8.25 kB",
                     "context.jsonl": "8.04 kB",
                     "answers_gpt4.jsonl": "46.5 kB",
                 }.items()
             ),
-            PublishedFile(
+            BenchmarkFile(
                 names=("rule.json",),
                 source="github.com/haotian-liu/LLaVA, llava/eval/table/",
                 size=9_098,
             ),
-            PublishedFile(names=("images/", "./"), source=_LLAVA, use="asking", parts=24),
+            BenchmarkFile(names=("images/", "./"), source=_LLAVA, use="asking", parts=24),
         ),
     ),
     # lmms-eval downloads these itself.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from chip_core.evaluation.benchmarks.published import SOURCES, BenchmarkSource, PublishedFile
+from chip_core.evaluation.benchmarks.published import SOURCES, BenchmarkFile, BenchmarkSource
 from chip_core.utils.errors import UserError
 from chip_core.utils.registry import suggest
 
@@ -19,7 +19,7 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 class FileStatus:
     """The parts of a published file that exist."""
 
-    file: PublishedFile
+    file: BenchmarkFile
     path: Path | None = None  # the first of its parts; None: none exists
     parts: int = 0
     size: int = 0  # bytes
@@ -94,7 +94,7 @@ def _status(name: str, source: BenchmarkSource, folder: Path | None) -> Benchmar
     return BenchmarkStatus(name=name, source=source, files=files, count=count, problem=problem)
 
 
-def _find_parts(file: PublishedFile, folder: Path | None) -> FileStatus:
+def _find_parts(file: BenchmarkFile, folder: Path | None) -> FileStatus:
     if folder is None:
         return FileStatus(file=file)
     for name in file.names:

@@ -11,7 +11,7 @@ from orchestrator.analysis import Comparison
 from orchestrator.report.formatting import verdict_label
 from orchestrator.report.sections.answer import answer_sentence
 from orchestrator.report.sections.notes import build_notes
-from orchestrator.report.summary import ArmRow, Figure, Summary
+from orchestrator.report.summary import ArmMetric, ArmRow, Summary
 from orchestrator.report.unread_counts import unread_to_json
 
 _COMPARISON_COLUMNS = (
@@ -124,7 +124,9 @@ def summary_to_json(summary: Summary) -> dict[str, Any]:
                 "placebo": bool(row.arm and row.arm.placebo),
                 "tuned": dict(row.arm.tuned) if row.arm else {},
                 "seeds": {_seed_label(seed): state for seed, state in row.states.items()},
-                "figures": {name: _figure_to_json(figure) for name, figure in row.figures.items()},
+                "figures": {
+                    name: _arm_metric_to_json(figure) for name, figure in row.figures.items()
+                },
             }
             for row in summary.rows
         ],
@@ -174,19 +176,19 @@ def comparison_to_json(comparison: Comparison | None) -> dict[str, Any] | None:
     }
 
 
-def _figure_to_json(figure: Figure) -> dict[str, Any]:
-    comparison = figure.comparison
+def _arm_metric_to_json(arm_metric: ArmMetric) -> dict[str, Any]:
+    comparison = arm_metric.comparison
     return {
-        "mean": figure.mean,
-        "sd": figure.sd,
-        "n": figure.n,
-        "difference": figure.difference,
-        "interval": None if figure.interval is None else list(figure.interval),
+        "mean": arm_metric.mean,
+        "sd": arm_metric.sd,
+        "n": arm_metric.n,
+        "difference": arm_metric.difference,
+        "interval": None if arm_metric.interval is None else list(arm_metric.interval),
         "p": None if comparison is None or comparison.contrast is None else comparison.contrast.p,
         "p_adjusted": None if comparison is None else comparison.p_adjusted,
         "verdict": None if comparison is None else verdict_label(comparison),
         "comparison": comparison_to_json(comparison),
-        "values": {_seed_label(seed): value for seed, value in figure.values.items()},
+        "values": {_seed_label(seed): value for seed, value in arm_metric.values.items()},
     }
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.formatting import format_count
-from orchestrator.report.results import Grid, Results, RunOutcome
+from orchestrator.report.results import Results, ResultsTable, RunOutcome
 from orchestrator.tracking.address import redact_uri
 from orchestrator.tracking.views import PendingRuns
 
@@ -25,7 +25,7 @@ def report_lines(results: Results, files: Sequence[Path]) -> Iterator[Renderable
         yield _unwrapped_text(f"report: {files[0]}")
     yield Text("")
     for grid in results.grids:
-        yield _render_grid(results.study, grid)
+        yield _render_results_table(results.study, grid)
     for note in results.notes:
         yield Text(note, style="dim")
 
@@ -73,7 +73,7 @@ def _unwrapped_text(text: str) -> Text:
     return Text(text, no_wrap=True)
 
 
-def _render_grid(study: str, grid: Grid) -> Table:
+def _render_results_table(study: str, grid: ResultsTable) -> Table:
     table = Table(
         title=Text(study, style="bold"),
         title_justify="left",

@@ -30,7 +30,7 @@ from chip_core.reference_cache.folder import (
     store_folder,
     verify,
 )
-from chip_core.reference_cache.shards import ReferenceCacheStore, write_shard
+from chip_core.reference_cache.shards import OpenedStore, write_shard
 from chip_core.reference_cache.size import DiskSpaceError, check_disk_space
 
 IDENTITY = {"kind": "text", "model": {"content": "abc"}, "layers": (1, 2)}
@@ -76,7 +76,7 @@ def flip(path: Path) -> None:
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
-    store = ReferenceCacheStore(made(tmp_path), IDENTITY)
+    store = OpenedStore(made(tmp_path), IDENTITY)
     assert len(store) == ROWS
     for number in (0, 1, SHARD_ROWS - 1, SHARD_ROWS, ROWS - 1):
         for column, values in row(number).items():
@@ -95,7 +95,7 @@ def test_what_is_half_written_is_no_store(tmp_path: Path) -> None:
     folder = store_folder(tmp_path, "ab")
     write_shard(partial_folder(folder), 0, [row(0)])
     with pytest.raises(BrokenStoreError, match="it is not there"):
-        ReferenceCacheStore(folder)
+        OpenedStore(folder)
     with pytest.raises(BrokenStoreError, match=r"shard-00001\.safetensors was not made"):
         commit(folder, identity={}, rows=300, names=[shard_name(0), shard_name(1)], made={})
     assert not folder.exists()
@@ -132,10 +132,10 @@ def test_a_damaged_store_is_never_opened(
     tmp_path: Path, damage: Callable[[Path], object], said: str
 ) -> None:
     folder = made(tmp_path)
-    ReferenceCacheStore(folder, IDENTITY)
+    OpenedStore(folder, IDENTITY)
     damage(folder)
     with pytest.raises(BrokenStoreError, match=said):
-        ReferenceCacheStore(folder, IDENTITY)
+        OpenedStore(folder, IDENTITY)
 
 
 def test_files_are_hashed_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,14 +175,14 @@ def test_a_file_of_an_interrupted_making_is_taken_over_only_if_whole(tmp_path: P
 
 def test_an_open_store_that_is_removed_reads_on(tmp_path: Path) -> None:
     folder = made(tmp_path)
-    store = ReferenceCacheStore(folder)
+    store = OpenedStore(folder)
     remove(folder)
     assert not any(tmp_path.iterdir())
     assert torch.equal(
         store.row(SHARD_ROWS + 1, "chosen.hidden"), row(SHARD_ROWS + 1)["chosen.hidden"]
     )
     with pytest.raises(BrokenStoreError, match="it is not there"):
-        ReferenceCacheStore(folder)
+        OpenedStore(folder)
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

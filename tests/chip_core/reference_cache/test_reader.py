@@ -28,7 +28,7 @@ from chip_core.reference_cache.folder import (
     store_folder,
 )
 from chip_core.reference_cache.reader import CacheReader
-from chip_core.reference_cache.shards import ReferenceCacheStore
+from chip_core.reference_cache.shards import OpenedStore
 from chip_core.reference_cache.size import DiskSpaceError
 from chip_core.reference_cache.spec import (
     AvailableCaches,
@@ -179,7 +179,7 @@ def test_arms_with_text_terms_read_logps_alone(configured: Configured, tmp_path:
     config = configured(objective="dpo")
     (one,) = passes(config)
     (manifest,) = ensure_caches([one], config, cache=tmp_path)
-    store = ReferenceCacheStore(store_folder(tmp_path, one.key))
+    store = OpenedStore(store_folder(tmp_path, one.key))
     tokens = sum(len(store.row(place, f"{side}.ids")) for place in range(ROWS)
                  for side in ("chosen", "rejected"))  # fmt: skip
     # 4 bytes for a token's id, 4 for its log-probability; offsets and headers come on top
@@ -327,7 +327,7 @@ def test_features_are_the_towers_and_no_more(configured: Configured, tmp_path: P
     model, processor = loading.load(config.model)
     vision = model.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    values = ReferenceCacheStore(store_folder(tmp_path, one.key)).row(3, "hidden_states:-2.values")
+    values = OpenedStore(store_folder(tmp_path, one.key)).row(3, "hidden_states:-2.values")
     assert values.shape == (1, patches, vision.hidden_size)
     a_sample = 4 * patches * vision.hidden_size
     assert ROWS * a_sample < manifest.bytes < ROWS * a_sample + 3 * 1024
@@ -444,7 +444,7 @@ def test_responses_that_changed_meanwhile_stop_the_trial(
     stores = offered(config, tmp_path / "cache")
     (one,) = stores.passes
     folder = store_folder(stores.cache, one.key)
-    whole = ReferenceCacheStore(folder)
+    whole = OpenedStore(folder)
     columns = [f"{side}.{name}" for side in ("chosen", "rejected") for name in ("ids", "logps")]
     rows = [{name: whole.row(place, name) for name in columns} for place in range(ROWS)]
     for place in range(1, ROWS - 1):  # of what is looked at before the first step, nothing

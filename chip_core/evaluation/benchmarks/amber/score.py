@@ -74,7 +74,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class _AnnotatedQuestion:
     id: int
     group: str
     truth: Any  # "yes" or "no"; of a description, the objects that are there
@@ -167,7 +167,7 @@ class _NounCounter:
         self._similarity = similarity or SpacySimilarity()
         self._corrected = corrected
 
-    def count(self, question: _Question, response: str) -> Counts:
+    def count(self, question: _AnnotatedQuestion, response: str) -> Counts:
         tokens = tokenize_words(response)
         nouns = [
             lemmatize_noun(word.lower() if self._corrected else word)
@@ -192,13 +192,13 @@ class _NounCounter:
         return self._similarity(first, second) > MIN_SIMILARITY
 
 
-def _load_questions(file: Path) -> dict[str, _Question]:
+def _load_questions(file: Path) -> dict[str, _AnnotatedQuestion]:
     questions = {}
     try:
         for row in read_json(file):
             group = GROUPS.get(row["type"], "relation")
             targets = row["hallu"] if group == "generative" else ()
-            questions[str(row["id"])] = _Question(
+            questions[str(row["id"])] = _AnnotatedQuestion(
                 id=row["id"], group=group, truth=row["truth"], targets=targets
             )
     except (KeyError, TypeError):
@@ -213,7 +213,9 @@ def _load_word_lists(folder: Path) -> WordLists:
     return make_word_lists(read_json(folder / "relation.json"), safe.read_text(encoding="utf-8"))
 
 
-def _find_question(answer: Answer, number: int, questions: Mapping[str, _Question]) -> _Question:
+def _find_question(
+    answer: Answer, number: int, questions: Mapping[str, _AnnotatedQuestion]
+) -> _AnnotatedQuestion:
     try:
         return questions[answer.item]
     except KeyError:
@@ -223,7 +225,7 @@ def _find_question(answer: Answer, number: int, questions: Mapping[str, _Questio
         ) from None
 
 
-def _check_script_input(answers: Sequence[Answer], questions: Sequence[_Question]) -> None:
+def _check_script_input(answers: Sequence[Answer], questions: Sequence[_AnnotatedQuestion]) -> None:
     for number, (answer, question) in enumerate(zip(answers, questions, strict=True), start=1):
         if "id" in answer.fields:
             raise UserError(
@@ -248,7 +250,7 @@ def _read_answer(response: str, corrected: bool) -> str:
 
 
 def _add_description(
-    items: dict[str, list[ItemOutcome]], question: _Question, counts: Counts
+    items: dict[str, list[ItemOutcome]], question: _AnnotatedQuestion, counts: Counts
 ) -> None:
     for name, numerator, denominator in (
         ("chair", counts.hallucinated, counts.nouns),
@@ -259,7 +261,9 @@ def _add_description(
         items[name].append(_make_outcome(question, numerator, denominator))
 
 
-def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, verdict: str) -> None:
+def _add_yes_or_no(
+    items: dict[str, list[ItemOutcome]], question: _AnnotatedQuestion, verdict: str
+) -> None:
     """Add to a question's own part; questions are about hallucinations, so "no" is positive."""
     is_no, said_no = question.truth != "yes", verdict == "no"
     is_right = verdict == ("no" if is_no else "yes")
@@ -273,7 +277,9 @@ def _add_yes_or_no(items: dict[str, list[ItemOutcome]], question: _Question, ver
         items[f"{question.group}/{name}"].append(_make_outcome(question, numerator, denominator))
 
 
-def _make_outcome(question: _Question, numerator: float, denominator: float) -> ItemOutcome:
+def _make_outcome(
+    question: _AnnotatedQuestion, numerator: float, denominator: float
+) -> ItemOutcome:
     return ItemOutcome(
         item=str(question.id),
         numerator=float(numerator),

@@ -44,7 +44,7 @@ METRIC_NAMES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class _LabelledQuestion:
     label: str  # "yes", "no"
     object_name: str | None  # None if the question has another form than the benchmark's
 
@@ -149,14 +149,14 @@ def parse_as_script(answer: str) -> str:
     return "no" if {"No", "not", "no"} & set(first.split(" ")) else "yes"
 
 
-def _load_questions(data: Path, split: str, resources: Resources) -> dict[str, _Question]:
+def _load_questions(data: Path, split: str, resources: Resources) -> dict[str, _LabelledQuestion]:
     file = f"coco_pope_{split}.json"
     path = reading.find_file(data, [file, f"coco/{file}", f"output/coco/{file}"], "pope")
     rows = reading.iter_unique_rows(
         reading.read_rows(path), lambda row: f"{split}/{row.id('question_id')}"
     )
     return {
-        item: _Question(
+        item: _LabelledQuestion(
             label="no" if row.text("label") == "no" else "yes",
             object_name=_parse_object(row.values.get("text")),
         )
@@ -206,7 +206,7 @@ def _pair_by_position(
 
 
 def _pair_by_id(
-    answers: Sequence[Answer], questions: Mapping[str, Mapping[str, _Question]]
+    answers: Sequence[Answer], questions: Mapping[str, Mapping[str, _LabelledQuestion]]
 ) -> dict[str, list[_LabelledAnswer]]:
     # Imported here: its patterns take a tenth of a second to compile.
     from chip_core.evaluation.text.verdicts import read_verdict
