@@ -96,10 +96,8 @@ def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
         for key, found in plan.benchmarks.items()
     }
     save_identities(tmp_path / "w", plan.study.name, former)
-    for data_paths in (
-        DataPaths(benchmark_data=data),
-        DataPaths(),
-    ):  # also where the data are not here
+    # The second: also where the data are not on this machine.
+    for data_paths in (DataPaths(benchmark_data=data), DataPaths()):
         found = planned(tmp_path, data_paths).benchmarks
         assert found["report/pope"] != former["report/pope"]
         assert found["select/shapes"] == former["select/shapes"]

@@ -165,9 +165,8 @@ def test_what_changes_a_report_changes_its_hash(plan_of: PlanOf, tmp_path: Path)
 
 
 def test_every_shipped_study_has_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "chip_core.evaluation.benchmarks.lmms_eval.runner.version", lambda: "0"
-    )  # its own process
+    # The version is asked of a process of its own.
+    monkeypatch.setattr("chip_core.evaluation.benchmarks.lmms_eval.runner.version", lambda: "0")
     seen = set()
     files = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
     for file in files:

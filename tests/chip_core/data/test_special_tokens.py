@@ -173,9 +173,8 @@ def test_a_vocabulary_that_holds_the_mark_as_a_word_is_told() -> None:
         tokenizer_object=words, unk_token="<unk>", additional_special_tokens=["<image>"]
     )
     assert SpecialTokens(processor(tokenizer)).find_unencodable("the <image>") == "<image>"
-    assert (
-        SpecialTokens(processor(tokenizer)).find_unencodable("the <unk>") is None
-    )  # as good as what it is
+    # `<unk>` is as good as what it stands for.
+    assert SpecialTokens(processor(tokenizer)).find_unencodable("the <unk>") is None
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

@@ -53,12 +53,10 @@ def test_scaled_and_recompressed_copies_are_found_and_others_are_not() -> None:
         assert found == [place]
     grey = Image.new("RGB", (64, 64), (90, 90, 90))
     white = Image.new("RGB", (64, 64), (250, 250, 250))
-    assert (
-        compute_signature(grey).bits == compute_signature(white).bits == 0
-    )  # nothing is brighter than its neighbour
-    assert not is_same_picture(
-        compute_signature(grey), compute_signature(white)
-    )  # but they are not the same picture
+    # In an even picture nothing is brighter than its neighbour.
+    assert compute_signature(grey).bits == compute_signature(white).bits == 0
+    # But they are not the same picture.
+    assert not is_same_picture(compute_signature(grey), compute_signature(white))
     dark = ImageEnhance.Brightness(originals[0]).enhance(0.3)
     assert not is_same_picture(compute_signature(originals[0]), compute_signature(dark))
 

@@ -143,9 +143,8 @@ def test_what_stands_on_both_sides_is_refused(select: Any, report: Any, problem:
     benchmarks = both(select, report)
     ((_, _, said),) = find_declared_overlaps(benchmarks)
     assert problem in said
-    assert any(
-        problem in line for line in find_benchmark_problems(benchmarks, DataPaths())
-    )  # of a trial, too
+    # A trial's check finds it, too.
+    assert any(problem in line for line in find_benchmark_problems(benchmarks, DataPaths()))
 
 
 def test_what_stands_apart_is_not() -> None:
@@ -184,9 +183,8 @@ def test_the_same_question_on_both_sides_is_found_by_its_content(
     own = {"a": SaysItSplits(), "b": SaysItSplits(), "c": OtherPictures()}
     monkeypatch.setattr("chip_core.evaluation.readiness.find_benchmark", own.__getitem__)
     said = "its question report/1 is asked under `select`, too, by a: what was tuned on"
-    assert (
-        said in find_shared_questions(both("a", "a"), DataPaths())[0]
-    )  # says of itself that it splits
+    # This benchmark says of itself that it splits.
+    assert said in find_shared_questions(both("a", "a"), DataPaths())[0]
     assert said in find_shared_questions(both("a", "b"), DataPaths())[0]  # under another name
     assert not find_shared_questions(both("a", "c"), DataPaths())
     assert any(said in line for line in find_benchmark_problems(both("a", "a"), DataPaths()))

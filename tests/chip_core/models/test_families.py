@@ -164,9 +164,8 @@ def test_it_trains_and_reloads_with_plain_transformers(
     assert torch.equal(logits(model, batch), logits(again.eval(), batch))
     assert not torch.equal(logits(model, batch), before)
     ours, processor = loading.load(config.model, trained=tmp_path / "model")
-    batch = PairEncoder(processor, config, PAIRS).encode_batch(
-        range(3)
-    )  # the saved processor reads alike
+    # The saved processor encodes alike.
+    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     assert torch.equal(logits(model, batch), logits(ours, batch))
 
 

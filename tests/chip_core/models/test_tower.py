@@ -80,9 +80,8 @@ def test_a_model_says_the_same_without_looking(
         for row in range(3)
     ]
     assert set(alone[0]) == FIELDS[family]
-    batch = encoder.encode_batch(
-        [2, 0, 1]
-    )  # images of different sizes: padded, in tiles, in patches
+    # Images of different sizes: padded, in tiles, in patches.
+    batch = encoder.encode_batch([2, 0, 1])
     hidden, gradients = run(model, batch)
 
     def blind(*given: Any, **options: Any) -> Any:

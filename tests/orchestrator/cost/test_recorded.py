@@ -92,9 +92,8 @@ def test_phases_as_rates(small: Plan, told: Callable[..., RateSource | None]) ->
     config = small.trials[1].config
     kind = training_kind(config, LIVE, features=False)
     assert found.rates["step", kind] == make_seconds(1, 0.5)  # (12 − 2) / 10
-    assert found.rates["setup", kind] == make_seconds(
-        pytest.approx(1), pytest.approx(0.5)
-    )  # 12 − 11
+    # 12 − 11 seconds.
+    assert found.rates["setup", kind] == make_seconds(pytest.approx(1), pytest.approx(0.5))
     assert found.rates["row", row_kind(config)] == make_seconds(0.01, 0.005)
     assert found.rates["model", start_kind(config)] == make_seconds(1, 0.5)
     answer = found.rates["answer", answer_kind(config, config.benchmarks.report[0])]

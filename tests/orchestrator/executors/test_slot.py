@@ -124,9 +124,8 @@ def test_a_slot_that_holds_too_much_memory_ends_after_its_job_is_told(
     held = psutil.Process().memory_info().rss
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1.25 * held))
     with pytest.raises(SlotRetired, match=r"it holds (7\d|8\d|9\d) % of the machine's memory"):
-        run_slot(
-            {PAYLOAD_KEY: payload(tmp_path, "ends_well")}
-        )  # 1/1.25 = 80 %, and what it grew by
+        # 1 / 1.25 = 80 %, and what the process grew by.
+        run_slot({PAYLOAD_KEY: payload(tmp_path, "ends_well")})
     assert told[-1][OUTCOME_KEY] == JobOutcome()
 
 

@@ -75,9 +75,8 @@ def test_every_share_asks_select_once_more(plan_of: PlanOf, tmp_path: Path) -> N
         plan = plan_of(BOTH, overrides=overrides)
         found = build_workload(plan, Ledger(tmp_path), tmp_path)
         trained = next(each for each in found.trials if each.training is not None)
-        assert all(
-            one.times == 1 for one in found.trials[0].questions.values()
-        )  # the untrained model
+        # The first trial is the untrained model.
+        assert all(one.times == 1 for one in found.trials[0].questions.values())
         times = {key: one.times for key, one in trained.questions.items()}
         # 500 and 1,000 questions; the untrained model, and 4 arms of 2 seeds
         made = 1500 + 8 * (500 * times["select/shapes"] + 1000 * times["report/shapes"])

@@ -60,9 +60,8 @@ def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
     )
     same = job.config.model_copy(update={"engine": failed("memory").job.config.engine})
     assert same == failed("memory").job.config
-    assert (
-        next_retry(JobFailed(job=job, reason="why", cause="memory"), lost_count=0) is None
-    )  # 1 is the least
+    # A micro-batch of 1 is the smallest.
+    assert next_retry(JobFailed(job=job, reason="why", cause="memory"), lost_count=0) is None
 
 
 def test_a_machine_whose_memory_ran_out_is_tried_again_where_nothing_is_left_to_halve() -> None:

@@ -107,9 +107,8 @@ def test_it_tries_again(remote: RemoteStorage, monkeypatch: pytest.MonkeyPatch) 
     assert remote.read(["x"]) == {"x": b"1"}
     calls.clear()
     with pytest.raises(StorageError, match="a file cannot be read: ConnectionError: gone"):
-        RemoteStorage(remote.uri, pauses=(0.0,)).read(
-            ["x"]
-        )  # the same file system, by fsspec's cache
+        # fsspec's cache gives it the same file system.
+        RemoteStorage(remote.uri, pauses=(0.0,)).read(["x"])
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,8 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv(NODE_CACHE_VARIABLE, str(folder / "one"))
-        tracker = InlineTracker(
-            with_store(folder / "work")
-        )  # before the storage is settled, as the command
+        # Before the storage is settled, as the command does it.
+        tracker = InlineTracker(with_store(folder / "work"))
         outcome = run(folder / "work", uri, tracker=tracker)
     return Finished(folder=folder, uri=uri, outcome=outcome)
 

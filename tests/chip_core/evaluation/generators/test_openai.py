@@ -62,9 +62,8 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
         if arm is not None:
             assert parity["adapter"]["trained"] == parity["adapter"]["differ"] > 0
         assert found.metadata["generator"] == f"transformers 5 at {server.url}"
-        assert sorted(read_stored_items(folder)) == sorted(
-            {*read_stored_items(folder)}
-        )  # each once
+        # Each item is stored once.
+        assert sorted(read_stored_items(folder)) == sorted({*read_stored_items(folder)})
         answers.append(read_responses(folder))
     assert len({tuple(each) for each in answers}) == 3
 

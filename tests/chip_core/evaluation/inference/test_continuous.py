@@ -111,9 +111,8 @@ def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) 
     # A batch takes its first token's pass and then a step for each token but the last.
     assert watching.steps < sum(length - 1 for length in tokens)
     watching.entered.clear()
-    monkeypatch.setattr(
-        continuous, "SMALL_CACHE_BYTES", 8 * 2**20
-    )  # as many bytes as eight rows take here
+    # As many bytes as eight rows take here.
+    monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 8 * 2**20)
     decoder = Decoder(*loaded, Decoding(max_new_tokens=32), bf16=False, share_prefix=True)
     told = list(decoder.stream(batches, size=8))
     assert {item.id: response for answers in told for item, response in answers} == texts

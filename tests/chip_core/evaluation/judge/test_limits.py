@@ -179,6 +179,5 @@ def test_what_is_read_of_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 370_000}}
     parts = [picture, {"type": "text", "text": "x" * 400}]
     shown = JudgeRequest(item="1", messages=({"role": "user", "content": parts},))
-    assert (
-        estimate_call_tokens(shown, {}) == 100 + TOKENS_PER_PICTURE
-    )  # and not what its base64 has
+    # An image counts as an image, not by the length of its base64 text.
+    assert estimate_call_tokens(shown, {}) == 100 + TOKENS_PER_PICTURE

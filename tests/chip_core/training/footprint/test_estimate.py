@@ -232,9 +232,8 @@ def test_two_small_models_tell_of_a_large_one(
     found.text_config.num_hidden_layers = 7
     shape = RowShape(image=16, text=9, chosen=60, rejected=70)
     told = estimate_footprint(found, config, shape, stored=True)
-    monkeypatch.setattr(
-        "chip_core.training.footprint.estimate._SAMPLE_LAYERS", 7
-    )  # all of it is made
+    # All seven layers are made.
+    monkeypatch.setattr("chip_core.training.footprint.estimate._SAMPLE_LAYERS", 7)
     assert told == estimate_footprint(found, config, shape, stored=True)
 
 

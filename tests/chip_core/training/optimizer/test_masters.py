@@ -82,9 +82,8 @@ def test_an_update_is_adamws_on_weights_in_fp32(
             masters.master_of(weight).detach(), expected.detach(), rtol=1e-6, atol=1e-7
         )
         assert torch.equal(weight, masters.master_of(weight).detach().bfloat16())
-    assert torch.equal(
-        plain[-1], masters.master_of(trained[-1])
-    )  # passed over, its weight decay too
+    # The last weight is passed over, its weight decay too.
+    assert torch.equal(plain[-1], masters.master_of(trained[-1]))
 
 
 def test_steps_too_small_for_bf16_add_up(model: Any) -> None:

@@ -140,9 +140,8 @@ def test_what_a_search_cost(run: Plan, tmp_path: Path) -> None:
     cost = compute_search_cost(chip.trials, ledger, "tuned")
     assert (cost.trials, cost.failed, cost.reused) == (3, 1, 0)
     assert (cost.seconds, cost.cpu_seconds, cost.gpu_seconds) == (12.0, 12.0, 0.0)  # 3 of 4 s
-    assert (
-        compute_search_cost(chip.trials, ledger, "another").reused == 2
-    )  # the failed one was never done
+    # The failed trial was never done, so it is not reused.
+    assert compute_search_cost(chip.trials, ledger, "another").reused == 2
     last = next(iter(ledger[dpo.trials[0].fingerprint].history.values()))
     last.started = None  # taken over from a driver that died: what it left of its phases counts
     assert compute_search_cost(dpo.trials[:1], ledger, "tuned").seconds == 2.0

@@ -75,6 +75,5 @@ def test_checkpoints_are_drawn_from_the_untrained_model_on(finished: Run) -> Non
     assert (band.arm, band.seeds) == ("chip, trained", 3)
     assert band.steps.tolist() == [2, 4]  # the untrained model was not asked `select` here
     assert band.mean.tolist() == [3, 6] and band.low.tolist() == [2, 4]
-    assert (
-        picked_checkpoint_blocks(made.plan, made.ledger) == []
-    )  # no trial asks to be scored on its way
+    # No trial asks to be scored on its way.
+    assert picked_checkpoint_blocks(made.plan, made.ledger) == []
