@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     defaults: Any = RayTuneExecutor.__init__.__kwdefaults__
     defaults["entry"] = "tests.faults.injected:execute"
     figures: Any = base
-    figures.rendered = lambda figure: (_PNG, b"%PDF-1.4 blank")
+    figures.render_files = lambda figure: (_PNG, b"%PDF-1.4 blank")
     flag = Path(arguments[arguments.index("--workdir") + 1]) / f"{FULL}-ledger"
     append = ledger.append_record
 
