@@ -13,7 +13,7 @@ from orchestrator.study.load import load_study
 from orchestrator.study.model import Study, StudyChanges
 
 from . import fakes
-from .tuned import Figure, results_by
+from .tuned_study import MetricOfJob, make_result_function
 
 STUDY = """
 study: small
@@ -90,6 +90,6 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Figure], None]:
+def set_trial_metric(monkeypatch: pytest.MonkeyPatch) -> Callable[[MetricOfJob], None]:
     """Let the fake executor's trials come to the figures of a function of their job."""
-    return lambda figure: monkeypatch.setattr(fakes, "result_of", results_by(figure))
+    return lambda figure: monkeypatch.setattr(fakes, "make_result", make_result_function(figure))

@@ -47,7 +47,7 @@ from orchestrator.tracking.views import (
 )
 
 
-def result_of(job: Job) -> TrialResult:
+def make_result(job: Job) -> TrialResult:
     """Figures that are a function of the job: chair_i = 10 + seed, less 2 under chip."""
     config = job.config
     chair = 30.0 if job.untrained else 10.0 + config.seed
@@ -131,11 +131,11 @@ class FakeExecutor:
             if job.name in self.answers and not job.is_scoring:
                 scoring = job.scoring_job()
                 on_event(
-                    JobAnswered(job=job, answered_trial=leave_answers(job), scoring_job=scoring)
+                    JobAnswered(job=job, answered_trial=write_job_answers(job), scoring_job=scoring)
                 )
                 left.appendleft(scoring)
                 continue
-            on_event(JobFinished(job=job, result=leave_result(job)))
+            on_event(JobFinished(job=job, result=write_job_result(job)))
         if self.stop.is_requested:
             raise KeyboardInterrupt
 
@@ -144,9 +144,9 @@ class FakeExecutor:
         return [job.name for job in self.jobs]
 
 
-def leave_answers(job: Job) -> AnsweredTrial:
+def write_job_answers(job: Job) -> AnsweredTrial:
     """Leave what a worker leaves whose trial has answered and is not scored."""
-    result = result_of(job)
+    result = make_result(job)
     if result.steps:
         os.makedirs(job.folder / MODEL)
     answers = {
@@ -158,9 +158,9 @@ def leave_answers(job: Job) -> AnsweredTrial:
     return answered
 
 
-def leave_result(job: Job) -> TrialResult:
+def write_job_result(job: Job) -> TrialResult:
     """Leave what a worker leaves."""
-    result = result_of(job)
+    result = make_result(job)
     if result.steps:
         os.makedirs(job.folder / MODEL, exist_ok=True)
     for evaluation in result.evaluations.values():

@@ -25,7 +25,7 @@ from orchestrator.state.ledger import Ledger, lock_study
 from orchestrator.utils.version import code_version
 
 from .conftest import STUDY
-from .fakes import FakeExecutor, FakeTracker, leave_answers, leave_result
+from .fakes import FakeExecutor, FakeTracker, write_job_answers, write_job_result
 
 PlanOf = Callable[..., Plan]
 
@@ -174,7 +174,7 @@ def test_what_a_worker_finished_after_its_driver_died_is_not_run_again(
 ) -> None:
     plan = plan_of()
     job, trial, _ = make_jobs(plan, Ledger(tmp_path), tmp_path)[2]
-    leave_result(job)
+    write_job_result(job)
     _, executor, tracker = run(plan_of(), tmp_path)
     assert trial.name not in executor.names
     assert len(executor.names) == 8
@@ -221,7 +221,7 @@ def test_answers_that_are_there_are_scored_without_a_model(plan_of: PlanOf, tmp_
 
 def test_answers_that_no_driver_saw_are_found(plan_of: PlanOf, tmp_path: Path) -> None:
     job, trial, _ = make_jobs(plan_of(), Ledger(tmp_path), tmp_path)[2]
-    leave_answers(job)
+    write_job_answers(job)
     _, executor, _ = run(plan_of(), tmp_path)
     (scoring,) = [other for other in executor.jobs if other.name == trial.name]
     assert scoring.answers == job.folder
@@ -229,7 +229,7 @@ def test_answers_that_no_driver_saw_are_found(plan_of: PlanOf, tmp_path: Path) -
 
 def test_answers_that_were_changed_are_not_scored(plan_of: PlanOf, tmp_path: Path) -> None:
     job, trial, _ = make_jobs(plan_of(), Ledger(tmp_path), tmp_path)[2]
-    answered = leave_answers(job)
+    answered = write_job_answers(job)
     (job.folder / "responses").mkdir()
     (job.folder / "responses/report-shapes.jsonl").write_text("{}\n")
     marked = {"responses/report-shapes.jsonl": "0" * 64}
@@ -243,7 +243,7 @@ def test_answers_that_were_changed_are_not_scored(plan_of: PlanOf, tmp_path: Pat
 
 def test_scoring_that_fails_is_made_again_alone(plan_of: PlanOf, tmp_path: Path) -> None:
     job, trial, _ = make_jobs(plan_of(), Ledger(tmp_path), tmp_path)[2]
-    leave_answers(job)
+    write_job_answers(job)
     outcome, _, _ = run(plan_of(), tmp_path, FakeExecutor(failures={trial.name: "no reply"}))
     assert outcome.failed == {trial.name: "no reply"}
     _, executor, _ = run(plan_of(), tmp_path)

@@ -24,7 +24,7 @@ from chip_core.trained import read_trained
 from chip_core.training import checkpoint as checkpoints
 from chip_core.utils.errors import TrialError
 
-from . import told
+from . import refusals
 
 KIND = "checkpoints"
 STUDY = "study: small\nrecipe: own.yaml\nfactors: {vision_encoder: [frozen, trained]}\n"
@@ -115,8 +115,12 @@ def test_models_by_hand(tmp_path: Path, name: str) -> None:
     (tmp_path / "own.yaml").write_text(f"model: {folder}\n")
     (tmp_path / "study.yaml").write_text(STUDY)
     where = str(tmp_path / "runs")
-    told.exits(KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--workdir", where)
-    told.refused("trials FAILED", lambda: loading.load(ModelConfig(path=str(folder))), TrialError)
+    refusals.expect_program_refusal(
+        KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--workdir", where
+    )
+    refusals.expect_refusal(
+        "trials FAILED", lambda: loading.load(ModelConfig(path=str(folder))), TrialError
+    )
     assert not Path("pwned").exists()
 
 
@@ -131,14 +135,14 @@ PARTS: dict[str, dict[str, bytes | None]] = {
 @pytest.mark.parametrize("name", PARTS)
 def test_models_that_only_loading_sees(tmp_path: Path, name: str) -> None:
     folder = model_folder(tmp_path / "model", PARTS[name])
-    told.refused(KIND, lambda: loading.load(ModelConfig(path=str(folder))), TrialError)
+    refusals.expect_refusal(KIND, lambda: loading.load(ModelConfig(path=str(folder))), TrialError)
 
 
 def test_an_adapter_of_pickled_weights(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Evil()))
     act = lambda: loading.load(ModelConfig(path="shapes"), trained=tmp_path)  # noqa: E731
-    told.refused("trials FAILED", act, TrialError)
+    refusals.expect_refusal("trials FAILED", act, TrialError)
     assert not Path("pwned").exists()
 
 
@@ -164,7 +168,7 @@ def test_models_by_hypothesis(tmp_path: Path, data: st.DataObject) -> None:
     said = loading.find_model_problem(ModelConfig(path=str(folder)))
     (folder / name).write_bytes(good)
     if said is not None:
-        told.note(f"{KIND}, generated", said)
+        refusals.count_refusal(f"{KIND}, generated", said)
 
 
 @pytest.fixture
@@ -226,7 +230,7 @@ def test_states_by_hand(left: Path, config: TrialConfig, name: str) -> None:
     resumed = restore(left, config)
     assert resumed.step == 0
     assert "is not used: state.pt" in resumed.notes[0]
-    told.note(KIND, resumed.notes[0])
+    refusals.count_refusal(KIND, resumed.notes[0])
     assert not Path("pwned").exists()
 
 
@@ -234,7 +238,9 @@ def test_a_state_that_lacks_its_parts_ends_the_trial(left: Path, config: TrialCo
     torch.save({"a": 1}, left / "checkpoints" / "step-00000002" / "state.pt")
     manifest(left, config)
     act = lambda: restore(left, config)  # noqa: E731
-    assert "is whole and cannot be used" in told.refused("trials FAILED", act, TrialError)
+    assert "is whole and cannot be used" in refusals.expect_refusal(
+        "trials FAILED", act, TrialError
+    )
 
 
 MANIFESTS: dict[str, bytes | dict[str, Any]] = {
@@ -269,7 +275,7 @@ def test_manifests_by_hand(left: Path, config: TrialConfig, name: str) -> None:
         manifest(left, config, **changed)
     resumed = restore(left, config)
     assert resumed.step == 0
-    told.note(KIND, resumed.notes[0])
+    refusals.count_refusal(KIND, resumed.notes[0])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"steps": 1}', '{"more": 1}', "{"])

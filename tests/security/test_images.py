@@ -22,7 +22,7 @@ from chip_core.utils.errors import TrialError, UserError
 from orchestrator.report.figures.gallery import read_images
 
 from ..chip_core.data import files
-from . import told
+from . import refusals
 
 KIND = "images"
 READER = ImageReader(None)
@@ -106,7 +106,7 @@ IMAGES: dict[str, bytes] = {
 @pytest.mark.parametrize("name", IMAGES)
 def test_by_hand(name: str) -> None:
     ref = ImageRef(data=IMAGES[name])
-    told.refused(KIND, lambda: READER.read(ref), RowError)
+    refusals.expect_refusal(KIND, lambda: READER.read(ref), RowError)
     with pytest.raises(RowError):
         READER.size(ref)
     assert not Path("pwned").exists()
@@ -116,8 +116,8 @@ def test_a_picture_of_too_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(image_files, "MAX_BYTES", 100)
     content = files.picture("BMP")  # 12 · 8 · 3 bytes and a header
     (tmp_path / "a.bmp").write_bytes(content)
-    told.refused(KIND, lambda: open_image(content), RowError)
-    told.refused(KIND, lambda: open_image(tmp_path / "a.bmp"), RowError)
+    refusals.expect_refusal(KIND, lambda: open_image(content), RowError)
+    refusals.expect_refusal(KIND, lambda: open_image(tmp_path / "a.bmp"), RowError)
 
 
 def test_a_film_is_its_first_frame() -> None:
@@ -144,7 +144,7 @@ def test_by_hypothesis(kind: str, places: list[tuple[float, int]], keep: float) 
     try:
         assert READER.read(ref).mode == "RGB"
     except RowError as error:
-        told.note(f"{KIND}, generated", str(error))
+        refusals.count_refusal(f"{KIND}, generated", str(error))
 
 
 def described(folder: Path, name: str) -> object:
@@ -171,15 +171,17 @@ def test_pictures_of_other_files(
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (folder / "bomb.png").write_bytes(files.huge_header())
     (folder / "script.svg").write_bytes(IMAGES["an SVG"])
-    told.refused(KIND, lambda: read(folder, name), UserError, TrialError)
+    refusals.expect_refusal(KIND, lambda: read(folder, name), UserError, TrialError)
 
 
 @pytest.mark.parametrize("data", [b"", b"x", files.huge_header(), "no base64!", "aGVsbG8="])
 def test_pictures_within_a_benchmark_s_file(data: bytes | str) -> None:
-    told.refused(KIND, lambda: embedded_picture("a picture", lambda: data).read(), TrialError)
+    refusals.expect_refusal(
+        KIND, lambda: embedded_picture("a picture", lambda: data).read(), TrialError
+    )
 
 
 @pytest.mark.parametrize("name", ["a PNG bomb", "text", "a cut JPEG", "a PostScript"])
 def test_pictures_of_the_gallery(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.png").write_bytes(IMAGES[name])
-    told.refused(KIND, lambda: read_images([tmp_path / "a.png"]), UserError)
+    refusals.expect_refusal(KIND, lambda: read_images([tmp_path / "a.png"]), UserError)

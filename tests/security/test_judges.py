@@ -27,7 +27,7 @@ from chip_core.utils.errors import TrialError, UserError
 from orchestrator.human_eval.replies import REPLIES_FORMAT, find_sheet_key, read_replies
 
 from ..chip_core.evaluation.judge.server import BatchEndpoints, Handler, serving
-from . import told
+from . import refusals
 
 KIND = "judge replies"
 GOOD = {
@@ -90,7 +90,7 @@ def test_bodies_by_hand(tmp_path: Path, name: str) -> None:
         handler.send(BODIES[name])
 
     with serving(answer) as server:
-        said = told.refused(KIND, lambda: asked(tmp_path, server.url), TrialError)
+        said = refusals.expect_refusal(KIND, lambda: asked(tmp_path, server.url), TrialError)
     assert "no call was answered" in said
     assert not (tmp_path / "replies.jsonl").exists()
 
@@ -112,7 +112,7 @@ def test_bodies_of_batches(tmp_path: Path, name: str, place: str) -> None:
     with serving(lambda handler, number, asked_: None) as server:
         server.batches.row = lambda number, asked_: (200, text)
         server.batches.get = spoilt  # type: ignore[method-assign]
-        said = told.refused(
+        said = refusals.expect_refusal(
             KIND, lambda: asked(tmp_path, server.url, mode="batch", poll=0.02), TrialError
         )
     assert "no call was answered" in said or "no batch" in said
@@ -125,7 +125,7 @@ def test_statuses(tmp_path: Path, status: int) -> None:
         handler.send({"error": "\x1b[31m" * 50}, status, {"Location": "file:///etc/passwd"})
 
     with serving(answer) as server:
-        told.refused(KIND, lambda: asked(tmp_path, server.url), TrialError)
+        refusals.expect_refusal(KIND, lambda: asked(tmp_path, server.url), TrialError)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_readers_take_any_text(reply: str) -> None:
     try:
         objhal_judge.read_reply(reply)
     except objhal_judge.UnreadableReplyError as error:
-        told.note(f"{KIND}, generated", str(error))
+        refusals.count_refusal(f"{KIND}, generated", str(error))
     assert len(llava_bench.parse_as_script(reply)) == 2
     pair = reply_ratings.read_pair(reply)
     assert pair is None or all(math.isfinite(rating) for rating in pair)
@@ -197,21 +197,25 @@ ROWS: dict[str, bytes] = {
 def test_files_of_replies_and_answers(tmp_path: Path, name: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROWS[name])
-    told.refused(KIND, lambda: ReplayJudge.from_file(file), UserError)
-    told.refused("answers", lambda: read_objects(file), UserError)
-    told.exits("answers", tmp_path, "score", "pope", str(file), "--data", str(tmp_path))
+    refusals.expect_refusal(KIND, lambda: ReplayJudge.from_file(file), UserError)
+    refusals.expect_refusal("answers", lambda: read_objects(file), UserError)
+    refusals.expect_program_refusal(
+        "answers", tmp_path, "score", "pope", str(file), "--data", str(tmp_path)
+    )
     assert not Path("pwned").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff", b"{", b"9" * 5000])
 def test_benchmarks_own_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "annotations.json").write_bytes(content)
-    told.refused("benchmarks' files", lambda: read_json(tmp_path / "annotations.json"), UserError)
+    refusals.expect_refusal(
+        "benchmarks' files", lambda: read_json(tmp_path / "annotations.json"), UserError
+    )
 
 
 @pytest.mark.parametrize("options", ["[" * 100_000, "__import__('os').system('touch pwned')", "{"])
 def test_options_that_are_written_as_python(options: str) -> None:
-    told.refused("benchmarks' files", lambda: _parse_options(options), UserError)
+    refusals.expect_refusal("benchmarks' files", lambda: _parse_options(options), UserError)
     assert not Path("pwned").exists()
 
 
@@ -241,11 +245,13 @@ def test_sheets_of_people(tmp_path: Path, name: str) -> None:
     changed = SHEETS[name]
     text = changed if isinstance(changed, bytes) else json.dumps({**SHEET, **changed}).encode()
     (tmp_path / "sheet.json").write_bytes(text)
-    told.refused("sheets", lambda: read_replies([tmp_path / "sheet.json"]), UserError)
+    refusals.expect_refusal("sheets", lambda: read_replies([tmp_path / "sheet.json"]), UserError)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "{}", '{"export": "abc"}'])
 def test_keys_of_sheets(tmp_path: Path, text: str) -> None:
     (tmp_path / "abc.json").write_text(text)
     files = [tmp_path / "sheet.json"]
-    told.refused("sheets", lambda: find_sheet_key(tmp_path, None, "abc", files), UserError)
+    refusals.expect_refusal(
+        "sheets", lambda: find_sheet_key(tmp_path, None, "abc", files), UserError
+    )

@@ -16,7 +16,7 @@ from chip_core.config.trial import TrialConfig
 from chip_core.config.validation import parse_trial_config
 from chip_core.utils.errors import ConfigError
 
-from . import told
+from . import refusals
 from .test_study_files import bomb, hostile
 
 KIND = "recipes"
@@ -73,7 +73,7 @@ RECIPES: dict[str, str] = {
 def test_by_hand(tmp_path: Path, name: str) -> None:
     (tmp_path / "own.yaml").write_text(RECIPES[name])
     (tmp_path / "study.yaml").write_text(STUDY)
-    told.exits(
+    refusals.expect_program_refusal(
         KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--workdir", str(tmp_path / "runs")
     )
     assert not Path("pwned").exists()
@@ -99,7 +99,7 @@ def test_by_hand(tmp_path: Path, name: str) -> None:
 def test_changes_of_the_command_line(tmp_path: Path, change: str) -> None:
     (tmp_path / "study.yaml").write_text(STUDY.replace("own.yaml", "shapes"))
     where = str(tmp_path / "runs")
-    told.exits(
+    refusals.expect_program_refusal(
         KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--set", change, "--workdir", where
     )
 
@@ -131,4 +131,4 @@ def test_by_hypothesis(path: tuple[str, ...], value: Any) -> None:
         parse_trial_config(read, "own.yaml")
     except ConfigError as error:
         assert all(line.startswith("own.yaml") for line in error.problems)
-        told.note(f"{KIND}, generated", error.problems[0])
+        refusals.count_refusal(f"{KIND}, generated", error.problems[0])

@@ -28,7 +28,7 @@ from orchestrator.study.load import load_study
 
 from ..chip_core.data import files
 from ..orchestrator.fakes import FakeTracker
-from . import told
+from . import refusals
 
 KIND = "rows"
 
@@ -113,7 +113,7 @@ def _refused(path: Path) -> None:
     data = DataConfig(source=str(path))
     (bad,) = [row for row in check_rows(open_source(data)) if isinstance(row, BadRow)]
     assert str(bad).startswith(str(path))
-    said = told.refused(KIND, lambda: load_pairs(data), TrialError)
+    said = refusals.expect_refusal(KIND, lambda: load_pairs(data), TrialError)
     assert "1 of 3 rows are bad" in said
     left = load_pairs(DataConfig(source=str(path), on_bad_row="skip"))
     assert (len(left), len(left.skipped)) == (2, 1)
@@ -141,7 +141,7 @@ def test_a_file_that_is_no_data_set(tmp_path: Path, name: str) -> None:
         "study: small\nrecipe: own.yaml\nfactors: {vision_encoder: [frozen, trained]}\n"
     )
     (tmp_path / "own.yaml").write_text(f"model: shapes\ndata: {{source: {tmp_path / file}}}\n")
-    told.exits(
+    refusals.expect_program_refusal(
         KIND, tmp_path, "plan", str(tmp_path / "study.yaml"), "--workdir", str(tmp_path / "runs")
     )
     assert not Path("pwned").exists()
@@ -174,7 +174,7 @@ def test_by_hypothesis(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     pairs = load_pairs(data)
     assert len(pairs) + len(pairs.skipped) == len(rows) + 1
     for bad in pairs.skipped:
-        told.note(f"{KIND}, generated", bad.reason)
+        refusals.count_refusal(f"{KIND}, generated", bad.reason)
     for pair in pairs:
         assert pair.image.mode == "RGB"
 
@@ -198,10 +198,10 @@ def test_damaged_parquet(tmp_path: Path, places: list[tuple[float, int]], keep: 
     try:
         pairs = load_pairs(DataConfig(source=str(path), on_bad_row="skip"))
     except TrialError as error:
-        told.note(f"{KIND}, generated", str(error))
+        refusals.count_refusal(f"{KIND}, generated", str(error))
         return
     for bad in pairs.skipped:
-        told.note(f"{KIND}, generated", bad.reason)
+        refusals.count_refusal(f"{KIND}, generated", bad.reason)
 
 
 def run_on_a_bomb(folder: Path, tracker: FakeTracker) -> RunOutcome:
@@ -227,7 +227,7 @@ def test_a_study_on_bad_rows_is_not_begun(tmp_path: Path) -> None:
         run_on_a_bomb(tmp_path, FakeTracker())
     (reason,) = refused.value.problems
     assert "1 of 2 rows are bad" in reason and "more than 89478485 pixels" in reason
-    told.note("studies not begun", reason)
+    refusals.count_refusal("studies not begun", reason)
     assert not list(Ledger(tmp_path / "runs").items())
     assert not (tmp_path / "runs" / "trials").exists()
     assert not (tmp_path / "runs" / "studies").exists()
@@ -242,7 +242,7 @@ def test_a_trial_whose_rows_turned_bad_fails_with_the_reason_and_leaves_nothing(
     outcome = run_on_a_bomb(tmp_path, tracker)
     (reason,) = outcome.failed.values()
     assert "1 of 2 rows are bad" in reason and "more than 89478485 pixels" in reason
-    told.note("trials FAILED", reason)
+    refusals.count_refusal("trials FAILED", reason)
     (view,) = [view for view in tracker.ended if view.status == "FAILED"]
     assert view.reason == reason
     (record,) = [record for _, record in Ledger(runs).items() if record.failure]

@@ -14,7 +14,7 @@ from chip_core.utils.errors import UserError
 from orchestrator.tracking import address
 from orchestrator.tracking.client import MlflowStore
 
-from . import told
+from . import refusals
 
 SECRET = "s3cret-0123"
 
@@ -72,7 +72,7 @@ def test_a_tracking_server_that_says_anything(name: str, monkeypatch: pytest.Mon
             store.open("small")
             store.runs()
 
-        said = told.refused("tracking servers", act, UserError)
+        said = refusals.expect_refusal("tracking servers", act, UserError)
     assert SECRET not in said
 
 

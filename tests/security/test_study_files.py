@@ -17,7 +17,7 @@ from chip_core.recipes.text import MAX_VALUES, MAX_YAML_BYTES, parse_yaml
 from chip_core.utils.errors import ConfigError
 from orchestrator.study.load import load_study
 
-from . import told
+from . import refusals
 
 KIND = "study files"
 TREE: dict[str, Any] = {
@@ -209,14 +209,18 @@ def test_by_hand(tmp_path: Path, name: str) -> None:
     text = TEXTS[name]
     file = tmp_path / "study.yaml"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
-    lines = told.exits(KIND, tmp_path, "plan", str(file), "--workdir", str(tmp_path / "runs"))
+    lines = refusals.expect_program_refusal(
+        KIND, tmp_path, "plan", str(file), "--workdir", str(tmp_path / "runs")
+    )
     assert any(str(file) in line or "--" in line for line in lines)
     assert not Path("pwned").exists()
 
 
 def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
     for name in ("s" * 5000, "\0", "../" * 2000):
-        told.exits(KIND, tmp_path, "plan", name, "--workdir", str(tmp_path / "runs"))
+        refusals.expect_program_refusal(
+            KIND, tmp_path, "plan", name, "--workdir", str(tmp_path / "runs")
+        )
 
 
 hostile = st.one_of(
@@ -270,7 +274,7 @@ def test_by_hypothesis(tmp_path: Path, content: bytes) -> None:
         load_study(file)
     except ConfigError as error:
         assert error.problems
-        told.note(f"{KIND}, generated", " ".join(str(error).splitlines()[:1])[: 10**3])
+        refusals.count_refusal(f"{KIND}, generated", " ".join(str(error).splitlines()[:1])[: 10**3])
     assert sorted(os.listdir(tmp_path)) == ["study.yaml"]
 
 
@@ -280,4 +284,4 @@ def test_no_text_at_all_does_anything_else(text: str) -> None:
     try:
         parse_yaml(text, "x")
     except ConfigError as error:
-        told.note(f"{KIND}, generated", error.problems[0][:1000])
+        refusals.count_refusal(f"{KIND}, generated", error.problems[0][:1000])

@@ -19,7 +19,7 @@ from chip_core.objectives.losses import Inputs
 from chip_core.objectives.terms import ResponseScores
 from chip_core.utils.errors import TrialError
 
-from ..plain import batch_objective
+from ..naive_forward import compute_view_objective
 
 SOURCE = """
 import torch.nn.functional as F
@@ -168,7 +168,7 @@ def test_it_is_added_with_its_weight(module: Path) -> None:
 
     config = ObjectiveConfig(preset="dpo", custom={"own_terms:conditional": 0.5})
     assert config.needs_rejected_image
-    found = batch_objective(config, chosen=W, rejected=L, rejected_image=V)
+    found = compute_view_objective(config, chosen=W, rejected=L, rejected_image=V)
     expected = -F.logsigmoid(torch.tensor(0.1 * 0.5)) - 0.5 * F.logsigmoid(torch.tensor(0.1))
     assert found.loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert set(found.terms) == {"response", "own_terms:conditional"}
@@ -191,7 +191,7 @@ def test_a_loss_of_another_shape_is_told_in_training(module: Path) -> None:
     with pytest.raises(
         TrialError, match=r"'own_terms:scalar' returned \(\), not one loss a pair, \(1"
     ):
-        batch_objective(config, chosen=W, rejected=L, rejected_image=None)
+        compute_view_objective(config, chosen=W, rejected=L, rejected_image=None)
 
 
 def test_it_is_given_the_divergence_where_it_asks_for_it(module: Path) -> None:
@@ -200,7 +200,7 @@ def test_it_is_given_the_divergence_where_it_asks_for_it(module: Path) -> None:
     assert not ObjectiveConfig(preset="dpo").needs_divergence
     config = ObjectiveConfig(terms=(), custom={"own_terms:drift": 2.0})
     assert config.needs_divergence
-    found = batch_objective(config, chosen=W, rejected=L, rejected_image=None)
+    found = compute_view_objective(config, chosen=W, rejected=L, rejected_image=None)
     assert found.loss.item() == pytest.approx(2 * 0.1 * 0.8)  # D_l = 0.5 + 0.3
 
 

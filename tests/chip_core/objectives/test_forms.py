@@ -17,7 +17,7 @@ from chip_core.objectives import ObjectiveConfig, objective_from_logits
 from chip_core.objectives.parts import changed_positions, changed_tokens
 from chip_core.objectives.terms import ResponseScores
 
-from ..plain import batch_objective
+from ..naive_forward import compute_view_objective
 
 LOG2 = math.log(2)
 FORMS = ("paper", "one_sigmoid", "released")
@@ -100,7 +100,9 @@ V = scores([-2.0, -2.5, -1.0], [-2.0, -1.0, -1.5])
 
 
 def loss(**config: Any) -> float:
-    found = batch_objective(ObjectiveConfig(**config), chosen=W, rejected=L, rejected_image=V)
+    found = compute_view_objective(
+        ObjectiveConfig(**config), chosen=W, rejected=L, rejected_image=V
+    )
     return found.loss.item()
 
 
@@ -165,7 +167,7 @@ def test_segment_normalize_divides_by_changed_tokens() -> None:
     one = scores([-1.0, -2.0], [0.0, 0.0], changed=[True, True])
     two = scores([-4.0], [0.0], changed=[True])
     config = ObjectiveConfig(terms=("segment",), segment={"normalize": "changed_tokens"})
-    found = batch_objective(config, chosen=one, rejected=two, rejected_image=None)
+    found = compute_view_objective(config, chosen=one, rejected=two, rejected_image=None)
     assert found.loss.item() == pytest.approx(nll(0.1 * (-1.5 + 4)))
 
 
@@ -264,8 +266,10 @@ def test_padding_changes_nothing(form: str) -> None:
         )
 
     config = ObjectiveConfig(form=form)
-    plain = batch_objective(config, chosen=W, rejected=L, rejected_image=V)
-    other = batch_objective(config, chosen=padded(W), rejected=padded(L), rejected_image=padded(V))
+    plain = compute_view_objective(config, chosen=W, rejected=L, rejected_image=V)
+    other = compute_view_objective(
+        config, chosen=padded(W), rejected=padded(L), rejected_image=padded(V)
+    )
     assert torch.equal(plain.loss, other.loss)
 
 
@@ -295,7 +299,7 @@ def test_gradient_equals_finite_differences(name: str) -> None:
                 mask=scored.mask, changed=scored.changed, kl=kl,
             )  # fmt: skip
 
-        return batch_objective(
+        return compute_view_objective(
             config,
             chosen=swapped(W, w, W.kl),
             rejected=swapped(L, lose, kl),
@@ -335,9 +339,9 @@ def test_a_batch_is_the_mean_of_its_pairs(name: str) -> None:
     of_w, of_l = [5, 2, 7, 1], [3, 6, 1, 4]
     parts = {"chosen": (responses(of_w, 1), of_w), "rejected": (responses(of_l, 2), of_l),
              "rejected_image": (responses(of_w, 3), of_w)}  # fmt: skip
-    whole = batch_objective(config, **{what: scored for what, (scored, _) in parts.items()})
+    whole = compute_view_objective(config, **{what: scored for what, (scored, _) in parts.items()})
     alone = [
-        batch_objective(
+        compute_view_objective(
             config,
             **{what: of(scored, row, lengths[row]) for what, (scored, lengths) in parts.items()},
         ).loss.item()

@@ -18,7 +18,7 @@ from chip_core.models.parts import set_trained
 from chip_core.training.policy import LiveReference, Policy
 
 from .. import families
-from ..plain import logits
+from ..naive_forward import compute_logits
 
 VOCABULARY = 997  # no other size in the model is
 
@@ -76,5 +76,5 @@ def test_the_watch_sees_whole_logits() -> None:
     config = TrialConfig.model_validate({"model": "x"})
     batch = PairEncoder(processor, config, families.pairs()).encode_batch(range(3))
     with Watch() as watch:
-        whole = logits(made, batch)
+        whole = compute_logits(made, batch)
     assert watch.most == whole.shape[0] * whole.shape[1] > 34

@@ -17,7 +17,7 @@ from chip_core.training.policy import LiveReference, Policy
 from chip_core.training.trainer import _batch_figures
 
 from .. import families
-from ..counting import Counted, counting
+from ..wait_counter import WaitCounts, count_waits
 
 DEVICE = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def config_of(dtype: str, language_model: str) -> TrialConfig:
 
 def step(
     config: TrialConfig, monkeypatch: pytest.MonkeyPatch, *, live: bool, autocast: bool = False
-) -> Counted:
+) -> WaitCounts:
     """A micro-batch of three pairs: reference, forward, backward, figures."""
     model, processor = families.build("llava")
     if not autocast:
@@ -49,7 +49,7 @@ def step(
         policy.prefix_sharing = True
         stored = reference.scores(encoded.to(DEVICE))
         with (
-            counting(model, monkeypatch) as counted,
+            count_waits(model, monkeypatch) as counted,
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
         ):
             batch: PairBatch = encoded.to(DEVICE)
@@ -87,7 +87,7 @@ def test_the_count_sees_casts_of_autocast(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_count_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = families.build("llava")
-    with counting(model, monkeypatch) as counted:
+    with count_waits(model, monkeypatch) as counted:
         here = torch.arange(6)
         assert here.tolist() and bool(here[1]) and int(here.sum()) == 15  # not of the device
         assert not counted.waits

@@ -32,7 +32,7 @@ from chip_core.trial import run_trial
 from chip_core.utils.workers import Workers
 
 from .. import families
-from ..plain import plain_loss
+from ..naive_forward import compute_naive_loss
 
 PAIRS = families.pairs()
 EXACT, IN_BF16 = 1e-5, 1.25  # relative, of the global norm; times as far as separate passes
@@ -179,7 +179,7 @@ def plain(
     """Return loss and all gradients from whole logits of separate passes, pair by pair."""
     model = policy_model(family, config, held)
     reference, processor = built(family, held)
-    loss = plain_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
+    loss = compute_naive_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
     return loss.item(), gradient_of(loss, counted(model, config))
 
 

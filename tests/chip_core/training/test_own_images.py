@@ -18,7 +18,7 @@ from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
 from chip_core.training.states import pack
 
-from ..plain import plain_loss
+from ..naive_forward import compute_naive_loss
 from .test_presets import PAIRS, built, gradient, moved
 
 #: The middle one has one image for both; the others' own are of other sizes than their first.
@@ -43,7 +43,7 @@ def test_each_response_is_read_under_its_own_image(family: str, objective: str) 
     batch = PairEncoder(processor, config, OWN).encode_batch(range(3))
     model = moved(family)
     trained = set_trained(model, config)
-    true = plain_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
+    true = compute_naive_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
     true_gradient = gradient(true, trained)
     for shared in (False, True):
         policy = Policy(model, config.objective, prefix_sharing=shared, logits_chunk=5)

@@ -26,7 +26,7 @@ from chip_core.training.states import pack
 from chip_core.utils.files import read_records
 
 from .. import families
-from ..plain import plain_loss
+from ..naive_forward import compute_naive_loss
 from ..trainings import train
 
 OBJECTIVES: dict[str, Any] = {
@@ -115,7 +115,7 @@ def test_the_step_equals_the_plain_truth(family: str, name: str) -> None:
     model = moved(family)
     trained = set_trained(model, config)
     torch.manual_seed(0)  # DAMA draws
-    true = plain_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
+    true = compute_naive_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
     true_gradient = gradient(true, trained)
     for shared in (False, True):
         policy = Policy(model, config.objective, prefix_sharing=shared, logits_chunk=5)

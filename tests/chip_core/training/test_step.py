@@ -18,7 +18,7 @@ from chip_core.models import loading
 from chip_core.models.parts import group_parameters, set_trained
 from chip_core.training.policy import Policy
 
-from ..plain import plain_loss
+from ..naive_forward import compute_naive_loss
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_loss_and_gradients_equal_the_plain_ones(
     known = Policy(reference, config.objective).reference_scores(batch)
     head = Policy(reference, config.objective).head
     for how in (lambda p: Policy(p, config.objective)(batch, known, head).loss.mean(),
-                lambda p: plain_loss(p, reference, batch, config, eos)):  # fmt: skip
+                lambda p: compute_naive_loss(p, reference, batch, config, eos)):  # fmt: skip
         policy = moved(reference)
         trained = set_trained(policy, config)
         loss = how(policy)

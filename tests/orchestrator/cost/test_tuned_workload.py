@@ -10,7 +10,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import resolve_search
 
-from ..tuned import STUDY, carry_out
+from ..tuned_study import STUDY, run_missing_trials
 
 
 def workload_of(plan: Plan, folder: Path) -> Workload:
@@ -41,7 +41,7 @@ def test_a_search_that_came_to_nothing_leaves_no_seeds(
         if trial.name.startswith("chip: search")
     }
     assert len(lost) == 3
-    carry_out(plan, tmp_path, lost)
+    run_missing_trials(plan, tmp_path, lost)
     # the three draws are tried again; the arm's two seeds are not counted while it has failed
     names = [each.trial.name for each in workload_of(plan, tmp_path).trials]
     assert sorted(names) == sorted(lost)

@@ -37,7 +37,7 @@ CAUSES: dict[str, Cause] = {
     "second_dies": "worker_lost",
 }
 #: Of these, another attempt is made, which ends well.
-RETRIED: tuple[Cause, ...] = ("worker_lost", "memory")
+RETRIED_CAUSES: tuple[Cause, ...] = ("worker_lost", "memory")
 
 
 @dataclass(kw_only=True)
@@ -67,7 +67,7 @@ class Backend:
     def retry(self, failed: JobFailed) -> Job | None:
         """Return the next attempt of a job that failed from outside."""
         job = failed.job
-        if failed.cause not in RETRIED:
+        if failed.cause not in RETRIED_CAUSES:
             return None
         return replace(job, id=f"{job.id}-2", name="steps", folder=self.folder / f"{job.id}-2")
 
@@ -91,7 +91,7 @@ class Backend:
         return (job.folder / "process-0").read_text()
 
 
-def each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
+def check_each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
     for job in {event.job.id: event.job for event in backend.events}.values():
         first, *between, last = backend.of(job)
         assert isinstance(first, JobStarted), job.name
@@ -106,27 +106,27 @@ def each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
             )
 
 
-def each_failure_has_its_cause(backend: Backend) -> None:
+def check_each_failure_has_its_cause(backend: Backend) -> None:
     ends = {job.name: backend.of(job)[-1] for job in backend.jobs}
     causes = {name: end.cause for name, end in ends.items() if isinstance(end, JobFailed)}
     assert causes == {name: CAUSES[name] for name in backend.names if name in CAUSES}
 
 
-def a_retry_is_the_next_to_begin(backend: Backend) -> None:
+def check_a_retry_is_the_next_to_begin(backend: Backend) -> None:
     wanted: list[str] = []
     for job in backend.jobs:
         wanted.append(job.id)
-        if CAUSES.get(job.name) in RETRIED:
+        if CAUSES.get(job.name) in RETRIED_CAUSES:
             wanted.append(f"{job.id}-2")
     begun = [event.job for event in backend.events if isinstance(event, JobStarted)]
     assert [job.id for job in begun if not job.is_scoring] == wanted
     for event in backend.events:
         if isinstance(event, JobFailed):
             retry_job = None if event.retry_job is None else event.retry_job.id
-            assert retry_job == (f"{event.job.id}-2" if event.cause in RETRIED else None)
+            assert retry_job == (f"{event.job.id}-2" if event.cause in RETRIED_CAUSES else None)
 
 
-def answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
+def check_answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
     [job] = [job for job in backend.jobs if job.name == "answers"]
     [answered] = [event for event in backend.of(job) if isinstance(event, JobAnswered)]
     scoring = answered.scoring_job
@@ -137,7 +137,7 @@ def answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
     assert order == [answered, first]
 
 
-def a_second_run_is_a_run(backend: Backend) -> None:
+def check_a_second_run_works(backend: Backend) -> None:
     events: list[JobEvent] = []
     job = backend.job(90, "steps")
     backend.executor.run([job], events.append)
@@ -145,7 +145,7 @@ def a_second_run_is_a_run(backend: Backend) -> None:
     backend.executor.run([], events.append)
 
 
-def what_comes_later_begins_when_it_is_known(backend: Backend) -> None:
+def check_later_jobs_begin_when_they_are_known(backend: Backend) -> None:
     first, second = backend.job(93, "steps"), backend.job(94, "steps")
     events: list[JobEvent] = []
     to_come = [second]
@@ -163,7 +163,7 @@ def what_comes_later_begins_when_it_is_known(backend: Backend) -> None:
     backend.later = first, second
 
 
-def what_is_raised_by_what_comes_later_comes_out(backend: Backend) -> None:
+def check_an_error_of_the_job_source_is_raised(backend: Backend) -> None:
     def more() -> list[Job] | None:
         raise OSError("no file says what comes")
 
@@ -175,7 +175,7 @@ def what_is_raised_by_what_comes_later_comes_out(backend: Backend) -> None:
     assert str(raised) == "no file says what comes"
 
 
-def what_a_listener_raises_comes_out(backend: Backend) -> None:
+def check_an_error_of_a_listener_is_raised(backend: Backend) -> None:
     for number, moment in ((70, JobStarted), (72, JobFinished)):
         heard: list[JobEvent] = []
 
@@ -193,7 +193,7 @@ def what_a_listener_raises_comes_out(backend: Backend) -> None:
         assert [type(event) for event in heard].count(moment) == 1, heard
 
 
-def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None:
+def check_a_stopped_job_leaves_a_checkpoint(backend: Backend, leaves: bool) -> None:
     events: list[JobEvent] = []
     jobs = [backend.job(91, "waits"), backend.job(92, "steps")]
 
@@ -215,13 +215,13 @@ def a_stop_lets_a_job_leave_a_checkpoint(backend: Backend, leaves: bool) -> None
     assert (jobs[0].folder / "checkpoint").exists() == leaves
 
 
-QUESTIONS: list[Callable[[Backend], None]] = [
-    each_job_has_one_start_then_progress_then_one_end,
-    each_failure_has_its_cause,
-    a_retry_is_the_next_to_begin,
-    answers_are_scored_by_a_job_of_their_own,
-    what_a_listener_raises_comes_out,
-    a_second_run_is_a_run,
-    what_comes_later_begins_when_it_is_known,
-    what_is_raised_by_what_comes_later_comes_out,
+CHECKS: list[Callable[[Backend], None]] = [
+    check_each_job_has_one_start_then_progress_then_one_end,
+    check_each_failure_has_its_cause,
+    check_a_retry_is_the_next_to_begin,
+    check_answers_are_scored_by_a_job_of_their_own,
+    check_an_error_of_a_listener_is_raised,
+    check_a_second_run_works,
+    check_later_jobs_begin_when_they_are_known,
+    check_an_error_of_the_job_source_is_raised,
 ]

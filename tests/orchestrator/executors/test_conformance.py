@@ -32,7 +32,7 @@ from orchestrator.study.early_stopping import EarlyStopping
 
 from ..fakes import FakeExecutor
 from . import ray_jobs
-from .conformance import CAUSES, QUESTIONS, Backend, a_stop_lets_a_job_leave_a_checkpoint
+from .conformance import CAUSES, CHECKS, Backend, check_a_stopped_job_leaves_a_checkpoint
 
 HERE = Path(__file__).parent
 #: Jobs of the first run; on Ray, the first three share a slot.
@@ -70,7 +70,7 @@ pytestmark = pytest.mark.timeout(300)
 def played(job: Job, report: ray_jobs.Report, stop: ray_jobs.Stop) -> TrialResult | AnsweredTrial:
     """Run a job of ray_jobs.py in this process."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    ray_jobs.play(job, report, stop)
+    ray_jobs.run_named_job(job, report, stop)
     result = read_result(job.folder) or read_answered(job.folder)
     assert result is not None
     return result
@@ -155,7 +155,7 @@ def test_the_first_run_comes_to_an_end(opened: tuple[str, Backend, ExitStack]) -
     assert {event.job.id for event in backend.events} >= {job.id for job in backend.jobs}
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.__name__)
+@pytest.mark.parametrize("question", CHECKS, ids=lambda question: question.__name__)
 def test_it_does(
     opened: tuple[str, Backend, ExitStack], question: Callable[[Backend], None]
 ) -> None:
@@ -249,7 +249,7 @@ def test_early_stopping_ends_a_training(opened: tuple[str, Backend, ExitStack]) 
 
 def test_a_stop_lets_a_job_leave_a_checkpoint(opened: tuple[str, Backend, ExitStack]) -> None:
     kind, backend, _ = opened
-    a_stop_lets_a_job_leave_a_checkpoint(backend, leaves=kind != "fake")  # which does no work
+    check_a_stopped_job_leaves_a_checkpoint(backend, leaves=kind != "fake")  # which does no work
 
 
 def test_nothing_is_left(opened: tuple[str, Backend, ExitStack]) -> None:

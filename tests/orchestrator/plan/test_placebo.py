@@ -15,8 +15,8 @@ from orchestrator.state.search import plan_searches, resolve_search
 from orchestrator.tracking.runs import arm_key
 
 from ..conftest import STUDY
-from ..tuned import STUDY as TUNED
-from ..tuned import carry_out, results_by
+from ..tuned_study import STUDY as TUNED
+from ..tuned_study import make_result_function, run_missing_trials
 
 PlanOf = Callable[..., Plan]
 PLACEBO = "\nplacebo: true\n"
@@ -68,12 +68,12 @@ def test_an_arm_of_its_name_is_refused(plan_of: PlanOf) -> None:
 def test_under_a_search_it_takes_what_the_baseline_chose(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    best = results_by(lambda job: abs(job.config.optimizer.lr - 5e-5) * 1e5)
-    monkeypatch.setattr("tests.orchestrator.fakes.result_of", best)
+    best = make_result_function(lambda job: abs(job.config.optimizer.lr - 5e-5) * 1e5)
+    monkeypatch.setattr("tests.orchestrator.fakes.make_result", best)
     plan = resolve_search(plan_of(TUNED + PLACEBO), Ledger(tmp_path))
     assert [search.arm.name for search in plan_searches(plan)] == ["dpo", "chip"]
     assert all(trial.blocked is not None for trial in plan.arms[-1].trials)
-    ended = carry_out(plan, tmp_path)
+    ended = run_missing_trials(plan, tmp_path)
     placebo = ended.arms[-1]
     assert placebo.tuned == ended.baseline.tuned == {"optimizer.lr": "5e-5"}
     assert {trial.config.optimizer.lr for trial in placebo.trials} == {5e-5}

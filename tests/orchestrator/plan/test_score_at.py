@@ -19,7 +19,7 @@ from orchestrator.state.ledger import Ledger
 
 from ..conftest import SHORT, STUDY, TINY
 from ..fakes import FakeTracker
-from ..tuned import STUDY as TUNED
+from ..tuned_study import STUDY as TUNED
 
 PlanOf = Callable[..., Plan]
 BOTH = STUDY.replace("report: [shapes]", "report: [shapes]\n  select: [shapes]")

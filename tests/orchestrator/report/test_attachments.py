@@ -84,8 +84,8 @@ def comparison_data(study: FinishedStudy) -> dict[str, Any]:
 
 
 @pytest.fixture
-def made(finished: Run) -> FinishedStudy:
-    study = finished()
+def made(make_finished_study: Run) -> FinishedStudy:
+    study = make_finished_study()
     (study.folder / "figures").mkdir(parents=True)
     (study.folder / "figures/representation.png").write_bytes(PNG)
     write_json(study.folder / "representation.json", representation_data(study))
@@ -172,8 +172,8 @@ def test_a_broken_file_is_told_and_fails_nothing(made: FinishedStudy, broken: st
     assert "shapes-01234567.json is of another version or broken" in text
 
 
-def test_nothing_beside_makes_no_section(finished: Run, tmp_path: Path) -> None:
-    made = finished()
+def test_nothing_beside_makes_no_section(make_finished_study: Run, tmp_path: Path) -> None:
+    made = make_finished_study()
     found = find_attachments(tmp_path / "nowhere", made.plan)
     assert (found.sections, dict(found.tables)) == ((), {})
 

@@ -59,8 +59,12 @@ def finish(made: FinishedStudy, trial: Trial) -> None:
 
 
 @pytest.fixture
-def made(finished: Callable[..., FinishedStudy], plan_of: Callable[..., object]) -> FinishedStudy:
-    study = finished(STUDY, without=["base", *(f"{arm}, seed {seed}" for arm, seed in RIGHT)])
+def made(
+    make_finished_study: Callable[..., FinishedStudy], plan_of: Callable[..., object]
+) -> FinishedStudy:
+    study = make_finished_study(
+        STUDY, without=["base", *(f"{arm}, seed {seed}" for arm, seed in RIGHT)]
+    )
     for trial in study.plan.trials:
         finish(study, trial)
     return study

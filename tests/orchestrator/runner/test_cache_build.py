@@ -33,7 +33,7 @@ from orchestrator.state.cache_plan import USES_FILE, PlannedCache, cache_folder,
 from orchestrator.state.ledger import Ledger
 
 from ..conftest import SHORT, STUDY, TINY
-from ..fakes import FakeExecutor, FakeTracker, leave_result
+from ..fakes import FakeExecutor, FakeTracker, write_job_result
 
 PlanOf = Callable[..., Plan]
 
@@ -100,7 +100,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     really = inline.execute_job
 
     def execute(job: Job, *given: Any) -> Any:
-        return leave_result(job) if job.shard is None else really(job, *given)
+        return write_job_result(job) if job.shard is None else really(job, *given)
 
     monkeypatch.setattr(inline, "execute_job", execute)
 

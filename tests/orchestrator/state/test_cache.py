@@ -29,7 +29,7 @@ from orchestrator.runner.jobs import make_jobs
 from orchestrator.state.cache_plan import USES_FILE, cache_folder, plan_caches
 from orchestrator.state.ledger import Ledger
 
-from ..fakes import FakeExecutor, FakeTracker, result_of
+from ..fakes import FakeExecutor, FakeTracker, make_result
 from ..test_cli import call
 
 PlanOf = Callable[..., Plan]
@@ -142,7 +142,7 @@ def test_what_trials_wait_for_stays(
     assert listed(tmp_path, capsys, "--prune", "--yes")["removed"] == []
     ledger = Ledger(tmp_path)
     for job, trial, attempt in make_jobs(plan_of(), ledger, tmp_path):
-        ledger.record_result(trial, "small", attempt, "trials/x", result_of(job))
+        ledger.record_result(trial, "small", attempt, "trials/x", make_result(job))
     assert listed(tmp_path, capsys)["stores"][0]["waiting"] == 0
     monkeypatch.setattr("click.confirm", lambda *given, **options: False)
     assert listed(tmp_path, capsys, "--prune")["removed"] == []  # asked, and no

@@ -25,7 +25,7 @@ from orchestrator.study.model import Study
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values
 
 from ..fakes import FakeExecutor, FakeTracker
-from ..tuned import STUDY, Figure, carry_out
+from ..tuned_study import STUDY, MetricOfJob, run_missing_trials
 
 PlanOf = Callable[..., Plan]
 
@@ -102,9 +102,9 @@ def test_a_search_trial_is_an_ordinary_trial_that_is_asked_select_alone(
 
 
 def test_each_arm_runs_its_seeds_with_what_it_chose(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
-    judged(distance)
+    set_trial_metric(distance)
     outcome, executor, tracker = run(plan_of(STUDY), tmp_path)
     assert outcome.executed == 1 + 6 + 4
     assert [name for name in executor.names if "search" not in name] == [
@@ -128,10 +128,10 @@ def test_each_arm_runs_its_seeds_with_what_it_chose(
 
 
 def test_a_rerun_finds_the_search_and_more_seeds_do_not_search_again(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
-    judged(distance)
-    carry_out(plan_of(STUDY), tmp_path)
+    set_trial_metric(distance)
+    run_missing_trials(plan_of(STUDY), tmp_path)
     _, executor, _ = run(plan_of(STUDY), tmp_path)
     assert executor.names == []
     _, executor, _ = run(plan_of(STUDY, seeds=[0, 1, 2]), tmp_path)
@@ -145,9 +145,9 @@ def test_a_rerun_finds_the_search_and_more_seeds_do_not_search_again(
 
 
 def test_the_kept_plan_has_the_searches_and_what_was_chosen(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
-    judged(distance)
+    set_trial_metric(distance)
     _, executor, _ = run(plan_of(STUDY), tmp_path)
     (kept,) = iter_plan_snapshots(tmp_path)
     arms = [wanted.arm for wanted in kept.trials.values()]
@@ -157,9 +157,9 @@ def test_the_kept_plan_has_the_searches_and_what_was_chosen(
 
 
 def test_studies_differ_by_what_was_chosen(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
-    judged(distance)
+    set_trial_metric(distance)
     plain = plan_of(STUDY[: STUDY.index("tune:")].replace("study: tuned", "study: by_hand"))
     ledger = Ledger(tmp_path)
     before = compare_plans(resolve_search(plan_of(STUDY), ledger), plain, ledger)
@@ -175,10 +175,10 @@ def test_studies_differ_by_what_was_chosen(
 
 
 def test_of_equal_draws_the_first_counts_and_undefined_ones_do_not(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
-    judged(lambda job: None if job.config.optimizer.lr == 1e-5 else 7.0)
-    assert chosen(carry_out(plan_of(STUDY), tmp_path)) == {"dpo": 5e-5, "chip": 5e-5}
+    set_trial_metric(lambda job: None if job.config.optimizer.lr == 1e-5 else 7.0)
+    assert chosen(run_missing_trials(plan_of(STUDY), tmp_path)) == {"dpo": 5e-5, "chip": 5e-5}
 
 
 def test_the_other_goal(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ def test_the_other_goal(plan_of: PlanOf, tmp_path: Path) -> None:
 
 
 def test_a_failed_draw_does_not_count_and_is_tried_again(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
-    judged(distance)
+    set_trial_metric(distance)
     best = "dpo: search 1 of 3 (optimizer.lr=1e-5)"
     outcome, _, _ = run(plan_of(STUDY), tmp_path, FakeExecutor(failures={best: "the loss is nan"}))
     assert outcome.failed == {best: "the loss is nan"}
@@ -209,9 +209,9 @@ def test_a_failed_draw_does_not_count_and_is_tried_again(
 
 
 def test_an_arm_whose_search_came_to_nothing_has_failed(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
-    judged(lambda job: None if job.config.optimizer.lr == 1e-5 else 7.0)
+    set_trial_metric(lambda job: None if job.config.optimizer.lr == 1e-5 else 7.0)
     lost = {
         f"chip: search {n} of 3 (optimizer.lr={rate})": "the loss is nan at step 3"
         for n, rate in ((2, "5e-5"), (3, "0.0001"))
@@ -229,15 +229,15 @@ def test_an_arm_whose_search_came_to_nothing_has_failed(
         "chip": "FAILED",
     }
     # undefined alone is a failure of the arm, too, though no trial failed
-    judged(lambda job: None)
+    set_trial_metric(lambda job: None)
     outcome, _, _ = run(plan_of(STUDY), tmp_path / "other")
     assert set(outcome.failed) == {"dpo", "chip"}
 
 
 def test_a_search_cut_short_chooses_nothing(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
-    judged(distance)
+    set_trial_metric(distance)
     last = "chip: search 3 of 3 (optimizer.lr=0.0001)"
     outcome, _, _ = run(plan_of(STUDY), tmp_path, FakeExecutor(dies_before=last))
     assert outcome.interrupted
@@ -247,14 +247,14 @@ def test_a_search_cut_short_chooses_nothing(
 
 
 def test_draws_that_cannot_differ_are_one_trial(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
     text = STUDY.replace("optimizer.lr: [1e-5, 5e-5, 1e-4]", "objective.weights.segment: [1, 2, 3]")
     plan = planned(plan_of, tmp_path, text)
     assert [len(search.trials) for search in plan.searches] == [1, 3]
     assert [trial.number for trial in plan.searches[0].trials] == [1]
-    judged(lambda job: -job.config.objective.weights.segment)
-    done = carry_out(plan_of(text), tmp_path)
+    set_trial_metric(lambda job: -job.config.objective.weights.segment)
+    done = run_missing_trials(plan_of(text), tmp_path)
     assert len(done.trials) == 1 + 4 + 4
     searches = plan_searches(done)
     values = [search.chosen.values for search in searches if search.chosen is not None]
@@ -265,7 +265,7 @@ def test_untuned_figures_of_a_held_trial_are_not_taken_for_its_own(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
     text = STUDY[: STUDY.index("tune:")]
-    carry_out(plan_of(text), tmp_path)
+    run_missing_trials(plan_of(text), tmp_path)
     plan = planned(plan_of, tmp_path)
     assert not any(
         Ledger(tmp_path)[trial.fingerprint].attempts for arm in plan.arms for trial in arm.trials
@@ -323,13 +323,13 @@ def test_a_search_trial_cannot_be_made_to_be_asked_what_is_quoted(
 
 
 def test_figures_of_report_do_not_move_a_choice(
-    plan_of: PlanOf, tmp_path: Path, judged: Callable[[Figure], None]
+    plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
-    judged(distance)
+    set_trial_metric(distance)
     text = STUDY[: STUDY.index("tune:")].replace("study: tuned", "study: by_hand")
     # the very trainings of the search, scored on both sides, with `report` the other way round
     for rate in (1e-5, 5e-5, 1e-4):
-        carry_out(plan_of(text, seeds=[1000], overrides={"optimizer.lr": rate}), tmp_path)
+        run_missing_trials(plan_of(text, seeds=[1000], overrides={"optimizer.lr": rate}), tmp_path)
     ledger = Ledger(tmp_path)
     for _, record in ledger.items():
         for scored in record.evaluations.values():

@@ -16,7 +16,7 @@ from orchestrator.study.load import load_study
 from orchestrator.study.model import Study, StudyChanges
 from orchestrator.study.search_space import SelectMetric
 
-from ..tuned import STUDY
+from ..tuned_study import STUDY
 
 #: A benchmark of a user's own that says its sides differ, and asks the same on both.
 PLUGIN = """

@@ -10,7 +10,7 @@ from rich.console import Console
 from orchestrator.run import run_study
 
 from ..fakes import FakeExecutor, InlineTracker
-from ..tuned import STUDY
+from ..tuned_study import STUDY
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -28,8 +28,8 @@ def run(plan, workdir):
     )
 
 
-def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, shown, judged):
-    judged(lambda job: job.config.optimizer.lr * 1e5 + job.config.seed % 1000)
+def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, shown, set_trial_metric):
+    set_trial_metric(lambda job: job.config.optimizer.lr * 1e5 + job.config.seed % 1000)
     run(plan_of(SMALL), workdir)
     found = shown("tuned")
     assert found.kinds() == ALL
@@ -50,9 +50,9 @@ def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, shown, judged)
 
 
 def test_a_rerun_makes_no_run_and_a_new_winner_takes_the_seeds_place(
-    plan_of, workdir, shown, judged
+    plan_of, workdir, shown, set_trial_metric
 ):
-    judged(lambda job: job.config.optimizer.lr * 1e5)
+    set_trial_metric(lambda job: job.config.optimizer.lr * 1e5)
     run(plan_of(SMALL), workdir)
     before = {run.info.run_id for run in shown("tuned").runs}
     run(plan_of(SMALL), workdir)

@@ -24,7 +24,14 @@ from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
 
 from ..judge.server import good, serving
-from .real_server import SIX, Server, arm_context, running, settings, with_server
+from .transformers_server import (
+    SIX_ITEMS,
+    Server,
+    make_arm_context,
+    make_generator_config,
+    run_server,
+    use_server,
+)
 
 Arms = tuple[Path, Path]
 
@@ -46,12 +53,12 @@ def test_each_arm_answers_by_its_own_weights_as_it_does_in_this_process(
     answers = []
     for arm in (None, *arms):
         name = "base" if arm is None else arm.name
-        expected = evaluate(arm_context(tmp_path / "here" / name, arm), "report", SIX)
+        expected = evaluate(make_arm_context(tmp_path / "here" / name, arm), "report", SIX_ITEMS)
         folder = tmp_path / "there" / name
-        context = with_server(arm_context(folder, arm), server.url)
+        context = use_server(make_arm_context(folder, arm), server.url)
         assert context.generator is not None
-        generate_reference_answers(context, "report", SIX)
-        found = evaluate(context, "report", SIX)
+        generate_reference_answers(context, "report", SIX_ITEMS)
+        found = evaluate(context, "report", SIX_ITEMS)
         context.generator.close()
         assert not (folder / SERVED_FOLDER).exists()  # merged weights are not left behind
         assert read_responses(folder) == read_responses(tmp_path / "here" / name)
@@ -77,7 +84,7 @@ def test_a_trial_is_answered_by_a_server_with_all_that_it_trained(
         language_model="lora",
         training__max_steps=2,
         optimizer__lr=3e-3,
-        benchmarks={"report": [SIX]},
+        benchmarks={"report": [SIX_ITEMS]},
         evaluation={"generator": engine, "parity": {"items": 4, "share": 1.0}},
     )
     found = run_trial(config, folder=tmp_path / "a")
@@ -94,27 +101,27 @@ def test_a_trial_is_answered_by_a_server_with_all_that_it_trained(
 def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_once(
     tmp_path: Path,
 ) -> None:
-    with running() as server:
-        whole = with_server(arm_context(tmp_path / "whole", None), server.url)
-        evaluate(whole, "report", SIX)
+    with run_server() as server:
+        whole = use_server(make_arm_context(tmp_path / "whole", None), server.url)
+        evaluate(whole, "report", SIX_ITEMS)
 
         def killing(progress: Progress) -> None:
             if progress.phase == "check shapes" and progress.done == 2:
                 server.kill()
 
-        killed = with_server(
-            arm_context(tmp_path / "killed", None, report_progress=killing), server.url
+        killed = use_server(
+            make_arm_context(tmp_path / "killed", None, report_progress=killing), server.url
         )
         with pytest.raises(TrialError, match="start it again; answers that came are kept"):
-            evaluate(killed, "report", SIX)
+            evaluate(killed, "report", SIX_ITEMS)
         left = read_stored_items(tmp_path / "killed")
         assert 2 <= len(left) < 6
         server.start()
         told: list[Progress] = []
-        context = arm_context(
+        context = make_arm_context(
             tmp_path / "again", None, earlier=[tmp_path / "killed"], report_progress=told.append
         )
-        found = evaluate(with_server(context, server.url), "report", SIX)
+        found = evaluate(use_server(context, server.url), "report", SIX_ITEMS)
         assert [each.done for each in told if each.phase == "check shapes"][0] == len(left)
         assert found.metadata["taken_over"] == 4  # the sample, as the gate had it
         assert read_responses(tmp_path / "again") == read_responses(tmp_path / "whole")
@@ -126,9 +133,9 @@ def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_o
 
 def test_what_another_model_answered_ends_the_evaluation(tmp_path: Path) -> None:
     with serving(good) as judge:  # which names another model as the maker of what it says
-        context = with_server(arm_context(tmp_path, None), judge.url, server="other", model="m")
+        context = use_server(make_arm_context(tmp_path, None), judge.url, server="other", model="m")
         with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
-            evaluate(context, "report", SIX)
+            evaluate(context, "report", SIX_ITEMS)
         assert read_stored_items(tmp_path) == []
 
 
@@ -137,11 +144,13 @@ def test_a_server_of_this_process_is_asked_past_the_environment_s_proxy(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     model, item = (
-        arm_context(tmp_path, None).answering_model,
+        make_arm_context(tmp_path, None).answering_model,
         Item(id="1", prompt="What?", pictures=()),
     )
     with serving(good) as judge:
-        generator = OpenAIGenerator(settings(judge.url), tmp_path, {"base": "m"}, key="k")
+        generator = OpenAIGenerator(
+            make_generator_config(judge.url), tmp_path, {"base": "m"}, key="k"
+        )
         with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
             generator.answer([item], model, Decoding(max_new_tokens=2), print)
 
@@ -169,9 +178,11 @@ def test_a_picture_is_encoded_once_for_its_questions(tmp_path: Path) -> None:
         for number in range(5)
         for key in colours
     ]
-    model, responses = arm_context(tmp_path, None).answering_model, dict[str, str]()
+    model, responses = make_arm_context(tmp_path, None).answering_model, dict[str, str]()
     with serving(sees) as server:
-        generator = OpenAIGenerator(settings(server.url, concurrency=8), tmp_path, {"base": "m"})
+        generator = OpenAIGenerator(
+            make_generator_config(server.url, concurrency=8), tmp_path, {"base": "m"}
+        )
         generator.answer(
             items,
             model,
@@ -191,9 +202,9 @@ def test_a_model_that_is_not_served_ends_it_with_what_to_do(tmp_path: Path, arms
         handler.send({"error": {"message": "no such model"}}, status=404)
 
     with serving(missing) as judge:
-        context = with_server(arm_context(tmp_path, arms[0]), judge.url, server="other")
+        context = use_server(make_arm_context(tmp_path, arms[0]), judge.url, server="other")
         with pytest.raises(TrialError) as error:
-            evaluate(context, "report", SIX)
+            evaluate(context, "report", SIX_ITEMS)
         (name,) = {call["model"] for call in judge.calls}
         assert name.startswith("chip-")
         assert f"serves no model {name}" in str(error.value)
@@ -210,10 +221,10 @@ def test_an_adapter_is_loaded_under_the_name_of_its_weights(tmp_path: Path, arms
         handler.send({}, status=404)
 
     with serving(vllm) as judge:
-        context = with_server(arm_context(tmp_path, arms[0]), judge.url, server="vllm")
+        context = use_server(make_arm_context(tmp_path, arms[0]), judge.url, server="vllm")
         assert isinstance(context.generator, OpenAIGenerator)
         with pytest.raises(TrialError, match="takes no adapters while it runs: start it with --en"):
-            evaluate(context, "report", SIX)
+            evaluate(context, "report", SIX_ITEMS)
         ((path, body),) = asked
         assert path == "/v1/load_lora_adapter"
         assert body["lora_path"] == str(arms[0]) and body["lora_name"].startswith("chip-")
@@ -222,9 +233,11 @@ def test_an_adapter_is_loaded_under_the_name_of_its_weights(tmp_path: Path, arms
 def test_a_server_that_is_away_is_lost_when_an_adapter_is_loaded_too(
     tmp_path: Path, arms: Arms
 ) -> None:
-    generator = OpenAIGenerator(settings("http://127.0.0.1:9/v1", server="vllm"), tmp_path)
+    generator = OpenAIGenerator(
+        make_generator_config("http://127.0.0.1:9/v1", server="vllm"), tmp_path
+    )
     item = Item(id="1", prompt="What?", pictures=())
     for arm in (None, arms[0]):
-        model = arm_context(tmp_path, arm).answering_model
+        model = make_arm_context(tmp_path, arm).answering_model
         with pytest.raises(ServerLostError, match="no connection: start it again"):
             generator.answer([item], model, Decoding(max_new_tokens=2), print)

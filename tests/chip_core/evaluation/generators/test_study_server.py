@@ -26,7 +26,7 @@ from chip_core.utils.errors import TrialError
 from chip_core.utils.files import write_json
 
 from .fake_vllm import QUICK, write_program
-from .real_server import arm_context
+from .transformers_server import make_arm_context
 
 SETTINGS = GeneratorConfig.model_validate({"kind": "vllm", "serves": "study", "retries": 0})
 
@@ -73,7 +73,7 @@ def test_it_is_started_again_once_and_nothing_is_left_of_it(tmp_path: Path) -> N
         gone = read_address(running.address)
         assert gone.state == "gone" and "was started again once" in gone.why
         generator = SharedGenerator(SETTINGS, tmp_path, running.address)
-        asked = arm_context(tmp_path, None).answering_model
+        asked = make_arm_context(tmp_path, None).answering_model
         with pytest.raises(TrialError, match="started again once .*; answers that came are kept"):
             generator.answer(
                 [Item(id="1", prompt="?", pictures=())], asked, Decoding(max_new_tokens=1), print

@@ -18,7 +18,7 @@ from chip_core.models.muffin import MuffinImageProcessor, MuffinProcessor
 from chip_core.models.muffin.convert import convert
 from chip_core.models.muffin.tokens import build_tokenizer
 
-from .made import pieces, released
+from .checkpoints import list_pieces, write_checkpoint
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
@@ -28,7 +28,7 @@ SYSTEM = (
 
 @pytest.fixture(scope="module")
 def processor() -> MuffinProcessor:
-    vocabulary = {piece: place for place, piece in enumerate(pieces())}
+    vocabulary = {piece: place for place, piece in enumerate(list_pieces())}
     tokenizer = build_tokenizer(vocabulary, generate_merges(vocabulary, None))
     return MuffinProcessor(MuffinImageProcessor(size=12), tokenizer, image_seq_length=2)
 
@@ -138,7 +138,7 @@ def test_labels(processor: MuffinProcessor) -> None:
 def test_a_generation_stops_at_the_next_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert(released(tmp_path / "released"), tmp_path / "muffin", vision_heads=2)
+    convert(write_checkpoint(tmp_path / "released"), tmp_path / "muffin", vision_heads=2)
     model, reader = loading.load(ModelConfig(path=str(tmp_path / "muffin")))
     words = ["▁Assistant", ":", "▁A", "▁red", "###", "▁what", "▁what"]
     said = iter(reader.tokenizer.convert_tokens_to_ids(words))

@@ -20,7 +20,7 @@ from chip_core.models.muffin import MuffinImageProcessor
 from chip_core.models.muffin.convert import convert
 from chip_core.models.muffin.released import resize_positions
 
-from .made import of_oracles
+from .checkpoints import copy_oracle_checkpoint
 
 CASES = [
     "A_preference", "B_prompts", "C_multiturn_and_textonly", "D_quirk_textonly_first",
@@ -48,7 +48,7 @@ def notes(cases: Path) -> dict[str, Any]:
 def loaded(oracles: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("muffin")
-    source = of_oracles(root / "released", oracles)
+    source = copy_oracle_checkpoint(root / "released", oracles)
     convert(source, root / "converted", vision_heads=4)
     return loading.load(ModelConfig(path=str(root / "converted")))
 

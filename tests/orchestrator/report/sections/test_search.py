@@ -19,7 +19,7 @@ from orchestrator.report.writers.plan import plan_lines, plan_to_json, status_li
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.search import plan_searches, resolve_search
 
-from ...tuned import STUDY, carry_out
+from ...tuned_study import STUDY, run_missing_trials
 
 PlanOf = Callable[..., Plan]
 
@@ -30,11 +30,11 @@ LOST = "chip: search 1 of 3 (optimizer.lr=1e-5)"
 
 
 @pytest.fixture
-def run(plan_of: PlanOf, tmp_path: Path, judged: Callable[..., None]) -> Plan:
-    judged(
+def run(plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[..., None]) -> Plan:
+    set_trial_metric(
         lambda job: job.config.optimizer.lr * (1e5 if job.config.objective.preset == "dpo" else 5e4)
     )
-    return carry_out(plan_of(STUDY), tmp_path, {LOST: "the loss is nan"})
+    return run_missing_trials(plan_of(STUDY), tmp_path, {LOST: "the loss is nan"})
 
 
 def texts(table: Table) -> list[list[str]]:

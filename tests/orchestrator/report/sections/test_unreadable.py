@@ -28,8 +28,8 @@ def scoring_metadata(trial: Trial) -> Mapping[str, Any]:
     return {**plain, "unreadable": count_unreadable([*found, unreadable("test/9", "", "reply")])}
 
 
-def test_counts_by_arm_with_examples(finished: Run, blank_figures: None) -> None:
-    made = finished(how=scoring_metadata)
+def test_counts_by_arm_with_examples(make_finished_study: Run, blank_figures: None) -> None:
+    made = make_finished_study(how=scoring_metadata)
     found = {one["arm"]: one for one in summary_to_json(made.summary)["unreadable"]}
     # seeds 0, 1, 2: 2 + 3 + 4 answers of 3 × 30, and a reply each
     assert (found[CHIP]["answers"], found[CHIP]["replies"], found[CHIP]["scored"]) == (9, 3, 90)
@@ -54,9 +54,9 @@ def test_counts_by_arm_with_examples(finished: Run, blank_figures: None) -> None
     ) in text
 
 
-def test_nothing_is_said_where_all_was_read(finished: Run, blank_figures: None) -> None:
+def test_nothing_is_said_where_all_was_read(make_finished_study: Run, blank_figures: None) -> None:
     """Also of trials that were scored before anything was counted."""
     for told in (None, lambda trial: {"protocol": "official", "scorer": "s-1", "n": 3}):
-        made = finished(how=told)
+        made = make_finished_study(how=told)
         assert summary_to_json(made.summary)["unreadable"] == []
         assert "could not be read" not in render_markdown(made.report())

@@ -45,8 +45,8 @@ def response(trial: Trial, item: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def report(finished: Run, blank_figures: None) -> Report:
-    return finished(ODD, response=response).report()
+def report(make_finished_study: Run, blank_figures: None) -> Report:
+    return make_finished_study(ODD, response=response).report()
 
 
 class Page(HTMLParser):
@@ -238,8 +238,8 @@ def test_every_row_of_a_latex_table_has_its_columns(report: Report) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
-def test_latex_compiles(finished: Run) -> None:
-    made = finished(ODD, response=response)
+def test_latex_compiles(make_finished_study: Run) -> None:
+    made = make_finished_study(ODD, response=response)
     write_report(made.report(), made.folder)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"]
     done = subprocess.run(
