@@ -41,7 +41,7 @@ IN_PARQUET: dict[str, dict[str, Any]] = {
     "no image": image(),
     "no bytes": image(b""),
     "no picture": image(b"what?"),
-    "a bomb": image(files.huge_header()),
+    "a bomb": image(files.make_huge_png()),
     "an absolute path": image(path="/etc/hostname"),
     "a path that climbs": image(path="../secret.jpg"),
     "a path that climbs from within": image(path="images/../../secret.jpg"),
@@ -89,8 +89,12 @@ IN_LINES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", IN_PARQUET)
 def test_of_parquet_by_hand(tmp_path: Path, name: str) -> None:
-    (tmp_path / "secret.jpg").write_bytes(files.picture())
-    rows = [files.rlhf_v(0), files.rlhf_v(1, **IN_PARQUET[name]), files.rlhf_v(2)]
+    (tmp_path / "secret.jpg").write_bytes(files.make_image_bytes())
+    rows = [
+        files.make_rlhf_v_row(0),
+        files.make_rlhf_v_row(1, **IN_PARQUET[name]),
+        files.make_rlhf_v_row(2),
+    ]
     path = files.write_parquet(tmp_path / "d" / "a.parquet", rows)
     _refused(path)
 
@@ -99,13 +103,15 @@ def test_of_parquet_by_hand(tmp_path: Path, name: str) -> None:
 def test_of_json_lines_by_hand(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "d"
     files.write_images(folder, 3)
-    (tmp_path / "secret.jpg").write_bytes(files.picture())
+    (tmp_path / "secret.jpg").write_bytes(files.make_image_bytes())
     (folder / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (folder / "images" / "out").symlink_to(tmp_path)
     (folder / "images" / "loop.jpg").symlink_to("loop.jpg")
     given_row = IN_LINES[name]
-    row = given_row if isinstance(given_row, bytes) else files.line(1, **given_row)
-    _refused(files.write_lines(folder / "a.jsonl", [files.line(0), row, files.line(2)]))
+    row = given_row if isinstance(given_row, bytes) else files.make_path_row(1, **given_row)
+    _refused(
+        files.write_lines(folder / "a.jsonl", [files.make_path_row(0), row, files.make_path_row(2)])
+    )
 
 
 def _refused(path: Path) -> None:
@@ -169,7 +175,7 @@ cell = st.one_of(
 def test_by_hypothesis(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     """Of any rows, each is either read or told."""
     files.write_images(tmp_path, 1)
-    path = files.write_lines(tmp_path / "a.jsonl", [files.line(0), *rows])
+    path = files.write_lines(tmp_path / "a.jsonl", [files.make_path_row(0), *rows])
     data = DataConfig(source=str(path), format="jsonl", on_bad_row="skip")
     pairs = load_pairs(data)
     assert len(pairs) + len(pairs.skipped) == len(rows) + 1
@@ -190,7 +196,9 @@ def test_by_hypothesis(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
                        min_size=1, max_size=8), keep=st.floats(0.2, 1))  # fmt: skip
 def test_damaged_parquet(tmp_path: Path, places: list[tuple[float, int]], keep: float) -> None:
     path = tmp_path / "a.parquet"
-    parquet.write_table(pa.Table.from_pylist([files.rlhf_v(index) for index in range(3)]), path)
+    parquet.write_table(
+        pa.Table.from_pylist([files.make_rlhf_v_row(index) for index in range(3)]), path
+    )
     whole = bytearray(path.read_bytes())
     for share, value in places:
         whole[int(share * len(whole))] = value
@@ -205,7 +213,7 @@ def test_damaged_parquet(tmp_path: Path, places: list[tuple[float, int]], keep: 
 
 
 def run_on_a_bomb(folder: Path, tracker: FakeTracker) -> RunOutcome:
-    rows = [files.rlhf_v(0), files.rlhf_v(1, **IN_PARQUET["a bomb"])]
+    rows = [files.make_rlhf_v_row(0), files.make_rlhf_v_row(1, **IN_PARQUET["a bomb"])]
     path = files.write_parquet(folder / "a.parquet", rows)
     (folder / "own.yaml").write_text(
         f"model: shapes\ndata: {{source: {path}}}\nobjective: dpo\ntraining: {{max_steps: 1}}\n"

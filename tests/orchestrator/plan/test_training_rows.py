@@ -36,7 +36,7 @@ baseline: {objective: BASELINE}
 benchmarks:
   report: [shapes]
 """
-BROKEN = files.picture(size=(64, 64))[:-40]  # its header says what it should be
+BROKEN = files.make_image_bytes(size=(64, 64))[:-40]  # its header says what it should be
 #: The column whose image is broken -> what a row has beside it, and who reads that.
 COLUMNS: dict[str, tuple[dict[str, Any], str, str]] = {
     "image": ({}, "dpo", ""),
@@ -64,7 +64,7 @@ def row(index: int, **changes: Any) -> dict[str, Any]:
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str = "jsonl") -> Path:
     """Write rows whose images are "good" or "broken": files by path, or bytes in the row."""
-    content = {"good": files.picture(), "broken": BROKEN}
+    content = {"good": files.make_image_bytes(), "broken": BROKEN}
     for name, picture in content.items():
         (folder / f"{name}.jpg").write_bytes(picture)
 
@@ -154,7 +154,7 @@ def test_good_rows_are_decoded_once_for_their_content(
     assert look("dpo", "cmdpo") == 3  # by both arms
     assert look("dpo", "cmdpo") == look("dpo") == 0
     assert look("dpo", **{"data.limit": 1}) == 1
-    (tmp_path / "good.jpg").write_bytes(files.picture(colour=7))
+    (tmp_path / "good.jpg").write_bytes(files.make_image_bytes(colour=7))
     assert look("dpo") == 3
     (kept, *_) = (tmp_path / "runs" / "cache" / "rows").glob("*.json")
     for each in (tmp_path / "runs" / "cache" / "rows").glob("*.json"):
