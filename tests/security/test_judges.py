@@ -26,7 +26,7 @@ from chip_core.evaluation.text import reply_ratings
 from chip_core.utils.errors import TrialError, UserError
 from orchestrator.human_eval.replies import REPLIES_FORMAT, find_sheet_key, read_replies
 
-from ..chip_core.evaluation.judge.server import BatchEndpoints, Handler, serving
+from ..chip_core.evaluation.judge.server import BatchEndpoints, Handler, run_judge_server
 from . import refusals
 
 KIND = "judge replies"
@@ -89,7 +89,7 @@ def test_bodies_by_hand(tmp_path: Path, name: str) -> None:
     def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
         handler.send(BODIES[name])
 
-    with serving(answer) as server:
+    with run_judge_server(answer) as server:
         said = refusals.expect_refusal(KIND, lambda: asked(tmp_path, server.url), TrialError)
     assert "no call was answered" in said
     assert not (tmp_path / "replies.jsonl").exists()
@@ -109,7 +109,7 @@ def test_bodies_of_batches(tmp_path: Path, name: str, place: str) -> None:
         else:
             BatchEndpoints.get(handler.server.batches, handler)
 
-    with serving(lambda handler, number, asked_: None) as server:
+    with run_judge_server(lambda handler, number, asked_: None) as server:
         server.batches.row = lambda number, asked_: (200, text)
         server.batches.get = spoilt  # type: ignore[method-assign]
         said = refusals.expect_refusal(
@@ -124,7 +124,7 @@ def test_statuses(tmp_path: Path, status: int) -> None:
     def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
         handler.send({"error": "\x1b[31m" * 50}, status, {"Location": "file:///etc/passwd"})
 
-    with serving(answer) as server:
+    with run_judge_server(answer) as server:
         refusals.expect_refusal(KIND, lambda: asked(tmp_path, server.url), TrialError)
 
 
@@ -145,7 +145,7 @@ def test_what_stands_beside_a_reply_is_bounded(tmp_path: Path, changes: dict[str
     def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
         handler.send({**answering("half \ud800 a pair"), **changes})
 
-    with serving(answer) as server:
+    with run_judge_server(answer) as server:
         assert asked(tmp_path, server.url) == ["half ? a pair"]
     (kept,) = read_objects(tmp_path / "replies.jsonl")
     assert kept["tokens"] == 0 or "usage" not in changes

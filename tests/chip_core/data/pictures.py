@@ -22,7 +22,7 @@ OWN = (10, 20, 30)  # opaque
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageCase:
+class Case:
     """A file of one row of pixels."""
 
     content: bytes
@@ -31,17 +31,17 @@ class ImageCase:
     plain: bool = True  # whether transformers' convert_to_rgb of the file Pillow opens is the same
 
 
-def make_chunk(name: bytes, body: bytes) -> bytes:
+def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def make_png(width: int, depth: int, colour: int, row: bytes, *more: tuple[bytes, bytes]) -> bytes:
+def png(width: int, depth: int, colour: int, row: bytes, *more: tuple[bytes, bytes]) -> bytes:
     header = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
     body = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(make_chunk(*one) for one in body)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in body)
 
 
-def make_tiff(
+def tiff(
     width: int,
     row: bytes,
     *,
@@ -89,7 +89,7 @@ def make_tiff(
     return mark + struct.pack(f"{order}I", 8) + count + entries + b"\0" * 4 + beside + row
 
 
-def make_bmp(pixels: Sequence[tuple[int, int, int, int]]) -> bytes:
+def bmp(pixels: Sequence[tuple[int, int, int, int]]) -> bytes:
     """Make a BMP of 32 bits whose header names a mask for alpha; pixels are RGBA."""
     row = b"".join(bytes([b, g, r, a]) for r, g, b, a in pixels)
     masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
@@ -100,24 +100,24 @@ def make_bmp(pixels: Sequence[tuple[int, int, int, int]]) -> bytes:
     )
 
 
-def encode_image(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
 
 
-def make_row(mode: str, pixels: Sequence[object]) -> Image.Image:
+def row(mode: str, pixels: Sequence[object]) -> Image.Image:
     image = Image.new(mode, (len(pixels), 1))
     image.putdata(pixels)
     return image
 
 
-def make_grey(*values: int) -> Pixels:
+def grey(*values: int) -> Pixels:
     return [(value, value, value) for value in values]
 
 
-def _make_palette_row(*colours: tuple[int, int, int]) -> Image.Image:
-    image = make_row("P", range(len(colours)))
+def _palette(*colours: tuple[int, int, int]) -> Image.Image:
+    image = row("P", range(len(colours)))
     image.putpalette([value for colour in colours for value in colour])
     return image
 
@@ -131,112 +131,112 @@ _16 = struct.Struct
 _PALETTE = [0] * 768
 _PALETTE[1] = 65535  # colour 1 is red; the palette has all reds, all greens, all blues
 
-TRANSPARENT: dict[str, ImageCase] = {
-    "PNG, RGBA": ImageCase(content=encode_image(make_row("RGBA", _RGBA), "PNG"), white=_SEEN, drop=_STORED),
-    "PNG, grey and alpha": ImageCase(
-        content=encode_image(make_row("LA", _LA), "PNG"), white=make_grey(127, 255, 90), drop=make_grey(0, 0, 90)
+TRANSPARENT: dict[str, Case] = {
+    "PNG, RGBA": Case(content=encode(row("RGBA", _RGBA), "PNG"), white=_SEEN, drop=_STORED),
+    "PNG, grey and alpha": Case(
+        content=encode(row("LA", _LA), "PNG"), white=grey(127, 255, 90), drop=grey(0, 0, 90)
     ),
-    "PNG, RGBA of 16 bits": ImageCase(content=make_png(4, 16, 6, _RGBA16), white=_SEEN, drop=_STORED),
-    "PNG, grey and alpha of 16 bits": ImageCase(
-        content=make_png(2, 16, 4, struct.pack(">4H", 0, 128 * 257, 90 * 257, 65535)),
-        white=make_grey(127, 90), drop=make_grey(0, 90),
+    "PNG, RGBA of 16 bits": Case(content=png(4, 16, 6, _RGBA16), white=_SEEN, drop=_STORED),
+    "PNG, grey and alpha of 16 bits": Case(
+        content=png(2, 16, 4, struct.pack(">4H", 0, 128 * 257, 90 * 257, 65535)),
+        white=grey(127, 90), drop=grey(0, 90),
     ),
-    "PNG, palette with an alpha for each colour": ImageCase(
-        content=encode_image(_make_palette_row(RED, BLACK, OWN), "PNG", transparency=bytes([128, 0, 255])),
+    "PNG, palette with an alpha for each colour": Case(
+        content=encode(_palette(RED, BLACK, OWN), "PNG", transparency=bytes([128, 0, 255])),
         white=[HALF_RED, WHITE, OWN], drop=[RED, BLACK, OWN],
     ),
-    "PNG, palette with one transparent colour": ImageCase(
-        content=encode_image(_make_palette_row(RED, BLACK, OWN), "PNG", transparency=1),
+    "PNG, palette with one transparent colour": Case(
+        content=encode(_palette(RED, BLACK, OWN), "PNG", transparency=1),
         white=[RED, WHITE, OWN], drop=[RED, BLACK, OWN],
     ),
-    "PNG, palette, fewer alphas than colours": ImageCase(  # the rest is opaque
-        content=encode_image(_make_palette_row(RED, BLACK, OWN), "PNG", transparency=bytes([128])),
+    "PNG, palette, fewer alphas than colours": Case(  # the rest is opaque
+        content=encode(_palette(RED, BLACK, OWN), "PNG", transparency=bytes([128])),
         white=[HALF_RED, BLACK, OWN], drop=[RED, BLACK, OWN],
     ),
-    "PNG, RGB with a transparent colour": ImageCase(
-        content=make_png(2, 8, 2, bytes([*BLACK, *OWN]), (b"tRNS", bytes(6))),
+    "PNG, RGB with a transparent colour": Case(
+        content=png(2, 8, 2, bytes([*BLACK, *OWN]), (b"tRNS", bytes(6))),
         white=[WHITE, OWN], drop=[BLACK, OWN],
     ),
     # (18, 52, 86) in 16 bits is (0x1234, 0x3456, 0x5678): Pillow decodes the upper 8
-    "PNG, RGB of 16 bits with a transparent colour": ImageCase(
-        content=make_png(
+    "PNG, RGB of 16 bits with a transparent colour": Case(
+        content=png(
             2, 16, 2, struct.pack(">6H", 0x1234, 0x3456, 0x5678, 0x3412, 0x5634, 0x7856),
             (b"tRNS", struct.pack(">3H", 0x1234, 0x3456, 0x5678)),
         ),
         white=[WHITE, (0x34, 0x56, 0x78)], drop=[(0x12, 0x34, 0x56), (0x34, 0x56, 0x78)],
         plain=False,
     ),
-    "PNG, grey with a transparent one": ImageCase(
-        content=make_png(3, 8, 0, bytes([0, 9, 255]), (b"tRNS", b"\0\0")),
-        white=make_grey(255, 9, 255), drop=make_grey(0, 9, 255),
+    "PNG, grey with a transparent one": Case(
+        content=png(3, 8, 0, bytes([0, 9, 255]), (b"tRNS", b"\0\0")),
+        white=grey(255, 9, 255), drop=grey(0, 9, 255),
     ),
     # a grey of two bits is 0, 85, 170 or 255; 1 is the transparent one
-    "PNG, grey of 2 bits with a transparent one": ImageCase(
-        content=make_png(4, 2, 0, bytes([0b00_01_10_11]), (b"tRNS", b"\0\1")),
-        white=make_grey(0, 255, 170, 255), drop=make_grey(0, 85, 170, 255), plain=False,
+    "PNG, grey of 2 bits with a transparent one": Case(
+        content=png(4, 2, 0, bytes([0b00_01_10_11]), (b"tRNS", b"\0\1")),
+        white=grey(0, 255, 170, 255), drop=grey(0, 85, 170, 255), plain=False,
     ),
     # of four bits 17 times as much; 3 is the transparent one
-    "PNG, grey of 4 bits with a transparent one": ImageCase(
-        content=make_png(2, 4, 0, bytes([0x37]), (b"tRNS", b"\0\3")),
-        white=make_grey(255, 119), drop=make_grey(51, 119), plain=False,
+    "PNG, grey of 4 bits with a transparent one": Case(
+        content=png(2, 4, 0, bytes([0x37]), (b"tRNS", b"\0\3")),
+        white=grey(255, 119), drop=grey(51, 119), plain=False,
     ),
-    "PNG, black and white, black transparent": ImageCase(
-        content=make_png(2, 1, 0, bytes([0b01_000000]), (b"tRNS", b"\0\0")),
-        white=make_grey(255, 255), drop=make_grey(0, 255),
+    "PNG, black and white, black transparent": Case(
+        content=png(2, 1, 0, bytes([0b01_000000]), (b"tRNS", b"\0\0")),
+        white=grey(255, 255), drop=grey(0, 255),
     ),
     # 256 and 257 are told apart, though both are 1 of 255 or less in 8 bits
-    "PNG, grey of 16 bits with a transparent one": ImageCase(
-        content=make_png(3, 16, 0, struct.pack(">3H", 256, 257, 32896), (b"tRNS", b"\1\0")),
-        white=make_grey(255, 1, 128), drop=make_grey(0, 1, 128), plain=False,
+    "PNG, grey of 16 bits with a transparent one": Case(
+        content=png(3, 16, 0, struct.pack(">3H", 256, 257, 32896), (b"tRNS", b"\1\0")),
+        white=grey(255, 1, 128), drop=grey(0, 1, 128), plain=False,
     ),
-    "GIF with a transparent colour": ImageCase(
-        content=encode_image(_make_palette_row(RED, BLACK, OWN), "GIF", transparency=1),
+    "GIF with a transparent colour": Case(
+        content=encode(_palette(RED, BLACK, OWN), "GIF", transparency=1),
         white=[RED, WHITE, OWN], drop=[RED, BLACK, OWN],
     ),
-    "GIF, grey, with a transparent colour": ImageCase(
-        content=encode_image(make_row("L", [0, 90, 255]), "GIF", transparency=0),
-        white=make_grey(255, 90, 255), drop=make_grey(0, 90, 255),
+    "GIF, grey, with a transparent colour": Case(
+        content=encode(row("L", [0, 90, 255]), "GIF", transparency=0),
+        white=grey(255, 90, 255), drop=grey(0, 90, 255),
     ),
-    "WebP with alpha": ImageCase(
-        content=encode_image(make_row("RGBA", _RGBA), "WEBP", lossless=True, exact=True),
+    "WebP with alpha": Case(
+        content=encode(row("RGBA", _RGBA), "WEBP", lossless=True, exact=True),
         white=_SEEN, drop=_STORED,
     ),
-    "BMP with an alpha mask": ImageCase(content=make_bmp(_RGBA), white=_SEEN, drop=_STORED),
-    "TIFF, RGBA": ImageCase(content=encode_image(make_row("RGBA", _RGBA), "TIFF"), white=_SEEN, drop=_STORED),
-    "TIFF, RGBA, packed": ImageCase(
-        content=encode_image(make_row("RGBA", _RGBA), "TIFF", compression="tiff_lzw"),
+    "BMP with an alpha mask": Case(content=bmp(_RGBA), white=_SEEN, drop=_STORED),
+    "TIFF, RGBA": Case(content=encode(row("RGBA", _RGBA), "TIFF"), white=_SEEN, drop=_STORED),
+    "TIFF, RGBA, packed": Case(
+        content=encode(row("RGBA", _RGBA), "TIFF", compression="tiff_lzw"),
         white=_SEEN, drop=_STORED,
     ),
     # colours multiplied by alpha: half red is stored as (128, 0, 0, 128)
-    "TIFF, RGBA, associated alpha": ImageCase(
-        content=make_tiff(
+    "TIFF, RGBA, associated alpha": Case(
+        content=tiff(
             4, bytes([128, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0, 128, *OWN, 255]),
             bits=[8] * 4, photometric=2, extra=1,
         ),
         white=_SEEN, drop=_STORED,
     ),
-    "TIFF, RGBA of 16 bits, associated alpha": ImageCase(
-        content=make_tiff(
+    "TIFF, RGBA of 16 bits, associated alpha": Case(
+        content=tiff(
             2, struct.pack("<8H", *(257 * value for value in (128, 0, 0, 128, *OWN, 255))),
             bits=[16] * 4, photometric=2, extra=1,
         ),
         white=[HALF_RED, OWN], drop=[RED, OWN],
     ),
-    "TIFF, RGBA of 16 bits": ImageCase(
-        content=make_tiff(4, _RGBA16, bits=[16] * 4, photometric=2, extra=2, order=">"),
+    "TIFF, RGBA of 16 bits": Case(
+        content=tiff(4, _RGBA16, bits=[16] * 4, photometric=2, extra=2, order=">"),
         white=_SEEN, drop=_STORED,
     ),
-    "TIFF, grey and alpha": ImageCase(
-        content=make_tiff(3, bytes([0, 128, 0, 0, 90, 255]), bits=[8, 8], photometric=1, extra=2),
-        white=make_grey(127, 255, 90), drop=make_grey(0, 0, 90),
+    "TIFF, grey and alpha": Case(
+        content=tiff(3, bytes([0, 128, 0, 0, 90, 255]), bits=[8, 8], photometric=1, extra=2),
+        white=grey(127, 255, 90), drop=grey(0, 0, 90),
     ),
     # stored 64 under 128 is 255 · 64 / 128 = 127 of its own, and 64 + 127 on white
-    "TIFF, grey, associated alpha": ImageCase(
-        content=make_tiff(3, bytes([64, 128, 0, 0, 90, 255]), bits=[8, 8], photometric=1, extra=1),
-        white=make_grey(191, 255, 90), drop=make_grey(127, 0, 90), plain=False,
+    "TIFF, grey, associated alpha": Case(
+        content=tiff(3, bytes([64, 128, 0, 0, 90, 255]), bits=[8, 8], photometric=1, extra=1),
+        white=grey(191, 255, 90), drop=grey(127, 0, 90), plain=False,
     ),
-    "TIFF, palette and alpha": ImageCase(
-        content=make_tiff(
+    "TIFF, palette and alpha": Case(
+        content=tiff(
             3, bytes([1, 128, 0, 0, 1, 255]),
             bits=[8, 8], photometric=3, extra=2, colours=_PALETTE,
         ),
@@ -248,71 +248,71 @@ TRANSPARENT: dict[str, ImageCase] = {
 OPAQUE: dict[str, tuple[bytes, Pixels]] = {
     # no ink, all black ink, all of cyan
     "TIFF, CMYK": (
-        make_tiff(3, bytes([0, 0, 0, 0, 0, 0, 0, 255, 255, 0, 0, 0]), bits=[8] * 4, photometric=5),
+        tiff(3, bytes([0, 0, 0, 0, 0, 0, 0, 255, 255, 0, 0, 0]), bits=[8] * 4, photometric=5),
         [WHITE, BLACK, (0, 255, 255)],
     ),
     "TIFF, a fourth sample that is none": (
-        make_tiff(1, bytes([*RED, 0]), bits=[8] * 4, photometric=2, extra=0), [RED],
+        tiff(1, bytes([*RED, 0]), bits=[8] * 4, photometric=2, extra=0), [RED],
     ),
-    "WebP": (encode_image(make_row("RGB", [RED, OWN]), "WEBP", lossless=True), [RED, OWN]),
-    "GIF": (encode_image(_make_palette_row(RED, BLACK, OWN), "GIF"), [RED, BLACK, OWN]),
-    "PNG, palette": (encode_image(_make_palette_row(RED, BLACK, OWN), "PNG"), [RED, BLACK, OWN]),
-    "BMP": (encode_image(make_row("RGB", [RED, OWN]), "BMP"), [RED, OWN]),
+    "WebP": (encode(row("RGB", [RED, OWN]), "WEBP", lossless=True), [RED, OWN]),
+    "GIF": (encode(_palette(RED, BLACK, OWN), "GIF"), [RED, BLACK, OWN]),
+    "PNG, palette": (encode(_palette(RED, BLACK, OWN), "PNG"), [RED, BLACK, OWN]),
+    "BMP": (encode(row("RGB", [RED, OWN]), "BMP"), [RED, OWN]),
 }  # fmt: skip
 
 #: Grey of more than 8 bits: v becomes 255 v / white without its decimals.
 GREY: dict[str, tuple[bytes, list[int]]] = {
     # 255 · 32895 / 65535 = 127.996; that of 32896 is 128
-    "PNG of 16 bits": (make_png(3, 16, 0, struct.pack(">3H", 32895, 32896, 65535)), [127, 128, 255]),
+    "PNG of 16 bits": (png(3, 16, 0, struct.pack(">3H", 32895, 32896, 65535)), [127, 128, 255]),
     "TIFF of 16 bits": (
-        make_tiff(3, struct.pack("<3H", 256, 257, 65535), bits=[16], photometric=1), [0, 1, 255],
+        tiff(3, struct.pack("<3H", 256, 257, 65535), bits=[16], photometric=1), [0, 1, 255],
     ),
     "TIFF of 16 bits, big-endian": (
-        make_tiff(3, struct.pack(">3H", 256, 257, 65535), bits=[16], photometric=1, order=">"),
+        tiff(3, struct.pack(">3H", 256, 257, 65535), bits=[16], photometric=1, order=">"),
         [0, 1, 255],
     ),
     # 0 is white: 255 - 0, 255 - 128, 255 - 255
     "TIFF of 16 bits, white is zero": (
-        make_tiff(3, struct.pack("<3H", 0, 32896, 65535), bits=[16], photometric=0), [255, 127, 0],
+        tiff(3, struct.pack("<3H", 0, 32896, 65535), bits=[16], photometric=0), [255, 127, 0],
     ),
     # two values in three bytes: 0xFFF is white, 0x800 is 255 · 2048 / 4095 = 127.5
-    "TIFF of 12 bits": (make_tiff(2, bytes([0xFF, 0xF8, 0x00]), bits=[12], photometric=1), [255, 127]),
+    "TIFF of 12 bits": (tiff(2, bytes([0xFF, 0xF8, 0x00]), bits=[12], photometric=1), [255, 127]),
     # held in 32 bits: the largest is above 255, so 65535 is white; nothing is below black
     "TIFF of 16 bits with a sign": (
-        make_tiff(3, struct.pack("<3h", -5, 257, 32767), bits=[16], photometric=1, samples=2),
+        tiff(3, struct.pack("<3h", -5, 257, 32767), bits=[16], photometric=1, samples=2),
         [0, 1, 127],
     ),
     "TIFF of 32 bits that hold 8": (
-        make_tiff(3, struct.pack("<3I", 0, 100, 255), bits=[32], photometric=1), [0, 100, 255],
+        tiff(3, struct.pack("<3I", 0, 100, 255), bits=[32], photometric=1), [0, 100, 255],
     ),
     "TIFF of 32 bits that hold 16": (
-        make_tiff(3, struct.pack("<3I", 0, 32896, 65535), bits=[32], photometric=1), [0, 128, 255],
+        tiff(3, struct.pack("<3I", 0, 32896, 65535), bits=[32], photometric=1), [0, 128, 255],
     ),
     # the largest, 2^20, is white
     "TIFF of 32 bits": (
-        make_tiff(3, struct.pack("<3I", 0, 2**19, 2**20), bits=[32], photometric=1), [0, 127, 255],
+        tiff(3, struct.pack("<3I", 0, 2**19, 2**20), bits=[32], photometric=1), [0, 127, 255],
     ),
     # above 2^31 Pillow gives a sign to what has none
     "TIFF of 32 bits, all of them": (
-        make_tiff(3, struct.pack("<3I", 0, 2**31, 2**32 - 1), bits=[32], photometric=1), [0, 127, 255],
+        tiff(3, struct.pack("<3I", 0, 2**31, 2**32 - 1), bits=[32], photometric=1), [0, 127, 255],
     ),
     "TIFF, decimal, up to 1": (
-        make_tiff(3, struct.pack("<3f", 0, 0.5, 1), bits=[32], photometric=1, samples=3), [0, 127, 255],
+        tiff(3, struct.pack("<3f", 0, 0.5, 1), bits=[32], photometric=1, samples=3), [0, 127, 255],
     ),
     "TIFF, decimal, below 1": (
-        make_tiff(2, struct.pack("<2f", 0.25, 0.75), bits=[32], photometric=1, samples=3), [63, 191],
+        tiff(2, struct.pack("<2f", 0.25, 0.75), bits=[32], photometric=1, samples=3), [63, 191],
     ),
     "TIFF, decimal, up to 255": (
-        make_tiff(3, struct.pack(">3f", -1, 99.9, 255), bits=[32], photometric=1, samples=3, order=">"),
+        tiff(3, struct.pack(">3f", -1, 99.9, 255), bits=[32], photometric=1, samples=3, order=">"),
         [0, 99, 255],
     ),
     "TIFF, decimal, up to 65535": (
-        make_tiff(2, struct.pack("<2f", 32896, 65535), bits=[32], photometric=1, samples=3), [128, 255],
+        tiff(2, struct.pack("<2f", 32896, 65535), bits=[32], photometric=1, samples=3), [128, 255],
     ),
     "TIFF, decimal, beyond": (
-        make_tiff(2, struct.pack("<2f", 5e9, 1e10), bits=[32], photometric=1, samples=3), [127, 255],
+        tiff(2, struct.pack("<2f", 5e9, 1e10), bits=[32], photometric=1, samples=3), [127, 255],
     ),
     "TIFF, decimal, white is zero": (
-        make_tiff(3, struct.pack("<3f", 0, 0.5, 1), bits=[32], photometric=0, samples=3), [255, 128, 0],
+        tiff(3, struct.pack("<3f", 0, 0.5, 1), bits=[32], photometric=0, samples=3), [255, 128, 0],
     ),
 }  # fmt: skip

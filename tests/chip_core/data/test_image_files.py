@@ -95,7 +95,7 @@ def test_every_alpha_is_blended_as_transformers_does(alpha: int) -> None:
     image = Image.fromarray(shades[None].astype(np.uint8))
     image.putalpha(alpha)
     theirs = convert_to_rgb(image, return_numpy=True)
-    assert np.array_equal(np.asarray(read_image(pictures.encode_image(image, "PNG"))), theirs)
+    assert np.array_equal(np.asarray(read_image(pictures.encode(image, "PNG"))), theirs)
     # And within one of what is said: (c · a + 255 · (255 - a)) / 255.
     said = (shades * alpha + 255 * (255 - alpha)) / 255
     assert np.abs(theirs[0] - said).max() < 1
@@ -110,13 +110,13 @@ def test_what_has_no_alpha_is_read_one_way(name: str) -> None:
 @pytest.mark.parametrize("name", GREY)
 def test_grey_of_many_bits_is_scaled(name: str) -> None:
     content, expected = GREY[name]
-    assert read_pixels(read_image(content)) == pictures.make_grey(*expected)
-    assert read_pixels(read_image(content, "drop")) == pictures.make_grey(*expected)
+    assert read_pixels(read_image(content)) == pictures.grey(*expected)
+    assert read_pixels(read_image(content, "drop")) == pictures.grey(*expected)
 
 
 def test_all_greys_of_16_bits() -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    read = np.asarray(read_image(pictures.encode_image(Image.fromarray(values), "PNG")))
+    read = np.asarray(read_image(pictures.encode(Image.fromarray(values), "PNG")))
     assert np.array_equal(read[..., 0], values // 257)  # 65535 = 255 · 257
 
 
@@ -125,7 +125,7 @@ def test_all_greys_of_16_bits() -> None:
 def test_a_pixel_that_is_no_number_is_told(place: int, value: float) -> None:
     row = [0.1, 0.5, 0.9]
     row[place] = value
-    content = pictures.make_tiff(3, struct.pack("<3f", *row), bits=[32], photometric=1, samples=3)
+    content = pictures.tiff(3, struct.pack("<3f", *row), bits=[32], photometric=1, samples=3)
     for asked in (ImageReader(None).size, ImageReader(None).read):
         with pytest.raises(RowError, match="a pixel is not a finite number"):
             asked(ImageRef(data=content))
@@ -165,8 +165,8 @@ def test_every_kind_is_turned(kind: str, mode: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
-    content = pictures.encode_image(stored, kind, exif=exif, **options)
-    upright = np.asarray(read_image(pictures.encode_image(stored, kind, **options)))
+    content = pictures.encode(stored, kind, exif=exif, **options)
+    upright = np.asarray(read_image(pictures.encode(stored, kind, **options)))
     expected = TURNED[orientation](upright)
     read = read_image(content)
     assert np.array_equal(np.asarray(read), expected)
@@ -175,40 +175,40 @@ def test_every_kind_is_turned(kind: str, mode: str, orientation: int) -> None:
 
 
 def test_the_first_frame_of_an_animation_lies_on_white() -> None:
-    frames = [pictures.make_row("RGBA", [(255, 0, 0, 128), (0, 0, 0, 0)]) for _ in range(2)]
+    frames = [pictures.row("RGBA", [(255, 0, 0, 128), (0, 0, 0, 0)]) for _ in range(2)]
     frames[1].putalpha(255)
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
-        content = pictures.encode_image(
+        content = pictures.encode(
             frames[0], kind, save_all=True, append_images=frames[1:], **options
         )
         assert read_pixels(read_image(content)) == [pictures.HALF_RED, pictures.WHITE]
     # A GIF has no half: of two palettes with a transparent colour the first counts.
-    one, other = pictures.make_row("P", [0, 1]), pictures.make_row("P", [1, 1])
+    one, other = pictures.row("P", [0, 1]), pictures.row("P", [1, 1])
     for frame in (one, other):
         frame.putpalette([0, 0, 0, 10, 20, 30])
     for disposal in (1, 2, 3):
-        content = pictures.encode_image(
+        content = pictures.encode(
             one, "GIF", save_all=True, append_images=[other], transparency=0, disposal=disposal
         )
         assert read_pixels(read_image(content)) == [pictures.WHITE, pictures.OWN]
 
 
 def test_images_in_memory_of_every_mode_become_rgb() -> None:
-    quantized = pictures.make_row("RGBA", [(255, 0, 0, 128)]).quantize(2)  # a palette with alphas
+    quantized = pictures.row("RGBA", [(255, 0, 0, 128)]).quantize(2)  # a palette with alphas
     half = {
-        "RGBA": pictures.make_row("RGBA", [(255, 0, 0, 128)]),
-        "RGBa": pictures.make_row("RGBA", [(255, 0, 0, 128)]).convert("RGBa"),
+        "RGBA": pictures.row("RGBA", [(255, 0, 0, 128)]),
+        "RGBa": pictures.row("RGBA", [(255, 0, 0, 128)]).convert("RGBa"),
         "P": quantized,
     }
     for mode, image in half.items():
         assert read_pixels(to_rgb(image)) == [pictures.HALF_RED], mode
         assert read_pixels(to_rgb(image, "drop")) == [pictures.RED], mode
     for mode in ("LA", "La"):
-        assert read_pixels(to_rgb(pictures.make_row("LA", [(0, 128)]).convert(mode))) == [
+        assert read_pixels(to_rgb(pictures.row("LA", [(0, 128)]).convert(mode))) == [
             (127, 127, 127)
         ]
-    signed = pictures.make_row("I", [-7, 255])  # not of a TIFF that says that it has no sign
-    assert read_pixels(to_rgb(signed)) == pictures.make_grey(0, 255)
+    signed = pictures.row("I", [-7, 255])  # not of a TIFF that says that it has no sign
+    assert read_pixels(to_rgb(signed)) == pictures.grey(0, 255)
     opaque = Image.new("RGB", (2, 1))
     assert to_rgb(opaque) is opaque
 

@@ -49,7 +49,7 @@ def run_worker(rank: int, workers: int, store: str, folder: str, outcomes: Any) 
         context = make_context(Path(folder))
         evaluation: Evaluation = evaluate(context, "report", SHAPES)
         if rank == 1:
-            context.model.generate = _fails
+            context.model.generate = _raise_error
         longer_settings = SHAPES.model_copy(update={"max_new_tokens": 33})
         try:
             evaluate(context, "report", longer_settings)
@@ -63,5 +63,5 @@ def run_worker(rank: int, workers: int, store: str, folder: str, outcomes: Any) 
         torch.distributed.destroy_process_group()
 
 
-def _fails(**_: Any) -> None:
+def _raise_error(**_: Any) -> None:
     raise ValueError("this worker's own trouble")

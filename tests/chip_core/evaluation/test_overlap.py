@@ -32,7 +32,7 @@ def test_cocos_number(name: str, number: int | None) -> None:
     assert parse_coco_number(name) == number
 
 
-def photo(index: int) -> Image.Image:
+def draw_photo(index: int) -> Image.Image:
     """A larger picture with gradients, as photographs have them."""
     shown = draw_scene(make_scene("test", index)).resize((320, 240), Image.Resampling.BICUBIC)
     shade = Image.linear_gradient("L").rotate(37 * index).resize((320, 240)).convert("RGB")
@@ -40,7 +40,7 @@ def photo(index: int) -> Image.Image:
 
 
 def test_scaled_and_recompressed_copies_are_found_and_others_are_not() -> None:
-    originals = [photo(index) for index in range(12)]
+    originals = [draw_photo(index) for index in range(12)]
     for place, original in enumerate(originals):
         held = io.BytesIO()
         original.resize((512, 384)).save(held, "JPEG", quality=60)
@@ -65,11 +65,14 @@ def test_count_shared() -> None:
     def unread() -> Image.Image:
         raise AssertionError("its number says enough")
 
-    shown = [("COCO_val2014_000000000007.jpg", lambda: photo(0)), ("b.png", lambda: photo(1))]
+    shown = [
+        ("COCO_val2014_000000000007.jpg", lambda: draw_photo(0)),
+        ("b.png", lambda: draw_photo(1)),
+    ]
     training = [
         ("COCO_train2014_000000000007.jpg", unread),
-        ("copy.png", lambda: photo(1).resize((100, 75))),
-        ("other.png", lambda: photo(2)),
+        ("copy.png", lambda: draw_photo(1).resize((100, 75))),
+        ("other.png", lambda: draw_photo(2)),
         ("broken.png", lambda: None),
     ]
     assert find_shared_images(training, shown) == [

@@ -27,7 +27,7 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import ConfigError, StoppedError, TrialError, UserError
 
 from ..evaluation.benchmarks import coco_cases
-from ..evaluation.judge.server import good, serving
+from ..evaluation.judge.server import rate_question, run_judge_server
 
 
 def rows(folder: Path, *records: dict[str, Any], name: str = "prompts.jsonl") -> str:
@@ -84,8 +84,8 @@ def test_chair_ranks_by_what_a_row_or_coco_says_is_there(
     monkeypatch.setattr(chair, "tokenize_words", lambda text: re.findall(r"\w+", text))
     (tmp_path / "chair").mkdir()
     (tmp_path / "coco").mkdir()
-    coco_cases.synonyms(tmp_path / "chair", "synonyms.txt")
-    coco_cases.annotations(tmp_path / "coco")
+    coco_cases.write_synonyms(tmp_path / "chair", "synonyms.txt")
+    coco_cases.write_annotations(tmp_path / "coco")
     ranker = open_ranker(PairsConfig(), "x.jsonl", DataPaths(benchmark_data=tmp_path))
     answers = [["A puppy and two buses.", "A dog with a man.", "Nothing."]]
     # Image 1 shows a dog, a person and, by a caption, a traffic light.
@@ -113,7 +113,7 @@ def test_what_a_ranker_lacks_is_told_before_a_model_is_loaded(
     (told,) = lacking("x.jsonl", data_paths)
     assert told.startswith(f"pairs: ranker chair reads objects' names from {tmp_path}/chair/syn")
     (tmp_path / "chair").mkdir()
-    coco_cases.synonyms(tmp_path / "chair", "synonyms.txt")
+    coco_cases.write_synonyms(tmp_path / "chair", "synonyms.txt")
     assert lacking("x.jsonl", data_paths) == []
     judge = {"model": "m", "api_key_env": "NO_SUCH_KEY"}
     (told,) = lacking("shapes", data_paths, ranker="judge", judge=judge)
@@ -188,7 +188,7 @@ def test_each_reply_of_a_judge_is_told_and_hears_a_stop(tmp_path: Path) -> None:
         if len(told) == 2:
             raise StoppedError("stop")
 
-    with serving(good) as judge:
+    with run_judge_server(rate_question) as judge:
         named = {"model": "m", "base_url": judge.url, "api_key_env": None, "concurrency": 1}
         settings = PairsConfig.model_validate({"ranker": "judge", "judge": named})
         ranker = open_ranker(settings, "x.jsonl", DataPaths(judge_cache=tmp_path / "judge"), report)

@@ -133,8 +133,8 @@ def test_boxes_lie_on_content_and_within_their_share() -> None:
     image.paste(sample_image(2, (60, 60)), (130, 10))
     hits = 0
     for seed in range(20):
-        made = make_rejected_image(image, {"strategy": "occlusion", "occlusion": {"boxes": 1, "share": 0.1}},
-                    seed=seed)  # fmt: skip
+        settings = {"strategy": "occlusion", "occlusion": {"boxes": 1, "share": 0.1}}
+        made = make_rejected_image(image, settings, seed=seed)
         changed = ImageChops.difference(made.image, image).convert("L")
         left, top, right, bottom = changed.getbbox()
         assert (right - left) * (bottom - top) <= 0.105 * 200 * 200  # rounding of the sides

@@ -31,19 +31,19 @@ OBJECTS: dict[int, list[str]] = {
 CAPTIONS: dict[int, list[str]] = {1: ["Two people and a traffic light."], 5: ["A train."]}
 
 
-def synonyms(folder: Path, name: str) -> Path:
+def write_synonyms(folder: Path, name: str) -> Path:
     (folder / name).write_text(SYNONYMS)
     return folder
 
 
-def lists(folder: Path) -> Path:
+def write_object_lists(folder: Path) -> Path:
     """Write what is in each image as a JSON of lists, captions not counted."""
     file = folder / "objects.json"
     file.write_text(json.dumps({str(image): found for image, found in OBJECTS.items()}))
     return file
 
 
-def annotations(folder: Path) -> Path:
+def write_annotations(folder: Path) -> Path:
     """Write COCO's four files: images with odd ids in train, the others in val."""
     within = folder / "annotations"
     within.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.files import read_records
 
-from ..judge.server import good, serving
+from ..judge.server import rate_question, run_judge_server
 from .transformers_server import (
     SIX_ITEMS,
     Server,
@@ -132,7 +132,9 @@ def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_o
 
 
 def test_what_another_model_answered_ends_the_evaluation(tmp_path: Path) -> None:
-    with serving(good) as judge:  # which names another model as the maker of what it says
+    with run_judge_server(
+        rate_question
+    ) as judge:  # which names another model as the maker of what it says
         context = use_server(make_arm_context(tmp_path, None), judge.url, server="other", model="m")
         with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
             evaluate(context, "report", SIX_ITEMS)
@@ -147,7 +149,7 @@ def test_a_server_of_this_process_is_asked_past_the_environment_s_proxy(
         make_arm_context(tmp_path, None).answering_model,
         Item(id="1", prompt="What?", pictures=()),
     )
-    with serving(good) as judge:
+    with run_judge_server(rate_question) as judge:
         generator = OpenAIGenerator(
             make_generator_config(judge.url), tmp_path, {"base": "m"}, key="k"
         )
@@ -179,7 +181,7 @@ def test_a_picture_is_encoded_once_for_its_questions(tmp_path: Path) -> None:
         for key in colours
     ]
     model, responses = make_arm_context(tmp_path, None).answering_model, dict[str, str]()
-    with serving(sees) as server:
+    with run_judge_server(sees) as server:
         generator = OpenAIGenerator(
             make_generator_config(server.url, concurrency=8), tmp_path, {"base": "m"}
         )
@@ -201,7 +203,7 @@ def test_a_model_that_is_not_served_ends_it_with_what_to_do(tmp_path: Path, arms
     def missing(handler: Any, number: int, body: Any) -> None:
         handler.send({"error": {"message": "no such model"}}, status=404)
 
-    with serving(missing) as judge:
+    with run_judge_server(missing) as judge:
         context = use_server(make_arm_context(tmp_path, arms[0]), judge.url, server="other")
         with pytest.raises(TrialError) as error:
             evaluate(context, "report", SIX_ITEMS)
@@ -220,7 +222,7 @@ def test_an_adapter_is_loaded_under_the_name_of_its_weights(tmp_path: Path, arms
         asked.append((handler.path, body))
         handler.send({}, status=404)
 
-    with serving(vllm) as judge:
+    with run_judge_server(vllm) as judge:
         context = use_server(make_arm_context(tmp_path, arms[0]), judge.url, server="vllm")
         assert isinstance(context.generator, OpenAIGenerator)
         with pytest.raises(TrialError, match="takes no adapters while it runs: start it with --en"):

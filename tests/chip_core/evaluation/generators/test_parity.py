@@ -16,7 +16,7 @@ from chip_core.evaluation.generators.delivery import make_model_folder
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.utils.errors import TrialError
 
-from ..judge.server import serving
+from ..judge.server import run_judge_server
 from .transformers_server import SIX_ITEMS, Server, copy_model, make_arm_context, use_server
 
 Arms = tuple[Path, Path]
@@ -42,7 +42,7 @@ def test_a_picture_that_is_dropped_on_the_way_is_another_prompt(
         message["content"] = [part for part in message["content"] if part["type"] == "text"]
         handler.send(requests.post(f"{server.url}/chat/completions", json=body).json())
 
-    with serving(without_pictures) as between:
+    with run_judge_server(without_pictures) as between:
         context = use_server(make_arm_context(tmp_path, None), between.url)
         with pytest.raises(TrialError, match="4 of 4 have other tokens") as error:
             evaluate(context, "report", SIX_ITEMS)

@@ -113,12 +113,12 @@ def test_an_adapter_beyond_the_language_model_is_served_merged(
         Delivery(loads, None, tmp_path, {}, str).deliver(model)
 
 
-def listens(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with socket.socket() as asking:
         return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
-def started(log: Path, port: int) -> LocalServer:
+def start_server(log: Path, port: int) -> LocalServer:
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     health = f"http://127.0.0.1:{port}/"
     return LocalServer(command, health=health, log=log, environment={}, start_timeout=60)
@@ -130,10 +130,10 @@ def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
     for name in ("http_proxy", "all_proxy"):  # which do not reach a server on this machine
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     port = find_free_port()
-    server = started(tmp_path / "log", port)
-    assert listens(port)
+    server = start_server(tmp_path / "log", port)
+    assert is_listening(port)
     server.stop()
-    assert not listens(port)
+    assert not is_listening(port)
     code = (
         "import os, signal, sys; from pathlib import Path; "
         "from tests.chip_core.evaluation.generators.test_vllm import started; "
@@ -149,9 +149,9 @@ def test_a_server_ends_when_it_is_stopped_and_when_who_started_it_is_killed(
     )
     assert (run.returncode, run.stdout) == (-signal.SIGKILL, "up\n"), run.stderr
     until = time.monotonic() + 30
-    while listens(port) and time.monotonic() < until:
+    while is_listening(port) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not listens(port)
+    assert not is_listening(port)
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,13 @@ def shapes() -> tuple[Any, Any]:
     return loading.load(ModelConfig(path="shapes"))
 
 
-def asked(number: int) -> list[Item]:
+def load_items(number: int) -> list[Item]:
     items = BENCHMARKS["shapes"].items("report", data=None, protocol="official")
     return list(items[:number])
 
 
 def test_the_batch_changes_no_answer_on_shapes(shapes: tuple[Any, Any]) -> None:
-    items = asked(33)
+    items = load_items(33)
     alone = generate(*shapes, items, max_new_tokens=32, batch_size=1)
     assert len(set(alone)) > 20
     for size in (7, 32):
@@ -45,7 +45,7 @@ def test_the_batch_changes_no_answer_on_shapes(shapes: tuple[Any, Any]) -> None:
 @pytest.mark.filterwarnings("error::FutureWarning")
 def test_transformers_has_nothing_to_warn_of(shapes: tuple[Any, Any]) -> None:
     for beams in (1, 2):  # by lanes, and by `generate`
-        assert len(generate(*shapes, asked(2), max_new_tokens=4, num_beams=beams)) == 2
+        assert len(generate(*shapes, load_items(2), max_new_tokens=4, num_beams=beams)) == 2
 
 
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))

@@ -30,16 +30,14 @@ from ....chip_core.data import files, pictures
 #: Files in which readers differ that are not one: name -> content, its pixels on white.
 FILES: dict[str, tuple[bytes, pictures.Pixels]] = {
     **{name: (case.content, case.white) for name, case in pictures.TRANSPARENT.items()},
-    **{name: (content, pictures.make_grey(*row)) for name, (content, row) in pictures.GREY.items()},
+    **{name: (content, pictures.grey(*row)) for name, (content, row) in pictures.GREY.items()},
 }
 
 
 def _turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    return pictures.encode_image(
-        pictures.make_row("RGB", [pictures.RED, pictures.OWN]), "PNG", exif=exif
-    )
+    return pictures.encode(pictures.row("RGB", [pictures.RED, pictures.OWN]), "PNG", exif=exif)
 
 
 FILES["PNG, upside down"] = (_turned(), [pictures.OWN, pictures.RED])
@@ -154,7 +152,7 @@ def test_dropped_transparency_is_a_matter_of_the_training_data(name: str, tmp_pa
 
 def test_a_picture_that_a_plug_in_makes_is_shown_as_one_that_is_read() -> None:
     """Whatever mode it has: the model, the report and the sheet see it on white."""
-    half = pictures.make_row("RGBA", [(255, 0, 0, 128)])
+    half = pictures.row("RGBA", [(255, 0, 0, 128)])
     shown: list[Image.Image] = []
 
     class Processor:
