@@ -78,7 +78,7 @@ def make_encoder(seed: int, augment: str = "released") -> PairEncoder:
             "training": {"augment": augment, "max_length": 256},
         }
     )  # fmt: skip
-    return PairEncoder(families.build("muffin")[1], config, families.pairs())
+    return PairEncoder(families.build("muffin")[1], config, families.make_pairs())
 
 
 def get_pixels(batch: PairBatch) -> torch.Tensor:

@@ -63,7 +63,7 @@ def test_those_of_another_model_are_dropped() -> None:
     assert kept.for_model("model") is not first
 
 
-PAIRS = families.pairs()
+PAIRS = families.make_pairs()
 RULES = ["clean", "released"]
 
 

@@ -184,7 +184,7 @@ def test_every_family_trains_and_asks_with_its_own_marks_in_texts(family: str) -
     _, own = families.FAMILIES[family]()
     marks = [token.content for token in own.tokenizer.added_tokens_decoder.values()]
     config = TrialConfig.model_validate({"model": "shapes", "training": {"max_length": 512}})
-    pairs = families.pairs()
+    pairs = families.make_pairs()
     odd = families.ListPairs(
         replace(
             pair,

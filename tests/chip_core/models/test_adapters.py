@@ -48,7 +48,7 @@ TRAINED = [
 ]
 
 
-def ready(config: TrialConfig) -> tuple[Any, Any, PairBatch]:
+def prepare_model(config: TrialConfig) -> tuple[Any, Any, PairBatch]:
     model, processor = loading.load(config.model)
     pairs = load_pairs(config.data)
     batch = PairEncoder(processor, config, pairs).encode_batch(range(4))
@@ -60,7 +60,7 @@ def test_the_reference_is_the_base_and_does_not_move(
     shapes_config: Configured, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     config = shapes_config(optimizer__lr=1e-3, **changes)
-    policy, processor, batch = ready(config)
+    policy, processor, batch = prepare_model(config)
     base, _ = loading.load(config.model)
     before = compute_logits(base, batch)
     reference = LiveReference(Policy(policy, config.objective), config)
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_a_separate_reference(
     shapes_config: Configured, changes: dict[str, Any]
 ) -> None:
     config = shapes_config(**changes)
-    policy, _, batch = ready(config)
+    policy, _, batch = prepare_model(config)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if ".lora_B" in name:
@@ -176,7 +176,7 @@ def test_merged_answers_as_the_adapter_does(
     later = run_trial(config, folder=tmp_path / "later", trained_model=tmp_path / "model")
     assert later.metrics == result.metrics
     policy, _ = loading.load(config.model, trained=tmp_path / "model")
-    batch = ready(config)[2]
+    batch = prepare_model(config)[2]
     adapted = compute_logits(policy, batch)
     assert torch.allclose(adapted, compute_logits(merge_adapters(policy), batch), atol=1e-4)
 
@@ -187,7 +187,7 @@ def test_staged_trains_the_encoder_alone_first(shapes_config: Configured, tmp_pa
         optimizer__schedule="constant",
     )  # fmt: skip
     moved: list[set[str]] = []
-    policy, processor, _ = ready(config)
+    policy, processor, _ = prepare_model(config)
     last = {name: value.clone() for name, value in policy.state_dict().items()}
 
     def look(step: int, *_: Any) -> None:

@@ -43,7 +43,7 @@ SEQUENCE: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def kept() -> Iterator[None]:
+def enabled_caches() -> Iterator[None]:
     BASE_MODELS.enable()
     ENCODINGS.enable()
     yield
@@ -62,7 +62,9 @@ def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
     }
 
 
-def test_trials_one_after_another_equal_trials_by_themselves(tmp_path: Path, kept: None) -> None:
+def test_trials_one_after_another_equal_trials_by_themselves(
+    tmp_path: Path, enabled_caches: None
+) -> None:
     together = [left(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
     BASE_MODELS.disable()
     ENCODINGS.disable()
@@ -72,7 +74,7 @@ def test_trials_one_after_another_equal_trials_by_themselves(tmp_path: Path, kep
 
 
 def test_the_next_trial_encodes_no_prompt_that_the_last_one_did(
-    tmp_path: Path, kept: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, enabled_caches: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
     for encoder in (PairEncoder, Encoder):
@@ -95,7 +97,7 @@ def test_the_next_trial_encodes_no_prompt_that_the_last_one_did(
 
 
 def test_files_that_are_mapped_as_they_are_give_the_same_figures(
-    tmp_path: Path, kept: None
+    tmp_path: Path, enabled_caches: None
 ) -> None:
     folder = tmp_path / "base"
     shutil.copytree(MODEL_FOLDER, folder)
@@ -114,7 +116,7 @@ def test_files_that_are_mapped_as_they_are_give_the_same_figures(
 
 @pytest.mark.slow
 def test_thirty_trials_equal_trials_by_themselves_and_hold_no_more_memory(
-    tmp_path: Path, kept: None
+    tmp_path: Path, enabled_caches: None
 ) -> None:
     held, together = [], []
     for number in range(30):
@@ -132,7 +134,7 @@ def test_thirty_trials_equal_trials_by_themselves_and_hold_no_more_memory(
     assert held[29] <= 1.05 * held[4]
 
 
-def test_what_is_not_trained_is_shared_and_what_is_trained_is_not(kept: None) -> None:
+def test_what_is_not_trained_is_shared_and_what_is_trained_is_not(enabled_caches: None) -> None:
     config = TrialConfig.model_validate({**SHORT, "vision_encoder": "frozen"})
     first, _ = load(config.model, config=config)
     second, _ = load(config.model, config=config)
@@ -145,7 +147,9 @@ def test_what_is_not_trained_is_shared_and_what_is_trained_is_not(kept: None) ->
     assert not load(config.model, config=config)[0]._forward_hooks
 
 
-def test_other_weights_are_loaded_anew(kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_are_loaded_anew(
+    enabled_caches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads = []
     real = load.__globals__["load_complete"]
     monkeypatch.setitem(

@@ -43,7 +43,7 @@ from .. import families
 from ..naive_forward import compute_logits, compute_original_logits, compute_policy_objective
 from ..trainings import train
 
-PAIRS = families.pairs()
+PAIRS = families.make_pairs()
 #: The second shows what the first came to.
 TWO_STEPS = {"batch_size": 3, "epochs": 2, "max_length": 256}
 
@@ -276,7 +276,7 @@ def test_what_of_the_tower_gets_no_gradient_is_known_before(
 
 def test_it_answers_in_a_batch_padded_on_the_left(folder: Path) -> None:
     model, processor = loading.load(ModelConfig(path=str(folder)))
-    items = families.items()[::4]
+    items = families.make_items()[::4]
     together = generate(model, processor, items, max_new_tokens=6)
     alone = [generate(model, processor, [item], max_new_tokens=6)[0] for item in items]
     assert together == alone
@@ -317,7 +317,7 @@ def test_a_prompt_shows_its_picture_and_says_which_tokens_are_its(
     """
     model, processor = loading.load(ModelConfig(path=str(folder)))
     batch = PairEncoder(processor, configured(), PAIRS).encode_batch(range(3))
-    (asked,) = Encoder(processor).encode(families.items()[:1])
+    (asked,) = Encoder(processor).encode(families.make_items()[:1])
     described = DescribedImage(
         id="0", image=lambda: PAIRS[0].image, prompt=PAIRS[0].prompt, true="a dog",
         hallucinated="a cat",
@@ -360,7 +360,7 @@ def test_a_base_named_as_before_is_trained_and_read_again(
     old = tmp_path / "old"
     shutil.copytree(folder, old)
     weights = load_file(old / "model.safetensors")
-    named = {_before_4_52(name.removeprefix("model.")): weights[name] for name in weights}
+    named = {_name_before_4_52(name.removeprefix("model.")): weights[name] for name in weights}
     assert any(name.startswith("language_model.model.") for name in named)
     save_file(named, old / "model.safetensors", {"format": "pt"})
 
@@ -392,7 +392,7 @@ def test_a_base_named_as_before_is_trained_and_read_again(
     assert torch.equal(trained, compute_logits(fresh, batch))
 
 
-def _before_4_52(name: str) -> str:
+def _name_before_4_52(name: str) -> str:
     if name.startswith("lm_head"):
         return f"language_model.{name}"
     return re.sub(r"^language_model\.(?!model\.|lm_head)", "language_model.model.", name)

@@ -26,7 +26,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 def test_a_look_in_fp32_is_at_a_model_of_the_same_weights_in_fp32(built: tuple[Any, Any]) -> None:
     model, processor = convert_weights(built[0], "bf16"), built[1]
     twin = convert_weights(copy.deepcopy(model), "fp32")
-    batch = PairEncoder(processor, CONFIG, families.pairs()).encode_batch(range(3))
+    batch = PairEncoder(processor, CONFIG, families.make_pairs()).encode_batch(range(3))
     before = dict(model.named_parameters())
     vectors = [weight for weight in model.get_decoder().parameters() if weight.ndim == 1]
     theirs = [weight for weight in twin.get_decoder().parameters() if weight.ndim == 1]

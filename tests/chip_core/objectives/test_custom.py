@@ -109,14 +109,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("own_terms", None)
 
 
-def faults(name: str) -> list[str]:
+def find_faults(name: str) -> list[str]:
     return [wrong for _, wrong in check_term(load_term(f"own_terms:{name}")) if wrong]
 
 
 def test_a_good_term_passes_every_check(module: Path) -> None:
     checks = list(check_term(load_term("own_terms:conditional")))
     assert len(checks) == 6
-    assert faults("conditional") == []
+    assert find_faults("conditional") == []
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_good_term_passes_every_check(module: Path) -> None:
     ],
 )
 def test_a_bad_term_is_told(module: Path, name: str, wrong: str) -> None:
-    assert wrong in faults(name)
+    assert wrong in find_faults(name)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_it_is_added_with_its_weight(module: Path) -> None:
     assert set(found.terms) == {"response", "own_terms:conditional"}
 
 
-def mark(write: Callable[[], object] = lambda: None) -> str:
+def make_fingerprint(write: Callable[[], object] = lambda: None) -> str:
     write()
     config = TrialConfig(model="shapes", objective={"custom": {"own_terms:conditional": 1.0}})
     return fingerprint(training_identity(config, {"content": "x"}, {}))
@@ -205,9 +205,9 @@ def test_it_is_given_the_divergence_where_it_asks_for_it(module: Path) -> None:
 
 
 def test_its_source_is_part_of_the_fingerprint(module: Path) -> None:
-    before = mark()
-    assert mark() == before
-    assert mark(lambda: module.write_text(SOURCE + "\n# changed\n")) != before
+    before = make_fingerprint()
+    assert make_fingerprint() == before
+    assert make_fingerprint(lambda: module.write_text(SOURCE + "\n# changed\n")) != before
 
 
 def test_a_term_reads_what_it_declares(module: Path) -> None:

@@ -27,7 +27,7 @@ def base() -> tuple[Any, Any]:
     return model.double(), processor
 
 
-def moved(model: Any) -> Any:
+def make_moved_model(model: Any) -> Any:
     """Return a copy whose weights differ a little, so that no margin is 0."""
     policy = copy.deepcopy(model)
     draw = torch.Generator().manual_seed(3)
@@ -77,7 +77,7 @@ def test_loss_and_gradients_equal_the_plain_ones(
     head = Policy(reference, config.objective).head
     for how in (lambda p: Policy(p, config.objective)(batch, known, head).loss.mean(),
                 lambda p: compute_naive_loss(p, reference, batch, config, eos)):  # fmt: skip
-        policy = moved(reference)
+        policy = make_moved_model(reference)
         trained = set_trained(policy, config)
         loss = how(policy)
         loss.backward()

@@ -149,7 +149,7 @@ def make_scored_pairs() -> list[PreferencePair]:
             pair,
             scores={"image_text_scores/chosen": 0.3 * place, "image_text_scores/rejected": 0.1},
         )
-        for place, pair in enumerate(families.pairs())
+        for place, pair in enumerate(families.make_pairs())
     ]
 
 

@@ -132,9 +132,8 @@ def test_a_server_that_is_killed_and_started_again_gives_the_same_answers_each_o
 
 
 def test_what_another_model_answered_ends_the_evaluation(tmp_path: Path) -> None:
-    with run_judge_server(
-        rate_question
-    ) as judge:  # which names another model as the maker of what it says
+    # The judge's server names another model as the one that made its replies.
+    with run_judge_server(rate_question) as judge:
         context = use_server(make_arm_context(tmp_path, None), judge.url, server="other", model="m")
         with pytest.raises(TrialError, match="was answered by model judge-2026-01-01, not by m$"):
             evaluate(context, "report", SIX_ITEMS)

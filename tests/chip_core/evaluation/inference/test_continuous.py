@@ -56,7 +56,7 @@ def generate_one_by_one(loaded: tuple[Any, Any], items: list[Item], longest: int
 @pytest.mark.parametrize("family", EVERY)
 def test_lanes_give_the_logits_of_rows_alone(family: str) -> None:
     model, processor = families.build(family)
-    encoder, items = Encoder(processor), families.items()
+    encoder, items = Encoder(processor), families.make_items()
     groups = [encoder.encode(items[start : start + 4]) for start in (0, 4, 8)]
     alone = [[prompt] for group in groups for prompt in group[:3]]
     with torch.inference_mode():  # measured: 1e-7 to 3e-7 on all
@@ -72,7 +72,7 @@ def test_answers_of_all_lengths_are_those_of_whole_batches(
     """Ends that come often: questions of one picture leave one by one, others come in."""
     monkeypatch.setattr(continuous, "SMALL_CACHE_BYTES", 0)
     model, processor = loaded = families.build(family)
-    items = families.items()
+    items = families.make_items()
     watching = LaneCounter(monkeypatch)
     with torch.no_grad():  # else random weights say the same of all
         for weight in model.get_decoder().parameters():
@@ -121,7 +121,7 @@ def test_who_ends_leaves_and_the_next_comes_in(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_does_not_fit_is_tried_with_half_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = families.build("llava")
-    items = families.items()
+    items = families.make_items()
     expected = generate_one_by_one(loaded, items, 5)
     add, step = Lanes.add, Lanes.step
     most, rows, stopped = 3, [], []
@@ -164,7 +164,7 @@ def test_what_a_models_own_settings_want_beside_is_left_to_transformers(
     model.generation_config.update(**wanted)
     assert not supports_continuous_batching(model, settings)
     watching = LaneCounter(monkeypatch)
-    items = families.items()[:4]
+    items = families.make_items()[:4]
     assert generate(*loaded, items, max_new_tokens=5) == generate_one_by_one(loaded, items, 5)
     assert not watching.entered
 
@@ -191,7 +191,7 @@ def test_questions_without_a_picture(family: str) -> None:
         Item(id=f"t{number}", prompt=" ".join(families.WORDS[: number + 2]), pictures=())
         for number in range(3)
     ]
-    for items in (asked, [*families.items()[:4], *asked]):
+    for items in (asked, [*families.make_items()[:4], *asked]):
         found = generate(*loaded, items, max_new_tokens=4, batch_size=4)
         assert found == generate_one_by_one(loaded, items, 4)
 
@@ -235,7 +235,7 @@ def test_long_questions_of_one_picture_take_lanes_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded = families.build("llava")
-    items = families.items()[:4]
+    items = families.make_items()[:4]
     expected = generate_one_by_one(loaded, items, 6)
     prompts = Encoder(loaded[1]).encode(items)
     start = continuous.shared_length(prompts)

@@ -102,5 +102,5 @@ def test_the_batch_changes_no_sample_on_shapes() -> None:
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl"])
 def test_neither_batch_nor_sharing_changes_a_sample(family: str) -> None:
     loaded = families.build(family)
-    alone = draw_answers(loaded, families.items(), 1, False)
-    assert draw_answers(loaded, families.items(), 7, True) == alone
+    alone = draw_answers(loaded, families.make_items(), 1, False)
+    assert draw_answers(loaded, families.make_items(), 7, True) == alone

@@ -81,7 +81,7 @@ def make_completion(text: str | None) -> dict[str, Any]:
 
 
 def rate_row(number: int, body: dict[str, Any]) -> tuple[int, Any]:
-    """Rate as `good` does."""
+    """Rate as `rate_question` does."""
     return 200, make_completion(f"Rating: {len(body['messages'][-1]['content']) % 7}")
 
 

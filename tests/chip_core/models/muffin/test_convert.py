@@ -24,8 +24,8 @@ BEIT = "model.vision_tower.beit3."
 POSITIONS = f"{BEIT}encoder.embed_positions.A.weight"
 
 
-def mangled(name: str) -> str:
-    """A tensor's name as a keyword of `made.released`."""
+def to_keyword(name: str) -> str:
+    """A tensor's name as a keyword of `write_checkpoint`."""
     return name.replace(".", "__")
 
 
@@ -85,7 +85,7 @@ def test_positions_between_two_patches_of_one_value_have_it() -> None:
     assert resized[3:].flatten().tolist() == pytest.approx([7.0] * 9)
 
 
-class _Harm:
+class _Malicious:
     """What a pickle may hold: a call that is made when it is read."""
 
     def __reduce__(self) -> Any:
@@ -95,7 +95,7 @@ class _Harm:
 def _pickled(folder: Path) -> str:
     source = checkpoints.write_checkpoint(folder, bins=1)
     (file,) = source.glob("*.bin")
-    file.write_bytes(pickle.dumps(_Harm(), protocol=2))
+    file.write_bytes(pickle.dumps(_Malicious(), protocol=2))
     return f"{file.name} is no file of weights .*: nothing of it was run"
 
 
@@ -114,24 +114,26 @@ def _lacks_a_shard(folder: Path) -> str:
 
 def _missing(folder: Path) -> str:
     name = f"{BEIT}encoder.layers.1.ffn.B.fc1.bias"
-    checkpoints.write_checkpoint(folder, **{mangled(name): None})
+    checkpoints.write_checkpoint(folder, **{to_keyword(name): None})
     return "nothing in it becomes model.vision_tower.layers.1.query.fc1.bias"
 
 
 def _extra(folder: Path) -> str:
-    checkpoints.write_checkpoint(folder, **{mangled("model.adapter.weight"): torch.zeros(2)})
+    checkpoints.write_checkpoint(folder, **{to_keyword("model.adapter.weight"): torch.zeros(2)})
     return "model.adapter.weight belongs to no part of Muffin"
 
 
 def _misshapen(folder: Path) -> str:
     checkpoints.write_checkpoint(
-        folder, **{mangled("model.mm_projector.weight"): torch.zeros(16, 5)}
+        folder, **{to_keyword("model.mm_projector.weight"): torch.zeros(16, 5)}
     )
     return r"model.mm_projector.weight has the shape \(16, 5\), not \(16, 16\)"
 
 
 def _no_square(folder: Path) -> str:
-    checkpoints.write_checkpoint(folder, **{mangled(POSITIONS): torch.zeros(11, checkpoints.WIDTH)})
+    checkpoints.write_checkpoint(
+        folder, **{to_keyword(POSITIONS): torch.zeros(11, checkpoints.WIDTH)}
+    )
     return f"{POSITIONS}: 11 rows are not 3 and a square"
 
 

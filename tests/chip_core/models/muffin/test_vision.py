@@ -31,7 +31,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return loading.load(ModelConfig(path=str(root / "dst")))
 
 
-def by_formula(pixels: Tensor) -> Tensor:
+def compute_by_formula(pixels: Tensor) -> Tensor:
     """All tokens of one image, in float64, from the released names alone."""
     weights = {
         name.removeprefix(BEIT): value.double()
@@ -110,7 +110,7 @@ def test_the_tower_is_its_formulas(loaded: tuple[Any, Any], attention: str) -> N
     finally:
         tower.config._attn_implementation = "sdpa"
     for row in range(2):
-        wanted = by_formula(pixels[row].double())
+        wanted = compute_by_formula(pixels[row].double())
         assert float((seen.last_hidden_state[row] - wanted).abs().max()) <= 1e-5
     assert torch.equal(seen.pooler_output, seen.last_hidden_state[:, -checkpoints.QUERIES :])
 

@@ -42,7 +42,7 @@ CONFIG = TrialConfig.model_validate(
 )
 
 
-class Trained:
+class TrainedModel:
     """A model with one large weight among its trained ones, its masters and their optimizer."""
 
     def __init__(self, *, sharded: bool = False) -> None:
@@ -91,7 +91,7 @@ class Trained:
 
 @needs_torchao
 def test_moments_are_in_8_bits_and_updates_near_those_of_fp32() -> None:
-    ours = Trained()
+    ours = TrainedModel()
     plain = [
         nn.Parameter(ours.masters.master_of(weight).detach().clone()) for weight in ours.trained
     ]
@@ -133,7 +133,7 @@ def group(tmp_path: Path) -> Iterator[None]:
 def test_a_checkpoint_gives_back_the_same_bits(
     group: None, tmp_path: Path, saver: bool, reader: bool
 ) -> None:
-    saved, other = Trained(sharded=saver), Trained(sharded=reader)
+    saved, other = TrainedModel(sharded=saver), TrainedModel(sharded=reader)
     for seed in range(3):
         saved.update(seed)
     saved.checkpointer().save(tmp_path, 3)
@@ -147,7 +147,7 @@ def test_a_checkpoint_gives_back_the_same_bits(
 
 @needs_torchao
 def test_putting_a_state_changes_no_weight() -> None:
-    trained = Trained()
+    trained = TrainedModel()
     trained.update(0)
     before = copy.deepcopy(trained.held())
     load_optimizer_state(trained.optimizer, copy.deepcopy(get_optimizer_state(trained.optimizer)))
