@@ -15,7 +15,6 @@ from chip_core.evaluation.inference import Decoder
 from chip_core.evaluation.task import Response
 from chip_core.utils.errors import ConfigError
 from chip_core.utils.files import read_records
-from orchestrator.cli import main
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.benchmark_identities import read_identities, save_identities
 from orchestrator.plan.plan import Plan, make_plan
@@ -31,6 +30,7 @@ from orchestrator.tracking.address import resolve_uri
 
 from ..chip_core.evaluation import benchmark_files
 from .fakes import FakeExecutor, FakeTracker, InlineTracker
+from .program import run_program
 
 STUDY = """
 study: scored
@@ -292,12 +292,6 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     assert "was not counted" in hub.sentence
 
 
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(ended.value.code or 0)
-
-
 def test_a_model_is_scored_without_a_study(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,15 +299,16 @@ def test_a_model_is_scored_without_a_study(
         "evaluate", "shapes", "--benchmarks", "pope,shapes", "--benchmark-data", str(data),
         "--limit", "6", "--protocol", "official", "--set", "max_new_tokens=4", "--out", "out",
     ]  # fmt: skip
-    assert call(*arguments, "--json") == 2  # POPE's script divides by zero where no label is yes
+    # POPE's script divides by zero where no label is yes.
+    assert run_program(*arguments, "--json") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "pope" in said and "protocol corrected" in said
-    assert call(*arguments[:3], "shapes", *arguments[4:], "--json") == 0
+    assert run_program(*arguments[:3], "shapes", *arguments[4:], "--json") == 0
     found = json.loads(capsys.readouterr().out)["benchmarks"]["shapes"]
     assert (found["n"], found["limit"], found["of"]) == (6, 6, 1000)
     assert set(found["metrics"]) <= {"chair_i", "chair_s", "hal", "cover"}
     assert len(read_records(tmp_path / found["responses"])) == 6
-    assert call(*arguments[:3], "shapes", *arguments[4:]) == 0
+    assert run_program(*arguments[:3], "shapes", *arguments[4:]) == 0
     printed = capsys.readouterr()
     assert "shapes/cover" in printed.out
     assert "6 scored, 0 missing" in printed.out
@@ -335,10 +330,10 @@ def test_evaluate_says_what_could_not_be_read(
         "evaluate", "shapes", "--benchmarks", "pope", "--benchmark-data", str(data),
         "--limit", "6", "--protocol", "corrected", "--out", "out",
     ]  # fmt: skip
-    assert call(*arguments, "--json") == 0
+    assert run_program(*arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)["benchmarks"]["pope"]
     assert (found["unreadable"]["answers"], found["n"], found["missing"]) == (6, 6, 0)
-    assert call(*arguments) == 0
+    assert run_program(*arguments) == 0
     printed = capsys.readouterr().out
     assert "pope: 6 answers unreadable (counted as wrong), for instance" in printed
     assert "“[hm]”" in printed
@@ -367,13 +362,13 @@ def test_evaluate_says_what_could_not_be_read(
 def test_bad_evaluations(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert call("evaluate", "shapes", *arguments) == 2
+    assert run_program("evaluate", "shapes", *arguments) == 2
     assert expected in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_such_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("evaluate", "./nothing", "--benchmarks", "shapes") == 2
+    assert run_program("evaluate", "./nothing", "--benchmarks", "shapes") == 2
     assert "no folder nothing" in capsys.readouterr().err
 
 

@@ -264,9 +264,8 @@ def test_data_counts_by_content_not_by_place() -> None:
     assert fingerprint_on_files({}) != make_fingerprint()
     assert fingerprint_on_files({"source": "/elsewhere/a.jsonl"}) == fingerprint_on_files({})
     assert fingerprint_on_files({"image_root": "/elsewhere"}) == fingerprint_on_files({})
-    assert fingerprint_on_files({"format": "jsonl"}) == fingerprint_on_files(
-        {}
-    )  # the format that was found
+    # The format that was found.
+    assert fingerprint_on_files({"format": "jsonl"}) == fingerprint_on_files({})
     assert fingerprint_on_files({"limit": 3}) != fingerprint_on_files({})
     assert fingerprint_on_files({"on_bad_row": "skip"}) != fingerprint_on_files({})
     assert fingerprint_on_files({}, {**OWN, "files": [["a.jsonl", "def"]]}) != fingerprint_on_files(

@@ -256,9 +256,10 @@ def test_a_presets_setting_counts_under_presets_that_have_it_alone(name: str) ->
     assert make_fingerprint({**under, **edit}) != make_fingerprint(under)
     assert make_fingerprint(edit) == plain()
     default = METHODS[preset].settings[name]
+    # Null means it.
     assert make_fingerprint({**under, f"objective.method.{name}": default}) == make_fingerprint(
         under
-    )  # null means it
+    )
 
 
 @settings(max_examples=40, deadline=None)

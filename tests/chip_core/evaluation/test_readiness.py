@@ -189,9 +189,8 @@ def test_the_same_question_on_both_sides_is_found_by_its_content(
     said = "its question report/1 is asked under `select`, too, by a: what was tuned on"
     # This benchmark says of itself that it splits.
     assert said in find_shared_questions(put_on_both_sides("a", "a"), DataPaths())[0]
-    assert (
-        said in find_shared_questions(put_on_both_sides("a", "b"), DataPaths())[0]
-    )  # under another name
+    # Under another name.
+    assert said in find_shared_questions(put_on_both_sides("a", "b"), DataPaths())[0]
     assert not find_shared_questions(put_on_both_sides("a", "c"), DataPaths())
     assert any(
         said in line for line in find_benchmark_problems(put_on_both_sides("a", "a"), DataPaths())

@@ -239,9 +239,8 @@ def test_passes_of_the_same_samples_are_made_together() -> None:
         ["rejected image diffusion, epoch 1", "features of rejected image diffusion, epoch 1"],
         ["text, hidden states in fp32"],  # of other pairs
     ]
-    shorter = list_specs(**{**drawn, "training": {"max_length": 100}})[
-        :2
-    ]  # the features are the same
+    # The features are the same.
+    shorter = list_specs(**{**drawn, "training": {"max_length": 100}})[:2]
     assert [len(group) for group in group_specs([*list_specs(**drawn)[:2], shorter[0]])] == [2, 1]
 
 

@@ -185,7 +185,10 @@ def compute_naive(
 
 @cache
 def compute_expected(family: str, *parts: tuple[str, str]) -> tuple[float, torch.Tensor]:
-    """What `compute_naive` gives for the three pairs and these parts' training: once for all switches."""
+    """What `compute_naive` gives for the three pairs and these parts' training.
+
+    It is computed once for all switches.
+    """
     config = make_config(**dict(parts))
     return compute_naive(
         family, config, PairEncoder(build_model(family)[1], config, PAIRS).encode_batch(range(3))

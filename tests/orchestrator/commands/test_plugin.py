@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.plan import plan_lines, plan_to_json
 from orchestrator.tracking.names import encode_name
 
 from ..conftest import STUDY
+from ..program import run_program
 
 DOCS = Path(__file__).parents[3] / "docs" / "plugins.md"
 
@@ -35,22 +35,16 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_benchmarks", None)
 
 
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(ended.value.code or 0)
-
-
 @pytest.mark.parametrize("name", ["margin_floor", "grounded", "unseen"])
 def test_the_docs_examples_pass(
     module: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("plugin", "check", f"my_terms:{name}") == 0
+    assert run_program("plugin", "check", f"my_terms:{name}") == 0
     assert "a loss term: 6 of 6 checks passed" in capsys.readouterr().out
 
 
 def test_a_wrong_one_is_told(module: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("plugin", "check", "my_terms:wrong", "--json") == 1
+    assert run_program("plugin", "check", "my_terms:wrong", "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert found["checks"]["one loss a pair"] == "it returned int, not one loss a pair, (3,)"
 
@@ -62,7 +56,7 @@ def test_a_wrong_one_is_told(module: Path, capsys: pytest.CaptureFixture[str]) -
 def test_one_that_is_not_there_is_told(
     module: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("plugin", "check", name) == 2
+    assert run_program("plugin", "check", name) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
 
@@ -70,9 +64,9 @@ def test_one_that_is_not_there_is_told(
 def test_the_docs_benchmark_passes_and_scores(
     module: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("plugin", "check", "my_benchmarks:Colours") == 0
+    assert run_program("plugin", "check", "my_benchmarks:Colours") == 0
     assert "a benchmark: 10 of 10 checks passed" in capsys.readouterr().out
-    assert call("evaluate", "shapes", "--benchmarks", "my_benchmarks:Colours", "--json") == 0
+    assert run_program("evaluate", "shapes", "--benchmarks", "my_benchmarks:Colours", "--json") == 0
     found = json.loads(capsys.readouterr().out)["benchmarks"]["my_benchmarks:Colours"]
     assert (found["n"], found["scorer"]) == (3, "colours-1")
     assert found["scores"] == "chip-evaluation/scores/report-my_benchmarks.Colours.json"
@@ -106,11 +100,11 @@ def test_names_that_mlflow_does_not_take_are_told(
     file = module.with_name("my_benchmarks.py")
     file.write_text(file.read_text().replace('"right"', '"right@1 (strict), %"'))
     name = "my_benchmarks:Colours/right@1 (strict), %"
-    assert call("plugin", "check", "my_benchmarks:Colours") == 0
+    assert run_program("plugin", "check", "my_benchmarks:Colours") == 0
     told = capsys.readouterr().out
     assert f"in MLflow '{name}' is called '{encode_name(name)}'" in told
     assert "10 of 10 checks passed" in told
-    assert call("plugin", "check", "my_benchmarks:Colours", "--json") == 0
+    assert run_program("plugin", "check", "my_benchmarks:Colours", "--json") == 0
     assert json.loads(capsys.readouterr().out)["mlflow_names"] == {name: encode_name(name)}
 
     plan = plan_of(STUDY.replace("[shapes]", "[shapes, {name: my_benchmarks:Colours}]"))

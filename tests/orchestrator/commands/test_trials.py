@@ -13,7 +13,6 @@ from rich.console import Console
 from chip_core.results import CONFIG
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import write_json
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.report.trial_facts import collect_trial_facts
@@ -25,6 +24,7 @@ from orchestrator.utils.version import code_version
 
 from ..conftest import STUDY
 from ..fakes import FakeExecutor, FakeTracker
+from ..program import run_program
 
 PlanOf = Callable[..., Plan]
 
@@ -43,12 +43,6 @@ def run(plan: Plan, workdir: Path, **failures: str) -> None:
     )
 
 
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
-
-
 @pytest.fixture
 def ran(plan_of: PlanOf, tmp_path: Path) -> tuple[Path, Plan]:
     plan = plan_of()
@@ -64,7 +58,7 @@ def test_show_tells_all_of_a_trial(
     folder = workdir / "trials" / trial.fingerprint[:16] / "attempt-1"
     write_json(folder / CONFIG, trial.config.model_dump(mode="json"))
     run(plan_of(STUDY.replace("study: small", "study: renamed")), workdir)
-    assert call("show", trial.fingerprint[:6], "--workdir", workdir, "--json") == 0
+    assert run_program("show", trial.fingerprint[:6], "--workdir", workdir, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fingerprint"] == trial.fingerprint
     assert (found["arm"], found["seed"], found["executed_for"]) == ("chip, frozen", 1, "small")
@@ -85,12 +79,12 @@ def test_show_tells_all_of_a_trial(
 
 def test_show_for_people(ran: tuple[Path, Plan], capsys: pytest.CaptureFixture[str]) -> None:
     workdir, plan = ran
-    assert call("show", "chip, frozen, seed 1", "--workdir", workdir) == 0
+    assert run_program("show", "chip, frozen, seed 1", "--workdir", workdir) == 0
     printed = capsys.readouterr().out
     assert plan.arms[2].trials[1].fingerprint in printed
     assert "shapes/chair_i = 9.0000" in printed
     assert f"in study small ({plan.study.source}) as chip, frozen, which it was run for" in printed
-    assert call("show", "base", "--workdir", workdir) == 0
+    assert run_program("show", "base", "--workdir", workdir) == 0
     assert "shapes/chair_i = 30.0000" in capsys.readouterr().out
 
 
@@ -175,14 +169,14 @@ def test_the_same_training_under_another_name(plan_of: PlanOf, tmp_path: Path) -
 
 def test_the_diff_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ("diff", "encoder", "objectives", "--workdir", tmp_path)
-    assert call(*arguments, "--json") == 0
+    assert run_program(*arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["only_second"] == ["cmdpo", "hdpo"]
-    assert call(*arguments) == 0
+    assert run_program(*arguments) == 0
     printed = capsys.readouterr().out
     assert "the same training: 2: dpo, frozen = dpo; chip, frozen = chip" in printed
     assert "only in objectives: 2: cmdpo; hdpo" in printed
     assert "recorded figures that both report: none" in printed
-    assert call("diff", "encoder", "encoder", "--set", "optimizer.lr=1e-6") == 0
+    assert run_program("diff", "encoder", "encoder", "--set", "optimizer.lr=1e-6") == 0
     assert "optimizer.lr: 5e-5 → 1e-6" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []  # looking writes nothing

@@ -15,9 +15,10 @@ from transformers import AutoModelForImageTextToText
 from chip_core.results import TrialResult
 from chip_core.trial import run_trial
 from chip_core.utils.files import write_json
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
+
+from ..program import run_program
 
 SMALL = """
 study: small
@@ -47,29 +48,23 @@ def trained(plan_of: Callable[..., Plan], tmp_path: Path) -> tuple[Path, Plan]:
     return workdir, plan
 
 
-def chip_ablate(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
-
-
 def test_export_by_name_and_by_fingerprint(
     trained: tuple[Path, Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir, plan = trained
     mark = plan.trials[1].fingerprint
     by_name, by_mark, merged = tmp_path / "name", tmp_path / "mark", tmp_path / "merged"
-    assert chip_ablate("export", ARM["full"], by_name, "--workdir", workdir) == 0
-    assert chip_ablate("export", mark[:8], by_mark, "--workdir", workdir, "--merge") == 0
+    assert run_program("export", ARM["full"], by_name, "--workdir", workdir) == 0
+    assert run_program("export", mark[:8], by_mark, "--workdir", workdir, "--merge") == 0
     assert "nothing to merge" in capsys.readouterr().out
     one, other = (load_file(folder / "model.safetensors") for folder in (by_name, by_mark))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
     adapter = tmp_path / "adapter"
-    assert chip_ablate("export", ARM["lora"], adapter, "--workdir", workdir) == 0
+    assert run_program("export", ARM["lora"], adapter, "--workdir", workdir) == 0
     assert "trained_parts.safetensors: --merge makes one model" in capsys.readouterr().out
     assert (adapter / "adapter_config.json").exists()
-    assert chip_ablate("export", ARM["lora"], merged, "--workdir", workdir, "--merge") == 0
+    assert run_program("export", ARM["lora"], merged, "--workdir", workdir, "--merge") == 0
     model = AutoModelForImageTextToText.from_pretrained(merged)
     assert not any(".lora_" in name for name in model.state_dict())
     assert (merged / "processor_config.json").exists()
@@ -81,7 +76,7 @@ def test_what_cannot_be_exported_is_told(
     workdir, plan = trained
 
     def complaint(*arguments: object) -> str:
-        assert chip_ablate("export", *arguments) == 2
+        assert run_program("export", *arguments) == 2
         return capsys.readouterr().err
 
     out = tmp_path / "out"

@@ -30,7 +30,7 @@ from orchestrator.state.cache_plan import USES_FILE, cache_folder, plan_caches
 from orchestrator.state.ledger import Ledger
 
 from ..fakes import FakeExecutor, FakeTracker, make_result
-from ..test_cli import call
+from ..program import run_program
 
 PlanOf = Callable[..., Plan]
 
@@ -62,7 +62,7 @@ def stores(plan_of: PlanOf, tmp_path: Path) -> list[Path]:
 
 def listed(workdir: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     capsys.readouterr()
-    call("cache", "--workdir", str(workdir), "--json", *arguments)
+    run_program("cache", "--workdir", str(workdir), "--json", *arguments)
     return json.loads(capsys.readouterr().out)
 
 
@@ -81,10 +81,10 @@ def age(workdir: Path, folder: Path, days: float) -> None:
 
 
 def test_nothing_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("cache", "--workdir", str(tmp_path / "none")) == 0
+    assert run_program("cache", "--workdir", str(tmp_path / "none")) == 0
     assert "no reference passes in" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
-    assert call("cache", "--workdir", str(tmp_path / "none"), "--prune") == 0
+    assert run_program("cache", "--workdir", str(tmp_path / "none"), "--prune") == 0
 
 
 def test_what_is_kept_is_listed(
@@ -104,14 +104,14 @@ def test_what_is_kept_is_listed(
     assert found[text.name]["state"] == "whole"
     size = sum(path.stat().st_size for path in text.iterdir())
     assert found[text.name]["bytes"] == size
-    assert call("cache", "--workdir", str(tmp_path)) == 0
+    assert run_program("cache", "--workdir", str(tmp_path)) == 0
     assert "small (8 trials to run)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_flipped_bit_is_found_though_no_time_changed(
     stores: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("cache", "--workdir", str(tmp_path), "--check") == 0
+    assert run_program("cache", "--workdir", str(tmp_path), "--check") == 0
     file = stores[0] / shard_name(0)
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
@@ -121,8 +121,8 @@ def test_a_flipped_bit_is_found_though_no_time_changed(
     mark = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     (verified,) = stores[0].glob(".verified-*")
     verified.write_text(json.dumps({shard_name(0): mark}))
-    assert call("cache", "--workdir", str(tmp_path)) == 0
-    assert call("cache", "--workdir", str(tmp_path), "--check") == 1
+    assert run_program("cache", "--workdir", str(tmp_path)) == 0
+    assert run_program("cache", "--workdir", str(tmp_path), "--check") == 1
     found = listed(tmp_path, capsys, "--check", "--prune", "--yes")
     assert found["removed"] == [stores[0].name]
     assert [entry["problem"] for entry in found["stores"] if entry["state"] == "broken"] == [
@@ -160,7 +160,7 @@ def test_what_was_not_used_for_long_goes(
     assert listed(tmp_path, capsys, "--prune", "--yes", "--older-than", "41")["removed"] == []
     removed = listed(tmp_path, capsys, "--prune", "--yes", "--older-than", "39")["removed"]
     assert removed == [stores[1].name]
-    assert call("cache", "--older-than", "3") == 2
+    assert run_program("cache", "--older-than", "3") == 2
     assert "--older-than and --yes go with --prune" in capsys.readouterr().err
 
 

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from chip_core.utils.errors import UserError, reset_warnings
 from chip_core.utils.files import read_records
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.snapshot import load_plan_snapshot
 from orchestrator.run import RunOutcome, run_study
@@ -25,6 +24,7 @@ from orchestrator.study.model import Study, StudyChanges
 
 from ..conftest import STUDY
 from ..fakes import FakeExecutor, FakeTracker
+from ..program import run_program
 
 PlanOf = Callable[..., Plan]
 
@@ -42,12 +42,6 @@ def run(plan: Plan, workdir: Path, **failures: str) -> tuple[RunOutcome, list[st
         console=Console(quiet=True),
     )
     return outcome, executor.names
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def figures(plan: Plan, ledger: Ledger) -> dict[str, dict[str, float]]:
@@ -174,7 +168,7 @@ def test_no_command_ends_in_a_traceback_for_a_bad_line(
         (2, "rm", "small", "--yes"),
         (2, "rm", mark, "--yes"),
     ):
-        assert call(*words, *where) == code, words
+        assert run_program(*words, *where) == code, words
         assert caplog.messages.count(told) == 1, words
         caplog.clear()
     assert (workdir / "studies" / "small").is_dir()
@@ -260,13 +254,13 @@ def test_a_finished_trial_whose_folder_is_gone_is_told_and_made_again(
     trial = plan.arms[0].trials[0]
     folder = workdir / "trials" / trial.fingerprint[:16]
     shutil.rmtree(folder)
-    assert call("report", "small", "--workdir", workdir) == 2
+    assert run_program("report", "small", "--workdir", workdir) == 2
     err = capsys.readouterr().err
     assert f"{trial.name}: its folder {folder / 'attempt-1'} is gone" in caplog.text
     assert "`chip-ablate run` trains and scores it again" in caplog.text
     assert f"report.html is kept as it was: the figures of {trial.name} are not there" in err
     assert page.read_bytes() == before
-    assert call("status", "small", "--workdir", workdir, "--json") == 0
+    assert run_program("status", "small", "--workdir", workdir, "--json") == 0
     trials = json.loads(capsys.readouterr().out)["trials"]
     states = {one["fingerprint"]: one["state"] for one in trials}
     assert states.pop(trial.fingerprint) == "to run"
@@ -282,8 +276,8 @@ def test_a_trial_that_was_taken_out_is_no_loss(ran: tuple[Path, Plan]) -> None:
     page = workdir / "studies/small/report/report.html"
     before = page.read_bytes()
     mark = plan.arms[1].trials[0].fingerprint
-    assert call("rm", mark[:8], "--workdir", workdir, "--yes") == 0
-    assert call("report", "small", "--workdir", workdir) == 0
+    assert run_program("rm", mark[:8], "--workdir", workdir, "--yes") == 0
+    assert run_program("report", "small", "--workdir", workdir) == 0
     assert page.read_bytes() != before
 
 
@@ -302,9 +296,10 @@ def test_a_spoilt_plan_of_a_study_is_read_from_its_report_or_told(
     (workdir / "studies/small/report/provenance.json").unlink()
     assert load_plan_snapshot(workdir, "small") is None
     mark = plan.arms[1].trials[0].fingerprint
-    assert call("show", mark[:8], "--workdir", workdir) == 0
+    assert run_program("show", mark[:8], "--workdir", workdir) == 0
     assert f"{file} is not as it was written: what study small wants is not known" in caplog.text
-    assert call("rm", mark[:8], "--workdir", workdir, "--yes") == 2  # another study may have it
+    # Another study may have it.
+    assert run_program("rm", mark[:8], "--workdir", workdir, "--yes") == 2
     assert run(plan, workdir)[1] == []
     kept = load_plan_snapshot(workdir, "small")
     assert kept is not None
@@ -342,7 +337,7 @@ def test_two_files_with_one_name_do_not_write_over_each_other(
     before = page.read_bytes(), (workdir / "studies/small/plan.json").read_bytes()
     other = own_study(tmp_path / "other", seeds=[3])
     for words in (("run", other, "--executor", "inline"), ("report", other), ("plan", other)):
-        assert call(*words, "--workdir", workdir) == 2
+        assert run_program(*words, "--workdir", workdir) == 2
         assert (
             f"chip-ablate: {other}: study: 'small' is in {workdir} the study of "
             f"{tmp_path / 'study.yaml'}: give one of them another name, or take another --workdir"
@@ -379,7 +374,7 @@ def test_a_study_file_may_change_and_move(what: str, plan_of: PlanOf, tmp_path: 
         path.write_text(text.replace("study: small", "study: large").replace("[0, 1]", "[5]"))
     elif what == "the other broken":
         path.write_text("study: [")
-    assert call("plan", other, "--workdir", workdir) == 0
+    assert run_program("plan", other, "--workdir", workdir) == 0
 
 
 def test_status_and_report_know_a_study_by_its_name(
@@ -394,17 +389,17 @@ def test_status_and_report_know_a_study_by_its_name(
     assert kept.changes == StudyChanges(overrides={"optimizer.lr": 1e-4})
 
     def asked(*words: object) -> Any:
-        assert call(*words, "--workdir", workdir, "--json") == 0
+        assert run_program(*words, "--workdir", workdir, "--json") == 0
         return json.loads(capsys.readouterr().out)
 
     found = asked("status", "small")
     assert (found["study"], found["seeds"]) == ("small", [0, 1, 2])  # as it was run last
     assert asked("status", variant)["study"] == variant
     assert asked("status", "small", "--seeds", "0,5")["seeds"] == [0, 1, 5]
-    assert call("status", "smalls", "--workdir", workdir) == 2
+    assert run_program("status", "smalls", "--workdir", workdir) == 2
     assert "no such study" in capsys.readouterr().err
     path.unlink()
-    assert call("report", "small", "--workdir", workdir) == 2
+    assert run_program("report", "small", "--workdir", workdir) == 2
     assert f"study small: its file {path} is gone" in capsys.readouterr().err
 
 

@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from chip_core.utils.errors import UserError
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.run import run_study
@@ -22,6 +21,7 @@ from orchestrator.tracking.projection import delete_runs
 
 from ..conftest import STUDY
 from ..fakes import FakeExecutor, FakeTracker, InlineTracker
+from ..program import run_program
 
 PlanOf = Callable[..., Plan]
 
@@ -40,12 +40,6 @@ def run(plan: Plan, workdir: Path) -> list[str]:
         console=Console(quiet=True),
     )
     return executor.names
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def folders(workdir: Path) -> set[str]:
@@ -144,13 +138,13 @@ def test_the_command_asks_and_shows(
     before = (workdir / "ledger/ledger.jsonl").read_bytes()
     monkeypatch.setattr("builtins.input", lambda prompt="": "n")
     monkeypatch.setattr("click.termui.visible_prompt_func", lambda prompt="": "n")
-    assert call("rm", "small", "--workdir", workdir) == 1
+    assert run_program("rm", "small", "--workdir", workdir) == 1
     printed = capsys.readouterr().out
     assert "9 trials: " in printed and "; … and 1 more" in printed
     assert "the reports, figures and experiment of study small" in printed
     assert (workdir / "ledger/ledger.jsonl").read_bytes() == before
     assert len(folders(workdir)) == 9
-    assert call("rm", "small", "--workdir", workdir, "--yes", "--json") == 0
+    assert run_program("rm", "small", "--workdir", workdir, "--yes", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["study"], len(found["trials"]), found["shared"]) == ("small", 9, {})
     assert folders(workdir) == set()
@@ -162,7 +156,7 @@ def test_nothing_goes_while_a_study_runs(
 ) -> None:
     run(plan_of(), tmp_path / "runs")
     with lock_study(tmp_path / "runs", "another"):  # any study: it may come to share a trial
-        assert call("rm", "small", "--workdir", tmp_path / "runs", "--yes") == 2
+        assert run_program("rm", "small", "--workdir", tmp_path / "runs", "--yes") == 2
     assert "study another is being run by process" in capsys.readouterr().err
     assert len(folders(tmp_path / "runs")) == 9
 
@@ -171,10 +165,10 @@ def test_what_is_not_there_is_told(
     plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(plan_of(), tmp_path / "runs")
-    assert call("rm", "smal", "--workdir", tmp_path / "runs", "--yes") == 2
+    assert run_program("rm", "smal", "--workdir", tmp_path / "runs", "--yes") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no trial 'smal'" in line and "studies that were run there: small" in line
-    assert call("rm", "small", "--workdir", tmp_path / "nowhere", "--yes") == 2
+    assert run_program("rm", "small", "--workdir", tmp_path / "nowhere", "--yes") == 2
     assert not (tmp_path / "nowhere").exists()
 
 

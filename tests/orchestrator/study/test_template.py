@@ -8,20 +8,15 @@ from pathlib import Path
 import pytest
 
 from chip_core import recipes
-from orchestrator.cli import main
 from orchestrator.study.load import load_study
+
+from ..program import run_program
 
 FLAGS = [
     "--name", "beta", "--question", "How sharp: 0.1, or more?", "--recipe", "shapes",
     "--factor", "objective.beta=0.1,0.3,1e-2", "--factor", "objective=dpo, chip",
     "--seeds", "2", "--benchmark", "shapes", "--primary", "shapes/hal",
 ]  # fmt: skip
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -48,7 +43,7 @@ def test_flags_answer_everything(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer(monkeypatch)
-    assert call("new", *FLAGS) == 0
+    assert run_program("new", *FLAGS) == 0
     assert capsys.readouterr().out.startswith("wrote beta.yaml")
     study = load_study(folder / "beta.yaml")
     assert (study.name, study.question) == ("beta", "How sharp: 0.1, or more?")
@@ -72,7 +67,7 @@ def test_questions_are_asked_until_the_answer_will_do(
         "objectiv=dpo,chip", "objective=dpo,chip", "y", "vision_encoder=frozen,trained", "n",
         "none", "2", "shaps", "shapes", "",  # the first metric
     )  # fmt: skip
-    assert call("new") == 0
+    assert run_program("new") == 0
     assert next(left, None) is None
     told = " ".join(capsys.readouterr().err.split())
     assert "unknown key 'objectiv': did you mean 'objective'?" in told
@@ -89,10 +84,10 @@ def test_a_file_is_never_written_over(
 ) -> None:
     answer(monkeypatch)
     (folder / "beta.yaml").write_text("mine")
-    assert call("new", *FLAGS) == 2
+    assert run_program("new", *FLAGS) == 2
     assert "beta.yaml: is there already" in capsys.readouterr().err
     assert (folder / "beta.yaml").read_text() == "mine"
-    assert call("new", *FLAGS, "--out", folder / "other.yaml") == 0
+    assert run_program("new", *FLAGS, "--out", folder / "other.yaml") == 0
 
 
 @pytest.mark.parametrize(
@@ -118,6 +113,6 @@ def test_what_is_no_study_leaves_no_file(
     expected: str,
 ) -> None:
     answer(monkeypatch)
-    assert call("new", *arguments) == 2
+    assert run_program("new", *arguments) == 2
     assert expected in capsys.readouterr().err
     assert list(folder.iterdir()) == []

@@ -190,9 +190,8 @@ def test_the_example_of_the_documentation(plugin_folder: Path) -> None:
 
 def test_its_settings_and_its_source_are_in_the_fingerprint(plugin_folder: Path) -> None:
     plain = make_fingerprint("my_images:Posterize")
-    assert (
-        make_fingerprint({"strategy": "my_images:Posterize", "parameters": {"bits": 2}}) == plain
-    )  # default
+    # Default.
+    assert make_fingerprint({"strategy": "my_images:Posterize", "parameters": {"bits": 2}}) == plain
     assert make_fingerprint({"strategy": "my_images:Posterize", "parameters": {"bits": 3}}) != plain
     plugin_folder.write_text(OWN + "\n# changed\n")
     assert make_fingerprint("my_images:Posterize") != plain

@@ -95,9 +95,8 @@ def test_nouns_by_the_script(data: Path, plain_language: None) -> None:
     forest), puppy (of dog), tree, forest, dog."""
     scored = score(data, {1: "forest puppies orange kite cat Dog puppy"})
     # Vocabulary: forest, orange, cat, puppy; "puppie", kite and "Dog" are not in it.
-    assert list_outcomes(scored, "chair") == [
-        ("1", 1, 4)
-    ]  # the cat; orange is safe, but counts as a noun
+    # The cat; orange is safe, but counts as a noun.
+    assert list_outcomes(scored, "chair") == [("1", 1, 4)]
     assert list_outcomes(scored, "cover") == [("1", 2, 3)]  # forest marks the tree, puppy the dog
     assert list_outcomes(scored, "cog") == [("1", 1, 2)]
     assert list_outcomes(scored, "hal") == [("1", 1, 1)]
