@@ -44,16 +44,16 @@ def run(plan: Plan, workdir: Path, **failures: str) -> None:
 
 
 @pytest.fixture
-def ran(plan_of: PlanOf, tmp_path: Path) -> tuple[Path, Plan]:
+def finished_study(plan_of: PlanOf, tmp_path: Path) -> tuple[Path, Plan]:
     plan = plan_of()
     run(plan, tmp_path / "runs")
     return tmp_path / "runs", plan
 
 
 def test_show_tells_all_of_a_trial(
-    ran: tuple[Path, Plan], plan_of: PlanOf, capsys: pytest.CaptureFixture[str]
+    finished_study: tuple[Path, Plan], plan_of: PlanOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workdir, plan = ran
+    workdir, plan = finished_study
     trial = plan.arms[2].trials[1]
     folder = workdir / "trials" / trial.fingerprint[:16] / "attempt-1"
     write_json(folder / CONFIG, trial.config.model_dump(mode="json"))
@@ -77,8 +77,10 @@ def test_show_tells_all_of_a_trial(
     assert attempt["files"] == [str(folder / CONFIG)]
 
 
-def test_show_for_people(ran: tuple[Path, Plan], capsys: pytest.CaptureFixture[str]) -> None:
-    workdir, plan = ran
+def test_show_for_people(
+    finished_study: tuple[Path, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, plan = finished_study
     assert run_program("show", "chip, frozen, seed 1", "--workdir", workdir) == 0
     printed = capsys.readouterr().out
     assert plan.arms[2].trials[1].fingerprint in printed
@@ -97,8 +99,8 @@ def test_show_has_a_failure_and_its_reason(plan_of: PlanOf, tmp_path: Path) -> N
     assert (attempt["outcome"], attempt["reason"]) == ("failed", "no memory")
 
 
-def test_which_trial_is_meant(ran: tuple[Path, Plan], tmp_path: Path) -> None:
-    workdir, plan = ran
+def test_which_trial_is_meant(finished_study: tuple[Path, Plan], tmp_path: Path) -> None:
+    workdir, plan = finished_study
     mark = plan.trials[3].fingerprint
     assert find_trial(workdir, mark[:8].upper()) == mark
     for name, expected in (
@@ -111,8 +113,8 @@ def test_which_trial_is_meant(ran: tuple[Path, Plan], tmp_path: Path) -> None:
         find_trial(tmp_path / "nowhere", "base")
 
 
-def test_a_plan_is_kept_with_what_its_fingerprints_hold(ran: tuple[Path, Plan]) -> None:
-    workdir, plan = ran
+def test_a_plan_is_kept_with_what_its_fingerprints_hold(finished_study: tuple[Path, Plan]) -> None:
+    workdir, plan = finished_study
     (kept,) = iter_plan_snapshots(workdir)
     assert (kept.study, kept.file) == ("small", plan.study.source)
     assert {mark: (one.arm, one.seed) for mark, one in kept.trials.items()} == {
@@ -124,8 +126,8 @@ def test_a_plan_is_kept_with_what_its_fingerprints_hold(ran: tuple[Path, Plan]) 
     assert (from_report.study, from_report.file) == (kept.study, kept.file)
 
 
-def test_diff_of_two_studies(ran: tuple[Path, Plan], plan_of: PlanOf) -> None:
-    workdir, plan = ran
+def test_diff_of_two_studies(finished_study: tuple[Path, Plan], plan_of: PlanOf) -> None:
+    workdir, plan = finished_study
     other = plan_of(OTHER.replace("seeds: [0, 1]", "seeds: [1, 2]"))
     found = compare_plans(plan, other, Ledger(workdir))
     assert found["studies"] == ["small", "other"]

@@ -36,7 +36,7 @@ ARM = {"full": "full, 1, 2, 1, seed 0", "lora": "lora, 1, 2, 1, seed 0"}
 
 
 @pytest.fixture
-def trained(plan_of: Callable[..., Plan], tmp_path: Path) -> tuple[Path, Plan]:
+def trained_study(plan_of: Callable[..., Plan], tmp_path: Path) -> tuple[Path, Plan]:
     workdir = tmp_path / "runs"
     plan = plan_of(SMALL)
     ledger = Ledger(workdir)
@@ -49,9 +49,9 @@ def trained(plan_of: Callable[..., Plan], tmp_path: Path) -> tuple[Path, Plan]:
 
 
 def test_export_by_name_and_by_fingerprint(
-    trained: tuple[Path, Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_study: tuple[Path, Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workdir, plan = trained
+    workdir, plan = trained_study
     mark = plan.trials[1].fingerprint
     by_name, by_mark, merged = tmp_path / "name", tmp_path / "mark", tmp_path / "merged"
     assert run_program("export", ARM["full"], by_name, "--workdir", workdir) == 0
@@ -71,9 +71,9 @@ def test_export_by_name_and_by_fingerprint(
 
 
 def test_what_cannot_be_exported_is_told(
-    trained: tuple[Path, Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_study: tuple[Path, Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workdir, plan = trained
+    workdir, plan = trained_study
 
     def complaint(*arguments: object) -> str:
         assert run_program("export", *arguments) == 2
@@ -89,13 +89,13 @@ def test_what_cannot_be_exported_is_told(
     (out / "mine").touch()
     assert "is not empty" in complaint(ARM["full"], out, "--workdir", workdir)
     other = plan.trials[1].fingerprint[::-1]  # the same arm in another study
-    _another(workdir, plan, other)
+    _record_trial(workdir, plan, other)
     assert "is more than one trial: name its fingerprint" in complaint(
         ARM["full"], tmp_path / "new", "--workdir", workdir
     )
 
 
-def _another(workdir: Path, plan: Plan, fingerprint: str) -> None:
+def _record_trial(workdir: Path, plan: Plan, fingerprint: str) -> None:
     from dataclasses import replace
 
     trial = replace(plan.trials[1], fingerprint=fingerprint)

@@ -48,11 +48,11 @@ def make_rates(**rates: float | Seconds) -> Rates:
 
 
 @pytest.fixture
-def small(plan_of: Callable[..., Plan]) -> Plan:
+def small_plan(plan_of: Callable[..., Plan]) -> Plan:
     return plan_of(STUDY, overrides=SHORT)
 
 
 @pytest.fixture
-def work_of(tmp_path: Path) -> Callable[[Plan], Workload]:
+def make_workload(tmp_path: Path) -> Callable[[Plan], Workload]:
     """What is left of a plan in a work directory."""
     return lambda plan: build_workload(plan, Ledger(tmp_path), tmp_path)

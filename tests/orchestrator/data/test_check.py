@@ -20,7 +20,7 @@ def run_data_check(*arguments: str) -> int:
     return run_program("data", "check", *arguments)
 
 
-def row(**changes: Any) -> dict[str, Any]:
+def make_row(**changes: Any) -> dict[str, Any]:
     return {
         "id": "a",
         "image": "a.png",
@@ -34,8 +34,10 @@ def row(**changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
-    bad = [row(chosen=""), row(image="../b.png")]
-    text = "".join(json.dumps(each) + "\n" for each in (row(), row(rejected_image="a.png"), *bad))
+    bad = [make_row(chosen=""), make_row(image="../b.png")]
+    text = "".join(
+        json.dumps(each) + "\n" for each in (make_row(), make_row(rejected_image="a.png"), *bad)
+    )
     (tmp_path / "pairs.jsonl").write_text(text)
     return tmp_path
 
@@ -69,8 +71,10 @@ def test_rows_with_an_image_on_either_side_are_counted(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (20, 20)).save(data / "b.png")
-    sides = row(image=None, chosen_image="a.png", rejected_image="b.png")
-    (data / "sides.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row(), sides)))
+    sides = make_row(image=None, chosen_image="a.png", rejected_image="b.png")
+    (data / "sides.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in (make_row(), sides))
+    )
     assert run_data_check("sides.jsonl") == 0
     assert "1 rows give chosen and rejected response an image each" in capsys.readouterr().out
     assert run_data_check("sides.jsonl", "--json") == 0
@@ -95,7 +99,7 @@ def test_what_is_read_of_a_folder_is_said(data: Path, capsys: pytest.CaptureFixt
     for number in range(4):
         folder = data / "many" / f"{number}"
         folder.mkdir(parents=True)
-        (folder / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+        (folder / "rows.jsonl").write_text(json.dumps(make_row()) + "\n")
         (folder / "a.png").write_bytes((data / "a.png").read_bytes())
     (data / "many" / ".hidden").mkdir()
     (data / "many" / ".hidden" / "rows.jsonl").write_text("x")

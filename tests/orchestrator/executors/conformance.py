@@ -71,7 +71,7 @@ class Backend:
             return None
         return replace(job, id=f"{job.id}-2", name="steps", folder=self.folder / f"{job.id}-2")
 
-    def first_run(self) -> None:
+    def run_first(self) -> None:
         """Run jobs that end in each way."""
         self.jobs = [self.job(number, name) for number, name in enumerate(self.names)]
 
@@ -82,18 +82,18 @@ class Backend:
 
         self.executor.run(self.jobs, listen, self.retry)
 
-    def of(self, job: Job) -> list[JobEvent]:
+    def list_events(self, job: Job) -> list[JobEvent]:
         """Return what was told of a job."""
         return [event for event in self.events if event.job.id == job.id]
 
-    def process(self, job: Job) -> str:
+    def read_process_id(self, job: Job) -> str:
         """Return the id of the process that a job of `steps` ran in."""
         return (job.folder / "process-0").read_text()
 
 
 def check_each_job_has_one_start_then_progress_then_one_end(backend: Backend) -> None:
     for job in {event.job.id: event.job for event in backend.events}.values():
-        first, *between, last = backend.of(job)
+        first, *between, last = backend.list_events(job)
         assert isinstance(first, JobStarted), job.name
         assert all(isinstance(event, JobProgressed) for event in between), job.name
         assert isinstance(last, JobAnswered | JobFinished | JobFailed), job.name
@@ -107,7 +107,7 @@ def check_each_job_has_one_start_then_progress_then_one_end(backend: Backend) ->
 
 
 def check_each_failure_has_its_cause(backend: Backend) -> None:
-    ends = {job.name: backend.of(job)[-1] for job in backend.jobs}
+    ends = {job.name: backend.list_events(job)[-1] for job in backend.jobs}
     causes = {name: end.cause for name, end in ends.items() if isinstance(end, JobFailed)}
     assert causes == {name: CAUSES[name] for name in backend.names if name in CAUSES}
 
@@ -128,10 +128,10 @@ def check_a_retry_is_the_next_to_begin(backend: Backend) -> None:
 
 def check_answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
     [job] = [job for job in backend.jobs if job.name == "answers"]
-    [answered] = [event for event in backend.of(job) if isinstance(event, JobAnswered)]
+    [answered] = [event for event in backend.list_events(job) if isinstance(event, JobAnswered)]
     scoring = answered.scoring_job
     assert (scoring.id, scoring.answers) == (f"{job.id.split('-')[0]}-score-answers", job.folder)
-    first, *_, last = backend.of(scoring)
+    first, *_, last = backend.list_events(scoring)
     assert isinstance(first, JobStarted) and isinstance(last, JobFinished)
     order = [event for event in backend.events if event is answered or event is first]
     assert order == [answered, first]

@@ -36,23 +36,23 @@ HOSTILE = {
 
 
 @pytest.fixture
-def pool(plan: Plan, answered: Callable[..., Ledger], workdir: Path) -> AnswerPool:
+def pool(plan: Plan, write_answers: Callable[..., Ledger], workdir: Path) -> AnswerPool:
     def answers(arm: str, seed: int) -> dict[str, str]:
         told = {f"test/{number}": f"{arm}, seed {seed}" for number in range(60)}
         return {**told, **HOSTILE} if arm == "chip" else told
 
-    ledger = answered(plan, answers)
+    ledger = write_answers(plan, answers)
     return load_answer_pool(plan, ledger, workdir, arms=("dpo", "chip"), benchmark="shapes")
 
 
-def page_of(key: SheetKey, pool: AnswerPool, folder: Path) -> Path:
+def write_page(key: SheetKey, pool: AnswerPool, folder: Path) -> Path:
     images = load_item_images(pool, {entry.item for entry in key.sheets[0]}, DataPaths())
     page = folder / "sheet-1.html"
     page.write_text(render_sheet(key, 1, pool, images), encoding="utf-8")
     return page
 
 
-def press_for_arms(key: SheetKey, verdicts: str) -> str:
+def list_keys_for_verdicts(key: SheetKey, verdicts: str) -> str:
     """Return the keys that give w(in), l(ose), t(ie), c(an't tell): digits and letters in turn."""
     keys = []
     for place, (entry, verdict) in enumerate(zip(key.sheets[0], verdicts, strict=True)):
@@ -71,8 +71,8 @@ def test_forty_items_filled_in_saved_and_imported(
 ) -> None:
     key = draw_sheets(pool, study="small", items=40, annotators=1, overlap=None, seed=3)
     verdicts = "w" * 18 + "l" * 8 + "t" * 10 + "c" * 4
-    keys = press_for_arms(key, verdicts)
-    page = page_of(key, pool, tmp_path)
+    keys = list_keys_for_verdicts(key, verdicts)
+    page = write_page(key, pool, tmp_path)
     with browser(tmp_path) as window:
         window.open(page)
         window.press(keys[:15])
@@ -108,10 +108,10 @@ def test_forty_items_filled_in_saved_and_imported(
     assert figures.preference.value == pytest.approx((18 - 8) / 36)
     # One judgement an item: nobody to agree with.
     assert figures.agreement.alpha is None and figures.agreement.units == 0
-    _imported(file, key, plan, study, workdir)
+    _import_and_check(file, key, plan, study, workdir)
 
 
-def _imported(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path) -> None:
+def _import_and_check(file: Path, key: SheetKey, plan: Plan, study: Path, workdir: Path) -> None:
     """Import with the command; the figures stand in the report, in its CSV and in MLflow."""
     tracker = InlineTracker(workdir)
     tracker.open(plan, [])
@@ -143,20 +143,20 @@ def test_hostile_answers_are_text_and_the_layout_stays(pool: AnswerPool, tmp_pat
     hostile = tuple(pair for pair in pool.pairs if pair.item in HOSTILE)
     few = AnswerPool(**{**vars(pool), "pairs": hostile})
     key = draw_sheets(few, study="small", items=4, annotators=1, overlap=None, seed=0)
-    page = page_of(key, few, tmp_path)
+    page = write_page(key, few, tmp_path)
     with browser(tmp_path) as window:
         for width, height in ((1100, 900), (500, 900)):
             window.resize(width, height)
             window.open(page)
             window.press("\ue012" * 4)  # ← to the first: the page keeps where it was
             for entry in key.sheets[0]:
-                _holds(window, HOSTILE[entry.item], "a" if entry.left == 1 else "b")
+                _assert_shown(window, HOSTILE[entry.item], "a" if entry.left == 1 else "b")
                 window.press("\ue014")  # →
         assert window.run("return document.title") == "Which answer is better?"
         assert not [entry for entry in window.log() if entry["level"] == "SEVERE"]
 
 
-def _holds(window: Browser, text: str, side: str) -> None:
+def _assert_shown(window: Browser, text: str, side: str) -> None:
     shown = window.run(
         """
         const place = document.getElementById(arguments[0]);

@@ -22,7 +22,7 @@ PlanOf = Callable[..., Plan]
 PLACEBO = "\nplacebo: true\n"
 
 
-def marks(plan: Plan) -> set[str]:
+def list_fingerprints(plan: Plan) -> set[str]:
     return {trial.fingerprint for trial in plan.trials}
 
 
@@ -41,7 +41,7 @@ def test_a_placebo_is_the_baseline_with_seeds_of_its_own(plan_of: PlanOf) -> Non
 def test_it_changes_no_other_trial_and_grows_with_the_seeds(plan_of: PlanOf) -> None:
     without, small = plan_of(), plan_of(STUDY + PLACEBO)
     large = plan_of(STUDY + PLACEBO, seeds=[2, 999_999])
-    assert marks(without) < marks(small) < marks(large)
+    assert list_fingerprints(without) < list_fingerprints(small) < list_fingerprints(large)
     seeds = [trial.seed for trial in large.arms[-1].trials]
     assert seeds == [1_000_000, 1_000_001, 1_000_002, 1_999_999]
     # it is a plain trial: another study's arm with that seed is the same
@@ -77,7 +77,7 @@ def test_under_a_search_it_takes_what_the_baseline_chose(
     placebo = ended.arms[-1]
     assert placebo.tuned == ended.baseline.tuned == {"optimizer.lr": "5e-5"}
     assert {trial.config.optimizer.lr for trial in placebo.trials} == {5e-5}
-    assert placebo.name == "placebo" and len(marks(ended)) == 1 + 6 + 6
+    assert placebo.name == "placebo" and len(list_fingerprints(ended)) == 1 + 6 + 6
 
 
 def test_a_search_with_one_of_its_seeds_is_refused(plan_of: PlanOf) -> None:

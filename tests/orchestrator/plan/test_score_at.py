@@ -27,25 +27,26 @@ BEST = {"training.pick": {"rule": "best", "metric": "select/shapes/chair_i"}}
 SCORED: dict[str, Any] = {"training.score_at": [0.5], **BEST}
 
 
-def marks(plan: Plan) -> set[str]:
+def list_fingerprints(plan: Plan) -> set[str]:
     return {trial.fingerprint for arm in plan.arms for trial in arm.trials}
 
 
 def test_what_select_asks_decides_a_training_that_it_picks(plan_of: PlanOf) -> None:
-    scored = marks(plan_of(BOTH, overrides=SCORED))
-    assert not scored & marks(plan_of(BOTH))
+    scored = list_fingerprints(plan_of(BOTH, overrides=SCORED))
+    assert not scored & list_fingerprints(plan_of(BOTH))
     limited = BOTH.replace("select: [shapes]", "select: [{name: shapes, limit: 9}]")
-    assert not scored & marks(plan_of(limited, overrides=SCORED))
-    assert marks(plan_of(limited)) == marks(plan_of(BOTH))  # where nothing picks
+    assert not scored & list_fingerprints(plan_of(limited, overrides=SCORED))
+    # Where nothing picks.
+    assert list_fingerprints(plan_of(limited)) == list_fingerprints(plan_of(BOTH))
     quoted = BOTH.replace("report: [shapes]", "report: [{name: shapes, limit: 9}]")
-    assert marks(plan_of(quoted, overrides=SCORED)) == scored
+    assert list_fingerprints(plan_of(quoted, overrides=SCORED)) == scored
 
 
 def test_which_engine_answers_later_picks_nothing(plan_of: PlanOf) -> None:
     served = "{kind: openai, server: vllm, version: '1', base_url: 'http://127.0.0.1:8000/v1'}"
     by_vllm = plan_of(f"{BOTH}\nevaluation: {{generator: {served}}}\n", overrides=SCORED)
     plain = plan_of(BOTH, overrides=SCORED)
-    assert marks(by_vllm) == marks(plain)
+    assert list_fingerprints(by_vllm) == list_fingerprints(plain)
     assert by_vllm.base.evaluations != plain.base.evaluations
 
 

@@ -27,7 +27,9 @@ PlanOf = Callable[..., Plan]
 BAD = "dpo, frozen, seed 1"
 
 
-def failed(cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: Any) -> JobFailed:
+def make_failure(
+    cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: Any
+) -> JobFailed:
     config = TrialConfig.model_validate(
         {"model": "shapes", "engine": {"micro_batch": micro_batch, "retries": 2}}
     )
@@ -37,16 +39,16 @@ def failed(cause: Cause, *, outside: bool = False, micro_batch: int = 4, **job: 
 
 @pytest.mark.parametrize("cause", ["trial_error", "disk", "stopped"])
 def test_what_cannot_get_better_is_not_tried_again(cause: Cause) -> None:
-    assert next_retry(failed(cause), lost_count=0) is None
+    assert next_retry(make_failure(cause), lost_count=0) is None
 
 
 def test_a_lost_worker_is_tried_again_as_often_as_the_engine_says() -> None:
-    lost = failed("worker_lost", outside=True)
+    lost = make_failure("worker_lost", outside=True)
     assert [next_retry(lost, lost_count=times) for times in range(3)] == [lost.job, lost.job, None]
 
 
 def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
-    job = failed("memory").job
+    job = make_failure("memory").job
     sizes = []
     for _ in range(2):  # 4 → 2 → 1
         retry_job = next_retry(JobFailed(job=job, reason="why", cause="memory"), lost_count=9)
@@ -58,17 +60,17 @@ def test_memory_that_ran_out_halves_the_micro_batch_and_nothing_else() -> None:
         "micro-batch 2 in place of 4 with the same global batch: why",
         "micro-batch 1 in place of 2 with the same global batch: why",
     )
-    same = job.config.model_copy(update={"engine": failed("memory").job.config.engine})
-    assert same == failed("memory").job.config
+    same = job.config.model_copy(update={"engine": make_failure("memory").job.config.engine})
+    assert same == make_failure("memory").job.config
     # A micro-batch of 1 is the smallest.
     assert next_retry(JobFailed(job=job, reason="why", cause="memory"), lost_count=0) is None
 
 
 def test_a_machine_whose_memory_ran_out_is_tried_again_where_nothing_is_left_to_halve() -> None:
-    killed = failed("memory", outside=True, untrained=True)
+    killed = make_failure("memory", outside=True, untrained=True)
     assert next_retry(killed, lost_count=0) is killed.job
     assert next_retry(killed, lost_count=2) is None
-    assert next_retry(failed("memory", untrained=True), lost_count=0) is None
+    assert next_retry(make_failure("memory", untrained=True), lost_count=0) is None
 
 
 @pytest.mark.usefixtures("blank_figures")

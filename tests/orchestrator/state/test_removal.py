@@ -42,7 +42,7 @@ def run(plan: Plan, workdir: Path) -> list[str]:
     return executor.names
 
 
-def folders(workdir: Path) -> set[str]:
+def list_folders(workdir: Path) -> set[str]:
     return {path.name for path in (workdir / "trials").iterdir()}
 
 
@@ -55,7 +55,7 @@ def test_a_trial_goes_and_is_run_again(plan_of: PlanOf, tmp_path: Path) -> None:
     assert going.studies == ("small",)
     assert going.bytes > 0
     apply_removal(tmp_path, going)
-    assert mark[:16] not in folders(tmp_path)
+    assert mark[:16] not in list_folders(tmp_path)
     ledger = Ledger(tmp_path)
     assert mark not in dict(ledger.items())
     assert ledger.was_removed(mark)
@@ -80,12 +80,12 @@ def test_a_study_goes_but_for_what_another_shares(plan_of: PlanOf, tmp_path: Pat
         "chip, trained, seed 0", "chip, trained, seed 1",
     ]  # fmt: skip
     apply_removal(tmp_path, going)
-    assert folders(tmp_path) == {trial.fingerprint[:16] for trial in other.trials}
+    assert list_folders(tmp_path) == {trial.fingerprint[:16] for trial in other.trials}
     assert [kept.study for kept in iter_plan_snapshots(tmp_path)] == ["other"]
     assert run(other, tmp_path) == []  # nothing of it is missing
     assert len(run(plan, tmp_path)) == 4
     apply_removal(tmp_path, plan_removal(tmp_path, "other"))
-    assert len(folders(tmp_path)) == 9
+    assert len(list_folders(tmp_path)) == 9
 
 
 def test_a_trial_of_two_studies_is_never_removed_alone(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_a_study_file_no_longer_has_goes_with_the_study(
     going = plan_removal(tmp_path, "small")
     assert len(going.trials) == 1 + 6 * 2  # base; dpo, chip and hdpo, two encoders, two seeds
     apply_removal(tmp_path, going)
-    assert folders(tmp_path) == set()
+    assert list_folders(tmp_path) == set()
 
 
 def test_a_crash_leaves_a_trial_whole_or_gone(
@@ -121,10 +121,10 @@ def test_a_crash_leaves_a_trial_whole_or_gone(
         patched.setattr(shutil, "rmtree", crash)
         with pytest.raises(KeyboardInterrupt):
             apply_removal(tmp_path, going)
-    assert mark[:16] not in folders(tmp_path)
+    assert mark[:16] not in list_folders(tmp_path)
     assert run(plan, tmp_path) == ["dpo, frozen, seed 0"]
     apply_removal(tmp_path, plan_removal(tmp_path, mark[:8]))  # and what the crash left goes too
-    assert not [name for name in folders(tmp_path) if mark[:16] in name]
+    assert not [name for name in list_folders(tmp_path) if mark[:16] in name]
 
 
 def test_the_command_asks_and_shows(
@@ -143,11 +143,11 @@ def test_the_command_asks_and_shows(
     assert "9 trials: " in printed and "; … and 1 more" in printed
     assert "the reports, figures and experiment of study small" in printed
     assert (workdir / "ledger/ledger.jsonl").read_bytes() == before
-    assert len(folders(workdir)) == 9
+    assert len(list_folders(workdir)) == 9
     assert run_program("rm", "small", "--workdir", workdir, "--yes", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["study"], len(found["trials"]), found["shared"]) == ("small", 9, {})
-    assert folders(workdir) == set()
+    assert list_folders(workdir) == set()
     assert not (workdir / "studies/small").exists()
 
 
@@ -158,7 +158,7 @@ def test_nothing_goes_while_a_study_runs(
     with lock_study(tmp_path / "runs", "another"):  # any study: it may come to share a trial
         assert run_program("rm", "small", "--workdir", tmp_path / "runs", "--yes") == 2
     assert "study another is being run by process" in capsys.readouterr().err
-    assert len(folders(tmp_path / "runs")) == 9
+    assert len(list_folders(tmp_path / "runs")) == 9
 
 
 def test_what_is_not_there_is_told(

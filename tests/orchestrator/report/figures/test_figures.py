@@ -27,13 +27,13 @@ WEIGHTS = (
 )
 
 
-def by_weight(trial: Trial, item: int, metric: str) -> tuple[float, float]:
+def score_by_weight(trial: Trial, item: int, metric: str) -> tuple[float, float]:
     weight = float(trial.params["objective.weights.segment"].split("|")[0]) if trial.params else 0
     return ((item * 7 + 5 * (trial.seed or 0)) % 3) / (1 + weight), 3.0
 
 
 def test_every_figure_as_png_and_pdf(make_finished_study: Run) -> None:
-    made = make_finished_study(WEIGHTS, score=by_weight)
+    made = make_finished_study(WEIGHTS, score=score_by_weight)
     summary = made.summary
     curves = load_training_curves(made.plan, made.ledger, made.workdir)
     (factor,) = numeric_factors(summary)
@@ -60,7 +60,7 @@ def test_every_figure_as_png_and_pdf(make_finished_study: Run) -> None:
 
 
 def test_a_response_curve_is_a_line_for_each_level_of_the_others(make_finished_study: Run) -> None:
-    summary = make_finished_study(WEIGHTS, score=by_weight).summary
+    summary = make_finished_study(WEIGHTS, score=score_by_weight).summary
     (factor,) = numeric_factors(summary)
     found = {line.others: line for line in response_curves(summary, factor, CHAIR)}
     assert list(found) == ["dpo", "chip"]

@@ -193,9 +193,9 @@ def test_a_placebo_is_warned_of_where_it_would_have_been_an_effect_and_never_win
     assert not any(cell.bold for cell in row)
     (view,) = [view for view in build_arm_views(summary) if view.arm.placebo]
     assert view.tags["chip.verdict"] == "false positive: better"
-    assert not any(item.arm == "placebo" for item in _changed(loud))
+    assert not any(item.arm == "placebo" for item in _list_changed_items(loud))
 
 
-def _changed(run: FinishedStudy) -> list[ChangedItems]:
+def _list_changed_items(run: FinishedStudy) -> list[ChangedItems]:
     sections = run.report().sections
     return [one for part in sections for one in part.blocks if isinstance(one, ChangedItems)]

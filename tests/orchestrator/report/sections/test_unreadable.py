@@ -17,7 +17,7 @@ Run = Callable[..., FinishedStudy]
 CHIP = "chip, trained"
 
 
-def scoring_metadata(trial: Trial) -> Mapping[str, Any]:
+def make_scoring_metadata(trial: Trial) -> Mapping[str, Any]:
     """30 answers a trial; of one arm 2 + seed cannot be read, and one reply of its judge."""
     plain = {"protocol": "corrected", "scorer": "shapes-1", "n": 30, "missing": 0}
     if trial.arm != CHIP or trial.seed is None:
@@ -29,7 +29,7 @@ def scoring_metadata(trial: Trial) -> Mapping[str, Any]:
 
 
 def test_counts_by_arm_with_examples(make_finished_study: Run, blank_figures: None) -> None:
-    made = make_finished_study(how=scoring_metadata)
+    made = make_finished_study(how=make_scoring_metadata)
     found = {one["arm"]: one for one in summary_to_json(made.summary)["unreadable"]}
     # seeds 0, 1, 2: 2 + 3 + 4 answers of 3 × 30, and a reply each
     assert (found[CHIP]["answers"], found[CHIP]["replies"], found[CHIP]["scored"]) == (9, 3, 90)

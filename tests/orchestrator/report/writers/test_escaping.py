@@ -39,17 +39,17 @@ ODD = STUDY.replace("question: Which?", f"question: {json.dumps('Which? ' + SCRI
 ODD += f"published: [{{source: {json.dumps(SCRIPT)}, arm: base, values: {{shapes/chair_i: 1}}}}]\n"
 
 
-def response(trial: Trial, item: int) -> dict[str, Any]:
+def make_response(trial: Trial, item: int) -> dict[str, Any]:
     text = ANSWERS[item % 4].replace("\ufffd", "\x00")
     return {"response": text, "prompt": text[:60], "truth": text[:60]}
 
 
 @pytest.fixture
 def report(make_finished_study: Run, blank_figures: None) -> Report:
-    return make_finished_study(ODD, response=response).report()
+    return make_finished_study(ODD, response=make_response).report()
 
 
-class Page(HTMLParser):
+class PageParser(HTMLParser):
     """What a browser makes of a page: its elements and the texts of its answers."""
 
     def __init__(self, text: str) -> None:
@@ -75,7 +75,7 @@ class Page(HTMLParser):
 
 def test_in_the_page_answers_are_text(report: Report) -> None:
     text = render_page(report)
-    found = Page(text)
+    found = PageParser(text)
     assert set(ANSWERS) <= set(found.answers)
     tags = {tag for tag, _ in found.elements}
     assert not tags & {"script", "b", "iframe", "object", "link", "base", "form"}
@@ -84,7 +84,7 @@ def test_in_the_page_answers_are_text(report: Report) -> None:
 
 
 def test_the_page_needs_nothing_else(report: Report) -> None:
-    found = Page(render_page(report))
+    found = PageParser(render_page(report))
     for tag, given in found.elements:
         if tag == "img":
             assert str(given["src"]).startswith("data:image/")
@@ -97,7 +97,7 @@ def test_the_page_needs_nothing_else(report: Report) -> None:
 
 def test_answers_keep_the_layout(report: Report) -> None:
     """A word of 10 kB breaks and scrolls; text from right to left stays in its cell."""
-    found = Page(render_page(report))
+    found = PageParser(render_page(report))
     said = [given for _, given in found.elements if given.get("class") == "said"]
     assert said and all(given["dir"] == "auto" for given in said)
     style = render_page(report).split("<style>")[1].split("</style>")[0]
@@ -239,7 +239,7 @@ def test_every_row_of_a_latex_table_has_its_columns(report: Report) -> None:
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
 def test_latex_compiles(make_finished_study: Run) -> None:
-    made = make_finished_study(ODD, response=response)
+    made = make_finished_study(ODD, response=make_response)
     write_report(made.report(), made.folder)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"]
     done = subprocess.run(
