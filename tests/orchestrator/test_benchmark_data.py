@@ -62,7 +62,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def planned(tmp_path: Path, data_paths: DataPaths, text: str = STUDY, **overrides: object) -> Plan:
+def make_scored_plan(
+    tmp_path: Path, data_paths: DataPaths, text: str = STUDY, **overrides: object
+) -> Plan:
     file = tmp_path / "scored.yaml"
     file.write_text(text)
     study = load_study(file, StudyChanges(overrides={**SHORT, **overrides}))
@@ -81,7 +83,7 @@ def run(plan: Plan, workdir: Path) -> RunOutcome:
     )
 
 
-def summary_of(plan: Plan, workdir: Path) -> Summary:
+def load_summary(plan: Plan, workdir: Path) -> Summary:
     ledger = Ledger(workdir)
     return build_summary(plan, ledger, load_scores(plan, ledger, workdir))
 
@@ -90,7 +92,7 @@ def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
     tmp_path: Path, data: Path
 ) -> None:
     """Those of the embedded world, which is drawn, are what they were."""
-    plan = planned(tmp_path, DataPaths(benchmark_data=data))
+    plan = make_scored_plan(tmp_path, DataPaths(benchmark_data=data))
     former = {
         key: {name: value for name, value in found.items() if name != "pictures"}
         for key, found in plan.benchmarks.items()
@@ -98,14 +100,14 @@ def test_figures_on_pictures_that_were_read_otherwise_are_not_taken(
     save_identities(tmp_path / "w", plan.study.name, former)
     # The second: also where the data are not on this machine.
     for data_paths in (DataPaths(benchmark_data=data), DataPaths()):
-        found = planned(tmp_path, data_paths).benchmarks
+        found = make_scored_plan(tmp_path, data_paths).benchmarks
         assert found["report/pope"] != former["report/pope"]
         assert found["select/shapes"] == former["select/shapes"]
 
 
 def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     workdir, data_paths = tmp_path / "w", DataPaths(benchmark_data=data)
-    plan = planned(tmp_path, data_paths)
+    plan = make_scored_plan(tmp_path, data_paths)
     outcome = run(plan, workdir)
     assert outcome.executed == 3
     assert not outcome.failed
@@ -146,15 +148,15 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
     assert {entry["scored"]["report/pope"]["n"] for entry in origin["trials"]} == {9}
 
     # Again: nothing is run, also where the data are not here; the figures are found all the same.
-    again = planned(tmp_path, data_paths)
+    again = make_scored_plan(tmp_path, data_paths)
     assert run(again, workdir).executed == 0
-    elsewhere = planned(tmp_path, DataPaths())
-    summary = summary_of(elsewhere, workdir)
+    elsewhere = make_scored_plan(tmp_path, DataPaths())
+    summary = load_summary(elsewhere, workdir)
     assert summary.rows[1].figures.keys() == outcome.summary.rows[1].figures.keys()
     # Other questions are other figures: they are scored, and nothing is trained again.
     file = data / "pope" / "coco_pope_random.json"
     file.write_text(file.read_text().replace("is there a", "do you see a"))
-    changed = planned(tmp_path, data_paths)
+    changed = make_scored_plan(tmp_path, data_paths)
     assert changed.base.evaluations["report/pope"] != plan.base.evaluations["report/pope"]
     assert changed.base.evaluations["report/amber"] == plan.base.evaluations["report/amber"]
     executor = FakeExecutor()
@@ -176,7 +178,7 @@ def test_from_questions_to_mlflow(tmp_path: Path, data: Path) -> None:
 def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data: Path) -> None:
     (data / "amber" / "image" / "AMBER_1.png").unlink()
     text = STUDY.replace("    - {name: pope", "    - mmhal\n    - {name: pope")
-    plan = planned(tmp_path, DataPaths(benchmark_data=data), text)
+    plan = make_scored_plan(tmp_path, DataPaths(benchmark_data=data), text)
     executor = FakeExecutor()
     with pytest.raises(ConfigError) as raised:
         run_study(
@@ -197,8 +199,8 @@ def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, data
 
 
 def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
-    plan = planned(tmp_path, DataPaths(benchmark_data=data))
-    amber = len(plan.benchmarks and made_items(data))
+    plan = make_scored_plan(tmp_path, DataPaths(benchmark_data=data))
+    amber = len(plan.benchmarks and read_items(data))
     line, step = evaluation_lines(plan, Ledger(tmp_path / "w"))
     assert str(step) == (
         "scoring: a step of its own, without a GPU, beside the next trials' training"
@@ -208,7 +210,7 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
         f"questions a trial: select/shapes 4 of 500, report/amber {amber}, report/pope 9 of 18; "
         f"{left} answers to make"
     )
-    unknown = planned(tmp_path, DataPaths())
+    unknown = make_scored_plan(tmp_path, DataPaths())
     line, _ = evaluation_lines(unknown, Ledger(tmp_path / "w"))
     assert "report/amber unknown, report/pope unknown; 12 answers to make" in str(line)
     trial = plan.arms[0].trials[0]
@@ -230,20 +232,20 @@ def test_a_plan_says_what_scoring_costs(tmp_path: Path, data: Path) -> None:
     assert f"{left - amber} answers to make; {amber} answers are there, to be scored" in str(line)
 
 
-def made_items(data: Path) -> list[object]:
+def read_items(data: Path) -> list[object]:
     return list(json.loads((data / "amber" / "query" / "query_all.json").read_text()))
 
 
 def test_the_same_questions_are_not_tuned_on_and_quoted(tmp_path: Path) -> None:
     text = STUDY.replace("[{name: shapes, limit: 4}]", "[pope]")
     with pytest.raises(ConfigError, match=r"benchmarks.report\[1\]: 'pope' is under `select` too"):
-        planned(tmp_path, DataPaths(), text)
+        make_scored_plan(tmp_path, DataPaths(), text)
 
 
 def test_a_protocol_that_a_benchmark_does_not_know_is_told(tmp_path: Path) -> None:
     text = STUDY.replace("corrected", "chip")
     with pytest.raises(ConfigError, match="'pope' knows no protocol 'chip': choices: corrected, "):
-        planned(tmp_path, DataPaths(), text)
+        make_scored_plan(tmp_path, DataPaths(), text)
 
 
 @pytest.fixture
@@ -270,7 +272,7 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     tmp_path: Path, data: Path, pairs: Path
 ) -> None:
     # POPE's picture 1 is scene 0, as AMBER's: the scaled one is in both.
-    plan = planned(tmp_path, DataPaths(benchmark_data=data), **{"data.source": str(pairs)})
+    plan = make_scored_plan(tmp_path, DataPaths(benchmark_data=data), **{"data.source": str(pairs)})
     amber, pope = count_overlaps(plan, tmp_path / "w")
     assert (amber.key, amber.training, amber.pictures, amber.shared) == ("report/amber", 3, 1, 1)
     assert amber.examples == (("scaled.jpg", "AMBER_1.png"),)
@@ -284,7 +286,7 @@ def test_training_images_that_a_benchmark_shows_are_counted(
     pairs.with_name("own.png").unlink()  # counted once: what is kept counts
     kept = list((tmp_path / "w" / "cache" / "overlap").iterdir())
     assert len(kept) == 2
-    summary = summary_of(plan, tmp_path / "w")
+    summary = load_summary(plan, tmp_path / "w")
     assert amber.sentence in summary.scoring
     none = Overlap(key="report/amber", source="x", training=5, pictures=3, shared=0)
     assert none.sentence == "amber: none of 5 training images is one of its pictures."

@@ -147,18 +147,18 @@ def test_by_hypothesis(kind: str, places: list[tuple[float, int]], keep: float) 
         refusals.count_refusal(f"{KIND}, generated", str(error))
 
 
-def described(folder: Path, name: str) -> object:
+def read_described_image(folder: Path, name: str) -> object:
     (folder / "set.jsonl").write_text(
         f'{{"image": "{name}", "true": "a", "hallucinated": "b"}}\n' * 2
     )
     return [item.image() for item in read_described_images(str(folder / "set.jsonl"), 2)]
 
 
-def of_a_benchmark(folder: Path, name: str) -> object:
+def read_benchmark_image(folder: Path, name: str) -> object:
     return Pictures([folder]).file(name).read()
 
 
-@pytest.mark.parametrize("read", [described, of_a_benchmark])
+@pytest.mark.parametrize("read", [read_described_image, read_benchmark_image])
 @pytest.mark.parametrize(
     "name", ["../secret.jpg", "link.jpg", "/etc/hostname", "bomb.png", "script.svg", "gone.jpg"]
 )

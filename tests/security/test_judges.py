@@ -42,7 +42,7 @@ GOOD = {
 }
 
 
-def answering(content: Any) -> dict[str, Any]:
+def make_completion(content: Any) -> dict[str, Any]:
     message = {"role": "assistant", "content": content}
     return {**GOOD, "choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
 
@@ -63,16 +63,16 @@ BODIES: dict[str, Any] = {
     "choices of text": {**GOOD, "choices": "abc"},
     "no message": {**GOOD, "choices": [{"index": 0}]},
     "a message of text": {**GOOD, "choices": [{"message": "hi"}]},
-    "a content of numbers": answering(5),
-    "a content of lists": answering(["a"]),
-    "a content of objects": answering({"a": 1}),
-    "a content too long": answering("x" * (endpoints.MAX_REPLY_LENGTH + 1)),
+    "a content of numbers": make_completion(5),
+    "a content of lists": make_completion(["a"]),
+    "a content of objects": make_completion({"a": 1}),
+    "a content too long": make_completion("x" * (endpoints.MAX_REPLY_LENGTH + 1)),
     "deep": b"[" * 100_000,
     "5,000 digits": b'{"choices": ' + b"9" * 5000 + b"}",
 }
 
 
-def asked(cache: Path, url: str, **changes: Any) -> list[str | None]:
+def ask_judge(cache: Path, url: str, **changes: Any) -> list[str | None]:
     settings_ = JudgeConfig(
         model="j", base_url=url, api_key_env=None, retries=0, timeout=10, concurrency=1, **changes
     )
@@ -90,7 +90,7 @@ def test_bodies_by_hand(tmp_path: Path, name: str) -> None:
         handler.send(BODIES[name])
 
     with run_judge_server(answer) as server:
-        said = refusals.expect_refusal(KIND, lambda: asked(tmp_path, server.url), TrialError)
+        said = refusals.expect_refusal(KIND, lambda: ask_judge(tmp_path, server.url), TrialError)
     assert "no call was answered" in said
     assert not (tmp_path / "replies.jsonl").exists()
 
@@ -113,7 +113,7 @@ def test_bodies_of_batches(tmp_path: Path, name: str, place: str) -> None:
         server.batches.row = lambda number, asked_: (200, text)
         server.batches.get = spoilt  # type: ignore[method-assign]
         said = refusals.expect_refusal(
-            KIND, lambda: asked(tmp_path, server.url, mode="batch", poll=0.02), TrialError
+            KIND, lambda: ask_judge(tmp_path, server.url, mode="batch", poll=0.02), TrialError
         )
     assert "no call was answered" in said or "no batch" in said
     assert not (tmp_path / "replies.jsonl").exists()
@@ -125,7 +125,7 @@ def test_statuses(tmp_path: Path, status: int) -> None:
         handler.send({"error": "\x1b[31m" * 50}, status, {"Location": "file:///etc/passwd"})
 
     with run_judge_server(answer) as server:
-        refusals.expect_refusal(KIND, lambda: asked(tmp_path, server.url), TrialError)
+        refusals.expect_refusal(KIND, lambda: ask_judge(tmp_path, server.url), TrialError)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_statuses(tmp_path: Path, status: int) -> None:
 )
 def test_what_stands_beside_a_reply_is_bounded(tmp_path: Path, changes: dict[str, Any]) -> None:
     def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
-        handler.send({**answering("half \ud800 a pair"), **changes})
+        handler.send({**make_completion("half \ud800 a pair"), **changes})
 
     with run_judge_server(answer) as server:
-        assert asked(tmp_path, server.url) == ["half ? a pair"]
+        assert ask_judge(tmp_path, server.url) == ["half ? a pair"]
     (kept,) = read_objects(tmp_path / "replies.jsonl")
     assert kept["tokens"] == 0 or "usage" not in changes
     assert len(kept["returned"]) <= 200

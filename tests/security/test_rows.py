@@ -33,23 +33,23 @@ from . import refusals
 KIND = "rows"
 
 
-def image(data: bytes | None = None, path: str | None = None) -> dict[str, Any]:
+def make_image_columns(data: bytes | None = None, path: str | None = None) -> dict[str, Any]:
     return {"image": {"bytes": data, "path": path}, "image_path": None}
 
 
 IN_PARQUET: dict[str, dict[str, Any]] = {
-    "no image": image(),
-    "no bytes": image(b""),
-    "no picture": image(b"what?"),
-    "a bomb": image(files.make_huge_png()),
-    "an absolute path": image(path="/etc/hostname"),
-    "a path that climbs": image(path="../secret.jpg"),
-    "a path that climbs from within": image(path="images/../../secret.jpg"),
-    "a path of a null byte": image(path="a\0.jpg"),
-    "a path no file can have": image(path="x" * 10_000),
-    "a path from afar": image(path="https://example.org/a.jpg"),
-    "a file's address": image(path="file:///etc/hostname"),
-    "a device": image(path="/dev/zero"),
+    "no image": make_image_columns(),
+    "no bytes": make_image_columns(b""),
+    "no picture": make_image_columns(b"what?"),
+    "a bomb": make_image_columns(files.make_huge_png()),
+    "an absolute path": make_image_columns(path="/etc/hostname"),
+    "a path that climbs": make_image_columns(path="../secret.jpg"),
+    "a path that climbs from within": make_image_columns(path="images/../../secret.jpg"),
+    "a path of a null byte": make_image_columns(path="a\0.jpg"),
+    "a path no file can have": make_image_columns(path="x" * 10_000),
+    "a path from afar": make_image_columns(path="https://example.org/a.jpg"),
+    "a file's address": make_image_columns(path="file:///etc/hostname"),
+    "a device": make_image_columns(path="/dev/zero"),
     "text that is no JSON": {"text": "{"},
     "text too deep": {"text": "[" * 100_000},
     "text too deep and closed": {"text": '{"question": ' * 5000 + "1" + "}" * 5000},
@@ -96,7 +96,7 @@ def test_of_parquet_by_hand(tmp_path: Path, name: str) -> None:
         files.make_rlhf_v_row(2),
     ]
     path = files.write_parquet(tmp_path / "d" / "a.parquet", rows)
-    _refused(path)
+    _expect_bad_row(path)
 
 
 @pytest.mark.parametrize("name", IN_LINES)
@@ -109,12 +109,12 @@ def test_of_json_lines_by_hand(tmp_path: Path, name: str) -> None:
     (folder / "images" / "loop.jpg").symlink_to("loop.jpg")
     given_row = IN_LINES[name]
     row = given_row if isinstance(given_row, bytes) else files.make_path_row(1, **given_row)
-    _refused(
+    _expect_bad_row(
         files.write_lines(folder / "a.jsonl", [files.make_path_row(0), row, files.make_path_row(2)])
     )
 
 
-def _refused(path: Path) -> None:
+def _expect_bad_row(path: Path) -> None:
     """The one bad row is named, and left out where that is asked for."""
     data = DataConfig(source=str(path))
     (bad,) = [row for row in check_rows(open_source(data)) if isinstance(row, BadRow)]

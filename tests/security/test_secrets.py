@@ -20,7 +20,7 @@ SECRET = "s3cret-0123"
 
 
 @contextmanager
-def server(status: int, body: bytes) -> Iterator[str]:
+def run_status_server(status: int, body: bytes) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.send_response(status)
@@ -65,7 +65,7 @@ ANSWERS = {
 def test_a_tracking_server_that_says_anything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     status, body = ANSWERS[name]
-    with server(status, body) as place:
+    with run_status_server(status, body) as place:
         store = MlflowStore(Path(), f"http://user:{SECRET}@{place}")
 
         def act() -> None:

@@ -22,7 +22,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.tracking.client import MlflowStore
 
-from ...browser import Browser, browser, needs_browser, wait_for
+from ...browser import Browser, needs_browser, open_browser, wait_for
 from ..fakes import InlineTracker
 
 pytestmark = [pytest.mark.e2e, needs_browser]
@@ -73,7 +73,7 @@ def test_forty_items_filled_in_saved_and_imported(
     verdicts = "w" * 18 + "l" * 8 + "t" * 10 + "c" * 4
     keys = list_keys_for_verdicts(key, verdicts)
     page = write_page(key, pool, tmp_path)
-    with browser(tmp_path) as window:
+    with open_browser(tmp_path) as window:
         window.open(page)
         window.press(keys[:15])
         assert window.run("return document.getElementById('place').textContent") == "16 of 40"
@@ -144,7 +144,7 @@ def test_hostile_answers_are_text_and_the_layout_stays(pool: AnswerPool, tmp_pat
     few = AnswerPool(**{**vars(pool), "pairs": hostile})
     key = draw_sheets(few, study="small", items=4, annotators=1, overlap=None, seed=0)
     page = write_page(key, few, tmp_path)
-    with browser(tmp_path) as window:
+    with open_browser(tmp_path) as window:
         for width, height in ((1100, 900), (500, 900)):
             window.resize(width, height)
             window.open(page)

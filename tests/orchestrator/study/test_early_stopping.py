@@ -47,7 +47,7 @@ WHY = "cut by early stopping at step 2 of 5"
 LOSER = "chip, seed 1"
 
 
-def with_block(block: str) -> str:
+def make_study_text(block: str) -> str:
     return STUDY.replace("{method: asha, metric: reward/accuracy}", block)
 
 
@@ -56,7 +56,9 @@ def test_a_rule_is_read_with_what_is_not_said(load: Load) -> None:
     assert rule is not None
     assert rule.description == "asha on reward/accuracy, grace 25 %, reduction factor 3"
     assert rule.goal == "maximize"
-    median = load(with_block("{method: median, metric: reward/margin, grace: 0.5}")).early_stopping
+    median = load(
+        make_study_text("{method: median, metric: reward/margin, grace: 0.5}")
+    ).early_stopping
     assert median is not None
     assert median.description == "median on reward/margin, grace 50 %, 3 others at least"
 
@@ -81,13 +83,13 @@ def test_a_rule_is_read_with_what_is_not_said(load: Load) -> None:
 )
 def test_what_must_not_decide_is_refused(load: Load, block: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load(with_block(block))
+        load(make_study_text(block))
     [line] = [line for line in error.value.problems if "early_stopping" in line]
     assert told in line
 
 
 def test_losses_of_one_objective_may_decide(load: Load) -> None:
-    text = with_block("{method: asha, metric: loss}").replace(
+    text = make_study_text("{method: asha, metric: loss}").replace(
         "objective: [dpo, chip]", "vision_encoder: [frozen, trained]"
     )
     rule = load(text).early_stopping
@@ -119,7 +121,7 @@ def test_the_baseline_and_the_untrained_model_are_never_cut(
 
 
 @dataclass
-class Cutting(FakeExecutor):
+class EarlyStoppingExecutor(FakeExecutor):
     """Cuts one trial, as the Ray executor would."""
 
     def run(
@@ -142,8 +144,8 @@ class Cutting(FakeExecutor):
                 left.extend(more() or ())
 
 
-def run(plan: Plan, workdir: Path) -> tuple[RunOutcome, Cutting, FakeTracker]:
-    executor, tracker = Cutting(), FakeTracker()
+def run(plan: Plan, workdir: Path) -> tuple[RunOutcome, EarlyStoppingExecutor, FakeTracker]:
+    executor, tracker = EarlyStoppingExecutor(), FakeTracker()
     outcome = run_study(
         plan,
         workdir=workdir,
@@ -187,7 +189,7 @@ def test_a_cut_trial_stays_cut_by_the_same_rule_and_is_trained_without_it(
     _, executor, _ = run(plan_of(STUDY), tmp_path)
     assert executor.names == []
     assert plan_caches(plan_of(STUDY), Ledger(tmp_path), tmp_path) == []
-    gentler = with_block("{method: asha, metric: reward/accuracy, grace: 0.5}")
+    gentler = make_study_text("{method: asha, metric: reward/accuracy, grace: 0.5}")
     _, executor, _ = run(plan_of(gentler), tmp_path)
     assert executor.names == [LOSER]  # another rule looks at it anew
     outcome, executor, _ = run(plan_of(STUDY.replace("early_stopping", "# early")), tmp_path)

@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, *lines: str) -> Iterator[str]:
+def type_answers(monkeypatch: pytest.MonkeyPatch, *lines: str) -> Iterator[str]:
     """Answer the questions in turn; nobody answers after that."""
     left = iter(lines)
 
@@ -42,7 +42,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, *lines: str) -> Iterator[str]:
 def test_flags_answer_everything(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer(monkeypatch)
+    type_answers(monkeypatch)
     assert run_program("new", *FLAGS) == 0
     assert capsys.readouterr().out.startswith("wrote beta.yaml")
     study = load_study(folder / "beta.yaml")
@@ -61,7 +61,7 @@ def test_flags_answer_everything(
 def test_questions_are_asked_until_the_answer_will_do(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    left = answer(
+    left = type_answers(
         monkeypatch,
         "asked", "Which?", "",  # the recipe's default
         "objectiv=dpo,chip", "objective=dpo,chip", "y", "vision_encoder=frozen,trained", "n",
@@ -82,7 +82,7 @@ def test_questions_are_asked_until_the_answer_will_do(
 def test_a_file_is_never_written_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer(monkeypatch)
+    type_answers(monkeypatch)
     (folder / "beta.yaml").write_text("mine")
     assert run_program("new", *FLAGS) == 2
     assert "beta.yaml: is there already" in capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_what_is_no_study_leaves_no_file(
     arguments: list[str],
     expected: str,
 ) -> None:
-    answer(monkeypatch)
+    type_answers(monkeypatch)
     assert run_program("new", *arguments) == 2
     assert expected in capsys.readouterr().err
     assert list(folder.iterdir()) == []

@@ -24,7 +24,7 @@ FIGURES = ("loss", "reward/margin", "grad_norm")
 
 
 @pytest.fixture(autouse=True)
-def _no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_model_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chip_core.models.loading.find_model_problem", lambda model: None)
 
 
@@ -45,7 +45,7 @@ def tracker(workdir: Path) -> InlineTracker:
 
 
 @pytest.fixture
-def attempt(tmp_path: Path) -> Callable[..., Path]:
+def write_attempt(tmp_path: Path) -> Callable[..., Path]:
     """Write what an attempt leaves in its folder."""
     count = Counter[str]()
 
@@ -75,7 +75,7 @@ def write_points(folder: Path, steps: range, time: float = 1000.0) -> None:
             file.write(json.dumps({"step": step, "time": time + step, "figures": figures}) + "\n")
 
 
-def running(trial: Trial, folders: Sequence[Path]) -> TrialView:
+def make_running_view(trial: Trial, folders: Sequence[Path]) -> TrialView:
     """What is to be seen of a trial that runs."""
     return TrialView(
         trial=trial,
@@ -89,14 +89,14 @@ def running(trial: Trial, folders: Sequence[Path]) -> TrialView:
 
 
 @pytest.fixture
-def finish(attempt: Callable[..., Path]) -> Callable[..., TrialView]:
+def finish_trial(write_attempt: Callable[..., Path]) -> Callable[..., TrialView]:
     """What is to be seen of a trial that ended well."""
 
     def view(trial: Trial, chair_i: float = 12.5, **changes: Any) -> TrialView:
         given: dict[str, Any] = {
             "status": "FINISHED",
             "metrics": {"shapes/chair_i": chair_i},
-            "folders": [attempt(trial)] if "folders" not in changes else [],
+            "folders": [write_attempt(trial)] if "folders" not in changes else [],
             "seconds": {"train": 2.0, "score report/shapes": 1.0},
             "data": {},
             "engine": {"reference": "stored", "prefix_sharing": "on"},
@@ -106,7 +106,7 @@ def finish(attempt: Callable[..., Path]) -> Callable[..., TrialView]:
     return view
 
 
-class Shown:
+class MlflowContents:
     """What a person who opens MLflow sees of a study."""
 
     def __init__(self, workdir: Path, study: str = "small") -> None:
@@ -140,19 +140,19 @@ class Shown:
 
 
 @pytest.fixture
-def shown(workdir: Path) -> Callable[..., Shown]:
-    return lambda study="small": Shown(workdir, study)
+def read_mlflow(workdir: Path) -> Callable[..., MlflowContents]:
+    return lambda study="small": MlflowContents(workdir, study)
 
 
 @pytest.fixture
-def run_all(finish: Callable[..., TrialView]) -> Callable[..., list[TrialView]]:
+def run_all_trials(finish_trial: Callable[..., TrialView]) -> Callable[..., list[TrialView]]:
     """Run a plan's trials through a tracker, as the driver would; return what they came to."""
 
     def run(tracker: InlineTracker, plan: Plan) -> list[TrialView]:
-        views = [finish(trial) for trial in plan.trials]
+        views = [finish_trial(trial) for trial in plan.trials]
         tracker.open(plan, [])
         for view in views:
-            tracker.show(running(view.trial, view.folders))
+            tracker.show(make_running_view(view.trial, view.folders))
             tracker.show(view)
         return views
 

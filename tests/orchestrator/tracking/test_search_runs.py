@@ -28,10 +28,10 @@ def run(plan, workdir):
     )
 
 
-def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, shown, set_trial_metric):
+def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, read_mlflow, set_trial_metric):
     set_trial_metric(lambda job: job.config.optimizer.lr * 1e5 + job.config.seed % 1000)
     run(plan_of(SMALL), workdir)
-    found = shown("tuned")
+    found = read_mlflow("tuned")
     assert found.kinds() == ALL
     assert {run.info.status for run in found.runs} == {"FINISHED"}
     arms = {run.info.run_id: run for run in found.of("arm")}
@@ -50,15 +50,15 @@ def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, shown, set_tri
 
 
 def test_a_rerun_makes_no_run_and_a_new_winner_takes_the_seeds_place(
-    plan_of, workdir, shown, set_trial_metric
+    plan_of, workdir, read_mlflow, set_trial_metric
 ):
     set_trial_metric(lambda job: job.config.optimizer.lr * 1e5)
     run(plan_of(SMALL), workdir)
-    before = {run.info.run_id for run in shown("tuned").runs}
+    before = {run.info.run_id for run in read_mlflow("tuned").runs}
     run(plan_of(SMALL), workdir)
-    assert {run.info.run_id for run in shown("tuned").runs} == before
+    assert {run.info.run_id for run in read_mlflow("tuned").runs} == before
     run(plan_of(SMALL.replace("[1e-5, 1e-4]", "[1e-5, 1e-4, 1e-6]")), workdir)
-    found = shown("tuned")
+    found = read_mlflow("tuned")
     assert found.kinds() == {
         **ALL, "search": 6, "superseded arm": 2, "superseded trial": 2
     }  # fmt: skip

@@ -112,9 +112,19 @@ def read_sheet_image(folder: Path, path: Path) -> Image.Image:
 
 
 READERS: list[Callable[[Path, Path], Image.Image | None]] = [
-    read_training_image, read_given_rejected_image, read_embedded_training_image, read_study_gallery_image, read_overlap_check_image, read_benchmark_image, read_embedded_benchmark_image,
-    read_base64_benchmark_image, read_gallery_image, read_representation_image, read_report_thumbnail, read_sheet_image,
-]  # fmt: skip
+    read_training_image,
+    read_given_rejected_image,
+    read_embedded_training_image,
+    read_study_gallery_image,
+    read_overlap_check_image,
+    read_benchmark_image,
+    read_embedded_benchmark_image,
+    read_base64_benchmark_image,
+    read_gallery_image,
+    read_representation_image,
+    read_report_thumbnail,
+    read_sheet_image,
+]
 
 
 @pytest.fixture(autouse=True)

@@ -69,12 +69,11 @@ def list_titles(plan: Plan) -> list[str]:
 
 
 def test_each_setting_stands_once_named_by_what_tells_it_apart(plan_of: PlanOf) -> None:
-    assert list_titles(plan_of(make_study_text(ON_THEM + "\n  vision_encoder: [frozen, trained]"))) == [
-        "black", "rotate"
-    ]  # fmt: skip
-    assert list_titles(plan_of(make_study_text("rejected_image.diffusion.timestep: [300, 500]"))) == [
-        "diffusion\ntimestep 300", "diffusion\ntimestep 500"
-    ]  # fmt: skip
+    strategies = make_study_text(ON_THEM + "\n  vision_encoder: [frozen, trained]")
+    assert list_titles(plan_of(strategies)) == ["black", "rotate"]
+    timesteps = make_study_text("rejected_image.diffusion.timestep: [300, 500]")
+    titles = ["diffusion\ntimestep 300", "diffusion\ntimestep 500"]
+    assert list_titles(plan_of(timesteps)) == titles
     assert list_titles(plan_of(make_study_text("objective: [dpo, chip, cmdpo]"))) == ["diffusion"]
 
 

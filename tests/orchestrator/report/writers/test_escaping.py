@@ -21,7 +21,7 @@ from orchestrator.report.writers.latex import escape_latex, render_first_table, 
 from orchestrator.report.writers.markdown import escape_markdown as escape_markdown
 from orchestrator.report.writers.markdown import render_markdown
 
-from ....browser import browser, needs_browser
+from ....browser import needs_browser, open_browser
 from ..conftest import STUDY, FinishedStudy
 
 Run = Callable[..., FinishedStudy]
@@ -137,7 +137,7 @@ def test_a_browser_shows_every_answer_as_text(report: Report, tmp_path: Path) ->
     """Markup stays text, a word of 10 kB scrolls in its cell, Hebrew and Arabic run leftwards."""
     file = tmp_path / "page.html"
     file.write_text(render_page(report), encoding="utf-8")
-    with browser(tmp_path) as window:
+    with open_browser(tmp_path) as window:
         for width in (1100, 500):
             window.resize(width, 900)
             window.open(file)
