@@ -75,7 +75,7 @@ class StudyRun:
     """What a run of the study came to."""
 
     folder: Path  # the current one; its work directory is `w`
-    read_result: dict[str, Any]
+    result: dict[str, Any]
     weights: list[bytes]
     kinds: dict[str, list[str]]
 

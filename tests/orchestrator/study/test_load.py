@@ -225,8 +225,9 @@ def test_a_wrong_shape_does_not_hide_the_other_problems(load: Load) -> None:
 
 
 def test_what_a_broken_key_entails_is_not_told_beside_it(load: Load) -> None:
-    (found,) = list_problems(load, STUDY.replace("  objective: [dpo", "  - objective: [dpo").replace(
-        "  vision_encoder: [", "    vision_encoder: ["))  # fmt: skip
+    text = STUDY.replace("  objective: [dpo", "  - objective: [dpo")
+    text = text.replace("  vision_encoder: [", "    vision_encoder: [")
+    (found,) = list_problems(load, text)
     assert found.startswith("factors: input should be a valid dictionary")
 
 
