@@ -20,7 +20,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe_machine
 from tests.faults.kinds import (
     KINDS,
     Case,
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _summary(given: argparse.Namespace, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
-        "machine": describe(),
+        "machine": describe_machine(),
         "command": f"python -m tests.faults.run -n {given.schedules} --each {given.each} "
         f"--seed {given.seed}"
         + (f" --first {given.first}" if given.first > 1 else "")

@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 import requests
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe_machine
 from chip_core.config.benchmark import BenchmarkConfig, DataPaths
 from chip_core.evaluation.generators import vllm
 from chip_core.evaluation.generators.openai import question_parts
@@ -495,7 +495,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     folder = given.keep or Path(tempfile.mkdtemp(prefix="chip-serving-"))
     folder.mkdir(parents=True, exist_ok=True)
-    machine, outcomes = describe(), list[Outcome]()
+    machine, outcomes = describe_machine(), list[Outcome]()
     try:
         with open_setup(folder) as setup:
             for number, case in enumerate(CASES, start=1):

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from rich.console import Console
 
-from benchmarks.stores import contents, differences
+from benchmarks.stores import find_differences, read_contents
 from chip_core.utils.errors import UserError
 from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
@@ -611,9 +611,9 @@ def test_any_write_may_go_unanswered_and_nothing_is_there_twice(
     monkeypatch.undo()
     # 8 runs are made, 5 of them trials with figures, curves, files, tags, RUNNING and FINISHED
     assert tries > 8 + 5 * 4
-    up = contents(f"sqlite:///{whole}/mlflow.db", "small")
+    up = read_contents(f"sqlite:///{whole}/mlflow.db", "small")
     assert len(up) == sum(ALL.values())
-    assert differences(contents(f"sqlite:///{workdir}/mlflow.db", "small"), up) == []
+    assert find_differences(read_contents(f"sqlite:///{workdir}/mlflow.db", "small"), up) == []
 
 
 def test_a_store_that_cannot_be_used_is_one_line(workdir, plan, tmp_path, monkeypatch):

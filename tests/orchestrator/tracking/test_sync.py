@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks.stores import contents, differences
+from benchmarks.stores import find_differences, read_contents
 from chip_core.utils.errors import UserError
 from chip_core.utils.files import append_record
 from orchestrator.cli import cli
@@ -107,25 +107,25 @@ def test_a_store_that_missed_all_of_it_equals_one_that_was_up(
     # A failure and Ctrl-C, then a run that ends well but for the failure.
     run(plan, workdir, failures={FAILS: "the loss is nan"}, dies_before=KILLED)
     run(plan, workdir, failures={FAILS: "the loss is nan"})
-    up = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    up = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert {run["status"] for run in up.values()} == {"FINISHED", "FAILED"}
     assert up["trial objective=dpo 1"]["metrics"]["train/loss"] == [
         (step, 1_000_000 + 1000 * step, 1 / step) for step in (1, 2, 3)
     ]
     sync(workdir, other_store)
-    assert differences(contents(other_store, "small"), up) == []
+    assert find_differences(read_contents(other_store, "small"), up) == []
     sync(workdir, other_store)  # once more: nothing is there twice
-    assert differences(contents(other_store, "small"), up) == []
+    assert find_differences(read_contents(other_store, "small"), up) == []
 
 
 def test_a_study_that_was_stopped_is_shown_as_stopped(
     plan: Plan, workdir: Path, other_store: str
 ) -> None:
     run(plan, workdir, dies_before=KILLED)
-    up = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    up = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert up["study"]["status"] == "KILLED"
     sync(workdir, other_store)
-    assert differences(contents(other_store, "small"), up) == []
+    assert find_differences(read_contents(other_store, "small"), up) == []
 
 
 def test_a_study_without_a_server_is_whole_after_sync(plan: Plan, workdir: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_study_without_a_server_is_whole_after_sync(plan: Plan, workdir: Path)
     assert waiting is not None
     assert sorted(waiting.trials) == sorted(["base", *(trial.name for trial in plan.trials[1:])])
     sync(workdir, None)
-    shown = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    shown = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert len(shown) == 1 + 1 + 2 + 4  # study, base, arms, (arm, seed)
     assert {run["status"] for run in shown.values()} == {"FINISHED"}
     assert "report/report.html" in shown["study"]["artifacts"]
@@ -147,9 +147,9 @@ def test_a_store_that_saw_half_is_completed(plan: Plan, workdir: Path, other_sto
     half = workdir.parent / "half.db"
     shutil.copyfile(workdir / "mlflow.db", half)
     run(plan, workdir)
-    up = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    up = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     sync(workdir, f"sqlite:///{half}")
-    assert differences(contents(f"sqlite:///{half}", "small"), up) == []
+    assert find_differences(read_contents(f"sqlite:///{half}", "small"), up) == []
 
 
 def test_a_locked_database_stops_nothing(
@@ -173,7 +173,7 @@ def test_a_locked_database_stops_nothing(
     assert "locked" in outcome.waiting.reason
     holder.close()
     sync(workdir, None)
-    shown = contents(f"sqlite:///{workdir}/mlflow.db", "small")
+    shown = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert {run["status"] for run in shown.values()} == {"FINISHED"}
 
 
@@ -189,7 +189,7 @@ def test_what_was_attached_from_beside_is_shown_again(
     assert "chip-ablate sync small" in said
     sync(workdir, other_store)
     reattach_files(workdir, other_store, "small")
-    shown = contents(other_store, "small")
+    shown = read_contents(other_store, "small")
     assert [point[2] for point in shown["study"]["metrics"]["human/win"]] == [50.0]
     arm = shown["arm objective=dpo"]["metrics"]["representation/far"]
     assert [point[2] for point in arm] == [2.0]
