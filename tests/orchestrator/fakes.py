@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rich.console import Console
+
 from chip_core.results import (
     MODEL,
     AnsweredTrial,
@@ -36,6 +38,8 @@ from orchestrator.executors.base import (
 from orchestrator.jobs.attempt import Cause
 from orchestrator.jobs.stopping import StopRequest
 from orchestrator.plan.plan import Plan, Trial
+from orchestrator.report.results import RunOutcome
+from orchestrator.run import run_study
 from orchestrator.tracking.projection import MlflowProjection
 from orchestrator.tracking.views import (
     ArmView,
@@ -242,3 +246,18 @@ class InlineTracker(MlflowProjection):
     def _update(self, study: StudyView) -> None:
         self.study = study
         self.reconcile(study)
+
+
+def run_with_fakes(
+    plan: Plan, workdir: Path, executor: FakeExecutor | None = None
+) -> tuple[RunOutcome, FakeExecutor, FakeTracker]:
+    """Run a study on a fake executor; return its outcome, the executor and the tracker."""
+    executor, tracker = executor or FakeExecutor(), FakeTracker()
+    outcome = run_study(
+        plan,
+        workdir=workdir,
+        executor=lambda: executor,
+        tracker=tracker,
+        console=Console(quiet=True),
+    )
+    return outcome, executor, tracker

@@ -22,17 +22,13 @@ from chip_core.utils.errors import TrialError, UserError
 from orchestrator.report.figures.gallery import read_images
 
 from ..chip_core.data import files
+from ..chip_core.data.pictures import chunk
 from . import refusals
 
 KIND = "images"
 READER = ImageReader(None)
 #: 80 MiB of zeros.
 LONG = zlib.compress(bytes(80 * 2**20), level=1)
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(name + body))
-    return struct.pack(">I", len(body)) + name + body + checksum
 
 
 def png(width: int, height: int, *more: bytes, depth: int = 8, colour: int = 2) -> bytes:

@@ -14,6 +14,8 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
+from .pictures import chunk
+
 SIZE = (12, 8)
 
 
@@ -26,11 +28,6 @@ def make_image_bytes(kind: str = "JPEG", size: tuple[int, int] = SIZE, colour: i
 
 def make_huge_png() -> bytes:
     """A PNG of a few bytes whose header says 60,000 x 60,000 pixels."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(name + body))
-        return struct.pack(">I", len(body)) + name + body + checksum
-
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body

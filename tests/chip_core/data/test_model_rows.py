@@ -21,8 +21,9 @@ from chip_core.utils.errors import TrialError
 from orchestrator.cli import main
 
 from .. import families
+from ..trainings import read_losses
 from . import files
-from .test_training import read_losses, write_shapes_rows
+from .test_training import write_shapes_rows
 
 Configured = Callable[..., TrialConfig]
 WIDE = (2010, 10)  # 201:1

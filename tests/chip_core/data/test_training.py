@@ -22,6 +22,7 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
 
+from ..trainings import read_losses
 from . import files
 
 Configured = Callable[..., TrialConfig]
@@ -44,11 +45,6 @@ def write_shapes_rows(folder: Path, count: int) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def read_losses(folder: Path) -> list[float]:
-    lines = (folder / "curves.jsonl").read_text().splitlines()
-    return [json.loads(line)["figures"]["loss"] for line in lines]
 
 
 def test_the_same_pairs_train_the_same_from_a_file(

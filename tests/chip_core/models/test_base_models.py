@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,8 @@ from chip_core.models.loading import load
 from chip_core.shapes import MODEL_FOLDER
 from chip_core.trial import run_trial
 from chip_core.utils.machine import free_memory
+
+from ..trainings import hash_outputs
 
 SHORT: dict[str, Any] = {
     "model": "shapes",
@@ -51,24 +52,19 @@ def enabled_caches() -> Iterator[None]:
     ENCODINGS.disable()
 
 
-def left(settings: dict[str, Any], folder: Path) -> dict[str, str]:
+def run_and_hash(settings: dict[str, Any], folder: Path) -> dict[str, str]:
     """Run a trial and return the hashes of its weights and answers."""
     run_trial(TrialConfig.model_validate({**SHORT, **settings}), folder=folder)
-    files = [*folder.glob("model/*.safetensors"), *folder.glob("responses/**/*.jsonl")]
-    assert len(files) >= 2
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-    }
+    return hash_outputs(folder)
 
 
 def test_trials_one_after_another_equal_trials_by_themselves(
     tmp_path: Path, enabled_caches: None
 ) -> None:
-    together = [left(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
+    together = [run_and_hash(one, tmp_path / f"warm-{n}") for n, one in enumerate(SEQUENCE)]
     BASE_MODELS.disable()
     ENCODINGS.disable()
-    alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
+    alone = [run_and_hash(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
     assert together == alone + alone[:2]  # the first two come again
     assert together[0] != together[2]
 
@@ -86,12 +82,12 @@ def test_the_next_trial_encodes_no_prompt_that_the_last_one_did(
             return own(self, *args)
 
         monkeypatch.setattr(encoder, "_encode", counted)
-    first = left({"objective": "chip"}, tmp_path / "0")
+    first = run_and_hash({"objective": "chip"}, tmp_path / "0")
     assert (encoded.count("PairEncoder"), encoded.count("Encoder")) == (4, 4)
-    assert left({"objective": "chip"}, tmp_path / "1") == first
-    left({"objective": "dpo", "vision_encoder": "trained"}, tmp_path / "2")
+    assert run_and_hash({"objective": "chip"}, tmp_path / "1") == first
+    run_and_hash({"objective": "dpo", "vision_encoder": "trained"}, tmp_path / "2")
     assert len(encoded) == 8
-    left({"seed": 1}, tmp_path / "3")  # other pairs, the same questions
+    run_and_hash({"seed": 1}, tmp_path / "3")  # other pairs, the same questions
     assert encoded.count("PairEncoder") > 4
     assert encoded.count("Encoder") == 4
 
@@ -108,10 +104,10 @@ def test_files_that_are_mapped_as_they_are_give_the_same_figures(
         metadata={"format": "pt"},
     )
     settings = {"model": str(folder), "vision_encoder": "trained"}
-    together = [left(settings, tmp_path / f"warm-{n}") for n in range(2)]
+    together = [run_and_hash(settings, tmp_path / f"warm-{n}") for n in range(2)]
     BASE_MODELS.disable()
     ENCODINGS.disable()
-    assert together == 2 * [left(settings, tmp_path / "alone")]
+    assert together == 2 * [run_and_hash(settings, tmp_path / "alone")]
 
 
 @pytest.mark.slow
@@ -122,12 +118,12 @@ def test_thirty_trials_equal_trials_by_themselves_and_hold_no_more_memory(
     for number in range(30):
         settings, folder = SEQUENCE[number % 5], tmp_path / f"warm-{number}"
         with ThreadPoolExecutor(1) as pool:  # Tune gives each trial a thread of its own
-            together.append(pool.submit(left, settings, folder).result())
+            together.append(pool.submit(run_and_hash, settings, folder).result())
         free_memory()
         held.append(psutil.Process().memory_info().rss)
     BASE_MODELS.disable()
     ENCODINGS.disable()
-    alone = [left(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
+    alone = [run_and_hash(one, tmp_path / f"alone-{n}") for n, one in enumerate(SEQUENCE[:5])]
     assert together == alone * 6
     # MiB: 456 after the third, 510 after the fourth, the first in bf16, for which oneDNN compiles
     # 186 products and keeps them (479 where it may keep 64, as in a slot). Then nothing is added.

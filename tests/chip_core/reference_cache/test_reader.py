@@ -44,6 +44,8 @@ from chip_core.trial import run_trial
 from chip_core.utils.errors import TrialError
 from chip_core.utils.workers import Workers
 
+from ..trainings import read_losses
+
 Configured = Callable[..., TrialConfig]
 ROWS = 10
 
@@ -71,11 +73,6 @@ def list_specs(config: TrialConfig) -> tuple[CacheSpec, ...]:
 def build_caches(config: TrialConfig, cache: Path) -> AvailableCaches:
     ensure_caches(list_specs(config), config, cache=cache)
     return AvailableCaches(cache=cache, passes=list_specs(config))
-
-
-def read_losses(folder: Path) -> list[float]:
-    lines = (folder / CURVES).read_text().splitlines()
-    return [json.loads(line)["figures"]["loss"] for line in lines]
 
 
 def read_shards(folder: Path) -> dict[str, bytes]:

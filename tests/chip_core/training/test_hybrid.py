@@ -6,7 +6,6 @@ What a worker is told of its machine, torchrun's GROUP_RANK, is all that the mac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,17 +146,9 @@ def test_what_several_workers_hold_is_written_once(quick: Path) -> None:
     assert max(sizes) < 0.3 * sum(sizes)
 
 
-@pytest.fixture
-def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process group of this process alone, one machine of one worker."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("short", [False, True])
 def test_between_machines_pass_the_gradients_of_an_update_once(
-    group: None, monkeypatch: pytest.MonkeyPatch, short: bool
+    process_group: None, monkeypatch: pytest.MonkeyPatch, short: bool
 ) -> None:
     """Where memory is short, gradients are reduced within a machine in each pass."""
     monkeypatch.setattr(fsdp, "_fits_gradients", lambda root, device: not short)
@@ -281,7 +272,7 @@ def test_weights_in_four_bits_are_never_spread() -> None:
 
 
 def test_the_workers_that_share_a_weight_are_those_of_one_machine(
-    group: None, monkeypatch: pytest.MonkeyPatch
+    process_group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[Any] = []
     made = dist.new_group

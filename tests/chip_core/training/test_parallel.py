@@ -11,13 +11,11 @@ import copy
 import importlib.util
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -223,16 +221,8 @@ def test_what_one_saved_two_go_on_from(slow: Path, kind: str) -> None:
     assert_same_training(slow, Case(kind, "lora", "float32", resume="single-lora-float32"))
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "hsdp"])
-def test_gradients_are_reduced_in_the_last_pass_alone(group: None, kind: str) -> None:
+def test_gradients_are_reduced_in_the_last_pass_alone(process_group: None, kind: str) -> None:
     config = TrialConfig.model_validate({"model": "shapes", "language_model": "lora"})
     strategy, batch = prepare_strategy(config, kind)
     calls = 0
@@ -259,7 +249,7 @@ def test_gradients_are_reduced_in_the_last_pass_alone(group: None, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "hsdp"])
-def test_the_norm_of_a_gradient_is_one_plain_number(group: None, kind: str) -> None:
+def test_the_norm_of_a_gradient_is_one_plain_number(process_group: None, kind: str) -> None:
     """FSDP2's `clip_grad_norm_` returns what looks spread and is whole: nothing is added up again.
 
     That two workers' norms are one worker's is held above, where every figure is compared.

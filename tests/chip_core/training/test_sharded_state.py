@@ -8,13 +8,11 @@ from __future__ import annotations
 import copy
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -34,17 +32,11 @@ from chip_core.utils.errors import DiskFullError, UnfitError
 
 from .. import families
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 CONFIG = TrialConfig.model_validate(
     {"model": "shapes", "language_model": "lora", "lora": {"rank": 2}, "optimizer": {"lr": 0.1}}
 )
-
-
-@pytest.fixture(autouse=True)
-def group(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

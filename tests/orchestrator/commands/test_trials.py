@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from chip_core.results import CONFIG
 from chip_core.utils.errors import UserError
@@ -16,14 +15,13 @@ from chip_core.utils.files import write_json
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.snapshot import iter_plan_snapshots
 from orchestrator.report.trial_facts import collect_trial_facts
-from orchestrator.run import run_study
 from orchestrator.state.compare import compare_plans
 from orchestrator.state.ledger import Ledger
 from orchestrator.state.trial_lookup import find_trial
 from orchestrator.utils.version import code_version
 
 from ..conftest import STUDY
-from ..fakes import FakeExecutor, FakeTracker
+from ..fakes import FakeExecutor, run_with_fakes
 from ..program import run_program
 
 PlanOf = Callable[..., Plan]
@@ -33,14 +31,7 @@ OTHER = STUDY.replace("study: small", "study: other").replace("[dpo, chip]", "[d
 
 
 def run(plan: Plan, workdir: Path, **failures: str) -> None:
-    executor = FakeExecutor(failures=failures)
-    run_study(
-        plan,
-        workdir=workdir,
-        executor=lambda: executor,
-        tracker=FakeTracker(),
-        console=Console(quiet=True),
-    )
+    run_with_fakes(plan, workdir, FakeExecutor(failures=failures))
 
 
 @pytest.fixture

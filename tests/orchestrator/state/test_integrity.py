@@ -10,20 +10,19 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from chip_core.utils.errors import UserError, reset_warnings
 from chip_core.utils.files import read_records
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.snapshot import load_plan_snapshot
-from orchestrator.run import RunOutcome, run_study
+from orchestrator.run import RunOutcome
 from orchestrator.state.integrity import read_ledger
 from orchestrator.state.ledger import Ledger
 from orchestrator.storage.binding import bind_storage
 from orchestrator.study.model import Study, StudyChanges
 
 from ..conftest import STUDY
-from ..fakes import FakeExecutor, FakeTracker
+from ..fakes import FakeExecutor, run_with_fakes
 from ..program import run_program
 
 PlanOf = Callable[..., Plan]
@@ -33,14 +32,7 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 def run(plan: Plan, workdir: Path, **failures: str) -> tuple[RunOutcome, list[str]]:
     reset_warnings()
-    executor = FakeExecutor(failures=failures)
-    outcome = run_study(
-        plan,
-        workdir=workdir,
-        executor=lambda: executor,
-        tracker=FakeTracker(),
-        console=Console(quiet=True),
-    )
+    outcome, executor, _ = run_with_fakes(plan, workdir, FakeExecutor(failures=failures))
     return outcome, executor.names
 
 

@@ -20,7 +20,7 @@ from orchestrator.tracking.client import MlflowStore
 from orchestrator.tracking.projection import delete_runs
 
 from ..conftest import STUDY
-from ..fakes import FakeExecutor, FakeTracker, InlineTracker
+from ..fakes import FakeExecutor, InlineTracker, run_with_fakes
 from ..program import run_program
 
 PlanOf = Callable[..., Plan]
@@ -31,14 +31,7 @@ OTHER = STUDY.replace("study: small", "study: other").replace("[dpo, chip]", "[d
 
 
 def run(plan: Plan, workdir: Path) -> list[str]:
-    executor = FakeExecutor()
-    run_study(
-        plan,
-        workdir=workdir,
-        executor=lambda: executor,
-        tracker=FakeTracker(),
-        console=Console(quiet=True),
-    )
+    _, executor, _ = run_with_fakes(plan, workdir)
     return executor.names
 
 

@@ -16,7 +16,7 @@ from orchestrator.executors.base import Job
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.snapshot import iter_plan_snapshots
-from orchestrator.run import RunOutcome, run_study
+from orchestrator.run import run_study
 from orchestrator.runner.jobs import trial_folder
 from orchestrator.state.compare import compare_plans
 from orchestrator.state.ledger import Ledger
@@ -24,7 +24,7 @@ from orchestrator.state.search import TunedPlan, plan_searches, resolve_search
 from orchestrator.study.model import Study
 from orchestrator.study.search_space import Range, SelectMetric, Tune, Values
 
-from ..fakes import FakeExecutor, FakeTracker
+from ..fakes import FakeExecutor, FakeTracker, run_with_fakes
 from ..tuned_study import STUDY, MetricOfJob, run_missing_trials
 
 PlanOf = Callable[..., Plan]
@@ -37,20 +37,6 @@ BEST = {"dpo": 1e-5, "chip": 1e-4}
 
 def compute_distance(job: Job) -> float | None:
     return abs(job.config.optimizer.lr - BEST[job.config.objective.preset]) * 1e5
-
-
-def run(
-    plan: Plan, workdir: Path, executor: FakeExecutor | None = None
-) -> tuple[RunOutcome, FakeExecutor, FakeTracker]:
-    executor, tracker = executor or FakeExecutor(), FakeTracker()
-    outcome = run_study(
-        plan,
-        workdir=workdir,
-        executor=lambda: executor,
-        tracker=tracker,
-        console=Console(quiet=True),
-    )
-    return outcome, executor, tracker
 
 
 def make_tuned_plan(plan_of: PlanOf, workdir: Path, text: str = STUDY, **changes: Any) -> TunedPlan:
@@ -105,7 +91,7 @@ def test_each_arm_runs_its_seeds_with_what_it_chose(
     plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
     set_trial_metric(compute_distance)
-    outcome, executor, tracker = run(plan_of(STUDY), tmp_path)
+    outcome, executor, tracker = run_with_fakes(plan_of(STUDY), tmp_path)
     assert outcome.executed == 1 + 6 + 4
     assert [name for name in executor.names if "search" not in name] == [
         "base", "dpo, seed 0", "chip, seed 0", "dpo, seed 1", "chip, seed 1",
@@ -132,16 +118,16 @@ def test_a_rerun_finds_the_search_and_more_seeds_do_not_search_again(
 ) -> None:
     set_trial_metric(compute_distance)
     run_missing_trials(plan_of(STUDY), tmp_path)
-    _, executor, _ = run(plan_of(STUDY), tmp_path)
+    _, executor, _ = run_with_fakes(plan_of(STUDY), tmp_path)
     assert executor.names == []
-    _, executor, _ = run(plan_of(STUDY, seeds=[0, 1, 2]), tmp_path)
+    _, executor, _ = run_with_fakes(plan_of(STUDY, seeds=[0, 1, 2]), tmp_path)
     assert executor.names == ["dpo, seed 2", "chip, seed 2"]
     more = STUDY.replace("1e-4]", "1e-4, 2e-4]")
     assert list_chosen_rates(make_tuned_plan(plan_of, tmp_path, more)) == {
         "dpo": None,
         "chip": None,
     }
-    _, executor, _ = run(plan_of(more), tmp_path)
+    _, executor, _ = run_with_fakes(plan_of(more), tmp_path)
     assert executor.names == [
         f"{arm}: search 4 of 4 (optimizer.lr=0.0002)" for arm in ("dpo", "chip")
     ]
@@ -151,7 +137,7 @@ def test_the_kept_plan_has_the_searches_and_what_was_chosen(
     plan_of: PlanOf, tmp_path: Path, set_trial_metric: Callable[[MetricOfJob], None]
 ) -> None:
     set_trial_metric(compute_distance)
-    _, executor, _ = run(plan_of(STUDY), tmp_path)
+    _, executor, _ = run_with_fakes(plan_of(STUDY), tmp_path)
     (kept,) = iter_plan_snapshots(tmp_path)
     arms = [wanted.arm for wanted in kept.trials.values()]
     assert len(arms) == len(executor.names) == 1 + 6 + 4
@@ -167,7 +153,7 @@ def test_studies_differ_by_what_was_chosen(
     ledger = Ledger(tmp_path)
     before = compare_plans(resolve_search(plan_of(STUDY), ledger), plain, ledger)
     assert before["same"] == []  # what is still to be chosen is the same as nothing
-    run(plan_of(STUDY), tmp_path)
+    run_with_fakes(plan_of(STUDY), tmp_path)
     after = compare_plans(resolve_search(plan_of(STUDY), Ledger(tmp_path)), plain, Ledger(tmp_path))
     keys = {entry["arms"][0]: entry["keys"] for entry in after["changed"]}
     rate = plain.base.config.optimizer.lr
@@ -205,10 +191,11 @@ def test_a_failed_draw_does_not_count_and_is_tried_again(
 ) -> None:
     set_trial_metric(compute_distance)
     best = "dpo: search 1 of 3 (optimizer.lr=1e-5)"
-    outcome, _, _ = run(plan_of(STUDY), tmp_path, FakeExecutor(failures={best: "the loss is nan"}))
+    executor = FakeExecutor(failures={best: "the loss is nan"})
+    outcome, _, _ = run_with_fakes(plan_of(STUDY), tmp_path, executor)
     assert outcome.failed == {best: "the loss is nan"}
     assert list_chosen_rates(make_tuned_plan(plan_of, tmp_path)) == {"dpo": 5e-5, "chip": 1e-4}
-    _, executor, _ = run(plan_of(STUDY), tmp_path)
+    _, executor, _ = run_with_fakes(plan_of(STUDY), tmp_path)
     # it is the better one, so that the arm's seeds run anew with it
     assert executor.names == [best, "dpo, seed 0", "dpo, seed 1"]
     assert list_chosen_rates(make_tuned_plan(plan_of, tmp_path)) == {"dpo": 1e-5, "chip": 1e-4}
@@ -222,7 +209,9 @@ def test_an_arm_whose_search_came_to_nothing_has_failed(
         f"chip: search {n} of 3 (optimizer.lr={rate})": "the loss is nan at step 3"
         for n, rate in ((2, "5e-5"), (3, "0.0001"))
     }
-    outcome, executor, tracker = run(plan_of(STUDY), tmp_path, FakeExecutor(failures=lost))
+    outcome, executor, tracker = run_with_fakes(
+        plan_of(STUDY), tmp_path, FakeExecutor(failures=lost)
+    )
     reason = (
         "its search came to nothing: of 3 trials 2 failed (the loss is nan at step 3) and 1 had "
         "no defined figure"
@@ -236,7 +225,7 @@ def test_an_arm_whose_search_came_to_nothing_has_failed(
     }
     # undefined alone is a failure of the arm, too, though no trial failed
     set_trial_metric(lambda job: None)
-    outcome, _, _ = run(plan_of(STUDY), tmp_path / "other")
+    outcome, _, _ = run_with_fakes(plan_of(STUDY), tmp_path / "other")
     assert set(outcome.failed) == {"dpo", "chip"}
 
 
@@ -245,10 +234,10 @@ def test_a_search_cut_short_chooses_nothing(
 ) -> None:
     set_trial_metric(compute_distance)
     last = "chip: search 3 of 3 (optimizer.lr=0.0001)"
-    outcome, _, _ = run(plan_of(STUDY), tmp_path, FakeExecutor(dies_before=last))
+    outcome, _, _ = run_with_fakes(plan_of(STUDY), tmp_path, FakeExecutor(dies_before=last))
     assert outcome.interrupted
     assert list_chosen_rates(make_tuned_plan(plan_of, tmp_path)) == {"dpo": 1e-5, "chip": None}
-    _, executor, _ = run(plan_of(STUDY), tmp_path)
+    _, executor, _ = run_with_fakes(plan_of(STUDY), tmp_path)
     assert executor.names == [last, "dpo, seed 0", "chip, seed 0", "dpo, seed 1", "chip, seed 1"]
 
 

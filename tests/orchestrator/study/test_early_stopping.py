@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from chip_core.utils.errors import ConfigError
 from orchestrator.cli import cli
@@ -24,13 +23,13 @@ from orchestrator.executors.base import (
 from orchestrator.plan.plan import Plan
 from orchestrator.report.sections.notes import build_notes
 from orchestrator.report.writers.plan import trial_state
-from orchestrator.run import RunOutcome, run_study
+from orchestrator.run import RunOutcome
 from orchestrator.runner.jobs import make_jobs
 from orchestrator.state.cache_plan import plan_caches
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.model import Study
 
-from ..fakes import FakeExecutor, FakeTracker
+from ..fakes import FakeExecutor, FakeTracker, run_with_fakes
 
 Load = Callable[..., Study]
 PlanOf = Callable[..., Plan]
@@ -144,16 +143,8 @@ class EarlyStoppingExecutor(FakeExecutor):
                 left.extend(more() or ())
 
 
-def run(plan: Plan, workdir: Path) -> tuple[RunOutcome, EarlyStoppingExecutor, FakeTracker]:
-    executor, tracker = EarlyStoppingExecutor(), FakeTracker()
-    outcome = run_study(
-        plan,
-        workdir=workdir,
-        executor=lambda: executor,
-        tracker=tracker,
-        console=Console(quiet=True),
-    )
-    return outcome, executor, tracker
+def run(plan: Plan, workdir: Path) -> tuple[RunOutcome, FakeExecutor, FakeTracker]:
+    return run_with_fakes(plan, workdir, EarlyStoppingExecutor())
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -157,3 +158,11 @@ def run_all_trials(finish_trial: Callable[..., TrialView]) -> Callable[..., list
         return views
 
     return run
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until something is true; fail if it is not by then."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -29,7 +29,7 @@ from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.views import ArmView, FinalSnapshot, StudyView, TrialView
 
 from ..fakes import FakeExecutor, InlineTracker
-from .conftest import make_running_view
+from .conftest import make_running_view, wait_until
 
 WRITES = (
     "create_run",
@@ -532,7 +532,7 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
         view: TrialView = finish_trial(trial)
         behind.show(make_running_view(trial, [view.folders[0]]))
         behind.show(view)
-        _wait_until(lambda: "nobody there" in caplog.text)
+        wait_until(lambda: "nobody there" in caplog.text)
     behind.close(make_arm_views(plan), "FINISHED", None)
     assert behind.state().pending is None
     run = read_mlflow().trial(trial)
@@ -761,10 +761,3 @@ def test_where_runs_are_kept(tmp_path, monkeypatch):
 def test_a_password_is_not_shown():
     address = MlflowStore(Path(), "postgresql://me:secret@host/db").address
     assert address == "postgresql://me:***@host/db"
-
-
-def _wait_until(holds: Callable[[], bool]) -> None:
-    due = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < due
-        time.sleep(0.01)

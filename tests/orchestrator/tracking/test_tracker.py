@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ from chip_core.utils.errors import UserError
 from orchestrator.tracking.address import StoreUnavailable
 from orchestrator.tracking.projection import MlflowProjection
 from orchestrator.tracking.tracker import Tracker
+
+from .conftest import wait_until
 
 PLAN: Any = SimpleNamespace(study=SimpleNamespace(name="small"))
 QUICK = {
@@ -107,7 +109,7 @@ def test_a_store_that_is_away_at_the_start_and_comes_back_misses_nothing(
     tracker = make_tracker(store)
     tracker.open(PLAN, [])
     show_trials(tracker)
-    _wait_until(lambda: store.tries > 3)
+    wait_until(lambda: store.tries > 3)
     store.trouble = None
     tracker.close([], "FINISHED", None)
     assert _list_endings(store.taken) == ALL
@@ -123,7 +125,7 @@ def test_a_store_that_stays_away_costs_nothing_and_what_waits_is_named() -> None
     tracker.open(PLAN, [])
     tracker.show(make_view("a", "RUNNING"))
     tracker.show(make_view("a"))
-    _wait_until(lambda: _list_endings(store.taken) == ALL[:2])
+    wait_until(lambda: _list_endings(store.taken) == ALL[:2])
     store.trouble = StoreUnavailable("nobody there")
     began = time.monotonic()
     show_trials(tracker, ["b"])
@@ -222,7 +224,7 @@ def test_curves_are_followed_while_nothing_else_changes() -> None:
     store = StubProjection()
     tracker = make_tracker(store, follow_every=0.01)
     tracker.open(PLAN, [])
-    _wait_until(lambda: store.followed > 3)
+    wait_until(lambda: store.followed > 3)
     tracker.close([], "FINISHED", None)
     assert store.taken == ["open", "close FINISHED"]
     assert not tracker._thread.join(10) and not tracker._thread.is_alive()
@@ -230,10 +232,3 @@ def test_curves_are_followed_while_nothing_else_changes() -> None:
 
 def _list_endings(shown: Sequence[str]) -> list[str]:
     return [what for what in shown if not what.startswith("RUNNING")]
-
-
-def _wait_until(holds: Callable[[], bool]) -> None:
-    due = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < due
-        time.sleep(0.005)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from chip_core.evaluation.benchmarks.hallusionbench.aggregation import (
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
-    JudgeRequest,
     ProtocolName,
     Resources,
     Scored,
 )
 from chip_core.utils.errors import UserError
+
+from .fake_judge import FakeJudge
 
 BENCH = SCORERS["hallusionbench"]
 
@@ -83,25 +84,11 @@ def make_answers(verdicts: Sequence[int | None], same: Sequence[int | None] = ()
     ]
 
 
-class Judge:
-    """Replies by item; keeps what it was asked."""
-
-    model = "fake"
-
-    def __init__(self, replies: Mapping[str, str | None]) -> None:
-        self.replies = replies
-        self.asked: list[JudgeRequest] = []
-
-    def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
-        self.asked += requests
-        return [self.replies.get(request.item) for request in requests]
-
-
 def score(
     given: Sequence[Answer],
     folder: Path,
     protocol: ProtocolName = "official",
-    judge: Judge | None = None,
+    judge: FakeJudge | None = None,
 ) -> Scored:
     return BENCH.score(given, data=folder, protocol=protocol, resources=Resources(judge=judge))
 
@@ -213,28 +200,29 @@ def test_a_judge_gives_what_is_not_there(data: Path) -> None:
     said = ["correct", "INCORRECT.", "It is correct", "correct", "who knows", None, "x", "correct"]
     replies: dict[str, str | None] = dict(zip(IDS, said, strict=False))
     replies |= {IDS[8]: "incorrect", f"{IDS[1]}/same": "The same!", f"{IDS[8]}/same": "different"}
-    judge = Judge(replies)
+    judge = FakeJudge(replies)
     scored = score(make_answers([None] * 9), data, judge=judge)
     # Right: VD00, VD01, VD11, VS00 (unclear), VS01. A failed call and "x" are unclear.
     assert scored.values["a_acc"] == round(100 * 5 / 9, 4)
     assert (scored.n, scored.missing) == (9, 1)
-    assert [request.item for request in judge.asked] == [*IDS, f"{IDS[1]}/same", f"{IDS[8]}/same"]
+    asked = [request.item for request in judge.requests]
+    assert asked == [*IDS, f"{IDS[1]}/same", f"{IDS[8]}/same"]
     # VD10: original right, same answer: mixed. VS10, VS20: original unclear: sight. VS21: sight.
     assert scored.values["diagnosis/mixed"] == 25.0
-    text = judge.asked[1].messages[0]["content"]
+    text = judge.requests[1].messages[0]["content"]
     assert "QVD0?" in text and "DVD10." in text and f"Assistant: R {IDS[1]}" in text
-    text = judge.asked[9].messages[0]["content"]
+    text = judge.requests[9].messages[0]["content"]
     assert f"Assistant: R {IDS[1]}\n" in text and f"Assistant: R {IDS[0]}\n" in text
 
-    corrected = score(make_answers([None] * 9), data, "corrected", Judge(replies))
+    corrected = score(make_answers([None] * 9), data, "corrected", FakeJudge(replies))
     # "It is correct" names one verdict; "who knows", None and "x" none: three are missing.
     assert (corrected.n, corrected.missing) == (6, 3)
     assert [one.text for one in corrected.unreadable] == ["who knows", "x"]
     assert {one.source for one in corrected.unreadable} == {"reply"} and not scored.unreadable
     assert corrected.values["a_acc"] == pytest.approx(100 * 4 / 6)
-    chip = Judge(replies)
+    chip = FakeJudge(replies)
     score(make_answers([None] * 9), data, "chip", chip)
-    assert f"Answer: R {IDS[0]}\n" in chip.asked[0].messages[0]["content"]
+    assert f"Answer: R {IDS[0]}\n" in chip.requests[0].messages[0]["content"]
 
 
 def test_the_published_prompts_are_taken_where_they_lie(data: Path) -> None:
@@ -251,12 +239,12 @@ def test_the_published_prompts_are_taken_where_they_lie(data: Path) -> None:
         "    prompt += ' or '\n"
         "    prompt += response2\n"
     )
-    judge = Judge(dict.fromkeys(IDS, "incorrect") | {IDS[0]: "correct"})
+    judge = FakeJudge(dict.fromkeys(IDS, "incorrect") | {IDS[0]: "correct"})
     score(make_answers([None] * 9), data, judge=judge)
-    assert judge.asked[0].messages == (
+    assert judge.requests[0].messages == (
         {"role": "user", "content": f"Q:QVD0? R:DVD00.Assistant: R {IDS[0]}"},
     )
-    assert judge.asked[9].messages[0]["content"] == (
+    assert judge.requests[9].messages[0]["content"] == (
         f"Assistant: R {IDS[1]} or Assistant: R {IDS[0]}"
     )
     for broken in ("", "def evaluate_by_chatgpt():\n    prompt = ''\n    prompt += other"):
@@ -383,7 +371,7 @@ def test_corrected_equals_a_plain_second_count(
     (folder / "HallusionBench.json").write_text(json.dumps(ROWS))
     known = {i: (v, s) for i, (v, s) in enumerate(drawn) if v is not None}
     every = make_answers([v for v, _ in drawn], [s for _, s in drawn])
-    values = score([every[i] for i in known], folder, "corrected", Judge({})).values
+    values = score([every[i] for i in known], folder, "corrected", FakeJudge({})).values
 
     right = {
         i: v == 1 or (v == 2 and QUESTIONS[i][0] == "VS" and QUESTIONS[i][1] == "0")

@@ -14,7 +14,6 @@ from chip_core.evaluation.benchmarks.llava_bench.score import CATEGORIES, parse_
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
-    JudgeRequest,
     ProtocolName,
     Resources,
     Scored,
@@ -22,21 +21,9 @@ from chip_core.evaluation.scorer import (
 from chip_core.evaluation.text.reply_ratings import read_pair
 from chip_core.utils.errors import UserError
 
+from .fake_judge import FakeJudge
+
 BENCH = SCORERS["llava_bench"]
-
-
-class Judge:
-    """Replies by item; keeps what it was asked."""
-
-    model = "fake"
-
-    def __init__(self, replies: Mapping[str, str | None]) -> None:
-        self.replies = replies
-        self.asked: list[JudgeRequest] = []
-
-    def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
-        self.asked += requests
-        return [self.replies.get(request.item) for request in requests]
 
 
 def write_lines(path: Path, rows: Sequence[object]) -> None:
@@ -80,11 +67,11 @@ def make_answers(size: int = 6) -> list[Answer]:
 def score(
     given: Sequence[Answer],
     folder: Path,
-    replies: Mapping[str, str | None] | Judge,
+    replies: Mapping[str, str | None] | FakeJudge,
     protocol: ProtocolName = "official",
     only: frozenset[str] | None = None,
 ) -> Scored:
-    judge = replies if isinstance(replies, Judge) else Judge(replies)
+    judge = replies if isinstance(replies, FakeJudge) else FakeJudge(replies)
     resources = Resources(judge=judge, only=only)
     return BENCH.score(given, data=folder, protocol=protocol, resources=resources)
 
@@ -120,9 +107,9 @@ def test_by_hand(data: Path) -> None:
 
 
 def test_what_the_judge_is_asked(data: Path) -> None:
-    judge = Judge({"0": "8 8"})
+    judge = FakeJudge({"0": "8 8"})
     score(make_answers(1), data, judge)
-    (request,) = judge.asked
+    (request,) = judge.requests
     assert (request.item, request.temperature, request.max_tokens) == ("0", 0.2, 1024)
     system, user = request.messages
     assert system["role"] == "system"
@@ -156,14 +143,14 @@ def test_reading_ratings(
 
 
 def test_official_pairs_by_position_and_corrected_by_id(data: Path) -> None:
-    judge = Judge({})
+    judge = FakeJudge({})
     score(make_answers()[::-1], data, judge)
-    assert "Q0?" in judge.asked[0].messages[1]["content"]
-    assert "A5" in judge.asked[0].messages[1]["content"]
-    judge = Judge(dict.fromkeys("012345", "8 8"))
+    assert "Q0?" in judge.requests[0].messages[1]["content"]
+    assert "A5" in judge.requests[0].messages[1]["content"]
+    judge = FakeJudge(dict.fromkeys("012345", "8 8"))
     score(make_answers()[::-1], data, judge, "corrected")
-    assert [request.item for request in judge.asked] == list("012345")
-    assert "A0" in judge.asked[0].messages[1]["content"]
+    assert [request.item for request in judge.requests] == list("012345")
+    assert "A0" in judge.requests[0].messages[1]["content"]
     part = score(make_answers()[2:3], data, {"2": "8 4"}, only=frozenset({"2"}))
     assert (part.values["relative_score"], part.n, part.missing) == (50, 1, 0)
 

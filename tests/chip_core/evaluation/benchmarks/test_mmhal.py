@@ -15,7 +15,6 @@ from chip_core.evaluation.judge.cache import ReplayJudge
 from chip_core.evaluation.scorer import (
     SCORERS,
     Answer,
-    JudgeRequest,
     ProtocolName,
     Resources,
     Scored,
@@ -23,21 +22,9 @@ from chip_core.evaluation.scorer import (
 from chip_core.evaluation.text.reply_ratings import read_rating
 from chip_core.utils.errors import UserError
 
+from .fake_judge import FakeJudge
+
 MMHAL = SCORERS["mmhal"]
-
-
-class Judge:
-    """Says what it is told to, and keeps what it is asked."""
-
-    model = "fake"
-
-    def __init__(self, replies: Mapping[str, str | None]) -> None:
-        self.replies = replies
-        self.asked: list[JudgeRequest] = []
-
-    def ask(self, requests: Sequence[JudgeRequest]) -> Sequence[str | None]:
-        self.asked += requests
-        return [self.replies.get(request.item) for request in requests]
 
 
 def write_benchmark(folder: Path, size: int = 8) -> Path:
@@ -67,7 +54,7 @@ def score(
     replies: Mapping[str, str | None],
     protocol: ProtocolName = "official",
 ) -> Scored:
-    resources = Resources(judge=Judge(replies))
+    resources = Resources(judge=FakeJudge(replies))
     return MMHAL.score(given, data=folder, protocol=protocol, resources=resources)
 
 
@@ -135,12 +122,12 @@ def test_by_hand(tmp_path: Path) -> None:
 
 
 def test_what_the_judge_is_asked(tmp_path: Path) -> None:
-    judge = Judge({"i0": "Rating: 6"})
+    judge = FakeJudge({"i0": "Rating: 6"})
     resources = Resources(judge=judge, only=frozenset({"i0"}))
     MMHAL.score(
         make_answers(1), data=write_benchmark(tmp_path), protocol="official", resources=resources
     )
-    (request,) = judge.asked
+    (request,) = judge.requests
     assert (request.item, request.temperature, request.max_tokens) == ("i0", 0.0, 512)
     (message,) = request.messages
     for said in ("Cat, Sofa", "Question 0?", "Truth 0.", "Answer to rate: said 0\n"):
@@ -150,12 +137,12 @@ def test_what_the_judge_is_asked(tmp_path: Path) -> None:
 def test_the_published_prompt_is_taken_where_it_lies(tmp_path: Path) -> None:
     script = tmp_path / "eval_gpt4.py"
     script.write_text("import openai\nprint(1)\ntemplate = '''A {} B {} C {} D {}.'''\n")
-    judge = Judge({})
+    judge = FakeJudge({})
     resources = Resources(judge=judge, only=frozenset({"i0"}))
     MMHAL.score(
         make_answers(1), data=write_benchmark(tmp_path), protocol="official", resources=resources
     )
-    assert judge.asked[0].messages[0]["content"] == (
+    assert judge.requests[0].messages[0]["content"] == (
         "A Cat, Sofa B Question 0? C Truth 0. D said 0."
     )
     script.write_text("template = 'too few {}'")

@@ -25,21 +25,6 @@ Body = dict[str, Any]
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    for name in (
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-    ):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(autouse=True)
-def _short_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own pauses grow from half a second."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
 def make_judge(server: JudgeServer, folder: Path, **settings: Any) -> EndpointJudge:

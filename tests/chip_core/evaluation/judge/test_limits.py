@@ -24,12 +24,6 @@ from chip_core.evaluation.scorer import JudgeRequest
 from .server import Handler, rate_question, run_judge_server
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def ask_questions(
     url: str, folder: Path, words: str, number: int, **settings: Any
 ) -> list[str | None]:

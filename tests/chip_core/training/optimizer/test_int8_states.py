@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from chip_core.config.trial import TrialConfig
@@ -119,19 +118,11 @@ def test_moments_are_in_8_bits_and_updates_near_those_of_fp32() -> None:
     assert get_learning_rates(ours.optimizer, ours.schedule, CONFIG) == {"lr": pytest.approx(1e-3)}
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @needs_torchao
 @pytest.mark.parametrize("saver", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("reader", [False, True], ids=["to-whole", "to-sharded"])
 def test_a_checkpoint_gives_back_the_same_bits(
-    group: None, tmp_path: Path, saver: bool, reader: bool
+    process_group: None, tmp_path: Path, saver: bool, reader: bool
 ) -> None:
     saved, other = TrainedModel(sharded=saver), TrainedModel(sharded=reader)
     for seed in range(3):
