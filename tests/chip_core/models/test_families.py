@@ -80,6 +80,13 @@ def configured(folder: Path) -> Callable[..., TrialConfig]:
     return made
 
 
+def reload_with_peft(config: TrialConfig, folder: Path) -> Any:
+    """Load a trained folder with transformers and PEFT alone."""
+    base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
+    base.load_state_dict(load_file(folder / "trained_parts.safetensors"), strict=False)
+    return peft.PeftModel.from_pretrained(base, folder).eval()
+
+
 def test_a_model_without_weights_has_the_places_of_all(
     configured: Callable[..., TrialConfig],
 ) -> None:
@@ -192,9 +199,7 @@ def test_an_adapter_reloads_with_plain_transformers_and_peft(
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     trained = compute_logits(policy, batch)
 
-    base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
-    base.load_state_dict(load_file(tmp_path / "model/trained_parts.safetensors"), strict=False)
-    again = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
+    again = reload_with_peft(config, tmp_path / "model")
     assert torch.equal(trained, compute_logits(again, batch))
 
     ours, _ = loading.load(config.model, trained=tmp_path / "model")
@@ -241,9 +246,7 @@ def test_a_language_model_in_whole_lies_beside_adapters_of_images(
     save_model(policy, processor, tmp_path / "model", config)
     batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
     trained = compute_logits(policy, batch)
-    base = AutoModelForImageTextToText.from_pretrained(config.model.path, dtype=torch.float32)
-    base.load_state_dict(load_file(tmp_path / "model/trained_parts.safetensors"), strict=False)
-    again = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
+    again = reload_with_peft(config, tmp_path / "model")
     assert torch.equal(trained, compute_logits(again, batch))
     ours, _ = loading.load(config.model, trained=tmp_path / "model")
     assert torch.equal(trained, compute_logits(ours, batch))

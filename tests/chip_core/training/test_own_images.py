@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +11,10 @@ from PIL import Image
 
 from chip_core.config.trial import TrialConfig
 from chip_core.data.batches import PairEncoder
-from chip_core.models.packing import use_packed_attention
-from chip_core.models.parts import set_trained
 from chip_core.training.policy import Policy
 from chip_core.training.states import pack
 
-from ..naive_forward import compute_naive_loss
-from .test_presets import PAIRS, build_model, compute_gradient, make_moved_model
+from .test_presets import PAIRS, assert_step_equals_naive, build_model, make_moved_model
 
 #: The middle one has one image for both; the others' own are of other sizes than their first.
 OWN = [
@@ -39,22 +34,7 @@ def make_config(objective: Any, **further: Any) -> TrialConfig:
 )
 def test_each_response_is_read_under_its_own_image(family: str, objective: str) -> None:
     config = make_config(objective, rejected_image="black")
-    reference, processor = build_model(family)
-    batch = PairEncoder(processor, config, OWN).encode_batch(range(3))
-    model = make_moved_model(family)
-    trained = set_trained(model, config)
-    true = compute_naive_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
-    true_gradient = compute_gradient(true, trained)
-    for shared in (False, True):
-        policy = Policy(model, config.objective, prefix_sharing=shared, logits_chunk=5)
-        frozen = Policy(copy.deepcopy(reference), config.objective, prefix_sharing=shared)
-        with ExitStack() as stack:
-            for each in (policy, frozen) if shared else ():
-                stack.enter_context(use_packed_attention(each.model))
-            loss = policy(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
-            found = compute_gradient(loss, trained)
-        assert loss.item() == pytest.approx(true.item(), rel=1e-5)
-        assert float((found - true_gradient).norm()) <= 1e-5 * float(true_gradient.norm())
+    assert_step_equals_naive(family, config, OWN)
 
 
 def test_what_a_side_says_is_what_a_pair_of_its_image_says() -> None:

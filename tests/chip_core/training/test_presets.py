@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -92,6 +93,30 @@ def compute_gradient(loss: torch.Tensor, trained: list[Any]) -> torch.Tensor:
     )
 
 
+def assert_step_equals_naive(
+    family: str, config: TrialConfig, pairs: Sequence[PreferencePair]
+) -> None:
+    """Compare loss and gradient of the fast step, with and without shared prefixes."""
+    reference, processor = build_model(family)
+    batch = PairEncoder(processor, config, pairs).encode_batch(range(3))
+    model = make_moved_model(family)
+    trained = set_trained(model, config)
+    torch.manual_seed(0)  # DAMA draws
+    true = compute_naive_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
+    true_gradient = compute_gradient(true, trained)
+    for shared in (False, True):
+        policy = Policy(model, config.objective, prefix_sharing=shared, logits_chunk=5)
+        frozen = Policy(copy.deepcopy(reference), config.objective, prefix_sharing=shared)
+        with ExitStack() as stack:
+            for each in (policy, frozen) if shared else ():
+                stack.enter_context(use_packed_attention(each.model))
+            torch.manual_seed(0)
+            loss = policy(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
+            found = compute_gradient(loss, trained)
+        assert loss.item() == pytest.approx(true.item(), rel=1e-5)
+        assert float((found - true_gradient).norm()) <= 1e-5 * float(true_gradient.norm())
+
+
 #: Of a family that counts positions otherwise, those of each kind of view in the gate.
 VIEWED = ("symmpo", "vdpo_reference", "tpo_multiplied", "opadpo", "mpo", "sft")
 
@@ -110,24 +135,7 @@ def test_the_step_equals_the_plain_truth(family: str, name: str) -> None:
     config = TrialConfig.model_validate(
         {"model": "x", "objective": OBJECTIVES[name], "vision_encoder": "trained"}
     )
-    reference, processor = build_model(family)
-    batch = PairEncoder(processor, config, PAIRS).encode_batch(range(3))
-    model = make_moved_model(family)
-    trained = set_trained(model, config)
-    torch.manual_seed(0)  # DAMA draws
-    true = compute_naive_loss(model, reference, batch, config, processor.tokenizer.eos_token_id)
-    true_gradient = compute_gradient(true, trained)
-    for shared in (False, True):
-        policy = Policy(model, config.objective, prefix_sharing=shared, logits_chunk=5)
-        frozen = Policy(copy.deepcopy(reference), config.objective, prefix_sharing=shared)
-        with ExitStack() as stack:
-            for each in (policy, frozen) if shared else ():
-                stack.enter_context(use_packed_attention(each.model))
-            torch.manual_seed(0)
-            loss = policy(batch, frozen.reference_scores(batch), frozen.head).loss.mean()
-            found = compute_gradient(loss, trained)
-        assert loss.item() == pytest.approx(true.item(), rel=1e-5)
-        assert float((found - true_gradient).norm()) <= 1e-5 * float(true_gradient.norm())
+    assert_step_equals_naive(family, config, PAIRS)
 
 
 @pytest.mark.parametrize(
