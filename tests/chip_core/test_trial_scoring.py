@@ -113,7 +113,7 @@ def test_one_benchmark_of_them_can_be_scored(
     ) == ["report/shapes"]
 
 
-def test_it_can_be_stopped(config: TrialConfig, answered_folder: Path, tmp_path: Path) -> None:
+def test_scoring_can_be_stopped(config: TrialConfig, answered_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError, match="stopped in 'score shapes', 0/1"):
         score_trial(
             config, TrialContext(folder=tmp_path, stop=lambda: True), answers=answered_folder

@@ -234,7 +234,7 @@ def check_damages(
     ("seed", "count"),
     [(13, 20), *(pytest.param(seed, 60, marks=pytest.mark.slow) for seed in (13, 14, 15))],
 )
-def test_damages(
+def test_drawn_damages_are_survived(
     seed: int, count: int, finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
     damages = list(draw_damages(finished_study, seed, count))
@@ -251,7 +251,7 @@ GIVES = (
 
 
 @pytest.mark.parametrize(("name", "way"), GIVES)
-def test_what_gives_figures(
+def test_damages_to_files_that_give_figures_are_survived(
     name: str, way: str, finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
     folder = finished_study.work if name.startswith("ledger") else finished_study.trial("full")

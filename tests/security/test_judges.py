@@ -120,7 +120,7 @@ def test_bodies_of_batches(tmp_path: Path, name: str, place: str) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 418, 500, 503])
-def test_statuses(tmp_path: Path, status: int) -> None:
+def test_an_error_status_is_refused_in_one_line(tmp_path: Path, status: int) -> None:
     def answer(handler: Handler, number: int, body: dict[str, Any]) -> None:
         handler.send({"error": "\x1b[31m" * 50}, status, {"Location": "file:///etc/passwd"})
 

@@ -48,7 +48,7 @@ def test_what_is_too_long_for_any_crop_keeps_its_middle() -> None:
     assert augment_image(make_picture(300, 10), None, 0).size == (13, 10)
 
 
-def test_operations() -> None:
+def test_each_operation_keeps_the_size_and_changes_the_image() -> None:
     image = make_picture()
     made = [operation(image, 1) for operation in OPERATIONS]
     assert len(made) == 10

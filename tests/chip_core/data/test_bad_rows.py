@@ -97,7 +97,7 @@ IN_LINES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("changes", "expected"), IN_LINES.values(), ids=IN_LINES.keys())
-def test_a_bad_line(tmp_path: Path, changes: Any, expected: str) -> None:
+def test_a_bad_json_line_is_reported(tmp_path: Path, changes: Any, expected: str) -> None:
     folder = tmp_path / "d"
     files.write_images(folder, 3)
     (tmp_path / "secret.jpg").write_bytes(files.make_image_bytes())

@@ -32,7 +32,9 @@ def get_rejected_pixels(batch: PairBatch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("strategy", ["diffusion", "rotate"])
-def test_redraw(shapes_config: Configured, strategy: str) -> None:
+def test_an_image_is_drawn_anew_each_epoch_where_that_is_configured(
+    shapes_config: Configured, strategy: str
+) -> None:
     once = shapes_config(rejected_image=strategy, data__limit=4)
     each = shapes_config(
         rejected_image=strategy, rejected_image__redraw="each_epoch", data__limit=4

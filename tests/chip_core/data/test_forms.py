@@ -149,7 +149,7 @@ READ: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("row", READ.values(), ids=READ.keys())
-def test_what_is_read(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_each_form_of_a_row_is_read(tmp_path: Path, row: dict[str, Any]) -> None:
     files.write_images(tmp_path, 1)
     (pair,) = load_pairs(DataConfig(source=str(files.write_lines(tmp_path / "a.jsonl", [row]))))
     said = SAID
@@ -240,7 +240,9 @@ TOLD: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("good", "row", "reason"), TOLD.values(), ids=TOLD.keys())
-def test_what_is_told(tmp_path: Path, good: str, row: dict[str, Any], reason: str) -> None:
+def test_a_row_of_no_known_form_is_reported(
+    tmp_path: Path, good: str, row: dict[str, Any], reason: str
+) -> None:
     files.write_images(tmp_path, 1)
     path = files.write_lines(tmp_path / "a.jsonl", [READ[good], row])
     (bad,) = [

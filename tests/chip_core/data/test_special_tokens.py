@@ -224,5 +224,5 @@ def test_every_family_trains_and_asks_with_its_own_marks_in_texts(family: str) -
         ("", False),
     ],
 )
-def test_what_may_be_a_mark(text: str, held: bool) -> None:
+def test_texts_that_may_hold_special_tokens_are_recognized(text: str, held: bool) -> None:
     assert may_hold_special_tokens(text) is held

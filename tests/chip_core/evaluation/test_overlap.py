@@ -61,7 +61,7 @@ def test_scaled_and_recompressed_copies_are_found_and_others_are_not() -> None:
     assert not is_same_picture(compute_signature(originals[0]), compute_signature(dark))
 
 
-def test_count_shared() -> None:
+def test_shared_images_are_counted_by_number_and_by_content() -> None:
     def unread() -> Image.Image:
         raise AssertionError("its number says enough")
 

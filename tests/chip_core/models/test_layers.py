@@ -282,7 +282,7 @@ def test_what_does_not_go_together_is_refused_in_a_line(beside: dict[str, Any], 
     assert line == told
 
 
-def test_what_it_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_requirements_of_compiling_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = make_config(engine={"compile": "layers"})
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
     assert find_unmet_requirements(wanted) == []

@@ -52,7 +52,7 @@ def attend_whole(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> T
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_it_is_what_the_whole_matrix_gives(groups: int) -> None:
+def test_packed_attention_equals_the_whole_matrix(groups: int) -> None:
     draw = torch.Generator().manual_seed(0)
     tokens, heads, size = len(PLACES), 4, 6
 

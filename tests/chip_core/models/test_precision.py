@@ -49,14 +49,14 @@ def test_a_look_in_fp32_is_at_a_model_of_the_same_weights_in_fp32(built: tuple[A
     assert all(after[name] is before[name] for name in before)
 
 
-def test_of_a_model_in_fp32_it_is_the_model_itself() -> None:
+def test_a_model_in_fp32_computes_with_its_own_weights() -> None:
     model, _ = families.build("llava")
     vector = next(weight for weight in model.parameters() if weight.ndim == 1)
     with compute_in_fp32(model, [vector]) as leaves:
         assert leaves[0] is vector
 
 
-def test_it_is_undone_when_something_fails_within() -> None:
+def test_weights_are_restored_when_something_fails_within() -> None:
     model = convert_weights(families.build("llava")[0], "bf16")
     names = [name for name, _ in model.named_parameters()]
     with pytest.raises(KeyError), compute_in_fp32(model):

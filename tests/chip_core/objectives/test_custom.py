@@ -163,7 +163,7 @@ def test_a_weight_of_zero_takes_it_out(module: Path) -> None:
     assert not config.needs_rejected_image
 
 
-def test_it_is_added_with_its_weight(module: Path) -> None:
+def test_a_term_is_added_with_its_weight(module: Path) -> None:
     from .test_forms import L, V, W
 
     config = ObjectiveConfig(preset="dpo", custom={"own_terms:conditional": 0.5})

@@ -82,7 +82,7 @@ def require_gradients(given: dict[str, Any], case: str) -> dict[str, Any]:
     seed=st.integers(0, 5),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_it_is_what_whole_logits_give(
+def test_scores_in_chunks_equal_those_of_whole_logits(
     positions: int, known: int, differentiable: int, chunk: int, bias: bool, case: str, seed: int
 ) -> None:
     known = min(known, positions)

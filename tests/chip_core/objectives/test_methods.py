@@ -248,7 +248,7 @@ def make_reward_pair(w: float, l: float) -> Any:  # noqa: E741
 
 @pytest.mark.parametrize("preset", sorted(compute_by_hand(1.0, 0.5, 0.3)))
 @pytest.mark.parametrize(("w", "l"), [(0.8, -0.4), (-1.2, 0.6), (0.0, 0.0)])
-def test_arithmetic(preset: str, w: float, l: float) -> None:  # noqa: E741
+def test_each_method_equals_its_formula_by_hand(preset: str, w: float, l: float) -> None:  # noqa: E741
     objective = ObjectiveConfig.model_validate({"preset": preset, "beta": 0.3})
     found = compute_objective(objective, make_reward_pair(w, l)).loss
     assert found.tolist() == pytest.approx(

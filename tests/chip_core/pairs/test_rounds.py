@@ -228,7 +228,7 @@ def test_rounds_share_no_reference_cache(shapes_config: Configured) -> None:
         ({"rejected_image": "given"}, r"lack a rejected image \(rejected_image is given\)"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_impossible_settings_are_refused_in_one_line(
     shapes_config: Configured, changes: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told) as refused:

@@ -243,7 +243,7 @@ def start_lock_holder(folder: Path, seconds: float) -> subprocess.Popen[str]:
     return process
 
 
-def test_of_two_one_makes_and_the_other_waits(tmp_path: Path) -> None:
+def test_a_second_builder_waits_for_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "ab"
     with start_lock_holder(folder, 1.5) as process:
         assert str(read_lock_owner(folder)).startswith(f"process {process.pid} on ")

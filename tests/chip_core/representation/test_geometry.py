@@ -92,7 +92,7 @@ def test_of_several_models_the_mean_counts_item_by_item() -> None:
         assert figure.value == pytest.approx((first[name].value + second[name].value) / 2)
 
 
-def test_the_same_twice() -> None:
+def test_figures_are_the_same_twice() -> None:
     assert compute_figures([draw_representations(30, 4)]) == compute_figures(
         [draw_representations(30, 4)]
     )

@@ -309,7 +309,7 @@ def test_what_is_exact_is_on_for_as_long_as_it_is_asked(policy: Policy, pair: Pa
     assert get_attention_kind(policy) == "sdpa"
 
 
-def test_it_can_be_switched_off(policy: Policy, pair: PairBatch) -> None:
+def test_prefix_sharing_can_be_switched_off(policy: Policy, pair: PairBatch) -> None:
     with share_prefixes(policy, pair, "off") as outcome:
         assert outcome == "off (engine.prefix_sharing: off)"
         assert not policy.prefix_sharing
@@ -367,7 +367,7 @@ def test_running_out_of_memory_is_no_inexactness(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("held", ["fp32", "bf16"])
-def test_it_is_exact_on_a_gpu(family: str, held: str) -> None:
+def test_the_fast_step_is_exact_on_a_gpu(family: str, held: str) -> None:
     config = make_config()
     policy = Policy(copy.deepcopy(build_model(family, held)[0]).cuda(), config.objective)
     pair = (

@@ -282,7 +282,7 @@ def prepare_strategy(config: TrialConfig, kind: str) -> tuple[SingleProcessStrat
     return strategy, batch
 
 
-def test_who_shares_a_training_and_how() -> None:
+def test_the_parallelism_follows_from_the_workers() -> None:
     def kind(workers: int, **engine: Any) -> str:
         config = TrialConfig.model_validate({"model": "shapes", "engine": engine})
         return choose_parallelism(

@@ -90,7 +90,7 @@ def is_equal(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("sharded", [True, False])
-def test_it_comes_back_to_the_bit(base: Any, tmp_path: Path, sharded: bool) -> None:
+def test_sharded_state_comes_back_to_the_bit(base: Any, tmp_path: Path, sharded: bool) -> None:
     saved, other = TrainedModel(base, sharded=True), TrainedModel(base, sharded=sharded)
     saved.update()
     saved.checkpointer().save(tmp_path, 1)
@@ -192,7 +192,7 @@ def test_a_shard_of_something_else_is_said(base: Any, tmp_path: Path) -> None:
     assert find_checkpoint_problem(left, CONFIG) == "shards/more.safetensors is not of it"
 
 
-def test_two_are_kept(base: Any, tmp_path: Path) -> None:
+def test_the_two_newest_checkpoints_are_kept(base: Any, tmp_path: Path) -> None:
     trained = TrainedModel(base, sharded=True)
     for step in (1, 2, 3):
         trained.checkpointer().save(tmp_path, step)

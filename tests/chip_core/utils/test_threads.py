@@ -34,7 +34,7 @@ def test_keys_come_with_what_their_values_make_in_order() -> None:
     assert here not in {maker for _, (_, maker) in shared}
 
 
-def test_few_are_taken_ahead() -> None:
+def test_few_inputs_are_taken_ahead_of_the_results() -> None:
     taken: list[int] = []
 
     def noted() -> Iterator[tuple[int, int]]:

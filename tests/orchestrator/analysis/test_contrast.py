@@ -23,7 +23,7 @@ LOUD = [
 ]
 
 
-def test_guard_by_hand():
+def test_the_guard_against_heterogeneity_fires_by_hand():
     found = contrast(LOUD, [-1, 0, 0, 1, 0, 0], blocked=True)
     # D̄_s = 0.9, 0, 0.3, mean 0.4: var (0.25 + 0.16 + 0.01)/2 = 0.21; V_own = 0.21/3 = 0.07
     # The four others, blocked: Σ = 0.0166667 − rows 0.0033333 − seeds 0.0016667 = 0.0116667,

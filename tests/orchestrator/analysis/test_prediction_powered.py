@@ -64,7 +64,7 @@ def reference_estimate(
 
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("answers", [1, 3])
-def test_it_is_the_slow_reference(answers: int, paired: bool) -> None:
+def test_the_estimate_equals_the_slow_reference(answers: int, paired: bool) -> None:
     random = np.random.default_rng(answers)
     of_answers = random.integers(0, 7, size=(answers, 40)).astype(float)
     items = of_answers.mean(axis=0)

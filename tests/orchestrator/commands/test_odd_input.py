@@ -305,7 +305,7 @@ def _expect_refusal(arguments: list[str], folder: Path, capsys: pytest.CaptureFi
     return line
 
 
-def test_there_are_200() -> None:
+def test_at_least_200_odd_inputs_are_tried() -> None:
     assert len(list(_iter_options())) + len(FILES) + len(BENCHMARKS) >= 200
 
 

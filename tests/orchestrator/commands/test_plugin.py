@@ -43,7 +43,9 @@ def test_the_docs_examples_pass(
     assert "a loss term: 6 of 6 checks passed" in capsys.readouterr().out
 
 
-def test_a_wrong_one_is_told(plugin_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_term_fails_its_check(
+    plugin_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_program("plugin", "check", "my_terms:wrong", "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert found["checks"]["one loss a pair"] == "it returned int, not one loss a pair, (3,)"
@@ -53,7 +55,7 @@ def test_a_wrong_one_is_told(plugin_file: Path, capsys: pytest.CaptureFixture[st
     ("name", "said"),
     [("my_terms", "write module:attr"), ("my_terms:no", "has no 'no'"), ("no:no", "imported")],
 )
-def test_one_that_is_not_there_is_told(
+def test_a_missing_term_is_reported(
     plugin_file: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_program("plugin", "check", name) == 2

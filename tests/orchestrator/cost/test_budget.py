@@ -45,7 +45,7 @@ def trim(tmp_path: Path) -> Callable[..., TrimmedPlan]:
     return trim
 
 
-def test_what_fits_is_kept_whole(small_plan: Plan, trim: Callable[..., TrimmedPlan]) -> None:
+def test_a_plan_that_fits_is_kept_whole(small_plan: Plan, trim: Callable[..., TrimmedPlan]) -> None:
     found = trim(small_plan, make_budget(120))  # 12 trials
     assert found.plan is small_plan
     assert not found.trials
@@ -60,7 +60,7 @@ def test_the_last_seeds_go_first(small_plan: Plan, trim: Callable[..., TrimmedPl
     assert "seed 2 of every arm: 4 trials" in found.sentence
 
 
-def test_then_the_last_arms_at_two_seeds(
+def test_the_last_arms_go_once_two_seeds_are_left(
     small_plan: Plan, trim: Callable[..., TrimmedPlan]
 ) -> None:
     found = trim(small_plan, make_budget(79))  # three arms take 60 s

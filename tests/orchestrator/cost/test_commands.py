@@ -52,7 +52,9 @@ def test_given_rates_as_json(run_captured: Callable[..., tuple[int, str, str]]) 
     assert cost["disk"]["models"] == pytest.approx(12 * 4.8e6, rel=0.1)
 
 
-def test_on_the_terminal(run_captured: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_plan_shows_its_cost_on_the_terminal(
+    run_captured: Callable[..., tuple[int, str, str]],
+) -> None:
     code, out, _ = run_captured("plan", *GIVEN, "--executor", "inline")
     flat = " ".join(out.split())
     assert code == 0
@@ -118,7 +120,7 @@ def test_a_studys_budget_that_cannot_be_held(
         (["--budget", "hours=1"], "budget (hours 1): what the study takes is not known"),
     ],
 )
-def test_wrong_words_write_nothing(
+def test_a_wrong_option_writes_nothing(
     run_captured: Callable[..., tuple[int, str, str]],
     tmp_path: Path,
     command: str,

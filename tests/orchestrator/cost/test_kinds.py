@@ -37,7 +37,7 @@ def find_kind(config: TrialConfig, reference: str = STORED) -> str:
         {"engine__checkpoint_every": 5},
     ],
 )
-def test_the_same_kind(change: dict[str, Any]) -> None:
+def test_settings_that_change_no_time_keep_the_kind(change: dict[str, Any]) -> None:
     assert find_kind(make_config(**change)) == find_kind(make_config())
 
 
@@ -59,7 +59,7 @@ def test_the_same_kind(change: dict[str, Any]) -> None:
         {"data__source": "other.jsonl"},
     ],
 )
-def test_another_kind(change: dict[str, Any]) -> None:
+def test_settings_that_change_the_time_change_the_kind(change: dict[str, Any]) -> None:
     assert find_kind(make_config(**change)) != find_kind(make_config())
 
 

@@ -110,7 +110,7 @@ def test_the_middle_of_several(
     assert found.rates["model", start_kind(small_plan.trials[1].config)].wall == 1
 
 
-def test_what_does_not_count(
+def test_resumed_and_taken_over_results_give_no_rate(
     small_plan: Plan, load_rates: Callable[..., RateSource | None]
 ) -> None:
     kind = training_kind(small_plan.trials[1].config, LIVE, features=False)

@@ -158,7 +158,7 @@ def test_the_first_run_comes_to_an_end(opened_backend: tuple[str, Backend, ExitS
 
 
 @pytest.mark.parametrize("question", CHECKS, ids=lambda question: question.__name__)
-def test_it_does(
+def test_an_executor_passes_the_check(
     opened_backend: tuple[str, Backend, ExitStack], question: Callable[[Backend], None]
 ) -> None:
     question(opened_backend[1])
@@ -260,7 +260,9 @@ def test_a_stop_lets_a_job_leave_a_checkpoint(
     check_a_stopped_job_leaves_a_checkpoint(backend, leaves=kind != "fake")  # which does no work
 
 
-def test_nothing_is_left(opened_backend: tuple[str, Backend, ExitStack]) -> None:
+def test_a_closed_executor_leaves_no_process_behind(
+    opened_backend: tuple[str, Backend, ExitStack],
+) -> None:
     kind, backend, stack = opened_backend
     before = psutil.Process().children(recursive=True)  # workers: children of what ends first
     stack.close()

@@ -27,7 +27,7 @@ def get_mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_one_is_made_before_ray_makes_it(token_file: Path) -> None:
+def test_a_private_token_is_created_once(token_file: Path) -> None:
     ray_token.create_private_token()
     assert (get_mode(token_file), get_mode(token_file.parent)) == (0o600, 0o700)
     token = token_file.read_text()
@@ -36,7 +36,7 @@ def test_one_is_made_before_ray_makes_it(token_file: Path) -> None:
     assert token_file.read_text() == token
 
 
-def test_one_that_others_can_read_is_closed(token_file: Path) -> None:
+def test_a_token_that_others_can_read_is_made_private(token_file: Path) -> None:
     token_file.parent.mkdir()
     token_file.write_text("abc")
     token_file.chmod(0o644)

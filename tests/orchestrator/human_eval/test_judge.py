@@ -241,7 +241,7 @@ def test_a_metric_without_outcomes_or_name_is_refused(
             load_judge_values(plan, ledger, workdir, benchmark="shapes", metric=metric)
 
 
-def test_the_commands(
+def test_the_commands_export_and_import_labels(
     study: Path,
     plan: Plan,
     ledger: Ledger,

@@ -201,7 +201,7 @@ def test_nothing_to_prefer(plan: Plan, write_answers: Callable[..., Ledger], wor
         draw_key(pool)
 
 
-def test_the_commands(
+def test_the_commands_export_and_import_sheets(
     study: Path,
     plan: Plan,
     write_answers: Callable[..., Ledger],

@@ -31,7 +31,9 @@ SHORT = {
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_once_asks_and_twice_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_first_signal_requests_a_stop_and_a_second_stops(
+    number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(number)
     stop = StopRequest()
     with stop.install_signal_handlers():

@@ -173,7 +173,7 @@ def test_of_equal_draws_the_first_counts_and_undefined_ones_do_not(
     }
 
 
-def test_the_other_goal(plan_of: PlanOf, tmp_path: Path) -> None:
+def test_maximize_and_minimize_compare_the_other_way_round(plan_of: PlanOf, tmp_path: Path) -> None:
     up = SelectMetric(benchmark="shapes", metric="cover", goal="maximize")
     down = SelectMetric(benchmark="shapes", metric="chair_i", goal="minimize")
     assert (up.is_better(2, 1), up.is_better(1, 1), up.is_better(1, 2)) == (True, False, False)

@@ -32,7 +32,7 @@ def test_it_is_the_work_directory_itself_by_default(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
-def test_it_is_named_once(tmp_path: Path, uri: str) -> None:
+def test_the_storage_is_named_once(tmp_path: Path, uri: str) -> None:
     work = tmp_path / "work"
     first = bind_storage(work, uri)
     assert first is not None and first.uri == uri

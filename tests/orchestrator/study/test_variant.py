@@ -40,7 +40,7 @@ def list_problems(load: Load, **changes: object) -> list[str]:
          "encoder+objective.terms=response,token"),
     ],
 )  # fmt: skip
-def test_names(changes: dict[str, Any], name: str) -> None:
+def test_a_variant_is_named_by_its_changes(changes: dict[str, Any], name: str) -> None:
     assert variant_name("encoder", StudyChanges(**changes)) == name
 
 

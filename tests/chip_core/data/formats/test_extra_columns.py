@@ -50,7 +50,7 @@ def write_source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
     return DataConfig(source=str(file))
 
 
-def test_what_is_asked_is_read(tmp_path: Path) -> None:
+def test_columns_that_an_objective_reads_are_read(tmp_path: Path) -> None:
     (pair,) = load_pairs(write_source(tmp_path, ROW), requirements=ALL)
     assert (pair.other, pair.second_prompt) == ("A grey cat.", "What is that?")
     assert pair.second_image is not None
@@ -72,7 +72,7 @@ def test_a_third_response_is_read_as_trl_writes_responses(tmp_path: Path, said: 
     assert pair.other == "A grey cat."
 
 
-def test_what_is_not_asked_is_let_be(tmp_path: Path) -> None:
+def test_columns_that_no_objective_reads_are_ignored(tmp_path: Path) -> None:
     wrong = {"other": 7, "second_image": "broken.png", "clip_scores": "x"}
     (pair,) = load_pairs(write_source(tmp_path, {**ROW, **wrong}))
     assert (pair.other, pair.second_image, dict(pair.scores)) == (None, None, {})
@@ -118,7 +118,7 @@ def test_a_row_that_lacks_it_is_bad(tmp_path: Path, change: dict[str, Any], reas
         load_pairs(data, requirements=ALL)
 
 
-def test_what_objectives_ask() -> None:
+def test_objectives_name_the_columns_that_they_read() -> None:
     def asked(preset: str) -> list[str]:
         return row_requirements(ObjectiveConfig.model_validate(preset)).names
 

@@ -48,7 +48,7 @@ def write_source(folder: Path, *rows: dict[str, Any]) -> DataConfig:
         ({**ROW, "rejected": "A cat."}, "jsonl"),  # one response, two images
     ],
 )  # fmt: skip
-def test_each_response_has_its_own(tmp_path: Path, row: dict[str, Any], name: str) -> None:
+def test_each_response_has_its_own_image(tmp_path: Path, row: dict[str, Any], name: str) -> None:
     data = write_source(tmp_path, row)
     (pair,) = load_pairs(data)
     assert open_source(data).format.name == name
@@ -57,7 +57,7 @@ def test_each_response_has_its_own(tmp_path: Path, row: dict[str, Any], name: st
     assert pair.own_image.getpixel((0, 0)) == pair.rejected_image.getpixel((0, 0)) == BLUE
 
 
-def test_other_rows_have_one_for_both(tmp_path: Path) -> None:
+def test_rows_without_own_images_have_one_for_both(tmp_path: Path) -> None:
     one = {**TEXTS, "image": "red.png", "rejected_image": "blue.png"}
     same = {**ROW, "rejected_image": "red.png"}
     pairs = load_pairs(write_source(tmp_path, one, same, ROW))

@@ -55,7 +55,7 @@ def cached_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("cached_samples")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_conformance(strategy: str, check: str, pipeline: Path) -> None:
+def test_a_strategy_passes_every_check(strategy: str, check: str, pipeline: Path) -> None:
     assert CHECKS[check](StrategyHarness(make_config(strategy, pipeline))) is None
 
 
@@ -203,7 +203,7 @@ def false_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         ("Made", "it can be made", "TypeError: "),
     ],
 )
-def test_a_false_one_is_found(
+def test_a_strategy_that_breaks_a_rule_fails_its_check(
     false_plugin: None, strategy: str, check: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The check that finds it alone: all of them make an image of 17 million pixels each time.

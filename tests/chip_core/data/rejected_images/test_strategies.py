@@ -160,7 +160,7 @@ def test_blur_keeps_the_mean_and_loses_the_detail() -> None:
     assert after.stddev[0] < before.stddev[0]
 
 
-def test_given_is_the_samples_own() -> None:
+def test_the_strategy_given_takes_the_samples_own_image() -> None:
     own = sample_image(7, (30, 20))
     assert has_same_pixels(
         make_rejected_image(sample_image(0), "given", given=own.convert("RGBA")).image, own

@@ -179,7 +179,7 @@ def test_degenerate_answers(data: Path, plain_language: None) -> None:
         score(data, said, "chip")
 
 
-def test_what_the_files_hold(data: Path, plain_language: None) -> None:
+def test_responses_are_read_from_every_known_key(data: Path, plain_language: None) -> None:
     def read(*rows: dict[str, Any]) -> list[Answer]:
         file = data / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))

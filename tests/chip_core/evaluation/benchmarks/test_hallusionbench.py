@@ -171,7 +171,7 @@ def test_by_hand(data: Path) -> None:
         ("VS", "1", "2", 0, 1, False, "visual_illusion"),
     ],
 )
-def test_causes(
+def test_each_wrong_answer_has_a_cause(
     category: str,
     figure: str,
     visual: str,

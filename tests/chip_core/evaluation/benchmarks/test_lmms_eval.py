@@ -105,7 +105,7 @@ def test_what_is_left_of_an_earlier_run_is_not_taken(model: Path, tmp_path: Path
         ("slow", "stopped after 0.5 seconds"),
     ],
 )
-def test_failures(
+def test_a_failure_of_lmms_eval_is_reported(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, said: str
 ) -> None:
     monkeypatch.setenv("FAKE", how)

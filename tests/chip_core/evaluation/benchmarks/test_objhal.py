@@ -128,7 +128,7 @@ def test_short_answers_are_not_judged(data: Path, plain_language: None) -> None:
     assert list_counts(corrected, "object_hallucination") == [(0, 1), (1, 2)]
 
 
-def test_length(data: Path, plain_language: None) -> None:
+def test_the_average_length_counts_words(data: Path, plain_language: None) -> None:
     said = {1: "one  two three four", 2: ""}
     replies = {1: '["dog"]'}
     # The script splits at each single space, so that nothing is one word: (5 + 1) / 2.
@@ -221,7 +221,7 @@ def test_what_the_judge_is_asked(data: Path, plain_language: None) -> None:
     assert judge.asked[1].messages[0]["content"] == f"Q What is there? A {LONG}"
 
 
-def test_what_the_files_hold(data: Path) -> None:
+def test_responses_are_read_from_every_known_key(data: Path) -> None:
     def read(**row: Any) -> Answer:
         file = data / "rows.json"
         file.write_text(json.dumps([row]))

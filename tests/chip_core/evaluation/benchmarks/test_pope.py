@@ -95,7 +95,9 @@ def test_by_hand(tmp_path: Path) -> None:
         (" .. ", "yes", None),
     ],
 )
-def test_reading(answer: str, official: str, corrected: str | None) -> None:
+def test_an_answer_is_read_by_the_script_and_by_our_reader(
+    answer: str, official: str, corrected: str | None
+) -> None:
     assert parse_as_script(answer) == official
     assert read_verdict(answer) == corrected
 

@@ -41,7 +41,7 @@ def test_the_counts_of_the_published_files(oracles: Path) -> None:
         assert sizes == {True}
 
 
-def test_states(tmp_path: Path) -> None:
+def test_a_status_says_what_its_files_allow(tmp_path: Path) -> None:
     assert find_status("mmhal", None).state == "absent"
     assert find_status("mmhal", tmp_path).state == "absent"
     write_mmhal(tmp_path, 96)

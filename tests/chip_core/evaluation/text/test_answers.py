@@ -30,7 +30,7 @@ def label_options(row: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("benchmark", ["mmmu", "scienceqa"])
-def test_letters(benchmark: str) -> None:
+def test_letters_of_answers_are_read(benchmark: str) -> None:
     read = [(row, read_letter(row["answer"], label_options(row))) for row in read_rows(benchmark)]
     assert [(row["answer"], found) for row, found in read if found != row["reading"]] == []
     assert len(read) >= 200 and {row["language"] for row, _ in read} == LANGUAGES
@@ -39,7 +39,7 @@ def test_letters(benchmark: str) -> None:
 
 
 @pytest.mark.parametrize("benchmark", ["amber", "pope"])
-def test_verdicts(benchmark: str) -> None:
+def test_verdicts_of_answers_are_read(benchmark: str) -> None:
     read = [(row, read_verdict(row["answer"], row.get("thing"))) for row in read_rows(benchmark)]
     assert [(row["answer"], found) for row, found in read if found != row["reading"]] == []
     assert len(read) >= 200 and {row["language"] for row, _ in read} == LANGUAGES

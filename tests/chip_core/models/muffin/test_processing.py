@@ -117,7 +117,7 @@ def mark_scored_tokens(
     ]
 
 
-def test_labels(processor: MuffinProcessor) -> None:
+def test_labels_cover_what_the_rule_scores(processor: MuffinProcessor) -> None:
     conversation = [make_user_turn("what is red?"), make_assistant_turn("A red.")]
     ids, _ = processor.labels(conversation, "clean")
     header = len(processor.tokenizer(f"{SYSTEM}\n\n")["input_ids"])

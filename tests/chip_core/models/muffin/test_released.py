@@ -120,7 +120,7 @@ def test_positions_for_another_size(tensors: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("row", [0, 1])
-def test_what_is_generated(
+def test_generated_tokens_equal_the_released_models(
     loaded: tuple[Any, Any], tensors: dict[str, Tensor], row: int, beams: int
 ) -> None:
     from transformers import GenerationConfig
@@ -145,7 +145,7 @@ def test_what_is_generated(
     assert torch.equal(made[:, ids.shape[1] :], tensors[f"B_prompts.generate{row}_beams{beams}"])
 
 
-def test_images(cases: Path) -> None:
+def test_processed_images_equal_the_released_ones(cases: Path) -> None:
     told = json.loads((cases / "preprocess.json").read_text())["example_images"]
     assert len(told) == 3
     for file, sizes in told.items():

@@ -60,7 +60,9 @@ def test_every_option_and_argument_says_what_it_may_hold() -> None:
         (TextType(), "Bild\u202f1", "Bild\u202f1"),  # as one system names its screenshots
     ],
 )  # fmt: skip
-def test_what_is_meant_is_taken(kind: click.ParamType[object], text: str, value: object) -> None:
+def test_each_way_of_writing_a_value_is_accepted(
+    kind: click.ParamType[object], text: str, value: object
+) -> None:
     assert kind.convert(text, None, None) == value
 
 

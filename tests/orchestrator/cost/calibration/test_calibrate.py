@@ -37,7 +37,7 @@ def fake_measurements(monkeypatch: pytest.MonkeyPatch) -> list[Measurement]:
     return measurements
 
 
-def test_each_kind_once_and_kept(
+def test_each_kind_is_measured_once_and_stored(
     small_plan: Plan, make_workload: WorkOf, fake_measurements: list[Measurement], tmp_path: Path
 ) -> None:
     work, said = make_workload(small_plan), list[str]()
@@ -119,7 +119,9 @@ def test_what_cannot_be_measured_is_told_and_not_kept(
     assert load_calibration(work, tmp_path, 1) is None
 
 
-def test_a_measurement(plan_of: Callable[..., Plan], make_workload: WorkOf, tmp_path: Path) -> None:
+def test_a_real_training_is_measured(
+    plan_of: Callable[..., Plan], make_workload: WorkOf, tmp_path: Path
+) -> None:
     """A pass is made and a training that reads it measured, here in one process."""
     tiny = {
         **SHORT,

@@ -135,7 +135,7 @@ def test_what_is_given_takes_the_place_of_what_is_published(
         (["--device", "abacus"], "'abacus' is not one of 'h100-80gb'"),
     ],
 )
-def test_wrong_words(
+def test_a_wrong_option_is_one_line(
     run_captured: Callable[..., tuple[int, str, str]], given: list[str], said: str
 ) -> None:
     code, _, error = run_captured("plan", *given)

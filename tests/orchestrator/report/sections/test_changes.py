@@ -56,7 +56,7 @@ def test_the_embedded_worlds_images_are_drawn_again(make_finished_study: Run) ->
     assert content.startswith(b"\x89PNG")
 
 
-def test_a_few_each_way(make_finished_study: Run) -> None:
+def test_the_largest_changes_each_way_are_shown(make_finished_study: Run) -> None:
     def many(trial: Trial, item: int, metric: str) -> tuple[float, float]:
         return (item % 3 if trial.arm == ARM else 1.0), 3.0
 
