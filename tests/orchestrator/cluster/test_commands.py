@@ -12,7 +12,6 @@ import yaml
 
 from chip_core.recipes import parse_yaml
 from chip_core.utils.files import read_checksummed
-from orchestrator.cli import main
 from orchestrator.cluster import session
 from orchestrator.cluster.head import Head
 from orchestrator.cluster.job import SubmittedJob
@@ -20,17 +19,6 @@ from orchestrator.cluster.job import SubmittedJob
 from .test_check import load_example, spoil_token, spoil_workdir
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run_captured(capsys: pytest.CaptureFixture[str]) -> Call:
-    def called(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return called
 
 
 @pytest.fixture

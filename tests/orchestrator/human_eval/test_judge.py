@@ -15,7 +15,6 @@ import pytest
 
 from chip_core.utils.errors import UserError
 from orchestrator.analysis import prediction_powered_mean
-from orchestrator.cli import main
 from orchestrator.human_eval.assignment import draw_sheets
 from orchestrator.human_eval.comparison import build_comparison, comparison_to_json
 from orchestrator.human_eval.judge import JudgeValues, compute_agreement, load_judge_values
@@ -247,13 +246,10 @@ def test_the_commands_export_and_import_labels(
     ledger: Ledger,
     workdir: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run_captured: Callable[..., tuple[int, str, str]],
 ) -> None:
     def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([*map(str, arguments), "--workdir", str(workdir)])
-        said = capsys.readouterr()
-        return int(str(ended.value.code)), said.out, said.err
+        return run_captured(*arguments, "--workdir", workdir)
 
     of = ("--benchmark", "shapes", "--metric", "shapes/hal")
     out = tmp_path / "drawn.csv"

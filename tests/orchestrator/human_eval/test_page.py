@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from chip_core.config.benchmark import DataPaths
-from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets
 from orchestrator.human_eval.comparison import build_comparison
 from orchestrator.human_eval.pairs import AnswerPool, load_answer_pool, load_item_images
@@ -24,6 +23,7 @@ from orchestrator.tracking.client import MlflowStore
 
 from ...browser import Browser, needs_browser, open_browser, wait_for
 from ..fakes import InlineTracker
+from ..program import run_program
 
 pytestmark = [pytest.mark.e2e, needs_browser]
 
@@ -119,9 +119,7 @@ def _import_and_check(file: Path, key: SheetKey, plan: Plan, study: Path, workdi
     keys = workdir / "studies" / "small" / "human-keys"
     keys.mkdir(parents=True)
     (keys / f"{key.export}.json").write_text(json.dumps(key.as_json()))
-    with pytest.raises(SystemExit) as ended:
-        main(["judge-humans", "import", str(study), str(file), "--workdir", str(workdir)])
-    assert ended.value.code == 0
+    assert run_program("judge-humans", "import", study, file, "--workdir", workdir) == 0
     report = workdir / "studies" / "small" / "report"
     text = (report / "report.md").read_text().split("## Human evaluation")[1]
     # 18/36, 10/36, 8/36 of the judged and 36/40 of all, in percent

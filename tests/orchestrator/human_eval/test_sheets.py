@@ -13,7 +13,6 @@ import pytest
 
 from chip_core.config.benchmark import DataPaths
 from chip_core.utils.errors import UserError
-from orchestrator.cli import main
 from orchestrator.human_eval.assignment import SheetKey, draw_sheets, read_sheet_key
 from orchestrator.human_eval.pairs import AnswerPool, load_answer_pool, load_item_images
 from orchestrator.human_eval.replies import decode_judgements, find_sheet_key, read_replies
@@ -207,15 +206,12 @@ def test_the_commands_export_and_import_sheets(
     write_answers: Callable[..., Ledger],
     workdir: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run_captured: Callable[..., tuple[int, str, str]],
 ) -> None:
     write_answers(plan, make_answers)
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([*map(str, arguments), "--workdir", str(workdir)])
-        said = capsys.readouterr()
-        return int(str(ended.value.code)), said.out, said.err
+        return run_captured(*arguments, "--workdir", workdir)
 
     out = tmp_path / "sheets"
     export = ["judge-humans", "export", study, "--arms", "dpo", "chip", "--benchmark", "shapes"]

@@ -17,7 +17,6 @@ from chip_core.models import loading
 from chip_core.models.adapters import attach_adapters, write_weights
 from chip_core.results import MODEL, TrialResult
 from chip_core.shapes import MODEL_FOLDER
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan, Trial, make_plan
 from orchestrator.state.ledger import Ledger
 from orchestrator.study.load import load_study
@@ -38,17 +37,6 @@ benchmarks:
 """
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run_captured(capsys: pytest.CaptureFixture[str]) -> Run:
-    def ran(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([*map(str, arguments)])
-        said = capsys.readouterr()
-        return int(str(ended.value.code)), said.out, said.err
-
-    return ran
 
 
 def write_trained_model(workdir: Path, plan: Plan, trial: Trial, scale: float) -> None:

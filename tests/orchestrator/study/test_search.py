@@ -11,11 +11,11 @@ import pytest
 
 from chip_core.config.benchmark import BenchmarksConfig
 from chip_core.utils.errors import ConfigError
-from orchestrator.cli import main
 from orchestrator.study.load import load_study
 from orchestrator.study.model import Study, StudyChanges
 from orchestrator.study.search_space import SelectMetric
 
+from ..program import run_program
 from ..tuned_study import STUDY
 
 #: A benchmark of a user's own that says its sides differ, and asks the same on both.
@@ -36,9 +36,7 @@ CHOICES = (
 
 def expect_refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Return the one line that is said."""
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
+    assert run_program(*arguments) == 2
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
     return line

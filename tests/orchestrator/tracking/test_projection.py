@@ -19,7 +19,6 @@ from rich.console import Console
 
 from benchmarks.stores import find_differences, read_contents
 from chip_core.utils.errors import UserError
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.run import run_study
 from orchestrator.tracking.address import StoreUnavailable, resolve_uri, server_address
@@ -29,6 +28,7 @@ from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.views import ArmView, FinalSnapshot, StudyView, TrialView
 
 from ..fakes import FakeExecutor, InlineTracker
+from ..program import run_program
 from .conftest import make_running_view, wait_until
 
 WRITES = (
@@ -706,9 +706,7 @@ def test_a_refused_address_is_told_soon_and_leaves_nothing(
         monkeypatch.setenv(by, uri)
     before = sorted(tmp_path.rglob("*"))
     began = time.monotonic()
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(study_file), "--executor", "inline", "--workdir", "work", *given])
-    assert ended.value.code == 2
+    assert run_program("run", study_file, "--executor", "inline", "--workdir", "work", *given) == 2
     assert time.monotonic() - began < 15  # on a busy machine; MLflow would try for a minute
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1, told

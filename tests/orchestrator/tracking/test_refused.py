@@ -12,7 +12,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from chip_core.utils.errors import UserError
-from orchestrator.cli import main
 from orchestrator.plan.plan import Plan
 from orchestrator.report.writers.terminal import tracking_lines
 from orchestrator.tracking.address import StoreRefused, StoreUnavailable
@@ -22,6 +21,7 @@ from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.views import ArmView, PendingRuns
 
 from ..fakes import InlineTracker
+from ..program import run_program
 from .conftest import make_running_view
 
 STUDY = """
@@ -337,7 +337,5 @@ def test_sync_shows_the_rest_and_succeeds(tracker, plan, finish_trial, monkeypat
     monkeypatch.setattr("orchestrator.runner.sync.find_snapshots", lambda workdir, names: [Found])
     monkeypatch.setattr("orchestrator.runner.sync.sync_study", lambda kept, workdir, tracker: Found)
     monkeypatch.setattr("orchestrator.tracking.attachments.reattach_files", lambda *words: None)
-    with pytest.raises(SystemExit) as ended:
-        main(["sync"])
-    assert ended.value.code == 0
+    assert run_program("sync") == 0
     assert "small: all tracked but what MLflow does not take: metric m" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.cli import main
+from ..program import run_program
 
 PROGRAM = [sys.executable, "-c", "from orchestrator.cli import program; program()", "ui"]
 
@@ -48,9 +48,7 @@ def start_ui(workdir: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
 
 
 def expect_refusal(workdir: Path, port: int, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(["ui", "--workdir", str(workdir), "--port", str(port)])
-    assert ended.value.code == 2
+    assert run_program("ui", "--workdir", workdir, "--port", port) == 2
     said = capsys.readouterr()
     assert said.out == ""
     [line] = said.err.splitlines()
@@ -124,9 +122,7 @@ def test_an_address_that_is_not_ours_is_told(
     workdir: Path, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for host in ("192.0.2.1", "no host", "a..b"):  # the first is for documentation alone
-        with pytest.raises(SystemExit) as ended:
-            main(["ui", "--workdir", str(workdir), "--port", str(port), "--host", host])
-        assert ended.value.code == 2
+        assert run_program("ui", "--workdir", workdir, "--port", port, "--host", host) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert f"--host {host} --port {port}: cannot be listened on" in line
 

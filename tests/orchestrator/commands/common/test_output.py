@@ -12,8 +12,9 @@ from typing import Any
 import click
 import pytest
 
-from orchestrator.cli import main
 from orchestrator.commands.common.output import json_option, print_json
+
+from ...program import run_program
 
 #: A user's own term that prints in every way there is, when it is imported and when it is called.
 LOUD = r"""
@@ -71,9 +72,12 @@ def test_a_study_with_a_loud_plug_in(
     (tmp_path / "s.yaml").write_text(
         "study: s\nrecipe: shapes\nfactors: {objective.beta: [0.1, 0.2]}\nseeds: 1\n"
     )
-    with pytest.raises(SystemExit) as ended:
-        main([command, "s.yaml", "--set", "objective.custom={'loud_study:term': 1.0}", "--json"])
-    assert ended.value.code == 0
+    assert (
+        run_program(
+            command, "s.yaml", "--set", "objective.custom={'loud_study:term': 1.0}", "--json"
+        )
+        == 0
+    )
     printed = capfd.readouterr()
     assert parse_strictly(printed.out)["study"].startswith("s+objective.custom")
     assert "at import" in printed.err

@@ -58,20 +58,19 @@ def test_every_figure_has_its_source() -> None:
 
 
 @pytest.fixture
-def run_captured(
-    write_study: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+def run_on_study(
+    write_study: Callable[[str], Path], run_captured: Callable[..., tuple[int, str, str]]
 ) -> Callable[..., tuple[int, str, str]]:
-    def called(command: str, *arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([command, str(write_study(STUDY)), *ON_GPU, *arguments])
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
+    """Call a command on the study; return (exit code, output, errors)."""
 
-    return called
+    def run(command: str, *arguments: str) -> tuple[int, str, str]:
+        return run_captured(command, write_study(STUDY), *ON_GPU, *arguments)
+
+    return run
 
 
-def test_a_plan_on_eight_gpus(run_captured: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = run_captured("plan", "--device", "h100-80gb", "--gpus", "8", "--json")
+def test_a_plan_on_eight_gpus(run_on_study: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run_on_study("plan", "--device", "h100-80gb", "--gpus", "8", "--json")
     cost = json.loads(out)["cost"]
     assert (code, cost["sources"], cost["at_once"]) == (0, ["published rates"], 8)
     assert cost["device"] == "h100-80gb"
@@ -83,7 +82,7 @@ def test_a_plan_on_eight_gpus(run_captured: Callable[..., tuple[int, str, str]])
     fit = cost["memory"][0]
     assert fit["bytes"] == sum(fit["parts"].values())
     assert (fit["device_bytes"], fit["fits"], fit["would_fit"]) == (H100.usable_bytes, True, [])
-    flat = " ".join(run_captured("plan", "--device", "h100-80gb")[1].split())
+    flat = " ".join(run_on_study("plan", "--device", "h100-80gb")[1].split())
     assert "GPU hours on h100-80gb, from published rates" in flat
     assert "NVIDIA H100 datasheet" in flat
 
@@ -115,9 +114,9 @@ def test_a_studys_server_takes_some_of_the_gpus(
 
 
 def test_what_is_given_takes_the_place_of_what_is_published(
-    run_captured: Callable[..., tuple[int, str, str]],
+    run_on_study: Callable[..., tuple[int, str, str]],
 ) -> None:
-    out = run_captured("plan", "--device", "h100-80gb", "--rate", "step=2", "--json")[1]
+    out = run_on_study("plan", "--device", "h100-80gb", "--rate", "step=2", "--json")[1]
     cost = json.loads(out)["cost"]
     assert cost["total"]["seconds"]["train"] == 12 * 10 * 2
     assert cost["fastest"]["total"]["seconds"]["train"] == 12 * 10 * 2
@@ -136,9 +135,9 @@ def test_what_is_given_takes_the_place_of_what_is_published(
     ],
 )
 def test_a_wrong_option_is_one_line(
-    run_captured: Callable[..., tuple[int, str, str]], given: list[str], said: str
+    run_on_study: Callable[..., tuple[int, str, str]], given: list[str], said: str
 ) -> None:
-    code, _, error = run_captured("plan", *given)
+    code, _, error = run_on_study("plan", *given)
     assert code == 2
     assert said in error
     assert len(error.splitlines()) == 1
@@ -252,12 +251,12 @@ def test_what_is_written_is_as_wide_as_it_is_held(
 
 
 def test_a_run_that_cannot_fit_ends_before_anything_is_made(
-    run_captured: Callable[..., tuple[int, str, str]],
+    run_on_study: Callable[..., tuple[int, str, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("orchestrator.cost.memory.find_fitting_changes", lambda *_: ())
-    code, _, error = run_captured("run", "--device-memory", "0.005", "--executor", "inline")
+    code, _, error = run_on_study("run", "--device-memory", "0.005", "--executor", "inline")
     assert code == 2
     assert "a step takes about" in error
     assert "of a GPU, and a trial may take 0.0 GiB: choose a GPU" in error
