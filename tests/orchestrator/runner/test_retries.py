@@ -20,8 +20,7 @@ from orchestrator.runner.jobs import UNRECORDED_END, make_jobs
 from orchestrator.runner.retries import next_retry
 from orchestrator.state.ledger import Ledger
 
-from ..fakes import FakeExecutor
-from ..test_run import run
+from ..fakes import FakeExecutor, run_with_fakes
 
 PlanOf = Callable[..., Plan]
 BAD = "dpo, frozen, seed 1"
@@ -75,7 +74,7 @@ def test_a_machine_whose_memory_ran_out_is_tried_again_where_nothing_is_left_to_
 
 @pytest.mark.usefixtures("blank_figures")
 def test_each_attempt_of_a_run_ends_once_in_the_ledger(plan_of: PlanOf, tmp_path: Path) -> None:
-    outcome, executor, tracker = run(
+    outcome, executor, tracker = run_with_fakes(
         plan_of(), tmp_path, FakeExecutor(lost={BAD: ["worker_lost", "worker_lost"]})
     )
     assert not outcome.failed
@@ -93,14 +92,14 @@ def test_each_attempt_of_a_run_ends_once_in_the_ledger(plan_of: PlanOf, tmp_path
 @pytest.mark.usefixtures("blank_figures")
 def test_retries_of_a_run_come_to_an_end(plan_of: PlanOf, tmp_path: Path) -> None:
     executor = FakeExecutor(lost={BAD: ["worker_lost"] * 9})
-    outcome, _, _ = run(plan_of(), tmp_path, executor)
+    outcome, _, _ = run_with_fakes(plan_of(), tmp_path, executor)
     assert outcome.failed == {BAD: "it died"}
     assert executor.names.count(BAD) == 4  # engine.retries is 3
 
 
 @pytest.mark.usefixtures("blank_figures")
 def test_a_full_disk_lets_nothing_more_begin(plan_of: PlanOf, tmp_path: Path) -> None:
-    outcome, _, tracker = run(plan_of(), tmp_path, FakeExecutor(lost={BAD: ["disk"]}))
+    outcome, _, tracker = run_with_fakes(plan_of(), tmp_path, FakeExecutor(lost={BAD: ["disk"]}))
     assert outcome.failed == {BAD: "it died"}
     assert outcome.drain_reason == "a disk is full"
     assert tracker.status == "FAILED"
@@ -112,7 +111,7 @@ def test_an_attempt_whose_driver_died_has_an_end_too(plan_of: PlanOf, tmp_path: 
     _, trial, attempt = make_jobs(plan, ledger, tmp_path)[2]
     ledger.record_start(trial, "small", attempt)
     ledger.record_start(trial, "another", attempt + 1)  # whose driver may well be alive
-    run(plan_of(), tmp_path)
+    run_with_fakes(plan_of(), tmp_path)
     history = Ledger(tmp_path)[trial.fingerprint].history
     assert {number: each.outcome for number, each in history.items()} == {
         1: "killed",
