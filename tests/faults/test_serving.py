@@ -82,7 +82,7 @@ def test_a_link_notes_what_passes_and_fails_as_it_is_told(proxy: FaultyProxy) ->
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingSetup]:
+def serving_setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingSetup]:
     with open_setup(tmp_path_factory.mktemp("serving")) as made:
         yield made
 
@@ -91,8 +91,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingSetup]:
 @pytest.mark.e2e
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_whatever_is_killed_the_figures_are_those_of_the_undisturbed_study(
-    case: Case, setup: ServingSetup, tmp_path: Path
+    case: Case, serving_setup: ServingSetup, tmp_path: Path
 ) -> None:
-    outcome = run_case(setup, case, tmp_path / "case")
+    outcome = run_case(serving_setup, case, tmp_path / "case")
     assert outcome.survived, outcome
     assert "Traceback" not in "".join(outcome.said)

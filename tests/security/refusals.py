@@ -18,7 +18,7 @@ COUNTS: Counter[str] = Counter()
 
 
 def count_refusal(kind: str, line: str) -> str:
-    """Count an input that was refused by this one line."""
+    """Count an input that was refused by this one line, as it is shown."""
     assert line.strip(), "no reason is given"
     assert line.isprintable(), f"the reason steers a terminal: {line!r}"
     assert "Traceback" not in line

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chip_core.recipes.text import MAX_VALUES, MAX_YAML_BYTES, parse_yaml
-from chip_core.utils.errors import ConfigError
+from chip_core.utils.errors import ConfigError, first_line, to_printable
 from orchestrator.study.load import load_study
 
 from . import refusals
@@ -274,7 +274,7 @@ def test_by_hypothesis(tmp_path: Path, content: bytes) -> None:
         load_study(file)
     except ConfigError as error:
         assert error.problems
-        refusals.count_refusal(f"{KIND}, generated", " ".join(str(error).splitlines()[:1])[: 10**3])
+        refusals.count_refusal(f"{KIND}, generated", to_printable(first_line(error)))
     assert sorted(os.listdir(tmp_path)) == ["study.yaml"]
 
 
@@ -284,4 +284,4 @@ def test_no_text_at_all_does_anything_else(text: str) -> None:
     try:
         parse_yaml(text, "x")
     except ConfigError as error:
-        refusals.count_refusal(f"{KIND}, generated", error.problems[0][:1000])
+        refusals.count_refusal(f"{KIND}, generated", to_printable(error.problems[0]))
