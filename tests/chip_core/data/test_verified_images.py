@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -130,10 +131,12 @@ def test_a_damaged_file_is_as_none(
 def test_a_folder_that_cannot_be_written_does_not_matter(
     data: DataConfig, decoded: list[ImageRef], cache: Path
 ) -> None:
-    cache.parent.mkdir()
+    expected = _list_results(open_source(data))
+    shutil.rmtree(cache)
     cache.write_text("a file")
     assert isinstance(next(check_rows(open_source(data))), ValidRow)
-    assert _list_results(open_source(data)) == _list_results(open_source(data))
+    for _ in range(2):
+        assert _list_results(open_source(data)) == expected
 
 
 def test_few_rows_are_not_kept(

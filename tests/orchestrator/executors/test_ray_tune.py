@@ -228,3 +228,4 @@ def test_an_address_that_leads_nowhere(tmp_path: Path, address: str, said: str) 
 
 def test_no_jobs_need_no_ray(tmp_path: Path) -> None:
     RayTuneExecutor(workdir=tmp_path, address="ray://nowhere").run([], lambda event: None)
+    assert not ray.is_initialized()
