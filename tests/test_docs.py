@@ -15,7 +15,7 @@ PACKAGES = ("chip_core", "orchestrator")
 
 
 def list_imports() -> list[tuple[str, str, str]]:
-    """Each import of ours in a document's Python: document, module, name."""
+    """List each import of ours in a document's Python: document, module, name."""
     found = []
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "chip_core/README.md"]:
         for block in re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL):

@@ -44,7 +44,7 @@ PATCH, SIDE = 8, 32
 
 
 def make_chat_template(image: str, end: str) -> str:
-    """The layout of a conversation, with the family's image placeholder and end of turn."""
+    """Make a chat template with the family's image placeholder and end of turn."""
     return (
         "{% for message in messages %}{{ message['role'] }} : "
         "{% for part in message['content'] %}"
@@ -55,7 +55,7 @@ def make_chat_template(image: str, end: str) -> str:
 
 
 def make_tokenizer(special: Sequence[str], end: str) -> PreTrainedTokenizerFast:
-    """A word a token."""
+    """Make a tokenizer in which each word is a token."""
     words = ["<pad>", end, "<unk>", *special, *WORDS]
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -150,7 +150,7 @@ def _make_qwen_image_processor() -> Any:
 
 
 def make_qwen2_5_vl() -> tuple[Any, Any]:
-    """Its output head is tied to the embeddings, as the released 3B's is."""
+    """Make one whose output head is tied to the embeddings, as the released 3B's is."""
     words = make_tokenizer(QWEN, "<|im_end|>")
     processor = compose_processor(
         "qwen2_5_vl",
@@ -277,7 +277,7 @@ class ListPairs(list[PreferencePair], Pairs):
 
 
 def make_pairs() -> ListPairs:
-    """Three pairs whose images and texts differ in size."""
+    """Make three pairs whose images and texts differ in size."""
     made = ListPairs()
     for number, (size, chosen, rejected) in enumerate(
         [
@@ -301,7 +301,7 @@ def make_pairs() -> ListPairs:
 
 
 def make_items(questions: int = 4) -> list[Item]:
-    """Questions of different lengths about the three pairs' images."""
+    """Make questions of different lengths about the three pairs' images."""
     made = []
     for shown, pair in enumerate(make_pairs()):
         picture = Picture(key=pair.id, read=lambda image=pair.image: image)

@@ -74,7 +74,7 @@ def wait_until(what: Callable[[], bool], program: subprocess.Popen[str] | None =
 
 
 def read_metrics(workdir: Path) -> dict[str, Mapping[str, float]]:
-    """What each trial came to, by its fingerprint."""
+    """Read what each trial came to, by its fingerprint."""
     ledger = Ledger(workdir)
     found = {}
     for fingerprint in {str(entry["fingerprint"]) for entry in read_finished_entries(workdir)}:

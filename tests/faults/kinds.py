@@ -235,7 +235,7 @@ def _cut_checkpoint(case: Case) -> None:
 
 
 def _wait_for_nan(case: Case) -> None:
-    """Nothing: the worker itself writes NaN."""
+    """Wait for the driver's end: the worker itself writes NaN."""
     case.driver.wait(600)
     case.now = MetAttempt(folder=None, at=time.time())
 
@@ -320,7 +320,7 @@ def fill_disk(disk: Path) -> None:
 
 @contextlib.contextmanager
 def mount_small_disk(folder: Path, size: str = "160m") -> Iterator[Path | None]:
-    """A small disk at a folder; None where none can be mounted."""
+    """Mount a small disk at a folder; yield None where none can be mounted."""
     folder.mkdir(parents=True)
     mount = shutil.which("mount")
     command = [mount or "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]

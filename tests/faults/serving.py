@@ -478,7 +478,7 @@ def _read_fault_lines(workdir: Path) -> list[str]:
 
 @contextlib.contextmanager
 def open_setup(folder: Path) -> Iterator[ServingSetup]:
-    """A place, and nothing of it afterwards."""
+    """Open a set-up, and leave nothing of it afterwards."""
     setup = ServingSetup(folder)
     try:
         yield setup

@@ -42,7 +42,7 @@ primary: {metric: shapes/chair_i, goal: minimize}
 
 
 def make_recipe(stall_after: float, workers: int = 1) -> str:
-    """The embedded world's recipe with few steps and a checkpoint after every second.
+    """Make the embedded world's recipe with few steps and a checkpoint after every second.
 
     A trial takes all CPUs of a node, so that a slot has one job after another.
     """
@@ -160,7 +160,7 @@ def start_driver(
 
 @contextlib.contextmanager
 def open_cluster() -> Iterator[FaultCluster]:
-    """A world, and nothing of it afterwards."""
+    """Open a cluster, and leave nothing of it afterwards."""
     # Sockets lie in it, and their paths must be short.
     temp = Path(tempfile.mkdtemp(prefix="cf-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
     world = FaultCluster(temp)

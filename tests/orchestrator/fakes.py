@@ -52,7 +52,7 @@ from orchestrator.tracking.views import (
 
 
 def make_result(job: Job) -> TrialResult:
-    """Figures that are a function of the job: chair_i = 10 + seed, less 2 under chip."""
+    """Make figures that are a function of the job: chair_i = 10 + seed, less 2 under chip."""
     config = job.config
     chair = 30.0 if job.untrained else 10.0 + config.seed
     chair -= 2.0 * (config.objective.preset == "chip" and not job.untrained)

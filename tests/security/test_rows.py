@@ -115,7 +115,7 @@ def test_of_json_lines_by_hand(tmp_path: Path, name: str) -> None:
 
 
 def _expect_bad_row(path: Path) -> None:
-    """The one bad row is named, and left out where that is asked for."""
+    """Expect that the one bad row is named, and left out where that is asked for."""
     data = DataConfig(source=str(path))
     (bad,) = [row for row in check_rows(open_source(data)) if isinstance(row, BadRow)]
     assert str(bad).startswith(str(path))

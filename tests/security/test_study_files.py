@@ -35,7 +35,7 @@ SCORED = f"{BASE}benchmarks: {{report: [shapes]}}\n"
 
 
 def make_bomb(levels: int) -> str:
-    """Aliases of aliases: ten times as many values a line."""
+    """Make aliases of aliases: ten times as many values a line."""
     lines = ["cells: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     for level in range(1, levels):
         lines.append(f"k{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]")
@@ -237,7 +237,7 @@ hostile = st.one_of(
 
 @st.composite
 def draw_damaged_files(draw: st.DrawFn) -> bytes:
-    """A good study file, a value of it replaced, or some of its bytes."""
+    """Draw a good study file with a value of it replaced, or some of its bytes."""
     if draw(st.booleans()):
         tree = copy.deepcopy(TREE)
         node: Any = tree

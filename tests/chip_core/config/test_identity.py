@@ -28,7 +28,7 @@ OWN = {"files": [["a.jsonl", "abc"]], "format": "jsonl"}
 
 
 def fingerprint_on_files(data: dict[str, Any], content: dict[str, Any] | None = None) -> str:
-    """The fingerprint on data of one's own."""
+    """Make the fingerprint of a training on a user's own files."""
     changed = make_config(data={"source": "a.jsonl", **data})
     return fingerprint(training_identity(changed, MODEL, content or OWN))
 

@@ -269,7 +269,7 @@ def test_edits_that_change_no_figure_keep_the_fingerprint(paths: set[str]) -> No
 
 
 def make_neutral_edits(paths: set[str]) -> dict[str, Any]:
-    """Edits that change no figure; layers are compiled for one worker alone."""
+    """Make edits that change no figure; layers are compiled for one worker alone."""
     alone = {"engine.workers_per_trial"} if "engine.compile" in paths else set()
     return {path: CHANGES_NOTHING[path] for path in paths - alone}
 

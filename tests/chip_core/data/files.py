@@ -20,21 +20,21 @@ SIZE = (12, 8)
 
 
 def make_image_bytes(kind: str = "JPEG", size: tuple[int, int] = SIZE, colour: int = 200) -> bytes:
-    """An image file's bytes."""
+    """Make an image file's bytes."""
     out = io.BytesIO()
     Image.new("RGB", size, (colour, 40, 90)).save(out, kind)
     return out.getvalue()
 
 
 def make_huge_png() -> bytes:
-    """A PNG of a few bytes whose header says 60,000 x 60,000 pixels."""
+    """Make a PNG of a few bytes whose header says 60,000 x 60,000 pixels."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
 def make_rlhf_v_row(index: int, **changes: Any) -> dict[str, Any]:
-    """A row as RLHF-V has it; `question`, `chosen` and `rejected` go into `text`."""
+    """Make a row as RLHF-V has it; `question`, `chosen` and `rejected` go into `text`."""
     texts = {
         "question": f"What is in picture {index}?",
         "chosen": f"A red ball number {index}.",
@@ -54,20 +54,20 @@ def make_rlhf_v_row(index: int, **changes: Any) -> dict[str, Any]:
 
 
 def make_rlaif_v_row(index: int, **changes: Any) -> dict[str, Any]:
-    """A row as RLAIF-V has it."""
+    """Make a row as RLAIF-V has it."""
     row = make_rlhf_v_row(index)
     texts = json.loads(row.pop("text"))
     return {**row, **texts, "idx": f"r{index}", **changes}
 
 
 def make_message(role: str, text: str, images: int = 0) -> dict[str, Any]:
-    """A message whose content is a list of parts."""
+    """Make a message whose content is a list of parts."""
     parts: list[dict[str, Any]] = [{"type": "image", "text": None}] * images
     return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
 
 
 def make_trl_row(index: int, **changes: Any) -> dict[str, Any]:
-    """A row as TRL's preference format has it, as messages."""
+    """Make a row as TRL's preference format has it, as messages."""
     row = {
         "prompt": [make_message("user", f"What is in picture {index}?", images=1)],
         "chosen": [make_message("assistant", "A red ball.")],
@@ -78,7 +78,7 @@ def make_trl_row(index: int, **changes: Any) -> dict[str, Any]:
 
 
 def make_path_row(index: int, **changes: Any) -> dict[str, Any]:
-    """A row with an image path."""
+    """Make a row with an image path."""
     row = {
         "id": f"pair-{index}",
         "image": f"images/{index}.jpg",

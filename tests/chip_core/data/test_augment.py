@@ -16,7 +16,7 @@ from .. import families
 
 
 def make_picture(width: int = 60, height: int = 40) -> Image.Image:
-    """Left half red, right half blue, one white row."""
+    """Make a picture: its left half red, its right half blue, one row white."""
     image = Image.new("RGB", (width, height), (200, 20, 20))
     image.paste((20, 20, 200), (width // 2, 0, width, height))
     image.paste((255, 255, 255), (0, 10, width, 11))

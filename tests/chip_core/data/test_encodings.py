@@ -146,7 +146,7 @@ def test_a_rule_changes_no_segment(muffin: tuple[Any, Any]) -> None:
 
 
 def make_trained_policy(built: tuple[Any, Any], trial: TrialConfig) -> tuple[Policy, LiveReference]:
-    """A policy that has moved away from its reference."""
+    """Make a policy that has moved away from its reference."""
     model = attach_adapters(copy.deepcopy(built[0]), trial)
     policy = Policy(model, trial.objective)
     reference = LiveReference(policy, trial)

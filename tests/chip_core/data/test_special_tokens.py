@@ -45,12 +45,12 @@ def train_tokenizer(pre_tokenizer: Any, decoder: Any) -> Tokenizer:
 
 
 def make_byte_level() -> Tokenizer:
-    """As Qwen and Llama 3 have it."""
+    """Train a byte-level tokenizer, as Qwen and Llama 3 have it."""
     return train_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel())
 
 
 def make_metaspace() -> Tokenizer:
-    """As Llama 2 has it: a beginning gets a space, and every text an `<s>`."""
+    """Train one as Llama 2 has it: a beginning gets a space, and every text an `<s>`."""
     return train_tokenizer(
         pre_tokenizers.Metaspace(prepend_scheme="first", split=False), decoders.Metaspace()
     )

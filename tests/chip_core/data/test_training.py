@@ -29,7 +29,7 @@ Configured = Callable[..., TrialConfig]
 
 
 def write_shapes_rows(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The embedded world's first pairs, as a user's own JSON lines."""
+    """Return the embedded world's first pairs as a user's own rows, and write their images."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(count):

@@ -20,7 +20,7 @@ SHAPES = BenchmarkConfig.model_validate({"name": "shapes", "limit": 24})
 
 
 def make_context(folder: Path, **changes: Any) -> InferenceContext:
-    """The embedded model, four items together."""
+    """Make a context of the embedded model that answers four items together."""
     torch.set_num_threads(1)
     model, processor = loading.load(ModelConfig(path="shapes"))
     settings = {"weights": "w", "data_paths": DataPaths(), "batch_size": 4, **changes}

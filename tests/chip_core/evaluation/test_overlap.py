@@ -33,7 +33,7 @@ def test_cocos_number(name: str, number: int | None) -> None:
 
 
 def draw_photo(index: int) -> Image.Image:
-    """A larger picture with gradients, as photographs have them."""
+    """Draw a larger picture with gradients, as photographs have them."""
     shown = draw_scene(make_scene("test", index)).resize((320, 240), Image.Resampling.BICUBIC)
     shade = Image.linear_gradient("L").rotate(37 * index).resize((320, 240)).convert("RGB")
     return Image.blend(shown, shade, 0.4)

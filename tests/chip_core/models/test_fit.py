@@ -34,7 +34,7 @@ def rename_within_prefix(change: Written) -> Written:
 
 
 def name_old_llava(name: str) -> str:
-    """The name in transformers before 4.52: the decoder was a whole model within the model."""
+    """Return the name before transformers 4.52: the decoder was a model within the model."""
     for now, then in (
         ("model.language_model.", "language_model.model."),
         ("lm_head", "language_model.lm_head"),
@@ -46,13 +46,13 @@ def name_old_llava(name: str) -> str:
 
 
 def name_old_qwen(name: str) -> str:
-    """The name in transformers before 4.52: the model was the decoder, the tower lay beside it."""
+    """Return the name before transformers 4.52: the model was the decoder, without the tower."""
     name = re.sub(r"^model\.visual\.", "visual.", name)
     return re.sub(r"^model\.language_model\.", "model.", name)
 
 
 def name_vision_model(name: str) -> str:
-    """The name in transformers that keeps CLIP's layers in a `vision_model`."""
+    """Return the name in transformers that keeps CLIP's layers in a `vision_model`."""
     return name.replace("vision_tower.", "vision_tower.vision_model.")
 
 

@@ -97,7 +97,7 @@ def _attend_by_definition(
     query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor, scale: float,
     of_made: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
-    """softmax(q kᵀ) v of each sequence, (T, H, d), and its gradients, written out."""
+    """Compute softmax(q kᵀ) v of each sequence, (T, H, d), and its gradients, written out."""
     made = torch.empty_like(query)
     gradients = [torch.zeros_like(part) for part in (query, key, value)]
     groups = query.shape[1] // key.shape[1]

@@ -39,7 +39,7 @@ PLACES = [
 
 
 def attend_whole(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """softmax(q kᵀ) v, what may not be seen at −∞."""
+    """Compute softmax(q kᵀ) v, what may not be seen at −∞."""
 
     def sees(q: int, k: int) -> bool:
         (span, response), (of, kind) = PLACES[q], PLACES[k]
@@ -81,7 +81,7 @@ def attend_by_sequence(
     longest_queries: int, longest_keys: int, *,
     scale: float | None, window_size: tuple[int, int], enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """What `varlen_attn` says that it computes: causal, aligned at the last query and key."""
+    """Compute what `varlen_attn` documents: causal, aligned at the last query and key."""
     assert window_size == (-1, 0)
     assert enable_gqa == (key.shape[1] != query.shape[1])
     assert {queries.dtype, keys.dtype} == {torch.int32}

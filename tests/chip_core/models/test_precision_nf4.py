@@ -57,7 +57,7 @@ def make_inputs(model: Any) -> dict[str, Tensor]:
 
 
 def unpack_model(model: Any) -> Any:
-    """The same model in whole numbers: each packed weight unpacked once, for torch's own layer."""
+    """Return the model with each packed weight unpacked once, for torch's own layers."""
     from bitsandbytes.functional import dequantize_4bit
 
     plain = loading.load(make_config().model.model_copy(update={"quantize": "none"}))[0]

@@ -56,7 +56,7 @@ def make_config(**changes: Any) -> TrialConfig:
 def compute_states_and_gradients(
     model: Any, batch: PairBatch
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Hidden states of all responses, and the gradient of all that is trained."""
+    """Compute the hidden states of all responses, and the gradient of all that is trained."""
     states = compute_response_states(model, batch, prefix_sharing=False)
     hidden = torch.cat([states.chosen, states.rejected])
     model.zero_grad(set_to_none=True)

@@ -78,7 +78,7 @@ def test_equals_the_released_code(oracles: Path) -> None:
 
 
 def make_scores(policy: list[float], reference: list[float], **more: Any) -> ResponseScores:
-    """One pair's response, from its tokens' log-probabilities."""
+    """Make one pair's response from its tokens' log-probabilities."""
     changed = more.pop("changed", [False] * len(policy))
     return ResponseScores(
         policy_logps=torch.tensor([policy], dtype=torch.float64),

@@ -40,7 +40,7 @@ def draw_inputs(
 
 
 def compute_from_logits(given: dict[str, Any]) -> HeadScores:
-    """Whole logits."""
+    """Compute the scores from whole logits."""
 
     def logits(hidden: Tensor, head: OutputHead) -> Tensor:
         made = torch.nn.functional.linear(hidden, head.weight, head.bias)
@@ -56,7 +56,7 @@ def compute_from_logits(given: dict[str, Any]) -> HeadScores:
 def compute_gradients(
     scores: HeadScores, given: dict[str, Any], differentiable: int
 ) -> list[Tensor]:
-    """The gradients of a sum with fixed weights, of divergences the first few alone."""
+    """Compute gradients of a sum with fixed weights, of divergences the first few alone."""
     assert scores.kl is not None
     of_logps = torch.linspace(-1, 2, len(scores.logps), dtype=scores.logps.dtype)
     of_kl = torch.linspace(1, 3, len(scores.kl), dtype=scores.kl.dtype)

@@ -188,7 +188,7 @@ def test_all_published_cases_are_here(oracles: Path) -> None:
 
 
 def compute_by_hand(w: float, l: float, beta: float) -> dict[str, float]:  # noqa: E741
-    """Losses of two rewards, w of 4 tokens and l of 2, by the formulas of docs/objectives.md."""
+    """Compute losses of two rewards, w of 4 tokens and l of 2, by docs/objectives.md."""
 
     def sigma(x: float) -> float:
         return 1 / (1 + math.exp(-x))
@@ -230,7 +230,7 @@ def test_ld_alpha_is_not_rounded(alpha: float) -> None:
 
 
 def make_reward_pair(w: float, l: float) -> Any:  # noqa: E741
-    """A pair whose log-ratios are w, spread over 4 tokens, and l, over 2."""
+    """Make a pair whose log-ratios are w, spread over 4 tokens, and l, over 2."""
 
     def scores(total: float, tokens: int) -> ResponseScores:
         logps = torch.full((1, 4), -1.0, dtype=torch.float64)

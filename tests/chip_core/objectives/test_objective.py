@@ -40,7 +40,7 @@ def compute_objective(config: ObjectiveConfig, given: dict[str, Tensor], **ids: 
 
 
 def compute_by_hand(config: ObjectiveConfig, given: dict[str, Tensor]) -> dict[str, float]:
-    """The paper's formulas with lists and math alone."""
+    """Compute the paper's formulas with lists and math alone."""
     values = {name: tensor.detach().tolist() for name, tensor in given.items()}
 
     def rows(name: str, ids: list[int]) -> list[list[float]]:

@@ -56,7 +56,7 @@ def sample_into(
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """All that a folder shows."""
+    """Read all files that a folder shows."""
     files = (path for path in folder.rglob("*") if path.is_file())
     named = {path.relative_to(folder): path for path in files}
     return {

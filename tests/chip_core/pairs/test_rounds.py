@@ -41,7 +41,7 @@ def make_config(configured: Configured, **pairs: Any) -> TrialConfig:
 
 
 def read_outputs(folder: Path) -> dict[str, bytes]:
-    """The trial's weights and all rounds' pairs."""
+    """Read the trial's weights and all rounds' pairs."""
     named = [folder / "model" / "model.safetensors", *(folder / "rounds").glob("*/*.json*")]
     return {
         str(path.relative_to(folder)): path.read_bytes()

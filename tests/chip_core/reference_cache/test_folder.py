@@ -38,7 +38,7 @@ ROWS = SHARD_ROWS + 3
 
 
 def make_row(number: int) -> dict[str, torch.Tensor]:
-    """A row whose lengths and values are a function of its number."""
+    """Make a row whose lengths and values are a function of its number."""
     chosen, rejected = 1 + number % 5, 2 + number % 3
     return {
         "chosen.ids": torch.full((chosen,), number, dtype=torch.int32),
@@ -48,7 +48,7 @@ def make_row(number: int) -> dict[str, torch.Tensor]:
 
 
 def write_store(cache: Path) -> Path:
-    """A whole store of two shards."""
+    """Write a whole store of two shards."""
     folder = store_folder(cache, "0123456789" * 6)
     partial = partial_folder(folder)
     write_shard(partial, 0, [make_row(number) for number in range(SHARD_ROWS)])
@@ -234,7 +234,7 @@ with build_lock(Path(sys.argv[1])):
 
 
 def start_lock_holder(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    """A process that makes a store, for so long."""
+    """Start a process that makes a store, for so long."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
     )

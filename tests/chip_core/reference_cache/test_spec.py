@@ -23,7 +23,7 @@ DATA = {"source": "shapes"}
 
 
 def make_config(**changes: Any) -> TrialConfig:
-    """A trial without passes of features, unless it is asked for them."""
+    """Make a trial without passes of features, unless it is asked for them."""
     engine = {"feature_cache": "off", **changes.pop("engine", {})}
     return TrialConfig.model_validate({"model": "shapes", "engine": engine, **changes})
 

@@ -24,7 +24,7 @@ def make_representations(image: object, true: object, hallucinated: object) -> R
 def draw_representations(
     items: int, size: int, *, apart: float = 0.0, seed: int = 0
 ) -> Representations:
-    """Normal vectors; the two kinds of description lie `apart` along the first axis."""
+    """Draw normal vectors; the two kinds of description lie `apart` along the first axis."""
     random = np.random.default_rng(seed)
     image, true, hallucinated = random.normal(size=(3, items, size))
     true[:, 0] += apart / 2

@@ -36,7 +36,7 @@ def make_config(dtype: str, language_model: str) -> TrialConfig:
 def count_waits_of_step(
     config: TrialConfig, monkeypatch: pytest.MonkeyPatch, *, live: bool, autocast: bool = False
 ) -> WaitCounts:
-    """A micro-batch of three pairs: reference, forward, backward, figures."""
+    """Count the waits of a micro-batch of three pairs: reference, forward, backward, figures."""
     model, processor = families.build("llava")
     if not autocast:
         convert_weights(model, config.model.dtype)

@@ -88,7 +88,7 @@ def make_config(**changes: Any) -> TrialConfig:
 
 
 def make_policy_model(family: str, config: TrialConfig, held: str = "fp32") -> Any:
-    """A model that has moved away from the reference, adapters and all, by the config's seed."""
+    """Make a model that moved away from the reference, adapters too, by the config's seed."""
     model = attach_adapters(copy.deepcopy(build_model(family)[0]), config)
     draw = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def compute_fast(
 
 
 def select_compared(model: Any, config: TrialConfig) -> list[Any]:
-    """What is trained; in bf16 but for the embeddings.
+    """Select what is trained; in bf16 but for the embeddings.
 
     Their gradient is torch's own: on a CPU it is added up in bf16, one token after the other, so
     that it is further off the more tokens a batch has; on CUDA in fp32.
@@ -163,7 +163,7 @@ def select_compared(model: Any, config: TrialConfig) -> list[Any]:
 
 
 def make_original_reference(family: str, config: TrialConfig, policy: Policy) -> LiveReference:
-    """A live reference of the weights before they moved."""
+    """Make a live reference of the weights before they moved."""
     model = policy.model
     moved = {name: value.clone() for name, value in model.state_dict().items()}
     start = attach_adapters(copy.deepcopy(build_model(family)[0]), config).state_dict()
@@ -185,7 +185,7 @@ def compute_naive(
 
 @cache
 def compute_expected(family: str, *parts: tuple[str, str]) -> tuple[float, torch.Tensor]:
-    """What `compute_naive` gives for the three pairs and these parts' training.
+    """Return what `compute_naive` gives for the three pairs and these parts' training.
 
     It is computed once for all switches.
     """

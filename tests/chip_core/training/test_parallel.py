@@ -122,7 +122,7 @@ def to_single_case(case: Any) -> Any:
 
 
 def assert_same_training(out: Path, case: Any) -> None:
-    """Every figure of every step as one worker has it, and the weights that come out."""
+    """Compare every step's figures with one worker's, and the weights that come out."""
     # Where the true gradient is 0 (a key's bias), AdamW makes steps of rounding: its weights move
     # by up to lr = 1e-3 a step to either side.
     tolerance, moved = {
@@ -165,7 +165,7 @@ def test_two_workers_equal_one_in_every_way(slow: Path, case: Any) -> None:
 
 
 def assert_one_worker_resumes(out: Path, there: Any) -> None:
-    """One worker goes on from what a case left."""
+    """Check that one worker goes on from what a case left."""
     here = Case("single", there.changes, there.dtype, resume=there.name, steps=there.steps)
     trained = helper.run_case(here, out, Workers())
     assert f"resumed after step {there.checkpoint_every} from" in trained.notes[-1]

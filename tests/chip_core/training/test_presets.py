@@ -43,7 +43,7 @@ OBJECTIVES: dict[str, Any] = {
 
 
 def make_full_pairs() -> list[PreferencePair]:
-    """Pairs with all that an objective may read."""
+    """Make pairs with all that an objective may read."""
     made = []
     for number, pair in enumerate(families.make_pairs()):
         other = ["a blue tree .", "the dog is on a red car .", "a cat ."][number]

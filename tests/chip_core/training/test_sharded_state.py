@@ -128,7 +128,7 @@ def drop_tensor(tensors: dict[str, Any], info: dict[str, str]) -> None:
 
 
 def drop_rows(tensors: dict[str, Any], info: dict[str, str]) -> None:
-    """Its last row, in a shard that says so, seems to be all there is."""
+    """Drop all rows of a tensor but its last, in a shard that says so."""
     name = next(name for name, value in tensors.items() if value.ndim == 2 and len(value) > 1)
     tensors[name] = tensors[name][-1:].clone()
     offsets = f'"{name}": {{"saved_offsets": [0, 0]}}'

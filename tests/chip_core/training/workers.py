@@ -123,7 +123,7 @@ class ListPairs(Pairs):
 
 
 def make_config(case: Case) -> TrialConfig:
-    """Three pairs a step. One a pass, two workers make two passes each, one of which is empty."""
+    """Make a trial of three pairs a step, one a pass: of two workers' four passes one is empty."""
     changes = CHANGES[case.changes]
     return TrialConfig.model_validate(
         {
@@ -143,7 +143,7 @@ def make_config(case: Case) -> TrialConfig:
 
 
 def make_scored_pairs() -> list[PreferencePair]:
-    """The families' pairs with scores of image and text."""
+    """Make the families' pairs with scores of image and text."""
     return [
         dataclasses.replace(
             pair,
@@ -193,7 +193,7 @@ def load_model(case: Case, config: TrialConfig, folder: Path, workers: Workers) 
 
 
 def read_curve(out: Path, case: Case) -> list[dict[str, float]]:
-    """A training's figures by step, but for those that are times."""
+    """Read a training's figures by step, but for those that are times."""
     timed = {"tokens_per_second", "data_wait"}
     return [
         {name: value for name, value in record["figures"].items() if name not in timed}

@@ -8,7 +8,7 @@ from orchestrator.analysis import contrast, pseudo_values, report_pool, seed_cor
 
 
 def make_rows(*ones, units=10):
-    """Binary values: row s has that many ones, then zeros."""
+    """Make binary values: row s has that many ones, then zeros."""
     return [[1] * count + [0] * (units - count) for count in ones]
 
 

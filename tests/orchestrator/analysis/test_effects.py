@@ -39,7 +39,7 @@ def spread_around(mean, spread=0.1):
 
 
 def spread_reordered(mean, spread=0.1):
-    """The same scatter, in another order of the seeds."""
+    """Return the same scatter, in another order of the seeds."""
     return [mean, mean + spread, mean - spread]
 
 

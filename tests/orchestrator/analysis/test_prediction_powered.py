@@ -25,7 +25,7 @@ def reference_estimate(
     judged: list[float],
     paired: bool,
 ) -> Any:
-    """The formulas of the module's head, a sum at a time. Returns λ, value and half width."""
+    """Compute λ, value and half width by the formulas of the module's head, sum by sum."""
 
     def mean(values: list[float]) -> float:
         return math.fsum(values) / len(values)

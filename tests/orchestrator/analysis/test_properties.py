@@ -10,7 +10,7 @@ from orchestrator.analysis import contrast
 
 @st.composite
 def draw_studies(draw):
-    """Values of four or five cells with random effects of seed and item, and a weight vector."""
+    """Draw values of four or five cells with random effects, and a weight vector."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     cells, units = draw(st.integers(4, 5)), draw(st.integers(1, 15))
     seeds = [draw(st.integers(1, 4))] * cells

@@ -19,7 +19,7 @@ EXPORT = [
 ]  # fmt: skip
 NEW = ["new", "--name", "n", "--question", "q", "--recipe", "shapes", "--primary", "shapes/chair_i"]
 
-#: What lies where the commands are given: see `_place`.
+#: What lies where the commands are given: see `_input_folder`.
 LONG = "x" * 300
 
 #: Options and arguments: the command, with `¤` for the value; each value, and what is told.

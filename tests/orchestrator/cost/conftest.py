@@ -39,7 +39,7 @@ def make_seconds(wall: float, cpu: float | None = None) -> Seconds:
 
 
 def make_rates(**rates: float | Seconds) -> Rates:
-    """Rates of every kind, by quantity; a number is both times."""
+    """Make rates of every kind, by quantity; a number is both times."""
     times: dict[tuple[Quantity, str], Seconds] = {
         (name, ANY_KIND): rate if isinstance(rate, Seconds) else make_seconds(rate)  # type: ignore[misc]
         for name, rate in rates.items()

@@ -54,7 +54,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def make_job(folder: Path, number: int, name: str, **engine: float) -> Job:
-    """A job whose worker does what its name says."""
+    """Make a job whose worker does what its name says."""
     config = TrialConfig(
         model=ModelConfig(path="shapes"), engine=EngineConfig.model_validate(engine)
     )
@@ -62,7 +62,7 @@ def make_job(folder: Path, number: int, name: str, **engine: float) -> Job:
 
 
 def list_endings(events: list[JobEvent]) -> dict[str, str]:
-    """How each job ended, by its name."""
+    """List how each job ended, by its name."""
     return {
         event.job.name: event.reason if isinstance(event, JobFailed) else "finished"
         for event in events

@@ -34,7 +34,7 @@ ITEMS = [f"test/{number}" for number in range(40)]
 
 
 def make_answers(arm: str, seed: int) -> dict[str, str]:
-    """The arms agree on the first 4 items."""
+    """Make answers on whose first 4 items the arms agree."""
     return {
         item: "nothing" if place < 4 else f"{arm} {seed} {item}" for place, item in enumerate(ITEMS)
     }

@@ -16,7 +16,7 @@ Z = 1.959963984540054
 
 
 def make_judgements(item: str, *verdicts: Verdict, seed: int = 0) -> list[Judgement]:
-    """One judgement a sheet; the side chosen is always A."""
+    """Make one judgement a sheet; the side chosen is always A."""
     return [
         Judgement(
             item=item,

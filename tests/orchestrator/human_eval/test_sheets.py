@@ -24,7 +24,7 @@ ITEMS = [f"test/{number}" for number in range(60)]
 
 
 def make_answers(arm: str, seed: int) -> dict[str, str]:
-    """The arms agree on the first 12 items."""
+    """Make answers on whose first 12 items the arms agree."""
     same = {item: "nothing" for item in ITEMS[:12]}
     return same | {item: f"{arm} says {seed} of {item}" for item in ITEMS[12:]}
 

@@ -40,7 +40,7 @@ Score = Callable[[Trial, int, str], tuple[float, float] | None]
 
 
 def draw_noisy_score(trial: Trial, item: int, metric: str) -> tuple[float, float]:
-    """3 mentions an item; about one is invented, by luck alone; under chip, frozen fewer are."""
+    """Draw 3 mentions an item: about one is invented, by luck; fewer under chip, frozen."""
     if metric == "cover":
         return 3.0 - (item % 10 == 0), 3.0
     seed = -1 if trial.seed is None else trial.seed

@@ -91,7 +91,7 @@ ADAPTERS = {
 
 
 def find_processes(within: Path) -> list[psutil.Process]:
-    """What runs of the program in a folder."""
+    """Find the processes of the program that run in a folder."""
     found = []
     for process in psutil.Process().children(recursive=True):
         if str(within) in " ".join(process.cmdline()):

@@ -36,7 +36,7 @@ PlanOf = Callable[..., Plan]
 
 
 def write_store(workdir: Path, one: CacheSpec, rows: int = 3) -> Path:
-    """A store with something in it."""
+    """Write a store with something in it."""
     folder = store_folder(cache_folder(workdir), one.key)
     values = [{"chosen.ids": torch.ones(2, dtype=torch.int32)}] * rows
     write_shard(partial_folder(folder), 0, values)

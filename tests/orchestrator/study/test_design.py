@@ -35,7 +35,7 @@ def make_factors(counts: list[int]) -> tuple[Factor, ...]:
 
 @st.composite
 def draw_conditional_grids(draw: st.DrawFn) -> Grid:
-    """A grid where some factors depend on others, that stand before or behind them."""
+    """Draw grids where some factors depend on others, that stand before or behind them."""
     counts = draw(COUNTS)
     rank = draw(st.permutations(range(len(counts))))  # a factor depends on those of lower rank
     when: dict[str, tuple[Pattern, ...]] = {}
@@ -58,7 +58,7 @@ def draw_conditional_grids(draw: st.DrawFn) -> Grid:
 
 
 def expand_by_definition(grid: Grid) -> list[Cell]:
-    """Every choice of a level, or none, in which a factor has one where its condition holds."""
+    """List every choice of levels in which a factor has one where its condition holds."""
     choices = [[None, *levels] for levels in grid.levels.values()]
     found = []
     for chosen in itertools.product(*choices):

@@ -77,7 +77,7 @@ def write_points(folder: Path, steps: range, time: float = 1000.0) -> None:
 
 
 def make_running_view(trial: Trial, folders: Sequence[Path]) -> TrialView:
-    """What is to be seen of a trial that runs."""
+    """Make the view of a trial that runs."""
     return TrialView(
         trial=trial,
         status="RUNNING",

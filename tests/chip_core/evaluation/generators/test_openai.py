@@ -41,7 +41,7 @@ def read_responses(folder: Path) -> list[str]:
 
 
 def read_stored_items(folder: Path) -> list[str]:
-    """The items of all answers on disk but transformers' own."""
+    """Read the items of all answers on disk but transformers' own."""
     files = (folder / "answers").iterdir()
     rows = [read_records(file) for file in files]
     return [row["item"] for lines in rows for row in lines if "prompt_tokens" in row]

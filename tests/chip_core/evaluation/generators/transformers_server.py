@@ -81,7 +81,7 @@ def run_server() -> Iterator[Server]:
 
 
 def make_adapter(folder: Path, seed: int, *, tower: bool = False) -> Path:
-    """An adapter of the embedded model that changes what it says, as PEFT saves it."""
+    """Write an adapter of the embedded model that changes its answers, as PEFT saves it."""
     import peft
 
     model, processor = loading.load(ModelConfig(path="shapes"))
@@ -106,7 +106,7 @@ def make_generator_config(url: str, **changes: Any) -> GeneratorConfig:
 
 
 def make_arm_context(folder: Path, arm: Path | None, **changes: Any) -> InferenceContext:
-    """An arm, or the untrained model, in this process."""
+    """Make the context of an arm, or of the untrained model, in this process."""
     torch.set_num_threads(1)
     base = ModelConfig(path="shapes")
     model, processor = loading.load(base, trained=arm)
@@ -129,13 +129,13 @@ def use_server(
     served: dict[str, str] | None = None,
     **changes: Any,
 ) -> InferenceContext:
-    """The same, answered by a server."""
+    """Return the same context, answered by a server."""
     generator = OpenAIGenerator(make_generator_config(url, **changes), context.folder, served)
     return replace(context, generator=generator)
 
 
 def copy_model(folder: Path, **texts: str) -> Path:
-    """The embedded model's folder, with other files."""
+    """Copy the embedded model's folder, with other files."""
     folder.mkdir(parents=True)
     for file in MODEL_FOLDER.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())

@@ -49,7 +49,7 @@ class LaneCounter:
 
 
 def generate_one_by_one(loaded: tuple[Any, Any], items: list[Item], longest: int) -> list[str]:
-    """Each alone, by transformers' own loop."""
+    """Answer each item alone, by transformers' own loop."""
     return generate(*loaded, items, max_new_tokens=longest, batch_size=1, share_prefix=False)
 
 

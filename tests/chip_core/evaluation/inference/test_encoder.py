@@ -22,7 +22,7 @@ TEXTS = ["what is here ?", "a red dog and a cat on the tree ?", "<image> is </s>
 
 
 def make_items(texts: Sequence[str] = TEXTS) -> list[Item]:
-    """Pictures of several sizes, none twice, with each text."""
+    """Make items on pictures of several sizes, none twice, with each text."""
     made = []
     for number, size in enumerate(SIZES):
         image = Image.new("RGB", size, (20 * number, 180, 90))

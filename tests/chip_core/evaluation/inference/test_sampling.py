@@ -29,7 +29,7 @@ def draw_gumbel(rows: int, size: int, seed: int) -> Tensor:
 
 
 def compute_nucleus(logits: list[float], sampling: Sampling) -> list[float]:
-    """The distribution that is to be drawn from, slow and plain."""
+    """Compute the distribution that is to be drawn from, in slow and plain steps."""
     weights = [math.exp(logit / sampling.temperature) for logit in logits]
     shares = [weight / sum(weights) for weight in weights]
     before = [sum(other for other in shares if other > share) for share in shares]

@@ -19,7 +19,7 @@ _WORDS = ["###", "A", "is", "red", "blue", "what", "Human", "Assistant"]
 
 
 def list_pieces() -> list[str]:
-    """A vocabulary: bytes, letters, and some words as they begin and go on."""
+    """List a vocabulary: bytes, letters, and some words as they begin and go on."""
     made = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     for word in _WORDS:
         for whole in (word, f"▁{word}"):
@@ -30,7 +30,7 @@ def list_pieces() -> list[str]:
 
 
 def make_tokenizer_model() -> bytes:
-    """The same as SentencePiece writes it."""
+    """Make the vocabulary's file as SentencePiece writes it."""
     model = import_protobuf().ModelProto()
     for piece in list_pieces():
         model.pieces.add(piece=piece, score=0.0)
@@ -38,7 +38,7 @@ def make_tokenizer_model() -> bytes:
 
 
 def list_tensor_shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of a released checkpoint, by its released name."""
+    """List every tensor's shape of a released checkpoint, by its released name."""
     vocabulary = len(list_pieces()) + 4
     beit, found = "model.vision_tower.beit3.", dict[str, tuple[int, ...]]()
     found["model.query"] = (QUERIES, WIDTH)
@@ -78,7 +78,7 @@ def list_tensor_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def make_weights() -> dict[str, torch.Tensor]:
-    """The tensors, none of them trivial."""
+    """Make the tensors, none of them trivial."""
     draw = torch.Generator().manual_seed(0)
     return {
         name: 0.3 * torch.randn(shape, generator=draw)
@@ -87,7 +87,7 @@ def make_weights() -> dict[str, torch.Tensor]:
 
 
 def make_config() -> dict[str, Any]:
-    """A released config.json, as far as it is read."""
+    """Make a released config.json, as far as it is read."""
     return {
         "model_type": "beit3_llava", "vocab_size": len(list_pieces()) + 4, "hidden_size": TEXT,
         "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -103,7 +103,7 @@ def write_checkpoint(folder: Path, *, bins: int = 0, **changed: torch.Tensor | N
     Args:
         folder: where.
         bins: in how many `.bin` shards; 0: one safetensors file.
-        changed: tensors in place of those of `weights`, with `__` for a dot.
+        changed: tensors in place of those of `make_weights`, with `__` for a dot.
     """
     folder.mkdir(parents=True)
     held: dict[str, Any] = make_weights()

@@ -25,12 +25,12 @@ POSITIONS = f"{BEIT}encoder.embed_positions.A.weight"
 
 
 def to_keyword(name: str) -> str:
-    """A tensor's name as a keyword of `write_checkpoint`."""
+    """Return a tensor's name as a keyword of `write_checkpoint`."""
     return name.replace(".", "__")
 
 
 def check_round_trip(tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Every released tensor is in the folder under its new name, or dropped by rule."""
+    """Check that every released tensor is there under its new name, or dropped by rule."""
     model, _ = loading.load(ModelConfig(path=str(folder)))
     state = model.state_dict()
     used = {

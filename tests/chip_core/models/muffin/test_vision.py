@@ -32,7 +32,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 
 def compute_by_formula(pixels: Tensor) -> Tensor:
-    """All tokens of one image, in float64, from the released names alone."""
+    """Compute all tokens of one image, in float64, from the released names alone."""
     weights = {
         name.removeprefix(BEIT): value.double()
         for name, value in checkpoints.make_weights().items()

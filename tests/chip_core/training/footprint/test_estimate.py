@@ -30,7 +30,7 @@ CHOSEN, REJECTED = 90, 120  # words, each a token
 
 
 def make_wider_model(family: str) -> tuple[Any, Any]:
-    """A family's model in which weights and activations count for something."""
+    """Make a family's model in which weights and activations count for something."""
     found, processor = families.FAMILIES[family]()
     for part, width in ((found.text_config, 128), (found.vision_config, 64)):
         part.hidden_size, part.intermediate_size = width, 2 * width
@@ -39,7 +39,7 @@ def make_wider_model(family: str) -> tuple[Any, Any]:
 
 
 def make_pairs() -> families.ListPairs:
-    """Four pairs of one length, so that a shape says all of them."""
+    """Make four pairs of one length, so that a shape says all of them."""
     made = families.ListPairs()
     for number in range(4):
         texts = [
@@ -106,7 +106,7 @@ def measure_training(
 
 
 def count_initial_bytes(config: TrialConfig, family: str) -> int:
-    """Bytes of what a trainer holds before its first step: old weights, and masters."""
+    """Count the bytes that a trainer holds before its first step: old weights, and masters."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
             make_wider_model(family)[0], dtype=torch.float32

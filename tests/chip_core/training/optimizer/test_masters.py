@@ -41,7 +41,7 @@ def model() -> Any:
 
 
 def draw_gradients(trained: list[nn.Parameter], step: int) -> list[torch.Tensor]:
-    """What a pass might leave; the last weight gets none, as in a stage that has not begun."""
+    """Draw what a pass might leave; the last weight gets none, as before its stage begins."""
     draw = torch.Generator().manual_seed(step)
     return [torch.randn(weight.shape, generator=draw).bfloat16() for weight in trained[:-1]]
 
