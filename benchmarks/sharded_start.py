@@ -41,10 +41,10 @@ class PeakWatch:
     def __init__(self) -> None:
         self.uss = 0.0
         self._over = threading.Event()
-        self._looking = threading.Thread(target=self._look, daemon=True)
+        self._looking = threading.Thread(target=self._watch, daemon=True)
         self._looking.start()
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._over.wait(0.02):
             self.uss = max(self.uss, psutil.Process().memory_full_info().uss / 1e9)
 

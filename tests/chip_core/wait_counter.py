@@ -62,7 +62,7 @@ class WaitCounts:
         self.frozen_casts: Counter[str] = Counter()
         self.places: list[str] = []
 
-    def wait(self, what: str) -> None:
+    def count_wait(self, what: str) -> None:
         self.waits[what] += 1
         frames = [
             each for each in traceback.extract_stack() if "/wait_counter.py" not in each.filename
@@ -83,11 +83,11 @@ class _OperatorMode(TorchDispatchMode):
         name = func.name()
         there = self._there.any(given)
         if there and name in _WAITING_OPERATORS:
-            self._counted.wait(name)
+            self._counted.count_wait(name)
         if there and name in ("aten::index.Tensor", "aten::index_put_", "aten::index_put"):
             places = args[1] if len(args) > 1 else ()
             if any(each is not None and each.dtype == torch.bool for each in places):
-                self._counted.wait(f"{name} by a mask")
+                self._counted.count_wait(f"{name} by a mask")
         made = func(*args, **(kwargs or {}))
         if name == "aten::_to_copy" and made.dtype != args[0].dtype:
             weight = self._frozen.get(args[0].untyped_storage()._cdata)
@@ -109,7 +109,7 @@ class _MethodMode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _HOST_COPY_METHODS and self._there.has(args[0]):
-            self._counted.wait(func.__name__)
+            self._counted.count_wait(func.__name__)
         return func(*args, **(kwargs or {}))
 
 

@@ -76,13 +76,13 @@ class Case:
         tracked = [] if self.server is None else ["--tracking-uri", self.server.uri]
         return start_driver(self.workdir, *tracked, command=("sync", "small")).wait(300) == 0
 
-    def end(self) -> None:
+    def kill_driver(self) -> None:
         """Leave no driver behind."""
         if self.driver.poll() is None:
             self.driver.kill()
             self.driver.wait()
 
-    def meet(self) -> dict[str, Any]:
+    def wait_for_moment(self) -> dict[str, Any]:
         """Wait for the moment; return what the attempt told there."""
         kind = KINDS[self.fault.kind]
         folder, moment = wait_for_moment(
@@ -163,11 +163,11 @@ def draw_schedules(
 
 def _kill_worker(case: Case) -> None:
     """Kill the process that makes the steps: a slot, or one of a trial's workers."""
-    os.kill(case.meet()["pid"], signal.SIGKILL)
+    os.kill(case.wait_for_moment()["pid"], signal.SIGKILL)
 
 
 def _kill_trial_driver(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     _find_trial_driver(case).kill()
 
 
@@ -184,46 +184,46 @@ def _find_trial_driver(case: Case) -> psutil.Process:
 
 
 def _kill_study_driver(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     case.driver.kill()
 
 
 def _interrupt(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     case.driver.send_signal(signal.SIGINT)
 
 
 def _terminate(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     case.driver.send_signal(signal.SIGTERM)
 
 
 def _kill_node(case: Case) -> None:
     case.world.restore_nodes()
-    node = case.world.find_node(case.meet()["pid"])
+    node = case.world.find_node(case.wait_for_moment()["pid"])
     case.world.cluster.remove_node(node, allow_graceful=False)
 
 
 def _preempt_node(case: Case) -> None:
     case.world.restore_nodes()
-    node = case.world.find_node(case.meet()["pid"])
+    node = case.world.find_node(case.wait_for_moment()["pid"])
     case.world.cluster.remove_node(node, allow_graceful=True)
 
 
 def _preempt_driver_node(case: Case) -> None:
     case.world.restore_nodes()
-    case.meet()
+    case.wait_for_moment()
     node = case.world.find_node(_find_trial_driver(case).pid)
     case.world.cluster.remove_node(node, allow_graceful=True)
 
 
 def _suspend_worker(case: Case) -> None:
-    os.kill(case.meet()["pid"], signal.SIGSTOP)
+    os.kill(case.wait_for_moment()["pid"], signal.SIGSTOP)
 
 
 def _cut_checkpoint(case: Case) -> None:
     """Kill a worker, and cut its newest checkpoint as a crash of its machine might."""
-    pid = case.meet()["pid"]
+    pid = case.wait_for_moment()["pid"]
     os.kill(pid, signal.SIGSTOP)
     assert case.now.folder is not None
     trial = case.now.folder.parent  # an attempt that has just gone on has none of its own yet
@@ -241,7 +241,7 @@ def _wait_for_nan(case: Case) -> None:
 
 
 def _fill_disk(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     if case.disk is not None:
         fill_disk(case.disk)
     else:
@@ -262,7 +262,7 @@ def _flag_file(case: Case) -> Path:
 
 
 def _restart_server(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     assert case.server is not None
     case.server.kill()
     time.sleep(OUTAGE_SECONDS)
@@ -270,7 +270,7 @@ def _restart_server(case: Case) -> None:
 
 
 def _lock_store(case: Case) -> None:
-    case.meet()
+    case.wait_for_moment()
     database = case.workdir / "mlflow.db" if case.server is None else case.server.database
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as store:
         store.isolation_level = None

@@ -137,7 +137,7 @@ def run_case(
             if server is not None:
                 stack.callback(server.kill)
                 server.start()
-            stack.callback(case.end)
+            stack.callback(case.kill_driver)
             case.start()
             for fault, kind in zip(faults, kinds, strict=True):
                 try:

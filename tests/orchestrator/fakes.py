@@ -73,13 +73,13 @@ def make_result(job: Job) -> TrialResult:
 
 @dataclass
 class FakeExecutor:
-    """Ends each job at once as `failures` and `dies_before` say."""
+    """Ends each job at once as `failures` and `interrupt_before` say."""
 
     failures: dict[str, str] = field(default_factory=dict)  # job name -> reason
     lost: dict[str, list[Cause]] = field(default_factory=dict)  # what its attempts end by, in order
-    dies_before: str | None = None  # job name at which the user presses Ctrl-C
+    interrupt_before: str | None = None  # job name at which the user presses Ctrl-C
     answers: Collection[str] = ()  # names of jobs whose answers are scored by a job of their own
-    dies_scoring: str | None = None  # likewise, before its answers are scored
+    interrupt_scoring: str | None = None  # likewise, before its answers are scored
     jobs: list[Job] = field(default_factory=list)
     parts: list[Job] = field(default_factory=list)  # of reference passes; none can be made
     at_once: int = 1
@@ -115,7 +115,7 @@ class FakeExecutor:
                 continue
             self.jobs.append(job)
             on_event(JobStarted(job=job))
-            if job.name == (self.dies_scoring if job.is_scoring else self.dies_before):
+            if job.name == (self.interrupt_scoring if job.is_scoring else self.interrupt_before):
                 raise KeyboardInterrupt
             progress = Progress(phase="train", done=1, total=5, figures={"loss": 0.5})
             on_event(JobProgressed(job=job, progress=progress))

@@ -83,7 +83,7 @@ class StudyFolder:
     def work(self) -> Path:
         return self.folder / "work"
 
-    def copied(self, to: Path) -> StudyFolder:
+    def copy_to(self, to: Path) -> StudyFolder:
         """Copy it, so that MLflow's database names the copy's artifacts."""
         shutil.copytree(self.folder, to)
         with contextlib.closing(sqlite3.connect(to / "work" / "mlflow.db")) as store, store:
@@ -94,7 +94,7 @@ class StudyFolder:
                 )
         return StudyFolder(folder=to)
 
-    def say(self, screen: Screen, name: str, *more: str) -> CommandResult:
+    def run_command(self, screen: Screen, name: str, *more: str) -> CommandResult:
         """Give a command in this process; what it raises but an exit is a traceback."""
         changes = [word for change in SHORT for word in ("--set", change)]
         words = [name, str(self.folder / "tiny.yaml"), "--workdir", str(self.work), "--json"]
@@ -106,9 +106,9 @@ class StudyFolder:
         return CommandResult(code=int(ended.value.code or 0), out=out, err=err)
 
     def run(self, screen: Screen) -> CommandResult:
-        return self.say(screen, "run", "--executor", "inline")
+        return self.run_command(screen, "run", "--executor", "inline")
 
-    def table(self) -> dict[str, list[dict[str, str]]]:
+    def read_table(self) -> dict[str, list[dict[str, str]]]:
         """Return every figure of the report that lies there."""
         (report,) = (self.work / "studies").glob("*/report")
         found = {}
@@ -117,7 +117,7 @@ class StudyFolder:
                 found[name] = list(csv.DictReader(file))
         return found
 
-    def trial(self, arm: str) -> Path:
+    def find_trial_folder(self, arm: str) -> Path:
         """Return the folder of an arm's first attempt."""
         ends = read_records(self.work / "ledger" / "ledger.jsonl")
         folder = next(end["folder"] for end in ends if "folder" in end and end["arm"] == arm)
@@ -200,17 +200,20 @@ def check_damages(
     damages: Sequence[tuple[Path, str]],
     seed: int,
 ) -> None:
-    whole_status, whole = list_states(finished_study.say(screen, "status")), finished_study.table()
+    whole_status, whole = (
+        list_states(finished_study.run_command(screen, "status")),
+        finished_study.read_table(),
+    )
     assert {state for _, state, _ in whole_status} == {"done"}
     draw = random.Random(seed)
     for number, (file, way) in enumerate(damages):
-        place = finished_study.copied(tmp_path / str(number))
+        place = finished_study.copy_to(tmp_path / str(number))
         name = file.relative_to(finished_study.work).as_posix()
         spoilt = place.work / name
         damage_file(spoilt, way, draw)
         what = f"{way}: {name}"
-        status = place.say(screen, "status")
-        run, report = place.run(screen), place.say(screen, "report")
+        status = place.run_command(screen, "status")
+        run, report = place.run(screen), place.run_command(screen, "report")
         told = status.err + run.err + report.err
         names_it = str(spoilt) in told or "MLflow store" in told
         for said in (status, run, report):
@@ -219,8 +222,8 @@ def check_damages(
         if status.code == 0 and list_states(status) != whole_status:
             assert str(spoilt) in status.err, (what, status)
         if run.code == report.code == 0:  # all that can be made again is
-            assert place.table() == whole, what
-            after = place.say(screen, "status")
+            assert place.read_table() == whole, what
+            after = place.run_command(screen, "status")
             assert list_states(after) == whole_status, (what, after)
         else:
             assert names_it, (what, told)
@@ -254,13 +257,17 @@ GIVES = (
 def test_damages_to_files_that_give_figures_are_survived(
     name: str, way: str, finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    folder = finished_study.work if name.startswith("ledger") else finished_study.trial("full")
+    folder = (
+        finished_study.work
+        if name.startswith("ledger")
+        else finished_study.find_trial_folder("full")
+    )
     check_damages(finished_study, tmp_path, screen, [(folder / name, way)], 3)
 
 
 def remove_scores(place: StudyFolder, arm: str) -> Path:
     """Leave a trial as it is when its driver dies after the training; return its folder."""
-    folder = place.trial(arm)
+    folder = place.find_trial_folder(arm)
     for name in ("scores", "responses", "answers"):
         shutil.rmtree(folder / name)
     (folder / "result.json").unlink()
@@ -293,7 +300,7 @@ def flip_weights(file: Path) -> None:
 def test_a_model_whose_scoring_did_not_end_is_taken_over_where_it_is_what_was_trained(
     arm: str, file: str | None, finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place = finished_study.copied(tmp_path / "copy")
+    place = finished_study.copy_to(tmp_path / "copy")
     folder = remove_scores(place, arm)
     if file == "trained.json":
         damage_file(folder / file, "cut", random.Random(1))
@@ -303,7 +310,7 @@ def test_a_model_whose_scoring_did_not_end_is_taken_over_where_it_is_what_was_tr
         flip_weights(folder / file)
     said = place.run(screen)
     assert said.code == 0
-    assert place.table() == finished_study.table()
+    assert place.read_table() == finished_study.read_table()
     told = f"a trained model is not taken over, and trained again: {folder / (file or '')}"
     assert (told in said.err) == (file is not None)
     result = read_json(folder.with_name("attempt-2") / "result.json")
@@ -314,7 +321,7 @@ def test_a_model_whose_scoring_did_not_end_is_taken_over_where_it_is_what_was_tr
 def test_a_model_of_a_version_that_noted_no_hashes_is_taken_over_and_noted(
     finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place = finished_study.copied(tmp_path / "copy")
+    place = finished_study.copy_to(tmp_path / "copy")
     folder = remove_scores(place, "full")
     noted = read_json(folder / "trained.json")
     hashes = noted.pop("files")
@@ -322,7 +329,7 @@ def test_a_model_of_a_version_that_noted_no_hashes_is_taken_over_and_noted(
     write_json(folder / "trained.json", noted)
     said = place.run(screen)
     assert (said.code, said.data["executed"]) == (0, 1)
-    assert place.table() == finished_study.table()
+    assert place.read_table() == finished_study.read_table()
     taken = read_json(folder.with_name("attempt-2") / "trained.json")
     assert (taken["mark"], taken["files"]) == (noted["mark"], hashes)
 
@@ -330,7 +337,7 @@ def test_a_model_of_a_version_that_noted_no_hashes_is_taken_over_and_noted(
 def test_models_of_two_trials_in_each_others_place_are_not_taken_over(
     finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place = finished_study.copied(tmp_path / "copy")
+    place = finished_study.copy_to(tmp_path / "copy")
     one, other = (remove_scores(place, arm) for arm in ("full", "lora"))
     for name in ("model", "trained.json"):
         (one / name).replace(tmp_path / name)
@@ -339,15 +346,15 @@ def test_models_of_two_trials_in_each_others_place_are_not_taken_over(
     said = place.run(screen)
     assert said.code == 0
     assert said.err.count("model is of another training") == 2
-    assert place.table() == finished_study.table()
+    assert place.read_table() == finished_study.read_table()
 
 
 @pytest.mark.parametrize("arm", ["full", "lora"])
 def test_a_trained_model_that_is_to_be_scored_again_is_trained_again_where_it_is_another(
     arm: str, finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place = finished_study.copied(tmp_path / "copy")
-    folder = place.trial(arm)
+    place = finished_study.copy_to(tmp_path / "copy")
+    folder = place.find_trial_folder(arm)
     weights = next(iter(sorted((folder / "model").glob("*.safetensors"))))
     flip_weights(weights)
     (folder / "scores" / "report-shapes.json").unlink()
@@ -358,14 +365,14 @@ def test_a_trained_model_that_is_to_be_scored_again_is_trained_again_where_it_is
         f"{weights} is not as it was written: its sha256 is another: it is trained again"
         in said.err
     )
-    assert place.table() == finished_study.table()
+    assert place.read_table() == finished_study.read_table()
 
 
 def test_a_model_that_is_another_is_neither_exported_nor_asked(
     finished_study: StudyFolder, tmp_path: Path, screen: Screen
 ) -> None:
-    place, out = finished_study.copied(tmp_path / "copy"), tmp_path / "out"
-    weights = place.trial("full") / "model" / "model.safetensors"
+    place, out = finished_study.copy_to(tmp_path / "copy"), tmp_path / "out"
+    weights = place.find_trial_folder("full") / "model" / "model.safetensors"
     flip_weights(weights)
     for words in (
         ("export", "full, seed 0", out, "--workdir", place.work),

@@ -142,7 +142,7 @@ def test_a_failure_is_recorded_and_the_others_go_on(plan_of: PlanOf, tmp_path: P
 
 
 def test_ctrl_c_marks_what_ran_as_killed(plan_of: PlanOf, tmp_path: Path) -> None:
-    executor = FakeExecutor(dies_before="dpo, frozen, seed 1")
+    executor = FakeExecutor(interrupt_before="dpo, frozen, seed 1")
     outcome, _, tracker = run_with_fakes(plan_of(), tmp_path, executor)
     assert outcome.interrupted
     assert tracker.status == "KILLED"
@@ -188,7 +188,7 @@ def test_answers_are_scored_as_a_step_of_the_same_attempt(plan_of: PlanOf, tmp_p
 def test_answers_that_are_there_are_scored_without_a_model(plan_of: PlanOf, tmp_path: Path) -> None:
     """The driver was stopped between a trial's two steps."""
     name = "dpo, frozen, seed 1"
-    executor = FakeExecutor(answers=[name], dies_scoring=name)
+    executor = FakeExecutor(answers=[name], interrupt_scoring=name)
     outcome, _, tracker = run_with_fakes(plan_of(), tmp_path, executor)
     assert outcome.interrupted
     assert [view.trial.name for view in tracker.ended if view.status == "KILLED"] == [name]

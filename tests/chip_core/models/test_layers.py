@@ -49,12 +49,12 @@ class PolicyStep:
         if config.engine.gradient_checkpointing:
             recompute_layers(self.model)
         self._config = config
-        self.at()
+        self.compute()
         self._policy = Policy(self.model, config.objective, prefix_sharing=shared)
         self._reference = LiveReference(self._policy, config)
         self._encoder = PairEncoder(processor, config, PAIRS)
 
-    def at(self, *, encoder_alone: bool = False) -> None:
+    def compute(self, *, encoder_alone: bool = False) -> None:
         """Be at a stage of a training."""
         self._trained = set_trained(self.model, self._config, encoder_alone=encoder_alone)
 
@@ -210,7 +210,7 @@ def test_a_staged_training_calls_its_layers_in_fewer_ways_than_torch_makes_code_
     def steps() -> list[tuple[float, Tensor]]:
         made = []
         for encoder_alone in (True, False):
-            step.at(encoder_alone=encoder_alone)
+            step.compute(encoder_alone=encoder_alone)
             made += [step(places) for places in batches]
         return made
 

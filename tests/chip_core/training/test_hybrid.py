@@ -58,7 +58,7 @@ SLOW = [
     Case("hsdp", "mpo", steps=8),
     Case("hsdp", "dama", steps=8),
     Case("hsdp", "full", "float32", steps=6, mixed=True),
-    Case("hsdp", "lora", "float32", checkpoint_every=4, apart=True, steps=8),
+    Case("hsdp", "lora", "float32", checkpoint_every=4, separate_disks=True, steps=8),
     Case("hsdp", "bf16", "bfloat16", steps=8),
     Case("hsdp", "bf16_gradients", "bfloat16", steps=8),
     Case("hsdp", "bf16_staged", "bfloat16"),
@@ -115,7 +115,7 @@ def test_what_one_machine_saved_two_go_on_from(slow: Path) -> None:
 @pytest.mark.slow
 def test_machines_without_a_common_disk_leave_one_checkpoint_together(slow: Path) -> None:
     """Which of two workers that hold the same writes it, both on one machine or on two."""
-    (there,) = (case for case in SLOW if case.apart)
+    (there,) = (case for case in SLOW if case.separate_disks)
     (first,) = (slow / there.name / "checkpoints").iterdir()
     (others,) = (slow / "elsewhere" / there.name / "checkpoints").iterdir()
     own, further = ({path.name for path in (each / "shards").iterdir()} for each in (first, others))

@@ -52,7 +52,7 @@ Case = helper.Case
 QUICK = [
     Case("ddp", "full", steps=6),
     Case("fsdp", "full", "float32", checkpoint_every=3, micro_batch=2, steps=6),
-    Case("fsdp", "lora", checkpoint_every=4, micro_batch=2, apart=True, steps=8),
+    Case("fsdp", "lora", checkpoint_every=4, micro_batch=2, separate_disks=True, steps=8),
     Case("fsdp", "everywhere", checkpoint_every=3, micro_batch=2, steps=6),
     Case("fsdp", "released", micro_batch=2, family="muffin", steps=6),
     Case("ddp", "mpo", steps=6),

@@ -70,10 +70,10 @@ class TrainedModel:
         parts = select_trained_parameters(self.model, CONFIG).values()
         return {name: weight for part in parts for name, weight in part.items()}
 
-    def checkpointer(self) -> Checkpointer:
+    def make_checkpointer(self) -> Checkpointer:
         return Checkpointer(CONFIG, model=self.model, optimizer=self.optimizer, stateful={})
 
-    def held(self) -> list[Any]:
+    def get_state(self) -> list[Any]:
         """All that a checkpoint is to give back, whole."""
         state = gather_whole(self.optimizer.state_dict())
         return [*(gather_whole(each.detach()) for each in self.parameters), state]
@@ -93,11 +93,11 @@ def is_equal(one: Any, other: Any) -> bool:
 def test_sharded_state_comes_back_to_the_bit(base: Any, tmp_path: Path, sharded: bool) -> None:
     saved, other = TrainedModel(base, sharded=True), TrainedModel(base, sharded=sharded)
     saved.update()
-    saved.checkpointer().save(tmp_path, 1)
-    assert not is_equal(other.held(), saved.held())
-    resumed = other.checkpointer().restore(tmp_path)
+    saved.make_checkpointer().save(tmp_path, 1)
+    assert not is_equal(other.get_state(), saved.get_state())
+    resumed = other.make_checkpointer().restore(tmp_path)
     assert resumed.step == 1
-    assert is_equal(other.held(), saved.held())
+    assert is_equal(other.get_state(), saved.get_state())
     assert len(saved.optimizer.state) == len(other.optimizer.state) == len(saved.parameters) - 1
 
 
@@ -105,9 +105,9 @@ def test_what_an_earlier_version_left_whole_goes_on_sharded(base: Any, tmp_path:
     """Format 1, which a training that is not sharded still writes."""
     saved, other = TrainedModel(base), TrainedModel(base, sharded=True)
     saved.update()
-    saved.checkpointer().save(tmp_path, 1)
-    assert other.checkpointer().restore(tmp_path).step == 1
-    assert is_equal(other.held(), saved.held())
+    saved.make_checkpointer().save(tmp_path, 1)
+    assert other.make_checkpointer().restore(tmp_path).step == 1
+    assert is_equal(other.get_state(), saved.get_state())
 
 
 def test_large_states_go_into_several_files(
@@ -120,7 +120,7 @@ def test_large_states_go_into_several_files(
     assert len(names) > 2
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == names
     load_shards(tmp_path / "s", other.names(), optimizer=other.optimizer, state=rest)
-    assert is_equal(other.held(), saved.held())
+    assert is_equal(other.get_state(), saved.get_state())
 
 
 def drop_tensor(tensors: dict[str, Any], info: dict[str, str]) -> None:
@@ -147,10 +147,10 @@ def test_what_is_not_whole_is_not_put_into_the_model(base: Any, tmp_path: Path, 
     tensors = load_file(tmp_path / name)
     harm(tensors, info)
     save_file(tensors, tmp_path / name, info)
-    before = copy.deepcopy(other.held())
+    before = copy.deepcopy(other.get_state())
     with pytest.raises(UnfitError, match=r"lacks 1 of \d+ tensors, or has them in other shapes"):
         load_shards(tmp_path, other.names(), optimizer=other.optimizer, state=rest)
-    assert is_equal(other.held(), before)
+    assert is_equal(other.get_state(), before)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(
@@ -158,14 +158,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(
 ) -> None:
     """DCP's own exception is no `Exception`: nothing that catches those would see it."""
     trained = TrainedModel(base, sharded=True)
-    trained.checkpointer().save(tmp_path, 1)
+    trained.make_checkpointer().save(tmp_path, 1)
 
     def full(*_: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(sharded_state.HuggingFaceStorageWriter, "write_data", full)
     with pytest.raises(DiskFullError, match="no room for the checkpoint after step 2"):
-        trained.checkpointer().save(tmp_path, 2)
+        trained.make_checkpointer().save(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
@@ -177,7 +177,7 @@ def test_it_has_its_name_when_all_of_it_is_there(
 
     monkeypatch.setattr(checkpoint, "sync_files", cut)
     with pytest.raises(KeyboardInterrupt):
-        TrainedModel(base, sharded=True).checkpointer().save(tmp_path, 1)
+        TrainedModel(base, sharded=True).make_checkpointer().save(tmp_path, 1)
     assert list_checkpoints(tmp_path) == []
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
         ".step-00000001.partial"
@@ -185,7 +185,7 @@ def test_it_has_its_name_when_all_of_it_is_there(
 
 
 def test_a_shard_of_something_else_is_said(base: Any, tmp_path: Path) -> None:
-    TrainedModel(base, sharded=True).checkpointer().save(tmp_path, 1)
+    TrainedModel(base, sharded=True).make_checkpointer().save(tmp_path, 1)
     (left,) = list_checkpoints(tmp_path)
     assert find_checkpoint_problem(left, CONFIG) is None
     save_file({"more": torch.zeros(1)}, left / "shards" / "more.safetensors")
@@ -195,7 +195,7 @@ def test_a_shard_of_something_else_is_said(base: Any, tmp_path: Path) -> None:
 def test_the_two_newest_checkpoints_are_kept(base: Any, tmp_path: Path) -> None:
     trained = TrainedModel(base, sharded=True)
     for step in (1, 2, 3):
-        trained.checkpointer().save(tmp_path, step)
+        trained.make_checkpointer().save(tmp_path, step)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
 
 

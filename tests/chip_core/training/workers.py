@@ -52,7 +52,7 @@ class Case:
     micro_batch: int = 1
     resume: str = ""  # another case's folder
     family: str = "llava"
-    apart: bool = False  # whether every worker has a disk of its own
+    separate_disks: bool = False  # whether every worker has a disk of its own
     steps: int = 20
     loads: str = ""  # "all" or "first": which workers load the weights, from files
     mixed: bool = False  # whether workers are numbered across machines, not machine by machine
@@ -167,7 +167,7 @@ def run_case(case: Case, out: Path, workers: Workers) -> TrainingResult:
             model = model.to(getattr(torch, case.dtype))
     model = attach_adapters(model, config)
     folder = out / case.name
-    if case.apart and not workers.is_main:
+    if case.separate_disks and not workers.is_main:
         folder = out / "elsewhere" / case.name
     trained = train(
         config,

@@ -39,7 +39,7 @@ class Server:
         self.stopped: list[str] = []
 
     @contextlib.contextmanager
-    def connected(self, head: Head) -> Iterator[Server]:
+    def connect(self, head: Head) -> Iterator[Server]:
         assert head is HEAD
         self.connections += 1
         if self.connections <= len(self.shown) and self.shown[self.connections - 1] < 0:
@@ -76,7 +76,7 @@ class Server:
 def make_server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
     def make_server(*arguments: Any, **options: Any) -> Server:
         found = Server(*arguments, **options)
-        monkeypatch.setattr(job, "connect", found.connected)
+        monkeypatch.setattr(job, "connect", found.connect)
         monkeypatch.setattr(job.time, "sleep", lambda seconds: None)
         return found
 

@@ -51,10 +51,10 @@ class Backend:
     workers: int = 1
     jobs: list[Job] = field(default_factory=list)
     events: list[JobEvent] = field(default_factory=list)
-    later: tuple[Job, Job] | None = None  # jobs of which one came after the other
-    look: Callable[[], None] = lambda: None  # called while a job of the first run is at work
+    later_jobs: tuple[Job, Job] | None = None  # jobs of which one came after the other
+    on_progress: Callable[[], None] = lambda: None  # called while a job of the first run is at work
 
-    def job(self, number: int, name: str) -> Job:
+    def make_job(self, number: int, name: str) -> Job:
         """Return a job that does what its name says."""
         engine: dict[str, float] = {"workers_per_trial": self.workers}
         if name == "hangs":
@@ -73,12 +73,12 @@ class Backend:
 
     def run_first(self) -> None:
         """Run jobs that end in each way."""
-        self.jobs = [self.job(number, name) for number, name in enumerate(self.names)]
+        self.jobs = [self.make_job(number, name) for number, name in enumerate(self.names)]
 
         def listen(event: JobEvent) -> None:
             self.events.append(event)
             if isinstance(event, JobProgressed):
-                self.look()
+                self.on_progress()
 
         self.executor.run(self.jobs, listen, self.retry)
 
@@ -139,14 +139,14 @@ def check_answers_are_scored_by_a_job_of_their_own(backend: Backend) -> None:
 
 def check_a_second_run_works(backend: Backend) -> None:
     events: list[JobEvent] = []
-    job = backend.job(90, "steps")
+    job = backend.make_job(90, "steps")
     backend.executor.run([job], events.append)
     assert isinstance(events[0], JobStarted) and isinstance(events[-1], JobFinished), events
     backend.executor.run([], events.append)
 
 
 def check_later_jobs_begin_when_they_are_known(backend: Backend) -> None:
-    first, second = backend.job(93, "steps"), backend.job(94, "steps")
+    first, second = backend.make_job(93, "steps"), backend.make_job(94, "steps")
     events: list[JobEvent] = []
     to_come = [second]
 
@@ -160,7 +160,7 @@ def check_later_jobs_begin_when_they_are_known(backend: Backend) -> None:
     backend.executor.run([first], events.append, backend.retry, more)
     order = [event.job.id for event in events if isinstance(event, JobStarted | JobFinished)]
     assert order == [first.id, first.id, second.id, second.id]
-    backend.later = first, second
+    backend.later_jobs = first, second
 
 
 def check_an_error_of_the_job_source_is_raised(backend: Backend) -> None:
@@ -169,7 +169,7 @@ def check_an_error_of_the_job_source_is_raised(backend: Backend) -> None:
 
     raised: Exception | None = None
     try:
-        backend.executor.run([backend.job(71, "steps")], lambda event: None, None, more)
+        backend.executor.run([backend.make_job(71, "steps")], lambda event: None, None, more)
     except OSError as error:
         raised = error
     assert str(raised) == "no file says what comes"
@@ -186,7 +186,7 @@ def check_an_error_of_a_listener_is_raised(backend: Backend) -> None:
 
         raised: Exception | None = None
         try:
-            backend.executor.run([backend.job(number, "steps")], full)
+            backend.executor.run([backend.make_job(number, "steps")], full)
         except OSError as error:
             raised = error
         assert str(raised) == "no space left on device", moment
@@ -195,7 +195,7 @@ def check_an_error_of_a_listener_is_raised(backend: Backend) -> None:
 
 def check_a_stopped_job_leaves_a_checkpoint(backend: Backend, leaves: bool) -> None:
     events: list[JobEvent] = []
-    jobs = [backend.job(91, "waits"), backend.job(92, "steps")]
+    jobs = [backend.make_job(91, "waits"), backend.make_job(92, "steps")]
 
     def listen(event: JobEvent) -> None:
         events.append(event)

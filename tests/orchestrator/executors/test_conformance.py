@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 #: Jobs of the first run; on Ray, the first three share a slot.
 ALONE = ["steps", "steps", "boom", "steps", "no_room", "disk_full", "storage_away",
          "answers", "steps"]  # fmt: skip
-EVERY = [*ALONE, "dies_scoring", "killed", "silent", "hangs"]
+EVERY = [*ALONE, "interrupt_scoring", "killed", "silent", "hangs"]
 #: On Ray each job that fails ends its slot, and the next one begins with some 6 CPU s of imports:
 #: of what a job raises, two are told apart in the gate.
 ON_RAY = [name for name in EVERY if name not in ("disk_full", "storage_away")]
@@ -113,7 +113,7 @@ def opened_backend(
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         if kind == "fake":
             lost = {name: [cause] for name, cause in CAUSES.items()}
-            steps = {"answers", "dies_scoring"}
+            steps = {"answers", "interrupt_scoring"}
             fake = FakeExecutor(lost=lost, stop=stop, answers=steps)  # type: ignore[arg-type]
             backend = Backend(executor=fake, stop=stop, names=EVERY, folder=folder)
         elif kind == "inline":
@@ -139,13 +139,13 @@ def opened_backend(
                 folder=folder,
                 workers=workers,
             )
-            stack.enter_context(executor.open([backend.job(0, "steps")]))
+            stack.enter_context(executor.open([backend.make_job(0, "steps")]))
 
         def look() -> None:
             with (folder / "processes").open("a") as file:
                 print(*list_process_kinds(), file=file)
 
-        backend.look = look
+        backend.on_progress = look
         with redirect_output(folder / "printed"):
             backend.run_first()
         yield kind, backend, stack
@@ -214,8 +214,8 @@ def test_a_slot_is_used_again_until_a_job_fails_in_it(
     )
     assert backend.read_process_id(backend.jobs[at + 1]) == answering != scoring
     # What comes later finds the slot of what it came after.
-    assert backend.later is not None
-    assert len({backend.read_process_id(job) for job in backend.later}) == 1
+    assert backend.later_jobs is not None
+    assert len({backend.read_process_id(job) for job in backend.later_jobs}) == 1
     # A trial of one worker is its slot: Train starts no process beside it.
     kinds = set((backend.folder / "processes").read_text().split())
     assert "ray::ImplicitFunc" in kinds
@@ -240,7 +240,7 @@ def test_early_stopping_ends_a_training(opened_backend: tuple[str, Backend, Exit
     if not kind.startswith("ray"):
         pytest.skip("early stopping is Ray's")
     jobs = [
-        replace(backend.job(80 + n, name), can_stop_early=name != "spared")
+        replace(backend.make_job(80 + n, name), can_stop_early=name != "spared")
         for n, name in enumerate(("ahead", "behind", "spared"))
     ]
     events: list[JobEvent] = []

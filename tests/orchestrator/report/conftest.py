@@ -71,10 +71,10 @@ class FinishedStudy:
     def folder(self) -> Path:
         return self.workdir / "studies" / self.plan.study.name / "report"
 
-    def report(self) -> Report:
+    def make_report(self) -> Report:
         return make_report(self.plan, self.ledger, self.workdir, self.folder)
 
-    def trial(self, name: str) -> Trial:
+    def find_trial(self, name: str) -> Trial:
         return next(trial for trial in self.plan.trials if trial.name == name)
 
     def attempt_folder(self, trial: Trial) -> Path:

@@ -100,7 +100,7 @@ def find_table_rows(text: str, first: str) -> list[list[str]]:
 
 
 def test_markdown_has_both_with_their_figures(study_with_figure: FinishedStudy) -> None:
-    text = render_markdown(study_with_figure.report())
+    text = render_markdown(study_with_figure.make_report())
     part = text.split("## Representation\n")[1].split("\n## ")[0]
     (row,) = find_table_rows(part, "chip, frozen")
     assert row == ["chip, frozen", "2", *(f"{k}.500 ([{k}.400, {k}.600])" for k in range(6))]
@@ -118,7 +118,7 @@ def test_markdown_has_both_with_their_figures(study_with_figure: FinishedStudy) 
 
 
 def test_page_and_latex_have_both_too(study_with_figure: FinishedStudy) -> None:
-    report = study_with_figure.report()
+    report = study_with_figure.make_report()
     text = render_page(report)
     for name, title in (("representation", "Representation"), ("humans", "Human evaluation")):
         assert f'<a href="#{name}">{title}</a>' in text and f'<section id="{name}">' in text
@@ -132,7 +132,7 @@ def test_page_and_latex_have_both_too(study_with_figure: FinishedStudy) -> None:
 def test_csv_has_the_trackers_names_and_figures(study_with_figure: FinishedStudy) -> None:
     files = {
         path.name: path
-        for path in write_report(study_with_figure.report(), study_with_figure.folder)
+        for path in write_report(study_with_figure.make_report(), study_with_figure.folder)
     }
     lines = list(csv.DictReader(io.StringIO(files["humans.csv"].read_text())))
     shown = human_metrics(make_comparison_data(study_with_figure))
@@ -159,7 +159,7 @@ def test_figures_of_other_trainings_are_told(study_with_figure: FinishedStudy) -
     found = make_comparison_data(study_with_figure)
     found["trials"]["chip, frozen, seed 1"] = "f" * 64
     write_json(study_with_figure.folder / HUMANS_FOLDER / "shapes-01234567.json", found)
-    text = render_markdown(study_with_figure.report())
+    text = render_markdown(study_with_figure.make_report())
     said = "Made of other trainings than this report's (chip, frozen, seed 1)"
     assert text.count(said) == 1 and said in text.split("## Human evaluation")[1]
 
@@ -172,7 +172,7 @@ def test_a_broken_file_is_told_and_fails_nothing(
     (study_with_figure.folder / "representation.json").write_text(broken)
     found = find_attachments(study_with_figure.folder, study_with_figure.plan)
     assert "humans.csv" not in found.tables and "representation.csv" not in found.tables
-    text = render_markdown(study_with_figure.report())
+    text = render_markdown(study_with_figure.make_report())
     assert "representation.json is of another version or broken" in text
     assert "shapes-01234567.json is of another version or broken" in text
 
@@ -189,6 +189,6 @@ def test_a_name_that_looks_like_markup_is_text(study_with_figure: FinishedStudy)
     (picture, table, _) = representation_blocks(found, PNG, "representation")
     assert json.dumps(found)  # plain data
     write_json(study_with_figure.folder / "representation.json", found)
-    report = study_with_figure.report()
+    report = study_with_figure.make_report()
     assert "<script" not in render_page(report) and "<script" not in render_markdown(report)
     assert picture.name == "representation" and len(table.rows) == 2

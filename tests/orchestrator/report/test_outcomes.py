@@ -25,7 +25,9 @@ def test_an_item_missing_in_one_trial_is_left_out_of_all(make_finished_study: Ru
 
 def test_without_item_outcomes_items_are_fixed(make_finished_study: Run) -> None:
     made = make_finished_study()
-    (made.attempt_folder(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
+    (
+        made.attempt_folder(made.find_trial("dpo, frozen, seed 1")) / "scores/report-shapes.json"
+    ).unlink()
     summary = made.summary
     assert summary.compared[CHAIR].items == ()
     row = next(row for row in summary.rows if row.name == "chip, frozen")
@@ -40,7 +42,9 @@ def test_without_item_outcomes_items_are_fixed(make_finished_study: Run) -> None
 def test_items_that_leave_nothing_to_divide_by_are_fixed(make_finished_study: Run) -> None:
     """A figure can be there all the same: an official script adds constants."""
     made = make_finished_study()
-    file = made.attempt_folder(made.trial("chip, frozen, seed 0")) / "scores/report-shapes.json"
+    file = (
+        made.attempt_folder(made.find_trial("chip, frozen, seed 0")) / "scores/report-shapes.json"
+    )
     scores = json.loads(file.read_text())
     for metric in scores["metrics"]:
         metric["items"] = [{**item, "denominator": 0.0} for item in metric["items"]]

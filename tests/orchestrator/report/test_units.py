@@ -101,7 +101,7 @@ def test_a_fraction_is_in_percent_in_every_output(finished_study: FinishedStudy)
         float(line["value"]) for line in values
         if line["metric"] == ACCURACY and line["arm"] == "chip"
     ] == pytest.approx([80, 90])  # fmt: skip
-    text = render_markdown(finished_study.report())
+    text = render_markdown(finished_study.make_report())
     assert "| chip | 2 | 85.00 ± 7.07 | +20.00 |" in text.replace("**", "")
     assert "difference (points)" in text and f"{ACCURACY} % ↑" in text
     found = json.loads(json.dumps(summary_to_json(summary)))
@@ -140,7 +140,8 @@ def test_the_smallest_difference_is_in_points(finished_study: FinishedStudy) -> 
 
 def test_without_item_outcomes_too(finished_study: FinishedStudy) -> None:
     (
-        finished_study.attempt_folder(finished_study.trial("chip, seed 0")) / "scores/pope.json"
+        finished_study.attempt_folder(finished_study.find_trial("chip, seed 0"))
+        / "scores/pope.json"
     ).unlink()
     figure = finished_study.summary.rows[2].figures[ACCURACY]
     assert figure.difference == pytest.approx(20)

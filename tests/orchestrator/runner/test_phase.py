@@ -175,7 +175,7 @@ def test_ctrl_c_ends_the_server_with_the_study(
 ) -> None:
     program = write_program(tmp_path, QUICK)
     monkeypatch.setenv(vllm.PROGRAM_VARIABLE, str(program))
-    executor = ServerWatchingExecutor(dies_before="base")
+    executor = ServerWatchingExecutor(interrupt_before="base")
     plan = plan_of(STUDY, overrides=ADAPTERS)
     outcome = run_study(
         plan,

@@ -234,7 +234,7 @@ def test_a_search_cut_short_chooses_nothing(
 ) -> None:
     set_trial_metric(compute_distance)
     last = "chip: search 3 of 3 (optimizer.lr=0.0001)"
-    outcome, _, _ = run_with_fakes(plan_of(STUDY), tmp_path, FakeExecutor(dies_before=last))
+    outcome, _, _ = run_with_fakes(plan_of(STUDY), tmp_path, FakeExecutor(interrupt_before=last))
     assert outcome.interrupted
     assert list_chosen_rates(make_tuned_plan(plan_of, tmp_path)) == {"dpo": 1e-5, "chip": None}
     _, executor, _ = run_with_fakes(plan_of(STUDY), tmp_path)

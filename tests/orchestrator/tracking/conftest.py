@@ -118,25 +118,25 @@ class MlflowContents:
         assert self.experiment is not None, f"no experiment {study}"
         self.runs = list(self.client.search_runs([self.experiment.experiment_id]))
 
-    def kinds(self) -> Counter[str]:
+    def count_kinds(self) -> Counter[str]:
         return Counter(run.data.tags["chip.kind"] for run in self.runs)
 
-    def of(self, kind: str) -> list[Any]:
+    def list_runs(self, kind: str) -> list[Any]:
         return [run for run in self.runs if run.data.tags["chip.kind"] == kind]
 
-    def trial(self, trial: Trial) -> Any:
+    def find_trial_run(self, trial: Trial) -> Any:
         kind = "base" if trial.untrained else "trial"
-        [run] = [run for run in self.of(kind) if run.info.run_name == trial.name]
+        [run] = [run for run in self.list_runs(kind) if run.info.run_name == trial.name]
         return run
 
-    def arm(self, name: str) -> Any:
-        [run] = [run for run in self.of("arm") if run.info.run_name == name]
+    def find_arm_run(self, name: str) -> Any:
+        [run] = [run for run in self.list_runs("arm") if run.info.run_name == name]
         return run
 
-    def history(self, run: Any, key: str) -> list[Any]:
+    def read_history(self, run: Any, key: str) -> list[Any]:
         return list(self.client.get_metric_history(run.info.run_id, key))
 
-    def files(self, run: Any, under: str | None = None) -> list[str]:
+    def list_files(self, run: Any, under: str | None = None) -> list[str]:
         return sorted(file.path for file in self.client.list_artifacts(run.info.run_id, under))
 
 

@@ -94,20 +94,20 @@ def test_every_arm_and_seed_has_its_run_in_its_place(tracker, plan, run_all_tria
     tracker.close(make_arm_views(plan), "FINISHED", None)
 
     seen = read_mlflow()
-    assert seen.kinds() == ALL
+    assert seen.count_kinds() == ALL
     assert {run.info.status for run in seen.runs} == {"FINISHED"}
-    [study] = seen.of("study")
+    [study] = seen.list_runs("study")
     assert study.info.run_name == "small"
     assert study.data.tags["mlflow.note.content"] == "Which?"
-    [base] = seen.of("base")
+    [base] = seen.list_runs("base")
     assert base.data.tags["mlflow.parentRunId"] == study.info.run_id
     assert base.data.params == {}
     for arm in plan.arms:
-        run = seen.arm(arm.name)
+        run = seen.find_arm_run(arm.name)
         assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
         assert run.data.params == arm.params
         for trial in arm.trials:
-            below = seen.trial(trial)
+            below = seen.find_trial_run(trial)
             assert below.data.tags["mlflow.parentRunId"] == run.info.run_id
             assert below.data.params == {**trial.params, "seed": str(trial.seed)}
             tags = below.data.tags
@@ -123,19 +123,19 @@ def test_a_trial_shows_figures_curves_and_files(
 ):
     run_all_trials(tracker, plan)
     seen = read_mlflow()
-    run = seen.trial(plan.arms[0].trials[0])
-    [figure] = seen.history(run, "shapes/chair_i")
+    run = seen.find_trial_run(plan.arms[0].trials[0])
+    [figure] = seen.read_history(run, "shapes/chair_i")
     assert (figure.value, figure.step) == (12.5, 0)
     assert run.data.metrics["timing/train"] == 2.0
     assert run.data.tags["engine.reference"] == "stored"
     assert run.data.tags["engine.prefix_sharing"] == "on"
-    points = seen.history(run, "train/loss")
+    points = seen.read_history(run, "train/loss")
     # time = 1000 s + step; the loss is the step
     assert [(p.step, p.value, p.timestamp) for p in points] == [
         (step, float(step), 1_000_000 + 1000 * step) for step in (1, 2, 3)
     ]
-    assert seen.files(run) == ["config.json", "responses", "scores"]
-    assert seen.files(run, "scores") == ["scores/report-shapes.json"]
+    assert seen.list_files(run) == ["config.json", "responses", "scores"]
+    assert seen.list_files(run, "scores") == ["scores/report-shapes.json"]
     responses = "responses/report-shapes.json"
     file = seen.client.download_artifacts(run.info.run_id, responses, str(tmp_path))
     table = json.loads(Path(file).read_text())
@@ -155,7 +155,7 @@ def test_what_checkpoints_came_to_is_shown_by_step(tracker, plan, finish_trial, 
     for _ in range(2):  # what is there is not doubled
         tracker.show(view)
     seen = read_mlflow()
-    points = seen.history(seen.trial(trial), f"checkpoint/{name}")
+    points = seen.read_history(seen.find_trial_run(trial), f"checkpoint/{name}")
     assert [(p.step, p.value, p.timestamp) for p in points] == [(2, 5.0, 2_000_000),
                                                                (4, 3.0, 2_000_000)]  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_checkpoints_that_are_half_there_are_completed(tracker, plan, finish_tri
     half = [Point(figures={f"checkpoint/{name}": 7.0}, time=2000.0)]
     tracker.store.log_points(run, half)
     tracker.show(view)
-    points = read_mlflow().history(read_mlflow().trial(trial), f"checkpoint/{name}")
+    points = read_mlflow().read_history(read_mlflow().find_trial_run(trial), f"checkpoint/{name}")
     assert [(p.step, p.value) for p in points] == [(0, 7.0), (2, 5.0), (4, 3.0)]
 
 
@@ -188,21 +188,21 @@ def test_a_curve_is_sent_as_it_grows(tracker, plan, write_attempt, finish_trial,
         file.write('{"step": 3, "time": 1003.0, "fig')  # a line that is not whole yet
     tracker.open(plan, [])
     tracker.show(make_running_view(trial, [folder]))
-    assert len(read_mlflow().history(read_mlflow().trial(trial), "train/loss")) == 2
+    assert len(read_mlflow().read_history(read_mlflow().find_trial_run(trial), "train/loss")) == 2
     with (folder / "curves.jsonl").open("a") as file:
         file.write('ures": {"loss": 3.0, "grad_norm": Infinity}}\n')
     tracker.reconcile(tracker.study)
     tracker.reconcile(tracker.study)
-    run = read_mlflow().trial(trial)
+    run = read_mlflow().find_trial_run(trial)
     assert run.info.status == "RUNNING"
-    assert [p.step for p in read_mlflow().history(run, "train/loss")] == [1, 2, 3]
+    assert [p.step for p in read_mlflow().read_history(run, "train/loss")] == [1, 2, 3]
     # Infinity is out.
-    assert [p.step for p in read_mlflow().history(run, "train/grad_norm")] == [
+    assert [p.step for p in read_mlflow().read_history(run, "train/grad_norm")] == [
         1,
         2,
     ]
     tracker.show(finish_trial(trial, folders=[folder]))
-    assert [p.step for p in read_mlflow().history(run, "train/loss")] == [1, 2, 3]
+    assert [p.step for p in read_mlflow().read_history(run, "train/loss")] == [1, 2, 3]
 
 
 def test_a_long_curve_takes_several_batches(
@@ -211,8 +211,8 @@ def test_a_long_curve_takes_several_batches(
     trial = plan.arms[0].trials[0]
     tracker.open(plan, [])
     tracker.show(finish_trial(trial, folders=[write_attempt(trial, steps=700)]))  # 2100 metrics
-    run = read_mlflow().trial(trial)
-    assert [p.step for p in read_mlflow().history(run, "train/grad_norm")] == [*range(1, 701)]
+    run = read_mlflow().find_trial_run(trial)
+    assert [p.step for p in read_mlflow().read_history(run, "train/grad_norm")] == [*range(1, 701)]
 
 
 def test_a_new_attempt_after_a_kill_doubles_nothing(
@@ -225,7 +225,7 @@ def test_a_new_attempt_after_a_kill_doubles_nothing(
     killed.show(make_running_view(trial, [first]))
     before = read_mlflow()
     run_ids = {run.info.run_id for run in before.runs}
-    assert before.trial(trial).info.status == "RUNNING"
+    assert before.find_trial_run(trial).info.status == "RUNNING"
 
     second = write_attempt(trial, steps=4, time=5000.0)
     tracker = InlineTracker(workdir, None)
@@ -236,9 +236,9 @@ def test_a_new_attempt_after_a_kill_doubles_nothing(
     after = read_mlflow()
     assert {run.info.run_id for run in after.runs} == run_ids  # the same runs went on
     assert {run.info.status for run in after.runs} == {"FINISHED"}
-    points = after.history(after.trial(trial), "train/loss")
+    points = after.read_history(after.find_trial_run(trial), "train/loss")
     assert [p.step for p in points] == [1, 2, 3, 4]
-    assert len(after.history(after.trial(trial), "shapes/chair_i")) == 1
+    assert len(after.read_history(after.find_trial_run(trial), "shapes/chair_i")) == 1
 
 
 def test_what_is_not_taken_up_again_is_killed(workdir, plan, plan_of, write_attempt, read_mlflow):
@@ -254,17 +254,17 @@ def test_what_is_not_taken_up_again_is_killed(workdir, plan, plan_of, write_atte
     tracker.close(make_arm_views(smaller), "KILLED", None)
     seen = read_mlflow()
     assert {run.info.status for run in seen.runs} == {"FINISHED", "KILLED"}
-    assert seen.kinds() == {
+    assert seen.count_kinds() == {
         "study": 1,
         "arm": 1,
         "trial": 1,
         "superseded arm": 1,
         "superseded trial": 1,
     }
-    [gone] = seen.of("superseded trial")
+    [gone] = seen.list_runs("superseded trial")
     assert gone.info.status == "KILLED"
     assert gone.data.tags["chip.superseded_by"] == "none"
-    assert seen.trial(trials[0]).info.status == "KILLED"
+    assert seen.find_trial_run(trials[0]).info.status == "KILLED"
 
 
 def test_running_again_changes_nothing_and_asks_once(
@@ -289,20 +289,20 @@ def test_a_lost_store_is_filled_from_what_is_done(workdir, plan, finish_trial, r
         tracker.open(plan, views)
         tracker.close(make_arm_views(plan), "FINISHED", None)
     seen = read_mlflow()
-    assert seen.kinds() == ALL
+    assert seen.count_kinds() == ALL
     for trial in plan.trials:
-        assert len(seen.history(seen.trial(trial), "train/loss")) == 3
-        assert len(seen.history(seen.trial(trial), "shapes/chair_i")) == 1
+        assert len(seen.read_history(seen.find_trial_run(trial), "train/loss")) == 3
+        assert len(seen.read_history(seen.find_trial_run(trial), "shapes/chair_i")) == 1
 
 
 def test_a_reused_trial_says_where_it_was_executed(tracker, plan, finish_trial, read_mlflow):
     trial = plan.arms[0].trials[0]
     tracker.open(plan, [finish_trial(trial, reused_from="other")])
-    run = read_mlflow().trial(trial)
+    run = read_mlflow().find_trial_run(trial)
     assert run.data.tags["chip.reused_from"] == "other"
     assert "chip.version" not in run.data.tags  # not this code executed it
     assert run.data.metrics == {"shapes/chair_i": 12.5}  # its curves are at its home
-    assert "responses" in read_mlflow().files(run)
+    assert "responses" in read_mlflow().list_files(run)
 
 
 def test_a_failed_trial_says_why_until_it_ends_well(
@@ -315,17 +315,17 @@ def test_a_failed_trial_says_why_until_it_ends_well(
     tracker.show(failed)
     tracker.close([ArmView(arm=plan.arms[0], figures={}, status="FAILED")], "FAILED", None)
     seen = read_mlflow()
-    assert seen.trial(trial).info.status == "FAILED"
-    assert seen.trial(trial).data.tags["chip.reason"] == "the loss is nan"
-    assert seen.arm(plan.arms[0].name).info.status == "FAILED"
+    assert seen.find_trial_run(trial).info.status == "FAILED"
+    assert seen.find_trial_run(trial).data.tags["chip.reason"] == "the loss is nan"
+    assert seen.find_arm_run(plan.arms[0].name).info.status == "FAILED"
     assert {run.info.status for run in seen.runs} == {"FAILED"}
 
     again = InlineTracker(workdir, None)
     again.open(plan, [])
     again.show(make_running_view(trial, [failed.folders[0]]))
-    assert "chip.reason" not in read_mlflow().trial(trial).data.tags
+    assert "chip.reason" not in read_mlflow().find_trial_run(trial).data.tags
     again.show(finish_trial(trial, folders=failed.folders))
-    assert read_mlflow().trial(trial).info.status == "FINISHED"
+    assert read_mlflow().find_trial_run(trial).info.status == "FINISHED"
 
 
 def test_an_arms_aggregates_are_replaced(workdir, plan, read_mlflow):
@@ -334,9 +334,9 @@ def test_an_arms_aggregates_are_replaced(workdir, plan, read_mlflow):
         tracker = InlineTracker(workdir, None)
         tracker.open(plan, [])
         tracker.close(make_arm_views(plan, **{"shapes/chair_i": mean}), "FINISHED", None)
-        run = read_mlflow().arm(name)
+        run = read_mlflow().find_arm_run(name)
         assert run.data.metrics == {"shapes/chair_i": mean}
-        assert [p.value for p in read_mlflow().history(run, "shapes/chair_i")] == expected
+        assert [p.value for p in read_mlflow().read_history(run, "shapes/chair_i")] == expected
         time.sleep(0.002)  # the latest is the one with the newer millisecond
 
 
@@ -348,10 +348,10 @@ def test_a_figure_that_an_arm_has_no_more_is_not_shown(workdir, plan, finish_tri
         tracker.open(plan, [view])
         tracker.close(make_arm_views(plan, **figures), "FINISHED", None)
     seen = read_mlflow()
-    run = seen.arm(plan.arms[0].name)
+    run = seen.find_arm_run(plan.arms[0].name)
     assert run.data.metrics == {"shapes/chair_i": 12.0}
-    assert seen.trial(trial).data.tags["mlflow.parentRunId"] == run.info.run_id
-    assert seen.kinds()["superseded arm"] == 2
+    assert seen.find_trial_run(trial).data.tags["mlflow.parentRunId"] == run.info.run_id
+    assert seen.count_kinds()["superseded arm"] == 2
 
 
 def test_figures_that_are_no_numbers_are_left_out(tracker, plan, finish_trial, read_mlflow):
@@ -360,8 +360,8 @@ def test_figures_that_are_no_numbers_are_left_out(tracker, plan, finish_trial, r
         plan, [finish_trial(trial, metrics={"shapes/chair_i": 1.0, "shapes/hal": math.nan})]
     )
     tracker.close(make_arm_views(plan, a=1.0, b=math.inf), "FINISHED", None)
-    assert "shapes/hal" not in read_mlflow().trial(trial).data.metrics
-    assert read_mlflow().arm(plan.arms[0].name).data.metrics == {"a": 1.0}
+    assert "shapes/hal" not in read_mlflow().find_trial_run(trial).data.metrics
+    assert read_mlflow().find_arm_run(plan.arms[0].name).data.metrics == {"a": 1.0}
 
 
 def test_a_changed_recipe_supersedes_and_comes_back(
@@ -369,7 +369,7 @@ def test_a_changed_recipe_supersedes_and_comes_back(
 ):
     views = run_all_trials(tracker, plan)
     tracker.close(make_arm_views(plan), "FINISHED", None)
-    old = {run.info.run_id for run in read_mlflow().of("trial")}
+    old = {run.info.run_id for run in read_mlflow().list_runs("trial")}
     # A changed recipe keeps the study's name: as --set would, but for the name.
     changed = plan_of(STUDY, overrides={"optimizer.lr": 1e-4})
     changed = replace(changed, study=replace(changed.study, name="small"))
@@ -379,11 +379,11 @@ def test_a_changed_recipe_supersedes_and_comes_back(
     second.close(make_arm_views(changed), "FINISHED", None)
     seen = read_mlflow()
     # Base is the same model, so it stays.
-    assert seen.kinds() == {**ALL, "superseded arm": 2, "superseded trial": 4}
-    assert {run.data.metrics["shapes/chair_i"] for run in seen.of("trial")} == {20.0}
-    assert {run.info.run_id for run in seen.of("superseded trial")} == old
-    [study] = seen.of("study")
-    for run in seen.of("superseded trial"):
+    assert seen.count_kinds() == {**ALL, "superseded arm": 2, "superseded trial": 4}
+    assert {run.data.metrics["shapes/chair_i"] for run in seen.list_runs("trial")} == {20.0}
+    assert {run.info.run_id for run in seen.list_runs("superseded trial")} == old
+    [study] = seen.list_runs("study")
+    for run in seen.list_runs("superseded trial"):
         assert run.info.run_name.endswith("(superseded)")
         assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
         successors = {trial.fingerprint for trial in changed.trials}
@@ -393,29 +393,29 @@ def test_a_changed_recipe_supersedes_and_comes_back(
     third.open(plan, views)
     third.close(make_arm_views(plan), "FINISHED", None)
     seen = read_mlflow()
-    assert {run.info.run_id for run in seen.of("trial")} == old
-    assert {run.data.metrics["shapes/chair_i"] for run in seen.of("trial")} == {12.5}
-    assert not any("chip.superseded_by" in run.data.tags for run in seen.of("trial"))
-    assert {run.info.run_name for run in seen.of("arm")} == {arm.name for arm in plan.arms}
+    assert {run.info.run_id for run in seen.list_runs("trial")} == old
+    assert {run.data.metrics["shapes/chair_i"] for run in seen.list_runs("trial")} == {12.5}
+    assert not any("chip.superseded_by" in run.data.tags for run in seen.list_runs("trial"))
+    assert {run.info.run_name for run in seen.list_runs("arm")} == {arm.name for arm in plan.arms}
 
 
 def test_another_benchmark_setting_makes_new_runs_and_another_benchmark_does_not(
     workdir, tracker, plan, plan_of, finish_trial, run_all_trials, read_mlflow
 ):
     run_all_trials(tracker, plan)
-    old = {run.info.run_id for run in read_mlflow().of("trial")}
+    old = {run.info.run_id for run in read_mlflow().list_runs("trial")}
     more = plan_of(STUDY.replace("{report", "{select: [shapes], report"))
     InlineTracker(workdir, None).open(more, [])
-    assert {run.info.run_id for run in read_mlflow().of("trial")} == old
+    assert {run.info.run_id for run in read_mlflow().list_runs("trial")} == old
 
     other = plan_of(STUDY.replace("[shapes]", "[{name: shapes, limit: 2}]"))
     assert other.arms[0].trials[0].fingerprint == plan.arms[0].trials[0].fingerprint
     views = [finish_trial(trial, chair_i=50.0) for trial in other.trials]
     InlineTracker(workdir, None).open(other, views)
     seen = read_mlflow()
-    assert {key: seen.kinds()[key] for key in ALL} == ALL
+    assert {key: seen.count_kinds()[key] for key in ALL} == ALL
     for trial in other.trials:  # not 12.5 and then 50
-        [figure] = seen.history(seen.trial(trial), "shapes/chair_i")
+        [figure] = seen.read_history(seen.find_trial_run(trial), "shapes/chair_i")
         assert figure.value == 50.0
 
 
@@ -424,23 +424,23 @@ def test_more_seeds_go_on_in_the_same_arms(
 ):
     views = run_all_trials(tracker, plan)
     tracker.close(make_arm_views(plan), "FINISHED", None)
-    arms = {run.info.run_id for run in read_mlflow().of("arm")}
+    arms = {run.info.run_id for run in read_mlflow().list_runs("arm")}
     more = InlineTracker(workdir, None)
     more.open(plan_of(STUDY, seeds=[0, 1, 2]), views)
-    assert {run.info.run_id for run in read_mlflow().of("arm")} == arms
-    assert read_mlflow().kinds() == ALL
+    assert {run.info.run_id for run in read_mlflow().list_runs("arm")} == arms
+    assert read_mlflow().count_kinds() == ALL
 
 
 def test_of_two_runs_for_one_seed_one_stays(workdir, tracker, plan, run_all_trials, read_mlflow):
     views = run_all_trials(tracker, plan)
     seen = read_mlflow()
-    twin = seen.trial(plan.arms[0].trials[0])
+    twin = seen.find_trial_run(plan.arms[0].trials[0])
     tags = {key: value for key, value in twin.data.tags.items() if key.startswith("chip.")}
     seen.client.create_run(seen.experiment.experiment_id, tags=tags)
     InlineTracker(workdir, None).open(plan, views)
     seen = read_mlflow()
-    assert seen.trial(plan.arms[0].trials[0]).info.run_id == twin.info.run_id
-    assert [run.info.status for run in seen.of("superseded trial")] == ["KILLED"]
+    assert seen.find_trial_run(plan.arms[0].trials[0]).info.run_id == twin.info.run_id
+    assert [run.info.status for run in seen.list_runs("superseded trial")] == ["KILLED"]
 
 
 def test_the_pictures_of_a_study_on_rejected_images_are_attached(
@@ -454,8 +454,8 @@ def test_the_pictures_of_a_study_on_rejected_images_are_attached(
         tracker=tracker,
         console=Console(quiet=True),
     )
-    [study] = read_mlflow().of("study")
-    assert "report/figures/rejected-images.png" in read_mlflow().files(study, "report/figures")
+    [study] = read_mlflow().list_runs("study")
+    assert "report/figures/rejected-images.png" in read_mlflow().list_files(study, "report/figures")
 
 
 def test_the_report_is_attached_to_the_study(tracker, plan, tmp_path, read_mlflow):
@@ -465,8 +465,8 @@ def test_the_report_is_attached_to_the_study(tracker, plan, tmp_path, read_mlflo
     (report / "figures" / "one.svg").write_text("<svg/>")
     tracker.open(plan, [])
     tracker.close(make_arm_views(plan), "FINISHED", report)
-    [study] = read_mlflow().of("study")
-    assert read_mlflow().files(study, "report") == ["report/figures", "report/report.html"]
+    [study] = read_mlflow().list_runs("study")
+    assert read_mlflow().list_files(study, "report") == ["report/figures", "report/report.html"]
 
 
 def test_an_arms_verdict_is_a_tag_until_it_is_none_any_more(workdir, plan, read_mlflow):
@@ -475,8 +475,8 @@ def test_an_arms_verdict_is_a_tag_until_it_is_none_any_more(workdir, plan, read_
         tracker.open(plan, [])
         first, second = make_arm_views(plan)
         tracker.close([first, replace(second, tags={"chip.verdict": verdict})], "FINISHED", None)
-        assert read_mlflow().arm("chip").data.tags.get("chip.verdict") == verdict
-        assert "chip.verdict" not in read_mlflow().arm("dpo").data.tags
+        assert read_mlflow().find_arm_run("chip").data.tags.get("chip.verdict") == verdict
+        assert "chip.verdict" not in read_mlflow().find_arm_run("dpo").data.tags
 
 
 def test_the_compare_page_names_the_arms_runs(tracker, plan, read_mlflow, workdir):
@@ -489,7 +489,7 @@ def test_the_compare_page_names_the_arms_runs(tracker, plan, read_mlflow, workdi
     seen = read_mlflow()
     assert route == "/compare-runs"
     assert asked == {
-        "runs": [seen.arm("dpo").info.run_id, seen.arm("chip").info.run_id],
+        "runs": [seen.find_arm_run("dpo").info.run_id, seen.find_arm_run("chip").info.run_id],
         "experiments": [seen.experiment.experiment_id],
     }
 
@@ -512,7 +512,7 @@ def test_a_deleted_experiment_is_restored(workdir, tracker, plan, run_all_trials
     seen = read_mlflow()
     seen.client.delete_experiment(seen.experiment.experiment_id)
     InlineTracker(workdir, None).open(plan, views)
-    assert read_mlflow().kinds() == ALL
+    assert read_mlflow().count_kinds() == ALL
 
 
 def test_a_store_that_goes_away_does_not_stop_the_study(
@@ -535,10 +535,10 @@ def test_a_store_that_goes_away_does_not_stop_the_study(
         wait_until(lambda: "nobody there" in caplog.text)
     behind.close(make_arm_views(plan), "FINISHED", None)
     assert behind.state().pending is None
-    run = read_mlflow().trial(trial)
+    run = read_mlflow().find_trial_run(trial)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"objective": "dpo", "seed": "0"}
-    assert len(read_mlflow().history(run, "train/loss")) == 3
+    assert len(read_mlflow().read_history(run, "train/loss")) == 3
 
 
 def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
@@ -563,8 +563,8 @@ def test_a_run_that_was_made_without_an_answer_is_not_made_twice(
     behind.show(finish_trial(trial))
     behind.close(make_arm_views(plan), "FINISHED", None)
     seen = read_mlflow()
-    assert seen.trial(trial).info.run_id == lost[0].info.run_id
-    assert seen.kinds() == {"study": 1, "arm": 2, "trial": 1}
+    assert seen.find_trial_run(trial).info.run_id == lost[0].info.run_id
+    assert seen.count_kinds() == {"study": 1, "arm": 2, "trial": 1}
 
 
 def test_any_write_may_go_unanswered_and_nothing_is_there_twice(

@@ -75,8 +75,8 @@ def test_all_of_a_study_with_odd_names_is_shown(tracker, plan, finish_trial, rea
     tracker.open(plan, [view])
     tracker.close(make_arm_views(plan, ODD), "FINISHED", None)
     seen = read_mlflow()
-    assert seen.kinds() == {"study": 1, "arm": 2, "trial": 1}
-    for run in (seen.trial(view.trial), seen.arm("λ=1 / γ")):
+    assert seen.count_kinds() == {"study": 1, "arm": 2, "trial": 1}
+    for run in (seen.find_trial_run(view.trial), seen.find_arm_run("λ=1 / γ")):
         assert {encode_name(name): value for name, value in ODD.items()}.items() <= (
             run.data.metrics.items()
         )
@@ -102,7 +102,7 @@ def test_texts_may_be_long_or_odd(tracker, plan, finish_trial, read_mlflow):
     reason = "no file 'caf\udce9': " + "x" * 9000  # a name that is no UTF-8, as Python has it
     tracker.open(plan, [])
     tracker.show(finish_trial(trial, status="FAILED", reason=reason))
-    run = read_mlflow().trial(trial)
+    run = read_mlflow().find_trial_run(trial)
     assert run.info.status == "FAILED"
     assert run.data.tags["chip.reason"].startswith("no file 'caf\N{REPLACEMENT CHARACTER}': xxx")
     assert len(run.data.tags["chip.reason"]) == 8000
@@ -117,9 +117,9 @@ def test_a_question_of_a_page_and_many_tags_go_in_several_requests(
         metadata={f"report/bench{n}": {"n": n, "said": "é" * 1000} for n in range(150)},
     )
     tracker.open(plan, [view])
-    [study] = read_mlflow().of("study")
+    [study] = read_mlflow().list_runs("study")
     assert study.data.tags["mlflow.note.content"].startswith("Which one one")
-    tags = read_mlflow().trial(view.trial).data.tags
+    tags = read_mlflow().find_trial_run(view.trial).data.tags
     assert sum(tag.startswith("chip.scored.") for tag in tags) == 150
 
 
@@ -140,14 +140,16 @@ def test_one_metric_that_is_refused_stops_nothing(
     assert set(behind.state().refused) == {"metric lab/bad", "metric train/grad_norm"}
     assert "Invalid value 'lab/bad'" in behind.state().refused["metric lab/bad"]
     seen = read_mlflow()
-    assert {run.info.status for run in seen.of("study") + seen.of("arm")} == {"FINISHED"}
+    assert {run.info.status for run in seen.list_runs("study") + seen.list_runs("arm")} == {
+        "FINISHED"
+    }
     for done in (trial, other):
-        run = seen.trial(done)
+        run = seen.find_trial_run(done)
         assert run.info.status == "FINISHED"
         assert run.data.metrics["lab/good"] == 2.0
         assert run.data.metrics["train/loss"] == 3.0  # its last step is 3
         assert "lab/bad" not in run.data.metrics
-        assert len(seen.history(run, "train/loss")) == 3
+        assert len(seen.read_history(run, "train/loss")) == 3
     told = [record.message for record in caplog.records if "lab/bad" in record.message]
     assert len(told) == 1  # however many runs have it
     bad = [one for one in asked if any(e.key == "lab/bad" for e in one.get("metrics", []))]
@@ -166,7 +168,7 @@ def test_a_tag_that_is_refused_makes_the_run_all_the_same(tracker, plan, read_ml
     monkeypatch.setattr(tracker.store._client, "create_run", create_run)
     refuse_keys(tracker, monkeypatch, "chip.study")
     tracker.show(make_running_view(plan.arms[0].trials[0], [Path("nowhere")]))
-    run = read_mlflow().trial(plan.arms[0].trials[0])
+    run = read_mlflow().find_trial_run(plan.arms[0].trials[0])
     assert run.data.tags["chip.seed"] == "0"
     assert set(tracker.state().refused) == {"tag chip.study"}
 
@@ -193,10 +195,10 @@ def test_a_file_that_is_refused_leaves_the_others(
     monkeypatch.setattr(client, "log_artifacts", log_artifacts)
     monkeypatch.setattr(client, "log_artifact", log_artifact)
     tracker.close([], "FINISHED", report)
-    [study] = read_mlflow().of("study")
+    [study] = read_mlflow().list_runs("study")
     assert study.info.status == "FINISHED"
-    assert read_mlflow().files(study, "report") == ["report/figures", "report/report.html"]
-    assert read_mlflow().files(study, "report/figures") == ["report/figures/a.png"]
+    assert read_mlflow().list_files(study, "report") == ["report/figures", "report/report.html"]
+    assert read_mlflow().list_files(study, "report/figures") == ["report/figures/a.png"]
     assert set(tracker.state().refused) == {"file report/figures/bad.png"}
 
 
@@ -238,8 +240,8 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     behind.show(one)
     behind.show(other)
     behind.close([], "FINISHED", None)
-    assert read_mlflow().trial(other.trial).info.status == "FINISHED"
-    assert read_mlflow().of("study")[0].info.status == "FINISHED"
+    assert read_mlflow().find_trial_run(other.trial).info.status == "FINISHED"
+    assert read_mlflow().list_runs("study")[0].info.status == "FINISHED"
     assert len(tries) == 2  # the run might have been gone
     waits = PendingRuns(reason="the store says no", trials=(one.trial.name,), study=False)
     assert behind.state().pending == waits
@@ -252,7 +254,7 @@ def test_a_trial_that_cannot_be_shown_leaves_the_others(
     again = InlineTracker(workdir)
     again.open(plan, [one, other])
     assert again.state().pending is None
-    assert read_mlflow().trial(one.trial).data.metrics["m"] == 0.0
+    assert read_mlflow().find_trial_run(one.trial).data.metrics["m"] == 0.0
 
 
 def test_a_curve_of_long_names_goes_in_requests_that_are_small_enough(workdir, monkeypatch):
@@ -302,7 +304,7 @@ def test_a_curves_true_names_are_there_although_they_were_lost_once(
             tracker.show(make_running_view(trial, [folder]))
     tracker.show(make_running_view(trial, [folder]))
     name = encode_name("train/right@1")
-    data = read_mlflow().trial(trial).data
+    data = read_mlflow().find_trial_run(trial).data
     assert (data.metrics[name], data.tags[f"chip.name.{name[-16:]}"]) == (1.0, "train/right@1")
 
 

@@ -32,21 +32,24 @@ def test_search_runs_are_shown_as_what_they_are(plan_of, workdir, read_mlflow, s
     set_trial_metric(lambda job: job.config.optimizer.lr * 1e5 + job.config.seed % 1000)
     run(plan_of(SMALL), workdir)
     found = read_mlflow("tuned")
-    assert found.kinds() == ALL
+    assert found.count_kinds() == ALL
     assert {run.info.status for run in found.runs} == {"FINISHED"}
-    arms = {run.info.run_id: run for run in found.of("arm")}
-    for search in found.of("search"):
+    arms = {run.info.run_id: run for run in found.list_runs("arm")}
+    for search in found.list_runs("search"):
         assert search.data.tags["mlflow.parentRunId"] in arms
         assert search.data.tags["chip.seed"] == "1000"
         won = search.data.params["optimizer.lr"] == "1e-5"
         assert search.data.tags["chip.chosen"] == str(won).lower()
         assert list(search.data.metrics) == ["select/shapes/chair_i", "timing/train"]
-    assert Counter(run.data.tags["chip.search"] for run in found.of("search")) == {"1": 2, "2": 2}
+    assert Counter(run.data.tags["chip.search"] for run in found.list_runs("search")) == {
+        "1": 2,
+        "2": 2,
+    }
     for arm in arms.values():
         assert arm.data.params["optimizer.lr"] == "1e-5"
         assert arm.data.metrics["shapes/chair_i"] == 1.0  # of the seed alone: 1e-5 * 1e5 + 0
         assert not [name for name in arm.data.metrics if name.startswith("select/")]
-    assert {run.data.params["optimizer.lr"] for run in found.of("trial")} == {"1e-5"}
+    assert {run.data.params["optimizer.lr"] for run in found.list_runs("trial")} == {"1e-5"}
 
 
 def test_a_rerun_makes_no_run_and_a_new_winner_takes_the_seeds_place(
@@ -59,8 +62,8 @@ def test_a_rerun_makes_no_run_and_a_new_winner_takes_the_seeds_place(
     assert {run.info.run_id for run in read_mlflow("tuned").runs} == before
     run(plan_of(SMALL.replace("[1e-5, 1e-4]", "[1e-5, 1e-4, 1e-6]")), workdir)
     found = read_mlflow("tuned")
-    assert found.kinds() == {
+    assert found.count_kinds() == {
         **ALL, "search": 6, "superseded arm": 2, "superseded trial": 2
     }  # fmt: skip
-    assert {run.data.params["optimizer.lr"] for run in found.of("arm")} == {"1e-6"}
-    assert {run.data.params["optimizer.lr"] for run in found.of("trial")} == {"1e-6"}
+    assert {run.data.params["optimizer.lr"] for run in found.list_runs("arm")} == {"1e-6"}
+    assert {run.data.params["optimizer.lr"] for run in found.list_runs("trial")} == {"1e-6"}

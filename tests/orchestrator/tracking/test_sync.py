@@ -105,7 +105,7 @@ def test_a_store_that_missed_all_of_it_equals_one_that_was_up(
     plan: Plan, workdir: Path, other_store: str
 ) -> None:
     # A failure and Ctrl-C, then a run that ends well but for the failure.
-    run(plan, workdir, failures={FAILS: "the loss is nan"}, dies_before=KILLED)
+    run(plan, workdir, failures={FAILS: "the loss is nan"}, interrupt_before=KILLED)
     run(plan, workdir, failures={FAILS: "the loss is nan"})
     up = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert {run["status"] for run in up.values()} == {"FINISHED", "FAILED"}
@@ -121,7 +121,7 @@ def test_a_store_that_missed_all_of_it_equals_one_that_was_up(
 def test_a_study_that_was_stopped_is_shown_as_stopped(
     plan: Plan, workdir: Path, other_store: str
 ) -> None:
-    run(plan, workdir, dies_before=KILLED)
+    run(plan, workdir, interrupt_before=KILLED)
     up = read_contents(f"sqlite:///{workdir}/mlflow.db", "small")
     assert up["study"]["status"] == "KILLED"
     sync(workdir, other_store)
@@ -143,7 +143,7 @@ def test_a_study_without_a_server_is_whole_after_sync(plan: Plan, workdir: Path)
 
 
 def test_a_store_that_saw_half_is_completed(plan: Plan, workdir: Path, other_store: str) -> None:
-    run(plan, workdir, dies_before=KILLED)
+    run(plan, workdir, interrupt_before=KILLED)
     half = workdir.parent / "half.db"
     shutil.copyfile(workdir / "mlflow.db", half)
     run(plan, workdir)

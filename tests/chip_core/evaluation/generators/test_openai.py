@@ -171,7 +171,7 @@ def test_a_picture_is_encoded_once_for_its_questions(tmp_path: Path) -> None:
         shown, asked = body["messages"][0]["content"]
         held = base64.b64decode(shown["image_url"]["url"].split(",")[1])
         colour = Image.open(io.BytesIO(held)).getpixel((0, 0))
-        handler.say(f"{asked['text']} {colour}", model=body["model"])
+        handler.reply(f"{asked['text']} {colour}", model=body["model"])
 
     colours = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
     items = [

@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
 
-    def say(self, text: str | None, *, model: str = "judge-2026-01-01") -> None:
+    def reply(self, text: str | None, *, model: str = "judge-2026-01-01") -> None:
         """Answer as a whole chat completion does."""
         self.send(make_completion(text) | {"model": model})
 
@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    def drop(self) -> None:
+    def drop_connection(self) -> None:
         """Close the connection without a word."""
         self.close_connection = True
         self.connection.close()
@@ -218,7 +218,7 @@ def run_judge_server(behaviour: Behaviour) -> Iterator[JudgeServer]:
 
 def rate_question(handler: Handler, number: int, body: dict[str, Any]) -> None:
     """Rate by the last word of the question."""
-    handler.say(f"Rating: {len(body['messages'][-1]['content']) % 7}")
+    handler.reply(f"Rating: {len(body['messages'][-1]['content']) % 7}")
 
 
 def rate_slowly(seconds: float) -> Behaviour:

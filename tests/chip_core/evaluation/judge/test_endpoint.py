@@ -270,7 +270,7 @@ def test_an_empty_reply_and_another_model_are_replies(tmp_path: Path) -> None:
     """What they count is the protocol's to say; they were paid for and are kept."""
 
     def evades(handler: Handler, number: int, body: Body) -> None:
-        handler.say(None if number == 0 else "", model="another-model")
+        handler.reply(None if number == 0 else "", model="another-model")
 
     with run_judge_server(evades) as server:
         asked = make_judge(server, tmp_path, concurrency=1)
@@ -283,7 +283,7 @@ def test_an_empty_reply_and_another_model_are_replies(tmp_path: Path) -> None:
 def test_a_connection_that_is_dropped_is_made_again(tmp_path: Path) -> None:
     def hangs_up_twice(handler: Handler, number: int, body: Body) -> None:
         if number < 2:
-            handler.drop()
+            handler.drop_connection()
         else:
             rate_question(handler, number, body)
 

@@ -69,7 +69,7 @@ class TrainedModel:
         self.masters.update(self.trained, self.optimizer, norm, None)
         self.schedule.step()
 
-    def checkpointer(self) -> Checkpointer:
+    def make_checkpointer(self) -> Checkpointer:
         return Checkpointer(
             CONFIG,
             model=self.model,
@@ -78,7 +78,7 @@ class TrainedModel:
             stateful={"schedule": self.schedule},
         )
 
-    def held(self) -> list[torch.Tensor]:
+    def get_state(self) -> list[torch.Tensor]:
         """All that decides the next update, as plain tensors."""
         state = get_optimizer_state(self.optimizer)["state"]
         moments = [value for _, entries in sorted(state.items()) for value in entries.values()]
@@ -127,12 +127,12 @@ def test_a_checkpoint_gives_back_the_same_bits(
     saved, other = TrainedModel(sharded=saver), TrainedModel(sharded=reader)
     for seed in range(3):
         saved.update(seed)
-    saved.checkpointer().save(tmp_path, 3)
+    saved.make_checkpointer().save(tmp_path, 3)
     other.update(7)  # it is not where it begins
-    assert other.checkpointer().restore(tmp_path).step == 3
+    assert other.make_checkpointer().restore(tmp_path).step == 3
     for trained in (saved, other):
         trained.update(5)
-    for one, two in zip(saved.held(), other.held(), strict=True):
+    for one, two in zip(saved.get_state(), other.get_state(), strict=True):
         assert torch.equal(one.flatten(), two.flatten())  # a scale is of a row where it is spread
 
 
@@ -140,9 +140,9 @@ def test_a_checkpoint_gives_back_the_same_bits(
 def test_putting_a_state_changes_no_weight() -> None:
     trained = TrainedModel()
     trained.update(0)
-    before = copy.deepcopy(trained.held())
+    before = copy.deepcopy(trained.get_state())
     load_optimizer_state(trained.optimizer, copy.deepcopy(get_optimizer_state(trained.optimizer)))
-    assert all(torch.equal(one, two) for one, two in zip(trained.held(), before, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(trained.get_state(), before, strict=True))
 
 
 @needs_torchao

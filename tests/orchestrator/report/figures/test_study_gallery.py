@@ -106,7 +106,7 @@ def test_a_study_on_something_else_draws_nothing(
 
 
 def test_a_study_that_is_stopped_is_not_held_up(plan_of: PlanOf, tmp_path: Path) -> None:
-    stopped = FakeExecutor(dies_before="black, seed 1")
+    stopped = FakeExecutor(interrupt_before="black, seed 1")
     run(plan_of(make_study_text(ON_THEM)), tmp_path, stopped)
     assert not (tmp_path / FIGURE).exists()
     run(plan_of(make_study_text(ON_THEM)), tmp_path)

@@ -197,5 +197,5 @@ def test_a_placebo_is_warned_of_where_it_would_have_been_an_effect_and_never_win
 
 
 def _list_changed_items(run: FinishedStudy) -> list[ChangedItems]:
-    sections = run.report().sections
+    sections = run.make_report().sections
     return [one for part in sections for one in part.blocks if isinstance(one, ChangedItems)]

@@ -94,5 +94,7 @@ def test_an_arm_whose_seeds_the_baseline_has_not(make_finished_study: Run) -> No
 
 def test_without_item_outcomes_there_are_none(make_finished_study: Run) -> None:
     made = make_finished_study()
-    (made.attempt_folder(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
+    (
+        made.attempt_folder(made.find_trial("dpo, frozen, seed 1")) / "scores/report-shapes.json"
+    ).unlink()
     assert changes_by_arm(made) == {}

@@ -74,7 +74,9 @@ def test_flags_name_their_arms(make_finished_study: Run) -> None:
 
 def test_fixed_items_are_said(make_finished_study: Run) -> None:
     made = make_finished_study()
-    (made.attempt_folder(made.trial("dpo, frozen, seed 1")) / "scores/report-shapes.json").unlink()
+    (
+        made.attempt_folder(made.find_trial("dpo, frozen, seed 1")) / "scores/report-shapes.json"
+    ).unlink()
     assert "\nshapes: benchmark items treated as fixed.\n" in note_text(made)
 
 
@@ -91,7 +93,7 @@ def test_cells_that_are_one_and_cells_that_are_gone(
 
 def test_the_arms_table_has_its_footnotes(make_finished_study: Run, blank_figures: None) -> None:
     made = make_finished_study(without=["chip, trained, seed 2"])
-    report = made.report()
+    report = made.make_report()
     counts, hashes, missing = report.footnotes
     assert counts == "n: 3 seeds an arm (0, 1, 2); 30 items on shapes/chair_i."
     mark = made.plan.base.evaluations["report/shapes"][:12]
@@ -108,7 +110,7 @@ def test_without_a_declared_metric_the_footnotes_count_seeds(
     make_finished_study: Run, blank_figures: None
 ) -> None:
     text = "\n".join(line for line in STUDY.splitlines() if not line.startswith("primary"))
-    report = make_finished_study(text).report()
+    report = make_finished_study(text).make_report()
     assert report.footnotes[0] == "n: 3 seeds an arm (0, 1, 2)."
     assert len(report.footnotes) == 2
     assert report.footnotes[0] in render_markdown(report).split("## All figures")[1]

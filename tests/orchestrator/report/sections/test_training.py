@@ -29,7 +29,7 @@ def test_mean_and_range_over_seeds(make_finished_study: Run) -> None:
 
 def test_a_training_that_went_on_has_its_beginning(make_finished_study: Run) -> None:
     made = make_finished_study(without=["dpo, frozen, seed 1"])
-    trial = made.trial("dpo, frozen, seed 1")
+    trial = made.find_trial("dpo, frozen, seed 1")
     made.finish(trial)
     whole = made.attempt_folder(trial) / "curves.jsonl"
     points = [json.loads(line) for line in whole.read_text().splitlines()]

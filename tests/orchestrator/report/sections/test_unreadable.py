@@ -41,7 +41,7 @@ def test_counts_by_arm_with_examples(make_finished_study: Run, blank_figures: No
         "text": "<b>hm</b> | *0*",
         "source": "answer",
     }
-    text, html = render_markdown(made.report()), render_page(made.report())
+    text, html = render_markdown(made.make_report()), render_page(made.make_report())
     assert "## What could not be read" in text
     assert f"| shapes | {CHIP} | 3 | 90 | 9 | 10.0 | 3 |" in text
     assert r"“&lt;b>hm&lt;/b> \| \*0\*”" in text
@@ -59,4 +59,4 @@ def test_nothing_is_said_where_all_was_read(make_finished_study: Run, blank_figu
     for told in (None, lambda trial: {"protocol": "official", "scorer": "s-1", "n": 3}):
         made = make_finished_study(how=told)
         assert summary_to_json(made.summary)["unreadable"] == []
-        assert "could not be read" not in render_markdown(made.report())
+        assert "could not be read" not in render_markdown(made.make_report())

@@ -46,7 +46,7 @@ def make_response(trial: Trial, item: int) -> dict[str, Any]:
 
 @pytest.fixture
 def report(make_finished_study: Run, blank_figures: None) -> Report:
-    return make_finished_study(ODD, response=make_response).report()
+    return make_finished_study(ODD, response=make_response).make_report()
 
 
 class PageParser(HTMLParser):
@@ -240,7 +240,7 @@ def test_every_row_of_a_latex_table_has_its_columns(report: Report) -> None:
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
 def test_latex_compiles(make_finished_study: Run) -> None:
     made = make_finished_study(ODD, response=make_response)
-    write_report(made.report(), made.folder)
+    write_report(made.make_report(), made.folder)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"]
     done = subprocess.run(
         [*command, "report.tex"], cwd=made.folder, capture_output=True, text=True, errors="replace",

@@ -33,7 +33,7 @@ def tracked(
 ) -> tuple[FinishedStudy, dict[str, Run]]:
     """A study of four arms and three seeds, its report written and its runs in MLflow."""
     made = make_finished_study(STUDY.replace("goal: minimize}", "smallest_difference: 4}"))
-    report = made.report()
+    report = made.make_report()
     write_report(report, made.folder)
     tracker = InlineTracker(with_store(made.workdir))
     ledger, study = Ledger(made.workdir), made.plan.study.name

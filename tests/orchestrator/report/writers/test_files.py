@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 def test_markdown_read_again_has_the_summarys_figures(make_finished_study: Run) -> None:
     made = make_finished_study(MORE)
-    report = made.report()
+    report = made.make_report()
     found = read_tables(render_markdown(report))
     first = {row["objective, vision_encoder"].strip("*"): row for row in found[0]}
     for row in report.summary.rows[2:]:
@@ -63,7 +63,7 @@ def test_markdown_read_again_has_the_summarys_figures(make_finished_study: Run) 
 
 
 def test_bold_is_what_the_verdict_allows(make_finished_study: Run) -> None:
-    report = make_finished_study(MORE).report()
+    report = make_finished_study(MORE).make_report()
     bold = re.findall(r"\| \*\*(.+?)\*\* \|", render_markdown(report))
     assert "chip, frozen" in bold
     assert not {"dpo, trained", "chip, trained", "dpo, frozen (baseline)"} & set(bold)
@@ -74,7 +74,7 @@ def test_published_figures_stand_beside_ours_and_enter_nothing(make_finished_stu
         make_finished_study(MORE),
         make_finished_study(MORE[: MORE.index("published")]),
     )
-    found = read_tables(render_markdown(with_them.report()))
+    found = read_tables(render_markdown(with_them.make_report()))
     names = [row["objective, vision_encoder"] for row in found[0]]
     place = names.index("published: A paper, table 3")
     assert names[place - 1] == "**chip, frozen**"
@@ -159,7 +159,7 @@ def test_the_files_of_a_report(make_finished_study: Run) -> None:
     for given in ("rejected-images.png", "representation-alone.png", "representation-alone.pdf"):
         (figures / given).write_bytes(png)
     (figures / "response-of-a-factor-that-is-gone.pdf").write_bytes(b"old")
-    files = write_report(made.report(), made.folder)
+    files = write_report(made.make_report(), made.folder)
     names = [str(path.relative_to(made.folder)) for path in files]
     assert names[0] == "report.html"
     assert {
@@ -174,16 +174,18 @@ def test_the_files_of_a_report(make_finished_study: Run) -> None:
     assert "## Rejected images" in text
     assert "## Representation of descriptions alone" in text
     before = {path: path.read_bytes() for path in files}
-    assert {path: path.read_bytes() for path in write_report(made.report(), made.folder)} == before
+    assert {
+        path: path.read_bytes() for path in write_report(made.make_report(), made.folder)
+    } == before
 
 
 def test_provenance_of_every_trial(make_finished_study: Run) -> None:
     made = make_finished_study(without=["chip, trained, seed 2"])
-    report = made.report()
+    report = made.make_report()
     trials = {entry["trial"]: entry for entry in report.provenance["trials"]}
     assert len(trials) == 13
     entry = trials["chip, frozen, seed 1"]
-    trial = made.trial("chip, frozen, seed 1")
+    trial = made.find_trial("chip, frozen, seed 1")
     assert entry["fingerprint"] == trial.fingerprint
     assert entry["config"] == trial.config.model_dump(mode="json")
     assert entry["factors"] == {"objective": "chip", "vision_encoder": "frozen"}
