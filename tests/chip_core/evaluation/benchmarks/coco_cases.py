@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from chip_core.evaluation.scorer import Scored
+
 #: As published, two of the lists have two spaces after a comma, and another one ends in a space.
 SYNONYMS = (
     "person, man, people, baby, passenger, adult\n"
@@ -66,3 +68,9 @@ def write_annotations(folder: Path) -> Path:
         held = {"images": listed, "annotations": captions}
         (within / f"captions_{split}2014.json").write_text(json.dumps(held))
     return within
+
+
+def list_counts(scored: Scored, name: str) -> list[tuple[float, float]]:
+    """List numerator and denominator of each item of a metric."""
+    metric = next(metric for metric in scored.metrics if metric.name == name)
+    return [(outcome.numerator, outcome.denominator) for outcome in metric.items]

@@ -41,11 +41,6 @@ def score(
     )
 
 
-def list_counts(scored: Scored, name: str) -> list[tuple[float, float]]:
-    metric = next(metric for metric in scored.metrics if metric.name == name)
-    return [(outcome.numerator, outcome.denominator) for outcome in metric.items]
-
-
 def test_equals_the_official_figures(oracles: Path, nltk_data: None) -> None:
     scored = CHAIR.score(
         CHAIR.read_responses(oracles / "chair" / "captions.jsonl"),
@@ -90,7 +85,7 @@ def test_which_objects_a_caption_names(
         for kind in everything:  # alone in the image: it is the mention that is not wrong
             objects.write_text(json.dumps({"1": [kind], "2": ["person"]}))
             scored = score(data, [(1, caption), (2, "a man")], protocol, objects)
-            wrong, mentions = list_counts(scored, "chair_i")[0]
+            wrong, mentions = coco_cases.list_counts(scored, "chair_i")[0]
             found += [kind] * int(mentions - wrong)
         assert found == sorted(expected), protocol
 
@@ -125,9 +120,9 @@ def test_corrected_finds_every_name_whatever_its_singular_is(
 
 def test_by_hand(data: Path, plain_language: None) -> None:
     scored = score(data, {1: "a dog, a puppy and a train", 2: "nothing", 3: "a toilet"})
-    assert list_counts(scored, "chair_s") == [(1, 1), (0, 1), (0, 1)]
-    assert list_counts(scored, "chair_i") == [(1, 3), (0, 0), (0, 1)]
-    assert list_counts(scored, "recall") == [(1, 2), (0, 1), (1, 2)]
+    assert coco_cases.list_counts(scored, "chair_s") == [(1, 1), (0, 1), (0, 1)]
+    assert coco_cases.list_counts(scored, "chair_i") == [(1, 3), (0, 0), (0, 1)]
+    assert coco_cases.list_counts(scored, "recall") == [(1, 2), (0, 1), (1, 2)]
     assert scored.values == {"chair_s": 33.3, "chair_i": 25.0, "recall": 40.0}
     assert score(data, {1: "a train", 3: "a toilet"}, "corrected").values["chair_i"] == 50.0
 
@@ -137,18 +132,20 @@ def test_annotations_and_their_captions_are_the_truth(data: Path, plain_language
     folder = coco_cases.write_annotations(data)
     said = {1: "a street light", 2: "minibuses", 5: "a train", 4: "a man"}
     scored = score(data, said, coco=folder)
-    assert list_counts(scored, "recall") == [(1, 3), (1, 1), (1, 1), (0, 1)]
-    assert list_counts(scored, "chair_i") == [(0, 1), (0, 1), (0, 1), (1, 1)]
+    assert coco_cases.list_counts(scored, "recall") == [(1, 3), (1, 1), (1, 1), (0, 1)]
+    assert coco_cases.list_counts(scored, "chair_i") == [(0, 1), (0, 1), (0, 1), (1, 1)]
     assert score(data, said, coco=folder.parent).values == scored.values  # COCO's own layout
     # The instances of one file alone are enough where nothing official is asked for.
     val = folder / "instances_val2014.json"
-    assert list_counts(score(data, {2: "a minibus"}, "corrected", val), "recall") == [(1, 1)]
+    assert coco_cases.list_counts(score(data, {2: "a minibus"}, "corrected", val), "recall") == [
+        (1, 1)
+    ]
     with pytest.raises(UserError, match="one file alone; the official script reads"):
         score(data, {2: "minibuses"}, coco=val)
     (folder / "captions_train2014.json").unlink()
     with pytest.raises(UserError, match="holds no captions_train2014.json: they are in"):
         score(data, said, coco=folder)
-    assert list_counts(score(data, said, "corrected", folder), "recall")[0] == (0, 2)
+    assert coco_cases.list_counts(score(data, said, "corrected", folder), "recall")[0] == (0, 2)
 
 
 @pytest.mark.parametrize(

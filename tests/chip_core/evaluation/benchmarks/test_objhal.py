@@ -61,11 +61,6 @@ def score(
     )
 
 
-def list_counts(scored: Scored, name: str) -> list[tuple[float, float]]:
-    metric = next(metric for metric in scored.metrics if metric.name == name)
-    return [(outcome.numerator, outcome.denominator) for outcome in metric.items]
-
-
 def test_equals_the_official_figures(oracles: Path, nltk_data: None) -> None:
     folder = oracles / "objhal"
     scored = OBJHAL.score(
@@ -93,9 +88,9 @@ def test_by_hand(data: Path, plain_language: None) -> None:
     )
     # dog and puppy are two words, of one class; the second dog is the same word.
     # A toilet seat is a toilet, which stands there once already.
-    assert list_counts(scored, "object_hallucination") == [(1, 4), (1, 2), (0, 0)]
-    assert list_counts(scored, "response_hallucination") == [(1, 1), (1, 1), (0, 0)]
-    assert list_counts(scored, "object_recall") == [(2, 2), (1, 2), (0, 0)]
+    assert coco_cases.list_counts(scored, "object_hallucination") == [(1, 4), (1, 2), (0, 0)]
+    assert coco_cases.list_counts(scored, "response_hallucination") == [(1, 1), (1, 1), (0, 0)]
+    assert coco_cases.list_counts(scored, "object_recall") == [(2, 2), (1, 2), (0, 0)]
     assert scored.values == {
         "response_hallucination": 100.0,  # of the two that name an object
         "object_hallucination": 33.33,
@@ -107,25 +102,27 @@ def test_by_hand(data: Path, plain_language: None) -> None:
 def test_pairs_win_over_what_stands_beside_them(data: Path, plain_language: None) -> None:
     """In "dog near a street light" the pair is taken and the dog is not."""
     scored = score(data, {1: '["dog near a street light"]', 3: '["toilet"]'})
-    assert list_counts(scored, "object_hallucination") == [(1, 1), (0, 1)]
+    assert coco_cases.list_counts(scored, "object_hallucination") == [(1, 1), (0, 1)]
     # Runs of nouns are one word: "dog house" is no dog.
-    assert list_counts(score(data, {1: '["dog house", "man"]'}), "object_recall") == [(1, 2)]
+    assert coco_cases.list_counts(score(data, {1: '["dog house", "man"]'}), "object_recall") == [
+        (1, 2)
+    ]
 
 
 def test_captions_are_truth_too(data: Path, plain_language: None) -> None:
     scored = score(data, {1: '["street lights"]'}, coco=coco_cases.write_annotations(data))
-    assert list_counts(scored, "object_recall") == [(1, 3)]
-    assert list_counts(scored, "object_hallucination") == [(0, 1)]
+    assert coco_cases.list_counts(scored, "object_recall") == [(1, 3)]
+    assert coco_cases.list_counts(scored, "object_hallucination") == [(0, 1)]
 
 
 def test_short_answers_are_not_judged(data: Path, plain_language: None) -> None:
     replies = {1: '["dog"]', 2: '["bus", "dog"]'}
     said = {1: LONG, 2: "a big bus"}
     official = score(data, replies, said=said)
-    assert list_counts(official, "object_hallucination") == [(0, 1), (0, 0)]
-    assert list_counts(official, "object_recall") == [(1, 2), (0, 1)]
+    assert coco_cases.list_counts(official, "object_hallucination") == [(0, 1), (0, 0)]
+    assert coco_cases.list_counts(official, "object_recall") == [(1, 2), (0, 1)]
     corrected = score(data, replies, "corrected", said)
-    assert list_counts(corrected, "object_hallucination") == [(0, 1), (1, 2)]
+    assert coco_cases.list_counts(corrected, "object_hallucination") == [(0, 1), (1, 2)]
 
 
 def test_the_average_length_counts_words(data: Path, plain_language: None) -> None:
