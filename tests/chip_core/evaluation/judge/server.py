@@ -11,7 +11,7 @@ from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-KEY = "sk-very-secret-0123456789"
+KEY = "sk-very-secret-0123456789wxyz"  # its end is no number, which a port could have
 
 #: What a call does: (handler, number of the call from 0, its body) -> None
 Behaviour = Callable[["Handler", int, dict[str, Any]], None]
